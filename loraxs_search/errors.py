@@ -1,0 +1,99 @@
+"""The exception family: everything a user can cause derives from `LoraxsError`.
+
+A message states the law, the value and the place; `hint` says what to do next. `exit_code` is what the command line
+returns: 1 for a run that failed, 2 for a request that could not be understood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LoraxsError(Exception):
+    """Root of every error this package raises on purpose."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process borders inside Ray; the default reduce would drop the keyword-only hint.
+        return _rebuild, (type(self), dict(self.__dict__))
+
+
+def _rebuild(cls: type[LoraxsError], state: dict[str, object]) -> LoraxsError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, state["message"])
+    error.__dict__.update(state)
+    return error
+
+
+class UsageError(LoraxsError):
+    """The request itself is wrong: unknown name, bad option, malformed value."""
+
+    exit_code = 2
+
+
+class SpaceError(UsageError):
+    """A search space file has faults; the message lists all of them."""
+
+
+class RankError(UsageError):
+    """A rank lies outside 1..min(out, in) of the module it is meant for."""
+
+
+class TargetModulesError(UsageError):
+    """A module group matches no linear layer of the base model."""
+
+
+class HomeError(LoraxsError):
+    """`LORAXS_HOME` cannot be written: missing rights or no space left."""
+
+
+class BaseModelError(LoraxsError):
+    """The base model cannot be found, loaded, or is not the one that was named."""
+
+
+class TaskDataError(LoraxsError):
+    """A task's data does not fit its declaration: columns, labels, splits."""
+
+
+class FactorMismatchError(LoraxsError):
+    """Factors differ from those an adapter was trained in: its R would mean another model."""
+
+
+class TrialDivergedError(LoraxsError):
+    """A trial's loss or metric is not finite."""
+
+
+class StudyError(LoraxsError):
+    """A study is missing, already exists, is in use, or its records cannot be read."""
+
+
+class ClusterError(LoraxsError):
+    """The Ray cluster cannot be reached or started."""
+
+
+class TrackingError(LoraxsError):
+    """The MLflow store cannot be reached or refuses a request."""
+
+
+class RegistryError(LoraxsError):
+    """The registry has no such task, version or champion, or refuses a change."""
+
+
+class IntegrityError(RegistryError):
+    """A file's content is not what its manifest says."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that `name` is no known `kind`, listing the known ones, nearest first."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    ordered = near + [n for n in names if n not in near]
+    listing = ", ".join(ordered) if ordered else "none"
+    return f"`{kind}` must be one of: {listing}, but got {name!r}."

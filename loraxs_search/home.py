@@ -1,0 +1,84 @@
+"""Where state lives on disk, and the only way it is written: whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from loraxs_search.errors import HomeError
+
+ENV_HOME = "LORAXS_HOME"
+
+
+def home() -> Path:
+    """Return the state folder: `LORAXS_HOME`, or `~/.loraxs-search`. It may not exist yet."""
+    value = os.environ.get(ENV_HOME)
+    return Path(value).expanduser().resolve() if value else Path.home() / ".loraxs-search"
+
+
+def ensure_dir(path: Path) -> Path:
+    """Create `path` and its parents, and return it.
+
+    Raises:
+        HomeError: the folder cannot be created.
+    """
+    with disk_faults(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` so that readers see the old file or the new one, never a part.
+
+    The bytes go to a temporary file in the same folder, are flushed to the device, and are renamed over `path`. The
+    rename itself is flushed too, so that a file seen once is still there after a power cut.
+
+    Raises:
+        HomeError: no space left, no right to write, or a read-only file system; `path` is as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        _sync_dir(path.parent)
+
+
+@contextlib.contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Turn the operating system's disk errors into `HomeError` with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HomeError(
+                f"No space left to write {path}.",
+                hint=f"free some space, or point {ENV_HOME} at a larger disk",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise HomeError(
+                f"{path} must be writable, but the system says: {error.strerror}.",
+                hint=f"set {ENV_HOME} to a folder you can write to",
+            ) from error
+        raise
+
+
+def _sync_dir(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
