@@ -1,3 +1,55 @@
-"""Find, keep and hand out tiny adapters."""
+"""Find, keep and hand out tiny adapters.
+
+    loraxs_search.launch("movie_reviews")          # search
+    loraxs_search.promote()                        # let the rule decide
+    loraxs_search.pull("movie-reviews")            # a folder that PEFT loads
+    loraxs_search.load_adapter("movie-reviews")    # a PEFT model, ready
+
+Importing the package loads none of torch, ray or mlflow, and makes the PEFT method `LORAXS` known as soon as PEFT
+is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loraxs_search.api import (
+        Prediction,
+        SearchResult,
+        history,
+        launch,
+        load_adapter,
+        predict,
+        promote,
+        pull,
+        resume,
+    )
+
+from wrapt import register_post_import_hook
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Prediction",
+    "SearchResult",
+    "__version__",
+    "history",
+    "launch",
+    "load_adapter",
+    "predict",
+    "promote",
+    "pull",
+    "resume",
+]
+
+
+# PEFT learns of LORAXS when somebody imports PEFT, at once if somebody has: no torch is loaded on our account.
+register_post_import_hook(lambda _: importlib.import_module("loraxs_search.adapter"), "peft")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("loraxs_search.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

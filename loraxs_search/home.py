@@ -68,7 +68,7 @@ def disk_faults(path: Path) -> Iterator[None]:
                 f"No space left to write {path}.",
                 hint=f"free some space, or point {ENV_HOME} at a larger disk",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise HomeError(
                 f"{path} must be writable, but the system says: {error.strerror}.",
                 hint=f"set {ENV_HOME} to a folder you can write to",

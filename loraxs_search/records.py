@@ -17,6 +17,7 @@ Basis = Literal["top", "middle", "bottom", "random"]
 Head = Literal["full", "output"]
 LrSchedule = Literal["linear", "cosine", "constant"]
 Split = Literal["train", "validation", "test"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 # ---- base model ------------------------------------------------------------------------------------------------------
@@ -210,6 +211,7 @@ class SearchPlan:
         time_budget_s: The search stops proposing and running trials after this; None means no limit.
         max_failures: How often a trial is restarted after losing its node or process.
         pack_size: Trials that share one device; 1 is the lone trial.
+        precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
     """
 
     trials: int = 16
@@ -221,6 +223,7 @@ class SearchPlan:
     time_budget_s: float | None = None
     max_failures: int = 3
     pack_size: int = 1
+    precision: Precision = "auto"
     seed: int = 0
 
 
@@ -265,6 +268,7 @@ class Decision:
     Args:
         promoted: Whether `winner` became champion.
         winner: Trial id of the candidate chosen among its peers; None when none was eligible.
+        champion: `study/trial_id` of the champion it was compared with.
         reasons: One sentence per consideration, in order.
     """
 
@@ -277,6 +281,7 @@ class Decision:
     metric: str
     reasons: tuple[str, ...]
     forced: bool = False
+    champion: str | None = None
 
 
 @dataclass(frozen=True)

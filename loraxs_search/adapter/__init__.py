@@ -1,0 +1,27 @@
+"""LoRA-XS as a PEFT method: importing this package makes `LORAXS` known to PEFT."""
+
+from __future__ import annotations
+
+from loraxs_search.adapter._export import export_lora
+from loraxs_search.adapter._factor_source import current_factor_store, use_factor_store
+from loraxs_search.adapter._register import register
+from loraxs_search.adapter.config import LoraXSConfig
+from loraxs_search.adapter.layer import LoraXSLayer, LoraXSLinear
+from loraxs_search.adapter.loading import check_probe, load_adapter_folder, make_probe
+from loraxs_search.adapter.model import LoraXSModel
+
+__all__ = [
+    "LoraXSConfig",
+    "LoraXSLayer",
+    "LoraXSLinear",
+    "LoraXSModel",
+    "check_probe",
+    "current_factor_store",
+    "export_lora",
+    "load_adapter_folder",
+    "make_probe",
+    "register",
+    "use_factor_store",
+]
+
+register(LoraXSConfig, LoraXSModel)

@@ -1,0 +1,67 @@
+"""The same adapter as plain LoRA, for tools that know no LoRA-XS: exact, since scale * B R A = (scale * B R) A."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, get_peft_model_state_dict
+from safetensors.torch import save
+from torch import Tensor
+
+from loraxs_search.adapter._register import PREFIX
+from loraxs_search.adapter.config import LoraXSConfig
+from loraxs_search.adapter.layer import LoraXSLayer
+from loraxs_search.errors import UsageError, unknown_name
+from loraxs_search.home import disk_faults, write_atomic
+
+
+def export_lora(model: PeftModel, adapter_name: str, folder: Path) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors` of a plain LoRA adapter with the same logits.
+
+    lora_A = A (r, in), lora_B = scale * B R (out, r), lora_alpha = r so that LoRA's own scaling is one; the head goes
+    along under `modules_to_save`. The size is that of LoRA: r (in + out) numbers per module.
+
+    Raises:
+        UsageError: the model has no LoRA-XS adapter of this name.
+        HomeError: the folder cannot be written.
+    """
+    config = model.peft_config.get(adapter_name)
+    if not isinstance(config, LoraXSConfig):
+        known = [name for name, c in model.peft_config.items() if isinstance(c, LoraXSConfig)]
+        raise UsageError(unknown_name("adapter_name", adapter_name, known))
+    root = "base_model.model."
+    layers = {
+        name.removeprefix(root): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraXSLayer) and adapter_name in module.settings
+    }
+    # Only R is an adapter parameter of ours, so what is left is the head, under the keys that PEFT loads.
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    tensors: dict[str, Tensor] = {k: v.detach().cpu().contiguous() for k, v in state.items() if f".{PREFIX}" not in k}
+    for name, layer in layers.items():
+        lora_a, lora_b = layer.to_lora(adapter_name)
+        tensors[f"{root}{name}.lora_A.weight"] = lora_a.cpu().contiguous()
+        tensors[f"{root}{name}.lora_B.weight"] = lora_b.cpu().contiguous()
+    write_atomic(folder / SAFETENSORS_WEIGHTS_NAME, save(tensors, {"format": "pt"}))
+    with disk_faults(folder):
+        _lora_config(config, layers, adapter_name).save_pretrained(str(folder))
+
+
+def _lora_config(config: LoraXSConfig, layers: dict[str, LoraXSLayer], adapter_name: str) -> LoraConfig:
+    ranks = {name: layer.settings[adapter_name].rank for name, layer in layers.items()}
+    own = {name: rank for name, rank in ranks.items() if rank != config.r}
+    saved = None if config.modules_to_save is None else list(dict.fromkeys(config.modules_to_save))
+    return LoraConfig(
+        r=config.r,
+        lora_alpha=config.r,
+        target_modules=sorted(ranks),
+        rank_pattern=own,
+        alpha_pattern=dict(own),
+        fan_in_fan_out=any(layer.fan_in_fan_out for layer in layers.values()),
+        modules_to_save=saved,
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
+        inference_mode=True,
+    )

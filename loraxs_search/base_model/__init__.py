@@ -1,0 +1,43 @@
+"""The frozen model under every adapter: find it, know its layers, load it.
+
+`locate` needs no torch; the other names load it on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.base_model._locate import locate
+
+if TYPE_CHECKING:
+    from loraxs_search.base_model.head import fresh_head, head_names, init_head
+    from loraxs_search.base_model.layers import head_size, linear_modules
+    from loraxs_search.base_model.load import load_model, load_tokenizer
+
+__all__ = [
+    "fresh_head",
+    "head_names",
+    "head_size",
+    "init_head",
+    "linear_modules",
+    "load_model",
+    "load_tokenizer",
+    "locate",
+]
+
+_HOMES = {
+    "fresh_head": "head",
+    "head_names": "head",
+    "head_size": "layers",
+    "init_head": "head",
+    "linear_modules": "layers",
+    "load_model": "load",
+    "load_tokenizer": "load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

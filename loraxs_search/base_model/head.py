@@ -1,0 +1,87 @@
+"""The task head: which modules it is, its precision, and how a fresh one starts."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraxs_search.base_model._library import quiet
+from loraxs_search.errors import BaseModelError
+
+
+def head_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of the top-level modules with weights outside the model's body, in model order.
+
+    ("classifier",) for BERT and RoBERTa, ("pre_classifier", "classifier") for DistilBERT, ("score",) for decoders.
+    Right also after PEFT has wrapped them, on the model that it wraps (`get_base_model()`).
+    """
+    return tuple(
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and next(module.parameters(), None) is not None
+    )
+
+
+def keep_head_float32(model: PreTrainedModel) -> None:
+    """Hold the head in float32 and cast what enters it, so that it trains well above a bfloat16 body.
+
+    The cast is a forward pre-hook, a plain function without state: it survives `copy.deepcopy`, which is how PEFT
+    makes each adapter's own head.
+    """
+    for name in head_names(model):
+        head = getattr(model, name)
+        head.float()
+        head.register_forward_pre_hook(_cast_input)
+
+
+def _cast_input(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(head.parameters()).dtype
+    return tuple(arg.to(dtype) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+
+
+def fresh_head(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
+    """Draw a new head as the model's own initialisation does, and return it without touching the model.
+
+    Returns:
+        Full parameter name (`classifier.weight`) to float32 tensor on CPU. The same numbers for the same seed on any
+        device, whatever was drawn before; torch's global generators stay as they were.
+    Raises:
+        BaseModelError: the model's initialisation leaves some head parameter undefined.
+    """
+    names = head_names(model)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            template = type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: `torch.manual_seed` reseeds devices too
+        heads = [getattr(template, name).to_empty(device="cpu") for name in names]
+        with torch.no_grad():
+            for tensor in (p for head in heads for p in head.parameters()):
+                tensor.fill_(torch.nan)
+                tensor._is_hf_initialized = False  # transformers' init functions skip what carries this mark
+            for module in (m for head in heads for m in reversed(list(head.modules()))):
+                template._init_weights(module)  # children first, as transformers does: a parent may redraw them
+            template._init_weights(template)  # ModernBERT redraws its classifier from here
+    state = {f"{n}.{k}": v.detach() for n, head in zip(names, heads, strict=True) for k, v in head.named_parameters()}
+    undefined = [name for name, value in state.items() if not value.isfinite().all()]
+    if undefined:
+        raise BaseModelError(
+            f"{type(model).__name__} must initialise its whole head, but leaves {undefined} undefined."
+        )
+    return state
+
+
+def init_head(model: PreTrainedModel, seed: int) -> None:
+    """Overwrite the model's head with `fresh_head(model, seed)`.
+
+    Where PEFT has wrapped the head, the original is overwritten, not the adapters' copies: call this before adding
+    an adapter, which copies it.
+    """
+    with torch.no_grad():
+        for name, value in fresh_head(model, seed).items():
+            top, _, rest = name.partition(".")
+            head = getattr(model, top)
+            getattr(head, "original_module", head).get_parameter(rest).copy_(value)

@@ -1,0 +1,139 @@
+"""Load a located base model for a task, ready to carry adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from loraxs_search.base_model._library import library_call
+from loraxs_search.base_model.head import fresh_head, head_names, keep_head_float32
+from loraxs_search.base_model.layers import task_config
+from loraxs_search.errors import BaseModelError
+from loraxs_search.records import BaseModel, TaskKind
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "tekken.json")
+
+
+def load_model(
+    base: BaseModel,
+    kind: TaskKind,
+    num_labels: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    attention: str | None = None,
+) -> PreTrainedModel:
+    """Load a base model with the task's head: frozen, in evaluation mode, saying nothing.
+
+    Weights that the checkpoint lacks (a pooler, the head) are drawn from a fixed seed, so that two loads are equal.
+    The head stays float32 whatever `dtype` is, and casts its own input.
+
+    Args:
+        dtype: Precision of the body; None means the checkpoint's own.
+        attention: Attention implementation; None means "eager" on CPU (measured fastest there) and elsewhere
+            transformers' own choice, "sdpa" where the model has it.
+    Raises:
+        BaseModelError: the files are no such model, or lack weights of its body.
+    """
+    config = task_config(base, kind, num_labels)
+    config.pad_token_id = _pad_token_id(config, base)
+    if attention is None and torch.device(device).type == "cpu":
+        attention = "eager"
+    model, absent = _from_files(base, config, dtype, attention)
+    _check_body(base, model, absent)
+    model.requires_grad_(False)
+    keep_head_float32(model)
+    _fill_head(model, absent)
+    return model.to(device).eval()
+
+
+def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
+    """Load a base model's tokenizer, padding with the very token that the model takes for padding.
+
+    Decoders often name none: they pad with the tokenizer's own, else with the end-of-text token.
+
+    Raises:
+        BaseModelError: there is no tokenizer in the folder, or no token to pad with.
+    """
+    tokenizer = _tokenizer(base)
+    with library_call(base):
+        config = AutoConfig.from_pretrained(base.path)
+    pad_id = _valid(config.pad_token_id, config)
+    if pad_id is None:
+        pad_id = _pad_of(tokenizer, base)
+    if tokenizer.pad_token_id != pad_id:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
+    return tokenizer
+
+
+def _from_files(
+    base: BaseModel, config: PretrainedConfig, dtype: torch.dtype | None, attention: str | None
+) -> tuple[PreTrainedModel, set[str]]:
+    """Return the model and the names of its parameters that the files lack or have in another shape."""
+    with library_call(base), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            base.path,
+            config=config,
+            dtype=dtype or "auto",
+            attn_implementation=attention,
+            ignore_mismatched_sizes=True,  # a checkpoint's head may be for other labels; the body is checked after
+            output_loading_info=True,
+        )
+    return model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+
+
+def _check_body(base: BaseModel, model: PreTrainedModel, absent: set[str]) -> None:
+    """Refuse a body that starts at random, but for BERT's pooler: many checkpoints come without."""
+    heads = set(head_names(model))
+    body = sorted(name for name in absent if name.split(".")[0] not in heads and "pooler" not in name.split("."))
+    if body:
+        raise BaseModelError(
+            f"The weights of {base.id} must cover its body, but {len(body)} parameters are missing or of another shape,"
+            f" the first being {body[0]}.",
+            hint=f"check that config.json and the weights in {base.path} belong together",
+        )
+
+
+def _fill_head(model: PreTrainedModel, absent: set[str]) -> None:
+    """Draw the head's missing parameters in float32: drawn in the body's precision they would be other numbers."""
+    missing = {name: value for name, value in fresh_head(model, 0).items() if name in absent}
+    model.load_state_dict(missing, strict=False)
+
+
+def _pad_token_id(config: PretrainedConfig, base: BaseModel) -> int:
+    pad_id = _valid(config.pad_token_id, config)
+    return pad_id if pad_id is not None else _pad_of(_tokenizer(base), base)
+
+
+def _valid(pad_id: object, config: PretrainedConfig) -> int | None:
+    """Return a configured padding id unless it is no token at all; -1 is in circulation."""
+    size = config.get_text_config().vocab_size
+    return pad_id if isinstance(pad_id, int) and 0 <= pad_id < size else None
+
+
+def _pad_of(tokenizer: PreTrainedTokenizerBase, base: BaseModel) -> int:
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if pad_id is None:
+        raise BaseModelError(f"The tokenizer of {base.id} must have a padding or an end-of-text token.")
+    return int(pad_id)
+
+
+def _tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
+    # transformers makes an empty tokenizer, without a word, where there is none.
+    if not any(file for pattern in _TOKENIZER_FILES for file in Path(base.path).glob(pattern)):
+        raise BaseModelError(
+            f"{base.path} must hold a tokenizer, but has none of {', '.join(_TOKENIZER_FILES)}.",
+            hint=f"get the tokenizer of {base.id} and save it into the same folder",
+        )
+    with library_call(base):
+        return AutoTokenizer.from_pretrained(base.path)

@@ -1,0 +1,86 @@
+"""Printing data: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from loraxs_search.records import Scalar, Task, to_json
+from loraxs_search.reports import LeaderboardRow
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri", help="MLflow server; default MLFLOW_TRACKING_URI or the embedded store.", metavar="URI"
+    ),
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster; default: Ray on this machine, for this search.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a value of the YAML, e.g. --set search.trials=24; repeatable.", metavar="KEY=VALUE"
+    ),
+]
+
+
+def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
+    """Print `value` as JSON, or call `show`."""
+    if as_json:
+        print(to_json(value, indent=2))
+    else:
+        show()
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[str] = frozenset()) -> None:
+    """Print aligned columns without frames, fit for a terminal and for `awk`."""
+    widths = [
+        max(len(column), *(len(row[i]) for row in rows)) if rows else len(column) for i, column in enumerate(columns)
+    ]
+    for line in (columns, *rows):
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for cell, width, column in zip(line, widths, columns, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task) -> None:
+    """Print a study's trials, best first, with the params that vary between them."""
+    varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
+    numbers = ("step", task.metric, f"test {task.metric}", "R", "bytes", "seconds")
+    columns = ["trial", "state", *numbers, *varying]
+    body = [[*_cells(row), *(_value(row.params.get(name)) for name in varying)] for row in rows]
+    print_table(columns, body, right=frozenset(numbers))
+
+
+def _names(rows: Sequence[LeaderboardRow]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.params))
+
+
+def _cells(row: LeaderboardRow) -> list[str]:
+    return [
+        row.trial_id,
+        row.state.value,
+        str(row.step),
+        _value(row.score),
+        _value(row.test_score),
+        _value(row.r_parameters),
+        _value(row.stored_bytes),
+        f"{row.seconds:.1f}",
+    ]
+
+
+def _value(value: Scalar | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def describe_mapping(values: Mapping[str, Any]) -> str:
+    """Return `key value` pairs on one line."""
+    return ", ".join(f"{key} {_value(value)}" for key, value in values.items())

@@ -1,0 +1,28 @@
+"""loraxs-search history TASK"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loraxs_search.cli._output import JsonOption, TrackingOption, emit
+
+
+def command(
+    task: Annotated[str, typer.Argument(help="Name of the task.")],
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every decision on a task's champion, refusals too, with its reasons."""
+    from loraxs_search.api import history
+
+    decisions = history(task, tracking_uri=tracking_uri)
+
+    def show() -> None:
+        for decision in decisions:
+            verdict = "promoted" if decision.promoted else "refused"
+            print(f"{verdict}  trial {decision.winner} of {decision.study}")
+            print("\n".join(f"    {reason}" for reason in decision.reasons))
+
+    emit(as_json, decisions, show)

@@ -1,0 +1,30 @@
+"""loraxs-search predict NAME TEXT..."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loraxs_search.cli._output import JsonOption, TrackingOption, emit
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias, TASK:version, or an adapter folder.")],
+    texts: Annotated[list[str], typer.Argument(help="Texts to judge; for pair tasks, first and second in turn.")],
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Apply a promoted adapter to texts."""
+    from loraxs_search.api import predict
+
+    predictions = predict(name, texts, tracking_uri=tracking_uri)
+
+    def show() -> None:
+        for prediction in predictions:
+            score = f"{prediction.score:.3f}"
+            print(
+                f"{prediction.label}\t{score}\t{prediction.text}" if prediction.label else f"{score}\t{prediction.text}"
+            )
+
+    emit(as_json, predictions, show)

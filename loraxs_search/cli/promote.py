@@ -1,0 +1,31 @@
+"""loraxs-search promote [STUDY]"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from loraxs_search.cli._output import JsonOption, TrackingOption, emit
+
+
+def command(
+    study: Annotated[str | None, typer.Argument(help="Name of the study; default: the newest one.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Promote the best candidate whatever the rule says.")] = False,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the study's rule decide whether its best candidate becomes champion of the task."""
+    from loraxs_search.api import promote
+
+    decision = promote(study, force=force, tracking_uri=tracking_uri)
+    verdict = "promoted" if decision.promoted else "not promoted"
+
+    def show() -> None:
+        print(f"{decision.task}: {verdict}, trial {decision.winner} of {decision.study}")
+        print("\n".join(f"  {reason}" for reason in decision.reasons))
+
+    emit(as_json, decision, show)
+    if decision.promoted:
+        print(f"\nnext: loraxs-search pull {decision.task}", file=sys.stderr)

@@ -1,0 +1,47 @@
+"""loraxs-search spaces ls|show|copy"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loraxs_search.cli._output import JsonOption, emit
+from loraxs_search.errors import UsageError
+from loraxs_search.home import write_atomic
+
+app = typer.Typer(help="The search spaces that come with the package.", no_args_is_help=True, rich_markup_mode=None)
+NameArgument = Annotated[str, typer.Argument(help="Name of a shipped space.")]
+
+
+@app.command("ls")
+def ls(as_json: JsonOption = False) -> None:
+    """List the shipped spaces."""
+    from loraxs_search.search_space import shipped_spaces
+
+    names = shipped_spaces()
+    emit(as_json, names, lambda: print("\n".join(names)))
+
+
+@app.command("show")
+def show(name: NameArgument) -> None:
+    """Print a shipped space."""
+    from loraxs_search.search_space import shipped_space_path
+
+    print(shipped_space_path(name).read_text(), end="")
+
+
+@app.command("copy")
+def copy(
+    name: NameArgument,
+    target: Annotated[Path | None, typer.Argument(help="File to write; default NAME.yaml here.")] = None,
+) -> None:
+    """Copy a shipped space to a file of yours, to be edited; its data paths are made absolute."""
+    from loraxs_search.search_space import portable_text, shipped_space_path
+
+    path = target or Path(f"{shipped_space_path(name).stem}.yaml")
+    if path.exists():
+        raise UsageError(f"`target` must not exist, but {path} does.", hint="give another file name")
+    write_atomic(path, portable_text(shipped_space_path(name)))
+    print(path)

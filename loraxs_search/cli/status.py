@@ -1,0 +1,62 @@
+"""loraxs-search status [STUDY]"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table
+from loraxs_search.reports import leaderboard, progress
+from loraxs_search.studies import StudyFolder, list_studies
+
+
+def command(
+    study: Annotated[str | None, typer.Argument(help="Name of the study; default: list all studies.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a study's trials, or all studies."""
+    if study is None:
+        _all(as_json)
+    else:
+        _one(StudyFolder.open(study), as_json)
+
+
+def _one(folder: StudyFolder, as_json: bool) -> None:
+    info, records = folder.info, folder.journal().records
+    counts = progress(records.values(), info.search)
+    rows = leaderboard(records.values(), info.task, folder.candidates() or ())
+    value = {"study": folder.name, "state": _state(folder), "progress": counts, "trials": rows}
+
+    def show() -> None:
+        print_leaderboard(rows, info.task)
+        talk = f"\n{folder.name}: {_state(folder)}, {counts.ended}/{counts.num_trials} trials ended"
+        print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
+
+    emit(as_json, value, show)
+
+
+def _all(as_json: bool) -> None:
+    summaries = []
+    for name in list_studies():
+        folder = StudyFolder.open(name)
+        counts = progress(folder.journal().records.values(), folder.info.search)
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.info.created_at))
+        summaries.append((name, folder.info.task.name, _state(folder), f"{counts.ended}/{counts.num_trials}", created))
+    columns = ("study", "task", "state", "trials", "created")
+    value = [dict(zip(columns, row, strict=True)) for row in summaries]
+
+    def show() -> None:
+        print_table(columns, summaries)
+        if not summaries:
+            print("\nno studies yet: start one with `loraxs-search launch movie_reviews`", file=sys.stderr)
+
+    emit(as_json, value, show)
+
+
+def _state(folder: StudyFolder) -> str:
+    if folder.is_running():
+        return "running"
+    return "finished" if folder.candidates() is not None else "interrupted"

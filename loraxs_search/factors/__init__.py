@@ -1,0 +1,18 @@
+"""Frozen factors A and B of a base weight: computed once, kept on disk by content, told apart by fingerprint."""
+
+from __future__ import annotations
+
+from loraxs_search.factors._compute import Driver, Factors, compute_factors, default_factor_rank, resolve_driver
+from loraxs_search.factors._fingerprint import check_fingerprint, fingerprint
+from loraxs_search.factors._store import FactorStore
+
+__all__ = [
+    "Driver",
+    "FactorStore",
+    "Factors",
+    "check_fingerprint",
+    "compute_factors",
+    "default_factor_rank",
+    "fingerprint",
+    "resolve_driver",
+]

@@ -1,0 +1,87 @@
+"""A few numbers that tell one pair A, B from another: R means something only between the factors it was trained in.
+
+Each number is w^T D x: D holds the directions (rows of A, columns of B, each scaled to length one), x is a probe over
+features and w weighs the components, both from fixed fractional parts. All are of order one whatever the rank and the
+size, so one absolute tolerance serves. A flipped sign, a swap or a rotation moves them by far more than rounding does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from loraxs_search.errors import FactorMismatchError
+
+# Another machine's LAPACK moves the numbers by less than 1e-5; one flipped sign by about 1/sqrt(rank).
+TOLERANCE = 1e-3
+DIGITS = 6
+# Multiples of these have fractional parts that never repeat: one seed per probe, per sign pattern, per weighing.
+_PROBES = (math.sqrt(2), math.sqrt(3))
+_SIGNS = (math.sqrt(7), math.sqrt(11))
+_WEIGHTS = (math.sqrt(5), math.sqrt(13), math.sqrt(17))
+
+
+def fingerprint(a: Tensor, b: Tensor) -> tuple[float, ...]:
+    """Return six numbers of A (r, in) and B (out, r), computed in float64 and rounded to six decimals.
+
+    In order: two probes of A's directions, two of B's, and log2 of the weighted lengths of A's rows and B's columns.
+    """
+    return (*_side(a.detach()), *_side(b.detach().T))
+
+
+def check_fingerprint(
+    expected: Sequence[float], actual: Sequence[float], *, module: str, tolerance: float = TOLERANCE
+) -> None:
+    """Raise unless two fingerprints are the same within `tolerance`.
+
+    Raises:
+        FactorMismatchError: they differ, or one is not finite; names the module, the numbers and the remedy.
+    """
+    same = len(expected) == len(actual) and all(
+        abs(e - a) <= tolerance
+        for e, a in zip(expected, actual, strict=True)  # False for NaN
+    )
+    if not same:
+        raise FactorMismatchError(
+            f"Factor fingerprints must agree within {tolerance:g}, but {module} got {_show(actual)} "
+            f"where the adapter was trained in {_show(expected)}.",
+            hint="load the base model the adapter was trained on (same weights, precision and quantisation); "
+            "to start a new adapter from this config instead, clear its `factor_fingerprints`",
+        )
+
+
+def _side(directions: Tensor) -> tuple[float, ...]:
+    d = directions.to("cpu", torch.float64)  # (r, n)
+    tiny = torch.finfo(torch.float64).tiny
+    length = d.norm(dim=1)  # (r,)
+    unit = d / length.clamp_min(tiny)[:, None]
+    rank, size = d.shape
+    probes = [
+        torch.dot(_weights(rank, w), unit @ _probe(size, x, sign))
+        for w, x, sign in zip(_WEIGHTS[:2], _PROBES, _SIGNS, strict=True)
+    ]
+    spread = torch.dot(_weights(rank, _WEIGHTS[2]), length).clamp_min(tiny).log2()
+    return tuple(round(float(value), DIGITS) + 0.0 for value in (*probes, spread))  # + 0.0 turns -0.0 into 0.0
+
+
+def _probe(size: int, seed: float, sign_seed: float) -> Tensor:
+    """Entries +-(0.5 .. 1.5), none near zero, so that no direction hides; shape (size,)."""
+    magnitude = 0.5 + _fraction(size, seed)
+    return torch.where(_fraction(size, sign_seed) < 0.5, magnitude, -magnitude)
+
+
+def _weights(rank: int, seed: float) -> Tensor:
+    """Positive, pairwise different weights of components, of length one; shape (rank,)."""
+    w = 0.5 + _fraction(rank, seed)
+    return torch.div(w, w.norm())
+
+
+def _fraction(size: int, seed: float) -> Tensor:
+    return torch.frac(torch.mul(torch.arange(1, size + 1, dtype=torch.float64), seed))
+
+
+def _show(numbers: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{n:.6g}" for n in numbers) + "]"

@@ -1,0 +1,126 @@
+"""Factors by content: computed once per weight, on disk for every process, in memory for this one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from loraxs_search.factors._compute import Driver, Factors, check_rank, check_weight, compute_factors, resolve_driver
+from loraxs_search.factors._file import DamagedFileError, content_key, read_factors, write_factors
+from loraxs_search.home import home
+from loraxs_search.records import Basis
+
+log = logging.getLogger(__name__)
+
+NUM_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    storage: StorageWeakRef  # keeps the address from being given to another tensor while this entry lives
+    factors: Factors
+
+
+class FactorStore:
+    """A content-addressed store of factors.
+
+    A file's name is the sha256 of the weight's bytes, dtype and shape, and of driver, basis, rank and algorithm
+    version. Files are written whole, so processes that compute the same key at once end with one good file. A second
+    call with the same unchanged tensor (or one that shares its memory, as tied weights do) reads and hashes nothing.
+
+    Args:
+        root: Folder of the files; None means `home()/factors`, looked up at each use.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._root = root
+        self._memory: dict[tuple[object, ...], _Remembered] = {}
+
+    @property
+    def root(self) -> Path:
+        """Folder that holds the files; it may not exist yet."""
+        return self._root if self._root is not None else home() / "factors"
+
+    def get(self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto") -> Factors:
+        """Return the factors of `weight` at exactly `rank`, from memory, from disk, or computed and stored.
+
+        Args:
+            weight: Base weight, shape (out, in), any float dtype and device; read, not changed.
+            rank: Rank to store; `Factors.ab` cuts it. See `default_factor_rank`.
+        Raises:
+            RankError, UsageError, BaseModelError: as `compute_factors`.
+            HomeError: the folder cannot be read or written, or is full.
+        """
+        check_weight(weight)
+        check_rank(rank, min(weight.shape), name="rank")
+        resolved = resolve_driver(driver, basis, *weight.shape)
+        place = (*_identity(weight), rank, basis, resolved)
+        remembered = self._memory.get(place)
+        if remembered is None:
+            factors = self._load_or_compute(weight, rank=rank, basis=basis, driver=resolved)
+            remembered = _Remembered(_storage(weight), factors)
+            self._forget_dead_weights()
+            self._memory[place] = remembered
+        return remembered.factors
+
+    def prepare(
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        rank: int,
+        basis: Basis = "top",
+        driver: Driver = "auto",
+        on_progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """Get the factors of many weights ahead of their use.
+
+        Args:
+            weights: Module name to weight (out, in).
+            rank: Rank to store; a smaller weight is stored at min(out, in).
+            on_progress: Called as `(done, total, name)` after each weight.
+        """
+        for done, (name, weight) in enumerate(weights.items(), start=1):
+            self.get(weight, rank=min(rank, *weight.shape), basis=basis, driver=driver)
+            if on_progress is not None:
+                on_progress(done, len(weights), name)
+
+    def _load_or_compute(self, weight: Tensor, *, rank: int, basis: Basis, driver: Driver) -> Factors:
+        key = content_key(weight, rank=rank, basis=basis, driver=driver)
+        path = self.root / key[:2] / f"{key}.safetensors"
+        try:
+            return read_factors(path)
+        except FileNotFoundError:
+            pass
+        except DamagedFileError as damage:
+            log.warning("%s is damaged (%s); its factors are computed again.", path, damage)
+        factors = compute_factors(weight, rank=rank, basis=basis, driver=driver)
+        write_factors(path, factors)
+        return factors
+
+    def _forget_dead_weights(self) -> None:
+        for place, entry in list(self._memory.items()):
+            if entry.storage.expired():  # type: ignore[no-untyped-call]
+                self._memory.pop(place, None)
+
+
+def _identity(weight: Tensor) -> tuple[object, ...]:
+    """Say which numbers these are without reading them all: where they lie, their version, and a few of them.
+
+    The sample notices `weight.data.add_(...)`, which leaves the version counter alone.
+    """
+    flat = weight.detach().flatten() if weight.is_contiguous() else weight.detach().T.flatten()
+    step = max(1, flat.numel() // NUM_SAMPLES)
+    sample = tuple(flat[::step].to("cpu", torch.float64).tolist())
+    layout = (weight.storage_offset(), tuple(weight.shape), weight.stride(), weight.dtype)
+    version = 0 if weight.is_inference() else weight._version
+    return (_storage(weight).cdata, version, layout, sample)
+
+
+def _storage(weight: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(weight.untyped_storage())  # type: ignore[no-untyped-call]

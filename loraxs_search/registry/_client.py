@@ -1,0 +1,63 @@
+"""Speaking to the MLflow registry: connect in seconds, and say in our words what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from loraxs_search.errors import RegistryError
+from loraxs_search.mlflow_uri import check_server, prepare_environment, redact, sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a store to ask: a server, or a database file. Asking creates nothing."""
+    path = sqlite_path(uri)
+    return path is None or path.exists()
+
+
+def connect(uri: str) -> MlflowClient:
+    """Return a client for runs and models of the store at `uri`, whatever the environment says.
+
+    Raises:
+        TrackingError: no server answers.
+        RegistryError: the embedded database does not exist.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        check_server(uri)
+    elif not path.exists():
+        raise RegistryError(
+            f"There is no registry at {path}: nothing has been recorded yet.",
+            hint="run `loraxs-search launch SPACE`, or name a server with --tracking-uri",
+        )
+    with speaking(uri):
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextlib.contextmanager
+def speaking(uri: str) -> Iterator[None]:
+    """Turn what MLflow raises into `RegistryError`, without passwords."""
+    prepare_environment()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        old_schema = "out-of-date database schema" in str(error)
+        raise RegistryError(
+            f"The registry at {redact(uri)} failed: {redact(str(error))}",
+            hint=f"run `mlflow db upgrade {redact(uri)}` after a backup" if old_schema else None,
+        ) from error
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether an MLflow error says that a model, version or alias does not exist."""
+    code = getattr(error, "error_code", None)
+    # A missing alias is reported as an invalid parameter.
+    return code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and "not found" in str(error))

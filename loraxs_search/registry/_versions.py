@@ -1,0 +1,132 @@
+"""Registered models and their versions, in MLflow's calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.mlflow_uri import artifact_root
+from loraxs_search.records import Manifest
+from loraxs_search.registry._client import is_missing
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_EXPERIMENT = "loraxs-search adapters"  # for adapters whose run is not in this store
+_KIND, _ADAPTER = "loraxs.kind", "adapter"
+_MODEL_VERSIONS = "mlflow.modelVersions"
+_MAX_DESCRIPTION = 5000
+
+
+def tasks(client: MlflowClient) -> Iterator[str]:
+    """Yield the name of every registered model that holds adapters of ours."""
+    token = None
+    while True:
+        page = client.search_registered_models(f"tags.`{_KIND}` = '{_ADAPTER}'", max_results=1000, page_token=token)
+        yield from (model.name for model in page)
+        token = page.token
+        if not token:
+            return
+
+
+def registered_model(client: MlflowClient, task: str) -> Any | None:
+    """Return the task's registered model; None when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(task)
+    except MlflowException as error:
+        if is_missing(error):
+            return None
+        raise
+
+
+def numbers(client: MlflowClient, task: str) -> list[int]:
+    """Return the task's version numbers, oldest first; the last hundred when there are more."""
+    page = client.search_model_versions(f"name = '{task}'", max_results=100, order_by=["version_number DESC"])
+    return sorted(int(version.version) for version in page)
+
+
+def ensure_model(client: MlflowClient, task: str) -> None:
+    """Create the task's registered model unless it exists."""
+    from mlflow.exceptions import MlflowException
+
+    if registered_model(client, task) is not None:
+        return
+    try:
+        client.create_registered_model(task, tags={_KIND: _ADAPTER})
+    except MlflowException:
+        if registered_model(client, task) is None:  # else another promoter was quicker
+            raise
+
+
+def register(
+    client: MlflowClient, uri: str, task: str, folder: Path, manifest: Manifest, tags: Mapping[str, str]
+) -> int:
+    """Return the version of the task that holds `folder`, registered unless one with its digest exists."""
+    ensure_model(client, task)
+    digest = tags["loraxs.digest"]
+    known = client.search_model_versions(f"name = '{task}' and tags.`loraxs.digest` = '{digest}'", max_results=1)
+    if known:
+        for key, value in tags.items():
+            client.set_model_version_tag(task, known[0].version, key, value)
+        return int(known[0].version)
+    model = _logged_model(client, uri, folder, manifest, digest)
+    card = folder / "README.md"
+    made = client.create_model_version(
+        task,
+        # Not models:/ID: the embedded store would look that up in the process-wide default store, which is another.
+        source=model.artifact_location,
+        run_id=model.source_run_id,
+        tags=dict(tags) | {"loraxs.model_id": model.model_id},
+        description=card.read_text()[:_MAX_DESCRIPTION] if card.exists() else None,
+        model_id=None if artifact_root(uri) else model.model_id,
+    )
+    if artifact_root(uri):
+        _link(client, model, task, int(made.version))
+    return int(made.version)
+
+
+def _logged_model(client: MlflowClient, uri: str, folder: Path, manifest: Manifest, digest: str) -> Any:
+    """Return the logged model that holds `folder`: the one its run has, or a new one."""
+    run_id, experiment_id = _source(client, uri, manifest)
+    if run_id is not None:
+        for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+            if model.tags.get("loraxs.digest") == digest and str(model.status) == "READY":
+                return model
+    model = client.create_logged_model(
+        experiment_id,
+        name=f"{manifest.task.name}-{manifest.trial_id}".replace(".", "-"),
+        source_run_id=run_id,
+        tags={"loraxs.study": manifest.study, "trial_id": manifest.trial_id, "loraxs.digest": digest},
+        model_type="LORAXS",
+    )
+    client.log_model_artifacts(model.model_id, str(folder))
+    return client.finalize_logged_model(model.model_id, "READY")
+
+
+def _source(client: MlflowClient, uri: str, manifest: Manifest) -> tuple[str | None, str]:
+    """Return the adapter's run if this store has it, and the experiment to log in."""
+    from mlflow.exceptions import MlflowException
+
+    if manifest.run_id is not None:
+        try:
+            return manifest.run_id, client.get_run(manifest.run_id).info.experiment_id
+        except MlflowException as error:
+            if not is_missing(error):
+                raise
+    found = client.get_experiment_by_name(_EXPERIMENT)
+    if found is not None:
+        return None, found.experiment_id
+    root = artifact_root(uri)
+    return None, client.create_experiment(_EXPERIMENT, artifact_location=str(root) if root else None)
+
+
+def _link(client: MlflowClient, model: Any, task: str, version: int) -> None:
+    """Note the version on the logged model, as a server does by itself: the UI then links the two."""
+    listed = json.loads(model.tags.get(_MODEL_VERSIONS, "[]"))
+    client.set_logged_model_tags(
+        model.model_id, {_MODEL_VERSIONS: json.dumps([*listed, {"name": task, "version": version}])}
+    )

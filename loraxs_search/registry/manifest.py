@@ -1,0 +1,120 @@
+"""An adapter folder's manifest: what the files are, so that a changed, missing or added one is noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import stat
+from pathlib import Path
+
+from loraxs_search.errors import IntegrityError
+from loraxs_search.home import write_atomic
+from loraxs_search.records import Manifest, from_json, to_json
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+MAX_BYTES = {".json": 16 * 2**20, ".md": 2**20, ".safetensors": 4 * 2**30}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Write `manifest.json` with the sha256 of every other file of `folder`, and return it as written.
+
+    Raises:
+        IntegrityError: the folder holds something an adapter has no use for.
+        HomeError: the manifest cannot be written.
+    """
+    files = {path.name: _sha256(path) for path in _files(folder) if path.name != MANIFEST}
+    sealed = dataclasses.replace(manifest, files=files)
+    write_atomic(folder / MANIFEST, to_json(sealed, indent=2) + "\n")
+    return sealed
+
+
+def verify(folder: Path) -> Manifest:
+    """Check every file of `folder` against its manifest, and return the manifest.
+
+    Raises:
+        IntegrityError: a file differs, is missing, is not listed, or is of a kind or size that is not taken.
+    """
+    manifest = read(folder)
+    present = {path.name: path for path in _files(folder) if path.name != MANIFEST}
+    for name in sorted(present.keys() | manifest.files.keys()):
+        place = folder / name
+        if name not in present:
+            raise IntegrityError(f"{place} is missing: the manifest lists it.", hint=_HINT)
+        if name not in manifest.files:
+            raise IntegrityError(f"{place} is not listed in the manifest.", hint=_HINT)
+        actual = _sha256(present[name])
+        if actual != manifest.files[name]:
+            listed = manifest.files[name]
+            raise IntegrityError(f"{place} must have sha256 {listed[:16]}..., but got {actual[:16]}...", hint=_HINT)
+    return manifest
+
+
+def read(folder: Path) -> Manifest:
+    """Return the manifest of `folder`, checking nothing else.
+
+    Raises:
+        IntegrityError: there is none, or it is not one this version reads.
+    """
+    path = folder / MANIFEST
+    check_file(path.name, _size(path))
+    try:
+        manifest = from_json(Manifest, path.read_bytes())
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise IntegrityError(f"{path} is not an adapter manifest: {error}", hint=_HINT) from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise IntegrityError(
+            f"`schema_version` must be {SCHEMA_VERSION}, but got {manifest.schema_version} in {path}.",
+            hint="another version of loraxs-search wrote it: upgrade, or pull it with that version",
+        )
+    return manifest
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the content address of a sealed folder: the sha256 of its manifest, which names every other file's."""
+    return _sha256(folder / MANIFEST)
+
+
+def check_file(name: str, num_bytes: int) -> None:
+    """Refuse a file that an adapter folder cannot hold, before anything is read from it.
+
+    Raises:
+        IntegrityError: a path that could leave the folder, an unknown suffix, or more bytes than that kind may have.
+    """
+    if not _NAME.fullmatch(name):
+        raise IntegrityError(f"`file name` must be a plain name, but got {name!r}.", hint=_HINT)
+    limit = MAX_BYTES.get(Path(name).suffix)
+    if limit is None:
+        known = ", ".join(sorted(MAX_BYTES))
+        raise IntegrityError(f"`file suffix` must be one of {known}, but got {name!r}.", hint=_HINT)
+    if num_bytes > limit:
+        raise IntegrityError(f"{name} must have at most {limit:,} bytes, but got {num_bytes:,}.", hint=_HINT)
+
+
+_HINT = "do not use this folder; pull the adapter again"
+
+
+def _files(folder: Path) -> list[Path]:
+    found = sorted(folder.iterdir())
+    for path in found:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise IntegrityError(f"{path} must be a plain file: no folders, no links.", hint=_HINT)
+        check_file(path.name, path.stat().st_size)
+    return found
+
+
+def _size(path: Path) -> int:
+    try:
+        status = path.lstat()
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{path} is missing: this is no adapter folder.", hint=_HINT) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise IntegrityError(f"{path} must be a plain file: no folders, no links.", hint=_HINT)
+    return status.st_size
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

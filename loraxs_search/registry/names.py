@@ -1,0 +1,61 @@
+"""Names people type: `TASK`, `TASK@alias`, `TASK:3`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from loraxs_search.errors import RegistryError
+
+CHAMPION = "champion"
+_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_ALIAS = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class AdapterName:
+    """A parsed name: a version of a task's adapters, by number or by alias."""
+
+    task: str
+    alias: str | None = CHAMPION
+    version: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.task}:{self.version}" if self.version is not None else f"{self.task}@{self.alias}"
+
+
+def check_task(task: str) -> str:
+    """Return `task` if the registry can hold that name.
+
+    Raises:
+        RegistryError: it holds characters other than letters, digits, `_`, `.` and `-`.
+    """
+    if not _TASK.fullmatch(task) or len(task) > 200:
+        raise RegistryError(
+            f"`task name` must start with a letter or digit and hold only letters, digits, _ . -, but got {task!r}.",
+            hint="rename the task in its YAML: task.name",
+        )
+    return task
+
+
+def parse_name(name: str) -> AdapterName:
+    """Read `TASK` (its champion), `TASK@alias` or `TASK:3`.
+
+    Raises:
+        RegistryError: the name has none of these forms.
+    """
+    task, at, alias = name.partition("@")
+    if at:
+        reserved = alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias)
+        if not _ALIAS.fullmatch(alias) or reserved:
+            raise RegistryError(f"`alias` must be a name such as champion, but got {alias!r} in {name!r}.", hint=_HINT)
+        return AdapterName(check_task(task), alias)
+    task, colon, version = name.partition(":")
+    if colon:
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", version):
+            raise RegistryError(f"`version` must be a number from 1, but got {version!r} in {name!r}.", hint=_HINT)
+        return AdapterName(check_task(task), alias=None, version=int(version))
+    return AdapterName(check_task(task))
+
+
+_HINT = "write TASK, TASK@alias or TASK:3"

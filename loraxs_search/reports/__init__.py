@@ -1,0 +1,8 @@
+"""Tables from recorded trials; reads, never runs."""
+
+from __future__ import annotations
+
+from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
+from loraxs_search.reports.progress import Progress, progress
+
+__all__ = ["LeaderboardRow", "Progress", "leaderboard", "progress"]

@@ -1,0 +1,17 @@
+"""The search: Ray Tune schedules, Optuna samples, hosts train, one ledger records."""
+
+from __future__ import annotations
+
+from loraxs_search.search.driver import SearchInterruptedError, SearchResult
+from loraxs_search.search.launch import launch, resume
+from loraxs_search.search.view import SearchStarted, SearchView, SilentView
+
+__all__ = [
+    "SearchInterruptedError",
+    "SearchResult",
+    "SearchStarted",
+    "SearchView",
+    "SilentView",
+    "launch",
+    "resume",
+]

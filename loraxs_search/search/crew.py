@@ -1,0 +1,93 @@
+"""The actors that serve one search, and the facts its first host found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from loraxs_search.packing import Confirmation, HostInfo
+from loraxs_search.records import Scalar, TrialSpec
+from loraxs_search.search.actors import HostDirectory, StudyKeeper, pinned
+from loraxs_search.search.cluster import NAMESPACE, Slots, gpu_node_ids, slots
+from loraxs_search.search_space import Space, describe
+from loraxs_search.studies import StudyInfo
+
+
+class Crew:
+    """Host directory, first host and study keeper of a search; all end with the driver that assembled them."""
+
+    def __init__(self, study_id: str, directory: Any, host: Any, info: HostInfo, wanted: Slots) -> None:
+        self._study_id, self._directory, self._host = study_id, directory, host
+        self.info, self.slots = info, wanted
+        self._keeper: Any = None
+
+    @classmethod
+    def assemble(cls, study: StudyInfo, space: Space) -> Crew:
+        """Create the directory and a first host, and check that every trial of `space` is possible on its base.
+
+        Raises:
+            BaseModelError, TaskDataError: the base or the data is not in order on that host.
+            RankError, TargetModulesError: the space asks for modules or ranks that the base does not have.
+        """
+        wanted = slots(study.search.pack_size)
+        directory = HostDirectory.options(  # type: ignore[attr-defined]
+            name=directory_name(study.study_id), namespace=NAMESPACE, **pinned(_here())
+        ).remote(space.base_model, space.task, study.search.precision, wanted.threads)
+        gpu_nodes = gpu_node_ids()
+        node, gpu = (gpu_nodes[0], "0") if gpu_nodes else (_here(), None)
+        host = ray.get(directory.host_for.remote(node, gpu))
+        info: HostInfo = ray.get(host.info.remote())
+        describe(space, info.modules)
+        return cls(study.study_id, directory, host, info, wanted)
+
+    @property
+    def actor_names(self) -> dict[str, str]:
+        """Names under which trainables find the keeper and the directory."""
+        return {"keeper": keeper_name(self._study_id), "directory": directory_name(self._study_id)}
+
+    def hire_keeper(self, study: str) -> None:
+        """Start the keeper of the study's snapshots on the driver's node."""
+        options = {"name": keeper_name(self._study_id), "namespace": NAMESPACE, **pinned(_here())}
+        self._keeper = StudyKeeper.options(**options).remote(study)  # type: ignore[attr-defined]
+        ray.get(self._keeper.__ray_ready__.remote())
+
+    def confirm(self, spec: TrialSpec, snapshot: bytes) -> Confirmation:
+        """Have the first host score a trained adapter on the test split."""
+        return ray.get(self._host.confirm.remote(spec, snapshot))  # type: ignore[no-any-return]
+
+    def spec(self, space: Space, trial_id: str, params: Mapping[str, Scalar], seed: int) -> TrialSpec:
+        """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""
+        hyper = space.hyperparameters(params, self.info.modules, seed * 1_000_003 + int(trial_id))
+        return TrialSpec(trial_id, params, hyper)
+
+    def hardware(self) -> dict[str, Scalar]:
+        """Describe the cluster for the record."""
+        total = ray.cluster_resources()
+        return {
+            "device": self.info.device,
+            "dtype": self.info.dtype,
+            "base_digest": self.info.base.weight_digest,
+            "data_fingerprint": self.info.data_fingerprint,
+            "num_nodes": len([node for node in ray.nodes() if node["Alive"]]),
+            "num_cpus": int(total.get("CPU", 0)),
+            "num_gpus": int(total.get("GPU", 0)),
+        }
+
+    def gpus(self) -> list[str]:
+        """Return the kinds of accelerator in the cluster, as Ray names them."""
+        kinds = (name.removeprefix("accelerator_type:") for name in ray.cluster_resources() if ":" in name)
+        return sorted(kind for kind in kinds if not kind.startswith(("node", "bundle")))
+
+
+def directory_name(study_id: str) -> str:
+    return f"host-directory-{study_id}"
+
+
+def keeper_name(study_id: str) -> str:
+    return f"study-keeper-{study_id}"
+
+
+def _here() -> str:
+    return str(ray.get_runtime_context().get_node_id())

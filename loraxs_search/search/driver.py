@@ -1,0 +1,157 @@
+"""The driver: one search from an empty cluster to scored candidates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loraxs_search.errors import LoraxsError
+from loraxs_search.records import Candidate, Scalar, TrialRecord
+from loraxs_search.search.cluster import connected
+from loraxs_search.search.view import SearchStarted, SearchView
+from loraxs_search.search_space import Space
+from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.tracking import Tracker
+
+if TYPE_CHECKING:
+    from loraxs_search.search.crew import Crew
+    from loraxs_search.search.ledger import Ledger
+    from loraxs_search.search.sampler import StudySearcher
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """How a search ended.
+
+    Args:
+        trials: Every trial, in the order they were started.
+        candidates: The best by validation, scored on the test split, best first by validation.
+        notice: Why the search ended before its budget, for people; empty when it did not.
+    """
+
+    study: str
+    trials: tuple[TrialRecord, ...]
+    candidates: tuple[Candidate, ...]
+    wall_s: float
+    notice: str = ""
+
+
+class SearchInterruptedError(LoraxsError):
+    """The search was stopped from outside; nothing reported so far is lost."""
+
+
+class Driver:
+    """Runs one study on Ray. Every stage can be repeated: what a killed driver did is found in the study folder.
+
+    Args:
+        address: Ray cluster; None starts one on this machine.
+    """
+
+    def __init__(self, info: StudyInfo, space: Space, address: str | None, view: SearchView) -> None:
+        self._info, self._space, self._address, self._view = info, space, address, view
+        self._started_at = time.time()
+
+    def run(self) -> SearchResult:
+        """Search, score the best trials, and return the result.
+
+        Raises:
+            SearchInterruptedError: stopped by Ctrl-C before the budget was used.
+        """
+        try:
+            self._view.phase("starting Ray")
+            with connected(self._address):
+                return self._run_connected()
+        finally:
+            self._view.finished()
+
+    def _run_connected(self) -> SearchResult:
+        from loraxs_search.search.crew import Crew
+
+        self._view.phase("loading the base model and the data")
+        crew = Crew.assemble(self._info, self._space)
+        folder = self._open_folder()
+        with folder.lock():
+            crew.hire_keeper(folder.name)
+            tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
+            try:
+                result = self._search(folder, crew, tracker)
+                tracker.search_finished("FINISHED", _summary(result))
+                return result
+            finally:
+                self._view.phase("writing the last records to MLflow")
+                tracker.close()
+
+    def _search(self, folder: StudyFolder, crew: Crew, tracker: Tracker) -> SearchResult:
+        from loraxs_search.search.ledger import Ledger
+        from loraxs_search.search.sampler import StudySearcher, open_optuna_study
+        from loraxs_search.search.scheduler import make_scheduler
+        from loraxs_search.search.tuning import run_tuner
+
+        plan, task = self._info.search, self._info.task
+        tracker.search_started(self._space.text, plan, params=crew.hardware(), gpus=crew.gpus())
+        study = open_optuna_study(folder.optuna_path, folder.name, task.direction)
+        ledger = Ledger(folder.journal(), study, tracker, self._view, task.metric)
+        ledger.reconcile(folder)
+        scheduler = make_scheduler(plan, task, ledger.records.values())
+        deadline = self._started_at + plan.time_budget_s if plan.time_budget_s else None
+        searcher = StudySearcher(study, ledger, self._space, plan, crew, scheduler, deadline)
+        self._view.started(self._facts(crew))
+        if folder.candidates() is None:
+            run_tuner(searcher, scheduler, plan, crew.slots, folder.path / "tune", deadline)
+            self._check_interrupted(ledger, searcher)
+        candidates = folder.candidates() or self._confirm(folder, crew, ledger, tracker)
+        return SearchResult(
+            study=folder.name,
+            trials=tuple(ledger.records.values()),
+            candidates=tuple(candidates),
+            wall_s=time.time() - self._started_at,
+            notice=searcher.early_end or "",
+        )
+
+    # ---- stages ------------------------------------------------------------------------------------------------------
+    def _open_folder(self) -> StudyFolder:
+        if StudyFolder.exists(self._info.name):
+            return StudyFolder.open(self._info.name)
+        return StudyFolder.create(self._info, self._space.text)
+
+    def _check_interrupted(self, ledger: Ledger, searcher: StudySearcher) -> None:
+        left = len(ledger.unfinished())
+        if searcher.early_end is None and (left or len(ledger.records) < self._info.search.trials):
+            name = self._info.name
+            raise SearchInterruptedError(
+                f"Study {name!r} was interrupted: {len(ledger.records) - left} of {self._info.search.trials} trials "
+                f"have ended, {left} keep their last state.",
+                hint=f"go on with `loraxs-search resume {name}`",
+            )
+
+    def _confirm(self, folder: StudyFolder, crew: Crew, ledger: Ledger, tracker: Tracker) -> list[Candidate]:
+        from loraxs_search.search.candidates import best_trials, confirm_candidate
+
+        self._view.phase("scoring the best trials on the test split")
+        task, candidates = self._info.task, []
+        for record in best_trials(ledger.records.values(), task, self._info.promotion.candidates):
+            spec = crew.spec(self._space, record.trial_id, record.params, self._info.search.seed)
+            candidates.append(confirm_candidate(crew, folder, self._space, record, spec))
+            tracker.adapter_logged(record.trial_id, folder.candidate_path(record.trial_id))
+        folder.write_candidates(candidates)
+        return candidates
+
+    def _facts(self, crew: Crew) -> SearchStarted:
+        plan = self._info.search
+        return SearchStarted(
+            study=self._info.name,
+            task=self._info.task,
+            num_trials=plan.trials,
+            max_steps=plan.max_steps,
+            device=crew.info.device,
+            dtype=crew.info.dtype,
+            num_slots=crew.slots.num_slots,
+        )
+
+
+def _summary(result: SearchResult) -> Mapping[str, Scalar]:
+    states = [record.state.value for record in result.trials]
+    counts: dict[str, Scalar] = {f"num_{state.lower()}": states.count(state) for state in set(states)}
+    return counts | {"wall_s": result.wall_s, "notice": result.notice}

@@ -1,0 +1,59 @@
+"""Handing the search to Ray Tune."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from ray.tune.stopper import Stopper
+
+from loraxs_search.records import SearchPlan
+from loraxs_search.search.cluster import Slots
+from loraxs_search.search.sampler import StudySearcher
+from loraxs_search.search.trainable import TrialTrainable
+
+
+class DeadlineStopper(Stopper):  # type: ignore[misc]  # ray is untyped
+    """Stops each trial at its first report after the deadline (seconds since the epoch)."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return time.time() >= self._deadline
+
+    def stop_all(self) -> bool:
+        return False
+
+
+def run_tuner(
+    searcher: StudySearcher, scheduler: Any, plan: SearchPlan, wanted: Slots, storage: Path, deadline: float | None
+) -> None:
+    """Run trials until the searcher has no more; results are in the study folder, not in Tune's grid.
+
+    Returns early, without an error, when the process is interrupted (Tune takes the first SIGINT itself).
+    """
+    tuner = tune.Tuner(
+        tune.with_resources(TrialTrainable, wanted.resources),
+        tune_config=TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            max_concurrent_trials=min(plan.concurrent or wanted.num_slots, plan.trials),
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,  # every run of the driver is a fresh experiment to Tune
+            storage_path=str(storage),
+            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # snapshots are ours, see StudyKeeper
+            failure_config=FailureConfig(max_failures=plan.max_failures),
+            stop=DeadlineStopper(deadline) if deadline else None,
+            verbose=0,
+        ),
+    )
+    tuner.fit()

@@ -1,0 +1,54 @@
+"""What a search tells whoever watches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from loraxs_search.records import Task, TrialRecord
+
+
+@dataclass(frozen=True)
+class SearchStarted:
+    """Facts known once the base and the data are in place and before the first trial.
+
+    Args:
+        num_trials: Trials the search will end with.
+        device: Name of the device of the first host.
+    """
+
+    study: str
+    task: Task
+    num_trials: int
+    max_steps: int
+    device: str
+    dtype: str
+    num_slots: int
+
+
+class SearchView(Protocol):
+    """Told of a search as it goes; every call returns at once and raises nothing."""
+
+    def phase(self, text: str) -> None:
+        """Say in a few words what is being done now."""
+
+    def started(self, facts: SearchStarted) -> None:
+        """The search begins, or goes on."""
+
+    def trial_changed(self, record: TrialRecord) -> None:
+        """A trial was started, reported or ended."""
+
+    def finished(self) -> None:
+        """Nothing more will be told."""
+
+
+class SilentView:
+    """A view that shows nothing; what a program calling `launch` gets by default."""
+
+    def phase(self, text: str) -> None: ...
+
+    def started(self, facts: SearchStarted) -> None: ...
+
+    def trial_changed(self, record: TrialRecord) -> None: ...
+
+    def finished(self) -> None: ...

@@ -1,0 +1,45 @@
+"""Search spaces: YAML -> a checked `Space` that draws params with Optuna and turns them into hyperparameters.
+
+A file has the sections `task`, `base_model`, `parameters` (these three are required), `search` and `promotion`. A
+parameter is one of
+
+    rank: 8                                     a constant; also {value: 8}
+    rank: {choice: [4, 8, 16]}                  one of several
+    rank: {int: [4, 64], step: 4}               4, 8, ..., 64; with `log: true` instead of a step, even in the logarithm
+    scale: {uniform: [0.5, 4.0], step: 0.5}     a number; without a step, any in the range
+    learning_rate: {log_uniform: [1e-4, 1e-2]}  a number, even in the logarithm
+    sigma: {choice: [input, sqrt], when: {basis: [top, random], head: full}, else: none}
+
+where `when` makes the parameter present only if the others have one of these values, and `else` is its value if not;
+without `else` it is left out and the default of `Hyperparameters` stands. `target_modules` are group expressions, see
+`resolve_modules`.
+
+The room imports no torch; Optuna is loaded when a distribution is asked for.
+"""
+
+from loraxs_search.search_space._describe import GroupDescription, ShapeDescription, SpaceDescription, describe
+from loraxs_search.search_space._distributions import Choice, Constant, Floats, Integers, Parameter
+from loraxs_search.search_space._load import load_space, parse_space
+from loraxs_search.search_space._modules import resolve_modules
+from loraxs_search.search_space._shipped import shipped_space_path, shipped_spaces
+from loraxs_search.search_space._space import Space, check_rank, factor_rank_bucket
+
+__all__ = [
+    "Choice",
+    "Constant",
+    "Floats",
+    "GroupDescription",
+    "Integers",
+    "Parameter",
+    "ShapeDescription",
+    "Space",
+    "SpaceDescription",
+    "check_rank",
+    "describe",
+    "factor_rank_bucket",
+    "load_space",
+    "parse_space",
+    "resolve_modules",
+    "shipped_space_path",
+    "shipped_spaces",
+]

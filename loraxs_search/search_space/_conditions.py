@@ -1,0 +1,84 @@
+"""`when:` — a parameter that is present only if others have certain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from loraxs_search.records import Scalar
+from loraxs_search.search_space._distributions import Parameter
+from loraxs_search.search_space._document import Document
+from loraxs_search.search_space._faults import KeyPath, one_of, shown
+from loraxs_search.search_space._laws import LAWS
+
+
+def check_conditions(document: Document, section: Mapping[str, Any], parameters: dict[str, Parameter]) -> None:
+    """Add each declared condition to its parameter; faults go to the document."""
+    for name, declared in section.items():
+        if isinstance(declared, dict) and "when" in declared and name in LAWS:
+            path: KeyPath = ("parameters", name, "when")
+            when = _read_when(document, path, declared["when"], section, parameters)
+            if name in parameters:
+                parameters[name] = replace(parameters[name], when=when)
+    try:
+        drawing_order(parameters.values())
+    except CycleError as error:
+        circle: list[str] = error.args[1]
+        path = ("parameters", circle[-1], "when")
+        document.faults.add(path, f"must not lead back to itself, but got {' -> '.join(reversed(circle))}.")
+
+
+def drawing_order(parameters: Iterable[Parameter]) -> tuple[str, ...]:
+    """Return the names so that each parameter comes after those its condition needs; the file's order otherwise.
+
+    Raises:
+        graphlib.CycleError: the conditions go in a circle.
+    """
+    graph = {p.name: [other for other, _ in p.when] for p in parameters}
+    return tuple(name for name in TopologicalSorter(graph).static_order() if name in graph)
+
+
+def _read_when(
+    document: Document, path: KeyPath, given: object, section: Mapping[str, Any], parameters: Mapping[str, Parameter]
+) -> tuple[tuple[str, tuple[Scalar, ...]], ...]:
+    if not isinstance(given, dict) or not given:
+        document.faults.add(path, f"must map parameters to the values they must have, but got {shown(given)}.")
+        return ()
+    conditions = []
+    for other, wanted in given.items():
+        here = (*path, other)
+        if other not in section or other not in LAWS:
+            known = one_of([name for name in section if name in LAWS], other)
+            document.faults.add(here, f"must name a parameter of this space: {known}, but got {other!r}.")
+        elif other in parameters:  # else its own fault is told already
+            conditions.append((other, _wanted_values(document, here, wanted, parameters[other])))
+    return tuple(conditions)
+
+
+def _wanted_values(document: Document, path: KeyPath, wanted: object, parent: Parameter) -> tuple[Scalar, ...]:
+    possible = parent.possible
+    if possible is None:
+        message = f"must be a parameter with a list of values, but {parent.name} may take any number in a range."
+        document.faults.add(path, message)
+        return ()
+    items = list(enumerate(wanted)) if isinstance(wanted, list) else [(None, wanted)]
+    if not items:
+        document.faults.add(path, "must be a value or a list of values, but got an empty list.")
+    values: list[Scalar] = []
+    for index, item in items:
+        here = path if index is None else (*path, index)
+        law = LAWS[parent.name]
+        try:
+            value = law.check(item)
+        except ValueError as error:
+            document.faults.add(here, f"{error}, but got {shown(item)}.")
+            continue
+        match = next((other for other in possible if law.same(value, other)), None)
+        if match is None:
+            known = one_of([str(other) for other in possible[:20]], value)
+            document.faults.add(here, f"must be a value that {parent.name} may have: {known}, but got {shown(item)}.")
+        else:
+            values.append(match)
+    return tuple(values)

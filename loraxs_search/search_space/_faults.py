@@ -1,0 +1,87 @@
+"""Faults of a space file: each has a place, all are told at once, in file order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import NoReturn
+
+from loraxs_search.errors import SpaceError
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a value was written: `order` sorts places as a reader meets them, `text` names one for people."""
+
+    order: tuple[int, int]
+    text: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One broken law: the key it concerns and the sentence that says what the law is and what was got.
+
+    Args:
+        place: Where it stands, when that is not simply where the key is.
+    """
+
+    path: KeyPath
+    message: str
+    place: Place | None = None
+
+
+class Faults(list[Fault]):
+    """Collects faults while a space is read, so that one error can tell all of them."""
+
+    def add(self, path: KeyPath, message: str, place: Place | None = None) -> None:
+        self.append(Fault(path, message, place))
+
+    def at_or_below(self, path: KeyPath) -> bool:
+        """Whether something at `path` or inside it is already known to be wrong."""
+        return any(fault.path[: len(path)] == path for fault in self)
+
+    def fail(self, source: str, places: Mapping[KeyPath, Place]) -> NoReturn:
+        """Raise one `SpaceError` with every fault on its own line."""
+        located = sorted({(f.place or place_of(places, f.path), dotted(f.path), f.message) for f in self})
+        lines = [": ".join(part for part in (place.text, key, message) if part) for place, key, message in located]
+        fail_with(source, lines)
+
+
+def fail_with(source: str, lines: Iterable[str], *, hint: str | None = None) -> NoReturn:
+    """Raise `SpaceError` listing `lines`, one fault each."""
+    told = list(lines)
+    count = "1 fault" if len(told) == 1 else f"{len(told)} faults"
+    raise SpaceError("\n".join([f"{source} has {count}:", *told]), hint=hint)
+
+
+def place_of(places: Mapping[KeyPath, Place], path: KeyPath) -> Place:
+    """Return the place of `path`, or of the nearest key around it that was written down."""
+    for length in range(len(path), -1, -1):
+        if path[:length] in places:
+            return places[path[:length]]
+    return Place((0, 0), "")
+
+
+def dotted(path: KeyPath) -> str:
+    """Return a key path as people write it: `parameters.rank.choice[2]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def shown(value: object) -> str:
+    """Return a value as it would stand in the file, cut short when it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def one_of(names: Iterable[str], wanted: object = None) -> str:
+    """List `names`, those nearest to `wanted` first."""
+    known = list(names)
+    near = get_close_matches(str(wanted), known, n=3, cutoff=0.5) if wanted is not None else []
+    return ", ".join([*near, *(name for name in known if name not in near)])

@@ -1,0 +1,140 @@
+"""A file, its name or its text -> `Space`, or one error with every fault in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan
+from loraxs_search.search_space._document import Document, parse_document
+from loraxs_search.search_space._faults import KeyPath, one_of, shown
+from loraxs_search.search_space._files import find_file, read_file
+from loraxs_search.search_space._overrides import apply_overrides
+from loraxs_search.search_space._parameters import read_parameters
+from loraxs_search.search_space._reading import read_section
+from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection
+from loraxs_search.search_space._space import Space
+from loraxs_search.search_space._task import read_task
+
+_REQUIRED = ("task", "base_model", "parameters")
+_SECTIONS = (*_REQUIRED, "search", "promotion")
+
+
+def load_space(path_or_name: str, *, overrides: Sequence[str] = ()) -> Space:
+    """Read and check a space file.
+
+    Args:
+        path_or_name: A YAML file, or the name of a shipped space.
+        overrides: `dotted.path=YAML value` each, put in before checking; later ones win.
+    Raises:
+        SpaceError: there is no such file, or it has faults; the message lists all of them with their lines.
+    """
+    path, source = find_file(path_or_name)
+    return parse_space(read_file(path, source), source=source, folder=path.parent, name=path.stem, overrides=overrides)
+
+
+def parse_space(
+    text: str, *, source: str, folder: Path, name: str | None = None, overrides: Sequence[str] = ()
+) -> Space:
+    """Check a space given as text.
+
+    Args:
+        source: What faults call the file.
+        folder: Where relative paths start.
+        name: Name of the space; the stem of `source` by default.
+    Raises:
+        SpaceError: the text has faults; the message lists all of them with their lines.
+    """
+    document = parse_document(text, source)
+    apply_overrides(document, overrides)
+    folder = folder.resolve()
+    sections = _sections(document)
+    task = read_task(document, sections["task"], folder) if "task" in sections else None
+    base_model = _base_model(document, sections["base_model"], folder) if "base_model" in sections else None
+    parameters = read_parameters(document, sections["parameters"]) if "parameters" in sections else {}
+    # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
+    search = _search(document, sections.get("search") or {})
+    promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else ())
+    if document.faults or task is None or base_model is None:
+        document.faults.fail(source, document.places)
+    return Space(
+        name=name or Path(source).stem,
+        text=text if not overrides else _rewritten(document, overrides),
+        source=source,
+        folder=str(folder),
+        task=task,
+        base_model=base_model,
+        parameters=parameters,
+        search=search,
+        promotion=promotion,
+    )
+
+
+def _rewritten(document: Document, overrides: Sequence[str]) -> str:
+    """Write the data out anew, saying what was put in; the original's comments may no longer be true of it."""
+    told = "".join(f"# {document.source} with --set {json.dumps(override)}\n" for override in overrides)
+    return told + yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
+
+
+def _sections(document: Document) -> dict[str, Any]:
+    data = document.data
+    if not isinstance(data, dict):
+        got = "nothing" if data is None else shown(data)
+        document.faults.add((), f"must hold keys: {one_of(_SECTIONS)}, but holds {got}.")
+        return {}
+    for key in data:
+        if key not in _SECTIONS:
+            document.faults.add((key,), f"must be one of: {one_of(_SECTIONS, key)}, but got {key!r}.")
+    for key in _REQUIRED:
+        if key not in data:
+            document.faults.add((key,), "is required.")
+    return data
+
+
+def _base_model(document: Document, given: object, folder: Path) -> BaseModelRef | None:
+    section = read_section(
+        document, ("base_model",), BaseModelSection, {"id": given} if isinstance(given, str) else given
+    )
+    if section is None:
+        return None
+    found = section.model_dump()
+    if section.id.startswith((".", "~", "/")):
+        path = (folder / Path(section.id).expanduser()).resolve()
+        found["id"] = str(path)
+        if not path.is_dir():
+            where: KeyPath = ("base_model", "id")
+            law = "must be a hub id, or a folder relative to this file"
+            document.faults.add(where, f"{law}, but got {shown(section.id)}, and {path} is no folder.")
+    return BaseModelRef(**found)
+
+
+def _search(document: Document, given: object) -> SearchPlan:
+    section = read_section(document, ("search",), SearchSection, given)
+    every, steps = (_sound(document, given, key, getattr(SearchPlan, key)) for key in ("report_every", "max_steps"))
+    if every is not None and steps is not None and every > steps:
+        got = f"report_every={every} and max_steps={steps}"
+        document.faults.add(("search", "report_every"), f"must be at most max_steps, but got {got}.")
+    if section is None:
+        return SearchPlan()
+    found = section.model_dump()
+    found["time_budget_s"] = found.pop("time_budget")
+    return SearchPlan(**found)
+
+
+def _sound(document: Document, given: object, key: str, default: int) -> int | None:
+    """Return an integer of the search section; None when it is known to be wrong."""
+    value = given.get(key, default) if isinstance(given, dict) else default
+    return None if document.faults.at_or_below(("search", key)) else value
+
+
+def _promotion(document: Document, given: object, metrics: Sequence[str]) -> PromotionRule:
+    section = read_section(document, ("promotion",), PromotionSection, given)
+    metric = given.get("metric") if isinstance(given, dict) else None
+    if isinstance(metric, str) and metrics and metric not in metrics:
+        message = f"must be one of the task's metrics: {one_of(metrics, metric)}, but got {shown(metric)}."
+        document.faults.add(("promotion", "metric"), message)
+    return PromotionRule() if section is None else PromotionRule(**section.model_dump())

@@ -1,0 +1,41 @@
+"""`--set search.trials=24`: a dotted path and a YAML value, put in before anything is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from loraxs_search.search_space._document import Document, forget, parse_value
+from loraxs_search.search_space._faults import Place, shown
+
+_SHORTHANDS = {"task": "use", "base_model": "id"}  # `task: sst2` is `task: {use: sst2}`
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Put each override into the document's data; later ones win. Faults go to the document."""
+    for index, override in enumerate(overrides):
+        # Overrides sort behind the whole file, in the order given.
+        place = Place((1_000_000_000, index), f"--set {override}")
+        path, equals, text = override.partition("=")
+        keys = tuple(path.strip().split("."))
+        if not equals or not all(keys):
+            document.faults.add((), f"must be path.to.key=value, but got {shown(override)}.", place)
+        elif isinstance(document.data, dict):
+            _put(document, keys, text, place)
+
+
+def _put(document: Document, keys: tuple[str, ...], text: str, place: Place) -> None:
+    holder: dict[str, Any] = document.data
+    for depth, key in enumerate(keys[:-1], start=1):
+        inner = holder.setdefault(key, {})
+        if depth == 1 and isinstance(inner, str) and key in _SHORTHANDS:
+            inner = holder[key] = {_SHORTHANDS[key]: inner}
+        if not isinstance(inner, dict):
+            message = f"must lead through keys, but {'.'.join(keys[:depth])} holds {shown(inner)}."
+            document.faults.add(keys, message, place)
+            return
+        document.places.setdefault(keys[:depth], place)
+        holder = inner
+    forget(document, keys)
+    document.places[keys] = place
+    holder[keys[-1]] = parse_value(document, text, keys, place)

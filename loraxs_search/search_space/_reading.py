@@ -1,0 +1,73 @@
+"""Checking a section against its model, with pydantic's faults in our words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from loraxs_search.search_space._document import Document, as_written
+from loraxs_search.search_space._faults import KeyPath, one_of
+from loraxs_search.search_space._sections import Section
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def read_section(document: Document, path: KeyPath, model: type[SectionT], given: object) -> SectionT | None:
+    """Validate one section; faults go to the document, and None comes back if there was one."""
+    if not isinstance(given, dict):
+        law = f"must hold keys (one of: {one_of(model.model_fields)})"
+        document.faults.add(path, f"{law}, but got {as_written(document, path, given)}.")
+        return None
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            where = (*path, *detail["loc"])
+            document.faults.add(where, _in_our_words(document, where, model, detail))
+        return None
+
+
+def _in_our_words(document: Document, path: KeyPath, model: type[Section], detail: ErrorDetails) -> str:
+    kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
+    if kind == "missing":
+        return "is required."
+    if kind == "extra_forbidden":
+        known = _section_at(model, detail["loc"][:-1]).model_fields
+        return f"must be one of: {one_of(known, path[-1])}, but got {str(path[-1])!r}."
+    remedy = "; quote it to mean the text" if kind == "string_type" and isinstance(value, bool | int | float) else ""
+    return f"{_law(kind, context, value)}, but got {as_written(document, path, value)}{remedy}."
+
+
+def _law(kind: str, context: Mapping[str, Any], value: object) -> str:
+    if kind == "literal_error":
+        names = re.findall(r"'([^']*)'", context["expected"])
+        return f"must be one of: {one_of(names, value)}"
+    if kind == "value_error":
+        return str(context["error"])
+    laws = {
+        "greater_than_equal": "must be at least {ge}",
+        "greater_than": "must be above {gt}",
+        "less_than": "must be below {lt}",
+        "int_type": "must be an integer",
+        "float_type": "must be a number",
+        "finite_number": "must be a finite number",
+        "string_type": "must be text",
+        "string_too_short": "must not be empty",
+        "string_pattern_mismatch": "must be 64 hexadecimal digits in lower case",
+        "list_type": "must be a list",
+        "too_short": "must hold at least one item",
+        "model_type": "must be a mapping",
+    }
+    return laws.get(kind, f"must be valid ({kind})").format(**context)
+
+
+def _section_at(model: type[Section], location: tuple[str | int, ...]) -> type[Section]:
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        options = [annotation, *get_args(annotation)]
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
+    return model

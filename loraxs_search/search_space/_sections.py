@@ -1,0 +1,139 @@
+"""The sections with fixed keys as pydantic models, and their faults in our words."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from loraxs_search.records import Direction, Precision, PromotionRule, SearchPlan, TaskKind
+
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Section(BaseModel):
+    """Keys are fixed, and a value is of its type as written: no text for a number, no 1 for true."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _number(value: object) -> object:
+    # YAML 1.1 reads `1e-3` (no dot) as text.
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) else value
+
+
+def _seconds(value: object) -> object:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", value) if isinstance(value, str) else None
+    if match:
+        return float(match[1]) * _UNITS[match[2]]
+    if isinstance(value, str):
+        raise ValueError("must be seconds, or a number with a unit (90s, 10m, 2h, 1d)")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Duration = Annotated[float, Field(gt=0), BeforeValidator(_seconds)]
+
+
+class SearchSection(Section):
+    """`search:`, the fields of `SearchPlan`."""
+
+    trials: Count = SearchPlan.trials
+    max_steps: Count = SearchPlan.max_steps
+    report_every: Count = SearchPlan.report_every
+    concurrent: Count | None = None
+    scheduler: Literal["asha", "none"] = SearchPlan.scheduler
+    reduction_factor: Annotated[int, Field(ge=2)] = SearchPlan.reduction_factor
+    time_budget: Duration | None = None
+    max_failures: Annotated[int, Field(ge=0)] = SearchPlan.max_failures
+    pack_size: Count = SearchPlan.pack_size
+    precision: Precision = SearchPlan.precision
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = SearchPlan.seed
+
+
+class PromotionSection(Section):
+    """`promotion:`, the fields of `PromotionRule`."""
+
+    metric: Text | None = None
+    min_gain: Annotated[Number, Field(ge=0)] = PromotionRule.min_gain
+    tolerance: Annotated[Number, Field(ge=0)] = PromotionRule.tolerance
+    max_bytes: Count | None = None
+    candidates: Count = PromotionRule.candidates
+
+
+class BaseModelSection(Section):
+    """`base_model:`, the fields of `BaseModelRef`."""
+
+    id: Text
+    revision: Text | None = None
+    package: Text | None = None
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class FilesSection(Section):
+    """`task.data.data_files:`, a file for each of our splits."""
+
+    train: Text
+    validation: Text | None = None
+    test: Text | None = None
+
+
+class SplitsSection(Section):
+    """`task.data.splits:`, the hub's split for each of ours."""
+
+    train: Text
+    validation: Text | None = None
+    test: Text | None = None
+
+
+class DataSection(Section):
+    """`task.data:`, the hub or local files."""
+
+    hub: Text | None = None
+    config: Text | None = None
+    revision: Text | None = None
+    splits: SplitsSection | None = None
+    data_files: FilesSection | None = None
+
+
+class ColumnsSection(Section):
+    """`task.columns:`, which columns hold what."""
+
+    text: Text
+    label: Text
+    text_pair: Text | None = None
+
+
+def _registry_safe(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name == "latest":
+        law = "must start with a lower-case letter or digit, hold only those and . _ -, and not be `latest`"
+        raise ValueError(f"{law}, since the registry knows the task by it")
+    return name
+
+
+def _distinct(names: list[str]) -> list[str]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ValueError(f"must name each once, without a second {name!r}")
+    return names
+
+
+Names = Annotated[list[Text], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class TaskSection(Section):
+    """`task:` written out."""
+
+    name: Annotated[Text, AfterValidator(_registry_safe)]
+    kind: TaskKind
+    data: DataSection
+    columns: ColumnsSection
+    labels: Annotated[list[Text], AfterValidator(_distinct)] = []
+    metric: Text | None = None
+    metrics: Names | None = None
+    direction: Direction | None = None
+    max_length: Count = 128
+    validation_rows: Count | None = None

@@ -1,0 +1,31 @@
+"""The spaces that come with the package: in a wheel inside it, in a checkout beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loraxs_search.errors import UsageError, unknown_name
+
+
+def shipped_spaces() -> list[str]:
+    """Return the names of the shipped spaces, sorted."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def shipped_space_path(name: str) -> Path:
+    """Return the file of a shipped space; `movie-reviews` and `movie_reviews.yaml` both mean `movie_reviews`.
+
+    Raises:
+        UsageError: there is no such space; the message lists those there are.
+    """
+    plain = name.removesuffix(".yaml").replace("-", "_").lower()
+    for known in shipped_spaces():
+        if known.replace("-", "_").lower() == plain:
+            return _folder() / f"{known}.yaml"
+    raise UsageError(unknown_name("space", name, shipped_spaces()), hint="`loraxs-search spaces ls` lists them")
+
+
+def _folder() -> Path:
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "_spaces"
+    return installed if installed.is_dir() else package.parent / "search_spaces"

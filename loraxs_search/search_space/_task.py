@@ -1,0 +1,106 @@
+"""The `task` section: written out, or a catalogue entry with some keys changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from loraxs_search.errors import LoraxsError
+from loraxs_search.records import DataSource, Split, Task
+from loraxs_search.search_space._document import Document
+from loraxs_search.search_space._faults import KeyPath, shown
+from loraxs_search.search_space._reading import read_section
+from loraxs_search.search_space._sections import DataSection, TaskSection
+from loraxs_search.search_space._task_laws import TaskLaws, absolute
+
+_SEARCHED = ("metric", "metrics", "direction")  # these belong together: changing one leaves the entry's others behind
+
+
+def read_task(document: Document, given: object, folder: Path) -> Task | None:
+    """Read the task; data files are taken relative to `folder`. Faults go to the document."""
+    if isinstance(given, str):
+        given = {"use": given}
+    if isinstance(given, dict) and "use" in given:
+        entry = _catalogue_entry(document, given["use"])
+        if entry is None:
+            return None
+        given = _merged(entry, {key: value for key, value in given.items() if key != "use"})
+    section = read_section(document, ("task",), TaskSection, given)
+    if isinstance(given, dict):
+        TaskLaws(document, given, folder).check()
+    return None if section is None or document.faults.at_or_below(("task",)) else _record(section, folder)
+
+
+def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    if any(key in changed for key in _SEARCHED):
+        entry = {key: value for key, value in entry.items() if key not in _SEARCHED}
+    merged = {**entry, **changed}
+    for key, anew in (("data", ("hub", "data_files")), ("columns", ())):
+        own = changed.get(key)
+        if isinstance(own, dict) and not any(source in own for source in anew):  # another source: nothing stays
+            merged[key] = {**entry[key], **own}
+    return merged
+
+
+def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
+    from loraxs_search.tasks.catalogue import catalogue_task
+
+    path: KeyPath = ("task", "use") if ("task", "use") in document.places else ("task",)
+    if not isinstance(name, str):
+        document.faults.add(path, f"must be the name of a catalogue task, but got {shown(name)}.")
+        return None
+    try:
+        task = catalogue_task(name)
+    except LoraxsError as error:
+        document.faults.add(path, error.message.removeprefix("`task` "))
+        return None
+    return _section_of(task)
+
+
+def _section_of(task: Task) -> dict[str, Any]:
+    source = task.source
+    data = {"hub": source.hub, "config": source.config, "revision": source.revision}
+    tables: dict[str, Any] = {"data_files": dict(source.data_files), "splits": dict(source.splits)}
+    return {
+        "name": task.name,
+        "kind": task.kind,
+        "data": data | {key: value for key, value in tables.items() if value},
+        "columns": {"text": task.text, "text_pair": task.text_pair, "label": task.label},
+        "labels": list(task.labels),
+        "metric": task.metric,
+        "metrics": list(task.metrics),
+        "direction": task.direction,
+        "max_length": task.max_length,
+        "validation_rows": task.validation_rows,
+    }
+
+
+def _record(section: TaskSection, folder: Path) -> Task:
+    from loraxs_search.tasks.metrics import METRICS
+
+    metrics = tuple(dict.fromkeys([*(section.metrics or ()), *([section.metric] if section.metric else ())]))
+    metric = section.metric or metrics[0]
+    return Task(
+        name=section.name,
+        kind=section.kind,
+        source=_source(section.data, folder),
+        text=section.columns.text,
+        text_pair=section.columns.text_pair,
+        label=section.columns.label,
+        labels=tuple(section.labels),
+        metric=metric,
+        metrics=metrics,
+        direction=section.direction or METRICS[metric].direction,
+        max_length=section.max_length,
+        validation_rows=section.validation_rows,
+    )
+
+
+def _source(data: DataSection, folder: Path) -> DataSource:
+    if data.data_files is not None:
+        files = {split: str(absolute(folder, path)) for split, path in data.data_files if path is not None}
+        return DataSource(data_files=files)
+    splits: dict[Split, str] = {"train": "train"}  # what is missing is carved from it
+    if data.splits is not None:
+        splits = data.splits.model_dump(exclude_none=True)  # type: ignore[assignment]
+    return DataSource(hub=data.hub, config=data.config, revision=data.revision, splits=splits)

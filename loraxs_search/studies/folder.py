@@ -1,0 +1,210 @@
+"""One study on disk: created whole, opened by name, worked on by one driver at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loraxs_search.errors import StudyError, unknown_name
+from loraxs_search.home import disk_faults, ensure_dir, home, write_atomic
+from loraxs_search.records import (
+    BaseModelRef,
+    Candidate,
+    PromotionRule,
+    SearchPlan,
+    Task,
+    from_json,
+    to_json,
+)
+from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.snapshots import snapshot_path
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+@dataclass(frozen=True)
+class StudyInfo:
+    """What a study searches, fixed when it is created.
+
+    Args:
+        study_id: Never used twice, even when a name is.
+        space_source: Path or shipped name the space was read from; `space_folder` is where its relative paths start.
+        tracking_uri: Where its trials are recorded.
+    """
+
+    name: str
+    study_id: str
+    task: Task
+    base_model: BaseModelRef
+    search: SearchPlan
+    promotion: PromotionRule
+    space_source: str
+    space_folder: str
+    tracking_uri: str
+    created_at: float
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def studies_root() -> Path:
+    """Return the folder that holds all studies; it may not exist yet."""
+    return home() / "studies"
+
+
+def list_studies() -> list[str]:
+    """Return the names of all studies, newest first."""
+    root = studies_root()
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if (path / "study.json").is_file()]
+    return [p.name for p in sorted(found, key=lambda p: (p / "study.json").stat().st_mtime, reverse=True)]
+
+
+class StudyFolder:
+    """A study's files. Reading needs no lock; a driver holds `lock()` while it works."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.info = from_json(StudyInfo, (path / "study.json").read_bytes())
+
+    @classmethod
+    def create(cls, info: StudyInfo, space_text: str) -> StudyFolder:
+        """Create the folder with `study.json` as its last file: a study exists whole or not at all.
+
+        Raises:
+            StudyError: the name is taken or malformed.
+            HomeError: the folder cannot be written.
+        """
+        cls.check_new(info.name)
+        path = studies_root() / info.name
+        ensure_dir(path / "snapshots")
+        write_atomic(path / "space.yaml", space_text)
+        write_atomic(path / "study.json", to_json(info, indent=2))
+        return cls(path)
+
+    @staticmethod
+    def exists(name: str) -> bool:
+        """Say whether there is a study of that name."""
+        return bool(_NAME.fullmatch(name)) and (studies_root() / name / "study.json").is_file()
+
+    @classmethod
+    def check_new(cls, name: str) -> None:
+        """Refuse a name that is malformed or taken.
+
+        Raises:
+            StudyError: it is.
+        """
+        if not _NAME.fullmatch(name):
+            raise StudyError(
+                f"A study name must be letters, digits, `_`, `.` and `-` (at most 100), but got {name!r}.",
+                hint="choose another with --name",
+            )
+        if cls.exists(name):
+            raise StudyError(
+                f"Study {name!r} already exists.",
+                hint=f"go on with `loraxs-search resume {name}`, or choose another name with --name",
+            )
+
+    @classmethod
+    def open(cls, name: str) -> StudyFolder:
+        """Open a study by name.
+
+        Raises:
+            StudyError: there is no such study.
+        """
+        if not cls.exists(name):
+            known = list_studies()
+            hint = "start one with `loraxs-search launch SPACE`" if not known else None
+            raise StudyError(unknown_name("study", name, known), hint=hint)
+        return cls(studies_root() / name)
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def space_path(self) -> Path:
+        return self.path / "space.yaml"
+
+    @property
+    def optuna_path(self) -> Path:
+        return self.path / "optuna.db"
+
+    def journal(self) -> Journal:
+        """Read the journal as it stands now."""
+        return Journal(self.path / "journal.jsonl")
+
+    def is_running(self) -> bool:
+        """Say whether a driver on this machine holds the study now."""
+        try:
+            with self.lock():
+                return False
+        except StudyError:
+            return True
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the study as its only driver; the system lets go of it when the process dies.
+
+        Raises:
+            StudyError: another process holds it.
+        """
+        with disk_faults(self.path):
+            file = (self.path / "study.lock").open("a")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StudyError(
+                    f"Study {self.name!r} must have one driver at a time, but another process is at work on it.",
+                    hint=f"watch it with `loraxs-search status {self.name}`",
+                ) from error
+            yield
+
+    # ---- snapshots and candidates ----------------------------------------------------------------------------------
+    def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
+        """Keep a trial's state, replacing the one before, atomically."""
+        write_atomic(snapshot_path(self.path / "snapshots", trial_id), snapshot)
+
+    def read_snapshot(self, trial_id: str) -> bytes | None:
+        """Return a trial's last state, or None when it has none yet."""
+        path = snapshot_path(self.path / "snapshots", trial_id)
+        return path.read_bytes() if path.exists() else None
+
+    def write_candidate_files(self, trial_id: str, files: Mapping[str, bytes]) -> Path:
+        """Write an adapter folder whole, replacing one of the same trial, and return it."""
+        target = self.path / "candidates" / trial_id
+        building = self.path / "candidates" / f".{trial_id}.{os.getpid()}"
+        shutil.rmtree(building, ignore_errors=True)
+        for name, content in files.items():
+            write_atomic(building / name, content)
+        shutil.rmtree(target, ignore_errors=True)
+        with disk_faults(target):
+            building.rename(target)
+        return target
+
+    def candidate_path(self, trial_id: str) -> Path:
+        return self.path / "candidates" / trial_id
+
+    def write_candidates(self, candidates: list[Candidate]) -> None:
+        """Record the scored candidates; their presence says that the search came to its end."""
+        write_atomic(self.path / "candidates.json", to_json({"at": time.time(), "candidates": candidates}, indent=2))
+
+    def candidates(self) -> list[Candidate] | None:
+        """Return the scored candidates, best first by validation, or None when the search has not come to its end."""
+        path = self.path / "candidates.json"
+        if not path.exists():
+            return None
+        return from_json(_CandidateFile, path.read_bytes()).candidates
+
+
+@dataclass(frozen=True)
+class _CandidateFile:
+    at: float
+    candidates: list[Candidate]

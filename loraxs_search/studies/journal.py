@@ -1,0 +1,118 @@
+"""The driver's journal: an append-only file of events, from which the state of every trial is rebuilt."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loraxs_search.errors import StudyError
+from loraxs_search.home import disk_faults
+from loraxs_search.records import Scalar, TrialRecord, TrialReport, TrialState, from_json, to_json
+
+logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """Append events and replay them into `TrialRecord`s.
+
+    One driver writes, anyone reads. A line cut short by a kill is ignored by readers and cut off by the next writer,
+    so that a journal is always a sequence of whole events. Recording the same report or the same end twice changes
+    nothing: the first one stands.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._records: dict[str, TrialRecord] = {}
+        self._end = 0
+        self.refresh()
+
+    @property
+    def records(self) -> dict[str, TrialRecord]:
+        """Every trial known so far, by id, in the order they were started."""
+        return self._records
+
+    def refresh(self) -> None:
+        """Read what was appended since the last look."""
+        for event in self._new_events():
+            self._apply(event)
+
+    # ---- what a driver records -------------------------------------------------------------------------------------
+    def trial_started(self, trial_id: str, params: Mapping[str, Scalar]) -> TrialRecord:
+        """Record that a trial was proposed with `params`."""
+        if trial_id not in self._records:
+            self._append({"event": "started", "trial_id": trial_id, "params": dict(params)}, sync=True)
+        return self._records[trial_id]
+
+    def trial_reported(self, report: TrialReport) -> bool:
+        """Record a report; False when a report of that step or a later one is there already."""
+        if self._last_step(report.trial_id) >= report.step:
+            return False
+        self._append({"event": "reported", "report": json.loads(to_json(report))}, sync=False)
+        return True
+
+    def trial_ended(self, trial_id: str, state: TrialState, reason: str) -> bool:
+        """Record how a trial ended; False when it had ended before."""
+        if self._records[trial_id].state is not TrialState.RUNNING:
+            return False
+        self._append({"event": "ended", "trial_id": trial_id, "state": state.value, "reason": reason}, sync=True)
+        return True
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _last_step(self, trial_id: str) -> int:
+        reports = self._records[trial_id].reports
+        return reports[-1].step if reports else 0
+
+    def _append(self, event: dict[str, Any], *, sync: bool) -> None:
+        event["at"] = time.time()
+        line = json.dumps(event, sort_keys=True).encode() + b"\n"
+        with disk_faults(self._path), self._path.open("r+b" if self._path.exists() else "w+b") as file:
+            file.truncate(self._end)  # a torn line of a killed driver, or of a write that met a full disk
+            file.seek(self._end)
+            file.write(line)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        self._end += len(line)
+        self._apply(event)
+
+    def _new_events(self) -> Iterator[dict[str, Any]]:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._end)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    event = json.loads(line)
+                except ValueError as error:
+                    raise StudyError(
+                        f"Every line of a journal must be JSON, but {self._path} is damaged at byte {self._end}.",
+                        hint="restore the file from a backup, or launch the study again under another name",
+                    ) from error
+                self._end += len(line)
+                yield event
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        kind, at = event["event"], event["at"]
+        if kind == "started":
+            self._records[event["trial_id"]] = TrialRecord(
+                event["trial_id"], event["params"], TrialState.RUNNING, started_at=at
+            )
+        elif kind == "reported":
+            report = from_json(TrialReport, json.dumps(event["report"]))
+            record = self._records[report.trial_id]
+            self._records[report.trial_id] = replace(record, reports=(*record.reports, report))
+        elif kind == "ended":
+            record = self._records[event["trial_id"]]
+            self._records[event["trial_id"]] = replace(
+                record, state=TrialState(event["state"]), reason=event["reason"], ended_at=at
+            )
+        else:
+            logger.warning("journal %s holds an unknown event %r; it is ignored", self._path, kind)

@@ -1,0 +1,53 @@
+"""What is learnt: the catalogue, the rows, their tokens and batches, and how an answer is scored.
+
+The catalogue, the metric table and the batch plans need neither torch nor `datasets`; the other names load them on
+first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.tasks.catalogue import catalogue_names, catalogue_task
+from loraxs_search.tasks.metrics import METRICS, Metric, metric_fault
+
+if TYPE_CHECKING:
+    from loraxs_search.tasks.batches import batch_at, epoch_batches, eval_batches
+    from loraxs_search.tasks.kinds import TaskHead, head_for
+    from loraxs_search.tasks.prepared import Batch, PreparedTask, encode, prepare
+
+__all__ = [
+    "METRICS",
+    "Batch",
+    "Metric",
+    "PreparedTask",
+    "TaskHead",
+    "batch_at",
+    "catalogue_names",
+    "catalogue_task",
+    "encode",
+    "epoch_batches",
+    "eval_batches",
+    "head_for",
+    "metric_fault",
+    "prepare",
+]
+
+_HOMES = {
+    "Batch": "prepared",
+    "PreparedTask": "prepared",
+    "TaskHead": "kinds",
+    "batch_at": "batches",
+    "encode": "prepared",
+    "epoch_batches": "batches",
+    "eval_batches": "batches",
+    "head_for": "kinds",
+    "prepare": "prepared",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,94 @@
+"""Which rows form which batch: pure functions of row lengths, seed and step. No torch here.
+
+Rows of like length are batched together, so that little is padded; which ones, and in which order the batches come,
+is drawn anew for each epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+Lengths = npt.NDArray[np.integer]
+Indices = npt.NDArray[np.int64]
+
+# Rows are shuffled, cut into windows of this many batches, and sorted by length within a window only: a whole-epoch
+# sort would put the same rows together in each epoch.
+_WINDOW_BATCHES = 32
+_EPOCHS_REMEMBERED = 32
+
+
+def epoch_batches(lengths: Lengths, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
+    """Plan one epoch: every row exactly once, in batches of `batch_size`, one of which may be short.
+
+    Stateless: the plan follows from the arguments alone, on every machine.
+
+    Args:
+        lengths: Tokens of each row, shape (N,).
+    """
+    _check_positive(batch_size=batch_size)
+    order = _shuffled(len(lengths), seed, epoch, 0)
+    window = batch_size * _WINDOW_BATCHES
+    grouped = [_by_length(lengths, order[start : start + window]) for start in range(0, len(order), window)]
+    batches = [rows[start : start + batch_size] for rows in grouped for start in range(0, len(rows), batch_size)]
+    return [batches[i] for i in _shuffled(len(batches), seed, epoch, 1)]
+
+
+def batch_at(lengths: Lengths, batch_size: int, *, seed: int, step: int) -> Indices:
+    """Return the training batch of a step, counted from 0 over all epochs, without walking through those before."""
+    _check_positive(batch_size=batch_size, num_rows=len(lengths))
+    epoch, index = divmod(step, -(-len(lengths) // batch_size))
+    return _remembered(_ByContent(lengths), batch_size, seed, epoch)[index]
+
+
+def eval_batches(lengths: Lengths, max_tokens: int) -> list[Indices]:
+    """Plan an evaluation: every row exactly once, longest first, each batch of at most `max_tokens` padded tokens.
+
+    A row that is longer than `max_tokens` is a batch of its own.
+    """
+    _check_positive(max_tokens=max_tokens)
+    order = _by_length(lengths, np.arange(len(lengths), dtype=np.int64))[::-1]
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, max_tokens // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+class _ByContent:
+    """Lengths that compare by content, so that plans can be remembered for arrays."""
+
+    def __init__(self, lengths: Lengths) -> None:
+        self.lengths = lengths
+        self._digest = hashlib.blake2b(lengths.astype(np.int64).tobytes(), digest_size=16).digest()
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByContent) and other._digest == self._digest
+
+
+@functools.lru_cache(maxsize=_EPOCHS_REMEMBERED)
+def _remembered(lengths: _ByContent, batch_size: int, seed: int, epoch: int) -> list[Indices]:
+    return epoch_batches(lengths.lengths, batch_size, seed=seed, epoch=epoch)
+
+
+def _shuffled(n: int, seed: int, epoch: int, purpose: int) -> Indices:
+    # Raw draws, since numpy keeps those stable for ever but not what Generator makes of them.
+    bits = np.random.PCG64(np.random.SeedSequence([seed & (2**64 - 1), epoch, purpose]))
+    return np.argsort(bits.random_raw(n), kind="stable").astype(np.int64)
+
+
+def _by_length(lengths: Lengths, rows: Indices) -> Indices:
+    return rows[np.argsort(lengths[rows], kind="stable")]
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, but got {name}={value}.")

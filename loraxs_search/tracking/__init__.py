@@ -1,0 +1,8 @@
+"""MLflow runs: one parent run per search, one child per trial, recorded off the search's control loop."""
+
+from __future__ import annotations
+
+from loraxs_search.tracking.store import ensure_store, resolve_uri, run_ui, ui_command
+from loraxs_search.tracking.tracker import Tracker
+
+__all__ = ["Tracker", "ensure_store", "resolve_uri", "run_ui", "ui_command"]

@@ -1,0 +1,138 @@
+"""Turns events into MLflow runs. Blocking, and safe to repeat: the same events give the same runs and points."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from loraxs_search.errors import LoraxsError
+from loraxs_search.records import TrialState
+from loraxs_search.tracking._runs import SEARCH, StudyRuns
+from loraxs_search.tracking.events import (
+    AdapterLogged,
+    Event,
+    SearchFinished,
+    SearchStarted,
+    TrialAbandoned,
+    TrialFinished,
+    TrialReported,
+    TrialStarted,
+)
+
+STATE = "loraxs.state"
+REASON = "loraxs.reason"
+MODEL_ID = "loraxs.model_id"
+_STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
+
+
+class RefusedError(Exception):
+    """The store answers, and will not take these events however often they are sent."""
+
+
+class AwayError(Exception):
+    """The store does not answer, or not now: the same events may be taken later."""
+
+
+class Recorder:
+    """Applies events of one study to its runs, one thread only."""
+
+    def __init__(self, runs: StudyRuns) -> None:
+        self._runs = runs
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            SearchStarted: self._search_started,
+            TrialStarted: self._trial_started,
+            TrialReported: self._trial_reported,
+            TrialFinished: self._trial_finished,
+            TrialAbandoned: self._trial_abandoned,
+            AdapterLogged: self._adapter_logged,
+            SearchFinished: self._search_finished,
+        }
+
+    def apply(self, events: Iterable[Event]) -> None:
+        """Record `events`, in order.
+
+        Raises:
+            RefusedError: the store answers and refuses one of them; those before it may be recorded.
+            AwayError: the store is away; none or some of them are recorded.
+        """
+        try:
+            self._runs.connect()
+            for event in events:
+                self._handlers[type(event)](event)
+            self._runs.send()
+        except Exception as error:
+            self._runs.forget()
+            raise _classify(error) from error
+
+    def _search_started(self, event: SearchStarted) -> None:
+        run_id = self._runs.run(SEARCH, event.at)
+        plan = {f"search.{f.name}": getattr(event.plan, f.name) for f in dataclasses.fields(event.plan)}
+        # MLflow never changes a param: a search that goes on keeps its first ones, and says what is new in tags.
+        known = self._runs.client.get_run(run_id).data.params
+        params = {key: value for key, value in (plan | dict(event.params)).items() if key not in known}
+        self._runs.add(run_id, params=params, tags=event.tags)
+        self._runs.client.log_text(run_id, event.space_yaml, "space.yaml")
+        self._runs.client.update_run(run_id, status="RUNNING")
+
+    def _trial_started(self, event: TrialStarted) -> None:
+        run_id = self._runs.run(event.trial_id, event.at)
+        resolved = {f.name: getattr(event.hyperparameters, f.name) for f in dataclasses.fields(event.hyperparameters)}
+        resolved["num_target_modules"] = len(
+            resolved.pop("target_modules")
+        )  # their names are in the adapter's manifest
+        self._runs.add(run_id, params=resolved | dict(event.params), tags=event.tags)
+        self._runs.client.update_run(run_id, status="RUNNING")
+
+    def _trial_reported(self, event: TrialReported) -> None:
+        report = event.report
+        run_id = self._runs.run(report.trial_id, event.at)
+        costs = {"train_loss": report.train_loss, "device_s": report.device_s, "num_tokens": report.num_tokens}
+        self._runs.add(run_id, metrics=costs | dict(report.metrics), at=event.at, step=report.step)
+        if event.first:
+            self._runs.add(run_id, metrics=dataclasses.asdict(report.size), at=event.at)
+
+    def _trial_finished(self, event: TrialFinished) -> None:
+        run_id = self._runs.run(event.trial_id, event.at)
+        self._runs.add(run_id, metrics={"wall_s": event.wall_s, "total_device_s": event.device_s}, at=event.at)
+        self._runs.end(run_id, _STATUS[event.state], event.at, {STATE: event.state.value, REASON: event.reason})
+
+    def _trial_abandoned(self, event: TrialAbandoned) -> None:
+        run_id = self._runs.run(event.trial_id, event.at)
+        self._runs.end(run_id, "KILLED", event.at, {STATE: "ABANDONED", REASON: event.reason})
+
+    def _adapter_logged(self, event: AdapterLogged) -> None:
+        folder = Path(event.folder)
+        if not folder.is_dir():
+            raise RefusedError(f"the adapter folder {folder} is gone")
+        run_id = self._runs.run(event.trial_id, event.at)
+        model_id = self._runs.log_model(event.trial_id, run_id, folder, _content_digest(folder))
+        self._runs.add(run_id, tags={MODEL_ID: model_id})
+
+    def _search_finished(self, event: SearchFinished) -> None:
+        run_id = self._runs.run(SEARCH, event.at)
+        numbers = {k: v for k, v in event.summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        words = {f"loraxs.{key}": str(value) for key, value in event.summary.items() if key not in numbers}
+        self._runs.add(run_id, metrics=numbers, at=event.at)
+        self._runs.end(run_id, event.state, event.at, words | {STATE: event.state})
+
+
+def _classify(error: Exception) -> Exception:
+    if isinstance(error, RefusedError | AwayError):
+        return error
+    if isinstance(error, LoraxsError | OSError) or getattr(error, "error_code", None) not in (None, *_REFUSALS):
+        return AwayError(str(error))
+    return RefusedError(f"{type(error).__name__}: {error}")
+
+
+def _content_digest(folder: Path) -> str:
+    """Return the sha256 of a sealed folder's manifest, which names every other file's; of all files when unsealed."""
+    manifest = folder / "manifest.json"
+    files = [manifest] if manifest.exists() else sorted(path for path in folder.rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,203 @@
+"""The runs of one study in the MLflow store: found by their tags before any is created, written in batches."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.home import disk_faults
+from loraxs_search.mlflow_uri import artifact_root, check_server
+from loraxs_search.tracking.store import connect, ensure_store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STUDY = "loraxs.study"
+STUDY_ID = "loraxs.study_id"
+KIND = "loraxs.kind"
+TRIAL_ID = "trial_id"
+DIGEST = "loraxs.digest"
+SEARCH = ""  # the search's own run has no trial id
+_MAX_POINTS, _MAX_NAMES = 800, 100  # log_batch takes 1000 entities, of which 100 params and 100 tags
+
+
+@dataclass
+class _Batch:
+    metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # key, value, timestamp ms, step
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class StudyRuns:
+    """One parent run and a child per trial. Blocking, one thread; every call may be repeated without effect.
+
+    What was found or created is remembered in `map_path`, so that a search that goes on asks once per run.
+    """
+
+    def __init__(self, uri: str, *, study: str, study_id: str, experiment: str, map_path: Path) -> None:
+        self._uri, self._experiment = uri, experiment
+        self._identity = {STUDY: study, STUDY_ID: study_id}
+        self._map = _RunMap(map_path)
+        self._batches: dict[str, _Batch] = {}
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+
+    @property
+    def client(self) -> MlflowClient:
+        """The MLflow client; `connect` comes first."""
+        assert self._client is not None
+        return self._client
+
+    def connect(self) -> None:
+        """Make sure that the store answers, in seconds."""
+        if self._client is not None:
+            if artifact_root(self._uri) is None:
+                check_server(self._uri)  # a call to a dead server may hang for much longer
+            return
+        ensure_store(self._uri)
+        client = connect(self._uri)
+        self._experiment_id = _ensure_experiment(client, self._experiment, self._uri)
+        self._client = client
+
+    def known(self, trial_id: str, kind: str = "run_id") -> str | None:
+        """Return a trial's `run_id` or `model_id` if this study has one; asks nobody."""
+        return self._map.get(trial_id, kind)
+
+    def run(self, trial_id: str, at: float) -> str:
+        """Return the run id of a trial, or of the search; the run is created if there is none."""
+        known = self.known(trial_id)
+        if known is not None:
+            return known
+        tags = self._identity | ({KIND: "trial", TRIAL_ID: trial_id} if trial_id else {KIND: "search"})
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items() if key != STUDY)
+        found = self.client.search_runs([self._experiment_id], query, max_results=1)
+        run_id: str = found[0].info.run_id if found else self._create(trial_id, at, tags)
+        self._map.put(trial_id, "run_id", run_id)
+        return run_id
+
+    def log_model(self, trial_id: str, run_id: str, folder: Path, digest: str) -> str:
+        """Keep the files of `folder` as a logged model of the run, once per digest, and return its id."""
+        model_id, ready = self._find_model(run_id, digest)
+        if model_id is None:
+            created = self.client.create_logged_model(
+                self._experiment_id,
+                name=re.sub(r"[/:.%\"']", "-", trial_id),  # characters MLflow does not take
+                source_run_id=run_id,
+                tags=self._identity | {TRIAL_ID: trial_id, DIGEST: digest},
+                model_type="LORAXS",
+            )
+            model_id = str(created.model_id)
+        if not ready:
+            self.client.log_model_artifacts(model_id, str(folder))
+            self.client.finalize_logged_model(model_id, "READY")
+        self._map.put(trial_id, "model_id", model_id)
+        return model_id
+
+    def add(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        at: float = 0.0,
+        step: int = 0,
+    ) -> None:
+        """Collect values for the run's next batch."""
+        batch = self._batches.setdefault(run_id, _Batch())
+        batch.metrics += [(key, float(value), _ms(at), step) for key, value in (metrics or {}).items()]
+        batch.params |= {key: str(value) for key, value in (params or {}).items()}
+        batch.tags |= {key: str(value) for key, value in (tags or {}).items()}
+
+    def end(self, run_id: str, status: str, at: float, tags: Mapping[str, str]) -> None:
+        """Send the run's batch and close the run."""
+        self.add(run_id, tags=tags)
+        self._send(run_id)
+        self.client.set_terminated(run_id, status, _ms(at))
+
+    def send(self) -> None:
+        """Send what was collected, one batch per run."""
+        for run_id in list(self._batches):
+            self._send(run_id)
+
+    def forget(self) -> None:
+        """Drop what was collected and not sent."""
+        self._batches.clear()
+
+    def _send(self, run_id: str) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        batch = self._batches.pop(run_id, _Batch())
+        metrics = [Metric(*point) for point in batch.metrics]
+        params = [Param(*item) for item in batch.params.items()]
+        tags = [RunTag(*item) for item in batch.tags.items()]
+        while metrics or params or tags:
+            # The store drops a point whose run, key, step, time and value it has: sending twice adds nothing.
+            self.client.log_batch(
+                run_id, metrics[:_MAX_POINTS], params[:_MAX_NAMES], tags[:_MAX_NAMES], synchronous=True
+            )
+            del metrics[:_MAX_POINTS], params[:_MAX_NAMES], tags[:_MAX_NAMES]
+
+    def _create(self, trial_id: str, at: float, tags: dict[str, str]) -> str:
+        extra = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "loraxs-search"}
+        if trial_id != SEARCH:
+            extra["mlflow.parentRunId"] = self.run(SEARCH, at)
+        name = trial_id or self._identity[STUDY]
+        created = self.client.create_run(self._experiment_id, start_time=_ms(at), tags=tags | extra, run_name=name)
+        return str(created.info.run_id)
+
+    def _find_model(self, run_id: str, digest: str) -> tuple[str | None, bool]:
+        for model in self.client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'"):
+            if model.tags.get(DIGEST) == digest:
+                return str(model.model_id), str(model.status) == "READY"
+        return None, False
+
+
+class _RunMap:
+    """Trial id to run and model ids, appended to a file; a line torn by a kill is skipped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ids: dict[tuple[str, str], str] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                trial_id, kind, value = json.loads(line)
+            except ValueError:
+                continue  # that run is found by its tags
+            self._ids[trial_id, kind] = value
+
+    def get(self, trial_id: str, kind: str) -> str | None:
+        return self._ids.get((trial_id, kind))
+
+    def put(self, trial_id: str, kind: str, value: str) -> None:
+        if self._ids.get((trial_id, kind)) == value:
+            return
+        with disk_faults(self._path), self._path.open("a") as file:
+            # The newline comes first: it also closes a line that was torn.
+            file.write("\n" + json.dumps([trial_id, kind, value]))
+        self._ids[trial_id, kind] = value
+
+
+def _ensure_experiment(client: MlflowClient, name: str, uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    root = artifact_root(uri)
+    try:
+        return str(client.create_experiment(name, artifact_location=str(root) if root else None))
+    except MlflowException:  # another search was quicker
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _ms(at: float) -> int:
+    return round(at * 1000)

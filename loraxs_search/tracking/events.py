@@ -1,0 +1,118 @@
+"""What happens in a search, as frozen records: one line of JSON each in the spool.
+
+Every record carries the moment it happened (`at`, seconds since 1970): applying it later, or twice, gives the same run.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from loraxs_search.records import Hyperparameters, Scalar, SearchPlan, TrialReport, TrialState, to_json
+
+SearchState = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class SearchStarted:
+    """A search starts, or goes on: `params` say what it is, `tags` on what it runs now."""
+
+    at: float
+    space_yaml: str
+    plan: SearchPlan
+    params: Mapping[str, Scalar] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    event: Literal["search_started"] = "search_started"
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """A trial starts, or starts again elsewhere."""
+
+    at: float
+    trial_id: str
+    params: Mapping[str, Scalar]
+    hyperparameters: Hyperparameters
+    tags: Mapping[str, str] = field(default_factory=dict)
+    event: Literal["trial_started"] = "trial_started"
+
+
+@dataclass(frozen=True)
+class TrialReported:
+    """A trial reports; `first` marks the report that also records the adapter's size."""
+
+    at: float
+    report: TrialReport
+    first: bool
+    event: Literal["trial_reported"] = "trial_reported"
+
+
+@dataclass(frozen=True)
+class TrialFinished:
+    """A trial ends in one of Optuna's final states."""
+
+    at: float
+    trial_id: str
+    state: TrialState
+    reason: str
+    wall_s: float
+    device_s: float
+    event: Literal["trial_finished"] = "trial_finished"
+
+
+@dataclass(frozen=True)
+class TrialAbandoned:
+    """A trial that was running will not be continued."""
+
+    at: float
+    trial_id: str
+    reason: str
+    event: Literal["trial_abandoned"] = "trial_abandoned"
+
+
+@dataclass(frozen=True)
+class AdapterLogged:
+    """A trial's adapter lies in `folder`, to be kept as a logged model."""
+
+    at: float
+    trial_id: str
+    folder: str
+    event: Literal["adapter_logged"] = "adapter_logged"
+
+
+@dataclass(frozen=True)
+class SearchFinished:
+    """A search ends; numbers of `summary` become metrics, the rest tags."""
+
+    at: float
+    state: SearchState
+    summary: Mapping[str, Scalar] = field(default_factory=dict)
+    event: Literal["search_finished"] = "search_finished"
+
+
+Event = SearchStarted | TrialStarted | TrialReported | TrialFinished | TrialAbandoned | AdapterLogged | SearchFinished
+FINAL = (TrialFinished, TrialAbandoned, AdapterLogged, SearchFinished)
+
+
+def to_line(event: Event) -> bytes:
+    """Return the event as one line of JSON, newline included."""
+    return to_json(event).encode() + b"\n"
+
+
+def from_line(line: bytes) -> Event:
+    """Rebuild an event from its line.
+
+    Raises:
+        ValueError: the line is no event.
+    """
+    event: Event = _adapter().validate_json(line)
+    return event
+
+
+@functools.cache
+def _adapter() -> Any:
+    from pydantic import Field, TypeAdapter  # late: costs a tenth of a second
+
+    return TypeAdapter(Annotated[Event, Field(discriminator="event")])

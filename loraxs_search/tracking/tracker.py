@@ -1,0 +1,250 @@
+"""The tracker: what a search calls. Every call appends a line to the spool; one thread carries the lines to MLflow."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from loraxs_search.errors import HomeError
+from loraxs_search.home import disk_faults
+from loraxs_search.mlflow_uri import redact
+from loraxs_search.records import Hyperparameters, Scalar, SearchPlan, TrialReport, TrialState
+from loraxs_search.tracking import _facts
+from loraxs_search.tracking._recorder import AwayError, Recorder, RefusedError
+from loraxs_search.tracking._runs import StudyRuns
+from loraxs_search.tracking._spool import Entry, Spool
+from loraxs_search.tracking.events import (
+    AdapterLogged,
+    Event,
+    SearchFinished,
+    SearchStarted,
+    SearchState,
+    TrialAbandoned,
+    TrialFinished,
+    TrialReported,
+    TrialStarted,
+    to_line,
+)
+
+_logger = logging.getLogger(__name__)
+_BATCH = 500  # events applied between two commits of the offset
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+
+
+class Tracker:
+    """Records one study, off the search's control loop.
+
+    Calls return once the event is on disk (tens of microseconds; final ones are flushed to the device) and never fail
+    because MLflow is away: events wait in `study_dir/tracking.jsonl` and are carried over when it answers again, in
+    this process or in the next one that opens the folder. Repeating an event changes nothing: a step of a trial that
+    was reported counts once, the first time, and the runs of a study are found again by their tags.
+
+    Args:
+        study: The study's name, which the parent run carries.
+        study_dir: Its folder; one living tracker at a time.
+        uri: The store, as `resolve_uri` gives it.
+        experiment: MLflow experiment the runs appear in, created when missing.
+    Raises:
+        StudyError: another process records this study.
+        HomeError: the folder cannot be written.
+    """
+
+    def __init__(self, study: str, study_dir: Path, uri: str, experiment: str) -> None:
+        self._spool = Spool(study_dir)
+        self._uri = uri
+        map_path = study_dir / "tracking.runs.jsonl"
+        self._runs = StudyRuns(
+            uri, study=study, study_id=self._spool.study_id, experiment=experiment, map_path=map_path
+        )
+        self._recorder = Recorder(self._runs)
+        self._refused_path = study_dir / "tracking.refused.jsonl"
+        self._steps: dict[str, set[int]] = {}
+        self._open_trials: set[str] = set()
+        self._ended: dict[str, TrialState] = {}
+        for event in self._spool.history():
+            self._note(event)
+        self._trouble: str | None = None
+        self._closing = self._stopped = False
+        self._changed = threading.Condition()
+        self._writer = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
+        self._writer.start()
+
+    # ---- what happens ------------------------------------------------------------------------------------------------
+    def search_started(
+        self,
+        space_yaml: str,
+        plan: SearchPlan,
+        *,
+        params: Mapping[str, Scalar] | None = None,
+        tags: Mapping[str, str] | None = None,
+        gpus: Sequence[str] = (),
+    ) -> None:
+        """The search starts, or goes on. Versions, git commit and hardware are added here."""
+        facts = {f"version.{k}": v for k, v in _facts.versions().items()}
+        facts |= {f"hardware.{k}": v for k, v in _facts.hardware(gpus).items()}
+        commit = _facts.git_commit(Path.cwd())
+        facts |= {"mlflow.source.git.commit": commit} if commit else {}
+        self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), facts | dict(tags or {})))
+
+    def trial_started(
+        self,
+        trial_id: str,
+        params: Mapping[str, Scalar],
+        hyperparameters: Hyperparameters,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """A trial starts, or starts again elsewhere."""
+        self._append(TrialStarted(time.time(), trial_id, dict(params), hyperparameters, dict(tags or {})))
+
+    def trial_reported(self, report: TrialReport) -> None:
+        """A trial reports; a step it has reported before is left as it was."""
+        steps = self._steps.get(report.trial_id, set())
+        if report.step not in steps:
+            self._append(TrialReported(time.time(), report, first=not steps))
+
+    def trial_finished(
+        self, trial_id: str, state: TrialState, reason: str = "", wall_s: float = 0.0, device_s: float = 0.0
+    ) -> None:
+        """A trial ends; the same end told twice is one end."""
+        if self._ended.get(trial_id) is not state:
+            self._append(TrialFinished(time.time(), trial_id, state, reason, wall_s, device_s))
+
+    def adapter_logged(self, trial_id: str, folder: Path) -> None:
+        """A trial's adapter lies in `folder`, where it must stay until it has been carried over."""
+        self._append(AdapterLogged(time.time(), trial_id, str(folder.resolve())))
+
+    def abandon(self, keep: Collection[str] = (), reason: str = "not continued") -> tuple[str, ...]:
+        """Close every unfinished trial not in `keep` as KILLED, and return their ids."""
+        gone = tuple(sorted(self._open_trials - set(keep)))
+        for trial_id in gone:
+            self._append(TrialAbandoned(time.time(), trial_id, reason))
+        return gone
+
+    def search_finished(self, state: SearchState, summary: Mapping[str, Scalar] | None = None) -> None:
+        """The search ends: numbers of `summary` become metrics of the parent run, the rest tags."""
+        self._append(SearchFinished(time.time(), state, dict(summary or {})))
+
+    # ---- how it stands -----------------------------------------------------------------------------------------------
+    @property
+    def trouble(self) -> str | None:
+        """Why events wait, while the store is away; None when they do not."""
+        return self._trouble
+
+    @property
+    def waiting(self) -> bool:
+        """Whether events have yet to reach the store."""
+        return self._spool.offset < self._spool.size
+
+    def run_id(self, trial_id: str) -> str | None:
+        """Return the run of a trial once it has been created; flush first to be sure."""
+        return self._runs.known(trial_id)
+
+    def model_id(self, trial_id: str) -> str | None:
+        """Return the logged model of a trial's adapter once it has been carried over."""
+        return self._runs.known(trial_id, "model_id")
+
+    def flush(self, timeout: float = 30.0) -> bool:
+        """Wait until every event told so far is in the store; False when it is not after `timeout` seconds."""
+        with self._changed:
+            target = self._spool.size
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._spool.offset >= target, timeout)
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """Flush, stop the writer and let the folder go; False when events stay spooled for the next tracker."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        done = self.flush(timeout)
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._writer.join(timeout=1.0)
+        self._spool.close()
+        if not done:
+            _logger.warning("MLflow at %s is away; what it lacks waits in %s", redact(self._uri), self._spool.path)
+        return done
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- the writer --------------------------------------------------------------------------------------------------
+    def _append(self, event: Event) -> None:
+        with self._changed:
+            self._spool.append(event)
+            self._note(event)
+            self._changed.notify_all()
+
+    def _note(self, event: Event) -> None:
+        """Remember what decides whether a later event is news."""
+        match event:
+            case TrialStarted(trial_id=trial_id):
+                self._open_trials.add(trial_id)
+                self._ended.pop(trial_id, None)
+            case TrialReported(report=report):
+                self._steps.setdefault(report.trial_id, set()).add(report.step)
+            case TrialFinished(trial_id=trial_id, state=state):
+                self._open_trials.discard(trial_id)
+                self._ended[trial_id] = state
+            case TrialAbandoned(trial_id=trial_id):
+                self._open_trials.discard(trial_id)
+
+    def _write(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while self._await_events():
+            entries = self._spool.read(self._spool.offset, _BATCH)
+            try:
+                self._apply(entries)
+                self._commit(entries[-1].end)
+                pause_s = _FIRST_PAUSE_S
+            except (AwayError, HomeError) as error:
+                self._pause(redact(str(error)), pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _apply(self, entries: Sequence[Entry]) -> None:
+        events = [entry.event for entry in entries if entry.event is not None]
+        try:
+            self._recorder.apply(events)
+        except RefusedError:
+            for event in events:  # one by one, to set aside only what is refused
+                self._apply_one(event)
+
+    def _apply_one(self, event: Event) -> None:
+        try:
+            self._recorder.apply([event])
+        except RefusedError as error:
+            with disk_faults(self._refused_path), self._refused_path.open("ab") as file:
+                file.write(to_line(event))
+            _logger.warning("MLflow refuses an event, set aside in %s: %s", self._refused_path, redact(str(error)))
+
+    def _await_events(self) -> bool:
+        """Wait for events to apply; False when the tracker has stopped."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self.waiting)
+            return not self._stopped
+
+    def _commit(self, offset: int) -> None:
+        with self._changed:
+            if self._stopped:  # the folder may have a new owner; repeating these events is harmless
+                return
+            self._spool.commit(offset)
+            if self._trouble is not None:
+                _logger.warning("MLflow at %s answers again", redact(self._uri))
+            self._trouble = None
+            self._changed.notify_all()
+
+    def _pause(self, problem: str, seconds: float) -> None:
+        if self._trouble is None:
+            _logger.warning("MLflow is away, events wait in %s: %s", self._spool.path, problem)
+        with self._changed:
+            self._trouble = problem
+            if self._closing:  # someone waits, for a short time only
+                self._changed.wait_for(lambda: self._stopped, _FIRST_PAUSE_S)
+            else:
+                self._changed.wait_for(lambda: self._closing, seconds)

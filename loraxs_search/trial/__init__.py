@@ -1,0 +1,21 @@
+"""What one trial means: its loop, its optimizer, its scores and its state. The lone trial is the reference."""
+
+from __future__ import annotations
+
+from loraxs_search.trial.evaluate import evaluate
+from loraxs_search.trial.precision import choose_dtype
+from loraxs_search.trial.run import TrialRun, attach, detach, load_parameters, measure
+from loraxs_search.trial.schedule import lr_factor
+from loraxs_search.trial.snapshot import Snapshot
+
+__all__ = [
+    "Snapshot",
+    "TrialRun",
+    "attach",
+    "choose_dtype",
+    "detach",
+    "evaluate",
+    "load_parameters",
+    "lr_factor",
+    "measure",
+]

@@ -1,0 +1,194 @@
+"""One trial: an adapter on a shared frozen base, trained step by step, reported, parked and taken up again."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import safetensors.torch
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from transformers import PreTrainedModel
+
+from loraxs_search.adapter import LoraXSConfig
+from loraxs_search.base_model import head_names, init_head
+from loraxs_search.errors import TrialDivergedError
+from loraxs_search.records import AdapterSize, TrialReport, TrialSpec
+from loraxs_search.tasks import PreparedTask, batch_at
+from loraxs_search.trial.evaluate import evaluate
+from loraxs_search.trial.schedule import lr_factor
+from loraxs_search.trial.snapshot import Snapshot
+
+ADAPTER = "default"
+_R = "loraxs_R"
+
+
+def attach(model: PreTrainedModel, spec: TrialSpec) -> PeftModel:
+    """Put a fresh adapter and head on `model`; every number drawn depends on the trial's seed alone."""
+    hyper = spec.hyperparameters
+    init_head(model, hyper.seed)
+    config = LoraXSConfig(
+        task_type="SEQ_CLS",
+        r=hyper.rank,
+        scale=hyper.scale,
+        sigma=hyper.sigma,
+        basis=hyper.basis,
+        factor_rank=hyper.factor_rank,
+        init_std=hyper.init_std,
+        init_seed=hyper.seed,
+        target_modules=list(hyper.target_modules),
+        modules_to_save=list(head_names(model)),
+    )
+    peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
+    peft_model.eval()  # dropout off: a result must not depend on who shares the device
+    return peft_model
+
+
+def detach(model: PeftModel) -> PreTrainedModel:
+    """Take the adapter off again and return the base, frozen as it was."""
+    base = model.unload()
+    base.requires_grad_(False)
+    return base
+
+
+class TrialRun:
+    """Trains one trial on a base it does not own.
+
+    The state is R, head and AdamW's moments; data order, schedule and seeds are functions of (seed, step). So a run
+    taken up from a snapshot goes on bit for bit on the same device with the same number of threads.
+
+    Args:
+        model: The base with this trial's adapter, from `attach`.
+        data: The prepared task.
+        snapshot: Where to take up; None starts at step 0.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        model: PeftModel,
+        data: PreparedTask,
+        device: torch.device,
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        self.spec, self.model = spec, model
+        self._data, self._device = data, device
+        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._optimizer = self._make_optimizer()
+        self.step, self._device_s, self._num_tokens = 0, 0.0, 0
+        self._reports: tuple[TrialReport, ...] = ()
+        self._size = measure(model)
+        if snapshot is not None:
+            self._load(snapshot)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.spec.hyperparameters.max_steps
+
+    def advance(self, until: int) -> TrialReport:
+        """Train up to step `until` (at most `max_steps`), score the validation split, and return the report.
+
+        Raises:
+            TrialDivergedError: the loss or a metric is not finite.
+        """
+        started, first = time.perf_counter(), self.step
+        until = min(until, self.spec.hyperparameters.max_steps)
+        total = sum(self._train_step() for _ in range(first, until))
+        metrics = evaluate(self.model, self._data, "validation", self._device)
+        self._device_s += time.perf_counter() - started
+        report = TrialReport(
+            trial_id=self.spec.trial_id,
+            step=self.step,
+            metrics=metrics,
+            train_loss=total / max(1, until - first),
+            device_s=self._device_s,
+            num_tokens=self._num_tokens,
+            size=self._size,
+        )
+        self._reports = (*self._reports, report)
+        return report
+
+    def snapshot(self) -> Snapshot:
+        """Return the whole state; tensors are copies on the CPU."""
+        moments = {}
+        for name, parameter in self._parameters.items():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                if key != "step":  # the same for every tensor and equal to ours
+                    moments[f"{key}/{name}"] = value.detach().to("cpu", copy=True)
+        parameters = {n: p.detach().to("cpu", copy=True) for n, p in self._parameters.items()}
+        return Snapshot(
+            trial_id=self.spec.trial_id,
+            step=self.step,
+            parameters=parameters,
+            moments=moments,
+            reports=self._reports,
+            device_s=self._device_s,
+            num_tokens=self._num_tokens,
+        )
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        hyper = self.spec.hyperparameters
+        rates = {True: hyper.learning_rate, False: hyper.head_learning_rate}
+        groups = [
+            {"params": [p for n, p in self._parameters.items() if (_R in n) is is_r], "lr": lr, "base_lr": lr}
+            for is_r, lr in rates.items()
+        ]
+        return torch.optim.AdamW(groups, weight_decay=hyper.weight_decay, fused=True)
+
+    def _train_step(self) -> float:
+        hyper = self.spec.hyperparameters
+        rows = batch_at(self._data.lengths("train"), hyper.batch_size, seed=hyper.seed, step=self.step)
+        batch = self._data.collate("train", rows)
+        logits = self.model(**{k: v.to(self._device) for k, v in batch.inputs.items()}).logits.float()
+        loss = self._data.head.loss(logits, batch.labels.to(self._device)).mean()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrialDivergedError(
+                f"`training loss` must be finite, but got {value} at step {self.step + 1}.",
+                hint="lower the learning rates or the scale in the space",
+            )
+        loss.backward()
+        if hyper.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self._parameters.values(), hyper.max_grad_norm)
+        self._set_rates()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._num_tokens += batch.num_tokens
+        return value
+
+    def _set_rates(self) -> None:
+        hyper = self.spec.hyperparameters
+        factor = lr_factor(self.step, hyper.max_steps, hyper.warmup_ratio, hyper.lr_schedule)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    @torch.no_grad()
+    def _load(self, snapshot: Snapshot) -> None:
+        load_parameters(self.model, snapshot)
+        for name, parameter in self._parameters.items() if snapshot.moments else ():
+            state: dict[str, Any] = {"step": torch.tensor(float(snapshot.step), device=parameter.device)}
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = snapshot.moments[f"{key}/{name}"].to(parameter.device, copy=True)
+            self._optimizer.state[parameter] = state
+        self.step, self._reports = snapshot.step, snapshot.reports
+        self._device_s, self._num_tokens = snapshot.device_s, snapshot.num_tokens
+
+
+@torch.no_grad()
+def load_parameters(model: PeftModel, snapshot: Snapshot) -> None:
+    """Set the trained tensors of `model` to those of `snapshot`."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.copy_(snapshot.parameters[name])
+
+
+def measure(model: PeftModel) -> AdapterSize:
+    """Count what the adapter stores: R, head, and the bytes of its file."""
+    trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+    num_r = sum(count for name, count in trained.items() if _R in name)
+    stored = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    content = safetensors.torch.save({k: v.contiguous() for k, v in stored.items()}, {"format": "pt"})
+    return AdapterSize(num_r, sum(trained.values()) - num_r, len(content))

@@ -1,0 +1,74 @@
+"""A trial's whole state as bytes: tensors and a JSON header in one safetensors file, nothing pickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+
+from loraxs_search.errors import StudyError
+from loraxs_search.records import TrialReport, from_json, to_json
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What `TrialRun` needs to go on as if nothing had happened.
+
+    Args:
+        parameters: Trained tensors by PEFT's names, as trained (float32).
+        moments: AdamW's `exp_avg` and `exp_avg_sq` by `<kind>/<parameter name>`; empty before the first step.
+        reports: Every report so far; the last one's step is where training stands.
+    """
+
+    trial_id: str
+    step: int
+    parameters: Mapping[str, torch.Tensor]
+    moments: Mapping[str, torch.Tensor]
+    reports: tuple[TrialReport, ...]
+    device_s: float
+    num_tokens: int
+
+    def to_bytes(self) -> bytes:
+        """Serialise; equal snapshots give equal bytes."""
+        tensors = {f"parameter/{k}": v for k, v in self.parameters.items()}
+        tensors |= {f"moment/{k}": v for k, v in self.moments.items()}
+        header = {
+            "version": VERSION,
+            "trial_id": self.trial_id,
+            "step": self.step,
+            "device_s": self.device_s,
+            "num_tokens": self.num_tokens,
+        }
+        metadata = {"trial": json.dumps(header, sort_keys=True), "reports": to_json(self.reports)}
+        contiguous = {k: v.detach().to("cpu").contiguous() for k, v in sorted(tensors.items())}
+        return safetensors.torch.save(contiguous, metadata)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Snapshot:
+        """Read back what `to_bytes` wrote.
+
+        Raises:
+            StudyError: the bytes are damaged or of another version.
+        """
+        try:
+            tensors = safetensors.torch.load(content)
+            length = int.from_bytes(content[:8], "little")
+            metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+            header = json.loads(metadata["trial"])
+            reports = from_json(tuple[TrialReport, ...], metadata["reports"])
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+            raise StudyError(f"A snapshot must be whole, but: {error}.") from error
+        if header.pop("version") != VERSION:
+            raise StudyError(f"A snapshot must be of version {VERSION}, but got {metadata['trial']}.")
+        return cls(
+            parameters=_under("parameter/", tensors), moments=_under("moment/", tensors), reports=reports, **header
+        )
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# From a space to a prediction: search -> promote -> pull -> predict, on a real model and real data.
+# Usage: demo.sh BIN_FOLDER
+set -euo pipefail
+bin=$1
+run() { printf '\n$ loraxs-search %s\n' "$*"; "$bin/loraxs-search" "$@"; }
+
+run launch movie_reviews
+run promote
+run pull movie-reviews
+run predict movie-reviews \
+  "a moving, funny film" \
+  "two hours of my life that I will never get back" \
+  "the plot is thin, but the actors carry it with charm"
+printf '\nBrowse the trials:\n$ %s/loraxs-search ui\n' "$bin"

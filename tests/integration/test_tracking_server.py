@@ -1,0 +1,283 @@
+"""Runs and adapters on a real MLflow server, and what is left after kill -9 at bad moments."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.errors import TrackingError
+from loraxs_search.mlflow_uri import check_server
+from loraxs_search.records import (
+    AdapterSize,
+    BaseModelRef,
+    Candidate,
+    DataSource,
+    Hyperparameters,
+    Manifest,
+    Probe,
+    PromotionRule,
+    SearchPlan,
+    Task,
+    TrialReport,
+    TrialState,
+)
+from loraxs_search.registry import Registry, folder_digest, pull, seal, verify
+from loraxs_search.tracking import Tracker, ensure_store
+from loraxs_search.tracking.store import connect
+
+pytestmark = pytest.mark.slow
+
+HYPERPARAMETERS = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
+TASK = Task("toy", "sequence-classification", DataSource(hub="toy"), "t", "l", "accuracy", "maximize", ("accuracy",))
+
+
+def _report(trial_id: str, step: int) -> TrialReport:
+    return TrialReport(trial_id, step, {"accuracy": step / 1000}, 0.5, 1.0, 100, AdapterSize(16, 10, 400))
+
+
+def _trial(tracker: Tracker, trial_id: str, steps: tuple[int, ...] = (40, 80)) -> None:
+    tracker.trial_started(trial_id, {"rank": 4}, HYPERPARAMETERS)
+    for step in steps:
+        tracker.trial_reported(_report(trial_id, step))
+    tracker.trial_finished(trial_id, TrialState.COMPLETE, "ran all steps", 2.0, 1.0)
+
+
+def _points(uri: str, key: str = "accuracy") -> dict[str, list[int]]:
+    """Return the steps recorded of each trial; one run per trial or the test fails."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("exp")
+    steps: dict[str, list[int]] = {}
+    for run in client.search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'trial'"):
+        trial_id = run.data.tags["trial_id"]
+        assert trial_id not in steps
+        steps[trial_id] = sorted(point.step for point in client.get_metric_history(run.info.run_id, key))
+    return steps
+
+
+def _adapter(folder: Path, trial_id: str, num_bytes: int = 100) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(trial_id.encode() + bytes(num_bytes))
+    manifest = Manifest(
+        task=TASK,
+        base_model=BaseModelRef("org/base"),
+        base_digest="base",
+        data_fingerprint="data",
+        study="s1",
+        trial_id=trial_id,
+        params={},
+        hyperparameters=HYPERPARAMETERS,
+        validation_metrics={},
+        test_metrics={},
+        size=AdapterSize(16, 10, 400),
+        probe=Probe((), ()),
+        versions={},
+        created_at="2026-01-01",
+    )
+    seal(folder, manifest)
+    return folder
+
+
+def _candidate(trial_id: str, accuracy: float) -> Candidate:
+    return Candidate("s1", trial_id, "toy", {"accuracy": accuracy}, {}, 400, "data", "base")
+
+
+def _python(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+# ---- a server that dies ----------------------------------------------------------------------------------------------
+def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothing(make_mlflow_server, tmp_path):
+    server = make_mlflow_server()
+    server.start()
+    ensure_store(server.uri)
+    tracker = Tracker("s1", tmp_path / "study", server.uri, "exp")
+    tracker.search_started("task: {}\n", SearchPlan())
+    tracker.trial_started("long", {"rank": 4}, HYPERPARAMETERS)
+    tracker.trial_reported(_report("long", 40))
+    _trial(tracker, "before")
+    assert tracker.flush(60)
+
+    server.kill()
+    tracker.trial_reported(_report("long", 80))
+    _trial(tracker, "during")
+    assert not tracker.flush(3)
+    assert tracker.trouble is not None
+
+    server.start()
+    tracker.trial_reported(_report("long", 120))
+    _trial(tracker, "after")
+    tracker.search_finished("FINISHED", {"best": 0.1})
+    assert tracker.close(60)
+    assert _points(server.uri) == {"long": [40, 80, 120], "before": [40, 80], "during": [40, 80], "after": [40, 80]}
+    assert set(map(tuple, _points(server.uri, "wall_s").values())) == {(0,), ()}
+
+
+def test_a_server_killed_while_it_is_written_to_lacks_and_doubles_nothing(make_mlflow_server, tmp_path):
+    server = make_mlflow_server()
+    server.start()
+    tracker = Tracker("s1", tmp_path / "study", server.uri, "exp")
+    wanted: dict[str, list[int]] = {}
+    for number in range(120):
+        trial_id = f"t{number}"
+        _trial(tracker, trial_id)
+        wanted[trial_id] = [40, 80]
+        if number in (40, 80):
+            time.sleep(0.5)  # the writer is at work
+            assert tracker.waiting
+            server.kill()
+            server.start()
+    assert tracker.close(120)
+    assert _points(server.uri) == wanted
+
+
+def test_a_server_that_is_not_there_is_said_within_seconds(make_mlflow_server):
+    server = make_mlflow_server()
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match="must be reachable"):
+        ensure_store(server.uri)
+    assert time.monotonic() - began < 5
+
+
+# ---- a tracker that dies ---------------------------------------------------------------------------------------------
+_TELL_UNTIL_KILLED = """
+import sys
+from pathlib import Path
+from loraxs_search.records import AdapterSize, Hyperparameters, SearchPlan, TrialReport, TrialState
+from loraxs_search.tracking import Tracker
+folder, uri, first = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+tracker = Tracker("s1", folder, uri, "exp")
+tracker.search_started("task: {}", SearchPlan())
+hyperparameters = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
+for number in range(first, 100000):
+    trial_id = f"t{number}"
+    tracker.trial_started(trial_id, {"rank": 4}, hyperparameters)
+    for step in (40, 80):
+        report = TrialReport(trial_id, step, {"accuracy": step / 1000}, 0.5, 1.0, 100, AdapterSize(16, 10, 400))
+        tracker.trial_reported(report)
+        print(trial_id, step, flush=True)
+    tracker.trial_finished(trial_id, TrialState.COMPLETE, "ran all steps", 2.0, 1.0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["embedded", "server"])
+def test_after_kill_9_of_the_tracker_every_told_point_is_there_once(kind, store_uri, make_mlflow_server, tmp_path):
+    uri = store_uri
+    if kind == "server":
+        server = make_mlflow_server()
+        server.start()
+        uri = server.uri
+    told: dict[str, set[int]] = {}
+    for round_number, num_lines in enumerate((1, 40, 90)):
+        process = _python(_TELL_UNTIL_KILLED, tmp_path / "study", uri, 1000 * round_number)
+        assert process.stdout is not None
+        for _ in range(num_lines):
+            trial_id, step = process.stdout.readline().split()
+            told.setdefault(trial_id, set()).add(int(step))
+        if round_number == 2:
+            time.sleep(3.0)  # by now the writer is in the middle of a batch
+        _kill(process)
+
+    tracker = Tracker("s1", tmp_path / "study", uri, "exp")
+    assert tracker.close(120)
+    found = _points(uri)
+    assert all(len(steps) == len(set(steps)) for steps in found.values())
+    assert all(steps <= set(found[trial_id]) for trial_id, steps in told.items())
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("exp")
+    assert len(client.search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")) == 1
+
+
+@pytest.mark.parametrize("moment_s", [0.1, 0.3, 0.6])
+def test_a_first_use_killed_in_the_middle_does_not_spoil_the_store(tmp_path, moment_s):
+    folder = tmp_path / "home"
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    code = "import sys; from loraxs_search.tracking import ensure_store; ensure_store(sys.argv[1])"
+    process = _python(code, uri)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob(".mlflow.db.*.tmp")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(moment_s)  # some migrations are done
+    _kill(process)
+    ensure_store(uri)
+    assert connect(uri).search_experiments()
+
+
+# ---- the registry ----------------------------------------------------------------------------------------------------
+def test_promote_and_pull_through_a_server_and_from_the_cache_without_it(make_mlflow_server, tmp_path, caplog):
+    server = make_mlflow_server()
+    server.start()
+    tracker = Tracker("s1", tmp_path / "study", server.uri, "exp")
+    tracker.trial_started("t0", {"rank": 4}, HYPERPARAMETERS)
+    folder = _adapter(tmp_path / "t0", "t0")
+    tracker.adapter_logged("t0", folder)
+    assert tracker.close(60)
+    registry = Registry(server.uri)
+    for trial_id, accuracy, version in (("t0", 0.8, 1), ("t1", 0.7, None), ("t2", 0.9, 2)):
+        made = folder if trial_id == "t0" else _adapter(tmp_path / trial_id, trial_id)
+        decision, got = registry.settle(PromotionRule(), TASK, [_candidate(trial_id, accuracy)], {trial_id: made})
+        assert (decision.promoted, got) == (version is not None, version)
+    assert [past.promoted for past in registry.history("toy")] == [True, False, True]
+
+    pulled = pull("toy", uri=server.uri)
+    assert pulled.name == folder_digest(tmp_path / "t2")
+    assert verify(pulled).trial_id == "t2"
+    assert verify(pull("toy:1", uri=server.uri)).trial_id == "t0"
+    server.kill()
+    with caplog.at_level(logging.WARNING):
+        assert pull("toy", uri=server.uri) == pulled
+    assert "using the cached toy" in caplog.text
+    with pytest.raises(TrackingError):
+        pull("toy:2", uri=server.uri)
+
+
+def test_a_pull_killed_in_the_middle_leaves_nothing_and_the_next_one_succeeds(store_uri, tmp_path):
+    folder = _adapter(tmp_path / "t0", "t0", num_bytes=200_000_000)
+    Registry(store_uri).settle(PromotionRule(), TASK, [_candidate("t0", 0.8)], {"t0": folder})
+    cache = tmp_path / "cache"
+    code = "import sys; from pathlib import Path; from loraxs_search.registry import pull\n"
+    code += "pull('toy', uri=sys.argv[1], cache=Path(sys.argv[2]))"
+    process = _python(code, store_uri, cache)
+    deadline = time.monotonic() + 60
+    while not list(cache.glob(".pull-*/*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    _kill(process)
+    assert [path.name[:6] for path in cache.iterdir()] == [".pull-"]
+    assert verify(pull("toy", uri=store_uri, cache=cache)).trial_id == "t0"
+
+
+# ---- the ui ----------------------------------------------------------------------------------------------------------
+def test_the_ui_serves_the_embedded_store_until_interrupted(store_uri, make_mlflow_server):
+    port = make_mlflow_server().port
+    code = "import sys; from loraxs_search.tracking import run_ui; sys.exit(run_ui(sys.argv[1], port=int(sys.argv[2])))"
+    process = _python(code, store_uri, port)
+    uri = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            check_server(uri, timeout_s=1.0)
+            break
+        except TrackingError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert [e.name for e in connect(uri).search_experiments()] == ["Default"]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 0
+    if process.stdout is not None:
+        process.stdout.close()
+    with pytest.raises(TrackingError):
+        check_server(uri, timeout_s=1.0)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from loraxs_search.base_model import fresh_head, head_names, init_head, load_model
+
+
+@pytest.fixture
+def model(make_base, family):
+    return load_model(make_base(family), "sequence-classification", 3)
+
+
+def test_same_seed_same_head_whatever_happened_before(model):
+    torch.manual_seed(1)
+    first = fresh_head(model, 7)
+    torch.rand(11)
+    init_head(model, 8)
+    second, other = fresh_head(model, 7), fresh_head(model, 8)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_fresh_head_has_all_head_parameters_and_touches_nothing(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    head = fresh_head(model, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(head) == {n for n, _ in model.named_parameters() if n.split(".")[0] in head_names(model)}
+    assert all(value.dtype == torch.float32 for value in head.values())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_init_head_writes_the_fresh_head_and_leaves_the_body(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    init_head(model, 5)
+    expected = fresh_head(model, 5)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected.get(name, before[name])), name
+
+
+def test_drawn_as_the_models_own_initialisation_does(make_base):
+    bert = fresh_head(load_model(make_base("bert"), "sequence-classification", 300), 0)
+    assert bert["classifier.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert not bert["classifier.bias"].any()
+    modern = fresh_head(load_model(make_base("modernbert"), "sequence-classification", 300), 0)
+    cut = 0.880  # the standard deviation that is left of 1 when a normal is cut at twice it, ModernBERT's default
+    assert modern["classifier.weight"].std().item() == pytest.approx(cut * 16**-0.5, rel=0.05)
+    assert modern["head.dense.weight"].std().item() == pytest.approx(cut * 0.02 / math.sqrt(4), rel=0.2)
+
+
+def test_head_under_peft_is_written_to_the_original(make_base):
+    model = load_model(make_base("bert"), "sequence-classification", 2, dtype=torch.bfloat16)
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]))
+    init_head(wrapped.get_base_model(), 3)
+    expected = fresh_head(model, 3)["classifier.weight"]
+    assert torch.equal(model.classifier.original_module.weight, expected)
+    wrapped.add_adapter("second", LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]))
+    assert torch.equal(model.classifier.modules_to_save["second"].weight, expected)

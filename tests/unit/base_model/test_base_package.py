@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.base_model import locate
+from loraxs_search.errors import BaseModelError, HomeError
+from loraxs_search.records import BaseModelRef
+
+REF = BaseModelRef(id="org/name", package="carrier-model")
+MODEL = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer.json": b"{}"}
+Install = Callable[[Mapping[str, bytes]], Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Install a distribution that must not be imported, holding the given files."""
+    site = tmp_path / "site"
+
+    def make(files: Mapping[str, bytes]) -> Path:
+        contents = {"carrier_model/__init__.py": b"raise SystemExit('imported')", **files}
+        contents["carrier_model-1.0.dist-info/METADATA"] = b"Metadata-Version: 2.1\nName: carrier-model\nVersion: 1.0\n"
+        for name, data in contents.items():
+            (site / name).parent.mkdir(parents=True, exist_ok=True)
+            (site / name).write_bytes(data)
+        (site / "carrier_model-1.0.dist-info" / "RECORD").write_text("".join(f"{name},,\n" for name in contents))
+        monkeypatch.syspath_prepend(site)
+        return site
+
+    return make
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_plain_folder_is_used_where_it_is(install):
+    site = install({f"carrier_model/data/{name}": data for name, data in MODEL.items()})
+    assert locate(REF).path == str(site / "carrier_model" / "data")
+
+
+def test_zip_is_unpacked_once_under_home(install, loraxs_home):
+    archive = zipped({**MODEL, "1_Pooling/config.json": b"{}"})
+    install({"carrier_model/model.zip": archive})
+    first = locate(REF)
+    folder = loraxs_home / "base_models" / hashlib.sha256(archive).hexdigest()[:16]
+    assert first.path == str(folder)
+    assert {name: (folder / name).read_bytes() for name in MODEL} == MODEL
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert locate(REF) == first
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_model_may_lie_deeper_in_the_zip(install):
+    install(
+        {"carrier_model/model.zip": zipped({f"a/b/{name}": data for name, data in MODEL.items()} | {"x": b"other"})}
+    )
+    assert sorted(path.name for path in Path(locate(REF).path).iterdir()) == sorted(MODEL)
+
+
+def test_unpacked_folder_that_lost_a_file_is_made_again(install):
+    install({"carrier_model/model.zip": zipped(MODEL)})
+    found = locate(REF)
+    (Path(found.path) / "model.safetensors").unlink()
+    assert locate(REF) == found
+
+
+def test_member_outside_the_archive_is_refused(install, loraxs_home, tmp_path):
+    install({"carrier_model/model.zip": zipped({**MODEL, "../../escaped.txt": b"!"})})
+    with pytest.raises(BaseModelError, match=r"\.\./\.\./escaped\.txt"):
+        locate(REF)
+    assert not list(tmp_path.rglob("escaped.txt"))
+    assert not [path for path in (loraxs_home / "base_models").iterdir() if path.name != "digests"]
+
+
+def test_damaged_zip_is_refused_and_leaves_nothing(install, loraxs_home):
+    archive = bytearray(zipped(MODEL))
+    archive[archive.index(b"weightsweights")] ^= 1
+    install({"carrier_model/model.zip": bytes(archive)})
+    with pytest.raises(BaseModelError, match="damaged"):
+        locate(REF)
+    assert not [path for path in (loraxs_home / "base_models").iterdir() if path.name != "digests"]
+
+
+def test_file_that_is_no_zip_is_refused(install):
+    install({"carrier_model/model.zip": b"not a zip"})
+    with pytest.raises(BaseModelError, match="must be a zip file"):
+        locate(REF)
+
+
+def test_package_without_model_is_refused(install):
+    install({"carrier_model/data.zip": zipped({"config.json": b"{}"})})
+    with pytest.raises(BaseModelError, match="must hold a model"):
+        locate(REF)
+
+
+def test_home_that_cannot_be_written_is_a_home_error(install, loraxs_home):
+    install({"carrier_model/model.zip": zipped(MODEL)})
+    loraxs_home.write_text("a file, not a folder")
+    with pytest.raises(HomeError):
+        locate(REF)
+
+
+def test_what_killed_unpackings_left_is_swept_after_a_while(install, loraxs_home):
+    archive = zipped(MODEL)
+    install({"carrier_model/model.zip": archive})
+    stem = hashlib.sha256(archive).hexdigest()[:16]
+    old, fresh = (loraxs_home / "base_models" / f".{stem}.{name}" for name in ("old", "fresh"))
+    for folder in (old, fresh):
+        folder.mkdir(parents=True)
+    os.utime(old, (time.time() - 7200,) * 2)
+    locate(REF)
+    assert (old.exists(), fresh.exists()) == (False, True)
+
+
+def test_two_processes_at_once_end_with_one_good_folder(install, loraxs_home):
+    site = install({"carrier_model/model.zip": zipped(MODEL | {"big.bin": os.urandom(20_000_000)})})
+    code = (
+        "from loraxs_search.base_model import locate; from loraxs_search.records import BaseModelRef;"
+        "print(locate(BaseModelRef(id='org/name', package='carrier-model')).path)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    outputs = {process.communicate()[0] for process in running}
+    assert [process.returncode for process in running] == [0, 0, 0]
+    (path,) = outputs
+    assert (Path(path.strip()) / "model.safetensors").read_bytes() == MODEL["model.safetensors"]
+    assert len([p for p in (loraxs_home / "base_models").iterdir() if p.name != "digests"]) == 1
+
+
+def test_quickstart_package_is_the_hubs_own_model(quickstart):
+    assert quickstart.weight_digest == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    assert (Path(quickstart.path) / "tokenizer.json").is_file()

@@ -1,0 +1,187 @@
+"""Factors are the singular triplets of the weight, in one form, whatever the rank, dtype, threads or random state."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loraxs_search.errors import BaseModelError, RankError, UsageError
+from loraxs_search.factors import compute_factors, default_factor_rank, resolve_driver
+
+SIGMAS = ("input", "sqrt", "output", "none")
+BASES = ("top", "middle", "bottom", "random")
+
+
+def matrix(out_features: int, in_features: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(seed))
+
+
+shapes_and_ranks = st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(0, 10**6)).flatmap(
+    lambda t: st.tuples(st.just(t), st.integers(1, min(t[0], t[1])), st.integers(1, min(t[0], t[1])))
+)
+
+
+def test_full_rank_factors_rebuild_the_weight():
+    weight = matrix(24, 40)
+    factors = compute_factors(weight, rank=24)
+    rebuilt = factors.left @ torch.diag(factors.singular_values) @ factors.right
+    torch.testing.assert_close(rebuilt, weight, atol=2e-6, rtol=0)
+    torch.testing.assert_close(factors.left.T @ factors.left, torch.eye(24), atol=1e-6, rtol=0)
+    torch.testing.assert_close(factors.right @ factors.right.T, torch.eye(24), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_sigma_places_the_singular_values(sigma):
+    weight = matrix(12, 30)
+    u, s, vt = np.linalg.svd(weight.numpy().astype(np.float64), full_matrices=False)
+    a, b = compute_factors(weight, rank=12).ab(5, sigma)
+    on_a = {"input": s, "sqrt": np.sqrt(s)}.get(sigma, np.ones_like(s))[:5]
+    on_b = {"output": s, "sqrt": np.sqrt(s)}.get(sigma, np.ones_like(s))[:5]
+    np.testing.assert_allclose(np.abs(a.numpy()), np.abs(on_a[:, None] * vt[:5]), atol=1e-5)
+    np.testing.assert_allclose(np.abs(b.numpy()), np.abs(u[:, :5] * on_b), atol=1e-5)
+    np.testing.assert_allclose(
+        b @ a, (u[:, :5] * (on_a * on_b)) @ vt[:5], atol=1e-5
+    )  # signs of A and B belong together
+    assert a.dtype == b.dtype == torch.float32
+    assert a.is_contiguous()
+    assert b.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("basis", "expected"),
+    [("top", [8, 7, 6]), ("bottom", [1, 2, 3]), ("middle", [5, 4, 6])],
+)
+def test_basis_chooses_singular_values(basis, expected):
+    weight = torch.zeros(8, 9)
+    weight.diagonal().copy_(torch.arange(1.0, 9.0))
+    assert compute_factors(weight, rank=3, basis=basis).singular_values.tolist() == pytest.approx(expected)
+
+
+def test_random_basis_is_one_fixed_choice_of_all():
+    weight = torch.diag(torch.arange(1.0, 17.0))
+    chosen = compute_factors(weight, rank=16, basis="random").singular_values.round().tolist()
+    torch.manual_seed(1234)
+    assert chosen == compute_factors(weight, rank=16, basis="random").singular_values.round().tolist()
+    assert sorted(chosen) == list(range(1, 17))
+    assert chosen != sorted(chosen, reverse=True)
+
+
+@settings(deadline=None, max_examples=40)
+@given(shapes_and_ranks, st.sampled_from(BASES))
+def test_exact_prefixes_nest_bit_for_bit(case, basis):
+    (out_features, in_features, seed), *ranks = case
+    weight = matrix(out_features, in_features, seed)
+    small, large = (compute_factors(weight, rank=r, basis=basis) for r in sorted(ranks))
+    r = small.rank
+    assert torch.equal(small.left, large.left[:, :r])
+    assert torch.equal(small.right, large.right[:r])
+    for sigma in SIGMAS:
+        for one, other in zip(small.ab(r, sigma), large.ab(r, sigma), strict=True):
+            assert torch.equal(one, other)
+
+
+@settings(deadline=None, max_examples=40)
+@given(shapes_and_ranks, st.sampled_from(["exact", "randomized"]))
+def test_the_largest_entry_of_each_left_vector_is_positive(case, driver):
+    (out_features, in_features, seed), rank, _ = case
+    left = compute_factors(matrix(out_features, in_features, seed), rank=rank, driver=driver).left
+    assert (left.gather(0, left.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+@pytest.mark.parametrize("driver", ["exact", "randomized"])
+def test_threads_and_random_state_do_not_matter_and_are_left_alone(driver):
+    weight = matrix(96, 200)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count, seed in ((1, 0), (2, 99)):
+            torch.set_num_threads(count)
+            torch.manual_seed(seed)
+            state = torch.get_rng_state()
+            results.append(compute_factors(weight, rank=16, driver=driver))
+            assert torch.equal(torch.get_rng_state(), state)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0].left, results[1].left)
+    assert torch.equal(results[0].right, results[1].right)
+
+
+@pytest.mark.parametrize("shape", [(80, 160), (160, 80)])
+def test_the_randomised_driver_finds_the_top_components(shape):
+    u, _ = torch.linalg.qr(matrix(shape[0], 80))
+    v, _ = torch.linalg.qr(matrix(shape[1], 80, seed=1))
+    weight = u @ torch.diag(0.9 ** torch.arange(80.0)) @ v.T
+    exact, fast = (compute_factors(weight, rank=8, driver=d) for d in ("exact", "randomized"))
+    torch.testing.assert_close(fast.left, exact.left, atol=1e-4, rtol=0)
+    torch.testing.assert_close(fast.right, exact.right, atol=1e-4, rtol=0)
+    assert (exact.driver, fast.driver) == ("exact", "randomized")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_float_dtype_is_decomposed_as_the_numbers_it_holds(dtype):
+    weight = matrix(10, 14).to(dtype)
+    before = weight.clone()
+    factors = compute_factors(weight, rank=4)
+    same_numbers = compute_factors(weight.double(), rank=4)
+    assert torch.equal(factors.left, same_numbers.left)
+    assert factors.right.dtype == torch.float32
+    assert torch.equal(weight, before)
+
+
+def test_auto_means_exact_up_to_1024_and_for_every_other_basis():
+    assert resolve_driver("auto", "top", 1024, 4096) == "exact"
+    assert resolve_driver("auto", "top", 1025, 4096) == "randomized"
+    assert resolve_driver("auto", "bottom", 4096, 4096) == "exact"
+    assert resolve_driver("randomized", "top", 8, 8) == "randomized"
+
+
+@pytest.mark.parametrize(
+    ("rank", "shape", "stored"),
+    [(1, (384, 384), 64), (64, (384, 1536), 64), (65, (384, 384), 128), (200, (384, 384), 256), (20, (32, 99), 32)],
+)
+def test_factor_rank_buckets(rank, shape, stored):
+    assert default_factor_rank(rank, *shape) == stored
+
+
+@pytest.mark.parametrize("rank", [0, -1, 6])
+def test_a_rank_outside_the_weight_is_refused(rank):
+    with pytest.raises(RankError, match=rf"in 1\.\.5, but got rank={rank}"):
+        compute_factors(matrix(5, 9), rank=rank)
+
+
+def test_factors_cannot_be_cut_above_their_rank():
+    with pytest.raises(RankError, match=r"in 1\.\.3"):
+        compute_factors(matrix(5, 9), rank=3).ab(4)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.ones(4),
+        torch.ones(4, 4, dtype=torch.int8),
+        torch.empty(4, 4, device="meta"),
+        torch.tensor([[1.0, float("nan")], [0.0, 1.0]]),
+        torch.tensor([[1.0, float("inf")], [0.0, 1.0]]),
+    ],
+)
+def test_what_is_no_finite_matrix_is_refused(weight):
+    with pytest.raises(BaseModelError):
+        compute_factors(weight, rank=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [({"driver": "lapack"}, "driver"), ({"basis": "tpo"}, "top"), ({"driver": "randomized", "basis": "bottom"}, "top")],
+)
+def test_unknown_or_impossible_choices_are_refused(wrong, match):
+    with pytest.raises(UsageError, match=match):
+        compute_factors(matrix(5, 9), rank=2, **wrong)
+
+
+def test_an_unknown_sigma_is_refused():
+    with pytest.raises(UsageError, match="sigma"):
+        compute_factors(matrix(5, 9), rank=2).ab(2, "inptu")

@@ -1,0 +1,175 @@
+"""One weight, one good file: found again by content, shared by processes, rebuilt when damaged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraxs_search.errors import BaseModelError, HomeError, RankError
+from loraxs_search.factors import Factors, FactorStore, compute_factors
+
+
+def matrix(seed: int = 0, shape: tuple[int, int] = (24, 32)) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def files(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file()]
+
+
+def same(one: Factors, other: Factors) -> bool:
+    tensors = [(f.left, f.singular_values, f.right) for f in (one, other)]
+    return all(torch.equal(x, y) for x, y in zip(*tensors, strict=True)) and one.basis == other.basis
+
+
+def test_what_is_read_is_what_was_computed(tmp_path):
+    made = FactorStore(tmp_path).get(matrix(), rank=8, basis="middle")
+    (file,) = files(tmp_path)
+    stamp = file.stat().st_mtime_ns
+    read = FactorStore(tmp_path).get(matrix(), rank=8, basis="middle")
+    assert same(made, read)
+    assert same(read, compute_factors(matrix(), rank=8, basis="middle"))
+    assert read.driver == "exact"
+    assert file.stat().st_mtime_ns == stamp
+
+
+def test_a_second_call_with_the_same_tensor_touches_no_disk(tmp_path):
+    store, weight = FactorStore(tmp_path), matrix()
+    first = store.get(weight, rank=8)
+    files(tmp_path)[0].unlink()
+    assert store.get(weight, rank=8) is first
+    assert store.get(weight.detach(), rank=8) is first  # tied weights share their memory
+    assert not files(tmp_path)
+
+
+def test_a_transposed_view_is_another_weight(tmp_path):
+    store, weight = FactorStore(tmp_path), matrix()
+    store.get(weight, rank=8)
+    assert same(store.get(weight.T, rank=8), compute_factors(weight.T.contiguous(), rank=8))
+    assert len(files(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("change", [lambda w: w.mul_(2), lambda w: w.data.mul_(2)])
+def test_a_weight_changed_in_place_is_another_weight(tmp_path, change):
+    store, weight = FactorStore(tmp_path), matrix()
+    before = store.get(weight, rank=8)
+    change(weight)
+    assert not same(store.get(weight, rank=8), before)
+    assert same(store.get(weight, rank=8), compute_factors(weight, rank=8))
+
+
+def test_freed_memory_is_not_mistaken_for_the_old_weight(tmp_path):
+    store = FactorStore(tmp_path)
+    for seed in range(8):
+        weight = matrix(seed)
+        assert same(store.get(weight, rank=8), compute_factors(weight, rank=8))
+        del weight
+    assert len(store._memory) <= 2
+
+
+def test_the_name_depends_on_everything_that_moves_the_numbers(tmp_path):
+    store, weight = FactorStore(tmp_path), matrix()
+    requests = [
+        (weight, {"rank": 8}),
+        (weight, {"rank": 9}),
+        (weight, {"rank": 8, "basis": "bottom"}),
+        (weight, {"rank": 8, "driver": "randomized"}),
+        (weight.bfloat16(), {"rank": 8}),
+        (weight.half(), {"rank": 8}),
+        (weight.reshape(32, 24), {"rank": 8}),
+        (weight + 1e-6, {"rank": 8}),
+    ]
+    for tensor, request in requests:
+        store.get(tensor, **request)
+    assert len(files(tmp_path)) == len(requests)
+    store.get(weight, rank=8, driver="exact")  # what `auto` means
+    assert len(files(tmp_path)) == len(requests)
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip_a_number(content: bytes) -> bytes:
+    return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_number, lambda _: b"", lambda _: b"not a factor file at all"])
+def test_a_damaged_file_is_computed_again_with_a_warning(tmp_path, caplog, damage):
+    made = FactorStore(tmp_path).get(matrix(), rank=8)
+    (file,) = files(tmp_path)
+    good = file.read_bytes()
+    file.write_bytes(damage(good))
+    with caplog.at_level(logging.WARNING):
+        assert same(FactorStore(tmp_path).get(matrix(), rank=8), made)
+    assert str(file) in caplog.text
+    assert file.read_bytes() == good
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+from loraxs_search.factors import FactorStore
+root, gate = Path(sys.argv[1]), Path(sys.argv[2])
+weight = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
+print("ready", flush=True)
+while not gate.exists():
+    time.sleep(0.001)
+print(FactorStore(root).get(weight, rank=64).left.double().sum().item())
+"""
+
+
+def test_processes_that_compute_the_same_key_at_once_end_with_one_good_file(tmp_path):
+    root, gate = tmp_path / "factors", tmp_path / "gate"
+    command = [sys.executable, "-c", SCRIPT, str(root), str(gate)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
+    for run in runs:
+        assert run.stdout.readline() == "ready\n"
+    gate.touch()
+    answers = {run.communicate(timeout=60)[0] for run in runs}
+    assert [run.returncode for run in runs] == [0, 0]
+    assert len(answers) == 1
+    (file,) = files(root)
+    assert FactorStore(root).get(matrix(0, (200, 300)), rank=64).left.double().sum().item() == float(answers.pop())
+    assert file.suffix == ".safetensors"
+
+
+def test_a_folder_that_cannot_be_made_is_a_home_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(HomeError, match="must be writable"):
+        FactorStore(tmp_path / "file" / "factors").get(matrix(), rank=8)
+
+
+def test_the_default_folder_follows_the_home_variable(tmp_path, monkeypatch):
+    store = FactorStore()
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
+    store.get(matrix(), rank=8)
+    assert files(tmp_path / "factors")
+
+
+def test_prepare_reports_each_weight_and_fits_the_rank_to_small_ones(tmp_path):
+    weights = {"large": matrix(1, (40, 64)), "small": matrix(2, (8, 64))}
+    seen: list[tuple[int, int, str]] = []
+    store = FactorStore(tmp_path)
+    store.prepare(weights, rank=16, on_progress=lambda *progress: seen.append(progress))
+    assert seen == [(1, 2, "large"), (2, 2, "small")]
+    count = len(files(tmp_path))
+    assert store.get(weights["small"], rank=8).rank == 8
+    assert len(files(tmp_path)) == count == 2
+
+
+def test_a_wrong_request_stores_nothing(tmp_path):
+    store = FactorStore(tmp_path)
+    with pytest.raises(RankError):
+        store.get(matrix(), rank=25)
+    with pytest.raises(BaseModelError):
+        store.get(torch.full((4, 4), torch.nan), rank=2)
+    assert not files(tmp_path)

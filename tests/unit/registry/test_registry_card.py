@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import ast
+import re
+
+from loraxs_search.registry import model_card
+
+
+def test_the_card_says_task_scores_size_and_origin(manifest):
+    card = model_card(manifest("t7"), lora_parameters=6400)
+    assert "| accuracy | 0.8000 | 0.8100 |" in card
+    assert "| f1 | - | 0.8000 |" in card
+    assert "| R (trained between frozen factors) | 32 parameters |" in card
+    assert "| stored, R and head | 400 bytes |" in card
+    assert "6,400 parameters, 200 times R" in card
+    assert "negative, positive" in card
+    assert "Trial `t7` of study `s1`" in card
+    assert "| learning_rate | 0.001 |" in card
+    assert "train.jsonl.gz" in card
+    assert "/data/" not in card  # a card is handed out: it names no folder of the machine it was made on
+
+
+def test_its_front_matter_is_what_hubs_read(manifest):
+    import yaml
+
+    matter = model_card(manifest()).split("---")[1]
+    assert yaml.safe_load(matter) == {
+        "base_model": "org/base",
+        "library_name": "peft",
+        "pipeline_tag": "text-classification",
+        "tags": ["lora-xs"],
+    }
+
+
+def test_its_code_is_python_in_at_most_four_lines(manifest):
+    blocks = re.findall(r"```python\n(.*?)```", model_card(manifest()), flags=re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        ast.parse(block)
+        assert len(block.strip().splitlines()) <= 4
+    assert 'load_adapter("movie-reviews")' in blocks[0]
+    assert 'num_labels=2, revision="abc123"' in blocks[1]

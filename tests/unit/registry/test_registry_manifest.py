@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from loraxs_search.errors import IntegrityError
+from loraxs_search.registry import folder_digest, seal, verify
+
+
+def test_a_sealed_folder_verifies_and_gives_back_its_manifest(make_folder, manifest):
+    folder = make_folder("t0")
+    sealed = verify(folder)
+    assert sealed.task == manifest("t0").task
+    assert sealed.probe == manifest("t0").probe
+    assert sealed.files.keys() == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    assert sealed.files["adapter_model.safetensors"] == hashlib.sha256(weights).hexdigest()
+
+
+def test_sealing_again_gives_the_same_digest(make_folder, manifest):
+    folder = make_folder("t0")
+    digest = folder_digest(folder)
+    assert seal(folder, manifest("t0")) == verify(folder)
+    assert folder_digest(folder) == digest
+    (folder / "README.md").write_text("another card")
+    seal(folder, manifest("t0"))
+    assert folder_digest(folder) != digest
+
+
+def test_a_flipped_byte_of_any_file_is_noticed(make_folder):
+    folder = make_folder("t0")
+    for path in sorted(folder.iterdir()):
+        if path.name == "manifest.json":
+            continue
+        whole = path.read_bytes()
+        for position in {*range(0, len(whole), 97), len(whole) - 1}:
+            flipped = bytearray(whole)
+            flipped[position] ^= 1
+            path.write_bytes(flipped)
+            with pytest.raises(IntegrityError, match=path.name):
+                verify(folder)
+        path.write_bytes(whole)
+    verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json is missing"),
+        (lambda f: (f / "extra.json").write_text("{}"), "extra.json is not listed"),
+        (lambda f: (f / "code.py").write_text(""), "`file suffix` must be one of"),
+        (lambda f: (f / "sub").mkdir(), "must be a plain file"),
+        (lambda f: (f / "link.json").symlink_to("/etc/hostname"), "must be a plain file"),
+        (lambda f: (f / "manifest.json").unlink(), "is missing: this is no adapter folder"),
+        (lambda f: (f / "manifest.json").write_text("{}"), "is not an adapter manifest"),
+        (lambda f: (f / "manifest.json").write_text("not json"), "is not an adapter manifest"),
+        (lambda f: (f / "README.md").write_text("x" * (2**20 + 1)), "README.md must have at most 1,048,576 bytes"),
+        (lambda f: (f / ".hidden.json").write_text("{}"), "must be a plain name"),
+    ],
+)
+def test_what_does_not_belong_is_named(make_folder, fault, message):
+    folder = make_folder("t0")
+    fault(folder)
+    with pytest.raises(IntegrityError, match=message):
+        verify(folder)
+
+
+def test_a_manifest_that_names_a_file_outside_is_refused(make_folder, tmp_path):
+    folder = make_folder("t0")
+    (tmp_path / "made" / "outside.json").write_text("{}")
+    content = json.loads((folder / "manifest.json").read_text())
+    content["files"]["../outside.json"] = hashlib.sha256(b"{}").hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(IntegrityError, match=r"outside\.json is missing"):
+        verify(folder)
+
+
+def test_a_manifest_of_another_version_is_refused_with_a_remedy(make_folder):
+    folder = make_folder("t0")
+    content = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(content | {"schema_version": 2}))
+    with pytest.raises(IntegrityError, match="`schema_version` must be 1, but got 2") as refused:
+        verify(folder)
+    assert "upgrade" in str(refused.value.hint)
+
+
+def test_sealing_refuses_what_an_adapter_has_no_use_for(make_folder, manifest):
+    folder = make_folder("t0")
+    (folder / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(IntegrityError, match=r"optimizer\.pt"):
+        seal(folder, manifest("t0"))

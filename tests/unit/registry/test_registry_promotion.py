@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loraxs_search.records import Candidate, DataSource, PromotionRule, Task
+from loraxs_search.registry import decide
+
+TASK = Task(
+    name="toy",
+    kind="sequence-classification",
+    source=DataSource(hub="toy"),
+    text="text",
+    label="label",
+    metric="accuracy",
+    direction="maximize",
+    metrics=("accuracy",),
+    labels=("a", "b"),
+)
+
+
+def _candidate(trial_id: str, accuracy: float, stored_bytes: int = 1000, **other) -> Candidate:
+    fields = {
+        "study": "s1",
+        "trial_id": trial_id,
+        "task": "toy",
+        "test_metrics": {"accuracy": accuracy},
+        "validation_metrics": {},
+        "stored_bytes": stored_bytes,
+        "data_fingerprint": "data",
+        "base_digest": "base",
+    }
+    return Candidate(**(fields | other))
+
+
+# ---- examples --------------------------------------------------------------------------------------------------------
+def test_without_a_champion_the_best_is_promoted():
+    decision = decide(PromotionRule(), TASK, [_candidate("t0", 0.7), _candidate("t1", 0.8)], None)
+    assert (decision.promoted, decision.winner, decision.winner_metric) == (True, "t1", 0.8)
+    assert decision.reasons[-1] == "there was no champion"
+
+
+def test_within_tolerance_the_smallest_is_chosen():
+    candidates = [_candidate("t0", 0.805, 3000), _candidate("t1", 0.800, 1000), _candidate("t2", 0.799, 10)]
+    decision = decide(PromotionRule(tolerance=0.005), TASK, candidates, None)
+    assert decision.winner == "t1"  # 0.805 - 0.800 > 0.005 in floating point, and yet within it
+    assert "smallest within tolerance=0.005" in decision.reasons[1]
+
+
+def test_equal_size_goes_to_the_better_metric_then_the_lower_id():
+    same = [_candidate("t2", 0.80), _candidate("t1", 0.80), _candidate("t0", 0.79)]
+    assert decide(PromotionRule(tolerance=0.1), TASK, same, None).winner == "t1"
+
+
+def test_minimised_metrics_turn_the_order_round():
+    task = dataclasses.replace(TASK, metric="error", direction="minimize")
+    candidates = [_candidate(f"t{n}", 0, test_metrics={"error": n / 10}) for n in (3, 1, 2)]
+    assert decide(PromotionRule(), task, candidates, None).winner == "t1"
+    champion = _candidate("old", 0, test_metrics={"error": 0.05})
+    refused = decide(PromotionRule(), task, candidates, champion)
+    assert not refused.promoted
+    assert "gain -0.05" in refused.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("min_gain", "accuracy", "promoted"),
+    [(0.0, 0.80, False), (0.0, 0.801, True), (0.01, 0.805, False), (0.01, 0.81, True), (0.0, 0.79, False)],
+)
+def test_a_candidate_must_gain_more_than_nothing_and_at_least_min_gain(min_gain, accuracy, promoted):
+    decision = decide(
+        PromotionRule(min_gain=min_gain), TASK, [_candidate("t0", accuracy)], _candidate("old", 0.80, study="s0")
+    )
+    assert decision.promoted is promoted
+    assert decision.champion == "s0/old"
+    assert decision.champion_metric == 0.80
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "stored_bytes", "promoted"),
+    [(0.798, 999, True), (0.80, 999, True), (0.798, 1000, False), (0.79, 10, False)],
+)
+def test_within_tolerance_of_the_champion_a_strictly_smaller_one_replaces_it(accuracy, stored_bytes, promoted):
+    rule = PromotionRule(min_gain=0.01, tolerance=0.005)
+    decision = decide(rule, TASK, [_candidate("t0", accuracy, stored_bytes)], _candidate("old", 0.80, 1000, study="s0"))
+    assert decision.promoted is promoted
+    assert ("and smaller" in decision.reasons[-1]) is promoted
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [({"data_fingerprint": "d2"}, "other data"), ({"base_digest": "b2"}, "other base model"), ({}, "no finite test")],
+)
+def test_a_champion_that_cannot_be_compared_stays_unless_forced(other, why):
+    champion = _candidate("old", 0.1, study="s0", **(other or {"test_metrics": {"f1": 0.1}}))
+    refused = decide(PromotionRule(), TASK, [_candidate("t0", 0.9)], champion)
+    assert not refused.promoted
+    assert "not comparable" in refused.reasons[-1]
+    assert why in refused.reasons[-1]
+    forced = decide(PromotionRule(), TASK, [_candidate("t0", 0.9)], champion, forced=True)
+    assert forced.promoted
+    assert forced.forced
+    assert forced.reasons[-2:] == (refused.reasons[-1], "promoted by force")
+
+
+def test_the_champion_is_not_promoted_again_even_by_force():
+    champion = _candidate("t0", 0.9)
+    for forced in (False, True):
+        decision = decide(PromotionRule(), TASK, [champion], champion, forced)
+        assert not decision.promoted
+        assert decision.reasons[-1] == "s1/t0 already is the champion"
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"test_metrics": {}}, "no test accuracy"),
+        ({"test_metrics": {"accuracy": math.nan}}, "is nan"),
+        ({"stored_bytes": 5000}, "more than max_bytes=4,000"),
+        ({"task": "elsewhere"}, "of task elsewhere"),
+    ],
+)
+def test_what_may_not_take_part_is_named_with_its_reason(other, why):
+    bad = dataclasses.replace(_candidate("bad", 0.99), **other)
+    decision = decide(PromotionRule(max_bytes=4000), TASK, [bad, _candidate("t0", 0.5)], None, forced=True)
+    assert decision.winner == "t0"
+    assert why in decision.reasons[0]
+    alone = decide(PromotionRule(max_bytes=4000), TASK, [bad], None, forced=True)
+    assert (alone.promoted, alone.winner, alone.winner_metric) == (False, None, None)
+
+
+def test_no_candidates_is_a_refusal():
+    assert not decide(PromotionRule(), TASK, [], None, forced=True).promoted
+
+
+# ---- laws ------------------------------------------------------------------------------------------------------------
+law = settings(deadline=None, max_examples=100)  # a busy machine is no fault of the rule
+scores = st.one_of(st.integers(0, 100).map(lambda n: n / 100), st.floats(0, 1), st.just(math.nan))
+
+
+@st.composite
+def candidates(draw, min_size: int = 0) -> list[Candidate]:
+    drawn = draw(st.lists(st.tuples(scores, st.integers(1, 50).map(lambda n: n * 100)), min_size=min_size, max_size=6))
+    return [_candidate(f"t{n}", accuracy, size) for n, (accuracy, size) in enumerate(drawn)]
+
+
+@st.composite
+def champions(draw) -> Candidate | None:
+    known = {"data_fingerprint": draw(st.sampled_from(["data", "data", "data2"]))}
+    made = _candidate("old", draw(st.floats(0, 1)), draw(st.integers(1, 5000)), study="s0", **known)
+    return draw(st.sampled_from([None, made, made]))
+
+
+rules = st.builds(
+    PromotionRule,
+    min_gain=st.sampled_from([0.0, 0.01, 0.1]),
+    tolerance=st.sampled_from([0.0, 0.005, 0.05]),
+    max_bytes=st.sampled_from([None, 500, 3000]),
+)
+
+
+@law
+@given(rules, candidates(), champions(), st.booleans(), st.randoms())
+def test_the_order_of_candidates_does_not_matter(rule, found, champion, forced, random):
+    shuffled = list(found)
+    random.shuffle(shuffled)
+    assert decide(rule, TASK, shuffled, champion, forced) == decide(rule, TASK, found, champion, forced)
+
+
+@law
+@given(rules, candidates(), champions(), st.booleans())
+def test_deciding_again_after_acting_changes_nothing(rule, found, champion, forced):
+    first = decide(rule, TASK, found, champion, forced)
+    if first.promoted:
+        champion = next(c for c in found if c.trial_id == first.winner)
+        assert not decide(rule, TASK, found, champion, forced).promoted
+
+
+@law
+@given(rules, candidates(), champions(), st.booleans())
+def test_nothing_above_max_bytes_or_without_a_score_is_ever_chosen(rule, found, champion, forced):
+    decision = decide(rule, TASK, found, champion, forced)
+    if decision.winner is not None:
+        winner = next(c for c in found if c.trial_id == decision.winner)
+        assert math.isfinite(winner.test_metrics["accuracy"])
+        assert rule.max_bytes is None or winner.stored_bytes <= rule.max_bytes
+
+
+@law
+@given(rules, candidates(min_size=1), champions())
+def test_unforced_promotion_never_loses_more_than_tolerance(rule, found, champion):
+    decision = decide(rule, TASK, found, champion)
+    if decision.promoted and champion is not None:
+        assert decision.winner_metric is not None
+        assert decision.winner_metric >= champion.test_metrics["accuracy"] - rule.tolerance - 1e-6
+
+
+@law
+@given(rules, candidates(min_size=1), champions(), st.floats(0, 1))
+def test_a_better_score_never_costs_a_lone_candidate_its_promotion(rule, found, champion, more):
+    lone = found[0]
+    before = decide(rule, TASK, [lone], champion)
+    if before.promoted:
+        better = dataclasses.replace(lone, test_metrics={"accuracy": lone.test_metrics["accuracy"] + more})
+        assert decide(rule, TASK, [better], champion).promoted

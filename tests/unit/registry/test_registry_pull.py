@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.errors import IntegrityError, RegistryError, TrackingError
+from loraxs_search.records import PromotionRule
+from loraxs_search.registry import Registry, folder_digest, pull, verify
+
+
+@pytest.fixture
+def promoted(store_uri, task, candidate, make_folder) -> Path:
+    folder = make_folder("t0")
+    Registry(store_uri).settle(PromotionRule(), task, [candidate("t0", 0.8)], {"t0": folder})
+    return folder
+
+
+@pytest.fixture
+def registered_files(store_uri, promoted) -> Path:
+    return Path(Registry(store_uri).resolve("movie-reviews").source)
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _cached(home: Path) -> set[str]:
+    return {path.name for path in (home / "adapters").iterdir()}
+
+
+def test_a_pulled_folder_is_the_promoted_one_under_its_digest(promoted, store_uri, fresh_home):
+    pulled = pull("movie-reviews", uri=store_uri)
+    assert pulled == fresh_home / "adapters" / folder_digest(promoted)
+    assert _content(pulled) == _content(promoted)
+    assert _cached(fresh_home) == {folder_digest(promoted), "names.json"}
+    assert not list(Path.cwd().iterdir())
+
+
+def test_every_form_of_the_name_gives_one_folder(promoted, store_uri, tmp_path):
+    cache = tmp_path / "cache"
+    folders = {
+        pull(name, uri=store_uri, cache=cache)
+        for name in ("movie-reviews", "movie-reviews@champion", "movie-reviews:1")
+    }
+    assert folders == {cache / folder_digest(promoted)}
+
+
+def test_a_cached_folder_is_not_downloaded_again(promoted, store_uri, registered_files):
+    pulled = pull("movie-reviews", uri=store_uri)
+    shutil.rmtree(registered_files)
+    assert pull("movie-reviews", uri=store_uri) == pulled
+
+
+def test_a_new_champion_is_pulled_beside_the_old(promoted, store_uri, task, candidate, make_folder):
+    old = pull("movie-reviews", uri=store_uri)
+    Registry(store_uri).settle(PromotionRule(), task, [candidate("t1", 0.9)], {"t1": make_folder("t1")})
+    new = pull("movie-reviews", uri=store_uri)
+    assert new != old
+    assert verify(old).trial_id == "t0"
+    assert verify(new).trial_id == "t1"
+
+
+def test_a_changed_cache_is_noticed_and_pulled_again(promoted, store_uri, fresh_home, caplog):
+    pulled = pull("movie-reviews", uri=store_uri)
+    (pulled / "adapter_model.safetensors").write_bytes(b"other")
+    assert pull("movie-reviews", uri=store_uri) == pulled
+    assert _content(pulled) == _content(promoted)
+    assert "was changed" in caplog.text
+    assert _cached(fresh_home) == {folder_digest(promoted), "names.json"}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda f: (f / "adapter_model.safetensors").write_bytes(b"other"),
+        lambda f: (f / "adapter_config.json").unlink(),
+        lambda f: (f / "extra.json").write_text("{}"),
+        lambda f: (f / "run.py").write_text(""),
+        lambda f: [path.unlink() for path in f.iterdir()],
+        lambda f: (f / "folder").mkdir(),
+        lambda f: (f / "README.md").write_text("x" * (2**20 + 1)),
+    ],
+)
+def test_what_was_changed_in_the_registry_is_refused_and_nothing_is_written(
+    registered_files, store_uri, fresh_home, fault
+):
+    fault(registered_files)
+    with pytest.raises(IntegrityError):
+        pull("movie-reviews", uri=store_uri)
+    assert _cached(fresh_home) == set()
+
+
+def test_an_exchanged_manifest_is_refused_though_it_fits_its_files(registered_files, store_uri, fresh_home):
+    content = json.loads((registered_files / "manifest.json").read_text())
+    (registered_files / "manifest.json").write_text(json.dumps(content | {"trial_id": "t9"}))
+    verify(registered_files)
+    with pytest.raises(IntegrityError, match="is not what was registered"):
+        pull("movie-reviews", uri=store_uri)
+    assert _cached(fresh_home) == set()
+
+
+def test_a_link_out_of_the_registrys_folder_is_not_kept(registered_files, store_uri, fresh_home, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (registered_files / "README.md").unlink()
+    (registered_files / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(RegistryError):
+        pull("movie-reviews", uri=store_uri)
+    assert _cached(fresh_home) == set()
+
+
+def test_a_pull_that_was_killed_is_swept_away_later(promoted, store_uri, fresh_home):
+    old, fresh = fresh_home / "adapters" / ".pull-old", fresh_home / "adapters" / ".pull-fresh"
+    for folder in (old, fresh):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, time.time() - 7200))
+    pull("movie-reviews", uri=store_uri)
+    assert not old.exists()
+    assert fresh.exists()  # may be another pull at work
+
+
+def test_without_a_store_pulling_says_so_and_creates_none(fresh_home):
+    with pytest.raises(RegistryError, match="`task` must be one of: none"):
+        pull("movie-reviews", uri=f"sqlite:///{fresh_home / 'mlflow.db'}")
+    assert not (fresh_home / "mlflow.db").exists()
+
+
+def test_a_server_that_is_away_and_nothing_cached_is_an_error(fresh_home):
+    with pytest.raises(TrackingError, match="must be reachable"):
+        pull("movie-reviews", uri="http://127.0.0.1:9")
+
+
+def test_a_server_that_is_away_gives_what_the_name_last_meant(promoted, store_uri, fresh_home, caplog):
+    pulled = pull("movie-reviews", uri=store_uri)
+    names = fresh_home / "adapters" / "names.json"
+    away = "http://127.0.0.1:9"
+    names.write_text(names.read_text().replace(store_uri, away))
+    with caplog.at_level(logging.WARNING):
+        assert pull("movie-reviews", uri=away) == pulled
+    assert "using the cached movie-reviews" in caplog.text
+    (pulled / "README.md").write_text("other")
+    with pytest.raises(TrackingError):
+        pull("movie-reviews", uri=away)
+
+
+def test_a_damaged_name_map_is_only_forgotten(promoted, store_uri, fresh_home):
+    pulled = pull("movie-reviews", uri=store_uri)
+    (fresh_home / "adapters" / "names.json").write_text("[not json")
+    assert pull("movie-reviews", uri=store_uri) == pulled

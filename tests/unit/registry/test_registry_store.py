@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import pytest
+
+from loraxs_search.errors import IntegrityError, RegistryError
+from loraxs_search.mlflow_uri import sqlite_path
+from loraxs_search.records import PromotionRule, SearchPlan, TrialState
+from loraxs_search.registry import Registry, decide
+from loraxs_search.registry._client import connect
+from loraxs_search.tracking import Tracker
+
+RULE = PromotionRule()
+
+
+@pytest.fixture
+def registry(store_uri):
+    return Registry(store_uri)
+
+
+@pytest.fixture
+def champion(registry, task, candidate, make_folder):
+    """A registry whose champion is t0 at 0.80 and 1000 bytes."""
+    _, version = registry.settle(RULE, task, [candidate("t0", 0.80)], {"t0": make_folder("t0")})
+    assert version == 1
+    return registry
+
+
+def test_a_promoted_adapter_is_champion_with_all_that_is_known_of_it(champion, candidate, store_uri):
+    found = champion.champion("movie-reviews")
+    assert (found.version, found.aliases) == (1, ("champion",))
+    assert found.candidate == candidate("t0", 0.80)
+    assert found.decision.promoted
+    version = connect(store_uri).get_model_version("movie-reviews", "1")
+    assert version.tags["test.accuracy"] == "0.8"
+    assert version.tags["loraxs.study"] == "s1"
+    assert version.description.startswith("---\nbase_model: org/base")
+
+
+def test_a_better_one_takes_the_alias_and_the_old_version_stays(champion, task, candidate, make_folder):
+    decision, version = champion.settle(RULE, task, [candidate("t1", 0.85)], {"t1": make_folder("t1")})
+    assert decision.promoted
+    assert version == 2
+    assert champion.champion("movie-reviews").candidate.trial_id == "t1"
+    old = champion.resolve("movie-reviews:1")
+    assert (old.candidate.trial_id, old.aliases) == ("t0", ())
+
+
+def test_a_refusal_is_recorded_and_moves_nothing(champion, task, candidate, make_folder):
+    decision, version = champion.settle(RULE, task, [candidate("t1", 0.75)], {"t1": make_folder("t1")})
+    assert version is None
+    assert champion.champion("movie-reviews").version == 1
+    history = champion.history("movie-reviews")
+    assert [past.promoted for past in history] == [True, False]
+    assert history[-1] == decision
+    with pytest.raises(RegistryError):
+        champion.resolve("movie-reviews:2")
+
+
+def test_settling_twice_promotes_once(champion, task, candidate, make_folder, tmp_path):
+    decision, version = champion.settle(RULE, task, [candidate("t0", 0.80)], {"t0": tmp_path / "made" / "t0"})
+    assert not decision.promoted
+    assert version is None
+    assert decision.reasons[-1] == "s1/t0 already is the champion"
+
+
+def test_a_task_that_was_only_refused_has_history_and_no_champion(registry, task, candidate):
+    rule = PromotionRule(max_bytes=10)
+    registry.settle(rule, task, [candidate("t0")], {})
+    assert registry.champion("movie-reviews") is None
+    assert len(registry.history("movie-reviews")) == 1
+    assert registry.tasks() == ["movie-reviews"]
+    with pytest.raises(RegistryError, match="movie-reviews has no champion") as none:
+        registry.resolve("movie-reviews")
+    assert "loraxs-search promote" in str(none.value.hint)
+
+
+def test_promoting_what_was_interrupted_uses_the_version_that_is_there(champion, candidate, task, tmp_path):
+    decision = decide(RULE, task, [candidate("t0", 0.80)], None)
+    assert champion.promote(tmp_path / "made" / "t0", candidate("t0", 0.80), decision) == 1
+    with pytest.raises(RegistryError):
+        champion.resolve("movie-reviews:2")
+
+
+def test_a_decision_against_a_champion_that_is_gone_is_refused(champion, task, candidate, make_folder):
+    stale = decide(RULE, task, [candidate("t1", 0.9)], None)  # made before t0 became champion
+    with pytest.raises(RegistryError, match="it is s1/t0 by now"):
+        champion.promote(make_folder("t1"), candidate("t1", 0.9), stale)
+    assert champion.champion("movie-reviews").candidate.trial_id == "t0"
+
+
+def test_a_changed_folder_is_not_registered(registry, task, candidate, make_folder):
+    folder = make_folder("t0")
+    (folder / "adapter_model.safetensors").write_bytes(b"other")
+    with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
+        registry.settle(RULE, task, [candidate("t0")], {"t0": folder})
+    assert registry.champion("movie-reviews") is None
+
+
+def test_the_folder_must_be_the_winners(registry, task, candidate, make_folder):
+    with pytest.raises(IntegrityError, match="must hold the winner s1/t1"):
+        registry.settle(RULE, task, [candidate("t1")], {"t1": make_folder("t0")})
+
+
+def test_unknown_names_list_what_there_is_nearest_first(champion):
+    with pytest.raises(RegistryError, match="`task` must be one of: movie-reviews, but got 'movie-review'"):
+        champion.resolve("movie-review")
+    for name in ("movie-reviews:7", "movie-reviews@canary"):
+        with pytest.raises(RegistryError, match=r"movie-reviews:1.*@champion|@champion.*:1"):
+            champion.resolve(name)
+
+
+def test_asking_where_there_is_no_store_creates_none(fresh_home):
+    uri = f"sqlite:///{fresh_home / 'mlflow.db'}"
+    registry = Registry(uri)
+    assert registry.champion("movie-reviews") is None
+    assert registry.history("movie-reviews") == []
+    assert registry.tasks() == []
+    with pytest.raises(RegistryError, match="`task` must be one of: none") as none:
+        registry.resolve("movie-reviews")
+    assert "loraxs-search launch" in str(none.value.hint)
+    assert not sqlite_path(uri).exists()
+
+
+def test_long_reasons_keep_their_end(registry, task, candidate):
+    bad = [candidate(f"t{n:04d}", stored_bytes=10**9) for n in range(200)]
+    registry.settle(PromotionRule(max_bytes=10), task, bad, {})
+    (kept,) = registry.history("movie-reviews")
+    assert kept.reasons[-1] == "no candidate may be promoted"
+    assert "more reasons" in kept.reasons[0]
+
+
+def test_a_version_of_someone_else_is_said(registry, store_uri, champion):
+    client = connect(store_uri)
+    made = client.create_model_version("movie-reviews", source="/elsewhere")
+    with pytest.raises(RegistryError, match="was not registered by loraxs-search"):
+        registry.resolve(f"movie-reviews:{made.version}")
+
+
+@pytest.mark.parametrize("name", ["a/b", "latest version", ""])
+def test_a_task_name_the_registry_cannot_hold_is_refused(registry, task, candidate, name):
+    odd = dataclasses.replace(task, name=name)
+    with pytest.raises(RegistryError, match="`task name` must"):
+        registry.settle(RULE, odd, [candidate("t0", task=name)], {})
+
+
+def test_two_promoters_at_once_leave_the_better_one(store_uri, task, candidate, make_folder):
+    folders = {f"t{n}": make_folder(f"t{n}") for n in range(4)}
+    faults: list[Exception] = []
+
+    def promote(number: int) -> None:
+        try:
+            own = candidate(f"t{number}", 0.80 + number / 100)
+            Registry(store_uri).settle(RULE, task, [own], folders)
+        except Exception as error:  # noqa: BLE001 (a thread's error is shown by the test)
+            faults.append(error)
+
+    threads = [threading.Thread(target=promote, args=(number,)) for number in (2, 0, 3, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    registry = Registry(store_uri)
+    assert registry.champion("movie-reviews").candidate.trial_id == "t3"
+    history = registry.history("movie-reviews")
+    assert len(history) == 4
+    gained = [past.winner_metric for past in history if past.promoted]
+    assert gained == sorted(gained)
+
+
+def test_the_logged_model_of_the_trial_is_the_one_registered(
+    registry, store_uri, task, candidate, make_folder, tmp_path
+):
+    tracker = Tracker("s1", tmp_path / "study", store_uri, "exp")
+    tracker.search_started("task: {}\n", SearchPlan())
+    tracker.trial_finished("t0", TrialState.COMPLETE)
+    assert tracker.flush()
+    folder = make_folder("t0", run_id=tracker.run_id("t0"))
+    tracker.adapter_logged("t0", folder)
+    assert tracker.close()
+    registry.settle(RULE, task, [candidate("t0")], {"t0": folder})
+    client = connect(store_uri)
+    version = client.get_model_version("movie-reviews", "1")
+    assert version.run_id == tracker.run_id("t0")
+    assert version.tags["loraxs.model_id"] == tracker.model_id("t0")
+    assert '"name": "movie-reviews"' in client.get_logged_model(tracker.model_id("t0")).tags["mlflow.modelVersions"]

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pytest
+
+from loraxs_search.errors import RankError, TargetModulesError
+from loraxs_search.factors import default_factor_rank
+from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule
+from loraxs_search.search_space import ShapeDescription, describe, factor_rank_bucket, load_space
+
+OWN = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+
+
+def bert(num_layers, width):
+    """The linear layers of a BERT-like model."""
+    sides = dict.fromkeys(OWN, (width, width))
+    sides |= {"intermediate.dense": (width, 4 * width), "output.dense": (4 * width, width)}
+    names = [(f"bert.encoder.layer.{i}.{own}", *size) for i in range(num_layers) for own, size in sides.items()]
+    return tuple(LinearModule(*module) for module in names)
+
+
+MINI = bert(6, 384)
+SPACE = "task: sst2\nbase_model: a/b\nparameters:\n  learning_rate: 1e-3\n"
+
+
+# ---- hyperparameters -------------------------------------------------------------------------------------------------
+def test_params_become_hyperparameters_with_the_records_defaults(parse):
+    space = parse(SPACE + "  rank: {choice: [4, 100]}\nsearch: {max_steps: 80}\n")
+    assert space.hyperparameters({"rank": 4, "learning_rate": 1e-3}, MINI, 7) == Hyperparameters(
+        rank=4,
+        target_modules=tuple(module.name for module in MINI),
+        learning_rate=1e-3,
+        head_learning_rate=1e-3,
+        max_steps=80,
+        seed=7,
+        factor_rank=128,
+    )
+
+
+def test_every_parameter_reaches_the_hyperparameters(parse):
+    given = {
+        "rank": 8,
+        "scale": 2.0,
+        "sigma": "sqrt",
+        "basis": "random",
+        "head": "output",
+        "init_std": 1e-4,
+        "learning_rate": 1e-3,
+        "head_learning_rate": 2e-3,
+        "weight_decay": 0.1,
+        "lr_schedule": "cosine",
+        "warmup_ratio": 0.5,
+        "max_grad_norm": 0.0,
+        "batch_size": 4,
+    }
+    space = parse(SPACE + "  rank: 8\n")
+    made = space.hyperparameters(given | {"target_modules": "ffn@last-1"}, MINI, 0)
+    assert {name: getattr(made, name) for name in given} == given
+    assert made.target_modules == ("bert.encoder.layer.5.intermediate.dense", "bert.encoder.layer.5.output.dense")
+
+
+def test_a_rank_or_group_that_does_not_fit_the_model_is_refused(parse):
+    space = parse(SPACE + "  rank: {int: [4, 500]}\n")
+    with pytest.raises(RankError, match=r"must be in 1\.\.384, but got rank=500 for bert\.encoder\.layer\.0\."):
+        space.hyperparameters({"rank": 500, "learning_rate": 1e-3}, MINI, 0)
+    with pytest.raises(TargetModulesError, match="but got 'q_proj'"):
+        space.hyperparameters({"rank": 4, "learning_rate": 1e-3, "target_modules": "q_proj"}, MINI, 0)
+    with pytest.raises(RankError, match="rank=500"):
+        describe(space, MINI)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 63, 64, 65, 128, 129, 300])
+def test_the_factor_rank_is_the_factor_rooms_own_bucket(rank):
+    assert factor_rank_bucket(rank) == default_factor_rank(rank, 4096, 4096)
+    assert min(factor_rank_bucket(rank), 384) == default_factor_rank(rank, 1536, 384)
+
+
+def test_max_rank_and_target_groups_know_every_possible_value(parse):
+    space = parse(SPACE + "  rank: {int: [4, 8], when: {head: full}, else: 32}\n  head: {choice: [full, output]}\n")
+    assert (space.max_rank(), space.target_groups()) == (32, ("all-linear",))
+    conditional = "  rank: 4\n  head: {choice: [full, output]}\n  target_modules: {value: ffn, when: {head: full}}\n"
+    assert parse(SPACE + conditional).target_groups() == ("ffn", "all-linear")
+
+
+# ---- describe --------------------------------------------------------------------------------------------------------
+def test_the_quickstart_is_described(parse):
+    described = describe(load_space("movie_reviews"), MINI, head_parameters=770)
+
+    assert described.combinations is None
+    assert {group.expression: len(group.modules) for group in described.groups} == {
+        "attention": 24,
+        "ffn": 12,
+        "all-linear": 36,
+    }
+    assert described.smallest == ShapeDescription(4, "ffn", AdapterSize(12 * 16, 770, 4 * (12 * 16 + 770)))
+    assert described.largest == ShapeDescription(16, "all-linear", AdapterSize(9216, 770, 4 * (9216 + 770)))
+
+
+def test_the_papers_setting_has_the_papers_size():
+    space = load_space("roberta_large_cola", overrides=["parameters.rank=16"])
+    described = describe(space, bert(24, 1024), head_parameters=1_051_650)
+    assert len(described.groups[0].modules) == 96
+    assert described.smallest == described.largest
+    assert described.largest.size == AdapterSize(24_576, 1_051_650, 4 * (24_576 + 1_051_650))
+
+
+def test_the_extremes_are_those_a_trial_can_reach(parse):
+    space = parse(
+        SPACE
+        + "  rank: {int: [4, 64], when: {target_modules: ffn}, else: 8}\n"
+        + "  target_modules: {choice: [attention, ffn, all-linear]}\n"
+    )
+    described = describe(space, MINI)
+    assert (described.smallest.rank, described.smallest.target_modules) == (4, "ffn")
+    assert (described.largest.rank, described.largest.target_modules) == (64, "ffn")
+    assert described.combinations == 61 + 2
+
+
+def test_only_ranks_that_meet_a_module_are_held_against_it(parse):
+    modules = (*bert(1, 64), LinearModule("bert.encoder.layer.0.attention.tiny", 64, 2))
+    fits = "  rank: {choice: [2, 16]}\n  target_modules: {value: tiny, when: {rank: 2}, else: ffn}\n"
+    assert describe(parse(SPACE + fits), modules).largest.rank == 16
+    with pytest.raises(RankError, match=r"1\.\.2, but got rank=16 for .*tiny"):
+        describe(parse(SPACE + fits.replace("rank: 2}", "rank: 16}")), modules)

@@ -1,0 +1,274 @@
+"""Every fault is told with its line, whatever else is wrong."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.samplers import RandomSampler
+from optuna.study import create_study
+
+from loraxs_search.errors import SpaceError
+
+# What a line becomes | where the fault is told | what is told; first the changed line's key, where it becomes another.
+TABLE = """
+name: Movie/Reviews | task.name | must start with a lower-case letter or digit
+name: latest | task.name | not be `latest`
+name: 2024 | task.name | must be text, but got 2024; quote it
+kind: classification | task.kind | must be one of: sequence-classification
+data_files: {train: nope.jsonl} | task.data.data_files.train | does not exist
+data_files: {train: .} | task.data.data_files.train | is a folder
+data_files | hub_id: x | task.data.hub_id | must be one of: hub
+columns: {text: sentence} | task.columns.label | is required
+labels: [no, "yes"] | task.labels[0] | got false (so YAML reads an unquoted no); quote it
+labels: [a, a] | task.labels | must name each once, without a second 'a'
+labels: [a] | task.labels | must name at least two labels
+metrics: [accurcy, f1] | task.metrics[0] | (one of: accuracy
+metrics: [f1, mse] | task.metrics[1] | must fit sequence-classification
+base_model: {id: a, revison: b} | base_model.revison | must be one of: revision
+base_model: {id: a, sha256: ABC} | base_model.sha256 | must be 64 hexadecimal digits
+base_model: ./nowhere | base_model.id | is no folder
+base_model: 7 | base_model | must hold keys (one of: id
+rank: {int: [0, 16], step: 4} | parameters.rank.int[0] | must be an integer in 1..65536, but got 0.
+rank: {int: [16, 4]} | parameters.rank.int | must have low < high
+rank: {int: [4, 15], step: 4} | parameters.rank.step | nearest: high 12 or 16
+rank: {int: [4, 16], step: 0} | parameters.rank.step | must be an integer above 0
+rank: {int: [4, 16], step: 4, log: true} | parameters.rank.step | must be left out beside log
+rank: {int: [4, 16], log: maybe} | parameters.rank.log | must be true or false
+rank: {uniform: [4, 16]} | parameters.rank.uniform | use int or choice
+rank: {choice: [4, 8, 4]} | parameters.rank.choice[2] | must list each value once
+rank: {choice: []} | parameters.rank.choice | at least one value
+rank: [4, 8] | parameters.rank | write {choice: [4, 8]}
+rank: 010 | parameters.rank | but got "010"
+rank | rnk: 4 | parameters.rnk | must be one of: rank
+scale: {uniform: [0.5, 2.0, 3.0]} | parameters.scale.uniform | must be [low, high]
+scale: {uniform: [0.5, .inf]} | parameters.scale.uniform[1] | got Infinity
+scale: {uniform: [.nan, 1]} | parameters.scale.uniform[0] | got NaN
+scale: {int: [1, 2]} | parameters.scale.int | use uniform (with step) or choice
+scale: {normal: [1, 2]} | parameters.scale | exactly one of: value, choice
+scale: {value: 1, choice: [1]} | parameters.scale | got 2: value, choice
+scale: {value: 1, else: 2} | parameters.scale.else | must stand beside `when`
+scale | alpha: 16 | parameters.alpha | use `scale` (= alpha / rank)
+target_modules: {choice: [query+value, value+query]} | parameters.target_modules.choice[1] | each value once
+target_modules: query@last-0 | parameters.target_modules | K at least 1
+target_modules: [query, query] | parameters.target_modules | must name each group once
+target_modules: 3 | parameters.target_modules | must be a module group (attention
+learning_rate: {log_uniform: [0, 1e-2]} | parameters.learning_rate.log_uniform[0] | must be a number above 0
+learning_rate: {log_uniform: [1e-4, 1e-2], step: 1} | parameters.learning_rate.step | must be one of:
+learning_rate: true | parameters.learning_rate | must be a number above 0, but got true
+weight_decay: {log_uniform: [0, 1]} | parameters.weight_decay.log_uniform[0] | as logarithms need
+weight_decay: {value: 0, when: {learning_rate: 1}} | parameters.weight_decay.when.learning_rate | may take any
+weight_decay: {value: 0, when: {rank: 5}} | parameters.weight_decay.when.rank | must be a value that rank may have: 4, 8
+weight_decay: {value: 0, when: {rank: [4, x]}} | parameters.weight_decay.when.rank[1] | must be an integer
+weight_decay: {value: 0, when: {rnk: 4}} | parameters.weight_decay.when.rnk | must name a parameter of this space: rank
+weight_decay: {value: 0, when: {rank: []}} | parameters.weight_decay.when.rank | an empty list
+weight_decay: {value: 0, when: 3} | parameters.weight_decay.when | must map parameters
+weight_decay: {value: 0, when: {weight_decay: 0}} | parameters.weight_decay.when | must not lead back to itself
+weight_decay: -1 | parameters.weight_decay | must be a number of at least 0, but got -1.
+weight_decay | warmup_ratio: 1.5 | parameters.warmup_ratio | must be a number in 0..1, but got 1.5.
+sigma: inptu | parameters.sigma | must be one of: input, sqrt, output, none
+sigma: {choice: [input], when: {rank: 4}, else: x} | parameters.sigma.else | must be one of: input
+sigma: {int: [1, 2]} | parameters.sigma.int | use choice
+sigma: {uniform: [1, 2]} | parameters.sigma.uniform | use choice
+trials: 0 | search.trials | must be at least 1, but got 0.
+trials: "4" | search.trials | must be an integer, but got "4".
+trials: 4.0 | search.trials | must be an integer, but got 4.0.
+trials: yes | search.trials | must be an integer, but got true (so YAML reads an unquoted yes).
+trials | scheduler: ashaa | search.scheduler | must be one of: asha, none
+trials | report_every: 500 | search.report_every | at most max_steps, but got report_every=500 and max_steps=160.
+trials | seed: 4294967296 | search.seed | must be below 4294967296
+time_budget: 1:30 | search.time_budget | (90s, 10m, 2h, 1d), but got
+time_budget: 0 | search.time_budget | must be above 0
+time_budget: soon | search.time_budget | but got "soon"
+time_budget: [1] | search.time_budget | must be a number
+metric: f2 | promotion.metric | must be one of the task's metrics: f1, accuracy
+metric | min_gain: .inf | promotion.min_gain | must be a finite number
+metric | max_bytes: -1 | promotion.max_bytes | must be at least 1
+metric | tolerance: -1e-3 | promotion.tolerance | must be at least 0
+"""
+ROWS = [row.split(" | ") for row in TABLE.strip().splitlines()]
+FAULTS = [tuple(row) if len(row) == 4 else (row[0].partition(":")[0], *row) for row in ROWS]
+
+KEYS = {word for row in ROWS for word in re.findall(r"[a-z_]+", row[0])}
+WORDS = sorted(KEYS | {"use", "when", "else", "hub", "sst2"})
+
+
+def changed(text, name, faulty):
+    """Put `faulty` in the place of the line with key `name`; return the text and the line's number."""
+    lines = text.splitlines()
+    (index,) = [i for i, line in enumerate(lines) if line.strip().startswith(f"{name}:")]
+    indent = len(lines[index]) - len(lines[index].lstrip())
+    lines[index] = " " * indent + faulty
+    return "\n".join(lines) + "\n", index + 1
+
+
+@pytest.mark.parametrize(("name", "faulty", "key", "told"), FAULTS, ids=[fault[1] for fault in FAULTS])
+def test_a_fault_is_told_with_its_line_and_key(text, faults, name, faulty, key, told):
+    broken, number = changed(text, name, faulty)
+    lines = faults(broken)
+
+    prefix = f"space.yaml:{number}: {key}: "
+    (line,) = [line for line in lines if line.startswith(prefix)]
+    assert told in line
+    # Beside it only what follows from it: the key that the changed line no longer holds is missed elsewhere.
+    missed = ("is required", "must have one of", "must name a parameter")
+    assert all(any(word in other for word in missed) for other in lines if other != line)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(FAULTS), min_size=2, max_size=8, unique_by=lambda fault: fault[0]))
+def test_all_faults_are_told_at_once_in_file_order(text, parse, chosen):
+    broken, numbers = text, []
+    for name, faulty, _, _ in chosen:
+        broken, number = changed(broken, name, faulty)
+        numbers.append(number)
+    with pytest.raises(SpaceError) as caught:
+        parse(broken)
+
+    heading, *lines = caught.value.message.splitlines()
+    assert heading.startswith(f"space.yaml has {len(lines)} fault")
+    keys = {key for _, _, key, _ in chosen}
+    for number, (_, _, key, told) in zip(numbers, chosen, strict=True):
+        start = f"space.yaml:{number}: {key}: "
+        assert _hangs_on_another(key, keys) or any(line.startswith(start) and told in line for line in lines)
+    told_at = [int(line.split(":")[1]) for line in lines]
+    assert told_at == sorted(told_at)
+
+
+def _hangs_on_another(key, keys):
+    """Whether a law between two keys cannot be checked, because the other one is wrong itself."""
+    if key == "promotion.metric":
+        return any(other.startswith("task.") for other in keys)
+    if key.startswith("task.metrics") or key == "task.labels":
+        return "task.kind" in keys or "task.labels[0]" in keys
+    parents = ("parameters.rank", "parameters.rnk", "parameters.learning_rate")
+    return ".when" in key and any(other.startswith(parents) for other in keys)
+
+
+@pytest.mark.parametrize("key", ["task", "base_model", "parameters"])
+def test_required_sections_are_named(text, faults, key):
+    kept = [block for block in _blocks(text) if not block.startswith(f"{key}:")]
+    assert f"space.yaml:1: {key}: is required." in faults("".join(kept))
+
+
+def test_a_missing_key_is_told_at_the_section_it_belongs_to(text, faults):
+    lines = faults(text.replace("  metrics: [accuracy, f1]\n", "").replace("  metric: f1\n", "  metric:\n"))
+    (line,) = lines
+    assert line.startswith("space.yaml:1: task.metrics: is required: one or more of accuracy, f1, macro_f1, matthews;")
+    lines = faults(text.replace("  learning_rate: {log_uniform: [1e-4, 1e-2]}\n", ""))
+    assert lines == ["space.yaml:10: parameters.learning_rate: is required: a number above 0, or a range of them."]
+
+
+def _blocks(text):
+    blocks: list[str] = []
+    for line in text.splitlines(keepends=True):
+        if line.startswith(" "):
+            blocks[-1] += line
+        else:
+            blocks.append(line)
+    return blocks
+
+
+def test_duplicate_keys_say_where_the_first_one_stands(text, faults):
+    (line,) = faults(text + "  metric: f1\n")
+    assert line == "space.yaml:22: promotion.metric: must be given once, but stands at space.yaml:21 already."
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ("  tolerance: !!python/name:os.system ''\n", "must be plain YAML"),
+        ("  tolerance: !mine 3\n", "has the tag !mine"),
+        ("  <<: {tolerance: 0}\n", "merge keys"),
+        ("  yes: 3\n", "a key must be text, but got yes: quote it"),
+        ("  [a]: 3\n", "a key must be text"),
+        ("  tolerance: !!int abc\n", "must be what its tag says (int)"),
+    ],
+)
+def test_yaml_beyond_plain_values_is_refused(text, faults, extra, told):
+    assert any(line.startswith("space.yaml:22: promotion") and told in line for line in faults(text + extra))
+
+
+def test_regression_has_no_labels_and_its_own_metrics(text, faults):
+    lines = faults(text.replace("sequence-classification", "regression"))
+    assert [line.split(": ")[1] for line in lines] == ["task.labels", "task.metrics[0]", "task.metrics[1]"]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("{hub: a, data_files: {train: train.jsonl}}", "must have one of: hub, data_files, but got both"),
+        ("{config: a}", "but got neither"),
+        ("{data_files: {train: train.jsonl}, config: a}", "must stand beside hub"),
+        ("{data_files: {validation: train.jsonl}}", "task.data.data_files.train: is required"),
+        ("{hub: a, splits: {dev: b}}", "task.data.splits.dev: must be one of: train, validation, test"),
+    ],
+)
+def test_data_comes_from_one_place(text, faults, data, told):
+    lines = faults(text.replace("data:\n    data_files: {train: train.jsonl}", f"data: {data}"))
+    assert any(told in line for line in lines)
+
+
+def test_conditions_may_not_go_in_a_circle(text, faults):
+    circle = "  basis: {choice: [top, random], when: {head: full}}\n  head: {choice: [full], when: {basis: top}}\n"
+    (line,) = faults(text.replace("  weight_decay: 0\n", circle))
+    assert "must not lead back to itself, but got" in line
+    assert "basis -> head" in line or "head -> basis" in line
+
+
+def test_what_every_trial_needs_may_not_be_absent(text, faults):
+    lines = faults(text.replace("rank: {int: [4, 16], step: 4}", "rank: {value: 4, when: {scale: 1}}"))
+    assert any("parameters.rank.when: must have `else: value` beside it" in line for line in lines)
+
+
+# ---- anything at all -------------------------------------------------------------------------------------------------
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(WORDS)
+NAMES = st.sampled_from(WORDS) | st.text(max_size=3)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=6
+)
+
+
+def paths(data, path=()):
+    yield path
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
+        yield from paths(value, (*path, key))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_whatever_stands_anywhere_is_taken_or_told(text, parse, data):
+    document = yaml.safe_load(text)
+    path = data.draw(st.sampled_from(list(paths(document))))
+    value = data.draw(VALUES)
+    holder = document
+    for key in path[:-1]:
+        holder = holder[key]
+    if path:
+        holder[path[-1]] = value
+    _taken_or_told(parse, yaml.safe_dump(document if path else value))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=30), st.integers(0, 1000), st.integers(0, 60))
+def test_whatever_is_typed_anywhere_is_taken_or_told(text, parse, typed, start, length):
+    _taken_or_told(parse, text[:start] + typed + text[start + length :])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(WORDS), max_size=3).map(".".join), st.text(max_size=10) | VALUES.map(yaml.safe_dump))
+def test_whatever_override_is_given_is_taken_or_told(text, parse, path, value):
+    _taken_or_told(parse, text, f"{path}={value}")
+
+
+def _taken_or_told(parse, text, *overrides):
+    try:
+        space = parse(text, *overrides)
+    except SpaceError as error:
+        assert error.message.count("\n") >= 1
+    else:
+        assert parse(space.text) == space
+        assert set(space.suggest(create_study(sampler=RandomSampler(seed=0)).ask())) <= set(space.parameters)

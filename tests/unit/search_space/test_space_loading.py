@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from loraxs_search.errors import SpaceError
+from loraxs_search.records import BaseModelRef, DataSource, PromotionRule, SearchPlan, Task
+from loraxs_search.search_space import Choice, Constant, Floats, Integers, load_space, parse_space
+from loraxs_search.search_space._laws import LAWS
+from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection
+
+
+def test_every_section_becomes_its_record(parse, text, folder):
+    space = parse(text)
+
+    assert space.task == Task(
+        name="reviews",
+        kind="sequence-classification",
+        source=DataSource(data_files={"train": str(folder / "train.jsonl")}),
+        text="sentence",
+        label="label",
+        labels=("no", "yes"),
+        metric="accuracy",
+        direction="maximize",
+        metrics=("accuracy", "f1"),
+    )
+    assert space.base_model == BaseModelRef(id="org/name")
+    assert space.search == SearchPlan(trials=4, time_budget_s=600.0)
+    assert space.promotion == PromotionRule(metric="f1")
+    assert (space.name, space.text, space.folder) == ("space", text, str(folder))
+
+
+def test_every_form_becomes_its_distribution(parse, text):
+    space = parse(text)
+    assert {name: parameter.distribution for name, parameter in space.parameters.items()} == {
+        "rank": Integers(4, 16, step=4),
+        "scale": Floats(0.5, 2.0, step=0.25),
+        "target_modules": Choice(("attention", "query+value", "all-linear@last-2")),
+        "learning_rate": Floats(1e-4, 1e-2, log=True),
+        "weight_decay": Constant(0.0),
+        "sigma": Choice(("input", "sqrt")),
+    }
+    assert space.parameters["sigma"].when == (("rank", (4, 8)),)
+    assert space.parameters["sigma"].otherwise == "none"
+
+
+def test_a_space_survives_pickling_and_reading_its_own_text(parse, text):
+    space = parse(
+        text, "search.trials=9", "task.labels=['on', 'off', '2024-01-01']", "task.metrics=[accuracy]", "promotion="
+    )
+    assert pickle.loads(pickle.dumps(space)) == space
+    again = parse(space.text)
+    assert again == space
+    assert again.task.labels == ("on", "off", "2024-01-01")
+
+
+@pytest.mark.parametrize(
+    ("section", "record", "renamed"),
+    [
+        (SearchSection, SearchPlan, {"time_budget_s": "time_budget"}),
+        (PromotionSection, PromotionRule, {}),
+        (BaseModelSection, BaseModelRef, {}),
+    ],
+)
+def test_sections_offer_every_field_of_their_record_with_its_default(section, record, renamed):
+    assert {renamed.get(field.name, field.name) for field in fields(record)} == set(section.model_fields)
+    for field in fields(record):
+        if field.name != "id":
+            assert section.model_fields[renamed.get(field.name, field.name)].default == field.default
+
+
+def test_every_hyperparameter_is_a_parameter_or_comes_from_elsewhere():
+    from loraxs_search.records import Hyperparameters
+
+    elsewhere = {"max_steps", "seed", "factor_rank"}
+    assert {field.name for field in fields(Hyperparameters)} - elsewhere == set(LAWS)
+
+
+# ---- overrides -------------------------------------------------------------------------------------------------------
+def test_overrides_are_yaml_values_put_in_before_checking(parse, text):
+    space = parse(
+        text,
+        "search.trials=24",
+        "search.max_steps=200",
+        "parameters.rank=8",
+        "parameters.scale={choice: [1, 2]}",
+        "base_model.revision=main",
+        "task.data.data_files.validation=train.jsonl",
+        "parameters.sigma=sqrt",
+        "search.trials=25",
+    )
+    assert (space.search.trials, space.search.max_steps) == (25, 200)
+    assert space.parameters["rank"].distribution == Constant(8)
+    assert space.parameters["scale"].distribution == Choice((1.0, 2.0))
+    assert space.base_model == BaseModelRef(id="org/name", revision="main")
+    assert space.task.source.data_files["validation"].endswith("/train.jsonl")
+    assert space.text.startswith('# space.yaml with --set "search.trials=24"\n')
+    assert yaml.safe_load(space.text)["search"]["trials"] == 25
+
+
+def test_an_override_mends_a_fault(parse, text):
+    broken = text.replace("trials: 4", "trials: none")
+    assert parse(broken, "search.trials=3").search.trials == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("search.trails=3", "search.trails: must be one of: trials, "),
+        ("serch.trials=3", "serch: must be one of: search, "),
+        ("search.trials=0", "search.trials: must be at least 1, but got 0."),
+        ("search.trials", "must be path.to.key=value, but got"),
+        ("=3", "must be path.to.key=value, but got"),
+        ("parameters.weight_decay.choice=3", "parameters.weight_decay.choice: must lead through keys, but"),
+        ("parameters.rank={int: [0, 4]}", "parameters.rank.int[0]: must be an integer in 1..65536, but got 0."),
+        ("parameters.rank=[", "must be valid YAML, but"),
+        ("parameters.learning_rate=.inf", "parameters.learning_rate: must be a number above 0, but got Infinity."),
+    ],
+)
+def test_a_faulty_override_is_told_as_such(faults, text, override, told):
+    (line,) = faults(text, override)
+    assert line.startswith(f"--set {override}:")
+    assert told in line
+
+
+# ---- catalogue -------------------------------------------------------------------------------------------------------
+CATALOGUE = "task: {task}\nbase_model: org/name\nparameters: {{rank: 4, learning_rate: 1e-3}}\n"
+
+
+def test_a_catalogue_task_by_name(parse):
+    from loraxs_search.tasks import catalogue_task
+
+    assert parse(CATALOGUE.format(task="sst2")).task == catalogue_task("sst2")
+
+
+def test_a_catalogue_task_with_keys_changed(parse, folder):
+    task = parse(CATALOGUE.format(task="{use: mrpc, max_length: 64, metric: accuracy, data: {revision: abc}}")).task
+    assert (task.max_length, task.metric, task.metrics, task.text_pair) == (64, "accuracy", ("accuracy",), "sentence2")
+    assert (task.source.hub, task.source.revision) == ("nyu-mll/glue", "abc")
+
+    local = parse(CATALOGUE.format(task="{use: stsb, data: {data_files: {train: train.jsonl}}}")).task
+    assert local.source == DataSource(data_files={"train": str(folder / "train.jsonl")})
+    assert (local.kind, local.labels, local.direction) == ("regression", (), "maximize")
+    assert parse(CATALOGUE.format(task="{use: stsb, metric: mse}")).task.direction == "minimize"
+
+
+def test_an_unknown_catalogue_task_lists_the_nearest_first(faults):
+    (line,) = faults(CATALOGUE.format(task="sst-2"))
+    assert line.startswith("space.yaml:1: task: must be one of: sst2, ")
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+def test_a_file_is_found_by_path_and_by_shipped_name(folder, text, monkeypatch):
+    (folder / "mine.yaml").write_text(text)
+    assert load_space(str(folder / "mine.yaml")).task.name == "reviews"
+
+    monkeypatch.chdir(folder)
+    assert load_space("mine.yaml").name == "mine"
+    for name in ("movie_reviews", "movie-reviews", "movie_reviews.yaml"):
+        assert load_space(name).name == "movie_reviews"
+
+
+@pytest.mark.parametrize("missing", ["movie_reviws", "movie_reviws.yaml", "no/such/movie_reviws.yaml"])
+def test_a_missing_file_hints_at_shipped_spaces(missing):
+    with pytest.raises(SpaceError, match="there is no") as caught:
+        load_space(missing)
+    assert caught.value.hint.startswith("shipped spaces: movie_reviews, ")
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "f.yaml:1: must hold keys: task, .* but holds nothing"),
+        (b"# only a comment\n", "f.yaml:1: must hold keys"),
+        (b"- task\n- base_model\n", "f.yaml:1: must hold keys: .* but holds \\["),
+        (b"just words", 'f.yaml:1: must hold keys: .* but holds "just words"'),
+        (b"a: 1\n\xff\xfe\x00", "f.yaml:2: must be text in UTF-8, but byte 5 is not"),
+        (b"a: 1\nb: \x00", r"f.yaml:2: must be text, but holds the character '\\x00'"),
+        (b"x" * 1_000_001, "at most 1000000 bytes"),
+        (b"task:\n  name: [a\n", "f.yaml:3:1: must be valid YAML, but while parsing a flow sequence"),
+        (b"task:\n\tname: a\n", "f.yaml:2:1: must be valid YAML, but .*'\\\\t'"),
+        (b"task: *nowhere\n", "f.yaml:1:7: must be valid YAML, but found undefined alias"),
+        (b"task: a\n---\ntask: b\n", "f.yaml:2:1: must be valid YAML, but .*another document"),
+        (b"task: &a [*a]\n", "f.yaml:1: .*at most 30 levels deep"),
+        (b"[" * 5000, "levels deep|valid YAML"),
+        (
+            b"a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n"
+            + b"".join(b"a%d: &a%d [%s]\n" % (i, i, b",".join([b"*a%d" % (i - 1)] * 10)) for i in range(1, 9)),
+            "at most 20000 values",
+        ),
+    ],
+)
+def test_a_file_that_is_no_space_is_told(tmp_path, content, told):
+    file = tmp_path / "f.yaml"
+    file.write_bytes(content)
+    with pytest.raises(SpaceError, match=told):
+        load_space(str(file))
+
+
+def test_a_folder_is_no_space(tmp_path):
+    with pytest.raises(SpaceError, match="is a folder"):
+        load_space(str(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_told(tmp_path, text):
+    file = tmp_path / "f.yaml"
+    file.write_text(text)
+    file.chmod(0)
+    with pytest.raises(SpaceError, match="Permission denied"):
+        load_space(str(file))
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path, text, folder):
+    file = folder / "bom.yaml"
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load_space(str(file)).task.name == "reviews"
+
+
+def test_a_local_base_model_is_made_absolute(text, folder):
+    (folder / "base").mkdir(exist_ok=True)
+    local = text.replace("org/name", "./base")
+    assert parse_space(local, source="s.yaml", folder=folder).base_model.id == str(folder / "base")
+
+
+def test_the_room_is_light():
+    code = "import sys, loraxs_search.search_space; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "optuna", "transformers", "ray", "mlflow", "datasets", "sklearn"} & set(loaded)

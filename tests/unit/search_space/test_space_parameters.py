@@ -1,0 +1,208 @@
+"""Whatever is declared, what a trial draws lies in it."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
+from optuna.study import Study, create_study
+
+from loraxs_search.search_space._laws import LAWS
+
+FLOATS = [name for name, law in LAWS.items() if law.kind == "float"]
+INTS = [name for name, law in LAWS.items() if law.kind == "int"]
+NAMES = [name for name, law in LAWS.items() if law.kind == "name"]
+GROUPS = ["attention", "ffn", "all-linear", "query+value", "attention@last-2"]
+
+
+def ask(seed=0) -> Study:
+    return create_study(sampler=RandomSampler(seed=seed))
+
+
+@st.composite
+def number(draw, name):
+    high = min(LAWS[name].high, 1e3)
+    if LAWS[name].kind == "int":
+        return draw(st.integers(1, int(high)))
+    return draw(st.floats(1e-6, high).map(lambda value: float(f"{value:.6g}")))
+
+
+@st.composite
+def form(draw, name):
+    """A value form as it would stand in YAML, and a test of what may be drawn from it."""
+    law = LAWS[name]
+    if law.kind in ("name", "modules"):
+        values = draw(st.lists(st.sampled_from(law.names or GROUPS), min_size=1, unique=True))
+        return {"choice": values}, lambda value: value in values
+    low, high = sorted(draw(st.lists(number(name), min_size=2, max_size=2, unique=True)))
+    step, count = draw(number(name)), draw(st.integers(1, 5))
+    last = Decimal(str(low)) + count * Decimal(str(step))
+    forms = {
+        "constant": (low, lambda value: value == low),
+        "value": ({"value": low}, lambda value: value == low),
+        "choice": ({"choice": [high, low]}, lambda value: value in (low, high)),
+        "range": ({"int" if law.kind == "int" else "uniform": [low, high]}, lambda value: low <= value <= high),
+        "log": (
+            {"int": [low, high], "log": True} if law.kind == "int" else {"log_uniform": [low, high]},
+            lambda value: low <= value <= high,
+        ),
+    }
+    if last <= law.high:
+        steps = [low + i * step for i in range(count + 1)]
+        forms["steps"] = (
+            {"int": [low, int(last)], "step": step}
+            if law.kind == "int"
+            else {"uniform": [low, float(last)], "step": step},
+            lambda value: any(math.isclose(value, expected, rel_tol=1e-9) for expected in steps),
+        )
+    return forms[draw(st.sampled_from(sorted(forms)))]
+
+
+@st.composite
+def declared(draw):
+    names = draw(st.sets(st.sampled_from(sorted(LAWS)))) | {"rank", "learning_rate"}
+    return {name: draw(form(name)) for name in draw(st.permutations(sorted(names)))}
+
+
+@settings(max_examples=80, deadline=None)
+@given(declared(), st.integers(0, 1000))
+def test_what_is_drawn_lies_in_what_was_declared(parse, parameters, seed):
+    section = {name: form for name, (form, _) in parameters.items()}
+    text = yaml.safe_dump({"task": "sst2", "base_model": "a/b", "parameters": section}, sort_keys=False)
+    space = parse(text)
+
+    for trial in (ask(seed).ask() for _ in range(3)):
+        params = space.suggest(trial)
+        assert list(params) == list(section)
+        for name, (_, lies_in) in parameters.items():
+            assert lies_in(params[name]), (name, params[name], section[name])
+            assert type(params[name]) is {"int": int, "float": float}.get(LAWS[name].kind, str)
+        assert trial.distributions == space.distributions()
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_a_range_beyond_the_law_is_refused(faults, data):
+    name = data.draw(st.sampled_from(FLOATS + INTS))
+    law = LAWS[name]
+    beyond = data.draw(st.sampled_from([law.low - 1, math.nan, math.inf, -math.inf, *([law.low] if law.above else [])]))
+    key = "int" if law.kind == "int" else "uniform"
+    section = {"rank": 4, "learning_rate": 1e-3, name: {key: [beyond, law.low + 2]}}
+    text = yaml.safe_dump({"task": "sst2", "base_model": "a/b", "parameters": section}, sort_keys=False)
+    assert any(f" parameters.{name}.{key}[0]: must be {law}, but got " in line for line in faults(text))
+
+
+@pytest.mark.parametrize("written", ["1e-3", "1E-3", ".001", "0.001", '"1e-3"', "1.0e-3"])
+def test_a_number_may_be_written_as_people_write_it(parse, text, written):
+    old = "{log_uniform: [1e-4, 1e-2]}"
+    space = parse(text.replace(old, written))
+    assert space.parameters["learning_rate"].distribution.values == (0.001,)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("1d", 86400), ("2 h", 7200)]
+)
+def test_a_time_budget_may_have_a_unit(parse, text, written, seconds):
+    assert parse(text, f"search.time_budget={written}").search.time_budget_s == seconds
+
+
+def test_distributions_are_optunas_own(parse, text):
+    assert parse(text).distributions() == {
+        "rank": IntDistribution(4, 16, step=4),
+        "scale": FloatDistribution(0.5, 2.0, step=0.25),
+        "target_modules": CategoricalDistribution(("attention", "query+value", "all-linear@last-2")),
+        "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+        "sigma": CategoricalDistribution(("input", "sqrt")),
+    }
+
+
+# ---- conditions ------------------------------------------------------------------------------------------------------
+CONDITIONS = """\
+task: sst2
+base_model: a/b
+parameters:
+  weight_decay: {value: 0.01, when: {sigma: sqrt}}
+  sigma: {choice: [input, sqrt], when: {basis: [top, random], rank: 8}}
+  head_learning_rate: {value: 1.0, when: {head: full}, else: 2.0}
+  head: {choice: [full, output]}
+  basis: {choice: [top, middle, random]}
+  rank: {int: [4, 12], step: 4}
+  learning_rate: 1e-3
+"""
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_parameter_is_present_only_if_its_condition_holds(parse, seed):
+    space = parse(CONDITIONS)
+    trial = ask(seed).ask()
+    params = space.suggest(trial)
+
+    assert ("sigma" in params) == (params["basis"] in ("top", "random") and params["rank"] == 8)
+    assert ("weight_decay" in params) == (params.get("sigma") == "sqrt")
+    assert params["head_learning_rate"] == (1.0 if params["head"] == "full" else 2.0)
+    assert [name for name in space.parameters if name in params] == list(params)
+    assert set(trial.params) == {"head", "basis", "rank"} | ({"sigma"} & set(params))
+
+
+def test_conditional_params_can_be_counted(parse):
+    # rank 8 with basis top or random: 2 * 2 sigma; the rest 9 - 2 without; each with either head.
+    assert parse(CONDITIONS).grid_size() == 2 * (2 * 2 + 7)
+    assert parse(CONDITIONS, "parameters.learning_rate={uniform: [1, 2]}").grid_size() is None
+    assert parse(CONDITIONS, "parameters.learning_rate={uniform: [1, 2], step: 0.1}").grid_size() == 22 * 11
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_the_count_is_the_number_of_different_params(parse, data):
+    """Against a walk over the whole grid: every way that a trial could draw."""
+    small = {
+        "rank": [4, 8, 16],
+        "head": ["full", "output"],
+        "sigma": ["input", "sqrt", "none"],
+        "basis": ["top", "random"],
+    }
+    section = {"learning_rate": 1e-3, "rank": {"choice": small["rank"]}}
+    for name in data.draw(st.permutations(["head", "sigma", "basis"])):
+        section[name] = {"choice": small[name]}
+        if data.draw(st.booleans()):
+            other = data.draw(st.sampled_from([known for known in section if known in small and known != name]))
+            wanted = data.draw(st.lists(st.sampled_from(small[other]), min_size=1, unique=True))
+            section[name]["when"] = {other: wanted}
+            if data.draw(st.booleans()):
+                section[name]["else"] = small[name][-1]
+    space = parse(yaml.safe_dump({"task": "sst2", "base_model": "a/b", "parameters": section}, sort_keys=False))
+    assert space.grid_size() == len(set(_walk(space)))
+
+
+def _walk(space):
+    waiting = [{}]
+    while waiting:
+        script = waiting.pop()
+        trial = _Scripted(script)
+        params = space.suggest(trial)
+        if trial.open is None:
+            yield tuple(params.items())
+        else:
+            name, choices = trial.open
+            waiting += [script | {name: choice} for choice in choices]
+
+
+class _Scripted:
+    """Answers from a script; the first question that is not in it stays open (and gets a stand-in answer)."""
+
+    def __init__(self, script):
+        self.script = script
+        self.open = None
+
+    def suggest_categorical(self, name, choices):
+        if name in self.script:
+            return self.script[name]
+        if self.open is None:
+            self.open = (name, choices)
+        return choices[0]

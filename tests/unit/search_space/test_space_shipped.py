@@ -1,0 +1,83 @@
+"""Every space that comes with the package is sound, and opens with how to use it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from optuna.study import create_study
+
+import loraxs_search
+from loraxs_search.errors import UsageError
+from loraxs_search.search_space import load_space, shipped_space_path, shipped_spaces
+
+SPACES = shipped_spaces()
+
+
+def test_the_quickstart_and_glue_are_shipped():
+    assert {
+        "movie_reviews",
+        "glue_sst2",
+        "glue_cola",
+        "glue_mrpc",
+        "glue_rte",
+        "glue_stsb",
+        "roberta_large_cola",
+    } <= set(SPACES)
+    assert sorted(SPACES) == SPACES
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_shipped_space_is_sound_and_can_be_drawn_from(name):
+    space = load_space(name)
+    params = space.suggest(create_study().ask())
+    assert (space.name, set(params)) == (name, set(space.parameters))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_shipped_space_opens_with_its_command_and_an_override_that_works(name):
+    opening = shipped_space_path(name).read_text().split("\n\n")[0]
+    assert "# Presumes: " in opening
+    assert f"# Run:       loraxs-search launch {name}\n" in opening
+    found = re.search(rf"# Override:  loraxs-search launch {name} (--set .*)", opening)
+    assert found is not None
+    overrides = [word for word in shlex.split(found[1]) if word != "--set"]
+    assert load_space(name, overrides=overrides) != load_space(name)
+
+
+def test_rungs_end_at_max_steps():
+    for name in SPACES:
+        plan = load_space(name).search
+        rung = plan.report_every
+        while rung < plan.max_steps:
+            rung *= plan.reduction_factor
+        assert rung == plan.max_steps, name
+
+
+def test_a_name_may_be_written_with_dashes_or_as_the_file():
+    for name in ("glue_sst2", "glue-sst2", "GLUE_SST2", "glue_sst2.yaml"):
+        assert shipped_space_path(name).name == "glue_sst2.yaml"
+
+
+def test_an_unknown_name_lists_the_nearest_first():
+    with pytest.raises(UsageError, match=r"must be one of: glue_sst2, .*but got 'glue_sst'"):
+        shipped_space_path("glue_sst")
+
+
+def test_an_installed_package_finds_its_spaces_inside_itself(tmp_path):
+    """As the wheel lays them out: the spaces and their data in the package, and no checkout beside it."""
+    package = Path(loraxs_search.__file__).parent
+    shutil.copytree(package, tmp_path / "loraxs_search", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(shipped_space_path("movie_reviews").parent, tmp_path / "loraxs_search" / "_spaces")
+    code = "from loraxs_search.search_space import load_space; print(load_space('movie-reviews').source)"
+    # -P -s: neither the working directory nor a user's site folder may lend the checkout.
+    command = [sys.executable, "-P", "-s", "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == str(tmp_path / "loraxs_search" / "_spaces" / "movie_reviews.yaml")

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.errors import HomeError, StudyError
+from loraxs_search.records import BaseModelRef, Candidate, DataSource, PromotionRule, SearchPlan, Task
+from loraxs_search.studies import StudyFolder, StudyInfo, list_studies
+
+TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
+
+
+def info(name: str) -> StudyInfo:
+    return StudyInfo(
+        name, "id", TASK, BaseModelRef("base"), SearchPlan(), PromotionRule(), "s.yaml", "/", "sqlite://", time.time()
+    )
+
+
+def test_a_study_reads_back_as_it_was_created() -> None:
+    created = StudyFolder.create(info("one"), "task: t\n")
+    assert StudyFolder.open("one").info == created.info
+    assert created.space_path.read_text() == "task: t\n"
+    assert list_studies() == ["one"]
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 101, "a b"])
+def test_a_malformed_name_is_refused_and_nothing_is_written(name: str, fresh_home: Path) -> None:
+    with pytest.raises(StudyError, match="study name"):
+        StudyFolder.create(info(name), "")
+    assert not fresh_home.exists()
+
+
+def test_a_taken_name_is_refused_with_the_way_on() -> None:
+    StudyFolder.create(info("one"), "first")
+    with pytest.raises(StudyError, match="already exists") as caught:
+        StudyFolder.create(info("one"), "second")
+    assert "resume one" in str(caught.value.hint)
+    assert StudyFolder.open("one").space_path.read_text() == "first"
+
+
+def test_an_unknown_study_names_the_nearest() -> None:
+    StudyFolder.create(info("movies-a"), "")
+    with pytest.raises(StudyError, match="movies-a"):
+        StudyFolder.open("movies-b")
+
+
+def test_two_drivers_cannot_hold_a_study_and_a_dead_one_lets_go() -> None:
+    folder = StudyFolder.create(info("one"), "")
+    code = (
+        "import sys, time; from loraxs_search.studies import StudyFolder\n"
+        "with StudyFolder.open('one').lock():\n    print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert folder.is_running()
+        with pytest.raises(StudyError, match="one driver at a time"), folder.lock():
+            pass
+        other.kill()
+        other.wait()
+    assert not folder.is_running()
+
+
+def test_a_snapshot_replaces_the_one_before() -> None:
+    folder = StudyFolder.create(info("one"), "")
+    assert folder.read_snapshot("00000") is None
+    folder.write_snapshot("00000", b"a")
+    folder.write_snapshot("00000", b"b")
+    assert folder.read_snapshot("00000") == b"b"
+    assert [p.name for p in (folder.path / "snapshots").iterdir()] == ["00000.safetensors"]
+
+
+def test_candidates_are_there_once_written() -> None:
+    folder = StudyFolder.create(info("one"), "")
+    assert folder.candidates() is None
+    candidate = Candidate("one", "00000", "t", {"accuracy": 0.8}, {"accuracy": 0.81}, 100, "d", "b")
+    folder.write_candidates([candidate])
+    assert StudyFolder.open("one").candidates() == [candidate]
+
+
+def test_candidate_files_replace_those_of_an_earlier_try() -> None:
+    folder = StudyFolder.create(info("one"), "")
+    folder.write_candidate_files("00000", {"old": b"1"})
+    path = folder.write_candidate_files("00000", {"new": b"2"})
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == {"new": b"2"}
+
+
+def test_a_home_that_is_a_file_is_a_clear_error(fresh_home: Path) -> None:
+    fresh_home.write_text("not a folder")
+    with pytest.raises(HomeError) as caught:
+        StudyFolder.create(info("one"), "")
+    assert "LORAXS_HOME" in str(caught.value.hint)

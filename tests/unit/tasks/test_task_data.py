@@ -1,0 +1,294 @@
+"""Rows from files: formats, labels, faults, carving, fingerprint."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pytest
+
+from loraxs_search.errors import HomeError, TaskDataError
+from loraxs_search.records import DataSource
+from loraxs_search.tasks import prepare
+from loraxs_search.tasks._rows import fixed_subset
+
+
+def texts_of(prepared, tokenizer, split):
+    batch = prepared.collate(split, range(prepared.num_rows(split)))
+    return tokenizer.batch_decode(batch.inputs["input_ids"], skip_special_tokens=True)
+
+
+def one_file(path: Path | str, **changes) -> DataSource:
+    return DataSource(data_files={"train": str(path)}, **changes)
+
+
+# ---- formats ---------------------------------------------------------------------------------------------------------
+def test_every_format_reads_the_same_rows(tmp_path, make_task, tokenizer, rows):
+    content = rows(30)
+    table = datasets.Dataset.from_list(content)
+    text = "".join(json.dumps(row) + "\n" for row in content)
+    csv = "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in content)
+    files = {
+        "a.jsonl": text.encode(),
+        "b.jsonl.gz": gzip.compress(text.encode()),
+        "c.json": json.dumps(content).encode(),
+        "d.csv": csv.encode(),
+        "e.csv.gz": gzip.compress(csv.encode()),
+        "f.tsv": csv.replace(",", "\t").encode(),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    table.to_parquet(tmp_path / "g.parquet")
+    prints = {}
+    for name in [*files, "g.parquet"]:
+        task = replace(make_task(), source=one_file(tmp_path / name))
+        prints[name] = prepare(task, tokenizer).data_fingerprint
+    assert len(set(prints.values())) == 1, prints
+
+
+def test_csv_keeps_words_that_look_like_missing_values(tmp_path, make_task, tokenizer):
+    (tmp_path / "d.csv").write_text("text,label\nNA,0\nNone,1\n123,0\n" + "".join(f"w{i},1\n" for i in range(20)))
+    prepared = prepare(replace(make_task(), source=one_file(tmp_path / "d.csv")), tokenizer)
+    assert sum(prepared.num_rows(split) for split in ("train", "validation", "test")) == 23
+
+
+def test_splits_are_mapped_by_name(make_task, tokenizer, rows):
+    task = make_task({"fit": rows(20), "dev": rows(7, "good w"), "held": rows(5, "bad w")})
+    splits = {"train": "fit", "validation": "dev", "test": "held"}
+    prepared = prepare(replace(task, source=replace(task.source, splits=splits)), tokenizer)
+    assert [prepared.num_rows(split) for split in ("train", "validation", "test")] == [20, 7, 5]
+
+
+def test_hub_data_set_with_named_labels(tmp_path, make_task, tokenizer):
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["positive", "negative"])}
+    )
+    content = {"text": [f"w{i}" for i in range(20)], "label": [0] * 5 + [1] * 15}
+    folder = tmp_path / "set"
+    datasets.DatasetDict(
+        {name: datasets.Dataset.from_dict(content, features=features) for name in ("train", "validation", "test")}
+    ).save_to_disk(tmp_path / "disk")
+    for name in ("train", "validation", "test"):
+        datasets.Dataset.from_dict(content, features=features).to_parquet(folder / f"{name}.parquet")
+    task = replace(make_task(), source=DataSource(hub=str(folder)))
+    # The stored names are the task's in another order: names decide, not ids.
+    assert prepare(task, tokenizer).labels("test").tolist() == [1] * 5 + [0] * 15
+    # Other names: ids decide.
+    assert prepare(replace(task, labels=("no", "yes")), tokenizer).labels("test").tolist() == [0] * 5 + [1] * 15
+
+
+def test_hub_data_set_out_of_reach_names_it(make_task, tokenizer, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    task = replace(make_task(), source=DataSource(hub="no-such-org/no-such-set", config="some"))
+    with pytest.raises(TaskDataError, match=r"no-such-org/no-such-set \(some\) must be a readable data set, but: "):
+        prepare(task, tokenizer)
+
+
+def test_hidden_test_labels_mean_no_test_split(make_task, tokenizer, rows):
+    hidden = [{**row, "label": -1} for row in rows(9, "bad w")]
+    task = make_task({"train": rows(60), "validation": rows(10, "good w"), "test": hidden})
+    prepared = prepare(task, tokenizer)
+    assert (prepared.num_rows("train"), prepared.num_rows("test")) == (54, 6)
+    assert not any("bad" in text for text in texts_of(prepared, tokenizer, "test"))
+
+
+# ---- labels ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("stored", "names", "ids"),
+    [
+        (["negative", "positive"], ("negative", "positive"), [0, 1]),
+        ([0, 1], ("negative", "positive"), [0, 1]),
+        ([0.0, 1.0], ("negative", "positive"), [0, 1]),
+        (["0", "1"], ("negative", "positive"), [0, 1]),
+        ([False, True], ("negative", "positive"), [0, 1]),
+        ([False, True], ("true", "false"), [1, 0]),
+        ([1, 5], ("1", "2", "3", "4", "5"), [0, 4]),
+    ],
+)
+def test_labels_by_name_or_id(make_task, tokenizer, stored, names, ids):
+    split = [{"text": f"w{i}", "label": label} for i, label in enumerate(stored)]
+    task = make_task({"train": split, "validation": split, "test": split}, labels=names)
+    assert prepare(task, tokenizer).labels("validation").tolist() == ids
+
+
+@pytest.mark.parametrize("value", [2, -1, "neutral", 0.5, None, float("nan"), "", [1]])
+def test_label_outside_the_set_names_the_row_and_what_is_allowed(make_task, tokenizer, rows, value):
+    content = rows(8)
+    content[4]["label"] = value
+    with pytest.raises(TaskDataError) as caught:
+        prepare(make_task({"train": rows(9), "validation": content}), tokenizer)
+    message = str(caught.value)
+    assert "row 5 of" in message
+    assert "validation.jsonl" in message
+    assert "one of negative, positive or an id in 0..1" in message
+
+
+def test_number_of_bad_rows_is_said(make_task, tokenizer, rows):
+    content = [{**row, "label": 7} for row in rows(8)]
+    with pytest.raises(TaskDataError, match=r"row 1 of .* has 7 \(and 7 more rows\)"):
+        prepare(make_task({"train": content}), tokenizer)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "many", True, float("inf")])
+def test_regression_labels_must_be_finite_numbers(make_task, tokenizer, value):
+    content = [{"text": f"w{i}", "label": i / 2} for i in range(20)]
+    task = make_task({"train": content}, kind="regression", labels=(), metric="mse", metrics=("mse",))
+    assert prepare(task, tokenizer).labels("train").dtype == np.float32
+    broken = [{**row, "label": value} if i == 2 else row for i, row in enumerate(content)]
+    with pytest.raises(TaskDataError, match=r"must be a finite number, but row 3 of"):
+        prepare(make_task({"train": broken}, kind="regression", labels=(), metric="mse", metrics=("mse",)), tokenizer)
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("value", [None, 5, float("nan")])
+def test_text_must_be_text(make_task, tokenizer, rows, value):
+    content = rows(8)
+    content[1]["text"] = value
+    with pytest.raises(TaskDataError, match=r"`text` must be text, but row 2 of .*train"):
+        prepare(make_task({"train": content}), tokenizer)
+
+
+def test_missing_file(make_task, tokenizer, tmp_path):
+    with pytest.raises(TaskDataError, match=r"nowhere\.jsonl is not"):
+        prepare(replace(make_task(), source=one_file(tmp_path / "nowhere.jsonl")), tokenizer)
+
+
+def test_unknown_extension(make_task, tokenizer, tmp_path):
+    (tmp_path / "data.xlsx").write_bytes(b"")
+    with pytest.raises(TaskDataError, match=r"must end in one of \.json"):
+        prepare(replace(make_task(), source=one_file(tmp_path / "data.xlsx")), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("broken.jsonl", b'{"text": "w1", '), ("broken.jsonl.gz", b"not gzip"), ("broken.parquet", b"x" * 50)],
+)
+def test_file_that_cannot_be_parsed(make_task, tokenizer, tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(TaskDataError, match="broken"):
+        prepare(replace(make_task(), source=one_file(tmp_path / name)), tokenizer)
+
+
+@pytest.mark.parametrize("role", ["text", "label", "text_pair"])
+def test_missing_column_lists_the_nearest_first(make_task, tokenizer, role):
+    wrong = {"text": "texts", "label": "labels", "text_pair": "texts"}[role]
+    with pytest.raises(TaskDataError, match=rf"`columns\.{role}` must be one of: {wrong[:-1]}, .*train\.jsonl"):
+        prepare(replace(make_task(), **{role: wrong}), tokenizer)
+
+
+def test_unknown_split_lists_the_known(make_task, tokenizer):
+    task = make_task()
+    with pytest.raises(TaskDataError, match=r"`splits\.validation` must be one of: validation, test, train"):
+        prepare(replace(task, source=replace(task.source, splits={"validation": "valid"})), tokenizer)
+    source = DataSource(data_files={"test": task.source.data_files["test"]})
+    with pytest.raises(TaskDataError, match=r"`splits\.train` must be one of: test"):
+        prepare(replace(task, source=source), tokenizer)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("none.jsonl", b""),
+        ("none.json", b"[]"),
+        ("none.jsonl.gz", gzip.compress(b"")),
+        ("none.csv", b""),
+        ("none.csv", b"text,label\n"),
+    ],
+)
+def test_empty_split(make_task, tokenizer, tmp_path, split, name, data):
+    task = make_task()
+    (tmp_path / name).write_bytes(data)
+    files = {**task.source.data_files, split: str(tmp_path / name)}
+    with pytest.raises(TaskDataError, match=rf"a split must have rows, but .*{name} gives none"):
+        prepare(replace(task, source=DataSource(data_files=files)), tokenizer)
+
+
+def test_missing_column_of_a_csv(make_task, tokenizer, tmp_path):
+    (tmp_path / "d.csv").write_text("sentence,label\ngood,1\n")
+    with pytest.raises(TaskDataError, match=r"`columns\.text` must be one of: "):
+        prepare(replace(make_task(), source=one_file(tmp_path / "d.csv")), tokenizer)
+
+
+def test_too_few_rows_to_carve(make_task, tokenizer, rows):
+    with pytest.raises(TaskDataError, match="the train split must have rows"):
+        prepare(make_task({"train": rows(2)}), tokenizer)
+    assert prepare(make_task({"train": rows(3)}), tokenizer).num_rows("train") == 1
+
+
+def test_cache_that_cannot_be_written_is_a_home_error(make_task, tokenizer, loraxs_home):
+    loraxs_home.write_text("a file, not a folder")
+    with pytest.raises(HomeError):
+        prepare(make_task(), tokenizer)
+
+
+# ---- carving ---------------------------------------------------------------------------------------------------------
+def test_missing_splits_are_carved_from_train_and_are_apart(make_task, tokenizer, rows):
+    prepared = prepare(make_task({"train": rows(200)}), tokenizer)
+    assert [prepared.num_rows(split) for split in ("train", "validation", "test")] == [160, 20, 20]
+    parts = [set(texts_of(prepared, tokenizer, split)) for split in ("train", "validation", "test")]
+    assert len(set.union(*parts)) == 200
+
+
+def test_carving_does_not_depend_on_the_order_of_rows(make_task, tokenizer, rows):
+    content = rows(100)
+    first = prepare(make_task({"train": content}), tokenizer)
+    second = prepare(make_task({"train": content[::-1]}), tokenizer)
+    assert set(texts_of(first, tokenizer, "test")) == set(texts_of(second, tokenizer, "test"))
+
+
+def test_equal_texts_stay_on_one_side(make_task, tokenizer, rows):
+    content = [row for row in rows(50) for _ in range(4)]
+    prepared = prepare(make_task({"train": content}), tokenizer)
+    parts = [set(texts_of(prepared, tokenizer, split)) for split in ("train", "validation", "test")]
+    assert all(parts)
+    assert sum(map(len, parts)) == 50
+
+
+def test_a_given_split_is_kept_when_the_other_is_carved(make_task, tokenizer, rows):
+    prepared = prepare(make_task({"train": rows(100), "validation": rows(7, "good w")}), tokenizer)
+    assert [prepared.num_rows(split) for split in ("train", "validation", "test")] == [90, 7, 10]
+
+
+# ---- fingerprint -----------------------------------------------------------------------------------------------------
+def test_fingerprint_follows_content_not_place(make_task, tokenizer, rows, tmp_path):
+    task = make_task()
+    before = prepare(task, tokenizer).data_fingerprint
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    moved = {}
+    for split, path in task.source.data_files.items():
+        moved[split] = str(Path(path).rename(elsewhere / f"other-{split}.jsonl"))
+    again = replace(task, source=DataSource(data_files=moved), name="other", validation_rows=3, max_length=8)
+    assert prepare(again, tokenizer, cache_dir=tmp_path / "cache").data_fingerprint == before
+
+
+@pytest.mark.parametrize("change", [{"text": "w0 dull"}, {"label": 1}])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_any_change_of_a_row_changes_the_fingerprint(make_task, tokenizer, rows, split, change):
+    content = {name: rows(12, f"{name} w") for name in ("train", "validation", "test")}
+    before = prepare(make_task(content), tokenizer).data_fingerprint
+    content[split][0] = {**content[split][0], **change}
+    assert prepare(make_task(content), tokenizer).data_fingerprint != before
+
+
+def test_fingerprint_knows_where_a_text_ends(make_task, tokenizer):
+    def printed(first: str, second: str) -> str:
+        split = [{"text": first, "label": 0}, {"text": second, "label": 1}]
+        return prepare(make_task({"train": split, "validation": split, "test": split}), tokenizer).data_fingerprint
+
+    assert printed("good film", "w1") != printed("good", " filmw1")
+
+
+def test_fixed_subset_is_fixed_ascending_and_mixed():
+    chosen = fixed_subset(1000, 100)
+    assert np.array_equal(chosen, fixed_subset(1000, 100))
+    assert (np.diff(chosen) > 0).all()
+    assert 350 < chosen.mean() < 650
+    assert np.array_equal(fixed_subset(5, None), np.arange(5))
+    assert np.array_equal(fixed_subset(5, 9), np.arange(5))

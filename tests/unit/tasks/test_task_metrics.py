@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from loraxs_search.tasks import METRICS, metric_fault
+
+PREDICTED = np.array([0, 1, 1, 0, 1, 1])
+TRUE = np.array([0, 1, 0, 1, 1, 1])  # 1 true negative, 3 true positives, 1 false positive, 1 false negative
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("accuracy", 4 / 6),
+        ("f1", 2 * 3 / (2 * 3 + 1 + 1)),
+        ("macro_f1", (3 / 4 + 2 * 1 / (2 * 1 + 1 + 1)) / 2),
+        ("matthews", (3 * 1 - 1 * 1) / np.sqrt((3 + 1) * (3 + 1) * (1 + 1) * (1 + 1))),
+    ],
+)
+def test_classification_metrics_by_hand(name, expected):
+    assert METRICS[name].score(PREDICTED, TRUE) == pytest.approx(expected)
+
+
+def test_regression_metrics_by_hand():
+    predicted, true = np.array([1.0, 2.0, 4.0], dtype=np.float32), np.array([1.0, 3.0, 2.0], dtype=np.float32)
+    assert METRICS["mse"].score(predicted, true) == pytest.approx((0 + 1 + 4) / 3)
+    assert METRICS["spearman"].score(predicted, true) == pytest.approx(0.5)
+    assert METRICS["pearson"].score(predicted, true) == pytest.approx(np.corrcoef(predicted, true)[0, 1])
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("constant", [0, 1])
+def test_constant_predictions_or_labels_give_a_number_without_warning(name, constant):
+    same = np.full(6, constant)
+    expected = {"accuracy", "f1", "macro_f1", "mse"}
+    for predictions, labels in ((same, TRUE), (TRUE, same), (same, same), (same[:1], same[:1])):
+        value = METRICS[name].score(predictions, labels)
+        assert np.isfinite(value)
+        if name not in expected:
+            assert value == 0.0
+
+
+def test_predictions_that_differ_by_rounding_only_have_no_correlation():
+    nearly = np.array([1.0, 1.0 + 1e-15, 1.0, 1.0])
+    assert METRICS["pearson"].score(nearly, np.array([1.0, 2.0, 3.0, 4.0])) == 0.0
+
+
+def test_directions():
+    assert {name: metric.direction for name, metric in METRICS.items()} == {
+        "accuracy": "maximize",
+        "f1": "maximize",
+        "macro_f1": "maximize",
+        "matthews": "maximize",
+        "pearson": "maximize",
+        "spearman": "maximize",
+        "mse": "minimize",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "num_labels", "words"),
+    [
+        ("acuracy", "sequence-classification", 2, "must be one of: accuracy"),
+        ("mse", "sequence-classification", 2, "use accuracy, f1, macro_f1 or matthews"),
+        ("f1", "sequence-classification", 3, "scores 2 labels, but the task has 3; use accuracy, macro_f1 or matthews"),
+        ("accuracy", "regression", 1, "use pearson, spearman or mse"),
+    ],
+)
+def test_metric_that_does_not_fit_says_what_does(name, kind, num_labels, words):
+    assert words in str(metric_fault(name, kind, num_labels))
+
+
+def test_fitting_metrics_have_no_fault():
+    assert metric_fault("f1", "sequence-classification", 2) is None
+    assert metric_fault("macro_f1", "sequence-classification", 5) is None
+    assert metric_fault("mse", "regression", 1) is None

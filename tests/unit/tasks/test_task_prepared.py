@@ -1,0 +1,207 @@
+"""Tokens and batches: the same as the tokenizer's own, cached, quick the second time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from loraxs_search.errors import TaskDataError
+from loraxs_search.records import to_json
+from loraxs_search.tasks import batch_at, encode, prepare
+
+
+def pair_task(make_task, rows):
+    def content(n, word):
+        return [{**row, "second": f"{word} film " * (i % 9)} for i, row in enumerate(rows(n, f"{word} w"))]
+
+    files = {"train": content(20, "a"), "validation": content(6, "the"), "test": content(6, "dull")}
+    return make_task(files, text_pair="second", max_length=12)
+
+
+def test_batches_are_what_the_tokenizer_makes(make_task, tokenizer, rows):
+    task, content = make_task(), rows(40)
+    prepared = prepare(task, tokenizer)
+    indices = [5, 0, 39, 12]
+    batch = prepared.collate("train", indices)
+    expected = tokenizer(
+        [content[i]["text"] for i in indices], truncation=True, max_length=16, padding=True, return_tensors="pt"
+    )
+    assert set(batch.inputs) == {"input_ids", "attention_mask", "token_type_ids"}
+    assert all(torch.equal(batch.inputs[name], expected[name]) for name in batch.inputs)
+    assert batch.labels.tolist() == [1, 0, 1, 0]
+    assert batch.num_tokens == int(expected["attention_mask"].sum())
+
+
+def test_pairs_have_segments_and_are_cut_to_length(make_task, tokenizer, rows):
+    task = pair_task(make_task, rows)
+    prepared = prepare(task, tokenizer)
+    batch = prepared.collate("test", range(6))
+    texts = [row["text"] for row in rows(6, "dull w")]
+    seconds = ["dull film " * (i % 9) for i in range(6)]
+    expected = tokenizer(texts, seconds, truncation=True, max_length=12, padding=True, return_tensors="pt")
+    assert all(torch.equal(batch.inputs[name], expected[name]) for name in batch.inputs)
+    assert batch.inputs["token_type_ids"].max() == 1
+    assert prepared.lengths("test").max() == 12
+
+
+def test_tokenizer_without_segments_gives_none(make_task, make_tokenizer):
+    tokenizer = make_tokenizer(model_input_names=["input_ids", "attention_mask"])
+    assert set(prepare(make_task(), tokenizer).collate("train", [0]).inputs) == {"input_ids", "attention_mask"}
+
+
+def test_padding_is_the_tokenizers_token_and_only_as_long_as_needed(make_task, make_tokenizer):
+    tokenizer = make_tokenizer(pad_token="[UNK]")
+    prepared = prepare(make_task(), tokenizer)
+    batch = prepared.collate("train", [0, 1])  # no "film" and one
+    assert batch.inputs["input_ids"].shape == (2, 4)
+    assert batch.inputs["input_ids"][0, -1] == tokenizer.unk_token_id
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+def test_validation_is_limited_in_tokens_and_labels_alike(make_task, tokenizer, rows):
+    files = {"train": rows(10), "validation": rows(40, "good w"), "test": rows(10)}
+    whole = prepare(make_task(files), tokenizer)
+    some = prepare(make_task(files, validation_rows=8), tokenizer)
+    assert (whole.num_rows("validation"), some.num_rows("validation")) == (40, 8)
+    every = whole.collate("validation", range(40))
+    known = {
+        tuple(ids.tolist()): int(label) for ids, label in zip(every.inputs["input_ids"], every.labels, strict=True)
+    }
+    width = every.inputs["input_ids"].shape[1]
+    part = some.collate("validation", range(8))
+    for ids, label in zip(part.inputs["input_ids"], part.labels, strict=True):
+        padded = ids.tolist() + [0] * (width - len(ids))
+        assert known[tuple(padded)] == int(label)
+    assert some.data_fingerprint == whole.data_fingerprint
+
+
+def test_what_is_shared_is_read_only(make_task, tokenizer):
+    prepared = prepare(make_task(validation_rows=3), tokenizer)
+    for split in ("train", "validation", "test"):
+        for array in (prepared.lengths(split), prepared.labels(split)):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 1
+
+
+def cached_tokens(home: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (home / "datasets" / "tokens").glob("*.arrow")}
+
+
+def test_tokens_are_made_once_per_data_tokenizer_and_length(make_task, make_tokenizer, loraxs_home):
+    task = make_task()
+    prepare(task, make_tokenizer())
+    first = cached_tokens(loraxs_home)
+    assert len(first) == 3
+    used = make_tokenizer()
+    used(["a film"], truncation=True, max_length=5, padding="max_length")  # leaves its settings in the backend
+    prepare(task, used)
+    assert cached_tokens(loraxs_home) == first
+    prepare(replace(task, max_length=8), used)
+    assert len(cached_tokens(loraxs_home)) == 6
+    other = make_tokenizer()
+    other.add_tokens(["w1 film"])
+    assert prepare(task, other).lengths("train")[1] == prepare(task, used).lengths("train")[1] - 1
+    assert len(cached_tokens(loraxs_home)) == 9
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5])
+def test_cut_cache_files_are_made_again(make_task, tokenizer, loraxs_home, keep):
+    task = make_task()
+    before = prepare(task, tokenizer).collate("train", range(40))
+    for path in (loraxs_home / "datasets" / "tokens").glob("*.arrow"):
+        data = path.read_bytes()
+        path.write_bytes(data[: int(keep * len(data)) if keep < 1 else keep])
+    after = prepare(task, tokenizer).collate("train", range(40))
+    assert torch.equal(before.inputs["input_ids"], after.inputs["input_ids"])
+
+
+def test_row_without_any_token_is_refused(make_task, make_tokenizer, rows):
+    bare = make_tokenizer()
+    bare.backend_tokenizer.post_processor = None
+    content = [{"text": "", "label": 0}, *rows(9)]
+    with pytest.raises(TaskDataError, match="at least one token, but '' gives none"):
+        prepare(make_task({"train": content, "validation": rows(4), "test": rows(4)}), bare)
+
+
+@pytest.mark.parametrize(("length", "pair", "allowed"), [(2, False, "3..64"), (65, False, "3..64"), (3, True, "4..64")])
+def test_max_length_must_fit_the_base(make_task, tokenizer, rows, length, pair, allowed):
+    task = pair_task(make_task, rows) if pair else make_task()
+    with pytest.raises(TaskDataError, match=f"`max_length` must be {allowed.replace('.', '[.]')}"):
+        prepare(replace(task, max_length=length), tokenizer)
+
+
+def test_encode_is_training_for_new_texts(make_task, tokenizer, rows):
+    task = pair_task(make_task, rows)
+    batch = prepare(task, tokenizer).collate("test", range(6))
+    texts, pairs = [row["text"] for row in rows(6, "dull w")], ["dull film " * (i % 9) for i in range(6)]
+    encoded = encode(task, tokenizer, texts, pairs)
+    assert set(encoded) == set(batch.inputs)
+    assert all(torch.equal(encoded[name], batch.inputs[name]) for name in encoded)
+
+
+def test_encode_refuses_another_number_of_texts(make_task, tokenizer, rows):
+    single, pair = make_task(), pair_task(make_task, rows)
+    for task, texts, pairs in (
+        (single, ["a"], ["b"]),
+        (pair, ["a"], None),
+        (pair, ["a", "b"], ["c"]),
+        (single, [], None),
+    ):
+        with pytest.raises(TaskDataError, match="must be given"):
+            encode(task, tokenizer, texts, pairs)
+
+
+def test_nothing_is_printed(make_task, tokenizer, capfd):
+    capfd.readouterr()
+    prepare(make_task(), tokenizer)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_threads_at_once_get_the_same(make_task, tokenizer, make_tokenizer):
+    task = make_task()
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: prepare(task, make_tokenizer()), range(3)))
+    assert len({prepared.data_fingerprint for prepared in found}) == 1
+    assert all(np.array_equal(found[0].lengths("train"), prepared.lengths("train")) for prepared in found)
+
+
+# ---- the real thing --------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def movie_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("movie-cache")
+
+
+def test_movie_reviews(movie_reviews, quickstart_tokenizer, movie_cache):
+    prepared = prepare(movie_reviews, quickstart_tokenizer, cache_dir=movie_cache)
+    assert [prepared.num_rows(split) for split in ("train", "validation", "test")] == [8373, 500, 1000]
+    # Made with datasets 5.2 and transformers 5.24; the content is fixed, so this is for every machine and version.
+    assert prepared.data_fingerprint == "aacc4e20616cb27c36f3ec835bbf5e1a0494767eebf63744e557bb17f46c4a8a"
+    assert 0.4 < prepared.labels("validation").mean() < 0.6
+    batches = [prepared.collate("train", batch_at(prepared.lengths("train"), 16, seed=0, step=s)) for s in range(524)]
+    assert sum(batch.num_tokens for batch in batches) == prepared.lengths("train").sum()
+    assert sum(batch.inputs["input_ids"].numel() for batch in batches) < 1.05 * prepared.lengths("train").sum()
+
+
+def test_movie_reviews_again_in_another_process_is_quick(movie_reviews, quickstart_tokenizer, movie_cache):
+    prepare(movie_reviews, quickstart_tokenizer, cache_dir=movie_cache)
+    before = {path: path.stat().st_mtime_ns for path in movie_cache.glob("tokens/*.arrow")}
+    started = time.process_time()
+    prepare(movie_reviews, quickstart_tokenizer, cache_dir=movie_cache)
+    assert time.process_time() - started < 1.0
+    code = (
+        "import sys; from transformers import AutoTokenizer; from loraxs_search.tasks import prepare;"
+        "from loraxs_search.records import Task, from_json; from pathlib import Path;"
+        "prepare(from_json(Task, sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[2]), cache_dir=Path(sys.argv[3]))"
+    )
+    arguments = [to_json(movie_reviews), quickstart_tokenizer.name_or_path, str(movie_cache)]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert {path: path.stat().st_mtime_ns for path in movie_cache.glob("tokens/*.arrow")} == before

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport
+from loraxs_search.tracking.store import connect
+
+
+@pytest.fixture
+def hyperparameters() -> Hyperparameters:
+    return Hyperparameters(
+        rank=4, target_modules=("layer.0.query", "layer.0.value"), learning_rate=1e-3, head_learning_rate=5e-3
+    )
+
+
+@pytest.fixture
+def report() -> Callable[..., TrialReport]:
+    def make(trial_id: str, step: int, accuracy: float = 0.5) -> TrialReport:
+        return TrialReport(
+            trial_id=trial_id,
+            step=step,
+            metrics={"accuracy": accuracy},
+            train_loss=0.7,
+            device_s=step / 10,
+            num_tokens=step * 100,
+            size=AdapterSize(r_parameters=32, head_parameters=10, stored_bytes=400),
+        )
+
+    return make
+
+
+@dataclass
+class Seen:
+    """What a study's runs hold, read back from MLflow."""
+
+    parents: list[Any] = field(default_factory=list)
+    children: dict[str, Any] = field(default_factory=dict)
+    points: dict[str, dict[str, list[tuple[int, float]]]] = field(default_factory=dict)
+    models: list[Any] = field(default_factory=list)
+
+
+@pytest.fixture
+def look(store_uri: str) -> Callable[..., Seen]:
+    """Read every run, point and logged model of the experiment `exp`; asserts one child per trial."""
+
+    def read(uri: str = store_uri, experiment: str = "exp") -> Seen:
+        client = connect(uri)
+        experiment_id = client.get_experiment_by_name(experiment).experiment_id
+        seen = Seen(models=list(client.search_logged_models([experiment_id])))
+        for run in client.search_runs([experiment_id]):
+            if run.data.tags["loraxs.kind"] == "search":
+                seen.parents.append(run)
+                continue
+            trial_id = run.data.tags["trial_id"]
+            assert trial_id not in seen.children
+            seen.children[trial_id] = run
+            seen.points[trial_id] = {
+                key: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
+                for key in run.data.metrics
+            }
+        return seen
+
+    return read
+
+
+@pytest.fixture
+def adapter_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"R")
+    (folder / "manifest.json").write_text("{}")
+    return folder

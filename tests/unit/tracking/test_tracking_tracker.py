@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import socket
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.errors import StudyError
+from loraxs_search.records import SearchPlan, TrialState
+from loraxs_search.tracking import Tracker
+from loraxs_search.tracking.store import connect
+
+
+@pytest.fixture
+def study_dir(tmp_path) -> Path:
+    return tmp_path / "studies" / "s1"
+
+
+@pytest.fixture
+def open_tracker(store_uri, study_dir):
+    opened: list[Tracker] = []
+
+    def make(*, uri: str = store_uri, folder: Path = study_dir, study: str = "s1") -> Tracker:
+        opened.append(Tracker(study, folder, uri, "exp"))
+        return opened[-1]
+
+    yield make
+    for tracker in opened:
+        tracker.close(timeout=0.1)
+
+
+@pytest.fixture
+def away_uri() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def record(hyperparameters, report):
+    """Tell a tracker of a search of three trials, one of each end."""
+
+    def run(tracker: Tracker) -> None:
+        tracker.search_started("task:\n  name: toy\n", SearchPlan(trials=3), params={"task": "toy"}, gpus=("H100",))
+        ends = (TrialState.COMPLETE, "ran all steps"), (TrialState.PRUNED, "weak at step 80"), (TrialState.FAIL, "NaN")
+        for number, (state, reason) in enumerate(ends):
+            trial_id = f"t{number}"
+            tracker.trial_started(trial_id, {"rank": 4, "learning_rate": 0.001}, hyperparameters, {"node": "n1"})
+            for step in (40, 80):
+                tracker.trial_reported(report(trial_id, step, 0.5 + step / 1000))
+            tracker.trial_finished(trial_id, state, reason, wall_s=12.5, device_s=8.0)
+        tracker.search_finished("FINISHED", {"best_accuracy": 0.58, "best_trial": "t0"})
+
+    return run
+
+
+def test_a_search_is_one_parent_with_a_child_per_trial(open_tracker, record, look):
+    tracker = open_tracker()
+    record(tracker)
+    assert tracker.flush()
+    seen = look()
+    (parent,) = seen.parents
+    assert set(seen.children) == {"t0", "t1", "t2"}
+    for trial_id, child in seen.children.items():
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["loraxs.study_id"] == parent.data.tags["loraxs.study_id"]
+        assert child.info.run_id == tracker.run_id(trial_id)
+        assert child.info.run_name == trial_id
+    assert tracker.run_id("unheard of") is None
+
+
+def test_the_parent_says_what_the_search_was(open_tracker, record, look, store_uri):
+    tracker = open_tracker()
+    record(tracker)
+    assert tracker.flush()
+    (parent,) = look().parents
+    assert parent.data.params["task"] == "toy"
+    assert parent.data.params["search.trials"] == "3"
+    assert parent.data.tags["version.mlflow"] == version("mlflow")
+    assert parent.data.tags["version.torch"] == version("torch")
+    assert int(parent.data.tags["hardware.cores"]) >= 1
+    assert parent.data.tags["hardware.gpus"] == "H100"
+    assert parent.data.tags["loraxs.best_trial"] == "t0"
+    assert parent.data.metrics["best_accuracy"] == 0.58
+    assert parent.info.status == "FINISHED"
+    space = connect(store_uri).download_artifacts(parent.info.run_id, "space.yaml")
+    assert Path(space).read_text() == "task:\n  name: toy\n"
+
+
+def test_a_child_holds_params_points_size_and_why_it_ended(open_tracker, record, look):
+    tracker = open_tracker()
+    record(tracker)
+    assert tracker.flush()
+    seen = look()
+    child = seen.children["t1"]
+    assert child.data.params["rank"] == "4"
+    assert child.data.params["lr_schedule"] == "linear"
+    assert child.data.params["num_target_modules"] == "2"
+    assert child.data.tags["node"] == "n1"
+    assert seen.points["t1"]["accuracy"] == [(40, 0.54), (80, 0.58)]
+    assert seen.points["t1"]["train_loss"] == [(40, 0.7), (80, 0.7)]
+    assert seen.points["t1"]["r_parameters"] == [(0, 32.0)]
+    assert seen.points["t1"]["stored_bytes"] == [(0, 400.0)]
+    assert child.data.metrics["wall_s"] == 12.5
+    assert child.data.metrics["total_device_s"] == 8.0
+    status = {trial_id: (run.info.status, run.data.tags["loraxs.state"]) for trial_id, run in seen.children.items()}
+    assert status == {"t0": ("FINISHED", "COMPLETE"), "t1": ("FINISHED", "PRUNED"), "t2": ("FAILED", "FAIL")}
+    assert child.data.tags["loraxs.reason"] == "weak at step 80"
+
+
+@pytest.mark.parametrize("lost", [("tracking.offset",), ("tracking.offset", "tracking.runs.jsonl")])
+def test_replaying_everything_changes_nothing(open_tracker, record, look, study_dir, adapter_folder, lost):
+    tracker = open_tracker()
+    record(tracker)
+    tracker.adapter_logged("t0", adapter_folder)
+    assert tracker.close()
+    before = look()
+    for name in lost:
+        (study_dir / name).unlink()
+    again = open_tracker()
+    assert again.waiting
+    assert again.flush()
+    after = look()
+    assert len(after.parents) == 1
+    assert after.points == before.points
+    assert {t: r.info.run_id for t, r in after.children.items()} == {
+        t: r.info.run_id for t, r in before.children.items()
+    }
+    assert [run.info.end_time for run in after.children.values()] == [
+        run.info.end_time for run in before.children.values()
+    ]
+    assert [model.model_id for model in after.models] == [model.model_id for model in before.models]
+
+
+def test_events_told_twice_count_once(open_tracker, record, look, report):
+    tracker = open_tracker()
+    record(tracker)
+    assert tracker.close()
+    before = look()
+    again = open_tracker()  # a search that goes on may tell again what it is not sure to have told
+    again.trial_reported(report("t0", 80, accuracy=0.9))
+    again.trial_finished("t0", TrialState.COMPLETE, "ran all steps", wall_s=99.0, device_s=99.0)
+    assert again.flush()
+    assert look().points == before.points
+
+
+def test_a_search_that_goes_on_uses_its_runs(open_tracker, look, hyperparameters, report):
+    tracker = open_tracker()
+    tracker.search_started("task: {}\n", SearchPlan(trials=3))
+    tracker.trial_started("t0", {"rank": 4}, hyperparameters)
+    tracker.trial_reported(report("t0", 40))
+    assert tracker.close()
+    again = open_tracker()
+    again.search_started("task: {}\n", SearchPlan(trials=6))  # a changed param, which MLflow would refuse
+    again.trial_started("t0", {"rank": 4}, hyperparameters, {"node": "another"})
+    again.trial_reported(report("t0", 80))
+    again.trial_started("t1", {"rank": 8}, hyperparameters)
+    assert again.flush()
+    seen = look()
+    assert len(seen.parents) == 1
+    assert seen.parents[0].info.status == "RUNNING"
+    assert [step for step, _ in seen.points["t0"]["accuracy"]] == [40, 80]
+    assert seen.children["t0"].data.tags["node"] == "another"
+    assert set(seen.children) == {"t0", "t1"}
+    assert not (again._refused_path).exists()
+
+
+def test_trials_that_are_not_continued_are_closed_as_killed(open_tracker, look, hyperparameters):
+    tracker = open_tracker()
+    for trial_id in ("t0", "t1", "t2"):
+        tracker.trial_started(trial_id, {"rank": 4}, hyperparameters)
+    tracker.trial_finished("t2", TrialState.COMPLETE)
+    assert tracker.close()
+    again = open_tracker()
+    assert again.abandon(keep=["t0"], reason="the space has changed") == ("t1",)
+    assert again.flush()
+    children = look().children
+    assert {t: run.info.status for t, run in children.items()} == {"t0": "RUNNING", "t1": "KILLED", "t2": "FINISHED"}
+    assert children["t1"].data.tags["loraxs.reason"] == "the space has changed"
+
+
+def test_the_environment_does_not_confuse_it(open_tracker, record, look, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789abcdef0123456789abcdef")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
+    tracker = open_tracker()
+    record(tracker)
+    assert tracker.flush()
+    assert set(look().children) == {"t0", "t1", "t2"}
+    assert not (tmp_path / "other.db").exists()
+    assert not list(Path.cwd().iterdir())
+
+
+def test_while_the_store_is_away_calls_are_quick_and_nothing_is_lost(open_tracker, record, look, away_uri, caplog):
+    tracker = open_tracker(uri=away_uri)
+    began = time.monotonic()
+    record(tracker)
+    assert time.monotonic() - began < 1
+    assert not tracker.flush(timeout=0.2)
+    deadline = time.monotonic() + 20
+    while tracker.trouble is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert tracker.trouble is not None
+    assert "must be reachable" in tracker.trouble
+    assert not tracker.close(timeout=0.2)
+    assert "tracking.jsonl" in caplog.text
+    later = open_tracker()
+    assert later.flush()
+    seen = look()
+    assert set(seen.children) == {"t0", "t1", "t2"}
+    assert seen.points["t2"]["accuracy"] == [(40, 0.54), (80, 0.58)]
+    assert later.trouble is None
+
+
+def test_an_adapter_becomes_one_ready_logged_model_of_its_run(open_tracker, look, adapter_folder, hyperparameters):
+    tracker = open_tracker()
+    tracker.trial_started("a/b:c.1", {}, hyperparameters)  # characters a logged model's name may not hold
+    tracker.adapter_logged("a/b:c.1", adapter_folder)
+    tracker.adapter_logged("a/b:c.1", adapter_folder)
+    assert tracker.flush()
+    seen = look()
+    (model,) = seen.models
+    assert str(model.status) == "READY"
+    assert model.source_run_id == tracker.run_id("a/b:c.1")
+    assert model.model_id == tracker.model_id("a/b:c.1")
+    assert seen.children["a/b:c.1"].data.tags["loraxs.model_id"] == model.model_id
+    kept = {path.name: path.read_bytes() for path in Path(model.artifact_location).iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in adapter_folder.iterdir()}
+
+
+def test_what_mlflow_refuses_is_set_aside_and_the_rest_goes_on(
+    open_tracker, look, study_dir, hyperparameters, report, caplog
+):
+    tracker = open_tracker()
+    tracker.trial_started("t0", {"rank": 4}, hyperparameters)
+    tracker.trial_started("t0", {"rank": 8}, hyperparameters)  # MLflow never changes a param
+    tracker.adapter_logged("t0", study_dir / "no such folder")
+    tracker.trial_reported(report("t0", 40))
+    tracker.trial_finished("t0", TrialState.COMPLETE)
+    assert tracker.flush()
+    seen = look()
+    assert seen.children["t0"].data.params["rank"] == "4"
+    assert seen.points["t0"]["accuracy"] == [(40, 0.5)]
+    assert seen.children["t0"].info.status == "FINISHED"
+    refused = (study_dir / "tracking.refused.jsonl").read_text().splitlines()
+    assert len(refused) == 2
+    assert "refuses an event" in caplog.text
+
+
+def test_two_studies_of_one_name_on_one_store_stay_apart(open_tracker, record, look, tmp_path, hyperparameters):
+    for owner in ("ada", "bob"):
+        tracker = open_tracker(folder=tmp_path / owner / "s1")
+        tracker.search_started("task: {}\n", SearchPlan())
+        assert tracker.close()
+    parents = look().parents
+    assert len(parents) == 2
+    assert len({parent.data.tags["loraxs.study_id"] for parent in parents}) == 2
+
+
+def test_a_folder_has_one_tracker(open_tracker):
+    open_tracker()
+    with pytest.raises(StudyError, match="one writer"):
+        open_tracker()
+
+
+def test_an_open_tracker_with_nothing_to_say_creates_nothing(open_tracker, store_uri):
+    with open_tracker() as tracker:
+        assert tracker.flush()
+    assert connect(store_uri).get_experiment_by_name("exp") is None

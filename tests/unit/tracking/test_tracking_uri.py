@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.errors import TrackingError
+from loraxs_search.mlflow_uri import artifact_root, check_server, redact, resolve_uri, sqlite_path
+
+
+def test_without_anything_the_store_is_in_the_state_folder(fresh_home):
+    uri = resolve_uri(None)
+    assert sqlite_path(uri) == fresh_home / "mlflow.db"
+    assert artifact_root(uri) == fresh_home / "artifacts"
+
+
+def test_the_argument_wins_over_the_environment(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-environment:5000/")
+    assert resolve_uri(None) == "http://from-environment:5000"
+    assert resolve_uri("https://from-argument") == "https://from-argument"
+
+
+def test_a_relative_database_is_the_same_one_in_every_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sqlite_path(resolve_uri("sqlite:///runs.db")) == tmp_path / "runs.db"
+
+
+@pytest.mark.parametrize(
+    "uri", ["postgresql://u:secret@db/runs", "./mlruns", "sqlite://", "sqlite:///:memory:", "ftp://x"]
+)
+def test_other_kinds_of_store_are_refused(uri):
+    with pytest.raises(TrackingError, match="must be sqlite:///FILE or http") as refused:
+        resolve_uri(uri)
+    assert "secret" not in str(refused.value)
+
+
+def test_redact_hides_user_and_password_wherever_they_stand():
+    text = "request to http://user:p%40ss@host:5000/api failed; see https://host/docs"
+    assert redact(text) == "request to http://***@host:5000/api failed; see https://host/docs"
+    assert redact("postgresql://u:a@b@db/x") == "postgresql://***@db/x"
+
+
+def test_a_server_that_is_not_there_is_said_at_once_without_its_password():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=f"http://\\*\\*\\*@127.0.0.1:{port} must be reachable") as away:
+        check_server(f"http://user:secret@127.0.0.1:{port}")
+    assert time.monotonic() - began < 2
+    assert "secret" not in str(away.value)
+    assert away.value.hint is not None
+    assert "--tracking-uri" in away.value.hint
+
+
+def test_a_server_that_hangs_is_given_up_in_time():
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        began = time.monotonic()
+        with pytest.raises(TrackingError, match="must be reachable"):
+            check_server(f"http://127.0.0.1:{mute.getsockname()[1]}", timeout_s=0.3)
+        assert time.monotonic() - began < 2
+
+
+def test_home_with_odd_characters_is_kept_as_it_is(monkeypatch, tmp_path):
+    odd = tmp_path / "a b%20c"
+    monkeypatch.setenv("LORAXS_HOME", str(odd))
+    assert sqlite_path(resolve_uri(None)) == Path(odd) / "mlflow.db"

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraxs_search.trial.schedule import lr_factor
+
+
+@given(
+    max_steps=st.integers(1, 500),
+    warmup=st.floats(0, 0.9),
+    schedule=st.sampled_from(["linear", "cosine", "constant"]),
+    data=st.data(),
+)
+def test_the_factor_rises_then_never_rises_again_and_stays_in_0_1(
+    max_steps: int, warmup: float, schedule: str, data: st.DataObject
+) -> None:
+    factors = [lr_factor(step, max_steps, warmup, schedule) for step in range(max_steps)]
+    peak = math.ceil(warmup * max_steps)
+    assert all(0 < f <= 1 for f in factors)
+    assert all(a < b for a, b in zip(factors[:peak], factors[1:peak], strict=False))
+    assert all(a >= b for a, b in zip(factors[peak:], factors[peak + 1 :], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "expected"),
+    [("linear", 0, 0.5), ("linear", 1, 1.0), ("linear", 5, 5 / 9), ("cosine", 1, 1.0), ("constant", 9, 1.0)],
+)
+def test_known_values(schedule: str, step: int, expected: float) -> None:
+    assert lr_factor(step, 10, 0.1, schedule) == pytest.approx(expected)
