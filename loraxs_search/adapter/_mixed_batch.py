@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-if TYPE_CHECKING:
-    from peft.utils import ModulesToSaveWrapper
-
-    from loraxs_search.adapter.layer import LoraXSLinear
+from loraxs_search.adapter._settings import ModuleSettings
 
 BASE = "__base__"
+
+
+class AdaptedLayer(Protocol):
+    """What is asked of a layer here; `LoraXSLayer` says what each means."""
+
+    settings: Mapping[str, ModuleSettings]
+
+    def factor_pair(self, adapter_name: str) -> tuple[Tensor, Tensor]: ...
+
+    def scaled_r(self, adapter_name: str) -> Tensor: ...
 
 
 def check_adapter_names(adapter_names: Sequence[str], x: Tensor, *, merged: bool) -> None:
@@ -27,7 +35,7 @@ def check_adapter_names(adapter_names: Sequence[str], x: Tensor, *, merged: bool
         raise ValueError("`adapter_names` cannot be used while adapters are merged; call unmerge_adapter() first.")
 
 
-def mixed_update(layer: LoraXSLinear, x: Tensor, y: Tensor, adapter_names: Sequence[str]) -> Tensor:
+def mixed_update(layer: AdaptedLayer, x: Tensor, y: Tensor, adapter_names: Sequence[str]) -> Tensor:
     """Add to each row of y (n, ..., out) the update of the adapter that the row names.
 
     Rows are grouped by factor pair; within a group A and B are applied once, cut to the largest rank, and R_k, padded
@@ -35,7 +43,7 @@ def mixed_update(layer: LoraXSLinear, x: Tensor, y: Tensor, adapter_names: Seque
     """
     groups: dict[str, list[int]] = {}
     for row, name in enumerate(adapter_names):
-        if name in layer.loraxs_R:
+        if name in layer.settings:
             groups.setdefault(layer.settings[name].pair_name, []).append(row)
     for rows in groups.values():
         index = torch.tensor(rows, device=x.device)
@@ -44,7 +52,7 @@ def mixed_update(layer: LoraXSLinear, x: Tensor, y: Tensor, adapter_names: Seque
     return y
 
 
-def _group_update(layer: LoraXSLinear, x: Tensor, names: list[str]) -> Tensor:
+def _group_update(layer: AdaptedLayer, x: Tensor, names: list[str]) -> Tensor:
     distinct = list(dict.fromkeys(names))
     widest = max(distinct, key=lambda name: layer.settings[name].rank)
     a, b = layer.factor_pair(widest)  # (k, in), (out, k)

@@ -43,7 +43,6 @@ class LoraXSConfig(PeftConfig):  # type: ignore[misc]
         modules_to_save: Modules trained and saved whole, such as the head.
         factor_fingerprints: Module name to the fingerprint of its A, B; filled when the adapter is made, compared when
             it is loaded.
-        base_weight_digest: sha256 of the base's weight file, when known; compared by `load_adapter_folder`.
     """
 
     r: int = 16
@@ -65,7 +64,6 @@ class LoraXSConfig(PeftConfig):  # type: ignore[misc]
     bias: str = "none"
     modules_to_save: list[str] | None = None
     factor_fingerprints: dict[str, list[float]] = field(default_factory=dict)
-    base_weight_digest: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

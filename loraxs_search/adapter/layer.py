@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -18,24 +19,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.adapter._factor_source import current_factor_store
+from loraxs_search.adapter._frozen_pair import checked_factors
 from loraxs_search.adapter._mixed_batch import check_adapter_names, mixed_update
+from loraxs_search.adapter._parameters import Float32Parameters
 from loraxs_search.adapter._settings import ModuleSettings, initial_r
 from loraxs_search.adapter.config import LoraXSConfig
 from loraxs_search.errors import BaseModelError, UsageError
-from loraxs_search.factors import Factors, check_fingerprint, fingerprint
-
-
-class _Float32Parameters(nn.ParameterDict):
-    """Follows its model to another device but never to another dtype: R stays float32."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Float32Parameters:
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
-        return self
 
 
 class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
@@ -53,7 +42,6 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
     active_adapters: list[str]
     disable_adapters: bool
     merged: bool
-    weight: Tensor
     get_base_weight: Callable[[], Tensor]
     set_base_weight: Callable[[Tensor], None]
     _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
@@ -61,10 +49,10 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
     def __init__(self, base_layer: nn.Module, *, backend: QuantizationBackend | None, fan_in_fan_out: bool) -> None:
         self.base_layer = base_layer
         self.quantization_backend = backend
-        self.loraxs_R = _Float32Parameters({})
+        self.loraxs_R = Float32Parameters({})
         self.loraxs_factors = BufferDict({}, persistent=False)
         self.settings: dict[str, ModuleSettings] = {}
-        self._recorded: dict[str, tuple[str, dict[str, list[float]]]] = {}
+        self._recorded: dict[str, tuple[str, dict[str, list[float]]]] = {}  # this module's name, its config's record
         self._unmerged: Tensor | None = None
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -84,8 +72,8 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
         """
         self.settings[adapter_name] = settings
         self._recorded[adapter_name] = (module, config.factor_fingerprints)
-        if not self.weight.is_meta:
-            self._load_factors(adapter_name)
+        if self._base_device().type != "meta":
+            self._load_pair(adapter_name)
         self.loraxs_R[adapter_name] = nn.Parameter(initial_r(config, settings.rank, module))
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
@@ -93,7 +81,7 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
         """Return A (r, in) and B (out, r) of an adapter, views of the shared pair, in the base weight's dtype."""
         settings = self.settings[adapter_name]
         if f"A_{settings.pair_name}" not in self.loraxs_factors:
-            self._load_factors(adapter_name)
+            self._load_pair(adapter_name)
         a = self.loraxs_factors[f"A_{settings.pair_name}"][: settings.rank]
         b = self.loraxs_factors[f"B_{settings.pair_name}"][:, : settings.rank]
         return a, b
@@ -169,19 +157,10 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
         """Swap between (out, in) and the layout of the layer's own weight."""
         return cast("Tensor", transpose(matrix, self.fan_in_fan_out))
 
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        target = self.weight.device if device is None else device
-        if adapter_name in self.loraxs_R and target.type != "meta" and not self.loraxs_R[adapter_name].is_meta:
-            r = self.loraxs_R[adapter_name]
-            r.data = r.data.to(target, torch.float32)
-
-    def _load_factors(self, adapter_name: str) -> None:
+    def _load_pair(self, adapter_name: str) -> None:
         settings = self.settings[adapter_name]
         weight = self._weight_to_decompose()
-        factors = current_factor_store().get(
-            weight, rank=settings.factor_rank, basis=settings.basis, driver=settings.driver
-        )
-        self._check_or_record(adapter_name, factors)
+        factors = checked_factors(weight, settings, *self._recorded[adapter_name])
         if f"A_{settings.pair_name}" not in self.loraxs_factors:
             a, b = factors.ab(settings.factor_rank, settings.sigma)
             self.loraxs_factors[f"A_{settings.pair_name}"] = a.to(weight.device, weight.dtype)
@@ -205,14 +184,15 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
                 hint="use an unquantised base, or one quantised with bitsandbytes, HQQ or torchao",
             ) from error
 
-    def _check_or_record(self, adapter_name: str, factors: Factors) -> None:
-        settings = self.settings[adapter_name]
-        module, recorded = self._recorded[adapter_name]
-        actual = fingerprint(*factors.ab(settings.rank, settings.sigma))
-        if module in recorded:
-            check_fingerprint(recorded[module], actual, module=module)
-        else:
-            recorded[module] = list(actual)
+    def _base_device(self) -> torch.device:
+        base = self.get_base_layer()  # quantised layers keep their numbers under names of their own
+        return cast("torch.device", next(chain(base.parameters(), base.buffers())).device)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        target = self._base_device() if device is None else device
+        if adapter_name in self.loraxs_R and target.type != "meta" and not self.loraxs_R[adapter_name].is_meta:
+            r = self.loraxs_R[adapter_name]
+            r.data = r.data.to(target, torch.float32)
 
 
 class LoraXSLinear(nn.Module, LoraXSLayer):

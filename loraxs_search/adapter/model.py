@@ -33,10 +33,17 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter to every targeted layer, and record which driver computed its factors."""
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        layers = [m for m in model.modules() if isinstance(m, LoraXSLayer) and adapter_name in m.settings]
-        drivers = {layer.settings[adapter_name].driver for layer in layers}
+        """Add an adapter to every targeted layer or, when one of them refuses, to none.
+
+        Records in the config which driver computed the factors.
+        """
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except BaseException:
+            for layer in _layers_with(model, adapter_name):
+                layer.delete_adapter(adapter_name)
+            raise
+        drivers = {layer.settings[adapter_name].driver for layer in _layers_with(model, adapter_name)}
         if len(drivers) == 1:
             self.peft_config[adapter_name].factor_driver = drivers.pop()
 
@@ -105,6 +112,10 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
                 replace = partial(_replace_head_output, adapter_names=names)
                 handles.append(module.register_forward_hook(replace, with_kwargs=True))
         return handles
+
+
+def _layers_with(model: nn.Module, adapter_name: str) -> list[LoraXSLayer]:
+    return [m for m in model.modules() if isinstance(m, LoraXSLayer) and adapter_name in m.settings]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -12,12 +12,13 @@ from loraxs_search.base_model._locate import locate
 
 if TYPE_CHECKING:
     from loraxs_search.base_model.head import fresh_head, head_names, init_head
-    from loraxs_search.base_model.layers import head_size, linear_modules
+    from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules
     from loraxs_search.base_model.load import load_model, load_tokenizer
 
 __all__ = [
     "fresh_head",
     "head_names",
+    "head_shapes",
     "head_size",
     "init_head",
     "linear_modules",
@@ -29,6 +30,7 @@ __all__ = [
 _HOMES = {
     "fresh_head": "head",
     "head_names": "head",
+    "head_shapes": "layers",
     "head_size": "layers",
     "init_head": "head",
     "linear_modules": "layers",

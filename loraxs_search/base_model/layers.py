@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
@@ -44,8 +46,21 @@ def head_size(base: BaseModel, kind: TaskKind, num_labels: int) -> int:
     Raises:
         BaseModelError: the configuration cannot be read or has no sequence classification model.
     """
+    return sum(prod(shape) for shape in head_shapes(base, kind, num_labels).values())
+
+
+def head_shapes(base: BaseModel, kind: TaskKind, num_labels: int) -> dict[str, tuple[int, ...]]:
+    """Return the full name and shape of every parameter of the task's whole head.
+
+    Raises:
+        BaseModelError: the configuration cannot be read or has no sequence classification model.
+    """
     model = _without_weights(base, kind, num_labels)
-    return sum(parameter.numel() for name in head_names(model) for parameter in getattr(model, name).parameters())
+    return {
+        f"{name}.{own}": tuple(parameter.shape)
+        for name in head_names(model)
+        for own, parameter in getattr(model, name).named_parameters()
+    }
 
 
 def _without_weights(base: BaseModel, kind: TaskKind, num_labels: int) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TextIO
 
@@ -10,39 +11,59 @@ from loraxs_search.search.view import SearchStarted
 
 
 class LinesView:
-    """Writes one line an event, with the seconds since the start."""
+    """Writes one line an event, with the seconds since the start.
 
-    def __init__(self, out: TextIO) -> None:
-        self._out, self._start = out, time.monotonic()
+    Args:
+        browse: Where the trials can be seen in MLflow, for people.
+    """
+
+    def __init__(self, out: TextIO, browse: str) -> None:
+        self._out, self._browse, self._start = out, browse, time.monotonic()
         self._facts: SearchStarted | None = None
-        self._ended = 0
+        self._ended: set[str] = set()
+        self.is_training = False
+
+    @property
+    def study(self) -> str | None:
+        """The study, once it exists."""
+        return self._facts.study if self._facts else None
 
     def phase(self, text: str) -> None:
-        self._say(text)
+        self.is_training = False
+        self._write(text)
 
     def started(self, facts: SearchStarted) -> None:
-        self._facts = facts
+        self._facts, self.is_training = facts, True
         slots = f"{facts.num_slots} slot{'s' if facts.num_slots != 1 else ''}"
-        self._say(f"study {facts.study}: {facts.num_trials} trials on {facts.device} ({facts.dtype}), {slots}")
+        self._write(f"study {facts.study}: {facts.num_trials} trials on {facts.device} ({facts.dtype}), {slots}")
+        self._write(f"browse the trials: {self._browse}")
 
     def trial_changed(self, record: TrialRecord) -> None:
         if record.state is TrialState.RUNNING and not record.reports:
             return
-        metric = self._facts.task.metric if self._facts else ""
-        last = record.reports[-1] if record.reports else None
-        score = f"{metric} {last.metrics[metric]:.4f}" if last and metric in last.metrics else ""
-        step = f"step {last.step}" if last else "step 0"
-        if record.state is TrialState.RUNNING:
-            self._say(f"trial {record.trial_id}  {step}  {score}")
-            return
-        self._ended += 1
-        total = self._facts.num_trials if self._facts else 0
-        self._say(
-            f"trial {record.trial_id}  {record.state.value}  {step}  {score}  [{self._ended}/{total}] {record.reason}"
-        )
+        parts = [f"trial {record.trial_id}", *self._last_report(record)]
+        if record.state is not TrialState.RUNNING:
+            self._ended.add(record.trial_id)
+            total = self._facts.num_trials if self._facts else 0
+            parts[1:1] = [record.state.value]
+            parts += [f"[{len(self._ended)}/{total}]", record.reason]
+        self._write("  ".join(parts))
 
     def finished(self) -> None:
         self._out.flush()
 
-    def _say(self, text: str) -> None:
-        print(f"{time.monotonic() - self._start:6.1f}s  {text}", file=self._out, flush=True)
+    def say(self, text: str) -> None:
+        """Write a line from a signal handler: past the stream's buffer, which may be in use."""
+        os.write(self._out.fileno(), self._line(text).encode())
+
+    def _last_report(self, record: TrialRecord) -> list[str]:
+        if not record.reports:
+            return ["step 0"]
+        last, metric = record.reports[-1], self._facts.task.metric if self._facts else ""
+        return [f"step {last.step}", *([f"{metric} {last.metrics[metric]:.4f}"] if metric in last.metrics else [])]
+
+    def _write(self, text: str) -> None:
+        print(self._line(text), end="", file=self._out, flush=True)
+
+    def _line(self, text: str) -> str:
+        return f"{time.monotonic() - self._start:6.1f}s  {text}\n"

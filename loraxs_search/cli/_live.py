@@ -11,23 +11,38 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loraxs_search.records import TrialRecord, TrialState
-from loraxs_search.reports import leaderboard
+from loraxs_search.records import Scalar, TrialRecord, TrialState
+from loraxs_search.reports import LeaderboardRow, leaderboard
 from loraxs_search.search.view import SearchStarted
 
 _STYLES = {TrialState.COMPLETE: "green", TrialState.PRUNED: "dim", TrialState.FAIL: "red", TrialState.RUNNING: "bold"}
 _MAX_ROWS = 15
+_OTHER_LINES = 9  # title, frame, heading, bar, clock, hint
 
 
 class LiveView:
-    """Redraws a table of the best trials a few times a second; a context manager."""
+    """Redraws a table of the best trials a few times a second, and wipes it at the end; a context manager.
 
-    def __init__(self) -> None:
-        self._live = Live(console=Console(stderr=True), get_renderable=self._render, refresh_per_second=4)
+    A thread draws; what it reads is replaced as a whole by the search's own thread.
+
+    Args:
+        browse: Where the trials can be seen in MLflow, for people.
+    """
+
+    def __init__(self, browse: str) -> None:
+        self._browse, self._console = browse, Console(stderr=True)
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._render,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=False,
+        )
         self._start = time.monotonic()
         self._phase = ""
         self._facts: SearchStarted | None = None
         self._records: dict[str, TrialRecord] = {}
+        self.is_training = False
 
     def __enter__(self) -> LiveView:
         self._live.start()
@@ -38,39 +53,59 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
+    @property
+    def study(self) -> str | None:
+        """The study, once it exists."""
+        return self._facts.study if self._facts else None
+
     def phase(self, text: str) -> None:
-        self._phase = text
+        self._phase, self.is_training = text, False
 
     def started(self, facts: SearchStarted) -> None:
-        self._facts, self._phase = facts, "training"
+        self._facts, self._phase, self.is_training = facts, "training", True
 
     def trial_changed(self, record: TrialRecord) -> None:
-        self._records[record.trial_id] = record
+        self._records = self._records | {record.trial_id: record}
 
     def finished(self) -> None:
         self._phase = "done"
+
+    def say(self, text: str) -> None:
+        """Show a notice, from a signal handler too: the next drawing has it."""
+        self._phase = text
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _render(self) -> RenderableType:
         clock = Text(f"{time.monotonic() - self._start:5.0f} s  {self._phase}")
         if self._facts is None:
             return clock
-        return Group(self._table(self._facts), self._bar(self._facts), clock)
+        hint = Text(f"browse the trials: {self._browse}", style="dim")
+        return Group(self._table(self._facts), self._bar(self._facts), clock, hint)
 
     def _table(self, facts: SearchStarted) -> Table:
         rows = leaderboard(list(self._records.values()), facts.task)
-        table = Table(title=f"{facts.study} on {facts.device} ({facts.dtype})", title_justify="left")
-        for column in ("trial", "state", "step", facts.task.metric, "bytes", "params"):
-            table.add_column(column, overflow="ellipsis", no_wrap=True)
-        for row in rows[:_MAX_ROWS]:
-            score = "-" if row.score is None else f"{row.score:.4f}"
-            params = " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.params.items())
-            cells = (row.trial_id, row.state.value, str(row.step), score, str(row.stored_bytes or "-"), params)
-            table.add_row(*cells, style=_STYLES[row.state])
+        where = f"{facts.study} on {facts.device} ({facts.dtype})"
+        table = Table(title=where, title_justify="left", title_style="bold", expand=True)
+        for column in ("trial", "state", "step", facts.task.metric, "bytes"):
+            table.add_column(column, no_wrap=True, justify="left" if column in ("trial", "state") else "right")
+        table.add_column("params", no_wrap=True, overflow="ellipsis", ratio=1)
+        for row in rows[: max(1, min(_MAX_ROWS, self._console.height - _OTHER_LINES))]:
+            table.add_row(*_cells(row), style=_STYLES[row.state])
         return table
 
     def _bar(self, facts: SearchStarted) -> RenderableType:
         ended = sum(record.state is not TrialState.RUNNING for record in self._records.values())
-        return Group(
-            ProgressBar(total=facts.num_trials, completed=ended, width=60), Text(f"{ended}/{facts.num_trials} trials")
-        )
+        line = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=facts.num_trials, completed=ended, width=min(60, self._console.width - 20))
+        line.add_row(bar, f"{ended}/{facts.num_trials} trials")
+        return line
+
+
+def _cells(row: LeaderboardRow) -> tuple[str, ...]:
+    score = "-" if row.score is None else f"{row.score:.4f}"
+    params = " ".join(f"{name}={_short(value)}" for name, value in row.params.items())
+    return row.trial_id, row.state.value, str(row.step), score, str(row.stored_bytes or "-"), params
+
+
+def _short(value: Scalar) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

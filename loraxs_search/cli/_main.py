@@ -5,18 +5,37 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import Abort, Exit, TyperException
 
 from loraxs_search import __version__
 from loraxs_search.cli import check, history, launch, predict, promote, pull, resume, spaces, status, ui
-from loraxs_search.errors import LoraxsError
+from loraxs_search.errors import LoraxsError, UsageError, unknown_name
+
+PROGRAM = "loraxs-search"
+INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+_TRACEBACK = "--traceback"
+_HELP = "Find, keep and hand out tiny adapters: LoRA-XS search on Ray Tune, Optuna and MLflow."
+
+
+class Verbs(TyperGroup):
+    """A group that answers an unknown verb with the nearest known one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise UsageError(unknown_name("command", args[0], self.commands), hint=f"see `{ctx.command_path} --help`")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
-    name="loraxs-search",
-    help="Find, keep and hand out tiny adapters: LoRA-XS search on Ray Tune, Optuna and MLflow.",
+    name=PROGRAM,
+    cls=Verbs,
+    help=_HELP,
+    epilog="Exit codes: 0 done, 1 failed, 2 the request was not understood, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,46 +43,83 @@ app = typer.Typer(
 )
 for verb in (check, launch, status, resume, promote, history, pull, predict, ui):
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
-app.add_typer(spaces.app, name="spaces")
+app.add_typer(spaces.app, name="spaces", cls=Verbs)
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
-) -> None:
-    assert not traceback  # taken from the arguments by `main`, listed here for the help
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(__version__)
         raise Exit(0)
 
 
-def main() -> None:
-    """Run the command line; exit 0 ok, 1 failed, 2 usage."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    if "--traceback" in sys.argv:
-        sys.argv.remove("--traceback")
-        app(standalone_mode=False)
-        return
-    sys.exit(_run())
+@app.callback(help=_HELP)
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option(_TRACEBACK, help="Show where an error came from; anywhere on the line.")
+    ] = False,
+) -> None:
+    """Options of every verb; `run` takes `--traceback` out of the line before this is called."""
 
 
-def _run() -> int:
+def main() -> NoReturn:
+    """Run the command line of this process; exit 0 ok, 1 failed, 2 usage, 130 interrupted."""
+    logging.basicConfig(level=logging.WARNING, handlers=[_Talk()])
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors are told on stderr, with a traceback if it is asked for."""
+    args, traceback = _split(argv)
     try:
-        code = app(standalone_mode=False)
+        code = app(args, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except LoraxsError as error:
-        return _fail(error.message, error.hint, error.exit_code)
-    except TyperException as error:
-        return _fail(error.format_message(), "see `loraxs-search --help`", error.exit_code)
-    except (Abort, KeyboardInterrupt):
-        return _fail("interrupted", None, 130)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:  # noqa: BLE001  # the last stop: people get a sentence, --traceback the rest
-        return _fail(f"{type(error).__name__}: {error}", "run again with --traceback and report this", 1)
+    except (Exception, KeyboardInterrupt) as error:  # the last stop: people get a sentence
+        if traceback:
+            import traceback as printer
+
+            printer.print_exception(error)
+        return _tell(error)
+    if code == INTERRUPTED:  # Typer's way to say that Ctrl-C was pressed
+        return _fail("interrupted", None, INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+def _split(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """Take `--traceback` out of the arguments, wherever it stands before `--`."""
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    options = [arg for arg in argv[:end] if arg != _TRACEBACK]
+    return [*options, *argv[end:]], len(options) < end
+
+
+def _tell(error: BaseException) -> int:
+    if isinstance(error, LoraxsError):
+        return _fail(error.message, error.hint, error.exit_code)
+    if isinstance(error, (Abort, KeyboardInterrupt)):
+        return _fail("interrupted", None, INTERRUPTED)
+    if isinstance(error, TyperException):
+        return _tell_usage(error)
+    name = type(error).__name__
+    return _fail(f"{name}: {error}", f"this is a fault of {PROGRAM}: run again with {_TRACEBACK} and report it", 1)
+
+
+def _tell_usage(error: TyperException) -> int:
+    context: Any = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else PROGRAM
+    if context is not None and error.format_message() == context.get_help():  # a group that was given no verb
+        print(error.format_message(), file=sys.stderr)
+        return error.exit_code
+    message = error.format_message()
+    if hasattr(error, "possibilities"):  # an unknown option
+        known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
+        message = unknown_name("option", getattr(error, "option_name", ""), [*known, "--help", _TRACEBACK])
+    return _fail(message, f"see `{path} --help`", error.exit_code)
 
 
 def _fail(message: str, hint: str | None, code: int) -> int:
@@ -71,3 +127,10 @@ def _fail(message: str, hint: str | None, code: int) -> int:
     if hint:
         print(f"\nhint: {hint}", file=sys.stderr)
     return code
+
+
+class _Talk(logging.Handler):
+    """Writes to what stderr is at the time: a live table stands in for it while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +10,7 @@ import typer
 from loraxs_search.records import Scalar, Task, to_json
 from loraxs_search.reports import LeaderboardRow
 
+SpaceArgument = Annotated[str, typer.Argument(help="A space file, or the name of a shipped space.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 TrackingOption = Annotated[
     str | None,
@@ -79,8 +80,3 @@ def _value(value: Scalar | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def describe_mapping(values: Mapping[str, Any]) -> str:
-    """Return `key value` pairs on one line."""
-    return ", ".join(f"{key} {_value(value)}" for key, value in values.items())

@@ -6,22 +6,28 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._output import AddressOption, JsonOption, SetOption, TrackingOption
+from loraxs_search.cli._output import AddressOption, JsonOption, SetOption, SpaceArgument, TrackingOption
 from loraxs_search.cli._search import show_result, watched
+from loraxs_search.mlflow_uri import resolve_uri
 
 
 def command(
-    space: Annotated[str, typer.Argument(help="A space file, or the name of a shipped space.")],
+    space: SpaceArgument,
     name: Annotated[str | None, typer.Option("--name", help="Name of the study; default: space and time.")] = None,
     address: AddressOption = None,
     tracking_uri: TrackingOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search a space: train trials, record them in MLflow, score the best on held-out rows."""
+    """Search a space; the best trials are scored on held-out rows.
+
+    Nothing is written before the space, the base, the data, MLflow and Ray are seen to be in order. Ctrl-C ends the
+    search in order (exit code 130), a second one at once; `loraxs-search resume` goes on after either, and after a
+    kill. Prints the leaderboard, best first.
+    """
     from loraxs_search.search import launch
 
-    with watched() as view:
+    with watched(resolve_uri(tracking_uri)) as view:
         result = launch(
             space,
             name=name,

@@ -8,6 +8,7 @@ import typer
 
 from loraxs_search.cli._output import AddressOption, JsonOption
 from loraxs_search.cli._search import show_result, watched
+from loraxs_search.studies import StudyFolder
 
 
 def command(
@@ -15,9 +16,13 @@ def command(
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a search that was interrupted or killed."""
+    """Go on with a search that was interrupted or killed.
+
+    Unfinished trials go on from their last report. A study that is finished is printed as it is.
+    """
     from loraxs_search.search import resume
 
-    with watched() as view:
+    uri = StudyFolder.open(study).info.tracking_uri
+    with watched(uri) as view:
         result = resume(study, address=address, view=view)
     show_result(result, as_json)

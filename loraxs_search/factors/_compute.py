@@ -15,7 +15,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from loraxs_search.errors import BaseModelError, RankError, UsageError, unknown_name
+from loraxs_search.errors import BaseModelError, UsageError
+from loraxs_search.factors._checks import check_choice, check_rank, check_weight
 from loraxs_search.records import Basis, Sigma
 
 Driver = Literal["auto", "exact", "randomized"]
@@ -59,7 +60,7 @@ class Factors:
             RankError: `rank` is outside 1..k.
             UsageError: `sigma` is unknown.
         """
-        check_rank(rank, self.rank, name="rank")
+        check_rank(rank, self.rank)
         check_choice("sigma", sigma, get_args(Sigma))
         u, s, vt = self.left[:, :rank], self.singular_values[:rank], self.right[:rank]  # (out, r), (r,), (r, in)
         root = s.sqrt()
@@ -75,7 +76,7 @@ def default_factor_rank(rank: int, out_features: int, in_features: int) -> int:
 
     The bucket is the next power of two, at least 64, at most min(out, in).
     """
-    check_rank(rank, min(out_features, in_features), name="rank")
+    check_rank(rank, min(out_features, in_features))
     return min(max(64, 1 << (rank - 1).bit_length()), out_features, in_features)
 
 
@@ -121,7 +122,7 @@ def compute_factors(weight: Tensor, *, rank: int, basis: Basis = "top", driver: 
     """
     check_weight(weight)
     resolved = resolve_driver(driver, basis, *weight.shape)
-    check_rank(rank, min(weight.shape), name="rank")
+    check_rank(rank, min(weight.shape))
     w = weight.detach().to("cpu", torch.float64)
     if not torch.isfinite(w).all():
         raise BaseModelError("A weight must be finite to be decomposed, but got NaN or infinity in it.")
@@ -131,29 +132,6 @@ def compute_factors(weight: Tensor, *, rank: int, basis: Basis = "top", driver: 
     u, s, vt = _canonical_sign(u[:, chosen], s[chosen], vt[chosen])
     left, singular_values, right = (t.to(torch.float32).contiguous() for t in (u, s, vt))
     return Factors(left, singular_values, right, driver=resolved, basis=basis)
-
-
-def check_rank(rank: int, limit: int, *, name: str, place: str = "") -> None:
-    """Raise RankError unless 1 <= rank <= limit."""
-    if not 1 <= rank <= limit:
-        raise RankError(f"`{name}` must be in 1..{limit}, but got {name}={rank}{f' for {place}' if place else ''}.")
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise UsageError unless `value` is one of `known`."""
-    if value not in known:
-        raise UsageError(unknown_name(name, value, known))
-
-
-def check_weight(weight: Tensor) -> None:
-    """Raise BaseModelError unless `weight` is a float matrix that holds numbers."""
-    if weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
-        where = "meta (no numbers)" if weight.is_meta else str(weight.device)
-        raise BaseModelError(
-            "A weight must be a float matrix (out, in) to be decomposed, "
-            f"but got shape={tuple(weight.shape)} dtype={weight.dtype} device={where}.",
-            hint="adapt linear layers only, after their weights are loaded (dequantised when quantised)",
-        )
 
 
 def _exact(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:

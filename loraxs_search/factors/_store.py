@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from loraxs_search.factors._compute import Driver, Factors, check_rank, check_weight, compute_factors, resolve_driver
+from loraxs_search.factors._checks import check_rank, check_weight
+from loraxs_search.factors._compute import Driver, Factors, compute_factors, resolve_driver
 from loraxs_search.factors._file import DamagedFileError, content_key, read_factors, write_factors
 from loraxs_search.home import home
 from loraxs_search.records import Basis
@@ -58,7 +59,7 @@ class FactorStore:
             HomeError: the folder cannot be read or written, or is full.
         """
         check_weight(weight)
-        check_rank(rank, min(weight.shape), name="rank")
+        check_rank(rank, min(weight.shape))
         resolved = resolve_driver(driver, basis, *weight.shape)
         place = (*_identity(weight), rank, basis, resolved)
         remembered = self._memory.get(place)

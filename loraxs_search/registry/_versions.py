@@ -90,12 +90,12 @@ def register(
 
 
 def _logged_model(client: MlflowClient, uri: str, folder: Path, manifest: Manifest, digest: str) -> Any:
-    """Return the logged model that holds `folder`: the one its run has, or a new one."""
+    """Return the logged model that holds `folder`: the one its search has logged, or a new one."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    for model in client.search_logged_models(experiments, f"tags.`loraxs.digest` = '{digest}'"):
+        if str(model.status) == "READY":
+            return model
     run_id, experiment_id = _source(client, uri, manifest)
-    if run_id is not None:
-        for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
-            if model.tags.get("loraxs.digest") == digest and str(model.status) == "READY":
-                return model
     model = client.create_logged_model(
         experiment_id,
         name=f"{manifest.task.name}-{manifest.trial_id}".replace(".", "-"),

@@ -209,7 +209,7 @@ class Registry:
         if name.alias == CHAMPION:
             return RegistryError(
                 f"Task {name.task} has no champion: no candidate was promoted so far. Registry: {place}.",
-                hint="run `loraxs-search promote STUDY`; `loraxs-search ui` shows past decisions under Models",
+                hint=f"see `loraxs-search history {name.task}` for why, or run `loraxs-search promote STUDY`",
             )
         have = [f"{name.task}@{alias}" for alias in sorted(model.aliases)]
         have += [f"{name.task}:{v}" for v in _versions.numbers(self._client, name.task)]

@@ -77,7 +77,8 @@ class HostDirectory:
         env = {"OMP_NUM_THREADS": str(threads)}
         if gpu is not None:
             env["CUDA_VISIBLE_DEVICES"] = gpu
-        return HostActor.options(runtime_env={"env_vars": env}, **pinned(node_id)).remote(*self._arguments)
+        options = {"runtime_env": {"env_vars": env}, **pinned(node_id)}
+        return HostActor.options(**options).remote(*self._arguments)  # type: ignore[attr-defined]
 
 
 def _set_threads(threads: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +17,14 @@ from loraxs_search.studies import StudyInfo
 
 
 class Crew:
-    """Host directory, first host and study keeper of a search; all end with the driver that assembled them."""
+    """Host directory, first host and study keeper of one run of a driver; all end with it.
 
-    def __init__(self, study_id: str, directory: Any, host: Any, info: HostInfo, wanted: Slots) -> None:
-        self._study_id, self._directory, self._host = study_id, directory, host
+    Args:
+        names: Roles (`directory`, `keeper`) to the names under which trainables find these actors.
+    """
+
+    def __init__(self, names: dict[str, str], directory: Any, host: Any, info: HostInfo, wanted: Slots) -> None:
+        self.actor_names, self._directory, self._host = names, directory, host
         self.info, self.slots = info, wanted
         self._keeper: Any = None
 
@@ -32,26 +37,31 @@ class Crew:
             RankError, TargetModulesError: the space asks for modules or ranks that the base does not have.
         """
         wanted = slots(study.search.pack_size)
-        directory = HostDirectory.options(  # type: ignore[attr-defined]
-            name=directory_name(study.study_id), namespace=NAMESPACE, **pinned(_here())
-        ).remote(space.base_model, space.task, study.search.precision, wanted.threads)
+        names = {role: f"{role}-{uuid.uuid4().hex}" for role in ("directory", "keeper")}
+        options = {"name": names["directory"], "namespace": NAMESPACE, **pinned(_here())}
+        arguments = (space.base_model, space.task, study.search.precision, wanted.threads)
+        directory = HostDirectory.options(**options).remote(*arguments)  # type: ignore[attr-defined]
         gpu_nodes = gpu_node_ids()
         node, gpu = (gpu_nodes[0], "0") if gpu_nodes else (_here(), None)
-        host = ray.get(directory.host_for.remote(node, gpu))
-        info: HostInfo = ray.get(host.info.remote())
-        describe(space, info.modules)
-        return cls(study.study_id, directory, host, info, wanted)
-
-    @property
-    def actor_names(self) -> dict[str, str]:
-        """Names under which trainables find the keeper and the directory."""
-        return {"keeper": keeper_name(self._study_id), "directory": directory_name(self._study_id)}
+        try:
+            host = ray.get(directory.host_for.remote(node, gpu))
+            info: HostInfo = ray.get(host.info.remote())
+            describe(space, info.modules)
+        except BaseException:
+            ray.kill(directory)
+            raise
+        return cls(names, directory, host, info, wanted)
 
     def hire_keeper(self, study: str) -> None:
         """Start the keeper of the study's snapshots on the driver's node."""
-        options = {"name": keeper_name(self._study_id), "namespace": NAMESPACE, **pinned(_here())}
+        options = {"name": self.actor_names["keeper"], "namespace": NAMESPACE, **pinned(_here())}
         self._keeper = StudyKeeper.options(**options).remote(study)  # type: ignore[attr-defined]
         ray.get(self._keeper.__ray_ready__.remote())
+
+    def dismiss(self) -> None:
+        """End the actors now; hosts die with the directory that created them."""
+        for actor in filter(None, (self._keeper, self._directory)):
+            ray.kill(actor)
 
     def confirm(self, spec: TrialSpec, snapshot: bytes) -> Confirmation:
         """Have the first host score a trained adapter on the test split."""
@@ -79,14 +89,6 @@ class Crew:
         """Return the kinds of accelerator in the cluster, as Ray names them."""
         kinds = (name.removeprefix("accelerator_type:") for name in ray.cluster_resources() if ":" in name)
         return sorted(kind for kind in kinds if not kind.startswith(("node", "bundle")))
-
-
-def directory_name(study_id: str) -> str:
-    return f"host-directory-{study_id}"
-
-
-def keeper_name(study_id: str) -> str:
-    return f"study-keeper-{study_id}"
 
 
 def _here() -> str:

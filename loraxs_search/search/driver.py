@@ -41,6 +41,10 @@ class SearchResult:
 class SearchInterruptedError(LoraxsError):
     """The search was stopped from outside; nothing reported so far is lost."""
 
+    exit_code = 130  # 128 + SIGINT, what shells expect
+
+    exit_code = 130  # what shells give a program that SIGINT ended
+
 
 class Driver:
     """Runs one study on Ray. Every stage can be repeated: what a killed driver did is found in the study folder.
@@ -71,7 +75,12 @@ class Driver:
 
         self._view.phase("loading the base model and the data")
         crew = Crew.assemble(self._info, self._space)
-        folder = self._open_folder()
+        try:
+            return self._run_with(crew, self._open_folder())
+        finally:
+            crew.dismiss()
+
+    def _run_with(self, crew: Crew, folder: StudyFolder) -> SearchResult:
         with folder.lock():
             crew.hire_keeper(folder.name)
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)

@@ -33,7 +33,7 @@ class Ledger:
         """Return the trials that were started and have not ended."""
         return [r for r in self.records.values() if r.state is TrialState.RUNNING]
 
-    def started(self, trial_id: str, params: Mapping[str, Scalar], hyper: Hyperparameters | None) -> None:
+    def started(self, trial_id: str, params: Mapping[str, Scalar], hyper: Hyperparameters) -> None:
         record = self._journal.trial_started(trial_id, params)
         self._tracker.trial_started(trial_id, params, hyper)
         self._view.trial_changed(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import optuna
 from ray.tune.search import Searcher
 
-from loraxs_search.errors import LoraxsError
 from loraxs_search.records import Direction, SearchPlan, TrialReport, TrialState, from_json, to_json
 from loraxs_search.search.crew import Crew
 from loraxs_search.search.ledger import Ledger, live_trial
@@ -76,12 +76,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             params = dict(self._ledger.records[ours].params)
         else:
             ours, params = self._propose()
-        try:
-            spec = self._crew.spec(self._space, ours, params, self._plan.seed)
-        except LoraxsError as error:
-            self._ledger.started(ours, params, None)
-            self._fail(ours, error.message)
-            return None
+        spec = self._crew.spec(self._space, ours, params, self._plan.seed)
         self._ledger.started(ours, params, spec.hyperparameters)
         self._trial_ids[trial_id] = ours
         return {
@@ -130,7 +125,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         seed = self._plan.seed * 1_000_003 + len(self._ledger.records)
-        return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+        with warnings.catch_warnings():
+            # `group` is what conditional spaces need; Optuna has called it experimental since 2.8.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
 
     def _end(self, ours: str, trial_id: str, step: int) -> None:
         if step >= self._plan.max_steps:

@@ -27,6 +27,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
     host from its last snapshot.
     """
 
+    _snapshot: bytes | None
+    _reports: tuple[TrialReport, ...]
+
     def setup(self, config: dict[str, Any]) -> None:
         self._begin(config)
 

@@ -21,6 +21,7 @@ from loraxs_search.search_space._describe import GroupDescription, ShapeDescript
 from loraxs_search.search_space._distributions import Choice, Constant, Floats, Integers, Parameter
 from loraxs_search.search_space._load import load_space, parse_space
 from loraxs_search.search_space._modules import resolve_modules
+from loraxs_search.search_space._portable import portable_text
 from loraxs_search.search_space._shipped import shipped_space_path, shipped_spaces
 from loraxs_search.search_space._space import Space, check_rank, factor_rank_bucket
 
@@ -39,6 +40,7 @@ __all__ = [
     "factor_rank_bucket",
     "load_space",
     "parse_space",
+    "portable_text",
     "resolve_modules",
     "shipped_space_path",
     "shipped_spaces",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+from typing import Any
 
 from loraxs_search.records import AdapterSize, LinearModule
 from loraxs_search.search_space._counting import reachable_shapes
@@ -37,7 +41,7 @@ class SpaceDescription:
     Args:
         combinations: How many different params there are; None when a parameter is continuous.
         groups: Every module group that a trial may have.
-        smallest: The adapter with the fewest parameters that a trial may have.
+        smallest: The adapter with the fewest bytes that a trial may have.
         largest: The one with the most.
     """
 
@@ -47,13 +51,15 @@ class SpaceDescription:
     largest: ShapeDescription
 
 
-def describe(space: Space, modules: Sequence[LinearModule], *, head_parameters: int = 0) -> SpaceDescription:
+def describe(
+    space: Space, modules: Sequence[LinearModule], *, head: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> SpaceDescription:
     """Return what a space amounts to on a base model with these linear layers.
 
-    R parameters = number of modules * rank^2; stored bytes = 4 * (R + head).
+    R parameters = number of modules * rank^2; stored bytes are those of the adapter's file, names and shapes included.
 
     Args:
-        head_parameters: Parameters of the trained head, the same for every trial.
+        head: Full name and shape of the trained head's parameters, the same for every trial.
     Raises:
         TargetModulesError: a module group matches nothing.
         RankError: a rank that a trial may have is above the smaller side of one of its modules.
@@ -61,13 +67,31 @@ def describe(space: Space, modules: Sequence[LinearModule], *, head_parameters: 
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
     shapes = []
     for rank, expression in reachable_shapes(space.parameters, DEFAULT_TARGET_MODULES):
-        check_rank(rank, groups[expression], modules)
-        r_parameters = len(groups[expression]) * rank**2
-        stored = BYTES_PER_PARAMETER * (r_parameters + head_parameters)
-        shapes.append(ShapeDescription(rank, expression, AdapterSize(r_parameters, head_parameters, stored)))
+        names = groups[expression]
+        check_rank(rank, names, modules)
+        tensors = {f"{name}.loraxs_R": (rank, rank) for name in names} | dict(head)
+        head_parameters = sum(prod(shape) for shape in head.values())
+        size = AdapterSize(len(names) * rank**2, head_parameters, file_bytes(tensors))
+        shapes.append(ShapeDescription(rank, expression, size))
     return SpaceDescription(
         combinations=space.grid_size(),
         groups=tuple(GroupDescription(expression, names) for expression, names in groups.items()),
-        smallest=min(shapes, key=lambda shape: shape.size.r_parameters),
-        largest=max(shapes, key=lambda shape: shape.size.r_parameters),
+        smallest=min(shapes, key=lambda shape: shape.size.stored_bytes),
+        largest=max(shapes, key=lambda shape: shape.size.stored_bytes),
     )
+
+
+def file_bytes(tensors: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the length of a PEFT adapter's safetensors file with these float32 tensors, by name in the base model.
+
+    8 bytes + a JSON header, padded to 8, that names each tensor in alphabetical order + 4 bytes a number. With a small
+    rank the header is a good part of the file.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in sorted(tensors):
+        start, end = end, end + BYTES_PER_PARAMETER * prod(tensors[name])
+        entry = {"dtype": "F32", "shape": list(tensors[name]), "data_offsets": [start, end]}
+        header[f"base_model.model.{name}"] = entry
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + length + -length % 8 + end

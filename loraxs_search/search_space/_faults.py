@@ -48,7 +48,7 @@ class Faults(list[Fault]):
         """Raise one `SpaceError` with every fault on its own line."""
         located = sorted({(f.place or place_of(places, f.path), dotted(f.path), f.message) for f in self})
         lines = [": ".join(part for part in (place.text, key, message) if part) for place, key, message in located]
-        fail_with(source, lines)
+        fail_with(source, lines, hint="`loraxs-search check FILE` looks at a space without searching it")
 
 
 def fail_with(source: str, lines: Iterable[str], *, hint: str | None = None) -> NoReturn:

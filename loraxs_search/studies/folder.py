@@ -120,7 +120,7 @@ class StudyFolder:
         """
         if not cls.exists(name):
             known = list_studies()
-            hint = "start one with `loraxs-search launch SPACE`" if not known else None
+            hint = "`loraxs-search status` lists them" if known else "start one with `loraxs-search launch SPACE`"
             raise StudyError(unknown_name("study", name, known), hint=hint)
         return cls(studies_root() / name)
 

@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.records import TrialState
+from loraxs_search.records import Hyperparameters, TrialState
 from loraxs_search.tracking._runs import SEARCH, StudyRuns
 from loraxs_search.tracking.events import (
     AdapterLogged,
@@ -76,16 +76,12 @@ class Recorder:
         params = {key: value for key, value in (plan | dict(event.params)).items() if key not in known}
         self._runs.add(run_id, params=params, tags=event.tags)
         self._runs.client.log_text(run_id, event.space_yaml, "space.yaml")
-        self._runs.client.update_run(run_id, status="RUNNING")
+        self._runs.reopen(run_id)
 
     def _trial_started(self, event: TrialStarted) -> None:
         run_id = self._runs.run(event.trial_id, event.at)
-        resolved = {f.name: getattr(event.hyperparameters, f.name) for f in dataclasses.fields(event.hyperparameters)}
-        resolved["num_target_modules"] = len(
-            resolved.pop("target_modules")
-        )  # their names are in the adapter's manifest
-        self._runs.add(run_id, params=resolved | dict(event.params), tags=event.tags)
-        self._runs.client.update_run(run_id, status="RUNNING")
+        self._runs.add(run_id, params=_resolved(event.hyperparameters) | dict(event.params), tags=event.tags)
+        self._runs.reopen(run_id)
 
     def _trial_reported(self, event: TrialReported) -> None:
         report = event.report
@@ -118,6 +114,15 @@ class Recorder:
         words = {f"loraxs.{key}": str(value) for key, value in event.summary.items() if key not in numbers}
         self._runs.add(run_id, metrics=numbers, at=event.at)
         self._runs.end(run_id, event.state, event.at, words | {STATE: event.state})
+
+
+def _resolved(hyperparameters: Hyperparameters | None) -> dict[str, Any]:
+    if hyperparameters is None:
+        return {}
+    values = {f.name: getattr(hyperparameters, f.name) for f in dataclasses.fields(hyperparameters)}
+    # The modules' names are in the adapter's manifest; here they would pass MLflow's limit on a param.
+    values["num_target_modules"] = len(values.pop("target_modules"))
+    return values
 
 
 def _classify(error: Exception) -> Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +36,19 @@ class _Batch:
 class StudyRuns:
     """One parent run and a child per trial. Blocking, one thread; every call may be repeated without effect.
 
-    What was found or created is remembered in `map_path`, so that a search that goes on asks once per run.
+    What was found or created is remembered in `map_path`. The store is asked for a run only when one may exist that
+    the map lacks: its trial was told of before this process, or creating it failed half-way.
+
+    Args:
+        told: Trials told of before, whether or not they got a run.
     """
 
-    def __init__(self, uri: str, *, study: str, study_id: str, experiment: str, map_path: Path) -> None:
+    def __init__(
+        self, uri: str, *, study: str, study_id: str, experiment: str, map_path: Path, told: Collection[str] = ()
+    ) -> None:
         self._uri, self._experiment = uri, experiment
+        self._doubtful = {SEARCH, *told}
+        self._running: set[str] = set()
         self._identity = {STUDY: study, STUDY_ID: study_id}
         self._map = _RunMap(map_path)
         self._batches: dict[str, _Batch] = {}
@@ -74,11 +82,16 @@ class StudyRuns:
         if known is not None:
             return known
         tags = self._identity | ({KIND: "trial", TRIAL_ID: trial_id} if trial_id else {KIND: "search"})
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items() if key != STUDY)
-        found = self.client.search_runs([self._experiment_id], query, max_results=1)
-        run_id: str = found[0].info.run_id if found else self._create(trial_id, at, tags)
+        found = self._search(tags) if trial_id in self._doubtful else None
+        run_id = found or self._create(trial_id, at, tags)
         self._map.put(trial_id, "run_id", run_id)
         return run_id
+
+    def reopen(self, run_id: str) -> None:
+        """Mark a run that may have ended as running."""
+        if run_id not in self._running:
+            self.client.update_run(run_id, status="RUNNING")
+            self._running.add(run_id)
 
     def log_model(self, trial_id: str, run_id: str, folder: Path, digest: str) -> str:
         """Keep the files of `folder` as a logged model of the run, once per digest, and return its id."""
@@ -108,10 +121,16 @@ class StudyRuns:
         at: float = 0.0,
         step: int = 0,
     ) -> None:
-        """Collect values for the run's next batch."""
+        """Collect values for the run's next batch.
+
+        Raises:
+            ValueError: a param was given another value before, which MLflow would not take either.
+        """
         batch = self._batches.setdefault(run_id, _Batch())
         batch.metrics += [(key, float(value), _ms(at), step) for key, value in (metrics or {}).items()]
-        batch.params |= {key: str(value) for key, value in (params or {}).items()}
+        for key, value in (params or {}).items():
+            if batch.params.setdefault(key, str(value)) != str(value):
+                raise ValueError(f"param {key} cannot change from {batch.params[key]} to {value}")
         batch.tags |= {key: str(value) for key, value in (tags or {}).items()}
 
     def end(self, run_id: str, status: str, at: float, tags: Mapping[str, str]) -> None:
@@ -119,6 +138,7 @@ class StudyRuns:
         self.add(run_id, tags=tags)
         self._send(run_id)
         self.client.set_terminated(run_id, status, _ms(at))
+        self._running.discard(run_id)
 
     def send(self) -> None:
         """Send what was collected, one batch per run."""
@@ -148,8 +168,17 @@ class StudyRuns:
         if trial_id != SEARCH:
             extra["mlflow.parentRunId"] = self.run(SEARCH, at)
         name = trial_id or self._identity[STUDY]
+        self._doubtful.add(trial_id)  # until the answer is here
         created = self.client.create_run(self._experiment_id, start_time=_ms(at), tags=tags | extra, run_name=name)
-        return str(created.info.run_id)
+        self._doubtful.discard(trial_id)
+        run_id = str(created.info.run_id)
+        self._running.add(run_id)
+        return run_id
+
+    def _search(self, tags: Mapping[str, str]) -> str | None:
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items() if key != STUDY)
+        found = self.client.search_runs([self._experiment_id], query, max_results=1)
+        return str(found[0].info.run_id) if found else None
 
     def _find_model(self, run_id: str, digest: str) -> tuple[str | None, bool]:
         for model in self.client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'"):

@@ -34,7 +34,7 @@ class TrialStarted:
     at: float
     trial_id: str
     params: Mapping[str, Scalar]
-    hyperparameters: Hyperparameters
+    hyperparameters: Hyperparameters | None
     tags: Mapping[str, str] = field(default_factory=dict)
     event: Literal["trial_started"] = "trial_started"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraxs_search.errors import HomeError
@@ -34,6 +36,15 @@ _BATCH = 500  # events applied between two commits of the offset
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 
 
+@dataclass
+class _Told:
+    """What was told of a trial."""
+
+    steps: set[int] = field(default_factory=set)
+    is_open: bool = False
+    ended: TrialState | None = None
+
+
 class Tracker:
     """Records one study, off the search's control loop.
 
@@ -55,17 +66,19 @@ class Tracker:
     def __init__(self, study: str, study_dir: Path, uri: str, experiment: str) -> None:
         self._spool = Spool(study_dir)
         self._uri = uri
-        map_path = study_dir / "tracking.runs.jsonl"
-        self._runs = StudyRuns(
-            uri, study=study, study_id=self._spool.study_id, experiment=experiment, map_path=map_path
-        )
-        self._recorder = Recorder(self._runs)
         self._refused_path = study_dir / "tracking.refused.jsonl"
-        self._steps: dict[str, set[int]] = {}
-        self._open_trials: set[str] = set()
-        self._ended: dict[str, TrialState] = {}
+        self._told: defaultdict[str, _Told] = defaultdict(_Told)
         for event in self._spool.history():
             self._note(event)
+        self._runs = StudyRuns(
+            uri,
+            study=study,
+            study_id=self._spool.study_id,
+            experiment=experiment,
+            map_path=study_dir / "tracking.runs.jsonl",
+            told=self._told.keys(),
+        )
+        self._recorder = Recorder(self._runs)
         self._trouble: str | None = None
         self._closing = self._stopped = False
         self._changed = threading.Condition()
@@ -93,15 +106,15 @@ class Tracker:
         self,
         trial_id: str,
         params: Mapping[str, Scalar],
-        hyperparameters: Hyperparameters,
+        hyperparameters: Hyperparameters | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """A trial starts, or starts again elsewhere."""
+        """A trial starts, or starts again elsewhere; without hyperparameters when its params resolve to none."""
         self._append(TrialStarted(time.time(), trial_id, dict(params), hyperparameters, dict(tags or {})))
 
     def trial_reported(self, report: TrialReport) -> None:
         """A trial reports; a step it has reported before is left as it was."""
-        steps = self._steps.get(report.trial_id, set())
+        steps = self._told[report.trial_id].steps
         if report.step not in steps:
             self._append(TrialReported(time.time(), report, first=not steps))
 
@@ -109,7 +122,7 @@ class Tracker:
         self, trial_id: str, state: TrialState, reason: str = "", wall_s: float = 0.0, device_s: float = 0.0
     ) -> None:
         """A trial ends; the same end told twice is one end."""
-        if self._ended.get(trial_id) is not state:
+        if self._told[trial_id].ended is not state:
             self._append(TrialFinished(time.time(), trial_id, state, reason, wall_s, device_s))
 
     def adapter_logged(self, trial_id: str, folder: Path) -> None:
@@ -118,7 +131,7 @@ class Tracker:
 
     def abandon(self, keep: Collection[str] = (), reason: str = "not continued") -> tuple[str, ...]:
         """Close every unfinished trial not in `keep` as KILLED, and return their ids."""
-        gone = tuple(sorted(self._open_trials - set(keep)))
+        gone = tuple(sorted(t for t, told in self._told.items() if told.is_open and t not in keep))
         for trial_id in gone:
             self._append(TrialAbandoned(time.time(), trial_id, reason))
         return gone
@@ -184,16 +197,18 @@ class Tracker:
     def _note(self, event: Event) -> None:
         """Remember what decides whether a later event is news."""
         match event:
-            case TrialStarted(trial_id=trial_id):
-                self._open_trials.add(trial_id)
-                self._ended.pop(trial_id, None)
-            case TrialReported(report=report):
-                self._steps.setdefault(report.trial_id, set()).add(report.step)
-            case TrialFinished(trial_id=trial_id, state=state):
-                self._open_trials.discard(trial_id)
-                self._ended[trial_id] = state
-            case TrialAbandoned(trial_id=trial_id):
-                self._open_trials.discard(trial_id)
+            case TrialStarted():
+                self._told[event.trial_id].is_open = True
+                self._told[event.trial_id].ended = None
+            case TrialReported():
+                self._told[event.report.trial_id].steps.add(event.report.step)
+            case TrialFinished():
+                self._told[event.trial_id].is_open = False
+                self._told[event.trial_id].ended = event.state
+            case TrialAbandoned():
+                self._told[event.trial_id].is_open = False
+            case AdapterLogged():
+                self._told.setdefault(event.trial_id, _Told())
 
     def _write(self) -> None:
         pause_s = _FIRST_PAUSE_S

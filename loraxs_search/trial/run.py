@@ -149,7 +149,7 @@ class TrialRun:
                 f"`training loss` must be finite, but got {value} at step {self.step + 1}.",
                 hint="lower the learning rates or the scale in the space",
             )
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if hyper.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(self._parameters.values(), hyper.max_grad_norm)
         self._set_rates()

@@ -155,7 +155,7 @@ def test_a_server_that_is_not_there_is_said_within_seconds(make_mlflow_server):
 
 # ---- a tracker that dies ---------------------------------------------------------------------------------------------
 _TELL_UNTIL_KILLED = """
-import sys
+import sys, time
 from pathlib import Path
 from loraxs_search.records import AdapterSize, Hyperparameters, SearchPlan, TrialReport, TrialState
 from loraxs_search.tracking import Tracker
@@ -171,6 +171,7 @@ for number in range(first, 100000):
         tracker.trial_reported(report)
         print(trial_id, step, flush=True)
     tracker.trial_finished(trial_id, TrialState.COMPLETE, "ran all steps", 2.0, 1.0)
+    time.sleep(0.02)
 """
 
 

@@ -279,6 +279,21 @@ def test_a_merged_weight_is_never_decomposed(adapt):
         model.add_adapter("late", LoraXSConfig(r=2, sigma="sqrt", target_modules=["query"], task_type="SEQ_CLS"))
 
 
+def test_an_adapter_that_one_module_refuses_is_added_to_none(adapt, make_base, inputs, logits, layers):
+    model = adapt()
+    expected = logits(model, inputs)
+    too_wide = {"r": 2, "rank_pattern": {"1.output.dense": 25}, "target_modules": "all-linear", "task_type": "SEQ_CLS"}
+    with pytest.raises(RankError):
+        model.add_adapter("late", LoraXSConfig(**too_wide))
+    assert all(set(layer.settings) == set(layer.loraxs_R) == {"default"} for layer in layers(model).values())
+    assert torch.equal(logits(model, inputs), expected)
+    model.add_adapter("late", LoraXSConfig(**{**too_wide, "rank_pattern": {}}))
+    base = make_base()
+    with pytest.raises(RankError):
+        get_peft_model(base, LoraXSConfig(**too_wide))
+    assert torch.equal(logits(base, inputs), logits(make_base(), inputs))
+
+
 def test_a_base_on_the_meta_device_gets_its_factors_at_first_use(make_base, inputs, logits, layers):
     config = LoraXSConfig(r=2, target_modules="all-linear", init_std=0.5, init_seed=3)
     expected = get_peft_model(make_base(), copy.deepcopy(config)).eval()

@@ -76,7 +76,7 @@ def test_merge_and_unload_leaves_a_plain_model(adapt, make_base, family, inputs,
     assert plain.state_dict().keys() == make_base(family).state_dict().keys()
 
 
-def test_unload_brings_the_base_back_with_the_trained_head(adapt, make_base, family, inputs, logits):
+def test_unload_brings_the_base_back(adapt, make_base, family, inputs, logits):
     model = adapt(family)
     base = model.unload()
     assert torch.equal(logits(base, inputs), logits(make_base(family), inputs))

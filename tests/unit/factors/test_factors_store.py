@@ -82,6 +82,7 @@ def test_the_name_depends_on_everything_that_moves_the_numbers(tmp_path):
         (weight, {"rank": 8, "driver": "randomized"}),
         (weight.bfloat16(), {"rank": 8}),
         (weight.half(), {"rank": 8}),
+        (weight.half().view(torch.bfloat16), {"rank": 8}),  # the same bytes
         (weight.reshape(32, 24), {"rank": 8}),
         (weight + 1e-6, {"rank": 8}),
     ]

@@ -88,6 +88,8 @@ def test_a_decision_against_a_champion_that_is_gone_is_refused(champion, task, c
     stale = decide(RULE, task, [candidate("t1", 0.9)], None)  # made before t0 became champion
     with pytest.raises(RegistryError, match="it is s1/t0 by now"):
         champion.promote(make_folder("t1"), candidate("t1", 0.9), stale)
+    with pytest.raises(RegistryError):
+        champion.resolve("movie-reviews:2")
     assert champion.champion("movie-reviews").candidate.trial_id == "t0"
 
 
@@ -171,14 +173,15 @@ def test_two_promoters_at_once_leave_the_better_one(store_uri, task, candidate, 
     assert gained == sorted(gained)
 
 
-def test_the_logged_model_of_the_trial_is_the_one_registered(
-    registry, store_uri, task, candidate, make_folder, tmp_path
+@pytest.mark.parametrize("knows_run", [False, True])
+def test_the_logged_model_of_the_search_is_the_one_registered(
+    registry, store_uri, task, candidate, make_folder, tmp_path, knows_run
 ):
     tracker = Tracker("s1", tmp_path / "study", store_uri, "exp")
     tracker.search_started("task: {}\n", SearchPlan())
     tracker.trial_finished("t0", TrialState.COMPLETE)
     assert tracker.flush()
-    folder = make_folder("t0", run_id=tracker.run_id("t0"))
+    folder = make_folder("t0", run_id=tracker.run_id("t0") if knows_run else None)
     tracker.adapter_logged("t0", folder)
     assert tracker.close()
     registry.settle(RULE, task, [candidate("t0")], {"t0": folder})
@@ -187,3 +190,12 @@ def test_the_logged_model_of_the_trial_is_the_one_registered(
     assert version.run_id == tracker.run_id("t0")
     assert version.tags["loraxs.model_id"] == tracker.model_id("t0")
     assert '"name": "movie-reviews"' in client.get_logged_model(tracker.model_id("t0")).tags["mlflow.modelVersions"]
+
+
+def test_an_adapter_that_no_search_logged_is_logged_with_its_run(registry, store_uri, task, candidate, make_folder):
+    client = connect(store_uri)
+    run_id = client.create_run("0").info.run_id
+    registry.settle(RULE, task, [candidate("t0", 0.8)], {"t0": make_folder("t0", run_id=run_id)})
+    registry.settle(RULE, task, [candidate("t1", 0.9)], {"t1": make_folder("t1", run_id="f" * 32)})  # of another store
+    assert client.get_model_version("movie-reviews", "1").run_id == run_id
+    assert not client.get_model_version("movie-reviews", "2").run_id

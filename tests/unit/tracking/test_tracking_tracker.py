@@ -249,6 +249,14 @@ def test_what_mlflow_refuses_is_set_aside_and_the_rest_goes_on(
     assert "refuses an event" in caplog.text
 
 
+def test_a_trial_whose_params_resolve_to_nothing_is_recorded_all_the_same(open_tracker, look):
+    tracker = open_tracker()
+    tracker.trial_started("t0", {"rank": 4096}, None)
+    tracker.trial_finished("t0", TrialState.FAIL, "`rank` must be in 1..384")
+    assert tracker.flush()
+    assert look().children["t0"].data.params == {"rank": "4096"}
+
+
 def test_two_studies_of_one_name_on_one_store_stay_apart(open_tracker, record, look, tmp_path, hyperparameters):
     for owner in ("ada", "bob"):
         tracker = open_tracker(folder=tmp_path / owner / "s1")

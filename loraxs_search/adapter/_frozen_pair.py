@@ -1,0 +1,30 @@
+"""Where A and B come from: the factor store, checked against what the adapter was trained in."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from loraxs_search.adapter._factor_source import current_factor_store
+from loraxs_search.adapter._settings import ModuleSettings
+from loraxs_search.factors import Factors, check_fingerprint, fingerprint
+
+
+def checked_factors(
+    weight: Tensor, settings: ModuleSettings, module: str, fingerprints: dict[str, list[float]]
+) -> Factors:
+    """Return the factors of a module's weight (out, in) at their stored rank.
+
+    The fingerprint of the adapter's own prefix is compared with the one in `fingerprints`, or put there.
+
+    Raises:
+        FactorMismatchError: the factors are not those that were recorded.
+        HomeError: factors cannot be stored.
+    """
+    store = current_factor_store()
+    factors = store.get(weight, rank=settings.factor_rank, basis=settings.basis, driver=settings.driver)
+    actual = fingerprint(*factors.ab(settings.rank, settings.sigma))
+    if module in fingerprints:
+        check_fingerprint(fingerprints[module], actual, module=module)
+    else:
+        fingerprints[module] = list(actual)
+    return factors

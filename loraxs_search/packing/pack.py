@@ -1,0 +1,157 @@
+"""Many trials on one frozen base: rounds of one optimizer step each, and evaluations, in shared passes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loraxs_search.errors import LoraxsError, TrialDivergedError
+from loraxs_search.factors import FactorStore
+from loraxs_search.packing.passes import Rows, run_pass
+from loraxs_search.packing.plan import Demand, Pass, plan_passes
+from loraxs_search.packing.seating import Seating
+from loraxs_search.packing.slot import Slot
+from loraxs_search.records import LinearModule, Split, TrialSpec
+from loraxs_search.tasks import PreparedTask
+from loraxs_search.trial import Snapshot
+
+log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
+
+
+class Pack:
+    """Trains and scores slots on a base that it does not own. One caller at a time.
+
+    A slot's numbers depend on the slot alone, up to the rounding of shared passes; its failure is its own.
+
+    Args:
+        model: The frozen base with the task's head, as `load_model` gives it.
+        factors: Where factors come from; `ResidentFactors` when the base is not in its checkpoint's precision.
+        modules: The linear layers that may be adapted.
+        max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, factors: FactorStore, modules: Sequence[LinearModule], *, max_tokens: int
+    ) -> None:
+        self.max_tokens = max_tokens
+        self._model = model
+        self._sizes = {module.name: (module.out_features, module.in_features) for module in modules}
+        self._seating = Seating(model, factors, self._sizes)
+
+    def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
+        """Make a slot for a trial, at its start or where its snapshot stands.
+
+        Raises:
+            TargetModulesError, RankError: the trial asks for what the base does not have.
+        """
+        return Slot(spec, data, self._model, self._sizes, snapshot)
+
+    def step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:
+        """Take one optimizer step of each slot; return the errors of those that could not, by trial id.
+
+        A slot with an error is as it was before; leave it out of the next round.
+        """
+        started = time.perf_counter()
+        rows = {slot.trial_id: slot.next_rows() for slot in slots}
+        tokens = [int(slot.data.lengths("train")[rows[slot.trial_id]].sum()) for slot in slots]
+        losses = self._within_memory(lambda: self._gradients(slots, rows))
+        norms = [slot.clip() for slot in slots]
+        numbers = torch.stack([torch.stack([losses[slot.trial_id] for slot in slots]), torch.stack(norms)]).tolist()
+        errors: dict[str, LoraxsError] = {}
+        for slot, loss, norm, num_tokens in zip(slots, *numbers, tokens, strict=True):
+            try:
+                slot.update(loss, norm, num_tokens)
+            except TrialDivergedError as error:
+                errors[slot.trial_id] = error
+        _share_time(slots, tokens, time.perf_counter() - started)
+        return errors
+
+    def evaluate(self, slots: Sequence[Slot], split: Split) -> dict[str, dict[str, float] | LoraxsError]:
+        """Score each slot on every row of a split: the scores of `trial.evaluate`, or why there are none."""
+        started = time.perf_counter()
+        outputs = self._within_memory(lambda: self._outputs(slots, split))
+        results: dict[str, dict[str, float] | LoraxsError] = {}
+        for slot in slots:
+            try:
+                results[slot.trial_id] = slot.scores(split, *outputs[slot.trial_id])
+            except TrialDivergedError as error:
+                results[slot.trial_id] = error
+        _share_time(slots, [int(slot.data.lengths(split).sum()) for slot in slots], time.perf_counter() - started)
+        return results
+
+    def clear(self) -> None:
+        """Give the base back as it was; slots keep their state and may go on later."""
+        self._seating.clear()
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _gradients(self, slots: Sequence[Slot], rows: Rows) -> dict[str, Tensor]:
+        """Leave its whole gradient with each slot, and return its mean loss, a scalar on the device."""
+        self._seating.seat(slots)
+        self._seating.begin()
+        losses = {slot.trial_id: torch.zeros((), device=slot.r.device) for slot in slots}
+        for shared in self._plan("train", rows):
+            outputs = run_pass(self._model, self._seating, shared, "train", rows)
+            for output in outputs:
+                for (trial, _), part in zip(output.trials, output.split(output.losses.detach()), strict=True):
+                    losses[trial] += part.sum() / len(rows[trial])
+            weights = [output.per_row(lambda trial: 1 / len(rows[trial])) for output in outputs]
+            torch.autograd.backward([output.losses for output in outputs], weights)
+        self._seating.collect()
+        return losses
+
+    @torch.inference_mode()
+    def _outputs(self, slots: Sequence[Slot], split: Split) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return each slot's logits (rows, labels) and losses (rows,), on the CPU, in the split's order."""
+        with torch.inference_mode(False):  # what is seated now may be trained next
+            self._seating.seat(slots)
+            self._seating.begin()
+        rows = {slot.trial_id: np.arange(slot.data.num_rows(split)) for slot in slots}
+        found: dict[str, list[tuple[np.ndarray, Tensor, Tensor]]] = {trial: [] for trial in rows}
+        for shared in self._plan(split, rows):
+            positions = iter(share.positions for share in shared.shares)
+            for output in run_pass(self._model, self._seating, shared, split, rows):
+                logits, losses = output.split(output.logits.cpu()), output.split(output.losses.cpu())
+                for (trial, _), *parts in zip(output.trials, logits, losses, strict=True):
+                    found[trial].append((next(positions), *parts))
+        return {trial: _in_order(parts) for trial, parts in found.items()}
+
+    def _plan(self, split: Split, rows: Rows) -> list[Pass]:
+        demands = [
+            Demand(slot.trial_id, 0, slot.data.lengths(split)[rows[slot.trial_id]]) for slot in self._seating.slots
+        ]
+        return plan_passes(demands, self.max_tokens)
+
+    def _within_memory(self, compute: Callable[[], ResultT]) -> ResultT:
+        """Compute, with half the token budget again and again until it fits; nothing is lost by a failed try."""
+        while True:
+            try:
+                return compute()
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or self.max_tokens <= 1:
+                    raise
+                self.max_tokens //= 2
+            log.warning("Memory ran out; passes have at most %d tokens from now on.", self.max_tokens)
+            torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The CPU's allocator raises a bare RuntimeError.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _in_order(parts: list[tuple[np.ndarray, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    order = torch.from_numpy(np.argsort(np.concatenate([positions for positions, _, _ in parts])))
+    return torch.cat([logits for _, logits, _ in parts])[order], torch.cat([losses for _, _, losses in parts])[order]
+
+
+def _share_time(slots: Sequence[Slot], tokens: Sequence[int], seconds: float) -> None:
+    for slot, share in zip(slots, tokens, strict=True):
+        slot.device_s += seconds * share / max(1, sum(tokens))

@@ -1,0 +1,85 @@
+"""One pass over the base: rows of several slots in, each slot's logits and losses out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from loraxs_search.packing.plan import Pass
+from loraxs_search.packing.route import Block, Route
+from loraxs_search.packing.seating import Seating
+from loraxs_search.records import Split
+from loraxs_search.tasks import PreparedTask
+
+Rows = Mapping[str, npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a pass computed for neighbouring rows of one task.
+
+    Args:
+        trials: The slots' ids with their number of rows, in order.
+        logits: Shape (n, labels), float32.
+        losses: Shape (n,), float32, attached to the graph.
+    """
+
+    trials: tuple[tuple[str, int], ...]
+    logits: Tensor
+    losses: Tensor
+
+    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Cut a tensor of n rows into each trial's."""
+        return tensor.split([count for _, count in self.trials])
+
+    def per_row(self, value: Callable[[str], float]) -> Tensor:
+        """Return each row's trial's value, shape (n,), float32."""
+        values = [np.full(count, value(trial), dtype=np.float32) for trial, count in self.trials]
+        return torch.from_numpy(np.concatenate(values)).to(self.losses.device)
+
+
+def run_pass(model: PreTrainedModel, seating: Seating, shared: Pass, split: Split, rows: Rows) -> list[Output]:
+    """Compute a planned pass; `rows` are the row indices of each trial's demand."""
+    device = next(model.parameters()).device
+    seats = {slot.trial_id: seat for seat, slot in enumerate(seating.slots)}
+    chosen = [(seats[str(share.trial)], rows[str(share.trial)][share.positions]) for share in shared.shares]
+    seating.board.post(_route(chosen, device))
+    groups = [
+        (data, list(group)) for data, group in groupby(chosen, key=lambda part: seating.slots[part[0]].data)
+    ]
+    batches = [data.collate(split, np.concatenate([indices for _, indices in group])) for data, group in groups]
+    inputs = _joined([batch.inputs for batch in batches], model.config.pad_token_id)
+    logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float()
+    outputs, start = [], 0
+    for (data, group), batch in zip(groups, batches, strict=True):
+        part = logits[start : start + len(batch.labels), : data.head.num_labels]
+        trials = tuple((seating.slots[seat].trial_id, len(indices)) for seat, indices in group)
+        outputs.append(Output(trials, part.detach(), data.head.loss(part, batch.labels.to(device))))
+        start += len(batch.labels)
+    return outputs
+
+
+def _route(chosen: list[tuple[int, npt.NDArray[np.int64]]], device: torch.device) -> Route:
+    edges = np.cumsum([0, *(len(indices) for _, indices in chosen)]).tolist()
+    blocks = [Block(seat, a, b) for (seat, _), a, b in zip(chosen, edges[:-1], edges[1:], strict=True)]
+    return Route(blocks, device)
+
+
+def _joined(inputs: list[dict[str, Tensor]], pad_id: int) -> dict[str, Tensor]:
+    """Stack the inputs of several tasks, padded on the right to the widest."""
+    if len(inputs) == 1:
+        return inputs[0]
+    width = max(part["input_ids"].shape[1] for part in inputs)
+    fill = {"input_ids": pad_id}
+    return {
+        name: torch.cat([pad(part[name], (0, width - part[name].shape[1]), value=fill.get(name, 0)) for part in inputs])
+        for name in inputs[0]
+    }

@@ -1,0 +1,134 @@
+"""Which rows share a pass over the base: pure planning, no torch.
+
+A round is one optimizer step of each trial in it. Its rows are spread over as few passes as their lengths allow: rows
+of like length share a pass whichever trial they belong to, and a trial's gradient is summed over its passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from loraxs_search.errors import UsageError
+
+Indices = npt.NDArray[np.int64]
+
+# What one more pass costs beside its tokens (calls into the framework, small kernels), in tokens.
+PASS_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The rows that one trial wants computed.
+
+    Args:
+        trial: Unique among the demands of a plan.
+        kind: Only demands of equal kind may share a pass.
+        lengths: Tokens of each row, shape (n,).
+    """
+
+    trial: Hashable
+    kind: Hashable
+    lengths: npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a pass computes for one trial: `positions` into the demand's rows, ascending, at least one."""
+
+    trial: Hashable
+    positions: Indices
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Rows that go through the base together, padded to `width` tokens; each trial's rows are one block of it."""
+
+    kind: Hashable
+    width: int
+    shares: tuple[Share, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(share.positions) for share in self.shares)
+
+    @property
+    def num_tokens(self) -> int:
+        """Padded tokens, which is what the base computes."""
+        return self.num_rows * self.width
+
+
+def plan_passes(demands: Sequence[Demand], max_tokens: int, pass_tokens: int = PASS_TOKENS) -> list[Pass]:
+    """Plan passes that compute every row of every demand exactly once, the longest rows first.
+
+    The plan minimises padded tokens plus `pass_tokens` for each pass, and follows from the arguments alone. Within a
+    pass the trials come in the order of `demands`.
+
+    Args:
+        max_tokens: No pass has more padded tokens than this.
+    Raises:
+        UsageError: a row is longer than `max_tokens`.
+    """
+    for demand in demands:
+        if len(demand.lengths) and (longest := int(demand.lengths.max())) > max_tokens:
+            raise UsageError(
+                f"`max_tokens` must hold the longest row, but got max_tokens={max_tokens} for a row of {longest} tokens"
+                f" of trial {demand.trial}.",
+                hint=f"lower the task's `max_length` to {max_tokens}, or give the host a budget of {longest} or more",
+            )
+    kinds = dict.fromkeys(demand.kind for demand in demands)
+    return [
+        shared
+        for kind in kinds
+        for shared in _plan_kind([d for d in demands if d.kind == kind], kind, max_tokens, pass_tokens)
+    ]
+
+
+def padding(demands: Sequence[Demand], passes: Sequence[Pass]) -> float:
+    """Return padded tokens over real ones; 1.0 when there are none."""
+    real = sum(int(demand.lengths.sum()) for demand in demands)
+    return sum(shared.num_tokens for shared in passes) / real if real else 1.0
+
+
+def _plan_kind(demands: Sequence[Demand], kind: Hashable, max_tokens: int, pass_tokens: int) -> list[Pass]:
+    lengths = np.concatenate([np.maximum(demand.lengths, 1) for demand in demands]).astype(np.int64)
+    owners = np.repeat(np.arange(len(demands)), [len(demand.lengths) for demand in demands])
+    positions = np.concatenate([np.arange(len(demand.lengths)) for demand in demands])
+    order = np.argsort(-lengths, kind="stable")
+    passes = []
+    for rows in _cut(lengths[order], max_tokens, pass_tokens):
+        chosen = np.sort(order[rows])  # back to the order of demands, so that each trial's rows are one block
+        shares = tuple(
+            Share(demands[owner].trial, positions[chosen[owners[chosen] == owner]])
+            for owner in dict.fromkeys(owners[chosen].tolist())
+        )
+        passes.append(Pass(kind, int(lengths[chosen].max()), shares))
+    return passes
+
+
+def _cut(lengths: Indices, max_tokens: int, pass_tokens: int) -> list[slice]:
+    """Cut rows, sorted longest first, into runs; the cheapest cut between different lengths, by dynamic programming."""
+    widths, counts = np.unique(-lengths, return_counts=True)
+    widths, ends = -widths, np.concatenate([[0], np.cumsum(counts)])  # group i is rows ends[i]:ends[i + 1]
+    best = np.zeros(len(widths) + 1, dtype=np.int64)  # best[i]: cost of the rows from group i on
+    following = np.zeros(len(widths), dtype=np.int64)
+    for first in range(len(widths) - 1, -1, -1):
+        rows = ends[first + 1 :] - ends[first]
+        num_passes = -(-rows // (max_tokens // widths[first]))
+        costs = rows * widths[first] + num_passes * pass_tokens + best[first + 1 :]
+        choice = int(costs.argmin())
+        best[first], following[first] = costs[choice], first + 1 + choice
+    runs, group = [], 0
+    while group < len(widths):
+        runs += _even(int(ends[group]), int(ends[following[group]]), int(max_tokens // widths[group]))
+        group = int(following[group])
+    return runs
+
+
+def _even(start: int, stop: int, max_rows: int) -> list[slice]:
+    """Split rows start..stop into as few runs of at most `max_rows` as there can be, of even size."""
+    edges = np.linspace(start, stop, -(-(stop - start) // max_rows) + 1).astype(np.int64)
+    return [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]

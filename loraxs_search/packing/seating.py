@@ -1,0 +1,154 @@
+"""Slots seated side by side on a base: layers in place, every R packed where its layer reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from loraxs_search.adapter._settings import ModuleSettings
+from loraxs_search.base_model import head_names
+from loraxs_search.factors import Factors, FactorStore
+from loraxs_search.packing.layers import PackedHead, PackedLinear, Pair
+from loraxs_search.packing.route import Board
+from loraxs_search.packing.slot import Slot
+
+# Powers of the singular values on the left and right of R that turn each sigma into `none`: B R A = U (S^p R S^q) V^T.
+_POWERS = {"input": (0.0, 1.0), "sqrt": (0.5, 0.5), "output": (1.0, 0.0), "none": (0.0, 0.0)}
+_Family = tuple[str, str, int]
+
+
+class Seating:
+    """Puts packed layers on a base for some slots, and takes them off again.
+
+    All slots share C (modules, seats, k, k) and its gradient, both float32, k being the widest rank seated. A slot
+    reads and writes only its own r x r blocks, so what is outside them is zero for ever.
+
+    Args:
+        sizes: (out, in) of each layer that may be adapted, by name in model order.
+    """
+
+    def __init__(self, model: PreTrainedModel, factors: FactorStore, sizes: dict[str, tuple[int, int]]) -> None:
+        self.board = Board()
+        self.slots: tuple[Slot, ...] = ()
+        self._model, self._factors = model, factors
+        self._linears = {name: model.get_submodule(name) for name in sizes}
+        self._heads = {name: model.get_submodule(name) for name in head_names(model)}
+        self._in_place: dict[str, nn.Module] = {}
+        self._pairs: dict[tuple[str, _Family, int], Pair] = {}
+
+    def seat(self, slots: Iterable[Slot]) -> None:
+        """Serve exactly these slots from now on; does nothing when they are seated already."""
+        wanted = tuple(sorted(slots, key=_neighbourly))
+        if wanted == self.slots:
+            return
+        self.clear()
+        rank = max(max(s.rank for s in slot.settings.values()) for slot in wanted)
+        modules = [name for name in self._linears if any(name in slot.settings for slot in wanted)]
+        device = wanted[0].r.device
+        self._cores = torch.zeros(len(modules), len(wanted), rank, rank, device=device)
+        self._grads = torch.zeros_like(self._cores)
+        index = {name: i for i, name in enumerate(modules)}
+        self._places = [torch.tensor([index[name] for name in slot.settings], device=device) for slot in wanted]
+        self._folds = [self._fold(slot) for slot in wanted]
+        self._forget_pairs(rank)
+        for name in modules:
+            self._place_linear(name, wanted, self._cores[index[name]], self._grads[index[name]])
+        for name, head in self._heads.items():
+            layer = PackedHead(head, self.board)
+            layer.seat(tuple(_under(f"{name}.", slot.head) for slot in wanted))
+            self._put(name, layer)
+        self.slots = wanted
+
+    def clear(self) -> None:
+        """Give the base back as it was."""
+        for name, original in self._in_place.items():
+            self._set(name, original)
+        self._in_place.clear()
+        self.slots = ()
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Pack every slot's R as it stands, and start gradients at zero."""
+        self._grads.zero_()
+        for seat, (slot, places, fold) in enumerate(zip(self.slots, self._places, self._folds, strict=True)):
+            rank = slot.r.shape[-1]
+            self._cores[places, seat, :rank, :rank] = slot.r * fold
+            for parameter in slot.parameters:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Hand each slot the gradient of its R; the heads' have come by themselves."""
+        for seat, (slot, places, fold) in enumerate(zip(self.slots, self._places, self._folds, strict=True)):
+            rank = slot.r.shape[-1]
+            slot.r.grad = self._grads[places, seat, :rank, :rank] * fold
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _place_linear(self, name: str, slots: tuple[Slot, ...], cores: Tensor, grads: Tensor) -> None:
+        families = [_family(slot.settings[name]) if name in slot.settings else None for slot in slots]
+        known = list(dict.fromkeys(family for family in families if family is not None))
+        pairs = tuple(self._pair(name, family, cores.shape[-1]) for family in known)
+        layer = PackedLinear(self._linears[name], self.board)
+        parameter = nn.Parameter(cores)
+        parameter.grad = grads
+        layer.seat(parameter, pairs, tuple(None if f is None else known.index(f) for f in families))
+        self._put(name, layer)
+
+    def _fold(self, slot: Slot) -> Tensor:
+        """Return what R is multiplied with, entry by entry, shape (modules, r, r): scale and singular values."""
+        left, right = _POWERS[slot.spec.hyperparameters.sigma]
+        folds = []
+        for name, settings in slot.settings.items():
+            s = self._get(name, _family(settings)).singular_values[: settings.rank]
+            folds.append(settings.scale * s[:, None].pow(left) * s.pow(right))
+        return torch.stack(folds).to(slot.r.device)
+
+    def _pair(self, name: str, family: _Family, rank: int) -> Pair:
+        key = (name, family, rank)
+        if key not in self._pairs:
+            weight = self._linears[name].get_parameter("weight")
+            factors = self._get(name, family)
+            known = min(rank, factors.rank)
+            a, b = factors.ab(known, "none")
+            if known < rank:  # no slot of this family is wider than its factors, so what is added stays unused
+                a, b = pad(a, (0, 0, 0, rank - known)), pad(b, (0, rank - known))
+            self._pairs[key] = Pair(a.to(weight), b.to(weight))
+        return self._pairs[key]
+
+    def _get(self, name: str, family: _Family) -> Factors:
+        driver, basis, rank = family
+        layer = self._linears[name]
+        weight = layer.get_parameter("weight").detach()
+        oriented = weight.T if isinstance(layer, Conv1D) else weight
+        return self._factors.get(oriented, rank=rank, basis=basis, driver=driver)  # type: ignore[arg-type]
+
+    def _forget_pairs(self, rank: int) -> None:
+        self._pairs = {key: pair for key, pair in self._pairs.items() if key[-1] == rank}
+
+    def _put(self, name: str, layer: nn.Module) -> None:
+        self._in_place[name] = self._model.get_submodule(name)
+        self._set(name, layer)
+
+    def _set(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self._model.get_submodule(parent), child, module)
+
+
+def _family(settings: ModuleSettings) -> _Family:
+    return settings.driver, settings.basis, settings.factor_rank
+
+
+def _neighbourly(slot: Slot) -> tuple[object, ...]:
+    """Order slots so that those of one task, basis and module set sit together, and runs of rows are long."""
+    modules = tuple(slot.settings)
+    hyper = slot.spec.hyperparameters
+    return slot.data.task.name, hyper.basis, modules[0], modules[-1], modules, slot.trial_id
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

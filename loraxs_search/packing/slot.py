@@ -1,0 +1,182 @@
+"""One trial in a pack: its R, head and optimizer, apart from the layers that serve it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loraxs_search.adapter import LoraXSConfig
+from loraxs_search.adapter._settings import ModuleSettings, initial_r, module_settings
+from loraxs_search.base_model import fresh_head
+from loraxs_search.errors import TargetModulesError, TrialDivergedError, unknown_name
+from loraxs_search.packing.portable import Layout
+from loraxs_search.records import Split, TrialReport, TrialSpec
+from loraxs_search.tasks import PreparedTask, batch_at
+from loraxs_search.trial import Snapshot, lr_factor
+
+
+class Slot:
+    """What `TrialRun` keeps in a PEFT model, kept by itself: R (modules, r, r), head, AdamW's moments, reports.
+
+    Args:
+        model: The base; read for its head's class, its configuration and its device only.
+        sizes: (out, in) of every linear layer of the base that may be adapted, by name in model order.
+        snapshot: Where to take up; None starts at step 0.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        data: PreparedTask,
+        model: PreTrainedModel,
+        sizes: Mapping[str, tuple[int, int]],
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        self.spec, self.data = spec, data
+        self.settings = _settings(spec, sizes)
+        device = next(model.parameters()).device
+        drawn = [initial_r(_config(spec), s.rank, name) for name, s in self.settings.items()]
+        self.r = torch.stack(drawn).to(device).requires_grad_()
+        head = fresh_head(_with_labels(model, data.head.num_labels), spec.hyperparameters.seed)
+        self.head = {name: value.to(device).requires_grad_() for name, value in head.items()}
+        self._layout = Layout(tuple(self.settings), tuple(self.head))
+        self._optimizer = self._make_optimizer()
+        self.size = self._layout.size(self.parameters)
+        self.step, self.device_s, self.num_tokens = 0, 0.0, 0
+        self._reports: tuple[TrialReport, ...] = ()
+        self._losses: list[float] = []
+        if snapshot is not None:
+            self._layout.restore(snapshot, self.parameters, self._optimizer)
+            self.step, self._reports = snapshot.step, snapshot.reports
+            self.device_s, self.num_tokens = snapshot.device_s, snapshot.num_tokens
+
+    @property
+    def trial_id(self) -> str:
+        return self.spec.trial_id
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All that is trained: R, then the head's tensors."""
+        return [self.r, *self.head.values()]
+
+    def next_rows(self) -> npt.NDArray[np.int64]:
+        """Return the row indices of the next step's batch, as the lone trial draws them."""
+        hyper = self.spec.hyperparameters
+        return batch_at(self.data.lengths("train"), hyper.batch_size, seed=hyper.seed, step=self.step)
+
+    def clip(self) -> Tensor:
+        """Clip the gradient as the lone trial does, and return its norm before: a scalar on the device."""
+        limit = self.spec.hyperparameters.max_grad_norm
+        return torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit > 0 else math.inf)
+
+    def update(self, loss: float, norm: float, num_tokens: int) -> None:
+        """Take the optimizer step of a gradient that is already clipped.
+
+        Raises:
+            TrialDivergedError: loss or gradient is not finite; nothing is changed.
+        """
+        for what, value in (("training loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                raise TrialDivergedError(
+                    f"`{what}` must be finite, but got {value} at step {self.step + 1}.",
+                    hint="lower the learning rates or the scale in the space",
+                )
+        hyper = self.spec.hyperparameters
+        factor = lr_factor(self.step, hyper.max_steps, hyper.warmup_ratio, hyper.lr_schedule)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self._optimizer.step()
+        self._losses.append(loss)
+        self.step += 1
+        self.num_tokens += num_tokens
+
+    def scores(self, split: Split, logits: Tensor, losses: Tensor) -> dict[str, float]:
+        """Return the task's metrics and the mean loss.
+
+        Args:
+            logits: Of every row of the split, in order, shape (n, labels), on the CPU.
+            losses: Shape (n,).
+        Raises:
+            TrialDivergedError: a metric or the loss is not finite.
+        """
+        head = self.data.head
+        found = head.score(head.predictions(logits), self.data.labels(split))
+        metrics = {name: found[name] for name in self.data.task.metrics} | {"loss": float(losses.numpy().mean())}
+        if bad := {name: value for name, value in metrics.items() if not math.isfinite(value)}:
+            raise TrialDivergedError(f"`{split} metrics` must be finite, but got {bad}.")
+        return metrics
+
+    def report(self, metrics: Mapping[str, float]) -> TrialReport:
+        """Make and keep the report of these scores at the current step."""
+        report = TrialReport(
+            trial_id=self.trial_id,
+            step=self.step,
+            metrics=metrics,
+            train_loss=sum(self._losses) / max(1, len(self._losses)),
+            device_s=self.device_s,
+            num_tokens=self.num_tokens,
+            size=self.size,
+        )
+        self._losses.clear()
+        self._reports = (*self._reports, report)
+        return report
+
+    def snapshot(self) -> Snapshot:
+        """Return the whole state as the lone trial would; tensors are copies on the CPU."""
+        return Snapshot(
+            trial_id=self.trial_id,
+            step=self.step,
+            parameters=self._layout.named(self.parameters),
+            moments=self._layout.moments(self.parameters, self._optimizer),
+            reports=self._reports,
+            device_s=self.device_s,
+            num_tokens=self.num_tokens,
+        )
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        hyper = self.spec.hyperparameters
+        rates = (([self.r], hyper.learning_rate), (list(self.head.values()), hyper.head_learning_rate))
+        groups = [{"params": parameters, "lr": rate, "base_lr": rate} for parameters, rate in rates]
+        return torch.optim.AdamW(groups, weight_decay=hyper.weight_decay, fused=True)
+
+
+def _settings(spec: TrialSpec, sizes: Mapping[str, tuple[int, int]]) -> dict[str, ModuleSettings]:
+    """Settle rank, scale and factors of every adapted layer, in model order."""
+    wanted = set(spec.hyperparameters.target_modules)
+    if unknown := sorted(wanted - set(sizes)):
+        raise TargetModulesError(unknown_name("target_modules", unknown[0], sizes))
+    if not wanted:
+        raise TargetModulesError(f"`target_modules` must name a layer, but trial {spec.trial_id} names none.")
+    config = _config(spec)
+    return {name: module_settings(config, name, *size) for name, size in sizes.items() if name in wanted}
+
+
+def _config(spec: TrialSpec) -> LoraXSConfig:
+    hyper = spec.hyperparameters
+    return LoraXSConfig(
+        r=hyper.rank,
+        scale=hyper.scale,
+        sigma=hyper.sigma,
+        basis=hyper.basis,
+        factor_rank=hyper.factor_rank,
+        init_std=hyper.init_std,
+        init_seed=hyper.seed,
+    )
+
+
+def _with_labels(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
+    """Return the model, or one of its class without weights, that has this many outputs."""
+    if model.config.num_labels == num_labels:
+        return model
+    config = copy.deepcopy(model.config)
+    config.num_labels = num_labels
+    with torch.device("meta"):
+        return type(model)._from_config(config)

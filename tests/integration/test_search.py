@@ -1,0 +1,124 @@
+"""Whole searches on Ray, Optuna and MLflow in this process, on real rows and a tiny base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import loraxs_search
+from loraxs_search.records import TrialState
+from loraxs_search.registry import verify
+from loraxs_search.search import SearchResult, launch, resume
+from loraxs_search.studies import StudyFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+
+
+@pytest.fixture(scope="module")
+def ray_here(search_home: Path) -> Iterator[None]:
+    """One Ray for the module: `launch` uses a connection that is there already."""
+    import ray
+
+    from loraxs_search.search.cluster import connected
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(search_home))
+        with connected(None):
+            yield
+    assert not ray.is_initialized()
+
+
+@pytest.fixture
+def run(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[..., SearchResult]:
+    def search(name: str, *overrides: str) -> SearchResult:
+        return launch(str(tiny_space), name=name, overrides=overrides)
+
+    return search
+
+
+def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
+    run: Callable[..., SearchResult], agree: Callable[..., object]
+) -> None:
+    result = run("whole")
+    agree("whole", 6)
+    states = [trial.state for trial in result.trials]
+    assert TrialState.COMPLETE in states
+    assert TrialState.FAIL not in states
+    assert len(result.candidates) == min(2, states.count(TrialState.COMPLETE))
+    folder = StudyFolder.open("whole")
+    for candidate in result.candidates:
+        manifest = verify(folder.candidate_path(candidate.trial_id))
+        assert manifest.test_metrics == candidate.test_metrics
+        assert manifest.size.r_parameters == sum(
+            manifest.hyperparameters.rank**2 for _ in manifest.hyperparameters.target_modules
+        )
+
+
+def test_a_finished_study_resumes_to_the_same_result(run: Callable[..., SearchResult]) -> None:
+    first = run("again", "search.trials=2")
+    second = resume("again")
+    assert second.trials == first.trials
+    assert second.candidates == first.candidates
+
+
+def test_the_same_seed_gives_the_same_search(run: Callable[..., SearchResult]) -> None:
+    first, second = run("seed-a", "search.trials=4"), run("seed-b", "search.trials=4")
+    shown = [
+        [(t.trial_id, t.params, t.state, [r.metrics for r in t.reports]) for t in r.trials] for r in (first, second)
+    ]
+    assert shown[0] == shown[1]
+    other = run("seed-c", "search.trials=4", "search.seed=1")
+    assert [t.params for t in other.trials] != [t.params for t in first.trials]
+
+
+def test_trials_that_diverge_fail_with_a_reason_and_the_others_go_on(
+    run: Callable[..., SearchResult], agree: Callable[..., object]
+) -> None:
+    result = run(
+        "diverge",
+        "parameters.learning_rate={choice: [1.0e-2, 1.0e+38]}",
+        "search.trials=5",
+        "search.scheduler=none",
+    )
+    agree("diverge", 5)
+    by_rate = {trial.params["learning_rate"]: trial for trial in result.trials}
+    assert by_rate[1e38].state is TrialState.FAIL
+    assert "finite" in by_rate[1e38].reason
+    assert {t.state for t in result.trials if t.params["learning_rate"] == 1e-2} == {TrialState.COMPLETE}
+
+
+def test_a_search_whose_trials_all_fail_ends_early_and_names_the_cause(
+    run: Callable[..., SearchResult], agree: Callable[..., object]
+) -> None:
+    result = run("doomed", "parameters.learning_rate=1.0e+38", "search.trials=30")
+    records = agree("doomed", len(result.trials))
+    assert records is not None
+    assert len(result.trials) < 30
+    assert "same reason" in result.notice
+    assert result.candidates == ()
+
+
+def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(
+    run: Callable[..., SearchResult], agree: Callable[..., object]
+) -> None:
+    result = run(
+        "late", "search.trials=500", "search.time_budget=12s", "search.max_steps=2000", "search.report_every=10"
+    )
+    agree("late", len(result.trials))
+    assert len(result.trials) < 500
+    assert "time budget" in result.notice
+
+
+def test_a_promoted_adapter_predicts(run: Callable[..., SearchResult]) -> None:
+    run("served", "search.trials=2", "task.name=served-reviews")
+    decision = loraxs_search.promote("served")
+    assert decision.promoted
+    path = loraxs_search.pull("served-reviews")
+    assert path == loraxs_search.pull("served-reviews")
+    (prediction,) = loraxs_search.predict("served-reviews", ["a moving, funny film"])
+    assert prediction.label in ("negative", "positive")
+    again = loraxs_search.promote("served")
+    assert not again.promoted
+    assert [d.promoted for d in loraxs_search.history("served-reviews")] == [True, False]

