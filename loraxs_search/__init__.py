@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loraxs_search.api import (
         Prediction,
-        SearchResult,
         history,
-        launch,
         load_adapter,
         predict,
         promote,
         pull,
-        resume,
     )
+    from loraxs_search.search import SearchResult, launch, resume
 
 from wrapt import register_post_import_hook
 
@@ -44,6 +42,7 @@ __all__ = [
     "resume",
 ]
 
+_OF_SEARCH = {"SearchResult", "launch", "resume"}
 
 # PEFT learns of LORAXS when somebody imports PEFT, at once if somebody has: no torch is loaded on our account.
 register_post_import_hook(lambda _: importlib.import_module("loraxs_search.adapter"), "peft")
@@ -51,5 +50,6 @@ register_post_import_hook(lambda _: importlib.import_module("loraxs_search.adapt
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("loraxs_search.api"), name)
+        room = "search" if name in _OF_SEARCH else "api"
+        return getattr(importlib.import_module(f"loraxs_search.{room}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,7 @@
-"""The package from Python: one function for each thing a user does. Heavy libraries load when a function needs them."""
+"""What is done with searches from Python: promote, pull, load, predict. Searching itself is `loraxs_search.search`.
+
+Heavy libraries load when a function needs them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from typing import TYPE_CHECKING
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UsageError
 from loraxs_search.records import Decision, Task
-from loraxs_search.search import SearchResult, launch, resume
 from loraxs_search.studies import StudyFolder, list_studies
 from loraxs_search.tracking import resolve_uri
 
@@ -20,14 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Prediction",
-    "SearchResult",
     "history",
-    "launch",
     "load_adapter",
     "predict",
     "promote",
     "pull",
-    "resume",
 ]
 
 

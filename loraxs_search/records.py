@@ -198,6 +198,31 @@ class TrialRecord:
     ended_at: float | None = None
 
 
+# ---- host ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class HostInfo:
+    """What a host found on its node: the base's modules, the data, the device."""
+
+    base: BaseModel
+    modules: tuple[LinearModule, ...]
+    head_parameters: int
+    data_fingerprint: str
+    num_rows: Mapping[Split, int]
+    device: str
+    dtype: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """A trained adapter as others will load it: scores in the checkpoint's own precision, files, end-to-end probe."""
+
+    trial_id: str
+    test_metrics: Mapping[str, float]
+    files: Mapping[str, bytes]
+    probe: Probe
+
+
 # ---- search ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class SearchPlan:

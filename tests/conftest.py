@@ -7,8 +7,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -184,3 +186,93 @@ def tiny_space(tmp_path: Path, tiny_space_text: str) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny_space_text)
     return path
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+SIZED_DOWN = (
+    *("search.trials=2", "search.max_steps=4", "search.report_every=2", "task.validation_rows=32"),
+    "promotion.candidates=1",
+)
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs the command line as a user does: another process, in a folder that is not the checkout.
+
+    Args:
+        home: Its state folder.
+        folder: Its working directory.
+        package: Folder to import the package from; None means the checkout.
+    """
+
+    home: Path
+    folder: Path
+    package: Path | None = None
+
+    def command(self, *args: str) -> list[str]:
+        return [sys.executable, "-m", "loraxs_search", *args]
+
+    def environment(self) -> dict[str, str]:
+        path = {"PYTHONPATH": str(self.package)} if self.package else {}
+        return os.environ | {"LORAXS_HOME": str(self.home), "COLUMNS": "120"} | path
+
+    def run(self, *args: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*args),
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def ok(self, *args: str, timeout_s: float = 240.0) -> str:
+        """Run, expect success without a traceback, and return what was printed on stdout."""
+        done = self.run(*args, timeout_s=timeout_s)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A home in which one small real search has run, from the wheel, and its champion has been promoted."""
+
+    shell: Shell
+    study: str
+    launched: subprocess.CompletedProcess[str]
+    promoted: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built without the network."""
+    out = tmp_path_factory.mktemp("wheel")
+    root = Path(__file__).parents[1]
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(root)]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the wheel is installed into; its dependencies are those of the tests."""
+    target = tmp_path_factory.mktemp("installed")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run([*install, "--disable-pip-version-check"], check=True, timeout=120, capture_output=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def searched(installed: Path, warm_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """The one search that the tests of the command line and of the documents share."""
+    shell = Shell(warm_home, tmp_path_factory.mktemp("elsewhere"), installed)
+    overrides = [part for override in SIZED_DOWN for part in ("--set", override)]
+    launched = shell.run("launch", "movie_reviews", "--name", "first", *overrides)
+    assert launched.returncode == 0, launched.stderr
+    checkout = Shell(warm_home, shell.folder)
+    promoted = checkout.run("promote")
+    assert promoted.returncode == 0, promoted.stderr
+    return Searched(checkout, "first", launched, promoted)

@@ -19,6 +19,7 @@ from loraxs_search.adapter._register import PREFIX
 from loraxs_search.adapter._settings import module_settings
 from loraxs_search.adapter.config import LoraXSConfig
 from loraxs_search.adapter.layer import LoraXSLayer, LoraXSLinear
+from loraxs_search.base_model import pass_through
 from loraxs_search.errors import TargetModulesError
 
 
@@ -35,8 +36,10 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to every targeted layer or, when one of them refuses, to none.
 
-        Records in the config which driver computed the factors.
+        Head layers that the adapter neither trains nor stores become the identity; the config records which driver
+        computed the factors.
         """
+        pass_through(model, self.peft_config[adapter_name].pass_through)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.base_model._locate import locate
 
 if TYPE_CHECKING:
-    from loraxs_search.base_model.head import fresh_head, head_names, init_head
+    from loraxs_search.base_model.head import fresh_head, head_names, init_head, output_head, pass_through
     from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules
     from loraxs_search.base_model.load import load_model, load_tokenizer
 
@@ -25,6 +25,8 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "locate",
+    "output_head",
+    "pass_through",
 ]
 
 _HOMES = {
@@ -36,6 +38,8 @@ _HOMES = {
     "linear_modules": "layers",
     "load_model": "load",
     "load_tokenizer": "load",
+    "output_head": "head",
+    "pass_through": "head",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,42 @@ def head_names(model: PreTrainedModel) -> tuple[str, ...]:
         for name, module in model.named_children()
         if name != model.base_model_prefix and next(module.parameters(), None) is not None
     )
+
+
+def output_head(model: PreTrainedModel) -> tuple[str, tuple[str, ...]]:
+    """Split the head into its last linear layer and the linear layers before it.
+
+    Returns:
+        Full name of the output layer, and full names of the others: ("classifier.out_proj", ("classifier.dense",))
+        for RoBERTa, ("classifier", ()) for BERT.
+    """
+    linears = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[0] in head_names(model)
+    ]
+    return linears[-1], tuple(linears[:-1])
+
+
+@torch.no_grad()
+def pass_through(model: nn.Module, names: Sequence[str]) -> None:
+    """Make head layers the identity: what a head keeps that trains its output layer alone.
+
+    Nothing has to be stored for them, and every load makes the same numbers, whatever was drawn before.
+
+    Raises:
+        BaseModelError: a layer is not a square linear layer.
+    """
+    for name in names:
+        layer = model.get_submodule(name)
+        if not isinstance(layer, nn.Linear) or layer.in_features != layer.out_features:
+            raise BaseModelError(
+                f"A head layer that is not trained must be a square linear layer, but {name} is {layer}.",
+                hint="use `head: full` with this base",
+            )
+        layer.weight.copy_(torch.eye(layer.in_features))
+        if layer.bias is not None:
+            layer.bias.zero_()
 
 
 def keep_head_float32(model: PreTrainedModel) -> None:

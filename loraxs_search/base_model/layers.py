@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model._library import library_call
-from loraxs_search.base_model.head import head_names
-from loraxs_search.records import BaseModel, LinearModule, TaskKind
+from loraxs_search.base_model.head import head_names, output_head
+from loraxs_search.records import BaseModel, Head, LinearModule, TaskKind
 
 
 def task_config(base: BaseModel, kind: TaskKind, num_labels: int) -> PretrainedConfig:
@@ -49,17 +49,18 @@ def head_size(base: BaseModel, kind: TaskKind, num_labels: int) -> int:
     return sum(prod(shape) for shape in head_shapes(base, kind, num_labels).values())
 
 
-def head_shapes(base: BaseModel, kind: TaskKind, num_labels: int) -> dict[str, tuple[int, ...]]:
-    """Return the full name and shape of every parameter of the task's whole head.
+def head_shapes(base: BaseModel, kind: TaskKind, num_labels: int, head: Head = "full") -> dict[str, tuple[int, ...]]:
+    """Return the full name and shape of every parameter of the task's head that is trained.
 
     Raises:
         BaseModelError: the configuration cannot be read or has no sequence classification model.
     """
     model = _without_weights(base, kind, num_labels)
+    trained = head_names(model) if head == "full" else output_head(model)[:1]
     return {
         f"{name}.{own}": tuple(parameter.shape)
-        for name in head_names(model)
-        for own, parameter in getattr(model, name).named_parameters()
+        for name in trained
+        for own, parameter in model.get_submodule(name).named_parameters()
     }
 
 

@@ -29,7 +29,7 @@ def interrupts(say: Callable[[str], None], is_training: Callable[[], bool]) -> I
         return
     count = 0
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(_: int, frame: FrameType | None) -> None:
         nonlocal count
         count += 1
         if count > 1:

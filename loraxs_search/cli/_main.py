@@ -35,7 +35,7 @@ app = typer.Typer(
     name=PROGRAM,
     cls=Verbs,
     help=_HELP,
-    epilog="Exit codes: 0 done, 1 failed, 2 the request was not understood, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 not understood, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (Exception, KeyboardInterrupt) as error:  # the last stop: people get a sentence
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the last stop: people get a sentence
         if traceback:
             import traceback as printer
 

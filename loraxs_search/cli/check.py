@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -26,13 +26,16 @@ def command(
     smallest and the largest adapter store, and the modules that each group means.
     """
     from loraxs_search.base_model import head_shapes, linear_modules, locate
+    from loraxs_search.records import Head
     from loraxs_search.search_space import describe, load_space
 
     loaded = load_space(space, overrides=tuple(overrides or ()))
     base = locate(loaded.base_model)
     task = loaded.task
     modules = linear_modules(base, task.kind, len(task.labels))
-    description = describe(loaded, modules, head=head_shapes(base, task.kind, len(task.labels)))
+    description = describe(
+        loaded, modules, heads={head: head_shapes(base, task.kind, len(task.labels), head) for head in get_args(Head)}
+    )
     rows = _count_rows(loaded, base) if data else None
     value = {"space": loaded.name, "base_digest": base.weight_digest, "rows": rows, "description": description}
     emit(as_json, value, lambda: _show(loaded, base, description, rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -14,12 +15,17 @@ def command(
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every decision on a task's champion, refusals too, with its reasons."""
+    """Show every decision on a task's champion.
+
+    Oldest first, refusals too, each with the rule's reasons and numbers.
+    """
     from loraxs_search.api import history
 
     decisions = history(task, tracking_uri=tracking_uri)
 
     def show() -> None:
+        if not decisions:
+            print(f"no decision on {task} so far: `loraxs-search promote STUDY` makes one", file=sys.stderr)
         for decision in decisions:
             verdict = "promoted" if decision.promoted else "refused"
             print(f"{verdict}  trial {decision.winner} of {decision.study}")

@@ -15,7 +15,10 @@ def command(
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Apply a promoted adapter to texts."""
+    """Apply a promoted adapter to texts.
+
+    Prints a line a text: label, probability, text, separated by tabs (for regression: number, text).
+    """
     from loraxs_search.api import predict
 
     predictions = predict(name, texts, tracking_uri=tracking_uri)

@@ -16,7 +16,12 @@ def command(
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let the study's rule decide whether its best candidate becomes champion of the task."""
+    """Let the study's rule name its task's champion.
+
+    The rule in the study's YAML holds its best candidate against the champion. Promoted or not, the decision and its
+    reasons are printed and recorded; a refusal is a result too, so the exit code is 0 for both (`--json` has
+    `promoted`).
+    """
     from loraxs_search.api import promote
 
     decision = promote(study, force=force, tracking_uri=tracking_uri)

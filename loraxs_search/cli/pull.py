@@ -14,7 +14,11 @@ def command(
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch a promoted adapter, verify it, and print its folder."""
+    """Fetch a promoted adapter and print its folder.
+
+    Every file is checked against the manifest, and the manifest against the registry, before the folder appears. PEFT
+    loads the folder: `import loraxs_search, peft; peft.PeftModel.from_pretrained(base, folder)`.
+    """
     from loraxs_search.api import pull
 
     path = pull(name, tracking_uri=tracking_uri)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._output import JsonOption, emit
+from loraxs_search.cli._output import JsonOption, emit, print_table
 from loraxs_search.errors import UsageError
 from loraxs_search.home import write_atomic
 
@@ -18,10 +18,11 @@ NameArgument = Annotated[str, typer.Argument(help="Name of a shipped space.")]
 @app.command("ls")
 def ls(as_json: JsonOption = False) -> None:
     """List the shipped spaces."""
-    from loraxs_search.search_space import shipped_spaces
+    from loraxs_search.search_space import shipped_space_path, shipped_spaces
 
-    names = shipped_spaces()
-    emit(as_json, names, lambda: print("\n".join(names)))
+    columns = ("space", "about")
+    rows = [(name, _about(shipped_space_path(name))) for name in shipped_spaces()]
+    emit(as_json, [dict(zip(columns, row, strict=True)) for row in rows], lambda: print_table(columns, rows))
 
 
 @app.command("show")
@@ -37,7 +38,10 @@ def copy(
     name: NameArgument,
     target: Annotated[Path | None, typer.Argument(help="File to write; default NAME.yaml here.")] = None,
 ) -> None:
-    """Copy a shipped space to a file of yours, to be edited; its data paths are made absolute."""
+    """Copy a shipped space to a file of yours.
+
+    Comments are kept; paths of data files are made absolute, so that the copy can lie anywhere.
+    """
     from loraxs_search.search_space import portable_text, shipped_space_path
 
     path = target or Path(f"{shipped_space_path(name).stem}.yaml")
@@ -45,3 +49,9 @@ def copy(
         raise UsageError(f"`target` must not exist, but {path} does.", hint="give another file name")
     write_atomic(path, portable_text(shipped_space_path(name)))
     print(path)
+
+
+def _about(path: Path) -> str:
+    """Return the first line of a space file, which says what it is."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().lstrip("# ").strip()

@@ -17,7 +17,11 @@ def command(
     study: Annotated[str | None, typer.Argument(help="Name of the study; default: list all studies.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a study's trials, or all studies."""
+    """List all studies, or the trials of one.
+
+    Works while the search runs, from any terminal. Trials come best first: complete ones, then running, stopped early
+    (PRUNED) and failed ones, with the reason in `--json`.
+    """
     if study is None:
         _all(as_json)
     else:

@@ -10,11 +10,15 @@ from loraxs_search.cli._output import TrackingOption
 
 
 def command(
-    port: Annotated[int, typer.Option("--port", help="Port to serve on.")] = 5000,
+    port: Annotated[int, typer.Option("--port", help="Port to serve on.", min=1, max=65535)] = 5000,
     host: Annotated[str, typer.Option("--host", help="Address to serve on.")] = "127.0.0.1",
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Open the MLflow UI on the embedded store, until Ctrl-C."""
+    """Serve the MLflow UI on the embedded store.
+
+    Until Ctrl-C. Each task is an experiment, each search a run with its trials below it, each champion a registered
+    model. A server given with --tracking-uri has a UI of its own.
+    """
     from loraxs_search.tracking import resolve_uri, run_ui
 
     raise typer.Exit(run_ui(resolve_uri(tracking_uri), host=host, port=port))

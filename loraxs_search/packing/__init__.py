@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from loraxs_search.packing.host import Confirmation, HostInfo, TrialHost
+from loraxs_search.packing.host import TrialHost
+from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.packed_host import PackedHost
 
-__all__ = ["Confirmation", "HostInfo", "TrialHost"]
+__all__ = ["Pack", "PackedHost", "TrialHost"]

@@ -1,13 +1,14 @@
 """Layers that serve many trials in one pass: y = W x + B C_k A x for the rows of slot k.
 
-Shapes: x (n, ..., in) with rows first, A (k, in), B (out, k), C (seats, k, k) float32: each slot's R with its scale and
+Shapes: x (n, ..., in) with rows first, A (k, in), B (out, k), C (seats, k, k): each slot's R with its scale and
 singular values folded in, zero outside the slot's own rank. A and B are orthonormal, the same for every sigma.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,24 +27,40 @@ class Pair:
     b: Tensor
 
 
-class PackedLinear(nn.Module):
-    """Stands in for an `nn.Linear` or `Conv1D` while slots adapt it; the layer inside is not touched."""
+@dataclass(frozen=True)
+class Cores:
+    """C of one layer in three forms, all (seats, k, k).
 
-    def __init__(self, base_layer: nn.Module, board: Board) -> None:
+    Args:
+        exact: float32; a leaf, so that a graph is built even where no input needs a gradient.
+        rounded: In the dtype of the base weight, which is what passes compute with.
+        grad: float32; passes add to it.
+    """
+
+    exact: nn.Parameter
+    rounded: Tensor
+    grad: Tensor
+
+
+class PackedLinear(nn.Module):
+    """Stands in for an `nn.Linear` or `Conv1D` while slots adapt it; the layer inside is not touched.
+
+    Args:
+        pair_of_seat: Index into `pairs` for each seat; None where the slot does not adapt this layer.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        board: Board,
+        cores: Cores,
+        pairs: tuple[Pair, ...],
+        pair_of_seat: tuple[int | None, ...],
+    ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self._board = board
-        self._pairs: tuple[Pair, ...] = ()
-        self._pair_of_seat: tuple[int | None, ...] = ()
-
-    def seat(self, cores: nn.Parameter, pairs: tuple[Pair, ...], pair_of_seat: tuple[int | None, ...]) -> None:
-        """Serve these slots from now on.
-
-        Args:
-            cores: C, shape (seats, k, k), float32.
-            pair_of_seat: Index into `pairs` for each seat; None where the slot does not adapt this layer.
-        """
-        self.cores, self._pairs, self._pair_of_seat = cores, pairs, pair_of_seat
+        self.cores, self.pairs = cores, pairs
+        self._board, self._pair_of_seat = board, pair_of_seat
 
     @property
     def weight(self) -> Tensor:
@@ -61,65 +78,73 @@ class PackedLinear(nn.Module):
         if not runs:
             y: Tensor = self.base_layer(x)
             return y
-        return _PackedUpdate.apply(x, self.cores, self, runs, self._pairs, route.num_rows)  # type: ignore[no-any-return, no-untyped-call]
+        return _packed_update(x, self.cores.exact, self, runs, route.num_rows)
 
 
 class _PackedUpdate(torch.autograd.Function):
-    """Base layer and update as one step, so that sums are made in place and x is not kept for backward."""
+    """Base layer and update as one step, so that sums are made in place and x is not kept for backward.
+
+    The gradient of C is added to `cores.grad` at once: in float32 over all passes of a round.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, cores: Tensor, layer: PackedLinear, runs: tuple[Run, ...], pairs: tuple[Pair, ...], rows: int
-    ) -> Tensor:
-        y = layer.base_layer(x)
-        x_3d, y_3d = x.reshape(rows, -1, x.shape[-1]), y.view(rows, -1, y.shape[-1])  # (n, T, in), (n, T, out)
+    def forward(ctx: Any, x: Tensor, _: Tensor, layer: PackedLinear, runs: tuple[Run, ...], num_rows: int) -> Tensor:
+        y: Tensor = layer.base_layer(x)
+        x_2d, y_2d = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])  # (n T, in), (n T, out)
+        ctx.per_row = x_2d.shape[0] // num_rows  # T
         kept = []
         for run in runs:
-            pair = pairs[run.pair]
-            z = linear(x_3d[run.start : run.stop], pair.a)  # (m, T, k)
-            c = cores.to(z.dtype)[run.seats]  # (m, k, k)
+            pair, (m, start, stop) = layer.pairs[run.pair], _extent(run, ctx.per_row)
+            z = torch.mm(x_2d[start:stop], pair.a.T).view(m, ctx.per_row, -1)  # (m, T, k)
+            c = layer.cores.rounded[run.seats]  # (m, k, k)
             u = torch.bmm(z, c.transpose(1, 2))  # (m, T, k)
-            y_3d[run.start : run.stop].flatten(0, 1).addmm_(u.flatten(0, 1), pair.b.T)
+            y_2d[start:stop].addmm_(u.view(stop - start, -1), pair.b.T)
             kept += [z, c]
         ctx.save_for_backward(*kept)
-        ctx.layer, ctx.runs, ctx.pairs, ctx.rows = layer, runs, pairs, rows
+        ctx.layer, ctx.runs = layer, runs
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dy = grads[0].contiguous()
-        dx = torch.matmul(dy, ctx.layer.matrix) if ctx.needs_input_grad[0] else None
-        dy_3d = dy.view(ctx.rows, -1, dy.shape[-1])
-        dx_3d = None if dx is None else dx.view(ctx.rows, -1, dx.shape[-1])
-        d_cores = torch.zeros_like(ctx.layer.cores)  # float32, whatever the pass computes in
+        (dy,) = grads
+        layer: PackedLinear = ctx.layer
+        dy_2d = dy.reshape(-1, dy.shape[-1])  # (n T, out)
+        dx_2d = torch.mm(dy_2d, layer.matrix) if ctx.needs_input_grad[0] else None  # (n T, in)
         kept = iter(ctx.saved_tensors)
         for run, z, c in zip(ctx.runs, kept, kept, strict=True):
-            pair = ctx.pairs[run.pair]
-            g = torch.matmul(dy_3d[run.start : run.stop], pair.b)  # (m, T, k)
+            pair, (m, start, stop) = layer.pairs[run.pair], _extent(run, ctx.per_row)
+            g = torch.mm(dy_2d[start:stop], pair.b).view(m, ctx.per_row, -1)  # (m, T, k)
             per_row = torch.bmm(g.transpose(1, 2), z)  # (m, k, k)
-            d_cores.index_add_(0, run.seats, per_row.to(d_cores.dtype))
-            if dx_3d is not None:
-                dx_3d[run.start : run.stop].flatten(0, 1).addmm_(torch.bmm(g, c).flatten(0, 1), pair.a)
-        return dx, d_cores, None, None, None, None
+            layer.cores.grad.index_add_(0, run.seats, per_row.to(layer.cores.grad.dtype))
+            if dx_2d is not None:
+                dx_2d[start:stop].addmm_(torch.bmm(g, c).view(stop - start, -1), pair.a)
+        return None if dx_2d is None else dx_2d.view(*dy.shape[:-1], -1), None, None, None, None
+
+
+_packed_update = cast("Callable[..., Tensor]", _PackedUpdate.apply)
+
+
+def _extent(run: Run, per_row: int) -> tuple[int, int, int]:
+    """Return a run's number of rows, and where its tokens start and stop."""
+    return run.stop - run.start, run.start * per_row, run.stop * per_row
 
 
 class PackedHead(nn.Module):
-    """Stands in for a head module: each slot's rows go through its own weights, which may have their own label count."""
+    """Stands in for a head module: each slot's rows go through its own weights, label counts may differ.
 
-    def __init__(self, base_layer: nn.Module, board: Board) -> None:
+    Args:
+        states: The head module's parameters by name, for each seat.
+    """
+
+    def __init__(self, base_layer: nn.Module, board: Board, states: tuple[dict[str, Tensor], ...]) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self._board = board
-        self._states: tuple[dict[str, Tensor], ...] = ()
-
-    def seat(self, states: tuple[dict[str, Tensor], ...]) -> None:
-        """Serve these slots from now on; each state holds the head module's parameters by name."""
-        self._states = states
+        self._board, self._states = board, states
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return each row's output; outputs narrower than the widest are padded with zeros."""
         blocks = self._board.route.blocks
-        parts = x.split([block.stop - block.start for block in blocks])
+        parts = torch.split(x, [block.stop - block.start for block in blocks])
         outputs = [
             self._apply_state(self._states[block.seat], part, *args, **kwargs)
             for block, part in zip(blocks, parts, strict=True)

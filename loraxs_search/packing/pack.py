@@ -119,8 +119,8 @@ class Pack:
             positions = iter(share.positions for share in shared.shares)
             for output in run_pass(self._model, self._seating, shared, split, rows):
                 logits, losses = output.split(output.logits.cpu()), output.split(output.losses.cpu())
-                for (trial, _), *parts in zip(output.trials, logits, losses, strict=True):
-                    found[trial].append((next(positions), *parts))
+                for (trial, _), part, loss in zip(output.trials, logits, losses, strict=True):
+                    found[trial].append((next(positions), part, loss))
         return {trial: _in_order(parts) for trial, parts in found.items()}
 
     def _plan(self, split: Split, rows: Rows) -> list[Pass]:

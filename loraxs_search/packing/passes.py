@@ -17,7 +17,6 @@ from loraxs_search.packing.plan import Pass
 from loraxs_search.packing.route import Block, Route
 from loraxs_search.packing.seating import Seating
 from loraxs_search.records import Split
-from loraxs_search.tasks import PreparedTask
 
 Rows = Mapping[str, npt.NDArray[np.int64]]
 
@@ -38,7 +37,8 @@ class Output:
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Cut a tensor of n rows into each trial's."""
-        return tensor.split([count for _, count in self.trials])
+        parts: tuple[Tensor, ...] = torch.split(tensor, [count for _, count in self.trials])
+        return parts
 
     def per_row(self, value: Callable[[str], float]) -> Tensor:
         """Return each row's trial's value, shape (n,), float32."""
@@ -52,11 +52,9 @@ def run_pass(model: PreTrainedModel, seating: Seating, shared: Pass, split: Spli
     seats = {slot.trial_id: seat for seat, slot in enumerate(seating.slots)}
     chosen = [(seats[str(share.trial)], rows[str(share.trial)][share.positions]) for share in shared.shares]
     seating.board.post(_route(chosen, device))
-    groups = [
-        (data, list(group)) for data, group in groupby(chosen, key=lambda part: seating.slots[part[0]].data)
-    ]
+    groups = [(data, list(group)) for data, group in groupby(chosen, key=lambda part: seating.slots[part[0]].data)]
     batches = [data.collate(split, np.concatenate([indices for _, indices in group])) for data, group in groups]
-    inputs = _joined([batch.inputs for batch in batches], model.config.pad_token_id)
+    inputs = _joined([batch.inputs for batch in batches], shared.width, model.config.pad_token_id)
     logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float()
     outputs, start = [], 0
     for (data, group), batch in zip(groups, batches, strict=True):
@@ -73,13 +71,11 @@ def _route(chosen: list[tuple[int, npt.NDArray[np.int64]]], device: torch.device
     return Route(blocks, device)
 
 
-def _joined(inputs: list[dict[str, Tensor]], pad_id: int) -> dict[str, Tensor]:
-    """Stack the inputs of several tasks, padded on the right to the widest."""
-    if len(inputs) == 1:
-        return inputs[0]
-    width = max(part["input_ids"].shape[1] for part in inputs)
+def _joined(inputs: list[dict[str, Tensor]], width: int, pad_id: int) -> dict[str, Tensor]:
+    """Stack the inputs of several tasks, padded on the right to `width` tokens."""
     fill = {"input_ids": pad_id}
-    return {
-        name: torch.cat([pad(part[name], (0, width - part[name].shape[1]), value=fill.get(name, 0)) for part in inputs])
-        for name in inputs[0]
-    }
+    padded = [
+        {k: pad(v, (0, width - v.shape[1]), value=fill.get(k, 0)) if v.shape[1] < width else v for k, v in part.items()}
+        for part in inputs
+    ]
+    return padded[0] if len(padded) == 1 else {k: torch.cat([part[k] for part in padded]) for k in padded[0]}

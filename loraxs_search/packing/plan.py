@@ -17,7 +17,7 @@ from loraxs_search.errors import UsageError
 Indices = npt.NDArray[np.int64]
 
 # What one more pass costs beside its tokens (calls into the framework, small kernels), in tokens.
-PASS_TOKENS = 64
+PASS_TOKENS = 48
 
 
 @dataclass(frozen=True)
@@ -105,30 +105,38 @@ def _plan_kind(demands: Sequence[Demand], kind: Hashable, max_tokens: int, pass_
             Share(demands[owner].trial, positions[chosen[owners[chosen] == owner]])
             for owner in dict.fromkeys(owners[chosen].tolist())
         )
-        passes.append(Pass(kind, int(lengths[chosen].max()), shares))
+        passes.append(Pass(kind, round_up(int(lengths[chosen].max()), max_tokens), shares))
     return passes
 
 
 def _cut(lengths: Indices, max_tokens: int, pass_tokens: int) -> list[slice]:
-    """Cut rows, sorted longest first, into runs; the cheapest cut between different lengths, by dynamic programming."""
-    widths, counts = np.unique(-lengths, return_counts=True)
-    widths, ends = -widths, np.concatenate([[0], np.cumsum(counts)])  # group i is rows ends[i]:ends[i + 1]
-    best = np.zeros(len(widths) + 1, dtype=np.int64)  # best[i]: cost of the rows from group i on
-    following = np.zeros(len(widths), dtype=np.int64)
-    for first in range(len(widths) - 1, -1, -1):
-        rows = ends[first + 1 :] - ends[first]
-        num_passes = -(-rows // (max_tokens // widths[first]))
-        costs = rows * widths[first] + num_passes * pass_tokens + best[first + 1 :]
-        choice = int(costs.argmin())
-        best[first], following[first] = costs[choice], first + 1 + choice
-    runs, group = [], 0
-    while group < len(widths):
-        runs += _even(int(ends[group]), int(ends[following[group]]), int(max_tokens // widths[group]))
-        group = int(following[group])
+    """Cut rows, sorted longest first, into the cheapest runs of 2^i rows, by dynamic programming."""
+    num_rows = len(lengths)
+    widths = {int(length): round_up(int(length), max_tokens) for length in np.unique(lengths)}
+    row_widths = [widths[length] for length in lengths.tolist()]
+    best, sizes = [0] * (num_rows + 1), [0] * num_rows  # best[i]: cost of the rows from i on
+    for start in range(num_rows - 1, -1, -1):
+        width = row_widths[start]
+        limit = min(num_rows - start, max_tokens // width)
+        size, cheapest = 1, -1
+        while size <= limit:
+            cost = size * width + pass_tokens + best[start + size]
+            if cheapest < 0 or cost < cheapest:
+                cheapest, sizes[start] = cost, size
+            size *= 2
+        best[start] = cheapest
+    runs, start = [], 0
+    while start < num_rows:
+        runs.append(slice(start, start + sizes[start]))
+        start += sizes[start]
     return runs
 
 
-def _even(start: int, stop: int, max_rows: int) -> list[slice]:
-    """Split rows start..stop into as few runs of at most `max_rows` as there can be, of even size."""
-    edges = np.linspace(start, stop, -(-(stop - start) // max_rows) + 1).astype(np.int64)
-    return [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+def round_up(width: int, max_tokens: int) -> int:
+    """Return the next width that passes are padded to: 16 steps to each doubling, at most `max_tokens`.
+
+    Together with rows in powers of two it keeps the shapes of passes few: a CPU's matrix kernels are made anew for
+    each shape, which costs as much as a pass.
+    """
+    step = 1 << max(0, width.bit_length() - 5)
+    return min(max_tokens, -(-width // step) * step)

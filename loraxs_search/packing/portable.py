@@ -42,7 +42,7 @@ class Layout:
 
     def moments(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Return the optimizer's moments as a snapshot holds them."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for key in _MOMENTS:
             named = self.named([optimizer.state.get(parameter, {}).get(key) for parameter in parameters])
             found |= {f"{key}/{name}": value for name, value in named.items()}

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from loraxs_search.adapter._settings import ModuleSettings
 from loraxs_search.base_model import head_names
 from loraxs_search.factors import Factors, FactorStore
-from loraxs_search.packing.layers import PackedHead, PackedLinear, Pair
+from loraxs_search.packing.layers import Cores, PackedHead, PackedLinear, Pair
 from loraxs_search.packing.route import Board
 from loraxs_search.packing.slot import Slot
 
@@ -25,8 +25,8 @@ _Family = tuple[str, str, int]
 class Seating:
     """Puts packed layers on a base for some slots, and takes them off again.
 
-    All slots share C (modules, seats, k, k) and its gradient, both float32, k being the widest rank seated. A slot
-    reads and writes only its own r x r blocks, so what is outside them is zero for ever.
+    All slots share C (modules, seats, k, k) and its gradient, k being the widest rank seated. A slot reads and writes
+    its own r x r blocks only, so what is outside them is zero for ever.
 
     Args:
         sizes: (out, in) of each layer that may be adapted, by name in model order.
@@ -50,18 +50,19 @@ class Seating:
         rank = max(max(s.rank for s in slot.settings.values()) for slot in wanted)
         modules = [name for name in self._linears if any(name in slot.settings for slot in wanted)]
         device = wanted[0].r.device
-        self._cores = torch.zeros(len(modules), len(wanted), rank, rank, device=device)
-        self._grads = torch.zeros_like(self._cores)
+        dtype = self._linears[modules[0]].get_parameter("weight").dtype
+        self._exact = torch.zeros(len(modules), len(wanted), rank, rank, device=device)
+        self._rounded, self._grads = self._exact.to(dtype, copy=True), torch.zeros_like(self._exact)
         index = {name: i for i, name in enumerate(modules)}
         self._places = [torch.tensor([index[name] for name in slot.settings], device=device) for slot in wanted]
         self._folds = [self._fold(slot) for slot in wanted]
         self._forget_pairs(rank)
-        for name in modules:
-            self._place_linear(name, wanted, self._cores[index[name]], self._grads[index[name]])
+        for i, name in enumerate(modules):
+            cores = Cores(nn.Parameter(self._exact[i]), self._rounded[i], self._grads[i])
+            self._put(name, self._packed_linear(name, wanted, cores))
         for name, head in self._heads.items():
-            layer = PackedHead(head, self.board)
-            layer.seat(tuple(_under(f"{name}.", slot.head) for slot in wanted))
-            self._put(name, layer)
+            states = tuple(_under(f"{name}.", slot.head) for slot in wanted)
+            self._put(name, PackedHead(head, self.board, states))
         self.slots = wanted
 
     def clear(self) -> None:
@@ -77,9 +78,10 @@ class Seating:
         self._grads.zero_()
         for seat, (slot, places, fold) in enumerate(zip(self.slots, self._places, self._folds, strict=True)):
             rank = slot.r.shape[-1]
-            self._cores[places, seat, :rank, :rank] = slot.r * fold
+            self._exact[places, seat, :rank, :rank] = slot.r * fold
             for parameter in slot.parameters:
                 parameter.grad = None
+        self._rounded.copy_(self._exact)
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -89,15 +91,12 @@ class Seating:
             slot.r.grad = self._grads[places, seat, :rank, :rank] * fold
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _place_linear(self, name: str, slots: tuple[Slot, ...], cores: Tensor, grads: Tensor) -> None:
+    def _packed_linear(self, name: str, slots: tuple[Slot, ...], cores: Cores) -> PackedLinear:
         families = [_family(slot.settings[name]) if name in slot.settings else None for slot in slots]
         known = list(dict.fromkeys(family for family in families if family is not None))
-        pairs = tuple(self._pair(name, family, cores.shape[-1]) for family in known)
-        layer = PackedLinear(self._linears[name], self.board)
-        parameter = nn.Parameter(cores)
-        parameter.grad = grads
-        layer.seat(parameter, pairs, tuple(None if f is None else known.index(f) for f in families))
-        self._put(name, layer)
+        pairs = tuple(self._pair(name, family, cores.grad.shape[-1]) for family in known)
+        pair_of_seat = tuple(None if family is None else known.index(family) for family in families)
+        return PackedLinear(self._linears[name], self.board, cores, pairs, pair_of_seat)
 
     def _fold(self, slot: Slot) -> Tensor:
         """Return what R is multiplied with, entry by entry, shape (modules, r, r): scale and singular values."""

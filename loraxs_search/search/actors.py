@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from loraxs_search.packing.host import Confirmation, HostInfo, TrialHost
-from loraxs_search.records import BaseModelRef, Precision, Task, TrialReport, TrialSpec
+from loraxs_search.records import BaseModelRef, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
 from loraxs_search.studies import StudyFolder
+
+if TYPE_CHECKING:
+    from loraxs_search.packing import TrialHost
 
 
 def pinned(node_id: str) -> dict[str, Any]:
@@ -50,8 +52,12 @@ class HostActor:
 
     def _get(self) -> TrialHost:
         if self._host is None:
+            import torch  # here, so that the driver, the keeper and the directory stay without it
+
+            from loraxs_search.packing import TrialHost
+
             base, task, precision, threads = self._arguments
-            _set_threads(threads)
+            torch.set_num_threads(threads)
             self._host = TrialHost(base, task, precision=precision)
         return self._host
 
@@ -79,9 +85,3 @@ class HostDirectory:
             env["CUDA_VISIBLE_DEVICES"] = gpu
         options = {"runtime_env": {"env_vars": env}, **pinned(node_id)}
         return HostActor.options(**options).remote(*self._arguments)  # type: ignore[attr-defined]
-
-
-def _set_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)

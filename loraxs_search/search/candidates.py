@@ -7,8 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from loraxs_search.errors import StudyError
-from loraxs_search.packing import Confirmation
-from loraxs_search.records import Candidate, Manifest, Task, TrialRecord, TrialSpec, TrialState
+from loraxs_search.records import Candidate, Confirmation, Manifest, Task, TrialRecord, TrialSpec, TrialState
 from loraxs_search.registry import model_card, seal
 from loraxs_search.search.crew import Crew
 from loraxs_search.search_space import Space

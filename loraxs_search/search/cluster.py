@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +14,7 @@ from loraxs_search.errors import ClusterError
 from loraxs_search.home import home
 
 NAMESPACE = "loraxs-search"
+_CONNECT_TIMEOUT_S = 5.0
 
 # Read by Ray when it is imported or initialised, hence set before `import ray`:
 # - loggers: CSV, JSON and TensorBoard files of every trial on the driver, none of which we read;
@@ -51,6 +54,7 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():  # a program that brought its own connection keeps it
         yield
         return
+    _check_answers(address)
     try:
         ray.init(
             address=address or "local",
@@ -68,6 +72,24 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str | None) -> None:
+    """Refuse an address that nothing listens at: Ray itself tries for many minutes before it says so."""
+    parts = urllib.parse.urlsplit(address if address and "://" in address else f"//{address or ''}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if host is None or port is None:  # `auto`, `local`: Ray knows at once
+        return
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"A Ray cluster must answer at {address}, but: {error.strerror or error}.",
+            hint="start one with `ray start --head`, or leave --address out to search on this machine",
+        ) from error
 
 
 def slots(pack_size: int) -> Slots:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
-from loraxs_search.packing import Confirmation, HostInfo
-from loraxs_search.records import Scalar, TrialSpec
+from loraxs_search.records import Confirmation, HostInfo, Scalar, TrialSpec
 from loraxs_search.search.actors import HostDirectory, StudyKeeper, pinned
 from loraxs_search.search.cluster import NAMESPACE, Slots, gpu_node_ids, slots
 from loraxs_search.search_space import Space, describe
@@ -23,8 +23,10 @@ class Crew:
         names: Roles (`directory`, `keeper`) to the names under which trainables find these actors.
     """
 
-    def __init__(self, names: dict[str, str], directory: Any, host: Any, info: HostInfo, wanted: Slots) -> None:
-        self.actor_names, self._directory, self._host = names, directory, host
+    def __init__(
+        self, names: dict[str, str], directory: Any, place: tuple[str, str | None], info: HostInfo, wanted: Slots
+    ) -> None:
+        self.actor_names, self._directory, self._place = names, directory, place
         self.info, self.slots = info, wanted
         self._keeper: Any = None
 
@@ -42,15 +44,15 @@ class Crew:
         arguments = (space.base_model, space.task, study.search.precision, wanted.threads)
         directory = HostDirectory.options(**options).remote(*arguments)  # type: ignore[attr-defined]
         gpu_nodes = gpu_node_ids()
-        node, gpu = (gpu_nodes[0], "0") if gpu_nodes else (_here(), None)
+        place = (gpu_nodes[0], "0") if gpu_nodes else (_here(), None)
         try:
-            host = ray.get(directory.host_for.remote(node, gpu))
+            host = ray.get(directory.host_for.remote(*place))
             info: HostInfo = ray.get(host.info.remote())
             describe(space, info.modules)
         except BaseException:
             ray.kill(directory)
             raise
-        return cls(names, directory, host, info, wanted)
+        return cls(names, directory, place, info, wanted)
 
     def hire_keeper(self, study: str) -> None:
         """Start the keeper of the study's snapshots on the driver's node."""
@@ -64,8 +66,13 @@ class Crew:
             ray.kill(actor)
 
     def confirm(self, spec: TrialSpec, snapshot: bytes) -> Confirmation:
-        """Have the first host score a trained adapter on the test split."""
-        return ray.get(self._host.confirm.remote(spec, snapshot))  # type: ignore[no-any-return]
+        """Have the first host score a trained adapter on the test split; a host that died is replaced once."""
+        host = ray.get(self._directory.host_for.remote(*self._place))
+        try:
+            return ray.get(host.confirm.remote(spec, snapshot))  # type: ignore[no-any-return]
+        except RayActorError:
+            host = ray.get(self._directory.host_for.remote(*self._place, lost=host))
+            return ray.get(host.confirm.remote(spec, snapshot))  # type: ignore[no-any-return]
 
     def spec(self, space: Space, trial_id: str, params: Mapping[str, Scalar], seed: int) -> TrialSpec:
         """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""

@@ -17,17 +17,20 @@ def count_configurations(parameters: Mapping[str, Parameter]) -> int | None:
     return sum(weight for _, weight in _branches(parameters, _mentioned(parameters)))
 
 
-def reachable_shapes(parameters: Mapping[str, Parameter], default_group: str) -> list[tuple[int, str]]:
-    """Return the (rank, module group) pairs that a trial may have; of a range of ranks only the ends."""
-    needed = _with_parents(parameters, ("rank", "target_modules"))
+def reachable_shapes(
+    parameters: Mapping[str, Parameter], default_group: str, default_head: str
+) -> list[tuple[int, str, str]]:
+    """Return the (rank, module group, head) triples that a trial may have; of a range of ranks only the ends."""
+    needed = _with_parents(parameters, ("rank", "target_modules", "head"))
     told_apart = _mentioned(needed)
-    if "target_modules" in needed:
-        told_apart["target_modules"] = set(needed["target_modules"].distribution.values or ())
+    for name in ("target_modules", "head"):
+        if name in needed:
+            told_apart[name] = set(needed[name].distribution.values or ())
     named = told_apart.setdefault("rank", set())
     rest: list[Any] = [rank for rank in needed["rank"].distribution.values or () if rank not in named]
     named.update((min(rest), max(rest)) if rest else ())
     shapes = (
-        (int(params["rank"]), str(params.get("target_modules", default_group)))
+        (int(params["rank"]), str(params.get("target_modules", default_group)), str(params.get("head", default_head)))
         for params, _ in _branches(needed, told_apart)
         if "rank" in params
     )

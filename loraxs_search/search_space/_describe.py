@@ -9,11 +9,12 @@ from math import prod
 from types import MappingProxyType
 from typing import Any
 
-from loraxs_search.records import AdapterSize, LinearModule
+from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule
 from loraxs_search.search_space._counting import reachable_shapes
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._space import DEFAULT_TARGET_MODULES, Space, check_rank
 
+Shapes = Mapping[str, tuple[int, ...]]  # of parameters, by full name
 BYTES_PER_PARAMETER = 4  # R and head are stored in float32
 
 
@@ -27,10 +28,11 @@ class GroupDescription:
 
 @dataclass(frozen=True)
 class ShapeDescription:
-    """An adapter of the space: its rank, its module group, and what would be stored."""
+    """An adapter of the space: its rank, its module group, its head (`full` or `output`), and what would be stored."""
 
     rank: int
     target_modules: str
+    head: str
     size: AdapterSize
 
 
@@ -52,27 +54,24 @@ class SpaceDescription:
 
 
 def describe(
-    space: Space, modules: Sequence[LinearModule], *, head: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    space: Space, modules: Sequence[LinearModule], *, heads: Mapping[str, Shapes] = MappingProxyType({})
 ) -> SpaceDescription:
     """Return what a space amounts to on a base model with these linear layers.
 
     R parameters = number of modules * rank^2; stored bytes are those of the adapter's file, names and shapes included.
 
     Args:
-        head: Full name and shape of the trained head's parameters, the same for every trial.
+        heads: `full` and `output` to full name and shape of the head's parameters that are trained.
     Raises:
         TargetModulesError: a module group matches nothing.
         RankError: a rank that a trial may have is above the smaller side of one of its modules.
     """
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
     shapes = []
-    for rank, expression in reachable_shapes(space.parameters, DEFAULT_TARGET_MODULES):
-        names = groups[expression]
-        check_rank(rank, names, modules)
-        tensors = {f"{name}.loraxs_R": (rank, rank) for name in names} | dict(head)
-        head_parameters = sum(prod(shape) for shape in head.values())
-        size = AdapterSize(len(names) * rank**2, head_parameters, file_bytes(tensors))
-        shapes.append(ShapeDescription(rank, expression, size))
+    for rank, expression, head in reachable_shapes(space.parameters, DEFAULT_TARGET_MODULES, Hyperparameters.head):
+        check_rank(rank, groups[expression], modules)
+        size = _size(rank, groups[expression], heads.get(head, {}))
+        shapes.append(ShapeDescription(rank, expression, head, size))
     return SpaceDescription(
         combinations=space.grid_size(),
         groups=tuple(GroupDescription(expression, names) for expression, names in groups.items()),
@@ -81,7 +80,12 @@ def describe(
     )
 
 
-def file_bytes(tensors: Mapping[str, tuple[int, ...]]) -> int:
+def _size(rank: int, names: Sequence[str], head: Shapes) -> AdapterSize:
+    tensors = {f"{name}.loraxs_R": (rank, rank) for name in names} | dict(head)
+    return AdapterSize(len(names) * rank**2, sum(map(prod, head.values())), file_bytes(tensors))
+
+
+def file_bytes(tensors: Shapes) -> int:
     """Return the length of a PEFT adapter's safetensors file with these float32 tensors, by name in the base model.
 
     8 bytes + a JSON header, padded to 8, that names each tensor in alphabetical order + 4 bytes a number. With a small

@@ -48,11 +48,18 @@ def read_file(path: Path, source: str) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise SpaceError(f"{source} must be readable, but the system says: {error.strerror}.") from error
+        raise SpaceError(
+            f"{source} must be readable, but the system says: {error.strerror}.", hint=_hint(source)
+        ) from error
     if len(content) > _MAX_BYTES:
-        raise SpaceError(f"{source} must be at most {_MAX_BYTES} bytes, but has {len(content)}: is it a space file?")
+        raise SpaceError(
+            f"{source} must be at most {_MAX_BYTES} bytes, but has {len(content)}: is it a space file?",
+            hint=_hint(source),
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise SpaceError(f"{source}:{line}: must be text in UTF-8, but byte {error.start} is not.") from error
+        raise SpaceError(
+            f"{source}:{line}: must be text in UTF-8, but byte {error.start} is not.", hint="save the file as UTF-8"
+        ) from error

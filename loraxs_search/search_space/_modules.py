@@ -13,6 +13,7 @@ from loraxs_search.search_space._faults import one_of
 GROUPS = ("attention", "ffn", "all-linear")
 _EXPRESSION = re.compile(r"(?P<groups>[^@]+)(?:@last-(?P<last>\d+))?")
 _NAME = re.compile(r"all-linear|\w+(?:\.\w+)*")
+_HINT = "`loraxs-search check` lists what each group means"
 _GRAMMAR = "GROUP[+GROUP...][@last-K]"
 
 
@@ -58,18 +59,20 @@ def resolve_modules(expression: str, modules: Sequence[LinearModule]) -> tuple[s
     try:
         parsed = parse_expression(expression)
     except ValueError as error:
-        raise TargetModulesError(f"`target_modules` {error}, but got {expression!r}.") from None
+        raise TargetModulesError(f"`target_modules` {error}, but got {expression!r}.", hint=_HINT) from None
     sites = [site for site in map(_Site.of, modules) if site is not None]
     chosen: set[str] = set()
     for group in parsed.groups:
         found = {site.module for site in sites if _matcher(group, sites)(site)}
         if not found:
-            raise TargetModulesError(_nothing(group, sites), hint="`loraxs-search check` lists what each group means")
+            raise TargetModulesError(_nothing(group, sites), hint=_HINT)
         chosen |= found
     kept = _last_layers(sites, parsed, expression)
     names = tuple(site.module for site in sites if site.module in chosen and site.module in kept)
     if not names:
-        raise TargetModulesError(f"`{expression}` must name at least one linear layer, but the last layers hold none.")
+        raise TargetModulesError(
+            f"`{expression}` must name at least one linear layer, but the last layers hold none.", hint=_HINT
+        )
     return names
 
 
@@ -110,7 +113,9 @@ def _last_layers(sites: Sequence[_Site], parsed: Expression, expression: str) ->
         layers.setdefault(site.stack, set()).add(site.layer)
     most = max(map(len, layers.values()))
     if parsed.last > most:
-        raise TargetModulesError(f"`@last-K` must have K in 1..{most}, the model's layers, but got {expression!r}.")
+        raise TargetModulesError(
+            f"`@last-K` must have K in 1..{most}, the model's layers, but got {expression!r}.", hint=_HINT
+        )
     kept = {stack: sorted(numbers)[-parsed.last :] for stack, numbers in layers.items()}
     return {site.module for site in sites if site.layer in kept[site.stack]}
 

@@ -47,7 +47,10 @@ def read_rows(task: Task, head: TaskHead, raw: dict[Split, RawSplit]) -> dict[Sp
     for name in SPLITS:
         if not len(rows[name]):
             place = raw[name].place if name in raw else f"{raw['train'].place} (carved from it)"
-            raise TaskDataError(f"Task {task.name}: the {name} split must have rows, but {place} gives none.")
+            raise TaskDataError(
+                f"Task {task.name}: the {name} split must have rows, but {place} gives none.",
+                hint="check the file, or the splits of the data set",
+            )
     return rows
 
 
@@ -86,6 +89,8 @@ def _hidden(task: Task, name: Split, split: RawSplit) -> bool:
 
 
 def _validated(task: Task, head: TaskHead, split: RawSplit) -> Rows:
+    import datasets  # late: predicting needs the tokeniser of a task, not its rows
+
     columns: dict[str, list[Any]] = split.rows[:]
     feature = split.rows.features[task.label]
     stored_names = feature.names if isinstance(feature, datasets.ClassLabel) else None

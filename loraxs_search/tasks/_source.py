@@ -8,13 +8,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import TaskDataError, unknown_name
 from loraxs_search.home import disk_faults
 from loraxs_search.records import Split, Task
+
+if TYPE_CHECKING:
+    import datasets
 
 _READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _SAID_OF_NO_ROWS = ("corresponds to no data", "No columns to parse")  # by `datasets`, by pandas
@@ -32,6 +33,8 @@ class RawSplit:
 @contextlib.contextmanager
 def no_bars() -> Iterator[None]:
     """Hide the progress bars of `datasets` inside the block."""
+    import datasets
+
     hidden = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -91,8 +94,11 @@ def _read_file(task: Task, path: Path, cache_dir: Path) -> datasets.Dataset:
     if reader is None:
         raise TaskDataError(
             f"Task {task.name}: a data file must end in one of {', '.join(_READERS)} (optionally compressed:"
-            f" {', '.join(_COMPRESSIONS)}), but got {path}."
+            f" {', '.join(_COMPRESSIONS)}), but got {path}.",
+            hint="convert it, or give it the ending of what it holds",
         )
+    import datasets
+
     options: dict[str, Any] = {"cache_dir": str(cache_dir)}
     if reader == "csv":
         # "None" and "NA" are words, and a text of digits is a text.
@@ -104,6 +110,8 @@ def _read_file(task: Task, path: Path, cache_dir: Path) -> datasets.Dataset:
 
 
 def _hub(task: Task, cache_dir: Path) -> dict[Split, RawSplit]:
+    import datasets
+
     source = task.source
     place = f"{source.hub}{f' ({source.config})' if source.config else ''}"
     with _faults(task, place, cache_dir):
@@ -125,7 +133,10 @@ def _faults(task: Task, place: str, cache_dir: Path) -> Iterator[None]:
                 raise cause from error
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             if isinstance(cause, StopIteration) or any(words in reason for words in _SAID_OF_NO_ROWS):
-                raise TaskDataError(f"Task {task.name}: a split must have rows, but {place} gives none.") from error
+                raise TaskDataError(
+                    f"Task {task.name}: a split must have rows, but {place} gives none.",
+                    hint="check the file; a split that is left out of the space is carved from train",
+                ) from error
             raise TaskDataError(
                 f"Task {task.name}: {place} must be a readable data set, but: {reason}",
                 hint="check the file, or the id and the network",
@@ -137,4 +148,6 @@ def _check_columns(task: Task, split: RawSplit) -> None:
     for role, name in (("text", task.text), ("text_pair", task.text_pair), ("label", task.label)):
         if name is not None and name not in available:
             law = unknown_name(f"columns.{role}", name, available)
-            raise TaskDataError(f"Task {task.name}: {law} Place: {split.place}.")
+            raise TaskDataError(
+                f"Task {task.name}: {law} Place: {split.place}.", hint="name the data's own columns under `columns`"
+            )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -17,6 +16,9 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.home import disk_faults, ensure_dir
 from loraxs_search.records import Task
 from loraxs_search.tasks._rows import Rows
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def _mapped(
 ) -> datasets.Dataset | None:
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return _encode(task, tokenizer, batch["text"], batch.get("pair"))
+
+    import datasets  # late: predicting needs none of it
 
     columns = {"text": rows.texts} if rows.pairs is None else {"text": rows.texts, "pair": rows.pairs}
     try:

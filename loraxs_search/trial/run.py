@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from loraxs_search.adapter import LoraXSConfig
-from loraxs_search.base_model import head_names, init_head
+from loraxs_search.base_model import head_names, init_head, output_head
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.records import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, batch_at
@@ -28,8 +28,13 @@ def attach(model: PreTrainedModel, spec: TrialSpec) -> PeftModel:
     """Put a fresh adapter and head on `model`; every number drawn depends on the trial's seed alone."""
     hyper = spec.hyperparameters
     init_head(model, hyper.seed)
+    trained, idle = list(head_names(model)), ()
+    if hyper.head == "output":
+        output, idle = output_head(model)
+        trained = [output]
     config = LoraXSConfig(
-        task_type="SEQ_CLS",
+        # With a task type PEFT would train the whole head of its own accord.
+        task_type=None if idle else "SEQ_CLS",
         r=hyper.rank,
         scale=hyper.scale,
         sigma=hyper.sigma,
@@ -38,7 +43,8 @@ def attach(model: PreTrainedModel, spec: TrialSpec) -> PeftModel:
         init_std=hyper.init_std,
         init_seed=hyper.seed,
         target_modules=list(hyper.target_modules),
-        modules_to_save=list(head_names(model)),
+        modules_to_save=trained,
+        pass_through=list(idle),
     )
     peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
     peft_model.eval()  # dropout off: a result must not depend on who shares the device

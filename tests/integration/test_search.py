@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -109,6 +112,33 @@ def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(
     agree("late", len(result.trials))
     assert len(result.trials) < 500
     assert "time budget" in result.notice
+
+
+FRESH = """
+import json, sys, torch, loraxs_search
+from loraxs_search.registry import verify
+folder = loraxs_search.pull(sys.argv[1])
+probe = verify(folder).probe
+model = loraxs_search.load_adapter(sys.argv[1])
+expected = torch.tensor(probe.logits)
+def distance(model):
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor(probe.input_ids)).logits
+    return float((logits - expected).abs().max())
+print(json.dumps([distance(model), distance(model.merge_and_unload())]))
+"""
+
+
+def test_a_pulled_adapter_gives_the_trials_own_logits_in_a_fresh_process_merged_too(
+    run: Callable[..., SearchResult],
+) -> None:
+    run("logits", "search.trials=2", "task.name=logits-reviews", "parameters.learning_rate=0.05")
+    assert loraxs_search.promote("logits").promoted
+    command = [sys.executable, "-c", FRESH, "logits-reviews"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    unmerged, merged = json.loads(out)
+    assert unmerged <= 1e-5
+    assert merged <= 1e-5
 
 
 def test_a_promoted_adapter_predicts(run: Callable[..., SearchResult]) -> None:

@@ -30,9 +30,10 @@ def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 240.0) -> None:
+def wait_for(driver: subprocess.Popen[str], condition: Callable[[], bool], timeout_s: float = 240.0) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
+        assert driver.poll() is None, f"the driver ended early: {driver.communicate()}"
         assert time.monotonic() < end, "the search did not come so far"
         time.sleep(0.05)
 
@@ -49,7 +50,7 @@ def test_kill_9_at_any_moment_then_resume(
 ) -> None:
     name = f"killed-{after_reports}"
     with start(in_search_home, "launch", str(tiny_space), "--name", name, *SLOWER) as driver:
-        wait_for(lambda: StudyFolder.exists(name) and num_reports(name) >= after_reports)
+        wait_for(driver, lambda: StudyFolder.exists(name) and num_reports(name) >= after_reports)
         driver.kill()
     before = StudyFolder.open(name).journal().records
     with start(in_search_home, "resume", name) as again:
@@ -67,7 +68,7 @@ def test_the_first_ctrl_c_ends_cleanly_and_says_how_to_go_on(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
     with start(in_search_home, "launch", str(tiny_space), "--name", "stopped", *SLOWER) as driver:
-        wait_for(lambda: num_reports("stopped") >= 2)
+        wait_for(driver, lambda: num_reports("stopped") >= 2)
         driver.send_signal(signal.SIGINT)
         _, talk = driver.communicate(timeout=120)
     assert driver.returncode == 130
@@ -83,7 +84,7 @@ def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
     with start(in_search_home, "launch", str(tiny_space), "--name", "hostless", *SLOWER) as driver:
-        wait_for(lambda: num_reports("hostless") >= 2)
+        wait_for(driver, lambda: num_reports("hostless") >= 2)
         for pid in descendants(driver.pid, "HostActor"):
             os.kill(pid, signal.SIGKILL)
         _, talk = driver.communicate(timeout=400)

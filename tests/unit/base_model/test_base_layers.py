@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
 
-from loraxs_search.base_model import head_names, head_size, linear_modules, load_model
+from loraxs_search.base_model import head_names, head_shapes, head_size, linear_modules, load_model
 from loraxs_search.errors import BaseModelError
 
 # Module path of layer 0 to (in, out), for hidden size 16 and intermediate size 32.
@@ -118,3 +119,13 @@ def test_model_without_a_classification_head_is_a_clear_error(make_base):
     (Path(base.path) / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"}))
     with pytest.raises(BaseModelError, match="AutoModelForSequenceClassification"):
         linear_modules(base, "sequence-classification", 2)
+
+
+def test_head_shapes_are_those_that_are_trained(make_base, family):
+    base = make_base(family)
+    full = head_shapes(base, "sequence-classification", 3)
+    output = head_shapes(base, "sequence-classification", 3, "output")
+    assert sum(map(prod, full.values())) == head_size(base, "sequence-classification", 3)
+    assert all(shape[0] == 3 for shape in output.values())
+    assert set(output) <= set(full)
+    assert (output != full) is (family in ("roberta", "distilbert", "deberta", "modernbert"))

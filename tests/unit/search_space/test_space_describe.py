@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
+import torch
 
 from loraxs_search.errors import RankError, TargetModulesError
 from loraxs_search.factors import default_factor_rank
 from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule
 from loraxs_search.search_space import ShapeDescription, describe, factor_rank_bucket, load_space
+from loraxs_search.search_space._describe import file_bytes
 
 OWN = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 
@@ -83,7 +86,8 @@ def test_max_rank_and_target_groups_know_every_possible_value(parse):
 
 # ---- describe --------------------------------------------------------------------------------------------------------
 def test_the_quickstart_is_described(parse):
-    described = describe(load_space("movie_reviews"), MINI, head_parameters=770)
+    head = {"classifier.weight": (2, 384), "classifier.bias": (2,)}
+    described = describe(load_space("movie_reviews"), MINI, heads={"full": head})
 
     assert described.combinations is None
     assert {group.expression: len(group.modules) for group in described.groups} == {
@@ -91,16 +95,33 @@ def test_the_quickstart_is_described(parse):
         "ffn": 12,
         "all-linear": 36,
     }
-    assert described.smallest == ShapeDescription(4, "ffn", AdapterSize(12 * 16, 770, 4 * (12 * 16 + 770)))
-    assert described.largest == ShapeDescription(16, "all-linear", AdapterSize(9216, 770, 4 * (9216 + 770)))
+    assert described.smallest == ShapeDescription(4, "ffn", "full", AdapterSize(12 * 16, 770, 5512))
+    assert described.largest == ShapeDescription(16, "all-linear", "full", AdapterSize(9216, 770, 44808))
 
 
 def test_the_papers_setting_has_the_papers_size():
     space = load_space("roberta_large_cola", overrides=["parameters.rank=16"])
-    described = describe(space, bert(24, 1024), head_parameters=1_051_650)
+    dense, out = {"classifier.dense.weight": (1024, 1024), "classifier.dense.bias": (1024,)}, {"out.weight": (2, 1025)}
+    described = describe(space, bert(24, 1024), heads={"full": dense | out})
     assert len(described.groups[0].modules) == 96
     assert described.smallest == described.largest
-    assert described.largest.size == AdapterSize(24_576, 1_051_650, 4 * (24_576 + 1_051_650))
+    size = described.largest.size
+    assert (size.r_parameters, size.head_parameters) == (24_576, 1_051_650)
+    assert 4 * (24_576 + 1_051_650) < size.stored_bytes < 4 * (24_576 + 1_051_650) + 96 * 200
+
+
+def test_bytes_are_those_of_the_file_that_peft_would_write():
+    shapes = {"a.b.loraxs_R": (3, 3), "z": (5,), "a.a.loraxs_R": (3, 3), "classifier.weight": (2, 7)}
+    named = {f"base_model.model.{name}": torch.zeros(shape) for name, shape in shapes.items()}
+    assert file_bytes(shapes) == len(safetensors.torch.save(named, {"format": "pt"}))
+
+
+def test_a_space_may_choose_the_head(parse):
+    space = parse(SPACE + "  rank: 4\n  head: {choice: [full, output]}\n")
+    heads = {"full": {"dense": (32, 32), "out": (2, 32)}, "output": {"out": (2, 32)}}
+    described = describe(space, MINI, heads=heads)
+    assert (described.smallest.head, described.smallest.size.head_parameters) == ("output", 64)
+    assert (described.largest.head, described.largest.size.head_parameters) == ("full", 1088)
 
 
 def test_the_extremes_are_those_a_trial_can_reach(parse):

@@ -1,0 +1,186 @@
+"""Whatever is wrong with a request is told in one form, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from loraxs_search.records import DataSource, PromotionRule, Task
+from loraxs_search.registry import Registry
+from loraxs_search.studies import list_studies
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(fresh_home: Path):
+    yield
+    assert list_studies() == []
+
+
+# ---- the space -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("verb", ["check", "launch"])
+def test_an_unknown_space(say, verb):
+    assert say(verb, "movie_review").is_error(2, "there is no movie_review", "shipped spaces: movie_reviews, ")
+
+
+def test_every_fault_of_a_file_is_told_with_its_line(say, tmp_path):
+    faulty = tmp_path / "faulty.yaml"
+    faulty.write_text(
+        "task: {use: sst2, max_lenght: 64}\n"
+        "base_model: {id: org/name, sha256: short}\n"
+        "parameters:\n"
+        "  rank: {choice: [4, 0]}\n"
+        "  learning_rate: {log_uniform: [1.0e-2, 1.0e-3]}\n"
+        "search: {scheduler: ahsa}\n"
+    )
+    said = say("launch", str(faulty))
+    assert said.is_error(2, "faulty.yaml has 5 faults:", "max_length", "asha")
+    places = [line.split(":")[1] for line in said.err.splitlines() if line.startswith(f"{faulty}:")]
+    assert places == ["1", "2", "4", "5", "6"]
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("parameters.rank=500", ("`rank` must be in 1..32, but got rank=500 for bert.encoder.layer.0.",)),
+        ("parameters.target_modules=q_proj", ("`target_modules` must be made of: ", "but got 'q_proj'")),
+        ("parameters.target_modules=ffn@last-9", ("K in 1..2",)),
+        ("serach.trials=2", ("must be one of: search, ",)),
+    ],
+)
+def test_a_space_that_does_not_fit_its_base(say, tiny_space, override, parts):
+    assert say("check", str(tiny_space), "--set", override).is_error(2, *parts)
+
+
+def test_an_override_that_is_none(say, tiny_space):
+    assert say("check", str(tiny_space), "--set", "search.trials").is_error(2, "search.trials")
+
+
+# ---- the data --------------------------------------------------------------------------------------------------------
+def test_a_column_that_is_missing(say, tiny_space):
+    said = say("check", str(tiny_space), "--data", "--set", "task.columns.text=sentense")
+    assert said.is_error(1, "`columns.text` must be one of: sentence", "but got 'sentense'")
+
+
+def test_a_label_outside_the_set(say, tiny_space):
+    rows = tiny_space.with_name("rows.jsonl")
+    rows.write_text("".join(json.dumps({"sentence": "so", "label": i % 3}) + "\n" for i in range(30)))
+    said = say("check", str(tiny_space), "--data", "--set", f"task.data.data_files.train={rows}")
+    assert said.is_error(1, "rows.jsonl", "2")
+
+
+def test_a_split_without_rows(say, tiny_space):
+    rows = tiny_space.with_name("rows.jsonl")
+    rows.write_text("")
+    said = say("check", str(tiny_space), "--data", "--set", f"task.data.data_files.validation={rows}")
+    assert said.is_error(1, "must have rows")
+
+
+# ---- what must answer ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("line", [["launch", "movie_reviews"], ["pull", "movie-reviews"], ["history", "movie-reviews"]])
+def test_mlflow_that_cannot_be_reached(say, line):
+    said = say(*line, "--tracking-uri", "http://127.0.0.1:9")
+    assert said.is_error(1, "The MLflow server at http://127.0.0.1:9 must be reachable", "--tracking-uri")
+
+
+def test_a_tracking_address_that_is_none(say):
+    assert say("launch", "movie_reviews", "--tracking-uri", "files/here").is_error(1, "sqlite:///FILE or http(s)://")
+
+
+@pytest.mark.parametrize(("address", "part"), [("127.0.0.1:1", "Connection refused"), ("nowhere", "nowhere")])
+@pytest.mark.slow
+def test_a_ray_cluster_that_cannot_be_reached(say, store_uri, address, part):
+    said = say("launch", "movie_reviews", "--address", address)
+    assert said.is_error(1, f"A Ray cluster must answer at {address}", part)
+
+
+@pytest.mark.parametrize("line", [["launch", "movie_reviews"], ["check", "movie_reviews"], ["pull", "movie-reviews"]])
+def test_a_home_that_is_a_file(say, fresh_home, line):
+    fresh_home.write_text("not a folder")
+    assert say(*line).is_error(1, "must be writable", "LORAXS_HOME")
+    assert fresh_home.read_text() == "not a folder"
+
+
+def test_a_port_that_is_taken(say, store_uri, make_listener):
+    assert say("ui", "--port", str(make_listener())).is_error(1, "must be free", "--port")
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("line", [["status", "nope"], ["resume", "nope"], ["promote", "nope"]])
+def test_a_study_that_does_not_exist(say, line):
+    assert say(*line).is_error(1, "`study` must be one of: none, but got 'nope'", "loraxs-search launch")
+
+
+def test_nothing_to_promote(say):
+    assert say("promote").is_error(1, "There is no study yet", "loraxs-search launch")
+
+
+def test_a_study_name_that_is_a_path(say):
+    assert say("launch", "movie_reviews", "--name", "../up").is_error(1, "but got '../up'", "--name")
+
+
+def test_a_task_that_nobody_knows(say, store_uri):
+    assert say("pull", "movie-reviews").is_error(1, "`task` must be one of: none, but got 'movie-reviews'")
+
+
+def test_a_task_without_a_champion(say, store_uri):
+    task = Task("hopeless", "regression", DataSource(hub="a/b"), "text", "label", "pearson", "maximize", ("pearson",))
+    decision, version = Registry(store_uri).settle(PromotionRule(), task, [], {})
+    assert (decision.promoted, version) == (False, None)
+    assert say("pull", "hopeless").is_error(1, "Task hopeless has no champion", "promote")
+    assert "no candidate may be promoted" in say("history", "hopeless").out
+
+
+@pytest.mark.parametrize("name", ["movie reviews", "movie-reviews@", "movie-reviews:0", "movie-reviews@latest"])
+def test_a_name_of_no_adapter(say, store_uri, name):
+    assert say("pull", name).is_error(1, "must")
+
+
+# ---- after a search --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def pulled(searched, tmp_path: Path) -> Path:
+    """A copy of the champion's folder, to be spoilt."""
+    folder = Path(searched.shell.ok("pull", "movie-reviews").strip())
+    return Path(shutil.copytree(folder, tmp_path / "pulled"))
+
+
+@pytest.mark.slow
+def test_a_pulled_file_that_was_changed(say, pulled):
+    weights = pulled / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert say("predict", str(pulled), "fine").is_error(1, "sha256 of", "adapter_model.safetensors", "pull")
+
+
+@pytest.mark.slow
+def test_an_adapter_of_another_base(say, pulled, searched, monkeypatch):
+    monkeypatch.setenv("LORAXS_HOME", str(searched.shell.home))
+    manifest = pulled / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"base_digest": "0" * 64}))
+    assert say("predict", str(pulled), "fine").is_error(1, "was trained on", "0000000000000000", "no meaning")
+    monkeypatch.undo()
+
+
+@pytest.mark.slow
+def test_a_study_name_that_is_taken(say, searched):
+    done = searched.shell.run("launch", "movie_reviews", "--name", "first")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(
+        "error: Study 'first' already exists.\n\nhint: go on with `loraxs-search resume first`"
+    )
+
+
+@pytest.mark.slow
+def test_data_that_only_the_host_sees_to_be_wrong(searched, tiny_space_text, tmp_path):
+    """An error in another process is told as it would be in this one, and the study was never made."""
+    space = yaml.safe_load(tiny_space_text)
+    space["task"]["columns"]["text"] = "sentense"
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(space))
+    done = searched.shell.run("launch", str(tmp_path / "wrong.yaml"), "--name", "wrong")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: Task tiny-reviews: `columns.text` must be one of: sentence" in done.stderr
+    assert "\n\nhint: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (searched.shell.home / "studies" / "wrong").exists()

@@ -1,0 +1,60 @@
+"""What is not needed is not loaded: help comes at once, and reading needs no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAVY = ("torch", "ray", "mlflow", "transformers", "peft", "optuna", "datasets")
+_PROGRAM = """
+import contextlib, io, json, sys
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    {statement}
+print(json.dumps([name for name in {heavy!r} if name in sys.modules]))
+"""
+
+
+def loaded_by(statement: str) -> list[str]:
+    program = _PROGRAM.format(statement=statement, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    return json.loads(done.stdout)
+
+
+def cli(*args: str) -> str:
+    return f"from loraxs_search.cli import run; run({list(args)!r})"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import loraxs_search",
+        cli("--help"),
+        cli("launch", "--help"),
+        cli("status"),
+        cli("spaces", "ls"),
+        cli("lauch"),
+    ],
+)
+def test_nothing_heavy_is_loaded(statement):
+    assert loaded_by(statement) == []
+
+
+def test_a_space_with_faults_is_told_without_anything_heavy():
+    assert loaded_by(cli("launch", "movie_reviews", "--set", "parameters.rank=0")) == []
+
+
+def test_pull_loads_mlflow_alone(store_uri):
+    assert loaded_by(cli("pull", "nothing")) == ["mlflow"]
+
+
+def test_help_is_there_at_once():
+    def once() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "loraxs_search", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    assert min(once() for _ in range(3)) < 1.0  # 0.2 s on an idle machine

@@ -1,0 +1,124 @@
+"""One real search through the command line, run from the wheel outside the checkout, and everything done with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+# ---- launch ----------------------------------------------------------------------------------------------------------
+def test_launch_prints_a_leaderboard_and_tells_the_rest_on_stderr(searched):
+    heading, *rows = searched.launched.stdout.splitlines()
+    assert heading.split()[:3] == ["trial", "state", "step"]
+    assert sorted(row.split()[0] for row in rows) == ["00000", "00001"]
+    assert {row.split()[1] for row in rows} <= {"COMPLETE", "PRUNED"}
+    told = searched.launched.stderr
+    for part in ("starting Ray", "study first: 2 trials on", "[2/2]", "scoring the best trials on the test split"):
+        assert part in told
+    assert "browse the trials: loraxs-search ui\n" in told
+    assert told.endswith("next: loraxs-search promote first\n")
+    assert "Traceback" not in told
+    assert "\x1b[" not in told, "no escapes in a pipe"
+
+
+def test_the_wheel_alone_was_searched_with(searched, installed):
+    space = (searched.shell.home / "studies" / "first" / "space.yaml").read_text()
+    assert f"# {installed}/loraxs_search/_spaces/movie_reviews.yaml with --set" in space
+    assert str(Path(__file__).parents[2]) not in space
+
+
+def test_the_wheel_finds_its_spaces(searched, installed, tmp_path):
+    from dataclasses import replace
+
+    shell = replace(searched.shell, package=installed, folder=tmp_path)
+    assert "movie_reviews  Movie reviews" in shell.ok("spaces", "ls")
+    assert f"space       movie_reviews ({installed}" in shell.ok("check", "movie_reviews")
+
+
+# ---- status ----------------------------------------------------------------------------------------------------------
+def test_status_shows_the_study(searched):
+    assert ["first", "movie-reviews", "finished", "2/2"] in [
+        line.split()[:4] for line in searched.shell.ok("status").splitlines()
+    ]
+    assert searched.shell.ok("status", "first").splitlines()[0] == searched.launched.stdout.splitlines()[0]
+    told = json.loads(searched.shell.ok("status", "first", "--json"))
+    assert told["progress"]["num_trials"] == 2
+    assert all(trial["reason"] for trial in told["trials"])
+
+
+def test_check_foretells_what_is_stored(searched):
+    trial = json.loads(searched.shell.ok("status", "first", "--json"))["trials"][0]
+    fixed = [
+        part for name in ("rank", "target_modules") for part in ("--set", f"parameters.{name}={trial['params'][name]}")
+    ]
+    described = json.loads(searched.shell.ok("check", "movie_reviews", "--json", *fixed))["description"]
+    assert described["smallest"] == described["largest"]
+    assert described["largest"]["size"]["r_parameters"] == trial["r_parameters"]
+    assert described["largest"]["size"]["stored_bytes"] == trial["stored_bytes"]
+
+
+# ---- promote, pull, predict ------------------------------------------------------------------------------------------
+def test_promotion_says_what_and_why(searched):
+    assert searched.promoted.stdout.startswith("movie-reviews: promoted, trial 0000")
+    assert "there was no champion" in searched.promoted.stdout
+    assert "next: loraxs-search pull movie-reviews" in searched.promoted.stderr
+
+
+def test_a_refusal_is_a_result(searched):
+    done = searched.shell.run("promote", "first", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["promoted"] is False
+    verdicts = [
+        decision["promoted"] for decision in json.loads(searched.shell.ok("history", "movie-reviews", "--json"))
+    ]
+    assert verdicts[0] is True
+    assert verdicts[-1] is False
+
+
+def test_pull_prints_a_folder_that_peft_loads_and_predict_agrees(searched):
+    folder = searched.shell.ok("pull", "movie-reviews").removesuffix("\n")
+    assert searched.shell.ok("pull", "movie-reviews:1") == f"{folder}\n"
+    assert json.loads(searched.shell.ok("pull", "movie-reviews@champion", "--json"))["path"] == folder
+    texts = ["a moving, funny film", "two hours I will never get back"]
+    told = json.loads(searched.shell.ok("predict", "movie-reviews", *texts, "--json"))
+    lines = searched.shell.ok("predict", folder, *texts).splitlines()
+    for prediction, line, text in zip(told, lines, texts, strict=True):
+        assert line == f"{prediction['label']}\t{prediction['score']:.3f}\t{text}"
+    assert _plain_peft(searched, folder, texts) == pytest.approx([p["score"] for p in told], abs=1e-5)
+
+
+def _plain_peft(searched, folder, texts):
+    """Probabilities from PEFT and transformers alone; the one import of ours makes the method known."""
+    program = f"""
+import json, sys, warnings
+import loraxs_search, peft, transformers
+base = {str(next((searched.shell.home / "base_models").iterdir()))!r}
+model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+model = peft.PeftModel.from_pretrained(model, {folder!r}).eval()
+inputs = transformers.AutoTokenizer.from_pretrained(base)({texts!r}, padding=True, return_tensors="pt")
+print(json.dumps(model(**inputs).logits.softmax(-1).max(-1).values.tolist()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=searched.shell.environment(), timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_what_a_reader_leaves_unread_is_no_error(searched):
+    command = " ".join(searched.shell.command("spaces", "show", "movie_reviews"))
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -1"],
+        capture_output=True,
+        text=True,
+        env=searched.shell.environment(),
+        timeout=60,
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr

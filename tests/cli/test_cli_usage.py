@@ -1,0 +1,137 @@
+"""Help, version, and requests that are not understood."""
+
+from __future__ import annotations
+
+import pytest
+
+import loraxs_search
+from loraxs_search.cli._main import app
+from loraxs_search.search_space import shipped_spaces
+
+VERBS = ("check", "launch", "status", "resume", "promote", "history", "pull", "predict", "ui")
+
+
+def test_help_lists_every_verb_whole(say):
+    said = say("--help")
+    assert (said.code, said.err) == (0, "")
+    for verb in (*VERBS, "spaces"):
+        assert f"  {verb} " in said.out
+    assert "..." not in said.out.partition("Commands:")[2], "each verb's first line fits"
+    assert "130 interrupted" in said.out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(say, verb):
+    said = say(verb, "--help")
+    assert said.code == 0
+    assert said.out.startswith(f"Usage: loraxs-search {verb}")
+
+
+def test_tables_can_be_had_as_json():
+    tables = {"check", "launch", "status", "resume", "promote", "history", "pull", "predict"}
+    commands = {info.name: info.callback for info in app.registered_commands}
+    assert {name for name, callback in commands.items() if "as_json" in callback.__annotations__} == tables
+
+
+def test_promote_says_that_a_refusal_is_a_result(say):
+    assert "exit code is 0 for both" in " ".join(say("promote", "--help").out.split())
+
+
+def test_version(say):
+    assert say("--version").out == f"{loraxs_search.__version__}\n"
+
+
+def test_nothing_asked_is_answered_with_help(say):
+    said = say()
+    assert (said.code, said.out) == (2, "")
+    assert "Commands:" in said.err
+    assert "error:" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        (["lauch"], ("`command` must be one of: launch, ", "but got 'lauch'", "`loraxs-search --help`")),
+        (["spaces", "cpy"], ("must be one of: copy, ", "`loraxs-search spaces --help`")),
+        (["launch"], ("Missing argument", "`loraxs-search launch --help`")),
+        (["launch", "x", "--jsn"], ("`option` must be one of: --json, ", "but got '--jsn'")),
+        (["pull", "a", "b"], ("unexpected extra argument", "`loraxs-search pull --help`")),
+        (["ui", "--port", "many"], ("Invalid value for '--port'",)),
+        (["ui", "--port", "99999"], ("Invalid value for '--port'",)),
+        (["status", "--address"], ("but got '--address'",)),
+    ],
+)
+def test_a_request_that_is_not_understood(say, line, parts):
+    assert say(*line).is_error(2, *parts)
+
+
+@pytest.mark.parametrize(
+    "line", [["--traceback", "status", "x"], ["status", "--traceback", "x"], ["status", "x", "--traceback"]]
+)
+def test_traceback_is_shown_wherever_it_is_asked_for(say, line):
+    said = say(*line)
+    assert said.code == 1
+    assert "Traceback (most recent call last)" in said.err
+    assert "error: `study` must be one of: none, but got 'x'." in said.err
+
+
+def test_traceback_after_two_dashes_is_a_text(say):
+    assert say("status", "--", "--traceback").is_error(1, "but got '--traceback'")
+
+
+def test_a_fault_of_ours_is_one_sentence(say, monkeypatch):
+    def broken(*args):
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr("loraxs_search.cli.status.list_studies", broken)
+    assert say("status").is_error(1, "error: ZeroDivisionError: by nought", "--traceback")
+
+
+def test_ctrl_c_is_130_without_a_traceback(say, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loraxs_search.cli.status.list_studies", interrupted)
+    said = say("status")
+    assert (said.code, said.err) == (130, "error: interrupted\n")
+
+
+def test_no_studies_yet_is_said(say):
+    said = say("status")
+    assert (said.code, said.out) == (0, "study  task  state  trials  created\n")
+    assert "loraxs-search launch movie_reviews" in said.err
+    assert say("status", "--json").out == "[]\n"
+
+
+# ---- spaces ----------------------------------------------------------------------------------------------------------
+def test_spaces_are_listed_shown_and_copied(say, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    listed = say("spaces", "ls").out
+    assert [line.split()[0] for line in listed.splitlines()[1:]] == shipped_spaces()
+    assert "The quickstart." in listed
+    shown = say("spaces", "show", "movie_reviews").out
+    assert "train: data/movie_reviews/train.jsonl.gz" in shown
+
+    assert say("spaces", "copy", "movie-reviews", "mine.yaml").out == "mine.yaml\n"
+    copied = (tmp_path / "mine.yaml").read_text()
+    assert "# held-out" in copied or "# relative to this file" in copied
+    assert say("check", "mine.yaml").code == 0
+    assert say("spaces", "copy", "movie_reviews", "mine.yaml").is_error(2, "mine.yaml does")
+    assert (tmp_path / "mine.yaml").read_text() == copied
+
+
+# ---- check -----------------------------------------------------------------------------------------------------------
+def test_check_describes_a_space(say, tiny_space):
+    said = say("check", str(tiny_space), "--data")
+    assert said.code == 0
+    assert "rank, target_modules, learning_rate, head_learning_rate: continuous" in said.out
+    assert "\nrows        train " in said.out
+    assert "attention: 8 modules\n  bert.encoder.layer.{0-1}.attention.self.query\n" in said.out
+    lines = [line.split() for line in said.out.splitlines()]
+    assert next(line[:5] for line in lines if line[:1] == ["smallest"]) == ["smallest", "2", "attention", "32", "66"]
+    assert next(line[:5] for line in lines if line[:1] == ["largest"]) == ["largest", "4", "all-linear", "192", "66"]
+
+
+def test_check_counts_a_finite_space(say, tiny_space):
+    fixed = ("--set", "parameters.learning_rate=0.01", "--set", "parameters.head_learning_rate=0.01")
+    assert "rank, target_modules: 4 combinations" in say("check", str(tiny_space), *fixed).out

@@ -1,0 +1,178 @@
+"""A small base, a task on made-up rows, and trials as unlike as they may be: what packing is tested on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
+
+from loraxs_search.adapter import use_factor_store
+from loraxs_search.base_model import linear_modules, load_model
+from loraxs_search.factors import FactorStore
+from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.resident_factors import ResidentFactors
+from loraxs_search.packing.slot import Slot
+from loraxs_search.records import BaseModel, DataSource, Hyperparameters, LinearModule, Task, TrialSpec
+from loraxs_search.tasks import PreparedTask, prepare
+from loraxs_search.trial import Snapshot, TrialRun, attach, detach
+
+WORDS = [f"w{i}" for i in range(60)]
+VOCAB = len(WORDS) + 4
+SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
+    "bert": lambda: BertConfig(**SMALL, intermediate_size=48),
+    "roberta": lambda: RobertaConfig(**SMALL, intermediate_size=48, max_position_embeddings=40),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=VOCAB, dim=32, n_layers=2, n_heads=4, hidden_dim=48, pad_token_id=0
+    ),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=40, pad_token_id=0, eos_token_id=1, bos_token_id=1
+    ),
+}
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    raw = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=32,
+    )
+
+
+def write_rows(path: Path, num_rows: int, num_labels: int) -> str:
+    """Rows of 3 to 22 tokens; the label can be read off the words."""
+    lines = []
+    for i in range(num_rows):
+        label = i % num_labels
+        words = [WORDS[(7 * i + 11 * j + label * j) % len(WORDS)] for j in range(1 + (i * 5) % 20)]
+        lines.append(json.dumps({"text": " ".join([WORDS[label], *words]), "label": label}))
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def make_data(folder: Path, num_labels: int = 2) -> PreparedTask:
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"train": 90, "validation": 33, "test": 20}
+    files = {name: write_rows(folder / f"{name}.jsonl", size, num_labels) for name, size in sizes.items()}
+    task = Task(
+        name=f"made-up-{num_labels}",
+        kind="sequence-classification",
+        source=DataSource(data_files=files),
+        text="text",
+        label="label",
+        metric="accuracy",
+        direction="maximize",
+        metrics=("accuracy",),
+        labels=tuple(f"label{i}" for i in range(num_labels)),
+        max_length=24,
+    )
+    return prepare(task, tokenizer(), cache_dir=folder / "cache")
+
+
+def save_base(folder: Path, family: str = "bert") -> BaseModel:
+    """A model of random weights, its biases and norms random too, so that nothing is zero by chance."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(FAMILIES[family]())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return BaseModel(id=family, path=str(folder), weight_digest="0" * 64)
+
+
+class World:
+    """One base with its modules and factors, on which trials run alone or packed."""
+
+    def __init__(self, folder: Path, family: str = "bert", dtype: torch.dtype | None = None) -> None:
+        self.base = save_base(folder / "base", family)
+        self.data = make_data(folder / "data")
+        self.model = load_model(self.base, "sequence-classification", 2, dtype=dtype)
+        exact = load_model(self.base, "sequence-classification", 2)
+        self.modules: tuple[LinearModule, ...] = linear_modules(self.base, "sequence-classification", 2)
+        self.names = [module.name for module in self.modules]
+        self.factors: FactorStore = ResidentFactors(self.model, exact, self.names)
+
+    def spec(self, trial_id: str, **changes: Any) -> TrialSpec:
+        values: dict[str, Any] = {
+            "rank": 4,
+            "target_modules": tuple(self.names),
+            "learning_rate": 2e-3,
+            "head_learning_rate": 1e-3,
+            "init_std": 1e-3,
+            "batch_size": 8,
+            "max_steps": 50,
+            "seed": int(trial_id),
+            **changes,
+        }
+        return TrialSpec(trial_id, {}, Hyperparameters(**values))
+
+    def mixed_specs(self) -> list[TrialSpec]:
+        """Trials that differ in all that may differ within a pack."""
+        first, second = self.names[: len(self.names) // 2], self.names[len(self.names) // 2 :]
+        return [
+            self.spec("1"),
+            self.spec("2", rank=8, scale=2.0, target_modules=tuple(first), learning_rate=5e-3, weight_decay=0.1),
+            self.spec("3", rank=2, sigma="sqrt", batch_size=5, lr_schedule="cosine", max_grad_norm=0.0),
+            self.spec("4", rank=6, sigma="output", target_modules=tuple(second), warmup_ratio=0.3, scale=0.5),
+            self.spec("5", rank=8, sigma="none", basis="bottom", batch_size=16, head_learning_rate=1e-2),
+            self.spec("6", rank=3, basis="random", target_modules=tuple(self.names[1::3]), lr_schedule="constant"),
+        ]
+
+    def pack(self, max_tokens: int = 200) -> Pack:
+        return Pack(self.model, self.factors, self.modules, max_tokens=max_tokens)
+
+    def join(self, pack: Pack, specs: Sequence[TrialSpec], snapshots: Sequence[Snapshot] = ()) -> list[Slot]:
+        padded = [*snapshots, *[None] * (len(specs) - len(snapshots))]
+        return [pack.join(spec, self.data, snapshot) for spec, snapshot in zip(specs, padded, strict=True)]
+
+    def lone(self, spec: TrialSpec, until: int, snapshot: Snapshot | None = None) -> Snapshot:
+        """Run a trial by itself, the reference, and return its state after a report."""
+        with use_factor_store(self.factors):
+            model = attach(self.model, spec)
+        try:
+            run = TrialRun(spec, model, self.data, torch.device("cpu"), snapshot)
+            run.advance(until)
+            return run.snapshot()
+        finally:
+            detach(model)
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Callable[..., World]:
+    """Make a world with a base of the given family and precision."""
+    return lambda family="bert", **options: World(tmp_path, family, **options)
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    return make_world()
+
+
+@pytest.fixture
+def other_data(tmp_path: Path) -> PreparedTask:
+    """A task with three labels."""
+    return make_data(tmp_path / "other", num_labels=3)

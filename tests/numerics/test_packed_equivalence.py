@@ -1,0 +1,272 @@
+"""A pack of n trials is n lone trials: the same numbers, whoever shares the pass, whoever fails, whoever moves.
+
+Single-precision noise of the lone trial itself (its rows in another order) is 3e-6 after 50 steps on this base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from loraxs_search.base_model import init_head, linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.errors import RankError, TargetModulesError, TrialDivergedError
+from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.resident_factors import ResidentFactors
+from loraxs_search.search_space import load_space
+from loraxs_search.tasks import PreparedTask, prepare
+from loraxs_search.trial import Snapshot, evaluate
+
+TOLERANCE = 1e-5  # relative, on every R, every head tensor and every moment
+
+
+def train(pack: Pack, slots: list[Any], num_steps: int) -> None:
+    for _ in range(num_steps):
+        assert pack.step(slots) == {}
+
+
+def distance(actual: Snapshot, expected: Snapshot) -> float:
+    """Return the largest |a - b| / |b| over all trained tensors and moments."""
+    pairs = [(actual.parameters, expected.parameters), (actual.moments, expected.moments)]
+    assert all(a.keys() == b.keys() for a, b in pairs)
+    return max(float((a[name] - b[name]).norm() / b[name].norm()) for a, b in pairs for name in b)
+
+
+def same_bits(a: Snapshot, b: Snapshot) -> bool:
+    pairs = [(a.parameters, b.parameters), (a.moments, b.moments)]
+    return all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in y) for x, y in pairs)
+
+
+def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any) -> None:
+    specs, pack = world.mixed_specs(), world.pack()
+    slots = world.join(pack, specs)
+    train(pack, slots, 50)
+    metrics = pack.evaluate(slots, "validation")
+    packed = [slot.snapshot() for slot in slots]
+    reports = [slot.report(metrics[slot.trial_id]) for slot in slots]
+    pack.clear()
+    for spec, snapshot, report in zip(specs, packed, reports, strict=True):
+        lone = world.lone(spec, 50)
+        expected = lone.reports[-1]
+        assert distance(snapshot, lone) < TOLERANCE, spec
+        assert (report.step, report.num_tokens, report.size) == (50, expected.num_tokens, expected.size)
+        assert report.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+        assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2"])
+def test_composite_heads_two_part_heads_and_transposed_layers(make_world: Callable[..., Any], family: str) -> None:
+    world = make_world(family)
+    specs, pack = world.mixed_specs()[:4], world.pack()
+    slots = world.join(pack, specs)
+    train(pack, slots, 10)
+    packed = [slot.snapshot() for slot in slots]
+    pack.clear()
+    for spec, snapshot in zip(specs, packed, strict=True):
+        assert distance(snapshot, world.lone(spec, 10)) < TOLERANCE, spec
+
+
+def test_trials_may_join_and_leave_between_rounds(world: Any) -> None:
+    specs, pack = world.mixed_specs(), world.pack()
+    slots = world.join(pack, specs)
+    train(pack, slots[:3], 10)
+    train(pack, slots[1:5], 15)
+    train(pack, [slots[5], slots[0], slots[4]], 20)
+    packed = [slot.snapshot() for slot in slots]
+    pack.clear()
+    assert [snapshot.step for snapshot in packed] == [30, 25, 25, 15, 35, 20]
+    for spec, snapshot in zip(specs, packed, strict=True):
+        assert distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
+
+
+def test_results_do_not_depend_on_company_or_token_budget(world: Any) -> None:
+    specs, found = world.mixed_specs(), []
+    for company, max_tokens in ((specs, 200), (specs[:2], 60), (specs[:1], 1000)):
+        pack = world.pack(max_tokens)
+        slots = world.join(pack, company)
+        train(pack, slots, 20)
+        found.append(slots[0].snapshot())
+        pack.clear()
+    assert distance(found[1], found[0]) < TOLERANCE
+    assert distance(found[2], found[0]) < TOLERANCE
+
+
+def test_a_trial_moves_between_pack_and_lone_host(world: Any) -> None:
+    spec, other = world.mixed_specs()[:2]
+    straight = world.lone(spec, 40)
+    pack = world.pack()
+    slots = world.join(pack, [spec, other])
+    train(pack, slots, 20)
+    packed = Snapshot.from_bytes(slots[0].snapshot().to_bytes())
+    pack.clear()
+    assert distance(world.lone(spec, 40, packed), straight) < TOLERANCE
+
+    lone = Snapshot.from_bytes(world.lone(spec, 20).to_bytes())
+    slots = world.join(pack, [spec, other], [lone])
+    train(pack, slots, 20)
+    assert distance(slots[0].snapshot(), straight) < TOLERANCE
+
+
+def test_parking_a_slot_changes_no_bit(world: Any) -> None:
+    specs, pack = world.mixed_specs()[:3], world.pack()
+    slots = world.join(pack, specs)
+    train(pack, slots, 8)
+    expected = slots[1].snapshot()
+    again = world.join(world.pack(), specs)
+    train(pack, again, 4)
+    parked = [Snapshot.from_bytes(slot.snapshot().to_bytes()) for slot in again]
+    resumed = world.join(pack, specs, parked)
+    train(pack, resumed, 4)
+    assert same_bits(resumed[1].snapshot(), expected)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
+def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: float) -> None:
+    specs = world.mixed_specs()[:4]
+    runs = []
+    for poisoned in (True, False):
+        pack = world.pack()
+        slots = world.join(pack, specs)
+        train(pack, slots, 5)
+        if poisoned:
+            with torch.no_grad():
+                slots[1].r.mul_(poison)
+        before = slots[1].snapshot()
+        errors = pack.step(slots)
+        assert list(errors) == (["2"] if poisoned else [])
+        if poisoned:
+            assert isinstance(errors["2"], TrialDivergedError)
+            assert "must be finite" in str(errors["2"])
+            after = slots[1].snapshot()
+            assert after.step == 5
+            assert all(torch.equal(after.moments[n], before.moments[n]) for n in before.moments)
+        rest = [slots[0], *slots[2:]]
+        train(pack, rest, 5)
+        runs.append(([slot.snapshot() for slot in rest], pack.evaluate(rest, "validation")))
+        pack.clear()
+    assert all(same_bits(a, b) for a, b in zip(runs[0][0], runs[1][0], strict=True))
+    assert runs[0][1] == runs[1][1]
+
+
+def test_a_diverging_trial_spoils_no_neighbours_evaluation(world: Any) -> None:
+    specs, pack = world.mixed_specs()[:3], world.pack()
+    slots = world.join(pack, specs)
+    train(pack, slots, 3)
+    healthy = pack.evaluate(slots, "validation")
+    with torch.no_grad():
+        slots[2].r.fill_(float("nan"))
+    found = pack.evaluate(slots, "validation")
+    assert isinstance(found.pop("3"), TrialDivergedError)
+    assert found == {trial: healthy[trial] for trial in found}
+
+
+def test_nothing_outside_a_slots_own_rank_is_ever_trained(world: Any) -> None:
+    pack = world.pack()
+    slots = world.join(pack, [world.spec("1", rank=2), world.spec("2", rank=8)])
+    train(pack, slots, 5)
+    layer = world.model.get_submodule(world.names[0])
+    cores = layer.cores.exact.detach()  # (seats, 8, 8)
+    assert cores[1].count_nonzero() == 64
+    assert cores[0, :2, :2].count_nonzero() == 4
+    assert cores[0].count_nonzero() == 4
+
+
+def test_the_base_is_the_same_bits_and_modules_after_a_pack(world: Any) -> None:
+    before = {name: value.clone() for name, value in world.model.state_dict().items()}
+    modules = dict(world.model.named_modules())
+    pack = world.pack()
+    train(pack, world.join(pack, world.mixed_specs()), 3)
+    assert dict(world.model.named_modules()) != modules
+    pack.clear()
+    assert dict(world.model.named_modules()) == modules
+    after = world.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not any(p.requires_grad or p.grad is not None for p in world.model.parameters())
+
+
+def test_with_r_zero_a_slot_scores_as_the_base(world: Any) -> None:
+    pack = world.pack()
+    specs = [world.spec("1", init_std=0.0), world.spec("2", init_std=0.0, rank=8)]
+    slots = world.join(pack, specs)
+    found = pack.evaluate(slots, "validation")
+    pack.clear()
+    for spec in specs:
+        init_head(world.model, spec.hyperparameters.seed)
+        expected = evaluate(world.model, world.data, "validation", torch.device("cpu"))
+        assert found[spec.trial_id] == pytest.approx(expected, rel=1e-6)
+
+
+def test_tasks_with_other_labels_share_a_pack(world: Any, other_data: PreparedTask) -> None:
+    pack = world.pack()
+    slots = [pack.join(world.spec("1"), world.data), pack.join(world.spec("2", rank=8), other_data)]
+    train(pack, slots, 12)
+    found = pack.evaluate(slots, "validation")
+    packed = [slot.snapshot() for slot in slots]
+    pack.clear()
+    assert distance(packed[0], world.lone(slots[0].spec, 12)) < TOLERANCE
+
+    model = load_model(world.base, "sequence-classification", 3)
+    world.model, world.data = model, other_data
+    lone = world.lone(slots[1].spec, 12)
+    assert distance(packed[1], lone) < TOLERANCE
+    assert found["2"] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
+
+
+def test_memory_that_runs_out_halves_the_budget_and_loses_nothing(world: Any) -> None:
+    spec, pack = world.spec("1", batch_size=16), world.pack(max_tokens=400)
+
+    def refuse(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].numel() > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = world.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    slots = world.join(pack, [spec])
+    train(pack, slots, 10)
+    pack.evaluate(slots, "validation")
+    handle.remove()
+    pack.clear()
+    assert pack.max_tokens == 100
+    assert distance(slots[0].snapshot(), world.lone(spec, 10)) < TOLERANCE
+
+
+def test_a_bfloat16_base_trains_as_the_lone_trial_within_its_rounding(make_world: Callable[..., Any]) -> None:
+    world = make_world(dtype=torch.bfloat16)
+    specs, pack = world.mixed_specs()[:3], world.pack()
+    slots = world.join(pack, specs)
+    train(pack, slots, 30)
+    packed = [slot.snapshot() for slot in slots]
+    pack.clear()
+    for spec, snapshot in zip(specs, packed, strict=True):
+        assert all(value.dtype == torch.float32 for value in snapshot.parameters.values())
+        assert distance(replace(snapshot, moments={}), replace(world.lone(spec, 30), moments={})) < 0.2, spec
+
+
+def test_what_a_base_does_not_have_is_refused(world: Any) -> None:
+    pack = world.pack()
+    with pytest.raises(TargetModulesError, match=r"bert\.encoder\.layer\.0"):
+        pack.join(world.spec("1", target_modules=("bert.encoder.layer.9.output",)), world.data)
+    with pytest.raises(RankError, match=r"1\.\.32"):
+        pack.join(world.spec("1", rank=33), world.data)
+
+
+@pytest.mark.slow
+def test_pack_equals_lone_trials_on_the_quickstart_base(in_warm_home: Any, make_world: Callable[..., Any]) -> None:
+    space = load_space("movie_reviews")
+    base = locate(space.base_model)
+    world = make_world()
+    world.data = prepare(space.task, load_tokenizer(base))
+    world.model = load_model(base, space.task.kind, 2)
+    world.modules = linear_modules(base, space.task.kind, 2)
+    world.names = [module.name for module in world.modules]
+    world.factors = ResidentFactors(world.model, world.model, world.names)
+    specs, pack = world.mixed_specs(), world.pack(max_tokens=512)
+    slots = world.join(pack, specs)
+    train(pack, slots, 3)
+    packed = [slot.snapshot() for slot in slots]
+    pack.clear()
+    for spec, snapshot in zip(specs, packed, strict=True):
+        assert distance(snapshot, world.lone(spec, 3)) < 1e-4, spec

@@ -1,0 +1,151 @@
+"""A packed host serves many callers at once, and each gets what a host of its own would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from loraxs_search.errors import StudyError, TargetModulesError, TrialDivergedError
+from loraxs_search.packing import PackedHost, TrialHost
+from loraxs_search.records import BaseModelRef
+from loraxs_search.trial import Snapshot
+
+Make = Callable[..., PackedHost]
+
+
+@pytest.fixture
+def make_host(world: Any) -> Iterator[Make]:
+    made: list[PackedHost] = []
+
+    def make(slots: int = 4, **options: Any) -> PackedHost:
+        ref = BaseModelRef(id=world.base.path)
+        options = {"precision": "float32", "device": "cpu", **options}
+        made.append(PackedHost(ref, world.data.task, slots=slots, **options))
+        return made[-1]
+
+    yield make
+    for host in made:
+        host.close()
+
+
+def distance(a: bytes, b: bytes) -> float:
+    x, y = Snapshot.from_bytes(a).parameters, Snapshot.from_bytes(b).parameters
+    assert x.keys() == y.keys()
+    return max(float((x[name] - y[name]).norm() / y[name].norm()) for name in y)
+
+
+def test_callers_at_once_get_what_lone_hosts_give(world: Any, make_host: Make) -> None:
+    specs, host = world.mixed_specs(), make_host(slots=4)  # two more callers than slots
+
+    def drive(index: int) -> tuple[Any, bytes]:
+        state = None
+        for until in range(5 + index, 100, 7 + index):  # all stop at their own steps; the last one at max_steps
+            report, state = host.advance(specs[index], until, state)
+            if report.step == specs[index].hyperparameters.max_steps:
+                break
+        return report, state
+
+    specs = [replace(s, hyperparameters=replace(s.hyperparameters, max_steps=30)) for s in specs]
+    with ThreadPoolExecutor(len(specs)) as callers:
+        found = list(callers.map(drive, range(len(specs))))
+    lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
+    for spec, (report, state) in zip(specs, found, strict=True):
+        expected, reference = lone.advance(spec, 30, None)
+        assert distance(state, reference) < 1e-5
+        assert (report.step, report.num_tokens, report.size) == (30, expected.num_tokens, expected.size)
+        assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
+        assert report.device_s > 0
+    assert host.info() == lone.info()
+
+
+def test_a_trial_that_diverges_fails_its_own_caller_only(world: Any, make_host: Make) -> None:
+    host = make_host()
+    good, bad = world.spec("1"), world.spec("2", learning_rate=1e30, warmup_ratio=0.0)
+    with ThreadPoolExecutor(2) as callers:
+        healthy, failing = callers.submit(host.advance, good, 20, None), callers.submit(host.advance, bad, 20, None)
+        assert healthy.result()[0].step == 20
+        with pytest.raises(TrialDivergedError, match="must be finite"):
+            failing.result()
+    assert host.advance(good, 25, healthy.result()[1])[0].step == 25
+
+
+def test_a_wish_that_cannot_be_had_is_answered_with_the_reason(world: Any, make_host: Make) -> None:
+    host = make_host()
+    with pytest.raises(TargetModulesError):
+        host.advance(world.spec("1", target_modules=("nowhere",)), 5, None)
+    with pytest.raises(StudyError, match="snapshot"):
+        host.advance(world.spec("1"), 5, b"torn")
+    assert host.advance(world.spec("1"), 2, None)[0].step == 2
+
+
+def test_a_released_or_forgotten_trial_goes_on_from_its_snapshot(world: Any, make_host: Make) -> None:
+    host, spec = make_host(slots=1), world.spec("1")
+    _, at_hand = host.advance(spec, 6, host.advance(spec, 3, None)[1])
+    _, state = host.advance(spec, 3, None)  # an older state than the host's: the caller's counts
+    host.release("1")
+    host.advance(world.spec("2"), 2, None)
+    _, taken_up = host.advance(spec, 6, state)
+    assert distance(taken_up, at_hand) == 0.0
+
+
+def test_two_callers_of_one_trial_are_served_one_after_the_other(world: Any, make_host: Make) -> None:
+    host, spec = make_host(), world.spec("1")
+    with ThreadPoolExecutor(3) as callers:
+        answers = [callers.submit(host.advance, spec, 5, None) for _ in range(3)]
+        states = [answer.result()[1] for answer in answers]
+    assert all(distance(state, states[0]) == 0.0 for state in states)
+
+
+def test_confirming_between_rounds_disturbs_nobody(world: Any, make_host: Make) -> None:
+    host, spec, other = make_host(), world.spec("1"), world.spec("2")
+    _, state = host.advance(spec, 5, None)
+    with ThreadPoolExecutor(2) as callers:
+        going = callers.submit(host.advance, other, 30, None)
+        confirmation = host.confirm(spec, state)
+        disturbed = going.result()[1]
+    lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
+    expected = lone.confirm(spec, state)
+    assert confirmation.test_metrics == expected.test_metrics
+    assert confirmation.files == expected.files
+    assert distance(disturbed, lone.advance(other, 30, None)[1]) < 1e-5
+
+
+def test_callers_who_are_answered_together_go_on_together(world: Any, make_host: Make) -> None:
+    host = make_host(slots=2, linger_s=5.0)
+    sizes: list[int] = []
+    step = host._pack.step
+
+    def counted(slots: Any) -> Any:
+        sizes.append(len(slots))
+        return step(slots)
+
+    host._pack.step = counted  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as callers:
+        states = list(callers.map(lambda i: host.advance(world.spec(i), 3, None)[1], ["1", "2"]))
+        sizes.clear()
+        list(callers.map(lambda i: host.advance(world.spec(i), 6, states[int(i) - 1]), ["1", "2"]))
+    assert sizes == [2, 2, 2]
+
+
+def test_a_closed_host_takes_no_calls(world: Any, make_host: Make) -> None:
+    host = make_host()
+    host.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        host.advance(world.spec("1"), 1, None)
+
+
+def test_a_fault_of_the_host_reaches_every_waiting_caller(world: Any, make_host: Make) -> None:
+    host = make_host()
+    host._pack._model.register_forward_pre_hook(_fail)
+    with pytest.raises(ZeroDivisionError):
+        host.advance(world.spec("1"), 1, None)
+    assert torch.is_grad_enabled()
+
+
+def _fail(*_: Any) -> None:
+    raise ZeroDivisionError
