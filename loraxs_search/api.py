@@ -58,7 +58,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
             hint=f"go on with `loraxs-search resume {folder.name}`",
         )
     uri = resolve_uri(tracking_uri) if tracking_uri else folder.info.tracking_uri
-    paths = {c.trial_id: folder.candidate_path(c.trial_id) for c in candidates}
+    paths = {c.trial_id: folder.adapter_path(c.trial_id) for c in candidates}
     decision, _ = registry.Registry(uri).settle(folder.info.promotion, folder.info.task, candidates, paths, force)
     return decision
 

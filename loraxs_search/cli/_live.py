@@ -31,6 +31,11 @@ class LiveView:
 
     def __init__(self, browse: str) -> None:
         self._browse, self._console = browse, Console(stderr=True)
+        self._start = time.monotonic()
+        self._phase = ""
+        self._facts: SearchStarted | None = None
+        self._records: dict[str, TrialRecord] = {}
+        self.is_training = False
         self._live = Live(
             console=self._console,
             get_renderable=self._render,
@@ -38,11 +43,6 @@ class LiveView:
             transient=True,
             redirect_stdout=False,
         )
-        self._start = time.monotonic()
-        self._phase = ""
-        self._facts: SearchStarted | None = None
-        self._records: dict[str, TrialRecord] = {}
-        self.is_training = False
 
     def __enter__(self) -> LiveView:
         self._live.start()

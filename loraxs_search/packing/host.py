@@ -48,10 +48,10 @@ class TrialHost:
         if self._active is not None and self._active.spec.trial_id == trial_id:
             self._park()
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes) -> Confirmation:
-        """Score a trained adapter on the test split, as it will be loaded, and return its files."""
+    def confirm(self, spec: TrialSpec, snapshot: bytes, *, score: bool = True) -> Confirmation:
+        """Return a trained adapter's files and, with `score`, its metrics on the test split, as it will be loaded."""
         self._park()
-        return self._resident.confirm(spec, snapshot)
+        return self._resident.confirm(spec, snapshot, score=score)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _take_up(self, spec: TrialSpec, snapshot: Snapshot | None) -> TrialRun:

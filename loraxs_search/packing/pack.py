@@ -87,6 +87,11 @@ class Pack:
         _share_time(slots, [int(slot.data.lengths(split).sum()) for slot in slots], time.perf_counter() - started)
         return results
 
+    @property
+    def seat_bytes(self) -> int:
+        """Memory that each seated slot takes beside its own."""
+        return self._seating.seat_bytes
+
     def clear(self) -> None:
         """Give the base back as it was; slots keep their state and may go on later."""
         self._seating.clear()

@@ -88,9 +88,9 @@ class PackedHost:
         """Forget a trial that nobody advances at the moment."""
         self._have_done(lambda: self._kept.pop(trial_id, None))
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes) -> Confirmation:
-        """Score a trained adapter on the test split, as it will be loaded, and return its files; rounds wait."""
-        confirmation: Confirmation = self._have_done(lambda: self._confirm(spec, snapshot))
+    def confirm(self, spec: TrialSpec, snapshot: bytes, *, score: bool = True) -> Confirmation:
+        """Return a trained adapter's files and, with `score`, its metrics on the test split; rounds wait."""
+        confirmation: Confirmation = self._have_done(lambda: self._confirm(spec, snapshot, score))
         return confirmation
 
     def close(self) -> None:
@@ -175,9 +175,9 @@ class PackedHost:
         while len(self._kept) > self._num_slots:
             self._kept.pop(next(iter(self._kept)))
 
-    def _confirm(self, spec: TrialSpec, snapshot: bytes) -> Confirmation:
+    def _confirm(self, spec: TrialSpec, snapshot: bytes, score: bool) -> Confirmation:
         self._pack.clear()
-        return self._resident.confirm(spec, snapshot)
+        return self._resident.confirm(spec, snapshot, score=score)
 
     # ---- the callers' side -------------------------------------------------------------------------------------------
     def _have_done(self, chore: Callable[[], Any]) -> Any:

@@ -54,8 +54,8 @@ class Resident:
             versions={name: version(name) for name in _PACKAGES},
         )
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes) -> Confirmation:
-        """Score a trained adapter on the test split, as it will be loaded, and return its files.
+    def confirm(self, spec: TrialSpec, snapshot: bytes, *, score: bool = True) -> Confirmation:
+        """Return a trained adapter's files and, with `score`, its metrics on the test split, as it will be loaded.
 
         The base is used in the checkpoint's own precision, which is what `from_pretrained` gives by default; no other
         trial may be on it.
@@ -64,7 +64,7 @@ class Resident:
             model = attach(self.exact, spec)
         try:
             load_parameters(model, Snapshot.from_bytes(snapshot))
-            metrics = evaluate(model, self.data, "test", self.device)
+            metrics = evaluate(model, self.data, "test", self.device) if score else {}
             probe = make_probe(model, self.exact.config.vocab_size)
             return Confirmation(spec.trial_id, metrics, _adapter_files(model), probe)
         finally:

@@ -65,6 +65,12 @@ class Seating:
             self._put(name, PackedHead(head, self.board, states))
         self.slots = wanted
 
+    @property
+    def seat_bytes(self) -> int:
+        """Memory of one seat: its share of C and of its gradient, and what R is multiplied with."""
+        packed = [self._exact, self._rounded, self._grads]
+        return sum(tensor.nbytes for tensor in packed) // len(self.slots) + max(fold.nbytes for fold in self._folds)
+
     def clear(self) -> None:
         """Give the base back as it was."""
         for name, original in self._in_place.items():

@@ -66,6 +66,13 @@ class Slot:
         """All that is trained: R, then the head's tensors."""
         return [self.r, *self.head.values()]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of what is trained and its optimizer state."""
+        moments = [value for state in self._optimizer.state.values() for value in state.values()]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return sum(tensor.nbytes for tensor in [*self.parameters, *gradients, *moments])
+
     def next_rows(self) -> npt.NDArray[np.int64]:
         """Return the row indices of the next step's batch, as the lone trial draws them."""
         hyper = self.spec.hyperparameters

@@ -47,8 +47,8 @@ class HostActor:
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None) -> tuple[TrialReport, bytes]:
         return self._get().advance(spec, until, snapshot)
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes) -> Confirmation:
-        return self._get().confirm(spec, snapshot)
+    def confirm(self, spec: TrialSpec, snapshot: bytes, score: bool) -> Confirmation:
+        return self._get().confirm(spec, snapshot, score=score)
 
     def _get(self) -> TrialHost:
         if self._host is None:

@@ -65,14 +65,17 @@ class Crew:
         for actor in filter(None, (self._keeper, self._directory)):
             ray.kill(actor)
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes) -> Confirmation:
-        """Have the first host score a trained adapter on the test split; a host that died is replaced once."""
+    def confirm(self, spec: TrialSpec, snapshot: bytes, *, score: bool) -> Confirmation:
+        """Have the first host write out a trained adapter and score it on the test split.
+
+        A host that died is replaced once.
+        """
         host = ray.get(self._directory.host_for.remote(*self._place))
         try:
-            return ray.get(host.confirm.remote(spec, snapshot))  # type: ignore[no-any-return]
+            return ray.get(host.confirm.remote(spec, snapshot, score))  # type: ignore[no-any-return]
         except RayActorError:
             host = ray.get(self._directory.host_for.remote(*self._place, lost=host))
-            return ray.get(host.confirm.remote(spec, snapshot))  # type: ignore[no-any-return]
+            return ray.get(host.confirm.remote(spec, snapshot, score))  # type: ignore[no-any-return]
 
     def spec(self, space: Space, trial_id: str, params: Mapping[str, Scalar], seed: int) -> TrialSpec:
         """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.records import Candidate, Scalar, TrialRecord
+from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
 from loraxs_search.search.cluster import connected
 from loraxs_search.search.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space
@@ -18,7 +18,6 @@ from loraxs_search.tracking import Tracker
 if TYPE_CHECKING:
     from loraxs_search.search.crew import Crew
     from loraxs_search.search.ledger import Ledger
-    from loraxs_search.search.sampler import StudySearcher
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,10 @@ class Driver:
                 result = self._search(folder, crew, tracker)
                 tracker.search_finished("FINISHED", _summary(result))
                 return result
+            except BaseException as error:
+                stopped = isinstance(error, (SearchInterruptedError, KeyboardInterrupt))
+                tracker.search_finished("KILLED" if stopped else "FAILED", {"notice": str(error)})
+                raise
             finally:
                 self._view.phase("writing the last records to MLflow")
                 tracker.close()
@@ -109,8 +112,8 @@ class Driver:
         self._view.started(self._facts(crew))
         if folder.candidates() is None:
             run_tuner(searcher, scheduler, plan, crew.slots, folder.path / "tune", deadline)
-            self._check_interrupted(ledger, searcher)
-        candidates = folder.candidates() or self._confirm(folder, crew, ledger, tracker)
+            self._end_unfinished(ledger, searcher.early_end)
+        candidates = folder.candidates() or self._keep_adapters(folder, crew, ledger, tracker)
         return SearchResult(
             study=folder.name,
             trials=tuple(ledger.records.values()),
@@ -125,25 +128,31 @@ class Driver:
             return StudyFolder.open(self._info.name)
         return StudyFolder.create(self._info, self._space.text)
 
-    def _check_interrupted(self, ledger: Ledger, searcher: StudySearcher) -> None:
-        left = len(ledger.unfinished())
-        if searcher.early_end is None and (left or len(ledger.records) < self._info.search.trials):
-            name = self._info.name
+    def _end_unfinished(self, ledger: Ledger, early_end: str | None) -> None:
+        left = ledger.unfinished()
+        if early_end is not None:
+            for record in left:
+                ledger.ended(record.trial_id, TrialState.PRUNED, early_end)
+        elif left or len(ledger.records) < self._info.search.trials:
+            name, ended = self._info.name, len(ledger.records) - len(left)
             raise SearchInterruptedError(
-                f"Study {name!r} was interrupted: {len(ledger.records) - left} of {self._info.search.trials} trials "
-                f"have ended, {left} keep their last state.",
+                f"Study {name!r} was interrupted: {ended} of {self._info.search.trials} trials have ended, "
+                f"{len(left)} keep their last state.",
                 hint=f"go on with `loraxs-search resume {name}`",
             )
 
-    def _confirm(self, folder: StudyFolder, crew: Crew, ledger: Ledger, tracker: Tracker) -> list[Candidate]:
-        from loraxs_search.search.candidates import best_trials, confirm_candidate
+    def _keep_adapters(self, folder: StudyFolder, crew: Crew, ledger: Ledger, tracker: Tracker) -> list[Candidate]:
+        from loraxs_search.search.candidates import completed_trials, keep_adapter
 
         self._view.phase("scoring the best trials on the test split")
-        task, candidates = self._info.task, []
-        for record in best_trials(ledger.records.values(), task, self._info.promotion.candidates):
-            spec = crew.spec(self._space, record.trial_id, record.params, self._info.search.seed)
-            candidates.append(confirm_candidate(crew, folder, self._space, record, spec))
-            tracker.adapter_logged(record.trial_id, folder.candidate_path(record.trial_id))
+        best = self._info.promotion.candidates
+        candidates = []
+        for place, record in enumerate(completed_trials(ledger.records.values(), self._info.task)):
+            run_id = tracker.run_id(record.trial_id)
+            kept = keep_adapter(crew, folder, self._space, record, score=place < best, run_id=run_id)
+            tracker.adapter_logged(record.trial_id, folder.adapter_path(record.trial_id))
+            if place < best:
+                candidates.append(kept)
         folder.write_candidates(candidates)
         return candidates
 

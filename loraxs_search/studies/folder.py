@@ -177,10 +177,10 @@ class StudyFolder:
         path = snapshot_path(self.path / "snapshots", trial_id)
         return path.read_bytes() if path.exists() else None
 
-    def write_candidate_files(self, trial_id: str, files: Mapping[str, bytes]) -> Path:
+    def write_adapter(self, trial_id: str, files: Mapping[str, bytes]) -> Path:
         """Write an adapter folder whole, replacing one of the same trial, and return it."""
-        target = self.path / "candidates" / trial_id
-        building = self.path / "candidates" / f".{trial_id}.{os.getpid()}"
+        target = self.path / "adapters" / trial_id
+        building = self.path / "adapters" / f".{trial_id}.{os.getpid()}"
         shutil.rmtree(building, ignore_errors=True)
         for name, content in files.items():
             write_atomic(building / name, content)
@@ -189,8 +189,8 @@ class StudyFolder:
             building.rename(target)
         return target
 
-    def candidate_path(self, trial_id: str) -> Path:
-        return self.path / "candidates" / trial_id
+    def adapter_path(self, trial_id: str) -> Path:
+        return self.path / "adapters" / trial_id
 
     def write_candidates(self, candidates: list[Candidate]) -> None:
         """Record the scored candidates; their presence says that the search came to its end."""

@@ -28,7 +28,8 @@ def attach(model: PreTrainedModel, spec: TrialSpec) -> PeftModel:
     """Put a fresh adapter and head on `model`; every number drawn depends on the trial's seed alone."""
     hyper = spec.hyperparameters
     init_head(model, hyper.seed)
-    trained, idle = list(head_names(model)), ()
+    trained: list[str] = list(head_names(model))
+    idle: tuple[str, ...] = ()
     if hyper.head == "output":
         output, idle = output_head(model)
         trained = [output]

@@ -52,7 +52,7 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
     assert len(result.candidates) == min(2, states.count(TrialState.COMPLETE))
     folder = StudyFolder.open("whole")
     for candidate in result.candidates:
-        manifest = verify(folder.candidate_path(candidate.trial_id))
+        manifest = verify(folder.adapter_path(candidate.trial_id))
         assert manifest.test_metrics == candidate.test_metrics
         assert manifest.size.r_parameters == sum(
             manifest.hyperparameters.rank**2 for _ in manifest.hyperparameters.target_modules

@@ -84,8 +84,8 @@ def test_candidates_are_there_once_written() -> None:
 
 def test_candidate_files_replace_those_of_an_earlier_try() -> None:
     folder = StudyFolder.create(info("one"), "")
-    folder.write_candidate_files("00000", {"old": b"1"})
-    path = folder.write_candidate_files("00000", {"new": b"2"})
+    folder.write_adapter("00000", {"old": b"1"})
+    path = folder.write_adapter("00000", {"new": b"2"})
     assert {p.name: p.read_bytes() for p in path.iterdir()} == {"new": b"2"}
 
 

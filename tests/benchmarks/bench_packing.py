@@ -1,0 +1,216 @@
+"""What a trial costs in a pack, by the number of trials that share it, beside the lone trial in the same run.
+
+    python tests/benchmarks/bench_packing.py --slots 1 2 4 8 16 32 64 --json packing.json
+
+Every row trains the quickstart's base and data: rank 16 on all linear layers unless told otherwise, warmed up first.
+`ms/step` is the median time of one optimizer step of one trial; `efficiency` is the base's forward and input-gradient
+arithmetic for real (unpadded) tokens, over that time, as a share of the machine's matrix peak measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# As the packed host sets it: oneDNN forgets kernels beyond this number. Before the first use of torch's.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+
+import torch
+
+from loraxs_search.adapter import use_factor_store
+from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.plan import Demand, padding, plan_passes
+from loraxs_search.packing.resident import Resident
+from loraxs_search.records import Hyperparameters, TrialSpec
+from loraxs_search.search_space import load_space
+from loraxs_search.trial import TrialRun, attach, detach
+
+MAX_STEPS = 100_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. Times are per trial; memory is what one more slot holds outside activations."""
+
+    slots: int | str
+    ms_per_step: float
+    us_per_token: float
+    steps_per_s: float
+    speedup: float
+    efficiency: float
+    passes_per_round: float
+    padding: float
+    slot_kib: float
+    peak_mib: float
+
+
+class Bench:
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        space = load_space("movie_reviews")
+        self.resident = Resident(space.base_model, space.task, precision=arguments.precision)
+        modules = self.resident.modules
+        self._work = 4 * sum(module.in_features * module.out_features for module in modules)  # FLOP per token
+        self.peak = gemm_peak(self.resident.dtype, self.resident.device)
+        self.lone_ms = 0.0
+
+    def specs(self, count: int) -> list[TrialSpec]:
+        arguments = self._arguments
+        common = Hyperparameters(
+            rank=arguments.rank,
+            target_modules=tuple(module.name for module in self.resident.modules),
+            learning_rate=1e-3,
+            head_learning_rate=1e-3,
+            batch_size=arguments.batch_size,
+            max_steps=MAX_STEPS,
+            factor_rank=max(64, arguments.rank),
+        )
+        return [TrialSpec(str(i), {}, Hyperparameters(**{**vars(common), "seed": i})) for i in range(count)]
+
+    def lone(self) -> Row:
+        """Time `TrialRun`, one trial by itself."""
+        resident, (spec,) = self.resident, self.specs(1)
+        with use_factor_store(resident.factors):
+            model = attach(resident.model, spec)
+        try:
+            run = TrialRun(spec, model, resident.data, resident.device)
+            # A report at the end of each stretch would be timed too; steps are what is compared.
+            seconds, tokens = self._timed(lambda: run._train_step(), lambda: run._num_tokens, scale=4)
+            size = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) * 4  # and gradient, two moments
+        finally:
+            detach(model)
+        self.lone_ms = statistics.median(seconds) * 1e3
+        return self._row("lone", 1, seconds, tokens, (1.0, 1.0), size)
+
+    def packed(self, count: int) -> Row:
+        """Time rounds of `count` trials."""
+        resident = self.resident
+        pack = Pack(resident.model, resident.factors, resident.modules, max_tokens=self._arguments.max_tokens)
+        slots = [pack.join(spec, resident.data) for spec in self.specs(count)]
+        plans: list[tuple[int, float]] = []
+
+        def round_() -> None:
+            lengths = resident.data.lengths("train")
+            demands = [Demand(slot.trial_id, 0, lengths[slot.next_rows()]) for slot in slots]
+            passes = plan_passes(demands, pack.max_tokens)
+            plans.append((len(passes), padding(demands, passes)))
+            if errors := pack.step(slots):
+                raise SystemExit(f"trials diverged: {errors}")
+
+        seconds, tokens = self._timed(round_, lambda: sum(slot.num_tokens for slot in slots))
+        size = max(slot.num_bytes for slot in slots) + pack.seat_bytes
+        pack.clear()
+        shape = (statistics.mean(p for p, _ in plans), statistics.mean(w for _, w in plans))
+        return self._row(count, count, seconds, tokens, shape, size)
+
+    def _timed(
+        self, step: Callable[[], object], num_tokens: Callable[[], int], scale: int = 1
+    ) -> tuple[list[float], float]:
+        """Return the seconds of each timed step, and the mean tokens of one."""
+        for _ in range(self._arguments.warmup * scale):
+            step()
+        if self.resident.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        before, seconds = num_tokens(), []
+        for _ in range(self._arguments.rounds * scale):
+            started = time.perf_counter()
+            step()
+            if self.resident.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        return seconds, (num_tokens() - before) / len(seconds)
+
+    def _row(
+        self,
+        name: int | str,
+        count: int,
+        seconds: list[float],
+        tokens: float,
+        shape: tuple[float, float],
+        size: int,
+    ) -> Row:
+        middle, mean = statistics.median(seconds) / count, statistics.mean(seconds)
+        return Row(
+            slots=name,
+            ms_per_step=middle * 1e3,
+            us_per_token=mean / tokens * 1e6,
+            steps_per_s=1 / middle,
+            speedup=self.lone_ms / (middle * 1e3),
+            efficiency=self._work * tokens / mean / self.peak,
+            passes_per_round=shape[0],
+            padding=shape[1],
+            slot_kib=size / 1024,
+            peak_mib=peak_memory(self.resident.device) / 2**20,
+        )
+
+
+def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the best FLOP/s of a few matrix products of the base's kind, large enough to be efficient."""
+    best = 0.0
+    for rows, inner, columns in ((2048, 384, 1536), (2048, 1536, 384), (2048, 1024, 1024), (4096, 2048, 2048)):
+        a = torch.randn(rows, inner, device=device, dtype=dtype)
+        b = torch.randn(columns, inner, device=device, dtype=dtype)
+        for _ in range(12):
+            started = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - started))
+    return best
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the bytes at the highest so far: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """Yield the lines of the table."""
+    names = list(asdict(rows[0]))
+    yield "  ".join(f"{name:>16}" for name in names)
+    for row in rows:
+        values = (f"{value:.3f}" if isinstance(value, float) else str(value) for value in asdict(row).values())
+        yield "  ".join(f"{value:>16}" for value in values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--rounds", type=int, default=8, help="timed rounds for each number of slots")
+    parser.add_argument("--warmup", type=int, default=4, help="rounds before the first timed one")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-tokens", type=int, default=3072)
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    bench = Bench(arguments)
+    info = bench.resident.info()
+    print(f"{info.device}, {info.dtype}, matrix peak {bench.peak / 1e9:.0f} GFLOP/s, load {os.getloadavg()[0]:.1f}")
+    rows = [bench.lone()]
+    for count in arguments.slots:
+        rows.append(bench.packed(count))
+        print(f"  {rows[-1].slots} slots: {rows[-1].ms_per_step:.1f} ms per trial-step", file=sys.stderr)
+    print("\n".join(table(rows)))
+    if arguments.json:
+        facts = {"device": info.device, "dtype": info.dtype, "versions": dict(info.versions), "gemm_peak": bench.peak}
+        chosen = {k: v for k, v in vars(arguments).items() if k != "json"}
+        content = {**facts, "arguments": chosen, "load": os.getloadavg(), "rows": [asdict(row) for row in rows]}
+        arguments.json.write_text(json.dumps(content, indent=2))
+
+
+if __name__ == "__main__":
+    main()
