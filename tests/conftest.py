@@ -270,9 +270,9 @@ def searched(installed: Path, warm_home: Path, tmp_path_factory: pytest.TempPath
     """The one search that the tests of the command line and of the documents share."""
     shell = Shell(warm_home, tmp_path_factory.mktemp("elsewhere"), installed)
     overrides = [part for override in SIZED_DOWN for part in ("--set", override)]
-    launched = shell.run("launch", "movie_reviews", "--name", "first", *overrides)
+    launched = shell.run("launch", "movie_reviews", "--name", "reviews", *overrides)
     assert launched.returncode == 0, launched.stderr
     checkout = Shell(warm_home, shell.folder)
     promoted = checkout.run("promote")
     assert promoted.returncode == 0, promoted.stderr
-    return Searched(checkout, "first", launched, promoted)
+    return Searched(checkout, "reviews", launched, promoted)

@@ -68,12 +68,16 @@ def _cells(row: LeaderboardRow) -> list[str]:
         row.trial_id,
         row.state.value,
         str(row.step),
-        _value(row.score),
-        _value(row.test_score),
+        _score(row.score),
+        _score(row.test_score),
         _value(row.r_parameters),
         _value(row.stored_bytes),
         f"{row.seconds:.1f}",
     ]
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _value(value: Scalar | None) -> str:

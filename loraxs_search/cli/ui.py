@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -16,9 +17,10 @@ def command(
 ) -> None:
     """Serve the MLflow UI on the embedded store.
 
-    Until Ctrl-C. Each task is an experiment, each search a run with its trials below it, each champion a registered
-    model. A server given with --tracking-uri has a UI of its own.
+    Until Ctrl-C. Choose "Model training" at the top left: each task is an experiment, each search a run with its
+    trials below it, each champion a registered model. A server given with --tracking-uri has a UI of its own.
     """
     from loraxs_search.tracking import resolve_uri, run_ui
 
+    print(f"http://{host}:{port}: choose `Model training` at the top left, then the task", file=sys.stderr)
     raise typer.Exit(run_ui(resolve_uri(tracking_uri), host=host, port=port))

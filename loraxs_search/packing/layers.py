@@ -6,7 +6,8 @@ singular values folded in, zero outside the slot's own rank. A and B are orthono
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -34,12 +35,12 @@ class Cores:
     Args:
         exact: float32; a leaf, so that a graph is built even where no input needs a gradient.
         rounded: In the dtype of the base weight, which is what passes compute with.
-        grad: float32; passes add to it.
+        grads: float32, one for each lane; passes add to their lane's.
     """
 
     exact: nn.Parameter
     rounded: Tensor
-    grad: Tensor
+    grads: Tensor
 
 
 class PackedLinear(nn.Module):
@@ -78,17 +79,19 @@ class PackedLinear(nn.Module):
         if not runs:
             y: Tensor = self.base_layer(x)
             return y
-        return _packed_update(x, self.cores.exact, self, runs, route.num_rows)
+        return _packed_update(x, self.cores.exact, self, runs, route.num_rows, self.cores.grads[self._board.lane])
 
 
 class _PackedUpdate(torch.autograd.Function):
     """Base layer and update as one step, so that sums are made in place and x is not kept for backward.
 
-    The gradient of C is added to `cores.grad` at once: in float32 over all passes of a round.
+    The gradient of C is added to `grad` at once: in float32 over all passes that a lane computes in a round.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, _: Tensor, layer: PackedLinear, runs: tuple[Run, ...], num_rows: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, _: Tensor, layer: PackedLinear, runs: tuple[Run, ...], num_rows: int, grad: Tensor
+    ) -> Tensor:
         y: Tensor = layer.base_layer(x)
         x_2d, y_2d = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])  # (n T, in), (n T, out)
         ctx.per_row = x_2d.shape[0] // num_rows  # T
@@ -101,7 +104,7 @@ class _PackedUpdate(torch.autograd.Function):
             y_2d[start:stop].addmm_(u.view(stop - start, -1), pair.b.T)
             kept += [z, c]
         ctx.save_for_backward(*kept)
-        ctx.layer, ctx.runs = layer, runs
+        ctx.layer, ctx.runs, ctx.grad = layer, runs, grad
         return y
 
     @staticmethod
@@ -115,10 +118,10 @@ class _PackedUpdate(torch.autograd.Function):
             pair, (m, start, stop) = layer.pairs[run.pair], _extent(run, ctx.per_row)
             g = torch.mm(dy_2d[start:stop], pair.b).view(m, ctx.per_row, -1)  # (m, T, k)
             per_row = torch.bmm(g.transpose(1, 2), z)  # (m, k, k)
-            layer.cores.grad.index_add_(0, run.seats, per_row.to(layer.cores.grad.dtype))
+            ctx.grad.index_add_(0, run.seats, per_row.to(ctx.grad.dtype))
             if dx_2d is not None:
                 dx_2d[start:stop].addmm_(torch.bmm(g, c).view(stop - start, -1), pair.a)
-        return None if dx_2d is None else dx_2d.view(*dy.shape[:-1], -1), None, None, None, None
+        return None if dx_2d is None else dx_2d.view(*dy.shape[:-1], -1), None, None, None, None, None
 
 
 _packed_update = cast("Callable[..., Tensor]", _PackedUpdate.apply)
@@ -133,27 +136,31 @@ class PackedHead(nn.Module):
     """Stands in for a head module: each slot's rows go through its own weights, label counts may differ.
 
     Args:
-        states: The head module's parameters by name, for each seat.
+        states: For each lane, for each seat: the head module's parameters by name.
     """
 
-    def __init__(self, base_layer: nn.Module, board: Board, states: tuple[dict[str, Tensor], ...]) -> None:
+    def __init__(self, base_layer: nn.Module, board: Board, states: Sequence[Sequence[dict[str, Tensor]]]) -> None:
         super().__init__()
         self.base_layer = base_layer
         self._board, self._states = board, states
+        # `functional_call` changes the module for as long as it runs, so each lane needs its own.
+        self._templates = [base_layer, *(copy.deepcopy(base_layer) for _ in states[1:])]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return each row's output; outputs narrower than the widest are padded with zeros."""
-        blocks = self._board.route.blocks
+        blocks, lane = self._board.route.blocks, self._board.lane
         parts = torch.split(x, [block.stop - block.start for block in blocks])
         outputs = [
-            self._apply_state(self._states[block.seat], part, *args, **kwargs)
+            self._apply_state(lane, self._states[lane][block.seat], (part, *args), kwargs)
             for block, part in zip(blocks, parts, strict=True)
         ]
         width = max(out.shape[-1] for out in outputs)
         return torch.cat([out if out.shape[-1] == width else pad(out, (0, width - out.shape[-1])) for out in outputs])
 
-    def _apply_state(self, state: dict[str, Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _apply_state(
+        self, lane: int, state: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
         if type(self.base_layer) is nn.Linear:  # `functional_call` costs more than such a head itself
-            return linear(x.to(state["weight"].dtype), state["weight"], state.get("bias"))
-        out: Tensor = functional_call(self.base_layer, state, (x, *args), kwargs)
+            return linear(args[0].to(state["weight"].dtype), state["weight"], state.get("bias"))
+        out: Tensor = functional_call(self._templates[lane], state, args, kwargs)
         return out

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -14,8 +16,10 @@ from transformers import PreTrainedModel
 
 from loraxs_search.errors import LoraxsError, TrialDivergedError
 from loraxs_search.factors import FactorStore
-from loraxs_search.packing.passes import Rows, run_pass
-from loraxs_search.packing.plan import Demand, Pass, plan_passes
+from loraxs_search.packing.anatomy import Anatomy
+from loraxs_search.packing.lanes import Lanes
+from loraxs_search.packing.passes import Output, Rows, run_pass
+from loraxs_search.packing.plan import Demand, Pass, padding, plan_passes
 from loraxs_search.packing.seating import Seating
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import LinearModule, Split, TrialSpec
@@ -24,6 +28,8 @@ from loraxs_search.trial import Snapshot
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
+
+_ROOM = 1.1  # what padding may add to the tokens of a plan
 
 
 class Pack:
@@ -36,23 +42,31 @@ class Pack:
         factors: Where factors come from; `ResidentFactors` when the base is not in its checkpoint's precision.
         modules: The linear layers that may be adapted.
         max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out.
+        lanes: Threads for passes side by side; None computes one pass at a time in the caller's thread.
     """
 
     def __init__(
-        self, model: PreTrainedModel, factors: FactorStore, modules: Sequence[LinearModule], *, max_tokens: int
+        self,
+        model: PreTrainedModel,
+        factors: FactorStore,
+        modules: Sequence[LinearModule],
+        *,
+        max_tokens: int,
+        lanes: Lanes | None = None,
     ) -> None:
         self.max_tokens = max_tokens
+        self._lanes = lanes or Lanes(1)
         self._model = model
-        self._sizes = {module.name: (module.out_features, module.in_features) for module in modules}
-        self._seating = Seating(model, factors, self._sizes)
+        self._anatomy = Anatomy(model, modules)
+        self._seating = Seating(model, factors, self._anatomy.sizes, self._lanes.count)
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or where its snapshot stands.
 
         Raises:
-            TargetModulesError, RankError: the trial asks for what the base does not have.
+            TargetModulesError, RankError, BaseModelError: the trial asks for what the base does not have.
         """
-        return Slot(spec, data, self._model, self._sizes, snapshot)
+        return Slot(spec, data, self._anatomy, snapshot)
 
     def step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:
         """Take one optimizer step of each slot; return the errors of those that could not, by trial id.
@@ -87,6 +101,13 @@ class Pack:
         _share_time(slots, [int(slot.data.lengths(split).sum()) for slot in slots], time.perf_counter() - started)
         return results
 
+    def shape_of_round(self, slots: Sequence[Slot]) -> tuple[int, float]:
+        """Return the passes that the next round of these slots takes, and its padded tokens over its real ones."""
+        self._seating.seat(slots)
+        rows = {slot.trial_id: slot.next_rows() for slot in slots}
+        passes = self._plan("train", rows)
+        return len(passes), padding(_demands(slots, "train", rows), passes)
+
     @property
     def seat_bytes(self) -> int:
         """Memory that each seated slot takes beside its own."""
@@ -102,37 +123,46 @@ class Pack:
         self._seating.seat(slots)
         self._seating.begin()
         losses = {slot.trial_id: torch.zeros((), device=slot.r.device) for slot in slots}
-        for shared in self._plan("train", rows):
-            outputs = run_pass(self._model, self._seating, shared, "train", rows)
-            for output in outputs:
-                for (trial, _), part in zip(output.trials, output.split(output.losses.detach()), strict=True):
-                    losses[trial] += part.sum() / len(rows[trial])
+
+        def compute(lane: int, shared: Pass) -> list[Output]:
+            outputs = run_pass(self._model, self._seating, shared, "train", rows, lane)
             weights = [output.per_row(lambda trial: 1 / len(rows[trial])) for output in outputs]
             torch.autograd.backward([output.losses for output in outputs], weights)
+            return [output.detached() for output in outputs]
+
+        for output in chain.from_iterable(self._lanes.run(self._plan("train", rows), compute)):
+            for (trial, _), part in zip(output.trials, output.split(output.losses), strict=True):
+                losses[trial] += part.sum() / len(rows[trial])
         self._seating.collect()
         return losses
 
-    @torch.inference_mode()
     def _outputs(self, slots: Sequence[Slot], split: Split) -> dict[str, tuple[Tensor, Tensor]]:
         """Return each slot's logits (rows, labels) and losses (rows,), on the CPU, in the split's order."""
-        with torch.inference_mode(False):  # what is seated now may be trained next
-            self._seating.seat(slots)
-            self._seating.begin()
+        self._seating.seat(slots)
+        self._seating.begin()
         rows = {slot.trial_id: np.arange(slot.data.num_rows(split)) for slot in slots}
         found: dict[str, list[tuple[np.ndarray, Tensor, Tensor]]] = {trial: [] for trial in rows}
-        for shared in self._plan(split, rows):
+
+        @torch.inference_mode()
+        def compute(lane: int, shared: Pass) -> list[Output]:
+            return run_pass(self._model, self._seating, shared, split, rows, lane)
+
+        passes = self._plan(split, rows)
+        for shared, outputs in zip(passes, self._lanes.run(passes, compute), strict=True):
             positions = iter(share.positions for share in shared.shares)
-            for output in run_pass(self._model, self._seating, shared, split, rows):
+            for output in outputs:
                 logits, losses = output.split(output.logits.cpu()), output.split(output.losses.cpu())
                 for (trial, _), part, loss in zip(output.trials, logits, losses, strict=True):
                     found[trial].append((next(positions), part, loss))
         return {trial: _in_order(parts) for trial, parts in found.items()}
 
     def _plan(self, split: Split, rows: Rows) -> list[Pass]:
-        demands = [
-            Demand(slot.trial_id, 0, slot.data.lengths(split)[rows[slot.trial_id]]) for slot in self._seating.slots
-        ]
-        return plan_passes(demands, self.max_tokens)
+        demands = _demands(self._seating.slots, split, rows)
+        longest = max(int(demand.lengths.max()) for demand in demands)
+        total = sum(int(demand.lengths.sum()) for demand in demands)
+        # No pass so large that another lane has nothing to do beside it.
+        budget = min(self.max_tokens, max(longest, math.ceil(_ROOM * total / self._lanes.count)))
+        return plan_passes(demands, budget)
 
     def _within_memory(self, compute: Callable[[], ResultT]) -> ResultT:
         """Compute, with half the token budget again and again until it fits; nothing is lost by a failed try."""
@@ -145,6 +175,10 @@ class Pack:
                 self.max_tokens //= 2
             log.warning("Memory ran out; passes have at most %d tokens from now on.", self.max_tokens)
             torch.cuda.empty_cache()
+
+
+def _demands(slots: Sequence[Slot], split: Split, rows: Rows) -> list[Demand]:
+    return [Demand(slot.trial_id, 0, slot.data.lengths(split)[rows[slot.trial_id]]) for slot in slots]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

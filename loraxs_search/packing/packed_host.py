@@ -6,9 +6,10 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 from loraxs_search.errors import LoraxsError
+from loraxs_search.packing.lanes import Lanes, side_by_side
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident import Resident
 from loraxs_search.packing.slot import Slot
@@ -17,7 +18,7 @@ from loraxs_search.records import BaseModelRef, Confirmation, HostInfo, Precisio
 from loraxs_search.trial import Snapshot
 
 # Padded tokens of one pass. On a CPU larger passes were not faster; on an accelerator memory decides, by halving.
-MAX_TOKENS = {"cpu": 3072, "cuda": 65536}
+CPU_TOKENS, DEVICE_TOKENS = 3072, 65536
 LINGER_S = 0.05
 
 
@@ -49,10 +50,10 @@ class PackedHost:
     ) -> None:
         # oneDNN forgets kernels beyond this number, and a pack uses more of them than a lone trial; read at first use.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-        self._resident = Resident(base, task, precision=precision, device=device)
-        budget = max_tokens or MAX_TOKENS.get(self._resident.device.type, MAX_TOKENS["cuda"])
-        resident = self._resident
-        self._pack = Pack(resident.model, resident.factors, resident.modules, max_tokens=budget)
+        self._resident = resident = Resident(base, task, precision=precision, device=device)
+        budget = max_tokens or (CPU_TOKENS if resident.device.type == "cpu" else DEVICE_TOKENS)
+        lanes = Lanes(*side_by_side(resident.device))
+        self._pack = Pack(resident.model, resident.factors, resident.modules, max_tokens=budget, lanes=lanes)
         self._num_slots, self._linger_s = slots, linger_s
         self._kept: dict[str, Slot] = {}  # by trial id, oldest use first
         self._changed = threading.Condition()
@@ -90,8 +91,7 @@ class PackedHost:
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, *, score: bool = True) -> Confirmation:
         """Return a trained adapter's files and, with `score`, its metrics on the test split; rounds wait."""
-        confirmation: Confirmation = self._have_done(lambda: self._confirm(spec, snapshot, score))
-        return confirmation
+        return cast("Confirmation", self._have_done(lambda: self._confirm(spec, snapshot, score)))
 
     def close(self) -> None:
         """End the host's thread once all who wait are answered; the host takes no more calls."""

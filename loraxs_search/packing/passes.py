@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -35,6 +35,10 @@ class Output:
     logits: Tensor
     losses: Tensor
 
+    def detached(self) -> Output:
+        """Return the numbers without the graph."""
+        return replace(self, losses=self.losses.detach())
+
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Cut a tensor of n rows into each trial's."""
         parts: tuple[Tensor, ...] = torch.split(tensor, [count for _, count in self.trials])
@@ -46,12 +50,14 @@ class Output:
         return torch.from_numpy(np.concatenate(values)).to(self.losses.device)
 
 
-def run_pass(model: PreTrainedModel, seating: Seating, shared: Pass, split: Split, rows: Rows) -> list[Output]:
-    """Compute a planned pass; `rows` are the row indices of each trial's demand."""
+def run_pass(
+    model: PreTrainedModel, seating: Seating, shared: Pass, split: Split, rows: Rows, lane: int
+) -> list[Output]:
+    """Compute a planned pass in a lane; `rows` are the row indices of each trial's demand."""
     device = next(model.parameters()).device
     seats = {slot.trial_id: seat for seat, slot in enumerate(seating.slots)}
     chosen = [(seats[str(share.trial)], rows[str(share.trial)][share.positions]) for share in shared.shares]
-    seating.board.post(_route(chosen, device))
+    seating.board.post(_route(chosen, device), lane)
     groups = [(data, list(group)) for data, group in groupby(chosen, key=lambda part: seating.slots[part[0]].data)]
     batches = [data.collate(split, np.concatenate([indices for _, indices in group])) for data, group in groups]
     inputs = _joined([batch.inputs for batch in batches], shared.width, model.config.pad_token_id)

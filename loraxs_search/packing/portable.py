@@ -22,23 +22,25 @@ class Layout:
 
     Args:
         modules: Full names of the adapted layers, in the order of the stack.
-        head: Full names of the head's parameters.
+        head: Full names of the head's trained parameters.
+        owners: Full names of the head modules that they belong to, which PEFT stores whole.
     """
 
     modules: tuple[str, ...]
     head: tuple[str, ...]
+    owners: tuple[str, ...]
 
     def named(self, tensors: Sequence[Tensor | None]) -> dict[str, Tensor]:
         """Name tensors that are shaped like the slot's; copies on the CPU, None left out."""
         r, *head = tensors
-        named = {} if r is None else dict(zip(map(_r_name, self.modules), r, strict=True))
-        named |= {_head_name(name): value for name, value in zip(self.head, head, strict=True) if value is not None}
-        return {name: value.detach().to("cpu", copy=True) for name, value in named.items()}
+        names = [*map(_r_name, self.modules), *map(self._head_name, self.head)]
+        values = [*([None] * len(self.modules) if r is None else r), *head]
+        return {n: v.detach().to("cpu", copy=True) for n, v in zip(names, values, strict=True) if v is not None}
 
     def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the tensors of `named` in the slot's order and shapes."""
         r = torch.stack([named[_r_name(module)] for module in self.modules])
-        return [r, *(named[_head_name(name)] for name in self.head)]
+        return [r, *(named[self._head_name(name)] for name in self.head)]
 
     def moments(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Return the optimizer's moments as a snapshot holds them."""
@@ -71,11 +73,10 @@ class Layout:
         content = safetensors.torch.save(stored, {"format": "pt"})
         return AdapterSize(r.numel(), sum(value.numel() for value in head), len(content))
 
+    def _head_name(self, name: str) -> str:
+        owner = next(owner for owner in self.owners if name.startswith(f"{owner}."))
+        return f"{_ROOT}{owner}.modules_to_save.default.{name.removeprefix(f'{owner}.')}"
+
 
 def _r_name(module: str) -> str:
     return f"{_ROOT}{module}.loraxs_R.default"
-
-
-def _head_name(name: str) -> str:
-    top, _, rest = name.partition(".")
-    return f"{_ROOT}{top}.modules_to_save.default.{rest}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,10 +67,15 @@ class Route:
         return [Run(start, stop, self._seats[start:stop], pair) for start, stop, pair in spans]
 
 
-class Board:
-    """Where the route of the pass at hand is posted for the layers."""
+class Board(threading.local):
+    """Where the route of the pass at hand is posted for the layers; each thread has its own.
+
+    Args:
+        lane: Which lane computes the pass; gradients of different lanes are kept apart.
+    """
 
     def __init__(self) -> None:
+        self.lane = 0
         self._route: Route | None = None
 
     @property
@@ -77,5 +83,5 @@ class Board:
         assert self._route is not None  # packed layers run within a pass only
         return self._route
 
-    def post(self, route: Route) -> None:
-        self._route = route
+    def post(self, route: Route, lane: int) -> None:
+        self._route, self.lane = route, lane

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -30,12 +31,15 @@ class Seating:
 
     Args:
         sizes: (out, in) of each layer that may be adapted, by name in model order.
+        num_lanes: Passes that may be computed at the same time.
     """
 
-    def __init__(self, model: PreTrainedModel, factors: FactorStore, sizes: dict[str, tuple[int, int]]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, factors: FactorStore, sizes: dict[str, tuple[int, int]], num_lanes: int
+    ) -> None:
         self.board = Board()
         self.slots: tuple[Slot, ...] = ()
-        self._model, self._factors = model, factors
+        self._model, self._factors, self._num_lanes = model, factors, num_lanes
         self._linears = {name: model.get_submodule(name) for name in sizes}
         self._heads = {name: model.get_submodule(name) for name in head_names(model)}
         self._in_place: dict[str, nn.Module] = {}
@@ -52,16 +56,21 @@ class Seating:
         device = wanted[0].r.device
         dtype = self._linears[modules[0]].get_parameter("weight").dtype
         self._exact = torch.zeros(len(modules), len(wanted), rank, rank, device=device)
-        self._rounded, self._grads = self._exact.to(dtype, copy=True), torch.zeros_like(self._exact)
+        self._rounded = self._exact.to(dtype, copy=True)
+        self._grads = torch.zeros(self._num_lanes, *self._exact.shape, device=device)
+        self._head_views = [[_views(slot.head) for slot in wanted] for _ in range(self._num_lanes)]
         index = {name: i for i, name in enumerate(modules)}
         self._places = [torch.tensor([index[name] for name in slot.settings], device=device) for slot in wanted]
         self._folds = [self._fold(slot) for slot in wanted]
         self._forget_pairs(rank)
         for i, name in enumerate(modules):
-            cores = Cores(nn.Parameter(self._exact[i]), self._rounded[i], self._grads[i])
+            cores = Cores(nn.Parameter(self._exact[i]), self._rounded[i], self._grads[:, i])
             self._put(name, self._packed_linear(name, wanted, cores))
         for name, head in self._heads.items():
-            states = tuple(_under(f"{name}.", slot.head) for slot in wanted)
+            states = [
+                [_under(f"{name}.", views | slot.kept_head) for views, slot in zip(lane, wanted, strict=True)]
+                for lane in self._head_views
+            ]
             self._put(name, PackedHead(head, self.board, states))
         self.slots = wanted
 
@@ -85,22 +94,27 @@ class Seating:
         for seat, (slot, places, fold) in enumerate(zip(self.slots, self._places, self._folds, strict=True)):
             rank = slot.r.shape[-1]
             self._exact[places, seat, :rank, :rank] = slot.r * fold
-            for parameter in slot.parameters:
-                parameter.grad = None
         self._rounded.copy_(self._exact)
+        for view in (view for lane in self._head_views for views in lane for view in views.values()):
+            view.grad = None
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Hand each slot the gradient of its R; the heads' have come by themselves."""
+        """Hand each slot its gradient, summed over the lanes in their order."""
+        total = _sum(list(self._grads))
+        assert total is not None  # there is a lane
         for seat, (slot, places, fold) in enumerate(zip(self.slots, self._places, self._folds, strict=True)):
             rank = slot.r.shape[-1]
-            slot.r.grad = self._grads[places, seat, :rank, :rank] * fold
+            slot.r.grad = total[places, seat, :rank, :rank] * fold
+            for name, parameter in slot.head.items():
+                found = [lane[seat][name].grad for lane in self._head_views]
+                parameter.grad = _sum([grad for grad in found if grad is not None])
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _packed_linear(self, name: str, slots: tuple[Slot, ...], cores: Cores) -> PackedLinear:
         families = [_family(slot.settings[name]) if name in slot.settings else None for slot in slots]
         known = list(dict.fromkeys(family for family in families if family is not None))
-        pairs = tuple(self._pair(name, family, cores.grad.shape[-1]) for family in known)
+        pairs = tuple(self._pair(name, family, cores.rounded.shape[-1]) for family in known)
         pair_of_seat = tuple(None if family is None else known.index(family) for family in families)
         return PackedLinear(self._linears[name], self.board, cores, pairs, pair_of_seat)
 
@@ -157,3 +171,13 @@ def _neighbourly(slot: Slot) -> tuple[object, ...]:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _views(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return leaves on the same memory, whose gradients are their own."""
+    return {name: value.detach().requires_grad_() for name, value in tensors.items()}
+
+
+def _sum(tensors: list[Tensor]) -> Tensor | None:
+    """Add tensors up in their order; None when there are none."""
+    return functools.reduce(torch.add, tensors) if tensors else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 
@@ -10,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from loraxs_search.adapter import LoraXSConfig
 from loraxs_search.adapter._settings import ModuleSettings, initial_r, module_settings
-from loraxs_search.base_model import fresh_head
 from loraxs_search.errors import TargetModulesError, TrialDivergedError, unknown_name
+from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.portable import Layout
 from loraxs_search.records import Split, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, batch_at
@@ -26,8 +24,7 @@ class Slot:
     """What `TrialRun` keeps in a PEFT model, kept by itself: R (modules, r, r), head, AdamW's moments, reports.
 
     Args:
-        model: The base; read for its head's class, its configuration and its device only.
-        sizes: (out, in) of every linear layer of the base that may be adapted, by name in model order.
+        anatomy: What the base has to train.
         snapshot: Where to take up; None starts at step 0.
     """
 
@@ -35,18 +32,18 @@ class Slot:
         self,
         spec: TrialSpec,
         data: PreparedTask,
-        model: PreTrainedModel,
-        sizes: Mapping[str, tuple[int, int]],
+        anatomy: Anatomy,
         snapshot: Snapshot | None = None,
     ) -> None:
         self.spec, self.data = spec, data
-        self.settings = _settings(spec, sizes)
-        device = next(model.parameters()).device
+        self.settings = _settings(spec, anatomy.sizes)
+        device = anatomy.device
         drawn = [initial_r(_config(spec), s.rank, name) for name, s in self.settings.items()]
         self.r = torch.stack(drawn).to(device).requires_grad_()
-        head = fresh_head(_with_labels(model, data.head.num_labels), spec.hyperparameters.seed)
-        self.head = {name: value.to(device).requires_grad_() for name, value in head.items()}
-        self._layout = Layout(tuple(self.settings), tuple(self.head))
+        head = anatomy.draw_head(spec.hyperparameters.head, data.head.num_labels, spec.hyperparameters.seed)
+        self.head = {name: value.to(device).requires_grad_() for name, value in head.trained.items()}
+        self.kept_head = {name: value.to(device) for name, value in head.kept.items()}
+        self._layout = Layout(tuple(self.settings), tuple(self.head), head.owners)
         self._optimizer = self._make_optimizer()
         self.size = self._layout.size(self.parameters)
         self.step, self.device_s, self.num_tokens = 0, 0.0, 0
@@ -177,13 +174,3 @@ def _config(spec: TrialSpec) -> LoraXSConfig:
         init_std=hyper.init_std,
         init_seed=hyper.seed,
     )
-
-
-def _with_labels(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
-    """Return the model, or one of its class without weights, that has this many outputs."""
-    if model.config.num_labels == num_labels:
-        return model
-    config = copy.deepcopy(model.config)
-    config.num_labels = num_labels
-    with torch.device("meta"):
-        return type(model)._from_config(config)

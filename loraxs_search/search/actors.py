@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -11,7 +13,7 @@ from loraxs_search.records import BaseModelRef, Confirmation, HostInfo, Precisio
 from loraxs_search.studies import StudyFolder
 
 if TYPE_CHECKING:
-    from loraxs_search.packing import TrialHost
+    from loraxs_search.packing import PackedHost, TrialHost
 
 
 def pinned(node_id: str) -> dict[str, Any]:
@@ -33,13 +35,30 @@ class StudyKeeper:
         self._folder.write_snapshot(trial_id, snapshot)
 
 
+@dataclass(frozen=True)
+class HostOrder:
+    """What a host is to be: its base and task, and how it uses its device.
+
+    Args:
+        threads: CPU threads for computation.
+        pack_size: Trials that share a pass; 1 is the lone trial's host.
+    """
+
+    base: BaseModelRef
+    task: Task
+    precision: Precision
+    threads: int
+    pack_size: int
+
+
 @ray.remote
 class HostActor:
-    """A `TrialHost` in a process of its own. It is built at the first call, so that its errors keep their type."""
+    """A trial host in a process of its own. It is built at the first call, so that its errors keep their type."""
 
-    def __init__(self, base: BaseModelRef, task: Task, precision: Precision, threads: int) -> None:
-        self._arguments = (base, task, precision, threads)
-        self._host: TrialHost | None = None
+    def __init__(self, order: HostOrder) -> None:
+        self._order = order
+        self._host: TrialHost | PackedHost | None = None
+        self._building = threading.Lock()  # a packed host is called by several threads
 
     def info(self) -> HostInfo:
         return self._get().info()
@@ -50,24 +69,19 @@ class HostActor:
     def confirm(self, spec: TrialSpec, snapshot: bytes, score: bool) -> Confirmation:
         return self._get().confirm(spec, snapshot, score=score)
 
-    def _get(self) -> TrialHost:
-        if self._host is None:
-            import torch  # here, so that the driver, the keeper and the directory stay without it
-
-            from loraxs_search.packing import TrialHost
-
-            base, task, precision, threads = self._arguments
-            torch.set_num_threads(threads)
-            self._host = TrialHost(base, task, precision=precision)
-        return self._host
+    def _get(self) -> TrialHost | PackedHost:
+        with self._building:
+            if self._host is None:
+                self._host = _build(self._order)
+            return self._host
 
 
 @ray.remote
 class HostDirectory:
     """Creates hosts on request, one per device, and owns them: an actor dies with the process that created it."""
 
-    def __init__(self, base: BaseModelRef, task: Task, precision: Precision, threads: int) -> None:
-        self._arguments = (base, task, precision, threads)
+    def __init__(self, order: HostOrder) -> None:
+        self._order = order
         self._hosts: dict[tuple[str, str], Any] = {}
 
     def host_for(self, node_id: str, gpu: str | None, lost: Any = None) -> Any:
@@ -79,9 +93,21 @@ class HostDirectory:
         return host
 
     def _create(self, node_id: str, gpu: str | None) -> Any:
-        threads = self._arguments[-1]
-        env = {"OMP_NUM_THREADS": str(threads)}
+        env = {"OMP_NUM_THREADS": str(self._order.threads)}
         if gpu is not None:
             env["CUDA_VISIBLE_DEVICES"] = gpu
-        options = {"runtime_env": {"env_vars": env}, **pinned(node_id)}
-        return HostActor.options(**options).remote(*self._arguments)  # type: ignore[attr-defined]
+        # One more than may wait for a round, so that a question about the host is always answered.
+        concurrency = 1 if self._order.pack_size == 1 else self._order.pack_size + 1
+        options = {"runtime_env": {"env_vars": env}, "max_concurrency": concurrency, **pinned(node_id)}
+        return HostActor.options(**options).remote(self._order)  # type: ignore[attr-defined]
+
+
+def _build(order: HostOrder) -> TrialHost | PackedHost:
+    import torch  # here, so that the driver, the keeper and the directory stay without it
+
+    from loraxs_search.packing import PackedHost, TrialHost
+
+    torch.set_num_threads(order.threads)
+    if order.pack_size == 1:
+        return TrialHost(order.base, order.task, precision=order.precision)
+    return PackedHost(order.base, order.task, slots=order.pack_size, precision=order.precision)

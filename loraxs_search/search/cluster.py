@@ -19,6 +19,7 @@ _CONNECT_TIMEOUT_S = 5.0
 # Read by Ray when it is imported or initialised, hence set before `import ray`:
 # - loggers: CSV, JSON and TensorBoard files of every trial on the driver, none of which we read;
 # - strict metric check: a trial that failed reports its reason and no metric;
+# - niceness: workers of a Ray started here would run at 15 and be starved twentyfold by any other busy process;
 # - snapshots: Tune's own are never used (the study folder is the truth), so they are made rare.
 _RAY_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -27,6 +28,7 @@ _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
 }
 
 
@@ -87,7 +89,7 @@ def _check_answers(address: str | None) -> None:
         socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise ClusterError(
-            f"A Ray cluster must answer at {address}, but: {error.strerror or error}.",
+            f"a Ray cluster at {address} must be reachable, but: {error.strerror or error}.",
             hint="start one with `ray start --head`, or leave --address out to search on this machine",
         ) from error
 

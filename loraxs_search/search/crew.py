@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from loraxs_search.records import Confirmation, HostInfo, Scalar, TrialSpec
-from loraxs_search.search.actors import HostDirectory, StudyKeeper, pinned
+from loraxs_search.search.actors import HostDirectory, HostOrder, StudyKeeper, pinned
 from loraxs_search.search.cluster import NAMESPACE, Slots, gpu_node_ids, slots
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyInfo
@@ -41,8 +41,9 @@ class Crew:
         wanted = slots(study.search.pack_size)
         names = {role: f"{role}-{uuid.uuid4().hex}" for role in ("directory", "keeper")}
         options = {"name": names["directory"], "namespace": NAMESPACE, **pinned(_here())}
-        arguments = (space.base_model, space.task, study.search.precision, wanted.threads)
-        directory = HostDirectory.options(**options).remote(*arguments)  # type: ignore[attr-defined]
+        plan = study.search
+        order = HostOrder(space.base_model, space.task, plan.precision, wanted.threads, plan.pack_size)
+        directory = HostDirectory.options(**options).remote(order)  # type: ignore[attr-defined]
         gpu_nodes = gpu_node_ids()
         place = (gpu_nodes[0], "0") if gpu_nodes else (_here(), None)
         try:

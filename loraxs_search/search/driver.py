@@ -40,8 +40,6 @@ class SearchResult:
 class SearchInterruptedError(LoraxsError):
     """The search was stopped from outside; nothing reported so far is lost."""
 
-    exit_code = 130  # 128 + SIGINT, what shells expect
-
     exit_code = 130  # what shells give a program that SIGINT ended
 
 
@@ -125,8 +123,10 @@ class Driver:
     # ---- stages ------------------------------------------------------------------------------------------------------
     def _open_folder(self) -> StudyFolder:
         if StudyFolder.exists(self._info.name):
-            return StudyFolder.open(self._info.name)
-        return StudyFolder.create(self._info, self._space.text)
+            folder = StudyFolder.open(self._info.name)
+            if folder.info.study_id == self._info.study_id:
+                return folder
+        return StudyFolder.create(self._info, self._space.text)  # refuses a name that was taken in the meantime
 
     def _end_unfinished(self, ledger: Ledger, early_end: str | None) -> None:
         left = ledger.unfinished()

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,7 @@ def list_studies() -> list[str]:
     root = studies_root()
     if not root.is_dir():
         return []
-    found = [path for path in root.iterdir() if (path / "study.json").is_file()]
+    found = [path for path in root.iterdir() if path.name[0] != "." and (path / "study.json").is_file()]
     return [p.name for p in sorted(found, key=lambda p: (p / "study.json").stat().st_mtime, reverse=True)]
 
 
@@ -75,7 +76,7 @@ class StudyFolder:
 
     @classmethod
     def create(cls, info: StudyInfo, space_text: str) -> StudyFolder:
-        """Create the folder with `study.json` as its last file: a study exists whole or not at all.
+        """Create the folder beside its place and rename it: a study exists whole or not at all, and once.
 
         Raises:
             StudyError: the name is taken or malformed.
@@ -83,9 +84,17 @@ class StudyFolder:
         """
         cls.check_new(info.name)
         path = studies_root() / info.name
-        ensure_dir(path / "snapshots")
-        write_atomic(path / "space.yaml", space_text)
-        write_atomic(path / "study.json", to_json(info, indent=2))
+        building = studies_root() / f".{info.name}.{uuid.uuid4().hex}"
+        try:
+            ensure_dir(building / "snapshots")
+            write_atomic(building / "space.yaml", space_text)
+            write_atomic(building / "study.json", to_json(info, indent=2))
+            building.rename(path)
+        except OSError:
+            cls.check_new(info.name)  # of two at once the first one stands: its folder is not replaced
+            raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
         return cls(path)
 
     @staticmethod

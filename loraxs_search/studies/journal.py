@@ -70,7 +70,7 @@ class Journal:
 
     def _append(self, event: dict[str, Any], *, sync: bool) -> None:
         event["at"] = time.time()
-        line = json.dumps(event, sort_keys=True).encode() + b"\n"
+        line = json.dumps(event).encode() + b"\n"
         with disk_faults(self._path), self._path.open("r+b" if self._path.exists() else "w+b") as file:
             file.truncate(self._end)  # a torn line of a killed driver, or of a write that met a full disk
             file.seek(self._end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -81,11 +82,13 @@ def run_ui(uri: str, *, host: str = "127.0.0.1", port: int = 5000) -> int:
     command = ui_command(uri, host=host, port=port)
     _check_port(host, port)
     ensure_store(uri)
-    with subprocess.Popen(command, env=server_environment()) as process:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the server would outlive us
+    # A group of its own: Ctrl-C in a terminal goes to us alone, and its processes are ended together, in order.
+    with subprocess.Popen(command, env=server_environment(), start_new_session=True) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait()
             return 0
 

@@ -25,8 +25,8 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 import torch
 
 from loraxs_search.adapter import use_factor_store
+from loraxs_search.packing.lanes import Lanes, side_by_side
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.plan import Demand, padding, plan_passes
 from loraxs_search.packing.resident import Resident
 from loraxs_search.records import Hyperparameters, TrialSpec
 from loraxs_search.search_space import load_space
@@ -82,33 +82,36 @@ class Bench:
         try:
             run = TrialRun(spec, model, resident.data, resident.device)
             # A report at the end of each stretch would be timed too; steps are what is compared.
-            seconds, tokens = self._timed(lambda: run._train_step(), lambda: run._num_tokens, scale=4)
+            seconds, tokens = self._timed(run._train_step, lambda: run._num_tokens, scale=4)
             size = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) * 4  # and gradient, two moments
         finally:
             detach(model)
         self.lone_ms = statistics.median(seconds) * 1e3
         return self._row("lone", 1, seconds, tokens, (1.0, 1.0), size)
 
-    def packed(self, count: int) -> Row:
-        """Time rounds of `count` trials."""
+    def packed(self, num_slots: int) -> Row:
+        """Time rounds of `num_slots` trials."""
         resident = self.resident
-        pack = Pack(resident.model, resident.factors, resident.modules, max_tokens=self._arguments.max_tokens)
-        slots = [pack.join(spec, resident.data) for spec in self.specs(count)]
+        lanes = self._arguments.lanes
+        lanes = (
+            Lanes(lanes, max(1, self._arguments.threads // lanes)) if lanes else Lanes(*side_by_side(resident.device))
+        )
+        pack = Pack(
+            resident.model, resident.factors, resident.modules, max_tokens=self._arguments.max_tokens, lanes=lanes
+        )
+        slots = [pack.join(spec, resident.data) for spec in self.specs(num_slots)]
         plans: list[tuple[int, float]] = []
 
         def round_() -> None:
-            lengths = resident.data.lengths("train")
-            demands = [Demand(slot.trial_id, 0, lengths[slot.next_rows()]) for slot in slots]
-            passes = plan_passes(demands, pack.max_tokens)
-            plans.append((len(passes), padding(demands, passes)))
+            plans.append(pack.shape_of_round(slots))
             if errors := pack.step(slots):
                 raise SystemExit(f"trials diverged: {errors}")
 
         seconds, tokens = self._timed(round_, lambda: sum(slot.num_tokens for slot in slots))
         size = max(slot.num_bytes for slot in slots) + pack.seat_bytes
         pack.clear()
-        shape = (statistics.mean(p for p, _ in plans), statistics.mean(w for _, w in plans))
-        return self._row(count, count, seconds, tokens, shape, size)
+        means = (statistics.mean(p for p, _ in plans), statistics.mean(w for _, w in plans))
+        return self._row(num_slots, num_slots, seconds, tokens, means, size)
 
     def _timed(
         self, step: Callable[[], object], num_tokens: Callable[[], int], scale: int = 1
@@ -194,6 +197,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=3072)
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--lanes", type=int, help="passes side by side; as many as suit the device unless given")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

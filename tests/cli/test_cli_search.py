@@ -20,39 +20,39 @@ def test_launch_prints_a_leaderboard_and_tells_the_rest_on_stderr(searched):
     assert sorted(row.split()[0] for row in rows) == ["00000", "00001"]
     assert {row.split()[1] for row in rows} <= {"COMPLETE", "PRUNED"}
     told = searched.launched.stderr
-    for part in ("starting Ray", "study first: 2 trials on", "[2/2]", "scoring the best trials on the test split"):
+    for part in ("starting Ray", "study reviews: 2 trials on", "[2/2]", "scoring the best trials on the test split"):
         assert part in told
     assert "browse the trials: loraxs-search ui\n" in told
-    assert told.endswith("next: loraxs-search promote first\n")
+    assert told.endswith("next: loraxs-search promote reviews\n")
     assert "Traceback" not in told
     assert "\x1b[" not in told, "no escapes in a pipe"
 
 
 def test_the_wheel_alone_was_searched_with(searched, installed):
-    space = (searched.shell.home / "studies" / "first" / "space.yaml").read_text()
+    space = (searched.shell.home / "studies" / "reviews" / "space.yaml").read_text()
     assert f"# {installed}/loraxs_search/_spaces/movie_reviews.yaml with --set" in space
     assert str(Path(__file__).parents[2]) not in space
 
 
 def test_the_wheel_finds_its_spaces(searched, installed, tmp_path):
     shell = replace(searched.shell, package=installed, folder=tmp_path)
-    assert "movie_reviews  Movie reviews" in shell.ok("spaces", "ls")
+    assert "movie_reviews       Movie reviews: " in shell.ok("spaces", "ls")
     assert f"space       movie_reviews ({installed}" in shell.ok("check", "movie_reviews")
 
 
 # ---- status ----------------------------------------------------------------------------------------------------------
 def test_status_shows_the_study(searched):
-    assert ["first", "movie-reviews", "finished", "2/2"] in [
+    assert ["reviews", "movie-reviews", "finished", "2/2"] in [
         line.split()[:4] for line in searched.shell.ok("status").splitlines()
     ]
-    assert searched.shell.ok("status", "first").splitlines()[0] == searched.launched.stdout.splitlines()[0]
-    told = json.loads(searched.shell.ok("status", "first", "--json"))
+    assert searched.shell.ok("status", "reviews").splitlines()[0] == searched.launched.stdout.splitlines()[0]
+    told = json.loads(searched.shell.ok("status", "reviews", "--json"))
     assert told["progress"]["num_trials"] == 2
     assert all(trial["reason"] for trial in told["trials"])
 
 
 def test_check_foretells_what_is_stored(searched):
-    trial = json.loads(searched.shell.ok("status", "first", "--json"))["trials"][0]
+    trial = json.loads(searched.shell.ok("status", "reviews", "--json"))["trials"][0]
     fixed = [
         part for name in ("rank", "target_modules") for part in ("--set", f"parameters.{name}={trial['params'][name]}")
     ]
@@ -70,7 +70,7 @@ def test_promotion_says_what_and_why(searched):
 
 
 def test_a_refusal_is_a_result(searched):
-    done = searched.shell.run("promote", "first", "--json")
+    done = searched.shell.run("promote", "reviews", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["promoted"] is False
     verdicts = [
@@ -82,8 +82,7 @@ def test_a_refusal_is_a_result(searched):
 
 def test_pull_prints_a_folder_that_peft_loads_and_predict_agrees(searched):
     folder = searched.shell.ok("pull", "movie-reviews").removesuffix("\n")
-    assert searched.shell.ok("pull", "movie-reviews:1") == f"{folder}\n"
-    assert json.loads(searched.shell.ok("pull", "movie-reviews@champion", "--json"))["path"] == folder
+    assert json.loads(searched.shell.ok("pull", "movie-reviews:1", "--json"))["path"] == folder
     texts = ["a moving, funny film", "two hours I will never get back"]
     told = json.loads(searched.shell.ok("predict", "movie-reviews", *texts, "--json"))
     lines = searched.shell.ok("predict", folder, *texts).splitlines()
@@ -97,7 +96,7 @@ def _plain_peft(searched, folder, texts):
     program = f"""
 import json, sys, warnings
 import loraxs_search, peft, transformers
-base = {str(next((searched.shell.home / "base_models").iterdir()))!r}
+base = {str(next((searched.shell.home / "base_models").glob("*/config.json")).parent)!r}
 model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
 model = peft.PeftModel.from_pretrained(model, {folder!r}).eval()
 inputs = transformers.AutoTokenizer.from_pretrained(base)({texts!r}, padding=True, return_tensors="pt")

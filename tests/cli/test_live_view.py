@@ -161,7 +161,7 @@ def test_ctrl_c_in_a_terminal_ends_in_order_and_resume_goes_on(searched, termina
     """The whole story on a real search: live table, Ctrl-C, status, resume in a pipe."""
     shell = searched.shell
     (tmp_path / "tiny.yaml").write_text(tiny_space_text)
-    sized = ("--set", "search.trials=4", "--set", "search.max_steps=60", "--set", "search.scheduler=none")
+    sized = ("--set", "search.trials=2", "--set", "search.max_steps=60", "--set", "search.scheduler=none")
     command = shell.command("launch", str(tmp_path / "tiny.yaml"), "--name", "stopped", *sized)
     out = tmp_path / "stdout"
     terminals.append(Terminal(command, shell.environment(), stdout=out))
@@ -170,7 +170,6 @@ def test_ctrl_c_in_a_terminal_ends_in_order_and_resume_goes_on(searched, termina
     assert ["stopped", "tiny-reviews", "running"] in [line.split()[:3] for line in shell.ok("status").splitlines()]
     terminal.press(b"\x03")
     assert terminal.wait(60) == 130, terminal.text[-2000:]
-    assert "stopping; Ctrl-C again ends at once" in terminal.text
     assert "error: Study 'stopped' was interrupted" in terminal.text
     assert "hint: go on with `loraxs-search resume stopped`" in terminal.text
     assert "Traceback" not in terminal.text
@@ -179,7 +178,7 @@ def test_ctrl_c_in_a_terminal_ends_in_order_and_resume_goes_on(searched, termina
 
     assert ["stopped", "tiny-reviews", "interrupted"] in [line.split()[:3] for line in shell.ok("status").splitlines()]
     table = shell.ok("resume", "stopped")
-    assert [line.split()[1] for line in table.splitlines()[1:]] == ["COMPLETE"] * 4
+    assert [line.split()[1] for line in table.splitlines()[1:]] == ["COMPLETE"] * 2
 
 
 @pytest.mark.slow

@@ -76,6 +76,15 @@ def test_the_same_seed_gives_the_same_search(run: Callable[..., SearchResult]) -
     assert [t.params for t in other.trials] != [t.params for t in first.trials]
 
 
+def test_a_packed_search_trains_the_same_trials(run: Callable[..., SearchResult], agree: Callable[..., object]) -> None:
+    plan = ("search.trials=4", "search.scheduler=none")
+    lone, packed = run("lone", *plan), run("packed", *plan, "search.pack_size=3")
+    agree("packed", 4)
+    for a, b in zip(lone.trials, sorted(packed.trials, key=lambda t: t.trial_id), strict=True):
+        assert (a.trial_id, a.params, a.state) == (b.trial_id, b.params, b.state)
+        assert [r.metrics["loss"] for r in b.reports] == pytest.approx([r.metrics["loss"] for r in a.reports], rel=1e-4)
+
+
 def test_trials_that_diverge_fail_with_a_reason_and_the_others_go_on(
     run: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:

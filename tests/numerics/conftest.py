@@ -24,6 +24,7 @@ from transformers import (
 from loraxs_search.adapter import use_factor_store
 from loraxs_search.base_model import linear_modules, load_model
 from loraxs_search.factors import FactorStore
+from loraxs_search.packing.lanes import Lanes
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident_factors import ResidentFactors
 from loraxs_search.packing.slot import Slot
@@ -142,8 +143,8 @@ class World:
             self.spec("6", rank=3, basis="random", target_modules=tuple(self.names[1::3]), lr_schedule="constant"),
         ]
 
-    def pack(self, max_tokens: int = 200) -> Pack:
-        return Pack(self.model, self.factors, self.modules, max_tokens=max_tokens)
+    def pack(self, max_tokens: int = 200, num_lanes: int = 1) -> Pack:
+        return Pack(self.model, self.factors, self.modules, max_tokens=max_tokens, lanes=Lanes(num_lanes))
 
     def join(self, pack: Pack, specs: Sequence[TrialSpec], snapshots: Sequence[Snapshot] = ()) -> list[Slot]:
         padded = [*snapshots, *[None] * (len(specs) - len(snapshots))]

@@ -40,8 +40,9 @@ def same_bits(a: Snapshot, b: Snapshot) -> bool:
     return all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in y) for x, y in pairs)
 
 
-def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any) -> None:
-    specs, pack = world.mixed_specs(), world.pack()
+@pytest.mark.parametrize("num_lanes", [1, 3])
+def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any, num_lanes: int) -> None:
+    specs, pack = world.mixed_specs(), world.pack(num_lanes=num_lanes)
     slots = world.join(pack, specs)
     train(pack, slots, 50)
     metrics = pack.evaluate(slots, "validation")
@@ -60,13 +61,30 @@ def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any) 
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2"])
 def test_composite_heads_two_part_heads_and_transposed_layers(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
-    specs, pack = world.mixed_specs()[:4], world.pack()
+    specs, pack = world.mixed_specs()[:4], world.pack(num_lanes=2)
     slots = world.join(pack, specs)
     train(pack, slots, 10)
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
         assert distance(snapshot, world.lone(spec, 10)) < TOLERANCE, spec
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_heads_that_train_their_output_alone(make_world: Callable[..., Any], family: str) -> None:
+    world = make_world(family)
+    specs = [world.spec("1", head="output"), world.spec("2", head="full"), world.spec("3", head="output", rank=2)]
+    pack = world.pack(num_lanes=2)
+    slots = world.join(pack, specs[:2])
+    train(pack, slots, 4)
+    slots += world.join(pack, specs[2:])  # joins while others are seated
+    train(pack, slots, 6)
+    packed, sizes = [slot.snapshot() for slot in slots], [slot.size for slot in slots]
+    pack.clear()
+    for spec, snapshot, size in zip(specs, packed, sizes, strict=True):
+        lone = world.lone(spec, snapshot.step)
+        assert distance(snapshot, lone) < TOLERANCE, spec
+        assert size == lone.reports[-1].size
 
 
 def test_trials_may_join_and_leave_between_rounds(world: Any) -> None:
@@ -82,10 +100,10 @@ def test_trials_may_join_and_leave_between_rounds(world: Any) -> None:
         assert distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
 
 
-def test_results_do_not_depend_on_company_or_token_budget(world: Any) -> None:
+def test_results_do_not_depend_on_company_token_budget_or_lanes(world: Any) -> None:
     specs, found = world.mixed_specs(), []
-    for company, max_tokens in ((specs, 200), (specs[:2], 60), (specs[:1], 1000)):
-        pack = world.pack(max_tokens)
+    for company, max_tokens, num_lanes in ((specs, 200, 1), (specs[:2], 60, 2), (specs[:1], 1000, 4)):
+        pack = world.pack(max_tokens, num_lanes)
         slots = world.join(pack, company)
         train(pack, slots, 20)
         found.append(slots[0].snapshot())
@@ -123,12 +141,12 @@ def test_parking_a_slot_changes_no_bit(world: Any) -> None:
     assert same_bits(resumed[1].snapshot(), expected)
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
-def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: float) -> None:
+@pytest.mark.parametrize(("poison", "num_lanes"), [(float("nan"), 1), (float("inf"), 2), (1e30, 1), (1e30, 3)])
+def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: float, num_lanes: int) -> None:
     specs = world.mixed_specs()[:4]
     runs = []
     for poisoned in (True, False):
-        pack = world.pack()
+        pack = world.pack(num_lanes=num_lanes)
         slots = world.join(pack, specs)
         train(pack, slots, 5)
         if poisoned:
@@ -149,6 +167,17 @@ def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: 
         pack.clear()
     assert all(same_bits(a, b) for a, b in zip(runs[0][0], runs[1][0], strict=True))
     assert runs[0][1] == runs[1][1]
+
+
+def test_lanes_give_the_same_bits_each_time(world: Any) -> None:
+    specs, found = world.mixed_specs(), []
+    for _ in range(2):
+        pack = world.pack(num_lanes=3)
+        slots = world.join(pack, specs)
+        train(pack, slots, 10)
+        found.append([slot.snapshot() for slot in slots])
+        pack.clear()
+    assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_diverging_trial_spoils_no_neighbours_evaluation(world: Any) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.records import BaseModelRef, Candidate, DataSource, PromotionRule, SearchPlan, Task
 from loraxs_search.studies import StudyFolder, StudyInfo, list_studies
+from loraxs_search.studies.folder import studies_root
 
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 
@@ -40,6 +42,26 @@ def test_a_taken_name_is_refused_with_the_way_on() -> None:
         StudyFolder.create(info("one"), "second")
     assert "resume one" in str(caught.value.hint)
     assert StudyFolder.open("one").space_path.read_text() == "first"
+
+
+def test_of_many_at_once_one_creates_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def create(text: str) -> None:
+        try:
+            StudyFolder.create(info("one"), text)
+        except StudyError as error:
+            assert "already exists" in error.message
+        else:
+            told.append(text)
+
+    threads = [threading.Thread(target=create, args=(str(n),)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [StudyFolder.open("one").space_path.read_text()] == told
+    assert [path.name for path in studies_root().iterdir()] == ["one"]
 
 
 def test_an_unknown_study_names_the_nearest() -> None:

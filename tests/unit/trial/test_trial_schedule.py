@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -21,8 +22,8 @@ def test_the_factor_rises_then_never_rises_again_and_stays_in_0_1(
     factors = [lr_factor(step, max_steps, warmup, schedule) for step in range(max_steps)]
     peak = math.ceil(warmup * max_steps)
     assert all(0 < f <= 1 for f in factors)
-    assert all(a < b for a, b in zip(factors[:peak], factors[1:peak], strict=False))
-    assert all(a >= b for a, b in zip(factors[peak:], factors[peak + 1 :], strict=False))
+    assert all(a < b for a, b in pairwise(factors[:peak]))
+    assert all(a >= b for a, b in pairwise(factors[peak:]))
 
 
 @pytest.mark.parametrize(

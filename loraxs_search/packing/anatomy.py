@@ -1,0 +1,84 @@
+"""What of a base a trial may train, known before any packed layer stands in its way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loraxs_search.base_model import fresh_head, head_names, output_head
+from loraxs_search.errors import BaseModelError
+from loraxs_search.records import Head, LinearModule
+
+
+@dataclass(frozen=True)
+class DrawnHead:
+    """A trial's head as it starts; names are full parameter names, values float32 on the CPU.
+
+    Args:
+        trained: In model order.
+        kept: Parameters that stay as they are and are not stored.
+        owners: The modules that PEFT stores whole, by full name.
+    """
+
+    trained: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor]
+    owners: tuple[str, ...]
+
+
+class Anatomy:
+    """Layers and head of a base.
+
+    Args:
+        model: The base, with nothing of a trial on it.
+        modules: The linear layers that may be adapted.
+    """
+
+    def __init__(self, model: PreTrainedModel, modules: Iterable[LinearModule]) -> None:
+        self.device = next(model.parameters()).device
+        self.sizes = {module.name: (module.out_features, module.in_features) for module in modules}  # (out, in)
+        self._model = model
+        self._heads = head_names(model)
+        self._output, self._idle = output_head(model)
+
+    def draw_head(self, which: Head, num_labels: int, seed: int) -> DrawnHead:
+        """Draw the head that the lone trial starts with, for any number of labels.
+
+        Raises:
+            BaseModelError: with `head: output`, a layer before the output cannot be the identity.
+        """
+        drawn = fresh_head(self._with_labels(num_labels), seed)
+        if which == "full" or not self._idle:
+            return DrawnHead(drawn, {}, self._heads)
+        trained = {name: value for name, value in drawn.items() if name.startswith(f"{self._output}.")}
+        kept = {name: value for name, value in drawn.items() if name not in trained}
+        return DrawnHead(trained, kept | self._identities(kept), (self._output,))
+
+    def _identities(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters that make the layers before the output pass their input on."""
+        found = {}
+        for layer in self._idle:
+            weight = kept[f"{layer}.weight"]
+            if weight.shape[0] != weight.shape[1]:
+                raise BaseModelError(
+                    f"A head layer that is not trained must be a square linear layer, but {layer} is"
+                    f" {tuple(weight.shape)}.",
+                    hint="use `head: full` with this base",
+                )
+            found[f"{layer}.weight"] = torch.eye(weight.shape[0])
+            if (bias := kept.get(f"{layer}.bias")) is not None:
+                found[f"{layer}.bias"] = torch.zeros_like(bias)
+        return found
+
+    def _with_labels(self, num_labels: int) -> PreTrainedModel:
+        """Return the model, or one of its class without weights, that has this many outputs."""
+        if self._model.config.num_labels == num_labels:
+            return self._model
+        config = copy.deepcopy(self._model.config)
+        config.num_labels = num_labels
+        with torch.device("meta"):
+            return type(self._model)._from_config(config)

@@ -1,0 +1,73 @@
+"""The leaderboard and the counts, from records alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from loraxs_search.records import (
+    AdapterSize,
+    Candidate,
+    DataSource,
+    SearchPlan,
+    Task,
+    TrialRecord,
+    TrialReport,
+    TrialState,
+)
+from loraxs_search.reports import leaderboard, progress
+
+TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
+
+
+def trial(trial_id: str, state: TrialState, *scores: float, ended_at: float | None = 9.0) -> TrialRecord:
+    size = AdapterSize(16, 4, 80)
+    reports = tuple(
+        TrialReport(trial_id, step, {"pearson": score, "mse": 1 - score}, 1.0, float(step), 10, size)
+        for step, score in enumerate(scores, start=1)
+    )
+    return TrialRecord(trial_id, {"rank": 4}, state, "why", reports, started_at=2.0, ended_at=ended_at)
+
+
+TRIALS = [
+    trial("00000", TrialState.PRUNED, 0.9),
+    trial("00001", TrialState.COMPLETE, 0.2, 0.4),
+    trial("00002", TrialState.FAIL),
+    trial("00003", TrialState.COMPLETE, 0.7, 0.6),
+    trial("00004", TrialState.RUNNING, 0.3, ended_at=None),
+    trial("00005", TrialState.COMPLETE, 0.4),
+]
+
+
+def test_complete_trials_come_first_best_first_and_ties_by_id():
+    assert [row.trial_id for row in leaderboard(TRIALS, TASK)] == ["00003", "00001", "00005", "00004", "00000", "00002"]
+
+
+def test_the_order_turns_with_the_direction():
+    task = replace(TASK, metric="mse", direction="minimize")
+    assert [row.trial_id for row in leaderboard(TRIALS, task)][:3] == ["00003", "00001", "00005"]
+    assert leaderboard(TRIALS, task)[0].score == pytest.approx(0.4)
+
+
+def test_a_row_has_the_last_report_and_the_test_score_of_candidates():
+    candidate = Candidate("s", "00003", "t", {"pearson": 0.55}, {}, 80, "data", "base")
+    row = leaderboard(TRIALS, TASK, [candidate])[0]
+    assert (row.step, row.score, row.test_score, row.r_parameters, row.stored_bytes) == (2, 0.6, 0.55, 16, 80)
+    assert (row.seconds, row.reason, row.params) == (7.0, "why", {"rank": 4})
+
+
+def test_a_trial_without_a_report_has_no_numbers():
+    row = leaderboard(TRIALS, TASK)[-1]
+    assert (row.step, row.score, row.test_score, row.r_parameters, row.stored_bytes) == (0, None, None, None, None)
+
+
+def test_a_running_trial_shows_its_device_time():
+    assert next(row.seconds for row in leaderboard(TRIALS, TASK) if row.trial_id == "00004") == 1.0
+
+
+def test_progress_counts_every_state():
+    counts = progress(TRIALS, SearchPlan(trials=10))
+    assert (counts.num_trials, counts.running, counts.complete, counts.pruned, counts.failed) == (10, 1, 3, 1, 1)
+    assert counts.ended == 5
+    assert progress(TRIALS, SearchPlan(trials=2)).num_trials == 6
