@@ -169,6 +169,22 @@ class Driver:
         )
 
 
+def close_finished(folder: StudyFolder) -> SearchResult:
+    """Return the result of a search that had come to its end, after carrying to MLflow what it may still lack."""
+    result = SearchResult(
+        study=folder.name,
+        trials=tuple(folder.journal().records.values()),
+        candidates=tuple(folder.candidates() or ()),
+        wall_s=0.0,
+    )
+    info = folder.info
+    with folder.lock(), Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker:
+        for trial_id in (record.trial_id for record in result.trials if record.state is TrialState.COMPLETE):
+            tracker.adapter_logged(trial_id, folder.adapter_path(trial_id))
+        tracker.search_finished("FINISHED", _summary(result))
+    return result
+
+
 def _summary(result: SearchResult) -> Mapping[str, Scalar]:
     states = [record.state.value for record in result.trials]
     counts: dict[str, Scalar] = {f"num_{state.lower()}": states.count(state) for state in set(states)}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from loraxs_search.search.driver import Driver, SearchResult
+from loraxs_search.search.driver import Driver, SearchResult, close_finished
 from loraxs_search.search.view import SearchView, SilentView
 from loraxs_search.search_space import Space, load_space, parse_space
 from loraxs_search.studies import StudyFolder, StudyInfo
@@ -70,6 +70,8 @@ def resume(name: str, *, address: str | None = None, view: SearchView | None = N
     """
     folder = StudyFolder.open(name)
     info = folder.info
+    if folder.candidates() is not None:
+        return close_finished(folder)
     text = folder.space_path.read_text()
     space = parse_space(text, source=info.space_source, folder=Path(info.space_folder), name=info.name)
     ensure_store(info.tracking_uri)
