@@ -33,21 +33,13 @@ def output_head(model: PreTrainedModel) -> tuple[str, tuple[str, ...]]:
     Returns:
         Full name of the output layer, and full names of the others: ("classifier.out_proj", ("classifier.dense",))
         for RoBERTa, ("classifier", ()) for BERT.
-    Raises:
-        BaseModelError: PEFT, which finds modules by the end of their name, would take another layer for the output.
     """
     linears = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name.split(".")[0] in head_names(model)
     ]
-    output, others = linears[-1], tuple(linears[:-1])
-    if alike := [name for name in others if name.endswith(output)]:
-        raise BaseModelError(
-            f"`head: output` needs an output layer whose name ends no other's, but {output} ends {alike[0]}.",
-            hint="use `head: full` with this base",
-        )
-    return output, others
+    return linears[-1], tuple(linears[:-1])
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import safetensors.torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from loraxs_search.adapter import LoraXSConfig
 from loraxs_search.base_model import head_names, init_head, output_head
-from loraxs_search.errors import TrialDivergedError
+from loraxs_search.errors import BaseModelError, TrialDivergedError
 from loraxs_search.records import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, batch_at
 from loraxs_search.trial.evaluate import evaluate
@@ -33,6 +34,7 @@ def attach(model: PreTrainedModel, spec: TrialSpec) -> PeftModel:
     if hyper.head == "output":
         output, idle = output_head(model)
         trained = [output]
+        _check_told_apart(output, idle)
     config = LoraXSConfig(
         # With a task type PEFT would train the whole head of its own accord.
         task_type=None if idle else "SEQ_CLS",
@@ -50,6 +52,15 @@ def attach(model: PreTrainedModel, spec: TrialSpec) -> PeftModel:
     peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
     peft_model.eval()  # dropout off: a result must not depend on who shares the device
     return peft_model
+
+
+def _check_told_apart(output: str, idle: Sequence[str]) -> None:
+    """PEFT finds modules by the end of their name: DistilBERT's `pre_classifier` would be trained as `classifier`."""
+    if alike := [name for name in idle if name.endswith(output)]:
+        raise BaseModelError(
+            f"`head: output` needs an output layer whose name ends no other's, but {output} ends {alike[0]}.",
+            hint="use `head: full` with this base",
+        )
 
 
 def detach(model: PeftModel) -> PreTrainedModel:
