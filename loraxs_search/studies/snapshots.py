@@ -9,14 +9,12 @@ from pathlib import Path
 from loraxs_search.errors import StudyError
 from loraxs_search.records import TrialReport, from_json
 
-REPORTS_KEY = "reports"
-
 
 def read_reports(snapshot: bytes) -> tuple[TrialReport, ...]:
     """Return all reports of a trial from its snapshot, without reading tensors.
 
     A snapshot is a safetensors file; the header is JSON behind its length in 8 bytes, little-endian, and its
-    `__metadata__` holds the reports.
+    `__metadata__` holds the trial's header with its reports.
 
     Raises:
         StudyError: the bytes are no snapshot.
@@ -24,7 +22,8 @@ def read_reports(snapshot: bytes) -> tuple[TrialReport, ...]:
     try:
         (length,) = struct.unpack_from("<Q", snapshot)
         metadata = json.loads(snapshot[8 : 8 + length])["__metadata__"]
-        return from_json(tuple[TrialReport, ...], metadata[REPORTS_KEY])
+        reports = json.loads(metadata["trial"])["reports"]
+        return from_json(tuple[TrialReport, ...], json.dumps(reports))
     except (struct.error, ValueError, KeyError) as error:
         raise StudyError(f"A snapshot must be a safetensors file with reports, but: {error}.") from error
 

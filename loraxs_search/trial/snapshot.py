@@ -43,8 +43,9 @@ class Snapshot:
             "step": self.step,
             "device_s": self.device_s,
             "num_tokens": self.num_tokens,
+            "reports": self.reports,
         }
-        metadata = {"trial": json.dumps(header, sort_keys=True), "reports": to_json(self.reports)}
+        metadata = {"trial": to_json(header)}  # one entry: safetensors writes several in random order
         contiguous = {k: v.detach().to("cpu").contiguous() for k, v in sorted(tensors.items())}
         return safetensors.torch.save(contiguous, metadata)
 
@@ -60,7 +61,7 @@ class Snapshot:
             length = int.from_bytes(content[:8], "little")
             metadata = json.loads(content[8 : 8 + length])["__metadata__"]
             header = json.loads(metadata["trial"])
-            reports = from_json(tuple[TrialReport, ...], metadata["reports"])
+            reports = from_json(tuple[TrialReport, ...], json.dumps(header.pop("reports")))
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise StudyError(f"A snapshot must be whole, but: {error}.") from error
         if header.pop("version") != VERSION:
