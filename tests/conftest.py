@@ -18,6 +18,7 @@ import pytest
 # Started in the background of a script, a process inherits SIGINT as ignored, and so would the programs tested here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve the other processes of a test
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests reach no hub
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS"):
     os.environ.pop(name, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loraxs_search.adapter._export import export_lora
 from loraxs_search.adapter._factor_source import current_factor_store, use_factor_store
 from loraxs_search.adapter._register import register
+from loraxs_search.adapter._settings import ModuleSettings, initial_r, module_settings
 from loraxs_search.adapter.config import LoraXSConfig
 from loraxs_search.adapter.layer import LoraXSLayer, LoraXSLinear
 from loraxs_search.adapter.loading import check_probe, load_adapter_folder, make_probe
@@ -15,11 +16,14 @@ __all__ = [
     "LoraXSLayer",
     "LoraXSLinear",
     "LoraXSModel",
+    "ModuleSettings",
     "check_probe",
     "current_factor_store",
     "export_lora",
+    "initial_r",
     "load_adapter_folder",
     "make_probe",
+    "module_settings",
     "register",
     "use_factor_store",
 ]

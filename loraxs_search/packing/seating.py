@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.adapter._settings import ModuleSettings
+from loraxs_search.adapter import ModuleSettings
 from loraxs_search.base_model import head_names
 from loraxs_search.factors import Factors, FactorStore
 from loraxs_search.packing.layers import Cores, PackedHead, PackedLinear, Pair

@@ -10,14 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from loraxs_search.adapter import LoraXSConfig
-from loraxs_search.adapter._settings import ModuleSettings, initial_r, module_settings
+from loraxs_search.adapter import ModuleSettings, initial_r, module_settings
 from loraxs_search.errors import TargetModulesError, TrialDivergedError, unknown_name
 from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.portable import Layout
 from loraxs_search.records import Split, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, batch_at
-from loraxs_search.trial import Snapshot, lr_factor
+from loraxs_search.trial import Snapshot, adapter_config, lr_factor
 
 
 class Slot:
@@ -38,7 +37,8 @@ class Slot:
         self.spec, self.data = spec, data
         self.settings = _settings(spec, anatomy.sizes)
         device = anatomy.device
-        drawn = [initial_r(_config(spec), s.rank, name) for name, s in self.settings.items()]
+        config = adapter_config(spec.hyperparameters)
+        drawn = [initial_r(config, s.rank, name) for name, s in self.settings.items()]
         self.r = torch.stack(drawn).to(device).requires_grad_()
         head = anatomy.draw_head(spec.hyperparameters.head, data.head.num_labels, spec.hyperparameters.seed)
         self.head = {name: value.to(device).requires_grad_() for name, value in head.trained.items()}
@@ -159,18 +159,6 @@ def _settings(spec: TrialSpec, sizes: Mapping[str, tuple[int, int]]) -> dict[str
         raise TargetModulesError(unknown_name("target_modules", unknown[0], sizes))
     if not wanted:
         raise TargetModulesError(f"`target_modules` must name a layer, but trial {spec.trial_id} names none.")
-    config = _config(spec)
+    config = adapter_config(spec.hyperparameters)
     return {name: module_settings(config, name, *size) for name, size in sizes.items() if name in wanted}
 
-
-def _config(spec: TrialSpec) -> LoraXSConfig:
-    hyper = spec.hyperparameters
-    return LoraXSConfig(
-        r=hyper.rank,
-        scale=hyper.scale,
-        sigma=hyper.sigma,
-        basis=hyper.basis,
-        factor_rank=hyper.factor_rank,
-        init_std=hyper.init_std,
-        init_seed=hyper.seed,
-    )

@@ -1,7 +1,8 @@
 """Which rows form which batch: pure functions of row lengths, seed and step. No torch here.
 
-Rows of like length are batched together, so that little is padded; which ones, and in which order the batches come,
-is drawn anew for each epoch.
+Rows of like length are batched together, so that little is padded; which ones is drawn anew for each seed and epoch.
+The order in which long and short batches come is drawn for the epoch alone: trials that share a pass have batches of
+like length at the same step, whatever their seeds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ Indices = npt.NDArray[np.int64]
 # Rows are shuffled, cut into windows of this many batches, and sorted by length within a window only: a whole-epoch
 # sort would put the same rows together in each epoch.
 _WINDOW_BATCHES = 32
+_WINDOWS = 8  # at least, where there are batches enough: few rows are mixed anew too
 _EPOCHS_REMEMBERED = 32
 
 
@@ -31,10 +33,11 @@ def epoch_batches(lengths: Lengths, batch_size: int, *, seed: int, epoch: int) -
     """
     _check_positive(batch_size=batch_size)
     order = _shuffled(len(lengths), seed, epoch, 0)
-    window = batch_size * _WINDOW_BATCHES
+    window = batch_size * min(_WINDOW_BATCHES, max(1, len(lengths) // (batch_size * _WINDOWS)))
     grouped = [_by_length(lengths, order[start : start + window]) for start in range(0, len(order), window)]
     batches = [rows[start : start + batch_size] for rows in grouped for start in range(0, len(rows), batch_size)]
-    return [batches[i] for i in _shuffled(len(batches), seed, epoch, 1)]
+    by_length = np.argsort([lengths[rows].max(initial=0) for rows in batches], kind="stable")
+    return [batches[i] for i in by_length[_shuffled(len(batches), 0, epoch, 1)]]
 
 
 def batch_at(lengths: Lengths, batch_size: int, *, seed: int, step: int) -> Indices:

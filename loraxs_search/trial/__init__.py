@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loraxs_search.trial.adapter_config import adapter_config
 from loraxs_search.trial.evaluate import evaluate
 from loraxs_search.trial.precision import choose_dtype
 from loraxs_search.trial.run import TrialRun, attach, detach, load_parameters, measure
@@ -11,6 +12,7 @@ from loraxs_search.trial.snapshot import Snapshot
 __all__ = [
     "Snapshot",
     "TrialRun",
+    "adapter_config",
     "attach",
     "choose_dtype",
     "detach",

