@@ -140,11 +140,21 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One trial: its id within the study, the sampled params as people read them, and what they resolve to."""
+    """One trial: its id within the study, the sampled params as people read them, and what they resolve to.
+
+    Args:
+        study: Tells trials of several studies apart that share a host.
+    """
 
     trial_id: str
     params: Mapping[str, Scalar]
     hyperparameters: Hyperparameters
+    study: str = ""
+
+    @property
+    def name(self) -> str:
+        """Unique on a host."""
+        return f"{self.study}/{self.trial_id}"
 
 
 class TrialState(enum.StrEnum):
@@ -201,7 +211,11 @@ class TrialRecord:
 # ---- host ------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class HostInfo:
-    """What a host found on its node: the base's modules, the data, the device."""
+    """What a host found on its node: the base's modules, the data, the device.
+
+    Args:
+        num_slots: Trials that it trains at once.
+    """
 
     base: BaseModel
     modules: tuple[LinearModule, ...]
@@ -211,6 +225,7 @@ class HostInfo:
     device: str
     dtype: str
     versions: Mapping[str, str]
+    num_slots: int = 1
 
 
 @dataclass(frozen=True)
@@ -235,7 +250,7 @@ class SearchPlan:
         reduction_factor: ASHA keeps the best 1/reduction_factor at each rung.
         time_budget_s: The search stops proposing and running trials after this; None means no limit.
         max_failures: How often a trial is restarted after losing its node or process.
-        pack_size: Trials that share one device; 1 is the lone trial.
+        pack_size: Trials that share one device; 1 is the lone trial, `auto` lets the device's memory and speed decide.
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
     """
 
@@ -247,7 +262,7 @@ class SearchPlan:
     reduction_factor: int = 2
     time_budget_s: float | None = None
     max_failures: int = 3
-    pack_size: int = 1
+    pack_size: int | Literal["auto"] = 1
     precision: Precision = "auto"
     seed: int = 0
 

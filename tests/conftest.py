@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("here", deadline=None)  # machines are noisy; pytest-timeout ends what hangs
+hypothesis.settings.load_profile("here")
 # Started in the background of a script, a process inherits SIGINT as ignored, and so would the programs tested here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -192,10 +195,11 @@ def tiny_space(tmp_path: Path, tiny_space_text: str) -> Path:
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
-SIZED_DOWN = (
-    *("search.trials=2", "search.max_steps=4", "search.report_every=2", "task.validation_rows=32"),
-    "promotion.candidates=1",
-)
+@pytest.fixture(scope="session")
+def sized_down() -> list[str]:
+    """Options that make a shipped search one of seconds."""
+    search = ("search.trials=2", "search.max_steps=4", "search.report_every=2", "promotion.candidates=1")
+    return [part for override in (*search, "task.validation_rows=32") for part in ("--set", override)]
 
 
 @dataclass(frozen=True)
@@ -269,11 +273,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def searched(installed: Path, warm_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+def searched(
+    installed: Path, warm_home: Path, sized_down: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Searched:
     """The one search that the tests of the command line and of the documents share."""
     shell = Shell(warm_home, tmp_path_factory.mktemp("elsewhere"), installed)
-    overrides = [part for override in SIZED_DOWN for part in ("--set", override)]
-    launched = shell.run("launch", "movie_reviews", "--name", "reviews", *overrides)
+    launched = shell.run("launch", "movie_reviews", "--name", "reviews", *sized_down)
     assert launched.returncode == 0, launched.stderr
     checkout = Shell(warm_home, shell.folder)
     promoted = checkout.run("promote")

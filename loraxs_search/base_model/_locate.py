@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from pathlib import Path
 
@@ -56,12 +57,17 @@ def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
 def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
+    download = functools.partial(snapshot_download, ref.id, revision=ref.revision, allow_patterns=list(_HUB_FILES))
     try:
-        found = snapshot_download(ref.id, revision=ref.revision, allow_patterns=list(_HUB_FILES))
-    except Exception as error:
+        found = download()
+    except Exception as error:  # noqa: BLE001
         # The client's transport raises its own family of errors, which changes with its version: to the user they
         # are one fault.
-        raise BaseModelError(_not_found(ref, error), hint=_remedy(ref)) from error
+        try:
+            # Some versions (huggingface_hub 1.26 to 2.1) look no further offline than their list of the files.
+            found = download(local_files_only=True)
+        except Exception:  # noqa: BLE001
+            raise BaseModelError(_not_found(ref, error), hint=_remedy(ref)) from error
     return Path(found), Path(found).name  # .../snapshots/<commit>
 
 

@@ -1,4 +1,4 @@
-"""What Ctrl-C does during a search: once ends it in order, twice ends it at once."""
+"""What Ctrl-C and SIGTERM do during a search: once ends it in order, twice ends it at once."""
 
 from __future__ import annotations
 
@@ -13,38 +13,36 @@ _CURSOR_ON = b"\x1b[?25h"
 
 
 @contextlib.contextmanager
-def interrupts(say: Callable[[str], None], is_training: Callable[[], bool]) -> Iterator[None]:
-    """Handle SIGINT while a search runs.
+def interrupts(say: Callable[[str], None], is_training: Callable[[], bool], stop: threading.Event) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM while a search runs.
 
-    Tune ends its loop in order on SIGUSR1 as it does on SIGINT, so the first Ctrl-C is handed on as that while trials
-    train, and is a `KeyboardInterrupt` before and after. The second one leaves the process as it is: Ray's processes
-    end with it, and the study folder is whole at any moment.
+    The first one sets `stop` while trials train, and is a `KeyboardInterrupt` before and after. The second one leaves
+    the process as it is: Ray's processes end with it, and the study folder is whole at any moment.
 
     Args:
         say: Called from the signal handler; must not write to a buffered stream.
-        is_training: Whether Tune's loop runs now.
+        is_training: Whether `stop` is being looked at now.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     count = 0
 
-    def handle(_: int, frame: FrameType | None) -> None:
+    def handle(_: int, __: FrameType | None) -> None:
         nonlocal count
         count += 1
         if count > 1:
             os.write(2, (_CURSOR_ON if os.isatty(2) else b"") + b"\nerror: interrupted twice, ended at once\n")
             os._exit(130)
         say("stopping; Ctrl-C again ends at once")
-        end_in_order = signal.getsignal(signal.SIGUSR1)
-        if is_training() and callable(end_in_order):
-            end_in_order(signal.SIGUSR1, frame)
-        else:
+        stop.set()
+        if not is_training():
             raise KeyboardInterrupt
 
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # read by Tune when its loop starts
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -15,10 +15,12 @@ class LinesView:
 
     Args:
         browse: Where the trials can be seen in MLflow, for people.
+        label: What each line begins with, to tell studies apart.
     """
 
-    def __init__(self, out: TextIO, browse: str) -> None:
+    def __init__(self, out: TextIO, browse: str, label: str = "") -> None:
         self._out, self._browse, self._start = out, browse, time.monotonic()
+        self._label = f"{label}  " if label else ""
         self._facts: SearchStarted | None = None
         self._ended: set[str] = set()
         self.is_training = False
@@ -66,4 +68,4 @@ class LinesView:
         print(self._line(text), end="", file=self._out, flush=True)
 
     def _line(self, text: str) -> str:
-        return f"{time.monotonic() - self._start:6.1f}s  {text}\n"
+        return f"{time.monotonic() - self._start:6.1f}s  {self._label}{text}\n"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.cli._interrupts import interrupts
-from loraxs_search.cli._output import emit, print_leaderboard
+from loraxs_search.cli._output import print_leaderboard
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
+from loraxs_search.records import to_json
 from loraxs_search.reports import leaderboard
 from loraxs_search.studies import StudyFolder
 
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def watched(tracking_uri: str) -> Iterator[LiveView | LinesView]:
-    """Yield a live table on a terminal, plain lines in a pipe; Ctrl-C ends what is inside in order.
+def watched(tracking_uri: str) -> Iterator[tuple[LiveView | LinesView, threading.Event]]:
+    """Yield a live table on a terminal, plain lines in a pipe, and an event that Ctrl-C sets.
 
     Args:
         tracking_uri: Where the trials are recorded, for the hint.
@@ -29,11 +31,31 @@ def watched(tracking_uri: str) -> Iterator[LiveView | LinesView]:
     Raises:
         SearchInterruptedError: Ctrl-C was pressed; says how to go on.
     """
-    with _view(_browse(tracking_uri)) as view, interrupts(view.say, lambda: view.is_training):
+    stop = threading.Event()
+    with _view(_browse(tracking_uri)) as view, interrupts(view.say, lambda: view.is_training, stop):
         try:
-            yield view
+            yield view, stop
         except KeyboardInterrupt as error:
-            raise _interrupted(view.study) from error
+            raise _interrupted([view.study]) from error
+
+
+@contextlib.contextmanager
+def watched_together(tracking_uri: str) -> Iterator[tuple[Callable[[str], LinesView], threading.Event]]:
+    """Yield what makes a view of plain lines for a study, and an event that Ctrl-C sets; for several studies."""
+    from loraxs_search.cli._lines import LinesView
+
+    stop, views, browse = threading.Event(), list[LinesView](), _browse(tracking_uri)
+
+    def view(study: str) -> LinesView:
+        views.append(LinesView(sys.stderr, browse, label=study))
+        return views[-1]
+
+    # The main thread only waits, so it may be interrupted at any time.
+    with interrupts(LinesView(sys.stderr, browse).say, lambda: False, stop):
+        try:
+            yield view, stop
+        except KeyboardInterrupt as error:
+            raise _interrupted([view.study for view in views]) from error
 
 
 @contextlib.contextmanager
@@ -56,26 +78,45 @@ def _browse(uri: str) -> str:
     return "loraxs-search ui" if embedded else f"loraxs-search ui --tracking-uri {uri}"
 
 
-def _interrupted(study: str | None) -> Exception:
+def _interrupted(studies: Iterable[str | None]) -> Exception:
     from loraxs_search.search import SearchInterruptedError
 
-    if study is None:
+    begun = [study for study in studies if study is not None]
+    if not begun:
         return SearchInterruptedError("The search was interrupted before its first trial; nothing was written.")
     return SearchInterruptedError(
-        f"Study {study!r} was interrupted; nothing that was reported is lost.",
-        hint=f"go on with `loraxs-search resume {study}`",
+        "\n".join(f"Study {study!r} was interrupted; nothing that was reported is lost." for study in begun),
+        hint="\n".join(f"go on with `loraxs-search resume {study}`" for study in begun),
     )
 
 
 def show_result(result: SearchResult, as_json: bool) -> None:
     """Print the leaderboard to stdout and what to do next to stderr."""
+    if as_json:
+        print(to_json(_as_data(result), indent=2))
+    _show(result, table=not as_json)
+
+
+def show_results(results: Sequence[SearchResult], as_json: bool) -> None:
+    """Print the leaderboards of several studies, as JSON in a list."""
+    if as_json:
+        print(to_json([_as_data(result) for result in results], indent=2))
+    for result in results:
+        _show(result, table=not as_json)
+
+
+def _as_data(result: SearchResult) -> dict[str, Any]:
     info = StudyFolder.open(result.study).info
     rows = leaderboard(result.trials, info.task, result.candidates)
-    emit(
-        as_json,
-        {"study": result.study, "wall_s": result.wall_s, "notice": result.notice, "trials": rows},
-        lambda: print_leaderboard(rows, info.task),
-    )
+    return {"study": result.study, "wall_s": result.wall_s, "notice": result.notice, "trials": rows}
+
+
+def _show(result: SearchResult, *, table: bool) -> None:
+    info = StudyFolder.open(result.study).info
+    rows = leaderboard(result.trials, info.task, result.candidates)
+    if table:
+        print_leaderboard(rows, info.task)
+        sys.stdout.flush()
     if result.notice:
         print(f"\nnotice: {result.notice}", file=sys.stderr)
     print(f"\nstudy {result.study}: {len(rows)} trials in {result.wall_s:.0f} s", file=sys.stderr)

@@ -23,6 +23,6 @@ def command(
     from loraxs_search.search import resume
 
     uri = StudyFolder.open(study).info.tracking_uri
-    with watched(uri) as view:
-        result = resume(study, address=address, view=view)
+    with watched(uri) as (view, stop):
+        result = resume(study, address=address, view=view, stop=stop)
     show_result(result, as_json)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model import fresh_head, head_names, output_head
@@ -44,6 +45,19 @@ class Anatomy:
         self._model = model
         self._heads = head_names(model)
         self._output, self._idle = output_head(model)
+        self._stack = _repeated(model, self.sizes)
+
+    @property
+    def layers(self) -> nn.ModuleList | None:
+        """The layers that the base repeats, None when it has more than one list of them or none."""
+        found = self._model.get_submodule(self._stack) if self._stack else None
+        return found if isinstance(found, nn.ModuleList) else None
+
+    def lowest(self, modules: Iterable[str]) -> int:
+        """Return the index of the lowest repeated layer that has one of these modules; 0 where one is in none."""
+        inside = re.compile(rf"{re.escape(self._stack)}\.(\d+)\.")
+        found = [inside.match(name) for name in modules]
+        return min((int(match[1]) if match else 0 for match in found), default=0)
 
     def draw_head(self, which: Head, num_labels: int, seed: int) -> DrawnHead:
         """Draw the head that the lone trial starts with, for any number of labels.
@@ -82,3 +96,10 @@ class Anatomy:
         config.num_labels = num_labels
         with torch.device("meta"):
             return type(self._model)._from_config(config)
+
+
+def _repeated(model: nn.Module, names: Iterable[str]) -> str:
+    """Return the name of the one list whose members hold the modules of these names; empty when it is not one."""
+    lists = {match[1] for name in names if (match := re.match(r"(.+?)\.\d+\.", name))}
+    found = [name for name in lists if isinstance(model.get_submodule(name), nn.ModuleList)]
+    return found[0] if len(found) == 1 else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loraxs_search.adapter import use_factor_store
+from loraxs_search.errors import UsageError
 from loraxs_search.packing.resident import Resident
 from loraxs_search.records import BaseModelRef, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
 from loraxs_search.trial import Snapshot, TrialRun, attach, detach
@@ -22,11 +23,13 @@ class TrialHost:
         self._resident = Resident(base, task, precision=precision, device=device)
         self._active: TrialRun | None = None
 
-    def info(self) -> HostInfo:
+    def info(self, task: Task | None = None) -> HostInfo:
         """Describe base, data and device."""
-        return self._resident.info()
+        return self._resident.info(task)
 
-    def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None) -> tuple[TrialReport, bytes]:
+    def advance(
+        self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
+    ) -> tuple[TrialReport, bytes]:
         """Train `spec` up to step `until` and score it; return the report and the state to keep.
 
         Args:
@@ -36,25 +39,33 @@ class TrialHost:
             TrialDivergedError: the trial has no finite loss or metric; the host is ready for the next one.
         """
         try:
-            run = self._take_up(spec, Snapshot.from_bytes(snapshot) if snapshot else None)
+            run = self._take_up(spec, Snapshot.from_bytes(snapshot) if snapshot else None, task)
             report = run.advance(until)
         except Exception:
-            self.release(spec.trial_id)
+            self.release(spec)
             raise
         return report, run.snapshot().to_bytes()
 
-    def release(self, trial_id: str) -> None:
+    def release(self, spec: TrialSpec) -> None:
         """Forget a trial if it is the one at hand."""
-        if self._active is not None and self._active.spec.trial_id == trial_id:
+        if self._active is not None and self._active.spec.name == spec.name:
             self._park()
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, *, score: bool = True) -> Confirmation:
+    def confirm(
+        self, spec: TrialSpec, snapshot: bytes, task: Task | None = None, *, score: bool = True
+    ) -> Confirmation:
         """Return a trained adapter's files and, with `score`, its metrics on the test split, as it will be loaded."""
         self._park()
-        return self._resident.confirm(spec, snapshot, score=score)
+        return self._resident.confirm(spec, snapshot, task, score=score)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _take_up(self, spec: TrialSpec, snapshot: Snapshot | None) -> TrialRun:
+    def _take_up(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None) -> TrialRun:
+        if self._resident.prepared(task) is not self._resident.data:
+            raise UsageError(
+                f"A host of lone trials serves one task, but got {task.name if task else None} beside"
+                f" {self._resident.task.name}.",
+                hint="set `search.pack_size` to 2 or more to search several tasks on one device",
+            )
         run = self._active
         step = snapshot.step if snapshot else 0
         if run is not None and run.spec == spec and run.step == step:

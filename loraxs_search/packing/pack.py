@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -18,8 +19,9 @@ from loraxs_search.errors import LoraxsError, TrialDivergedError
 from loraxs_search.factors import FactorStore
 from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.lanes import Lanes
-from loraxs_search.packing.passes import Output, Rows, run_pass
+from loraxs_search.packing.passes import Output, Rows, run_pass, run_prefix
 from loraxs_search.packing.plan import Demand, Pass, padding, plan_passes
+from loraxs_search.packing.prefix import Indices, Prefix
 from loraxs_search.packing.seating import Seating
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import LinearModule, Split, TrialSpec
@@ -43,6 +45,8 @@ class Pack:
         modules: The linear layers that may be adapted.
         max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out.
         lanes: Threads for passes side by side; None computes one pass at a time in the caller's thread.
+        cache_bytes: Memory for the hidden states below the lowest adapted layer, which are computed once for each row
+            and then looked up; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 computes them in every pass.
     """
 
     def __init__(
@@ -53,12 +57,14 @@ class Pack:
         *,
         max_tokens: int,
         lanes: Lanes | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         self.max_tokens = max_tokens
         self._lanes = lanes or Lanes(1)
         self._model = model
         self._anatomy = Anatomy(model, modules)
-        self._seating = Seating(model, factors, self._anatomy.sizes, self._lanes.count)
+        self._prefix = Prefix(model, self._anatomy.layers, cache_bytes)
+        self._seating = Seating(model, factors, self._anatomy, self._lanes.count, self._prefix)
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or where its snapshot stands.
@@ -74,17 +80,17 @@ class Pack:
         A slot with an error is as it was before; leave it out of the next round.
         """
         started = time.perf_counter()
-        rows = {slot.trial_id: slot.next_rows() for slot in slots}
-        tokens = [int(slot.data.lengths("train")[rows[slot.trial_id]].sum()) for slot in slots]
+        rows = {slot.name: slot.next_rows() for slot in slots}
+        tokens = [int(slot.data.lengths("train")[rows[slot.name]].sum()) for slot in slots]
         losses = self._within_memory(lambda: self._gradients(slots, rows))
         norms = [slot.clip() for slot in slots]
-        numbers = torch.stack([torch.stack([losses[slot.trial_id] for slot in slots]), torch.stack(norms)]).tolist()
+        numbers = torch.stack([torch.stack([losses[slot.name] for slot in slots]), torch.stack(norms)]).tolist()
         errors: dict[str, LoraxsError] = {}
         for slot, loss, norm, num_tokens in zip(slots, *numbers, tokens, strict=True):
             try:
                 slot.update(loss, norm, num_tokens)
             except TrialDivergedError as error:
-                errors[slot.trial_id] = error
+                errors[slot.name] = error
         _share_time(slots, tokens, time.perf_counter() - started)
         return errors
 
@@ -95,16 +101,16 @@ class Pack:
         results: dict[str, dict[str, float] | LoraxsError] = {}
         for slot in slots:
             try:
-                results[slot.trial_id] = slot.scores(split, *outputs[slot.trial_id])
+                results[slot.name] = slot.scores(split, *outputs[slot.name])
             except TrialDivergedError as error:
-                results[slot.trial_id] = error
+                results[slot.name] = error
         _share_time(slots, [int(slot.data.lengths(split).sum()) for slot in slots], time.perf_counter() - started)
         return results
 
     def shape_of_round(self, slots: Sequence[Slot]) -> tuple[int, float]:
         """Return the passes that the next round of these slots takes, and its padded tokens over its real ones."""
         self._seating.seat(slots)
-        rows = {slot.trial_id: slot.next_rows() for slot in slots}
+        rows = {slot.name: slot.next_rows() for slot in slots}
         passes = self._plan("train", rows)
         return len(passes), padding(_demands(slots, "train", rows), passes)
 
@@ -112,6 +118,16 @@ class Pack:
     def seat_bytes(self) -> int:
         """Memory that each seated slot takes beside its own."""
         return self._seating.seat_bytes
+
+    @property
+    def num_skipped(self) -> int:
+        """Lowest layers that passes of the seated slots skip, since what leaves them is known."""
+        return self._prefix.depth
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory of what is known of rows below the lowest adapted layer."""
+        return self._prefix.num_bytes
 
     def clear(self) -> None:
         """Give the base back as it was; slots keep their state and may go on later."""
@@ -122,7 +138,8 @@ class Pack:
         """Leave its whole gradient with each slot, and return its mean loss, a scalar on the device."""
         self._seating.seat(slots)
         self._seating.begin()
-        losses = {slot.trial_id: torch.zeros((), device=slot.r.device) for slot in slots}
+        self._look_ahead("train", rows)
+        losses = {slot.name: torch.zeros((), device=slot.r.device) for slot in slots}
 
         def compute(lane: int, shared: Pass) -> list[Output]:
             outputs = run_pass(self._model, self._seating, shared, "train", rows, lane)
@@ -140,7 +157,8 @@ class Pack:
         """Return each slot's logits (rows, labels) and losses (rows,), on the CPU, in the split's order."""
         self._seating.seat(slots)
         self._seating.begin()
-        rows = {slot.trial_id: np.arange(slot.data.num_rows(split)) for slot in slots}
+        rows = {slot.name: np.arange(slot.data.num_rows(split)) for slot in slots}
+        self._look_ahead(split, rows)
         found: dict[str, list[tuple[np.ndarray, Tensor, Tensor]]] = {trial: [] for trial in rows}
 
         @torch.inference_mode()
@@ -156,8 +174,28 @@ class Pack:
                     found[trial].append((next(positions), part, loss))
         return {trial: _in_order(parts) for trial, parts in found.items()}
 
+    def _look_ahead(self, split: Split, rows: Rows) -> None:
+        """Compute what these rows are below the lowest adapted layer, where that is new and there is room for it.
+
+        Before all passes, not in them: which lane is first must not decide by whose rounding all others go.
+        """
+        slots = self._seating.slots
+        for data in dict.fromkeys(slot.data for slot in slots):
+            wanted = np.concatenate([rows[slot.name] for slot in slots if slot.data is data])
+            new = self._prefix.lacking(data, split, wanted)
+            if len(new):
+                self._remember(data, split, new)
+
+    def _remember(self, data: PreparedTask, split: Split, rows: Indices) -> None:
+        passes = self._passes([Demand(0, 0, data.lengths(split)[rows])])
+        compute = functools.partial(run_prefix, self._model, self._prefix, data, split, rows)
+        for found, states in self._lanes.run(passes, lambda _, shared: compute(shared)):
+            self._prefix.keep(data, split, found, states)
+
     def _plan(self, split: Split, rows: Rows) -> list[Pass]:
-        demands = _demands(self._seating.slots, split, rows)
+        return self._passes(_demands(self._seating.slots, split, rows))
+
+    def _passes(self, demands: Sequence[Demand]) -> list[Pass]:
         longest = max(int(demand.lengths.max()) for demand in demands)
         total = sum(int(demand.lengths.sum()) for demand in demands)
         # No pass so large that another lane has nothing to do beside it.
@@ -173,12 +211,13 @@ class Pack:
                 if not _is_out_of_memory(error) or self.max_tokens <= 1:
                     raise
                 self.max_tokens //= 2
+            self._prefix.give_way()
             log.warning("Memory ran out; passes have at most %d tokens from now on.", self.max_tokens)
             torch.cuda.empty_cache()
 
 
 def _demands(slots: Sequence[Slot], split: Split, rows: Rows) -> list[Demand]:
-    return [Demand(slot.trial_id, 0, slot.data.lengths(split)[rows[slot.trial_id]]) for slot in slots]
+    return [Demand(slot.name, 0, slot.data.lengths(split)[rows[slot.name]]) for slot in slots]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

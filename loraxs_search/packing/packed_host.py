@@ -6,9 +6,11 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, cast
 
 from loraxs_search.errors import LoraxsError
+from loraxs_search.packing import capacity
 from loraxs_search.packing.lanes import Lanes, side_by_side
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident import Resident
@@ -17,13 +19,13 @@ from loraxs_search.packing.wish import Wish, admit
 from loraxs_search.records import BaseModelRef, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
 from loraxs_search.trial import Snapshot
 
-# Padded tokens of one pass. On a CPU larger passes were not faster; on an accelerator memory decides, by halving.
-CPU_TOKENS, DEVICE_TOKENS = 3072, 65536
 LINGER_S = 0.05
 
 
 class PackedHost:
     """Advances many trials at once on a base that is loaded once; the interface of `TrialHost`, for several threads.
+
+    Trials may be of several tasks: `task` says which where it is not the one the host began with.
 
     `advance`, `release`, `confirm` and `info` may be called from any thread and block until they are done. One thread
     of the host's own does all computation: it forms a round of every trial that waits, so trials join and leave
@@ -31,7 +33,9 @@ class PackedHost:
     trials are kept at hand between calls; a trial that is not is taken up from its snapshot.
 
     Args:
-        slots: Trials in one round; callers beyond that wait for their turn, first come, first served.
+        slots: Trials in one round; callers beyond that wait for their turn, first come, first served. None means what
+            suits the device; too many for its memory become fewer, with a warning.
+        largest: (batch size, rank) of the largest trial to come, by which slots are counted.
         max_tokens: Padded tokens of one pass; None means what suits the device.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
             that have just been answered. Trials that go on together are scored together.
@@ -42,7 +46,8 @@ class PackedHost:
         base: BaseModelRef,
         task: Task,
         *,
-        slots: int,
+        slots: int | None,
+        largest: tuple[int, int] = (16, 16),
         precision: Precision = "auto",
         device: str = "auto",
         max_tokens: int | None = None,
@@ -51,11 +56,11 @@ class PackedHost:
         # oneDNN forgets kernels beyond this number, and a pack uses more of them than a lone trial; read at first use.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
         self._resident = resident = Resident(base, task, precision=precision, device=device)
-        budget = max_tokens or (CPU_TOKENS if resident.device.type == "cpu" else DEVICE_TOKENS)
+        budget = max_tokens or capacity.token_budget(resident.modules, resident.dtype, resident.device)
         lanes = Lanes(*side_by_side(resident.device))
         self._pack = Pack(resident.model, resident.factors, resident.modules, max_tokens=budget, lanes=lanes)
-        self._num_slots, self._linger_s = slots, linger_s
-        self._kept: dict[str, Slot] = {}  # by trial id, oldest use first
+        self._num_slots, self._linger_s = _count_slots(resident, slots, largest, budget, lanes.count), linger_s
+        self._kept: dict[str, Slot] = {}  # by the trial's name, oldest use first
         self._changed = threading.Condition()
         self._arrived: list[Wish] = []
         self._chores: list[Callable[[], None]] = []
@@ -64,11 +69,15 @@ class PackedHost:
         self._worker = threading.Thread(target=self._work, name="packed-host", daemon=True)
         self._worker.start()
 
-    def info(self) -> HostInfo:
+    def info(self, task: Task | None = None) -> HostInfo:
         """Describe base, data and device."""
-        return self._resident.info()
+        # By the host's own thread, which is the one that may load what a new task needs.
+        info = cast("HostInfo", self._have_done(lambda: self._resident.info(task)))
+        return replace(info, num_slots=self._num_slots)
 
-    def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None) -> tuple[TrialReport, bytes]:
+    def advance(
+        self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
+    ) -> tuple[TrialReport, bytes]:
         """Train `spec` up to step `until` and score it; return the report and the state to keep.
 
         Args:
@@ -78,20 +87,22 @@ class PackedHost:
             TrialDivergedError: the trial has no finite loss or metric; others go on.
             TargetModulesError, RankError: the trial asks for what the base does not have.
         """
-        wish = Wish(spec, until, snapshot)
+        wish = Wish(spec, until, snapshot, task)
         with self._changed:
             self._refuse_when_closed()
             self._arrived.append(wish)
             self._changed.notify_all()
         return wish.answer.result()
 
-    def release(self, trial_id: str) -> None:
+    def release(self, spec: TrialSpec) -> None:
         """Forget a trial that nobody advances at the moment."""
-        self._have_done(lambda: self._kept.pop(trial_id, None))
+        self._have_done(lambda: self._kept.pop(spec.name, None))
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, *, score: bool = True) -> Confirmation:
+    def confirm(
+        self, spec: TrialSpec, snapshot: bytes, task: Task | None = None, *, score: bool = True
+    ) -> Confirmation:
         """Return a trained adapter's files and, with `score`, its metrics on the test split; rounds wait."""
-        return cast("Confirmation", self._have_done(lambda: self._confirm(spec, snapshot, score)))
+        return cast("Confirmation", self._have_done(lambda: self._confirm(spec, snapshot, task, score)))
 
     def close(self) -> None:
         """End the host's thread once all who wait are answered; the host takes no more calls."""
@@ -131,9 +142,10 @@ class PackedHost:
         """Give a wish its slot; False when it could not be had and is answered with the reason."""
         try:
             snapshot = Snapshot.from_bytes(wish.snapshot) if wish.snapshot else None
-            slot = self._kept.pop(wish.spec.trial_id, None)
+            data = self._resident.prepared(wish.task)
+            slot = self._kept.pop(wish.spec.name, None)
             if slot is None or slot.spec != wish.spec or slot.step != (snapshot.step if snapshot else 0):
-                slot = self._pack.join(wish.spec, self._resident.data, snapshot)
+                slot = self._pack.join(wish.spec, data, snapshot)
         except Exception as error:  # noqa: BLE001  # the caller's to handle, whatever it is
             wish.answer.set_exception(error)
             return False
@@ -146,7 +158,7 @@ class PackedHost:
             training = [wish for wish in active if not wish.there]
             errors = self._pack.step([wish.at_hand for wish in training]) if training else {}
             for wish in training:
-                if error := errors.get(wish.spec.trial_id):
+                if error := errors.get(wish.spec.name):
                     wish.answer.set_exception(error)
             going = [wish for wish in active if not wish.answer.done()]
             self._report([wish for wish in going if wish.there])
@@ -161,7 +173,7 @@ class PackedHost:
             return
         found = self._pack.evaluate([wish.at_hand for wish in wishes], "validation")
         for wish in wishes:
-            metrics, slot = found[wish.spec.trial_id], wish.at_hand
+            metrics, slot = found[wish.spec.name], wish.at_hand
             if isinstance(metrics, LoraxsError):
                 wish.answer.set_exception(metrics)
                 continue
@@ -171,13 +183,13 @@ class PackedHost:
         self._expected += len(wishes)
 
     def _keep(self, slot: Slot) -> None:
-        self._kept[slot.trial_id] = slot
+        self._kept[slot.name] = slot
         while len(self._kept) > self._num_slots:
             self._kept.pop(next(iter(self._kept)))
 
-    def _confirm(self, spec: TrialSpec, snapshot: bytes, score: bool) -> Confirmation:
+    def _confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None, score: bool) -> Confirmation:
         self._pack.clear()
-        return self._resident.confirm(spec, snapshot, score=score)
+        return self._resident.confirm(spec, snapshot, task, score=score)
 
     # ---- the callers' side -------------------------------------------------------------------------------------------
     def _have_done(self, chore: Callable[[], Any]) -> Any:
@@ -198,3 +210,11 @@ class PackedHost:
     def _refuse_when_closed(self) -> None:
         if self._closing:
             raise RuntimeError("The host is closed.")
+
+
+def _count_slots(resident: Resident, wanted: int | None, largest: tuple[int, int], max_tokens: int, lanes: int) -> int:
+    batch_size, rank = largest
+    if wanted is None:
+        mean_tokens = float(resident.data.lengths("train").mean())
+        wanted = capacity.suitable_slots(max_tokens, lanes, batch_size * mean_tokens)
+    return capacity.fitting_slots(wanted, capacity.slot_bytes(resident.modules, rank, lanes), resident.device)

@@ -14,9 +14,11 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from loraxs_search.packing.plan import Pass
+from loraxs_search.packing.prefix import Indices, Prefix
 from loraxs_search.packing.route import Block, Route
 from loraxs_search.packing.seating import Seating
 from loraxs_search.records import Split
+from loraxs_search.tasks import PreparedTask
 
 Rows = Mapping[str, npt.NDArray[np.int64]]
 
@@ -55,20 +57,33 @@ def run_pass(
 ) -> list[Output]:
     """Compute a planned pass in a lane; `rows` are the row indices of each trial's demand."""
     device = next(model.parameters()).device
-    seats = {slot.trial_id: seat for seat, slot in enumerate(seating.slots)}
+    seats = {slot.name: seat for seat, slot in enumerate(seating.slots)}
     chosen = [(seats[str(share.trial)], rows[str(share.trial)][share.positions]) for share in shared.shares]
     seating.board.post(_route(chosen, device), lane)
     groups = [(data, list(group)) for data, group in groupby(chosen, key=lambda part: seating.slots[part[0]].data)]
-    batches = [data.collate(split, np.concatenate([indices for _, indices in group])) for data, group in groups]
+    parts = [(data, np.concatenate([indices for _, indices in group])) for data, group in groups]
+    batches = [data.collate(split, indices) for data, indices in parts]
     inputs = _joined([batch.inputs for batch in batches], shared.width, model.config.pad_token_id)
-    logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float()
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    with seating.prefix.skipped(parts, split, inputs):
+        logits = model(**inputs).logits.float()
     outputs, start = [], 0
     for (data, group), batch in zip(groups, batches, strict=True):
         part = logits[start : start + len(batch.labels), : data.head.num_labels]
-        trials = tuple((seating.slots[seat].trial_id, len(indices)) for seat, indices in group)
+        trials = tuple((seating.slots[seat].name, len(indices)) for seat, indices in group)
         outputs.append(Output(trials, part.detach(), data.head.loss(part, batch.labels.to(device))))
         start += len(batch.labels)
     return outputs
+
+
+def run_prefix(
+    model: PreTrainedModel, prefix: Prefix, data: PreparedTask, split: Split, rows: Indices, shared: Pass
+) -> tuple[Indices, tuple[Tensor, ...]]:
+    """Compute the layers that passes skip for the planned ones of `rows`; return those rows, and what leaves each."""
+    chosen = rows[shared.shares[0].positions]
+    inputs = _joined([data.collate(split, chosen).inputs], shared.width, model.config.pad_token_id)
+    on_device = {name: value.to(model.device) for name, value in inputs.items()}
+    return chosen, prefix.compute(on_device, data.lengths(split)[chosen])
 
 
 def _route(chosen: list[tuple[int, npt.NDArray[np.int64]]], device: torch.device) -> Route:

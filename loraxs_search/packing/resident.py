@@ -1,4 +1,4 @@
-"""What a host keeps on its device for every trial: the base, the task's data, the factors."""
+"""What a host keeps on its device for every trial: the base, the tasks' data, the factors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,17 @@ from transformers import PreTrainedModel
 from loraxs_search.adapter import make_probe, use_factor_store
 from loraxs_search.base_model import head_names, linear_modules, load_model, load_tokenizer, locate
 from loraxs_search.packing.resident_factors import ResidentFactors
-from loraxs_search.records import BaseModelRef, Confirmation, HostInfo, Precision, Task, TrialSpec
-from loraxs_search.tasks import prepare
+from loraxs_search.records import (
+    BaseModelRef,
+    Confirmation,
+    HostInfo,
+    Precision,
+    Task,
+    TaskKind,
+    TrialSpec,
+    to_json,
+)
+from loraxs_search.tasks import PreparedTask, prepare
 from loraxs_search.trial import Snapshot, attach, choose_dtype, detach, evaluate, load_parameters
 
 _PACKAGES = ("torch", "transformers", "peft", "loraxs-search")
@@ -23,7 +32,10 @@ _PACKAGES = ("torch", "transformers", "peft", "loraxs-search")
 class Resident:
     """A base loaded once, in the precision trials run in and in the checkpoint's own; one model when they agree.
 
+    Not thread-safe where a task is new.
+
     Args:
+        task: The first task; others are prepared when they are asked for.
         device: `auto` takes the first accelerator this process sees, else the CPU.
     """
 
@@ -31,49 +43,80 @@ class Resident:
         self.device = _choose_device(device)
         self.base = locate(base)
         self.task = task
-        self.data = prepare(task, load_tokenizer(self.base))
-        self.exact = self._load(None)
-        # Counted before any trial puts its own head beside it.
-        heads = [self.exact.get_submodule(name) for name in head_names(self.exact)]
-        self._head_parameters = sum(p.numel() for head in heads for p in head.parameters())
+        self._prepared: dict[str, PreparedTask] = {}
+        self._exact: dict[tuple[TaskKind, int], tuple[PreTrainedModel, int]] = {}
+        self.data = self.prepared(task)
+        self.exact, _ = self._exact_for(task)
         self.dtype = choose_dtype(precision, self.device)
-        self.model = self.exact if self.dtype == self.exact.dtype else self._load(self.dtype)
+        self.model = self.exact if self.dtype == self.exact.dtype else self._load(task, self.dtype)
         self.modules = linear_modules(self.base, task.kind, self.data.head.num_labels)
         self.factors = ResidentFactors(self.model, self.exact, [module.name for module in self.modules])
 
-    def info(self) -> HostInfo:
+    def prepared(self, task: Task | None = None) -> PreparedTask:
+        """Return a task's data, the first task's for None.
+
+        Raises:
+            TaskDataError: the data do not fit the declaration.
+        """
+        task = task or self.task
+        key = to_json(task)
+        if key not in self._prepared:
+            self._prepared[key] = prepare(task, load_tokenizer(self.base))
+        return self._prepared[key]
+
+    def info(self, task: Task | None = None) -> HostInfo:
         """Describe base, data and device."""
+        data = self.prepared(task)
         return HostInfo(
             base=self.base,
             modules=self.modules,
-            head_parameters=self._head_parameters,
-            data_fingerprint=self.data.data_fingerprint,
-            num_rows={split: self.data.num_rows(split) for split in ("train", "validation", "test")},
+            head_parameters=self._exact_for(data.task)[1],
+            data_fingerprint=data.data_fingerprint,
+            num_rows={split: data.num_rows(split) for split in ("train", "validation", "test")},
             device=_device_name(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
             versions={name: version(name) for name in _PACKAGES},
         )
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, *, score: bool = True) -> Confirmation:
+    def confirm(
+        self, spec: TrialSpec, snapshot: bytes, task: Task | None = None, *, score: bool = True
+    ) -> Confirmation:
         """Return a trained adapter's files and, with `score`, its metrics on the test split, as it will be loaded.
 
         The base is used in the checkpoint's own precision, which is what `from_pretrained` gives by default; no other
         trial may be on it.
         """
+        data = self.prepared(task)
+        exact, _ = self._exact_for(data.task)
         with use_factor_store(self.factors):
-            model = attach(self.exact, spec)
+            model = attach(exact, spec)
         try:
             load_parameters(model, Snapshot.from_bytes(snapshot))
-            metrics = evaluate(model, self.data, "test", self.device) if score else {}
-            probe = make_probe(model, self.exact.config.vocab_size)
+            metrics = evaluate(model, data, "test", self.device) if score else {}
+            probe = make_probe(model, exact.config.vocab_size)
             return Confirmation(spec.trial_id, metrics, _adapter_files(model), probe)
         finally:
             detach(model)
 
-    def _load(self, dtype: torch.dtype | None) -> PreTrainedModel:
+    def _exact_for(self, task: Task) -> tuple[PreTrainedModel, int]:
+        """Return the base in the checkpoint's precision with a task's head, and the parameters of that head.
+
+        All share one body: an adapter is confirmed on the very weights it was trained on.
+        """
+        key = (task.kind, self.prepared(task).head.num_labels)
+        if key not in self._exact:
+            model = self._load(task, None)
+            for first, _ in self._exact.values():
+                model.base_model.load_state_dict(first.base_model.state_dict(keep_vars=True), assign=True)
+            # Counted before any trial puts its own head beside it.
+            heads = [model.get_submodule(name) for name in head_names(model)]
+            self._exact[key] = model, sum(p.numel() for head in heads for p in head.parameters())
+        return self._exact[key]
+
+    def _load(self, task: Task, dtype: torch.dtype | None) -> PreTrainedModel:
         """Load the base in `dtype`; None means the checkpoint's own, which is what others load."""
-        num_labels = self.data.head.num_labels
-        return load_model(self.base, self.task.kind, num_labels, dtype=dtype, device=self.device)
+        num_labels = self.prepared(task).head.num_labels
+        return load_model(self.base, task.kind, num_labels, dtype=dtype, device=self.device)
 
 
 def _choose_device(device: str) -> torch.device:

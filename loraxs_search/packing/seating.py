@@ -14,7 +14,9 @@ from transformers.pytorch_utils import Conv1D
 from loraxs_search.adapter import ModuleSettings
 from loraxs_search.base_model import head_names
 from loraxs_search.factors import Factors, FactorStore
+from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.layers import Cores, PackedHead, PackedLinear, Pair
+from loraxs_search.packing.prefix import Prefix
 from loraxs_search.packing.route import Board
 from loraxs_search.packing.slot import Slot
 
@@ -30,17 +32,20 @@ class Seating:
     its own r x r blocks only, so what is outside them is zero for ever.
 
     Args:
-        sizes: (out, in) of each layer that may be adapted, by name in model order.
+        anatomy: What the base has to train.
         num_lanes: Passes that may be computed at the same time.
+        prefix: Skips the layers below the lowest one that a seated slot adapts.
     """
 
     def __init__(
-        self, model: PreTrainedModel, factors: FactorStore, sizes: dict[str, tuple[int, int]], num_lanes: int
+        self, model: PreTrainedModel, factors: FactorStore, anatomy: Anatomy, num_lanes: int, prefix: Prefix
     ) -> None:
         self.board = Board()
+        self.prefix = prefix
         self.slots: tuple[Slot, ...] = ()
         self._model, self._factors, self._num_lanes = model, factors, num_lanes
-        self._linears = {name: model.get_submodule(name) for name in sizes}
+        self._anatomy = anatomy
+        self._linears = {name: model.get_submodule(name) for name in anatomy.sizes}
         self._heads = {name: model.get_submodule(name) for name in head_names(model)}
         self._in_place: dict[str, nn.Module] = {}
         self._pairs: dict[tuple[str, _Family, int], Pair] = {}
@@ -63,6 +68,7 @@ class Seating:
         self._places = [torch.tensor([index[name] for name in slot.settings], device=device) for slot in wanted]
         self._folds = [self._fold(slot) for slot in wanted]
         self._forget_pairs(rank)
+        self.prefix.place(self._anatomy.lowest(modules), (slot.data for slot in wanted))
         for i, name in enumerate(modules):
             cores = Cores(nn.Parameter(self._exact[i]), self._rounded[i], self._grads[:, i])
             self._put(name, self._packed_linear(name, wanted, cores))
@@ -85,6 +91,7 @@ class Seating:
         for name, original in self._in_place.items():
             self._set(name, original)
         self._in_place.clear()
+        self.prefix.remove()
         self.slots = ()
 
     @torch.no_grad()
@@ -166,7 +173,7 @@ def _neighbourly(slot: Slot) -> tuple[object, ...]:
     """Order slots so that those of one task, basis and module set sit together, and runs of rows are long."""
     modules = tuple(slot.settings)
     hyper = slot.spec.hyperparameters
-    return slot.data.task.name, hyper.basis, modules[0], modules[-1], modules, slot.trial_id
+    return slot.data.task.name, hyper.basis, modules[0], modules[-1], modules, slot.name
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

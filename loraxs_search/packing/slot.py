@@ -55,8 +55,9 @@ class Slot:
             self.device_s, self.num_tokens = snapshot.device_s, snapshot.num_tokens
 
     @property
-    def trial_id(self) -> str:
-        return self.spec.trial_id
+    def name(self) -> str:
+        """Unique among the slots of a host."""
+        return self.spec.name
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -120,7 +121,7 @@ class Slot:
     def report(self, metrics: Mapping[str, float]) -> TrialReport:
         """Make and keep the report of these scores at the current step."""
         report = TrialReport(
-            trial_id=self.trial_id,
+            trial_id=self.spec.trial_id,
             step=self.step,
             metrics=metrics,
             train_loss=sum(self._losses) / max(1, len(self._losses)),
@@ -135,7 +136,7 @@ class Slot:
     def snapshot(self) -> Snapshot:
         """Return the whole state as the lone trial would; tensors are copies on the CPU."""
         return Snapshot(
-            trial_id=self.trial_id,
+            trial_id=self.spec.trial_id,
             step=self.step,
             parameters=self._layout.named(self.parameters),
             moments=self._layout.moments(self.parameters, self._optimizer),
@@ -161,4 +162,3 @@ def _settings(spec: TrialSpec, sizes: Mapping[str, tuple[int, int]]) -> dict[str
         raise TargetModulesError(f"`target_modules` must name a layer, but trial {spec.trial_id} names none.")
     config = adapter_config(spec.hyperparameters)
     return {name: module_settings(config, name, *size) for name, size in sizes.items() if name in wanted}
-

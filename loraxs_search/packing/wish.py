@@ -7,16 +7,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from loraxs_search.packing.slot import Slot
-from loraxs_search.records import TrialReport, TrialSpec
+from loraxs_search.records import Task, TrialReport, TrialSpec
 
 
 @dataclass(eq=False)
 class Wish:
-    """One caller's `advance`, from its arrival to its answer."""
+    """One caller's `advance`, from its arrival to its answer; `task` is None for the host's first one."""
 
     spec: TrialSpec
     until: int
     snapshot: bytes | None
+    task: Task | None = None
     answer: Future[tuple[TrialReport, bytes]] = field(default_factory=Future)
     slot: Slot | None = None
 
@@ -37,12 +38,12 @@ def admit(active: Sequence[Wish], waiting: Sequence[Wish], num_slots: int) -> tu
 
     A trial is in a pack once at most: a second caller (its first one may have died) waits for the first to be done.
     """
-    inside = {wish.spec.trial_id for wish in active}
+    inside = {wish.spec.name for wish in active}
     admitted: list[Wish] = []
     left: list[Wish] = []
     for wish in waiting:
-        if len(inside) < num_slots and wish.spec.trial_id not in inside:
-            inside.add(wish.spec.trial_id)
+        if len(inside) < num_slots and wish.spec.name not in inside:
+            inside.add(wish.spec.name)
             admitted.append(wish)
         else:
             left.append(wish)

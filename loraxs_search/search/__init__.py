@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraxs_search.search.driver import SearchInterruptedError, SearchResult
-from loraxs_search.search.launch import launch, resume
+from loraxs_search.search.launch import launch, launch_together, resume
 from loraxs_search.search.view import SearchStarted, SearchView, SilentView
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "SearchView",
     "SilentView",
     "launch",
+    "launch_together",
     "resume",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
 # used by others. Read by OpenMP when torch is imported.
 _HOST_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+_MAX_AUTO = 64  # what `auto` comes to at most
+
+
+def here() -> str:
+    """Return the id of the node that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def pinned(node_id: str) -> dict[str, Any]:
@@ -31,29 +37,37 @@ class StudyKeeper:
     """Keeps trial snapshots in the study folder, on the driver's node: no shared file system is needed."""
 
     def __init__(self, name: str) -> None:
-        self._folder = StudyFolder.open(name)
+        self._name = name
+        self._folder: StudyFolder | None = None  # opened at first use: the keeper starts before there is one
 
     def read_snapshot(self, trial_id: str) -> bytes | None:
-        return self._folder.read_snapshot(trial_id)
+        return self._open().read_snapshot(trial_id)
 
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
-        self._folder.write_snapshot(trial_id, snapshot)
+        self._open().write_snapshot(trial_id, snapshot)
+
+    def _open(self) -> StudyFolder:
+        self._folder = self._folder or StudyFolder.open(self._name)
+        return self._folder
 
 
 @dataclass(frozen=True)
 class HostOrder:
-    """What a host is to be: its base and task, and how it uses its device.
+    """What a host is to be: its base, and how it uses its device.
 
     Args:
         threads: CPU threads for computation.
-        pack_size: Trials that share a pass; 1 is the lone trial's host.
+        pack_size: Trials on a device.
+        packed: Whether they share passes; otherwise they take turns, each alone.
+        largest: (batch size, rank) of the largest trial to come.
     """
 
     base: BaseModelRef
-    task: Task
     precision: Precision
     threads: int
-    pack_size: int
+    pack_size: int | Literal["auto"]
+    packed: bool
+    largest: tuple[int, int]
 
 
 @ray.remote
@@ -65,19 +79,19 @@ class HostActor:
         self._host: TrialHost | PackedHost | None = None
         self._building = threading.Lock()  # a packed host is called by several threads
 
-    def info(self) -> HostInfo:
-        return self._get().info()
+    def info(self, task: Task) -> HostInfo:
+        return self._get(task).info(task)
 
-    def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None) -> tuple[TrialReport, bytes]:
-        return self._get().advance(spec, until, snapshot)
+    def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
+        return self._get(task).advance(spec, until, snapshot, task)
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, score: bool) -> Confirmation:
-        return self._get().confirm(spec, snapshot, score=score)
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, score: bool) -> Confirmation:
+        return self._get(task).confirm(spec, snapshot, task, score=score)
 
-    def _get(self) -> TrialHost | PackedHost:
+    def _get(self, task: Task) -> TrialHost | PackedHost:
         with self._building:
             if self._host is None:
-                self._host = _build(self._order)
+                self._host = _build(self._order, task)
             return self._host
 
 
@@ -102,17 +116,19 @@ class HostDirectory:
         if gpu is not None:
             env["CUDA_VISIBLE_DEVICES"] = gpu
         # One more than may wait for a round, so that a question about the host is always answered.
-        concurrency = 1 if self._order.pack_size == 1 else self._order.pack_size + 1
+        size = self._order.pack_size
+        concurrency = 1 + (_MAX_AUTO if size == "auto" else size) if self._order.packed else 1
         options = {"runtime_env": {"env_vars": env}, "max_concurrency": concurrency, **pinned(node_id)}
         return HostActor.options(**options).remote(self._order)  # type: ignore[attr-defined]
 
 
-def _build(order: HostOrder) -> TrialHost | PackedHost:
+def _build(order: HostOrder, task: Task) -> TrialHost | PackedHost:
     import torch  # here, so that the driver, the keeper and the directory stay without it
 
     from loraxs_search.packing import PackedHost, TrialHost
 
     torch.set_num_threads(order.threads)
-    if order.pack_size == 1:
-        return TrialHost(order.base, order.task, precision=order.precision)
-    return PackedHost(order.base, order.task, slots=order.pack_size, precision=order.precision)
+    if not order.packed:
+        return TrialHost(order.base, task, precision=order.precision)
+    slots = None if order.pack_size == "auto" else order.pack_size
+    return PackedHost(order.base, task, slots=slots, precision=order.precision, largest=order.largest)

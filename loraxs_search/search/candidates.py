@@ -32,7 +32,7 @@ def keep_adapter(
     snapshot = folder.read_snapshot(record.trial_id)
     if snapshot is None:
         raise StudyError(f"A completed trial must have a snapshot, but {folder.path} has none of {record.trial_id}.")
-    spec = crew.spec(space, record.trial_id, record.params, folder.info.search.seed)
+    spec = crew.spec(record.trial_id, record.params)
     confirmation = crew.confirm(spec, snapshot, score=score)
     manifest = _manifest(crew.info, folder.name, space, record, spec, confirmation, run_id)
     files = {**confirmation.files, "README.md": model_card(manifest).encode()}

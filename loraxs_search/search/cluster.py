@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,6 +59,7 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     _check_answers(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -70,6 +73,8 @@ def connected(address: str | None) -> Iterator[None]:
         where = f"a Ray cluster at {address}" if address else "Ray on this machine"
         hint = "check that it runs: `ray status --address ADDRESS`" if address else "see the cause with --traceback"
         raise ClusterError(f"{where} must be reachable, but: {error}.", hint=hint) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which ends the process at once
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The actors that serve one search, and the facts its first host found."""
+"""The actors that serve one study, and the facts its first host found."""
 
 from __future__ import annotations
 
@@ -7,81 +7,59 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
+from loraxs_search.home import home
 from loraxs_search.records import Confirmation, HostInfo, Scalar, TrialSpec
-from loraxs_search.search.actors import HostDirectory, HostOrder, StudyKeeper, pinned
-from loraxs_search.search.cluster import NAMESPACE, Slots, gpu_node_ids, slots
+from loraxs_search.search.actors import StudyKeeper, here, pinned
+from loraxs_search.search.cluster import NAMESPACE
+from loraxs_search.search.pool import HostPool
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyInfo
 
 
 class Crew:
-    """Host directory, first host and study keeper of one run of a driver; all end with it.
+    """The study's keeper, and its part of a pool of hosts; the keeper ends with it.
 
-    Args:
-        names: Roles (`directory`, `keeper`) to the names under which trainables find these actors.
+    Raises:
+        BaseModelError, TaskDataError: the base or the data is not in order on the first host.
+        RankError, TargetModulesError: the space asks for modules or ranks that the base does not have.
     """
 
-    def __init__(
-        self, names: dict[str, str], directory: Any, place: tuple[str, str | None], info: HostInfo, wanted: Slots
-    ) -> None:
-        self.actor_names, self._directory, self._place = names, directory, place
-        self.info, self.slots = info, wanted
-        self._keeper: Any = None
-
-    @classmethod
-    def assemble(cls, study: StudyInfo, space: Space) -> Crew:
-        """Create the directory and a first host, and check that every trial of `space` is possible on its base.
-
-        Raises:
-            BaseModelError, TaskDataError: the base or the data is not in order on that host.
-            RankError, TargetModulesError: the space asks for modules or ranks that the base does not have.
-        """
-        wanted = slots(study.search.pack_size)
-        names = {role: f"{role}-{uuid.uuid4().hex}" for role in ("directory", "keeper")}
-        options = {"name": names["directory"], "namespace": NAMESPACE, **pinned(_here())}
-        plan = study.search
-        order = HostOrder(space.base_model, space.task, plan.precision, wanted.threads, plan.pack_size)
-        directory = HostDirectory.options(**options).remote(order)  # type: ignore[attr-defined]
-        gpu_nodes = gpu_node_ids()
-        place = (gpu_nodes[0], "0") if gpu_nodes else (_here(), None)
+    def __init__(self, study: StudyInfo, space: Space, pool: HostPool) -> None:
+        self._study, self._space, self._pool = study, space, pool
+        # By role: the names under which trainables find these actors.
+        self.actor_names = {"directory": pool.directory_name, "keeper": f"keeper-{uuid.uuid4().hex}"}
+        options = {
+            "name": self.actor_names["keeper"],
+            "namespace": NAMESPACE,
+            # The driver's home, whatever this node's Ray was started with.
+            "runtime_env": {"env_vars": {"LORAXS_HOME": str(home())}},
+            **pinned(here()),
+        }
+        # It starts while the host loads.
+        self._keeper: Any = StudyKeeper.options(**options).remote(study.name)  # type: ignore[attr-defined]
         try:
-            host = ray.get(directory.host_for.remote(*place))
-            info: HostInfo = ray.get(host.info.remote())
-            describe(space, info.modules)
+            self.info: HostInfo = pool.info(space.task)
+            describe(space, self.info.modules)  # refuses what no trial could be
+            self.slots = pool.slots(self.info, study.search)
+            ray.get(self._keeper.__ray_ready__.remote())
         except BaseException:
-            ray.kill(directory)
+            self.dismiss()
             raise
-        return cls(names, directory, place, info, wanted)
-
-    def hire_keeper(self, study: str) -> None:
-        """Start the keeper of the study's snapshots on the driver's node."""
-        options = {"name": self.actor_names["keeper"], "namespace": NAMESPACE, **pinned(_here())}
-        self._keeper = StudyKeeper.options(**options).remote(study)  # type: ignore[attr-defined]
-        ray.get(self._keeper.__ray_ready__.remote())
 
     def dismiss(self) -> None:
-        """End the actors now; hosts die with the directory that created them."""
-        for actor in filter(None, (self._keeper, self._directory)):
-            ray.kill(actor)
+        """End the keeper now."""
+        ray.kill(self._keeper)
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, *, score: bool) -> Confirmation:
-        """Have the first host write out a trained adapter and score it on the test split.
+        """Have the first host write out a trained adapter and score it on the test split."""
+        return self._pool.confirm(spec, snapshot, self._space.task, score=score)
 
-        A host that died is replaced once.
-        """
-        host = ray.get(self._directory.host_for.remote(*self._place))
-        try:
-            return ray.get(host.confirm.remote(spec, snapshot, score))  # type: ignore[no-any-return]
-        except RayActorError:
-            host = ray.get(self._directory.host_for.remote(*self._place, lost=host))
-            return ray.get(host.confirm.remote(spec, snapshot, score))  # type: ignore[no-any-return]
-
-    def spec(self, space: Space, trial_id: str, params: Mapping[str, Scalar], seed: int) -> TrialSpec:
+    def spec(self, trial_id: str, params: Mapping[str, Scalar]) -> TrialSpec:
         """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""
-        hyper = space.hyperparameters(params, self.info.modules, seed * 1_000_003 + int(trial_id))
-        return TrialSpec(trial_id, params, hyper)
+        seed = self._study.search.seed * 1_000_003 + int(trial_id)
+        hyper = self._space.hyperparameters(params, self.info.modules, seed)
+        return TrialSpec(trial_id, params, hyper, study=self._study.name)
 
     def hardware(self) -> dict[str, Scalar]:
         """Describe the cluster for the record."""
@@ -100,7 +78,3 @@ class Crew:
         """Return the kinds of accelerator in the cluster, as Ray names them."""
         kinds = (name.removeprefix("accelerator_type:") for name in ray.cluster_resources() if ":" in name)
         return sorted(kind for kind in kinds if not kind.startswith(("node", "bundle")))
-
-
-def _here() -> str:
-    return str(ray.get_runtime_context().get_node_id())

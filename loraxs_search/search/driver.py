@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import LoraxsError
 from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
-from loraxs_search.search.cluster import connected
 from loraxs_search.search.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space
 from loraxs_search.studies import StudyFolder, StudyInfo
@@ -18,6 +18,7 @@ from loraxs_search.tracking import Tracker
 if TYPE_CHECKING:
     from loraxs_search.search.crew import Crew
     from loraxs_search.search.ledger import Ledger
+    from loraxs_search.search.pool import HostPool
 
 
 @dataclass(frozen=True)
@@ -47,39 +48,33 @@ class Driver:
     """Runs one study on Ray. Every stage can be repeated: what a killed driver did is found in the study folder.
 
     Args:
-        address: Ray cluster; None starts one on this machine.
+        stop: Set from anywhere, it ends the search in order.
     """
 
-    def __init__(self, info: StudyInfo, space: Space, address: str | None, view: SearchView) -> None:
-        self._info, self._space, self._address, self._view = info, space, address, view
+    def __init__(self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event) -> None:
+        self._info, self._space, self._view, self._stop = info, space, view, stop
         self._started_at = time.time()
 
-    def run(self) -> SearchResult:
-        """Search, score the best trials, and return the result.
+    def run(self, pool: HostPool) -> SearchResult:
+        """Search on the hosts of `pool`, score the best trials, and return the result.
 
         Raises:
-            SearchInterruptedError: stopped by Ctrl-C before the budget was used.
+            SearchInterruptedError: stopped before the budget was used.
         """
-        try:
-            self._view.phase("starting Ray")
-            with connected(self._address):
-                return self._run_connected()
-        finally:
-            self._view.finished()
-
-    def _run_connected(self) -> SearchResult:
         from loraxs_search.search.crew import Crew
 
         self._view.phase("loading the base model and the data")
-        crew = Crew.assemble(self._info, self._space)
         try:
-            return self._run_with(crew, self._open_folder())
+            crew = Crew(self._info, self._space, pool)
+            try:
+                return self._run_with(crew, self._open_folder())
+            finally:
+                crew.dismiss()
         finally:
-            crew.dismiss()
+            self._view.finished()
 
     def _run_with(self, crew: Crew, folder: StudyFolder) -> SearchResult:
         with folder.lock():
-            crew.hire_keeper(folder.name)
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
                 result = self._search(folder, crew, tracker)
@@ -109,7 +104,7 @@ class Driver:
         searcher = StudySearcher(study, ledger, self._space, plan, crew, scheduler, deadline)
         self._view.started(self._facts(crew))
         if folder.candidates() is None:
-            run_tuner(searcher, scheduler, plan, crew.slots, folder.path / "tune", deadline)
+            run_tuner(searcher, scheduler, plan, crew.slots, folder.path / "tune", deadline, self._stop)
             self._end_unfinished(ledger, searcher.early_end)
         candidates = folder.candidates() or self._keep_adapters(folder, crew, ledger, tracker)
         return SearchResult(

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from loraxs_search.search.driver import Driver, SearchResult, close_finished
+from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.search.cluster import connected
+from loraxs_search.search.driver import Driver, SearchInterruptedError, SearchResult, close_finished
 from loraxs_search.search.view import SearchView, SilentView
 from loraxs_search.search_space import Space, load_space, parse_space
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tracking import ensure_store, resolve_uri
+
+if TYPE_CHECKING:
+    from loraxs_search.search.pool import HostPool
 
 _PACKAGES = ("loraxs-search", "torch", "transformers", "peft", "ray", "optuna", "mlflow", "datasets")
 
@@ -25,6 +34,7 @@ def launch(
     tracking_uri: str | None = None,
     overrides: Sequence[str] = (),
     view: SearchView | None = None,
+    stop: threading.Event | None = None,
 ) -> SearchResult:
     """Search `space` and return when it is done.
 
@@ -36,6 +46,7 @@ def launch(
         address: Ray cluster; None starts one on this machine for the time of the search.
         tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
         overrides: `dotted.path=value` each, put into the YAML before it is checked.
+        stop: Set it from anywhere to end the search in order.
 
     Raises:
         SpaceError: the space has faults.
@@ -44,6 +55,81 @@ def launch(
     """
     loaded = load_space(space, overrides=overrides) if isinstance(space, str) else space
     uri = resolve_uri(tracking_uri)
+    info = _new_study(loaded, name, uri)
+    return _run_one(info, loaded, address, view or SilentView(), stop)
+
+
+def launch_together(
+    spaces: Sequence[str | Space],
+    *,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    overrides: Sequence[str] = (),
+    views: Callable[[str], SearchView] | None = None,
+    stop: threading.Event | None = None,
+) -> list[SearchResult]:
+    """Search several spaces at once on one pool of hosts, each with a study of its own.
+
+    Trials of different tasks share passes over the base, so all spaces must name the same one. A study that fails
+    does not stop the others.
+
+    Args:
+        views: Called with each study's name for who watches it.
+    Returns:
+        A result for each space, in order.
+    Raises:
+        SpaceError: a space has faults.
+        UsageError: the spaces do not agree in base and precision.
+        LoraxsError: studies ended with an error, each of which is told; the others have come to their end.
+    """
+    loaded = [load_space(space, overrides=overrides) if isinstance(space, str) else space for space in spaces]
+    uri = resolve_uri(tracking_uri)
+    infos = [_new_study(space, None, uri) for space in loaded]
+    _check_together(loaded)
+    stop = stop or threading.Event()
+    drivers = [
+        Driver(info, space, views(info.name) if views else SilentView(), stop)
+        for info, space in zip(infos, loaded, strict=True)
+    ]
+    with _ready(loaded, uri, address) as pool, ThreadPoolExecutor(len(drivers), "study") as threads:
+        futures = [threads.submit(driver.run, pool) for driver in drivers]
+        try:
+            wait(futures)
+        except BaseException:
+            stop.set()  # the studies come to rest before Ray is stopped
+            raise
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        raise _joined(errors)
+    return [future.result() for future in futures]
+
+
+def _check_together(spaces: Sequence[Space]) -> None:
+    first = spaces[0]
+    for space in spaces[1:]:
+        for name, values in (
+            ("base_model", (first.base_model, space.base_model)),
+            ("search.precision", (first.search.precision, space.search.precision)),
+        ):
+            if values[0] != values[1]:
+                raise UsageError(
+                    f"Spaces that are searched together must agree in `{name}`, but {first.name} has {values[0]} and"
+                    f" {space.name} has {values[1]}.",
+                    hint="launch them one after the other, or give both the same",
+                )
+
+
+def _joined(errors: Sequence[BaseException]) -> BaseException:
+    """Return the only error, or one that tells all of them."""
+    if len(errors) == 1:
+        return errors[0]
+    kind = SearchInterruptedError if all(isinstance(e, SearchInterruptedError) for e in errors) else LoraxsError
+    hints = [error.hint for error in errors if isinstance(error, LoraxsError) and error.hint]
+    return kind("\n".join(map(str, errors)), hint="\n".join(dict.fromkeys(hints)))
+
+
+def _new_study(loaded: Space, name: str | None, uri: str) -> StudyInfo:
+    """Return what a new study starts with, once its name is seen to be free."""
     info = StudyInfo(
         name=name or f"{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
         study_id=uuid.uuid4().hex,
@@ -58,11 +144,44 @@ def launch(
         versions=_versions(),
     )
     StudyFolder.check_new(info.name)
-    ensure_store(uri)
-    return Driver(info, loaded, address, view or SilentView()).run()
+    return info
 
 
-def resume(name: str, *, address: str | None = None, view: SearchView | None = None) -> SearchResult:
+def _run_one(
+    info: StudyInfo, space: Space, address: str | None, view: SearchView, stop: threading.Event | None
+) -> SearchResult:
+    view.phase("starting Ray")
+    with _ready([space], info.tracking_uri, address) as pool:
+        return Driver(info, space, view, stop or threading.Event()).run(pool)
+
+
+@contextlib.contextmanager
+def _ready(spaces: Sequence[Space], tracking_uri: str, address: str | None) -> Iterator[HostPool]:
+    """Connect to Ray and see that MLflow answers, both at once; yield hosts for the spaces.
+
+    Raises:
+        ClusterError, TrackingError: one of them is not there.
+    """
+    with ThreadPoolExecutor(1, "store") as beside:
+        store = beside.submit(ensure_store, tracking_uri)
+        with connected(address):
+            store.result()
+            from loraxs_search.search.pool import HostPool, host_order
+
+            pool = HostPool(host_order(spaces), len(spaces))
+            try:
+                yield pool
+            finally:
+                pool.close()
+
+
+def resume(
+    name: str,
+    *,
+    address: str | None = None,
+    view: SearchView | None = None,
+    stop: threading.Event | None = None,
+) -> SearchResult:
     """Go on with a study where its last reports left it; a finished one is returned as it is.
 
     Raises:
@@ -74,8 +193,7 @@ def resume(name: str, *, address: str | None = None, view: SearchView | None = N
         return close_finished(folder)
     text = folder.space_path.read_text()
     space = parse_space(text, source=info.space_source, folder=Path(info.space_folder), name=info.name)
-    ensure_store(info.tracking_uri)
-    return Driver(info, space, address, view or SilentView()).run()
+    return _run_one(info, space, address, view or SilentView(), stop)
 
 
 def _versions() -> dict[str, str]:

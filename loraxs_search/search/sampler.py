@@ -52,6 +52,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self._orphans = [
             t.number for t in study.get_trials(deepcopy=False) if trial_name(t.number) not in ledger.records
         ]
+        self._task_json = to_json(space.task)
         self._trial_ids: dict[str, str] = {}
         self._reasons: Counter[str] = Counter()
 
@@ -76,11 +77,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             params = dict(self._ledger.records[ours].params)
         else:
             ours, params = self._propose()
-        spec = self._crew.spec(self._space, ours, params, self._plan.seed)
+        spec = self._crew.spec(ours, params)
         self._ledger.started(ours, params, spec.hyperparameters)
         self._trial_ids[trial_id] = ours
         return {
             "spec": to_json(spec),
+            "task": self._task_json,
             "metric": self._space.task.metric,
             "report_every": self._plan.report_every,
             "max_failures": self._plan.max_failures,

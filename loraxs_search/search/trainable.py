@@ -9,7 +9,7 @@ from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.records import TrialReport, TrialSpec, from_json, to_json
+from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
 from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.studies import read_reports
 
@@ -22,9 +22,9 @@ FAILED = "failed"
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
     """One trial as Tune sees it: each `step` trains to the next report on the host of the device it was given.
 
-    Config: `spec` (a TrialSpec as JSON), `metric`, `report_every`, `max_failures`, and the names of the `keeper`
-    and `directory` actors. A trial that fails of itself ends with a reason; one whose host died goes on with a new
-    host from its last snapshot.
+    Config: `spec` and `task` (a TrialSpec and a Task as JSON), `metric`, `report_every`, `max_failures`, and the names
+    of the `keeper` and `directory` actors. A trial that fails of itself ends with a reason; one whose host died goes on
+    with a new host from its last snapshot.
     """
 
     _snapshot: bytes | None
@@ -56,6 +56,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
     def _begin(self, config: dict[str, Any]) -> None:
         self._spec = from_json(TrialSpec, config["spec"])
         self._max_steps = self._spec.hyperparameters.max_steps
+        self._task = from_json(Task, config["task"])
         self._metric, self._every = config["metric"], config["report_every"]
         self._retries = config["max_failures"]
         self._keeper = ray.get_actor(config["keeper"], NAMESPACE)
@@ -73,7 +74,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
     def _advance(self, until: int) -> tuple[TrialReport, bytes]:
         while True:
             try:
-                return ray.get(self._host.advance.remote(self._spec, until, self._snapshot))  # type: ignore[no-any-return]
+                return ray.get(self._host.advance.remote(self._spec, until, self._snapshot, self._task))  # type: ignore[no-any-return]
             except RayActorError:
                 if self._retries <= 0:
                     raise

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.stopper import Stopper
 
 from loraxs_search.records import SearchPlan
@@ -30,12 +32,39 @@ class DeadlineStopper(Stopper):  # type: ignore[misc]  # ray is untyped
         return False
 
 
-def run_tuner(
-    searcher: StudySearcher, scheduler: Any, plan: SearchPlan, wanted: Slots, storage: Path, deadline: float | None
-) -> None:
-    """Run trials until the searcher has no more; results are in the study folder, not in Tune's grid.
+class _StoppedError(Exception):
+    """Ends Tune's loop."""
 
-    Returns early, without an error, when the process is interrupted (Tune takes the first SIGINT itself).
+
+class StopOnEvent(Callback):  # type: ignore[misc]  # ray is untyped
+    """Ends Tune's loop in order once an event is set: trials keep their last state and stay unfinished.
+
+    Tune itself can be stopped by a signal in the main thread only, and its stoppers wait for each trial's report.
+    """
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # pickled into snapshots that we never read
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self._stop.is_set():
+            raise _StoppedError
+
+
+def run_tuner(
+    searcher: StudySearcher,
+    scheduler: Any,
+    plan: SearchPlan,
+    wanted: Slots,
+    storage: Path,
+    deadline: float | None,
+    stop: threading.Event,
+) -> None:
+    """Run trials until the searcher has no more, or `stop` is set.
+
+    Results are in the study folder, not in Tune's grid.
     """
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, wanted.resources),
@@ -53,7 +82,9 @@ def run_tuner(
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # snapshots are ours, see StudyKeeper
             failure_config=FailureConfig(max_failures=plan.max_failures),
             stop=DeadlineStopper(deadline) if deadline else None,
+            callbacks=[StopOnEvent(stop)],
             verbose=0,
         ),
     )
-    tuner.fit()
+    with contextlib.suppress(_StoppedError):
+        tuner.fit()

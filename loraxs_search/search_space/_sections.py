@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+)
 
 from loraxs_search.records import Direction, Precision, PromotionRule, SearchPlan, TaskKind
 
@@ -34,6 +42,15 @@ def _seconds(value: object) -> object:
     return value
 
 
+def _pack_size(value: object) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise ValueError("must be a whole number of at least 1, or auto")
+
+
+PackSize = Annotated[int | Literal["auto"], PlainValidator(_pack_size)]
 Number = Annotated[float, BeforeValidator(_number)]
 Duration = Annotated[float, Field(gt=0), BeforeValidator(_seconds)]
 
@@ -49,7 +66,7 @@ class SearchSection(Section):
     reduction_factor: Annotated[int, Field(ge=2)] = SearchPlan.reduction_factor
     time_budget: Duration | None = None
     max_failures: Annotated[int, Field(ge=0)] = SearchPlan.max_failures
-    pack_size: Count = SearchPlan.pack_size
+    pack_size: PackSize = SearchPlan.pack_size
     precision: Precision = SearchPlan.precision
     seed: Annotated[int, Field(ge=0, lt=2**32)] = SearchPlan.seed
 

@@ -90,6 +90,12 @@ class Space:
         """Return the largest rank a trial may have."""
         return max(int(rank) for rank in self.parameters["rank"].possible or ())
 
+    def largest(self) -> tuple[int, int]:
+        """Return the largest batch size and the largest rank a trial may have."""
+        batch = self.parameters.get("batch_size")
+        sizes = [Hyperparameters.batch_size] if batch is None else [int(size) for size in batch.possible or ()]
+        return max(sizes), self.max_rank()
+
     def target_groups(self) -> tuple[str, ...]:
         """Return every module group expression a trial may have."""
         parameter = self.parameters.get("target_modules")

@@ -42,11 +42,18 @@ parameters:
   learning_rate: {{log_uniform: [2.0e-3, 2.0e-2]}}
   head_learning_rate: {{log_uniform: [2.0e-3, 2.0e-2]}}
   batch_size: 16
-search: {{trials: {trials}, max_steps: {steps}, report_every: {every}, scheduler: asha, reduction_factor: 2, seed: 0}}
+search:
+  trials: {trials}
+  max_steps: {steps}
+  report_every: {every}
+  scheduler: asha
+  reduction_factor: 2
+  pack_size: 4
+  seed: 0
 promotion: {{candidates: 1}}
 """
 # task: (max_length, steps of a full trial)
-PLANS = {"sst2": (64, 480), "cola": (32, 960), "mrpc": (128, 480), "rte": (128, 480)}
+PLANS = {"sst2": (64, 240), "cola": (32, 480), "mrpc": (128, 240), "rte": (128, 240)}
 
 
 def space_for(task: str, data: Path, trials: int) -> Space:
@@ -55,7 +62,7 @@ def space_for(task: str, data: Path, trials: int) -> Space:
     present = {split: file for split, file in files.items() if Path(file).exists()}
     max_length, steps = PLANS[task]
     text = SPACE.format(
-        task=task, files=json.dumps(present), max_length=max_length, trials=trials, steps=steps, every=steps // 8
+        task=task, files=json.dumps(present), max_length=max_length, trials=trials, steps=steps, every=steps // 4
     )
     return parse_space(text, source=f"{task}.yaml", folder=data)
 

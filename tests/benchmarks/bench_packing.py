@@ -5,11 +5,17 @@
 Every row trains the quickstart's base and data: rank 16 on all linear layers unless told otherwise, warmed up first.
 `ms/step` is the median time of one optimizer step of one trial; `efficiency` is the base's forward and input-gradient
 arithmetic for real (unpadded) tokens, over that time, as a share of the machine's matrix peak measured in the same run.
+
+    python tests/benchmarks/bench_packing.py --slots 8 --last-k 2 --no-prefix
+
+adapts the last two layers only. What enters them is cached, for every row before the time is taken; `--no-prefix` adds
+a line without that, and `--cold` does not fill the cache beforehand. `efficiency` counts the work of all layers still.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -25,6 +31,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 import torch
 
 from loraxs_search.adapter import use_factor_store
+from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.lanes import Lanes, side_by_side
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident import Resident
@@ -65,7 +72,7 @@ class Bench:
         arguments = self._arguments
         common = Hyperparameters(
             rank=arguments.rank,
-            target_modules=tuple(module.name for module in self.resident.modules),
+            target_modules=self._target_modules(),
             learning_rate=1e-3,
             head_learning_rate=1e-3,
             batch_size=arguments.batch_size,
@@ -73,6 +80,12 @@ class Bench:
             factor_rank=max(64, arguments.rank),
         )
         return [TrialSpec(str(i), {}, Hyperparameters(**{**vars(common), "seed": i})) for i in range(count)]
+
+    def _target_modules(self) -> tuple[str, ...]:
+        """Name the linear layers of the last K blocks, or all."""
+        anatomy = Anatomy(self.resident.model, self.resident.modules)
+        first = len(anatomy.layers or ()) - self._arguments.last_k if self._arguments.last_k else 0
+        return tuple(name for name in anatomy.sizes if anatomy.lowest([name]) >= first)
 
     def lone(self) -> Row:
         """Time `TrialRun`, one trial by itself."""
@@ -89,17 +102,24 @@ class Bench:
         self.lone_ms = statistics.median(seconds) * 1e3
         return self._row("lone", 1, seconds, tokens, (1.0, 1.0), size)
 
-    def packed(self, num_slots: int) -> Row:
-        """Time rounds of `num_slots` trials."""
+    def packed(self, num_slots: int, *, prefix: bool = True) -> Row:
+        """Time rounds of `num_slots` trials; with `prefix`, layers below the lowest adapted one are skipped."""
         resident = self.resident
         lanes = self._arguments.lanes
         lanes = (
             Lanes(lanes, max(1, self._arguments.threads // lanes)) if lanes else Lanes(*side_by_side(resident.device))
         )
         pack = Pack(
-            resident.model, resident.factors, resident.modules, max_tokens=self._arguments.max_tokens, lanes=lanes
+            resident.model,
+            resident.factors,
+            resident.modules,
+            max_tokens=self._arguments.max_tokens,
+            lanes=lanes,
+            cache_bytes=None if prefix else 0,
         )
         slots = [pack.join(spec, resident.data) for spec in self.specs(num_slots)]
+        if prefix and self._arguments.last_k and not self._arguments.cold:
+            pack.evaluate(slots[:1], "train")
         plans: list[tuple[int, float]] = []
 
         def round_() -> None:
@@ -111,7 +131,8 @@ class Bench:
         size = max(slot.num_bytes for slot in slots) + pack.seat_bytes
         pack.clear()
         means = (statistics.mean(p for p, _ in plans), statistics.mean(w for _, w in plans))
-        return self._row(num_slots, num_slots, seconds, tokens, means, size)
+        name = num_slots if prefix else f"{num_slots} (no prefix)"
+        return self._row(name, num_slots, seconds, tokens, means, size)
 
     def _timed(
         self, step: Callable[[], object], num_tokens: Callable[[], int], scale: int = 1
@@ -198,6 +219,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--lanes", type=int, help="passes side by side; as many as suit the device unless given")
+    parser.add_argument("--last-k", type=int, default=0, help="adapt the last K layers only; 0 adapts all")
+    parser.add_argument("--no-prefix", action="store_true", help="time each number of slots without the cache as well")
+    parser.add_argument("--cold", action="store_true", help="start with an empty cache, as a search does")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -205,8 +229,8 @@ def main() -> None:
     info = bench.resident.info()
     print(f"{info.device}, {info.dtype}, matrix peak {bench.peak / 1e9:.0f} GFLOP/s, load {os.getloadavg()[0]:.1f}")
     rows = [bench.lone()]
-    for count in arguments.slots:
-        rows.append(bench.packed(count))
+    for count, prefix in itertools.product(arguments.slots, [False, True] if arguments.no_prefix else [True]):
+        rows.append(bench.packed(count, prefix=prefix))
         print(f"  {rows[-1].slots} slots: {rows[-1].ms_per_step:.1f} ms per trial-step", file=sys.stderr)
     print("\n".join(table(rows)))
     if arguments.json:

@@ -50,6 +50,7 @@ def commands(program: str) -> list[Command]:
 
 
 OURS = commands("loraxs-search")
+LAUNCHES = [command for command in OURS if command.args[0] == "launch"]
 RUN = [command for command in OURS if command.args[0] not in ("launch", "ui")]
 
 
@@ -69,7 +70,7 @@ def test_the_readme_has_commands():
 
 @pytest.mark.slow
 def test_the_launch_on_the_first_screen_is_the_one_that_ran(searched):
-    [launch] = [command for command in OURS if command.args[0] == "launch"]
+    launch, _ = LAUNCHES
     assert launch.line == f"loraxs-search {LAUNCH}"
     shared = [word for word in launch.args if word not in ("launch",)]
     assert all(word in searched.launched.args for word in shared)
@@ -78,6 +79,18 @@ def test_the_launch_on_the_first_screen_is_the_one_that_ran(searched):
     heading, *rest = told
     assert heading.split()[:9] == searched.launched.stdout.splitlines()[0].split()[:9]
     assert {shape(line) for line in rest} <= {shape(line) for line in printed.splitlines()}
+
+
+@pytest.mark.slow
+def test_two_spaces_are_launched_together(searched, sized_down, tmp_path):
+    _, together = LAUNCHES
+    shell = replace(searched.shell, folder=tmp_path)
+    shell.ok("spaces", "copy", "movie_reviews", "mine.yaml")
+    done = shell.run(*together.args, *sized_down)
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("trial ") for line in done.stdout.splitlines()) == 2, "two leaderboards"
+    assert re.findall(r"^study (\w+?)-", done.stderr, re.MULTILINE) == ["movie_reviews", "mine"]
+    assert re.search(r"s  mine-\S+  trial 00000  COMPLETE", done.stderr), "lines say whose they are"
 
 
 @pytest.mark.slow

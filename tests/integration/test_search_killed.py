@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies import StudyFolder, list_studies
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")
@@ -64,20 +64,47 @@ def test_kill_9_at_any_moment_then_resume(
         assert after[trial_id].params == record.params
 
 
-def test_the_first_ctrl_c_ends_cleanly_and_says_how_to_go_on(
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_ends_cleanly_and_says_how_to_go_on(
+    number: signal.Signals, in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
+) -> None:
+    name = f"stopped-{number.name}"
+    with start(in_search_home, "launch", str(tiny_space), "--name", name, *SLOWER) as driver:
+        wait_for(driver, lambda: num_reports(name) >= 2)
+        driver.send_signal(number)
+        _, talk = driver.communicate(timeout=120)
+    assert driver.returncode == 130
+    assert f"loraxs-search resume {name}" in talk
+    assert "Traceback" not in talk
+    assert "Stack trace" not in talk
+    with start(in_search_home, "resume", name) as again:
+        again.communicate(timeout=400)
+    assert again.returncode == 0
+    agree(name, 5)
+
+
+def test_studies_that_are_searched_together_are_stopped_and_resumed_each(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
-    with start(in_search_home, "launch", str(tiny_space), "--name", "stopped", *SLOWER) as driver:
-        wait_for(driver, lambda: num_reports("stopped") >= 2)
+    other = tiny_space.with_name("other.yaml")
+    other.write_text(tiny_space.read_text().replace("tiny-reviews", "tiny-others"))
+    with start(in_search_home, "launch", str(tiny_space), str(other), *SLOWER) as driver:
+        wait_for(driver, lambda: sum(map(num_reports, names())) >= 4 and len(names()) == 2)
         driver.send_signal(signal.SIGINT)
         _, talk = driver.communicate(timeout=120)
     assert driver.returncode == 130
-    assert "loraxs-search resume stopped" in talk
     assert "Traceback" not in talk
-    with start(in_search_home, "resume", "stopped") as again:
-        again.communicate(timeout=400)
-    assert again.returncode == 0
-    agree("stopped", 5)
+    for name in names():
+        assert f"loraxs-search resume {name}" in talk
+        with start(in_search_home, "resume", name) as again:
+            again.communicate(timeout=400)
+        assert again.returncode == 0
+        agree(name, 5)
+
+
+def names() -> list[str]:
+    """Return the studies that were named by their space."""
+    return [study for study in list_studies() if study.startswith(("tiny-2", "other-2"))]
 
 
 def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(

@@ -47,7 +47,7 @@ def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any, 
     train(pack, slots, 50)
     metrics = pack.evaluate(slots, "validation")
     packed = [slot.snapshot() for slot in slots]
-    reports = [slot.report(metrics[slot.trial_id]) for slot in slots]
+    reports = [slot.report(metrics[slot.name]) for slot in slots]
     pack.clear()
     for spec, snapshot, report in zip(specs, packed, reports, strict=True):
         lone = world.lone(spec, 50)
@@ -226,7 +226,7 @@ def test_with_r_zero_a_slot_scores_as_the_base(world: Any) -> None:
     for spec in specs:
         init_head(world.model, spec.hyperparameters.seed)
         expected = evaluate(world.model, world.data, "validation", torch.device("cpu"))
-        assert found[spec.trial_id] == pytest.approx(expected, rel=1e-6)
+        assert found[spec.name] == pytest.approx(expected, rel=1e-6)
 
 
 def test_tasks_with_other_labels_share_a_pack(world: Any, other_data: PreparedTask) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from loraxs_search.errors import StudyError, TargetModulesError, TrialDivergedError
+from loraxs_search.errors import StudyError, TargetModulesError, TrialDivergedError, UsageError
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import BaseModelRef
 from loraxs_search.trial import Snapshot
@@ -60,7 +60,7 @@ def test_callers_at_once_get_what_lone_hosts_give(world: Any, make_host: Make) -
         assert (report.step, report.num_tokens, report.size) == (30, expected.num_tokens, expected.size)
         assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
         assert report.device_s > 0
-    assert host.info() == lone.info()
+    assert host.info() == replace(lone.info(), num_slots=4)
 
 
 def test_a_trial_that_diverges_fails_its_own_caller_only(world: Any, make_host: Make) -> None:
@@ -87,7 +87,7 @@ def test_a_released_or_forgotten_trial_goes_on_from_its_snapshot(world: Any, mak
     host, spec = make_host(slots=1), world.spec("1")
     _, at_hand = host.advance(spec, 6, host.advance(spec, 3, None)[1])
     _, state = host.advance(spec, 3, None)  # an older state than the host's: the caller's counts
-    host.release("1")
+    host.release(spec)
     host.advance(world.spec("2"), 2, None)
     _, taken_up = host.advance(spec, 6, state)
     assert distance(taken_up, at_hand) == 0.0
@@ -149,3 +149,24 @@ def test_a_fault_of_the_host_reaches_every_waiting_caller(world: Any, make_host:
 
 def _fail(*_: Any) -> None:
     raise ZeroDivisionError
+
+
+def test_trials_of_several_tasks_share_a_host(world: Any, make_host: Make, other_data: Any) -> None:
+    host, tasks = make_host(), [world.data.task, other_data.task]
+    specs = [replace(world.spec("1"), study=task.name) for task in tasks]  # the same id in both studies
+    with ThreadPoolExecutor(2) as callers:
+        found = list(callers.map(lambda i: host.advance(specs[i], 20, None, tasks[i]), range(2)))
+    base = BaseModelRef(id=world.base.path)
+    for spec, task, (report, state) in zip(specs, tasks, found, strict=True):
+        lone = TrialHost(base, task, precision="float32", device="cpu")
+        expected, reference = lone.advance(spec, 20, None)
+        assert distance(state, reference) < 1e-5
+        assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
+        assert host.confirm(spec, reference, task) == lone.confirm(spec, reference)
+        assert host.info(task) == replace(lone.info(), num_slots=4)
+
+
+def test_a_host_of_lone_trials_refuses_a_second_task(world: Any, other_data: Any) -> None:
+    lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
+    with pytest.raises(UsageError, match="serves one task, but got made-up-3 beside made-up-2"):
+        lone.advance(world.spec("1"), 2, None, other_data.task)

@@ -1,0 +1,85 @@
+"""Studies of several tasks on one pool of hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
+from loraxs_search.records import TrialState
+from loraxs_search.search import launch, launch_together
+from loraxs_search.studies import list_studies
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+REGRESSION = (
+    ("name: tiny-reviews", "name: tiny-ratings"),
+    ("kind: sequence-classification", "kind: regression"),
+    ("label: label", "label: rating"),
+    ("  labels: [negative, positive]\n", ""),
+    ("[accuracy, f1]", "[pearson, spearman]"),
+)
+
+
+@pytest.fixture
+def ratings(tiny_space: Path) -> Path:
+    """The tiny space as a regression on the crowd's rating."""
+    text = tiny_space.read_text()
+    for old, new in REGRESSION:
+        assert old in text
+        text = text.replace(old, new)
+    path = tiny_space.with_name("ratings.yaml")
+    path.write_text(text)
+    return path
+
+
+def test_tasks_that_share_passes_find_what_each_finds_alone(
+    in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
+) -> None:
+    plan = ("search.trials=4", "search.scheduler=none", "search.pack_size=4")
+    together = launch_together([str(tiny_space), str(ratings)], overrides=plan)
+    assert [len(result.candidates) for result in together] == [2, 2]
+    for result, space in zip(together, (tiny_space, ratings), strict=True):
+        agree(result.study, 4)
+        alone = launch(str(space), overrides=("search.trials=4", "search.scheduler=none"))
+        trials = {trial.trial_id: trial for trial in result.trials}
+        for expected in alone.trials:
+            found = trials[expected.trial_id]
+            losses = [report.metrics["loss"] for report in found.reports]
+            assert found.state is TrialState.COMPLETE
+            assert losses == pytest.approx([report.metrics["loss"] for report in expected.reports], rel=1e-4)
+        for candidate in result.candidates:
+            expected_scores = [c.test_metrics for c in alone.candidates if c.trial_id == candidate.trial_id]
+            assert [candidate.test_metrics] == [pytest.approx(scores, abs=1e-3) for scores in expected_scores]
+
+
+def test_a_study_that_fails_leaves_the_others_to_their_end(
+    in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
+) -> None:
+    ratings.write_text(ratings.read_text().replace("label: rating", "label: nowhere").replace("ratings", "broken"))
+    before = set(list_studies())
+    with pytest.raises(TaskDataError, match="nowhere"):
+        launch_together([str(tiny_space), str(ratings)], overrides=("search.trials=2",))
+    (finished,) = set(list_studies()) - before
+    agree(finished, 2)
+
+
+def test_bases_that_differ_are_refused_before_anything_is_written(
+    in_search_home: Path, tiny_space: Path, ratings: Path
+) -> None:
+    ratings.write_text(ratings.read_text().replace("precision: float32", "precision: bfloat16"))
+    before = list_studies()
+    with pytest.raises(UsageError, match=r"agree in `search.precision`, but tiny has float32 and ratings has bfloat16"):
+        launch_together([str(tiny_space), str(ratings)])
+    assert list_studies() == before
+
+
+def test_the_machine_chooses_the_pack_size(
+    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
+) -> None:
+    result = launch(str(tiny_space), name="auto", overrides=("search.pack_size=auto", "search.trials=6"))
+    agree("auto", 6)
+    assert not any(trial.state is TrialState.FAIL for trial in result.trials)
+    with pytest.raises(LoraxsError, match="pack_size"):
+        launch(str(tiny_space), overrides=("search.pack_size=many",))

@@ -1,0 +1,332 @@
+"""Layers below the lowest adapted one are computed once for each row, and the numbers are those of the lone trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, DistilBertConfig, GPT2Config, LlamaConfig, PretrainedConfig, RobertaConfig
+
+from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.packing.lanes import Lanes
+from loraxs_search.packing.layers import PackedLinear
+from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.resident_factors import ResidentFactors
+from loraxs_search.records import TrialSpec
+from loraxs_search.search_space import load_space
+from loraxs_search.tasks import PreparedTask, prepare
+from loraxs_search.trial import Snapshot
+
+TOLERANCE = 1e-5  # relative, on every R, every head tensor and every moment
+NUM_LAYERS = 4
+
+
+def families(vocab: int) -> dict[str, Callable[[], PretrainedConfig]]:
+    """Bases of four layers: two to adapt, two to skip."""
+    small = {"vocab_size": vocab, "hidden_size": 32, "num_attention_heads": 4, "pad_token_id": 0}
+    wide = {**small, "num_hidden_layers": NUM_LAYERS, "intermediate_size": 48}
+    ends = {"eos_token_id": 1, "bos_token_id": 1}
+    return {
+        "bert": lambda: BertConfig(**wide),
+        "roberta": lambda: RobertaConfig(**wide, max_position_embeddings=40),
+        "distilbert": lambda: DistilBertConfig(
+            vocab_size=vocab, dim=32, n_layers=NUM_LAYERS, n_heads=4, hidden_dim=48, pad_token_id=0
+        ),
+        "gpt2": lambda: GPT2Config(
+            vocab_size=vocab, n_embd=32, n_layer=NUM_LAYERS, n_head=4, n_positions=40, pad_token_id=0, **ends
+        ),
+        "llama": lambda: LlamaConfig(**wide, num_key_value_heads=2, max_position_embeddings=40, **ends),
+    }
+
+
+@pytest.fixture
+def deep(make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Make a world whose base has four layers."""
+    known = make_world.__globals__  # type: ignore[attr-defined]
+    for name, config in families(known["VOCAB"]).items():
+        monkeypatch.setitem(known["FAMILIES"], name, config)
+    return make_world
+
+
+def upper(world: Any, lowest: int = NUM_LAYERS - 2) -> list[str]:
+    """Name the linear layers of the blocks from `lowest` on."""
+    return [name for name in world.names if int(next(filter(str.isdigit, name.split(".")))) >= lowest]
+
+
+def upper_specs(world: Any) -> list[TrialSpec]:
+    names = upper(world)
+    return [
+        world.spec("1", target_modules=tuple(names)),
+        world.spec("2", target_modules=tuple(names[1::2]), rank=8, scale=2.0, weight_decay=0.1, batch_size=5),
+        world.spec("3", target_modules=tuple(names), rank=2, sigma="sqrt", batch_size=16, lr_schedule="cosine"),
+        world.spec("4", target_modules=tuple(names[len(names) // 2 :]), rank=6, sigma="output", basis="bottom"),
+    ]
+
+
+def pack_of(world: Any, cache_bytes: int | None = None, num_lanes: int = 2) -> Pack:
+    return Pack(
+        world.model,
+        world.factors,
+        world.modules,
+        max_tokens=200,
+        lanes=Lanes(num_lanes),
+        cache_bytes=cache_bytes,
+    )
+
+
+def train(pack: Pack, slots: Sequence[Any], num_steps: int) -> None:
+    for _ in range(num_steps):
+        assert pack.step(slots) == {}
+
+
+def distance(actual: Snapshot, expected: Snapshot) -> float:
+    """Return the largest |a - b| / |b| over all trained tensors and moments."""
+    pairs = [(actual.parameters, expected.parameters), (actual.moments, expected.moments)]
+    assert all(a.keys() == b.keys() for a, b in pairs)
+    return max(float((a[name] - b[name]).norm() / b[name].norm()) for a, b in pairs for name in b)
+
+
+@contextmanager
+def rows_through(world: Any, block: int) -> Iterator[list[int]]:
+    """Collect how many rows go through a block's first linear layer, call by call."""
+    name = next(name for name in world.names if f".{block}." in name)
+    layer = world.model.get_submodule(name)
+    layer = layer.base_layer if isinstance(layer, PackedLinear) else layer
+    seen: list[int] = []
+    hook = layer.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("num_lanes", [1, 3])
+def test_four_trials_on_the_last_layers_and_a_guest_on_all_equal_lone_trials(
+    deep: Callable[..., Any], num_lanes: int
+) -> None:
+    world = deep("bert")
+    specs, guest = upper_specs(world), world.spec("5", rank=3)
+    pack = pack_of(world, num_lanes=num_lanes)
+    slots = world.join(pack, specs)
+    train(pack, slots, 10)
+    assert pack.num_skipped == 2
+    slots += world.join(pack, [guest])
+    train(pack, slots, 10)
+    assert pack.num_skipped == 0
+    train(pack, slots[:4], 10)
+    assert pack.num_skipped == 2
+    metrics = pack.evaluate(slots[:4], "validation")
+    packed = [slot.snapshot() for slot in slots]
+    reports = [slot.report(metrics[slot.name]) for slot in slots[:4]]
+    pack.clear()
+    assert [snapshot.step for snapshot in packed] == [30, 30, 30, 30, 10]
+    for spec, snapshot in zip([*specs, guest], packed, strict=True):
+        assert distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
+    for spec, report in zip(specs, reports, strict=True):
+        assert report.metrics == pytest.approx(world.lone(spec, 30).reports[-1].metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2", "llama"])
+def test_other_encoders_and_decoders(deep: Callable[..., Any], family: str) -> None:
+    world = deep(family)
+    specs, pack = upper_specs(world), pack_of(world)
+    slots = world.join(pack, specs)
+    train(pack, slots, 10)
+    found = pack.evaluate(slots, "validation")
+    assert pack.num_skipped == 2
+    packed = [slot.snapshot() for slot in slots]
+    pack.clear()
+    for spec, snapshot in zip(specs, packed, strict=True):
+        lone = world.lone(spec, 10)
+        assert distance(snapshot, lone) < TOLERANCE, spec
+        assert found[spec.name] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
+
+
+def test_each_row_goes_through_the_skipped_layers_once(deep: Callable[..., Any]) -> None:
+    world = deep("bert")
+    pack = pack_of(world)
+    slots = world.join(pack, upper_specs(world))
+    pack.shape_of_round(slots)  # seats them, after a probe of the base
+    with rows_through(world, 0) as below, rows_through(world, 2) as above:
+        pack.evaluate(slots, "validation")
+        assert sum(below) == world.data.num_rows("validation")
+        assert sum(above) == 4 * world.data.num_rows("validation")
+        pack.evaluate(slots, "validation")
+        assert sum(below) == world.data.num_rows("validation")
+        below.clear()
+        train(pack, slots, 20)  # more than an epoch of the first slot alone
+        assert sum(below) == world.data.num_rows("train")
+        train(pack, world.join(pack, upper_specs(world)), 5)  # other slots, the same rows
+        assert sum(below) == world.data.num_rows("train")
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1, 20_000])
+def test_memory_is_bounded_and_a_full_one_changes_no_number(deep: Callable[..., Any], cache_bytes: int) -> None:
+    world = deep("bert")
+    specs, pack = upper_specs(world), pack_of(world, cache_bytes)
+    slots = world.join(pack, specs)
+    for _ in range(15):
+        train(pack, slots, 1)
+        assert pack.cached_bytes <= cache_bytes
+    pack.evaluate(slots, "validation")
+    assert cache_bytes / 2 < pack.cached_bytes <= cache_bytes or cache_bytes < 2
+    assert pack.num_skipped == (2 if cache_bytes else 0)
+    packed = [slot.snapshot() for slot in slots]
+    pack.clear()
+    for spec, snapshot in zip(specs, packed, strict=True):
+        assert distance(snapshot, world.lone(spec, 15)) < TOLERANCE, spec
+
+
+def test_what_no_seated_slot_can_use_makes_room(deep: Callable[..., Any]) -> None:
+    world = deep("bert")
+    pack = pack_of(world, 20_000)
+    train(pack, world.join(pack, upper_specs(world)), 5)  # full
+    higher = world.join(pack, [world.spec("6", target_modules=tuple(upper(world, 3)))])
+    pack.evaluate(higher, "validation")
+    assert pack.num_skipped == 3
+    with rows_through(world, 0) as below:
+        pack.evaluate(higher, "validation")
+    assert sum(below) < world.data.num_rows("validation")
+
+
+def test_memory_that_runs_out_takes_the_cache_first(deep: Callable[..., Any]) -> None:
+    world = deep("bert")
+    spec, pack = world.spec("1", target_modules=tuple(upper(world)), batch_size=16), pack_of(world)
+    slots = world.join(pack, [spec])
+    train(pack, slots, 5)
+    held, refusals = pack.cached_bytes, [torch.OutOfMemoryError("CUDA out of memory.")]
+
+    def refuse(_: nn.Module, args: object) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    handle = world.model.register_forward_pre_hook(refuse)
+    train(pack, slots, 5)
+    handle.remove()
+    assert 0 < pack.cached_bytes <= held // 2
+    pack.clear()
+    assert distance(slots[0].snapshot(), world.lone(spec, 10)) < TOLERANCE
+
+
+def test_lanes_and_the_cache_give_the_same_bits_each_time(deep: Callable[..., Any]) -> None:
+    world, found = deep("bert"), []
+    for _ in range(2):
+        pack = pack_of(world, num_lanes=3)
+        slots = world.join(pack, upper_specs(world))
+        train(pack, slots, 10)
+        found.append([slot.snapshot() for slot in slots])
+        pack.clear()
+    for a, b in zip(*found, strict=True):
+        assert all(torch.equal(a.parameters[name], b.parameters[name]) for name in b.parameters)
+
+
+def test_tasks_in_one_pass_keep_their_rows_apart(deep: Callable[..., Any], other_data: PreparedTask) -> None:
+    world = deep("bert")
+    names = tuple(upper(world))
+    pack = pack_of(world)
+    slots = [
+        pack.join(world.spec("1", target_modules=names), world.data),
+        pack.join(world.spec("2", target_modules=names, rank=8), other_data),
+    ]
+    train(pack, slots, 12)
+    packed = [slot.snapshot() for slot in slots]
+    pack.clear()
+    assert distance(packed[0], world.lone(slots[0].spec, 12)) < TOLERANCE
+    world.model, world.data = load_model(world.base, "sequence-classification", 3), other_data
+    assert distance(packed[1], world.lone(slots[1].spec, 12)) < TOLERANCE
+
+
+def test_a_bfloat16_base_is_skipped_too(deep: Callable[..., Any]) -> None:
+    world = deep("bert", dtype=torch.bfloat16)
+    spec, found = world.spec("1", target_modules=tuple(upper(world))), []
+    for cache_bytes in (None, 0):
+        pack = pack_of(world, cache_bytes)
+        slots = world.join(pack, [spec])
+        train(pack, slots, 10)
+        assert pack.num_skipped == (0 if cache_bytes == 0 else 2)
+        found.append(slots[0].snapshot().parameters)
+        pack.clear()
+    assert all(float((found[0][name] - value).norm() / value.norm()) < 0.2 for name, value in found[1].items())
+
+
+def test_the_base_is_the_same_modules_after_a_pack(deep: Callable[..., Any]) -> None:
+    world = deep("llama")
+    modules = dict(world.model.named_modules())
+    pack = pack_of(world)
+    train(pack, world.join(pack, upper_specs(world)), 2)
+    assert dict(world.model.named_modules()) != modules
+    pack.clear()
+    assert dict(world.model.named_modules()) == modules
+
+
+@pytest.mark.parametrize("cache_bytes", [None, 0])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_backward_stops_at_the_lowest_adapted_module(
+    deep: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, family: str, cache_bytes: int | None
+) -> None:
+    world = deep(family)
+    target = upper(world)[3]  # in the midst of a block
+    pack = pack_of(world, cache_bytes, num_lanes=1)
+    slots = world.join(pack, [world.spec("1", target_modules=(target, *upper(world, 3)))])
+    train(pack, slots, 1)
+    entered: list[bool] = []
+    graph: dict[str, bool] = {}
+    hooks = [
+        world.model.get_submodule(name).register_forward_hook(
+            lambda _, args, out, name=name: graph.__setitem__(name, out.requires_grad)
+        )
+        for name in world.names
+        if not name.startswith("score")
+        and (cache_bytes == 0 or int(next(filter(str.isdigit, name.split(".")))) >= NUM_LAYERS - 2)
+    ]
+    hooks.append(
+        world.model.get_submodule(target).register_forward_pre_hook(
+            lambda _, args: entered.append(args[0].requires_grad)
+        )
+    )
+    transposed: list[PackedLinear] = []
+    matrix = PackedLinear.matrix.fget
+    assert matrix is not None
+    monkeypatch.setattr(PackedLinear, "matrix", property(lambda self: (transposed.append(self), matrix(self))[1]))
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
+        train(pack, slots, 1)
+    for hook in hooks:
+        hook.remove()
+    assert entered and not any(entered)
+    before = [name for name in graph if world.names.index(name) < world.names.index(target)]
+    assert len(before) == (3 if cache_bytes is None else world.names.index(target))
+    assert not any(graph[name] for name in before)
+    assert graph[target]
+    lowest = world.model.get_submodule(target)
+    assert lowest not in transposed  # no gradient of its input
+    assert set(transposed) == {world.model.get_submodule(name) for name in upper(world, 3)}
+    weights = {world.model.get_submodule(name).weight.data_ptr() for name in before}
+    assert saved and not any(tensor.untyped_storage().data_ptr() in weights for tensor in saved)
+
+
+@pytest.mark.slow
+def test_last_layers_of_the_quickstart_base(in_warm_home: Any, make_world: Callable[..., Any]) -> None:
+    space = load_space("movie_reviews")
+    base = locate(space.base_model)
+    world = make_world()
+    world.data = prepare(space.task, load_tokenizer(base))
+    world.model = load_model(base, space.task.kind, 2)
+    world.modules = linear_modules(base, space.task.kind, 2)
+    world.names = [module.name for module in world.modules]
+    world.factors = ResidentFactors(world.model, world.model, world.names)
+    blocks = world.model.config.num_hidden_layers
+    names = upper(world, blocks - 2)
+    specs = [world.spec("1", target_modules=tuple(names)), world.spec("2", target_modules=tuple(names[2:]), rank=8)]
+    pack = pack_of(world)
+    slots = world.join(pack, specs)
+    train(pack, slots, 3)
+    assert pack.num_skipped == blocks - 2
+    packed = [slot.snapshot() for slot in slots]
+    pack.clear()
+    for spec, snapshot in zip(specs, packed, strict=True):
+        assert distance(snapshot, world.lone(spec, 3)) < 1e-4, spec

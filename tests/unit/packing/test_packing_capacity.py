@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from loraxs_search.packing import capacity
+from loraxs_search.records import LinearModule
+
+CPU = torch.device("cpu")
+MODULES = tuple(LinearModule(f"layer.{i}", 384, 1536) for i in range(10))
+PER_TOKEN = 2 * 2 * 10 * (384 + 1536)  # bytes in bfloat16
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch):
+    def set_free(num_bytes: int) -> None:
+        monkeypatch.setattr(capacity, "free_bytes", lambda device: num_bytes)
+
+    return set_free
+
+
+def test_the_budget_is_what_half_of_the_free_memory_holds(free):
+    free(2 * 1000 * PER_TOKEN)
+    assert capacity.token_budget(MODULES, torch.bfloat16, CPU) == 1000
+    assert capacity.token_budget(MODULES, torch.float32, CPU) == 500
+
+
+def test_the_budget_is_bounded_on_both_sides(free):
+    free(10**15)
+    assert capacity.token_budget(MODULES, torch.bfloat16, CPU) == 3072
+    assert capacity.token_budget(MODULES, torch.bfloat16, torch.device("cuda")) == 65536
+    free(0)
+    assert capacity.token_budget(MODULES, torch.bfloat16, CPU) == 256
+
+
+@pytest.mark.parametrize(("batch_tokens", "slots"), [(400.0, 15), (3072.0, 2), (1e6, 1), (1.0, 64), (0.0, 64)])
+def test_slots_fill_every_lane_once(batch_tokens, slots):
+    assert capacity.suitable_slots(3072, 2, batch_tokens) == slots
+
+
+def test_slots_beyond_memory_become_fewer_with_a_warning(free, caplog):
+    free(10 * 2**20)
+    with caplog.at_level(logging.WARNING):
+        assert capacity.fitting_slots(64, 2**20, CPU) == 5
+    assert "pack_size is 64, but memory holds the state of 5 trials only" in caplog.text
+    caplog.clear()
+    assert capacity.fitting_slots(4, 2**20, CPU) == 4
+    assert not caplog.text
+    free(0)
+    assert capacity.fitting_slots(4, 2**20, CPU) == 1
+
+
+def test_a_slot_at_rank_16_is_under_a_megabyte():
+    assert capacity.slot_bytes(MODULES * 4, 16, 2) < 2**20
+
+
+def test_this_machine_has_free_memory():
+    assert 2**20 < capacity.free_bytes(CPU) < 2**50
