@@ -154,7 +154,7 @@ class TrialSpec:
     @property
     def name(self) -> str:
         """Unique on a host."""
-        return f"{self.study}/{self.trial_id}"
+        return f"{self.study}/{self.trial_id}" if self.study else self.trial_id
 
 
 class TrialState(enum.StrEnum):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from loraxs_search.adapter import use_factor_store
 from loraxs_search.errors import UsageError
 from loraxs_search.packing.resident import Resident
-from loraxs_search.records import BaseModelRef, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
+from loraxs_search.records import BaseModelRef, Basis, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
 from loraxs_search.trial import Snapshot, TrialRun, attach, detach
 
 
@@ -26,6 +28,10 @@ class TrialHost:
     def info(self, task: Task | None = None) -> HostInfo:
         """Describe base, data and device."""
         return self._resident.info(task)
+
+    def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
+        """Get the factors of these layers ahead of their use."""
+        self._resident.decompose(names, rank, basis)
 
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None

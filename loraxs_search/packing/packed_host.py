@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, cast
@@ -16,7 +16,7 @@ from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident import Resident
 from loraxs_search.packing.slot import Slot
 from loraxs_search.packing.wish import Wish, admit
-from loraxs_search.records import BaseModelRef, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
+from loraxs_search.records import BaseModelRef, Basis, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
 from loraxs_search.trial import Snapshot
 
 LINGER_S = 0.05
@@ -72,8 +72,12 @@ class PackedHost:
     def info(self, task: Task | None = None) -> HostInfo:
         """Describe base, data and device."""
         # By the host's own thread, which is the one that may load what a new task needs.
-        info = cast("HostInfo", self._have_done(lambda: self._resident.info(task)))
+        info = cast("HostInfo", self._have_done(lambda: self._info(task)))
         return replace(info, num_slots=self._num_slots)
+
+    def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
+        """Get the factors of these layers ahead of their use; rounds wait."""
+        self._have_done(lambda: self._resident.decompose(names, rank, basis))
 
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
@@ -186,6 +190,10 @@ class PackedHost:
         self._kept[slot.name] = slot
         while len(self._kept) > self._num_slots:
             self._kept.pop(next(iter(self._kept)))
+
+    def _info(self, task: Task | None) -> HostInfo:
+        self._pack.clear()  # a task may be new and want a head on the base as it is
+        return self._resident.info(task)
 
     def _confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None, score: bool) -> Confirmation:
         self._pack.clear()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.adapter import make_probe, use_factor_store
 from loraxs_search.base_model import head_names, linear_modules, load_model, load_tokenizer, locate
 from loraxs_search.packing.resident_factors import ResidentFactors
 from loraxs_search.records import (
     BaseModelRef,
+    Basis,
     Confirmation,
     HostInfo,
     Precision,
@@ -77,6 +80,12 @@ class Resident:
             dtype=str(self.dtype).removeprefix("torch."),
             versions={name: version(name) for name in _PACKAGES},
         )
+
+    def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
+        """Get the factors of these layers ahead of their use; quick when they are on disk."""
+        layers = {name: self.model.get_submodule(name) for name in names}
+        weights = {n: m.weight.T if isinstance(m, Conv1D) else m.weight for n, m in layers.items()}  # (out, in)
+        self.factors.prepare(weights, rank=rank, basis=basis)
 
     def confirm(
         self, spec: TrialSpec, snapshot: bytes, task: Task | None = None, *, score: bool = True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from loraxs_search.records import BaseModelRef, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
+from loraxs_search.records import BaseModelRef, Basis, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
 from loraxs_search.studies import StudyFolder
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ class HostActor:
 
     def info(self, task: Task) -> HostInfo:
         return self._get(task).info(task)
+
+    def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
+        self._get(task).decompose(names, rank, basis)
 
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
         return self._get(task).advance(spec, until, snapshot, task)

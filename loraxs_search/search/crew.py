@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -15,6 +16,8 @@ from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.search.pool import HostPool
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyInfo
+
+_AT_ONCE, _SAY_EVERY_S = 4, 2.0
 
 
 class Crew:
@@ -40,12 +43,28 @@ class Crew:
         self._keeper: Any = StudyKeeper.options(**options).remote(study.name)  # type: ignore[attr-defined]
         try:
             self.info: HostInfo = pool.info(space.task)
-            describe(space, self.info.modules)  # refuses what no trial could be
+            groups = describe(space, self.info.modules).groups  # refuses what no trial could be
+            self._adaptable = {name for group in groups for name in group.modules}
             self.slots = pool.slots(self.info, study.search)
             ray.get(self._keeper.__ray_ready__.remote())
         except BaseException:
             self.dismiss()
             raise
+
+    def decompose(self, say: Callable[[str], None]) -> None:
+        """Have the factors of every layer that a trial may adapt at hand before the first one starts.
+
+        Large bases take minutes, once: it says how far it is.
+        """
+        names = [m.name for m in self.info.modules if m.name in self._adaptable]
+        parts = [names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE)]
+        said = time.monotonic()
+        for basis in self._space.bases():
+            for done, part in enumerate(parts):
+                if time.monotonic() - said > _SAY_EVERY_S:
+                    say(f"decomposing the base's weights, {basis}: {done * _AT_ONCE} of {len(names)}")
+                    said = time.monotonic()
+                self._pool.decompose(self._space.task, part, self._space.factor_rank(), basis)
 
     def dismiss(self) -> None:
         """End the keeper now."""

@@ -67,6 +67,7 @@ class Driver:
         try:
             crew = Crew(self._info, self._space, pool)
             try:
+                crew.decompose(self._view.phase)
                 return self._run_with(crew, self._open_folder())
             finally:
                 crew.dismiss()

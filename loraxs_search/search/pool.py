@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import ray
 from ray.exceptions import RayActorError
 
-from loraxs_search.records import Confirmation, HostInfo, SearchPlan, Task, TrialSpec
+from loraxs_search.records import Basis, Confirmation, HostInfo, SearchPlan, Task, TrialSpec
 from loraxs_search.search.actors import HostDirectory, HostOrder, here, pinned
 from loraxs_search.search.cluster import NAMESPACE, Slots, gpu_node_ids, slots
 from loraxs_search.search_space import Space
@@ -38,6 +38,11 @@ class HostPool:
         """
         host = ray.get(self._directory.host_for.remote(*self._place))
         return ray.get(host.info.remote(task))  # type: ignore[no-any-return]
+
+    def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
+        """Have the first host get the factors of these layers."""
+        host = ray.get(self._directory.host_for.remote(*self._place))
+        ray.get(host.decompose.remote(task, names, rank, basis))
 
     def slots(self, info: HostInfo, plan: SearchPlan) -> Slots:
         """Say what a trial of one of the studies asks for, and how many it may run at once."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loraxs_search.errors import RankError
 from loraxs_search.records import (
     BaseModelRef,
+    Basis,
     Hyperparameters,
     LinearModule,
     PromotionRule,
@@ -83,12 +84,24 @@ class Space:
             target_modules=names,
             max_steps=self.search.max_steps,
             seed=seed,
-            factor_rank=factor_rank_bucket(self.max_rank()),
+            factor_rank=self.factor_rank(),
         )
 
     def max_rank(self) -> int:
         """Return the largest rank a trial may have."""
         return max(int(rank) for rank in self.parameters["rank"].possible or ())
+
+    def factor_rank(self) -> int:
+        """Return the rank at which factors are computed and stored for every trial."""
+        return factor_rank_bucket(self.max_rank())
+
+    def bases(self) -> tuple[Basis, ...]:
+        """Return every basis a trial may have."""
+        parameter = self.parameters.get("basis")
+        found = () if parameter is None else parameter.possible or ()
+        if parameter is None or (parameter.when and parameter.otherwise is None):
+            found = (*found, Hyperparameters.basis)
+        return cast("tuple[Basis, ...]", tuple(dict.fromkeys(map(str, found))))
 
     def largest(self) -> tuple[int, int]:
         """Return the largest batch size and the largest rank a trial may have."""

@@ -13,7 +13,7 @@ import pytest
 import loraxs_search
 from loraxs_search.records import TrialState
 from loraxs_search.registry import verify
-from loraxs_search.search import SearchResult, launch, resume
+from loraxs_search.search import SearchResult, SilentView, crew, launch, resume
 from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -161,3 +161,20 @@ def test_a_promoted_adapter_predicts(run: Callable[..., SearchResult]) -> None:
     again = loraxs_search.promote("served")
     assert not again.promoted
     assert [d.promoted for d in loraxs_search.history("served-reviews")] == [True, False]
+
+
+def test_long_work_before_the_first_trial_says_how_far_it_is(
+    ray_here: None, in_search_home: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases: list[str] = []
+
+    class Watching(SilentView):
+        def phase(self, text: str) -> None:
+            phases.append(text)
+
+    monkeypatch.setattr(crew, "_SAY_EVERY_S", -1.0)
+    short = ("search.trials=1", "search.max_steps=2", "parameters.basis={choice: [top, bottom]}")
+    launch(str(tiny_space), name="told", overrides=short, view=Watching())
+    told = [text for text in phases if text.startswith("decomposing")]
+    assert told[0] == "decomposing the base's weights, top: 0 of 12"
+    assert told[-1] == "decomposing the base's weights, bottom: 8 of 12"

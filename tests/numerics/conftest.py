@@ -105,8 +105,38 @@ def save_base(folder: Path, family: str = "bert") -> BaseModel:
     return BaseModel(id=family, path=str(folder), weight_digest="0" * 64)
 
 
+HEAD_SHARE = 1e-2
+
+
+def distance(actual: Snapshot, expected: Snapshot) -> float:
+    """Return the largest |a - b| / |b| over every R and its moments; a head's tensors count a hundredth.
+
+    A bias may pass through zero, and Adam makes a full step of a gradient that is nothing but rounding: the lone trial
+    itself differs there by 2e-4 when its rows come in another order, and its R by 1e-6. A head is held against one step
+    at least, its mean gradient against the gradient's size.
+    """
+    ours, theirs = actual.parameters | actual.moments, expected.parameters | expected.moments
+    assert ours.keys() == theirs.keys()
+    found = []
+    for name, value in theirs.items():
+        error, size = float((ours[name] - value).norm()), float(value.norm())
+        if "loraxs_R" in name:
+            found.append(error / size)
+        else:
+            found.append(HEAD_SHARE * error / max(size, _least_size(name, expected)))
+    return max(found)
+
+
+def _least_size(name: str, expected: Snapshot) -> float:
+    if name.startswith("exp_avg/"):
+        return float(expected.moments[f"exp_avg_sq/{name.removeprefix('exp_avg/')}"].sqrt().norm())
+    return 0.0 if name.startswith("exp_avg_sq/") else 1e-3  # the lowest of the learning rates in use
+
+
 class World:
     """One base with its modules and factors, on which trials run alone or packed."""
+
+    distance = staticmethod(distance)
 
     def __init__(self, folder: Path, family: str = "bert", dtype: torch.dtype | None = None) -> None:
         self.base = save_base(folder / "base", family)

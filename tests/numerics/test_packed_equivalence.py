@@ -20,19 +20,12 @@ from loraxs_search.search_space import load_space
 from loraxs_search.tasks import PreparedTask, prepare
 from loraxs_search.trial import Snapshot, evaluate
 
-TOLERANCE = 1e-5  # relative, on every R, every head tensor and every moment
+TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
 
 
 def train(pack: Pack, slots: list[Any], num_steps: int) -> None:
     for _ in range(num_steps):
         assert pack.step(slots) == {}
-
-
-def distance(actual: Snapshot, expected: Snapshot) -> float:
-    """Return the largest |a - b| / |b| over all trained tensors and moments."""
-    pairs = [(actual.parameters, expected.parameters), (actual.moments, expected.moments)]
-    assert all(a.keys() == b.keys() for a, b in pairs)
-    return max(float((a[name] - b[name]).norm() / b[name].norm()) for a, b in pairs for name in b)
 
 
 def same_bits(a: Snapshot, b: Snapshot) -> bool:
@@ -52,7 +45,7 @@ def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any, 
     for spec, snapshot, report in zip(specs, packed, reports, strict=True):
         lone = world.lone(spec, 50)
         expected = lone.reports[-1]
-        assert distance(snapshot, lone) < TOLERANCE, spec
+        assert world.distance(snapshot, lone) < TOLERANCE, spec
         assert (report.step, report.num_tokens, report.size) == (50, expected.num_tokens, expected.size)
         assert report.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
         assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
@@ -67,7 +60,7 @@ def test_composite_heads_two_part_heads_and_transposed_layers(make_world: Callab
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
-        assert distance(snapshot, world.lone(spec, 10)) < TOLERANCE, spec
+        assert world.distance(snapshot, world.lone(spec, 10)) < TOLERANCE, spec
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
@@ -83,7 +76,7 @@ def test_heads_that_train_their_output_alone(make_world: Callable[..., Any], fam
     pack.clear()
     for spec, snapshot, size in zip(specs, packed, sizes, strict=True):
         lone = world.lone(spec, snapshot.step)
-        assert distance(snapshot, lone) < TOLERANCE, spec
+        assert world.distance(snapshot, lone) < TOLERANCE, spec
         assert size == lone.reports[-1].size
 
 
@@ -97,7 +90,7 @@ def test_trials_may_join_and_leave_between_rounds(world: Any) -> None:
     pack.clear()
     assert [snapshot.step for snapshot in packed] == [30, 25, 25, 15, 35, 20]
     for spec, snapshot in zip(specs, packed, strict=True):
-        assert distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
+        assert world.distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
 
 
 def test_results_do_not_depend_on_company_token_budget_or_lanes(world: Any) -> None:
@@ -108,8 +101,8 @@ def test_results_do_not_depend_on_company_token_budget_or_lanes(world: Any) -> N
         train(pack, slots, 20)
         found.append(slots[0].snapshot())
         pack.clear()
-    assert distance(found[1], found[0]) < TOLERANCE
-    assert distance(found[2], found[0]) < TOLERANCE
+    assert world.distance(found[1], found[0]) < TOLERANCE
+    assert world.distance(found[2], found[0]) < TOLERANCE
 
 
 def test_a_trial_moves_between_pack_and_lone_host(world: Any) -> None:
@@ -120,12 +113,12 @@ def test_a_trial_moves_between_pack_and_lone_host(world: Any) -> None:
     train(pack, slots, 20)
     packed = Snapshot.from_bytes(slots[0].snapshot().to_bytes())
     pack.clear()
-    assert distance(world.lone(spec, 40, packed), straight) < TOLERANCE
+    assert world.distance(world.lone(spec, 40, packed), straight) < TOLERANCE
 
     lone = Snapshot.from_bytes(world.lone(spec, 20).to_bytes())
     slots = world.join(pack, [spec, other], [lone])
     train(pack, slots, 20)
-    assert distance(slots[0].snapshot(), straight) < TOLERANCE
+    assert world.distance(slots[0].snapshot(), straight) < TOLERANCE
 
 
 def test_parking_a_slot_changes_no_bit(world: Any) -> None:
@@ -236,12 +229,12 @@ def test_tasks_with_other_labels_share_a_pack(world: Any, other_data: PreparedTa
     found = pack.evaluate(slots, "validation")
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
-    assert distance(packed[0], world.lone(slots[0].spec, 12)) < TOLERANCE
+    assert world.distance(packed[0], world.lone(slots[0].spec, 12)) < TOLERANCE
 
     model = load_model(world.base, "sequence-classification", 3)
     world.model, world.data = model, other_data
     lone = world.lone(slots[1].spec, 12)
-    assert distance(packed[1], lone) < TOLERANCE
+    assert world.distance(packed[1], lone) < TOLERANCE
     assert found["2"] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
 
 
@@ -259,7 +252,7 @@ def test_memory_that_runs_out_halves_the_budget_and_loses_nothing(world: Any) ->
     handle.remove()
     pack.clear()
     assert pack.max_tokens == 100
-    assert distance(slots[0].snapshot(), world.lone(spec, 10)) < TOLERANCE
+    assert world.distance(slots[0].snapshot(), world.lone(spec, 10)) < TOLERANCE
 
 
 def test_a_bfloat16_base_trains_as_the_lone_trial_within_its_rounding(make_world: Callable[..., Any]) -> None:
@@ -271,7 +264,7 @@ def test_a_bfloat16_base_trains_as_the_lone_trial_within_its_rounding(make_world
     pack.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
         assert all(value.dtype == torch.float32 for value in snapshot.parameters.values())
-        assert distance(replace(snapshot, moments={}), replace(world.lone(spec, 30), moments={})) < 0.2, spec
+        assert world.distance(replace(snapshot, moments={}), replace(world.lone(spec, 30), moments={})) < 0.2, spec
 
 
 def test_what_a_base_does_not_have_is_refused(world: Any) -> None:
@@ -298,4 +291,4 @@ def test_pack_equals_lone_trials_on_the_quickstart_base(in_warm_home: Any, make_
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
-        assert distance(snapshot, world.lone(spec, 3)) < 1e-4, spec
+        assert world.distance(snapshot, world.lone(spec, 3)) < 1e-4, spec

@@ -16,6 +16,7 @@ from loraxs_search.records import BaseModelRef
 from loraxs_search.trial import Snapshot
 
 Make = Callable[..., PackedHost]
+Distance = Callable[[bytes, bytes], float]
 
 
 @pytest.fixture
@@ -33,13 +34,12 @@ def make_host(world: Any) -> Iterator[Make]:
         host.close()
 
 
-def distance(a: bytes, b: bytes) -> float:
-    x, y = Snapshot.from_bytes(a).parameters, Snapshot.from_bytes(b).parameters
-    assert x.keys() == y.keys()
-    return max(float((x[name] - y[name]).norm() / y[name].norm()) for name in y)
+@pytest.fixture
+def distance(world: Any) -> Callable[[bytes, bytes], float]:
+    return lambda a, b: world.distance(Snapshot.from_bytes(a), Snapshot.from_bytes(b))
 
 
-def test_callers_at_once_get_what_lone_hosts_give(world: Any, make_host: Make) -> None:
+def test_callers_at_once_get_what_lone_hosts_give(world: Any, make_host: Make, distance: Distance) -> None:
     specs, host = world.mixed_specs(), make_host(slots=4)  # two more callers than slots
 
     def drive(index: int) -> tuple[Any, bytes]:
@@ -83,7 +83,9 @@ def test_a_wish_that_cannot_be_had_is_answered_with_the_reason(world: Any, make_
     assert host.advance(world.spec("1"), 2, None)[0].step == 2
 
 
-def test_a_released_or_forgotten_trial_goes_on_from_its_snapshot(world: Any, make_host: Make) -> None:
+def test_a_released_or_forgotten_trial_goes_on_from_its_snapshot(
+    world: Any, make_host: Make, distance: Distance
+) -> None:
     host, spec = make_host(slots=1), world.spec("1")
     _, at_hand = host.advance(spec, 6, host.advance(spec, 3, None)[1])
     _, state = host.advance(spec, 3, None)  # an older state than the host's: the caller's counts
@@ -93,7 +95,9 @@ def test_a_released_or_forgotten_trial_goes_on_from_its_snapshot(world: Any, mak
     assert distance(taken_up, at_hand) == 0.0
 
 
-def test_two_callers_of_one_trial_are_served_one_after_the_other(world: Any, make_host: Make) -> None:
+def test_two_callers_of_one_trial_are_served_one_after_the_other(
+    world: Any, make_host: Make, distance: Distance
+) -> None:
     host, spec = make_host(), world.spec("1")
     with ThreadPoolExecutor(3) as callers:
         answers = [callers.submit(host.advance, spec, 5, None) for _ in range(3)]
@@ -101,7 +105,7 @@ def test_two_callers_of_one_trial_are_served_one_after_the_other(world: Any, mak
     assert all(distance(state, states[0]) == 0.0 for state in states)
 
 
-def test_confirming_between_rounds_disturbs_nobody(world: Any, make_host: Make) -> None:
+def test_confirming_between_rounds_disturbs_nobody(world: Any, make_host: Make, distance: Distance) -> None:
     host, spec, other = make_host(), world.spec("1"), world.spec("2")
     _, state = host.advance(spec, 5, None)
     with ThreadPoolExecutor(2) as callers:
@@ -151,8 +155,10 @@ def _fail(*_: Any) -> None:
     raise ZeroDivisionError
 
 
-def test_trials_of_several_tasks_share_a_host(world: Any, make_host: Make, other_data: Any) -> None:
+def test_trials_of_several_tasks_share_a_host(world: Any, make_host: Make, other_data: Any, distance: Distance) -> None:
     host, tasks = make_host(), [world.data.task, other_data.task]
+    host.advance(world.spec("9"), 2, None)
+    assert host.info(tasks[1]).head_parameters != host.info().head_parameters  # while a slot is seated
     specs = [replace(world.spec("1"), study=task.name) for task in tasks]  # the same id in both studies
     with ThreadPoolExecutor(2) as callers:
         found = list(callers.map(lambda i: host.advance(specs[i], 20, None, tasks[i]), range(2)))

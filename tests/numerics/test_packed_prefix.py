@@ -19,9 +19,8 @@ from loraxs_search.packing.resident_factors import ResidentFactors
 from loraxs_search.records import TrialSpec
 from loraxs_search.search_space import load_space
 from loraxs_search.tasks import PreparedTask, prepare
-from loraxs_search.trial import Snapshot
 
-TOLERANCE = 1e-5  # relative, on every R, every head tensor and every moment
+TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
 NUM_LAYERS = 4
 
 
@@ -83,13 +82,6 @@ def train(pack: Pack, slots: Sequence[Any], num_steps: int) -> None:
         assert pack.step(slots) == {}
 
 
-def distance(actual: Snapshot, expected: Snapshot) -> float:
-    """Return the largest |a - b| / |b| over all trained tensors and moments."""
-    pairs = [(actual.parameters, expected.parameters), (actual.moments, expected.moments)]
-    assert all(a.keys() == b.keys() for a, b in pairs)
-    return max(float((a[name] - b[name]).norm() / b[name].norm()) for a, b in pairs for name in b)
-
-
 @contextmanager
 def rows_through(world: Any, block: int) -> Iterator[list[int]]:
     """Collect how many rows go through a block's first linear layer, call by call."""
@@ -125,7 +117,7 @@ def test_four_trials_on_the_last_layers_and_a_guest_on_all_equal_lone_trials(
     pack.clear()
     assert [snapshot.step for snapshot in packed] == [30, 30, 30, 30, 10]
     for spec, snapshot in zip([*specs, guest], packed, strict=True):
-        assert distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
+        assert world.distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
     for spec, report in zip(specs, reports, strict=True):
         assert report.metrics == pytest.approx(world.lone(spec, 30).reports[-1].metrics, rel=1e-5)
 
@@ -142,7 +134,7 @@ def test_other_encoders_and_decoders(deep: Callable[..., Any], family: str) -> N
     pack.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
         lone = world.lone(spec, 10)
-        assert distance(snapshot, lone) < TOLERANCE, spec
+        assert world.distance(snapshot, lone) < TOLERANCE, spec
         assert found[spec.name] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
 
 
@@ -178,7 +170,7 @@ def test_memory_is_bounded_and_a_full_one_changes_no_number(deep: Callable[..., 
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
-        assert distance(snapshot, world.lone(spec, 15)) < TOLERANCE, spec
+        assert world.distance(snapshot, world.lone(spec, 15)) < TOLERANCE, spec
 
 
 def test_what_no_seated_slot_can_use_makes_room(deep: Callable[..., Any]) -> None:
@@ -209,7 +201,7 @@ def test_memory_that_runs_out_takes_the_cache_first(deep: Callable[..., Any]) ->
     handle.remove()
     assert 0 < pack.cached_bytes <= held // 2
     pack.clear()
-    assert distance(slots[0].snapshot(), world.lone(spec, 10)) < TOLERANCE
+    assert world.distance(slots[0].snapshot(), world.lone(spec, 10)) < TOLERANCE
 
 
 def test_lanes_and_the_cache_give_the_same_bits_each_time(deep: Callable[..., Any]) -> None:
@@ -235,9 +227,9 @@ def test_tasks_in_one_pass_keep_their_rows_apart(deep: Callable[..., Any], other
     train(pack, slots, 12)
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
-    assert distance(packed[0], world.lone(slots[0].spec, 12)) < TOLERANCE
+    assert world.distance(packed[0], world.lone(slots[0].spec, 12)) < TOLERANCE
     world.model, world.data = load_model(world.base, "sequence-classification", 3), other_data
-    assert distance(packed[1], world.lone(slots[1].spec, 12)) < TOLERANCE
+    assert world.distance(packed[1], world.lone(slots[1].spec, 12)) < TOLERANCE
 
 
 def test_a_bfloat16_base_is_skipped_too(deep: Callable[..., Any]) -> None:
@@ -329,4 +321,4 @@ def test_last_layers_of_the_quickstart_base(in_warm_home: Any, make_world: Calla
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
-        assert distance(snapshot, world.lone(spec, 3)) < 1e-4, spec
+        assert world.distance(snapshot, world.lone(spec, 3)) < 1e-4, spec

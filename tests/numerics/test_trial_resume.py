@@ -52,7 +52,7 @@ def test_a_fresh_host_goes_on_bit_for_bit(which: str, tiny_space: Path, request:
     for until in (4, 8, 12):
         _, state = host.advance(trial, until, state)
     undisturbed = Snapshot.from_bytes(state)
-    host.release(trial.trial_id)
+    host.release(trial)
 
     _, early = host.advance(trial, 4, None)
     space = load_space(str(tiny_space))
@@ -83,7 +83,7 @@ def test_snapshot_bytes_are_the_same_for_the_same_state(host: TrialHost, tiny_sp
 def test_a_diverging_trial_says_so_and_leaves_the_host_as_it_was(host: TrialHost, tiny_space: Path) -> None:
     good = spec(host, tiny_space)
     _, before = host.advance(good, 4, None)
-    host.release(good.trial_id)
+    host.release(good)
     bad = spec(host, tiny_space, "00001", learning_rate=1e38, scale=1e30)
     with pytest.raises(TrialDivergedError, match="finite"):
         host.advance(bad, 12, None)

@@ -234,3 +234,25 @@ def test_the_room_is_light():
     code = "import sys, loraxs_search.search_space; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "optuna", "transformers", "ray", "mlflow", "datasets", "sklearn"} & set(loaded)
+
+
+def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, text):
+    assert parse(text).bases() == ("top",)
+    assert parse(text, "parameters.basis={choice: [middle, random]}").bases() == ("middle", "random")
+    assert parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").bases() == ("bottom", "top")
+    assert parse(text).largest() == (16, 16)
+    assert parse(text, "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}").largest() == (
+        64,
+        32,
+    )
+
+
+@pytest.mark.parametrize("size", ["1", "64", "auto"])
+def test_a_pack_size_is_a_number_or_left_to_the_machine(parse, text, size):
+    assert str(parse(text, f"search.pack_size={size}").search.pack_size) == size
+
+
+@pytest.mark.parametrize("size", ["0", "many", "2.5", "true", "[4]"])
+def test_other_pack_sizes_are_refused(faults, text, size):
+    (fault,) = faults(text, f"search.pack_size={size}")
+    assert "search.pack_size: must be a whole number of at least 1, or auto" in fault
