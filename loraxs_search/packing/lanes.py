@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from loraxs_search.packing.plan import Pass
+from loraxs_search.packing.plan import PASS_TOKENS, Pass
 
 ResultT = TypeVar("ResultT")
 
@@ -31,6 +31,11 @@ class Lanes:
         if count > 1:
             # The setting is the calling thread's own.
             self._pool = ThreadPoolExecutor(count, "lane", initializer=torch.set_num_threads, initargs=(threads,))
+
+    def makespan(self, passes: Sequence[Pass]) -> int:
+        """Return what the lane with most to do computes, in tokens, the cost of each pass included."""
+        lanes = _assign(passes, self.count)
+        return max(sum(passes[i].num_tokens + PASS_TOKENS for i in lane) for lane in lanes)
 
     def run(self, passes: Sequence[Pass], compute: Callable[[int, Pass], ResultT]) -> list[ResultT]:
         """Call `compute(lane, pass)` for every pass and return the results in the order of `passes`.

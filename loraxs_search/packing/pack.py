@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 _ROOM = 1.1  # what padding may add to the tokens of a plan
+_PARTS = (1, 2, 3, 4)  # passes a lane may have in a round
 
 
 class Pack:
@@ -198,9 +199,10 @@ class Pack:
     def _passes(self, demands: Sequence[Demand]) -> list[Pass]:
         longest = max(int(demand.lengths.max()) for demand in demands)
         total = sum(int(demand.lengths.sum()) for demand in demands)
-        # No pass so large that another lane has nothing to do beside it.
-        budget = min(self.max_tokens, max(longest, math.ceil(_ROOM * total / self._lanes.count)))
-        return plan_passes(demands, budget)
+        # Large passes have fewer calls, small ones keep every lane busy to the end: the plan that is done first wins.
+        shares = [math.ceil(_ROOM * total / (self._lanes.count * parts)) for parts in _PARTS]
+        budgets = dict.fromkeys(min(self.max_tokens, max(longest, share)) for share in shares)
+        return min((plan_passes(demands, budget) for budget in budgets), key=self._lanes.makespan)
 
     def _within_memory(self, compute: Callable[[], ResultT]) -> ResultT:
         """Compute, with half the token budget again and again until it fits; nothing is lost by a failed try."""

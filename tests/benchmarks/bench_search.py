@@ -89,6 +89,7 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
         "accuracy": [report.metrics["accuracy"] for report in reports],
         "tokens": sum(report.num_tokens for report in reports),
         "phases_s": clock.seconds(),
+        "host_s": round(sum(report.device_s for report in reports), 1),  # what of training the host computed
     }
 
 
