@@ -33,8 +33,14 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Unit tests side by side, then the searches, which take both cores themselves.
 test: lint browser
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -n 2 tests/unit
+	$(BIN)/python -m pytest --ignore tests/unit
+endif
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

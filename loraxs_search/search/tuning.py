@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,32 @@ class DeadlineStopper(Stopper):  # type: ignore[misc]  # ray is untyped
         return False
 
 
+# Tune registers what it runs in a dictionary of the process, which it walks through: studies that are searched
+# together set up one after the other, until their loops begin.
+_SETTING_UP = threading.Lock()
+
+
 class _StoppedError(Exception):
     """Ends Tune's loop."""
 
 
-class StopOnEvent(Callback):  # type: ignore[misc]  # ray is untyped
+class LoopWatch(Callback):  # type: ignore[misc]  # ray is untyped
     """Ends Tune's loop in order once an event is set: trials keep their last state and stay unfinished.
 
     Tune itself can be stopped by a signal in the main thread only, and its stoppers wait for each trial's report.
+
+    Args:
+        begun: Called at each turn of the loop.
     """
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+    def __init__(self, stop: threading.Event, begun: Callable[[], None]) -> None:
+        self._stop, self._begun = stop, begun
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # pickled into snapshots that we never read
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._begun()
         if self._stop.is_set():
             raise _StoppedError
 
@@ -66,25 +76,26 @@ def run_tuner(
 
     Results are in the study folder, not in Tune's grid.
     """
-    tuner = tune.Tuner(
-        tune.with_resources(TrialTrainable, wanted.resources),
-        tune_config=TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=-1,
-            max_concurrent_trials=min(plan.concurrent or wanted.num_slots, plan.trials),
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=RunConfig(
-            name=uuid.uuid4().hex,  # every run of the driver is a fresh experiment to Tune
-            storage_path=str(storage),
-            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # snapshots are ours, see StudyKeeper
-            failure_config=FailureConfig(max_failures=plan.max_failures),
-            stop=DeadlineStopper(deadline) if deadline else None,
-            callbacks=[StopOnEvent(stop)],
-            verbose=0,
-        ),
-    )
-    with contextlib.suppress(_StoppedError):
+    with contextlib.suppress(_StoppedError), contextlib.ExitStack() as setting_up:
+        setting_up.enter_context(_SETTING_UP)
+        tuner = tune.Tuner(
+            tune.with_resources(TrialTrainable, wanted.resources),
+            tune_config=TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1,
+                max_concurrent_trials=min(plan.concurrent or wanted.num_slots, plan.trials),
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=RunConfig(
+                name=uuid.uuid4().hex,  # every run of the driver is a fresh experiment to Tune
+                storage_path=str(storage),
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # snapshots are ours, see StudyKeeper
+                failure_config=FailureConfig(max_failures=plan.max_failures),
+                stop=DeadlineStopper(deadline) if deadline else None,
+                callbacks=[LoopWatch(stop, setting_up.close)],
+                verbose=0,
+            ),
+        )
         tuner.fit()
