@@ -19,6 +19,8 @@ LrSchedule = Literal["linear", "cosine", "constant"]
 Split = Literal["train", "validation", "test"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
+MAX_AUTO_PACK_SIZE = 64  # what `pack_size: auto` comes to at most
+
 
 # ---- base model ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)

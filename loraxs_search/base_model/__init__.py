@@ -12,7 +12,7 @@ from loraxs_search.base_model._locate import locate
 
 if TYPE_CHECKING:
     from loraxs_search.base_model.head import fresh_head, head_names, init_head, output_head, pass_through
-    from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules
+    from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "locate",
+    "matrix",
     "output_head",
     "pass_through",
 ]
@@ -38,6 +39,7 @@ _HOMES = {
     "linear_modules": "layers",
     "load_model": "load",
     "load_tokenizer": "load",
+    "matrix": "layers",
     "output_head": "head",
     "pass_through": "head",
 }

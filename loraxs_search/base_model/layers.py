@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -64,6 +64,12 @@ def head_shapes(base: BaseModel, kind: TaskKind, num_labels: int, head: Head = "
     }
 
 
+def matrix(layer: nn.Module) -> Tensor:
+    """Return a linear layer's weight as the function computes it, shape (out, in); a view."""
+    weight = layer.get_parameter("weight")
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
 def _without_weights(base: BaseModel, kind: TaskKind, num_labels: int) -> PreTrainedModel:
     """Return the task model with every tensor on the meta device."""
     config = task_config(base, kind, num_labels)
@@ -77,5 +83,5 @@ def _in_block(name: str) -> bool:
 
 def _sizes(module: nn.Module) -> tuple[int, int]:
     """Return (in_features, out_features)."""
-    first, second = module.get_parameter("weight").shape
-    return (first, second) if isinstance(module, Conv1D) else (second, first)
+    out_features, in_features = matrix(module).shape
+    return in_features, out_features

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.cli._interrupts import interrupts
-from loraxs_search.cli._output import print_leaderboard
+from loraxs_search.cli._output import emit, print_leaderboard
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.records import to_json
-from loraxs_search.reports import leaderboard
-from loraxs_search.studies import StudyFolder
+from loraxs_search.reports import LeaderboardRow, leaderboard
+from loraxs_search.studies import StudyFolder, StudyInfo
 
 if TYPE_CHECKING:
     from loraxs_search.cli._lines import LinesView
@@ -92,33 +92,36 @@ def _interrupted(studies: Iterable[str | None]) -> Exception:
 
 def show_result(result: SearchResult, as_json: bool) -> None:
     """Print the leaderboard to stdout and what to do next to stderr."""
-    if as_json:
-        print(to_json(_as_data(result), indent=2))
-    _show(result, table=not as_json)
+    info, rows = _leaderboard(result)
+    emit(as_json, _as_data(result, rows), lambda: print_leaderboard(rows, info.task))
+    _say_what_next(result, info, len(rows))
 
 
 def show_results(results: Sequence[SearchResult], as_json: bool) -> None:
     """Print the leaderboards of several studies, as JSON in a list."""
-    if as_json:
-        print(to_json([_as_data(result) for result in results], indent=2))
-    for result in results:
-        _show(result, table=not as_json)
+    if not as_json:
+        for result in results:
+            show_result(result, as_json)
+        return
+    boards = [(result, *_leaderboard(result)) for result in results]
+    print(to_json([_as_data(result, rows) for result, _, rows in boards], indent=2))
+    for result, info, rows in boards:
+        _say_what_next(result, info, len(rows))
 
 
-def _as_data(result: SearchResult) -> dict[str, Any]:
+def _leaderboard(result: SearchResult) -> tuple[StudyInfo, list[LeaderboardRow]]:
     info = StudyFolder.open(result.study).info
-    rows = leaderboard(result.trials, info.task, result.candidates)
+    return info, leaderboard(result.trials, info.task, result.candidates)
+
+
+def _as_data(result: SearchResult, rows: Sequence[LeaderboardRow]) -> dict[str, Any]:
     return {"study": result.study, "wall_s": result.wall_s, "notice": result.notice, "trials": rows}
 
 
-def _show(result: SearchResult, *, table: bool) -> None:
-    info = StudyFolder.open(result.study).info
-    rows = leaderboard(result.trials, info.task, result.candidates)
-    if table:
-        print_leaderboard(rows, info.task)
-        sys.stdout.flush()
+def _say_what_next(result: SearchResult, info: StudyInfo, num_trials: int) -> None:
+    sys.stdout.flush()  # where both go to one place, the table comes first
     if result.notice:
         print(f"\nnotice: {result.notice}", file=sys.stderr)
-    print(f"\nstudy {result.study}: {len(rows)} trials in {result.wall_s:.0f} s", file=sys.stderr)
+    print(f"\nstudy {result.study}: {num_trials} trials in {result.wall_s:.0f} s", file=sys.stderr)
     print(f"browse the trials: {_browse(info.tracking_uri)}", file=sys.stderr)
     print(f"next: loraxs-search promote {result.study}", file=sys.stderr)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import psutil
 import torch
 
-from loraxs_search.records import LinearModule
+from loraxs_search.records import MAX_AUTO_PACK_SIZE, LinearModule
 
 log = logging.getLogger(__name__)
 
-MAX_SLOTS = 64
 # Padded tokens of one pass beyond which a pass was no faster for being larger.
 _CPU_TOKENS, _DEVICE_TOKENS = 3072, 65536
 _LEAST_TOKENS = 256
@@ -43,7 +42,7 @@ def suitable_slots(max_tokens: int, lanes: int, batch_tokens: float) -> int:
     Args:
         batch_tokens: Real tokens of one trial's batch.
     """
-    return max(1, min(MAX_SLOTS, round(lanes * max_tokens / max(1.0, batch_tokens))))
+    return max(1, min(MAX_AUTO_PACK_SIZE, round(lanes * max_tokens / max(1.0, batch_tokens))))
 
 
 def fitting_slots(wanted: int, slot_bytes: int, device: torch.device) -> int:
@@ -54,7 +53,7 @@ def fitting_slots(wanted: int, slot_bytes: int, device: torch.device) -> int:
     return min(wanted, fit)
 
 
-def slot_bytes(modules: Iterable[LinearModule], rank: int, lanes: int) -> int:
+def slot_bytes(modules: Sequence[LinearModule], rank: int, lanes: int) -> int:
     """Return the memory of one slot outside activations: R, gradient and moments, and its place among the seated."""
     # R, its gradient and two moments; exact, rounded and a gradient for each lane in the pack.
-    return 4 * rank * rank * (4 + 2 + lanes) * sum(1 for _ in modules)
+    return 4 * rank * rank * (4 + 2 + lanes) * len(modules)

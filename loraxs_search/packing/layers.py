@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear, pad
-from transformers.pytorch_utils import Conv1D
 
+from loraxs_search.base_model import matrix
 from loraxs_search.packing.route import Board, Run
 
 
@@ -71,7 +71,7 @@ class PackedLinear(nn.Module):
     @property
     def matrix(self) -> Tensor:
         """The base weight as the function computes it, shape (out, in)."""
-        return self.weight.T if isinstance(self.base_layer, Conv1D) else self.weight
+        return matrix(self.base_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         route = self._board.route

@@ -20,8 +20,8 @@ from loraxs_search.factors import FactorStore
 from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.lanes import Lanes
 from loraxs_search.packing.passes import Output, Rows, run_pass, run_prefix
-from loraxs_search.packing.plan import Demand, Pass, padding, plan_passes
-from loraxs_search.packing.prefix import Indices, Prefix
+from loraxs_search.packing.plan import Demand, Indices, Pass, padding, plan_passes
+from loraxs_search.packing.prefix import Prefix
 from loraxs_search.packing.seating import Seating
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import LinearModule, Split, TrialSpec
@@ -200,7 +200,9 @@ class Pack:
         longest = max(int(demand.lengths.max()) for demand in demands)
         total = sum(int(demand.lengths.sum()) for demand in demands)
         # Large passes have fewer calls, small ones keep every lane busy to the end: the plan that is done first wins.
-        shares = [math.ceil(_ROOM * total / (self._lanes.count * parts)) for parts in _PARTS]
+        # A lone lane is busy anyway.
+        num_lanes = self._lanes.count
+        shares = [math.ceil(_ROOM * total / (num_lanes * parts)) for parts in (_PARTS if num_lanes > 1 else (1,))]
         budgets = dict.fromkeys(min(self.max_tokens, max(longest, share)) for share in shares)
         return min((plan_passes(demands, budget) for budget in budgets), key=self._lanes.makespan)
 

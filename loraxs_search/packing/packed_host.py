@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, cast
+from typing import TypeVar
 
 from loraxs_search.errors import LoraxsError
 from loraxs_search.packing import capacity
@@ -18,6 +18,8 @@ from loraxs_search.packing.slot import Slot
 from loraxs_search.packing.wish import Wish, admit
 from loraxs_search.records import BaseModelRef, Basis, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
 from loraxs_search.trial import Snapshot
+
+ResultT = TypeVar("ResultT")
 
 LINGER_S = 0.05
 
@@ -71,13 +73,12 @@ class PackedHost:
 
     def info(self, task: Task | None = None) -> HostInfo:
         """Describe base, data and device."""
-        # By the host's own thread, which is the one that may load what a new task needs.
-        info = cast("HostInfo", self._have_done(lambda: self._info(task)))
+        info = self._on_bare_base(lambda: self._resident.info(task))
         return replace(info, num_slots=self._num_slots)
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use; rounds wait."""
-        self._have_done(lambda: self._resident.decompose(names, rank, basis))
+        self._on_bare_base(lambda: self._resident.decompose(names, rank, basis))
 
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
@@ -106,7 +107,7 @@ class PackedHost:
         self, spec: TrialSpec, snapshot: bytes, task: Task | None = None, *, score: bool = True
     ) -> Confirmation:
         """Return a trained adapter's files and, with `score`, its metrics on the test split; rounds wait."""
-        return cast("Confirmation", self._have_done(lambda: self._confirm(spec, snapshot, task, score)))
+        return self._on_bare_base(lambda: self._resident.confirm(spec, snapshot, task, score=score))
 
     def close(self) -> None:
         """End the host's thread once all who wait are answered; the host takes no more calls."""
@@ -191,17 +192,18 @@ class PackedHost:
         while len(self._kept) > self._num_slots:
             self._kept.pop(next(iter(self._kept)))
 
-    def _info(self, task: Task | None) -> HostInfo:
-        self._pack.clear()  # a task may be new and want a head on the base as it is
-        return self._resident.info(task)
-
-    def _confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None, score: bool) -> Confirmation:
-        self._pack.clear()
-        return self._resident.confirm(spec, snapshot, task, score=score)
-
     # ---- the callers' side -------------------------------------------------------------------------------------------
-    def _have_done(self, chore: Callable[[], Any]) -> Any:
-        answer: Future[Any] = Future()
+    def _on_bare_base(self, chore: Callable[[], ResultT]) -> ResultT:
+        """Have the host's own thread do what needs the base as it was loaded, with no packed layer on it."""
+
+        def run() -> ResultT:
+            self._pack.clear()
+            return chore()
+
+        return self._have_done(run)
+
+    def _have_done(self, chore: Callable[[], ResultT]) -> ResultT:
+        answer: Future[ResultT] = Future()
 
         def run() -> None:
             try:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from loraxs_search.packing.plan import Pass
-from loraxs_search.packing.prefix import Indices, Prefix
+from loraxs_search.packing.plan import Indices, Pass
+from loraxs_search.packing.prefix import Prefix
 from loraxs_search.packing.route import Block, Route
 from loraxs_search.packing.seating import Seating
 from loraxs_search.records import Split

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from loraxs_search.packing.plan import Indices
 from loraxs_search.packing.shortcut import Shortcut
 from loraxs_search.records import Split
 from loraxs_search.tasks import PreparedTask
 
-Indices = npt.NDArray[np.int64]
 Part = tuple[PreparedTask, Indices]  # rows of one task
 _Key = tuple[int, PreparedTask, Split]
 

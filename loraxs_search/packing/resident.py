@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.adapter import make_probe, use_factor_store
-from loraxs_search.base_model import head_names, linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.base_model import head_names, linear_modules, load_model, load_tokenizer, locate, matrix
 from loraxs_search.packing.resident_factors import ResidentFactors
 from loraxs_search.records import (
     BaseModelRef,
@@ -44,6 +43,7 @@ class Resident:
 
     def __init__(self, base: BaseModelRef, task: Task, *, precision: Precision = "auto", device: str = "auto") -> None:
         self.device = _choose_device(device)
+        self._device_name = _device_name(self.device)  # now: another thread of a process may have its own setting
         self.base = locate(base)
         self.task = task
         self._prepared: dict[str, PreparedTask] = {}
@@ -76,15 +76,14 @@ class Resident:
             head_parameters=self._exact_for(data.task)[1],
             data_fingerprint=data.data_fingerprint,
             num_rows={split: data.num_rows(split) for split in ("train", "validation", "test")},
-            device=_device_name(self.device),
+            device=self._device_name,
             dtype=str(self.dtype).removeprefix("torch."),
             versions={name: version(name) for name in _PACKAGES},
         )
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use; quick when they are on disk."""
-        layers = {name: self.model.get_submodule(name) for name in names}
-        weights = {n: m.weight.T if isinstance(m, Conv1D) else m.weight for n, m in layers.items()}  # (out, in)
+        weights = {name: matrix(self.model.get_submodule(name)) for name in names}
         self.factors.prepare(weights, rank=rank, basis=basis)
 
     def confirm(
@@ -115,8 +114,8 @@ class Resident:
         key = (task.kind, self.prepared(task).head.num_labels)
         if key not in self._exact:
             model = self._load(task, None)
-            for first, _ in self._exact.values():
-                model.base_model.load_state_dict(first.base_model.state_dict(keep_vars=True), assign=True)
+            if self._exact:
+                model.base_model.load_state_dict(self.exact.base_model.state_dict(keep_vars=True), assign=True)
             # Counted before any trial puts its own head beside it.
             heads = [model.get_submodule(name) for name in head_names(model)]
             self._exact[key] = model, sum(p.numel() for head in heads for p in head.parameters())

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.adapter import ModuleSettings
-from loraxs_search.base_model import head_names
+from loraxs_search.base_model import head_names, matrix
 from loraxs_search.factors import Factors, FactorStore
 from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.layers import Cores, PackedHead, PackedLinear, Pair
@@ -148,10 +147,8 @@ class Seating:
 
     def _get(self, name: str, family: _Family) -> Factors:
         driver, basis, rank = family
-        layer = self._linears[name]
-        weight = layer.get_parameter("weight").detach()
-        oriented = weight.T if isinstance(layer, Conv1D) else weight
-        return self._factors.get(oriented, rank=rank, basis=basis, driver=driver)  # type: ignore[arg-type]
+        weight = matrix(self._linears[name]).detach()
+        return self._factors.get(weight, rank=rank, basis=basis, driver=driver)  # type: ignore[arg-type]
 
     def _forget_pairs(self, rank: int) -> None:
         self._pairs = {key: pair for key, pair in self._pairs.items() if key[-1] == rank}

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from loraxs_search.records import BaseModelRef, Basis, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
+from loraxs_search.records import (
+    MAX_AUTO_PACK_SIZE,
+    BaseModelRef,
+    Basis,
+    Confirmation,
+    HostInfo,
+    Precision,
+    Task,
+    TrialReport,
+    TrialSpec,
+)
 from loraxs_search.studies import StudyFolder
 
 if TYPE_CHECKING:
@@ -20,7 +30,6 @@ if TYPE_CHECKING:
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
 # used by others. Read by OpenMP when torch is imported.
 _HOST_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-_MAX_AUTO = 64  # what `auto` comes to at most
 
 
 def here() -> str:
@@ -121,7 +130,7 @@ class HostDirectory:
             env["CUDA_VISIBLE_DEVICES"] = gpu
         # One more than may wait for a round, so that a question about the host is always answered.
         size = self._order.pack_size
-        concurrency = 1 + (_MAX_AUTO if size == "auto" else size) if self._order.packed else 1
+        concurrency = 1 + (MAX_AUTO_PACK_SIZE if size == "auto" else size) if self._order.packed else 1
         options = {"runtime_env": {"env_vars": env}, "max_concurrency": concurrency, **pinned(node_id)}
         return HostActor.options(**options).remote(self._order)  # type: ignore[attr-defined]
 

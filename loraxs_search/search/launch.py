@@ -91,7 +91,12 @@ def launch_together(
         Driver(info, space, views(info.name) if views else SilentView(), stop)
         for info, space in zip(infos, loaded, strict=True)
     ]
-    with _ready(loaded, uri, address) as pool, ThreadPoolExecutor(len(drivers), "study") as threads:
+    with _ready(loaded, uri, address) as pool:
+        return _run_side_by_side(drivers, pool, stop)
+
+
+def _run_side_by_side(drivers: Sequence[Driver], pool: HostPool, stop: threading.Event) -> list[SearchResult]:
+    with ThreadPoolExecutor(len(drivers), "study") as threads:
         futures = [threads.submit(driver.run, pool) for driver in drivers]
         try:
             wait(futures)
@@ -105,18 +110,18 @@ def launch_together(
 
 
 def _check_together(spaces: Sequence[Space]) -> None:
-    first = spaces[0]
-    for space in spaces[1:]:
-        for name, values in (
-            ("base_model", (first.base_model, space.base_model)),
-            ("search.precision", (first.search.precision, space.search.precision)),
-        ):
-            if values[0] != values[1]:
-                raise UsageError(
-                    f"Spaces that are searched together must agree in `{name}`, but {first.name} has {values[0]} and"
-                    f" {space.name} has {values[1]}.",
-                    hint="launch them one after the other, or give both the same",
-                )
+    first, *others = spaces
+    values: dict[str, Callable[[Space], object]] = {
+        "base_model": lambda space: space.base_model,
+        "search.precision": lambda space: space.search.precision,
+    }
+    for name, of in values.items():
+        if unlike := next((space for space in others if of(space) != of(first)), None):
+            raise UsageError(
+                f"Spaces that are searched together must agree in `{name}`, but {first.name} has {of(first)} and"
+                f" {unlike.name} has {of(unlike)}.",
+                hint="launch them one after the other, or give both the same",
+            )
 
 
 def _joined(errors: Sequence[BaseException]) -> BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
@@ -36,13 +37,11 @@ class HostPool:
         Raises:
             BaseModelError, TaskDataError: the base or the data is not in order on that host.
         """
-        host = ray.get(self._directory.host_for.remote(*self._place))
-        return ray.get(host.info.remote(task))  # type: ignore[no-any-return]
+        return ray.get(self._first_host().info.remote(task))  # type: ignore[no-any-return]
 
     def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Have the first host get the factors of these layers."""
-        host = ray.get(self._directory.host_for.remote(*self._place))
-        ray.get(host.decompose.remote(task, names, rank, basis))
+        ray.get(self._first_host().decompose.remote(task, names, rank, basis))
 
     def slots(self, info: HostInfo, plan: SearchPlan) -> Slots:
         """Say what a trial of one of the studies asks for, and how many it may run at once."""
@@ -56,16 +55,19 @@ class HostPool:
 
         A host that died is replaced once.
         """
-        host = ray.get(self._directory.host_for.remote(*self._place))
+        host = self._first_host()
         try:
             return ray.get(host.confirm.remote(spec, snapshot, task, score))  # type: ignore[no-any-return]
         except RayActorError:
-            host = ray.get(self._directory.host_for.remote(*self._place, lost=host))
+            host = self._first_host(lost=host)
             return ray.get(host.confirm.remote(spec, snapshot, task, score))  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End directory and hosts now."""
         ray.kill(self._directory)
+
+    def _first_host(self, lost: Any = None) -> Any:
+        return ray.get(self._directory.host_for.remote(*self._place, lost))
 
 
 def host_order(spaces: Sequence[Space]) -> HostOrder:

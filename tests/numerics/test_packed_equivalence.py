@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from loraxs_search.base_model import init_head, linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.base_model import init_head, load_model
 from loraxs_search.errors import RankError, TargetModulesError, TrialDivergedError
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.resident_factors import ResidentFactors
-from loraxs_search.search_space import load_space
-from loraxs_search.tasks import PreparedTask, prepare
+from loraxs_search.tasks import PreparedTask
 from loraxs_search.trial import Snapshot, evaluate
 
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
@@ -276,19 +274,11 @@ def test_what_a_base_does_not_have_is_refused(world: Any) -> None:
 
 
 @pytest.mark.slow
-def test_pack_equals_lone_trials_on_the_quickstart_base(in_warm_home: Any, make_world: Callable[..., Any]) -> None:
-    space = load_space("movie_reviews")
-    base = locate(space.base_model)
-    world = make_world()
-    world.data = prepare(space.task, load_tokenizer(base))
-    world.model = load_model(base, space.task.kind, 2)
-    world.modules = linear_modules(base, space.task.kind, 2)
-    world.names = [module.name for module in world.modules]
-    world.factors = ResidentFactors(world.model, world.model, world.names)
-    specs, pack = world.mixed_specs(), world.pack(max_tokens=512)
-    slots = world.join(pack, specs)
+def test_pack_equals_lone_trials_on_the_quickstart_base(quickstart: Any) -> None:
+    specs, pack = quickstart.mixed_specs(), quickstart.pack(max_tokens=512)
+    slots = quickstart.join(pack, specs)
     train(pack, slots, 3)
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
-        assert world.distance(snapshot, world.lone(spec, 3)) < 1e-4, spec
+        assert quickstart.distance(snapshot, quickstart.lone(spec, 3)) < 1e-4, spec

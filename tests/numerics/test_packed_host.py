@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,10 +175,23 @@ def test_trials_of_several_tasks_share_a_host(world: Any, make_host: Make, other
         assert confirmed.test_metrics == pytest.approx(expected_by_lone.test_metrics, rel=1e-5)
         assert confirmed.probe.input_ids == expected_by_lone.probe.input_ids
         assert torch.allclose(torch.tensor(confirmed.probe.logits), torch.tensor(expected_by_lone.probe.logits))
-        assert host.info(task) == replace(lone.info(), num_slots=4, device=host.info().device)
+        assert host.info(task) == replace(lone.info(), num_slots=4)
 
 
 def test_a_host_of_lone_trials_refuses_a_second_task(world: Any, other_data: Any) -> None:
     lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
     with pytest.raises(UsageError, match="serves one task, but got made-up-3 beside made-up-2"):
         lone.advance(world.spec("1"), 2, None, other_data.task)
+
+
+def test_the_base_is_decomposed_as_it_is_while_slots_are_seated(
+    make_world: Callable[..., Any], fresh_home: Path
+) -> None:
+    world = make_world("gpt2")  # whose layers keep their weights as (in, out)
+    host = PackedHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, precision="float32", device="cpu")
+    host.advance(world.spec("1", factor_rank=8), 2, None)
+    stored = set(fresh_home.glob("factors/*/*"))
+    assert len(stored) == len(world.names)
+    host.decompose(world.names, 8, "top")
+    assert set(fresh_home.glob("factors/*/*")) == stored
+    host.close()

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, DistilBertConfig, GPT2Config, LlamaConfig, PretrainedConfig, RobertaConfig
 
-from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.base_model import load_model
 from loraxs_search.packing.lanes import Lanes
 from loraxs_search.packing.layers import PackedLinear
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.resident_factors import ResidentFactors
 from loraxs_search.records import TrialSpec
-from loraxs_search.search_space import load_space
-from loraxs_search.tasks import PreparedTask, prepare
+from loraxs_search.tasks import PreparedTask
 
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
 NUM_LAYERS = 4
@@ -302,23 +300,18 @@ def test_backward_stops_at_the_lowest_adapted_module(
 
 
 @pytest.mark.slow
-def test_last_layers_of_the_quickstart_base(in_warm_home: Any, make_world: Callable[..., Any]) -> None:
-    space = load_space("movie_reviews")
-    base = locate(space.base_model)
-    world = make_world()
-    world.data = prepare(space.task, load_tokenizer(base))
-    world.model = load_model(base, space.task.kind, 2)
-    world.modules = linear_modules(base, space.task.kind, 2)
-    world.names = [module.name for module in world.modules]
-    world.factors = ResidentFactors(world.model, world.model, world.names)
-    blocks = world.model.config.num_hidden_layers
-    names = upper(world, blocks - 2)
-    specs = [world.spec("1", target_modules=tuple(names)), world.spec("2", target_modules=tuple(names[2:]), rank=8)]
-    pack = pack_of(world)
-    slots = world.join(pack, specs)
+def test_last_layers_of_the_quickstart_base(quickstart: Any) -> None:
+    blocks = quickstart.model.config.num_hidden_layers
+    names = upper(quickstart, blocks - 2)
+    specs = [
+        quickstart.spec("1", target_modules=tuple(names)),
+        quickstart.spec("2", target_modules=tuple(names[2:]), rank=8),
+    ]
+    pack = pack_of(quickstart)
+    slots = quickstart.join(pack, specs)
     train(pack, slots, 3)
     assert pack.num_skipped == blocks - 2
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
-        assert world.distance(snapshot, world.lone(spec, 3)) < 1e-4, spec
+        assert quickstart.distance(snapshot, quickstart.lone(spec, 3)) < 1e-4, spec
