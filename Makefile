@@ -33,13 +33,13 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Unit tests side by side, then the searches, which take both cores themselves.
+# Unit tests and equivalences side by side, then the searches, which take both cores themselves.
 test: lint browser
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n 2 tests/unit
-	$(BIN)/python -m pytest --ignore tests/unit
+	$(BIN)/python -m pytest -n 2 tests/unit tests/numerics
+	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/numerics
 endif
 
 clean:
