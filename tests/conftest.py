@@ -68,6 +68,23 @@ def store_uri(store_template: Path, fresh_home: Path, tmp_path: Path, monkeypatc
     return f"sqlite:///{fresh_home / 'mlflow.db'}"
 
 
+@pytest.fixture
+def descendants() -> Callable[[int, str], list[int]]:
+    """Return the processes under a process whose title holds a text; there must be some."""
+
+    def find(pid: int, title: str) -> list[int]:
+        listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+        rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
+        family = {pid}
+        for _ in rows:
+            family |= {int(p) for p, parent, _ in rows if int(parent) in family}
+        found = [int(p) for p, _, args in rows if int(p) in family and title in args]
+        assert found
+        return found
+
+    return find
+
+
 class MlflowServer:
     """A real `mlflow server` on a loopback port, started and killed at will; its database stays between starts."""
 

@@ -32,7 +32,7 @@ class LiveView:
     def __init__(self, browse: str) -> None:
         self._browse, self._console = browse, Console(stderr=True)
         self._start = time.monotonic()
-        self._phase = ""
+        self._phase = self._notice = ""
         self._facts: SearchStarted | None = None
         self._records: dict[str, TrialRecord] = {}
         self.is_training = False
@@ -71,12 +71,12 @@ class LiveView:
         self._phase = "done"
 
     def say(self, text: str) -> None:
-        """Show a notice, from a signal handler too: the next drawing has it."""
-        self._phase = text
+        """Show a notice to the end, from a signal handler too: the next drawing has it."""
+        self._notice = text
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _render(self) -> RenderableType:
-        clock = Text(f"{time.monotonic() - self._start:5.0f} s  {self._phase}")
+        clock = Text(f"{time.monotonic() - self._start:5.0f} s  {self._notice or self._phase}")
         if self._facts is None:
             return clock
         hint = Text(f"browse the trials: {self._browse}", style="dim")

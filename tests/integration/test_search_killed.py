@@ -108,7 +108,10 @@ def names() -> list[str]:
 
 
 def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
-    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
+    in_search_home: Path,
+    tiny_space: Path,
+    agree: Callable[..., object],
+    descendants: Callable[[int, str], list[int]],
 ) -> None:
     with start(in_search_home, "launch", str(tiny_space), "--name", "hostless", *SLOWER) as driver:
         wait_for(driver, lambda: num_reports("hostless") >= 2)
@@ -119,15 +122,3 @@ def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
     agree("hostless", 5)
     states = {record.state.value for record in StudyFolder.open("hostless").journal().records.values()}
     assert "FAIL" not in states
-
-
-def descendants(pid: int, title: str) -> list[int]:
-    """Return the processes under `pid` whose title holds `title`; there must be some."""
-    listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
-    family = {pid}
-    for _ in rows:
-        family |= {int(p) for p, parent, _ in rows if int(parent) in family}
-    found = [int(p) for p, _, args in rows if int(p) in family and title in args]
-    assert found
-    return found
