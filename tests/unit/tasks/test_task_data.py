@@ -196,7 +196,7 @@ def test_unknown_split_lists_the_known(make_task, tokenizer):
     [
         ("none.jsonl", b""),
         ("none.json", b"[]"),
-        ("none.jsonl.gz", gzip.compress(b"")),
+        ("none.jsonl.gz", gzip.compress(b"", mtime=0)),
         ("none.csv", b""),
         ("none.csv", b"text,label\n"),
     ],
