@@ -46,6 +46,8 @@ def load_model(
     """
     config = task_config(base, kind, num_labels)
     config.pad_token_id = _pad_token_id(config, base)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # keys and values are for generation; here they would fill memory in each pass
     if attention is None and torch.device(device).type == "cpu":
         attention = "eager"
     model, absent = _from_files(base, config, dtype, attention)

@@ -12,7 +12,10 @@ from ray.exceptions import RayActorError
 from loraxs_search.records import Basis, Confirmation, HostInfo, SearchPlan, Task, TrialSpec
 from loraxs_search.search.actors import HostDirectory, HostOrder, here, pinned
 from loraxs_search.search.cluster import NAMESPACE, Slots, gpu_node_ids, slots
+from loraxs_search.search.warm_up import warm_up
 from loraxs_search.search_space import Space
+
+_LIKELY_PACK_SIZE = 8  # what `auto` comes to on a CPU for rows of common length
 
 
 class HostPool:
@@ -31,13 +34,19 @@ class HostPool:
         gpu_nodes = gpu_node_ids()
         self._place = (gpu_nodes[0], "0") if gpu_nodes else (here(), None)
 
-    def info(self, task: Task) -> HostInfo:
+    def info(self, task: Task, plan: SearchPlan) -> HostInfo:
         """Have the first host load the base and a task, and describe them.
+
+        Processes for the trials of `plan` start meanwhile, where there is one node: on several, Ray would make them
+        where they may not be needed.
 
         Raises:
             BaseModelError, TaskDataError: the base or the data is not in order on that host.
         """
-        return ray.get(self._first_host().info.remote(task))  # type: ignore[no-any-return]
+        found = self._first_host().info.remote(task)
+        if len(ray.nodes()) == 1:
+            warm_up(min(plan.trials, plan.concurrent or self._likely_slots(plan)), found)
+        return ray.get(found)  # type: ignore[no-any-return]
 
     def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Have the first host get the factors of these layers."""
@@ -65,6 +74,10 @@ class HostPool:
     def close(self) -> None:
         """End directory and hosts now."""
         ray.kill(self._directory)
+
+    def _likely_slots(self, plan: SearchPlan) -> int:
+        size = min(_LIKELY_PACK_SIZE, plan.trials // 3) if self._pack_size == "auto" else self._pack_size
+        return slots(max(1, size)).num_slots // self._num_studies
 
     def _first_host(self, lost: Any = None) -> Any:
         return ray.get(self._directory.host_for.remote(*self._place, lost))

@@ -35,7 +35,7 @@ from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.lanes import Lanes, side_by_side
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident import Resident
-from loraxs_search.records import Hyperparameters, TrialSpec
+from loraxs_search.records import BaseModelRef, Hyperparameters, TrialSpec
 from loraxs_search.search_space import load_space
 from loraxs_search.trial import TrialRun, attach, detach
 
@@ -59,10 +59,10 @@ class Row:
 
 
 class Bench:
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, base: BaseModelRef | None = None) -> None:
         self._arguments = arguments
         space = load_space("movie_reviews")
-        self.resident = Resident(space.base_model, space.task, precision=arguments.precision)
+        self.resident = Resident(base or space.base_model, space.task, precision=arguments.precision)
         modules = self.resident.modules
         self._work = 4 * sum(module.in_features * module.out_features for module in modules)  # FLOP per token
         self.peak = gemm_peak(self.resident.dtype, self.resident.device)
@@ -118,7 +118,7 @@ class Bench:
             cache_bytes=None if prefix else 0,
         )
         slots = [pack.join(spec, resident.data) for spec in self.specs(num_slots)]
-        if prefix and self._arguments.last_k and not self._arguments.cold:
+        if prefix and self._arguments.last_k and not getattr(self._arguments, "cold", False):
             pack.evaluate(slots[:1], "train")
         plans: list[tuple[int, float]] = []
 
@@ -208,8 +208,9 @@ def table(rows: list[Row]) -> Iterator[str]:
         yield "  ".join(f"{value:>16}" for value in values)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def common_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every benchmark of packs can be told."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--rounds", type=int, default=8, help="timed rounds for each number of slots")
     parser.add_argument("--warmup", type=int, default=4, help="rounds before the first timed one")
@@ -220,9 +221,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--lanes", type=int, help="passes side by side; as many as suit the device unless given")
     parser.add_argument("--last-k", type=int, default=0, help="adapt the last K layers only; 0 adapts all")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    return parser
+
+
+def main() -> None:
+    parser = common_parser(__doc__)
     parser.add_argument("--no-prefix", action="store_true", help="time each number of slots without the cache as well")
     parser.add_argument("--cold", action="store_true", help="start with an empty cache, as a search does")
-    parser.add_argument("--json", type=Path, help="write all numbers here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     bench = Bench(arguments)

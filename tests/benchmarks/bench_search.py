@@ -36,8 +36,8 @@ base_model:
 parameters:
   rank: {rank}
   target_modules: all-linear
-  learning_rate: {{log_uniform: [1.0e-3, 1.0e-2]}}
-  head_learning_rate: {{log_uniform: [1.0e-3, 1.0e-2]}}
+  learning_rate: {rate}
+  head_learning_rate: {rate}
   batch_size: {batch_size}
 search:
   trials: {trials}
@@ -48,6 +48,7 @@ search:
 promotion: {{candidates: 1}}
 """
 BOX = (1.0e-3, 1.0e-2)
+IN_BOX = f"{{log_uniform: [{BOX[0]}, {BOX[1]}]}}"
 RANK, BATCH_SIZE, MAX_LENGTH = 16, 16, 128
 
 
@@ -74,13 +75,15 @@ class Clock:
         return {name: round(after - at, 1) for (name, at), (_, after) in pairs}
 
 
-def space_for(arguments: argparse.Namespace) -> Any:
-    """Return the space that both sides search."""
+def space_for(arguments: argparse.Namespace, rate: str = IN_BOX) -> Any:
+    """Return the space that both sides search; `rate` is YAML for both learning rates."""
     from loraxs_search.search_space import parse_space
 
     files = {s: str(arguments.data / f"{s}.jsonl.gz") for s in ("train", "validation", "test")}
     chosen = {k: getattr(arguments, k) for k in ("trials", "steps", "pack_size")}
-    text = SPACE.format(files=json.dumps(files), rank=RANK, batch_size=BATCH_SIZE, max_length=MAX_LENGTH, **chosen)
+    text = SPACE.format(
+        files=json.dumps(files), rank=RANK, batch_size=BATCH_SIZE, max_length=MAX_LENGTH, rate=rate, **chosen
+    )
     return parse_space(text, source="bench.yaml", folder=arguments.data)
 
 

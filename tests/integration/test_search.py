@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -178,3 +180,25 @@ def test_long_work_before_the_first_trial_says_how_far_it_is(
     told = [text for text in phases if text.startswith("decomposing")]
     assert told[0] == "decomposing the base's weights, top: 0 of 12"
     assert told[-1] == "decomposing the base's weights, bottom: 8 of 12"
+
+
+def test_trials_take_the_processes_that_stand_by(ray_here: None) -> None:
+    import ray
+
+    from loraxs_search.search.trainable import TrialTrainable
+    from loraxs_search.search.warm_up import warm_up
+
+    @ray.remote(num_cpus=0)
+    def loaded() -> None:
+        time.sleep(4)  # long enough for three processes to come up
+
+    class Slot:
+        def found(self) -> tuple[int, bool]:
+            return os.getpid(), TrialTrainable.__module__ in sys.modules
+
+    standing_by = set(ray.get(warm_up(3, loaded.remote())))
+    assert len(standing_by) == 3
+    slots = [ray.remote(num_cpus=0.1)(Slot).remote() for _ in range(3)]
+    found = ray.get([slot.found.remote() for slot in slots])
+    assert {pid for pid, _ in found} == standing_by
+    assert all(imported for _, imported in found)

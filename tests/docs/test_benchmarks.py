@@ -1,0 +1,37 @@
+"""Benchmarks of what is not here run to their end, on what is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+GPU = Path(__file__).parents[1] / "benchmarks" / "bench_gpu.py"
+
+
+def run(tmp_path: Path, *arguments: str) -> dict[str, object]:
+    found = tmp_path / "found.json"
+    command = [sys.executable, str(GPU), *arguments, "--json", str(found)]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
+    assert done.returncode == 0, done.stderr
+    content: dict[str, object] = json.loads(found.read_text())
+    return content
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would be measured")
+def test_the_benchmark_of_a_gpu_says_that_there_is_none(tmp_path: Path) -> None:
+    assert run(tmp_path) == {"not measured": "there is no GPU"}
+
+
+@pytest.mark.slow
+def test_its_path_works_on_a_cpu_with_tiny_bases(tmp_path: Path, in_warm_home: Path) -> None:
+    short = ("--rounds", "1", "--warmup", "1", "--seconds", "0.2", "--slots", "2", "--processes", "2")
+    found = run(tmp_path, "--on-cpu", "--bases", "tiny-decoder", *short)["tiny-decoder"]
+    assert isinstance(found, dict)
+    assert [row["slots"] for row in found["rows"]] == ["lone", 2]
+    assert found["processes_steps_per_s"] > 0
