@@ -25,8 +25,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# As the packed host sets it: oneDNN forgets kernels beyond this number. Before the first use of torch's.
+# As the host sets them, before torch is imported: oneDNN forgets kernels beyond this number; threads that spin while
+# they wait make every step slower on a machine that others use too.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
