@@ -156,4 +156,3 @@ class HostDirectory:
         concurrency = 1 + (MAX_AUTO_PACK_SIZE if size == "auto" else size) if self._order.packed else 1
         options = {"runtime_env": {"env_vars": env}, "max_concurrency": concurrency, **pinned(node_id)}
         return HostActor.options(**options).remote(self._order)  # type: ignore[attr-defined]
-

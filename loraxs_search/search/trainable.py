@@ -8,7 +8,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
 
-from loraxs_search.errors import LoraxsError
+from loraxs_search.errors import HomeError, LoraxsError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
 from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.studies import read_reports
@@ -17,6 +17,7 @@ OBJECTIVE = "objective"
 STEP = "step"
 REPORT = "report"
 FAILED = "failed"
+BROKEN = "broken"  # (message, hint) of what no trial is to blame for
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
@@ -24,7 +25,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
 
     Config: `spec` and `task` (a TrialSpec and a Task as JSON), `metric`, `report_every`, `max_failures`, and the names
     of the `keeper` and `directory` actors. A trial that fails of itself ends with a reason; one whose host died goes on
-    with a new host from its last snapshot.
+    with a new host from its last snapshot; a disk that cannot be written ends the search, not the trial.
     """
 
     _snapshot: bytes | None
@@ -44,11 +45,13 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
         step = last.step if last else 0
         try:
             report, snapshot = self._advance(step + self._every)
+            ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
+        except HomeError as error:  # a disk is full or cannot be written: the trial goes on from its last report later
+            return {STEP: step, BROKEN: [error.message, error.hint], "done": True}
         except LoraxsError as error:
             return self._failure(step, error.message)
         except RayTaskError as error:
             return self._failure(step, f"{type(error.cause).__name__}: {error.cause}")
-        ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
         self._snapshot, self._reports = snapshot, (*self._reports, report)
         return self._result(report)
 

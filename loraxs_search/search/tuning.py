@@ -43,23 +43,24 @@ class _StoppedError(Exception):
 
 
 class LoopWatch(Callback):  # type: ignore[misc]  # ray is untyped
-    """Ends Tune's loop in order once an event is set: trials keep their last state and stay unfinished.
+    """Ends Tune's loop in order once it is time: trials keep their last state and stay unfinished.
 
     Tune itself can be stopped by a signal in the main thread only, and its stoppers wait for each trial's report.
 
     Args:
+        is_over: Asked at each turn of the loop.
         begun: Called at each turn of the loop.
     """
 
-    def __init__(self, stop: threading.Event, begun: Callable[[], None]) -> None:
-        self._stop, self._begun = stop, begun
+    def __init__(self, is_over: Callable[[], bool], begun: Callable[[], None]) -> None:
+        self._is_over, self._begun = is_over, begun
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # pickled into snapshots that we never read
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._begun()
-        if self._stop.is_set():
+        if self._is_over():
             raise _StoppedError
 
 
@@ -72,7 +73,7 @@ def run_tuner(
     deadline: float | None,
     stop: threading.Event,
 ) -> None:
-    """Run trials until the searcher has no more, or `stop` is set.
+    """Run trials until the searcher has no more or is broken, or `stop` is set.
 
     Results are in the study folder, not in Tune's grid.
     """
@@ -94,7 +95,7 @@ def run_tuner(
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # snapshots are ours, see StudyKeeper
                 failure_config=FailureConfig(max_failures=plan.max_failures),
                 stop=DeadlineStopper(deadline) if deadline else None,
-                callbacks=[LoopWatch(stop, setting_up.close)],
+                callbacks=[LoopWatch(lambda: stop.is_set() or searcher.broken is not None, setting_up.close)],
                 verbose=0,
             ),
         )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import functools
+import itertools
 import json
 import os
 import statistics
@@ -171,9 +172,7 @@ def study(num_trials: int, at_once: int) -> tuple[Any, Any]:
     return info, space
 
 
-def run(
-    info: Any, space: Any, pace_s: float, view: Gauge, stop: threading.Event, profiler: Any = None
-) -> Any:
+def run(info: Any, space: Any, pace_s: float, view: Gauge, stop: threading.Event, profiler: Any = None) -> Any:
     """Drive the study on a Ray of its own with simulated hosts; return its result, None when it was interrupted."""
     import simulated_host
 
@@ -203,12 +202,12 @@ def summary(
 ) -> dict[str, Any]:
     """Put what was measured into one row."""
     looks = first.looks[1:] or first.looks  # the first look comes while processes start
-    spans = list(zip(looks, looks[1:], strict=False))
+    spans = list(itertools.pairwise(looks))
     trials = looks[-1]["trials"] - looks[0]["trials"]
     seconds = looks[-1]["at"] - looks[0]["at"]
     overhead = [(b["at"] - a["at"]) / (b["trials"] - a["trials"]) for a, b in spans]
     reports = first.num_reports / len(first.ended)
-    marks = {name: at for name, at in second.phases}
+    marks = dict(second.phases)
     scored, end = marks.get("scoring the best trials on the test split"), marks["end"]
     proposals = counts.proposals_s
     late = proposals[-max(20, len(proposals) // 10) :]

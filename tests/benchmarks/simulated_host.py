@@ -78,11 +78,11 @@ def accuracy(spec: TrialSpec, step: int) -> float:
 
 def modules() -> tuple[LinearModule, ...]:
     """Return the linear layers of the quickstart's base."""
-    found = []
-    for layer in range(LAYERS):
-        place = f"encoder.layer.{layer}"
-        for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
-            found.append(LinearModule(f"{place}.{name}", WIDTH, WIDTH))
-        found.append(LinearModule(f"{place}.intermediate.dense", WIDTH, 4 * WIDTH))
-        found.append(LinearModule(f"{place}.output.dense", 4 * WIDTH, WIDTH))
-    return tuple(found)
+    square = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+    sides = dict.fromkeys(square, (WIDTH, WIDTH))
+    sides |= {"intermediate.dense": (WIDTH, 4 * WIDTH), "output.dense": (4 * WIDTH, WIDTH)}
+    return tuple(
+        LinearModule(f"encoder.layer.{layer}.{name}", *shape)
+        for layer in range(LAYERS)
+        for name, shape in sides.items()
+    )

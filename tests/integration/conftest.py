@@ -34,7 +34,7 @@ class Records:
 def _read_records(study: str) -> Records:
     from mlflow import MlflowClient
 
-    from loraxs_search.search.sampler import open_optuna_study
+    from loraxs_search.search.proposals import open_optuna_study
     from loraxs_search.studies import StudyFolder
 
     folder = StudyFolder.open(study)
