@@ -45,6 +45,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
         step = last.step if last else 0
         try:
             report, snapshot = self._advance(step + self._every)
+            if self._metric not in report.metrics:
+                known = ", ".join(sorted(report.metrics))
+                return self._failure(step, f"`{self._metric}` must be among a report's metrics, but got {known}.")
             ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
         except HomeError as error:  # a disk is full or cannot be written: the trial goes on from its last report later
             return {STEP: step, BROKEN: [error.message, error.hint], "done": True}
