@@ -140,7 +140,9 @@ def trials_fail(world: World, rng: random.Random) -> Losses:
 
 def _drive(world: World, study: str, num_trials: int) -> None:
     """Search in this process, on hosts that spoil some trials."""
-    from faults.faulty_host import faulty_host
+    from ray import cloudpickle
+
+    from faults import faulty_host
     from loraxs_search.search import SilentView
     from loraxs_search.search.cluster import connected
     from loraxs_search.search.driver import Driver
