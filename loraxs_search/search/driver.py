@@ -91,14 +91,14 @@ class Driver:
 
     def _search(self, folder: StudyFolder, crew: Crew, tracker: Tracker) -> SearchResult:
         from loraxs_search.search.ledger import Ledger
-        from loraxs_search.search.proposals import database_faults, open_optuna_study
+        from loraxs_search.search.optuna_log import open_optuna_study, storage_faults
         from loraxs_search.search.sampler import StudySearcher
         from loraxs_search.search.scheduler import make_scheduler
         from loraxs_search.search.tuning import run_tuner
 
         plan, task = self._info.search, self._info.task
         tracker.search_started(self._space.text, plan, params=crew.hardware(), gpus=crew.gpus())
-        with database_faults(folder.optuna_path):
+        with storage_faults(folder.optuna_path):
             study = open_optuna_study(folder.optuna_path, folder.name, task.direction)
             ledger = Ledger(folder.journal(), study, tracker, self._view, task.metric)
             ledger.reconcile(folder)

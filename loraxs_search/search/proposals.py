@@ -1,60 +1,21 @@
-"""The sampler's side of a study: its database, and params for the next trial in a time that does not grow with it."""
+"""Params for the next trial, in a time that does not grow with the study."""
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from loraxs_search.errors import HomeError
-from loraxs_search.home import ENV_HOME
-from loraxs_search.records import Direction, Scalar
+from loraxs_search.records import Scalar
 from loraxs_search.search_space import Space
 
 # TPE looks at every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
 # MAX_HISTORY trials it sees the best and the latest, this many of each, and those that run. What it takes for good are
 # the 25 best ones at most, so these stay the same; the rest stand for all others.
 MAX_HISTORY, KEPT = 1000, 250
-
-
-def open_optuna_study(path: Path, name: str, direction: Direction) -> optuna.Study:
-    """Open the study's SQLite storage, created at the first call.
-
-    Its sampler is one that costs nothing: Optuna asks it whenever a trial is taken up. `propose` brings its own.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-    return optuna.create_study(
-        storage=storage,
-        study_name=name,
-        direction=direction,
-        sampler=optuna.samplers.RandomSampler(seed=0),
-        load_if_exists=True,
-    )
-
-
-@contextlib.contextmanager
-def database_faults(path: Path) -> Iterator[None]:
-    """Turn what Optuna says of a disk that is full or cannot be written into `HomeError`.
-
-    Raises:
-        HomeError: the study's database cannot be read or written.
-    """
-    from sqlalchemy.exc import OperationalError
-
-    try:
-        yield
-    except (optuna.exceptions.StorageInternalError, OperationalError) as error:
-        cause = error if isinstance(error, OperationalError) else error.__cause__
-        raise HomeError(
-            f"{path} must be writable, but the system says: {getattr(cause, 'orig', cause)}.",
-            hint=f"free some space, or see that {ENV_HOME} is on a disk that can be written",
-        ) from error
 
 
 def propose(

@@ -15,7 +15,8 @@ from loraxs_search.errors import HomeError, LoraxsError
 from loraxs_search.records import SearchPlan, TrialReport, TrialState, from_json, to_json
 from loraxs_search.search.crew import Crew
 from loraxs_search.search.ledger import Ledger
-from loraxs_search.search.proposals import database_faults, propose
+from loraxs_search.search.optuna_log import storage_faults, sync
+from loraxs_search.search.proposals import propose
 from loraxs_search.search.scheduler import StudyASHA
 from loraxs_search.search.trainable import BROKEN, FAILED, REPORT, STEP
 from loraxs_search.search_space import Space
@@ -34,7 +35,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     `broken` instead: from then on it records nothing and proposes nothing, and trials keep their last state.
 
     Args:
-        path: The study's database, for errors.
+        path: The study's storage.
     """
 
     broken: LoraxsError | None = None
@@ -91,7 +92,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _recording(self, act: Callable[[], _ResultT]) -> _ResultT | None:
         try:
-            with database_faults(self._path):
+            with storage_faults(self._path):
                 return act()
         except LoraxsError as error:
             self.broken = self.broken or error
@@ -148,7 +149,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     def _propose(self) -> tuple[optuna.trial.Trial, dict[str, Any]]:
         orphan = self._orphans.pop(0) if self._orphans else None
         seed = self._plan.seed * 1_000_003 + len(self._ledger.records)
-        return propose(self._study, self._space, seed, orphan)
+        proposed = propose(self._study, self._space, seed, orphan)
+        sync(self._path)  # whatever the journal tells of a trial, Optuna knows the trial
+        return proposed
 
     def _end(self, ours: str, trial_id: str, step: int) -> None:
         if step >= self._plan.max_steps:

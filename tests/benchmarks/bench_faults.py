@@ -1,6 +1,7 @@
 """Break a search in every way we know, again and again, and count what is lost.
 
-    python tests/benchmarks/bench_faults.py [--only a,b] [--times N] [--kills K] [--outage S] [--seed S] [--json FILE]
+    python tests/benchmarks/bench_faults.py [--only a,b] [--times N] [--kills K] [--outage S] [--seed S] [--warm FOLDER]
+                                            [--json FILE]
 
 Groups: a driver, b parts of the cluster, c MLflow, d trials, e several at once, f disks. Every search trains the
 quickstart's base on real rows; MLflow runs on PostgreSQL with artifacts on an S3 API in c and e, embedded elsewhere.
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=5, help="of a driver, each time")
     parser.add_argument("--outage", type=float, default=60.0, help="seconds that MLflow is away; a network half of it")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--warm", type=Path, help="keep the unpacked base there, for the next time")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -45,7 +47,9 @@ def main() -> int:
     chosen = {name: case for name, (group, case) in CASES.items() if {name, group} & wanted}
     rows = []
     with tempfile.TemporaryDirectory(prefix="lx-") as folder:
-        warm = warm_home(Path(folder))
+        warm = arguments.warm or Path(folder) / "warm"
+        if not warm.exists():
+            warm_up(Path(folder), warm)
         for number, (name, case) in enumerate(chosen.items()):
             rows.append(repeat(name, case, Path(folder) / str(number), warm, arguments))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
@@ -55,15 +59,13 @@ def main() -> int:
     return 0 if all(row["ok"] == row["times"] for row in rows) else 1
 
 
-def warm_home(folder: Path) -> Path:
-    """Return a home in which the base lies unpacked and decomposed, so that each fault begins soon."""
-    home = folder / "warm"
-    world = World(folder, home, trials=1, steps=4)
+def warm_up(folder: Path, warm: Path) -> None:
+    """Make a home in which the base lies unpacked and decomposed, so that each fault begins soon."""
+    world = World(folder, warm, trials=1, steps=4)
     world.finish(world.launch("warm"))
-    shutil.rmtree(home / "studies")
-    for path in [*home.glob("mlflow.db*"), home / "artifacts"]:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    return home
+    for path in warm.iterdir():
+        if path.name not in ("base_models", "factors", "datasets"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def repeat(name: str, case: Case, folder: Path, warm: Path, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def search(num_trials: int, at_once: int, pace_s: float, profile: Path | None) -
         os.environ["LORAXS_HOME"] = folder
         info, space = study(num_trials, at_once)
         stop, counts = threading.Event(), Counts()
-        first = Gauge(max(50, num_trials // 20), int(0.95 * num_trials), stop)
+        first = Gauge(max(10, num_trials // 20), int(0.95 * num_trials), stop)
         profiler = cProfile.Profile() if profile else None
         with counts.taken():
             run(info, space, pace_s, first, stop, profiler)

@@ -18,7 +18,7 @@ from loraxs_search.records import (
     TrialState,
 )
 from loraxs_search.search.ledger import Ledger
-from loraxs_search.search.proposals import open_optuna_study
+from loraxs_search.search.optuna_log import open_optuna_study
 from loraxs_search.search.view import SilentView
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tracking import Tracker

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from loraxs_search.errors import HomeError
 from loraxs_search.search import proposals
-from loraxs_search.search.proposals import KEPT, database_faults, live_trial, open_optuna_study, propose, window
+from loraxs_search.search.proposals import KEPT, propose, window
 from loraxs_search.search_space import Space, load_space
 
 DISTRIBUTIONS = {
@@ -93,23 +90,3 @@ def test_a_trial_that_was_asked_for_and_not_recorded_is_asked_for_again(space: S
     assert trial.number == 0
     assert len(study.trials) == 1
     assert study.trials[0].params.items() <= params.items()
-
-
-def test_a_trial_asked_for_in_another_process_can_be_told(tmp_path: Path) -> None:
-    """Holds the one private name we use, `FrozenTrial._trial_id`, to its meaning."""
-    first = open_optuna_study(tmp_path / "o.db", "s", "maximize")
-    first.ask().suggest_float("lr", 0, 1)
-    second = open_optuna_study(tmp_path / "o.db", "s", "maximize")
-    frozen = second.get_trials()[0]
-    trial = live_trial(second, frozen)
-    assert trial.number == frozen.number
-    assert trial.suggest_float("lr", 0, 1) == frozen.params["lr"]
-    second.tell(frozen.number, 0.5)
-    assert optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/o.db").trials[0].value == 0.5
-
-
-def test_a_database_that_cannot_be_opened_is_told_with_its_place(tmp_path: Path) -> None:
-    path = tmp_path / "nowhere" / "optuna.db"
-    told = r"nowhere/optuna\.db must be writable, but the system says: unable to open"
-    with pytest.raises(HomeError, match=told), database_faults(path):
-        open_optuna_study(path, "s", "maximize")
