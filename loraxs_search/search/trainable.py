@@ -45,16 +45,17 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
         step = last.step if last else 0
         try:
             report, snapshot = self._advance(step + self._every)
-            if self._metric not in report.metrics:
-                known = ", ".join(sorted(report.metrics))
-                return self._failure(step, f"`{self._metric}` must be among a report's metrics, but got {known}.")
-            ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
-        except HomeError as error:  # a disk is full or cannot be written: the trial goes on from its last report later
-            return {STEP: step, BROKEN: [error.message, error.hint], "done": True}
+            self._check(report)
+        except HomeError as error:
+            return self._broken(step, error, f"On node {ray.util.get_node_ip_address()}: ")
         except LoraxsError as error:
             return self._failure(step, error.message)
         except RayTaskError as error:
             return self._failure(step, f"{type(error.cause).__name__}: {error.cause}")
+        try:
+            ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
+        except HomeError as error:
+            return self._broken(step, error)
         self._snapshot, self._reports = snapshot, (*self._reports, report)
         return self._result(report)
 
@@ -87,6 +88,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
                 self._retries -= 1
                 self._host = self._find_host(lost=self._host)
 
+    def _check(self, report: TrialReport) -> None:
+        if self._metric not in report.metrics:
+            known = ", ".join(sorted(report.metrics))
+            raise LoraxsError(f"`{self._metric}` must be among a report's metrics, but got {known}.")
+
     def _result(self, report: TrialReport) -> dict[str, Any]:
         return {
             STEP: report.step,
@@ -94,6 +100,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
             REPORT: to_json(report),
             "done": report.step >= self._max_steps,
         }
+
+    def _broken(self, step: int, error: HomeError, where: str = "") -> dict[str, Any]:
+        """Say that a disk is full or cannot be written: the trial goes on from its last report when it can be."""
+        return {STEP: step, BROKEN: [where + error.message, error.hint], "done": True}
 
     def _failure(self, step: int, reason: str) -> dict[str, Any]:
         return {STEP: step, FAILED: reason, "done": True}
