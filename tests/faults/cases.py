@@ -51,8 +51,9 @@ def trainable_killed(world: World, rng: random.Random) -> Losses:
 
 
 def _kill_parts(world: World, rng: random.Random, title: str) -> Losses:
+    reports = rng.randint(1, 4)
     process = world.launch("parts")
-    world.wait_for(process, lambda: world.num_reports("parts") >= rng.randint(1, 4))
+    world.wait_for(process, lambda: world.num_reports("parts") >= reports)
     found = titled(tree(process.pid), title)
     assert found
     for pid in found:
@@ -65,8 +66,9 @@ def node_killed(world: World, rng: random.Random) -> Losses:
     """End one of two workers with everything on it: its trials go on elsewhere."""
     with nodes.cluster(world.folder / "c") as cluster:
         world.env |= cluster.env
+        reports = rng.randint(2, 5)
         process = world.launch("node", "--address", cluster.address)
-        world.wait_for(process, lambda: world.num_reports("node") >= rng.randint(2, 5))
+        world.wait_for(process, lambda: world.num_reports("node") >= reports)
         cluster.places[rng.choice([1, 2])].kill()
         world.finish(process)
     return _without_failures(world, "node")
@@ -77,8 +79,9 @@ def network_cut(world: World, rng: random.Random) -> Losses:
     with nodes.hosts(3) as hosts, nodes.cluster(world.folder / "c", hosts.nodes) as cluster:
         world.env |= cluster.env
         world.prefix = hosts.nodes[0].prefix
+        reports = rng.randint(2, 5)
         process = world.launch("cut", "--address", cluster.address)
-        world.wait_for(process, lambda: world.num_reports("cut") >= rng.randint(2, 5))
+        world.wait_for(process, lambda: world.num_reports("cut") >= reports)
         number = rng.choice([1, 2])
         hosts.cut(number)
         time.sleep(world.outage_s)
@@ -221,8 +224,9 @@ def _one_champion(uri: str) -> None:
 def disk_full(world: World, rng: random.Random) -> Losses:
     """The driver's disk fills up: the search says so and ends; with room again, `resume` goes on as if undisturbed."""
     with _small_home(world) as disk:
+        reports = rng.randint(1, 4)
         process = world.launch("full")
-        world.wait_for(process, lambda: world.num_reports("full") >= rng.randint(1, 4))
+        world.wait_for(process, lambda: world.num_reports("full") >= reports)
         disk.fill()
         code, talk = world.end(process)
         assert code == 1, talk

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,12 @@ class Disk:
         (self.path / "ballast").unlink()
 
     def writable(self, yes: bool) -> None:
-        """Let the disk be written or not; it must not be in use for writing."""
-        _mount("-o", f"remount,{'rw' if yes else 'ro'}", str(self.path))
+        """Let the disk be written or not, once nobody has a file open for writing."""
+        for _ in range(50):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                return _mount("-o", f"remount,{'rw' if yes else 'ro'}", str(self.path))
+            time.sleep(0.2)
+        raise AssertionError(f"{self.path} stays in use")
 
 
 def no_mounts(folder: Path) -> str | None:
