@@ -16,7 +16,7 @@ from loraxs_search.records import SearchPlan, TrialReport, TrialState, from_json
 from loraxs_search.search.crew import Crew
 from loraxs_search.search.ledger import Ledger
 from loraxs_search.search.optuna_log import storage_faults, sync
-from loraxs_search.search.proposals import propose
+from loraxs_search.search.proposals import Proposer
 from loraxs_search.search.scheduler import StudyASHA
 from loraxs_search.search.trainable import BROKEN, FAILED, REPORT, STEP
 from loraxs_search.search_space import Space
@@ -53,7 +53,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     ) -> None:
         super().__init__()
         self._path = path
-        self._study, self._ledger, self._space, self._plan, self._crew = study, ledger, space, plan, crew
+        self._ledger, self._space, self._plan, self._crew = ledger, space, plan, crew
+        self._proposer = Proposer(study, space)
         self._scheduler, self._deadline = scheduler, deadline
         self._pending = [record.trial_id for record in ledger.unfinished()]
         self._orphans = [t for t in study.get_trials(deepcopy=False) if trial_name(t.number) not in ledger.records]
@@ -149,7 +150,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     def _propose(self) -> tuple[optuna.trial.Trial, dict[str, Any]]:
         orphan = self._orphans.pop(0) if self._orphans else None
         seed = self._plan.seed * 1_000_003 + len(self._ledger.records)
-        proposed = propose(self._study, self._space, seed, orphan)
+        proposed = self._proposer.propose(seed, orphan)
         sync(self._path)  # whatever the journal tells of a trial, Optuna knows the trial
         return proposed
 

@@ -9,7 +9,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from loraxs_search.search import proposals
-from loraxs_search.search.proposals import KEPT, propose, window
+from loraxs_search.search.proposals import KEPT, History, Proposer
 from loraxs_search.search_space import Space, load_space
 
 DISTRIBUTIONS = {
@@ -50,7 +50,7 @@ def test_a_window_holds_the_best_the_latest_and_those_that_run() -> None:
     history.insert(200, _ended(0.999, TrialState.PRUNED, last_step=40))
     for number, trial in enumerate(history):
         trial.number = number
-    kept = window(history, StudyDirection.MAXIMIZE)
+    kept = History(StudyDirection.MAXIMIZE).window(history)
     values = sorted((t.value for t in history if t.state is TrialState.COMPLETE), reverse=True)
     assert history[100] in kept
     assert history[200] not in kept, "a pruned trial is behind every complete one"
@@ -58,7 +58,11 @@ def test_a_window_holds_the_best_the_latest_and_those_that_run() -> None:
     assert set(map(id, kept)) >= set(map(id, history[-KEPT:]))
     assert len(kept) <= 2 * KEPT + 1
     assert [t.number for t in kept] == sorted(t.number for t in kept)
-    worst = window(history, StudyDirection.MINIMIZE)
+    grown = History(StudyDirection.MAXIMIZE)
+    for length in (1, 150, 600):
+        grown.window(history[:length])
+    assert grown.window(history) == kept, "what was looked at before makes no difference"
+    worst = History(StudyDirection.MINIMIZE).window(history)
     assert {t.value for t in worst} >= set(values[-KEPT:])
 
 
@@ -68,9 +72,9 @@ def test_proposals_depend_on_seed_and_history_alone(
 ) -> None:
     monkeypatch.setattr(proposals, "MAX_HISTORY", longest)
     first, second = _study(60), _study(60)
-    trial, params = propose(first, space, seed=5)
-    assert propose(second, space, seed=5)[1] == params
-    assert propose(_study(0), space, seed=6)[1] != params
+    trial, params = Proposer(first, space).propose(5)
+    assert Proposer(second, space).propose(5)[1] == params
+    assert Proposer(_study(0), space).propose(6)[1] != params
     assert trial.params.items() <= params.items()
     assert set(trial.params) == set(space.distributions())
 
@@ -78,7 +82,8 @@ def test_proposals_depend_on_seed_and_history_alone(
 def test_a_long_history_still_teaches(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposals, "MAX_HISTORY", 30)
     study = _study(300)
-    rates = [float(propose(study, space, seed=seed)[1]["learning_rate"]) for seed in range(12)]
+    proposer = Proposer(study, space)
+    rates = [float(proposer.propose(seed)[1]["learning_rate"]) for seed in range(12)]
     assert sorted(rates)[len(rates) // 2] > 0.02, "the best trials have the highest rates"
 
 
@@ -86,7 +91,7 @@ def test_a_trial_that_was_asked_for_and_not_recorded_is_asked_for_again(space: S
     study = _study(0)
     study.ask()
     (orphan,) = study.get_trials()
-    trial, params = propose(study, space, seed=3, orphan=orphan)
+    trial, params = Proposer(study, space).propose(3, orphan)
     assert trial.number == 0
     assert len(study.trials) == 1
     assert study.trials[0].params.items() <= params.items()
