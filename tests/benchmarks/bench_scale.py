@@ -58,6 +58,7 @@ class Gauge:
 
     def phase(self, text: str) -> None:
         self.phases.append((text, time.time()))
+        print(f"{time.strftime('%T')} {text}", file=sys.stderr, flush=True)
 
     def started(self, facts: Any) -> None:
         self.phases.append(("searching", time.time()))
@@ -70,6 +71,7 @@ class Gauge:
         self.ended.add(record.trial_id)
         if len(self.ended) % self.every == 0:
             self.looks.append({"trials": len(self.ended), "at": time.time(), **measure()})
+            print(json.dumps(self.looks[-1]), file=sys.stderr, flush=True)
         if len(self.ended) >= self.stop_at:
             self.stop.set()
 

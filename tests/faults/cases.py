@@ -47,7 +47,7 @@ def host_killed(world: World, rng: random.Random) -> Losses:
 
 def trainable_killed(world: World, rng: random.Random) -> Losses:
     """Kill the process that holds a slot: Tune starts another, and the trial goes on from its last report."""
-    return _kill_parts(world, rng, "TrialTrainable")
+    return _kill_parts(world, rng, "Trainable")  # as Tune names it
 
 
 def _kill_parts(world: World, rng: random.Random, title: str) -> Losses:
