@@ -38,6 +38,10 @@ class DeadlineStopper(Stopper):  # type: ignore[misc]  # ray is untyped
 _SETTING_UP = threading.Lock()
 
 
+# A node that has died is offered to its trials again until the cluster has noticed: what fails meanwhile is one loss.
+ONE_LOSS_S = 60.0
+
+
 class _StoppedError(Exception):
     """Ends Tune's loop."""
 
@@ -54,6 +58,7 @@ class LoopWatch(Callback):  # type: ignore[misc]  # ray is untyped
 
     def __init__(self, is_over: Callable[[], bool], begun: Callable[[], None]) -> None:
         self._is_over, self._begun = is_over, begun
+        self._lost_at: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # pickled into snapshots that we never read
@@ -62,6 +67,14 @@ class LoopWatch(Callback):  # type: ignore[misc]  # ray is untyped
         self._begun()
         if self._is_over():
             raise _StoppedError
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Count losses of a trial's process that follow one another closely as one."""
+        now = time.monotonic()
+        if now - self._lost_at.get(trial.trial_id, -ONE_LOSS_S) < ONE_LOSS_S:
+            trial.max_failures += 1
+        else:
+            self._lost_at[trial.trial_id] = now
 
 
 def run_tuner(

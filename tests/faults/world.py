@@ -62,7 +62,7 @@ class World:
     folder: Path
     home: Path
     base: str = QUICKSTART
-    steps: int = 40
+    steps: int = 24
     trials: int = 4
     kills: int = 3
     outage_s: float = 5.0
