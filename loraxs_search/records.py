@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -377,9 +378,14 @@ def from_json(cls: type[RecordT], text: str | bytes) -> RecordT:
     Raises:
         pydantic.ValidationError: the text is not such a record.
     """
+    return _adapter(cls).validate_json(text)  # type: ignore[no-any-return, arg-type]
+
+
+@functools.cache
+def _adapter(cls: Any) -> Any:
     from pydantic import TypeAdapter  # late: keeps `import loraxs_search` light
 
-    return TypeAdapter(cls).validate_json(text)
+    return TypeAdapter(cls)  # a millisecond, and a journal holds thousands of reports
 
 
 def _plain(value: Any) -> Any:

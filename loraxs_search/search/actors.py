@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -22,10 +22,6 @@ from loraxs_search.records import (
     TrialSpec,
 )
 from loraxs_search.studies import StudyFolder
-
-if TYPE_CHECKING:
-    from loraxs_search.packing import PackedHost, TrialHost
-
 
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
 # used by others. Read by OpenMP when torch is imported.
@@ -61,6 +57,31 @@ class StudyKeeper:
         return self._folder
 
 
+class Host(Protocol):
+    """What trains trials behind a host actor; `packing.TrialHost` says what each call means."""
+
+    def info(self, task: Task) -> HostInfo: ...
+
+    def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None: ...
+
+    def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]: ...
+
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation: ...
+
+
+def training_host(order: HostOrder, task: Task) -> Host:
+    """Return the host that trains: packed, or with trials taking turns."""
+    import torch  # here, so that the driver, the keeper and the directory stay without it
+
+    from loraxs_search.packing import PackedHost, TrialHost
+
+    torch.set_num_threads(order.threads)
+    if not order.packed:
+        return TrialHost(order.base, task, precision=order.precision)
+    slots = None if order.pack_size == "auto" else order.pack_size
+    return PackedHost(order.base, task, slots=slots, precision=order.precision, largest=order.largest)
+
+
 @dataclass(frozen=True)
 class HostOrder:
     """What a host is to be: its base, and how it uses its device.
@@ -70,6 +91,7 @@ class HostOrder:
         pack_size: Trials on a device.
         packed: Whether they share passes; otherwise they take turns, each alone.
         largest: (batch size, rank) of the largest trial to come.
+        make: Makes the host in the actor's process; a simulation names another, by a module the cluster can import.
     """
 
     base: BaseModelRef
@@ -78,6 +100,7 @@ class HostOrder:
     pack_size: int | Literal["auto"]
     packed: bool
     largest: tuple[int, int]
+    make: Callable[[HostOrder, Task], Host] = training_host
 
 
 @ray.remote
@@ -86,7 +109,7 @@ class HostActor:
 
     def __init__(self, order: HostOrder) -> None:
         self._order = order
-        self._host: TrialHost | PackedHost | None = None
+        self._host: Host | None = None
         self._building = threading.Lock()  # a packed host is called by several threads
 
     def info(self, task: Task) -> HostInfo:
@@ -101,10 +124,10 @@ class HostActor:
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, score: bool) -> Confirmation:
         return self._get(task).confirm(spec, snapshot, task, score=score)
 
-    def _get(self, task: Task) -> TrialHost | PackedHost:
+    def _get(self, task: Task) -> Host:
         with self._building:
             if self._host is None:
-                self._host = _build(self._order, task)
+                self._host = self._order.make(self._order, task)
             return self._host
 
 
@@ -133,15 +156,3 @@ class HostDirectory:
         concurrency = 1 + (MAX_AUTO_PACK_SIZE if size == "auto" else size) if self._order.packed else 1
         options = {"runtime_env": {"env_vars": env}, "max_concurrency": concurrency, **pinned(node_id)}
         return HostActor.options(**options).remote(self._order)  # type: ignore[attr-defined]
-
-
-def _build(order: HostOrder, task: Task) -> TrialHost | PackedHost:
-    import torch  # here, so that the driver, the keeper and the directory stay without it
-
-    from loraxs_search.packing import PackedHost, TrialHost
-
-    torch.set_num_threads(order.threads)
-    if not order.packed:
-        return TrialHost(order.base, task, precision=order.precision)
-    slots = None if order.pack_size == "auto" else order.pack_size
-    return PackedHost(order.base, task, slots=slots, precision=order.precision, largest=order.largest)

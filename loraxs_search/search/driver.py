@@ -91,21 +91,25 @@ class Driver:
 
     def _search(self, folder: StudyFolder, crew: Crew, tracker: Tracker) -> SearchResult:
         from loraxs_search.search.ledger import Ledger
-        from loraxs_search.search.sampler import StudySearcher, open_optuna_study
+        from loraxs_search.search.optuna_log import open_optuna_study, storage_faults
+        from loraxs_search.search.sampler import StudySearcher
         from loraxs_search.search.scheduler import make_scheduler
         from loraxs_search.search.tuning import run_tuner
 
         plan, task = self._info.search, self._info.task
         tracker.search_started(self._space.text, plan, params=crew.hardware(), gpus=crew.gpus())
-        study = open_optuna_study(folder.optuna_path, folder.name, task.direction)
-        ledger = Ledger(folder.journal(), study, tracker, self._view, task.metric)
-        ledger.reconcile(folder)
+        with storage_faults(folder.optuna_path):
+            study = open_optuna_study(folder.optuna_path, folder.name, task.direction)
+            ledger = Ledger(folder.journal(), study, tracker, self._view, task.metric)
+            ledger.reconcile(folder)
         scheduler = make_scheduler(plan, task, ledger.records.values())
         deadline = self._started_at + plan.time_budget_s if plan.time_budget_s else None
-        searcher = StudySearcher(study, ledger, self._space, plan, crew, scheduler, deadline)
+        searcher = StudySearcher(study, ledger, self._space, plan, crew, scheduler, deadline, folder.optuna_path)
         self._view.started(self._facts(crew))
         if folder.candidates() is None:
             run_tuner(searcher, scheduler, plan, crew.slots, folder.path / "tune", deadline, self._stop)
+            if searcher.broken is not None:
+                raise searcher.broken
             self._end_unfinished(ledger, searcher.early_end)
         candidates = folder.candidates() or self._keep_adapters(folder, crew, ledger, tracker)
         return SearchResult(

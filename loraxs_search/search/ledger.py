@@ -24,6 +24,7 @@ class Ledger:
     def __init__(self, journal: Journal, study: optuna.Study, tracker: Tracker, view: SearchView, metric: str) -> None:
         self._journal, self._study, self._tracker, self._view = journal, study, tracker, view
         self._metric = metric
+        self._handles: dict[str, optuna.trial.Trial] = {}  # of unfinished trials
 
     @property
     def records(self) -> dict[str, TrialRecord]:
@@ -33,7 +34,16 @@ class Ledger:
         """Return the trials that were started and have not ended."""
         return [r for r in self.records.values() if r.state is TrialState.RUNNING]
 
-    def started(self, trial_id: str, params: Mapping[str, Scalar], hyper: Hyperparameters) -> None:
+    def started(
+        self,
+        trial_id: str,
+        params: Mapping[str, Scalar],
+        hyper: Hyperparameters,
+        handle: optuna.trial.Trial | None = None,
+    ) -> None:
+        """A trial starts, or goes on; `handle` is Optuna's, when the caller has it at hand."""
+        if handle is not None:
+            self._handles[trial_id] = handle
         record = self._journal.trial_started(trial_id, params)
         self._tracker.trial_started(trial_id, params, hyper)
         self._view.trial_changed(record)
@@ -41,7 +51,7 @@ class Ledger:
     def reported(self, report: TrialReport) -> None:
         if self._journal.trial_reported(report):
             self._tracker.trial_reported(report)
-            self._tell_intermediate(report)
+            self._handle(report.trial_id).report(report.metrics[self._metric], report.step)
             self._view.trial_changed(self.records[report.trial_id])
 
     def ended(self, trial_id: str, state: TrialState, reason: str) -> None:
@@ -59,45 +69,38 @@ class Ledger:
             snapshot = folder.read_snapshot(record.trial_id)
             for report in read_reports(snapshot) if snapshot else ():
                 self._journal.trial_reported(report)
+        optunas = self._study.get_trials(deepcopy=False)
         for record in self.records.values():
+            frozen = optunas[int(record.trial_id)]
             for report in record.reports:
-                self._tell_intermediate(report)
+                if not frozen.state.is_finished() and report.step not in frozen.intermediate_values:
+                    self._handle(record.trial_id).report(report.metrics[self._metric], report.step)
                 self._tracker.trial_reported(report)
             if record.state is not TrialState.RUNNING:
-                self._tell_end(record)
+                if not frozen.state.is_finished():
+                    self._tell_end(record)
                 self._track_end(record)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _optuna_trial(self, trial_id: str) -> optuna.trial.FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[int(trial_id)]
+    def _handle(self, trial_id: str) -> optuna.trial.Trial:
+        from loraxs_search.search.proposals import live_trial
 
-    def _tell_intermediate(self, report: TrialReport) -> None:
-        frozen = self._optuna_trial(report.trial_id)
-        if not frozen.state.is_finished() and report.step not in frozen.intermediate_values:
-            live_trial(self._study, frozen).report(report.metrics[self._metric], report.step)
+        if trial_id not in self._handles:  # an earlier process asked for it
+            frozen = self._study.get_trials(deepcopy=False)[int(trial_id)]
+            self._handles[trial_id] = live_trial(self._study, frozen)
+        return self._handles[trial_id]
 
     def _tell_end(self, record: TrialRecord) -> None:
         from optuna.trial import TrialState as OptunaState
 
-        frozen = self._optuna_trial(record.trial_id)
-        if frozen.state.is_finished():
-            return
-        live_trial(self._study, frozen).set_user_attr("reason", record.reason)
+        handle = self._handle(record.trial_id)
+        handle.set_user_attr("reason", record.reason)
         complete = record.state is TrialState.COMPLETE
         value = record.reports[-1].metrics[self._metric] if complete else None
-        self._study.tell(frozen.number, value, state=OptunaState[record.state.value])
+        self._study.tell(handle, value, state=OptunaState[record.state.value])
+        del self._handles[record.trial_id]
 
     def _track_end(self, record: TrialRecord) -> None:
         wall_s = (record.ended_at or record.started_at) - record.started_at
         device_s = record.reports[-1].device_s if record.reports else 0.0
         self._tracker.trial_finished(record.trial_id, record.state, record.reason, wall_s, device_s)
-
-
-def live_trial(study: optuna.Study, frozen: optuna.trial.FrozenTrial) -> optuna.trial.Trial:
-    """Return the handle of a trial that an earlier process may have asked for.
-
-    `optuna.trial.Trial` is public and so is its constructor; the storage id it takes has no public accessor.
-    """
-    import optuna
-
-    return optuna.trial.Trial(study, frozen._trial_id)

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from ray.tune.search import Searcher
 
-from loraxs_search.records import Direction, SearchPlan, TrialReport, TrialState, from_json, to_json
+from loraxs_search.errors import HomeError, LoraxsError
+from loraxs_search.records import SearchPlan, TrialReport, TrialState, from_json, to_json
 from loraxs_search.search.crew import Crew
-from loraxs_search.search.ledger import Ledger, live_trial
+from loraxs_search.search.ledger import Ledger
+from loraxs_search.search.optuna_log import storage_faults, sync
+from loraxs_search.search.proposals import Proposer
 from loraxs_search.search.scheduler import StudyASHA
-from loraxs_search.search.trainable import FAILED, REPORT, STEP
+from loraxs_search.search.trainable import BROKEN, FAILED, REPORT, STEP
 from loraxs_search.search_space import Space
 
 SAME_FAILURES = 5
-
-
-def open_optuna_study(path: Path, name: str, direction: Direction) -> optuna.Study:
-    """Open the study's SQLite storage, created at the first call."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-    return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+_ResultT = TypeVar("_ResultT")
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
@@ -33,7 +30,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
 
     A trial's id is its Optuna number, so study, journal, MLflow and Tune speak of the same trial. Proposals depend on
     the plan's seed, the number and the history only: a resumed search proposes what an undisturbed one would.
+
+    Tune takes an exception of its searcher for a failure of the trial. What keeps this one from recording is in
+    `broken` instead: from then on it records nothing and proposes nothing, and trials keep their last state.
+
+    Args:
+        path: The study's storage.
     """
+
+    broken: LoraxsError | None = None
 
     def __init__(
         self,
@@ -44,14 +49,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         crew: Crew,
         scheduler: object,
         deadline: float | None,
+        path: Path,
     ) -> None:
         super().__init__()
-        self._study, self._ledger, self._space, self._plan, self._crew = study, ledger, space, plan, crew
+        self._path = path
+        self._ledger, self._space, self._plan, self._crew = ledger, space, plan, crew
+        self._proposer = Proposer(study, space)
         self._scheduler, self._deadline = scheduler, deadline
         self._pending = [record.trial_id for record in ledger.unfinished()]
-        self._orphans = [
-            t.number for t in study.get_trials(deepcopy=False) if trial_name(t.number) not in ledger.records
-        ]
+        self._orphans = [t for t in study.get_trials(deepcopy=False) if trial_name(t.number) not in ledger.records]
         self._task_json = to_json(space.task)
         self._trial_ids: dict[str, str] = {}
         self._reasons: Counter[str] = Counter()
@@ -70,15 +76,42 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         return None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        return self._recording(lambda: self._suggest(trial_id))
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._recording(lambda: self._reported(result))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._recording(lambda: self._completed(trial_id, result, error))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the study folder holds it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never called: a resumed search builds a new searcher from the study folder."""
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _recording(self, act: Callable[[], _ResultT]) -> _ResultT | None:
+        try:
+            with storage_faults(self._path):
+                return act()
+        except LoraxsError as error:
+            self.broken = self.broken or error
+            return None
+
+    def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.broken is not None:
+            return None
         if self._is_over():
             return str(Searcher.FINISHED)
         if self._pending:
             ours = self._pending.pop(0)
-            params = dict(self._ledger.records[ours].params)
+            trial, params = None, dict(self._ledger.records[ours].params)
         else:
-            ours, params = self._propose()
+            trial, params = self._propose()
+            ours = trial_name(trial.number)
         spec = self._crew.spec(ours, params)
-        self._ledger.started(ours, params, spec.hyperparameters)
+        self._ledger.started(ours, params, spec.hyperparameters, trial)
         self._trial_ids[trial_id] = ours
         return {
             "spec": to_json(spec),
@@ -89,48 +122,37 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             **self._crew.actor_names,
         }
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if REPORT in result:
+    def _reported(self, result: dict[str, Any]) -> None:
+        if REPORT in result and self.broken is None:
             self._ledger.reported(from_json(TrialReport, result[REPORT]))
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def _completed(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         ours = self._trial_ids.pop(trial_id, None)
         if ours is None or (result is None and not error):
             return  # never ran: it stays unfinished and is proposed again on resume
+        if result is not None and BROKEN in result:
+            message, hint = result[BROKEN]
+            raise HomeError(message, hint=hint)
+        if self.broken is not None:
+            return
         if error or result is None:
             self._fail(ours, f"its process was lost more than {self._plan.max_failures} times")
         elif FAILED in result:
             self._fail(ours, result[FAILED])
         else:
-            self.on_trial_result(trial_id, result)
+            self._reported(result)
             self._end(ours, trial_id, result[STEP])
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the study folder holds it."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Never called: a resumed search builds a new searcher from the study folder."""
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
     def _is_over(self) -> bool:
         enough = not self._pending and len(self._ledger.records) >= self._plan.trials
         return enough or self.early_end is not None
 
-    def _propose(self) -> tuple[str, dict[str, Any]]:
-        number = self._orphans.pop(0) if self._orphans else None
-        if number is None:
-            self._study.sampler = self._sampler()
-            trial = self._study.ask()
-        else:  # asked for by a driver that died before it was recorded: finish asking
-            trial = live_trial(self._study, self._study.get_trials(deepcopy=False)[number])
-        return trial_name(trial.number), self._space.suggest(trial)
-
-    def _sampler(self) -> optuna.samplers.BaseSampler:
+    def _propose(self) -> tuple[optuna.trial.Trial, dict[str, Any]]:
+        orphan = self._orphans.pop(0) if self._orphans else None
         seed = self._plan.seed * 1_000_003 + len(self._ledger.records)
-        with warnings.catch_warnings():
-            # `group` is what conditional spaces need; Optuna has called it experimental since 2.8.
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+        proposed = self._proposer.propose(seed, orphan)
+        sync(self._path)  # whatever the journal tells of a trial, Optuna knows the trial
+        return proposed
 
     def _end(self, ours: str, trial_id: str, step: int) -> None:
         if step >= self._plan.max_steps:

@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from loraxs_search.records import Direction, SearchPlan, Task, TrialRecord
-from loraxs_search.search.trainable import FAILED, OBJECTIVE, STEP
+from loraxs_search.search.trainable import OBJECTIVE, STEP
 
 
 class StudyASHA(AsyncHyperBandScheduler):  # type: ignore[misc]  # ray is untyped
@@ -37,7 +37,7 @@ class StudyASHA(AsyncHyperBandScheduler):  # type: ignore[misc]  # ray is untype
         return str(decision)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if FAILED not in result:
+        if OBJECTIVE in result:
             super().on_trial_complete(tune_controller, trial, result)
 
     def replay(self, records: Iterable[TrialRecord], metric: str) -> None:

@@ -8,7 +8,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
 
-from loraxs_search.errors import LoraxsError
+from loraxs_search.errors import HomeError, LoraxsError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
 from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.studies import read_reports
@@ -17,6 +17,7 @@ OBJECTIVE = "objective"
 STEP = "step"
 REPORT = "report"
 FAILED = "failed"
+BROKEN = "broken"  # (message, hint) of what no trial is to blame for
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
@@ -24,7 +25,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
 
     Config: `spec` and `task` (a TrialSpec and a Task as JSON), `metric`, `report_every`, `max_failures`, and the names
     of the `keeper` and `directory` actors. A trial that fails of itself ends with a reason; one whose host died goes on
-    with a new host from its last snapshot.
+    with a new host from its last snapshot; a disk that cannot be written ends the search, not the trial.
     """
 
     _snapshot: bytes | None
@@ -44,11 +45,17 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
         step = last.step if last else 0
         try:
             report, snapshot = self._advance(step + self._every)
+            self._check(report)
+        except HomeError as error:
+            return self._broken(step, error, f"On node {ray.util.get_node_ip_address()}: ")
         except LoraxsError as error:
             return self._failure(step, error.message)
         except RayTaskError as error:
             return self._failure(step, f"{type(error.cause).__name__}: {error.cause}")
-        ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
+        try:
+            ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
+        except HomeError as error:
+            return self._broken(step, error)
         self._snapshot, self._reports = snapshot, (*self._reports, report)
         return self._result(report)
 
@@ -81,6 +88,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
                 self._retries -= 1
                 self._host = self._find_host(lost=self._host)
 
+    def _check(self, report: TrialReport) -> None:
+        if self._metric not in report.metrics:
+            known = ", ".join(sorted(report.metrics))
+            raise LoraxsError(f"`{self._metric}` must be among a report's metrics, but got {known}.")
+
     def _result(self, report: TrialReport) -> dict[str, Any]:
         return {
             STEP: report.step,
@@ -88,6 +100,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
             REPORT: to_json(report),
             "done": report.step >= self._max_steps,
         }
+
+    def _broken(self, step: int, error: HomeError, where: str = "") -> dict[str, Any]:
+        """Say that a disk is full or cannot be written: the trial goes on from its last report when it can be."""
+        return {STEP: step, BROKEN: [where + error.message, error.hint], "done": True}
 
     def _failure(self, step: int, reason: str) -> dict[str, Any]:
         return {STEP: step, FAILED: reason, "done": True}

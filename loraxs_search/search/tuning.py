@@ -38,29 +38,43 @@ class DeadlineStopper(Stopper):  # type: ignore[misc]  # ray is untyped
 _SETTING_UP = threading.Lock()
 
 
+# A node that has died is offered to its trials again until the cluster has noticed: what fails meanwhile is one loss.
+ONE_LOSS_S = 60.0
+
+
 class _StoppedError(Exception):
     """Ends Tune's loop."""
 
 
 class LoopWatch(Callback):  # type: ignore[misc]  # ray is untyped
-    """Ends Tune's loop in order once an event is set: trials keep their last state and stay unfinished.
+    """Ends Tune's loop in order once it is time: trials keep their last state and stay unfinished.
 
     Tune itself can be stopped by a signal in the main thread only, and its stoppers wait for each trial's report.
 
     Args:
+        is_over: Asked at each turn of the loop.
         begun: Called at each turn of the loop.
     """
 
-    def __init__(self, stop: threading.Event, begun: Callable[[], None]) -> None:
-        self._stop, self._begun = stop, begun
+    def __init__(self, is_over: Callable[[], bool], begun: Callable[[], None]) -> None:
+        self._is_over, self._begun = is_over, begun
+        self._lost_at: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # pickled into snapshots that we never read
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._begun()
-        if self._stop.is_set():
+        if self._is_over():
             raise _StoppedError
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Count losses of a trial's process that follow one another closely as one."""
+        now = time.monotonic()
+        if now - self._lost_at.get(trial.trial_id, -ONE_LOSS_S) < ONE_LOSS_S:
+            trial.max_failures += 1
+        else:
+            self._lost_at[trial.trial_id] = now
 
 
 def run_tuner(
@@ -72,7 +86,7 @@ def run_tuner(
     deadline: float | None,
     stop: threading.Event,
 ) -> None:
-    """Run trials until the searcher has no more, or `stop` is set.
+    """Run trials until the searcher has no more or is broken, or `stop` is set.
 
     Results are in the study folder, not in Tune's grid.
     """
@@ -94,7 +108,7 @@ def run_tuner(
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # snapshots are ours, see StudyKeeper
                 failure_config=FailureConfig(max_failures=plan.max_failures),
                 stop=DeadlineStopper(deadline) if deadline else None,
-                callbacks=[LoopWatch(stop, setting_up.close)],
+                callbacks=[LoopWatch(lambda: stop.is_set() or searcher.broken is not None, setting_up.close)],
                 verbose=0,
             ),
         )

@@ -6,7 +6,7 @@ studies/<name>/
     journal.jsonl         what the driver decided, one event a line, in order
     snapshots/<id>.safetensors   a trial's whole state at its last report, with all its reports in the header
     candidates/<id>/      sealed adapter folders of the best trials
-    optuna.db             the sampler's memory
+    optuna.jsonl          the sampler's memory, in Optuna's journal format
     study.lock            held by the one driver at work
 """
 

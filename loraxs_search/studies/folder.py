@@ -143,7 +143,9 @@ class StudyFolder:
 
     @property
     def optuna_path(self) -> Path:
-        return self.path / "optuna.db"
+        """The sampler's memory: Optuna's journal, or the database of a study that an older version began."""
+        database = self.path / "optuna.db"
+        return database if database.exists() else self.path / "optuna.jsonl"
 
     def journal(self) -> Journal:
         """Read the journal as it stands now."""

@@ -41,7 +41,7 @@ class Spool:
         self.path = ensure_dir(folder) / "tracking.jsonl"
         self._offset_path = folder / "tracking.offset"
         with disk_faults(self.path):
-            self._file = self.path.open("ab")
+            self._file = self.path.open("ab", buffering=0)  # a buffer would keep what a full disk did not take
         self._own()
         self._mend()
         self.size = self.path.stat().st_size
@@ -49,11 +49,10 @@ class Spool:
         self.study_id = self._study_id(folder)
 
     def append(self, event: Event) -> None:
-        """Add one event at the end."""
+        """Add one event at the end, whole or not at all."""
         line = to_line(event)
         with disk_faults(self.path):
-            self._file.write(line)
-            self._file.flush()
+            self._write(line)
             if isinstance(event, FINAL):
                 os.fsync(self._file.fileno())
         self.size += len(line)
@@ -79,6 +78,15 @@ class Spool:
     def close(self) -> None:
         """Let the spool go: another owner may open it."""
         self._file.close()
+
+    def _write(self, line: bytes) -> None:
+        left = memoryview(line)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(self.size)
+            raise
 
     def _own(self) -> None:
         try:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-import optuna
 import pytest
 
 from loraxs_search.records import (
@@ -19,8 +17,8 @@ from loraxs_search.records import (
     TrialReport,
     TrialState,
 )
-from loraxs_search.search.ledger import Ledger, live_trial
-from loraxs_search.search.sampler import open_optuna_study
+from loraxs_search.search.ledger import Ledger
+from loraxs_search.search.optuna_log import open_optuna_study
 from loraxs_search.search.view import SilentView
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tracking import Tracker
@@ -99,16 +97,3 @@ def test_a_report_that_only_the_snapshot_holds_is_taken_up(desk: Desk) -> None:
     assert ledger.records["00000"].reports == reports
     assert desk.study.get_trials()[0].intermediate_values == {4: 0.6, 8: 0.7}
     assert desk.states() == ["RUNNING"]
-
-
-def test_a_trial_asked_for_in_another_process_can_be_told(tmp_path: Path) -> None:
-    """Holds the one private name we use, `FrozenTrial._trial_id`, to its meaning."""
-    first = open_optuna_study(tmp_path / "o.db", "s", "maximize")
-    first.ask().suggest_float("lr", 0, 1)
-    second = open_optuna_study(tmp_path / "o.db", "s", "maximize")
-    frozen = second.get_trials()[0]
-    trial = live_trial(second, frozen)
-    assert trial.number == frozen.number
-    assert trial.suggest_float("lr", 0, 1) == frozen.params["lr"]
-    second.tell(frozen.number, 0.5)
-    assert optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/o.db").trials[0].value == 0.5

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from faults import disks
 
-from loraxs_search.errors import StudyError
+from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.records import SearchPlan, TrialState
 from loraxs_search.tracking._spool import Spool
 from loraxs_search.tracking.events import (
@@ -111,3 +112,20 @@ def test_a_closed_spool_can_be_opened_again_with_the_same_study_id(spool):
     again = Spool(spool.path.parent)
     assert again.study_id == spool.study_id
     again.close()
+
+
+def test_an_event_that_a_full_disk_did_not_take_leaves_nothing_behind(tmp_path):
+    if reason := disks.no_mounts(tmp_path):
+        pytest.skip(reason)
+    long = TrialFinished(1.5, "long", TrialState.FAIL, "x" * 20_000, 2.0, 1.0)
+    with disks.disk(tmp_path / "small", 1) as disk:
+        spool = Spool(disk.path / "study")
+        spool.append(_ended("before"))
+        disk.fill()
+        with pytest.raises(HomeError, match="No space left"):
+            spool.append(long)
+        disk.free()
+        spool.append(_ended("after"))
+        assert [event.trial_id for event in spool.history()] == ["before", "after"]
+        assert spool.size == spool.path.stat().st_size
+        spool.close()

@@ -1,0 +1,88 @@
+"""A host that trains nothing: it waits, and reports a learning curve that its trial's params decide."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from loraxs_search.records import (
+    AdapterSize,
+    BaseModel,
+    Basis,
+    Confirmation,
+    HostInfo,
+    LinearModule,
+    Probe,
+    Task,
+    TrialReport,
+    TrialSpec,
+    to_json,
+)
+from loraxs_search.search.actors import HostOrder
+from loraxs_search.studies import read_reports
+
+LAYERS, WIDTH = 6, 384
+STATE_FLOATS = 25_000  # a snapshot of 100 KB, what R, a head and their moments come to
+SIZE = AdapterSize(r_parameters=2304, head_parameters=770, stored_bytes=17_032)
+
+
+class SimulatedHost:
+    """Answers what a host is asked, after `pace_s` seconds for each report."""
+
+    def __init__(self, num_slots: int, pace_s: float) -> None:
+        self._num_slots, self._pace_s = num_slots, pace_s
+        self._state = np.zeros(STATE_FLOATS, np.float32)
+
+    def info(self, task: Task) -> HostInfo:
+        rows: dict[Any, int] = {"train": 1000, "validation": 500, "test": 500}
+        base = BaseModel(id="simulated", path="", weight_digest="0" * 64)
+        return HostInfo(base, modules(), 770, "0" * 64, rows, "simulated", "float32", {}, self._num_slots)
+
+    def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None: ...
+
+    def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
+        time.sleep(self._pace_s)
+        score = accuracy(spec, until)
+        metrics = {"loss": 1 - score, **dict.fromkeys(task.metrics, score)}
+        report = TrialReport(spec.trial_id, until, metrics, 1 - score, self._pace_s, 1000 * until, SIZE)
+        reports = (*(read_reports(snapshot) if snapshot else ()), report)
+        return report, safetensors.numpy.save({"state": self._state}, {"trial": to_json({"reports": reports})})
+
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation:
+        files = {"adapter_config.json": json.dumps(spec.params).encode(), "adapter_model.safetensors": snapshot}
+        scores = dict(read_reports(snapshot)[-1].metrics) if score else {}
+        return Confirmation(spec.trial_id, scores, files, Probe((), ()))
+
+
+def simulated_host(order: HostOrder, task: Task, *, pace_s: float) -> SimulatedHost:
+    """Return the host of an order; see `HostOrder.make`."""
+    assert order.pack_size != "auto"
+    return SimulatedHost(order.pack_size, pace_s)
+
+
+def accuracy(spec: TrialSpec, step: int) -> float:
+    """Return a curve that rises to what the params allow, with a noise that depends on trial and step alone."""
+    hyper = spec.hyperparameters
+    far = abs(math.log10(hyper.learning_rate / 8e-3)) + 0.5 * abs(math.log10(hyper.head_learning_rate / 8e-3))
+    best = 0.85 - 0.2 * far - 0.02 * abs(math.log2(hyper.rank / 8))
+    noise = random.Random(f"{spec.trial_id}/{step}").gauss(0, 0.005)
+    return 0.5 + (best - 0.5) * (1 - math.exp(-step / 50)) + noise
+
+
+def modules() -> tuple[LinearModule, ...]:
+    """Return the linear layers of the quickstart's base."""
+    square = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+    sides = dict.fromkeys(square, (WIDTH, WIDTH))
+    sides |= {"intermediate.dense": (WIDTH, 4 * WIDTH), "output.dense": (4 * WIDTH, WIDTH)}
+    return tuple(
+        LinearModule(f"encoder.layer.{layer}.{name}", *shape)
+        for layer in range(LAYERS)
+        for name, shape in sides.items()
+    )

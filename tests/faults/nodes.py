@@ -1,0 +1,175 @@
+"""A Ray cluster of a head and workers, each a `ray start --block` of its own, guarded by a token and ended by pid."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from faults.world import kill_tree, tree
+
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+@dataclass
+class Node:
+    """A host's address and how to run something there: nothing for this host, `ip netns exec NAME` for another."""
+
+    ip: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+
+    def kill(self) -> None:
+        """End the node with everything on it, at once."""
+        if self.process is not None:
+            kill_tree(self.process.pid)
+            self.process.wait()
+            self.process = None
+
+
+@dataclass
+class Cluster:
+    """A head without CPUs and workers with one each.
+
+    Args:
+        folder: Token, logs and temp dirs; a short path, since Ray's sockets below have long names.
+        homes: LORAXS_HOME of each worker, by its number.
+    """
+
+    folder: Path
+    places: list[Node] = field(default_factory=lambda: [Node(), Node(), Node()])
+    homes: dict[int, Path] = field(default_factory=dict)
+    port: int = 0
+
+    @property
+    def address(self) -> str:
+        return f"{self.places[0].ip}:{self.port}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a client needs to be let in."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"), **_ENVIRONMENT}
+
+    def start(self) -> None:
+        """Start all nodes, and return when each has said that it runs."""
+        token = self.folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        self.port = _free_port() if self.places[0].ip == "127.0.0.1" else 6379
+        self._start(0, "--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false")
+        self._await(0)
+        for number in range(1, len(self.places)):
+            self._start(number, f"--address={self.address}", "--num-cpus=1")
+        for number in range(1, len(self.places)):
+            self._await(number)
+
+    def stop(self) -> None:
+        """End every node, workers first."""
+        for place in reversed(self.places):
+            place.kill()
+
+    def _start(self, number: int, *options: str) -> None:
+        place = self.places[number]
+        home = self.homes.get(number)
+        env = {**os.environ, **self.env, **({"LORAXS_HOME": str(home)} if home else {})}
+        env.pop("RAY_ADDRESS", None)
+        ray = str(Path(sys.executable).with_name("ray"))
+        command = [*place.prefix, ray, "start", "--block", f"--node-ip-address={place.ip}"]
+        command += [f"--temp-dir={self.folder}/n{number}", "--object-store-memory=100000000"]
+        command += ["--min-worker-port=0", "--max-worker-port=0", *options]
+        with (self.folder / f"n{number}.log").open("wb") as log:
+            place.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+
+    def _await(self, number: int) -> None:
+        place, log = self.places[number], self.folder / f"n{number}.log"
+        end = time.monotonic() + 90
+        while "Ray runtime started" not in log.read_text():
+            assert place.process is not None
+            assert place.process.poll() is None, f"node {number} ended: {log.read_text()[-2000:]}"
+            assert time.monotonic() < end, f"node {number} did not start: {log.read_text()[-2000:]}"
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, places: list[Node] | None = None, homes: dict[int, Path] | None = None) -> Iterator[Cluster]:
+    """Start a cluster, and end it."""
+    folder.mkdir()
+    made = Cluster(folder, places or [Node(), Node(), Node()], homes or {})
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def on_node(node: Node, title: str) -> list[int]:
+    """Return the processes of a node whose title holds a text."""
+    from faults.world import titled
+
+    return titled(tree(node.process.pid), title) if node.process else []
+
+
+# ---- hosts of their own ----------------------------------------------------------------------------------------------
+def no_hosts() -> str | None:
+    """Say why network namespaces cannot be made here; None when they can."""
+    if shutil.which("ip") is None:
+        return "`ip` (Debian package iproute2) is not installed"
+    name = f"lx{secrets.token_hex(3)}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        return f"no right to make network namespaces: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", name], check=True)
+    return None
+
+
+@dataclass
+class Hosts:
+    """Namespaces on one bridge, each with an address of its own."""
+
+    name: str
+    nodes: list[Node]
+
+    def cut(self, number: int, *, off: bool = True) -> None:
+        """Pull a host's cable, or plug it in again."""
+        _ip("link", "set", f"{self.name}v{number}", "down" if off else "up")
+
+
+@contextlib.contextmanager
+def hosts(count: int) -> Iterator[Hosts]:
+    """Make hosts with a network between them, and take them away."""
+    name, net = f"lx{secrets.token_hex(2)}", f"10.{71 + secrets.randbelow(100)}.{secrets.randbelow(250)}"
+    spaces = [f"{name}n{number}" for number in range(count)]
+    try:
+        _ip("link", "add", f"{name}b", "type", "bridge")
+        _ip("link", "set", f"{name}b", "up")
+        for number, space in enumerate(spaces):
+            _ip("netns", "add", space)
+            _ip("link", "add", f"{name}v{number}", "type", "veth", "peer", "name", "eth0", "netns", space)
+            _ip("link", "set", f"{name}v{number}", "master", f"{name}b", "up")
+            _ip("-n", space, "address", "add", f"{net}.{number + 1}/24", "dev", "eth0")
+            _ip("-n", space, "link", "set", "eth0", "up")
+            _ip("-n", space, "link", "set", "lo", "up")
+        nodes = [Node(f"{net}.{n + 1}", ("ip", "netns", "exec", space)) for n, space in enumerate(spaces)]
+        yield Hosts(name, nodes)
+    finally:
+        for space in spaces:
+            subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "del", f"{name}b"], capture_output=True, check=False)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

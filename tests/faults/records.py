@@ -1,0 +1,92 @@
+"""The same trials as journal, Optuna and MLflow tell them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+Stand = tuple[str, int]  # state, number of reports
+ENDED = ("COMPLETE", "PRUNED", "FAIL")
+
+
+@dataclass(frozen=True)
+class Records:
+    """What each of the three holds of a study, by trial id; `runs` counts the child runs of each."""
+
+    journal: dict[str, Stand]
+    optuna: dict[str, Stand]
+    mlflow: dict[str, Stand]
+    runs: Counter[str]
+    num_parents: int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a fault cost.
+
+    Args:
+        lost: Trials that have not ended, are too few, or that one of the three tells otherwise.
+        doubled: Runs there are too many of.
+        missing: Points that the journal has and Optuna or MLflow lacks.
+    """
+
+    lost: int = 0
+    doubled: int = 0
+    missing: int = 0
+
+    def __add__(self, other: Losses) -> Losses:
+        return Losses(self.lost + other.lost, self.doubled + other.doubled, self.missing + other.missing)
+
+
+def read_records(study: str) -> Records:
+    """Read all three of a study in this process's home."""
+    from mlflow import MlflowClient
+
+    from loraxs_search.search.optuna_log import open_optuna_study
+    from loraxs_search.studies import StudyFolder
+
+    folder = StudyFolder.open(study)
+    task = folder.info.task
+    journal = {k: (r.state.value, len(r.reports)) for k, r in folder.journal().records.items()}
+    trials = open_optuna_study(folder.optuna_path, study, task.direction).get_trials()
+    client = MlflowClient(folder.info.tracking_uri)
+    experiment = client.get_experiment_by_name(task.name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags and r.info.run_name == study]
+    of_study = {parent.info.run_id for parent in parents}
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") in of_study]
+    stands = {
+        r.data.tags["trial_id"]: (
+            r.data.tags.get("loraxs.state", "RUNNING"),
+            len(client.get_metric_history(r.info.run_id, task.metric)),
+        )
+        for r in children
+    }
+    return Records(
+        journal,
+        {f"{t.number:05d}": (t.state.name, len(t.intermediate_values)) for t in trials},
+        stands,
+        Counter(r.data.tags["trial_id"] for r in children),
+        len(parents),
+    )
+
+
+def losses(records: Records, num_trials: int) -> Losses:
+    """Hold the three against each other and against the number of trials there should be."""
+    others = (records.optuna, records.mlflow)
+    states = {t: s for t, (s, _) in records.journal.items()}
+    told_otherwise = {
+        trial_id
+        for other in others
+        for trial_id in states.keys() | other.keys()
+        if states.get(trial_id) != other.get(trial_id, ("", 0))[0]
+    }
+    unfinished = {trial_id for trial_id, state in states.items() if state not in ENDED}
+    points = sum(
+        max(0, count - other.get(trial_id, ("", 0))[1])
+        for other in others
+        for trial_id, (_, count) in records.journal.items()
+    )
+    doubled = sum(count - 1 for count in records.runs.values()) + max(0, records.num_parents - 1)
+    return Losses(len(told_otherwise | unfinished) + abs(num_trials - len(states)), doubled, points)

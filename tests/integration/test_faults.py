@@ -1,0 +1,47 @@
+"""The cheaper faults of `bench_faults.py`, once each and on a tiny base: nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faults.cases import CASES, missing_means
+from faults.records import Losses
+from faults.world import World
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+]
+CHEAP = (
+    "driver killed",
+    "worker node killed",
+    "MLflow away in between",
+    "trials fail of themselves",
+    "driver's disk full",
+    "worker's home read-only",
+)
+
+
+@pytest.fixture
+def world(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A short path, since Ray's sockets below have long names, and a home that the environment names."""
+    folder = Path(tempfile.mkdtemp(prefix="lx-"))
+    home = folder / "home"
+    home.mkdir()
+    monkeypatch.setenv("LORAXS_HOME", str(home))
+    yield World(folder, home, base=str(tiny_base), kills=1, outage_s=3.0)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_nothing_is_lost_or_doubled(name: str, world: World) -> None:
+    _, case = CASES[name]
+    if reason := missing_means(case, world):
+        pytest.skip(reason)
+    assert case(world, random.Random(0)) == Losses()

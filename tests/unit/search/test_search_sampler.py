@@ -1,0 +1,92 @@
+"""A searcher that cannot record says so and touches nothing more: Tune would take its exception for the trial's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from loraxs_search.errors import HomeError
+from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
+from loraxs_search.search.ledger import Ledger
+from loraxs_search.search.optuna_log import open_optuna_study
+from loraxs_search.search.sampler import StudySearcher
+from loraxs_search.search.trainable import BROKEN, FAILED, REPORT, STEP
+from loraxs_search.search.view import SilentView
+from loraxs_search.search_space import load_space
+from loraxs_search.studies import Journal
+from loraxs_search.tracking import Tracker
+
+HYPER = Hyperparameters(4, ("a",), 1e-3, 1e-3)
+
+
+class FullView(SilentView):
+    """Raises where a full disk would, once it is full."""
+
+    full = False
+
+    def trial_changed(self, record: Any) -> None:
+        if self.full:
+            raise HomeError("No space left to write it.", hint="free some space")
+
+
+@pytest.fixture
+def searcher(tmp_path: Path, store_uri: str) -> StudySearcher:
+    space = load_space("movie_reviews")
+    path = tmp_path / "optuna.jsonl"
+    study = open_optuna_study(path, "s", "maximize")
+    tracker = Tracker("s", tmp_path / "s", store_uri, "t")
+    ledger = Ledger(Journal(tmp_path / "journal.jsonl"), study, tracker, FullView(), "accuracy")
+    # What of a crew needs no cluster: the names of actors, and what params resolve to.
+    crew: Any = SimpleNamespace(actor_names={}, spec=lambda trial_id, params: SimpleNamespace(hyperparameters=HYPER))
+    return StudySearcher(study, ledger, space, space.search, crew, None, None, path)
+
+
+@pytest.fixture
+def started(searcher: StudySearcher, monkeypatch: pytest.MonkeyPatch) -> StudySearcher:
+    """A searcher with two trials under way."""
+    monkeypatch.setattr("loraxs_search.search.sampler.to_json", lambda record: "")
+    assert isinstance(searcher.suggest("x"), dict)
+    assert isinstance(searcher.suggest("y"), dict)
+    return searcher
+
+
+def _result(step: int) -> dict[str, Any]:
+    report = TrialReport("00000", step, {"accuracy": 0.5}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
+    return {STEP: step, REPORT: to_json(report)}
+
+
+def states(searcher: StudySearcher) -> list[TrialState]:
+    return [record.state for record in searcher._ledger.records.values()]
+
+
+def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySearcher) -> None:
+    started.on_trial_complete("x", {STEP: 0, BROKEN: ["On node 10.0.0.2: No space left.", "free some space"]})
+    assert isinstance(started.broken, HomeError)
+    assert (started.broken.message, started.broken.hint) == ("On node 10.0.0.2: No space left.", "free some space")
+    started.on_trial_complete("y", {STEP: 40, FAILED: "something"})
+    assert states(started) == [TrialState.RUNNING] * 2, "what comes after is not recorded: it is done again"
+    assert started.suggest("z") is None
+
+
+def test_what_the_ledger_cannot_write_is_kept_for_the_driver(started: StudySearcher) -> None:
+    started._ledger._view.full = True
+    started.on_trial_result("x", _result(40))
+    assert "No space left" in str(started.broken)
+    started._ledger._view.full = False
+    first = started.broken
+    started.on_trial_complete("y", {STEP: 0, BROKEN: ["other", ""]})
+    assert started.broken is first, "the first cause is the one to tell"
+
+
+def test_a_trial_that_fails_is_recorded_with_its_reason(started: StudySearcher) -> None:
+    started.on_trial_complete("x", {STEP: 0, FAILED: "it diverged"})
+    started.on_trial_complete("y", None, error=True)
+    assert states(started) == [TrialState.FAIL] * 2
+    assert [r.reason for r in started._ledger.records.values()] == [
+        "it diverged",
+        "its process was lost more than 3 times",
+    ]
+    assert started.broken is None
