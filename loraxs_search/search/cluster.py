@@ -9,11 +9,12 @@ import signal
 import socket
 import threading
 import urllib.parse
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from loraxs_search.errors import ClusterError
 from loraxs_search.home import home
+from loraxs_search.search.placement import Node
 
 NAMESPACE = "loraxs-search"
 _CONNECT_TIMEOUT_S = 5.0
@@ -34,15 +35,6 @@ _RAY_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "30000",
 }
-
-
-@dataclass(frozen=True)
-class Slots:
-    """What one trial asks of the cluster, and how many fit at once."""
-
-    resources: dict[str, float]
-    num_slots: int
-    threads: int
 
 
 @contextlib.contextmanager
@@ -101,26 +93,27 @@ def _check_answers(address: str | None) -> None:
         ) from error
 
 
-def slots(pack_size: int) -> Slots:
-    """Say what a trial asks for: a share of a GPU where the cluster has any, else a share of a node's CPUs."""
+def living_nodes() -> list[Node]:
+    """Return the nodes that are alive now, in an order that stays."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    if gpus:
-        return Slots({"CPU": 0.0, "GPU": 1.0 / pack_size}, gpus * pack_size, threads=1)
-    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    if not cpus:
-        raise ClusterError(
-            "A cluster must have a GPU or a CPU to run trials on, but its nodes offer none.",
-            hint="start Ray with --num-cpus or --num-gpus above 0",
-        )
-    share = min(cpus)
-    return Slots({"CPU": share / pack_size}, sum(n // share for n in cpus) * pack_size, threads=share)
+    found = [_node(node) for node in ray.nodes() if node["Alive"]]
+    return sorted(found, key=lambda node: (node.address, node.node_id))
 
 
-def gpu_node_ids() -> list[str]:
-    """Return the ids of the living nodes that have a GPU."""
+def _node(node: Mapping[str, Any]) -> Node:
+    offers = node["Resources"]
+    return Node(node["NodeID"], int(offers.get("CPU", 0)), int(offers.get("GPU", 0)), node["NodeManagerAddress"])
+
+
+def nodes_to_come() -> list[Node]:
+    """Return one node of each kind that the cluster's autoscaler can start; empty where it has told of none."""
     import ray
 
-    return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
+    config = ray._private.state.state.get_cluster_config()  # what KubeRay's autoscaler reports; there is no public way
+    groups = config.node_group_configs if config is not None else ()
+    return [
+        Node(group.name, int(group.resources.get("CPU", 0)), int(group.resources.get("GPU", 0)))
+        for group in groups
+        if group.max_count != 0
+    ]

@@ -105,7 +105,7 @@ class Driver:
         searcher = StudySearcher(study, ledger, self._space, plan, crew, scheduler, deadline)
         self._view.started(self._facts(crew))
         if folder.candidates() is None:
-            run_tuner(searcher, scheduler, plan, crew.slots, folder.path / "tune", deadline, self._stop)
+            run_tuner(searcher, scheduler, plan, folder.path / "tune", deadline, self._stop)
             self._end_unfinished(ledger, searcher.early_end)
         candidates = folder.candidates() or self._keep_adapters(folder, crew, ledger, tracker)
         return SearchResult(
@@ -161,7 +161,7 @@ class Driver:
             max_steps=plan.max_steps,
             device=crew.info.device,
             dtype=crew.info.dtype,
-            num_slots=crew.slots.num_slots,
+            num_slots=crew.census.width,
         )
 
 

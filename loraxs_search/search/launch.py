@@ -114,6 +114,7 @@ def _check_together(spaces: Sequence[Space]) -> None:
     values: dict[str, Callable[[Space], object]] = {
         "base_model": lambda space: space.base_model,
         "search.precision": lambda space: space.search.precision,
+        "search.device": lambda space: space.search.device,
     }
     for name, of in values.items():
         if unlike := next((space for space in others if of(space) != of(first)), None):
@@ -173,7 +174,7 @@ def _ready(spaces: Sequence[Space], tracking_uri: str, address: str | None) -> I
             store.result()
             from loraxs_search.search.pool import HostPool, host_order
 
-            pool = HostPool(host_order(spaces), len(spaces))
+            pool = HostPool(host_order(spaces), [space.search for space in spaces])
             try:
                 yield pool
             finally:

@@ -15,7 +15,6 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from ray.tune.stopper import Stopper
 
 from loraxs_search.records import SearchPlan
-from loraxs_search.search.cluster import Slots
 from loraxs_search.search.sampler import StudySearcher
 from loraxs_search.search.trainable import TrialTrainable
 
@@ -67,7 +66,6 @@ def run_tuner(
     searcher: StudySearcher,
     scheduler: Any,
     plan: SearchPlan,
-    wanted: Slots,
     storage: Path,
     deadline: float | None,
     stop: threading.Event,
@@ -79,12 +77,13 @@ def run_tuner(
     with contextlib.suppress(_StoppedError), contextlib.ExitStack() as setting_up:
         setting_up.enter_context(_SETTING_UP)
         tuner = tune.Tuner(
-            tune.with_resources(TrialTrainable, wanted.resources),
+            TrialTrainable,
             tune_config=TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,
-                max_concurrent_trials=min(plan.concurrent or wanted.num_slots, plan.trials),
+                # The searcher itself holds back what does not fit now; this bounds what Tune keeps waiting.
+                max_concurrent_trials=plan.trials,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
