@@ -21,6 +21,14 @@ TrackingOption = Annotated[
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="Ray cluster; default: Ray on this machine, for this search.")
 ]
+RuntimeEnvOption = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime-env",
+        help="YAML of a Ray runtime environment (`uv`, `pip`, `env_vars`, ...) for every node; with --address.",
+        metavar="FILE",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

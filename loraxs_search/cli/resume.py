@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._output import AddressOption, JsonOption
+from loraxs_search.cli._output import AddressOption, JsonOption, RuntimeEnvOption
 from loraxs_search.cli._search import show_result, watched
 from loraxs_search.studies import StudyFolder
 
@@ -14,6 +14,7 @@ from loraxs_search.studies import StudyFolder
 def command(
     study: Annotated[str, typer.Argument(help="Name of the study.")],
     address: AddressOption = None,
+    runtime_env: RuntimeEnvOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a search that was interrupted or killed.
@@ -24,5 +25,5 @@ def command(
 
     uri = StudyFolder.open(study).info.tracking_uri
     with watched(uri) as (view, stop):
-        result = resume(study, address=address, view=view, stop=stop)
+        result = resume(study, address=address, runtime_env=runtime_env, view=view, stop=stop)
     show_result(result, as_json)

@@ -12,8 +12,9 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from loraxs_search.errors import ClusterError
+from loraxs_search.errors import ClusterError, UsageError
 from loraxs_search.home import home
+from loraxs_search.search import shipping
 from loraxs_search.search.placement import Node
 
 NAMESPACE = "loraxs-search"
@@ -38,16 +39,28 @@ _RAY_ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, *, runtime_env: str | None = None) -> Iterator[None]:
     """Connect to the cluster at `address`, or start one here and stop it at the end.
 
+    Args:
+        runtime_env: YAML file of an environment for a cluster's nodes.
+
     Raises:
-        ClusterError: nothing answers at `address`, or Ray cannot start.
+        ClusterError: nothing answers at `address`, it asks for another token, or Ray cannot start.
+        UsageError: `runtime_env` cannot be read, or is given without a cluster.
     """
+    if runtime_env is not None and address is None:
+        raise UsageError(
+            "`--runtime-env` must be given with --address: on this machine trials run in the environment at hand.",
+            hint="leave it out, or name a cluster",
+        )
+    here = {"env_vars": {"LORAXS_HOME": str(home())}}
+    env = here if address is None else shipping.runtime_env(runtime_env)
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints tracebacks of trials; the ledger has reasons
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():  # a program that brought its own connection keeps it
         yield
@@ -61,8 +74,10 @@ def connected(address: str | None) -> Iterator[None]:
             include_dashboard=False if address is None else None,
             log_to_driver=False,
             logging_level="ERROR",
-            runtime_env=None if address else {"env_vars": {"LORAXS_HOME": str(home())}},
+            runtime_env=env,
         )
+    except AuthenticationError as error:
+        raise _token_error(address) from error
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"a Ray cluster at {address}" if address else "Ray on this machine"
         hint = "check that it runs: `ray status --address ADDRESS`" if address else "see the cause with --traceback"
@@ -91,6 +106,31 @@ def _check_answers(address: str | None) -> None:
             f"a Ray cluster at {address} must be reachable, but: {error.strerror or error}.",
             hint="start one with `ray start --head`, or leave --address out to search on this machine",
         ) from error
+    _check_token(address or "", f"{host}:{port}")
+
+
+def _check_token(address: str, place: str) -> None:
+    """Refuse a wrong or missing token: Ray itself tries for 20 s, and then says nothing of tokens."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+    from ray.exceptions import AuthenticationError, RayError
+
+    if "://" in address:  # a Ray client's server, which is asked by `ray.init`
+        return
+    try:
+        GcsClient(address=place).internal_kv_get(b"loraxs-search", None, timeout=_CONNECT_TIMEOUT_S)
+    except AuthenticationError as error:
+        raise _token_error(address) from error
+    except (RayError, RuntimeError, ConnectionError):
+        return  # whatever else is wrong, `ray.init` says it
+
+
+def _token_error(address: str | None) -> ClusterError:
+    sent = "with a token that it does not know" if os.environ.get("RAY_AUTH_MODE") == "token" else "without its token"
+    return ClusterError(
+        f"The Ray cluster at {address} must let us in, but we came {sent}.",
+        hint="set RAY_AUTH_MODE=token and the cluster's own token here: RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH for a "
+        "file (default ~/.ray/auth_token)",
+    )
 
 
 def living_nodes() -> list[Node]:

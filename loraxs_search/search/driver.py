@@ -167,17 +167,22 @@ class Driver:
 
 def close_finished(folder: StudyFolder) -> SearchResult:
     """Return the result of a search that had come to its end, after carrying to MLflow what it may still lack."""
+    info = folder.info
+    with folder.lock(), Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker:
+        return tell_finished(folder, tracker)
+
+
+def tell_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
+    """Tell the tracker how a search that had come to its end stands; what it was told before changes nothing."""
     result = SearchResult(
         study=folder.name,
         trials=tuple(folder.journal().records.values()),
         candidates=tuple(folder.candidates() or ()),
         wall_s=0.0,
     )
-    info = folder.info
-    with folder.lock(), Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker:
-        for trial_id in (record.trial_id for record in result.trials if record.state is TrialState.COMPLETE):
-            tracker.adapter_logged(trial_id, folder.adapter_path(trial_id))
-        tracker.search_finished("FINISHED", _summary(result))
+    for trial_id in (record.trial_id for record in result.trials if record.state is TrialState.COMPLETE):
+        tracker.adapter_logged(trial_id, folder.adapter_path(trial_id))
+    tracker.search_finished("FINISHED", _summary(result))
     return result
 
 

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,15 @@ from loraxs_search.tracking import ensure_store, resolve_uri
 if TYPE_CHECKING:
     from loraxs_search.search.pool import HostPool
 
+
+@dataclass(frozen=True)
+class Cluster:
+    """Which Ray to search on, and what to bring there."""
+
+    address: str | None
+    runtime_env: str | None
+
+
 _PACKAGES = ("loraxs-search", "torch", "transformers", "peft", "ray", "optuna", "mlflow", "datasets")
 
 
@@ -31,6 +41,7 @@ def launch(
     *,
     name: str | None = None,
     address: str | None = None,
+    runtime_env: str | None = None,
     tracking_uri: str | None = None,
     overrides: Sequence[str] = (),
     view: SearchView | None = None,
@@ -44,6 +55,7 @@ def launch(
         space: A space file, the name of a shipped one, or a loaded `Space`.
         name: Name of the study; made from the space's name and the time by default.
         address: Ray cluster; None starts one on this machine for the time of the search.
+        runtime_env: YAML file with Ray's environment for the cluster's nodes; our own code goes to them anyhow.
         tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
         overrides: `dotted.path=value` each, put into the YAML before it is checked.
         stop: Set it from anywhere to end the search in order.
@@ -56,13 +68,14 @@ def launch(
     loaded = load_space(space, overrides=overrides) if isinstance(space, str) else space
     uri = resolve_uri(tracking_uri)
     info = _new_study(loaded, name, uri)
-    return _run_one(info, loaded, address, view or SilentView(), stop)
+    return _run_one(info, loaded, Cluster(address, runtime_env), view or SilentView(), stop)
 
 
 def launch_together(
     spaces: Sequence[str | Space],
     *,
     address: str | None = None,
+    runtime_env: str | None = None,
     tracking_uri: str | None = None,
     overrides: Sequence[str] = (),
     views: Callable[[str], SearchView] | None = None,
@@ -91,7 +104,7 @@ def launch_together(
         Driver(info, space, views(info.name) if views else SilentView(), stop)
         for info, space in zip(infos, loaded, strict=True)
     ]
-    with _ready(loaded, uri, address) as pool:
+    with _ready(loaded, uri, Cluster(address, runtime_env)) as pool:
         return _run_side_by_side(drivers, pool, stop)
 
 
@@ -154,25 +167,29 @@ def _new_study(loaded: Space, name: str | None, uri: str) -> StudyInfo:
 
 
 def _run_one(
-    info: StudyInfo, space: Space, address: str | None, view: SearchView, stop: threading.Event | None
+    info: StudyInfo, space: Space, cluster: Cluster, view: SearchView, stop: threading.Event | None
 ) -> SearchResult:
     view.phase("starting Ray")
-    with _ready([space], info.tracking_uri, address) as pool:
+    with _ready([space], info.tracking_uri, cluster) as pool:
         return Driver(info, space, view, stop or threading.Event()).run(pool)
 
 
 @contextlib.contextmanager
-def _ready(spaces: Sequence[Space], tracking_uri: str, address: str | None) -> Iterator[HostPool]:
-    """Connect to Ray and see that MLflow answers, both at once; yield hosts for the spaces.
+def _ready(spaces: Sequence[Space], tracking_uri: str, cluster: Cluster) -> Iterator[HostPool]:
+    """Connect to Ray and see that MLflow answers, both at once, and all nodes are fit; yield hosts for the spaces.
 
     Raises:
-        ClusterError, TrackingError: one of them is not there.
+        ClusterError, TrackingError: one of them is not there, or not fit.
     """
     with ThreadPoolExecutor(1, "store") as beside:
         store = beside.submit(ensure_store, tracking_uri)
-        with connected(address):
+        with connected(cluster.address, runtime_env=cluster.runtime_env):
             store.result()
+            from loraxs_search.search.doctor import check_nodes
             from loraxs_search.search.pool import HostPool, host_order
+
+            if cluster.address is not None:
+                check_nodes(spaces, tracking_uri)
 
             pool = HostPool(host_order(spaces), [space.search for space in spaces])
             try:
@@ -185,6 +202,7 @@ def resume(
     name: str,
     *,
     address: str | None = None,
+    runtime_env: str | None = None,
     view: SearchView | None = None,
     stop: threading.Event | None = None,
 ) -> SearchResult:
@@ -199,7 +217,7 @@ def resume(
         return close_finished(folder)
     text = folder.space_path.read_text()
     space = parse_space(text, source=info.space_source, folder=Path(info.space_folder), name=info.name)
-    return _run_one(info, space, address, view or SilentView(), stop)
+    return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
 
 
 def _versions() -> dict[str, str]:

@@ -24,8 +24,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
     """One trial as Tune sees it: each `step` trains to the next report on the host of the device it was given.
 
     Config: `spec` and `task` (a TrialSpec and a Task as JSON), `metric`, `report_every`, `max_failures`, `resources`
-    of a slot, and the names of the `keeper` and `directory` actors. A trial that fails of itself ends with a reason; one whose host died goes on
-    with a new host from its last snapshot.
+    of a slot, and the names of the `keeper` and `directory` actors. A trial that fails of itself ends with a reason;
+    one whose host died goes on with a new host from its last snapshot.
     """
 
     _snapshot: bytes | None
