@@ -29,6 +29,14 @@ RuntimeEnvOption = Annotated[
         metavar="FILE",
     ),
 ]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        help="Where copies of the study are kept, to go on from another machine: a shared folder or s3://BUCKET/PREFIX.",
+        metavar="URI",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

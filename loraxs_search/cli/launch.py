@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._output import AddressOption, JsonOption, RuntimeEnvOption, SetOption, TrackingOption
+from loraxs_search.cli._output import (
+    AddressOption,
+    JsonOption,
+    RuntimeEnvOption,
+    SetOption,
+    StorageOption,
+    TrackingOption,
+)
 from loraxs_search.cli._search import show_result, show_results, watched, watched_together
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import resolve_uri
@@ -18,6 +25,7 @@ def command(
     address: AddressOption = None,
     runtime_env: RuntimeEnvOption = None,
     tracking_uri: TrackingOption = None,
+    storage: StorageOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,6 +49,7 @@ def command(
                 address=address,
                 runtime_env=runtime_env,
                 tracking_uri=tracking_uri,
+                storage=storage,
                 overrides=changes,
                 view=view,
                 stop=stop,
@@ -57,6 +66,7 @@ def command(
             address=address,
             runtime_env=runtime_env,
             tracking_uri=tracking_uri,
+            storage=storage,
             overrides=changes,
             views=views,
             stop=stop,

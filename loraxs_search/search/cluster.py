@@ -65,6 +65,8 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
     if ray.is_initialized():  # a program that brought its own connection keeps it
         yield
         return
+    if address is not None:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # a refused token is told once, by us
     _check_answers(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -111,12 +113,14 @@ def _check_answers(address: str | None) -> None:
 
 def _check_token(address: str, place: str) -> None:
     """Refuse a wrong or missing token: Ray itself tries for 20 s, and then says nothing of tokens."""
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
     from ray.exceptions import AuthenticationError, RayError
 
     if "://" in address:  # a Ray client's server, which is asked by `ray.init`
         return
     try:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, the client below ends the process
         GcsClient(address=place).internal_kv_get(b"loraxs-search", None, timeout=_CONNECT_TIMEOUT_S)
     except AuthenticationError as error:
         raise _token_error(address) from error

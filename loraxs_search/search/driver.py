@@ -12,7 +12,7 @@ from loraxs_search.errors import LoraxsError
 from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
 from loraxs_search.search.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space
-from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.studies import StudyFolder, StudyInfo, mirrored
 from loraxs_search.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -75,13 +75,15 @@ class Driver:
             self._view.finished()
 
     def _run_with(self, crew: Crew, folder: StudyFolder) -> SearchResult:
-        with folder.lock():
+        with folder.lock(), mirrored(folder, self._stop.set) as mirror:
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
                 result = self._search(folder, crew, tracker)
                 tracker.search_finished("FINISHED", _summary(result))
                 return result
             except BaseException as error:
+                if mirror is not None and mirror.lost_to is not None:
+                    raise mirror.lost_to from error
                 stopped = isinstance(error, (SearchInterruptedError, KeyboardInterrupt))
                 tracker.search_finished("KILLED" if stopped else "FAILED", {"notice": str(error)})
                 raise
@@ -91,6 +93,7 @@ class Driver:
 
     def _search(self, folder: StudyFolder, crew: Crew, tracker: Tracker) -> SearchResult:
         from loraxs_search.search.ledger import Ledger
+        from loraxs_search.search.rebuild import rebuild
         from loraxs_search.search.sampler import StudySearcher, open_optuna_study
         from loraxs_search.search.scheduler import make_scheduler
         from loraxs_search.search.tuning import run_tuner
@@ -98,6 +101,7 @@ class Driver:
         plan, task = self._info.search, self._info.task
         tracker.search_started(self._space.text, plan, params=crew.hardware(), gpus=crew.gpus())
         study = open_optuna_study(folder.optuna_path, folder.name, task.direction)
+        rebuild(study, self._space, folder.journal().records)
         ledger = Ledger(folder.journal(), study, tracker, self._view, task.metric)
         ledger.reconcile(folder)
         scheduler = make_scheduler(plan, task, ledger.records.values())

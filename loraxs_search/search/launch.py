@@ -18,7 +18,7 @@ from loraxs_search.search.cluster import connected
 from loraxs_search.search.driver import Driver, SearchInterruptedError, SearchResult, close_finished
 from loraxs_search.search.view import SearchView, SilentView
 from loraxs_search.search_space import Space, load_space, parse_space
-from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
 from loraxs_search.tracking import ensure_store, resolve_uri
 
 if TYPE_CHECKING:
@@ -36,13 +36,14 @@ class Cluster:
 _PACKAGES = ("loraxs-search", "torch", "transformers", "peft", "ray", "optuna", "mlflow", "datasets")
 
 
-def launch(
+def launch(  # noqa: PLR0913  # each is a keyword
     space: str | Space,
     *,
     name: str | None = None,
     address: str | None = None,
     runtime_env: str | None = None,
     tracking_uri: str | None = None,
+    storage: str | None = None,
     overrides: Sequence[str] = (),
     view: SearchView | None = None,
     stop: threading.Event | None = None,
@@ -57,6 +58,7 @@ def launch(
         address: Ray cluster; None starts one on this machine for the time of the search.
         runtime_env: YAML file with Ray's environment for the cluster's nodes; our own code goes to them anyhow.
         tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
+        storage: A folder that machines share, or s3://bucket/prefix: the study can be resumed from another machine.
         overrides: `dotted.path=value` each, put into the YAML before it is checked.
         stop: Set it from anywhere to end the search in order.
 
@@ -67,7 +69,7 @@ def launch(
     """
     loaded = load_space(space, overrides=overrides) if isinstance(space, str) else space
     uri = resolve_uri(tracking_uri)
-    info = _new_study(loaded, name, uri)
+    info = _new_study(loaded, name, uri, storage)
     return _run_one(info, loaded, Cluster(address, runtime_env), view or SilentView(), stop)
 
 
@@ -77,6 +79,7 @@ def launch_together(
     address: str | None = None,
     runtime_env: str | None = None,
     tracking_uri: str | None = None,
+    storage: str | None = None,
     overrides: Sequence[str] = (),
     views: Callable[[str], SearchView] | None = None,
     stop: threading.Event | None = None,
@@ -97,7 +100,7 @@ def launch_together(
     """
     loaded = [load_space(space, overrides=overrides) if isinstance(space, str) else space for space in spaces]
     uri = resolve_uri(tracking_uri)
-    infos = [_new_study(space, None, uri) for space in loaded]
+    infos = [_new_study(space, None, uri, storage) for space in loaded]
     _check_together(loaded)
     stop = stop or threading.Event()
     drivers = [
@@ -147,7 +150,7 @@ def _joined(errors: Sequence[BaseException]) -> BaseException:
     return kind("\n".join(map(str, errors)), hint="\n".join(dict.fromkeys(hints)))
 
 
-def _new_study(loaded: Space, name: str | None, uri: str) -> StudyInfo:
+def _new_study(loaded: Space, name: str | None, uri: str, storage: str | None) -> StudyInfo:
     """Return what a new study starts with, once its name is seen to be free."""
     info = StudyInfo(
         name=name or f"{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
@@ -161,9 +164,16 @@ def _new_study(loaded: Space, name: str | None, uri: str) -> StudyInfo:
         tracking_uri=uri,
         created_at=time.time(),
         versions=_versions(),
+        storage=_absolute(storage),
     )
     StudyFolder.check_new(info.name)
+    if info.storage is not None:
+        check_new_in(Storage(info.storage), info.name)
     return info
+
+
+def _absolute(storage: str | None) -> str | None:
+    return str(Path(storage).expanduser().absolute()) if storage and "://" not in storage else storage
 
 
 def _run_one(
@@ -203,15 +213,20 @@ def resume(
     *,
     address: str | None = None,
     runtime_env: str | None = None,
+    storage: str | None = None,
     view: SearchView | None = None,
     stop: threading.Event | None = None,
 ) -> SearchResult:
     """Go on with a study where its last reports left it; a finished one is returned as it is.
 
+    Args:
+        storage: Where the study was copied to, when another machine began it; one that began here knows.
+
     Raises:
         StudyError: there is no such study, or another process is at work on it.
     """
-    folder = StudyFolder.open(name)
+    place = _absolute(storage) or (StudyFolder.open(name).info.storage if StudyFolder.exists(name) else None)
+    folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
     info = folder.info
     if folder.candidates() is not None:
         return close_finished(folder)
