@@ -33,7 +33,7 @@ def cluster(in_search_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[A
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="lx", dir="/tmp")  # short, for Ray's sockets
-    head = {"num_cpus": 0, "object_store_memory": 100_000_000, "include_dashboard": False, "_temp_dir": folder}
+    head = {"num_cpus": 0, "object_store_memory": 100_000_000, "include_dashboard": False, "temp_dir": folder}
     made = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield made
