@@ -54,6 +54,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
             return self._failure(step, error.message)
         except RayTaskError as error:
             return self._failure(step, f"{type(error.cause).__name__}: {error.cause}")
+        if self._metric not in report.metrics:
+            known = ", ".join(sorted(report.metrics)) or "none"
+            return self._failure(step, f"it must report `{self._metric}`, but its metrics are: {known}")
         ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
         self._snapshot, self._reports = snapshot, (*self._reports, report)
         return self._result(report)
