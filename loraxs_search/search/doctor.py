@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import ray
 
 _ANSWER_S, _FAST_ANSWER_S = 180.0, 60.0
+_INSTALL_S = 900.0  # a node that is told to install packages first
+_INSTALLERS = ("uv", "pip", "conda", "image_uri", "container")
 CLUSTER = "cluster"
 
 
@@ -110,11 +112,18 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
         # Who only drives needs no rows.
         theirs = files if node.num_cpus or node.num_gpus or len(nodes) == 1 else []
         asked.append((node, theirs, time.time(), _ask(node, question | {"files": theirs})))
-    limit_s, found = _ANSWER_S if thorough else _FAST_ANSWER_S, list[Finding]()
+    limit_s, found = _patience(thorough), list[Finding]()
     for node, theirs, at, answer in asked:
         wanted = Expected(versions, redact(server) if server else None, theirs)
         found += _judge_answer(node, at, answer, limit_s, wanted)
     return found
+
+
+def _patience(thorough: bool) -> float:
+    import ray
+
+    installs = any(key in ray.get_runtime_context().runtime_env for key in _INSTALLERS)
+    return _INSTALL_S if installs else _ANSWER_S if thorough else _FAST_ANSWER_S
 
 
 def _versions_here() -> dict[str, str]:
@@ -151,6 +160,8 @@ def _judge_answer(node: Node, asked_at: float, answer: Any, limit_s: float, expe
     except GetTimeoutError:
         return [silent(node.address, f"none within {limit_s:.0f} s")]
     except RayError as error:
+        if node.node_id not in {living.node_id for living in living_nodes()}:
+            return []  # it left meanwhile, as it may during a search
         return [silent(node.address, str(error).strip().splitlines()[-1])]
     answered_at, said_at = time.time(), ready.pop("at")
     # Its clock was read at some time between question and answer: only what lies outside is skew.

@@ -105,9 +105,11 @@ class HostPool:
 
     def _living_place(self) -> tuple[str, str | None]:
         nodes = living_nodes()
-        if self._place is None or self._place[0] not in {node.node_id for node in nodes}:
-            self._place = first_place(nodes, self._device, here())
-        return self._place
+        place = first_place(nodes, self._device, here())
+        gone = self._place is None or self._place[0] not in {node.node_id for node in nodes}
+        if gone or (self._place and self._place[1] is None and place[1] is not None):  # a GPU has come
+            self._place = place
+        return self._place or place
 
 
 def host_order(spaces: Sequence[Space]) -> HostOrder:

@@ -46,19 +46,23 @@ class LoopWatch(Callback):  # type: ignore[misc]  # ray is untyped
 
     Tune itself can be stopped by a signal in the main thread only, and its stoppers wait for each trial's report.
 
+    It ends too when the deadline is over and no trial runs, as when all wait for nodes that do not come.
+
     Args:
         begun: Called at each turn of the loop.
+        deadline: Seconds since the epoch.
     """
 
-    def __init__(self, stop: threading.Event, begun: Callable[[], None]) -> None:
-        self._stop, self._begun = stop, begun
+    def __init__(self, stop: threading.Event, begun: Callable[[], None], deadline: float | None = None) -> None:
+        self._stop, self._begun, self._deadline = stop, begun, deadline
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # pickled into snapshots that we never read
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._begun()
-        if self._stop.is_set():
+        late = self._deadline is not None and time.time() >= self._deadline
+        if self._stop.is_set() or (late and not any(trial.status == "RUNNING" for trial in trials)):
             raise _StoppedError
 
 
@@ -93,7 +97,7 @@ def run_tuner(
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # snapshots are ours, see StudyKeeper
                 failure_config=FailureConfig(max_failures=plan.max_failures),
                 stop=DeadlineStopper(deadline) if deadline else None,
-                callbacks=[LoopWatch(stop, setting_up.close)],
+                callbacks=[LoopWatch(stop, setting_up.close, deadline)],
                 verbose=0,
             ),
         )

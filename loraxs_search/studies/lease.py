@@ -6,6 +6,7 @@ import platform
 import time
 import uuid
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from loraxs_search.errors import StudyError
 from loraxs_search.home import home
@@ -18,12 +19,23 @@ _SETTLE_S = 1.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease; `at` is its last heartbeat, seconds since 1970."""
+    """Who holds a lease.
+
+    Args:
+        boot: Tells machines of one name apart: what the kernel drew when it started.
+        at: Last heartbeat, seconds since 1970.
+    """
 
     token: str
     host: str
+    boot: str
     home: str
     at: float
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Where there is a lock beside the lease."""
+        return self.host, self.boot, self.home
 
 
 class Lease:
@@ -36,7 +48,7 @@ class Lease:
     def __init__(self, storage: Storage, study: str) -> None:
         self._storage, self._study = storage, study
         self._key = f"{study}/lease.json"
-        self._mine = Holder(uuid.uuid4().hex, platform.node(), str(home()), 0.0)
+        self._mine = Holder(uuid.uuid4().hex, platform.node(), _boot(), str(home()), 0.0)
 
     def check_free(self) -> None:
         """See that no other driver is at work.
@@ -48,7 +60,7 @@ class Lease:
             StudyError: another driver holds it.
         """
         holder = self._holder()
-        if holder is None or (holder.host, holder.home) == (self._mine.host, self._mine.home):
+        if holder is None or holder.place == self._mine.place:
             return
         age_s = time.time() - holder.at
         if age_s < LEASE_S:
@@ -96,3 +108,8 @@ class Lease:
             f"Study {self._study!r} must have one driver at a time, but {why}.",
             hint=f"let it end, or if its machine is gone try again {LEASE_S:.0f} s after its last sign of life",
         )
+
+
+def _boot() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else str(uuid.getnode())

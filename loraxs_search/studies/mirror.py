@@ -53,13 +53,12 @@ class Mirror:
 
     def __enter__(self) -> Mirror:
         self._lease.take()
-        if _newer(self._folder.path, self._storage, self._folder.name):
-            self._lease.release()
-            raise StudyError(
-                f"Study {self._folder.name!r} must be as its storage has it, but another driver went on with it.",
-                hint=f"fetch it: `loraxs-search resume {self._folder.name} --storage {self._storage.uri}`",
-            )
-        self.copy()
+        try:
+            self._check_ahead()
+            self.copy()
+        except BaseException:
+            self._try(self._lease.release)
+            raise
         self._thread.start()
         return self
 
@@ -73,18 +72,31 @@ class Mirror:
     def copy(self) -> None:
         """Copy what has changed since the last time."""
         there = _files(self._folder.path)
-        first = {key: content for key in _READ_FIRST if (content := _read(self._folder.path / key)) is not None}
+        first = {key: self._changed(key) for key in _READ_FIRST}
         for key in there:
-            path = self._folder.path / key
-            stamp = _stamp(path)
-            if stamp is None or self._seen.get(key) == stamp:
-                continue
-            content = first[key] if key in first else _read(path)
+            stamp, content = first[key] if key in first else self._changed(key)
             if content is not None:
                 self._storage.put(f"{self._folder.name}/{key}", content)
-                self._seen[key] = stamp if key not in first else (len(content), stamp[1])  # it may have grown since
+                self._seen[key] = stamp
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _check_ahead(self) -> None:
+        if _newer(self._folder.path, self._storage, self._folder.name):
+            raise StudyError(
+                f"Study {self._folder.name!r} must be as its storage has it, but another driver went on with it.",
+                hint=f"fetch it: `loraxs-search resume {self._folder.name} --storage {self._storage.uri}`",
+            )
+
+    def _changed(self, key: str) -> tuple[tuple[int, int], bytes | None]:
+        """Return a file's stamp and, if it is another than when it was copied, its content; the stamp is the older."""
+        try:
+            path = self._folder.path / key
+            status = path.stat()
+            stamp = status.st_size, status.st_mtime_ns
+            return stamp, None if self._seen.get(key) == stamp else path.read_bytes()
+        except FileNotFoundError:  # replaced at this moment
+            return (0, 0), None
+
     def _keep(self) -> None:
         away = False
         while not self._ending.wait(MIRROR_EVERY_S):
@@ -210,14 +222,6 @@ def _place(key: str) -> int | None:
 def _files(path: Path) -> list[str]:
     keys = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
     return sorted((key for key in keys if _place(key) is not None), key=lambda key: (_place(key), key))
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:  # replaced at this moment
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def _read(path: Path) -> bytes | None:
