@@ -74,6 +74,10 @@ class StudyError(LoraxsError):
     """A study is missing, already exists, is in use, or its records cannot be read."""
 
 
+class StorageError(LoraxsError):
+    """The storage that a study is copied to cannot be reached, read or written."""
+
+
 class ClusterError(LoraxsError):
     """The Ray cluster cannot be reached or started."""
 

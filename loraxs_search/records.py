@@ -19,6 +19,7 @@ Head = Literal["full", "output"]
 LrSchedule = Literal["linear", "cosine", "constant"]
 Split = Literal["train", "validation", "test"]
 Precision = Literal["auto", "float32", "bfloat16"]
+SearchDevice = Literal["auto", "gpu", "cpu"]
 
 MAX_AUTO_PACK_SIZE = 64  # what `pack_size: auto` comes to at most
 
@@ -247,7 +248,8 @@ class SearchPlan:
     """How a search spends its budget.
 
     Args:
-        concurrent: Trials in flight at once; None lets the search choose by the devices it finds.
+        concurrent: Trials in flight at once; None means as many as the devices hold, counted anew as nodes come and
+            go. An autoscaler starts nodes for those that do not fit.
         report_every: Steps between two reports; also ASHA's first rung.
         scheduler: `asha` stops weak trials at rungs, `none` lets all finish.
         reduction_factor: ASHA keeps the best 1/reduction_factor at each rung.
@@ -255,6 +257,7 @@ class SearchPlan:
         max_failures: How often a trial is restarted after losing its node or process.
         pack_size: Trials that share one device; 1 is the lone trial, `auto` lets the device's memory and speed decide.
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
+        device: What trials run on; `auto` is GPUs where the cluster has any, else CPUs.
     """
 
     trials: int = 16
@@ -267,6 +270,7 @@ class SearchPlan:
     max_failures: int = 3
     pack_size: int | Literal["auto"] = 1
     precision: Precision = "auto"
+    device: SearchDevice = "auto"
     seed: int = 0
 
 

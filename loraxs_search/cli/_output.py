@@ -21,6 +21,22 @@ TrackingOption = Annotated[
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="Ray cluster; default: Ray on this machine, for this search.")
 ]
+RuntimeEnvOption = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime-env",
+        help="YAML of a Ray runtime environment (`uv`, `pip`, `env_vars`, ...) for every node; with --address.",
+        metavar="FILE",
+    ),
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        help="Where copies of the study are kept, to go on from another machine: a shared folder or s3://BUCKET/PREFIX.",
+        metavar="URI",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

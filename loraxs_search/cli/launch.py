@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._output import AddressOption, JsonOption, SetOption, TrackingOption
+from loraxs_search.cli._output import (
+    AddressOption,
+    JsonOption,
+    RuntimeEnvOption,
+    SetOption,
+    StorageOption,
+    TrackingOption,
+)
 from loraxs_search.cli._search import show_result, show_results, watched, watched_together
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import resolve_uri
@@ -16,7 +23,9 @@ def command(
     spaces: Annotated[list[str], typer.Argument(metavar="SPACE...", help="Space files, or names of shipped spaces.")],
     name: Annotated[str | None, typer.Option("--name", help="Name of the study; default: space and time.")] = None,
     address: AddressOption = None,
+    runtime_env: RuntimeEnvOption = None,
     tracking_uri: TrackingOption = None,
+    storage: StorageOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,7 +47,9 @@ def command(
                 spaces[0],
                 name=name,
                 address=address,
+                runtime_env=runtime_env,
                 tracking_uri=tracking_uri,
+                storage=storage,
                 overrides=changes,
                 view=view,
                 stop=stop,
@@ -51,6 +62,13 @@ def command(
         )
     with watched_together(resolve_uri(tracking_uri)) as (views, stop):
         results = launch_together(
-            spaces, address=address, tracking_uri=tracking_uri, overrides=changes, views=views, stop=stop
+            spaces,
+            address=address,
+            runtime_env=runtime_env,
+            tracking_uri=tracking_uri,
+            storage=storage,
+            overrides=changes,
+            views=views,
+            stop=stop,
         )
     show_results(results, as_json)

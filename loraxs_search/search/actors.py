@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import ray
@@ -21,6 +22,8 @@ from loraxs_search.records import (
     TrialReport,
     TrialSpec,
 )
+from loraxs_search.search.cluster import living_nodes
+from loraxs_search.search.placement import host_shape
 from loraxs_search.studies import StudyFolder
 
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
@@ -69,13 +72,13 @@ class Host(Protocol):
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation: ...
 
 
-def training_host(order: HostOrder, task: Task) -> Host:
+def training_host(order: HostOrder, task: Task, threads: int) -> Host:
     """Return the host that trains: packed, or with trials taking turns."""
     import torch  # here, so that the driver, the keeper and the directory stay without it
 
     from loraxs_search.packing import PackedHost, TrialHost
 
-    torch.set_num_threads(order.threads)
+    torch.set_num_threads(threads)
     if not order.packed:
         return TrialHost(order.base, task, precision=order.precision)
     slots = None if order.pack_size == "auto" else order.pack_size
@@ -87,28 +90,31 @@ class HostOrder:
     """What a host is to be: its base, and how it uses its device.
 
     Args:
-        threads: CPU threads for computation.
-        pack_size: Trials on a device.
+        pack_size: Trials on a device; a node with twice the CPUs of the smallest one has twice as many.
         packed: Whether they share passes; otherwise they take turns, each alone.
         largest: (batch size, rank) of the largest trial to come.
-        make: Makes the host in the actor's process; a simulation names another, by a module the cluster can import.
+        make: Makes the host in the actor's process, with a number of threads; a simulation names another, by a module
+            the cluster can import.
     """
 
     base: BaseModelRef
     precision: Precision
-    threads: int
     pack_size: int | Literal["auto"]
     packed: bool
     largest: tuple[int, int]
-    make: Callable[[HostOrder, Task], Host] = training_host
+    make: Callable[[HostOrder, Task, int], Host] = training_host
 
 
 @ray.remote
 class HostActor:
-    """A trial host in a process of its own. It is built at the first call, so that its errors keep their type."""
+    """A trial host in a process of its own. It is built at the first call, so that its errors keep their type.
 
-    def __init__(self, order: HostOrder) -> None:
-        self._order = order
+    Args:
+        threads: CPU threads for computation.
+    """
+
+    def __init__(self, order: HostOrder, threads: int) -> None:
+        self._order, self._threads = order, threads
         self._host: Host | None = None
         self._building = threading.Lock()  # a packed host is called by several threads
 
@@ -127,7 +133,7 @@ class HostActor:
     def _get(self, task: Task) -> Host:
         with self._building:
             if self._host is None:
-                self._host = self._order.make(self._order, task)
+                self._host = self._order.make(self._order, task, self._threads)
             return self._host
 
 
@@ -148,11 +154,17 @@ class HostDirectory:
         return host
 
     def _create(self, node_id: str, gpu: str | None) -> Any:
-        env = {"OMP_NUM_THREADS": str(self._order.threads), **_HOST_ENVIRONMENT}
+        nodes = living_nodes()
+        node = next((n for n in nodes if n.node_id == node_id), None)
+        threads, times = host_shape(node, gpu is not None, nodes, spare_cpus=os.cpu_count() or 1)
+        order = self._order
+        if order.pack_size != "auto":
+            order = replace(order, pack_size=order.pack_size * times)
+        env = {"OMP_NUM_THREADS": str(threads), **_HOST_ENVIRONMENT}
         if gpu is not None:
             env["CUDA_VISIBLE_DEVICES"] = gpu
         # One more than may wait for a round, so that a question about the host is always answered.
-        size = self._order.pack_size
-        concurrency = 1 + (MAX_AUTO_PACK_SIZE if size == "auto" else size) if self._order.packed else 1
+        most = MAX_AUTO_PACK_SIZE * times if order.pack_size == "auto" else order.pack_size
+        concurrency = 1 + most if order.packed else 1
         options = {"runtime_env": {"env_vars": env}, "max_concurrency": concurrency, **pinned(node_id)}
-        return HostActor.options(**options).remote(self._order)  # type: ignore[attr-defined]
+        return HostActor.options(**options).remote(order, threads)  # type: ignore[attr-defined]

@@ -9,11 +9,13 @@ import signal
 import socket
 import threading
 import urllib.parse
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from loraxs_search.errors import ClusterError
+from loraxs_search.errors import ClusterError, UsageError
 from loraxs_search.home import home
+from loraxs_search.search import shipping
+from loraxs_search.search.placement import Node
 
 NAMESPACE = "loraxs-search"
 _CONNECT_TIMEOUT_S = 5.0
@@ -36,30 +38,35 @@ _RAY_ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True)
-class Slots:
-    """What one trial asks of the cluster, and how many fit at once."""
-
-    resources: dict[str, float]
-    num_slots: int
-    threads: int
-
-
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, *, runtime_env: str | None = None) -> Iterator[None]:
     """Connect to the cluster at `address`, or start one here and stop it at the end.
 
+    Args:
+        runtime_env: YAML file of an environment for a cluster's nodes.
+
     Raises:
-        ClusterError: nothing answers at `address`, or Ray cannot start.
+        ClusterError: nothing answers at `address`, it asks for another token, or Ray cannot start.
+        UsageError: `runtime_env` cannot be read, or is given without a cluster.
     """
+    if runtime_env is not None and address is None:
+        raise UsageError(
+            "`--runtime-env` must be given with --address: on this machine trials run in the environment at hand.",
+            hint="leave it out, or name a cluster",
+        )
+    here = {"env_vars": {"LORAXS_HOME": str(home())}}
+    env = here if address is None else shipping.runtime_env(runtime_env)
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints tracebacks of trials; the ledger has reasons
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():  # a program that brought its own connection keeps it
         yield
         return
+    if address is not None:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # a refused token is told once, by us
     _check_answers(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -69,8 +76,10 @@ def connected(address: str | None) -> Iterator[None]:
             include_dashboard=False if address is None else None,
             log_to_driver=False,
             logging_level="ERROR",
-            runtime_env=None if address else {"env_vars": {"LORAXS_HOME": str(home())}},
+            runtime_env=env,
         )
+    except AuthenticationError as error:
+        raise _token_error(address) from error
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"a Ray cluster at {address}" if address else "Ray on this machine"
         hint = "check that it runs: `ray status --address ADDRESS`" if address else "see the cause with --traceback"
@@ -99,28 +108,56 @@ def _check_answers(address: str | None) -> None:
             f"a Ray cluster at {address} must be reachable, but: {error.strerror or error}.",
             hint="start one with `ray start --head`, or leave --address out to search on this machine",
         ) from error
+    _check_token(address or "", f"{host}:{port}")
 
 
-def slots(pack_size: int) -> Slots:
-    """Say what a trial asks for: a share of a GPU where the cluster has any, else a share of a node's CPUs."""
+def _check_token(address: str, place: str) -> None:
+    """Refuse a wrong or missing token: Ray itself tries for 20 s, and then says nothing of tokens."""
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+    from ray.exceptions import AuthenticationError, RayError
+
+    if "://" in address:  # a Ray client's server, which is asked by `ray.init`
+        return
+    try:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, the client below ends the process
+        GcsClient(address=place).internal_kv_get(b"loraxs-search", None, timeout=_CONNECT_TIMEOUT_S)
+    except AuthenticationError as error:
+        raise _token_error(address) from error
+    except (RayError, RuntimeError, ConnectionError):
+        return  # whatever else is wrong, `ray.init` says it
+
+
+def _token_error(address: str | None) -> ClusterError:
+    sent = "with a token that it does not know" if os.environ.get("RAY_AUTH_MODE") == "token" else "without its token"
+    return ClusterError(
+        f"The Ray cluster at {address} must let us in, but we came {sent}.",
+        hint="set RAY_AUTH_MODE=token and the cluster's own token here: RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH for a "
+        "file (default ~/.ray/auth_token)",
+    )
+
+
+def living_nodes() -> list[Node]:
+    """Return the nodes that are alive now, in an order that stays."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    if gpus:
-        return Slots({"CPU": 0.0, "GPU": 1.0 / pack_size}, gpus * pack_size, threads=1)
-    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    if not cpus:
-        raise ClusterError(
-            "A cluster must have a GPU or a CPU to run trials on, but its nodes offer none.",
-            hint="start Ray with --num-cpus or --num-gpus above 0",
-        )
-    share = min(cpus)
-    return Slots({"CPU": share / pack_size}, sum(n // share for n in cpus) * pack_size, threads=share)
+    found = [_node(node) for node in ray.nodes() if node["Alive"]]
+    return sorted(found, key=lambda node: (node.address, node.node_id))
 
 
-def gpu_node_ids() -> list[str]:
-    """Return the ids of the living nodes that have a GPU."""
+def _node(node: Mapping[str, Any]) -> Node:
+    offers = node["Resources"]
+    return Node(node["NodeID"], int(offers.get("CPU", 0)), int(offers.get("GPU", 0)), node["NodeManagerAddress"])
+
+
+def nodes_to_come() -> list[Node]:
+    """Return one node of each kind that the cluster's autoscaler can start; empty where it has told of none."""
     import ray
 
-    return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
+    config = ray._private.state.state.get_cluster_config()  # what KubeRay's autoscaler reports; there is no public way
+    groups = config.node_group_configs if config is not None else ()
+    return [
+        Node(group.name, int(group.resources.get("CPU", 0)), int(group.resources.get("GPU", 0)))
+        for group in groups
+        if group.max_count != 0
+    ]

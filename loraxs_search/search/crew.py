@@ -45,7 +45,7 @@ class Crew:
             self.info: HostInfo = pool.info(space.task, study.search)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
-            self.slots = pool.slots(self.info, study.search)
+            self.census = pool.census(self.info, study.search)
             ray.get(self._keeper.__ray_ready__.remote())
         except BaseException:
             self.dismiss()

@@ -12,7 +12,7 @@ from loraxs_search.errors import LoraxsError
 from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
 from loraxs_search.search.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space
-from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.studies import StudyFolder, StudyInfo, mirrored
 from loraxs_search.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -75,13 +75,15 @@ class Driver:
             self._view.finished()
 
     def _run_with(self, crew: Crew, folder: StudyFolder) -> SearchResult:
-        with folder.lock():
+        with folder.lock(), mirrored(folder, self._stop.set) as mirror:
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
                 result = self._search(folder, crew, tracker)
                 tracker.search_finished("FINISHED", _summary(result))
                 return result
             except BaseException as error:
+                if mirror is not None and mirror.lost_to is not None:
+                    raise mirror.lost_to from error
                 stopped = isinstance(error, (SearchInterruptedError, KeyboardInterrupt))
                 tracker.search_finished("KILLED" if stopped else "FAILED", {"notice": str(error)})
                 raise
@@ -92,6 +94,7 @@ class Driver:
     def _search(self, folder: StudyFolder, crew: Crew, tracker: Tracker) -> SearchResult:
         from loraxs_search.search.ledger import Ledger
         from loraxs_search.search.optuna_log import open_optuna_study, storage_faults
+        from loraxs_search.search.rebuild import rebuild
         from loraxs_search.search.sampler import StudySearcher
         from loraxs_search.search.scheduler import make_scheduler
         from loraxs_search.search.tuning import run_tuner
@@ -100,6 +103,7 @@ class Driver:
         tracker.search_started(self._space.text, plan, params=crew.hardware(), gpus=crew.gpus())
         with storage_faults(folder.optuna_path):
             study = open_optuna_study(folder.optuna_path, folder.name, task.direction)
+            rebuild(study, self._space, folder.journal().records)
             ledger = Ledger(folder.journal(), study, tracker, self._view, task.metric)
             ledger.reconcile(folder)
         scheduler = make_scheduler(plan, task, ledger.records.values())
@@ -107,7 +111,7 @@ class Driver:
         searcher = StudySearcher(study, ledger, self._space, plan, crew, scheduler, deadline, folder.optuna_path)
         self._view.started(self._facts(crew))
         if folder.candidates() is None:
-            run_tuner(searcher, scheduler, plan, crew.slots, folder.path / "tune", deadline, self._stop)
+            run_tuner(searcher, scheduler, plan, folder.path / "tune", deadline, self._stop)
             if searcher.broken is not None:
                 raise searcher.broken
             self._end_unfinished(ledger, searcher.early_end)
@@ -165,23 +169,28 @@ class Driver:
             max_steps=plan.max_steps,
             device=crew.info.device,
             dtype=crew.info.dtype,
-            num_slots=crew.slots.num_slots,
+            num_slots=crew.census.width,
         )
 
 
 def close_finished(folder: StudyFolder) -> SearchResult:
     """Return the result of a search that had come to its end, after carrying to MLflow what it may still lack."""
+    info = folder.info
+    with folder.lock(), Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker:
+        return tell_finished(folder, tracker)
+
+
+def tell_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
+    """Tell the tracker how a search that had come to its end stands; what it was told before changes nothing."""
     result = SearchResult(
         study=folder.name,
         trials=tuple(folder.journal().records.values()),
         candidates=tuple(folder.candidates() or ()),
         wall_s=0.0,
     )
-    info = folder.info
-    with folder.lock(), Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker:
-        for trial_id in (record.trial_id for record in result.trials if record.state is TrialState.COMPLETE):
-            tracker.adapter_logged(trial_id, folder.adapter_path(trial_id))
-        tracker.search_finished("FINISHED", _summary(result))
+    for trial_id in (record.trial_id for record in result.trials if record.state is TrialState.COMPLETE):
+        tracker.adapter_logged(trial_id, folder.adapter_path(trial_id))
+    tracker.search_finished("FINISHED", _summary(result))
     return result
 
 

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,21 +18,32 @@ from loraxs_search.search.cluster import connected
 from loraxs_search.search.driver import Driver, SearchInterruptedError, SearchResult, close_finished
 from loraxs_search.search.view import SearchView, SilentView
 from loraxs_search.search_space import Space, load_space, parse_space
-from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
 from loraxs_search.tracking import ensure_store, resolve_uri
 
 if TYPE_CHECKING:
     from loraxs_search.search.pool import HostPool
 
+
+@dataclass(frozen=True)
+class Cluster:
+    """Which Ray to search on, and what to bring there."""
+
+    address: str | None
+    runtime_env: str | None
+
+
 _PACKAGES = ("loraxs-search", "torch", "transformers", "peft", "ray", "optuna", "mlflow", "datasets")
 
 
-def launch(
+def launch(  # noqa: PLR0913  # each is a keyword
     space: str | Space,
     *,
     name: str | None = None,
     address: str | None = None,
+    runtime_env: str | None = None,
     tracking_uri: str | None = None,
+    storage: str | None = None,
     overrides: Sequence[str] = (),
     view: SearchView | None = None,
     stop: threading.Event | None = None,
@@ -44,7 +56,9 @@ def launch(
         space: A space file, the name of a shipped one, or a loaded `Space`.
         name: Name of the study; made from the space's name and the time by default.
         address: Ray cluster; None starts one on this machine for the time of the search.
+        runtime_env: YAML file with Ray's environment for the cluster's nodes; our own code goes to them anyhow.
         tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
+        storage: A folder that machines share, or s3://bucket/prefix: the study can be resumed from another machine.
         overrides: `dotted.path=value` each, put into the YAML before it is checked.
         stop: Set it from anywhere to end the search in order.
 
@@ -55,15 +69,17 @@ def launch(
     """
     loaded = load_space(space, overrides=overrides) if isinstance(space, str) else space
     uri = resolve_uri(tracking_uri)
-    info = _new_study(loaded, name, uri)
-    return _run_one(info, loaded, address, view or SilentView(), stop)
+    info = _new_study(loaded, name, uri, storage)
+    return _run_one(info, loaded, Cluster(address, runtime_env), view or SilentView(), stop)
 
 
 def launch_together(
     spaces: Sequence[str | Space],
     *,
     address: str | None = None,
+    runtime_env: str | None = None,
     tracking_uri: str | None = None,
+    storage: str | None = None,
     overrides: Sequence[str] = (),
     views: Callable[[str], SearchView] | None = None,
     stop: threading.Event | None = None,
@@ -84,14 +100,14 @@ def launch_together(
     """
     loaded = [load_space(space, overrides=overrides) if isinstance(space, str) else space for space in spaces]
     uri = resolve_uri(tracking_uri)
-    infos = [_new_study(space, None, uri) for space in loaded]
+    infos = [_new_study(space, None, uri, storage) for space in loaded]
     _check_together(loaded)
     stop = stop or threading.Event()
     drivers = [
         Driver(info, space, views(info.name) if views else SilentView(), stop)
         for info, space in zip(infos, loaded, strict=True)
     ]
-    with _ready(loaded, uri, address) as pool:
+    with _ready(loaded, uri, Cluster(address, runtime_env)) as pool:
         return _run_side_by_side(drivers, pool, stop)
 
 
@@ -114,6 +130,7 @@ def _check_together(spaces: Sequence[Space]) -> None:
     values: dict[str, Callable[[Space], object]] = {
         "base_model": lambda space: space.base_model,
         "search.precision": lambda space: space.search.precision,
+        "search.device": lambda space: space.search.device,
     }
     for name, of in values.items():
         if unlike := next((space for space in others if of(space) != of(first)), None):
@@ -133,7 +150,7 @@ def _joined(errors: Sequence[BaseException]) -> BaseException:
     return kind("\n".join(map(str, errors)), hint="\n".join(dict.fromkeys(hints)))
 
 
-def _new_study(loaded: Space, name: str | None, uri: str) -> StudyInfo:
+def _new_study(loaded: Space, name: str | None, uri: str, storage: str | None) -> StudyInfo:
     """Return what a new study starts with, once its name is seen to be free."""
     info = StudyInfo(
         name=name or f"{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
@@ -147,33 +164,44 @@ def _new_study(loaded: Space, name: str | None, uri: str) -> StudyInfo:
         tracking_uri=uri,
         created_at=time.time(),
         versions=_versions(),
+        storage=_absolute(storage),
     )
     StudyFolder.check_new(info.name)
+    if info.storage is not None:
+        check_new_in(Storage(info.storage), info.name)
     return info
 
 
+def _absolute(storage: str | None) -> str | None:
+    return str(Path(storage).expanduser().absolute()) if storage and "://" not in storage else storage
+
+
 def _run_one(
-    info: StudyInfo, space: Space, address: str | None, view: SearchView, stop: threading.Event | None
+    info: StudyInfo, space: Space, cluster: Cluster, view: SearchView, stop: threading.Event | None
 ) -> SearchResult:
     view.phase("starting Ray")
-    with _ready([space], info.tracking_uri, address) as pool:
+    with _ready([space], info.tracking_uri, cluster) as pool:
         return Driver(info, space, view, stop or threading.Event()).run(pool)
 
 
 @contextlib.contextmanager
-def _ready(spaces: Sequence[Space], tracking_uri: str, address: str | None) -> Iterator[HostPool]:
-    """Connect to Ray and see that MLflow answers, both at once; yield hosts for the spaces.
+def _ready(spaces: Sequence[Space], tracking_uri: str, cluster: Cluster) -> Iterator[HostPool]:
+    """Connect to Ray and see that MLflow answers, both at once, and all nodes are fit; yield hosts for the spaces.
 
     Raises:
-        ClusterError, TrackingError: one of them is not there.
+        ClusterError, TrackingError: one of them is not there, or not fit.
     """
     with ThreadPoolExecutor(1, "store") as beside:
         store = beside.submit(ensure_store, tracking_uri)
-        with connected(address):
+        with connected(cluster.address, runtime_env=cluster.runtime_env):
             store.result()
+            from loraxs_search.search.doctor import check_nodes
             from loraxs_search.search.pool import HostPool, host_order
 
-            pool = HostPool(host_order(spaces), len(spaces))
+            if cluster.address is not None:
+                check_nodes(spaces, tracking_uri)
+
+            pool = HostPool(host_order(spaces), [space.search for space in spaces])
             try:
                 yield pool
             finally:
@@ -184,21 +212,27 @@ def resume(
     name: str,
     *,
     address: str | None = None,
+    runtime_env: str | None = None,
+    storage: str | None = None,
     view: SearchView | None = None,
     stop: threading.Event | None = None,
 ) -> SearchResult:
     """Go on with a study where its last reports left it; a finished one is returned as it is.
 
+    Args:
+        storage: Where the study was copied to, when another machine began it; one that began here knows.
+
     Raises:
         StudyError: there is no such study, or another process is at work on it.
     """
-    folder = StudyFolder.open(name)
+    place = _absolute(storage) or (StudyFolder.open(name).info.storage if StudyFolder.exists(name) else None)
+    folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
     info = folder.info
     if folder.candidates() is not None:
         return close_finished(folder)
     text = folder.space_path.read_text()
     space = parse_space(text, source=info.space_source, folder=Path(info.space_folder), name=info.name)
-    return _run_one(info, space, address, view or SilentView(), stop)
+    return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
 
 
 def _versions() -> dict[str, str]:

@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnschedulableError, RayActorError
 
 from loraxs_search.records import Basis, Confirmation, HostInfo, SearchPlan, Task, TrialSpec
 from loraxs_search.search.actors import HostDirectory, HostOrder, here, pinned
-from loraxs_search.search.cluster import NAMESPACE, Slots, gpu_node_ids, slots
+from loraxs_search.search.cluster import NAMESPACE, living_nodes, nodes_to_come
+from loraxs_search.search.placement import Census, check_can_run, first_place, share_out
 from loraxs_search.search.warm_up import warm_up
 from loraxs_search.search_space import Space
 
 _LIKELY_PACK_SIZE = 8  # what `auto` comes to on a CPU for rows of common length
+_HOST_TRIES = 4
 
 
 class HostPool:
-    """Owns the host directory and its first host; both end with it.
+    """Owns the host directory; hosts end with it.
+
+    What one host does for all (facts, factors, scores) is done on a node that is alive at the time.
 
     Args:
         order: What every host is to be.
-        num_studies: Studies that share the hosts; each gets its part of the slots.
+        plans: Of the studies that share the hosts; each gets its part of the slots.
+
+    Raises:
+        ClusterError: the cluster can run no trial.
     """
 
-    def __init__(self, order: HostOrder, num_studies: int = 1) -> None:
+    def __init__(self, order: HostOrder, plans: Sequence[SearchPlan]) -> None:
         self.directory_name = f"directory-{uuid.uuid4().hex}"
-        self._num_studies, self._pack_size = num_studies, order.pack_size
+        self._num_studies, self._pack_size = len(plans), order.pack_size
+        nodes, to_come = living_nodes(), nodes_to_come()
+        check_can_run(nodes, to_come, next((p.concurrent for p in plans if p.concurrent), None))
+        self._device = plans[0].device
+        if self._device == "auto" and any(node.num_gpus for node in (*nodes, *to_come)):
+            self._device = "gpu"  # and it stays so when the last GPU goes, as spot nodes do: another will come
         options = {"name": self.directory_name, "namespace": NAMESPACE, **pinned(here())}
         self._directory = HostDirectory.options(**options).remote(order)  # type: ignore[attr-defined]
-        gpu_nodes = gpu_node_ids()
-        self._place = (gpu_nodes[0], "0") if gpu_nodes else (here(), None)
+        self._place: tuple[str, str | None] | None = None
 
     def info(self, task: Task, plan: SearchPlan) -> HostInfo:
-        """Have the first host load the base and a task, and describe them.
+        """Have one host load the base and a task, and describe them.
 
         Processes for the trials of `plan` start meanwhile, where there is one node: on several, Ray would make them
         where they may not be needed.
@@ -43,44 +54,62 @@ class HostPool:
         Raises:
             BaseModelError, TaskDataError: the base or the data is not in order on that host.
         """
-        found = self._first_host().info.remote(task)
-        if len(ray.nodes()) == 1:
-            warm_up(min(plan.trials, plan.concurrent or self._likely_slots(plan)), found)
-        return ray.get(found)  # type: ignore[no-any-return]
+
+        def ask(host: Any) -> Any:
+            found = host.info.remote(task)
+            if len(living_nodes()) == 1:
+                warm_up(min(plan.trials, plan.concurrent or self._likely_slots(plan)), found)
+            return found
+
+        return self._ask(ask)  # type: ignore[no-any-return]
 
     def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
-        """Have the first host get the factors of these layers."""
-        ray.get(self._first_host().decompose.remote(task, names, rank, basis))
-
-    def slots(self, info: HostInfo, plan: SearchPlan) -> Slots:
-        """Say what a trial of one of the studies asks for, and how many it may run at once."""
-        # With `auto`, few enough that the sampler, which learns from trials that have ended, has three rounds of them.
-        size = max(1, min(info.num_slots, plan.trials // 3)) if self._pack_size == "auto" else self._pack_size
-        found = slots(size)
-        return Slots(found.resources, max(1, found.num_slots // self._num_studies), found.threads)
+        """Have one host get the factors of these layers."""
+        self._ask(lambda host: host.decompose.remote(task, names, rank, basis))
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation:
-        """Have the first host write out a trained adapter and score it on the test split.
+        """Have one host write out a trained adapter and score it on the test split."""
+        return self._ask(lambda host: host.confirm.remote(spec, snapshot, task, score))  # type: ignore[no-any-return]
 
-        A host that died is replaced once.
-        """
-        host = self._first_host()
-        try:
-            return ray.get(host.confirm.remote(spec, snapshot, task, score))  # type: ignore[no-any-return]
-        except RayActorError:
-            host = self._first_host(lost=host)
-            return ray.get(host.confirm.remote(spec, snapshot, task, score))  # type: ignore[no-any-return]
+    def census(self, info: HostInfo, plan: SearchPlan) -> Census:
+        """Return what counts the slots for one of the studies as nodes come and go."""
+        # With `auto`, few enough that the sampler, which learns from trials that have ended, has three rounds of them.
+        size = max(1, min(info.num_slots, plan.trials // 3)) if self._pack_size == "auto" else self._pack_size
+        return Census(
+            lambda: share_out(living_nodes(), size, self._device),
+            concurrent=plan.concurrent,
+            num_studies=self._num_studies,
+        )
 
     def close(self) -> None:
         """End directory and hosts now."""
         ray.kill(self._directory)
 
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _ask(self, question: Callable[[Any], Any]) -> Any:
+        """Ask one host; one that dies, or whose node does, is replaced a few times, on another node if need be."""
+        lost: Any = None
+        for tries_left in reversed(range(_HOST_TRIES)):
+            host = ray.get(self._directory.host_for.remote(*self._living_place(), lost))
+            try:
+                return ray.get(question(host))
+            except (RayActorError, ActorUnschedulableError):
+                if not tries_left:
+                    raise
+                lost = host
+        raise AssertionError("unreachable")
+
     def _likely_slots(self, plan: SearchPlan) -> int:
         size = min(_LIKELY_PACK_SIZE, plan.trials // 3) if self._pack_size == "auto" else self._pack_size
-        return slots(max(1, size)).num_slots // self._num_studies
+        return share_out(living_nodes(), max(1, size), self._device).num_slots // self._num_studies
 
-    def _first_host(self, lost: Any = None) -> Any:
-        return ray.get(self._directory.host_for.remote(*self._place, lost))
+    def _living_place(self) -> tuple[str, str | None]:
+        nodes = living_nodes()
+        place = first_place(nodes, self._device, here())
+        gone = self._place is None or self._place[0] not in {node.node_id for node in nodes}
+        if gone or (self._place and self._place[1] is None and place[1] is not None):  # a GPU has come
+            self._place = place
+        return self._place or place
 
 
 def host_order(spaces: Sequence[Space]) -> HostOrder:
@@ -91,7 +120,6 @@ def host_order(spaces: Sequence[Space]) -> HostOrder:
     return HostOrder(
         base=spaces[0].base_model,
         precision=spaces[0].search.precision,
-        threads=slots(1).threads,
         # Each study has a slot of its own at least.
         pack_size=max(*fixed, len(spaces)) if len(fixed) == len(sizes) else "auto",
         packed=len(spaces) > 1 or sizes[0] != 1,

@@ -18,7 +18,7 @@ from loraxs_search.search.ledger import Ledger
 from loraxs_search.search.optuna_log import storage_faults, sync
 from loraxs_search.search.proposals import Proposer
 from loraxs_search.search.scheduler import StudyASHA
-from loraxs_search.search.trainable import BROKEN, FAILED, REPORT, STEP
+from loraxs_search.search.trainable import BROKEN, FAILED, REPORT, RESOURCES, STEP
 from loraxs_search.search_space import Space
 
 SAME_FAILURES = 5
@@ -75,6 +75,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             return f"the time budget of {self._plan.time_budget_s:g} s is used up"
         return None
 
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        return True  # it holds back itself, by what the cluster has room for at the time
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         return self._recording(lambda: self._suggest(trial_id))
 
@@ -104,6 +107,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             return None
         if self._is_over():
             return str(Searcher.FINISHED)
+        if len(self._trial_ids) >= self._crew.census.width:
+            return None
         if self._pending:
             ours = self._pending.pop(0)
             trial, params = None, dict(self._ledger.records[ours].params)
@@ -119,6 +124,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             "metric": self._space.task.metric,
             "report_every": self._plan.report_every,
             "max_failures": self._plan.max_failures,
+            RESOURCES: dict(self._crew.census.slots.resources),
             **self._crew.actor_names,
         }
 

@@ -18,18 +18,25 @@ STEP = "step"
 REPORT = "report"
 FAILED = "failed"
 BROKEN = "broken"  # (message, hint) of what no trial is to blame for
+RESOURCES = "resources"
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
     """One trial as Tune sees it: each `step` trains to the next report on the host of the device it was given.
 
-    Config: `spec` and `task` (a TrialSpec and a Task as JSON), `metric`, `report_every`, `max_failures`, and the names
-    of the `keeper` and `directory` actors. A trial that fails of itself ends with a reason; one whose host died goes on
-    with a new host from its last snapshot; a disk that cannot be written ends the search, not the trial.
+    Config: `spec` and `task` (a TrialSpec and a Task as JSON), `metric`, `report_every`, `max_failures`, `resources`
+    of a slot, and the names of the `keeper` and `directory` actors. A trial that fails of itself ends with a reason;
+    one whose host died goes on with a new host from its last snapshot; a disk that cannot be written ends the search,
+    not the trial.
     """
 
     _snapshot: bytes | None
     _reports: tuple[TrialReport, ...]
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """Ask for what was a slot when the trial was proposed: nodes come and go during a search."""
+        return tune.PlacementGroupFactory([dict(config[RESOURCES])])
 
     def setup(self, config: dict[str, Any]) -> None:
         self._begin(config)

@@ -15,7 +15,6 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from ray.tune.stopper import Stopper
 
 from loraxs_search.records import SearchPlan
-from loraxs_search.search.cluster import Slots
 from loraxs_search.search.sampler import StudySearcher
 from loraxs_search.search.trainable import TrialTrainable
 
@@ -51,13 +50,16 @@ class LoopWatch(Callback):  # type: ignore[misc]  # ray is untyped
 
     Tune itself can be stopped by a signal in the main thread only, and its stoppers wait for each trial's report.
 
+    It ends too when the deadline is over and no trial runs, as when all wait for nodes that do not come.
+
     Args:
         is_over: Asked at each turn of the loop.
         begun: Called at each turn of the loop.
+        deadline: Seconds since the epoch.
     """
 
-    def __init__(self, is_over: Callable[[], bool], begun: Callable[[], None]) -> None:
-        self._is_over, self._begun = is_over, begun
+    def __init__(self, is_over: Callable[[], bool], begun: Callable[[], None], deadline: float | None = None) -> None:
+        self._is_over, self._begun, self._deadline = is_over, begun, deadline
         self._lost_at: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,7 +67,8 @@ class LoopWatch(Callback):  # type: ignore[misc]  # ray is untyped
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._begun()
-        if self._is_over():
+        late = self._deadline is not None and time.time() >= self._deadline
+        if self._is_over() or (late and not any(trial.status == "RUNNING" for trial in trials)):
             raise _StoppedError
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -81,7 +84,6 @@ def run_tuner(
     searcher: StudySearcher,
     scheduler: Any,
     plan: SearchPlan,
-    wanted: Slots,
     storage: Path,
     deadline: float | None,
     stop: threading.Event,
@@ -93,12 +95,13 @@ def run_tuner(
     with contextlib.suppress(_StoppedError), contextlib.ExitStack() as setting_up:
         setting_up.enter_context(_SETTING_UP)
         tuner = tune.Tuner(
-            tune.with_resources(TrialTrainable, wanted.resources),
+            TrialTrainable,
             tune_config=TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,
-                max_concurrent_trials=min(plan.concurrent or wanted.num_slots, plan.trials),
+                # The searcher itself holds back what does not fit now; this bounds what Tune keeps waiting.
+                max_concurrent_trials=plan.trials,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -108,7 +111,7 @@ def run_tuner(
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # snapshots are ours, see StudyKeeper
                 failure_config=FailureConfig(max_failures=plan.max_failures),
                 stop=DeadlineStopper(deadline) if deadline else None,
-                callbacks=[LoopWatch(lambda: stop.is_set() or searcher.broken is not None, setting_up.close)],
+                callbacks=[LoopWatch(lambda: stop.is_set() or searcher.broken is not None, setting_up.close, deadline)],
                 verbose=0,
             ),
         )

@@ -15,7 +15,7 @@ from pydantic import (
     StringConstraints,
 )
 
-from loraxs_search.records import Direction, Precision, PromotionRule, SearchPlan, TaskKind
+from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan, TaskKind
 
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -68,6 +68,7 @@ class SearchSection(Section):
     max_failures: Annotated[int, Field(ge=0)] = SearchPlan.max_failures
     pack_size: PackSize = SearchPlan.pack_size
     precision: Precision = SearchPlan.precision
+    device: SearchDevice = SearchPlan.device
     seed: Annotated[int, Field(ge=0, lt=2**32)] = SearchPlan.seed
 
 

@@ -8,12 +8,27 @@ studies/<name>/
     candidates/<id>/      sealed adapter folders of the best trials
     optuna.jsonl          the sampler's memory, in Optuna's journal format
     study.lock            held by the one driver at work
+
+What of it is not rebuilt from the rest can be mirrored in a storage (a shared folder, a bucket) beside a lease.
 """
 
 from __future__ import annotations
 
 from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies, studies_root
 from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.mirror import check_new_in, fetch, mirrored
 from loraxs_search.studies.snapshots import read_reports
+from loraxs_search.studies.storage import Storage
 
-__all__ = ["Journal", "StudyFolder", "StudyInfo", "list_studies", "read_reports", "studies_root"]
+__all__ = [
+    "Journal",
+    "Storage",
+    "StudyFolder",
+    "StudyInfo",
+    "check_new_in",
+    "fetch",
+    "list_studies",
+    "mirrored",
+    "read_reports",
+    "studies_root",
+]

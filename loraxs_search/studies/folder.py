@@ -38,6 +38,7 @@ class StudyInfo:
         study_id: Never used twice, even when a name is.
         space_source: Path or shipped name the space was read from; `space_folder` is where its relative paths start.
         tracking_uri: Where its trials are recorded.
+        storage: Where copies of its folder are kept, for drivers on other machines; None means nowhere.
     """
 
     name: str
@@ -51,6 +52,7 @@ class StudyInfo:
     tracking_uri: str
     created_at: float
     versions: Mapping[str, str] = field(default_factory=dict)
+    storage: str | None = None
 
 
 def studies_root() -> Path:

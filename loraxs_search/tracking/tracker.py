@@ -68,6 +68,7 @@ class Tracker:
         self._uri = uri
         self._refused_path = study_dir / "tracking.refused.jsonl"
         self._told: defaultdict[str, _Told] = defaultdict(_Told)
+        self._search_state: SearchState | None = None
         for event in self._spool.history():
             self._note(event)
         self._runs = StudyRuns(
@@ -151,6 +152,11 @@ class Tracker:
         """Whether events have yet to reach the store."""
         return self._spool.offset < self._spool.size
 
+    @property
+    def search_state(self) -> SearchState | None:
+        """How the search was said to have ended; None while it was not."""
+        return self._search_state
+
     def run_id(self, trial_id: str) -> str | None:
         """Return the run of a trial once it has been created; flush first to be sure."""
         return self._runs.known(trial_id)
@@ -209,6 +215,10 @@ class Tracker:
                 self._told[event.trial_id].is_open = False
             case AdapterLogged():
                 self._told.setdefault(event.trial_id, _Told())
+            case SearchStarted():
+                self._search_state = None
+            case SearchFinished():
+                self._search_state = event.state
 
     def _write(self) -> None:
         pause_s = _FIRST_PAUSE_S

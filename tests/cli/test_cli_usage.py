@@ -28,7 +28,7 @@ def test_every_verb_has_help(say, verb):
 
 
 def test_tables_can_be_had_as_json():
-    tables = {"check", "launch", "status", "resume", "promote", "history", "pull", "predict"}
+    tables = {"check", "doctor", "launch", "status", "resume", "sync", "promote", "history", "pull", "predict"}
     commands = {info.name: info.callback for info in app.registered_commands}
     assert {name for name, callback in commands.items() if "as_json" in callback.__annotations__} == tables
 

@@ -156,7 +156,7 @@ def test_a_launcher_file_is_what_ray_up_takes(name):
 
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
 def test_all_workers_are_there_when_a_search_starts(name):
-    """A search plans with the nodes that are alive: nothing is scaled from zero, and what spot takes is replaced."""
+    """As they stand, the files start what they name, and what spot takes is replaced."""
     [config] = documents(name)
     workers = [kind for key, kind in config["available_node_types"].items() if key != config["head_node_type"]]
     assert sum(kind["min_workers"] for kind in workers) == config["max_workers"]

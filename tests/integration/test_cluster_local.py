@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 LOCAL = Path(__file__).parents[2] / "cluster" / "local"
@@ -35,6 +39,12 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def ours(cluster: LocalCluster, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a client of the cluster."""
+    command = [sys.executable, "-m", "loraxs_search", *args, "--address", cluster.address]
+    return subprocess.run(command, env=cluster.env | env, capture_output=True, text=True, timeout=240, check=False)
 
 
 def script(name: str, *args: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -91,3 +101,69 @@ def test_a_search_on_two_workers_then_nothing_is_left(
     assert stopped.returncode == 0, stopped.stderr
     assert not [pid for pid in pids if running(pid)]
     assert not cluster.folder.exists()
+
+
+def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
+    cluster: LocalCluster, tiny_space: Path, tmp_path: Path
+) -> None:
+    # Sound: every node has a verdict on everything.
+    done = ours(cluster, "doctor", str(tiny_space), "--json")
+    findings = json.loads(done.stdout)
+    failed = [finding for finding in findings if finding["verdict"] == "fail"]
+    assert (done.returncode == 1) == bool(failed), findings
+    assert {finding["check"] for finding in failed} <= {"open files", "storage"}, "what this machine may lack"
+    answered = [finding for finding in findings if finding["check"] == "versions"]
+    assert [finding["verdict"] for finding in answered] == ["ok"] * 3
+    assert [f["value"] for f in findings if f["check"] == "files"] == ["3 there"] * 2, "the workers alone need them"
+    assert [f["verdict"] for f in findings if f["check"] == "token"] == ["ok"]
+
+    # A wrong token, and none: told at once, with what to do.
+    for env in ({"RAY_AUTH_TOKEN": "b" * 64}, {"RAY_AUTH_MODE": "disabled"}):
+        began = time.monotonic()
+        refused = ours(cluster, "launch", str(tiny_space), **env)
+        assert time.monotonic() - began < 15
+        assert refused.returncode == 1, refused.stderr
+        assert "must let us in" in refused.stderr
+        assert "RAY_AUTH_MODE=token" in refused.stderr
+    refused = ours(cluster, "doctor", RAY_AUTH_TOKEN="b" * 64)
+    assert refused.returncode == 1
+    assert "must let us in" in refused.stdout
+
+    # Other versions here than there, and a server that they do not reach.
+    other = tmp_path / "other"
+    (other / "peft-0.21.99.dist-info").mkdir(parents=True)
+    (other / "peft-0.21.99.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.21.99\n")
+    path = os.pathsep.join([str(other), cluster.env.get("PYTHONPATH", "")])
+    refused = ours(cluster, "launch", str(tiny_space), "--name", "unlike", PYTHONPATH=path)
+    assert refused.returncode == 1, refused.stderr
+    assert refused.stderr.count("the driver has 0.21.99") == 3
+    assert "127.0.0.1 (" in refused.stderr
+    assert "--runtime-env" in refused.stderr
+    assert not StudyFolder.exists("unlike"), "nothing is written"
+    away = ours(cluster, "doctor", "--tracking-uri", "http://127.0.0.1:9", "--json")
+    assert away.returncode == 1
+    assert [f["verdict"] for f in json.loads(away.stdout) if f["check"] == "mlflow"] == ["fail"] * 4
+
+    # Our code goes to every node.
+    code = subprocess.run(
+        [sys.executable, "-c", SHIPPED, cluster.address],
+        env=cluster.env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "py_modules_files" in code.stdout, code.stdout + code.stderr
+
+
+SHIPPED = """
+import sys
+from loraxs_search.search.cluster import connected
+with connected(sys.argv[1]):
+    import ray
+    @ray.remote(num_cpus=0)
+    def where():
+        import loraxs_search
+        return loraxs_search.__file__
+    print(ray.get(where.remote()))
+"""

@@ -8,7 +8,9 @@ import pytest
 HEAVY = ("torch", "transformers", "peft", "datasets")
 
 
-@pytest.mark.parametrize("module", ["crew", "sampler", "tuning", "candidates", "trainable", "actors", "ledger"])
+@pytest.mark.parametrize(
+    "module", ["crew", "sampler", "tuning", "candidates", "trainable", "actors", "ledger", "doctor", "sync"]
+)
 def test_driver_keeper_and_trainables_load_no_torch(module: str) -> None:
     """Each is a process of its own on a cluster; only hosts pay for torch."""
     code = f"import sys, loraxs_search.search.{module}; print([m for m in {HEAVY} if m in sys.modules])"

@@ -1,0 +1,40 @@
+"""loraxs-search doctor [SPACE]"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from typer.exceptions import Exit
+
+from loraxs_search.cli._output import AddressOption, JsonOption, RuntimeEnvOption, TrackingOption, emit, print_table
+
+
+def command(
+    space: Annotated[
+        str | None, typer.Argument(help="A space whose base and files are to be there; default: none.")
+    ] = None,
+    address: AddressOption = None,
+    tracking_uri: TrackingOption = None,
+    runtime_env: RuntimeEnvOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a cluster, or this machine, before a search.
+
+    On each node: versions, GPUs and memory, storage, open files, the clock, the way to MLflow; with a space also its
+    files, where its base comes from, and the hub if it is needed. Exits 1 when something stands in the way.
+    """
+    from loraxs_search.search.doctor import examine
+
+    findings = examine(space, address=address, tracking_uri=tracking_uri, runtime_env=runtime_env)
+
+    def show() -> None:
+        columns = ("node", "check", "verdict", "value")
+        print_table(columns, [(f.node, f.check, f.verdict, f.value) for f in findings])
+        for hint in dict.fromkeys(f"{f.check}: {f.hint}" for f in findings if f.hint):
+            print(f"\nhint: {hint}", file=sys.stderr)
+
+    emit(as_json, findings, show)
+    if any(finding.verdict == "fail" for finding in findings):
+        raise Exit(1)

@@ -1,0 +1,27 @@
+"""loraxs-search sync [STUDY]"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from typer.exceptions import Exit
+
+from loraxs_search.cli._output import JsonOption, emit, print_table
+
+
+def command(
+    study: Annotated[str | None, typer.Argument(help="Name of the study; default: all studies.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write to MLflow what studies could not while it was away.
+
+    Repeating it changes nothing. Exits 1 when records still wait.
+    """
+    from loraxs_search.search.sync import sync
+
+    done = list(sync(study))
+    columns = ("study", "records", "problem")
+    emit(as_json, done, lambda: print_table(columns, [(it.study, it.state, it.problem) for it in done]))
+    if any(it.state == "waiting" for it in done):
+        raise Exit(1)

@@ -1,0 +1,187 @@
+"""From what nodes say of themselves to what is wrong with a cluster: pure judgement."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Verdict = Literal["ok", "warn", "fail"]
+
+# A host trains in these: another version there is another result, or none. The others are at work in the driver only.
+_MUST_AGREE = ("loraxs-search", "ray", "torch", "transformers", "peft", "datasets")
+_GIB = 2**30
+_FEW_FILES, _MANY_FILES = 1024, 4096
+_SKEW_WARN_S, _SKEW_FAIL_S = 2.0, 60.0
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a node says of itself.
+
+    Args:
+        skew_s: Its clock against the driver's, less what the question itself took.
+        offers_gpus: GPUs that Ray gives to trials there.
+        gpus: (name, MiB in all, MiB free) of each.
+        base_from: Where the base would be taken from.
+    """
+
+    node: str
+    versions: Mapping[str, str]
+    skew_s: float = 0.0
+    offers_gpus: int = 0
+    host: str = ""
+    missing_files: Sequence[str] = ()
+    mlflow_problem: str | None = None
+    open_files: int | None = None
+    home: str = ""
+    home_problem: str | None = None
+    free_bytes: int | None = None
+    memory_bytes: int | None = None
+    free_memory_bytes: int | None = None
+    gpus: Sequence[Sequence[str]] = ()
+    torch_gpus: int = 0
+    base_from: str | None = None
+    hub_problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of one node."""
+
+    node: str
+    check: str
+    verdict: Verdict
+    value: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What all nodes are held against: the driver's versions, and what was asked.
+
+    Args:
+        mlflow: The server's address, without its password; None for an embedded store.
+    """
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    mlflow: str | None = None
+    files: Sequence[str] = ()
+
+
+def judge(facts: NodeFacts, expected: Expected) -> Iterator[Finding]:
+    """Yield a finding for each thing known of a node."""
+    yield _versions(facts, expected.versions)
+    if expected.mlflow is not None:
+        hint = f"open the way from {facts.node} to {expected.mlflow}: its address, firewall, proxy (no_proxy)"
+        yield _either(facts, "mlflow", facts.mlflow_problem, expected.mlflow, hint)
+    if expected.files:
+        missing = f"missing: {', '.join(facts.missing_files)}" if facts.missing_files else None
+        hint = "put the files at the same path on every node, or mount a folder that all share"
+        yield _either(facts, "files", missing, f"{len(expected.files)} there", hint)
+    if facts.home:
+        yield from _thorough(facts)
+
+
+def silent(node: str, problem: str) -> Finding:
+    """Say that a node gave no answer."""
+    return Finding(node, "answer", "fail", problem, "see the node's logs below its Ray folder; is it overloaded?")
+
+
+def failures(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings that stand in the way of a search."""
+    return [finding for finding in findings if finding.verdict == "fail"]
+
+
+# ---- one check each --------------------------------------------------------------------------------------------------
+def _either(facts: NodeFacts, check: str, problem: str | None, fine: str, hint: str) -> Finding:
+    if problem:
+        return Finding(facts.node, check, "fail", problem, hint)
+    return Finding(facts.node, check, "ok", fine)
+
+
+def _versions(facts: NodeFacts, expected: Mapping[str, str]) -> Finding:
+    grave, slight = list[str](), list[str]()
+    for package, wanted in expected.items():
+        found = facts.versions.get(package)
+        if found == wanted:
+            continue
+        text = f"{package} {found or 'missing'}, the driver has {wanted}"
+        (grave if _is_grave(package, found, wanted) else slight).append(text)
+    if grave or slight:
+        hint = "install the same versions on every node, or ship them: --runtime-env FILE.yaml with `uv` or `pip`"
+        return Finding(facts.node, "versions", "fail" if grave else "warn", "; ".join(grave + slight), hint)
+    return Finding(facts.node, "versions", "ok", f"Python {facts.versions.get('python')}, packages as the driver's")
+
+
+def _is_grave(package: str, found: str | None, wanted: str) -> bool:
+    if package == "python":  # what one minor version pickles, another need not read
+        return found is None or found.split(".")[:2] != wanted.split(".")[:2]
+    if package not in _MUST_AGREE:
+        return False
+    return found is None or re.split(r"\+", found)[0] != re.split(r"\+", wanted)[0]  # 2.13.0+cpu and +cu128 agree
+
+
+def _thorough(facts: NodeFacts) -> Iterator[Finding]:
+    yield _disk(facts)
+    yield _memory(facts)
+    if facts.offers_gpus or facts.gpus:
+        yield _gpus(facts)
+    yield _open_files(facts)
+    yield _clock(facts)
+    if facts.base_from is not None:
+        yield Finding(facts.node, "base", "ok", facts.base_from)
+    if facts.hub_problem is not None:
+        hint = "let the node reach the hub, set HF_ENDPOINT to a mirror, or bring the base as a folder or package"
+        yield Finding(facts.node, "hub", "fail", facts.hub_problem, hint)
+
+
+def _disk(facts: NodeFacts) -> Finding:
+    hint = "set LORAXS_HOME, when its Ray is started, to a folder with room that it can write to"
+    if facts.home_problem:
+        return Finding(facts.node, "storage", "fail", f"{facts.home}: {facts.home_problem}", hint)
+    free = facts.free_bytes or 0
+    verdict: Verdict = "fail" if free < _GIB / 2 else "warn" if free < 5 * _GIB else "ok"
+    return Finding(facts.node, "storage", verdict, f"{facts.home}: {_gib(free)} free", "" if verdict == "ok" else hint)
+
+
+def _memory(facts: NodeFacts) -> Finding:
+    free, total = facts.free_memory_bytes or 0, facts.memory_bytes or 0
+    value = f"{_gib(free)} of {_gib(total)} free"
+    if total and free < 2 * _GIB:
+        return Finding(facts.node, "memory", "warn", value, "a host needs the base, its factors and the rows in memory")
+    return Finding(facts.node, "memory", "ok", value)
+
+
+def _gpus(facts: NodeFacts) -> Finding:
+    sizes = [(name, int(total) / 1024, int(free) / 1024) for name, total, free in facts.gpus]
+    kinds = ", ".join(f"{name} ({free:.0f} of {total:.0f} GiB free)" for name, total, free in sizes)
+    value = f"Ray offers {facts.offers_gpus}, torch sees {facts.torch_gpus}" + (f": {kinds}" if kinds else "")
+    if facts.torch_gpus < facts.offers_gpus:
+        hint = "install a torch built for the node's driver, or start its Ray with the --num-gpus it has"
+        return Finding(facts.node, "gpus", "fail", value, hint)
+    if facts.torch_gpus > facts.offers_gpus:
+        return Finding(facts.node, "gpus", "warn", value, "start its Ray with --num-gpus to have them used")
+    if any(free < total / 2 for _, total, free in sizes):
+        return Finding(facts.node, "gpus", "warn", value, "another program holds their memory")
+    return Finding(facts.node, "gpus", "ok", value)
+
+
+def _open_files(facts: NodeFacts) -> Finding:
+    limit = facts.open_files
+    if limit is None or limit < 0 or limit >= _MANY_FILES:  # -1: no limit
+        return Finding(facts.node, "open files", "ok", "unlimited" if limit in (None, -1) else str(limit))
+    hint = f"`ulimit -n {_MANY_FILES * 16}` before its Ray is started"
+    return Finding(facts.node, "open files", "fail" if limit < _FEW_FILES else "warn", str(limit), hint)
+
+
+def _clock(facts: NodeFacts) -> Finding:
+    skew = abs(facts.skew_s)
+    verdict: Verdict = "fail" if skew > _SKEW_FAIL_S else "warn" if skew > _SKEW_WARN_S else "ok"
+    hint = "" if verdict == "ok" else "let NTP or chrony set the clock: times of records and leases come from it"
+    return Finding(facts.node, "clock", verdict, f"{facts.skew_s:+.1f} s against the driver", hint)
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.1f} GiB"

@@ -1,0 +1,26 @@
+"""The sampler's memory made anew from the journal: on another machine, or after its database was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import optuna
+from optuna.trial import FixedTrial, TrialState, create_trial
+
+from loraxs_search.records import TrialRecord
+from loraxs_search.search_space import Space
+
+
+def rebuild(study: optuna.Study, space: Space, records: Mapping[str, TrialRecord]) -> None:
+    """Give the study the trials that only the journal knows, running, under their own numbers.
+
+    Their reports and ends are told as after any restart. A number that the journal lacks was asked for and never
+    begun: it becomes a trial without params, which the searcher finishes asking for.
+    """
+    known = len(study.get_trials(deepcopy=False))
+    for number in range(known, max((int(trial_id) + 1 for trial_id in records), default=0)):
+        record = records.get(f"{number:05d}")
+        drawn = FixedTrial(dict(record.params) if record else {})
+        if record is not None:
+            space.suggest(drawn)  # asks for the same values, and so says what they were drawn from
+        study.add_trial(create_trial(state=TrialState.RUNNING, params=drawn.params, distributions=drawn.distributions))

@@ -1,0 +1,69 @@
+"""Carries to MLflow what studies could not write while it was away. Needs no Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from loraxs_search.search.driver import tell_finished
+from loraxs_search.studies import StudyFolder, list_studies
+from loraxs_search.tracking import Tracker
+
+_AWAY_AFTER_S = 10.0
+_LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What became of a study's records.
+
+    Args:
+        state: `complete` when MLflow has them all now; `running` when a search is at work on it and carries them
+            itself; `waiting` when MLflow is away.
+        problem: Why they wait.
+    """
+
+    study: str
+    state: Literal["complete", "running", "waiting"]
+    problem: str = ""
+
+
+def sync(study: str | None = None) -> Iterator[Synced]:
+    """Carry over what waits of one study, or of all, newest first; yield each as it is done.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    folders = [StudyFolder.open(name) for name in ([study] if study is not None else list_studies())]
+    for folder in folders:
+        yield _sync(folder)
+
+
+def _sync(folder: StudyFolder) -> Synced:
+    if folder.is_running():
+        return Synced(folder.name, "running")
+    info = folder.info
+    with folder.lock():
+        tracker = Tracker(folder.name, folder.path, info.tracking_uri, info.task.name)
+        try:
+            if folder.candidates() is not None and tracker.search_state != "FINISHED":
+                tell_finished(folder, tracker)
+            problem = _carry(tracker)
+        finally:
+            tracker.close(0.0)
+    return Synced(folder.name, "waiting" if problem else "complete", problem)
+
+
+def _carry(tracker: Tracker) -> str:
+    """Wait while records go over; return why they do not when they have stood still for too long."""
+    away_since: float | None = None
+    while not tracker.flush(_LOOK_EVERY_S):
+        if tracker.trouble is None:
+            away_since = None
+            continue
+        away_since = away_since or time.monotonic()
+        if time.monotonic() - away_since >= _AWAY_AFTER_S:
+            return tracker.trouble or "MLflow is away"
+    return ""

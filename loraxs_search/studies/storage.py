@@ -1,0 +1,119 @@
+"""A place that outlives a driver's machine: a folder that machines share, or a bucket."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from loraxs_search.errors import HomeError, StorageError
+from loraxs_search.home import write_atomic
+
+
+class Storage:
+    """Whole objects by key, below one address; each is replaced whole or not at all.
+
+    Args:
+        uri: A folder, or `s3://bucket/prefix`; a server that is not AWS is named by AWS_ENDPOINT_URL.
+
+    Raises:
+        StorageError: the address is malformed or not one of these.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._folder = None if "://" in uri else Path(uri).expanduser().absolute()
+        if self._folder is None:
+            self._files, self._root = _bucket(uri)
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write an object.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            if self._folder is not None:
+                write_atomic(self._folder / key, content)
+                return
+            with self._files.open_output_stream(f"{self._root}/{key}") as stream:
+                stream.write(content)
+        except (OSError, HomeError) as error:
+            raise self._error("writable", key, error) from error
+
+    def get(self, key: str) -> bytes | None:
+        """Return an object; None when there is none.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        try:
+            if self._folder is not None:
+                return (self._folder / key).read_bytes()
+            with self._files.open_input_stream(f"{self._root}/{key}") as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._error("readable", key, error) from error
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that is not there is no error."""
+        try:
+            if self._folder is not None:
+                (self._folder / key).unlink(missing_ok=True)
+            else:
+                self._files.delete_file(f"{self._root}/{key}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._error("writable", key, error) from error
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys below `prefix`, in order; temporary files are left out.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
+        try:
+            return sorted(key for key in self._keys(prefix) if not key.rpartition("/")[2].startswith("."))
+        except OSError as error:
+            raise self._error("readable", prefix, error) from error
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _keys(self, prefix: str) -> Iterator[str]:
+        if self._folder is not None:
+            below = (self._folder / prefix).rglob("*")
+            yield from (str(path.relative_to(self._folder)) for path in below if path.is_file())
+            return
+        from pyarrow.fs import FileSelector, FileType
+
+        selector = FileSelector(f"{self._root}/{prefix}", allow_not_found=True, recursive=True)
+        for found in self._files.get_file_info(selector):
+            if found.type == FileType.File:
+                yield found.path.removeprefix(f"{self._root}/")
+
+    def _error(self, what: str, key: str, error: Exception) -> StorageError:
+        return StorageError(
+            f"The storage at {self.uri} must be {what}, but {key}: {error}.",
+            hint="check the address and the account: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's "
+            "role; AWS_ENDPOINT_URL for a server that is not AWS",
+        )
+
+
+def _bucket(uri: str) -> tuple[Any, str]:
+    """Return the file system and the path in it of `s3://bucket/prefix`."""
+    from pyarrow.fs import S3FileSystem
+
+    parts = urllib.parse.urlsplit(uri)
+    if parts.scheme != "s3" or not parts.hostname:
+        raise StorageError(
+            f"`--storage` must be a folder or s3://bucket/prefix, but got {uri!r}.",
+            hint="other buckets that speak S3 are named by AWS_ENDPOINT_URL",
+        )
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    files = S3FileSystem(region=region, endpoint_override=endpoint, connect_timeout=5, request_timeout=20)
+    return files, f"{parts.netloc}{parts.path}".rstrip("/")

@@ -1,0 +1,110 @@
+"""From no workers at all: Ray's own autoscaler starts real nodes on this machine for the trials that wait."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.search.cluster import _RAY_ENVIRONMENT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def config(port: int) -> dict[str, object]:
+    """What `ray up` would hand its head, with a provider whose machines are processes of this one."""
+    worker = {"CPU": 1, "object_store_memory": 100_000_000}
+    return {
+        "cluster_name": "fake",
+        "max_workers": 2,
+        "upscaling_speed": 10.0,
+        "idle_timeout_minutes": 5,
+        "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}"},
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        },
+        "head_node_type": "ray.head.default",
+        "auth": {},
+        "docker": {},
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+    }
+
+
+@pytest.fixture
+def address(in_search_home: Path) -> Iterator[str]:
+    """A head with an autoscaler and no worker; all processes of its folder are ended at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="lx", dir="/tmp"))  # short, for Ray's sockets
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (folder / "autoscaling.yaml").write_text(json.dumps(config(port)))
+    ray = Path(sys.executable).parent / "ray"
+    options = ["--head", "--block", "--num-cpus=0", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]
+    options += [f"--port={port}", f"--temp-dir={folder}/r", "--object-store-memory=100000000"]
+    options += ["--min-worker-port=0", "--max-worker-port=0", f"--autoscaling-config={folder}/autoscaling.yaml"]
+    env = os.environ | _RAY_ENVIRONMENT | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    log = folder / "head.log"
+    with log.open("wb") as out:
+        head = subprocess.Popen([ray, "start", *options], env=env, stdout=out, stderr=out, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while "Ray runtime started" not in log.read_text():
+            assert head.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        yield f"127.0.0.1:{port}"
+    finally:
+        head.terminate()
+        head.wait(30)
+        for pid in _processes_of(str(folder)):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _processes_of(folder: str) -> list[int]:
+    """Nodes that the autoscaler started: processes of our own, whose command lines name our folder."""
+    listing = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 1) for line in listing.splitlines()[1:]]
+    return [int(pid) for pid, *args in rows if args and f"{folder}/r" in args[0]]
+
+
+def test_workers_are_started_for_the_trials_that_wait(
+    address: str, tiny_space: Path, agree: Callable[..., object]
+) -> None:
+    command = [sys.executable, "-m", "loraxs_search", "launch", str(tiny_space), "--name", "scaled"]
+    command += ["--address", address, "--set", "search.concurrent=2", "--set", "search.trials=3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 slots" in done.stderr
+    agree("scaled", 3)
+    nodes = subprocess.run([sys.executable, "-c", NODES, address], capture_output=True, text=True, check=True).stdout
+    assert json.loads(nodes) == [0, 1, 1], "two nodes with a CPU have come"
+
+
+NODES = """
+import json, sys
+from loraxs_search.search.cluster import connected, living_nodes
+with connected(sys.argv[1]):
+    print(json.dumps(sorted(node.num_cpus for node in living_nodes())))
+"""

@@ -1,0 +1,62 @@
+"""A driver's machine is lost; another one goes on from the storage, a real S3 server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.lease import LEASE_S
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")
+
+
+def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "loraxs_search", *arguments],
+        env={**os.environ, "LORAXS_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_another_machine_goes_on_where_the_lost_one_was(
+    s3_bucket: str, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agree: Callable[..., object]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    storage = ("--storage", f"{s3_bucket}/studies")
+    monkeypatch.setenv("LORAXS_HOME", str(first))
+    with start(first, "launch", str(tiny_space), "--name", "moved", *storage, *SLOWER) as driver:
+        while not StudyFolder.exists("moved") or len(StudyFolder.open("moved").journal().records) < 2:
+            assert driver.poll() is None, driver.communicate()
+            time.sleep(0.1)
+        with start(second, "resume", "moved", *storage) as early:
+            _, talk = early.communicate(timeout=60)
+        assert early.returncode == 1
+        assert "must have one driver at a time" in talk
+        time.sleep(6)  # a copy is some seconds old at most
+        driver.kill()
+    before = StudyFolder.open("moved").journal().records
+    first.rename(tmp_path / "lost")
+
+    monkeypatch.setenv("LORAXS_HOME", str(second))
+    time.sleep(LEASE_S)
+    with start(second, "resume", "moved", *storage) as again:
+        out, talk = again.communicate(timeout=200)
+    assert again.returncode == 0, talk
+    assert "COMPLETE" in out
+    agree("moved", 5)
+    after = StudyFolder.open("moved").journal().records
+    assert {trial_id: after[trial_id].params for trial_id in before} == {k: r.params for k, r in before.items()}
+    assert re.search(r"second/mlflow.db", StudyFolder.open("moved").info.tracking_uri)
+    assert StudyFolder.open("moved").candidates()

@@ -1,0 +1,232 @@
+"""A study's copy in a folder and in a real S3 server: kept up, taken up elsewhere, by one driver at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.errors import StorageError, StudyError
+from loraxs_search.records import (
+    AdapterSize,
+    BaseModelRef,
+    DataSource,
+    PromotionRule,
+    SearchPlan,
+    Task,
+    TrialReport,
+    TrialState,
+)
+from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch, lease, mirror
+from loraxs_search.studies.lease import Lease
+from loraxs_search.studies.mirror import Mirror
+
+TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 0.1)
+    monkeypatch.setattr(lease, "_SETTLE_S", 0.05)
+
+
+def study(home: Path, storage: Storage, name: str = "s") -> StudyFolder:
+    info = StudyInfo(
+        name,
+        f"id-{home.name}",
+        TASK,
+        BaseModelRef("b"),
+        SearchPlan(),
+        PromotionRule(),
+        "s.yaml",
+        "/",
+        f"sqlite:///{home}/mlflow.db",
+        time.time(),
+        storage=storage.uri,
+    )
+    return StudyFolder.create(info, "task: sst2\n")
+
+
+def keep(folder: StudyFolder, storage: Storage, lost: Callable[[], None] = lambda: None) -> Mirror:
+    return Mirror(folder, storage, lost)
+
+
+def report(trial_id: str, step: int) -> TrialReport:
+    return TrialReport(trial_id, step, {"accuracy": 0.5}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
+
+
+def begin(folder: StudyFolder, *steps: int) -> None:
+    journal = folder.journal()
+    journal.trial_started("00000", {"rank": 4})
+    for step in steps:
+        folder.write_snapshot("00000", f"state {step}".encode())
+        journal.trial_reported(report("00000", step))
+
+
+# ---- storage ---------------------------------------------------------------------------------------------------------
+def test_a_storage_keeps_whole_objects(storage: Storage) -> None:
+    assert storage.get("a/b") is None
+    assert storage.keys("a") == []
+    storage.put("a/b", b"one")
+    storage.put("a/b", b"two")
+    storage.put("a/c/d", bytes(3_000_000))
+    storage.put("other", b"")
+    assert storage.get("a/b") == b"two"
+    assert storage.keys("a") == ["a/b", "a/c/d"]
+    assert len(storage.get("a/c/d") or b"") == 3_000_000
+    storage.delete("a/b")
+    storage.delete("a/b")
+    assert storage.keys("a") == ["a/c/d"]
+
+
+@pytest.mark.parametrize("uri", ["ftp://server/folder", "s3:///nothing", "gs://bucket"])
+def test_another_kind_of_address_is_refused(uri: str) -> None:
+    with pytest.raises(StorageError, match="folder or s3://"):
+        Storage(uri)
+
+
+def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(StorageError, match="s3://bucket/x must be readable") as caught:
+        Storage("s3://bucket/x").get("key")
+    assert "AWS_ENDPOINT_URL" in str(caught.value.hint)
+
+
+# ---- copies ----------------------------------------------------------------------------------------------------------
+def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine: Callable[[str], Path]) -> None:
+    first = study(machine("one"), storage)
+    (first.path / "optuna.db").write_text("rebuilt elsewhere")
+    (first.path / "tracking.offset").write_text("17")
+    with keep(first, storage):
+        begin(first, 2, 4)
+        (first.path / "adapters" / "00000").mkdir(parents=True)
+        (first.path / "adapters" / "00000" / "manifest.json").write_text("{}")
+    home = machine("two")
+    second = fetch("s", storage)
+    assert second.path == home / "studies" / "s"
+    assert second.journal().records == first.journal().records
+    assert second.read_snapshot("00000") == b"state 4"
+    assert second.space_path.read_text() == "task: sst2\n"
+    assert (second.path / "adapters" / "00000" / "manifest.json").exists()
+    assert not second.optuna_path.exists()
+    assert second.info.storage == storage.uri
+    assert second.info.tracking_uri == f"sqlite:///{home}/mlflow.db", "the first machine's database is not here"
+    assert not (second.path / "tracking.offset").exists(), "so all is recorded anew"
+
+
+def test_the_copy_follows_while_the_driver_works_and_back_again(
+    storage: Storage, machine: Callable[[str], Path]
+) -> None:
+    first = study(machine("one"), storage)
+    with keep(first, storage):
+        begin(first, 2)
+        deadline = time.monotonic() + 20
+        while storage.get("s/snapshots/00000.safetensors") != b"state 2":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    machine("two")
+    second = fetch("s", storage)
+    with keep(second, storage):
+        second.journal().trial_ended("00000", TrialState.COMPLETE, "done")
+        second.write_candidates([])
+    machine("one")
+    with pytest.raises(StudyError, match="another driver went on"), keep(StudyFolder.open("s"), storage):
+        pass
+    again = fetch("s", storage)
+    assert again.journal().records["00000"].state is TrialState.COMPLETE
+    assert again.candidates() == []
+
+
+def test_what_is_ahead_here_is_not_overwritten(storage: Storage, machine: Callable[[str], Path]) -> None:
+    """The driver was killed before the last copy."""
+    first = study(machine("one"), storage)
+    with keep(first, storage):
+        begin(first, 2)
+    first.journal().trial_ended("00000", TrialState.COMPLETE, "done")
+    assert fetch("s", storage).journal().records["00000"].state is TrialState.COMPLETE
+    with keep(first, storage):
+        pass
+    assert b"COMPLETE" in (storage.get("s/journal.jsonl") or b"")
+
+
+def test_two_histories_of_one_study_are_refused(storage: Storage, machine: Callable[[str], Path]) -> None:
+    first = study(machine("one"), storage)
+    with keep(first, storage):
+        begin(first, 2)
+    machine("two")
+    second = fetch("s", storage)
+    with keep(second, storage):
+        second.journal().trial_ended("00000", TrialState.COMPLETE, "there")
+    machine("one")
+    first.journal().trial_ended("00000", TrialState.FAIL, "here")
+    with pytest.raises(StudyError, match="one side must be ahead"):
+        fetch("s", storage)
+
+
+def test_names_in_the_storage_are_known(storage: Storage, machine: Callable[[str], Path]) -> None:
+    with keep(study(machine("one"), storage), storage):
+        pass
+    with pytest.raises(StudyError, match="already exists"):
+        check_new_in(storage, "s")
+    check_new_in(storage, "t")
+    with pytest.raises(StudyError, match="must be one of: s, but got 'sx'"):
+        fetch("sx", storage)
+    study(machine("two"), storage)
+    with pytest.raises(StudyError, match="another of its name"):
+        fetch("s", storage)
+
+
+# ---- one driver ------------------------------------------------------------------------------------------------------
+def test_a_second_driver_is_refused_until_the_first_one_ends(storage: Storage, machine: Callable[[str], Path]) -> None:
+    first = study(machine("one"), storage)
+    with keep(first, storage):
+        begin(first, 2)
+        machine("two")
+        with pytest.raises(StudyError, match="one driver at a time, but one on one was at work") as caught:
+            fetch("s", storage)
+        assert "30 s" in str(caught.value.hint)
+        with pytest.raises(StudyError, match="one driver at a time"):
+            Lease(storage, "s").take()
+    fetch("s", storage)
+    Lease(storage, "s").take()
+
+
+def test_a_lease_that_was_not_renewed_is_taken_over_and_the_old_driver_stops(
+    storage: Storage, machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = threading.Event()
+    first = study(machine("one"), storage)
+    with keep(first, storage, stopped.set) as kept:
+        machine("two")
+        monkeypatch.setattr(lease, "LEASE_S", 0.0)  # as if it had been silent for too long
+        Lease(storage, "s").take()
+        assert stopped.wait(20)
+        begin(first, 2)
+    assert "one on two took over" in str(kept.lost_to)
+    assert storage.get("s/journal.jsonl") is None, "who has lost it writes no more"
+
+
+def test_a_driver_killed_here_is_followed_by_the_next_one_here_at_once(
+    storage: Storage, machine: Callable[[str], Path]
+) -> None:
+    machine("one")
+    Lease(storage, "s").take()
+    Lease(storage, "s").take()
+
+
+def test_of_two_who_take_it_at_once_one_stops(storage: Storage, machine: Callable[[str], Path]) -> None:
+    machine("one")
+    first = Lease(storage, "s")
+    first.take()
+    machine("two")
+    second = Lease(storage, "s")
+    second._write()  # both had seen it free
+    with pytest.raises(StudyError, match="took over"):
+        first.renew()
+    second.renew()
