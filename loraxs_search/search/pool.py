@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from loraxs_search.records import Basis, Confirmation, HostInfo, SearchPlan, Task, TrialSpec
+from loraxs_search.records import MAX_AUTO_PACK_SIZE, Basis, Confirmation, HostInfo, SearchPlan, Task, TrialSpec
 from loraxs_search.search.actors import HostDirectory, HostOrder, here, pinned
 from loraxs_search.search.cluster import NAMESPACE, Slots, gpu_node_ids, slots
 from loraxs_search.search.warm_up import warm_up
@@ -29,6 +29,10 @@ class HostPool:
     def __init__(self, order: HostOrder, num_studies: int = 1) -> None:
         self.directory_name = f"directory-{uuid.uuid4().hex}"
         self._num_studies, self._pack_size = num_studies, order.pack_size
+        # Trials that a host advances at once.
+        self.trials_at_once = (
+            (MAX_AUTO_PACK_SIZE if order.pack_size == "auto" else order.pack_size) if order.packed else 1
+        )
         options = {"name": self.directory_name, "namespace": NAMESPACE, **pinned(here())}
         self._directory = HostDirectory.options(**options).remote(order)  # type: ignore[attr-defined]
         gpu_nodes = gpu_node_ids()
@@ -70,6 +74,19 @@ class HostPool:
         except RayActorError:
             host = self._first_host(lost=host)
             return ray.get(host.confirm.remote(spec, snapshot, task, score))  # type: ignore[no-any-return]
+
+    def hosts(self) -> list[Any]:
+        """Return every host there is by now; the first host at least."""
+        return ray.get(self._directory.hosts.remote()) or [self._first_host()]
+
+    def replacement(self, lost: Any) -> Any:
+        """Return a host to go on with for one that died."""
+        first = self._first_host()
+        return self._first_host(lost=lost) if first == lost else first
+
+    def factor_file(self, key: str, task: Task) -> bytes:
+        """Fetch a factor file from the first host."""
+        return ray.get(self._first_host().factor_file.remote(key, task))  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End directory and hosts now."""

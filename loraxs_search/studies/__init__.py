@@ -5,15 +5,26 @@ studies/<name>/
     space.yaml            the space as launched
     journal.jsonl         what the driver decided, one event a line, in order
     snapshots/<id>.safetensors   a trial's whole state at its last report, with all its reports in the header
-    candidates/<id>/      sealed adapter folders of the best trials
+    adapters/<id>/        sealed adapter folders of the trials that completed
+    confirmed/            scored candidates, their answers to the test rows, and their refits from other seeds
     optuna.db             the sampler's memory
     study.lock            held by the one driver at work
 """
 
 from __future__ import annotations
 
+from loraxs_search.studies.confirmations import Confirmations, ScoredRefit
 from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies, studies_root
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.snapshots import read_reports
 
-__all__ = ["Journal", "StudyFolder", "StudyInfo", "list_studies", "read_reports", "studies_root"]
+__all__ = [
+    "Confirmations",
+    "Journal",
+    "ScoredRefit",
+    "StudyFolder",
+    "StudyInfo",
+    "list_studies",
+    "read_reports",
+    "studies_root",
+]
