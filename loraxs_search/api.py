@@ -173,18 +173,20 @@ def load_adapter(
     return load_adapter_folder(_folder(registry.on_base(name, base), tracking_uri), dtype=dtype, device=device)
 
 
-def predict(name: str, texts: Sequence[str], *, tracking_uri: str | None = None) -> list[Prediction]:
+def predict(
+    name: str, texts: Sequence[str], *, base: str | None = None, tracking_uri: str | None = None
+) -> list[Prediction]:
     """Apply the adapter `name` to `texts`; for a pair task, the first and second text of each row in turn."""
     from loraxs_search.adapter import load_adapter_folder
     from loraxs_search.base_model import load_tokenizer, locate
     from loraxs_search.tasks import encode
 
-    folder = _folder(name, tracking_uri)
+    folder = _folder(registry.on_base(name, base), tracking_uri)
     manifest = registry.verify(folder)
     firsts, seconds = _rows(manifest.task, texts)
-    base = locate(manifest.base_model)
-    inputs = encode(manifest.task, load_tokenizer(base), firsts, seconds)
-    model = load_adapter_folder(folder, base=base)
+    model_base = locate(manifest.base_model)
+    inputs = encode(manifest.task, load_tokenizer(model_base), firsts, seconds)
+    model = load_adapter_folder(folder, base=model_base)
     shown = firsts if seconds is None else [f"{a} | {b}" for a, b in zip(firsts, seconds, strict=True)]
     return [_prediction(manifest.task, text, row) for text, row in zip(shown, _logits(model, inputs), strict=True)]
 

@@ -13,7 +13,22 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, Exit, TyperException
 
 from loraxs_search import __version__
-from loraxs_search.cli import check, history, launch, predict, promote, pull, resume, spaces, status, ui
+from loraxs_search.cli import (
+    check,
+    history,
+    launch,
+    ls,
+    predict,
+    promote,
+    pull,
+    resume,
+    rm,
+    rollback,
+    show,
+    spaces,
+    status,
+    ui,
+)
 from loraxs_search.errors import LoraxsError, UsageError, unknown_name
 
 PROGRAM = "loraxs-search"
@@ -41,7 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (check, launch, status, resume, promote, history, pull, predict, ui):
+for verb in (check, launch, status, resume, promote, ls, show, history, rollback, rm, pull, predict, ui):
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
 app.add_typer(spaces.app, name="spaces", cls=Verbs)
 

@@ -152,3 +152,54 @@ def test_a_damaged_name_map_is_only_forgotten(promoted, store_uri, fresh_home):
     pulled = pull("movie-reviews", uri=store_uri)
     (fresh_home / "adapters" / "names.json").write_text("[not json")
     assert pull("movie-reviews", uri=store_uri) == pulled
+
+
+def test_what_came_whole_is_not_fetched_again(promoted, registered_files, store_uri, fresh_home):
+    partial = fresh_home / "adapters" / f".pull-{folder_digest(promoted)}"
+    partial.mkdir(parents=True)
+    shutil.copy(promoted / "adapter_model.safetensors", partial)
+    (partial / "adapter_config.json").write_bytes(b"cut sho")
+    (partial / "left-over.json").write_text("{}")
+    inode = (partial / "adapter_model.safetensors").stat().st_ino
+    pulled = pull("movie-reviews", uri=store_uri)
+    assert _content(pulled) == _content(promoted)
+    assert (pulled / "adapter_model.safetensors").stat().st_ino == inode
+    assert _cached(fresh_home) == {folder_digest(promoted), "names.json"}
+
+
+def test_evidence_is_not_pulled(promoted, registered_files, store_uri):
+    (registered_files / "evidence").mkdir()
+    (registered_files / "evidence" / "test_rows.safetensors").write_bytes(b"rows")
+    assert _content(pull("movie-reviews", uri=store_uri)) == _content(promoted)
+
+
+def test_a_store_that_nobody_wrote_to_is_not_asked_again(promoted, store_uri, monkeypatch):
+    time.sleep(0.15)  # a younger stamp proves nothing
+    pulled = pull("movie-reviews", uri=store_uri)
+
+    def asked(*_):
+        raise AssertionError("the store was asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "resolve", asked)
+        assert pull("movie-reviews", uri=store_uri) == pulled
+        with pytest.raises(AssertionError, match="was asked"):
+            pull("movie-reviews:1", uri=store_uri)  # a name not resolved before
+
+
+def test_a_new_champion_is_seen_at_once(promoted, store_uri, task, candidate, make_folder):
+    time.sleep(0.15)
+    pull("movie-reviews", uri=store_uri)
+    for number in range(1, 6):
+        own = candidate(f"t{number}", 0.8 + number / 100)
+        Registry(store_uri).settle(PromotionRule(), task, [own], {f"t{number}": make_folder(f"t{number}")})
+        assert verify(pull("movie-reviews", uri=store_uri)).trial_id == f"t{number}"
+
+
+def test_pulls_of_one_adapter_at_once_all_get_it(promoted, store_uri, fresh_home):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as threads:
+        found = set(threads.map(lambda _: pull("movie-reviews", uri=store_uri), range(8)))
+    assert found == {fresh_home / "adapters" / folder_digest(promoted)}
+    assert _cached(fresh_home) == {folder_digest(promoted), "names.json"}
