@@ -82,9 +82,9 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
     return decision
 
 
-def ls(*, tracking_uri: str | None = None) -> list[registry.TaskSummary]:
-    """Return every task that has been decided on, with its champion."""
-    return registry.Registry(resolve_uri(tracking_uri)).summaries()
+def ls(*, limit: int | None = None, tracking_uri: str | None = None) -> list[registry.TaskSummary]:
+    """Return every task that has been decided on, with its champion, by name; the first `limit` of them."""
+    return registry.Registry(resolve_uri(tracking_uri)).summaries(limit)
 
 
 def show(task: str, *, tracking_uri: str | None = None) -> list[registry.RegisteredAdapter]:

@@ -100,6 +100,10 @@ class MlflowServer:
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
+    def add_arguments(self, *arguments: str) -> None:
+        """Add options to the command, before the first start."""
+        self._command = [*self._command, *arguments]
+
     def start(self, timeout_s: float = 120.0) -> None:
         from loraxs_search.errors import TrackingError
         from loraxs_search.mlflow_uri import check_server

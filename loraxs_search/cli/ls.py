@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
+
+import typer
 
 from loraxs_search.cli._output import JsonOption, TrackingOption, emit, print_table
 
 _COLUMNS = ("task", "version", "metric", "score", "over seeds", "bytes", "base", "promoted")
 
 
-def command(tracking_uri: TrackingOption = None, as_json: JsonOption = False) -> None:
+def command(
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N, by name.", metavar="N")] = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List all tasks with their champions.
 
     The score is that of the champion on the test rows; beside it mean and standard deviation over the seeds its recipe
@@ -17,7 +24,7 @@ def command(tracking_uri: TrackingOption = None, as_json: JsonOption = False) ->
     """
     from loraxs_search.api import ls
 
-    found = ls(tracking_uri=tracking_uri)
+    found = ls(limit=limit, tracking_uri=tracking_uri)
 
     def show() -> None:
         rows = []

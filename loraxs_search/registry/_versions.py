@@ -23,11 +23,11 @@ _MAX_DESCRIPTION = 5000
 EVIDENCE = "loraxs.evidence"
 
 
-def models(client: MlflowClient) -> Iterator[Any]:
+def models(client: MlflowClient, *, page_size: int = 1000) -> Iterator[Any]:
     """Yield every registered model that holds adapters of ours, by name."""
-    token = None
+    token, ours = None, f"tags.`{_KIND}` = '{_ADAPTER}'"
     while True:
-        page = client.search_registered_models(f"tags.`{_KIND}` = '{_ADAPTER}'", max_results=1000, page_token=token)
+        page = client.search_registered_models(ours, max_results=page_size, order_by=["name ASC"], page_token=token)
         yield from page
         token = page.token
         if not token:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import IntegrityError, RegistryError, unknown_name
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import Candidate, Decision, PromotionRule, Task, from_json, to_json
-from loraxs_search.registry import _turns, _versions, factor_sets
+from loraxs_search.registry import _rest, _turns, _versions, factor_sets
 from loraxs_search.registry._client import connect, exists, is_denied, is_missing, speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, fitted, read_version, version_tags
 from loraxs_search.registry.contest import Contest, Opponent, Rescore, Rescored, opponent
@@ -78,12 +79,13 @@ class Registry:
         with speaking(self.uri):
             return sorted(model.name for model in _versions.models(self._client))
 
-    def summaries(self) -> list[TaskSummary]:
-        """Return every task with its champion, by name."""
+    def summaries(self, limit: int | None = None) -> list[TaskSummary]:
+        """Return every task with its champion, by name; the first `limit` of them."""
         if not exists(self.uri):
             return []
         with speaking(self.uri):
-            found = [self._summary(model) for model in _versions.models(self._client)]
+            listed = _versions.models(self._client, page_size=min(limit or 1000, 1000))
+            found = [self._summary(model) for model in itertools.islice(listed, limit)]
         return sorted(found, key=lambda summary: summary.task)
 
     def versions(self, task: str) -> list[RegisteredAdapter]:
@@ -378,6 +380,9 @@ class Registry:
             return _versions.registered_model(self._client, check_task(task))
 
     def _find(self, name: AdapterName) -> RegisteredAdapter | None:
+        if self._connected is None and sqlite_path(self.uri) is None:
+            with contextlib.suppress(_rest.UnansweredError):
+                return read_version(_rest.find_version(self.uri, name))
         client = self._client
         from mlflow.exceptions import MlflowException
 
