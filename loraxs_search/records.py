@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -437,9 +438,14 @@ def from_json(cls: type[RecordT], text: str | bytes) -> RecordT:
     Raises:
         pydantic.ValidationError: the text is not such a record.
     """
+    return _reader(cls).validate_json(text)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _reader(cls: Any) -> Any:
     from pydantic import TypeAdapter  # late: keeps `import loraxs_search` light
 
-    return TypeAdapter(cls).validate_json(text)
+    return TypeAdapter(cls)
 
 
 def _plain(value: Any) -> Any:
