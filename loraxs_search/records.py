@@ -438,7 +438,7 @@ def from_json(cls: type[RecordT], text: str | bytes) -> RecordT:
     Raises:
         pydantic.ValidationError: the text is not such a record.
     """
-    return _reader(cls).validate_json(text)  # type: ignore[no-any-return]
+    return _reader(cls).validate_json(text)  # type: ignore[no-any-return, arg-type]
 
 
 @functools.cache
