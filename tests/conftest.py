@@ -220,7 +220,8 @@ def tiny_space(tmp_path: Path, tiny_space_text: str) -> Path:
 def sized_down() -> list[str]:
     """Options that make a shipped search one of seconds."""
     search = ("search.trials=2", "search.max_steps=4", "search.report_every=2", "promotion.candidates=1")
-    return [part for override in (*search, "task.validation_rows=32") for part in ("--set", override)]
+    few = ("promotion.seeds=1", "task.validation_rows=32")
+    return [part for override in (*search, *few) for part in ("--set", override)]
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from loraxs_search.registry._client import speaking
 from loraxs_search.registry._resolved import ResolvedNames, store_stamp
 from loraxs_search.registry.adapters import RegisteredAdapter
 from loraxs_search.registry.manifest import MANIFEST, check_file, check_link, folder_digest, read, verify
+from loraxs_search.registry.reader import RegistryReader
 from loraxs_search.registry.signature import check_signature
-from loraxs_search.registry.store import Registry
 
 _logger = logging.getLogger(__name__)
 _MAX_FILES = 16
@@ -57,7 +57,7 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
             factor_sets.bring(uri, manifest.base_digest, manifest.factors)
             return folder / known.digest
     try:
-        adapter = Registry(uri).resolve(name)
+        adapter = RegistryReader(uri).resolve(name)
     except TrackingError:
         if known is None or (manifest := _good_manifest(folder / known.digest, known.digest)) is None:
             raise

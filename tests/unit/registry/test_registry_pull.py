@@ -12,6 +12,7 @@ import pytest
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, folder_digest, pull, verify
+from loraxs_search.registry.reader import RegistryReader
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def test_a_store_that_nobody_wrote_to_is_not_asked_again(promoted, store_uri, mo
         raise AssertionError("the store was asked")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "resolve", asked)
+        patch.setattr(RegistryReader, "resolve", asked)
         assert pull("movie-reviews", uri=store_uri) == pulled
         with pytest.raises(AssertionError, match="was asked"):
             pull("movie-reviews:1", uri=store_uri)  # a name not resolved before
