@@ -32,7 +32,8 @@ def command(
             )
             called = f", now {' and '.join(decision.aliases)}" if decision.promoted and decision.aliases else ""
             by = ", by force" if decision.forced else ""
-            print(f"{verdict}  trial {decision.winner} of {decision.study}{called}{by}")
+            at = f"{decision.at[:16].replace('T', ' ')}  " if decision.at else ""
+            print(f"{at}{verdict}  trial {decision.winner} of {decision.study}{called}{by}")
             print("\n".join(f"    {reason}" for reason in decision.reasons))
 
     emit(as_json, decisions, show)

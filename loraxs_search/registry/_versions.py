@@ -86,7 +86,7 @@ def register(
         task,
         # Not models:/ID: the embedded store would look that up in the process-wide default store, which is another.
         source=model.artifact_location,
-        run_id=model.source_run_id,
+        run_id=model.source_run_id or None,  # a server with accounts forbids an empty one
         tags=dict(tags) | {"loraxs.model_id": model.model_id},
         description=card.read_text()[:_MAX_DESCRIPTION] if card.exists() else None,
         model_id=None if artifact_root(uri) else model.model_id,

@@ -14,9 +14,7 @@ from loraxs_search.errors import BaseModelError, FactorMismatchError, IntegrityE
 from loraxs_search.factors import FactorStore
 from loraxs_search.factors._file import write_factors
 from loraxs_search.home import factor_path
-from loraxs_search.records import (
-    Probe,
-)
+from loraxs_search.records import BaseModelRef, Probe
 from loraxs_search.registry import install_factors
 
 
@@ -62,6 +60,13 @@ def test_another_base_is_refused_by_its_digest(folder, make_base, tmp_path, save
     with pytest.raises(BaseModelError, match=r"trial-1.*other holds weights") as caught:
         load_adapter_folder(folder, base=other)
     assert "trained on" in caught.value.hint
+
+
+def test_another_revision_is_refused_and_both_are_named(trained, base, make_base, tmp_path, save_base, write_adapter):
+    write_adapter(trained, base, tmp_path / "adapter", base_model=BaseModelRef(base.id, revision="aaa111"))
+    newer = dataclasses.replace(save_base(make_base(seed=1), tmp_path / "newer"), revision="bbb222")
+    with pytest.raises(BaseModelError, match=r"\(revision aaa111\) with weights.*\(revision bbb222\) holds weights"):
+        load_adapter_folder(tmp_path / "adapter", base=newer)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError
+from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, folder_digest, pull, verify
+from loraxs_search.registry._resolved import store_stamp
 from loraxs_search.registry.reader import RegistryReader
 
 
@@ -161,10 +163,10 @@ def test_what_came_whole_is_not_fetched_again(promoted, registered_files, store_
     shutil.copy(promoted / "adapter_model.safetensors", partial)
     (partial / "adapter_config.json").write_bytes(b"cut sho")
     (partial / "left-over.json").write_text("{}")
-    inode = (partial / "adapter_model.safetensors").stat().st_ino
+    os.utime(partial / "adapter_model.safetensors", (0, 1_000_000))
     pulled = pull("movie-reviews", uri=store_uri)
     assert _content(pulled) == _content(promoted)
-    assert (pulled / "adapter_model.safetensors").stat().st_ino == inode
+    assert (pulled / "adapter_model.safetensors").stat().st_mtime == 1_000_000, "not written again"
     assert _cached(fresh_home) == {folder_digest(promoted), "names.json"}
 
 
@@ -186,6 +188,19 @@ def test_a_store_that_nobody_wrote_to_is_not_asked_again(promoted, store_uri, mo
         assert pull("movie-reviews", uri=store_uri) == pulled
         with pytest.raises(AssertionError, match="was asked"):
             pull("movie-reviews:1", uri=store_uri)  # a name not resolved before
+
+
+def test_a_stamp_younger_than_the_clocks_tick_proves_nothing(store_uri):
+    database = sqlite_path(store_uri)
+    os.utime(database)
+    assert store_stamp(store_uri) is None
+    os.utime(database, (0, time.time() - 1))
+    first = store_stamp(store_uri)
+    assert first is not None
+    database.with_name("mlflow.db-wal").write_bytes(b"a page")
+    os.utime(database.with_name("mlflow.db-wal"), (0, time.time() - 1))
+    assert store_stamp(store_uri) not in (None, first), "a write-ahead log counts"
+    assert store_stamp("http://127.0.0.1:9") is None
 
 
 def test_a_new_champion_is_seen_at_once(promoted, store_uri, task, candidate, make_folder):
