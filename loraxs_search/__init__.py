@@ -19,9 +19,13 @@ if TYPE_CHECKING:
         Prediction,
         history,
         load_adapter,
+        ls,
         predict,
         promote,
         pull,
+        remove,
+        rollback,
+        show,
     )
     from loraxs_search.search import SearchResult, resume
     from loraxs_search.search.launch import launch
@@ -37,10 +41,14 @@ __all__ = [
     "history",
     "launch",
     "load_adapter",
+    "ls",
     "predict",
     "promote",
     "pull",
+    "remove",
     "resume",
+    "rollback",
+    "show",
 ]
 
 _OF_SEARCH = {"SearchResult", "launch", "resume"}

@@ -5,13 +5,15 @@ Heavy libraries load when a function needs them.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UsageError
+from loraxs_search.home import disk_faults
 from loraxs_search.records import Decision, Task
 from loraxs_search.studies import StudyFolder, list_studies
 from loraxs_search.tracking import resolve_uri
@@ -24,10 +26,16 @@ __all__ = [
     "Prediction",
     "history",
     "load_adapter",
+    "ls",
     "predict",
     "promote",
     "pull",
+    "remove",
+    "rollback",
+    "show",
 ]
+
+Form = Literal["native", "lora", "merged"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class Prediction:
 def promote(study: str | None = None, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
     """Let the rule of `study` (default: the newest) decide whether its best candidate becomes its task's champion.
 
+    A champion that was scored on other data, or stands on another base, is scored anew in this process first.
+
     Raises:
         StudyError: there is no such study, or its search has not come to its end.
     """
@@ -58,28 +68,99 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
             hint=f"go on with `loraxs-search resume {folder.name}`",
         )
     uri = resolve_uri(tracking_uri) if tracking_uri else folder.info.tracking_uri
-    paths = {c.trial_id: folder.adapter_path(c.trial_id) for c in candidates}
-    decision, _ = registry.Registry(uri).settle(folder.info.promotion, folder.info.task, candidates, paths, force)
+    task, confirmed = folder.info.task, folder.confirmations()
+    rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
+    decision, _ = registry.Registry(uri).settle(
+        folder.info.promotion,
+        task,
+        candidates,
+        {c.trial_id: folder.adapter_path(c.trial_id) for c in candidates},
+        force,
+        rows,
+        rescore=lambda champion: _scored_anew(champion, task, uri),
+    )
     return decision
 
 
+def ls(*, limit: int | None = None, tracking_uri: str | None = None) -> list[registry.TaskSummary]:
+    """Return every task that has been decided on, with its champion, by name; the first `limit` of them."""
+    return registry.Registry(resolve_uri(tracking_uri)).summaries(limit)
+
+
+def show(task: str, *, tracking_uri: str | None = None) -> list[registry.RegisteredAdapter]:
+    """Return every version of a task's adapters, newest first.
+
+    Raises:
+        RegistryError: there is no such task.
+    """
+    return registry.Registry(resolve_uri(tracking_uri)).versions(task)
+
+
 def history(task: str, *, tracking_uri: str | None = None) -> list[Decision]:
-    """Return every decision on `task`, refusals too, oldest first."""
+    """Return every decision on `task`, refusals, rollbacks and removals too, oldest first."""
     return registry.Registry(resolve_uri(tracking_uri)).history(task)
 
 
-def pull(name: str, *, tracking_uri: str | None = None) -> Path:
+def rollback(task: str, *, to: int | None = None, tracking_uri: str | None = None) -> Decision:
+    """Make version `to` of a task its champion again; by default the champion before the present one.
+
+    Raises:
+        RegistryError: there is no champion, no such version, or none before it.
+    """
+    return registry.Registry(resolve_uri(tracking_uri)).rollback(task, to)
+
+
+def remove(name: str, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
+    """Delete the version `TASK:3`; a champion only with `force`.
+
+    Raises:
+        RegistryError: no such version, or it is a champion.
+    """
+    return registry.Registry(resolve_uri(tracking_uri)).remove(name, force)
+
+
+def pull(
+    name: str,
+    *,
+    base: str | None = None,
+    form: Form = "native",
+    rank: int | None = None,
+    out: str | Path | None = None,
+    tracking_uri: str | None = None,
+) -> Path:
     """Fetch the adapter that `name` (`TASK`, `TASK@alias`, `TASK:3`) stands for, verified, and return its folder.
 
+    Args:
+        base: The champion on this base, where a task has several.
+        form: `native` as it was trained; `lora` the same as plain LoRA; `merged` a whole model.
+        rank: Rank that `lora` is padded to with zeros.
+        out: Folder to copy it to, new or empty; None returns the cache's own.
     Raises:
         RegistryError: no such task, alias or version, or the task has no champion.
         IntegrityError: the registry's files are not what their manifest says.
+        UsageError: `out` holds something, or `rank` is below the adapter's own.
     """
-    return registry.pull(name, uri=resolve_uri(tracking_uri))
+    if rank is not None and form != "lora":
+        raise UsageError(f"`--rank` must go with --format lora, but got {form!r}.")
+    target = None if out is None else _new_folder(Path(out))
+    folder = registry.pull(registry.on_base(name, base), uri=resolve_uri(tracking_uri))
+    if form != "native":
+        from loraxs_search.adapter import converted
+
+        folder = converted(folder, form, rank=rank)
+    if target is None:
+        return folder
+    with disk_faults(target):
+        return Path(shutil.copytree(folder, target, dirs_exist_ok=True))
 
 
 def load_adapter(
-    name: str, *, tracking_uri: str | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+    name: str,
+    *,
+    base: str | None = None,
+    tracking_uri: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
 ) -> PeftModel:
     """Pull `name` (or take an adapter folder) and return it on its base as a PEFT model, ready to use.
 
@@ -89,23 +170,39 @@ def load_adapter(
     """
     from loraxs_search.adapter import load_adapter_folder
 
-    return load_adapter_folder(_folder(name, tracking_uri), dtype=dtype, device=device)
+    return load_adapter_folder(_folder(registry.on_base(name, base), tracking_uri), dtype=dtype, device=device)
 
 
-def predict(name: str, texts: Sequence[str], *, tracking_uri: str | None = None) -> list[Prediction]:
+def predict(
+    name: str, texts: Sequence[str], *, base: str | None = None, tracking_uri: str | None = None
+) -> list[Prediction]:
     """Apply the adapter `name` to `texts`; for a pair task, the first and second text of each row in turn."""
     from loraxs_search.adapter import load_adapter_folder
     from loraxs_search.base_model import load_tokenizer, locate
     from loraxs_search.tasks import encode
 
-    folder = _folder(name, tracking_uri)
+    folder = _folder(registry.on_base(name, base), tracking_uri)
     manifest = registry.verify(folder)
     firsts, seconds = _rows(manifest.task, texts)
-    base = locate(manifest.base_model)
-    inputs = encode(manifest.task, load_tokenizer(base), firsts, seconds)
-    model = load_adapter_folder(folder, base=base)
+    model_base = locate(manifest.base_model)
+    inputs = encode(manifest.task, load_tokenizer(model_base), firsts, seconds)
+    model = load_adapter_folder(folder, base=model_base)
     shown = firsts if seconds is None else [f"{a} | {b}" for a, b in zip(firsts, seconds, strict=True)]
     return [_prediction(manifest.task, text, row) for text, row in zip(shown, _logits(model, inputs), strict=True)]
+
+
+def _scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> registry.Rescored:
+    from loraxs_search.trial import score_folder
+
+    found = score_folder(registry.pull(f"{champion.task}:{champion.version}", uri=uri), task)
+    rows = registry.ScoredRows.of(found.predictions, found.labels, ())
+    return registry.Rescored(found.metrics, found.data_fingerprint, rows)
+
+
+def _new_folder(path: Path) -> Path:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"`--out` must name a new or empty folder, but {path} holds something.")
+    return path
 
 
 def _folder(name: str, tracking_uri: str | None) -> Path:

@@ -20,6 +20,16 @@ def home() -> Path:
     return Path(value).expanduser().resolve() if value else Path.home() / ".loraxs-search"
 
 
+def factor_path(key: str, root: Path | None = None) -> Path:
+    """Return where the factor file of a content key lies; other machines' factors of the same weight lie beside it."""
+    return (root if root is not None else home() / "factors") / key[:2] / f"{key}.safetensors"
+
+
+def factor_variant_path(key: str, checksum: str, root: Path | None = None) -> Path:
+    """Return where factors lie that have the same key as this machine's and other numbers."""
+    return factor_path(key, root).with_suffix(f".{checksum[:16]}.safetensors")
+
+
 def ensure_dir(path: Path) -> Path:
     """Create `path` and its parents, and return it.
 

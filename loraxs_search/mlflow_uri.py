@@ -77,7 +77,7 @@ def check_server(uri: str, *, timeout_s: float = 5.0) -> None:
         TrackingError: no MLflow server answers at `uri` within `timeout_s`.
     """
     try:
-        with urllib.request.urlopen(_request(f"{uri}/health"), timeout=timeout_s, context=_tls(uri)):
+        with urllib.request.urlopen(request_to(f"{uri}/health"), timeout=timeout_s, context=tls_context(uri)):
             return
     except urllib.error.HTTPError as error:
         status = error.code
@@ -93,18 +93,25 @@ def check_server(uri: str, *, timeout_s: float = 5.0) -> None:
     )
 
 
-def _request(url: str) -> urllib.request.Request:
+def request_to(url: str) -> urllib.request.Request:
+    """Return a request with the user and password of the address or of MLflow's variables."""
     parts = urllib.parse.urlsplit(url)
     bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     request = urllib.request.Request(bare)
     user = urllib.parse.unquote(parts.username or os.environ.get("MLFLOW_TRACKING_USERNAME", ""))
     if user:
         password = urllib.parse.unquote(parts.password or os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+        request.add_header("Authorization", basic_auth(user, password))
     return request
 
 
-def _tls(uri: str) -> ssl.SSLContext | None:
+def basic_auth(user: str, password: str) -> str:
+    """Return the header that names a user to a server with accounts."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def tls_context(uri: str) -> ssl.SSLContext | None:
+    """Return how certificates are checked, as MLflow's variables say; None without TLS."""
     if not uri.startswith("https://"):
         return None
     context = ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))

@@ -219,6 +219,7 @@ class HostInfo:
 
     Args:
         num_slots: Trials that it trains at once.
+        base_bytes: Size of the base's weights on disk.
     """
 
     base: BaseModel
@@ -230,16 +231,26 @@ class HostInfo:
     dtype: str
     versions: Mapping[str, str]
     num_slots: int = 1
+    base_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """A trained adapter as others will load it: scores in the checkpoint's own precision, files, end-to-end probe."""
+    """A trained adapter as others will load it: scores in the checkpoint's own precision, files, end-to-end probe.
+
+    Args:
+        predictions: The answer to each test row, in the split's order: label id or number; empty when not scored.
+        labels: What each of these rows should be.
+        factors: Key of every factor file the adapter stands on, to the checksum of its numbers.
+    """
 
     trial_id: str
     test_metrics: Mapping[str, float]
     files: Mapping[str, bytes]
     probe: Probe
+    predictions: tuple[float, ...] = ()
+    labels: tuple[float, ...] = ()
+    factors: Mapping[str, str] = field(default_factory=dict)
 
 
 # ---- search ----------------------------------------------------------------------------------------------------------
@@ -281,22 +292,49 @@ class PromotionRule:
 
     Args:
         metric: Test metric that decides; None means the task's own.
+        direction: Which way it is better; None means as the metric table has it.
         min_gain: What a candidate must gain over the champion, in the metric's unit.
-        tolerance: Among candidates within this of the best, the smallest stored bytes win.
+        confidence: How sure a gain or a loss on the same test rows must be to count as one; 0 asks for no test.
+        tolerance: Among candidates within this of the best, and not surely worse, the smallest stored bytes win.
+        guards: Metric to how much it may fall below the champion's, in its own unit.
         max_bytes: Larger adapters are not considered; None means no limit.
         candidates: How many of the best trials (by validation) are scored on the test split.
+        seeds: How often each candidate is trained again from a fresh seed, to say how much of its score is luck.
     """
 
     metric: str | None = None
+    direction: Direction | None = None
     min_gain: float = 0.0
+    confidence: float = 0.95
     tolerance: float = 0.0
+    guards: Mapping[str, float] = field(default_factory=dict)
     max_bytes: int | None = None
     candidates: int = 3
+    seeds: int = 2
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A candidate's recipe trained again from another seed, and scored on the same rows.
+
+    Args:
+        failed: Why it has no scores; empty when it has.
+    """
+
+    seed: int
+    validation_metrics: Mapping[str, float] = field(default_factory=dict)
+    test_metrics: Mapping[str, float] = field(default_factory=dict)
+    failed: str = ""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished trial scored on held-out rows, with its adapter folder's digest."""
+    """A finished trial scored on held-out rows.
+
+    Args:
+        base_model: The base's id, as named.
+        refits: The same recipe from other seeds; what is promoted is the trial itself.
+    """
 
     study: str
     trial_id: str
@@ -306,17 +344,26 @@ class Candidate:
     stored_bytes: int
     data_fingerprint: str
     base_digest: str
+    base_model: str = ""
+    refits: tuple[Refit, ...] = ()
+
+
+Action = Literal["promote", "rollback", "remove"]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the rule said, with the numbers it used; recorded for refusals too.
+    """What was decided on a task's champion, with the numbers used; recorded for refusals too.
 
     Args:
-        promoted: Whether `winner` became champion.
+        promoted: Whether `winner` became champion of the task, or of its base.
         winner: Trial id of the candidate chosen among its peers; None when none was eligible.
         champion: `study/trial_id` of the champion it was compared with.
         reasons: One sentence per consideration, in order.
+        p_value: Chance of a gain this large if there were none; None when rows were not compared.
+        aliases: What the winner is called now.
+        version: Its version in the registry.
+        at: When, ISO 8601.
     """
 
     task: str
@@ -329,6 +376,11 @@ class Decision:
     reasons: tuple[str, ...]
     forced: bool = False
     champion: str | None = None
+    action: Action = "promote"
+    p_value: float | None = None
+    aliases: tuple[str, ...] = ()
+    version: int | None = None
+    at: str = ""
 
 
 @dataclass(frozen=True)
@@ -346,6 +398,10 @@ class Manifest:
     Args:
         files: File name to sha256 of every other file in the folder.
         versions: Package name to version at training time.
+        refits: The same recipe from other seeds.
+        base_bytes: Size of the base's weights, for comparison.
+        lora_parameters: What plain LoRA trains on the same modules at the same rank.
+        factors: Key of every factor file that R stands on, to the checksum of its numbers.
     """
 
     task: Task
@@ -364,6 +420,10 @@ class Manifest:
     created_at: str
     run_id: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    refits: tuple[Refit, ...] = ()
+    base_bytes: int = 0
+    lora_parameters: int = 0
+    factors: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = 1
 
 

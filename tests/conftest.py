@@ -100,6 +100,10 @@ class MlflowServer:
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
+    def add_arguments(self, *arguments: str) -> None:
+        """Add options to the command, before the first start."""
+        self._command = [*self._command, *arguments]
+
     def start(self, timeout_s: float = 120.0) -> None:
         from loraxs_search.errors import TrackingError
         from loraxs_search.mlflow_uri import check_server
@@ -242,7 +246,8 @@ def tiny_space(tmp_path: Path, tiny_space_text: str) -> Path:
 def sized_down() -> list[str]:
     """Options that make a shipped search one of seconds."""
     search = ("search.trials=2", "search.max_steps=4", "search.report_every=2", "promotion.candidates=1")
-    return [part for override in (*search, "task.validation_rows=32") for part in ("--set", override)]
+    few = ("promotion.seeds=1", "task.validation_rows=32")
+    return [part for override in (*search, *few) for part in ("--set", override)]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from loraxs_search.adapter._factor_source import current_factor_store, use_facto
 from loraxs_search.adapter._register import register
 from loraxs_search.adapter._settings import ModuleSettings, initial_r, module_settings
 from loraxs_search.adapter.config import LoraXSConfig
+from loraxs_search.adapter.exporting import converted
 from loraxs_search.adapter.layer import LoraXSLayer, LoraXSLinear
 from loraxs_search.adapter.loading import check_probe, load_adapter_folder, make_probe
 from loraxs_search.adapter.model import LoraXSModel
@@ -18,6 +19,7 @@ __all__ = [
     "LoraXSModel",
     "ModuleSettings",
     "check_probe",
+    "converted",
     "current_factor_store",
     "export_lora",
     "initial_r",

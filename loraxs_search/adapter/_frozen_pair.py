@@ -6,15 +6,16 @@ from torch import Tensor
 
 from loraxs_search.adapter._factor_source import current_factor_store
 from loraxs_search.adapter._settings import ModuleSettings
-from loraxs_search.factors import Factors, check_fingerprint, fingerprint
+from loraxs_search.factors import Factors, agrees, check_fingerprint, fingerprint
 
 
 def checked_factors(
     weight: Tensor, settings: ModuleSettings, module: str, fingerprints: dict[str, list[float]]
-) -> Factors:
-    """Return the factors of a module's weight (out, in) at their stored rank.
+) -> tuple[Factors, str]:
+    """Return the factors of a module's weight (out, in) at their stored rank, and which variant they are.
 
-    The fingerprint of the adapter's own prefix is compared with the one in `fingerprints`, or put there.
+    The fingerprint of the adapter's own prefix is compared with the one in `fingerprints`, or put there. Where this
+    machine's factors are not those of the training, those that another machine made are, if they were brought here.
 
     Raises:
         FactorMismatchError: the factors are not those that were recorded.
@@ -23,8 +24,14 @@ def checked_factors(
     store = current_factor_store()
     factors = store.get(weight, rank=settings.factor_rank, basis=settings.basis, driver=settings.driver)
     actual = fingerprint(*factors.ab(settings.rank, settings.sigma))
-    if module in fingerprints:
-        check_fingerprint(fingerprints[module], actual, module=module)
-    else:
+    if module not in fingerprints:
         fingerprints[module] = list(actual)
-    return factors
+        return factors, ""
+    expected = fingerprints[module]
+    if not agrees(expected, actual):
+        others = store.variants(weight, rank=settings.factor_rank, basis=settings.basis, driver=settings.driver)
+        for name, other in others:
+            if agrees(expected, fingerprint(*other.ab(settings.rank, settings.sigma))):
+                return other, name
+    check_fingerprint(expected, actual, module=module)
+    return factors, ""

@@ -23,6 +23,7 @@ class ModuleSettings:
     Args:
         factor_rank: Rank at which the module's factors are stored; the adapter uses their first `rank` components.
         driver: `exact` or `randomized`, never `auto`.
+        variant: Which machine's factors, where this one's are not those of the training; empty means its own.
     """
 
     rank: int
@@ -31,11 +32,13 @@ class ModuleSettings:
     basis: Basis
     driver: Literal["exact", "randomized"]
     factor_rank: int
+    variant: str = ""
 
     @property
     def pair_name(self) -> str:
         """Name of the buffer pair; adapters with the same name on one layer share the pair."""
-        return f"{self.driver}_{self.basis}_{self.sigma}_{self.factor_rank}"
+        own = f"_{self.variant}" if self.variant else ""
+        return f"{self.driver}_{self.basis}_{self.sigma}_{self.factor_rank}{own}"
 
 
 def module_settings(config: LoraXSConfig, module: str, out_features: int, in_features: int) -> ModuleSettings:

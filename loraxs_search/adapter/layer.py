@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
 
@@ -81,7 +82,7 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
         """Return A (r, in) and B (out, r) of an adapter, views of the shared pair, in the base weight's dtype."""
         settings = self.settings[adapter_name]
         if f"A_{settings.pair_name}" not in self.loraxs_factors:
-            self._load_pair(adapter_name)
+            settings = self._load_pair(adapter_name)
         a = self.loraxs_factors[f"A_{settings.pair_name}"][: settings.rank]
         b = self.loraxs_factors[f"B_{settings.pair_name}"][:, : settings.rank]
         return a, b
@@ -157,14 +158,16 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
         """Swap between (out, in) and the layout of the layer's own weight."""
         return cast("Tensor", transpose(matrix, self.fan_in_fan_out))
 
-    def _load_pair(self, adapter_name: str) -> None:
-        settings = self.settings[adapter_name]
+    def _load_pair(self, adapter_name: str) -> ModuleSettings:
         weight = self._weight_to_decompose()
-        factors = checked_factors(weight, settings, *self._recorded[adapter_name])
+        own = replace(self.settings[adapter_name], variant="")
+        factors, variant = checked_factors(weight, own, *self._recorded[adapter_name])
+        settings = self.settings[adapter_name] = replace(own, variant=variant)
         if f"A_{settings.pair_name}" not in self.loraxs_factors:
             a, b = factors.ab(settings.factor_rank, settings.sigma)
             self.loraxs_factors[f"A_{settings.pair_name}"] = a.to(weight.device, weight.dtype)
             self.loraxs_factors[f"B_{settings.pair_name}"] = b.to(weight.device, weight.dtype)
+        return settings
 
     def _weight_to_decompose(self) -> Tensor:
         if self.merged:

@@ -91,8 +91,9 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 
 def _check_base(found: BaseModel, manifest: Manifest) -> None:
     if found.weight_digest != manifest.base_digest:
+        wanted, got = (f" (revision {its.revision})" if its.revision else "" for its in (manifest.base_model, found))
         raise BaseModelError(
-            f"The adapter of trial {manifest.trial_id} was trained on {manifest.base_model.id} with weights "
-            f"{manifest.base_digest[:16]}..., but {found.path} holds weights {found.weight_digest[:16]}....",
+            f"The adapter of trial {manifest.trial_id} was trained on {manifest.base_model.id}{wanted} with weights "
+            f"{manifest.base_digest[:16]}..., but {found.path}{got} holds weights {found.weight_digest[:16]}....",
             hint="its R has no meaning on other weights: give the base it was trained on, at the same revision",
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from loraxs_search.base_model._digest import weight_bytes
 from loraxs_search.base_model._locate import locate
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "matrix",
     "output_head",
     "pass_through",
+    "weight_bytes",
 ]
 
 _HOMES = {

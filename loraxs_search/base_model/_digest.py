@@ -25,6 +25,11 @@ def weight_digest(folder: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def weight_bytes(folder: Path) -> int:
+    """Return the size of a model's weight files."""
+    return sum(file.stat().st_size for file in weight_files(folder))
+
+
 def file_digest(path: Path) -> str:
     """Return the sha256 of a file, from memory when its path, size and modification time are as before."""
     real = path.resolve()

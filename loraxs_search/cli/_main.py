@@ -13,7 +13,24 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, Exit, TyperException
 
 from loraxs_search import __version__
-from loraxs_search.cli import check, doctor, history, launch, predict, promote, pull, resume, spaces, status, sync, ui
+from loraxs_search.cli import (
+    check,
+    doctor,
+    history,
+    launch,
+    ls,
+    predict,
+    promote,
+    pull,
+    resume,
+    rm,
+    rollback,
+    show,
+    spaces,
+    status,
+    sync,
+    ui,
+)
 from loraxs_search.errors import LoraxsError, UsageError, unknown_name
 
 PROGRAM = "loraxs-search"
@@ -41,7 +58,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (check, doctor, launch, status, resume, sync, promote, history, pull, predict, ui):
+_VERBS = (
+    *(check, doctor, launch, status, resume, sync),
+    *(promote, ls, show, history, rollback, rm),
+    *(pull, predict, ui),
+)
+for verb in _VERBS:
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
 app.add_typer(spaces.app, name="spaces", cls=Verbs)
 

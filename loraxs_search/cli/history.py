@@ -17,7 +17,7 @@ def command(
 ) -> None:
     """Show every decision on a task's champion.
 
-    Oldest first, refusals too, each with the rule's reasons and numbers.
+    Oldest first, refusals, rollbacks and removals too, each with the rule's reasons and numbers.
     """
     from loraxs_search.api import history
 
@@ -27,8 +27,13 @@ def command(
         if not decisions:
             print(f"no decision on {task} so far: `loraxs-search promote STUDY` makes one", file=sys.stderr)
         for decision in decisions:
-            verdict = "promoted" if decision.promoted else "refused"
-            print(f"{verdict}  trial {decision.winner} of {decision.study}")
+            verdict = {"rollback": "rolled back", "remove": "removed"}.get(
+                decision.action, "promoted" if decision.promoted else "refused"
+            )
+            called = f", now {' and '.join(decision.aliases)}" if decision.promoted and decision.aliases else ""
+            by = ", by force" if decision.forced else ""
+            at = f"{decision.at[:16].replace('T', ' ')}  " if decision.at else ""
+            print(f"{at}{verdict}  trial {decision.winner} of {decision.study}{called}{by}")
             print("\n".join(f"    {reason}" for reason in decision.reasons))
 
     emit(as_json, decisions, show)

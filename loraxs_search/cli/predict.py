@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._output import JsonOption, TrackingOption, emit
+from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit
 
 
 def command(
     name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias, TASK:version, or an adapter folder.")],
     texts: Annotated[list[str], typer.Argument(help="Texts to judge; for pair tasks, first and second in turn.")],
+    base: BaseOption = None,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -21,7 +22,7 @@ def command(
     """
     from loraxs_search.api import predict
 
-    predictions = predict(name, texts, tracking_uri=tracking_uri)
+    predictions = predict(name, texts, base=base, tracking_uri=tracking_uri)
 
     def show() -> None:
         for prediction in predictions:

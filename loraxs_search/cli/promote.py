@@ -33,4 +33,5 @@ def command(
 
     emit(as_json, decision, show)
     if decision.promoted:
-        print(f"\nnext: loraxs-search pull {decision.task}", file=sys.stderr)
+        name = decision.task if "champion" in decision.aliases else f"{decision.task}@{decision.aliases[0]}"
+        print(f"\nnext: loraxs-search pull {name}", file=sys.stderr)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from loraxs_search.factors._compute import Driver, Factors, compute_factors, default_factor_rank, resolve_driver
-from loraxs_search.factors._fingerprint import check_fingerprint, fingerprint
+from loraxs_search.factors._fingerprint import agrees, check_fingerprint, fingerprint
 from loraxs_search.factors._store import FactorStore
 
 __all__ = [
     "Driver",
     "FactorStore",
     "Factors",
+    "agrees",
     "check_fingerprint",
     "compute_factors",
     "default_factor_rank",

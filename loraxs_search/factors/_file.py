@@ -49,7 +49,7 @@ def write_factors(path: Path, factors: Factors) -> None:
     about = {
         "algorithm": ALGORITHM_VERSION,
         "basis": factors.basis,
-        "checksum": _checksum(tensors),
+        "checksum": checksum(factors),
         "driver": factors.driver,
     }
     # One entry, since safetensors writes several in no fixed order: the same factors make the same file.
@@ -72,15 +72,17 @@ def read_factors(path: Path) -> Factors:
                 tensors = {name: file.get_tensor(name).clone() for name in _NAMES}
         except (SafetensorError, json.JSONDecodeError) as error:
             raise DamagedFileError(str(error)) from error
-    if about.get("checksum") != _checksum(tensors):
+    factors = Factors(**tensors, driver=about.get("driver", ""), basis=about.get("basis", ""))
+    if about.get("checksum") != checksum(factors):
         raise DamagedFileError("the checksum is not that of the content")
-    return Factors(**tensors, driver=about["driver"], basis=about["basis"])
+    return factors
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
+def checksum(factors: Factors) -> str:
+    """Return the sha256 of the factors' numbers."""
     digest = hashlib.sha256()
     for name in _NAMES:
-        digest.update(_raw_bytes(tensors[name]))
+        digest.update(_raw_bytes(getattr(factors, name)))
     return digest.hexdigest()
 
 

@@ -32,6 +32,14 @@ def fingerprint(a: Tensor, b: Tensor) -> tuple[float, ...]:
     return (*_side(a.detach()), *_side(b.detach().T))
 
 
+def agrees(expected: Sequence[float], actual: Sequence[float], *, tolerance: float = TOLERANCE) -> bool:
+    """Whether two fingerprints are of the same factors."""
+    return len(expected) == len(actual) and all(
+        abs(e - a) <= tolerance
+        for e, a in zip(expected, actual, strict=True)  # False for NaN
+    )
+
+
 def check_fingerprint(
     expected: Sequence[float], actual: Sequence[float], *, module: str, tolerance: float = TOLERANCE
 ) -> None:
@@ -40,15 +48,12 @@ def check_fingerprint(
     Raises:
         FactorMismatchError: they differ, or one is not finite; names the module, the numbers and the remedy.
     """
-    same = len(expected) == len(actual) and all(
-        abs(e - a) <= tolerance
-        for e, a in zip(expected, actual, strict=True)  # False for NaN
-    )
-    if not same:
+    if not agrees(expected, actual, tolerance=tolerance):
         raise FactorMismatchError(
             f"Factor fingerprints must agree within {tolerance:g}, but {module} got {_show(actual)} "
             f"where the adapter was trained in {_show(expected)}.",
-            hint="load the base model the adapter was trained on (same weights, precision and quantisation); "
+            hint="load the base model the adapter was trained on (same weights, precision and quantisation), and get "
+            "the factors it was trained in with `loraxs-search pull`; "
             "to start a new adapter from this config instead, clear its `factor_fingerprints`",
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from loraxs_search.factors._checks import check_rank, check_weight
 from loraxs_search.factors._compute import Driver, Factors, compute_factors, resolve_driver
-from loraxs_search.factors._file import DamagedFileError, content_key, read_factors, write_factors
-from loraxs_search.home import home
+from loraxs_search.factors._file import DamagedFileError, checksum, content_key, read_factors, write_factors
+from loraxs_search.home import factor_path, home
 from loraxs_search.records import Basis
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,27 @@ class FactorStore:
             self._memory[place] = remembered
         return remembered.factors
 
+    def identify(self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto") -> tuple[str, str]:
+        """Return the key of a weight's factor file, and the checksum of the numbers that `get` gives for it."""
+        resolved = resolve_driver(driver, basis, *weight.shape)
+        factors = self.get(weight, rank=rank, basis=basis, driver=resolved)
+        return content_key(weight, rank=rank, basis=basis, driver=resolved), checksum(factors)
+
+    def variants(
+        self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto"
+    ) -> Iterator[tuple[str, Factors]]:
+        """Yield factors of the same weight that other machines have made, each with a short name of its own.
+
+        Singular vectors of nearly equal singular values are only defined up to a rotation: each is as good, but an R
+        means something in one of them alone. They are brought by `loraxs_search.registry`.
+        """
+        key = content_key(weight, rank=rank, basis=basis, driver=resolve_driver(driver, basis, *weight.shape))
+        for path in sorted(factor_path(key, self.root).parent.glob(f"{key}.*.safetensors")):
+            try:
+                yield path.suffixes[-2].lstrip("."), read_factors(path)
+            except (DamagedFileError, FileNotFoundError) as damage:
+                log.warning("%s is damaged (%s); it is passed over.", path, damage)
+
     def prepare(
         self,
         weights: Mapping[str, Tensor],
@@ -93,7 +114,7 @@ class FactorStore:
 
     def _load_or_compute(self, weight: Tensor, *, rank: int, basis: Basis, driver: Driver) -> Factors:
         key = content_key(weight, rank=rank, basis=basis, driver=driver)
-        path = self.root / key[:2] / f"{key}.safetensors"
+        path = factor_path(key, self.root)
         try:
             return read_factors(path)
         except FileNotFoundError:

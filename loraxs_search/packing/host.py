@@ -64,6 +64,10 @@ class TrialHost:
         self._park()
         return self._resident.confirm(spec, snapshot, task, score=score)
 
+    def factor_file(self, key: str) -> bytes:
+        """Return a factor file, as `Confirmation.factors` names it."""
+        return self._resident.factor_file(key)
+
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _take_up(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None) -> TrialRun:
         if self._resident.prepared(task) is not self._resident.data:

@@ -109,6 +109,10 @@ class PackedHost:
         """Return a trained adapter's files and, with `score`, its metrics on the test split; rounds wait."""
         return self._on_bare_base(lambda: self._resident.confirm(spec, snapshot, task, score=score))
 
+    def factor_file(self, key: str) -> bytes:
+        """Return a factor file, as `Confirmation.factors` names it."""
+        return self._resident.factor_file(key)
+
     def close(self) -> None:
         """End the host's thread once all who wait are answered; the host takes no more calls."""
         with self._changed:

@@ -11,8 +11,17 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from loraxs_search.adapter import make_probe, use_factor_store
-from loraxs_search.base_model import head_names, linear_modules, load_model, load_tokenizer, locate, matrix
+from loraxs_search.adapter import make_probe, module_settings, use_factor_store
+from loraxs_search.base_model import (
+    head_names,
+    linear_modules,
+    load_model,
+    load_tokenizer,
+    locate,
+    matrix,
+    weight_bytes,
+)
+from loraxs_search.home import factor_path
 from loraxs_search.packing.resident_factors import ResidentFactors
 from loraxs_search.records import (
     BaseModelRef,
@@ -26,7 +35,7 @@ from loraxs_search.records import (
     to_json,
 )
 from loraxs_search.tasks import PreparedTask, prepare
-from loraxs_search.trial import Snapshot, attach, choose_dtype, detach, evaluate, load_parameters
+from loraxs_search.trial import Snapshot, adapter_config, answer, attach, choose_dtype, detach, load_parameters
 
 _PACKAGES = ("torch", "transformers", "peft", "loraxs-search")
 
@@ -79,6 +88,7 @@ class Resident:
             device=self._device_name,
             dtype=str(self.dtype).removeprefix("torch."),
             versions={name: version(name) for name in _PACKAGES},
+            base_bytes=weight_bytes(Path(self.base.path)),
         )
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
@@ -96,15 +106,38 @@ class Resident:
         """
         data = self.prepared(task)
         exact, _ = self._exact_for(data.task)
+        factors = self._factor_files(spec) if score else {}
         with use_factor_store(self.factors):
             model = attach(exact, spec)
         try:
             load_parameters(model, Snapshot.from_bytes(snapshot))
-            metrics = evaluate(model, data, "test", self.device) if score else {}
-            probe = make_probe(model, exact.config.vocab_size)
-            return Confirmation(spec.trial_id, metrics, _adapter_files(model), probe)
+            metrics, predictions = answer(model, data, "test", self.device) if score else ({}, None)
+            return Confirmation(
+                spec.trial_id,
+                metrics,
+                files=_adapter_files(model),
+                probe=make_probe(model, exact.config.vocab_size),
+                predictions=() if predictions is None else tuple(predictions.tolist()),
+                labels=() if predictions is None else tuple(data.labels("test").tolist()),
+                factors=factors,
+            )
         finally:
             detach(model)
+
+    def factor_file(self, key: str) -> bytes:
+        """Return a factor file as it lies on this node."""
+        return factor_path(key, self.factors.root).read_bytes()
+
+    def _factor_files(self, spec: TrialSpec) -> dict[str, str]:
+        """Return key and checksum of every factor file that a trial stands on."""
+        found = {}
+        config = adapter_config(spec.hyperparameters)
+        for name in spec.hyperparameters.target_modules:
+            weight = matrix(self.exact.get_submodule(name))
+            its = module_settings(config, name, *weight.shape)
+            key, checksum = self.factors.identify(weight, rank=its.factor_rank, basis=its.basis, driver=its.driver)
+            found[key] = checksum
+        return found
 
     def _exact_for(self, task: Task) -> tuple[PreTrainedModel, int]:
         """Return the base in the checkpoint's precision with a task's head, and the parameters of that head.

@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from loraxs_search.registry.card import model_card
+from loraxs_search.registry.factor_files import install_factors, lacks_factors
 from loraxs_search.registry.manifest import folder_digest, seal, verify
+from loraxs_search.registry.names import on_base
 from loraxs_search.registry.promotion import decide
 from loraxs_search.registry.pull import pull
-from loraxs_search.registry.store import RegisteredAdapter, Registry
+from loraxs_search.registry.store import RegisteredAdapter, Registry, Rescored
+from loraxs_search.registry.summary import TaskSummary
 
-__all__ = ["RegisteredAdapter", "Registry", "decide", "folder_digest", "model_card", "pull", "seal", "verify"]
+if TYPE_CHECKING:
+    from loraxs_search.registry.rows import ScoredRows
+
+__all__ = [
+    "RegisteredAdapter",
+    "Registry",
+    "Rescored",
+    "ScoredRows",
+    "TaskSummary",
+    "decide",
+    "folder_digest",
+    "install_factors",
+    "lacks_factors",
+    "model_card",
+    "on_base",
+    "pull",
+    "seal",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ScoredRows":  # numpy, which pulling does without
+        from loraxs_search.registry.rows import ScoredRows
+
+        return ScoredRows
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

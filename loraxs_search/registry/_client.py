@@ -61,3 +61,8 @@ def is_missing(error: Exception) -> bool:
     code = getattr(error, "error_code", None)
     # A missing alias is reported as an invalid parameter.
     return code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and "not found" in str(error))
+
+
+def is_denied(error: Exception) -> bool:
+    """Whether an MLflow error says that the user may not; MLflow also says so of versions of a model that is not."""
+    return getattr(error, "error_code", None) == "PERMISSION_DENIED"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +20,15 @@ _EXPERIMENT = "loraxs-search adapters"  # for adapters whose run is not in this 
 _KIND, _ADAPTER = "loraxs.kind", "adapter"
 _MODEL_VERSIONS = "mlflow.modelVersions"
 _MAX_DESCRIPTION = 5000
+EVIDENCE = "loraxs.evidence"
 
 
-def tasks(client: MlflowClient) -> Iterator[str]:
-    """Yield the name of every registered model that holds adapters of ours."""
-    token = None
+def models(client: MlflowClient, *, page_size: int = 1000) -> Iterator[Any]:
+    """Yield every registered model that holds adapters of ours, by name."""
+    token, ours = None, f"tags.`{_KIND}` = '{_ADAPTER}'"
     while True:
-        page = client.search_registered_models(f"tags.`{_KIND}` = '{_ADAPTER}'", max_results=1000, page_token=token)
-        yield from (model.name for model in page)
+        page = client.search_registered_models(ours, max_results=page_size, order_by=["name ASC"], page_token=token)
+        yield from page
         token = page.token
         if not token:
             return
@@ -43,10 +46,14 @@ def registered_model(client: MlflowClient, task: str) -> Any | None:
         raise
 
 
+def versions(client: MlflowClient, task: str) -> list[Any]:
+    """Return the task's versions, newest first; the last hundred when there are more."""
+    return list(client.search_model_versions(f"name = '{task}'", max_results=100, order_by=["version_number DESC"]))
+
+
 def numbers(client: MlflowClient, task: str) -> list[int]:
     """Return the task's version numbers, oldest first; the last hundred when there are more."""
-    page = client.search_model_versions(f"name = '{task}'", max_results=100, order_by=["version_number DESC"])
-    return sorted(int(version.version) for version in page)
+    return sorted(int(version.version) for version in versions(client, task))
 
 
 def ensure_model(client: MlflowClient, task: str) -> None:
@@ -79,7 +86,7 @@ def register(
         task,
         # Not models:/ID: the embedded store would look that up in the process-wide default store, which is another.
         source=model.artifact_location,
-        run_id=model.source_run_id,
+        run_id=model.source_run_id or None,  # a server with accounts forbids an empty one
         tags=dict(tags) | {"loraxs.model_id": model.model_id},
         description=card.read_text()[:_MAX_DESCRIPTION] if card.exists() else None,
         model_id=None if artifact_root(uri) else model.model_id,
@@ -87,6 +94,20 @@ def register(
     if artifact_root(uri):
         _link(client, model, task, int(made.version))
     return int(made.version)
+
+
+def add_evidence(client: MlflowClient, task: str, version: int, name: str, content: bytes) -> None:
+    """Lay a file beside a version's adapter, in `evidence/`, unless it is there; its sha256 becomes a tag."""
+    tags = client.get_model_version(task, str(version)).tags
+    digest = hashlib.sha256(content).hexdigest()
+    if tags.get(EVIDENCE) == digest:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "evidence"
+        place.mkdir()
+        (place / name).write_bytes(content)
+        client.log_model_artifacts(tags["loraxs.model_id"], folder)
+    client.set_model_version_tag(task, str(version), EVIDENCE, digest)
 
 
 def _logged_model(client: MlflowClient, uri: str, folder: Path, manifest: Manifest, digest: str) -> Any:

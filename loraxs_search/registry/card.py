@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loraxs_search.records import DataSource, Manifest
+from loraxs_search.registry.spread import mean_and_spread
 
 
-def model_card(manifest: Manifest, *, lora_parameters: int | None = None) -> str:
-    """Return README.md of an adapter: what it does, how well, how big, where it came from, how to load it.
-
-    Args:
-        lora_parameters: What plain LoRA would train on the same modules at the same rank: the sum of r (in + out).
-    """
+def model_card(manifest: Manifest) -> str:
+    """Return README.md of an adapter: what it does, how well, how big, where it came from, how to load it."""
     task, tuned = manifest.task, manifest.hyperparameters
     sections = [
         _front_matter(manifest),
@@ -21,9 +18,10 @@ def model_card(manifest: Manifest, *, lora_parameters: int | None = None) -> str
         + (f" into {', '.join(task.labels)}." if task.labels else "."),
         "## Scores",
         _scores(manifest),
+        _seeds(manifest),
         "Trials were chosen by the validation score; the test rows took no part in the search.",
         "## Size",
-        _size(manifest, lora_parameters),
+        _size(manifest),
         "## Load it",
         _loading(manifest),
         "The matrices R mean something only between the factors of this very base model: loading checks that.",
@@ -49,16 +47,31 @@ def _scores(manifest: Manifest) -> str:
     names = [
         name for name in manifest.task.metrics if name in manifest.test_metrics or name in manifest.validation_metrics
     ]
-    rows = ["| metric | test | validation |", "|---|---|---|"]
+    spreads = mean_and_spread(manifest)
+    rows = ["| metric | test | test over seeds | validation |", "|---|---|---|---|"]
     rows += [
-        f"| {name} | {_number(manifest.test_metrics, name)} | {_number(manifest.validation_metrics, name)} |"
+        f"| {name} | {_number(manifest.test_metrics, name)} | {spreads.get(name, '-') if manifest.refits else '-'} "
+        f"| {_number(manifest.validation_metrics, name)} |"
         for name in names
     ]
     return "\n".join(rows)
 
 
-def _size(manifest: Manifest, lora_parameters: int | None) -> str:
-    size = manifest.size
+def _seeds(manifest: Manifest) -> str:
+    refits = manifest.refits
+    if not refits:
+        return "The recipe was trained from one seed only, so how much of the score is luck is not known."
+    metric, ok = manifest.task.metric, [refit for refit in refits if not refit.failed]
+    told = ", ".join(f"{refit.test_metrics[metric]:.4f}" for refit in ok if metric in refit.test_metrics)
+    failed = f", {len(refits) - len(ok)} of them diverged" if len(ok) < len(refits) else ""
+    return (
+        f"Test is the score of this very adapter. Over seeds: mean and standard deviation with the same recipe trained "
+        f"again from {len(refits)} fresh seeds{failed} ({metric} {told or 'none'})."
+    )
+
+
+def _size(manifest: Manifest) -> str:
+    size, lora_parameters = manifest.size, manifest.lora_parameters
     rows = {
         "R (trained between frozen factors)": f"{size.r_parameters:,} parameters",
         "head": f"{size.head_parameters:,} parameters",
@@ -68,6 +81,9 @@ def _size(manifest: Manifest, lora_parameters: int | None) -> str:
         smaller = lora_parameters / max(1, size.r_parameters)
         rank = manifest.hyperparameters.rank
         rows[f"plain LoRA at rank {rank}"] = f"{lora_parameters:,} parameters, {smaller:.0f} times R"
+    if manifest.base_bytes:
+        share = manifest.base_bytes / max(1, size.stored_bytes)
+        rows["base model"] = f"{manifest.base_bytes:,} bytes, {share:,.0f} times what is stored"
     return _table(("part", "size"), rows)
 
 
@@ -88,7 +104,20 @@ import loraxs_search, peft, transformers
 base = transformers.AutoModelForSequenceClassification.from_pretrained("{base.id}", num_labels={labels}{revision})
 tokenizer = transformers.AutoTokenizer.from_pretrained("{base.id}"{revision})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
+```
+
+With vLLM, as plain LoRA (for a base that vLLM adapts; it does not take a trained head):
+
+```console
+loraxs-search pull {manifest.task.name} --format lora --out adapters/{manifest.task.name}
+VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver \\
+VLLM_LORA_RESOLVER_CACHE_DIR=adapters vllm serve {base.id} --enable-lora --max-lora-rank {_lora_rank(manifest)}
 ```"""
+
+
+def _lora_rank(manifest: Manifest) -> int:
+    """Return the least rank that vLLM can be told which holds the adapter."""
+    return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= manifest.hyperparameters.rank), 512)
 
 
 def _data(source: DataSource) -> str:

@@ -1,4 +1,4 @@
-"""Names people type: `TASK`, `TASK@alias`, `TASK:3`."""
+"""Names people type: `TASK`, `TASK@alias`, `TASK:3`, and the alias of a base's own champion."""
 
 from __future__ import annotations
 
@@ -22,6 +22,27 @@ class AdapterName:
 
     def __str__(self) -> str:
         return f"{self.task}:{self.version}" if self.version is not None else f"{self.task}@{self.alias}"
+
+
+def base_alias(base_model: str) -> str:
+    """Return the alias of the best adapter on one base: `champion-` and the end of the base's id."""
+    end = re.sub(r"[^a-z0-9_]+", "-", base_model.rstrip("/").rpartition("/")[2].lower()).strip("-")
+    return f"{CHAMPION}-{end[:200]}" if end else CHAMPION
+
+
+def on_base(name: str, base_model: str | None) -> str:
+    """Return the name of a task's champion on a base; `name` itself when no base is given.
+
+    Raises:
+        RegistryError: the name says already which adapter it means.
+    """
+    if base_model is None:
+        return name
+    if "@" in name or ":" in name:
+        raise RegistryError(
+            f"`--base` must go with a task's name alone, but got {name!r}.", hint="write TASK --base BASE"
+        )
+    return f"{check_task(name)}@{base_alias(base_model)}"
 
 
 def check_task(task: str) -> str:

@@ -1,73 +1,95 @@
-"""Pulling an adapter by name into a content-addressed cache: verified, atomic, quick when it is there."""
+"""Pulling an adapter by name into a content-addressed cache: verified, atomic, resumable, quick when it is there."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import fcntl
+import hashlib
 import logging
+import os
 import shutil
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from loraxs_search.errors import IntegrityError, TrackingError
-from loraxs_search.home import disk_faults, ensure_dir, home, write_atomic
-from loraxs_search.mlflow_uri import redact
+from loraxs_search.home import disk_faults, ensure_dir, home
+from loraxs_search.records import Manifest
+from loraxs_search.registry import factor_sets
 from loraxs_search.registry._client import speaking
-from loraxs_search.registry.manifest import check_file, folder_digest, verify
-from loraxs_search.registry.store import RegisteredAdapter, Registry
+from loraxs_search.registry._resolved import ResolvedNames, store_stamp
+from loraxs_search.registry.adapters import RegisteredAdapter
+from loraxs_search.registry.manifest import MANIFEST, check_file, check_link, folder_digest, read, verify
+from loraxs_search.registry.reader import RegistryReader
+from loraxs_search.registry.signature import check_signature
 
 _logger = logging.getLogger(__name__)
 _MAX_FILES = 16
-_STALE_S = 3600.0  # a temporary folder this old belongs to a pull that was killed
+_STALE_S = 24 * 3600.0
+_EVIDENCE = "evidence"  # what lies beside the adapter and is not pulled
 
 
 def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
     """Return a folder with the adapter that `TASK`, `TASK@alias` or `TASK:3` names.
 
-    The folder is `cache/<digest>`; it appears whole, after every file was checked against the manifest and the
-    manifest against the registry. A cached folder is checked again and, when it was changed, pulled again. While the
-    server is away, what the name last meant here is used, with a notice.
+    The folder is `cache/<digest>`; it appears whole, after the manifest was checked against the registry and every
+    file against the manifest. A pull that was cut short goes on: files that came whole are not fetched again. A cached
+    folder is checked again and, when it was changed, pulled again. Factors that the adapter stands on and this machine
+    lacks come with it. While the server is away, what the name last meant here is used, with a notice.
 
     Args:
         uri: The store, as `resolve_uri` gives it.
         cache: Defaults to `adapters` in the state folder.
     Raises:
         RegistryError: no such adapter.
-        IntegrityError: the registry's files are not what was registered; nothing is written.
+        IntegrityError: the registry's files are not what was registered, or not signed where the team signs.
         TrackingError: the server does not answer, and the adapter is not cached.
         HomeError: the cache cannot be written.
     """
     folder = ensure_dir(cache or home() / "adapters")
-    names = _Names(folder / "names.json", uri)
+    names = ResolvedNames(folder / "names.json", uri)
+    stamp = store_stamp(uri)
+    known = names.get(name)
+    if known is not None and known.is_fresh(stamp):  # nothing was written to the store since
+        manifest = _good_manifest(folder / known.digest, known.digest)
+        if manifest is not None:
+            check_signature(manifest.task.name, known.digest, known.signature)
+            factor_sets.bring(uri, manifest.base_digest, manifest.factors)
+            return folder / known.digest
     try:
-        adapter = Registry(uri).resolve(name)
+        adapter = RegistryReader(uri).resolve(name)
     except TrackingError:
-        digest = names.get(name)
-        if digest is None or not _is_good(folder / digest, digest):
+        if known is None or (manifest := _good_manifest(folder / known.digest, known.digest)) is None:
             raise
-        _logger.warning("the registry does not answer: using the cached %s (%s)", name, digest[:12])
-        return folder / digest
+        check_signature(manifest.task.name, known.digest, known.signature)
+        _logger.warning("the registry does not answer: using the cached %s (%s)", name, known.digest[:12])
+        return folder / known.digest
+    check_signature(adapter.task, adapter.digest, adapter.signature)
     target = folder / adapter.digest
-    if not _is_good(target, adapter.digest):
-        _download(adapter, uri, target)
-    names.put(name, adapter.digest)
+    manifest = _good_manifest(target, adapter.digest) or _download(adapter, uri, target)
+    factor_sets.bring(uri, manifest.base_digest, manifest.factors)
+    names.put(name, adapter.digest, adapter.signature, stamp)
     return target
 
 
-def _is_good(folder: Path, digest: str) -> bool:
-    """Whether `folder` is cached and unchanged; a changed one is noted and will be replaced."""
+def _good_manifest(folder: Path, digest: str) -> Manifest | None:
+    """Return the manifest of a cached folder that is unchanged; a changed one is noted and will be replaced."""
     if not folder.is_dir():
-        return False
+        return None
     try:
-        _verify(folder, digest)
+        return _verify(folder, digest)
     except IntegrityError as error:
         _logger.warning("the cached adapter was changed: %s", error)
-        return False
-    return True
+        return None
 
 
-def _verify(folder: Path, digest: str) -> None:
-    verify(folder)
+def _verify(folder: Path, digest: str) -> Manifest:
+    manifest = verify(folder)
+    _check_digest(folder, digest)
+    return manifest
+
+
+def _check_digest(folder: Path, digest: str) -> None:
     actual = folder_digest(folder)
     if actual != digest:
         raise IntegrityError(
@@ -76,85 +98,109 @@ def _verify(folder: Path, digest: str) -> None:
         )
 
 
-def _download(adapter: RegisteredAdapter, uri: str, target: Path) -> None:
-    """Fetch into a temporary folder beside `target`, check, and put it in place whole."""
-    with disk_faults(target):
+def _download(adapter: RegisteredAdapter, uri: str, target: Path) -> Manifest:
+    """Fetch into a partial folder beside `target`, check, and put it in place whole."""
+    partial = target.with_name(f".pull-{target.name}")
+    with disk_faults(target), _alone(partial):
         _sweep(target.parent)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".pull-"))
+        if (manifest := _good_manifest(target, adapter.digest)) is not None:  # another pull was quicker
+            return manifest
+        partial.mkdir(exist_ok=True)
         try:
-            fetched = _fetch(adapter, uri, temporary)
-            _verify_source(fetched, adapter)
-            _put(fetched, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _fetch(adapter, uri, partial)
+            manifest = _verify(partial, adapter.digest)
+        except IntegrityError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise IntegrityError(
+                f"{adapter.task}:{adapter.version} in the registry is not what was registered: {error.message}",
+                hint=f"pull another version of {adapter.task}, and tell whoever keeps the registry",
+            ) from error
+        _put(partial, target)
+        return manifest
 
 
-def _fetch(adapter: RegisteredAdapter, uri: str, folder: Path) -> Path:
+def _fetch(adapter: RegisteredAdapter, uri: str, folder: Path) -> None:
+    """Fetch the manifest, and then what it lists and `folder` lacks; every name and size is checked before."""
     with speaking(uri):
         from mlflow.artifacts import download_artifacts, list_artifacts
 
-        listed = list_artifacts(artifact_uri=adapter.source, tracking_uri=uri)
-        if not 0 < len(listed) <= _MAX_FILES:
-            raise IntegrityError(
-                f"{adapter.task}:{adapter.version} must have 1 to {_MAX_FILES} files, but got {len(listed)}.",
-                hint=_registry_hint(adapter),
-            )
-        for file in listed:  # before a byte of it is fetched
-            if file.is_dir:
-                raise IntegrityError(f"{file.path} must be a file, but it is a folder.", hint=_registry_hint(adapter))
-            check_file(PurePosixPath(file.path).name, file.file_size or 0)
-        return Path(download_artifacts(artifact_uri=adapter.source, dst_path=str(folder), tracking_uri=uri))
+        listed = _checked(list_artifacts(artifact_uri=adapter.source, tracking_uri=uri))
+
+        def fetch(name: str) -> None:
+            check_link(adapter.source, name)
+            place = f"{adapter.source.rstrip('/')}/{name}"
+            download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=uri)
+
+        if MANIFEST in listed:
+            fetch(MANIFEST)
+        manifest = read(folder)
+        _check_digest(folder, adapter.digest)
+        for path in folder.iterdir():
+            if path.name not in listed:
+                path.unlink()
+        for name in sorted(listed - {MANIFEST}):
+            expected = manifest.files.get(name)
+            if expected is None:
+                raise IntegrityError(f"{name} is not listed in the manifest.")
+            if not _has(folder / name, expected):
+                fetch(name)
 
 
-def _verify_source(fetched: Path, adapter: RegisteredAdapter) -> None:
-    try:
-        _verify(fetched, adapter.digest)
-    except IntegrityError as error:
-        raise IntegrityError(
-            f"{adapter.task}:{adapter.version} in the registry is not what was registered: {error}",
-            hint=_registry_hint(adapter),
-        ) from error
+def _checked(listed: list[object]) -> set[str]:
+    """Return the names of the files to fetch; refuse what an adapter cannot hold before a byte of it is fetched."""
+    files = {PurePosixPath(file.path).name: file for file in listed}  # type: ignore[attr-defined]
+    if (evidence := files.get(_EVIDENCE)) is not None and evidence.is_dir:  # type: ignore[attr-defined]
+        del files[_EVIDENCE]
+    if not 0 < len(files) <= _MAX_FILES:
+        raise IntegrityError(f"an adapter must have 1 to {_MAX_FILES} files, but got {len(files)}.")
+    for name, file in files.items():
+        if file.is_dir:  # type: ignore[attr-defined]
+            raise IntegrityError(f"{name} must be a file, but it is a folder.")
+        check_file(name, file.file_size or 0)  # type: ignore[attr-defined]
+    return set(files)
+
+
+def _has(path: Path, digest: str) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == digest
 
 
 def _put(fetched: Path, target: Path) -> None:
     if target.exists():  # a changed copy; renamed first, so that no reader sees half of it gone
-        target.rename(fetched.parent / "replaced")
+        replaced = target.with_name(f".replaced-{target.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+        shutil.rmtree(replaced, ignore_errors=True)
+    fetched.rename(target)
+
+
+@contextlib.contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Let one pull of an adapter work in its partial folder at a time; the lock goes with the process that dies."""
+    path = partial.with_name(f"{partial.name}.lock")
+    while True:
+        with path.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_file_of(lock.fileno(), path):  # whoever held it has taken it away: another one counts now
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_file_of(descriptor: int, path: Path) -> bool:
     try:
-        fetched.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        # Another pull of the same digest was quicker, and its folder is as good.
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _sweep(cache: Path) -> None:
-    for folder in cache.glob(".pull-*"):
-        if folder.stat().st_mtime < time.time() - _STALE_S:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _registry_hint(adapter: RegisteredAdapter) -> str:
-    return f"pull another version of {adapter.task}, and tell whoever keeps the registry"
-
-
-class _Names:
-    """What each name meant when it was last resolved, for when the registry is away. Loss of an entry is harmless."""
-
-    def __init__(self, path: Path, uri: str) -> None:
-        self._path = path
-        self._prefix = f"{redact(uri)} "
-
-    def get(self, name: str) -> str | None:
-        return self._read().get(self._prefix + name)
-
-    def put(self, name: str, digest: str) -> None:
-        known = self._read()
-        if known.get(self._prefix + name) != digest:
-            write_atomic(self._path, json.dumps(known | {self._prefix + name: digest}, indent=1, sort_keys=True))
-
-    def _read(self) -> dict[str, str]:
-        try:
-            read = json.loads(self._path.read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return read if isinstance(read, dict) else {}
+    """Take away what pulls left that were cut short long ago and never went on."""
+    for path in cache.glob(".pull-*"):
+        if path.is_dir() and path.stat().st_mtime < time.time() - _STALE_S:
+            shutil.rmtree(path, ignore_errors=True)

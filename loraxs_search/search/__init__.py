@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from loraxs_search.search.driver import SearchInterruptedError, SearchResult
+from loraxs_search.search.driver import SearchResult
+from loraxs_search.search.interrupted import SearchInterruptedError
 from loraxs_search.search.launch import launch, launch_together, resume
 from loraxs_search.search.view import SearchStarted, SearchView, SilentView
 

@@ -130,6 +130,9 @@ class HostActor:
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, score: bool) -> Confirmation:
         return self._get(task).confirm(spec, snapshot, task, score=score)
 
+    def factor_file(self, key: str, task: Task) -> bytes:
+        return self._get(task).factor_file(key)
+
     def _get(self, task: Task) -> Host:
         with self._building:
             if self._host is None:
@@ -152,6 +155,10 @@ class HostDirectory:
         if host is None or (lost is not None and host == lost):
             host = self._hosts[key] = self._create(node_id, gpu)
         return host
+
+    def hosts(self) -> list[Any]:
+        """Return every host there is, in the order they were created."""
+        return list(self._hosts.values())
 
     def _create(self, node_id: str, gpu: str | None) -> Any:
         nodes = living_nodes()

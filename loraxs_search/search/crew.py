@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -14,6 +14,7 @@ from loraxs_search.records import Confirmation, HostInfo, Scalar, TrialSpec
 from loraxs_search.search.actors import StudyKeeper, here, pinned
 from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.search.pool import HostPool
+from loraxs_search.search.refits import RefitKeeping, train
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyInfo
 
@@ -73,6 +74,14 @@ class Crew:
     def confirm(self, spec: TrialSpec, snapshot: bytes, *, score: bool) -> Confirmation:
         """Have the first host write out a trained adapter and score it on the test split."""
         return self._pool.confirm(spec, snapshot, self._space.task, score=score)
+
+    def refit(self, specs: Sequence[TrialSpec], keeping: RefitKeeping) -> None:
+        """Train recipes from their seeds on the pool's hosts; see `refits.train`."""
+        train(self._pool, specs, self._space.task, self._study.search.report_every, keeping)
+
+    def factor_file(self, key: str) -> bytes:
+        """Fetch a factor file from the first host."""
+        return self._pool.factor_file(key, self._space.task)
 
     def spec(self, trial_id: str, params: Mapping[str, Scalar]) -> TrialSpec:
         """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraxs_search.errors import LoraxsError
 from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
+from loraxs_search.search.interrupted import SearchInterruptedError
 from loraxs_search.search.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space
 from loraxs_search.studies import StudyFolder, StudyInfo, mirrored
@@ -36,12 +36,6 @@ class SearchResult:
     candidates: tuple[Candidate, ...]
     wall_s: float
     notice: str = ""
-
-
-class SearchInterruptedError(LoraxsError):
-    """The search was stopped from outside; nothing reported so far is lost."""
-
-    exit_code = 130  # what shells give a program that SIGINT ended
 
 
 class Driver:
@@ -146,17 +140,20 @@ class Driver:
             )
 
     def _keep_adapters(self, folder: StudyFolder, crew: Crew, ledger: Ledger, tracker: Tracker) -> list[Candidate]:
-        from loraxs_search.search.candidates import completed_trials, keep_adapter
+        from loraxs_search.search.candidates import Confirming, completed_trials
 
+        confirming = Confirming(crew, folder, self._space, self._stop)
+        rule, done = self._info.promotion, completed_trials(ledger.records.values(), self._info.task)
+        if rule.seeds and done:
+            self._view.phase(f"training the best {len(done[: rule.candidates])} again from {rule.seeds} fresh seeds")
+            confirming.refit(done[: rule.candidates])
         self._view.phase("scoring the best trials on the test split")
-        best = self._info.promotion.candidates
         candidates = []
-        for place, record in enumerate(completed_trials(ledger.records.values(), self._info.task)):
+        for place, record in enumerate(done):
             run_id = tracker.run_id(record.trial_id)
-            kept = keep_adapter(crew, folder, self._space, record, score=place < best, run_id=run_id)
+            kept = confirming.keep(record, score=place < rule.candidates, run_id=run_id)
             tracker.adapter_logged(record.trial_id, folder.adapter_path(record.trial_id))
-            if place < best:
-                candidates.append(kept)
+            candidates += [kept] if kept else []
         folder.write_candidates(candidates)
         return candidates
 

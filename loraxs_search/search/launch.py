@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.search.cluster import connected
-from loraxs_search.search.driver import Driver, SearchInterruptedError, SearchResult, close_finished
+from loraxs_search.search.driver import Driver, SearchResult, close_finished
+from loraxs_search.search.interrupted import SearchInterruptedError
 from loraxs_search.search.view import SearchView, SilentView
 from loraxs_search.search_space import Space, load_space, parse_space
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch

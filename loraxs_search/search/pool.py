@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnschedulableError, RayActorError
 
-from loraxs_search.records import Basis, Confirmation, HostInfo, SearchPlan, Task, TrialSpec
+from loraxs_search.records import MAX_AUTO_PACK_SIZE, Basis, Confirmation, HostInfo, SearchPlan, Task, TrialSpec
 from loraxs_search.search.actors import HostDirectory, HostOrder, here, pinned
 from loraxs_search.search.cluster import NAMESPACE, living_nodes, nodes_to_come
 from loraxs_search.search.placement import Census, check_can_run, first_place, share_out
@@ -18,6 +18,7 @@ from loraxs_search.search_space import Space
 
 _LIKELY_PACK_SIZE = 8  # what `auto` comes to on a CPU for rows of common length
 _HOST_TRIES = 4
+HOST_LOST = (RayActorError, ActorUnschedulableError)  # the host died, or its node did
 
 
 class HostPool:
@@ -36,6 +37,10 @@ class HostPool:
     def __init__(self, order: HostOrder, plans: Sequence[SearchPlan]) -> None:
         self.directory_name = f"directory-{uuid.uuid4().hex}"
         self._num_studies, self._pack_size = len(plans), order.pack_size
+        # Trials that a host advances at once.
+        self.trials_at_once = (
+            (MAX_AUTO_PACK_SIZE if order.pack_size == "auto" else order.pack_size) if order.packed else 1
+        )
         nodes, to_come = living_nodes(), nodes_to_come()
         check_can_run(nodes, to_come, next((p.concurrent for p in plans if p.concurrent), None))
         self._device = plans[0].device
@@ -81,6 +86,18 @@ class HostPool:
             num_studies=self._num_studies,
         )
 
+    def hosts(self) -> list[Any]:
+        """Return every host there is by now; one at least."""
+        return ray.get(self._directory.hosts.remote()) or [self._host()]
+
+    def replacement(self, lost: Any) -> Any:
+        """Return a host to go on with for one that died."""
+        return self._host(lost)
+
+    def factor_file(self, key: str, task: Task) -> bytes:
+        """Fetch a factor file from one host."""
+        return self._ask(lambda host: host.factor_file.remote(key, task))  # type: ignore[no-any-return]
+
     def close(self) -> None:
         """End directory and hosts now."""
         ray.kill(self._directory)
@@ -90,14 +107,17 @@ class HostPool:
         """Ask one host; one that dies, or whose node does, is replaced a few times, on another node if need be."""
         lost: Any = None
         for tries_left in reversed(range(_HOST_TRIES)):
-            host = ray.get(self._directory.host_for.remote(*self._living_place(), lost))
+            host = self._host(lost)
             try:
                 return ray.get(question(host))
-            except (RayActorError, ActorUnschedulableError):
+            except HOST_LOST:
                 if not tries_left:
                     raise
                 lost = host
         raise AssertionError("unreachable")
+
+    def _host(self, lost: Any = None) -> Any:
+        return ray.get(self._directory.host_for.remote(*self._living_place(), lost))
 
     def _likely_slots(self, plan: SearchPlan) -> int:
         size = min(_LIKELY_PACK_SIZE, plan.trials // 3) if self._pack_size == "auto" else self._pack_size

@@ -133,8 +133,14 @@ def _sound(document: Document, given: object, key: str, default: int) -> int | N
 
 def _promotion(document: Document, given: object, metrics: Sequence[str]) -> PromotionRule:
     section = read_section(document, ("promotion",), PromotionSection, given)
-    metric = given.get("metric") if isinstance(given, dict) else None
-    if isinstance(metric, str) and metrics and metric not in metrics:
-        message = f"must be one of the task's metrics: {one_of(metrics, metric)}, but got {shown(metric)}."
-        document.faults.add(("promotion", "metric"), message)
+    keys = given if isinstance(given, dict) else {}
+    guards = keys.get("guards")
+    named = [
+        ("metric", keys.get("metric")),
+        *(("guards", name) for name in (guards if isinstance(guards, dict) else ())),
+    ]
+    for key, metric in named:
+        if isinstance(metric, str) and metrics and metric not in metrics:
+            message = f"must be one of the task's metrics: {one_of(metrics, metric)}, but got {shown(metric)}."
+            document.faults.add(("promotion", key), message)
     return PromotionRule() if section is None else PromotionRule(**section.model_dump())

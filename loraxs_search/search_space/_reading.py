@@ -61,6 +61,7 @@ def _law(kind: str, context: Mapping[str, Any], value: object) -> str:
         "list_type": "must be a list",
         "too_short": "must hold at least one item",
         "model_type": "must be a mapping",
+        "dict_type": "must be a mapping",
     }
     return laws.get(kind, f"must be valid ({kind})").format(**context)
 

@@ -76,10 +76,14 @@ class PromotionSection(Section):
     """`promotion:`, the fields of `PromotionRule`."""
 
     metric: Text | None = None
+    direction: Direction | None = None
     min_gain: Annotated[Number, Field(ge=0)] = PromotionRule.min_gain
+    confidence: Annotated[Number, Field(ge=0, lt=1)] = PromotionRule.confidence
     tolerance: Annotated[Number, Field(ge=0)] = PromotionRule.tolerance
+    guards: dict[str, Annotated[Number, Field(ge=0)]] = {}
     max_bytes: Count | None = None
     candidates: Count = PromotionRule.candidates
+    seeds: Annotated[int, Field(ge=0)] = PromotionRule.seeds
 
 
 class BaseModelSection(Section):

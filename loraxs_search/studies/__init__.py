@@ -5,7 +5,8 @@ studies/<name>/
     space.yaml            the space as launched
     journal.jsonl         what the driver decided, one event a line, in order
     snapshots/<id>.safetensors   a trial's whole state at its last report, with all its reports in the header
-    candidates/<id>/      sealed adapter folders of the best trials
+    adapters/<id>/        sealed adapter folders of the trials that completed
+    confirmed/            scored candidates, their answers to the test rows, and their refits from other seeds
     optuna.jsonl          the sampler's memory, in Optuna's journal format
     study.lock            held by the one driver at work
 
@@ -14,6 +15,7 @@ What of it is not rebuilt from the rest can be mirrored in a storage (a shared f
 
 from __future__ import annotations
 
+from loraxs_search.studies.confirmations import Confirmations, ScoredRefit
 from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies, studies_root
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.mirror import check_new_in, fetch, mirrored
@@ -21,7 +23,9 @@ from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.studies.storage import Storage
 
 __all__ = [
+    "Confirmations",
     "Journal",
+    "ScoredRefit",
     "Storage",
     "StudyFolder",
     "StudyInfo",

@@ -24,6 +24,7 @@ from loraxs_search.records import (
     from_json,
     to_json,
 )
+from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.snapshots import snapshot_path
 
@@ -201,6 +202,10 @@ class StudyFolder:
         with disk_faults(target):
             building.rename(target)
         return target
+
+    def confirmations(self) -> Confirmations:
+        """Return what has been confirmed of the study's candidates so far."""
+        return Confirmations(self.path / "confirmed")
 
     def adapter_path(self, trial_id: str) -> Path:
         return self.path / "adapters" / trial_id

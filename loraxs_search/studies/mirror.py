@@ -23,7 +23,10 @@ _logger = logging.getLogger(__name__)
 
 # What is copied, in this order: a copy that was cut short is one of an earlier moment. The sampler's database is not
 # among it, as it is rebuilt from the journal, nor what belongs to one machine.
-_ORDER = ("tracking.", "space.yaml", "snapshots/", "adapters/", "journal.jsonl", "candidates.json", "study.json")
+_ORDER = (
+    *("tracking.", "space.yaml", "snapshots/", "adapters/", "journal.jsonl"),
+    *("confirmed/", "candidates.json", "study.json"),
+)
 # These grow while they are copied. Read before the others, they speak of nothing that is not copied with them; the
 # offset before the events, as it may lag behind them and never run ahead.
 _READ_FIRST = ("tracking.offset", "tracking.jsonl", "journal.jsonl")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from loraxs_search.trial.adapter_config import adapter_config
-from loraxs_search.trial.evaluate import evaluate
+from loraxs_search.trial.evaluate import answer, evaluate
 from loraxs_search.trial.precision import choose_dtype
 from loraxs_search.trial.run import TrialRun, attach, detach, load_parameters, measure
 from loraxs_search.trial.schedule import lr_factor
+from loraxs_search.trial.score_folder import FolderScores, score_folder
 from loraxs_search.trial.snapshot import Snapshot
 
 __all__ = [
+    "FolderScores",
     "Snapshot",
     "TrialRun",
     "adapter_config",
+    "answer",
     "attach",
     "choose_dtype",
     "detach",
@@ -20,4 +23,5 @@ __all__ = [
     "load_parameters",
     "lr_factor",
     "measure",
+    "score_folder",
 ]

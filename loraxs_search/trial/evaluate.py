@@ -8,11 +8,11 @@ import torch
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.records import Split
 from loraxs_search.tasks import PreparedTask, eval_batches
+from loraxs_search.tasks.metrics import Values
 
 EVAL_TOKENS = 4096
 
 
-@torch.inference_mode()
 def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split, device: torch.device) -> dict[str, float]:
     """Return the task's metrics and the mean loss of `model` on every row of `split`.
 
@@ -21,15 +21,29 @@ def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split, device: t
     Raises:
         TrialDivergedError: a metric or the loss is not finite.
     """
-    logits, labels, losses = [], [], []
-    for rows in eval_batches(data.lengths(split), EVAL_TOKENS):
+    return answer(model, data, split, device)[0]
+
+
+@torch.inference_mode()
+def answer(
+    model: torch.nn.Module, data: PreparedTask, split: Split, device: torch.device
+) -> tuple[dict[str, float], Values]:
+    """Return what `evaluate` returns, and the answer to each row, shape (N,), in the split's order.
+
+    Raises:
+        TrialDivergedError: a metric or the loss is not finite.
+    """
+    logits, losses = [], []
+    batches = eval_batches(data.lengths(split), EVAL_TOKENS)
+    for rows in batches:
         batch = data.collate(split, rows)
         out = model(**{k: v.to(device) for k, v in batch.inputs.items()}).logits.float()
         losses.append(data.head.loss(out, batch.labels.to(device)).cpu().numpy())
         logits.append(out.cpu())
-        labels.append(batch.labels.numpy())
-    metrics = data.head.score(data.head.predictions(torch.cat(logits)), np.concatenate(labels))
+    order = np.argsort(np.concatenate(batches))
+    predictions = data.head.predictions(torch.cat(logits))[order]
+    metrics = data.head.score(predictions, data.labels(split))
     metrics = {name: metrics[name] for name in data.task.metrics} | {"loss": float(np.concatenate(losses).mean())}
     if bad := {k: v for k, v in metrics.items() if not np.isfinite(v)}:
         raise TrialDivergedError(f"`{split} metrics` must be finite, but got {bad}.")
-    return metrics
+    return metrics, predictions

@@ -114,6 +114,51 @@ print(json.dumps(model(**inputs).logits.softmax(-1).max(-1).values.tolist()))
     return json.loads(done.stdout)
 
 
+def test_the_registry_is_listed_and_shown(searched):
+    (line,) = [line for line in searched.shell.ok("ls").splitlines() if line.startswith("movie-reviews")]
+    assert line.split()[1:3] == ["1", "accuracy"]
+    assert " ± " in line
+    told = {task["task"]: task for task in json.loads(searched.shell.ok("ls", "--json"))}["movie-reviews"]
+    assert f"{told['score']:.4f}" in line
+    shown = searched.shell.run("show", "movie-reviews")
+    assert "champion,champion-all-minilm-l6-v2" in shown.stdout
+    assert "load it: loraxs-search pull movie-reviews:1" in shown.stderr
+    (version,) = json.loads(searched.shell.ok("show", "movie-reviews", "--json"))
+    assert len(version["candidate"]["refits"]) == 1
+    assert version["candidate"]["test_metrics"]["accuracy"] == told["score"]
+    folder = searched.shell.ok("pull", "movie-reviews", "--base", "all-MiniLM-L6-v2").strip()
+    assert searched.shell.ok("pull", "movie-reviews:1").strip() == folder
+    card = (Path(folder) / "README.md").read_text()
+    assert "trained again from 1 fresh seeds" in card
+    assert "91," in card, "the base's bytes"
+
+
+def test_minds_are_not_changed_by_accident(searched):
+    for args, told in (
+        (("rollback", "movie-reviews"), "must have a champion before it"),
+        (("rm", "movie-reviews:1"), "A champion must not be removed"),
+        (("rm", "movie-reviews"), "`version` must be given"),
+        (("pull", "movie-reviews:1", "--base", "x"), "`--base` must go with a task's name alone"),
+        (("pull", "movie-reviews", "--base", "x"), "movie-reviews@champion"),
+    ):
+        done = searched.shell.run(*args)
+        assert done.returncode == 1, done.stderr
+        assert told in done.stderr
+        assert "hint: " in done.stderr or "--base" in args
+
+
+def test_a_pulled_model_can_be_whole(searched, tmp_path):
+    out = tmp_path / "merged"
+    told = json.loads(searched.shell.ok("pull", "movie-reviews", "--format", "merged", "--out", str(out), "--json"))
+    assert told == {"format": "merged", "name": "movie-reviews", "path": str(out)}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in out.iterdir()}
+    assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "negative", "1": "positive"}
+    again = searched.shell.run("pull", "movie-reviews", "--out", str(out))
+    assert again.returncode == 2
+    assert "`--out` must name a new or empty folder" in again.stderr
+    assert searched.shell.run("pull", "movie-reviews", "--rank", "8").returncode == 2
+
+
 def test_what_a_reader_leaves_unread_is_no_error(searched):
     command = " ".join(searched.shell.command("spaces", "show", "movie_reviews"))
     done = subprocess.run(

@@ -18,6 +18,7 @@ from loraxs_search.registry import verify
 from loraxs_search.search import SearchResult, SilentView, crew, launch, resume
 from loraxs_search.studies import StudyFolder
 
+REVIEWS_TRAIN = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews" / "train.jsonl.gz"
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
 
@@ -56,6 +57,9 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
     for candidate in result.candidates:
         manifest = verify(folder.adapter_path(candidate.trial_id))
         assert manifest.test_metrics == candidate.test_metrics
+        assert manifest.refits == candidate.refits
+        assert len({refit.seed for refit in candidate.refits} | {manifest.hyperparameters.seed}) == 3
+        assert len(manifest.factors) == len(manifest.hyperparameters.target_modules)
         assert manifest.size.r_parameters == sum(
             manifest.hyperparameters.rank**2 for _ in manifest.hyperparameters.target_modules
         )
@@ -150,6 +154,39 @@ def test_a_pulled_adapter_gives_the_trials_own_logits_in_a_fresh_process_merged_
     unmerged, merged = json.loads(out)
     assert unmerged <= 1e-5
     assert merged <= 1e-5
+
+
+def test_refits_in_a_pack_are_those_of_lone_hosts(run: Callable[..., SearchResult]) -> None:
+    plan = ("search.trials=2", "search.scheduler=none")
+    lone, packed = run("refit-lone", *plan), run("refit-packed", *plan, "search.pack_size=3")
+    found = {candidate.trial_id: candidate.refits for candidate in packed.candidates}
+    assert found.keys() == {candidate.trial_id for candidate in lone.candidates}
+    for candidate in lone.candidates:
+        for one, other in zip(candidate.refits, found[candidate.trial_id], strict=True):
+            assert one.seed == other.seed
+            assert other.test_metrics["loss"] == pytest.approx(one.test_metrics["loss"], rel=1e-4)
+
+
+def test_no_refits_are_made_where_none_are_wanted(run: Callable[..., SearchResult]) -> None:
+    none = run("no-refits", "search.trials=1", "promotion.seeds=0")
+    assert none.candidates[0].refits == ()
+
+
+def test_a_second_study_meets_the_champion_on_its_own_rows(run: Callable[..., SearchResult], tiny_base: Path) -> None:
+    plan = ("search.trials=1", "task.name=met-reviews", "promotion.seeds=1", "parameters.learning_rate=0.05")
+    run("met-first", *plan)
+    assert loraxs_search.promote("met-first").aliases == ("champion", f"champion-{tiny_base.name}")
+    run("met-second", *plan, "search.seed=1")
+    decision = loraxs_search.promote("met-second")
+    assert decision.p_value is not None
+    run("met-elsewhere", *plan, "search.seed=2", f"task.data.data_files.validation={REVIEWS_TRAIN}")
+    anew = loraxs_search.promote("met-elsewhere")
+    assert "is of other data and was scored anew on these test rows" in anew.reasons[0]
+    assert anew.p_value is not None
+    (summary,) = [s for s in loraxs_search.ls() if s.task == "met-reviews"]
+    (champion,) = [v for v in loraxs_search.show("met-reviews") if "champion" in v.aliases]
+    assert summary.version == champion.version
+    assert summary.score == champion.candidate.test_metrics["accuracy"]
 
 
 def test_a_promoted_adapter_predicts(run: Callable[..., SearchResult]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.studies import StudyFolder, list_studies
+from loraxs_search.registry import ScoredRows
+from loraxs_search.studies import StudyFolder, list_studies, studies_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")
@@ -122,3 +123,36 @@ def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
     agree("hostless", 5)
     states = {record.state.value for record in StudyFolder.open("hostless").journal().records.values()}
     assert "FAIL" not in states
+
+
+def test_kill_9_while_candidates_are_confirmed_redoes_and_doubles_nothing(
+    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
+) -> None:
+    name, wanted = "unconfirmed", ("--set", "promotion.seeds=3")
+    confirmed = studies_root() / name / "confirmed"
+
+    def refits() -> dict[str, tuple[bytes, int]]:
+        found = sorted(confirmed.glob("*.refit.json"))
+        return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+    with start(in_search_home, "launch", str(tiny_space), "--name", name, *SLOWER, *wanted) as driver:
+        wait_for(driver, lambda: len(refits()) >= 2)
+        driver.kill()
+    before = refits()
+    folder = StudyFolder.open(name)
+    assert folder.candidates() is None
+    with start(in_search_home, "resume", name) as again:
+        _, talk = again.communicate(timeout=400)
+    assert again.returncode == 0, talk
+    agree(name, 5)
+    after = refits()
+    assert {file: after[file] for file in before} == before, "what was done is left alone"
+    candidates = folder.candidates()
+    assert candidates
+    assert set(after) == {f"{c.trial_id}.{n}.refit.json" for c in candidates for n in (1, 2, 3)}
+    for candidate in candidates:
+        assert len({refit.seed for refit in candidate.refits}) == 3
+        rows = ScoredRows.from_bytes(folder.confirmations().rows_path(candidate.trial_id).read_bytes())
+        shares = [float((answers == rows.labels).mean()) for answers in (rows.predictions, *rows.refits)]
+        told = [candidate.test_metrics["accuracy"], *(refit.test_metrics["accuracy"] for refit in candidate.refits)]
+        assert shares == pytest.approx(told)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,8 +21,10 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from loraxs_search.adapter import LoraXSConfig, LoraXSLayer, use_factor_store
+from loraxs_search.adapter import LoraXSConfig, LoraXSLayer, make_probe, use_factor_store
+from loraxs_search.base_model import locate
 from loraxs_search.factors import FactorStore
+from loraxs_search.records import AdapterSize, BaseModelRef, DataSource, Hyperparameters, Manifest, Task, to_json
 
 VOCAB = 64
 SMALL = {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
@@ -90,3 +94,64 @@ def _logits():
 @pytest.fixture(name="layers")
 def _layers():
     return layers
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+TARGETS = ("bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.output.dense")
+TASK = Task(
+    name="t",
+    kind="sequence-classification",
+    source=DataSource(),
+    text="text",
+    label="label",
+    metric="accuracy",
+    direction="maximize",
+    metrics=("accuracy",),
+    labels=("no", "yes"),
+)
+
+
+def _save_base(model, folder):
+    model.save_pretrained(str(folder))
+    return locate(BaseModelRef(id=str(folder)))
+
+
+def _write_adapter(model, base, folder, **changes):
+    """Save an adapter with a manifest as the registry writes it."""
+    model.save_pretrained(str(folder))
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    manifest = Manifest(
+        task=TASK,
+        base_model=BaseModelRef(id=base.id),
+        base_digest=base.weight_digest,
+        data_fingerprint="d",
+        study="s",
+        trial_id="trial-1",
+        params={},
+        hyperparameters=Hyperparameters(rank=4, target_modules=TARGETS, learning_rate=1e-3, head_learning_rate=1e-3),
+        validation_metrics={},
+        test_metrics={},
+        size=AdapterSize(32, 50, 400),
+        probe=make_probe(model, model.config.vocab_size),
+        versions={},
+        created_at="2026-01-01T00:00:00Z",
+        files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names},
+    )
+    (folder / "manifest.json").write_text(to_json(dataclasses.replace(manifest, **changes)))
+
+
+@pytest.fixture
+def targets() -> tuple[str, ...]:
+    return TARGETS
+
+
+@pytest.fixture
+def save_base():
+    """Save a model as a base, without a tokenizer; returns it as `locate` finds it."""
+    return _save_base
+
+
+@pytest.fixture
+def write_adapter():
+    """Save a PEFT model as a sealed adapter folder."""
+    return _write_adapter

@@ -3,82 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 
 import pytest
 import torch
 from peft import get_peft_model
 
-from loraxs_search.adapter import LoraXSConfig, check_probe, load_adapter_folder, make_probe
-from loraxs_search.base_model import locate
+from loraxs_search.adapter import LoraXSConfig, check_probe, load_adapter_folder, make_probe, use_factor_store
 from loraxs_search.errors import BaseModelError, FactorMismatchError, IntegrityError
-from loraxs_search.records import (
-    AdapterSize,
-    BaseModelRef,
-    DataSource,
-    Hyperparameters,
-    Manifest,
-    Probe,
-    Task,
-    to_json,
-)
-
-TARGETS = ("bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.output.dense")
-TASK = Task(
-    name="t",
-    kind="sequence-classification",
-    source=DataSource(),
-    text="text",
-    label="label",
-    metric="accuracy",
-    direction="maximize",
-    metrics=("accuracy",),
-    labels=("no", "yes"),
-)
-
-
-def save_base(model, folder):
-    model.save_pretrained(str(folder))
-    return locate(BaseModelRef(id=str(folder)))
-
-
-def write_adapter(model, base, folder, **changes):
-    """Save an adapter with a manifest as the registry writes it."""
-    model.save_pretrained(str(folder))
-    names = ("adapter_config.json", "adapter_model.safetensors")
-    manifest = Manifest(
-        task=TASK,
-        base_model=BaseModelRef(id=base.id),
-        base_digest=base.weight_digest,
-        data_fingerprint="d",
-        study="s",
-        trial_id="trial-1",
-        params={},
-        hyperparameters=Hyperparameters(rank=4, target_modules=TARGETS, learning_rate=1e-3, head_learning_rate=1e-3),
-        validation_metrics={},
-        test_metrics={},
-        size=AdapterSize(32, 50, 400),
-        probe=make_probe(model, model.config.vocab_size),
-        versions={},
-        created_at="2026-01-01T00:00:00Z",
-        files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names},
-    )
-    (folder / "manifest.json").write_text(to_json(dataclasses.replace(manifest, **changes)))
+from loraxs_search.factors import FactorStore
+from loraxs_search.factors._file import write_factors
+from loraxs_search.home import factor_path
+from loraxs_search.records import BaseModelRef, Probe
+from loraxs_search.registry import install_factors
 
 
 @pytest.fixture
-def base(make_base, tmp_path):
+def base(make_base, tmp_path, save_base):
     return save_base(make_base(), tmp_path / "base")
 
 
 @pytest.fixture
-def trained(adapt):
-    return adapt(target_modules=list(TARGETS))
+def trained(adapt, targets):
+    return adapt(target_modules=list(targets))
 
 
 @pytest.fixture
-def folder(trained, base, tmp_path):
+def folder(trained, base, tmp_path, write_adapter):
     write_adapter(trained, base, tmp_path / "adapter")
     return tmp_path / "adapter"
 
@@ -104,11 +55,18 @@ def test_a_lower_precision_is_a_cast_of_the_same_model(folder, trained, inputs, 
     torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=0.05, rtol=0)
 
 
-def test_another_base_is_refused_by_its_digest(folder, make_base, tmp_path):
+def test_another_base_is_refused_by_its_digest(folder, make_base, tmp_path, save_base):
     other = save_base(make_base(seed=1), tmp_path / "other")
     with pytest.raises(BaseModelError, match=r"trial-1.*other holds weights") as caught:
         load_adapter_folder(folder, base=other)
     assert "trained on" in caught.value.hint
+
+
+def test_another_revision_is_refused_and_both_are_named(trained, base, make_base, tmp_path, save_base, write_adapter):
+    write_adapter(trained, base, tmp_path / "adapter", base_model=BaseModelRef(base.id, revision="aaa111"))
+    newer = dataclasses.replace(save_base(make_base(seed=1), tmp_path / "newer"), revision="bbb222")
+    with pytest.raises(BaseModelError, match=r"\(revision aaa111\) with weights.*\(revision bbb222\) holds weights"):
+        load_adapter_folder(tmp_path / "adapter", base=newer)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
@@ -132,14 +90,14 @@ def test_a_folder_without_a_manifest_is_no_adapter(folder, text):
         load_adapter_folder(folder)
 
 
-def test_a_wrong_basis_is_refused_by_fingerprint(trained, base, tmp_path):
+def test_a_wrong_basis_is_refused_by_fingerprint(trained, base, tmp_path, write_adapter):
     trained.peft_config["default"].basis = "bottom"
     write_adapter(trained, base, tmp_path / "adapter")
     with pytest.raises(FactorMismatchError, match="query"):
         load_adapter_folder(tmp_path / "adapter")
 
 
-def test_other_logits_are_refused_by_the_probe(trained, base, tmp_path):
+def test_other_logits_are_refused_by_the_probe(trained, base, tmp_path, write_adapter):
     probe = make_probe(trained, trained.config.vocab_size)
     trained.base_model.model.classifier.modules_to_save["default"].bias.data.add_(0.01)
     write_adapter(trained, base, tmp_path / "adapter", probe=probe)
@@ -191,3 +149,51 @@ def test_a_decoder_without_a_padding_token_has_a_probe(make_base):
 
 def test_the_manifest_survives_json(folder):
     assert json.loads((folder / "manifest.json").read_text())["trial_id"] == "trial-1"
+
+
+# ---- factors of another machine --------------------------------------------------------------------------------------
+def _turned(factors):
+    """The same subspace in another basis, as another machine may find it for nearly equal singular values."""
+    random = torch.Generator().manual_seed(1)
+    turn, _ = torch.linalg.qr(torch.randn(factors.rank, factors.rank, generator=random))
+    right = (turn.T @ factors.right).contiguous()
+    return dataclasses.replace(factors, left=(factors.left @ turn).contiguous(), right=right)
+
+
+@pytest.fixture
+def trained_elsewhere(adapt, make_base, targets, base, write_adapter, tmp_path, logits, inputs):
+    """An adapter folder from a machine with other factors: folder, factor files, logits it gave there."""
+    there = FactorStore(tmp_path / "there")
+    with use_factor_store(FactorStore(tmp_path / "plain")) as plain:
+        for name in targets:
+            weight = make_base().get_submodule(name).weight.detach()
+            key, _ = plain.identify(weight, rank=min(64, *weight.shape))
+            write_factors(factor_path(key, there.root), _turned(plain.get(weight, rank=min(64, *weight.shape))))
+    with use_factor_store(there):
+        model = adapt(target_modules=list(targets))
+        write_adapter(model, base, tmp_path / "from there")
+        return tmp_path / "from there", there.root, logits(model, inputs)
+
+
+def test_factors_of_another_machine_are_refused_until_they_are_here(trained_elsewhere, inputs, logits, tmp_path):
+    folder, there, expected = trained_elsewhere
+    with use_factor_store(FactorStore(tmp_path / "here")) as here:
+        with pytest.raises(FactorMismatchError, match="query") as caught:
+            load_adapter_folder(folder)
+        assert "loraxs-search pull" in caught.value.hint
+        for file in there.glob("*/*.safetensors"):
+            install_factors(file.stem, file.read_bytes(), here.root)
+        torch.testing.assert_close(logits(load_adapter_folder(folder), inputs), expected, atol=1e-6, rtol=0)
+
+
+def test_adapters_of_two_machines_share_a_model(trained_elsewhere, folder, trained, inputs, logits, tmp_path):
+    elsewhere, there, expected = trained_elsewhere
+    with use_factor_store(FactorStore(tmp_path / "here")) as here:
+        for file in there.glob("*/*.safetensors"):
+            here_is_own = load_adapter_folder(folder)  # computes this machine's own first
+            install_factors(file.stem, file.read_bytes(), here.root)
+        model = here_is_own
+        model.load_adapter(str(elsewhere), "elsewhere")
+        both = logits(model, inputs, adapter_names=["default"] * 2 + ["elsewhere"] * 3)
+        torch.testing.assert_close(both[:2], logits(trained, inputs)[:2], atol=1e-6, rtol=0)
+        torch.testing.assert_close(both[2:], expected[2:], atol=1e-6, rtol=0)

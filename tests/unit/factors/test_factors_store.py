@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import subprocess
@@ -13,6 +14,8 @@ import torch
 
 from loraxs_search.errors import BaseModelError, HomeError, RankError
 from loraxs_search.factors import Factors, FactorStore, compute_factors
+from loraxs_search.factors._file import write_factors
+from loraxs_search.home import factor_path, factor_variant_path
 
 
 def matrix(seed: int = 0, shape: tuple[int, int] = (24, 32)) -> torch.Tensor:
@@ -174,3 +177,18 @@ def test_a_wrong_request_stores_nothing(tmp_path):
     with pytest.raises(BaseModelError):
         store.get(torch.full((4, 4), torch.nan), rank=2)
     assert not files(tmp_path)
+
+
+def test_factors_of_another_machine_are_found_beside_this_ones(tmp_path):
+    store = FactorStore(tmp_path)
+    weight = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    own = store.get(weight, rank=3)
+    key, checksum = store.identify(weight, rank=3)
+    assert list(store.variants(weight, rank=3)) == []
+    other = dataclasses.replace(own, left=-own.left, right=-own.right)
+    write_factors(factor_variant_path(key, "ab" * 32, tmp_path), other)
+    (factor_path(key, tmp_path).parent / f"{key}.damaged.safetensors").write_bytes(b"cut")
+    ((name, found),) = store.variants(weight, rank=3)
+    assert name == "ab" * 8
+    torch.testing.assert_close(found.left, other.left, atol=0, rtol=0)
+    assert FactorStore(tmp_path).identify(weight, rank=3) == (key, checksum), "its own are still those it computes"

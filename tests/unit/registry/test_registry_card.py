@@ -3,13 +3,18 @@ from __future__ import annotations
 import ast
 import re
 
+from loraxs_search.records import Refit
 from loraxs_search.registry import model_card
+
+REFITS = (Refit(1, {"accuracy": 0.8}, {"accuracy": 0.78}), Refit(2, failed="diverged"))
 
 
 def test_the_card_says_task_scores_size_and_origin(manifest):
-    card = model_card(manifest("t7"), lora_parameters=6400)
-    assert "| accuracy | 0.8000 | 0.8100 |" in card
-    assert "| f1 | - | 0.8000 |" in card
+    card = model_card(manifest("t7", lora_parameters=6400, base_bytes=80_000, refits=REFITS))
+    assert "| accuracy | 0.8000 | 0.7900 ± 0.0141 | 0.8100 |" in card
+    assert "| f1 | - | - | 0.8000 |" in card
+    assert "trained again from 2 fresh seeds, 1 of them diverged (accuracy 0.7800)" in card
+    assert "| base model | 80,000 bytes, 200 times what is stored |" in card
     assert "| R (trained between frozen factors) | 32 parameters |" in card
     assert "| stored, R and head | 400 bytes |" in card
     assert "6,400 parameters, 200 times R" in card

@@ -3,12 +3,13 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraxs_search.records import Candidate, DataSource, PromotionRule, Task
-from loraxs_search.registry import decide
+from loraxs_search.registry import ScoredRows, decide
 
 TASK = Task(
     name="toy",
@@ -35,6 +36,13 @@ def _candidate(trial_id: str, accuracy: float, stored_bytes: int = 1000, **other
         "base_digest": "base",
     }
     return Candidate(**(fields | other))
+
+
+def _rows(right: int, wrong: int, refits=()) -> ScoredRows:
+    """Rows of which the first `right` are answered correctly."""
+    labels = np.arange(right + wrong) % 2
+    predictions = np.where(np.arange(right + wrong) < right, labels, 1 - labels)
+    return ScoredRows(predictions, labels, np.empty((0, right + wrong), np.int64))
 
 
 # ---- examples --------------------------------------------------------------------------------------------------------
@@ -80,6 +88,52 @@ def test_a_candidate_must_gain_more_than_nothing_and_at_least_min_gain(min_gain,
 
 
 @pytest.mark.parametrize(
+    ("confidence", "right", "promoted"), [(0.95, 803, False), (0.95, 810, True), (0.0, 803, True), (0.8, 803, True)]
+)
+def test_a_gain_on_the_same_rows_must_be_sure(confidence, right, promoted):
+    rows = {"s1/t0": _rows(right, 1000 - right), "s0/old": _rows(800, 200)}
+    rule, champion = PromotionRule(confidence=confidence), _candidate("old", 0.8, study="s0")
+    decision = decide(rule, TASK, [_candidate("t0", right / 1000)], champion, rows=rows)
+    assert decision.promoted is promoted
+    if confidence:
+        assert decision.p_value == pytest.approx(0.5 ** (right - 800))  # McNemar: it won every row they differ in
+        assert f"p={decision.p_value:.3g}, confidence={confidence:g}" in decision.reasons[-1]
+    elsewhere = decide(rule, TASK, [_candidate("t0", right / 1000)], champion)
+    assert elsewhere.promoted  # without rows numbers are taken as they stand, which the reasons say
+    assert ("not tested" in elsewhere.reasons[-1]) is bool(confidence)
+
+
+def test_a_smaller_one_that_is_surely_worse_is_no_peer():
+    candidates = [_candidate("t0", 0.81, 3000), _candidate("t1", 0.80, 10), _candidate("t2", 0.808, 100)]
+    rows = {"s1/t0": _rows(810, 190), "s1/t1": _rows(800, 200), "s1/t2": _rows(808, 192)}
+    rule = PromotionRule(tolerance=0.02)
+    assert decide(rule, TASK, candidates, None).winner == "t1"
+    assert decide(rule, TASK, candidates, None, rows=rows).winner == "t2"
+    champion = dataclasses.replace(candidates[0], study="s0", trial_id="old")
+    rows["s0/old"] = rows["s1/t0"]
+    refused = decide(rule, TASK, [candidates[1]], champion, rows=rows)
+    assert "smaller but surely worse" in refused.reasons[-1]
+
+
+@pytest.mark.parametrize(("f1", "promoted"), [(0.69, False), (0.70, True), (math.nan, False), (None, False)])
+def test_a_guarded_metric_must_not_fall_further_than_it_may(f1, promoted):
+    rule = PromotionRule(guards={"f1": 0.05})
+    found = _candidate("t0", 0.9, test_metrics={"accuracy": 0.9} | ({} if f1 is None else {"f1": f1}))
+    champion = _candidate("old", 0.8, study="s0", test_metrics={"accuracy": 0.8, "f1": 0.75})
+    decision = decide(rule, TASK, [found], champion)
+    assert decision.promoted is promoted
+    assert ("guard: f1" in decision.reasons[-1]) is not promoted
+    assert decide(rule, TASK, [found], champion, forced=True).promoted
+
+
+def test_another_metric_is_read_in_its_own_direction_unless_the_rule_says():
+    scores = {"t0": {"accuracy": 0.8, "mse": 0.1}, "t1": {"accuracy": 0.7, "mse": 0.2}}
+    found = [_candidate(name, 0, test_metrics=metrics) for name, metrics in scores.items()]
+    assert decide(PromotionRule(metric="mse"), TASK, found, None).winner == "t0"
+    assert decide(PromotionRule(metric="mse", direction="maximize"), TASK, found, None).winner == "t1"
+
+
+@pytest.mark.parametrize(
     ("accuracy", "stored_bytes", "promoted"),
     [(0.798, 999, True), (0.80, 999, True), (0.798, 1000, False), (0.79, 10, False)],
 )
@@ -92,7 +146,7 @@ def test_within_tolerance_of_the_champion_a_strictly_smaller_one_replaces_it(acc
 
 @pytest.mark.parametrize(
     ("other", "why"),
-    [({"data_fingerprint": "d2"}, "other data"), ({"base_digest": "b2"}, "other base model"), ({}, "no finite test")],
+    [({"data_fingerprint": "d2"}, "other data"), ({}, "no finite test")],
 )
 def test_a_champion_that_cannot_be_compared_stays_unless_forced(other, why):
     champion = _candidate("old", 0.1, study="s0", **(other or {"test_metrics": {"f1": 0.1}}))
@@ -177,6 +231,35 @@ def test_deciding_again_after_acting_changes_nothing(rule, found, champion, forc
     if first.promoted:
         champion = next(c for c in found if c.trial_id == first.winner)
         assert not decide(rule, TASK, found, champion, forced).promoted
+
+
+@st.composite
+def answered(draw):
+    """Candidates and a champion with their answers to the same 60 rows, and scores that fit them."""
+    labels = np.arange(60) % 2
+    found, rows = [], {}
+    for number in range(draw(st.integers(1, 5))):
+        wrong = draw(st.sets(st.integers(0, 59), max_size=30))
+        predictions = np.array([1 - y if n in wrong else y for n, y in enumerate(labels)])
+        study, trial_id = ("s0", "old") if number == 0 else ("s1", f"t{number}")
+        made = _candidate(trial_id, 1 - len(wrong) / 60, draw(st.integers(1, 50)), study=study)
+        found.append(made)
+        rows[f"{study}/{trial_id}"] = ScoredRows(predictions, labels, np.empty((0, 60), np.int64))
+    return found[1:], found[0], rows
+
+
+@law
+@given(st.sampled_from([0.0, 0.02, 0.1]), st.sampled_from([0.5, 0.9, 0.99]), answered(), st.randoms())
+def test_with_rows_too_order_does_not_matter_and_deciding_again_changes_nothing(tolerance, confidence, found, random):
+    candidates, champion, rows = found
+    rule = PromotionRule(tolerance=tolerance, confidence=confidence)
+    first = decide(rule, TASK, candidates, champion, rows=rows)
+    shuffled = list(candidates)
+    random.shuffle(shuffled)
+    assert decide(rule, TASK, shuffled, champion, rows=rows) == first
+    if first.promoted:
+        winner = next(c for c in candidates if c.trial_id == first.winner)
+        assert not decide(rule, TASK, candidates, winner, rows=rows).promoted
 
 
 @law

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError
+from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, folder_digest, pull, verify
+from loraxs_search.registry._resolved import store_stamp
+from loraxs_search.registry.reader import RegistryReader
 
 
 @pytest.fixture
@@ -118,10 +121,10 @@ def test_a_pull_that_was_killed_is_swept_away_later(promoted, store_uri, fresh_h
     old, fresh = fresh_home / "adapters" / ".pull-old", fresh_home / "adapters" / ".pull-fresh"
     for folder in (old, fresh):
         folder.mkdir(parents=True)
-    os.utime(old, (0, time.time() - 7200))
+    os.utime(old, (0, time.time() - 2 * 86400))
     pull("movie-reviews", uri=store_uri)
     assert not old.exists()
-    assert fresh.exists()  # may be another pull at work
+    assert fresh.exists()  # may be another pull at work, or one that will go on
 
 
 def test_without_a_store_pulling_says_so_and_creates_none(fresh_home):
@@ -152,3 +155,67 @@ def test_a_damaged_name_map_is_only_forgotten(promoted, store_uri, fresh_home):
     pulled = pull("movie-reviews", uri=store_uri)
     (fresh_home / "adapters" / "names.json").write_text("[not json")
     assert pull("movie-reviews", uri=store_uri) == pulled
+
+
+def test_what_came_whole_is_not_fetched_again(promoted, registered_files, store_uri, fresh_home):
+    partial = fresh_home / "adapters" / f".pull-{folder_digest(promoted)}"
+    partial.mkdir(parents=True)
+    shutil.copy(promoted / "adapter_model.safetensors", partial)
+    (partial / "adapter_config.json").write_bytes(b"cut sho")
+    (partial / "left-over.json").write_text("{}")
+    os.utime(partial / "adapter_model.safetensors", (0, 1_000_000))
+    pulled = pull("movie-reviews", uri=store_uri)
+    assert _content(pulled) == _content(promoted)
+    assert (pulled / "adapter_model.safetensors").stat().st_mtime == 1_000_000, "not written again"
+    assert _cached(fresh_home) == {folder_digest(promoted), "names.json"}
+
+
+def test_evidence_is_not_pulled(promoted, registered_files, store_uri):
+    (registered_files / "evidence").mkdir()
+    (registered_files / "evidence" / "test_rows.safetensors").write_bytes(b"rows")
+    assert _content(pull("movie-reviews", uri=store_uri)) == _content(promoted)
+
+
+def test_a_store_that_nobody_wrote_to_is_not_asked_again(promoted, store_uri, monkeypatch):
+    time.sleep(0.15)  # a younger stamp proves nothing
+    pulled = pull("movie-reviews", uri=store_uri)
+
+    def asked(*_):
+        raise AssertionError("the store was asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RegistryReader, "resolve", asked)
+        assert pull("movie-reviews", uri=store_uri) == pulled
+        with pytest.raises(AssertionError, match="was asked"):
+            pull("movie-reviews:1", uri=store_uri)  # a name not resolved before
+
+
+def test_a_stamp_younger_than_the_clocks_tick_proves_nothing(store_uri):
+    database = sqlite_path(store_uri)
+    os.utime(database)
+    assert store_stamp(store_uri) is None
+    os.utime(database, (0, time.time() - 1))
+    first = store_stamp(store_uri)
+    assert first is not None
+    database.with_name("mlflow.db-wal").write_bytes(b"a page")
+    os.utime(database.with_name("mlflow.db-wal"), (0, time.time() - 1))
+    assert store_stamp(store_uri) not in (None, first), "a write-ahead log counts"
+    assert store_stamp("http://127.0.0.1:9") is None
+
+
+def test_a_new_champion_is_seen_at_once(promoted, store_uri, task, candidate, make_folder):
+    time.sleep(0.15)
+    pull("movie-reviews", uri=store_uri)
+    for number in range(1, 6):
+        own = candidate(f"t{number}", 0.8 + number / 100)
+        Registry(store_uri).settle(PromotionRule(), task, [own], {f"t{number}": make_folder(f"t{number}")})
+        assert verify(pull("movie-reviews", uri=store_uri)).trial_id == f"t{number}"
+
+
+def test_pulls_of_one_adapter_at_once_all_get_it(promoted, store_uri, fresh_home):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as threads:
+        found = set(threads.map(lambda _: pull("movie-reviews", uri=store_uri), range(8)))
+    assert found == {fresh_home / "adapters" / folder_digest(promoted)}
+    assert _cached(fresh_home) == {folder_digest(promoted), "names.json"}

@@ -88,6 +88,11 @@ metric: f2 | promotion.metric | must be one of the task's metrics: f1, accuracy
 metric | min_gain: .inf | promotion.min_gain | must be a finite number
 metric | max_bytes: -1 | promotion.max_bytes | must be at least 1
 metric | tolerance: -1e-3 | promotion.tolerance | must be at least 0
+metric | confidence: 1.0 | promotion.confidence | must be below 1
+metric | direction: up | promotion.direction | must be one of: maximize, minimize
+metric | guards: {f1: -1} | promotion.guards.f1 | must be at least 0
+metric | guards: [f1] | promotion.guards | must be a mapping
+metric | seeds: -1 | promotion.seeds | must be at least 0
 """
 ROWS = [row.split(" | ") for row in TABLE.strip().splitlines()]
 FAULTS = [tuple(row) if len(row) == 4 else (row[0].partition(":")[0], *row) for row in ROWS]

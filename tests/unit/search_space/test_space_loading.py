@@ -4,7 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import pytest
 import yaml
@@ -72,7 +72,8 @@ def test_sections_offer_every_field_of_their_record_with_its_default(section, re
     assert {renamed.get(field.name, field.name) for field in fields(record)} == set(section.model_fields)
     for field in fields(record):
         if field.name != "id":
-            assert section.model_fields[renamed.get(field.name, field.name)].default == field.default
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            assert section.model_fields[renamed.get(field.name, field.name)].default == default
 
 
 def test_every_hyperparameter_is_a_parameter_or_comes_from_elsewhere():

@@ -1,0 +1,72 @@
+"""An adapter folder in another form: plain LoRA for servers that know no LoRA-XS, or a whole model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from peft import PeftModel
+
+from loraxs_search import base_model
+from loraxs_search.adapter._export import export_lora
+from loraxs_search.adapter.loading import load_adapter_folder, read_manifest
+from loraxs_search.errors import UsageError
+from loraxs_search.home import disk_faults, write_atomic
+from loraxs_search.records import Manifest
+
+Form = Literal["lora", "merged"]
+
+
+def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
+    """Return an adapter in another form, made once and kept beside `folder`; it appears whole.
+
+    `lora` is the same function as plain LoRA, exactly: stock PEFT loads it, and vLLM's filesystem resolver takes it.
+    `merged` is the base with the update added to its weights, with its tokenizer: plain transformers load it.
+
+    Args:
+        folder: A verified adapter folder.
+        rank: Rank that `lora` is padded to, where a server wants one for all; None means the adapter's own.
+    Raises:
+        UsageError: `rank` is below the adapter's own, or given with `merged`.
+        BaseModelError, FactorMismatchError: the adapter cannot be loaded here.
+    """
+    if rank is not None and form != "lora":
+        raise UsageError(f"`--rank` must go with --format lora, but got {form!r}.")
+    target = folder.with_name(f"{folder.name}.{form}" + (f"-r{rank}" if rank is not None else ""))
+    note = target.with_name(f"{target.name}.json")
+    if target.is_dir() and note.is_file() and json.loads(note.read_text()) == _digests(target):
+        return target
+    with disk_faults(target):
+        building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            building.chmod(0o755)
+            manifest = read_manifest(folder)
+            model = load_adapter_folder(folder)
+            if form == "lora":
+                base = manifest.base_model
+                export_lora(model, "default", building, rank=rank, base=base.id, revision=base.revision)
+            else:
+                _save_merged(model, manifest, building)
+            write_atomic(note, json.dumps(_digests(building), indent=1))
+            shutil.rmtree(target, ignore_errors=True)
+            building.rename(target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def _save_merged(model: PeftModel, manifest: Manifest, folder: Path) -> None:
+    merged = model.merge_and_unload()
+    if manifest.task.labels:
+        merged.config.id2label = dict(enumerate(manifest.task.labels))
+        merged.config.label2id = {label: number for number, label in enumerate(manifest.task.labels)}
+    merged.save_pretrained(str(folder))
+    base_model.load_tokenizer(base_model.locate(manifest.base_model)).save_pretrained(str(folder))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}

@@ -1,0 +1,50 @@
+"""loraxs-search ls"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from loraxs_search.cli._output import JsonOption, TrackingOption, emit, print_table
+
+_COLUMNS = ("task", "version", "metric", "score", "over seeds", "bytes", "base", "promoted")
+
+
+def command(
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N, by name.", metavar="N")] = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List all tasks with their champions.
+
+    The score is that of the champion on the test rows; beside it mean and standard deviation over the seeds its recipe
+    was trained with.
+    """
+    from loraxs_search.api import ls
+
+    found = ls(limit=limit, tracking_uri=tracking_uri)
+
+    def show() -> None:
+        rows = []
+        for task in found:
+            spread = (
+                f"{task.mean:.4f} ± {task.spread:.4f}" if task.mean is not None and task.spread is not None else "-"
+            )
+            cells = (
+                task.task,
+                "-" if task.version is None else str(task.version),
+                task.metric or "-",
+                "-" if task.score is None else f"{task.score:.4f}",
+                spread,
+                "-" if task.stored_bytes is None else f"{task.stored_bytes:,}",
+                task.base_model.rstrip("/").rpartition("/")[2] or "-",
+                task.promoted_at[:16].replace("T", " ") or "-",
+            )
+            rows.append(cells)
+        print_table(_COLUMNS, rows, right=frozenset({"version", "score", "bytes"}))
+        if not rows:
+            print("\nno tasks yet: `loraxs-search promote STUDY` makes one", file=sys.stderr)
+
+    emit(as_json, found, show)

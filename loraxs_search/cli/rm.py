@@ -1,0 +1,25 @@
+"""loraxs-search rm TASK:VERSION"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loraxs_search.cli._output import JsonOption, TrackingOption, emit
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="TASK:version.")],
+    force: Annotated[bool, typer.Option("--force", help="Even a champion; its task then has none.")] = False,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove one version of a task from the registry.
+
+    A champion is not removed without --force. Copies that were pulled stay where they are.
+    """
+    from loraxs_search.api import remove
+
+    decision = remove(name, force=force, tracking_uri=tracking_uri)
+    emit(as_json, decision, lambda: print(f"{name}: removed"))

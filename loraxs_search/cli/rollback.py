@@ -1,0 +1,25 @@
+"""loraxs-search rollback TASK"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loraxs_search.cli._output import JsonOption, TrackingOption, emit
+
+
+def command(
+    task: Annotated[str, typer.Argument(help="Name of the task.")],
+    to: Annotated[int | None, typer.Option("--to", help="Version; default: the champion before this one.")] = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an earlier version of a task its champion again.
+
+    Who pulls the task gets that version from then on. It is recorded, as `history` shows.
+    """
+    from loraxs_search.api import rollback
+
+    decision = rollback(task, to=to, tracking_uri=tracking_uri)
+    emit(as_json, decision, lambda: print(f"{task}: {decision.reasons[-1]}, trial {decision.winner}"))

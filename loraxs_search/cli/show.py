@@ -1,0 +1,62 @@
+"""loraxs-search show TASK"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from loraxs_search.cli._output import JsonOption, TrackingOption, emit, print_table
+from loraxs_search.registry import RegisteredAdapter
+
+
+def command(
+    task: Annotated[str, typer.Argument(help="Name of the task.")],
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the adapters of a task, newest first.
+
+    Test metrics are those of the adapter itself, with mean and standard deviation over the seeds its recipe was
+    trained with.
+    """
+    from loraxs_search.api import show as versions
+
+    found = versions(task, tracking_uri=tracking_uri)
+    value = [asdict(version) | {"spread": _spreads(version)} for version in found]
+
+    def show() -> None:
+        metrics = list(dict.fromkeys(name for version in found for name in _told(version)))
+        over = [f"{name} over seeds" for name in metrics]
+        columns = ["version", *metrics, *over, "bytes", "base", "trial", "made", "called"]
+        print_table(columns, [_cells(version, metrics) for version in found], right=frozenset({"version", "bytes"}))
+        print(f"\nload it: loraxs-search pull {task}:{found[0].version}", file=sys.stderr)
+        print(f'in Python: loraxs_search.load_adapter("{task}:{found[0].version}")', file=sys.stderr)
+
+    emit(as_json, value, show if found else lambda: print(f"no adapter of {task} was promoted so far", file=sys.stderr))
+
+
+def _cells(version: RegisteredAdapter, metrics: list[str]) -> list[str]:
+    its, spreads = version.candidate, _spreads(version)
+    return [
+        str(version.version),
+        *(f"{its.test_metrics[name]:.4f}" if name in its.test_metrics else "-" for name in metrics),
+        *(spreads.get(name, "-") for name in metrics),
+        f"{its.stored_bytes:,}",
+        its.base_model.rstrip("/").rpartition("/")[2] or "-",
+        f"{its.study}/{its.trial_id}",
+        version.created_at[:16].replace("T", " "),
+        ",".join(version.aliases) or "-",
+    ]
+
+
+def _told(version: RegisteredAdapter) -> list[str]:
+    return [name for name in version.candidate.test_metrics if name != "loss"]
+
+
+def _spreads(version: RegisteredAdapter) -> dict[str, str]:
+    from loraxs_search.registry.spread import mean_and_spread
+
+    return {name: str(spread) for name, spread in mean_and_spread(version.candidate).items() if spread.count > 1}

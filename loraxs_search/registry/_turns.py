@@ -1,0 +1,107 @@
+"""Whose turn it is to change a task's champion: aliases have no compare-and-swap, so promoters take turns."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraxs_search.errors import RegistryError
+from loraxs_search.home import disk_faults
+from loraxs_search.registry import _versions
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+TAG = "loraxs.lease"
+TTL_S = 120.0  # longer than registering an adapter takes: a lease that outlives its owner is taken over
+WAIT_S = 180.0
+# Longer than a promoter takes from reading that the lease is free to writing its own.
+_SETTLE_S = (0.3, 0.6)
+_POLL_S = (0.1, 0.4)
+
+Check = Callable[[], None]
+
+
+@contextlib.contextmanager
+def file_turn(database: Path) -> Iterator[Check]:
+    """Hold the turn on an embedded store: a file lock beside it, which the system frees when its holder dies."""
+    path = database.with_name(f"{database.name}.promote.lock")
+    with disk_faults(path), path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lambda: None
+
+
+@contextlib.contextmanager
+def lease_turn(client: MlflowClient, task: str, *, ttl_s: float = TTL_S, wait_s: float = WAIT_S) -> Iterator[Check]:
+    """Hold the turn on a server: a lease in a tag of the task's registered model, which must exist.
+
+    Whoever finds it free or run out writes its name, waits a moment, and holds it if its name still stands there: of
+    two that wrote, the last one. Not proof against a promoter that sleeps between reading and writing for longer than
+    that moment, nor against clocks that differ by more than the lease; so the one yielded here is to be called right
+    before the champion moves: it raises unless the lease is still held, and renews it.
+
+    Raises:
+        RegistryError: another promoter holds the lease for longer than `wait_s`.
+    """
+    lease = _Lease(client, task, ttl_s)
+    lease.acquire(wait_s)
+    try:
+        yield lease.check
+    finally:
+        lease.release()
+
+
+class _Lease:
+    def __init__(self, client: MlflowClient, task: str, ttl_s: float) -> None:
+        self._client, self._task, self._ttl_s = client, task, ttl_s
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+
+    def acquire(self, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        while True:
+            owner, expires = self._read()
+            if owner is None or expires < time.time():
+                self._write()
+                time.sleep(random.uniform(*_SETTLE_S))
+                if self._read()[0] == self._owner:
+                    return
+            if time.monotonic() > deadline:
+                raise RegistryError(
+                    f"The lease on {self._task} must be free to change its champion, but {owner} holds it.",
+                    hint="try again; a promoter that died loses it within two minutes",
+                )
+            time.sleep(random.uniform(*_POLL_S))
+
+    def check(self) -> None:
+        owner, _ = self._read()
+        if owner != self._owner:
+            raise RegistryError(
+                f"The lease on {self._task} must be held to change its champion, but {owner or 'nobody'} holds it.",
+                hint="promoting took too long and someone else went on: decide again",
+            )
+        self._write()
+
+    def release(self) -> None:
+        if self._read()[0] == self._owner:
+            self._client.delete_registered_model_tag(self._task, TAG)
+
+    def _read(self) -> tuple[str | None, float]:
+        model = _versions.registered_model(self._client, self._task)
+        try:
+            lease = json.loads(model.tags[TAG]) if model else {}
+            return str(lease["owner"]), float(lease["expires"])
+        except (KeyError, ValueError, TypeError):
+            return None, 0.0
+
+    def _write(self) -> None:
+        lease = {"owner": self._owner, "expires": time.time() + self._ttl_s}
+        self._client.set_registered_model_tag(self._task, TAG, json.dumps(lease))

@@ -1,0 +1,105 @@
+"""A version of a task's adapters as a record, and the tags it is kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from loraxs_search.errors import RegistryError
+from loraxs_search.records import Candidate, Decision, Manifest, from_json, to_json
+from loraxs_search.registry._versions import EVIDENCE
+
+_MAX_TAG = 5000  # characters a registered model's tag may have in MLflow's tables
+SIGNATURE = "loraxs.signature"
+
+
+@dataclass(frozen=True)
+class RegisteredAdapter:
+    """A version of a task's adapters.
+
+    Args:
+        digest: Content address of its folder, as `folder_digest` gives it.
+        candidate: The scores it was promoted with.
+        decision: Why it was.
+        source: Where its files lie, as MLflow names it.
+        evidence: sha256 of its answers to the test rows; None when there are none.
+        signature: As `signature.sign` made it.
+        created_at: ISO 8601.
+    """
+
+    task: str
+    version: int
+    aliases: tuple[str, ...]
+    digest: str
+    candidate: Candidate
+    decision: Decision
+    source: str
+    run_id: str | None = None
+    evidence: str | None = None
+    signature: str | None = None
+    created_at: str = ""
+
+
+def read_version(version: Any) -> RegisteredAdapter:
+    """Rebuild a record from MLflow's model version.
+
+    Raises:
+        RegistryError: somebody else registered it.
+    """
+    tags = version.tags
+    try:
+        return RegisteredAdapter(
+            task=version.name,
+            version=int(version.version),
+            aliases=tuple(sorted(version.aliases)),
+            digest=tags["loraxs.digest"],
+            candidate=from_json(Candidate, tags["loraxs.candidate"]),
+            decision=from_json(Decision, tags["loraxs.decision"]),
+            source=version.source,
+            run_id=version.run_id or None,
+            evidence=tags.get(EVIDENCE),
+            signature=tags.get(SIGNATURE),
+            created_at=datetime.fromtimestamp(int(version.creation_timestamp) / 1000, UTC).isoformat("T", "seconds"),
+        )
+    except (KeyError, ValueError) as error:
+        raise RegistryError(
+            f"Version {version.version} of {version.name} was not registered by loraxs-search: {error}.",
+            hint="name another version, or promote an adapter of this task",
+        ) from error
+
+
+def version_tags(
+    manifest: Manifest, candidate: Candidate, decision: Decision, digest: str, signature: str | None
+) -> dict[str, str]:
+    """Return the tags of a new version: the records, and what people look for in the UI."""
+    scores = {f"test.{name}": f"{value:.6g}" for name, value in candidate.test_metrics.items()}
+    scores |= {f"validation.{name}": f"{value:.6g}" for name, value in candidate.validation_metrics.items()}
+    signed = {SIGNATURE: signature} if signature else {}
+    return (
+        scores
+        | signed
+        | {
+            "loraxs.study": candidate.study,
+            "trial_id": candidate.trial_id,
+            "stored_bytes": str(candidate.stored_bytes),
+            "loraxs.base_model": manifest.base_model.id,
+            "loraxs.base_digest": candidate.base_digest,
+            "loraxs.data_fingerprint": candidate.data_fingerprint,
+            "loraxs.digest": digest,
+            "loraxs.candidate": to_json(candidate),
+            "loraxs.decision": fitted(decision),
+        }
+    )
+
+
+def fitted(decision: Decision) -> str:
+    """Return the decision as JSON short enough for a tag, the last reasons kept: they say what was decided."""
+    reasons = decision.reasons
+    text = to_json(decision)
+    while len(text) > _MAX_TAG and reasons:
+        reasons = reasons[1:]
+        left_out = len(decision.reasons) - len(reasons)
+        text = to_json(dataclasses.replace(decision, reasons=(f"({left_out} more reasons)", *reasons)))
+    return text

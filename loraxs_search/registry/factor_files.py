@@ -1,0 +1,82 @@
+"""Factor files on this machine, as files: which are there, and putting one in its place. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from loraxs_search.errors import IntegrityError
+from loraxs_search.home import factor_path, factor_variant_path, write_atomic
+
+_MAX_HEADER = 2**20
+_KEY = re.compile(r"[0-9a-f]{64}")
+_NAMES = ("left", "singular_values", "right")
+
+
+def lacks_factors(key: str, checksum: str, root: Path | None = None) -> bool:
+    """Whether this machine has no factors of that key with these numbers."""
+    return factors_at(key, checksum, root) is None
+
+
+def factors_at(key: str, checksum: str, root: Path | None = None) -> Path | None:
+    """Return the file with these factors: this machine's own, or another machine's that was brought here."""
+    for path in (factor_path(_checked(key), root), factor_variant_path(key, checksum, root)):
+        if _said_checksum(path) == checksum:
+            return path
+    return None
+
+
+def install_factors(key: str, content: bytes, root: Path | None = None) -> Path:
+    """Put factors where they are looked for, and return the file.
+
+    They become this machine's own where it has none of that key; beside its own where it has. Either way what was
+    trained here keeps its meaning.
+
+    Raises:
+        IntegrityError: the content is no factor file, or its checksum is not that of its numbers.
+        HomeError: the folder cannot be written.
+    """
+    checksum = _true_checksum(content)
+    own = factor_path(_checked(key), root)
+    path = factor_variant_path(key, checksum, root) if own.exists() else own
+    if _said_checksum(own) == checksum:
+        return own
+    write_atomic(path, content)
+    return path
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise IntegrityError(f"`factor key` must be 64 hex digits, but got {key!r}.", hint="pull the adapter again")
+    return key
+
+
+def _said_checksum(path: Path) -> str | None:
+    """Return the checksum in a factor file's header; None when there is no such file."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, _MAX_HEADER)))
+        return str(json.loads(header["__metadata__"]["factors"])["checksum"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a damaged file is made anew by whoever needs it
+
+
+def _true_checksum(content: bytes) -> str:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        length = int.from_bytes(content[:8], "little")
+        said = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["factors"])["checksum"]
+        tensors = load(content)
+        digest = hashlib.sha256()
+        for name in _NAMES:
+            digest.update(tensors[name].tobytes())
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"A factor file must be safetensors with a checksum, but: {error}.") from error
+    if digest.hexdigest() != said:
+        raise IntegrityError(f"A factor file must have checksum {said[:16]}..., but got {digest.hexdigest()[:16]}...")
+    return str(said)

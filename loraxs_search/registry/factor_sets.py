@@ -1,0 +1,160 @@
+"""Factor sets: the factors of a base's weights, registered once for all adapters on it.
+
+Nearly equal singular values leave singular vectors free to rotate, so two machines may decompose one weight into
+factors that differ. An R trained in one means another model in the other: who loads it needs the very factors. A set is
+a registered model `factors-<base digest>` whose files are named by key and checksum; it only grows.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.errors import IntegrityError, RegistryError
+from loraxs_search.mlflow_uri import artifact_root
+from loraxs_search.registry._client import is_missing, speaking
+from loraxs_search.registry.factor_files import factors_at, install_factors, lacks_factors
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_logger = logging.getLogger(__name__)
+_KIND, _FACTORS = "loraxs.kind", "factors"
+_EXPERIMENT = "loraxs-search factors"
+_MAX_BYTES = 2**30  # of one file: a 16384 x 16384 weight at rank 1024 has an eighth of it
+_AT_ONCE = 8
+
+
+def set_name(base_digest: str) -> str:
+    """Return the registered model that holds the factors of a base."""
+    return f"factors-{base_digest[:32]}"
+
+
+def publish(client: MlflowClient, uri: str, base_digest: str, base_id: str, factors: Mapping[str, str]) -> None:
+    """Add the factors that an adapter stands on to its base's set, those that are there already excepted.
+
+    Args:
+        factors: Key to checksum, as the manifest has them. Files that this machine lacks are left out, with a notice.
+    """
+    here = {f"{key}-{checksum[:16]}.safetensors": factors_at(key, checksum) for key, checksum in factors.items()}
+    lacking = [name for name, path in here.items() if path is None]
+    if lacking:
+        _logger.warning("%d factor files of %s are not on this machine and not registered", len(lacking), base_id)
+    if not any(here.values()):
+        return
+    source, model_id = _set_for(client, uri, base_digest, base_id)
+    there = set(_listed(source, uri))
+    new = {name: path for name, path in here.items() if path is not None and name not in there}
+    if not new:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in new.items():
+            (Path(folder) / name).symlink_to(path)
+        client.log_model_artifacts(model_id, folder)
+
+
+def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:
+    """Fetch the factors that this machine lacks from the base's set, and return how many came.
+
+    Raises:
+        IntegrityError: a file is not what its name says; it is not kept.
+    """
+    lacking = {key: checksum for key, checksum in factors.items() if lacks_factors(key, checksum)}
+    if not lacking:
+        return 0
+    from loraxs_search.registry._client import connect
+
+    with speaking(uri):
+        found = _find(connect(uri), base_digest)
+    if found is None:
+        _logger.warning("the registry has no factors of base %s: they are computed here", base_digest[:16])
+        return 0
+    source, _ = found
+    sizes = _listed(source, uri)
+    wanted = [(key, checksum, f"{key}-{checksum[:16]}.safetensors") for key, checksum in lacking.items()]
+    with speaking(uri), ThreadPoolExecutor(_AT_ONCE, "factors") as threads:
+        return sum(threads.map(lambda item: _fetch(source, uri, *item) if item[2] in sizes else False, wanted))
+
+
+def _fetch(source: str, uri: str, key: str, checksum: str, name: str) -> bool:
+    from mlflow.artifacts import download_artifacts
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = download_artifacts(artifact_uri=f"{source.rstrip('/')}/{name}", dst_path=folder, tracking_uri=uri)
+        content = Path(path).read_bytes()
+    install_factors(key, content)
+    if lacks_factors(key, checksum):
+        raise IntegrityError(
+            f"Factor file {name} must have checksum {checksum[:16]}..., but it has another.",
+            hint="tell whoever keeps the registry",
+        )
+    return True
+
+
+def _listed(source: str, uri: str) -> dict[str, int]:
+    """Return the files of a set and their sizes; none where nothing has been logged yet."""
+    from mlflow.artifacts import list_artifacts
+
+    with speaking(uri):
+        found = list_artifacts(artifact_uri=source, tracking_uri=uri)
+    sizes = {PurePosixPath(file.path).name: int(file.file_size or 0) for file in found if not file.is_dir}
+    for name, size in sizes.items():
+        if size > _MAX_BYTES:
+            raise IntegrityError(f"Factor file {name} must have at most {_MAX_BYTES:,} bytes, but got {size:,}.")
+    return sizes
+
+
+def _find(client: MlflowClient, base_digest: str) -> tuple[str, str] | None:
+    """Return source and logged model of a base's set: its first version, where two promoters have made two."""
+    page = client.search_model_versions(
+        f"name = '{set_name(base_digest)}'", max_results=1, order_by=["version_number ASC"]
+    )
+    if not page:
+        return None
+    if page[0].tags.get("loraxs.base_digest") != base_digest:
+        raise RegistryError(f"{set_name(base_digest)} in the registry must be of base {base_digest}, but is not.")
+    return page[0].source, page[0].tags["loraxs.model_id"]
+
+
+def _set_for(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> tuple[str, str]:
+    found = _find(client, base_digest)
+    if found is not None:
+        return found
+    name = set_name(base_digest)
+    model = client.create_logged_model(_experiment(client, uri), name=name, model_type="LORAXS-FACTORS")
+    model = client.finalize_logged_model(model.model_id, "READY")
+    _ensure_model(client, name)
+    tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id, "loraxs.model_id": model.model_id}
+    client.create_model_version(name, source=model.artifact_location, tags=tags)
+    found = _find(client, base_digest)
+    assert found is not None  # made the line before
+    return found
+
+
+def _ensure_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, tags={_KIND: _FACTORS})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _experiment(client: MlflowClient, uri: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(_EXPERIMENT)
+    if found is not None:
+        return found.experiment_id
+    root = artifact_root(uri)
+    try:
+        return client.create_experiment(_EXPERIMENT, artifact_location=str(root) if root else None)
+    except MlflowException as error:
+        if is_missing(error):
+            raise
+        return client.get_experiment_by_name(_EXPERIMENT).experiment_id

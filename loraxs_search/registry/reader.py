@@ -1,0 +1,183 @@
+"""Reading the registry: champions, versions, decisions. Reading creates nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.errors import IntegrityError, RegistryError, unknown_name
+from loraxs_search.mlflow_uri import redact, sqlite_path
+from loraxs_search.records import Decision, from_json
+from loraxs_search.registry import _rest, _versions
+from loraxs_search.registry._client import connect, exists, is_denied, is_missing, speaking
+from loraxs_search.registry.adapters import RegisteredAdapter, read_version
+from loraxs_search.registry.names import CHAMPION, AdapterName, check_task, parse_name
+from loraxs_search.registry.summary import TAG as SUMMARY
+from loraxs_search.registry.summary import TaskSummary, summarise
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from loraxs_search.registry.rows import ScoredRows
+
+DECISION = "loraxs.decision."  # a tag of the registered model for each, with the time behind it
+
+
+class RegistryReader:
+    """What is registered in the MLflow store at `uri`."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._connected: MlflowClient | None = None
+
+    def champion(self, task: str, alias: str = CHAMPION) -> RegisteredAdapter | None:
+        """Return the task's champion, or that of the alias of a base; None when it has none.
+
+        Raises:
+            TrackingError: the server does not answer.
+        """
+        return self._find(AdapterName(check_task(task), alias)) if exists(self.uri) else None
+
+    def resolve(self, name: str) -> RegisteredAdapter:
+        """Return the adapter that `TASK`, `TASK@alias` or `TASK:3` names.
+
+        Raises:
+            RegistryError: no such task, alias or version; the message lists what there is.
+            TrackingError: the server does not answer.
+        """
+        parsed = parse_name(name)
+        found = self._find(parsed) if exists(self.uri) else None
+        if found is None:
+            with speaking(self.uri):
+                raise self._unknown(parsed)
+        return found
+
+    def tasks(self) -> list[str]:
+        """Return the names of all tasks that adapters were decided on, sorted."""
+        if not exists(self.uri):
+            return []
+        with speaking(self.uri):
+            return sorted(model.name for model in _versions.models(self._client))
+
+    def summaries(self, limit: int | None = None) -> list[TaskSummary]:
+        """Return every task with its champion, by name; the first `limit` of them."""
+        if not exists(self.uri):
+            return []
+        with speaking(self.uri):
+            listed = _versions.models(self._client, page_size=min(limit or 1000, 1000))
+            found = [self._summary(model) for model in itertools.islice(listed, limit)]
+        return sorted(found, key=lambda summary: summary.task)
+
+    def versions(self, task: str) -> list[RegisteredAdapter]:
+        """Return the task's adapters, newest first, the last hundred when there are more.
+
+        Raises:
+            RegistryError: there is no such task.
+        """
+        model = self._model(task)
+        if model is None:
+            with speaking(self.uri):
+                raise self._unknown(AdapterName(check_task(task)))
+        aliases: dict[int, list[str]] = {}
+        for alias, number in model.aliases.items():
+            aliases.setdefault(int(number), []).append(alias)
+        with speaking(self.uri):
+            listed = _versions.versions(self._client, task)
+        found = [read_version(version) for version in listed if "loraxs.digest" in version.tags]
+        return [replace(version, aliases=tuple(sorted(aliases.get(version.version, ())))) for version in found]
+
+    def history(self, task: str) -> list[Decision]:
+        """Return every decision on the task, refusals too, oldest first."""
+        if not exists(self.uri):
+            return []
+        model = self._model(task)
+        tags = sorted(model.tags.items()) if model is not None else []
+        return [from_json(Decision, value) for key, value in tags if key.startswith(DECISION)]
+
+    def rows(self, adapter: RegisteredAdapter) -> ScoredRows | None:
+        """Return an adapter's answers to the test rows it was scored on; None when none were kept.
+
+        Raises:
+            IntegrityError: they are not what was registered.
+        """
+        if adapter.evidence is None:
+            return None
+        from loraxs_search.registry import rows as kept
+
+        with speaking(self.uri), tempfile.TemporaryDirectory() as folder:
+            from mlflow.artifacts import download_artifacts
+
+            place = f"{adapter.source.rstrip('/')}/evidence/{kept.FILE}"
+            path = download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=self.uri)
+            content = Path(path).read_bytes()
+        if hashlib.sha256(content).hexdigest() != adapter.evidence:
+            raise IntegrityError(f"{kept.FILE} of {adapter.task}:{adapter.version} is not what was registered.")
+        return kept.ScoredRows.from_bytes(content)
+
+    # ---- below -------------------------------------------------------------------------------------------------------
+    @property
+    def _client(self) -> MlflowClient:
+        if self._connected is None:
+            self._connected = connect(self.uri)
+        return self._connected
+
+    def _summary(self, model: Any) -> TaskSummary:
+        """Return a task's line: as its tag has it, or made anew where the alias says that the tag is old."""
+        aliases = {alias: int(number) for alias, number in model.aliases.items()}
+        champion = aliases.get(CHAMPION)
+        if champion is None:
+            return TaskSummary(model.name, aliases=aliases)
+        with contextlib.suppress(KeyError, ValueError):
+            kept = from_json(TaskSummary, model.tags[SUMMARY])
+            if kept.version == champion:
+                return replace(kept, aliases=aliases)
+        found = self.resolve(f"{model.name}:{champion}")
+        return replace(summarise(model.name, champion, found.candidate, found.decision), aliases=aliases)
+
+    def _model(self, task: str) -> Any | None:
+        if not exists(self.uri):
+            return None
+        with speaking(self.uri):
+            return _versions.registered_model(self._client, check_task(task))
+
+    def _find(self, name: AdapterName) -> RegisteredAdapter | None:
+        if self._connected is None and sqlite_path(self.uri) is None:
+            with contextlib.suppress(_rest.UnansweredError):
+                return read_version(_rest.find_version(self.uri, name))
+        client = self._client
+        from mlflow.exceptions import MlflowException
+
+        with speaking(self.uri):
+            try:
+                if name.version is not None:
+                    version = client.get_model_version(name.task, str(name.version))
+                else:
+                    version = client.get_model_version_by_alias(name.task, name.alias)
+            except MlflowException as error:
+                # A server with accounts forbids to read versions of a model that does not exist.
+                absent = is_denied(error) and _versions.registered_model(client, name.task) is None
+                if absent or is_missing(error):
+                    return None
+                raise
+        return read_version(version)
+
+    def _unknown(self, name: AdapterName) -> RegistryError:
+        place = redact(self.uri)
+        model = _versions.registered_model(self._client, name.task) if exists(self.uri) else None
+        if model is None:
+            known = self.tasks()
+            hint = "run `loraxs-search launch SPACE` to find one" if not known else None
+            return RegistryError(f"{unknown_name('task', name.task, known)} Registry: {place}.", hint=hint)
+        if name.alias == CHAMPION:
+            return RegistryError(
+                f"Task {name.task} has no champion: no candidate was promoted so far. Registry: {place}.",
+                hint=f"see `loraxs-search history {name.task}` for why, or run `loraxs-search promote STUDY`",
+            )
+        have = [f"{name.task}@{alias}" for alias in sorted(model.aliases)]
+        have += [f"{name.task}:{v}" for v in _versions.numbers(self._client, name.task)]
+        return RegistryError(f"{unknown_name('adapter', str(name), have)} Registry: {place}.")

@@ -1,0 +1,51 @@
+"""A task in one line: its champion as the registry's list shows it, kept as a tag so that a list needs no more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from loraxs_search.records import Candidate, Decision
+from loraxs_search.registry.spread import mean_and_spread
+
+TAG = "loraxs.champion"
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """A task and its champion; without a champion all but the task is empty.
+
+    Args:
+        score: The champion's test value of `metric`, as it was promoted.
+        mean: Mean of that value over the champion and its refits from other seeds.
+        spread: Their sample standard deviation; None when there are no refits.
+        promoted_at: ISO 8601.
+        aliases: Alias to version, other champions included.
+    """
+
+    task: str
+    version: int | None = None
+    metric: str = ""
+    score: float | None = None
+    mean: float | None = None
+    spread: float | None = None
+    stored_bytes: int | None = None
+    base_model: str = ""
+    promoted_at: str = ""
+    aliases: Mapping[str, int] = field(default_factory=dict)
+
+
+def summarise(task: str, version: int, candidate: Candidate, decision: Decision) -> TaskSummary:
+    """Return the line of a task whose champion is `version`."""
+    spread = mean_and_spread(candidate).get(decision.metric)
+    return TaskSummary(
+        task=task,
+        version=version,
+        metric=decision.metric,
+        score=candidate.test_metrics.get(decision.metric),
+        mean=spread.mean if spread else None,
+        spread=spread.deviation if spread else None,
+        stored_bytes=candidate.stored_bytes,
+        base_model=candidate.base_model,
+        promoted_at=decision.at,
+    )

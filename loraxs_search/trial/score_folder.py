@@ -1,0 +1,51 @@
+"""Scoring an adapter that others have trained: a champion meets candidates on their own test rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from loraxs_search import base_model
+from loraxs_search.adapter import load_adapter_folder
+from loraxs_search.adapter.loading import read_manifest
+from loraxs_search.errors import TaskDataError
+from loraxs_search.records import Task
+from loraxs_search.tasks import prepare
+from loraxs_search.trial.evaluate import answer
+
+
+@dataclass(frozen=True)
+class FolderScores:
+    """What an adapter reaches on a task's test split, and its answer to each row."""
+
+    metrics: dict[str, float]
+    predictions: tuple[float, ...]
+    labels: tuple[float, ...]
+    data_fingerprint: str
+
+
+def score_folder(folder: Path, task: Task) -> FolderScores:
+    """Load an adapter folder on its base, and score it on the test rows of `task`.
+
+    Texts are tokenised for the adapter's own base, cut where the task says.
+
+    Raises:
+        TaskDataError: its labels are not the task's.
+        BaseModelError: its base is not on this machine.
+    """
+    manifest = read_manifest(folder)
+    its = manifest.task
+    if (its.kind, its.labels) != (task.kind, task.labels):
+        raise TaskDataError(
+            f"Task {task.name} must have the labels the adapter was trained for, {list(its.labels)}, "
+            f"but has {list(task.labels)}."
+        )
+    base = base_model.locate(manifest.base_model)
+    data = prepare(task, base_model.load_tokenizer(base))
+    model = load_adapter_folder(folder, base=base)
+    metrics, predictions = answer(model, data, "test", torch.device("cpu"))
+    return FolderScores(
+        metrics, tuple(predictions.tolist()), tuple(data.labels("test").tolist()), data.data_fingerprint
+    )

@@ -1,0 +1,296 @@
+"""How long pulling and listing take: by name from the cache, cold, from the command line, and in a large registry.
+
+    python tests/benchmarks/bench_registry.py --tasks 10000 --versions 5 --json registry.json
+
+Makes its own stores in a temporary folder: an embedded one (SQLite), a server on another, and where PostgreSQL is
+installed a server on that, started as an ordinary user and ended by its process id. The large registry is written by
+bulk inserts through SQLAlchemy into the tables that MLflow has made; what is measured goes through MLflow alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from loraxs_search.mlflow_uri import check_server
+from loraxs_search.records import (
+    AdapterSize,
+    BaseModelRef,
+    Candidate,
+    DataSource,
+    Decision,
+    Hyperparameters,
+    Manifest,
+    Probe,
+    PromotionRule,
+    Task,
+    to_json,
+)
+from loraxs_search.registry import Registry, pull, seal
+from loraxs_search.registry.summary import TAG, TaskSummary
+from loraxs_search.tracking import ensure_store
+from loraxs_search.tracking.store import server_environment, ui_command
+
+TASK = Task("toy", "sequence-classification", DataSource(hub="toy"), "t", "l", "accuracy", "maximize", ("accuracy",))
+_CHUNK = 5000
+_ONCE = """
+import time, sys
+began = time.perf_counter()
+from pathlib import Path
+from loraxs_search.registry import pull
+pull(sys.argv[1], uri=sys.argv[2], cache=Path(sys.argv[3]))
+print(1000 * (time.perf_counter() - began))
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One store, at one size; milliseconds are medians."""
+
+    store: str
+    tasks: int
+    versions: int
+    cached_ms: float
+    cold_ms: float
+    first_ms: float
+    ls_page_ms: float
+    ls_ms: float
+    command_s: float
+
+
+# ---- stores ----------------------------------------------------------------------------------------------------------
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(database: str, folder: Path) -> Iterator[str]:
+    """Run an MLflow server on a database."""
+    port = free_port()
+    command = ui_command(f"sqlite:///{folder / 'unused.db'}", port=port)
+    command[command.index("--backend-store-uri") + 1] = database
+    with (folder / "server.log").open("ab") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=server_environment(), start_new_session=True)
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: check_server(uri, timeout_s=1.0), server)
+        yield uri
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """Run a PostgreSQL server of our own, as a user who is not root: it refuses to run as root."""
+    programs = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+    program = {name: shutil.which(name, path=str(programs) if programs else None) for name in ("initdb", "postgres")}
+    if not all(program.values()):
+        raise FileNotFoundError("PostgreSQL is not installed")
+    data, port = folder / "postgres", free_port()
+    who: dict[str, int] = {}
+    if os.geteuid() == 0:
+        found = pwd.getpwnam("nobody")
+        who = {"user": found.pw_uid, "group": found.pw_gid}
+        for parent in (folder, *folder.parents):
+            if not parent.stat().st_mode & 0o005:
+                parent.chmod(0o755)
+    data.mkdir()
+    if who:
+        os.chown(data, who["user"], who["group"])
+    make = [str(program["initdb"]), "-D", str(data), "-U", "mlflow", "--auth=trust", "-E", "UTF8"]
+    subprocess.run(make, check=True, capture_output=True, cwd="/", **who)  # type: ignore[call-overload]
+    serve = [str(program["postgres"]), "-D", str(data), "-p", str(port), "-k", str(data), "-h", "127.0.0.1"]
+    with (folder / "postgres.log").open("wb") as log:
+        server = subprocess.Popen(serve, stdout=log, stderr=log, cwd="/", **who)  # type: ignore[call-overload]
+    uri = f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+    try:
+        wait_for(lambda: sa.create_engine(uri).connect().close(), server)
+        yield uri
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait()
+
+
+def wait_for(ask: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    """Ask until it answers."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            ask()
+        except Exception:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return
+
+
+# ---- what is in them -------------------------------------------------------------------------------------------------
+def promoted(uri: str, folder: Path) -> None:
+    """Promote one adapter of the usual size of this package."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(os.urandom(17_000))
+    manifest = Manifest(
+        task=TASK,
+        base_model=BaseModelRef("org/base"),
+        base_digest="base",
+        data_fingerprint="data",
+        study="s1",
+        trial_id="t0",
+        params={},
+        hyperparameters=Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3),
+        validation_metrics={},
+        test_metrics={},
+        size=AdapterSize(16, 10, 17_000),
+        probe=Probe((), ()),
+        versions={},
+        created_at="2026-01-01",
+    )
+    seal(folder, manifest)
+    found = Candidate("s1", "t0", TASK.name, {"accuracy": 0.8}, {}, 17_000, "data", "base", "org/base")
+    Registry(uri).settle(PromotionRule(), TASK, [found], {"t0": folder})
+
+
+def fill(database: str, tasks: int, versions: int) -> None:
+    """Insert tasks with versions, each as promotion leaves it."""
+    engine = sa.create_engine(database)
+    meta = sa.MetaData()
+    names = ("registered_models", "registered_model_tags", "registered_model_aliases", "model_versions")
+    meta.reflect(engine, only=[*names, "model_version_tags"])
+    now = int(time.time() * 1000)
+    decision = Decision("x", "s", True, "t0", 0.8, None, "accuracy", ("there was no champion",))
+    own = Candidate("s", "t0", "x", {"accuracy": 0.8}, {}, 17_000, "data", "base", "org/base")
+    for start in range(0, tasks, _CHUNK):
+        rows: dict[str, list[dict[str, object]]] = {name: [] for name in (*names, "model_version_tags")}
+        for number in range(start, min(tasks, start + _CHUNK)):
+            task = f"task-{number:06d}"
+            summary = TaskSummary(task, versions, "accuracy", 0.8, None, None, 17_000, "org/base", "2026-01-01T00:00")
+            line, record = to_json(summary), to_json(replace(own, task=task))
+            common = {"name": task, "creation_time": now, "last_updated_time": now}
+            rows["registered_models"].append({**common, "description": None})
+            tags = {"loraxs.kind": "adapter", TAG: line}
+            tags |= {f"loraxs.decision.{n}": to_json(replace(decision, task=task)) for n in range(versions)}
+            rows["registered_model_tags"] += [{"name": task, "key": k, "value": v} for k, v in tags.items()]
+            rows["registered_model_aliases"].append({"name": task, "alias": "champion", "version": versions})
+            for version in range(1, versions + 1):
+                its = {**common, "version": version, "current_stage": "None", "status": "READY", "source": "/nowhere"}
+                rows["model_versions"].append(its)
+                own_tags = {"loraxs.digest": f"{number:064x}", "loraxs.candidate": record, "loraxs.decision": "{}"}
+                rows["model_version_tags"] += [
+                    {"name": task, "version": version, "key": k, "value": v} for k, v in own_tags.items()
+                ]
+        with engine.begin() as connection:
+            for name, values in rows.items():
+                connection.execute(meta.tables[name].insert(), values)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text("ANALYZE"))
+    engine.dispose()
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+def median_ms(call: Callable[[], object], repeats: int) -> float:
+    """Return the median time of a call in milliseconds."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def measure(store: str, uri: str, tasks: int, versions: int, folder: Path) -> Row:
+    """Measure one store as it stands."""
+    cache = folder / f"cache-{time.monotonic_ns()}"
+    pull(TASK.name, uri=uri, cache=cache)
+    time.sleep(0.2)
+    pull(TASK.name, uri=uri, cache=cache)
+
+    def cold() -> None:
+        pull(TASK.name, uri=uri, cache=cache / str(time.monotonic_ns()))
+
+    environment = os.environ | {"LORAXS_HOME": str(folder / "home")}
+    command = [sys.executable, "-m", "loraxs_search", "pull", TASK.name, "--tracking-uri", uri]
+
+    def run() -> None:
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+
+    once = [sys.executable, "-c", _ONCE, TASK.name, uri, str(cache)]
+    first = [float(subprocess.check_output(once, text=True)) for _ in range(5)]
+    run()
+    return Row(
+        store,
+        tasks,
+        tasks * versions,
+        cached_ms=median_ms(lambda: pull(TASK.name, uri=uri, cache=cache), 20),
+        cold_ms=median_ms(cold, 5),
+        first_ms=statistics.median(first),
+        ls_page_ms=median_ms(lambda: Registry(uri).summaries(limit=100), 5),
+        ls_ms=median_ms(lambda: Registry(uri).summaries(), 1 if tasks > 1000 else 5),
+        command_s=median_ms(run, 5) / 1000,
+    )
+
+
+def stores(folder: Path, wanted: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield kind, address to pull from, and address of the database."""
+    for kind in wanted:
+        place = folder / kind
+        place.mkdir()
+        database = f"sqlite:///{place / 'mlflow.db'}"
+        if kind == "embedded":
+            ensure_store(database)
+            yield kind, database, database
+        elif kind == "sqlite-server":
+            with serving(database, place) as uri:
+                yield kind, uri, database
+        else:
+            with postgres(place) as found, serving(found, place) as uri:
+                yield kind, uri, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--versions", type=int, default=5, help="of each task")
+    parser.add_argument("--stores", nargs="+", default=["embedded", "sqlite-server", "postgres-server"])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for kind, uri, database in stores(Path(name), options.stores):
+            place = Path(name) / kind
+            promoted(uri, place / "adapter")
+            rows.append(measure(kind, uri, 0, options.versions, place))
+            fill(database, options.tasks, options.versions)
+            rows.append(measure(kind, uri, options.tasks, options.versions, place))
+    print("| store | tasks | versions | cached ms | cold ms | first in a process ms | ls 100 ms | ls ms | command s |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for row in rows:
+        numbers = (row.cached_ms, row.cold_ms, row.first_ms, row.ls_page_ms, row.ls_ms)
+        cells = [row.store, f"{row.tasks:,}", f"{row.versions:,}", *(f"{n:.1f}" for n in numbers)]
+        print(f"| {' | '.join([*cells, f'{row.command_s:.2f}'])} |")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The registry on a real MLflow server: promoters that meet, leases whose owners died, accounts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.errors import RegistryError
+from loraxs_search.mlflow_uri import basic_auth
+from loraxs_search.records import (
+    AdapterSize,
+    BaseModelRef,
+    Candidate,
+    DataSource,
+    Hyperparameters,
+    Manifest,
+    Probe,
+    PromotionRule,
+    Task,
+)
+from loraxs_search.registry import Registry, _turns, pull, seal, verify
+from loraxs_search.registry._client import connect
+
+pytestmark = pytest.mark.slow
+TASK = Task("toy", "sequence-classification", DataSource(hub="toy"), "t", "l", "accuracy", "maximize", ("accuracy",))
+PROMOTERS = 2
+ROUNDS = 3
+
+
+def adapter(folder: Path, trial_id: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(trial_id.encode() * 100)
+    manifest = Manifest(
+        task=TASK,
+        base_model=BaseModelRef("org/base"),
+        base_digest="base",
+        data_fingerprint="data",
+        study="s1",
+        trial_id=trial_id,
+        params={},
+        hyperparameters=Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3),
+        validation_metrics={},
+        test_metrics={},
+        size=AdapterSize(16, 10, 400),
+        probe=Probe((), ()),
+        versions={},
+        created_at="2026-01-01",
+    )
+    seal(folder, manifest)
+    return folder
+
+
+def candidate(trial_id: str, accuracy: float) -> Candidate:
+    return Candidate("s1", trial_id, "toy", {"accuracy": accuracy}, {}, 400, "data", "base", "org/base")
+
+
+PROMOTE = """
+import importlib.util, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("server_tests", sys.argv[1])
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+uri, folder, number = sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+for round_number in range(tests.ROUNDS):
+    # The better half of each round is now one promoter's, now the other's.
+    score = 0.5 + round_number / 10 + ((number + round_number) % tests.PROMOTERS) / 100
+    trial_id = f"p{number}r{round_number}"
+    made = tests.adapter(folder / trial_id, trial_id)
+    tests.Registry(uri).settle(tests.PromotionRule(), tests.TASK, [tests.candidate(trial_id, score)], {trial_id: made})
+"""
+
+
+def test_promoters_on_two_machines_never_overwrite_each_other(make_mlflow_server, tmp_path):
+    server = make_mlflow_server()
+    server.start()
+    connect(server.uri)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROMOTE, __file__, server.uri, str(tmp_path / "made"), str(number)],
+            env=os.environ | {"LORAXS_HOME": str(tmp_path / f"machine-{number}")},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(PROMOTERS)
+    ]
+    for process in processes:
+        _, talk = process.communicate(timeout=240)
+        assert process.returncode == 0, talk
+    registry = Registry(server.uri)
+    history = registry.history("toy")
+    assert len(history) == PROMOTERS * ROUNDS, "no decision is lost"
+    best = max(decision.winner_metric for decision in history)
+    assert registry.champion("toy").candidate.test_metrics["accuracy"] == best
+    crowned = [decision for decision in history if decision.promoted]
+    scores = [decision.winner_metric for decision in crowned]
+    assert scores == sorted(scores), "each was decided against the champion of its time"
+    for before, after in itertools.pairwise(crowned):
+        assert after.champion == f"{before.study}/{before.winner}"
+    assert _turns.TAG not in connect(server.uri).get_registered_model("toy").tags, "nobody holds the lease any more"
+
+
+def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(make_mlflow_server):
+    server = make_mlflow_server()
+    server.start()
+    client = connect(server.uri)
+    client.create_registered_model("toy")
+
+    def hold(owner: str, seconds: float) -> None:
+        lease = json.dumps({"owner": owner, "expires": time.time() + seconds})
+        client.set_registered_model_tag("toy", _turns.TAG, lease)
+
+    hold("a promoter that died", 2.0)
+    began = time.monotonic()
+    with (
+        pytest.raises(RegistryError, match="but a promoter that died holds it"),
+        _turns.lease_turn(client, "toy", wait_s=0.5),
+    ):
+        pass
+    with _turns.lease_turn(client, "toy") as check:
+        assert time.monotonic() - began > 1.5
+        check()
+        hold("another", 60.0)
+        with pytest.raises(RegistryError, match="but another holds it"):
+            check()
+    assert "another" in client.get_registered_model("toy").tags[_turns.TAG], "it is not ours to give back"
+
+
+@pytest.fixture
+def server_with_accounts(make_mlflow_server, tmp_path, monkeypatch):
+    """A server with accounts on which this process is a user who is no admin."""
+    (tmp_path / "auth.ini").write_text(
+        f"[mlflow]\ndatabase_uri = sqlite:///{tmp_path / 'auth.db'}\n"
+        "default_permission = READ\nadmin_username = admin\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    password = "a long enough password"
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", password)
+    monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "any long random text")
+    server = make_mlflow_server()
+    server.add_arguments("--app-name", "basic-auth")
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "searcher")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    user = json.dumps({"username": "searcher", "password": password}).encode()
+    request = urllib.request.Request(f"{server.uri}/api/2.0/mlflow/users/create", user)
+    request.add_header("Content-Type", "application/json")
+    request.add_header("Authorization", basic_auth("admin", password))
+    with urllib.request.urlopen(request, timeout=30):
+        return server
+
+
+def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, tmp_path):
+    registry = Registry(server_with_accounts.uri)
+    assert registry.champion("toy") is None
+    with pytest.raises(RegistryError, match="`task` must be one of: none"):
+        registry.resolve("toy")
+    decision, version = registry.settle(
+        PromotionRule(), TASK, [candidate("t0", 0.8)], {"t0": adapter(tmp_path / "t0", "t0")}
+    )
+    assert (decision.promoted, version) == (True, 1)
+    assert verify(pull("toy", uri=server_with_accounts.uri)).trial_id == "t0"
+
+
+def test_pulling_what_is_cached_asks_the_server_once_and_needs_no_mlflow(make_mlflow_server, tmp_path):
+    server = make_mlflow_server()
+    server.start()
+    Registry(server.uri).settle(PromotionRule(), TASK, [candidate("t0", 0.8)], {"t0": adapter(tmp_path / "t0", "t0")})
+    pulled = pull("toy", uri=server.uri)
+    code = "import sys; from loraxs_search.registry import pull; print(pull('toy', uri=sys.argv[1]))\n"
+    code += "assert 'mlflow' not in sys.modules and 'numpy' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, server.uri], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(pulled)

@@ -1,0 +1,94 @@
+"""An adapter folder in other forms: the same function to tools that know nothing of LoRA-XS."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from loraxs_search.adapter import converted, load_adapter_folder
+from loraxs_search.errors import UsageError
+
+ALONE = {"PATH": "", "HF_HUB_OFFLINE": "1"}  # no PYTHONPATH
+PLAIN = """
+import importlib.abc, json, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "loraxs_search":
+            raise ImportError("not on this machine")
+sys.meta_path.insert(0, Absent())
+import torch, transformers
+form, folder, base = sys.argv[1:4]
+torch.manual_seed(11)  # whatever is drawn for a head must not show
+load = transformers.AutoModelForSequenceClassification.from_pretrained
+if form == "lora":
+    import peft
+    model = peft.PeftModel.from_pretrained(load(base), folder)
+else:
+    model = load(folder)
+ids = torch.tensor(json.loads(sys.argv[4]))
+print(json.dumps(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.tolist()))
+"""
+
+
+@pytest.fixture(params=["bert", "roberta", "roberta, output alone"])
+def sealed(request, adapt, make_base, tmp_path, write_adapter, save_base):
+    """An adapter folder on a saved base, with its base; the last kind trains the output layer of its head alone."""
+    family = request.param.split(",")[0]
+    base = save_base(make_base(family), tmp_path / "base")
+    words = Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(tmp_path / "base")
+    only = {"modules_to_save": ["classifier.out_proj"], "pass_through": ["classifier.dense"], "task_type": None}
+    model = adapt(family, target_modules=["query", "output.dense"], **(only if "output" in request.param else {}))
+    write_adapter(model, base, tmp_path / "adapter")
+    return tmp_path / "adapter", base
+
+
+@pytest.mark.parametrize("form", ["lora", "merged"])
+def test_stock_libraries_give_the_same_logits_without_this_package(sealed, form, inputs, logits, tmp_path):
+    folder, base = sealed
+    expected = logits(load_adapter_folder(folder, base=base), inputs)
+    made = converted(folder, form, **({"rank": 8} if form == "lora" else {}))
+    ids = json.dumps(inputs["input_ids"].tolist())
+    command = [sys.executable, "-c", PLAIN, form, str(made), base.path, ids]
+    done = subprocess.run(command, capture_output=True, text=True, env=ALONE, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_lora_folder_is_what_a_server_looks_for(sealed):
+    folder, base = sealed
+    made = converted(folder, "lora", rank=8)
+    config = json.loads((made / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["base_model_name_or_path"]) == ("LORA", base.id)
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (8, 8, {})
+    tensors = load_file(made / "adapter_model.safetensors")
+    ranks = {(v.shape[0] if "lora_A" in k else v.shape[1]) for k, v in tensors.items() if ".lora_" in k}
+    assert ranks == {8}
+
+
+def test_it_is_made_once_and_again_when_it_was_changed(sealed):
+    folder, _ = sealed
+    made = converted(folder, "lora")
+    inode = (made / "adapter_model.safetensors").stat().st_ino
+    assert converted(folder, "lora") == made
+    assert (made / "adapter_model.safetensors").stat().st_ino == inode
+    whole = (made / "adapter_model.safetensors").read_bytes()
+    (made / "adapter_model.safetensors").write_bytes(whole[:-1] + b"x")
+    assert (converted(folder, "lora") / "adapter_model.safetensors").read_bytes() == whole
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_a_rank_below_its_own_or_for_a_merged_model_is_refused(sealed):
+    folder, _ = sealed
+    with pytest.raises(UsageError, match="`rank` must be at least"):
+        converted(folder, "lora", rank=2)
+    with pytest.raises(UsageError, match="--format lora"):
+        converted(folder, "merged", rank=8)

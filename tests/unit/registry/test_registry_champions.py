@@ -1,0 +1,217 @@
+"""Champions of a task and of its bases: who meets whom, how one is scored anew, and how minds are changed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from loraxs_search.errors import BaseModelError, IntegrityError, RegistryError
+from loraxs_search.records import PromotionRule, Refit
+from loraxs_search.registry import Registry, Rescored, ScoredRows, on_base
+from loraxs_search.registry._client import connect
+from loraxs_search.registry.names import base_alias
+
+RULE = PromotionRule()
+LABELS = np.arange(400) % 2
+
+
+def rows(right: int) -> ScoredRows:
+    predictions = np.where(np.arange(len(LABELS)) < right, LABELS, 1 - LABELS)
+    return ScoredRows(predictions, LABELS, np.empty((0, len(LABELS)), np.int64))
+
+
+@pytest.fixture
+def registry(store_uri):
+    return Registry(store_uri)
+
+
+@pytest.fixture
+def promote(registry, task, candidate, make_folder, tmp_path):
+    """Settle one candidate with its answers to 400 rows; returns the decision and the version."""
+
+    def settle(trial_id, right, *, base="org/Tiny", rule=RULE, rescore=None, forced=False, data="data", **other):
+        digest = f"digest of {base}"
+        own = {"base_model": base, "base_digest": digest, "data_fingerprint": data} | other
+        found = candidate(trial_id, right / len(LABELS), **own)
+        path = tmp_path / f"{trial_id}.safetensors"
+        path.write_bytes(rows(right).to_bytes())
+        folders = {trial_id: make_folder(trial_id, base_digest=digest, data_fingerprint=data)}
+        return registry.settle(rule, task, [found], folders, forced, {trial_id: path}, rescore)
+
+    return settle
+
+
+def never(champion):
+    raise AssertionError("nobody asked")
+
+
+# ---- bases -----------------------------------------------------------------------------------------------------------
+def test_the_alias_of_a_base_is_the_end_of_its_id():
+    assert base_alias("sentence-transformers/all-MiniLM-L6-v2") == "champion-all-minilm-l6-v2"
+    assert base_alias("/models/my base/") == "champion-my-base"
+    assert base_alias("") == "champion"
+    assert on_base("t", "org/Tiny") == on_base("t", "tiny") == "t@champion-tiny"
+    assert on_base("t:3", None) == "t:3"
+    for name in ("t:3", "t@x"):
+        with pytest.raises(RegistryError, match="--base"):
+            on_base(name, "tiny")
+
+
+def test_a_champion_leads_its_task_and_its_base(registry, promote):
+    decision, version = promote("t0", 320)
+    assert (decision.aliases, decision.version, version) == (("champion", "champion-tiny"), 1, 1)
+    assert registry.resolve("movie-reviews@champion-tiny").version == 1
+    assert registry.champion("movie-reviews").aliases == ("champion", "champion-tiny")
+
+
+def test_another_base_may_lead_its_own_without_leading_the_task(registry, promote):
+    promote("t0", 340)
+    decision, version = promote(
+        "t1", 300, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "data", rows(340))
+    )
+    assert (decision.promoted, decision.aliases, version) == (True, ("champion-large",), 2)
+    assert "for champion-large:" in decision.reasons
+    assert registry.champion("movie-reviews").version == 1
+    assert registry.resolve(on_base("movie-reviews", "Large")).candidate.trial_id == "t1"
+    weaker, none = promote(
+        "t2", 280, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "data", rows(340))
+    )
+    assert (weaker.promoted, none) == (False, None)
+    better, version = promote(
+        "t3", 390, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "data", rows(340))
+    )
+    assert better.aliases == ("champion", "champion-large")
+    assert registry.resolve("movie-reviews@champion-tiny").version == 1
+
+
+# ---- scored anew -----------------------------------------------------------------------------------------------------
+def test_rows_of_the_champion_are_fetched_and_compared(registry, promote):
+    promote("t0", 320)
+    np.testing.assert_array_equal(registry.rows(registry.champion("movie-reviews")).predictions, rows(320).predictions)
+    unsure, _ = promote("t1", 323, rescore=never)
+    assert not unsure.promoted
+    assert unsure.p_value == pytest.approx(1 / 8)
+    sure, _ = promote("t2", 330, rescore=never)
+    assert sure.promoted
+    assert sure.p_value == pytest.approx(2**-10)
+    assert registry.resolve("movie-reviews").decision.p_value == sure.p_value
+
+
+def test_a_champion_of_other_data_is_scored_anew_and_then_compared(registry, promote):
+    promote("t0", 390, data="old data")
+    asked = []
+
+    def rescore(champion):
+        asked.append((champion.version, champion.candidate.trial_id))
+        return Rescored({"accuracy": 0.70}, "data", rows(280))
+
+    decision, version = promote("t1", 320, rescore=rescore)
+    assert asked == [(1, "t0")]
+    assert (decision.promoted, decision.champion_metric, version) == (True, 0.70, 2)
+    assert decision.reasons[0] == "the champion movie-reviews:1 is of other data and was scored anew on these test rows"
+
+
+def test_a_champion_that_cannot_be_scored_anew_stays(registry, promote):
+    promote("t0", 300, data="old data")
+
+    def rescore(champion):
+        raise BaseModelError("its base is not here.")
+
+    decision, _ = promote("t1", 390, rescore=rescore)
+    assert not decision.promoted
+    assert "could not be scored anew: its base is not here." in decision.reasons[0]
+    assert "not comparable" in decision.reasons[-1]
+    forced, version = promote("t2", 390, rescore=rescore, forced=True)
+    assert (forced.promoted, forced.forced, version) == (True, True, 2)
+
+
+def test_a_champion_on_another_base_that_is_not_here_is_met_with_its_recorded_rows(promote):
+    promote("t0", 320)
+    decision, _ = promote("t1", 360, base="org/Large")
+    assert decision.promoted
+    assert "nobody here can score it" in decision.reasons[0]
+    assert decision.p_value == pytest.approx(2**-40)
+
+
+def test_answers_that_were_exchanged_are_refused(registry, promote, store_uri):
+    promote("t0", 320)
+    source = registry.champion("movie-reviews").source
+    from pathlib import Path
+
+    (Path(source) / "evidence" / "test_rows.safetensors").write_bytes(rows(100).to_bytes())
+    with pytest.raises(IntegrityError, match="test_rows"):
+        promote("t1", 330)
+
+
+# ---- lists -----------------------------------------------------------------------------------------------------------
+def test_the_list_has_every_task_with_its_champion(registry, promote, task, candidate, store_uri):
+    refits = (Refit(7, {}, {"accuracy": 0.78}), Refit(8, failed="diverged"))
+    promote("t0", 320, refits=refits)
+    other = dataclasses.replace(task, name="another")
+    registry.settle(PromotionRule(max_bytes=1), other, [candidate("t9", task="another")], {})
+    none, found = registry.summaries()
+    assert (none.task, none.version, none.score) == ("another", None, None)
+    assert (found.task, found.version, found.metric, found.score) == ("movie-reviews", 1, "accuracy", 0.8)
+    assert (found.stored_bytes, found.base_model) == (1000, "org/Tiny")
+    assert found.mean == pytest.approx(0.79)
+    assert found.spread == pytest.approx(0.0141421, rel=1e-4)
+    assert found.promoted_at.startswith("20")
+    assert found.aliases == {"champion": 1, "champion-tiny": 1}
+
+
+def test_a_line_that_is_older_than_the_alias_is_made_anew(registry, promote, store_uri):
+    promote("t0", 320)
+    promote("t1", 390)
+    connect(store_uri).set_registered_model_alias("movie-reviews", "champion", "1")  # by someone else's hand
+    (found,) = registry.summaries()
+    assert (found.version, found.score) == (1, 0.8)
+
+
+def test_versions_come_newest_first_with_their_names(registry, promote):
+    promote("t0", 320)
+    promote("t1", 390)
+    assert [(v.version, v.candidate.trial_id, v.aliases) for v in registry.versions("movie-reviews")] == [
+        (2, "t1", ("champion", "champion-tiny")),
+        (1, "t0", ()),
+    ]
+    with pytest.raises(RegistryError, match="`task` must be one of: movie-reviews"):
+        registry.versions("movies")
+
+
+# ---- changing your mind ----------------------------------------------------------------------------------------------
+def test_rolling_back_goes_to_the_champion_before_and_is_recorded(registry, promote):
+    for trial_id, right in (("t0", 300), ("t1", 340), ("t2", 380)):
+        promote(trial_id, right)
+    decision = registry.rollback("movie-reviews")
+    assert (decision.action, decision.version, decision.winner, decision.champion) == ("rollback", 2, "t1", "s1/t2")
+    assert registry.resolve("movie-reviews@champion-tiny").version == 2
+    assert registry.summaries()[0].version == 2
+    assert registry.rollback("movie-reviews").version == 1  # not to the one it came from
+    with pytest.raises(RegistryError, match="must have a champion before it") as none:
+        registry.rollback("movie-reviews")
+    assert "--to" in str(none.value.hint)
+    assert registry.rollback("movie-reviews", to=3).version == 3
+    assert registry.rollback("movie-reviews").version == 1
+    assert [past.action for past in registry.history("movie-reviews")] == ["promote"] * 3 + ["rollback"] * 4
+    for to, message in ((1, "already is the champion"), (9, "movie-reviews:3")):
+        with pytest.raises(RegistryError, match=message):
+            registry.rollback("movie-reviews", to=to)
+
+
+def test_a_champion_is_removed_by_force_only(registry, promote):
+    promote("t0", 300)
+    promote("t1", 340)
+    with pytest.raises(RegistryError, match="is champion and champion-tiny") as champion:
+        registry.remove("movie-reviews:2")
+    assert "rollback" in str(champion.value.hint)
+    assert registry.remove("movie-reviews:1").action == "remove"
+    with pytest.raises(RegistryError):
+        registry.resolve("movie-reviews:1")
+    assert registry.remove("movie-reviews:2", forced=True).forced
+    assert registry.champion("movie-reviews") is None
+    assert registry.summaries()[0].version is None
+    assert [past.action for past in registry.history("movie-reviews")] == ["promote", "promote", "remove", "remove"]
+    with pytest.raises(RegistryError, match="`version` must be given"):
+        registry.remove("movie-reviews")

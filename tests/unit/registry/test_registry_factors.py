@@ -1,0 +1,139 @@
+"""Factor sets: registered once for a base, brought where they lack, and what they hold is what they say."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraxs_search.errors import IntegrityError
+from loraxs_search.factors import Factors, FactorStore
+from loraxs_search.factors._file import checksum, write_factors
+from loraxs_search.home import factor_path, factor_variant_path
+from loraxs_search.records import PromotionRule
+from loraxs_search.registry import Registry, install_factors, lacks_factors, pull
+from loraxs_search.registry._client import connect
+
+WEIGHT = torch.randn(12, 10, generator=torch.Generator().manual_seed(3))
+
+
+def turned(factors: Factors) -> Factors:
+    """The same subspace in another basis, as another machine may find it for equal singular values."""
+    turn, _ = torch.linalg.qr(torch.randn(factors.rank, factors.rank, generator=torch.Generator().manual_seed(1)))
+    return Factors(
+        (factors.left @ turn).contiguous(),
+        factors.singular_values,
+        (turn.T @ factors.right).contiguous(),
+        "exact",
+        "top",
+    )
+
+
+@pytest.fixture
+def key_and_checksum():
+    """Compute a weight's factors on this machine; returns what its manifest would say of them."""
+
+    def compute():
+        return FactorStore().identify(WEIGHT, rank=4)
+
+    return compute
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    """Go to another machine: another home."""
+
+    def go(name="elsewhere"):
+        monkeypatch.setenv("LORAXS_HOME", str(tmp_path / name))
+
+    return go
+
+
+@pytest.fixture
+def promote(store_uri, task, candidate, make_folder):
+    def settle(trial_id, accuracy, factors):
+        folder = make_folder(trial_id, factors=factors)
+        Registry(store_uri).settle(PromotionRule(), task, [candidate(trial_id, accuracy)], {trial_id: folder})
+
+    return settle
+
+
+def test_pulling_brings_the_factors_that_lack_and_they_are_used(key_and_checksum, promote, elsewhere, store_uri):
+    key, checksum_here = key_and_checksum()
+    promote("t0", 0.8, {key: checksum_here})
+    elsewhere()
+    assert lacks_factors(key, checksum_here)
+    pull("movie-reviews", uri=store_uri)
+    assert not lacks_factors(key, checksum_here)
+    assert key_and_checksum() == (key, checksum_here)
+
+
+def test_another_machines_factors_lie_beside_its_own(key_and_checksum, promote, elsewhere, store_uri):
+    key, _ = key_and_checksum()
+    own = FactorStore().get(WEIGHT, rank=4)
+    other = turned(own)
+    write_factors(factor_path(key), other)  # this is the machine that trained
+    promote("t0", 0.8, {key: checksum(other)})
+    elsewhere()
+    FactorStore().get(WEIGHT, rank=4)
+    pull("movie-reviews", uri=store_uri)
+    assert factor_variant_path(key, checksum(other)).exists()
+    store = FactorStore()
+    torch.testing.assert_close(store.get(WEIGHT, rank=4).left, own.left, atol=0, rtol=0)
+    ((name, found),) = store.variants(WEIGHT, rank=4)
+    assert name == checksum(other)[:16]
+    torch.testing.assert_close(found.left, other.left, atol=0, rtol=0)
+
+
+def test_a_set_is_one_for_all_adapters_and_only_grows(key_and_checksum, promote, store_uri):
+    key, first = key_and_checksum()
+    promote("t0", 0.8, {key: first})
+    second_key, second = FactorStore().identify(WEIGHT.T.contiguous(), rank=4)
+    promote("t1", 0.9, {key: first, second_key: second})
+    client = connect(store_uri)
+    (version,) = client.search_model_versions("name = 'factors-base'")
+    files = {path.name for path in Path(version.source).iterdir()}
+    assert files == {f"{key}-{first[:16]}.safetensors", f"{second_key}-{second[:16]}.safetensors"}
+    assert Registry(store_uri).tasks() == ["movie-reviews"], "a set is no task"
+
+
+def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promote, elsewhere, store_uri):
+    key, said = key_and_checksum()
+    promote("t0", 0.8, {key: said})
+    (version,) = connect(store_uri).search_model_versions("name = 'factors-base'")
+    file = Path(version.source) / f"{key}-{said[:16]}.safetensors"
+    whole = bytearray(file.read_bytes())
+    for change in (-1, 30):
+        damaged = whole.copy()
+        damaged[change] ^= 1
+        file.write_bytes(damaged)
+        elsewhere(f"elsewhere{change}")
+        with pytest.raises(IntegrityError):
+            pull("movie-reviews", uri=store_uri)
+        assert lacks_factors(key, said)
+
+
+def test_a_file_under_another_ones_name_is_noticed(key_and_checksum, promote, elsewhere, store_uri):
+    key, said = key_and_checksum()
+    promote("t0", 0.8, {key: said})
+    (version,) = connect(store_uri).search_model_versions("name = 'factors-base'")
+    other_key, _ = FactorStore().identify(WEIGHT.T.contiguous(), rank=4)
+    shutil.copy(factor_path(other_key), Path(version.source) / f"{key}-{said[:16]}.safetensors")
+    elsewhere()
+    with pytest.raises(IntegrityError, match="must have checksum"):
+        pull("movie-reviews", uri=store_uri)
+
+
+@pytest.mark.parametrize("key", ["", "../../etc", "A" * 64])
+def test_a_key_that_could_lead_elsewhere_is_refused(key):
+    for call in (lambda: lacks_factors(key, "x"), lambda: install_factors(key, b"")):
+        with pytest.raises(IntegrityError):
+            call()
+
+
+def test_a_promoter_without_the_files_says_so_and_promotes(promote, store_uri, caplog):
+    promote("t0", 0.8, {"0" * 64: "1" * 64})
+    assert "1 factor files of org/base are not on this machine" in caplog.text
+    assert pull("movie-reviews", uri=store_uri).is_dir()
