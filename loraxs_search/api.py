@@ -6,13 +6,12 @@ Heavy libraries load when a function needs them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UsageError
-from loraxs_search.records import Decision, Task
+from loraxs_search.records import Decision, Prediction, Task
 from loraxs_search.studies import StudyFolder, list_studies
 from loraxs_search.tracking import resolve_uri
 
@@ -28,20 +27,6 @@ __all__ = [
     "promote",
     "pull",
 ]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """An adapter's answer to one text.
-
-    Args:
-        label: Name of the most likely label; None for regression.
-        score: Its probability; the predicted number for regression.
-    """
-
-    text: str
-    label: str | None
-    score: float
 
 
 def promote(study: str | None = None, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
@@ -96,7 +81,7 @@ def predict(name: str, texts: Sequence[str], *, tracking_uri: str | None = None)
     """Apply the adapter `name` to `texts`; for a pair task, the first and second text of each row in turn."""
     from loraxs_search.adapter import load_adapter_folder
     from loraxs_search.base_model import load_tokenizer, locate
-    from loraxs_search.tasks import encode
+    from loraxs_search.tasks import answer, encode
 
     folder = _folder(name, tracking_uri)
     manifest = registry.verify(folder)
@@ -105,7 +90,7 @@ def predict(name: str, texts: Sequence[str], *, tracking_uri: str | None = None)
     inputs = encode(manifest.task, load_tokenizer(base), firsts, seconds)
     model = load_adapter_folder(folder, base=base)
     shown = firsts if seconds is None else [f"{a} | {b}" for a, b in zip(firsts, seconds, strict=True)]
-    return [_prediction(manifest.task, text, row) for text, row in zip(shown, _logits(model, inputs), strict=True)]
+    return [answer(manifest.task, text, row) for text, row in zip(shown, _logits(model, inputs), strict=True)]
 
 
 def _folder(name: str, tracking_uri: str | None) -> Path:
@@ -131,19 +116,9 @@ def _rows(task: Task, texts: Sequence[str]) -> tuple[list[str], list[str] | None
     return list(texts[::2]), list(texts[1::2])
 
 
-def _logits(model: PeftModel, inputs: dict[str, torch.Tensor]) -> list[list[float]]:
+def _logits(model: PeftModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     import torch
 
     with torch.inference_mode():
-        logits: list[list[float]] = model(**inputs).logits.float().tolist()
-    return logits
-
-
-def _prediction(task: Task, text: str, logits: list[float]) -> Prediction:
-    if not task.labels:
-        return Prediction(text, None, logits[0])
-    import torch
-
-    probabilities = torch.tensor(logits).softmax(-1)
-    best = int(probabilities.argmax())
-    return Prediction(text, task.labels[best], float(probabilities[best]))
+        logits: torch.Tensor = model(**inputs).logits
+    return logits.float()

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from loraxs_search.adapter._export import export_lora
 from loraxs_search.adapter._factor_source import current_factor_store, use_factor_store
+from loraxs_search.adapter._probe import compare_probe
 from loraxs_search.adapter._register import register
-from loraxs_search.adapter._settings import ModuleSettings, initial_r, module_settings
+from loraxs_search.adapter._settings import Family, ModuleSettings, initial_r, module_settings
 from loraxs_search.adapter.config import LoraXSConfig
 from loraxs_search.adapter.layer import LoraXSLayer, LoraXSLinear
-from loraxs_search.adapter.loading import check_probe, load_adapter_folder, make_probe
+from loraxs_search.adapter.loading import check_probe, load_adapter_folder, make_probe, verified_manifest
 from loraxs_search.adapter.model import LoraXSModel
 
 __all__ = [
+    "Family",
     "LoraXSConfig",
     "LoraXSLayer",
     "LoraXSLinear",
     "LoraXSModel",
     "ModuleSettings",
     "check_probe",
+    "compare_probe",
     "current_factor_store",
     "export_lora",
     "initial_r",
@@ -26,6 +29,7 @@ __all__ = [
     "module_settings",
     "register",
     "use_factor_store",
+    "verified_manifest",
 ]
 
 register(LoraXSConfig, LoraXSModel)

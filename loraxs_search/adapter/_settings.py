@@ -15,6 +15,16 @@ from loraxs_search.errors import RankError
 from loraxs_search.factors import default_factor_rank, resolve_driver
 from loraxs_search.records import Basis, Sigma
 
+Family = tuple[Literal["exact", "randomized"], Basis, int]
+
+# Powers of the singular values on the left and right of R that turn each sigma into `none`.
+_POWERS: dict[Sigma, tuple[float, float]] = {
+    "input": (0.0, 1.0),
+    "sqrt": (0.5, 0.5),
+    "output": (1.0, 0.0),
+    "none": (0.0, 0.0),
+}
+
 
 @dataclass(frozen=True)
 class ModuleSettings:
@@ -36,6 +46,23 @@ class ModuleSettings:
     def pair_name(self) -> str:
         """Name of the buffer pair; adapters with the same name on one layer share the pair."""
         return f"{self.driver}_{self.basis}_{self.sigma}_{self.factor_rank}"
+
+    @property
+    def family(self) -> Family:
+        """Which factors of the module's weight; adapters of one family share them whatever their rank and sigma."""
+        return self.driver, self.basis, self.factor_rank
+
+    def fold(self, singular_values: Tensor) -> Tensor:
+        """Return what R is multiplied with, entry by entry, where A and B are left orthonormal, shape (rank, rank).
+
+        scale * B R A = U (scale * S^p R S^q) V^T, the powers p and q being those of `sigma`.
+
+        Args:
+            singular_values: Of the module's factors, shape (k,), k >= rank.
+        """
+        left, right = _POWERS[self.sigma]
+        s = singular_values[: self.rank]
+        return self.scale * s[:, None].pow(left) * s.pow(right)
 
 
 def module_settings(config: LoraXSConfig, module: str, out_features: int, in_features: int) -> ModuleSettings:
