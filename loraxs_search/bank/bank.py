@@ -20,7 +20,7 @@ from loraxs_search.errors import IntegrityError, UsageError
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, to_json
 from loraxs_search.registry import pull
-from loraxs_search.tasks import answer, head_for
+from loraxs_search.tasks import answer
 
 _BULK = 4096  # adapters of one call that are taken up at once
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -211,7 +211,7 @@ class AdapterBank:
         r, head = split_tensors(tensors)
         with self._loading, torch.inference_mode():
             settings = self._body.settings(config, list(r))
-            layout = make_layout(settings, head, config, task.kind, head_for(task).num_labels)
+            layout = make_layout(settings, head, config, task.kind, len(task.labels) or 1)
             check_tensors(layout, r, head, num)
             self._body.heads(layout)
             cores = {name: r[name][rows].to(self._device) * self._body.fold(name, s) for name, s in settings.items()}
