@@ -128,7 +128,7 @@ class Body:
         if key not in self._pairs[module]:
             a, b = self._factors(module, settings.family).ab(settings.rank, "none")
             weight = self._linears[module].get_parameter("weight")
-            self._pairs[module][key] = Pair(a.to(weight).T.contiguous(), b.to(weight).T.contiguous())
+            self._pairs[module][key] = Pair(a.to(weight), b.to(weight).T.contiguous())
 
     def _fingerprint(self, module: str, settings: ModuleSettings) -> tuple[float, ...]:
         key = (module, settings.family, settings.rank, settings.sigma)
