@@ -127,7 +127,11 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
         adapters = new if self._unmerged is None else [*self.merged_adapters, *new]
         merged = self._plus(start, adapters, sign=1.0)
         if safe_merge and not torch.isfinite(merged).all():
-            raise ValueError(f"Merged weights must be finite, but adapters {new} give NaN or infinity.")
+            # PEFT's own words, which tools may look for; infinity counts too.
+            raise ValueError(
+                f"NaNs detected in the merged weights. The adapter {', '.join(new)} seems to be broken: merged weights "
+                "must be finite, but some are NaN or infinite."
+            )
         if self.quantization_backend is None:
             self._unmerged = start
         self.set_base_weight(merged)
