@@ -59,16 +59,14 @@ class AdapterBank:
         self._tokenizer = load_tokenizer(self.base)
 
     @classmethod
-    def of(cls, *names: str, tracking_uri: str | None = None, **options: int | str | None) -> AdapterBank:
-        """Return a bank of these adapters, as `load` takes them, on the base that the first one was trained on.
-
-        Args:
-            options: As the constructor takes them.
-        """
+    def of(
+        cls, *names: str, max_bytes: int | None = None, device: str = "cpu", tracking_uri: str | None = None
+    ) -> AdapterBank:
+        """Return a bank of these adapters, as `load` takes them, on the base that the first one was trained on."""
         if not names:
             raise UsageError("A bank must be made of one adapter at least, or of a base.")
         _, base = verified_manifest(_folder(names[0], tracking_uri))
-        bank = cls(base, **options)  # type: ignore[arg-type]
+        bank = cls(base, max_bytes=max_bytes, device=device)
         for name in names:
             bank.load(name, tracking_uri=tracking_uri)
         return bank
