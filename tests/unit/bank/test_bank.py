@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.adapter import LoraXSConfig, load_adapter_folder
+from loraxs_search.bank.stock import Stock
 from loraxs_search.errors import (
     BaseModelError,
     FactorMismatchError,
@@ -236,3 +237,26 @@ def test_batches_of_many_threads_are_undisturbed_by_what_comes_and_goes(bank, fo
     churner.join()
     assert errors == []
     assert {"a", "b", "d"} <= set(bank.names)
+
+
+def test_the_stock_is_touched_by_one_thread_at_a_time(base, folders, inputs, monkeypatch):
+    """Deterministic where the test above has to be lucky: whoever comes to the stock holds the lock."""
+    bank, seen = AdapterBank(base), set()
+
+    def watch(method: str) -> None:
+        original = getattr(Stock, method)
+
+        def watched(self, *args):
+            assert bank._lock.locked()
+            seen.add(method)
+            return original(self, *args)
+
+        monkeypatch.setattr(Stock, method, watched)
+
+    for method in ("make_room", "put", "take", "task", "drop"):
+        watch(method)
+    bank.load("a", folders["a"])
+    bank.logits(["a"] * 6, inputs)
+    bank.predict(["a"], ["so so"])
+    bank.evict("a")
+    assert seen == {"make_room", "put", "take", "task", "drop"}
