@@ -90,6 +90,13 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
         """Return scale * R, shape (r, r), float32, attached to the graph."""
         return torch.mul(self.loraxs_R[adapter_name], self.settings[adapter_name].scale)
 
+    def core(self, adapter_name: str) -> Tensor:
+        """Return scale * R as it stands between orthonormal factors, the singular values folded in, shape (r, r)."""
+        settings = self.settings[adapter_name]
+        factors = checked_factors(self._weight_to_decompose(), settings, *self._recorded[adapter_name])
+        r = self.loraxs_R[adapter_name]
+        return torch.mul(r, settings.fold(factors.singular_values).to(r.device))
+
     def to_lora(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """Return the same update as LoRA factors: A (r, in) and scale * B R (out, r), float32, no decomposition."""
         a, b = self.factor_pair(adapter_name)

@@ -107,9 +107,10 @@ custom.TEST_CASES[:] = [
 custom.ALL_PEFT_CONFIG_CLASSES[:] = [MatrixConfig]
 ACTIVE = {"target_modules": ["lin0"], "r": 4, "init_weights": False}
 custom.MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES[:] = [
-    ("LoRA-XS same", "loraxs", MatrixConfig, ACTIVE, {**ACTIVE, "r": 3}),
-    ("LoRA-XS different", "loraxs", MatrixConfig, ACTIVE, {**ACTIVE, "r": 2, "target_modules": ["lin1"]}),
-    ("LoRA-XS sigma", "loraxs", MatrixConfig, ACTIVE, {**ACTIVE, "sigma": "output", "init_seed": 1}),
+    # As "lora", the sum of both by `add_weighted_adapter` is compared with both being active.
+    ("LoRA-XS same", "lora", MatrixConfig, ACTIVE, {**ACTIVE, "r": 3}),
+    ("LoRA-XS different", "lora", MatrixConfig, ACTIVE, {**ACTIVE, "r": 2, "target_modules": ["lin1"]}),
+    ("LoRA-XS sigma", "lora", MatrixConfig, ACTIVE, {**ACTIVE, "sigma": "output", "init_seed": 1}),
 ]
 
 
