@@ -191,9 +191,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--peft-adapters", type=int, default=64, help="LoRA adapters that PEFT holds; 0 leaves it out")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="1 where others use the cores too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     bench = Bench(arguments)
     load = os.getloadavg()[0]
     bank = bench.fill()
