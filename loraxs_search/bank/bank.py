@@ -81,8 +81,9 @@ class AdapterBank:
         Args:
             source: A folder with an adapter, or what `pull` takes; None means `name` itself.
         Raises:
-            RegistryError, IntegrityError, BaseModelError, FactorMismatchError: as `pull` and `load_adapter`.
-            UsageError: it has modules of its own outside R and head, or does not fit into `max_bytes`.
+            RegistryError, IntegrityError, BaseModelError, FactorMismatchError: as `pull` and `load_adapter`; what the
+                adapter stores must be R and head alone.
+            UsageError: it does not fit into `max_bytes`.
         """
         folder = _folder(source or name, tracking_uri)
         manifest, _ = verified_manifest(folder, self.base)

@@ -76,11 +76,14 @@ class Body:
 
         Raises:
             TargetModulesError: the base has no such module.
+            IntegrityError: a module of the config is missing.
             FactorMismatchError: the config was made for other factors.
         """
         if unknown := sorted(set(modules) - set(self._linears)):
             raise TargetModulesError(unknown_name("target_modules", unknown[0], self._linears))
         wanted = set(modules)
+        if config.factor_fingerprints and (amiss := sorted(wanted ^ config.factor_fingerprints.keys())):
+            raise IntegrityError(f"An adapter must hold an R for each module of its config, but {amiss[0]} is amiss.")
         found = {}
         for name in (name for name in self._linears if name in wanted):
             found[name] = module_settings(config, name, *matrix(self._linears[name]).shape)

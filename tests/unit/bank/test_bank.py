@@ -161,6 +161,10 @@ def renamed(old: str, new: str):
     return lambda tensors: {key.replace(old, new): value for key, value in tensors.items()}
 
 
+def without(part: str):
+    return lambda tensors: {key: value for key, value in tensors.items() if part not in key}
+
+
 REFUSED = {
     "another base": ({"manifest": {"base_digest": "f" * 64}}, BaseModelError, "weights ffff"),
     "a changed file": ({"manifest": {"files": {"adapter_model.safetensors": "0" * 64}}}, IntegrityError, "sha256"),
@@ -169,6 +173,7 @@ REFUSED = {
     "another scale": ({"config": {"scale": 3.0}}, FactorMismatchError, "probe must agree"),
     "another rank": ({"config": {"r": 3, "factor_fingerprints": {}}}, IntegrityError, r"of shape \(1, 3, 3\)"),
     "another module": ({"tensors": renamed("query", "quarry")}, TargetModulesError, "query"),
+    "a missing module": ({"tensors": without("layer.1")}, IntegrityError, "layer.1.attention.self.query is amiss"),
     "another parameter": ({"tensors": renamed("classifier", "pooler")}, IntegrityError, "of the head only"),
     "another root": ({"tensors": renamed("base_model.model.", "")}, IntegrityError, "must be named base_model"),
 }
