@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.adapter import LoraXSConfig, compare_probe, verified_manifest
 from loraxs_search.bank.body import Body
@@ -56,7 +58,6 @@ class AdapterBank:
         self._lock = threading.Lock()  # of the stock: held for a moment
         self._loading = threading.Lock()  # of what the body learns from adapters: held while factors are computed
         self._tasks: dict[str, Task] = {}
-        self._tokenizer = load_tokenizer(self.base)
 
     @classmethod
     def of(
@@ -185,6 +186,10 @@ class AdapterBank:
         return [answer(*row) for row in zip(tasks, map(shown, texts), logits, strict=True)]
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.base)
+
     def _run(self, parts: Sequence[Part], inputs: Mapping[str, Tensor]) -> list[Tensor]:
         order = [row for part in parts for row in part.rows]
         sorted_rows = torch.tensor(order)

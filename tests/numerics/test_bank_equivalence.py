@@ -120,3 +120,20 @@ def test_rows_really_go_through_their_adapters(adapters, bank):
     logits = bank.logits(list(adapters.folders), inputs)
     firsts = torch.stack([line[0] for line in logits])
     assert torch.pdist(firsts[:, None]).min() > 1e-3
+
+
+def test_a_base_in_bfloat16_is_served_in_bfloat16(tmp_path, make_adapter):
+    save_base(tmp_path / "exact", "roberta")
+    model = load_model(locate(BaseModelRef(str(tmp_path / "exact"))), "sequence-classification", 2)
+    model.bfloat16().save_pretrained(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    names = tuple(module.name for module in linear_modules(base, "sequence-classification", 2))
+    folders = {name: make_adapter(tmp_path / name, base, seed=ord(name), rank=4, target_modules=names) for name in "ab"}
+    bank = AdapterBank(base)
+    for name, folder in folders.items():
+        bank.load(name, folder)
+    adapters, order, inputs = Adapters(base, folders), ["a", "b", None, "b"], batch(4)
+    for index, (name, logits) in enumerate(zip(order, bank.logits(order, inputs), strict=True)):
+        expected = adapters.alone(name, row(inputs, index))[0]
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits, expected.float(), atol=3e-2, rtol=3e-2)
