@@ -4,6 +4,7 @@
     loraxs_search.promote()                        # let the rule decide
     loraxs_search.pull("movie-reviews")            # a folder that PEFT loads
     loraxs_search.load_adapter("movie-reviews")    # a PEFT model, ready
+    loraxs_search.AdapterBank.of("movie-reviews")  # thousands of adapters in one batch
 
 Importing the package loads none of torch, ray or mlflow, and makes the PEFT method `LORAXS` known as soon as PEFT
 is imported.
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loraxs_search.api import (
-        Prediction,
         history,
         load_adapter,
         ls,
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         rollback,
         show,
     )
+    from loraxs_search.bank import AdapterBank
+    from loraxs_search.records import Prediction
     from loraxs_search.search import SearchResult, resume
     from loraxs_search.search.launch import launch
 
@@ -35,6 +37,7 @@ from wrapt import register_post_import_hook
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterBank",
     "Prediction",
     "SearchResult",
     "__version__",
@@ -51,7 +54,13 @@ __all__ = [
     "show",
 ]
 
-_OF_SEARCH = {"SearchResult", "launch", "resume"}
+_HOMES = {
+    "AdapterBank": "bank",
+    "Prediction": "records",
+    "SearchResult": "search",
+    "launch": "search",
+    "resume": "search",
+}
 
 # PEFT learns of LORAXS when somebody imports PEFT, at once if somebody has: no torch is loaded on our account.
 register_post_import_hook(lambda _: importlib.import_module("loraxs_search.adapter"), "peft")
@@ -59,6 +68,5 @@ register_post_import_hook(lambda _: importlib.import_module("loraxs_search.adapt
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        room = "search" if name in _OF_SEARCH else "api"
-        return getattr(importlib.import_module(f"loraxs_search.{room}"), name)
+        return getattr(importlib.import_module(f"loraxs_search.{_HOMES.get(name, 'api')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

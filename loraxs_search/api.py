@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UsageError
 from loraxs_search.home import disk_faults
-from loraxs_search.records import Decision, Task
+from loraxs_search.records import Decision, Prediction, Task
 from loraxs_search.studies import StudyFolder, list_studies
 from loraxs_search.tracking import resolve_uri
 
@@ -36,20 +35,6 @@ __all__ = [
 ]
 
 Form = Literal["native", "lora", "merged"]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """An adapter's answer to one text.
-
-    Args:
-        label: Name of the most likely label; None for regression.
-        score: Its probability; the predicted number for regression.
-    """
-
-    text: str
-    label: str | None
-    score: float
 
 
 def promote(study: str | None = None, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
@@ -179,7 +164,7 @@ def predict(
     """Apply the adapter `name` to `texts`; for a pair task, the first and second text of each row in turn."""
     from loraxs_search.adapter import load_adapter_folder
     from loraxs_search.base_model import load_tokenizer, locate
-    from loraxs_search.tasks import encode
+    from loraxs_search.tasks import answer, encode
 
     folder = _folder(registry.on_base(name, base), tracking_uri)
     manifest = registry.verify(folder)
@@ -188,7 +173,7 @@ def predict(
     inputs = encode(manifest.task, load_tokenizer(model_base), firsts, seconds)
     model = load_adapter_folder(folder, base=model_base)
     shown = firsts if seconds is None else [f"{a} | {b}" for a, b in zip(firsts, seconds, strict=True)]
-    return [_prediction(manifest.task, text, row) for text, row in zip(shown, _logits(model, inputs), strict=True)]
+    return [answer(manifest.task, text, row) for text, row in zip(shown, _logits(model, inputs), strict=True)]
 
 
 def _scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> registry.Rescored:
@@ -228,19 +213,9 @@ def _rows(task: Task, texts: Sequence[str]) -> tuple[list[str], list[str] | None
     return list(texts[::2]), list(texts[1::2])
 
 
-def _logits(model: PeftModel, inputs: dict[str, torch.Tensor]) -> list[list[float]]:
+def _logits(model: PeftModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     import torch
 
     with torch.inference_mode():
-        logits: list[list[float]] = model(**inputs).logits.float().tolist()
-    return logits
-
-
-def _prediction(task: Task, text: str, logits: list[float]) -> Prediction:
-    if not task.labels:
-        return Prediction(text, None, logits[0])
-    import torch
-
-    probabilities = torch.tensor(logits).softmax(-1)
-    best = int(probabilities.argmax())
-    return Prediction(text, task.labels[best], float(probabilities[best]))
+        logits: torch.Tensor = model(**inputs).logits
+    return logits.float()

@@ -392,6 +392,20 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """An adapter's answer to one text.
+
+    Args:
+        label: Name of the most likely label; None for regression.
+        score: Its probability; the predicted number for regression.
+    """
+
+    text: str
+    label: str | None
+    score: float
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`manifest.json` of an adapter folder: what it is, what it fits, where it came from.
 

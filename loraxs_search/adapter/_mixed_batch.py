@@ -26,13 +26,16 @@ class AdaptedLayer(Protocol):
 
 
 def check_adapter_names(adapter_names: Sequence[str], x: Tensor, *, merged: bool) -> None:
-    """Raise ValueError (as PEFT's own layers do) unless each row of x has its name and no adapter is merged."""
+    """Raise ValueError, in PEFT's words, unless each row of x has its name and no adapter is merged."""
     if len(adapter_names) != len(x):
         raise ValueError(
-            f"`adapter_names` must name an adapter for each row, but got {len(adapter_names)} for {len(x)} rows."
+            "Length of `adapter_names` should be the same as the number of inputs, but got "
+            f"{len(adapter_names)} and {len(x)} respectively."
         )
     if merged:
-        raise ValueError("`adapter_names` cannot be used while adapters are merged; call unmerge_adapter() first.")
+        raise ValueError(
+            "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+        )
 
 
 def mixed_update(layer: AdaptedLayer, x: Tensor, y: Tensor, adapter_names: Sequence[str]) -> Tensor:

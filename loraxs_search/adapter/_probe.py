@@ -35,7 +35,15 @@ def check_probe(model: PeftModel, probe: Probe, atol: float = 1e-4) -> None:
     Raises:
         FactorMismatchError: logits differ, are not finite, or are of another shape.
     """
-    actual = _logits(model, probe.input_ids)
+    compare_probe(_logits(model, probe.input_ids), probe, atol)
+
+
+def compare_probe(actual: Tensor, probe: Probe, atol: float = 1e-4) -> None:
+    """Raise unless logits, shape (rows, labels), are the probe's within `atol`.
+
+    Raises:
+        FactorMismatchError: logits differ, are not finite, or are of another shape.
+    """
     expected = torch.tensor(probe.logits, dtype=torch.float32)
     if actual.shape != expected.shape:
         found = f"shape {tuple(actual.shape)} where the adapter has {tuple(expected.shape)}"

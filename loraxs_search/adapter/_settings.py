@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from peft.utils.other import get_pattern_key
@@ -14,6 +14,24 @@ from loraxs_search.adapter.config import LoraXSConfig
 from loraxs_search.errors import RankError
 from loraxs_search.factors import default_factor_rank, resolve_driver
 from loraxs_search.records import Basis, Sigma
+
+
+class Family(NamedTuple):
+    """Which factors of a weight: those of one family are cut from the same matrices."""
+
+    driver: Literal["exact", "randomized"]
+    basis: Basis
+    factor_rank: int
+    variant: str = ""
+
+
+# Powers of the singular values on the left and right of R that turn each sigma into `none`.
+_POWERS: dict[Sigma, tuple[float, float]] = {
+    "input": (0.0, 1.0),
+    "sqrt": (0.5, 0.5),
+    "output": (1.0, 0.0),
+    "none": (0.0, 0.0),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,23 @@ class ModuleSettings:
         """Name of the buffer pair; adapters with the same name on one layer share the pair."""
         own = f"_{self.variant}" if self.variant else ""
         return f"{self.driver}_{self.basis}_{self.sigma}_{self.factor_rank}{own}"
+
+    @property
+    def family(self) -> Family:
+        """Which factors of the module's weight; adapters of one family share them whatever their rank and sigma."""
+        return Family(self.driver, self.basis, self.factor_rank, self.variant)
+
+    def fold(self, singular_values: Tensor) -> Tensor:
+        """Return what R is multiplied with, entry by entry, where A and B are left orthonormal, shape (rank, rank).
+
+        scale * B R A = U (scale * S^p R S^q) V^T, the powers p and q being those of `sigma`.
+
+        Args:
+            singular_values: Of the module's factors, shape (k,), k >= rank.
+        """
+        left, right = _POWERS[self.sigma]
+        s = singular_values[: self.rank]
+        return self.scale * s[:, None].pow(left) * s.pow(right)
 
 
 def module_settings(config: LoraXSConfig, module: str, out_features: int, in_features: int) -> ModuleSettings:

@@ -26,6 +26,7 @@ from loraxs_search.adapter._parameters import Float32Parameters
 from loraxs_search.adapter._settings import ModuleSettings, initial_r
 from loraxs_search.adapter.config import LoraXSConfig
 from loraxs_search.errors import BaseModelError, UsageError
+from loraxs_search.factors import Factors
 
 
 class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
@@ -91,6 +92,17 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
         """Return scale * R, shape (r, r), float32, attached to the graph."""
         return torch.mul(self.loraxs_R[adapter_name], self.settings[adapter_name].scale)
 
+    def core(self, adapter_name: str) -> Tensor:
+        """Return scale * R as it stands between orthonormal factors, the singular values folded in, shape (r, r)."""
+        r, settings = self.loraxs_R[adapter_name], self.settings[adapter_name]
+        return torch.mul(r, settings.fold(self.factors_of(adapter_name).singular_values).to(r.device))
+
+    def factors_of(self, adapter_name: str) -> Factors:
+        """Return the factors of the base weight that an adapter was trained in, at their stored rank."""
+        own = replace(self.settings[adapter_name], variant="")
+        factors, _ = checked_factors(self._weight_to_decompose(), own, *self._recorded[adapter_name])
+        return factors
+
     def to_lora(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """Return the same update as LoRA factors: A (r, in) and scale * B R (out, r), float32, no decomposition."""
         a, b = self.factor_pair(adapter_name)
@@ -128,7 +140,11 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
         adapters = new if self._unmerged is None else [*self.merged_adapters, *new]
         merged = self._plus(start, adapters, sign=1.0)
         if safe_merge and not torch.isfinite(merged).all():
-            raise ValueError(f"Merged weights must be finite, but adapters {new} give NaN or infinity.")
+            # PEFT's own words, which tools may look for; infinity counts too.
+            raise ValueError(
+                f"NaNs detected in the merged weights. The adapter {', '.join(new)} seems to be broken: merged weights "
+                "must be finite, but some are NaN or infinite."
+            )
         if self.quantization_backend is None:
             self._unmerged = start
         self.set_base_weight(merged)

@@ -15,7 +15,7 @@ from loraxs_search.errors import BaseModelError, IntegrityError
 from loraxs_search.home import disk_faults
 from loraxs_search.records import BaseModel, Manifest, from_json
 
-__all__ = ["check_probe", "load_adapter_folder", "make_probe", "read_manifest"]
+__all__ = ["check_probe", "load_adapter_folder", "make_probe", "read_manifest", "verified_manifest"]
 
 MANIFEST = "manifest.json"
 
@@ -38,10 +38,7 @@ def load_adapter_folder(
         BaseModelError: the base cannot be found, or its weights are not those of the training.
         FactorMismatchError: the factors or the probe's logits differ.
     """
-    manifest = read_manifest(folder)
-    _check_files(folder, manifest)
-    found = base if base is not None else base_model.locate(manifest.base_model)
-    _check_base(found, manifest)
+    manifest, found = verified_manifest(folder, base)
     num_labels = len(manifest.task.labels) or 1
     body = base_model.load_model(found, manifest.task.kind, num_labels, device=device)
     model = PeftModel.from_pretrained(body, str(folder), torch_device=device)
@@ -50,6 +47,21 @@ def load_adapter_folder(
     if dtype is not None:
         _cast_body(model, dtype)
     return model
+
+
+def verified_manifest(folder: Path, base: BaseModel | None = None) -> tuple[Manifest, BaseModel]:
+    """Return an adapter folder's manifest and its base, files and weights being what the manifest says.
+
+    Args:
+        base: The base model when it is at hand; located from the manifest otherwise.
+    Raises:
+        IntegrityError, BaseModelError: as `load_adapter_folder`.
+    """
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest)
+    found = base if base is not None else base_model.locate(manifest.base_model)
+    _check_base(found, manifest)
+    return manifest, found
 
 
 def read_manifest(folder: Path) -> Manifest:

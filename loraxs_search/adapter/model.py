@@ -17,10 +17,11 @@ from transformers.pytorch_utils import Conv1D
 from loraxs_search.adapter._mixed_batch import BASE, grouped_head_output
 from loraxs_search.adapter._register import PREFIX
 from loraxs_search.adapter._settings import module_settings
+from loraxs_search.adapter._weighted import fill_sum, sum_config
 from loraxs_search.adapter.config import LoraXSConfig
 from loraxs_search.adapter.layer import LoraXSLayer, LoraXSLinear
 from loraxs_search.base_model import pass_through
-from loraxs_search.errors import TargetModulesError
+from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
 
 
 class LoraXSModel(BaseTuner):  # type: ignore[misc]
@@ -49,6 +50,35 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
         drivers = {layer.settings[adapter_name].driver for layer in _layers_with(model, adapter_name)}
         if len(drivers) == 1:
             self.peft_config[adapter_name].factor_driver = drivers.pop()
+
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
+    ) -> None:
+        """Add the adapter whose update is the weighted sum of others': exact, whatever their ranks, scales and sigmas.
+
+        Args:
+            combination_type: `linear` or `cat`, PEFT's names; both mean the sum here. A known name is left as it is.
+        Raises:
+            UsageError: an adapter is unknown, has a head of its own, or has another basis or factor rank.
+        """
+        if combination_type not in ("linear", "cat"):
+            raise UsageError(unknown_name("combination_type", combination_type, ("linear", "cat")))
+        if len(adapters) != len(weights) or not adapters:
+            raise UsageError(f"`weights` must be one for each adapter, but got {len(weights)} for {len(adapters)}.")
+        if adapter_name in self.peft_config:
+            return
+        layers = {name: module for name, module in self.model.named_modules() if isinstance(module, LoraXSLayer)}
+        self.peft_config[adapter_name] = sum_config(self.peft_config, layers, adapters)
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except BaseException:
+            del self.peft_config[adapter_name]
+            raise
+        summed: dict[str, float] = {}
+        for name, weight in zip(adapters, weights, strict=True):
+            summed[name] = summed.get(name, 0.0) + weight
+        for layer in _layers_with(self.model, adapter_name):
+            fill_sum(layer, adapter_name, summed)
 
     def _create_and_replace(
         self,

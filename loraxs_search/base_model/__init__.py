@@ -12,7 +12,7 @@ from loraxs_search.base_model._digest import weight_bytes
 from loraxs_search.base_model._locate import locate
 
 if TYPE_CHECKING:
-    from loraxs_search.base_model.head import fresh_head, head_names, init_head, output_head, pass_through
+    from loraxs_search.base_model.head import fresh_head, head_names, init_head, output_head, pass_through, with_labels
     from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
 
@@ -30,6 +30,7 @@ __all__ = [
     "output_head",
     "pass_through",
     "weight_bytes",
+    "with_labels",
 ]
 
 _HOMES = {
@@ -44,6 +45,7 @@ _HOMES = {
     "matrix": "layers",
     "output_head": "head",
     "pass_through": "head",
+    "with_labels": "head",
 }
 
 

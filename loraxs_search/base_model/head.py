@@ -80,6 +80,16 @@ def _cast_input(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(arg.to(dtype) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
 
 
+def with_labels(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
+    """Return the model, or one of its class without weights (on the meta device), that has this many outputs."""
+    if model.config.num_labels == num_labels:
+        return model
+    config = copy.deepcopy(model.config)
+    config.num_labels = num_labels
+    with torch.device("meta"):
+        return type(model)._from_config(config)
+
+
 def fresh_head(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
     """Draw a new head as the model's own initialisation does, and return it without touching the model.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import fresh_head, head_names, output_head
+from loraxs_search.base_model import fresh_head, head_names, output_head, with_labels
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import Head, LinearModule
 
@@ -65,7 +64,7 @@ class Anatomy:
         Raises:
             BaseModelError: with `head: output`, a layer before the output cannot be the identity.
         """
-        drawn = fresh_head(self._with_labels(num_labels), seed)
+        drawn = fresh_head(with_labels(self._model, num_labels), seed)
         if which == "full" or not self._idle:
             return DrawnHead(drawn, {}, self._heads)
         trained = {name: value for name, value in drawn.items() if name.startswith(f"{self._output}.")}
@@ -87,15 +86,6 @@ class Anatomy:
             if (bias := kept.get(f"{layer}.bias")) is not None:
                 found[f"{layer}.bias"] = torch.zeros_like(bias)
         return found
-
-    def _with_labels(self, num_labels: int) -> PreTrainedModel:
-        """Return the model, or one of its class without weights, that has this many outputs."""
-        if self._model.config.num_labels == num_labels:
-            return self._model
-        config = copy.deepcopy(self._model.config)
-        config.num_labels = num_labels
-        with torch.device("meta"):
-            return type(self._model)._from_config(config)
 
 
 def _repeated(model: nn.Module, names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from loraxs_search.adapter import ModuleSettings
+from loraxs_search.adapter import Family
 from loraxs_search.base_model import head_names, matrix
 from loraxs_search.factors import Factors, FactorStore
 from loraxs_search.packing.anatomy import Anatomy
@@ -18,10 +18,6 @@ from loraxs_search.packing.layers import Cores, PackedHead, PackedLinear, Pair
 from loraxs_search.packing.prefix import Prefix
 from loraxs_search.packing.route import Board
 from loraxs_search.packing.slot import Slot
-
-# Powers of the singular values on the left and right of R that turn each sigma into `none`: B R A = U (S^p R S^q) V^T.
-_POWERS = {"input": (0.0, 1.0), "sqrt": (0.5, 0.5), "output": (1.0, 0.0), "none": (0.0, 0.0)}
-_Family = tuple[str, str, int]
 
 
 class Seating:
@@ -47,7 +43,7 @@ class Seating:
         self._linears = {name: model.get_submodule(name) for name in anatomy.sizes}
         self._heads = {name: model.get_submodule(name) for name in head_names(model)}
         self._in_place: dict[str, nn.Module] = {}
-        self._pairs: dict[tuple[str, _Family, int], Pair] = {}
+        self._pairs: dict[tuple[str, Family, int], Pair] = {}
 
     def seat(self, slots: Iterable[Slot]) -> None:
         """Serve exactly these slots from now on; does nothing when they are seated already."""
@@ -118,7 +114,7 @@ class Seating:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _packed_linear(self, name: str, slots: tuple[Slot, ...], cores: Cores) -> PackedLinear:
-        families = [_family(slot.settings[name]) if name in slot.settings else None for slot in slots]
+        families = [slot.settings[name].family if name in slot.settings else None for slot in slots]
         known = list(dict.fromkeys(family for family in families if family is not None))
         pairs = tuple(self._pair(name, family, cores.rounded.shape[-1]) for family in known)
         pair_of_seat = tuple(None if family is None else known.index(family) for family in families)
@@ -126,14 +122,10 @@ class Seating:
 
     def _fold(self, slot: Slot) -> Tensor:
         """Return what R is multiplied with, entry by entry, shape (modules, r, r): scale and singular values."""
-        left, right = _POWERS[slot.spec.hyperparameters.sigma]
-        folds = []
-        for name, settings in slot.settings.items():
-            s = self._get(name, _family(settings)).singular_values[: settings.rank]
-            folds.append(settings.scale * s[:, None].pow(left) * s.pow(right))
+        folds = [s.fold(self._get(name, s.family).singular_values) for name, s in slot.settings.items()]
         return torch.stack(folds).to(slot.r.device)
 
-    def _pair(self, name: str, family: _Family, rank: int) -> Pair:
+    def _pair(self, name: str, family: Family, rank: int) -> Pair:
         key = (name, family, rank)
         if key not in self._pairs:
             weight = self._linears[name].get_parameter("weight")
@@ -145,10 +137,9 @@ class Seating:
             self._pairs[key] = Pair(a.to(weight), b.to(weight))
         return self._pairs[key]
 
-    def _get(self, name: str, family: _Family) -> Factors:
-        driver, basis, rank = family
+    def _get(self, name: str, family: Family) -> Factors:
         weight = matrix(self._linears[name]).detach()
-        return self._factors.get(weight, rank=rank, basis=basis, driver=driver)  # type: ignore[arg-type]
+        return self._factors.get(weight, rank=family.factor_rank, basis=family.basis, driver=family.driver)
 
     def _forget_pairs(self, rank: int) -> None:
         self._pairs = {key: pair for key, pair in self._pairs.items() if key[-1] == rank}
@@ -160,10 +151,6 @@ class Seating:
     def _set(self, name: str, module: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
         setattr(self._model.get_submodule(parent), child, module)
-
-
-def _family(settings: ModuleSettings) -> _Family:
-    return settings.driver, settings.basis, settings.factor_rank
 
 
 def _neighbourly(slot: Slot) -> tuple[object, ...]:

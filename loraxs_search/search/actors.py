@@ -71,6 +71,8 @@ class Host(Protocol):
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation: ...
 
+    def factor_file(self, key: str) -> bytes: ...
+
 
 def training_host(order: HostOrder, task: Task, threads: int) -> Host:
     """Return the host that trains: packed, or with trials taking turns."""

@@ -13,6 +13,7 @@ from loraxs_search.tasks.catalogue import catalogue_names, catalogue_task
 from loraxs_search.tasks.metrics import METRICS, Metric, metric_fault
 
 if TYPE_CHECKING:
+    from loraxs_search.tasks.answers import answer
     from loraxs_search.tasks.batches import batch_at, epoch_batches, eval_batches
     from loraxs_search.tasks.kinds import TaskHead, head_for
     from loraxs_search.tasks.prepared import Batch, PreparedTask, encode, prepare
@@ -23,6 +24,7 @@ __all__ = [
     "Metric",
     "PreparedTask",
     "TaskHead",
+    "answer",
     "batch_at",
     "catalogue_names",
     "catalogue_task",
@@ -38,6 +40,7 @@ _HOMES = {
     "Batch": "prepared",
     "PreparedTask": "prepared",
     "TaskHead": "kinds",
+    "answer": "answers",
     "batch_at": "batches",
     "encode": "prepared",
     "epoch_batches": "batches",

@@ -61,7 +61,7 @@ class SimulatedHost:
         return Confirmation(spec.trial_id, scores, files, Probe((), ()))
 
 
-def simulated_host(order: HostOrder, task: Task, *, pace_s: float) -> SimulatedHost:
+def simulated_host(order: HostOrder, task: Task, threads: int, *, pace_s: float) -> SimulatedHost:
     """Return the host of an order; see `HostOrder.make`."""
     assert order.pack_size != "auto"
     return SimulatedHost(order.pack_size, pace_s)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-GPU = Path(__file__).parents[1] / "benchmarks" / "bench_gpu.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def run(tmp_path: Path, *arguments: str) -> dict[str, object]:
+def run(tmp_path: Path, *arguments: str, benchmark: str = "bench_gpu") -> dict[str, object]:
     found = tmp_path / "found.json"
-    command = [sys.executable, str(GPU), *arguments, "--json", str(found)]
+    command = [sys.executable, str(BENCHMARKS / f"{benchmark}.py"), *arguments, "--json", str(found)]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
     assert done.returncode == 0, done.stderr
     content: dict[str, object] = json.loads(found.read_text())
@@ -35,3 +35,24 @@ def test_its_path_works_on_a_cpu_with_tiny_bases(tmp_path: Path, in_warm_home: P
     assert isinstance(found, dict)
     assert [row["slots"] for row in found["rows"]] == ["lone", 2]
     assert found["processes_steps_per_s"] > 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_bank_counts_what_an_adapter_takes(tmp_path: Path, in_warm_home: Path) -> None:
+    short = (
+        "--adapters",
+        "60",
+        "--peft-adapters",
+        "2",
+        "--rows",
+        "4",
+        "--tokens",
+        "8",
+        "--rounds",
+        "1",
+        "--warmup",
+        "1",
+    )
+    found = run(tmp_path, *short, benchmark="bench_bank")
+    assert found["allocated_bytes"] == found["r_bytes"] + found["head_bytes"] == 4 * (36 * 8 * 8 + 2 * 384 + 2)
+    assert [row["way"].split(",")[0] for row in found["rows"]] == ["bare base", *["bank"] * 3, *["PEFT"] * 2]

@@ -40,6 +40,6 @@ class FaultyHost:
         return report, state
 
 
-def faulty_host(order: HostOrder, task: Task) -> Host:
+def faulty_host(order: HostOrder, task: Task, threads: int) -> Host:
     """Return the host of an order; see `HostOrder.make`."""
-    return FaultyHost(training_host(order, task), SPOILT)
+    return FaultyHost(training_host(order, task, threads), SPOILT)

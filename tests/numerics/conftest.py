@@ -15,6 +15,7 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     GPT2Config,
+    LlamaConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -45,6 +46,7 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=40, pad_token_id=0, eos_token_id=1, bos_token_id=1
     ),
+    "llama": lambda: LlamaConfig(**SMALL, intermediate_size=48, num_key_value_heads=2),
 }
 
 

@@ -44,7 +44,7 @@ def test_a_mixed_batch_is_its_rows_one_by_one(model, inputs, logits):
 def test_hooks_are_gone_after_the_call_even_a_failed_one(model, inputs, logits):
     expected = logits(model, inputs)
     logits(model, inputs, adapter_names=NAMES)
-    with pytest.raises(ValueError, match="4 for 5 rows"):
+    with pytest.raises(ValueError, match="got 4 and 5 respectively"):
         logits(model, inputs, adapter_names=NAMES[:4])
     assert torch.equal(logits(model, inputs), expected)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -61,7 +61,7 @@ def test_disabled_adapters_stay_disabled_in_a_mixed_batch(model, inputs, logits)
 
 @pytest.mark.parametrize(
     ("names", "match"),
-    [(["default"] * 4, "4 for 5 rows"), (["default"] * 4 + ["forth"], "forth")],
+    [(["default"] * 4, "got 4 and 5 respectively"), (["default"] * 4 + ["forth"], "forth")],
 )
 def test_names_must_be_known_and_as_many_as_rows(adapt, inputs, logits, names, match):
     with pytest.raises(ValueError, match=match):

@@ -7,8 +7,8 @@ from pathlib import Path
 import optuna
 
 from loraxs_search.records import TrialRecord, TrialState
+from loraxs_search.search.optuna_log import open_optuna_study
 from loraxs_search.search.rebuild import rebuild
-from loraxs_search.search.sampler import open_optuna_study
 from loraxs_search.search_space import Space, parse_space
 
 SPACE = """

@@ -1,0 +1,7 @@
+"""Thousands of adapters of one base, resident together and used side by side in one batch."""
+
+from __future__ import annotations
+
+from loraxs_search.bank.bank import AdapterBank
+
+__all__ = ["AdapterBank"]

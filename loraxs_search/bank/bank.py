@@ -1,0 +1,233 @@
+"""The bank: adapters by name, and batches whose rows name them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from loraxs_search.adapter import LoraXSConfig, compare_probe, verified_manifest
+from loraxs_search.bank.body import Body
+from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout, split_tensors
+from loraxs_search.bank.stock import Part, Stock
+from loraxs_search.bank.texts import shown, tokenized
+from loraxs_search.base_model import load_tokenizer, locate
+from loraxs_search.errors import IntegrityError, UsageError
+from loraxs_search.mlflow_uri import resolve_uri
+from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, to_json
+from loraxs_search.registry import pull
+from loraxs_search.tasks import answer
+
+_BULK = 4096  # adapters of one call that are taken up at once
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class AdapterBank:
+    """Holds any number of adapters of one base, and computes batches whose rows name them.
+
+    A row's logits are those of its adapter alone, whatever the other rows are (float32, within 1e-5). An adapter takes
+    4 bytes for each number of its R and head, and a name.
+
+    Any method may be called from any thread. A batch takes what it needs of its adapters before it is computed, so
+    adapters may come and go meanwhile; batches of several threads are computed side by side.
+
+    Args:
+        base: The base model of all adapters.
+        max_bytes: Limit on the adapters' numbers; those used longest ago make room. None means no limit.
+        num_labels: Outputs of the head that rows without an adapter go through; random unless the checkpoint has one.
+    """
+
+    def __init__(
+        self,
+        base: BaseModelRef | BaseModel,
+        *,
+        max_bytes: int | None = None,
+        num_labels: int = 2,
+        device: str = "cpu",
+    ) -> None:
+        self.base = base if isinstance(base, BaseModel) else locate(base)
+        self._device = torch.device(device)
+        self._body = Body(self.base, num_labels, self._device)
+        self._stock = Stock(max_bytes, self._device)
+        self._lock = threading.Lock()  # of the stock: held for a moment
+        self._loading = threading.Lock()  # of what the body learns from adapters: held while factors are computed
+        self._tasks: dict[str, Task] = {}
+
+    @classmethod
+    def of(
+        cls, *names: str, max_bytes: int | None = None, device: str = "cpu", tracking_uri: str | None = None
+    ) -> AdapterBank:
+        """Return a bank of these adapters, as `load` takes them, on the base that the first one was trained on."""
+        if not names:
+            raise UsageError("A bank must be made of one adapter at least, or of a base.")
+        _, base = verified_manifest(_folder(names[0], tracking_uri))
+        bank = cls(base, max_bytes=max_bytes, device=device)
+        for name in names:
+            bank.load(name, tracking_uri=tracking_uri)
+        return bank
+
+    # ---- adapters come and go ----------------------------------------------------------------------------------------
+    def load(self, name: str, source: str | Path | None = None, *, tracking_uri: str | None = None) -> None:
+        """Load an adapter under a name, in place of the one that has it.
+
+        Files are compared by sha256, the base by weight digest, factors by fingerprint and, where the base is float32,
+        the logits of the manifest's probe. Whatever is refused leaves the bank as it was.
+
+        Args:
+            source: A folder with an adapter, or what `pull` takes; None means `name` itself.
+        Raises:
+            RegistryError, IntegrityError, BaseModelError, FactorMismatchError: as `pull` and `load_adapter`; what the
+                adapter stores must be R and head alone.
+            UsageError: it does not fit into `max_bytes`.
+        """
+        folder = _folder(source or name, tracking_uri)
+        manifest, _ = verified_manifest(folder, self.base)
+        if absent := [file for file in _FILES if file not in manifest.files]:
+            raise IntegrityError(f"A manifest must vouch for {absent[0]}, but that of {folder} does not.")
+        config = LoraXSConfig.from_pretrained(str(folder))
+        tensors = {key: value[None] for key, value in load_file(folder / _FILES[1]).items()}
+        layout, vectors = self._taken_up(config, manifest.task, tensors, 1)
+        if self._body.is_float32:
+            probe = torch.tensor(manifest.probe.input_ids, device=self._device)
+            part = Part(tuple(range(len(probe))), layout, vectors)
+            inputs = {"input_ids": probe, "attention_mask": torch.ones_like(probe)}
+            compare_probe(torch.stack(self._run([part], inputs)).cpu(), manifest.probe)
+        self._put(layout, [name], vectors, manifest.task)
+
+    def add(self, names: Sequence[str], config: LoraXSConfig, task: Task, tensors: Mapping[str, Tensor]) -> None:
+        """Add many adapters that differ in their numbers only, each in place of the one that has its name.
+
+        Args:
+            config: Of all of them; its `factor_fingerprints` are compared where it has them.
+            task: Says how many outputs the head has, and how texts become tokens.
+            tensors: What `adapter_model.safetensors` holds, by the same names, each with the adapters first: (n, ...).
+        Raises:
+            FactorMismatchError: the config was made for other factors.
+            IntegrityError: a tensor has another name, number or shape than it should.
+            UsageError: names repeat, or the adapters do not fit into `max_bytes`.
+        """
+        if len(set(names)) != len(names):
+            raise UsageError(f"`names` must differ from each other, but {len(names) - len(set(names))} repeat.")
+        layout, _ = self._taken_up(config, task, tensors, len(names), slice(0, 0))
+        with self._lock:
+            self._stock.make_room(layout, names)
+        for start in range(0, len(names), _BULK):
+            rows = slice(start, start + _BULK)
+            _, vectors = self._taken_up(config, task, tensors, len(names), rows)
+            self._put(layout, names[rows], vectors, task)
+
+    def evict(self, name: str) -> None:
+        """Take an adapter out.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        with self._lock:
+            self._stock.drop(name)
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters' names, used longest ago first."""
+        with self._lock:
+            return self._stock.names
+
+    def __len__(self) -> int:
+        return len(self._stock)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stock
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the adapters' numbers, R and head."""
+        return self._stock.num_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Memory held for adapters, room for those to come included."""
+        with self._lock:
+            return self._stock.allocated_bytes
+
+    # ---- batches -----------------------------------------------------------------------------------------------------
+    def logits(self, names: Sequence[str | None], inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return each row's logits, shape (labels of its adapter,), float32, on the bank's device.
+
+        Args:
+            names: The adapter of each row; None for the bare base.
+            inputs: What the model takes, each (rows, tokens): `input_ids`, `attention_mask`, ...
+        Raises:
+            UsageError: a name is not in the bank, or there is not one for each row.
+        """
+        wrong = {name: len(value) for name, value in inputs.items() if len(value) != len(names)}
+        if wrong or not names:
+            raise UsageError(f"There must be a name for each row, but got {len(names)} names for rows {wrong}.")
+        with self._lock:
+            parts = self._stock.take(names)
+        return self._run(parts, inputs)
+
+    def predict(self, names: Sequence[str], texts: Sequence[str | tuple[str, str]]) -> list[Prediction]:
+        """Apply to each text the adapter that is named for it; a pair task takes pairs of texts.
+
+        Raises:
+            UsageError: a name is not in the bank, or there is not one for each text.
+            TaskDataError: a task takes another number of texts.
+        """
+        if len(names) != len(texts):
+            raise UsageError(f"There must be a name for each text, but got {len(names)} for {len(texts)}.")
+        with self._lock:
+            tasks = [self._stock.task(name) for name in names]
+        logits = self.logits(names, tokenized(tasks, self._tokenizer, texts))
+        return [answer(*row) for row in zip(tasks, map(shown, texts), logits, strict=True)]
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.base)
+
+    def _run(self, parts: Sequence[Part], inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        order = [row for part in parts for row in part.rows]
+        sorted_rows = torch.tensor(order)
+        segments, start = [], 0
+        for part in parts:
+            segments.append(self._body.segment(start, start + len(part.rows), part.layout, part.vectors))
+            start += len(part.rows)
+        on_device = {name: value[sorted_rows].to(self._device) for name, value in inputs.items()}
+        logits = self._body.run(on_device, segments)
+        widths = [self._body.num_labels(segment.layout) for segment in segments for _ in range(segment.num_rows)]
+        found: dict[int, Tensor] = {row: line[:width] for row, line, width in zip(order, logits, widths, strict=True)}
+        return [found[row] for row in range(len(order))]
+
+    def _taken_up(
+        self,
+        config: LoraXSConfig,
+        task: Task,
+        tensors: Mapping[str, Tensor],
+        num: int,
+        rows: slice = slice(None),  # a constant
+    ) -> tuple[Layout, Tensor]:
+        """Check adapters and return their layout and, of `rows`, the vectors."""
+        r, head = split_tensors(tensors)
+        with self._loading, torch.inference_mode():
+            settings = self._body.settings(config, list(r))
+            layout = make_layout(settings, head, config, task.kind, len(task.labels) or 1)
+            check_tensors(layout, r, head, num)
+            self._body.heads(layout)
+            cores = {name: r[name][rows].to(self._device) * self._body.fold(name, s) for name, s in settings.items()}
+            chosen = {name: value[rows] for name, value in head.items()}
+            return layout, fill(layout, cores, chosen, len(range(num)[rows]), self._device)
+
+    def _put(self, layout: Layout, names: Sequence[str], vectors: Tensor, task: Task) -> None:
+        with self._lock:
+            self._stock.make_room(layout, names)
+            self._stock.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
+
+
+def _folder(source: str | Path, tracking_uri: str | None) -> Path:
+    path = Path(source)
+    return path if (path / "manifest.json").is_file() else pull(str(source), uri=resolve_uri(tracking_uri))

@@ -1,0 +1,160 @@
+"""What the adapters of one shape hold, number by number: R of each module, then the head, in one flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from loraxs_search.adapter import Family, LoraXSConfig, ModuleSettings
+from loraxs_search.errors import IntegrityError
+from loraxs_search.records import TaskKind
+
+ROOT = "base_model.model."
+_R = ".loraxs_R"
+
+
+@dataclass(frozen=True)
+class Core:
+    """Where one module's C (r, r) lies: R with its scale and singular values folded in."""
+
+    rank: int
+    family: Family
+    start: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of an adapter; adapters of one layout lie side by side, and a batch gathers them at once.
+
+    Scale, sigma and the numbers themselves are not part of it.
+
+    Args:
+        modules: Adapted modules with rank and factor family, in the order in which they are stored.
+        head: Full names and shapes of the head parameters that are stored, after the modules.
+        kind, num_labels: What head the base is given for them.
+        pass_through: Head layers that are the identity.
+    """
+
+    modules: tuple[tuple[str, int, Family], ...]
+    head: tuple[tuple[str, tuple[int, ...]], ...]
+    kind: TaskKind
+    num_labels: int
+    pass_through: tuple[str, ...]
+
+    @cached_property
+    def cores(self) -> dict[str, Core]:
+        """The module's name to its place."""
+        found, start = {}, 0
+        for name, rank, family in self.modules:
+            found[name] = Core(rank, family, start)
+            start += rank * rank
+        return found
+
+    @cached_property
+    def num_r(self) -> int:
+        """Numbers that belong to R."""
+        return sum(rank * rank for _, rank, _ in self.modules)
+
+    @cached_property
+    def width(self) -> int:
+        """Numbers in all."""
+        return self.num_r + sum(prod(shape) for _, shape in self.head)
+
+    @cached_property
+    def head_places(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """The head parameter's name to its start and shape."""
+        found, start = {}, self.num_r
+        for name, shape in self.head:
+            found[name] = (start, shape)
+            start += prod(shape)
+        return found
+
+    @cached_property
+    def order(self) -> str:
+        """Rows of a batch go by this, so that those of like modules and ranks are neighbours."""
+        return repr((self.modules, self.num_labels, self.head))
+
+    def core(self, vectors: Tensor, module: str) -> Tensor:
+        """Return C of a module, shape (n, r, r), a view of vectors (n, width)."""
+        at = self.cores[module]
+        return _block(vectors, at.start, (at.rank, at.rank))
+
+    def head_parameters(self, vectors: Tensor, module: str) -> dict[str, Tensor]:
+        """Return a head module's stored parameters by their own names, each (n, *shape), views of vectors."""
+        prefix = f"{module}."
+        return {
+            name.removeprefix(prefix): _block(vectors, start, shape)
+            for name, (start, shape) in self.head_places.items()
+            if name.startswith(prefix)
+        }
+
+
+def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tell R by module from head parameters by full name, the names of `adapter_model.safetensors` taken off.
+
+    Raises:
+        IntegrityError: a name is not one that PEFT writes for LoRA-XS.
+    """
+    r, head = {}, {}
+    for key, value in tensors.items():
+        name = key.removeprefix(ROOT)
+        if name == key:
+            raise IntegrityError(f"Tensors of an adapter must be named {ROOT}..., but got {key!r}.")
+        if name.endswith(_R):
+            r[name.removesuffix(_R)] = value
+        else:
+            head[name] = value
+    return r, head
+
+
+def make_layout(
+    settings: Mapping[str, ModuleSettings],
+    head: Mapping[str, Tensor],
+    config: LoraXSConfig,
+    kind: TaskKind,
+    num_labels: int,
+) -> Layout:
+    """Return the layout of adapters with these settings and head parameters, the latter (n, *shape)."""
+    return Layout(
+        tuple((name, s.rank, s.family) for name, s in settings.items()),
+        tuple(sorted((name, tuple(value.shape[1:])) for name, value in head.items())),
+        kind,
+        num_labels,
+        tuple(config.pass_through),
+    )
+
+
+def check_tensors(layout: Layout, r: Mapping[str, Tensor], head: Mapping[str, Tensor], num: int) -> None:
+    """Raise unless there are `num` R of the layout's rank for each module, and as many of each head parameter.
+
+    Raises:
+        IntegrityError: a tensor has another shape or type.
+    """
+    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
+    expected |= {name: (r[name], (num, core.rank, core.rank)) for name, core in layout.cores.items()}
+    expected |= {name: (head[name], (num, *shape)) for name, shape in layout.head}
+    for name, (value, shape) in expected.items():
+        if tuple(value.shape) != shape or not value.is_floating_point():
+            raise IntegrityError(f"{name} must be floating point of shape {shape}, but got {tuple(value.shape)}.")
+
+
+def fill(
+    layout: Layout, cores: Mapping[str, Tensor], head: Mapping[str, Tensor], num: int, device: torch.device
+) -> Tensor:
+    """Return the vectors (num, width), float32, of C (num, r, r) by module and head parameters by full name."""
+    vectors = torch.empty(num, layout.width, device=device)
+    for name in layout.cores:
+        layout.core(vectors, name).copy_(cores[name])
+    for name, (start, shape) in layout.head_places.items():
+        _block(vectors, start, shape).copy_(head[name])
+    return vectors
+
+
+def _block(vectors: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
+    """Return the numbers from `start` on of each vector in a shape, (n, *shape), a view."""
+    return vectors[:, start : start + prod(shape)].view(len(vectors), *shape)

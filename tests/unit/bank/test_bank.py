@@ -1,0 +1,267 @@
+"""Adapters come, go and are refused; batches of many threads are undisturbed by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import loraxs_search
+from loraxs_search import AdapterBank
+from loraxs_search.adapter import LoraXSConfig, load_adapter_folder
+from loraxs_search.bank.stock import Stock
+from loraxs_search.errors import (
+    BaseModelError,
+    FactorMismatchError,
+    IntegrityError,
+    RegistryError,
+    TargetModulesError,
+    TaskDataError,
+    UsageError,
+)
+from loraxs_search.records import DataSource, Task
+
+from .conftest import TARGETS
+
+R_BYTES, HEAD_BYTES = 4 * 4 * 4 * len(TARGETS), 4 * (2 * 32 + 2)
+
+
+@pytest.fixture
+def bank(base, folders) -> AdapterBank:
+    bank = AdapterBank(base)
+    for name, folder in folders.items():
+        bank.load(name, folder)
+    return bank
+
+
+def close(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(actual, expected, strict=True))
+
+
+# ---- what is there ---------------------------------------------------------------------------------------------------
+def test_bytes_are_those_of_r_and_head(base, folders):
+    bank = AdapterBank(base)
+    bank.load("a", folders["a"])
+    assert bank.num_bytes == R_BYTES + HEAD_BYTES
+    bank.load("b", folders["b"])
+    assert bank.num_bytes == bank.allocated_bytes == 2 * (R_BYTES + HEAD_BYTES)
+    assert len(bank) == 2
+    assert "a" in bank
+    bank.evict("a")
+    assert "a" not in bank
+    assert bank.num_bytes == bank.allocated_bytes == R_BYTES + HEAD_BYTES
+
+
+def test_an_evicted_adapter_leaves_the_others_as_they_were(bank, inputs):
+    names = ["b", "c", "d", "c", "b", None]
+    before = bank.logits(names, inputs)
+    bank.evict("a")  # "c" moves into its place
+    assert close(bank.logits(names, inputs), before)
+
+
+def test_a_name_is_loaded_anew(bank, folders, inputs):
+    expected = bank.logits(["b"] * 6, inputs)
+    assert not close(bank.logits(["a"] * 6, inputs), expected)
+    bank.load("a", folders["b"])
+    assert close(bank.logits(["a"] * 6, inputs), expected)
+    assert len(bank) == 4
+
+
+def test_the_least_recently_used_makes_room(base, folders, inputs):
+    bank = AdapterBank(base, max_bytes=2 * (R_BYTES + HEAD_BYTES))
+    bank.load("a", folders["a"])
+    bank.load("b", folders["b"])
+    bank.logits(["a"] * 6, inputs)
+    bank.load("c", folders["c"])
+    assert bank.names == ["a", "c"]
+    with pytest.raises(UsageError, match="'b' is none of 2"):
+        bank.logits(["a", "b", "a", "a", "a", "a"], inputs)
+
+
+def test_many_at_once_are_each_what_they_are_alone(base, folders, inputs, monkeypatch):
+    monkeypatch.setattr("loraxs_search.bank.bank._BULK", 2)
+    bank, files = AdapterBank(base), [load_file(folders[name] / "adapter_model.safetensors") for name in "abc"]
+    config = LoraXSConfig.from_pretrained(str(folders["b"]))  # its scale goes for all of them
+    task = Task("t", "sequence-classification", DataSource(), "x", "y", "f1", "maximize", ("f1",), labels=("n", "y"))
+    bank.add(["x", "y", "z"], config, task, {key: torch.stack([file[key] for file in files]) for key in files[0]})
+    bank.load("b", folders["b"])
+    assert bank.names == ["x", "y", "z", "b"]
+    found = bank.logits(["x", "y", "z", "z", "x", "b"], {k: v[:1].expand(6, -1) for k, v in inputs.items()})
+    assert close([found[1]], [found[5]])
+    assert not close([found[0]], [found[4] + 1e-3])
+    model = load_adapter_folder(folders["b"], base=base)
+    for name, file in (("x", files[0]), ("z", files[2])):
+        model.load_state_dict(
+            {k.replace("loraxs_R", "loraxs_R.default"): v for k, v in file.items() if "_R" in k}, False
+        )
+        head = {k.rpartition(".")[2]: v for k, v in file.items() if "classifier" in k}
+        model.base_model.model.classifier.modules_to_save["default"].load_state_dict(head)
+        with torch.no_grad():
+            expected = model(**{k: v[:1] for k, v in inputs.items()}).logits
+        assert close([found[0 if name == "x" else 2]], [expected[0]])
+
+
+def test_the_package_hands_it_out_by_name():
+    assert loraxs_search.AdapterBank is AdapterBank
+
+
+def test_a_bank_of_folders_finds_its_base(base, folders, in_warm_home, inputs):
+    bank = AdapterBank.of(str(folders["a"]), str(folders["d"]), max_bytes=1 << 20)
+    assert bank.base.weight_digest == base.weight_digest
+    assert [len(row) for row in bank.logits([str(folders["a"]), str(folders["d"])] * 3, inputs)] == [2, 3] * 3
+    with pytest.raises(UsageError, match="one adapter at least"):
+        AdapterBank.of()
+
+
+# ---- texts -----------------------------------------------------------------------------------------------------------
+def test_texts_of_several_tasks_are_one_batch(bank, folders, base):
+    from loraxs_search.api import predict
+
+    texts = ["a moving, funny film", "two hours of my life that I will never get back", "so so", "no"]
+    names = ["d", "a", "a", "d"]
+    found = bank.predict(names, texts)
+    for name, text, prediction in zip(names, texts, found, strict=True):
+        (expected,) = predict(str(folders[name]), [text])
+        assert (prediction.text, prediction.label) == (text, expected.label)
+        assert prediction.score == pytest.approx(expected.score, abs=1e-5)
+
+
+def test_a_pair_for_a_task_of_one_text_is_refused(bank):
+    with pytest.raises(TaskDataError, match=r"task-2 must be given one text a row, but got \('one', 'two'\)"):
+        bank.predict(["a"], [("one", "two")])
+    with pytest.raises(UsageError, match="got 1 for 2"):
+        bank.predict(["a"], ["one", "two"])
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+def changed(folder: Path, to: Path, *, config: dict | None = None, tensors=None, manifest: dict | None = None) -> Path:
+    """Copy an adapter folder with changes that its manifest vouches for."""
+    shutil.copytree(folder, to)
+    if config:
+        path = to / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    if tensors:
+        save_file(tensors(load_file(to / "adapter_model.safetensors")), to / "adapter_model.safetensors")
+    path = to / "manifest.json"
+    content = json.loads(path.read_text()) | (manifest or {})
+    if "files" not in (manifest or {}):
+        content["files"] = {name: hashlib.sha256((to / name).read_bytes()).hexdigest() for name in content["files"]}
+    path.write_text(json.dumps(content))
+    return to
+
+
+def renamed(old: str, new: str):
+    return lambda tensors: {key.replace(old, new): value for key, value in tensors.items()}
+
+
+def without(part: str):
+    return lambda tensors: {key: value for key, value in tensors.items() if part not in key}
+
+
+REFUSED = {
+    "another base": ({"manifest": {"base_digest": "f" * 64}}, BaseModelError, "weights ffff"),
+    "a changed file": ({"manifest": {"files": {"adapter_model.safetensors": "0" * 64}}}, IntegrityError, "sha256"),
+    "no word of a file": ({"manifest": {"files": {}}}, IntegrityError, "must vouch for adapter_config"),
+    "another basis": ({"config": {"basis": "bottom"}}, FactorMismatchError, "fingerprints must agree"),
+    "another scale": ({"config": {"scale": 3.0}}, FactorMismatchError, "probe must agree"),
+    "another rank": ({"config": {"r": 3, "factor_fingerprints": {}}}, IntegrityError, r"of shape \(1, 3, 3\)"),
+    "another module": ({"tensors": renamed("query", "quarry")}, TargetModulesError, "query"),
+    "a missing module": ({"tensors": without("layer.1")}, IntegrityError, "layer.1.attention.self.query is amiss"),
+    "another parameter": ({"tensors": renamed("classifier", "pooler")}, IntegrityError, "of the head only"),
+    "another root": ({"tensors": renamed("base_model.model.", "")}, IntegrityError, "must be named base_model"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_does_not_fit_is_refused_and_changes_nothing(bank, folders, inputs, tmp_path, what):
+    changes, error, match = REFUSED[what]
+    before = bank.logits(["a"] * 6, inputs)
+    with pytest.raises(error, match=match):
+        bank.load("a", changed(folders["a"], tmp_path / "changed", **changes))
+    assert close(bank.logits(["a"] * 6, inputs), before)
+    assert bank.names == ["b", "c", "d", "a"]
+
+
+def test_bulk_is_refused_as_a_whole(bank, folders):
+    config = LoraXSConfig.from_pretrained(str(folders["a"]))
+    task = Task("t", "sequence-classification", DataSource(), "x", "y", "f1", "maximize", ("f1",), labels=("n", "y"))
+    one = {key: value[None] for key, value in load_file(folders["a"] / "adapter_model.safetensors").items()}
+    two = {key: value.expand(2, *value.shape[1:]) for key, value in one.items()}
+    with pytest.raises(UsageError, match="1 repeat"):
+        bank.add(["x", "x"], config, task, two)
+    with pytest.raises(IntegrityError, match=r"shape \(3, 4, 4\), but got \(2, 4, 4\)"):
+        bank.add(["x", "y", "z"], config, task, two)
+    wrong = dataclasses.replace(config, basis="middle")
+    with pytest.raises(FactorMismatchError, match="fingerprints must agree"):
+        bank.add(["x", "y"], wrong, task, two)
+    assert len(bank) == 4
+
+
+def test_names_are_told_apart_from_what_is_not_there(bank, inputs, store_uri):
+    with pytest.raises(UsageError, match="got 5 names for rows"):
+        bank.logits(["a"] * 5, inputs)
+    with pytest.raises(UsageError, match="'aa' is none of 4"):
+        bank.logits(["a"] * 5 + ["aa"], inputs)
+    with pytest.raises(UsageError, match="'e' is none of 4"):
+        bank.evict("e")
+    with pytest.raises(RegistryError):
+        bank.load("no-such-task")
+
+
+# ---- threads ---------------------------------------------------------------------------------------------------------
+def test_batches_of_many_threads_are_undisturbed_by_what_comes_and_goes(bank, folders, inputs):
+    names = ["a", "b", None, "d", "a", "b"]
+    expected = bank.logits(names, inputs)
+    stop, errors = threading.Event(), []
+
+    def churn() -> None:
+        while not stop.is_set():
+            bank.load("c", folders["c"])
+            bank.evict("c")
+
+    def serve(seed: int) -> None:
+        order = torch.randperm(6, generator=torch.Generator().manual_seed(seed)).tolist()
+        rows = {key: value[order] for key, value in inputs.items()}
+        same = [close(bank.logits([names[i] for i in order], rows), [expected[i] for i in order]) for _ in range(25)]
+        errors.extend(seed for good in same if not good)
+
+    churner = threading.Thread(target=churn)
+    servers = [threading.Thread(target=serve, args=(seed,)) for seed in range(4)]
+    for thread in (churner, *servers):
+        thread.start()
+    for thread in servers:
+        thread.join()
+    stop.set()
+    churner.join()
+    assert errors == []
+    assert {"a", "b", "d"} <= set(bank.names)
+
+
+def test_the_stock_is_touched_by_one_thread_at_a_time(base, folders, inputs, monkeypatch):
+    """Deterministic where the test above has to be lucky: whoever comes to the stock holds the lock."""
+    bank, seen = AdapterBank(base), set()
+
+    def watch(method: str) -> None:
+        original = getattr(Stock, method)
+
+        def watched(self, *args):
+            assert bank._lock.locked()
+            seen.add(method)
+            return original(self, *args)
+
+        monkeypatch.setattr(Stock, method, watched)
+
+    for method in ("make_room", "put", "take", "task", "drop"):
+        watch(method)
+    bank.load("a", folders["a"])
+    bank.logits(["a"] * 6, inputs)
+    bank.predict(["a"], ["so so"])
+    bank.evict("a")
+    assert seen == {"make_room", "put", "take", "task", "drop"}
