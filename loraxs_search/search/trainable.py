@@ -97,7 +97,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
 
     def _check(self, report: TrialReport) -> None:
         if self._metric not in report.metrics:
-            known = ", ".join(sorted(report.metrics))
+            known = ", ".join(sorted(report.metrics)) or "none"
             raise LoraxsError(f"`{self._metric}` must be among a report's metrics, but got {known}.")
 
     def _result(self, report: TrialReport) -> dict[str, Any]:

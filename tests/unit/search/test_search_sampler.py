@@ -39,8 +39,12 @@ def searcher(tmp_path: Path, store_uri: str) -> StudySearcher:
     study = open_optuna_study(path, "s", "maximize")
     tracker = Tracker("s", tmp_path / "s", store_uri, "t")
     ledger = Ledger(Journal(tmp_path / "journal.jsonl"), study, tracker, FullView(), "accuracy")
-    # What of a crew needs no cluster: the names of actors, and what params resolve to.
-    crew: Any = SimpleNamespace(actor_names={}, spec=lambda trial_id, params: SimpleNamespace(hyperparameters=HYPER))
+    # What of a crew needs no cluster: the names of actors, what params resolve to, and room for two trials.
+    crew: Any = SimpleNamespace(
+        actor_names={},
+        spec=lambda trial_id, params: SimpleNamespace(hyperparameters=HYPER),
+        census=SimpleNamespace(width=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
+    )
     return StudySearcher(study, ledger, space, space.search, crew, None, None, path)
 
 

@@ -32,7 +32,7 @@ class Doomed(TrialTrainable):
         (RayTaskError("advance", "...", MemoryError("no room for 3 GiB")), "MemoryError: no room for 3 GiB"),
         (
             TrialReport("00000", 4, {"f1": 0.5}, 0.5, 1.0, 10, AdapterSize(1, 1, 1)),
-            "it must report `accuracy`, but its metrics are: f1",
+            "`accuracy` must be among a report's metrics, but got f1.",
         ),
     ],
 )
