@@ -27,7 +27,7 @@ FILES = (
     "test_decoder_models",
     "test_feature_extraction_models",
 )
-MATRICES = {"test_custom_models": 480, "test_decoder_models": 200, "test_feature_extraction_models": 60}
+MATRICES = {"test_custom_models": 480, "test_decoder_models": 180, "test_feature_extraction_models": 45}
 FILES = ("testing_common", "testing_utils", *MATRICES)
 PYTEST_INI = "[pytest]\naddopts = -p no:cacheprovider\nmarkers =\n    regression: PEFT's\n"
 
