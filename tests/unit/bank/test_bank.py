@@ -26,7 +26,8 @@ from loraxs_search.errors import (
     TaskDataError,
     UsageError,
 )
-from loraxs_search.records import DataSource, Task
+from loraxs_search.records import Candidate, DataSource, Manifest, PromotionRule, Task, from_json
+from loraxs_search.registry import Registry, seal
 
 from .conftest import TARGETS
 
@@ -265,3 +266,23 @@ def test_the_stock_is_touched_by_one_thread_at_a_time(base, folders, inputs, mon
     bank.predict(["a"], ["so so"])
     bank.evict("a")
     assert seen == {"make_room", "put", "take", "task", "drop"}
+
+
+# ---- the registry ----------------------------------------------------------------------------------------------------
+def test_a_bank_takes_what_the_registry_hands_out(base, folders, store_uri, inputs, tmp_path):
+    """By task, and by version, as the README does."""
+    folder = folders["a"]
+    manifest = from_json(Manifest, (folder / "manifest.json").read_bytes())
+    numbers = {"accuracy": 0.9}
+    candidate = Candidate("s", "0", "task-2", numbers, numbers, 1000, "", base.weight_digest)
+    sealed = tmp_path / "sealed"
+    shutil.copytree(folder, sealed)
+    seal(sealed, manifest)
+    decision, version = Registry(store_uri).settle(PromotionRule(), manifest.task, [candidate], {"0": sealed})
+    assert (decision.promoted, version) == (True, 1)
+    bank = AdapterBank.of("task-2", tracking_uri=store_uri)
+    bank.load("first", "task-2:1", tracking_uri=store_uri)
+    assert bank.names == ["task-2", "first"]
+    expected = AdapterBank(base)
+    expected.load("a", folder)
+    assert close(bank.logits(["task-2", "first"] * 3, inputs), expected.logits(["a"] * 6, inputs))
