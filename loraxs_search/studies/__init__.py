@@ -18,9 +18,10 @@ from __future__ import annotations
 from loraxs_search.studies.confirmations import Confirmations, ScoredRefit
 from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies, studies_root
 from loraxs_search.studies.journal import Journal
-from loraxs_search.studies.mirror import check_new_in, fetch, mirrored
+from loraxs_search.studies.mirror import mirrored
 from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.studies.storage import Storage
+from loraxs_search.studies.takeover import check_new_in, fetch
 
 __all__ = [
     "Confirmations",

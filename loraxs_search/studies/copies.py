@@ -1,0 +1,58 @@
+"""What of a study folder is copied to a storage, and which of the two is ahead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loraxs_search.errors import StudyError
+from loraxs_search.studies.storage import Storage
+
+# What is copied, in this order: a copy that was cut short is one of an earlier moment. The sampler's database is not
+# among it, as it is rebuilt from the journal, nor what belongs to one machine.
+_ORDER = (
+    *("tracking.", "space.yaml", "snapshots/", "adapters/", "journal.jsonl"),
+    *("confirmed/", "candidates.json", "study.json"),
+)
+# These grow while they are copied. Read before the others, they speak of nothing that is not copied with them; the
+# offset before the events, as it may lag behind them and never run ahead.
+READ_FIRST = ("tracking.offset", "tracking.jsonl", "journal.jsonl")
+
+
+def place(key: str) -> int | None:
+    """Return a file's place in the order of copying; None when it is not copied."""
+    if any(part.startswith(".") for part in key.split("/")):
+        return None
+    return next((index for index, start in enumerate(_ORDER) if key.startswith(start)), None)
+
+
+def files(path: Path) -> list[str]:
+    """Return the keys of what is copied, in order."""
+    keys = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
+    return sorted((key for key in keys if place(key) is not None), key=lambda key: (place(key), key))
+
+
+def is_behind(path: Path, storage: Storage, name: str) -> bool:
+    """Say whether the folder is behind the storage; a journal only ever grows.
+
+    Raises:
+        StudyError: each side holds what the other lacks.
+    """
+    here, there = _read(path / "journal.jsonl") or b"", storage.get(f"{name}/journal.jsonl") or b""
+    here, there = here[: here.rfind(b"\n") + 1], there[: there.rfind(b"\n") + 1]
+    if here.startswith(there):
+        return (
+            here == there and not (path / "candidates.json").exists() and bool(storage.get(f"{name}/candidates.json"))
+        )
+    if there.startswith(here):
+        return True
+    raise StudyError(
+        f"Of study {name!r} one side must be ahead, but {path} and {storage.uri} each hold what the other lacks.",
+        hint="keep one: move the folder away to go on with the storage's",
+    )
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,85 @@
+"""Taking a study up from its storage, on whatever machine."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from loraxs_search.errors import StudyError, unknown_name
+from loraxs_search.home import ensure_dir, write_atomic
+from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
+from loraxs_search.records import from_json, to_json
+from loraxs_search.studies.copies import is_behind, place
+from loraxs_search.studies.folder import StudyFolder, StudyInfo, studies_root
+from loraxs_search.studies.lease import Lease
+from loraxs_search.studies.storage import Storage
+
+_OF_ONE_STORE = ("tracking.offset", "tracking.runs.jsonl")
+
+
+def check_new_in(storage: Storage, name: str) -> None:
+    """Refuse a name that a study in the storage has.
+
+    Raises:
+        StudyError: it has.
+    """
+    if storage.get(f"{name}/study.json") is not None:
+        raise StudyError(
+            f"Study {name!r} already exists in {storage.uri}.",
+            hint=f"go on with `loraxs-search resume {name} --storage {storage.uri}`, or choose another with --name",
+        )
+
+
+def fetch(name: str, storage: Storage) -> StudyFolder:
+    """Bring the study folder up to the storage's copy, if that is ahead of it or there is none here.
+
+    An embedded MLflow store stays on the machine that had it: on another one the study's records are written anew into
+    its own.
+
+    Raises:
+        StudyError: the storage has no such study, another driver is at work, or both sides went on.
+    """
+    content = storage.get(f"{name}/study.json")
+    if content is None:
+        known = sorted({key.partition("/")[0] for key in storage.keys("") if key.endswith("/study.json")})
+        raise StudyError(unknown_name("study", name, known), hint=f"these are the studies in {storage.uri}")
+    Lease(storage, name).check_free()
+    info = from_json(StudyInfo, content)
+    path = studies_root() / name
+    if StudyFolder.exists(name):
+        folder = StudyFolder.open(name)
+        if folder.info.study_id != info.study_id:
+            raise StudyError(
+                f"Study {name!r} of {storage.uri} must not meet another of its name, but {path} is one.",
+                hint="set LORAXS_HOME to another folder, or move that one away",
+            )
+        if not is_behind(path, storage, name):
+            return folder
+        with folder.lock():
+            _download(name, storage, path)
+    else:
+        _download(name, storage, path)
+    _settle(path, replace(info, storage=storage.uri))
+    return StudyFolder(path)
+
+
+def _download(name: str, storage: Storage, path: Path) -> None:
+    for leftover in path.glob("optuna.db*"):
+        leftover.unlink()  # behind the journal that comes; rebuilt from it
+    shutil.rmtree(path / "tune", ignore_errors=True)
+    ensure_dir(path / "snapshots")
+    keys = [key.removeprefix(f"{name}/") for key in storage.keys(name)]
+    for key in sorted((key for key in keys if place(key) is not None), key=lambda key: place(key) or 0):
+        if key != "study.json" and (content := storage.get(f"{name}/{key}")) is not None:
+            write_atomic(path / key, content)
+
+
+def _settle(path: Path, info: StudyInfo) -> None:
+    """Write `study.json`, with which the study exists here."""
+    embedded = sqlite_path(info.tracking_uri)
+    if embedded is not None and not embedded.exists():
+        info = replace(info, tracking_uri=resolve_uri())
+        for name in _OF_ONE_STORE:
+            (path / name).unlink(missing_ok=True)
+    write_atomic(path / "study.json", to_json(info, indent=2))
