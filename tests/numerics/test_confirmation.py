@@ -1,0 +1,105 @@
+"""What a host confirms is what others find when they load the files: scores, answers row by row, and the factors."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loraxs_search.errors import TaskDataError
+from loraxs_search.home import factor_path
+from loraxs_search.packing import PackedHost, TrialHost
+from loraxs_search.records import BaseModelRef, Confirmation, Manifest, TrialSpec
+from loraxs_search.registry import lacks_factors, seal
+from loraxs_search.search.refits import refit_spec
+from loraxs_search.trial import score_folder
+
+
+@pytest.fixture
+def confirmed(world: Any) -> tuple[TrialSpec, Confirmation, TrialHost]:
+    host = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
+    spec = world.spec("7", learning_rate=0.05)
+    _, snapshot = host.advance(spec, 20, None)
+    return spec, host.confirm(spec, snapshot), host
+
+
+@pytest.fixture
+def folder(world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost], tmp_path: Path) -> Path:
+    spec, confirmation, host = confirmed
+    made = tmp_path / "adapter"
+    made.mkdir()
+    for name, content in confirmation.files.items():
+        (made / name).write_bytes(content)
+    manifest = Manifest(
+        task=world.data.task,
+        base_model=BaseModelRef(world.base.path),
+        base_digest=host.info().base.weight_digest,
+        data_fingerprint=world.data.data_fingerprint,
+        study="s",
+        trial_id=spec.trial_id,
+        params={},
+        hyperparameters=spec.hyperparameters,
+        validation_metrics={},
+        test_metrics=confirmation.test_metrics,
+        size=host.advance(spec, 20, None)[0].size,
+        probe=confirmation.probe,
+        versions={},
+        created_at="2026-01-01",
+    )
+    seal(made, manifest)
+    return made
+
+
+def test_answers_come_in_test_order_and_add_up_to_the_score(
+    world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost]
+) -> None:
+    _, confirmation, _ = confirmed
+    labels = world.data.labels("test")
+    assert confirmation.labels == tuple(labels.tolist())
+    assert len(confirmation.predictions) == world.data.num_rows("test")
+    share = np.mean(np.array(confirmation.predictions) == labels)
+    assert confirmation.test_metrics["accuracy"] == pytest.approx(share)
+
+
+def test_a_folder_scored_anew_gives_the_same_answers(
+    world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost], folder: Path
+) -> None:
+    _, confirmation, _ = confirmed
+    anew = score_folder(folder, world.data.task)
+    assert anew.metrics == pytest.approx(confirmation.test_metrics, rel=1e-6)
+    assert (anew.predictions, anew.labels) == (confirmation.predictions, confirmation.labels)
+    assert anew.data_fingerprint == world.data.data_fingerprint
+    other = dataclasses.replace(world.data.task, labels=("x", "y"))
+    with pytest.raises(TaskDataError, match="must have the labels the adapter was trained for"):
+        score_folder(folder, other)
+
+
+def test_the_factors_it_names_are_those_on_disk(confirmed: tuple[TrialSpec, Confirmation, TrialHost]) -> None:
+    spec, confirmation, host = confirmed
+    assert len(confirmation.factors) == len(spec.hyperparameters.target_modules)
+    for key, checksum in confirmation.factors.items():
+        assert not lacks_factors(key, checksum)
+        assert host.factor_file(key) == factor_path(key).read_bytes()
+
+
+def test_a_refit_differs_in_its_seed_alone_and_packs_as_it_trains_alone(world: Any) -> None:
+    spec = world.spec("7")
+    refits = [refit_spec(spec, number) for number in (1, 2)]
+    assert [refit.trial_id for refit in refits] == ["7.1", "7.2"]
+    assert len({spec.hyperparameters.seed, *(refit.hyperparameters.seed for refit in refits)}) == 3
+    for refit in refits:
+        same = dataclasses.replace(refit.hyperparameters, seed=spec.hyperparameters.seed)
+        assert same == spec.hyperparameters
+    ref = BaseModelRef(id=world.base.path)
+    lone = TrialHost(ref, world.data.task, precision="float32", device="cpu")
+    packed = PackedHost(ref, world.data.task, slots=2, precision="float32", device="cpu")
+    try:
+        for refit in refits:
+            alone, _ = lone.advance(refit, 10, None)
+            among, _ = packed.advance(refit, 10, None)
+            assert among.metrics == pytest.approx(alone.metrics, rel=1e-5)
+    finally:
+        packed.close()
