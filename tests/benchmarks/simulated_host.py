@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -30,14 +32,20 @@ from loraxs_search.studies import read_reports
 
 LAYERS, WIDTH = 6, 384
 STATE_FLOATS = 25_000  # a snapshot of 100 KB, what R, a head and their moments come to
+START_TIMEOUT_S = 600.0
 SIZE = AdapterSize(r_parameters=2304, head_parameters=770, stored_bytes=17_032)
 
 
 class SimulatedHost:
-    """Answers what a host is asked, after `pace_s` seconds for each report."""
+    """Answers what a host is asked, after `pace_s` seconds for each report.
+
+    The first trials wait until every slot has one: real trials take much longer than their process takes to start,
+    and Tune gives up processes that are starting as soon as another becomes free.
+    """
 
     def __init__(self, num_slots: int, pace_s: float) -> None:
         self._num_slots, self._pace_s = num_slots, pace_s
+        self._all_started = threading.Barrier(num_slots)
         self._state = np.zeros(STATE_FLOATS, np.float32)
 
     def info(self, task: Task) -> HostInfo:
@@ -48,6 +56,9 @@ class SimulatedHost:
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None: ...
 
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
+        if not snapshot and int(spec.trial_id) < self._num_slots:
+            with contextlib.suppress(threading.BrokenBarrierError):  # a search that is resumed may have fewer
+                self._all_started.wait(START_TIMEOUT_S)
         time.sleep(self._pace_s)
         score = accuracy(spec, until)
         metrics = {"loss": 1 - score, **dict.fromkeys(task.metrics, score)}
