@@ -25,7 +25,7 @@ Case = Callable[[World, random.Random], Losses]
 # ---- a: the driver dies ----------------------------------------------------------------------------------------------
 def driver_killed(world: World, rng: random.Random) -> Losses:
     """Kill -9 at random moments of a search, from its first second on; resumed each time, it is as if undisturbed."""
-    world.trials, world.steps = 12, 16  # more than those that the sampler draws at random
+    world.trials, world.steps = 12, 8  # more than those that the sampler draws at random
     began = time.monotonic()
     world.finish(world.launch("undisturbed"))
     wall_s = time.monotonic() - began
