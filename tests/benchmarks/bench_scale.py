@@ -1,7 +1,7 @@
 """What a search itself costs when it is large: thousands of trials that wait instead of training.
 
     python tests/benchmarks/bench_scale.py [--trials 1000 10000] [--at-once 256] [--pace 0.5] [--json FILE]
-                                           [--profile FILE]
+                                           [--profile FILE] [--recorded N]
 
 Everything is real but the host: driver, sampler, ASHA, journal, Optuna database, keeper, MLflow (the embedded store)
 and Tune with a process for each trial in flight; those take some 60 to 100 MB each, so --at-once is what fits. Trials
@@ -10,6 +10,9 @@ report four times, `--pace` seconds apart, or until ASHA stops them.
 A search is interrupted when 95 % of its trials have ended, and resumed to its end. `overhead` is wall time by trials
 ended while it runs; it is the driver's own cost as long as slots wait for it, which `capacity` tells (trials a second
 that the slots could take). The first trials, while the slots' processes start, are left out.
+
+--recorded N runs nothing: it writes a study of N trials that have ended and measures what a resumed driver does with it
+before its first trial, and how long proposals take.
 """
 
 from __future__ import annotations
@@ -244,8 +247,14 @@ def main() -> int:
     parser.add_argument("--pace", type=float, default=0.5)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", type=Path)
+    parser.add_argument("--recorded", type=int)
     arguments = parser.parse_args()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    if arguments.recorded:
+        from recorded_study import take_up
+
+        print(json.dumps(take_up(arguments.recorded)))
+        return 0
     rows = []
     for num_trials in arguments.trials:
         rows.append(search(num_trials, arguments.at_once, arguments.pace, arguments.profile))

@@ -39,20 +39,26 @@ def test_its_path_works_on_a_cpu_with_tiny_bases(tmp_path: Path, in_warm_home: P
 
 @pytest.mark.slow
 def test_the_benchmark_of_the_bank_counts_what_an_adapter_takes(tmp_path: Path, in_warm_home: Path) -> None:
-    short = (
-        "--adapters",
-        "60",
-        "--peft-adapters",
-        "2",
-        "--rows",
-        "4",
-        "--tokens",
-        "8",
-        "--rounds",
-        "1",
-        "--warmup",
-        "1",
-    )
+    short = "--adapters 60 --peft-adapters 2 --rows 4 --tokens 8 --rounds 1 --warmup 1".split()
     found = run(tmp_path, *short, benchmark="bench_bank")
     assert found["allocated_bytes"] == found["r_bytes"] + found["head_bytes"] == 4 * (36 * 8 * 8 + 2 * 384 + 2)
     assert [row["way"].split(",")[0] for row in found["rows"]] == ["bare base", *["bank"] * 3, *["PEFT"] * 2]
+
+
+def test_a_recorded_study_is_taken_up_whole() -> None:
+    command = [sys.executable, str(BENCHMARKS / "bench_scale.py"), "--recorded", "600"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["trials"] == 600
+    assert set(found["resume_s"]) == {"tracker", "optuna", "journal", "reconcile", "asha"}
+    assert found["proposal_ms"] > 0
+
+
+@pytest.mark.parametrize("name", ["bench_faults.py", "bench_scale.py"])
+def test_a_benchmark_says_what_it_does(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"python tests/benchmarks/{name}" in done.stdout

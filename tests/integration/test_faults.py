@@ -24,7 +24,6 @@ CHEAP = (
     "MLflow away in between",
     "trials fail of themselves",
     "driver's disk full",
-    "worker's home read-only",
 )
 
 
