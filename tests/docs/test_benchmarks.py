@@ -39,8 +39,8 @@ def test_its_path_works_on_a_cpu_with_tiny_bases(tmp_path: Path, in_warm_home: P
 
 @pytest.mark.slow
 def test_the_benchmark_of_the_bank_counts_what_an_adapter_takes(tmp_path: Path, in_warm_home: Path) -> None:
-    short = "--adapters 60 --peft-adapters 2 --rows 4 --tokens 8 --rounds 1 --warmup 1".split()
-    found = run(tmp_path, *short, benchmark="bench_bank")
+    short = {"adapters": 60, "peft-adapters": 2, "rows": 4, "tokens": 8, "rounds": 1, "warmup": 1}
+    found = run(tmp_path, *(f"--{name}={value}" for name, value in short.items()), benchmark="bench_bank")
     assert found["allocated_bytes"] == found["r_bytes"] + found["head_bytes"] == 4 * (36 * 8 * 8 + 2 * 384 + 2)
     assert [row["way"].split(",")[0] for row in found["rows"]] == ["bare base", *["bank"] * 3, *["PEFT"] * 2]
 
