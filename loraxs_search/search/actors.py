@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -23,6 +24,7 @@ from loraxs_search.records import (
     TrialSpec,
 )
 from loraxs_search.search.cluster import living_nodes
+from loraxs_search.search.leases import Leases
 from loraxs_search.search.placement import host_shape
 from loraxs_search.studies import StudyFolder
 
@@ -144,11 +146,26 @@ class HostActor:
 
 @ray.remote
 class HostDirectory:
-    """Creates hosts on request, one per device, and owns them: an actor dies with the process that created it."""
+    """Creates hosts on request, one per device, and owns them: an actor dies with the process that created it.
 
-    def __init__(self, order: HostOrder) -> None:
+    Args:
+        kept: End when no lease is left, instead of with the search.
+    """
+
+    def __init__(self, order: HostOrder, kept: bool = False) -> None:
         self._order = order
         self._hosts: dict[tuple[str, str], Any] = {}
+        self._leases = Leases()
+        if kept:
+            threading.Thread(target=self._end_when_over, name="leases", daemon=True).start()
+
+    def renew(self, holder: str, keep_s: float) -> None:
+        """Note that a search needs the hosts, and how long it wants them to stay after it."""
+        self._leases.renew(holder, keep_s)
+
+    def leave(self, holder: str) -> None:
+        """Note that a search has ended."""
+        self._leases.leave(holder)
 
     def host_for(self, node_id: str, gpu: str | None, lost: Any = None) -> Any:
         """Return the host of a device, created if it is missing or is the one the caller found dead."""
@@ -161,6 +178,11 @@ class HostDirectory:
     def hosts(self) -> list[Any]:
         """Return every host there is, in the order they were created."""
         return list(self._hosts.values())
+
+    def _end_when_over(self) -> None:
+        while not self._leases.are_over:
+            time.sleep(1.0)
+        os._exit(0)  # and with this process its hosts
 
     def _create(self, node_id: str, gpu: str | None) -> Any:
         nodes = living_nodes()

@@ -24,7 +24,6 @@ _CONNECT_TIMEOUT_S = 5.0
 # - loggers: CSV, JSON and TensorBoard files of every trial on the driver, none of which we read;
 # - strict metric check: a trial that failed reports its reason and no metric;
 # - niceness: workers of a Ray started here would run at 15 and be starved twentyfold by any other busy process;
-# - idle workers: processes that stand by for trials would end after a second;
 # - snapshots: Tune's own are never used (the study folder is the truth), so they are made rare.
 _RAY_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -34,7 +33,6 @@ _RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",
-    "RAY_idle_worker_killing_time_threshold_ms": "30000",
 }
 
 

@@ -43,7 +43,7 @@ class Crew:
         # It starts while the host loads.
         self._keeper: Any = StudyKeeper.options(**options).remote(study.name)  # type: ignore[attr-defined]
         try:
-            self.info: HostInfo = pool.info(space.task, study.search)
+            self.info: HostInfo = pool.info(space.task)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
             self.census = pool.census(self.info, study.search)

@@ -23,12 +23,15 @@ class Leases:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._renewed: dict[str, tuple[float, float]] = {}  # holder -> (when, how long hosts are kept after it)
-        self._until = now() + EXPIRE_S
+        self._until = now() + EXPIRE_S  # time for a first one
+        self._is_new = True
         self._lock = threading.Lock()
 
     def renew(self, holder: str, keep_s: float) -> None:
         """Note that a search goes on, and that it wants hosts to stay `keep_s` after it."""
         with self._lock:
+            if self._is_new:
+                self._until, self._is_new = self._now(), False
             self._renewed[holder] = (self._now(), keep_s)
 
     def leave(self, holder: str) -> None:

@@ -12,17 +12,16 @@ from ray.exceptions import ActorUnschedulableError, RayActorError
 from loraxs_search.records import MAX_AUTO_PACK_SIZE, Basis, Confirmation, HostInfo, SearchPlan, Task, TrialSpec
 from loraxs_search.search.actors import HostDirectory, HostOrder, here, pinned
 from loraxs_search.search.cluster import NAMESPACE, living_nodes, nodes_to_come
+from loraxs_search.search.kept import HeldLease, directory_name
 from loraxs_search.search.placement import Census, check_can_run, first_place, share_out
-from loraxs_search.search.warm_up import warm_up
 from loraxs_search.search_space import Space
 
-_LIKELY_PACK_SIZE = 8  # what `auto` comes to on a CPU for rows of common length
 _HOST_TRIES = 4
 HOST_LOST = (RayActorError, ActorUnschedulableError)  # the host died, or its node did
 
 
 class HostPool:
-    """Owns the host directory; hosts end with it.
+    """Owns the host directory; hosts end with it, at the end of the search or as long after it as a plan asks for.
 
     What one host does for all (facts, factors, scores) is done on a node that is alive at the time.
 
@@ -35,7 +34,8 @@ class HostPool:
     """
 
     def __init__(self, order: HostOrder, plans: Sequence[SearchPlan]) -> None:
-        self.directory_name = f"directory-{uuid.uuid4().hex}"
+        keep_s = max(plan.keep_hosts_s or 0.0 for plan in plans)
+        self.directory_name = directory_name(order) if keep_s else f"directory-{uuid.uuid4().hex}"
         self._num_studies, self._pack_size = len(plans), order.pack_size
         # Trials that a host advances at once.
         self.trials_at_once = (
@@ -47,26 +47,19 @@ class HostPool:
         if self._device == "auto" and any(node.num_gpus for node in (*nodes, *to_come)):
             self._device = "gpu"  # and it stays so when the last GPU goes, as spot nodes do: another will come
         options = {"name": self.directory_name, "namespace": NAMESPACE, **pinned(here())}
-        self._directory = HostDirectory.options(**options).remote(order)  # type: ignore[attr-defined]
+        if keep_s:
+            options |= {"lifetime": "detached", "get_if_exists": True}
+        self._directory = HostDirectory.options(**options).remote(order, kept=bool(keep_s))  # type: ignore[attr-defined]
+        self._lease = HeldLease(self._directory, keep_s) if keep_s else None
         self._place: tuple[str, str | None] | None = None
 
-    def info(self, task: Task, plan: SearchPlan) -> HostInfo:
+    def info(self, task: Task) -> HostInfo:
         """Have one host load the base and a task, and describe them.
-
-        Processes for the trials of `plan` start meanwhile, where there is one node: on several, Ray would make them
-        where they may not be needed.
 
         Raises:
             BaseModelError, TaskDataError: the base or the data is not in order on that host.
         """
-
-        def ask(host: Any) -> Any:
-            found = host.info.remote(task)
-            if len(living_nodes()) == 1:
-                warm_up(min(plan.trials, plan.concurrent or self._likely_slots(plan)), found)
-            return found
-
-        return self._ask(ask)  # type: ignore[no-any-return]
+        return self._ask(lambda host: host.info.remote(task))  # type: ignore[no-any-return]
 
     def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Have one host get the factors of these layers."""
@@ -99,8 +92,11 @@ class HostPool:
         return self._ask(lambda host: host.factor_file.remote(key, task))  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """End directory and hosts now."""
-        ray.kill(self._directory)
+        """End directory and hosts now, unless they are to be kept."""
+        if self._lease is not None:
+            self._lease.leave()
+        else:
+            ray.kill(self._directory)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _ask(self, question: Callable[[Any], Any]) -> Any:
@@ -118,10 +114,6 @@ class HostPool:
 
     def _host(self, lost: Any = None) -> Any:
         return ray.get(self._directory.host_for.remote(*self._living_place(), lost))
-
-    def _likely_slots(self, plan: SearchPlan) -> int:
-        size = min(_LIKELY_PACK_SIZE, plan.trials // 3) if self._pack_size == "auto" else self._pack_size
-        return share_out(living_nodes(), max(1, size), self._device).num_slots // self._num_studies
 
     def _living_place(self) -> tuple[str, str | None]:
         nodes = living_nodes()

@@ -122,6 +122,7 @@ def _search(document: Document, given: object) -> SearchPlan:
         return SearchPlan()
     found = section.model_dump()
     found["time_budget_s"] = found.pop("time_budget")
+    found["keep_hosts_s"] = found.pop("keep_hosts")
     return SearchPlan(**found)
 
 

@@ -65,6 +65,7 @@ class SearchSection(Section):
     scheduler: Literal["asha", "none"] = SearchPlan.scheduler
     reduction_factor: Annotated[int, Field(ge=2)] = SearchPlan.reduction_factor
     time_budget: Duration | None = None
+    keep_hosts: Duration | None = None
     max_failures: Annotated[int, Field(ge=0)] = SearchPlan.max_failures
     pack_size: PackSize = SearchPlan.pack_size
     precision: Precision = SearchPlan.precision

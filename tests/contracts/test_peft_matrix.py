@@ -20,13 +20,6 @@ import pytest
 
 PEFT = "0.21.2"
 REQUIREMENT = f"peft=={PEFT} --hash=sha256:b803ccfb3f3f316004d850284306687833a2235ea278fb56abc856203456142e\n"
-FILES = (
-    "testing_common",
-    "testing_utils",
-    "test_custom_models",
-    "test_decoder_models",
-    "test_feature_extraction_models",
-)
 MATRICES = {"test_custom_models": 480, "test_decoder_models": 180, "test_feature_extraction_models": 45}
 FILES = ("testing_common", "testing_utils", *MATRICES)
 PYTEST_INI = "[pytest]\naddopts = -p no:cacheprovider\nmarkers =\n    regression: PEFT's\n"
@@ -67,7 +60,7 @@ def suite(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     shutil.rmtree(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_loraxs_passes_what_peft_asks_of_its_methods(suite: Path, fresh_home: Path, matrix: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -219,23 +218,26 @@ def test_long_work_before_the_first_trial_says_how_far_it_is(
     assert told[-1] == "decomposing the base's weights, bottom: 8 of 12"
 
 
-def test_trials_take_the_processes_that_stand_by(ray_here: None) -> None:
+def test_hosts_that_are_kept_serve_the_next_search_and_end_in_time(
+    run: Callable[..., SearchResult], tiny_space: Path
+) -> None:
     import ray
 
-    from loraxs_search.search.trainable import TrialTrainable
-    from loraxs_search.search.warm_up import warm_up
+    from loraxs_search.search.cluster import NAMESPACE
+    from loraxs_search.search.kept import directory_name
+    from loraxs_search.search.pool import host_order
+    from loraxs_search.search_space import load_space
 
-    @ray.remote(num_cpus=0)
-    def loaded() -> None:
-        time.sleep(4)  # long enough for three processes to come up
-
-    class Slot:
-        def found(self) -> tuple[int, bool]:
-            return os.getpid(), TrialTrainable.__module__ in sys.modules
-
-    standing_by = set(ray.get(warm_up(3, loaded.remote())))
-    assert len(standing_by) == 3
-    slots = [ray.remote(num_cpus=0.1)(Slot).remote() for _ in range(3)]
-    found = ray.get([slot.found.remote() for slot in slots])
-    assert {pid for pid, _ in found} == standing_by
-    assert all(imported for _, imported in found)
+    short = ("search.trials=1", "search.max_steps=2", "search.report_every=2")
+    name = directory_name(host_order([load_space(str(tiny_space), overrides=short)]))
+    run("first-of-two", *short, "search.keep_hosts=8s")
+    hosts = ray.get(ray.get_actor(name, NAMESPACE).hosts.remote())
+    assert len(hosts) == 1
+    run("second-of-two", *short, "search.keep_hosts=1s")
+    directory = ray.get_actor(name, NAMESPACE)
+    assert ray.get(directory.hosts.remote()) == hosts
+    deadline = time.monotonic() + 30
+    with pytest.raises(ray.exceptions.RayActorError):
+        while time.monotonic() < deadline:
+            ray.get(directory.hosts.remote())
+            time.sleep(0.5)
