@@ -63,8 +63,6 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
     if ray.is_initialized():  # a program that brought its own connection keeps it
         yield
         return
-    if address is not None:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # a refused token is told once, by us
     _check_answers(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:

@@ -174,7 +174,9 @@ def close_finished(folder: StudyFolder) -> SearchResult:
     """Return the result of a search that had come to its end, after carrying to MLflow what it may still lack."""
     info = folder.info
     with folder.lock(), Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker:
-        return tell_finished(folder, tracker)
+        result = tell_finished(folder, tracker)
+        tracker.carry()
+        return result
 
 
 def tell_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:

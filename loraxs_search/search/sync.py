@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +11,6 @@ from loraxs_search.studies import StudyFolder, list_studies
 from loraxs_search.tracking import Tracker
 
 _AWAY_AFTER_S = 10.0
-_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,20 +48,7 @@ def _sync(folder: StudyFolder) -> Synced:
         try:
             if folder.candidates() is not None and tracker.search_state != "FINISHED":
                 tell_finished(folder, tracker)
-            problem = _carry(tracker)
+            problem = tracker.carry(_AWAY_AFTER_S)
         finally:
             tracker.close(0.0)
     return Synced(folder.name, "waiting" if problem else "complete", problem)
-
-
-def _carry(tracker: Tracker) -> str:
-    """Wait while records go over; return why they do not when they have stood still for too long."""
-    away_since: float | None = None
-    while not tracker.flush(_LOOK_EVERY_S):
-        if tracker.trouble is None:
-            away_since = None
-            continue
-        away_since = away_since or time.monotonic()
-        if time.monotonic() - away_since >= _AWAY_AFTER_S:
-            return tracker.trouble or "MLflow is away"
-    return ""

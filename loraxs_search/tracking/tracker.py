@@ -172,6 +172,18 @@ class Tracker:
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self._spool.offset >= target, timeout)
 
+    def carry(self, away_after_s: float = 10.0) -> str:
+        """Wait while events go over, however many; return why some wait when the store was away for that long."""
+        away_since: float | None = None
+        while not self.flush(_FIRST_PAUSE_S):
+            if self._trouble is None:
+                away_since = None
+                continue
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since >= away_after_s:
+                return self._trouble or "MLflow is away"
+        return ""
+
     def close(self, timeout: float = 10.0) -> bool:
         """Flush, stop the writer and let the folder go; False when events stay spooled for the next tracker."""
         with self._changed:

@@ -16,7 +16,8 @@ from loraxs_search.studies import StudyFolder
 from loraxs_search.studies.lease import LEASE_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")
+PLAN = ("search.trials=10", "search.max_steps=400", "search.report_every=40", "search.scheduler=none")
+SLOWER = tuple(word for change in PLAN for word in ("--set", change))
 
 
 def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -47,6 +48,7 @@ def test_another_machine_goes_on_where_the_lost_one_was(
         time.sleep(6)  # a copy is some seconds old at most
         driver.kill()
     before = StudyFolder.open("moved").journal().records
+    assert StudyFolder.open("moved").candidates() is None, "it was in the middle"
     first.rename(tmp_path / "lost")
 
     monkeypatch.setenv("LORAXS_HOME", str(second))
@@ -55,7 +57,7 @@ def test_another_machine_goes_on_where_the_lost_one_was(
         out, talk = again.communicate(timeout=200)
     assert again.returncode == 0, talk
     assert "COMPLETE" in out
-    agree("moved", 5)
+    agree("moved", 10)
     after = StudyFolder.open("moved").journal().records
     assert {trial_id: after[trial_id].params for trial_id in before} == {k: r.params for k, r in before.items()}
     assert re.search(r"second/mlflow.db", StudyFolder.open("moved").info.tracking_uri)
