@@ -242,7 +242,7 @@ parameters:
   head_learning_rate: {{log_uniform: [1.0e-3, 1.0e-1]}}
   batch_size: 8
 search: {{trials: 6, max_steps: 8, report_every: 2, precision: float32}}
-promotion: {{candidates: 2}}
+promotion: {{candidates: 2, seeds: 1}}
 """
 
 

@@ -26,6 +26,8 @@ def command(
 
     decision = promote(study, force=force, tracking_uri=tracking_uri)
     verdict = "promoted" if decision.promoted else "not promoted"
+    if decision.promoted and "champion" not in decision.aliases:
+        verdict = f"promoted to {decision.aliases[0]}"
 
     def show() -> None:
         print(f"{decision.task}: {verdict}, trial {decision.winner} of {decision.study}")

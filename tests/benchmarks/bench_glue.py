@@ -50,7 +50,7 @@ search:
   reduction_factor: 2
   pack_size: 4
   seed: 0
-promotion: {{candidates: 1}}
+promotion: {{candidates: 1, seeds: 0}}
 """
 # task: (max_length, steps of a full trial, batch size); acceptability is learnt slowly on this base
 PLANS = {"sst2": (64, 240, 16), "cola": (32, 960, 32), "mrpc": (128, 240, 16), "rte": (128, 240, 16)}

@@ -45,7 +45,7 @@ search:
   report_every: {steps}
   scheduler: none
   pack_size: {pack_size}
-promotion: {{candidates: 1}}
+promotion: {{candidates: 1, seeds: 0}}
 """
 BOX = (1.0e-3, 1.0e-2)
 IN_BOX = f"{{log_uniform: [{BOX[0]}, {BOX[1]}]}}"

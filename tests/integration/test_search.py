@@ -46,7 +46,7 @@ def run(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[...,
 def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
     run: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
-    result = run("whole")
+    result = run("whole", "promotion.seeds=2")
     agree("whole", 6)
     states = [trial.state for trial in result.trials]
     assert TrialState.COMPLETE in states
