@@ -52,8 +52,10 @@ def config(port: int) -> dict[str, object]:
 
 
 @pytest.fixture
-def address(in_search_home: Path) -> Iterator[str]:
+def address(in_search_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A head with an autoscaler and no worker; all processes of its folder are ended at the end."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # for its clients too
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
     folder = Path(tempfile.mkdtemp(prefix="lx", dir="/tmp"))  # short, for Ray's sockets
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import loraxs_search
 from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -144,10 +146,14 @@ def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
     assert away.returncode == 1
     assert [f["verdict"] for f in json.loads(away.stdout) if f["check"] == "mlflow"] == ["fail"] * 4
 
-    # Our code goes to every node.
+    # Our code goes to every node: the driver's own copy is gone from this machine when a node needs it.
+    sent = tmp_path / "sent"
+    package = Path(loraxs_search.__file__).parent
+    shutil.copytree(package, sent / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     code = subprocess.run(
-        [sys.executable, "-c", SHIPPED, cluster.address],
-        env=cluster.env,
+        [sys.executable, "-c", SHIPPED, cluster.address, str(sent)],
+        env=cluster.env | {"PYTHONPATH": str(sent)},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
@@ -157,10 +163,11 @@ def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
 
 
 SHIPPED = """
-import sys
+import pathlib, sys
 from loraxs_search.search.cluster import connected
 with connected(sys.argv[1]):
     import ray
+    pathlib.Path(sys.argv[2]).rename(sys.argv[2] + "-gone")
     @ray.remote(num_cpus=0)
     def where():
         import loraxs_search
