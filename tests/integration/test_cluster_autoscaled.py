@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -79,16 +80,31 @@ def address(in_search_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     finally:
         head.terminate()
         head.wait(30)
-        for pid in _processes_of(str(folder)):
-            os.kill(pid, signal.SIGKILL)
+        _end_all(str(folder))
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_all(folder: str) -> None:
+    """End what is left, until there is nothing: processes that are about to start others come and go."""
+    deadline, quiet = time.monotonic() + 30, 0
+    while quiet < 10 and time.monotonic() < deadline:
+        left = _processes_of(folder)
+        quiet = 0 if left else quiet + 1
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+    assert not _processes_of(folder)
 
 
 def _processes_of(folder: str) -> list[int]:
     """Nodes that the autoscaler started: processes of our own, whose command lines name our folder."""
-    listing = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 1) for line in listing.splitlines()[1:]]
-    return [int(pid) for pid, *args in rows if args and f"{folder}/r" in args[0]]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            if f"{folder}/r".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_workers_are_started_for_the_trials_that_wait(
