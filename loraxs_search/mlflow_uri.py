@@ -6,6 +6,7 @@ Plain standard library: both rooms that speak MLflow need this before they pay f
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import re
 import ssl
@@ -68,6 +69,8 @@ def prepare_environment() -> None:
     """Set MLflow's defaults for this process before it is imported; what the user has set stays."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # It logs each database error with its traceback; whoever called tells the error, in a line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def check_server(uri: str, *, timeout_s: float = 5.0) -> None:

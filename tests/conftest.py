@@ -86,7 +86,7 @@ def descendants() -> Callable[[int, str], list[int]]:
     """Return the processes under a process whose title holds a text; there must be some."""
 
     def find(pid: int, title: str) -> list[int]:
-        listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+        listing = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
         rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
         family = {pid}
         for _ in rows:

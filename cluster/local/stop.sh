@@ -12,7 +12,7 @@ folder=${LORAXS_CLUSTER:-/tmp/loraxs-$(id -u)}
 [[ -f $folder/token ]] || { echo "error: no cluster in $folder" >&2; exit 1; }
 
 ours() {  # a pid may have gone to another program since; ours names its folder
-  ps -o args= -p "$1" 2>/dev/null | grep -qF -- "--temp-dir=$folder/"
+  ps -ww -o args= -p "$1" 2>/dev/null | grep -qF -- "--temp-dir=$folder/"
 }
 
 for file in "$folder"/worker-*.pid "$folder"/head.pid; do

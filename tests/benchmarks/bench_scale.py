@@ -187,7 +187,7 @@ def run(info: Any, space: Any, pace_s: float, view: Gauge, stop: threading.Event
 
     with connected(None):
         make = functools.partial(simulated_host.simulated_host, pace_s=pace_s)
-        pool = HostPool(replace(host_order([space]), make=make))
+        pool = HostPool(replace(host_order([space]), make=make), [space.search])
         try:
             if profiler is not None:
                 return profiler.runcall(Driver(info, space, view, stop).run, pool)

@@ -173,7 +173,7 @@ def _drive(world: World, study: str, num_trials: int) -> None:
     world.studies[study] = num_trials
     cloudpickle.register_pickle_by_value(faulty_host)  # hosts cannot import this folder
     with connected(None):
-        pool = HostPool(replace(host_order([space]), make=faulty_host.faulty_host))
+        pool = HostPool(replace(host_order([space]), make=faulty_host.faulty_host), [space.search])
         try:
             Driver(info, space, SilentView(), threading.Event()).run(pool)
         finally:
