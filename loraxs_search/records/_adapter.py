@@ -1,0 +1,70 @@
+"""What goes with an adapter, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from loraxs_search.records._base import BaseModelRef
+from loraxs_search.records._promotion import Refit
+from loraxs_search.records._task import Task
+from loraxs_search.records._trial import AdapterSize, Hyperparameters
+from loraxs_search.records._words import Scalar
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs made by rule, not from data, and the logits an adapter gave for them in float32: an end-to-end check."""
+
+    input_ids: tuple[tuple[int, ...], ...]
+    logits: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An adapter's answer to one text.
+
+    Args:
+        label: Name of the most likely label; None for regression.
+        score: Its probability; the predicted number for regression.
+    """
+
+    text: str
+    label: str | None
+    score: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json` of an adapter folder: what it is, what it fits, where it came from.
+
+    Args:
+        files: File name to sha256 of every other file in the folder.
+        versions: Package name to version at training time.
+        refits: The same recipe from other seeds.
+        base_bytes: Size of the base's weights, for comparison.
+        lora_parameters: What plain LoRA trains on the same modules at the same rank.
+        factors: Key of every factor file that R stands on, to the checksum of its numbers.
+    """
+
+    task: Task
+    base_model: BaseModelRef
+    base_digest: str
+    data_fingerprint: str
+    study: str
+    trial_id: str
+    params: Mapping[str, Scalar]
+    hyperparameters: Hyperparameters
+    validation_metrics: Mapping[str, float]
+    test_metrics: Mapping[str, float]
+    size: AdapterSize
+    probe: Probe
+    versions: Mapping[str, str]
+    created_at: str
+    run_id: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    refits: tuple[Refit, ...] = ()
+    base_bytes: int = 0
+    lora_parameters: int = 0
+    factors: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = 1

@@ -1,0 +1,40 @@
+"""Records as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+RecordT = TypeVar("RecordT")
+
+
+def to_json(record: Any, *, indent: int | None = None) -> str:
+    """Return a record (or a list of them) as JSON with sorted keys."""
+    return json.dumps(record, default=_plain, indent=indent, sort_keys=True)
+
+
+def from_json(cls: type[RecordT], text: str | bytes) -> RecordT:
+    """Rebuild a record from JSON, checking every field's type.
+
+    Raises:
+        pydantic.ValidationError: the text is not such a record.
+    """
+    return _adapter(cls).validate_json(text)  # type: ignore[no-any-return, arg-type]
+
+
+@functools.cache
+def _adapter(cls: Any) -> Any:
+    from pydantic import TypeAdapter  # late: keeps `import loraxs_search` light
+
+    return TypeAdapter(cls)  # a millisecond, and a journal holds thousands of reports
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not a record")

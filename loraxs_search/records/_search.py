@@ -1,0 +1,41 @@
+"""How a search spends its budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from loraxs_search.records._words import Precision, SearchDevice
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How a search spends its budget.
+
+    Args:
+        concurrent: Trials in flight at once; None means as many as the devices hold, counted anew as nodes come and
+            go. An autoscaler starts nodes for those that do not fit.
+        report_every: Steps between two reports; also ASHA's first rung.
+        scheduler: `asha` stops weak trials at rungs, `none` lets all finish.
+        reduction_factor: ASHA keeps the best 1/reduction_factor at each rung.
+        time_budget_s: The search stops proposing and running trials after this; None means no limit.
+        keep_hosts_s: How long hosts stay loaded after the search, for the next one on the same cluster; None ends them.
+        max_failures: How often a trial is restarted after losing its node or process.
+        pack_size: Trials that share one device; 1 is the lone trial, `auto` lets the device's memory and speed decide.
+        precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
+        device: What trials run on; `auto` is GPUs where the cluster has any, else CPUs.
+    """
+
+    trials: int = 16
+    max_steps: int = 160
+    report_every: int = 40
+    concurrent: int | None = None
+    scheduler: Literal["asha", "none"] = "asha"
+    reduction_factor: int = 2
+    time_budget_s: float | None = None
+    keep_hosts_s: float | None = None
+    max_failures: int = 3
+    pack_size: int | Literal["auto"] = 1
+    precision: Precision = "auto"
+    device: SearchDevice = "auto"
+    seed: int = 0

@@ -1,0 +1,110 @@
+"""A trial: what it is to do, and what it reports."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loraxs_search.records._words import Basis, Head, LrSchedule, Scalar, Sigma
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Everything that decides a trial's numbers, modules resolved to full names.
+
+    Args:
+        scale: Factor of the update, alpha / r.
+        target_modules: Full names of the adapted linear layers, in model order.
+        warmup_ratio: Share of `max_steps` during which both learning rates rise linearly.
+        max_grad_norm: Clip on the trial's whole gradient (R and head); 0 means no clip.
+        factor_rank: Rank at which the factors are computed; the trial uses their first `rank` columns.
+    """
+
+    rank: int
+    target_modules: tuple[str, ...]
+    learning_rate: float
+    head_learning_rate: float
+    scale: float = 1.0
+    sigma: Sigma = "input"
+    basis: Basis = "top"
+    head: Head = "full"
+    init_std: float = 1e-5
+    weight_decay: float = 0.0
+    lr_schedule: LrSchedule = "linear"
+    warmup_ratio: float = 0.06
+    max_grad_norm: float = 1.0
+    batch_size: int = 16
+    max_steps: int = 160
+    seed: int = 0
+    factor_rank: int | None = None
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial: its id within the study, the sampled params as people read them, and what they resolve to.
+
+    Args:
+        study: Tells trials of several studies apart that share a host.
+    """
+
+    trial_id: str
+    params: Mapping[str, Scalar]
+    hyperparameters: Hyperparameters
+    study: str = ""
+
+    @property
+    def name(self) -> str:
+        """Unique on a host."""
+        return f"{self.study}/{self.trial_id}" if self.study else self.trial_id
+
+
+class TrialState(enum.StrEnum):
+    """How a trial stands; the last three are final and are Optuna's own words."""
+
+    RUNNING = "RUNNING"
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True)
+class AdapterSize:
+    """What is stored: R **and** head."""
+
+    r_parameters: int
+    head_parameters: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class TrialReport:
+    """Scores of a trial after `step` optimizer steps.
+
+    Args:
+        metrics: Validation metrics by name (`accuracy`, ...), finite.
+        train_loss: Mean training loss since the report before.
+        device_s: Seconds of computation spent on this trial so far.
+        num_tokens: Real (unpadded) training tokens seen so far.
+    """
+
+    trial_id: str
+    step: int
+    metrics: Mapping[str, float]
+    train_loss: float
+    device_s: float
+    num_tokens: int
+    size: AdapterSize
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """All that is known of a trial; `reason` says why it ended, for people."""
+
+    trial_id: str
+    params: Mapping[str, Scalar]
+    state: TrialState
+    reason: str = ""
+    reports: tuple[TrialReport, ...] = ()
+    started_at: float = 0.0
+    ended_at: float | None = None

@@ -1,0 +1,18 @@
+"""Words that several records share, and their values."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Scalar = str | int | float | bool
+Direction = Literal["maximize", "minimize"]
+TaskKind = Literal["sequence-classification", "regression"]
+Sigma = Literal["input", "sqrt", "output", "none"]
+Basis = Literal["top", "middle", "bottom", "random"]
+Head = Literal["full", "output"]
+LrSchedule = Literal["linear", "cosine", "constant"]
+Split = Literal["train", "validation", "test"]
+Precision = Literal["auto", "float32", "bfloat16"]
+SearchDevice = Literal["auto", "gpu", "cpu"]
+
+MAX_AUTO_PACK_SIZE = 64  # what `pack_size: auto` comes to at most
