@@ -155,7 +155,8 @@ def load_adapter(
     """
     from loraxs_search.adapter import load_adapter_folder
 
-    return load_adapter_folder(_folder(registry.on_base(name, base), tracking_uri), dtype=dtype, device=device)
+    folder = registry.adapter_folder(registry.on_base(name, base), uri=resolve_uri(tracking_uri))
+    return load_adapter_folder(folder, dtype=dtype, device=device)
 
 
 def predict(
@@ -166,7 +167,7 @@ def predict(
     from loraxs_search.base_model import load_tokenizer, locate
     from loraxs_search.tasks import answer, encode
 
-    folder = _folder(registry.on_base(name, base), tracking_uri)
+    folder = registry.adapter_folder(registry.on_base(name, base), uri=resolve_uri(tracking_uri))
     manifest = registry.verify(folder)
     firsts, seconds = _rows(manifest.task, texts)
     model_base = locate(manifest.base_model)
@@ -188,11 +189,6 @@ def _new_folder(path: Path) -> Path:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"`--out` must name a new or empty folder, but {path} holds something.")
     return path
-
-
-def _folder(name: str, tracking_uri: str | None) -> Path:
-    path = Path(name)
-    return path if (path / "manifest.json").is_file() else pull(name, tracking_uri=tracking_uri)
 
 
 def _newest() -> str:

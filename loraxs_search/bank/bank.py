@@ -21,7 +21,7 @@ from loraxs_search.base_model import load_tokenizer, locate
 from loraxs_search.errors import IntegrityError, UsageError
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, to_json
-from loraxs_search.registry import pull
+from loraxs_search.registry import adapter_folder
 from loraxs_search.tasks import answer
 
 _BULK = 4096  # adapters of one call that are taken up at once
@@ -66,7 +66,7 @@ class AdapterBank:
         """Return a bank of these adapters, as `load` takes them, on the base that the first one was trained on."""
         if not names:
             raise UsageError("A bank must be made of one adapter at least, or of a base.")
-        _, base = verified_manifest(_folder(names[0], tracking_uri))
+        _, base = verified_manifest(adapter_folder(names[0], uri=resolve_uri(tracking_uri)))
         bank = cls(base, max_bytes=max_bytes, device=device)
         for name in names:
             bank.load(name, tracking_uri=tracking_uri)
@@ -86,7 +86,7 @@ class AdapterBank:
                 adapter stores must be R and head alone.
             UsageError: it does not fit into `max_bytes`.
         """
-        folder = _folder(source or name, tracking_uri)
+        folder = adapter_folder(source or name, uri=resolve_uri(tracking_uri))
         manifest, _ = verified_manifest(folder, self.base)
         if absent := [file for file in _FILES if file not in manifest.files]:
             raise IntegrityError(f"A manifest must vouch for {absent[0]}, but that of {folder} does not.")
@@ -226,8 +226,3 @@ class AdapterBank:
         with self._lock:
             self._stock.make_room(layout, names)
             self._stock.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
-
-
-def _folder(source: str | Path, tracking_uri: str | None) -> Path:
-    path = Path(source)
-    return path if (path / "manifest.json").is_file() else pull(str(source), uri=resolve_uri(tracking_uri))

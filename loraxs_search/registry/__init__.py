@@ -9,7 +9,7 @@ from loraxs_search.registry.factor_files import install_factors, lacks_factors
 from loraxs_search.registry.manifest import folder_digest, seal, verify
 from loraxs_search.registry.names import on_base
 from loraxs_search.registry.promotion import decide
-from loraxs_search.registry.pull import pull
+from loraxs_search.registry.pull import adapter_folder, pull
 from loraxs_search.registry.store import RegisteredAdapter, Registry, Rescored
 from loraxs_search.registry.summary import TaskSummary
 
@@ -22,6 +22,7 @@ __all__ = [
     "Rescored",
     "ScoredRows",
     "TaskSummary",
+    "adapter_folder",
     "decide",
     "folder_digest",
     "install_factors",

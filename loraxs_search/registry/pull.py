@@ -72,6 +72,12 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
     return target
 
 
+def adapter_folder(source: str | Path, *, uri: str) -> Path:
+    """Return an adapter's folder: `source` itself where it is one, else what `pull` makes of that name."""
+    path = Path(source)
+    return path if (path / "manifest.json").is_file() else pull(str(source), uri=uri)
+
+
 def _good_manifest(folder: Path, digest: str) -> Manifest | None:
     """Return the manifest of a cached folder that is unchanged; a changed one is noted and will be replaced."""
     if not folder.is_dir():

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from loraxs_search.adapter import LoraXSConfig
+from loraxs_search.adapter import LoraXSConfig, use_factor_store
 from loraxs_search.errors import UsageError
+from loraxs_search.factors import FactorStore
+from loraxs_search.factors._file import write_factors
+from loraxs_search.home import factor_path
+from loraxs_search.registry import install_factors
 
 
-@pytest.fixture
-def model():
+def unlike_adapters():
     """Three adapters without a head, of unlike rank, scale, sigma and modules."""
     sizes = {"vocab_size": 64, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(0)
@@ -24,6 +29,11 @@ def model():
     model.add_adapter("second", second)
     model.add_adapter("third", LoraXSConfig(r=3, target_modules="all-linear", sigma="output", init_seed=3, **common))
     return model.eval()
+
+
+@pytest.fixture
+def model():
+    return unlike_adapters()
 
 
 WEIGHTS = {"first": 0.5, "second": -2.0, "third": 1.5}
@@ -77,3 +87,31 @@ def test_what_cannot_be_summed_is_refused_and_adds_nothing(model, adapters, weig
     with pytest.raises(UsageError, match=match):
         model.add_weighted_adapter(adapters, weights, "sum", **options)
     assert "sum" not in model.peft_config
+
+
+def test_a_sum_keeps_the_factors_of_the_machine_that_trained_them(layers, tmp_path):
+    plain, there, here = (FactorStore(tmp_path / name) for name in ("plain", "there", "here"))
+    with use_factor_store(plain):
+        for layer in layers(unlike_adapters()).values():
+            weight, settings = layer.get_base_layer().weight.detach(), next(iter(layer.settings.values()))
+            factors = plain.get(weight, rank=settings.factor_rank)
+            signs = torch.tensor([-1.0, 1.0]).repeat(factors.rank)[: factors.rank]
+            flipped = dataclasses.replace(factors, left=factors.left * signs, right=factors.right * signs[:, None])
+            write_factors(factor_path(plain.identify(weight, rank=settings.factor_rank)[0], there.root), flipped)
+    with use_factor_store(there):
+        trained = unlike_adapters()
+        trained.save_pretrained(str(tmp_path / "saved"))
+        trained.add_weighted_adapter(["first", "third"], [1.0, 0.5], "sum")
+        expected = {name: layer.get_delta_weight("sum") for name, layer in layers(trained).items()}
+    with use_factor_store(here):
+        unlike_adapters()  # this machine has factors of its own
+        for file in there.root.glob("*/*.safetensors"):
+            install_factors(file.stem, file.read_bytes(), here.root)
+        model = unlike_adapters()
+        model.set_adapter("second")
+        for name in ("first", "third"):
+            model.delete_adapter(name)
+            model.load_adapter(str(tmp_path / "saved" / name), name)
+        model.add_weighted_adapter(["first", "third"], [1.0, 0.5], "sum")
+        for name, layer in layers(model).items():
+            torch.testing.assert_close(layer.get_delta_weight("sum"), expected[name], atol=1e-5, rtol=1e-4)

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import loraxs_search
 from loraxs_search import AdapterBank
-from loraxs_search.adapter import LoraXSConfig, load_adapter_folder
+from loraxs_search.adapter import LoraXSConfig, load_adapter_folder, use_factor_store
 from loraxs_search.bank.stock import Stock
+from loraxs_search.base_model import load_model
 from loraxs_search.errors import (
     BaseModelError,
     FactorMismatchError,
@@ -26,8 +27,11 @@ from loraxs_search.errors import (
     TaskDataError,
     UsageError,
 )
+from loraxs_search.factors import Factors, FactorStore, default_factor_rank
+from loraxs_search.factors._file import write_factors
+from loraxs_search.home import factor_path
 from loraxs_search.records import Candidate, DataSource, Manifest, PromotionRule, Task, from_json
-from loraxs_search.registry import Registry, seal
+from loraxs_search.registry import Registry, install_factors, seal
 
 from .conftest import TARGETS
 
@@ -286,3 +290,36 @@ def test_a_bank_takes_what_the_registry_hands_out(base, folders, store_uri, inpu
     expected = AdapterBank(base)
     expected.load("a", folder)
     assert close(bank.logits(["task-2", "first"] * 3, inputs), expected.logits(["a"] * 6, inputs))
+
+
+# ---- factors of another machine --------------------------------------------------------------------------------------
+def _flipped(factors: Factors) -> Factors:
+    """The same subspace with other signs, as another machine may find it."""
+    signs = torch.tensor([-1.0, 1.0]).repeat(factors.rank)[: factors.rank]
+    return dataclasses.replace(factors, left=factors.left * signs, right=factors.right * signs[:, None])
+
+
+def test_adapters_of_two_machines_share_a_bank(base, make_adapter, tmp_path, inputs):
+    plain, there = FactorStore(tmp_path / "plain"), FactorStore(tmp_path / "there")
+    model = load_model(base, "sequence-classification", 2)
+    for name in TARGETS:
+        weight = model.get_submodule(name).weight.detach()
+        rank = default_factor_rank(4, *weight.shape)
+        key, _ = plain.identify(weight, rank=rank)
+        write_factors(factor_path(key, there.root), _flipped(plain.get(weight, rank=rank)))
+    settings = {"rank": 4, "target_modules": TARGETS}
+    with use_factor_store(there):
+        elsewhere = make_adapter(tmp_path / "elsewhere", base, **settings)
+        expected = load_adapter_folder(elsewhere)(**inputs).logits.detach()
+    with use_factor_store(FactorStore(tmp_path / "here")) as here:
+        own = make_adapter(tmp_path / "own", base, seed=1, **settings)
+        bank = AdapterBank(base)
+        bank.load("own", own)
+        with pytest.raises(FactorMismatchError):
+            bank.load("elsewhere", elsewhere)
+        for file in there.root.glob("*/*.safetensors"):
+            install_factors(file.stem, file.read_bytes(), here.root)
+        bank.load("elsewhere", elsewhere)
+        found = bank.logits(["own", "elsewhere"] * 3, inputs)
+        assert close(found[1::2], list(expected[1::2]))
+        assert close(found[::2], list(load_adapter_folder(own)(**inputs).logits[::2]))
