@@ -63,7 +63,7 @@ def test_a_space_survives_pickling_and_reading_its_own_text(parse, text):
 @pytest.mark.parametrize(
     ("section", "record", "renamed"),
     [
-        (SearchSection, SearchPlan, {"time_budget_s": "time_budget"}),
+        (SearchSection, SearchPlan, {"time_budget_s": "time_budget", "keep_hosts_s": "keep_hosts"}),
         (PromotionSection, PromotionRule, {}),
         (BaseModelSection, BaseModelRef, {}),
     ],
