@@ -129,7 +129,9 @@ def _set_for(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> 
     model = client.finalize_logged_model(model.model_id, "READY")
     _ensure_model(client, name)
     tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id, "loraxs.model_id": model.model_id}
-    client.create_model_version(name, source=model.artifact_location, tags=tags)
+    # A server wants to know whose the artifacts are; the embedded store would look it up in another store.
+    model_id = None if artifact_root(uri) else model.model_id
+    client.create_model_version(name, source=model.artifact_location, tags=tags, model_id=model_id)
     found = _find(client, base_digest)
     assert found is not None  # made the line before
     return found

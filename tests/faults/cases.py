@@ -274,7 +274,7 @@ def _faulty_worker(world: World, disk: disks.Disk, cause: str, mend: Callable[[]
         assert cause in talk, talk
         assert "hint:" in talk, talk
         mend()
-        world.resume("worker", "--address", cluster.address)
+        world.finish(world.launch_or_resume("worker", "--address", cluster.address))
     return _without_failures(world, "worker")
 
 

@@ -99,10 +99,10 @@ class World:
         self.studies[study] = self.trials
         return self.start("launch", str(space or self.space()), "--name", study, *arguments)
 
-    def launch_or_resume(self, study: str) -> subprocess.Popen[str]:
-        """Resume a study, or launch it if it was killed before it was there."""
+    def launch_or_resume(self, study: str, *arguments: str) -> subprocess.Popen[str]:
+        """Resume a study, or launch it if it was killed or refused before it was there."""
         exists = (self.home / "studies" / study / "study.json").exists()
-        return self.start("resume", study) if exists else self.launch(study)
+        return self.start("resume", study, *arguments) if exists else self.launch(study, *arguments)
 
     def finish(self, process: subprocess.Popen[str], timeout_s: float = 300.0) -> str:
         """Wait for a command that must succeed; return what it said on stderr."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -10,10 +11,13 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from loraxs_search.errors import RegistryError
+from loraxs_search.factors import FactorStore
 from loraxs_search.mlflow_uri import basic_auth
 from loraxs_search.records import (
     AdapterSize,
@@ -26,7 +30,7 @@ from loraxs_search.records import (
     PromotionRule,
     Task,
 )
-from loraxs_search.registry import Registry, _turns, pull, seal, verify
+from loraxs_search.registry import Registry, _turns, lacks_factors, pull, seal, verify
 from loraxs_search.registry._client import connect
 
 pytestmark = pytest.mark.slow
@@ -35,7 +39,7 @@ PROMOTERS = 2
 ROUNDS = 3
 
 
-def adapter(folder: Path, trial_id: str) -> Path:
+def adapter(folder: Path, trial_id: str, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     (folder / "adapter_model.safetensors").write_bytes(trial_id.encode() * 100)
     manifest = Manifest(
@@ -54,7 +58,7 @@ def adapter(folder: Path, trial_id: str) -> Path:
         versions={},
         created_at="2026-01-01",
     )
-    seal(folder, manifest)
+    seal(folder, dataclasses.replace(manifest, **changes))
     return folder
 
 
@@ -180,3 +184,15 @@ def test_pulling_what_is_cached_asks_the_server_once_and_needs_no_mlflow(make_ml
     done = subprocess.run([sys.executable, "-c", code, server.uri], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(pulled)
+
+
+def test_a_server_hands_out_the_factors_of_a_base(make_mlflow_server, tmp_path, monkeypatch):
+    server = make_mlflow_server()
+    server.start()
+    key, checksum = FactorStore().identify(torch.randn(12, 10, generator=torch.Generator().manual_seed(3)), rank=4)
+    folder = adapter(tmp_path / "t0", "t0", factors={key: checksum})
+    Registry(server.uri).settle(PromotionRule(), TASK, [candidate("t0", 0.8)], {"t0": folder})
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "elsewhere"))
+    assert lacks_factors(key, checksum)
+    pull("toy", uri=server.uri)
+    assert not lacks_factors(key, checksum)
