@@ -19,7 +19,7 @@ from loraxs_search.search import SearchResult, SearchStarted, SilentView, launch
 from loraxs_search.search.cluster import _RAY_ENVIRONMENT
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
