@@ -15,7 +15,7 @@ import pytest
 from loraxs_search.studies import StudyFolder
 from loraxs_search.studies.lease import LEASE_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 PLAN = ("search.trials=10", "search.max_steps=400", "search.report_every=40", "search.scheduler=none")
 SLOWER = tuple(word for change in PLAN for word in ("--set", change))
 
