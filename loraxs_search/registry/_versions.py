@@ -20,7 +20,7 @@ _EXPERIMENT = "loraxs-search adapters"  # for adapters whose run is not in this 
 _KIND, _ADAPTER = "loraxs.kind", "adapter"
 _MODEL_VERSIONS = "mlflow.modelVersions"
 _MAX_DESCRIPTION = 5000
-EVIDENCE = "loraxs.evidence"
+EVIDENCE, MODEL_ID = "loraxs.evidence", "loraxs.model_id"
 
 
 def models(client: MlflowClient, *, page_size: int = 1000) -> Iterator[Any]:
@@ -56,17 +56,49 @@ def numbers(client: MlflowClient, task: str) -> list[int]:
     return sorted(int(version.version) for version in versions(client, task))
 
 
-def ensure_model(client: MlflowClient, task: str) -> None:
-    """Create the task's registered model unless it exists."""
+def ensure_model(client: MlflowClient, name: str, kind: str = _ADAPTER) -> None:
+    """Create the registered model of a task, or of a base's factors, unless it exists."""
     from mlflow.exceptions import MlflowException
 
-    if registered_model(client, task) is not None:
+    if registered_model(client, name) is not None:
         return
     try:
-        client.create_registered_model(task, tags={_KIND: _ADAPTER})
+        client.create_registered_model(name, tags={_KIND: kind})
     except MlflowException:
-        if registered_model(client, task) is None:  # else another promoter was quicker
+        if registered_model(client, name) is None:  # else another promoter was quicker
             raise
+
+
+def add_version(
+    client: MlflowClient, uri: str, name: str, model: Any, tags: Mapping[str, str], description: str | None = None
+) -> Any:
+    """Register a logged model as the next version of `name`."""
+    return client.create_model_version(
+        name,
+        # Not models:/ID: the embedded store would look that up in the process-wide default store, which is another.
+        source=model.artifact_location,
+        run_id=model.source_run_id or None,  # a server with accounts forbids an empty one
+        tags=dict(tags) | {MODEL_ID: model.model_id},
+        description=description,
+        # A server wants to know whose the artifacts are; the embedded store would again look elsewhere.
+        model_id=None if artifact_root(uri) else model.model_id,
+    )
+
+
+def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """Return the experiment of this name, created unless it exists."""
+    from mlflow.exceptions import MlflowException
+
+    found, root = client.get_experiment_by_name(name), artifact_root(uri)
+    if found is not None:
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(name, artifact_location=str(root) if root else None))
+    except MlflowException:
+        found = client.get_experiment_by_name(name)
+        if found is None:  # else another promoter was quicker
+            raise
+        return str(found.experiment_id)
 
 
 def register(
@@ -82,15 +114,8 @@ def register(
         return int(known[0].version)
     model = _logged_model(client, uri, folder, manifest, digest)
     card = folder / "README.md"
-    made = client.create_model_version(
-        task,
-        # Not models:/ID: the embedded store would look that up in the process-wide default store, which is another.
-        source=model.artifact_location,
-        run_id=model.source_run_id or None,  # a server with accounts forbids an empty one
-        tags=dict(tags) | {"loraxs.model_id": model.model_id},
-        description=card.read_text()[:_MAX_DESCRIPTION] if card.exists() else None,
-        model_id=None if artifact_root(uri) else model.model_id,
-    )
+    description = card.read_text()[:_MAX_DESCRIPTION] if card.exists() else None
+    made = add_version(client, uri, task, model, tags, description)
     if artifact_root(uri):
         _link(client, model, task, int(made.version))
     return int(made.version)
@@ -106,7 +131,7 @@ def add_evidence(client: MlflowClient, task: str, version: int, name: str, conte
         place = Path(folder) / "evidence"
         place.mkdir()
         (place / name).write_bytes(content)
-        client.log_model_artifacts(tags["loraxs.model_id"], folder)
+        client.log_model_artifacts(tags[MODEL_ID], folder)
     client.set_model_version_tag(task, str(version), EVIDENCE, digest)
 
 
@@ -138,11 +163,7 @@ def _source(client: MlflowClient, uri: str, manifest: Manifest) -> tuple[str | N
         except MlflowException as error:
             if not is_missing(error):
                 raise
-    found = client.get_experiment_by_name(_EXPERIMENT)
-    if found is not None:
-        return None, found.experiment_id
-    root = artifact_root(uri)
-    return None, client.create_experiment(_EXPERIMENT, artifact_location=str(root) if root else None)
+    return None, ensure_experiment(client, uri, _EXPERIMENT)
 
 
 def _link(client: MlflowClient, model: Any, task: str, version: int) -> None:

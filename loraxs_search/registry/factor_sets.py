@@ -12,18 +12,18 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraxs_search.errors import IntegrityError, RegistryError
-from loraxs_search.mlflow_uri import artifact_root
-from loraxs_search.registry._client import is_missing, speaking
+from loraxs_search.registry import _versions
+from loraxs_search.registry._client import speaking
 from loraxs_search.registry.factor_files import factors_at, install_factors, lacks_factors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _logger = logging.getLogger(__name__)
-_KIND, _FACTORS = "loraxs.kind", "factors"
+_FACTORS = "factors"
 _EXPERIMENT = "loraxs-search factors"
 _MAX_BYTES = 2**30  # of one file: a 16384 x 16384 weight at rank 1024 has an eighth of it
 _AT_ONCE = 8
@@ -117,7 +117,7 @@ def _find(client: MlflowClient, base_digest: str) -> tuple[str, str] | None:
         return None
     if page[0].tags.get("loraxs.base_digest") != base_digest:
         raise RegistryError(f"{set_name(base_digest)} in the registry must be of base {base_digest}, but is not.")
-    return page[0].source, page[0].tags["loraxs.model_id"]
+    return page[0].source, page[0].tags[_versions.MODEL_ID]
 
 
 def _set_for(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> tuple[str, str]:
@@ -125,38 +125,12 @@ def _set_for(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> 
     if found is not None:
         return found
     name = set_name(base_digest)
-    model = client.create_logged_model(_experiment(client, uri), name=name, model_type="LORAXS-FACTORS")
+    experiment = _versions.ensure_experiment(client, uri, _EXPERIMENT)
+    model = client.create_logged_model(experiment, name=name, model_type="LORAXS-FACTORS")
     model = client.finalize_logged_model(model.model_id, "READY")
-    _ensure_model(client, name)
-    tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id, "loraxs.model_id": model.model_id}
-    # A server wants to know whose the artifacts are; the embedded store would look it up in another store.
-    model_id = None if artifact_root(uri) else model.model_id
-    client.create_model_version(name, source=model.artifact_location, tags=tags, model_id=model_id)
+    _versions.ensure_model(client, name, _FACTORS)
+    tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id}
+    _versions.add_version(client, uri, name, model, tags)
     found = _find(client, base_digest)
     assert found is not None  # made the line before
     return found
-
-
-def _ensure_model(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name, tags={_KIND: _FACTORS})
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _experiment(client: MlflowClient, uri: str) -> Any:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(_EXPERIMENT)
-    if found is not None:
-        return found.experiment_id
-    root = artifact_root(uri)
-    try:
-        return client.create_experiment(_EXPERIMENT, artifact_location=str(root) if root else None)
-    except MlflowException as error:
-        if is_missing(error):
-            raise
-        return client.get_experiment_by_name(_EXPERIMENT).experiment_id
