@@ -65,8 +65,8 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
 
 
 def _download(name: str, storage: Storage, path: Path) -> None:
-    for leftover in path.glob("optuna.db*"):
-        leftover.unlink()  # behind the journal that comes; rebuilt from it
+    for leftover in path.glob("optuna.*"):  # the sampler's memory in either form: behind the journal that comes
+        leftover.unlink()  # and rebuilt from it
     shutil.rmtree(path / "tune", ignore_errors=True)
     ensure_dir(path / "snapshots")
     keys = [key.removeprefix(f"{name}/") for key in storage.keys(name)]

@@ -124,6 +124,7 @@ def test_the_copy_follows_while_the_driver_works_and_back_again(
     storage: Storage, machine: Callable[[str], Path]
 ) -> None:
     first = study(machine("one"), storage)
+    first.optuna_path.write_text("what this machine's sampler remembers")
     with keep(first, storage):
         begin(first, 2)
         deadline = time.monotonic() + 20
@@ -141,6 +142,7 @@ def test_the_copy_follows_while_the_driver_works_and_back_again(
     again = fetch("s", storage)
     assert again.journal().records["00000"].state is TrialState.COMPLETE
     assert again.candidates() == []
+    assert not again.optuna_path.exists(), "the other machine's trials may be others: rebuilt from the journal"
 
 
 def test_what_is_ahead_here_is_not_overwritten(storage: Storage, machine: Callable[[str], Path]) -> None:
