@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loraxs_search.cli._output import JsonOption, TrackingOption, emit, print_table
-from loraxs_search.registry import RegisteredAdapter
+
+if TYPE_CHECKING:
+    from loraxs_search.registry import RegisteredAdapter
 
 
 def command(

@@ -95,10 +95,11 @@ class Driver:
 
         plan, task = self._info.search, self._info.task
         tracker.search_started(self._space.text, plan, params=crew.hardware(), gpus=crew.gpus())
+        journal = folder.journal()
         with storage_faults(folder.optuna_path):
             study = open_optuna_study(folder.optuna_path, folder.name, task.direction)
-            rebuild(study, self._space, folder.journal().records)
-            ledger = Ledger(folder.journal(), study, tracker, self._view, task.metric)
+            rebuild(study, self._space, journal.records)
+            ledger = Ledger(journal, study, tracker, self._view, task.metric)
             ledger.reconcile(folder)
         scheduler = make_scheduler(plan, task, ledger.records.values())
         deadline = self._started_at + plan.time_budget_s if plan.time_budget_s else None
