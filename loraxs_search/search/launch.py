@@ -70,7 +70,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
     """
     loaded = load_space(space, overrides=overrides) if isinstance(space, str) else space
     uri = resolve_uri(tracking_uri)
-    info = _new_study(loaded, name, uri, storage)
+    info = new_study(loaded, name, uri, storage)
     return _run_one(info, loaded, Cluster(address, runtime_env), view or SilentView(), stop)
 
 
@@ -101,7 +101,7 @@ def launch_together(
     """
     loaded = [load_space(space, overrides=overrides) if isinstance(space, str) else space for space in spaces]
     uri = resolve_uri(tracking_uri)
-    infos = [_new_study(space, None, uri, storage) for space in loaded]
+    infos = [new_study(space, None, uri, storage) for space in loaded]
     _check_together(loaded)
     stop = stop or threading.Event()
     drivers = [
@@ -151,8 +151,12 @@ def _joined(errors: Sequence[BaseException]) -> BaseException:
     return kind("\n".join(map(str, errors)), hint="\n".join(dict.fromkeys(hints)))
 
 
-def _new_study(loaded: Space, name: str | None, uri: str, storage: str | None) -> StudyInfo:
-    """Return what a new study starts with, once its name is seen to be free."""
+def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = None) -> StudyInfo:
+    """Return what a new study starts with, once its name is seen to be free.
+
+    Raises:
+        StudyError: the name is taken, here or in the storage.
+    """
     info = StudyInfo(
         name=name or f"{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
         study_id=uuid.uuid4().hex,

@@ -10,13 +10,8 @@ bulk inserts through SQLAlchemy into the tables that MLflow has made; what is me
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import pwd
-import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -28,26 +23,16 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from loraxs_search.mlflow_uri import check_server
-from loraxs_search.records import (
-    AdapterSize,
-    BaseModelRef,
-    Candidate,
-    DataSource,
-    Decision,
-    Hyperparameters,
-    Manifest,
-    Probe,
-    PromotionRule,
-    Task,
-    to_json,
-)
-from loraxs_search.registry import Registry, pull, seal
+from loraxs_search.records import AdapterSize, Candidate, Decision, PromotionRule, to_json
+from loraxs_search.registry import Registry, pull
 from loraxs_search.registry.summary import TAG, TaskSummary
 from loraxs_search.tracking import ensure_store
-from loraxs_search.tracking.store import server_environment, ui_command
 
-TASK = Task("toy", "sequence-classification", DataSource(hub="toy"), "t", "l", "accuracy", "maximize", ("accuracy",))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the suite shares
+
+from support.servers import MlflowServer, postgres
+from support.toys import TASK, adapter, candidate
+
 _CHUNK = 5000
 _ONCE = """
 import time, sys
@@ -74,100 +59,11 @@ class Row:
     command_s: float
 
 
-# ---- stores ----------------------------------------------------------------------------------------------------------
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def serving(database: str, folder: Path) -> Iterator[str]:
-    """Run an MLflow server on a database."""
-    port = free_port()
-    command = ui_command(f"sqlite:///{folder / 'unused.db'}", port=port)
-    command[command.index("--backend-store-uri") + 1] = database
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=server_environment(), start_new_session=True)
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(lambda: check_server(uri, timeout_s=1.0), server)
-        yield uri
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
-
-
-@contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """Run a PostgreSQL server of our own, as a user who is not root: it refuses to run as root."""
-    programs = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-    program = {name: shutil.which(name, path=str(programs) if programs else None) for name in ("initdb", "postgres")}
-    if not all(program.values()):
-        raise FileNotFoundError("PostgreSQL is not installed")
-    data, port = folder / "postgres", free_port()
-    who: dict[str, int] = {}
-    if os.geteuid() == 0:
-        found = pwd.getpwnam("nobody")
-        who = {"user": found.pw_uid, "group": found.pw_gid}
-        for parent in (folder, *folder.parents):
-            if not parent.stat().st_mode & 0o005:
-                parent.chmod(0o755)
-    data.mkdir()
-    if who:
-        os.chown(data, who["user"], who["group"])
-    make = [str(program["initdb"]), "-D", str(data), "-U", "mlflow", "--auth=trust", "-E", "UTF8"]
-    subprocess.run(make, check=True, capture_output=True, cwd="/", **who)  # type: ignore[call-overload]
-    serve = [str(program["postgres"]), "-D", str(data), "-p", str(port), "-k", str(data), "-h", "127.0.0.1"]
-    with (folder / "postgres.log").open("wb") as log:
-        server = subprocess.Popen(serve, stdout=log, stderr=log, cwd="/", **who)  # type: ignore[call-overload]
-    uri = f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
-    try:
-        wait_for(lambda: sa.create_engine(uri).connect().close(), server)
-        yield uri
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait()
-
-
-def wait_for(ask: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    """Ask until it answers."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            ask()
-        except Exception:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-        else:
-            return
-
-
-# ---- what is in them -------------------------------------------------------------------------------------------------
+# ---- what is in the stores ------------------------------------------------------------------------------------------
 def promoted(uri: str, folder: Path) -> None:
     """Promote one adapter of the usual size of this package."""
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text("{}")
-    (folder / "adapter_model.safetensors").write_bytes(os.urandom(17_000))
-    manifest = Manifest(
-        task=TASK,
-        base_model=BaseModelRef("org/base"),
-        base_digest="base",
-        data_fingerprint="data",
-        study="s1",
-        trial_id="t0",
-        params={},
-        hyperparameters=Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3),
-        validation_metrics={},
-        test_metrics={},
-        size=AdapterSize(16, 10, 17_000),
-        probe=Probe((), ()),
-        versions={},
-        created_at="2026-01-01",
-    )
-    seal(folder, manifest)
-    found = Candidate("s1", "t0", TASK.name, {"accuracy": 0.8}, {}, 17_000, "data", "base", "org/base")
+    adapter(folder, "t0", os.urandom(17_000), size=AdapterSize(16, 10, 17_000))
+    found = replace(candidate("t0", 0.8), stored_bytes=17_000)
     Registry(uri).settle(PromotionRule(), TASK, [found], {"t0": folder})
 
 
@@ -260,11 +156,20 @@ def stores(folder: Path, wanted: list[str]) -> Iterator[tuple[str, str, str]]:
             ensure_store(database)
             yield kind, database, database
         elif kind == "sqlite-server":
-            with serving(database, place) as uri:
-                yield kind, uri, database
+            yield from serving(kind, database, place)
         else:
-            with postgres(place) as found, serving(found, place) as uri:
-                yield kind, uri, found
+            with postgres(place) as (found, _):
+                yield from serving(kind, found, place)
+
+
+def serving(kind: str, database: str, folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Run an MLflow server on a database."""
+    server = MlflowServer(folder, database)
+    server.start()
+    try:
+        yield kind, server.uri, database
+    finally:
+        server.kill()
 
 
 def main() -> None:

@@ -28,7 +28,6 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,26 +153,15 @@ def search(num_trials: int, at_once: int, pace_s: float, profile: Path | None) -
 
 
 def study(num_trials: int, at_once: int) -> tuple[Any, Any]:
+    from loraxs_search.search.launch import new_study
     from loraxs_search.search_space import load_space
-    from loraxs_search.studies import StudyInfo
     from loraxs_search.tracking import ensure_store, resolve_uri
 
     overrides = (*OVERRIDES, f"search.trials={num_trials}", f"search.pack_size={at_once}")
     space = load_space("movie_reviews", overrides=overrides)
     uri = resolve_uri(None)
     ensure_store(uri)
-    info = StudyInfo(
-        name=f"scale-{num_trials}",
-        study_id=uuid.uuid4().hex,
-        task=space.task,
-        base_model=space.base_model,
-        search=space.search,
-        promotion=space.promotion,
-        space_source=space.source,
-        space_folder=space.folder,
-        tracking_uri=uri,
-        created_at=time.time(),
-    )
+    info = new_study(space, f"scale-{num_trials}", uri)
     return info, space
 
 

@@ -11,9 +11,10 @@ import random
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+
+from support import servers
 
 from faults import disks, nodes, stores
 from faults.records import Losses
@@ -150,26 +151,15 @@ def _drive(world: World, study: str, num_trials: int) -> None:
     from loraxs_search.search import SilentView
     from loraxs_search.search.cluster import connected
     from loraxs_search.search.driver import Driver
+    from loraxs_search.search.launch import new_study
     from loraxs_search.search.pool import HostPool, host_order
     from loraxs_search.search_space import load_space
-    from loraxs_search.studies import StudyInfo
     from loraxs_search.tracking import ensure_store, resolve_uri
 
     space = load_space(str(world.space(trials=num_trials)), overrides=("search.scheduler=none",))
     uri = resolve_uri(None)
     ensure_store(uri)
-    info = StudyInfo(
-        name=study,
-        study_id=uuid.uuid4().hex,
-        task=space.task,
-        base_model=space.base_model,
-        search=space.search,
-        promotion=space.promotion,
-        space_source=space.source,
-        space_folder=space.folder,
-        tracking_uri=uri,
-        created_at=time.time(),
-    )
+    info = new_study(space, study, uri)
     world.studies[study] = num_trials
     cloudpickle.register_pickle_by_value(faulty_host)  # hosts cannot import this folder
     with connected(None):
@@ -325,7 +315,7 @@ def missing_means(case: Case, world: World) -> str | None:
     if case is network_cut:
         return nodes.no_hosts()
     if case in (mlflow_away_at_first, mlflow_away_in_between, mlflow_away_throughout, two_searches):
-        return stores.no_postgres()
+        return servers.no_postgres()
     if case in (disk_full, disk_full_on_worker, disk_read_only, disk_read_only_on_worker):
         return disks.no_mounts(world.folder)
     return None

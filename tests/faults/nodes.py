@@ -6,13 +6,14 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from support.ports import free_port
 
 from faults.world import kill_tree, tree
 
@@ -63,7 +64,7 @@ class Cluster:
         token = self.folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        self.port = _free_port() if self.places[0].ip == "127.0.0.1" else 6379
+        self.port = free_port() if self.places[0].ip == "127.0.0.1" else 6379
         self._start(0, "--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false")
         self._await(0)
         for number in range(1, len(self.places)):
@@ -167,9 +168,3 @@ def hosts(count: int) -> Iterator[Hosts]:
 
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

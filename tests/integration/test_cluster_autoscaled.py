@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.ports import free_port
 
 from loraxs_search.search.cluster import _RAY_ENVIRONMENT
 
@@ -58,9 +58,7 @@ def address(in_search_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     monkeypatch.setenv("RAY_AUTH_MODE", "token")  # for its clients too
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
     folder = Path(tempfile.mkdtemp(prefix="lx", dir="/tmp"))  # short, for Ray's sockets
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     (folder / "autoscaling.yaml").write_text(json.dumps(config(port)))
     ray = Path(sys.executable).parent / "ray"
     options = ["--head", "--block", "--num-cpus=0", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.ports import free_port
 
 import loraxs_search
 from loraxs_search.studies import StudyFolder
@@ -56,9 +56,7 @@ def script(name: str, *args: str, env: dict[str, str]) -> subprocess.CompletedPr
 @pytest.fixture
 def cluster(in_search_home: Path, tmp_path: Path) -> Iterator[LocalCluster]:
     """Two workers with one CPU each and a home of their own; stopped at the end if the test has not."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp")) / "c"  # short, for Ray's sockets
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "PORT": str(port), "LORAXS_CLUSTER": str(folder)}

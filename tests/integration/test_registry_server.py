@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -11,74 +10,39 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from support.toys import TASK, adapter, candidate
 
 from loraxs_search.errors import RegistryError
 from loraxs_search.factors import FactorStore
 from loraxs_search.mlflow_uri import basic_auth
-from loraxs_search.records import (
-    AdapterSize,
-    BaseModelRef,
-    Candidate,
-    DataSource,
-    Hyperparameters,
-    Manifest,
-    Probe,
-    PromotionRule,
-    Task,
-)
-from loraxs_search.registry import Registry, _turns, lacks_factors, pull, seal, verify
+from loraxs_search.records import PromotionRule
+from loraxs_search.registry import Registry, _turns, lacks_factors, pull, verify
 from loraxs_search.registry._client import connect
 
 pytestmark = pytest.mark.slow
-TASK = Task("toy", "sequence-classification", DataSource(hub="toy"), "t", "l", "accuracy", "maximize", ("accuracy",))
+TESTS = Path(__file__).parents[1]
 PROMOTERS = 2
 ROUNDS = 3
 
 
-def adapter(folder: Path, trial_id: str, **changes: Any) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "adapter_model.safetensors").write_bytes(trial_id.encode() * 100)
-    manifest = Manifest(
-        task=TASK,
-        base_model=BaseModelRef("org/base"),
-        base_digest="base",
-        data_fingerprint="data",
-        study="s1",
-        trial_id=trial_id,
-        params={},
-        hyperparameters=Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3),
-        validation_metrics={},
-        test_metrics={},
-        size=AdapterSize(16, 10, 400),
-        probe=Probe((), ()),
-        versions={},
-        created_at="2026-01-01",
-    )
-    seal(folder, dataclasses.replace(manifest, **changes))
-    return folder
-
-
-def candidate(trial_id: str, accuracy: float) -> Candidate:
-    return Candidate("s1", trial_id, "toy", {"accuracy": accuracy}, {}, 400, "data", "base", "org/base")
-
-
 PROMOTE = """
-import importlib.util, sys
+import sys
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("server_tests", sys.argv[1])
-tests = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tests)
-uri, folder, number = sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-for round_number in range(tests.ROUNDS):
+sys.path.insert(0, sys.argv[1])
+from support.toys import TASK, adapter, candidate
+from loraxs_search.records import PromotionRule
+from loraxs_search.registry import Registry
+uri, folder = sys.argv[2], Path(sys.argv[3])
+number, promoters, rounds = map(int, sys.argv[4:])
+for round_number in range(rounds):
     # The better half of each round is now one promoter's, now the other's.
-    score = 0.5 + round_number / 10 + ((number + round_number) % tests.PROMOTERS) / 100
+    score = 0.5 + round_number / 10 + ((number + round_number) % promoters) / 100
     trial_id = f"p{number}r{round_number}"
-    made = tests.adapter(folder / trial_id, trial_id)
-    tests.Registry(uri).settle(tests.PromotionRule(), tests.TASK, [tests.candidate(trial_id, score)], {trial_id: made})
+    made = adapter(folder / trial_id, trial_id)
+    Registry(uri).settle(PromotionRule(), TASK, [candidate(trial_id, score)], {trial_id: made})
 """
 
 
@@ -86,9 +50,10 @@ def test_promoters_on_two_machines_never_overwrite_each_other(make_mlflow_server
     server = make_mlflow_server()
     server.start()
     connect(server.uri)
+    command = [sys.executable, "-c", PROMOTE, TESTS, server.uri, tmp_path / "made"]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROMOTE, __file__, server.uri, str(tmp_path / "made"), str(number)],
+            [*command, *map(str, (number, PROMOTERS, ROUNDS))],
             env=os.environ | {"LORAXS_HOME": str(tmp_path / f"machine-{number}")},
             stderr=subprocess.PIPE,
             text=True,

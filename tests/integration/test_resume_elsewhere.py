@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.shell import start
 
 from loraxs_search.studies import StudyFolder
 from loraxs_search.studies.lease import LEASE_S
@@ -18,17 +16,6 @@ from loraxs_search.studies.lease import LEASE_S
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 PLAN = ("search.trials=10", "search.max_steps=400", "search.report_every=40", "search.scheduler=none")
 SLOWER = tuple(word for change in PLAN for word in ("--set", change))
-
-
-def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "loraxs_search", *arguments],
-        env={**os.environ, "LORAXS_HOME": str(home)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def test_another_machine_goes_on_where_the_lost_one_was(

@@ -5,30 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.shell import start
 
 from loraxs_search.registry import ScoredRows
 from loraxs_search.studies import StudyFolder, list_studies, studies_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")
-
-
-def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start the command line as a user would, in a session of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "loraxs_search", *arguments],
-        env={**os.environ, "LORAXS_HOME": str(home)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def wait_for(driver: subprocess.Popen[str], condition: Callable[[], bool], timeout_s: float = 240.0) -> None:

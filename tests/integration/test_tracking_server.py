@@ -8,34 +8,24 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from support.toys import HYPERPARAMETERS, TASK, adapter, candidate
 
 from loraxs_search.errors import TrackingError
 from loraxs_search.mlflow_uri import check_server
 from loraxs_search.records import (
     AdapterSize,
-    BaseModelRef,
-    Candidate,
-    DataSource,
-    Hyperparameters,
-    Manifest,
-    Probe,
     PromotionRule,
     SearchPlan,
-    Task,
     TrialReport,
     TrialState,
 )
-from loraxs_search.registry import Registry, folder_digest, pull, seal, verify
+from loraxs_search.registry import Registry, folder_digest, pull, verify
 from loraxs_search.tracking import Tracker, ensure_store
 from loraxs_search.tracking.store import connect
 
 pytestmark = pytest.mark.slow
-
-HYPERPARAMETERS = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
-TASK = Task("toy", "sequence-classification", DataSource(hub="toy"), "t", "l", "accuracy", "maximize", ("accuracy",))
 
 
 def _report(trial_id: str, step: int) -> TrialReport:
@@ -59,33 +49,6 @@ def _points(uri: str, key: str = "accuracy") -> dict[str, list[int]]:
         assert trial_id not in steps
         steps[trial_id] = sorted(point.step for point in client.get_metric_history(run.info.run_id, key))
     return steps
-
-
-def _adapter(folder: Path, trial_id: str, num_bytes: int = 100) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "adapter_model.safetensors").write_bytes(trial_id.encode() + bytes(num_bytes))
-    manifest = Manifest(
-        task=TASK,
-        base_model=BaseModelRef("org/base"),
-        base_digest="base",
-        data_fingerprint="data",
-        study="s1",
-        trial_id=trial_id,
-        params={},
-        hyperparameters=HYPERPARAMETERS,
-        validation_metrics={},
-        test_metrics={},
-        size=AdapterSize(16, 10, 400),
-        probe=Probe((), ()),
-        versions={},
-        created_at="2026-01-01",
-    )
-    seal(folder, manifest)
-    return folder
-
-
-def _candidate(trial_id: str, accuracy: float) -> Candidate:
-    return Candidate("s1", trial_id, "toy", {"accuracy": accuracy}, {}, 400, "data", "base")
 
 
 def _python(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
@@ -224,13 +187,13 @@ def test_promote_and_pull_through_a_server_and_from_the_cache_without_it(make_ml
     server.start()
     tracker = Tracker("s1", tmp_path / "study", server.uri, "exp")
     tracker.trial_started("t0", {"rank": 4}, HYPERPARAMETERS)
-    folder = _adapter(tmp_path / "t0", "t0")
+    folder = adapter(tmp_path / "t0", "t0")
     tracker.adapter_logged("t0", folder)
     assert tracker.close(60)
     registry = Registry(server.uri)
     for trial_id, accuracy, version in (("t0", 0.8, 1), ("t1", 0.7, None), ("t2", 0.9, 2)):
-        made = folder if trial_id == "t0" else _adapter(tmp_path / trial_id, trial_id)
-        decision, got = registry.settle(PromotionRule(), TASK, [_candidate(trial_id, accuracy)], {trial_id: made})
+        made = folder if trial_id == "t0" else adapter(tmp_path / trial_id, trial_id)
+        decision, got = registry.settle(PromotionRule(), TASK, [candidate(trial_id, accuracy)], {trial_id: made})
         assert (decision.promoted, got) == (version is not None, version)
     assert [past.promoted for past in registry.history("toy")] == [True, False, True]
 
@@ -247,8 +210,8 @@ def test_promote_and_pull_through_a_server_and_from_the_cache_without_it(make_ml
 
 
 def test_a_pull_killed_in_the_middle_leaves_nothing_and_the_next_one_succeeds(store_uri, tmp_path):
-    folder = _adapter(tmp_path / "t0", "t0", num_bytes=200_000_000)
-    Registry(store_uri).settle(PromotionRule(), TASK, [_candidate("t0", 0.8)], {"t0": folder})
+    folder = adapter(tmp_path / "t0", "t0", bytes(200_000_000))
+    Registry(store_uri).settle(PromotionRule(), TASK, [candidate("t0", 0.8)], {"t0": folder})
     cache = tmp_path / "cache"
     code = "import sys; from pathlib import Path; from loraxs_search.registry import pull\n"
     code += "pull('toy', uri=sys.argv[1], cache=Path(sys.argv[2]))"

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import socket
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from support.ports import free_port
 
 from loraxs_search.errors import StudyError
 from loraxs_search.records import SearchPlan, TrialState
@@ -33,9 +33,7 @@ def open_tracker(store_uri, study_dir):
 
 @pytest.fixture
 def away_uri() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture

@@ -1,0 +1,8 @@
+"""What several folders of tests, and the benchmarks, are made with.
+
+ports.py      free ports of this machine
+shell.py      the command line as a user starts it
+servers.py    programs on a port: MLflow, PostgreSQL
+spaces.py     spaces that search in seconds
+toys.py       adapters of no meaning, sealed as real ones are
+"""

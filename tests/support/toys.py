@@ -1,0 +1,57 @@
+"""Adapters of no meaning, sealed as real ones are: for whoever registers and pulls."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loraxs_search.records import (
+    AdapterSize,
+    BaseModelRef,
+    Candidate,
+    DataSource,
+    Hyperparameters,
+    Manifest,
+    Probe,
+    Task,
+)
+from loraxs_search.registry import seal
+
+TASK = Task("toy", "sequence-classification", DataSource(hub="toy"), "t", "l", "accuracy", "maximize", ("accuracy",))
+HYPERPARAMETERS = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
+
+
+def adapter(folder: Path, trial_id: str, content: bytes = bytes(100), **changes: Any) -> Path:
+    """Write an adapter folder and seal it.
+
+    Args:
+        content: Of its tensors' file, behind the trial's id.
+        changes: Fields of the manifest.
+    """
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(trial_id.encode() + content)
+    manifest = Manifest(
+        task=TASK,
+        base_model=BaseModelRef("org/base"),
+        base_digest="base",
+        data_fingerprint="data",
+        study="s1",
+        trial_id=trial_id,
+        params={},
+        hyperparameters=HYPERPARAMETERS,
+        validation_metrics={},
+        test_metrics={},
+        size=AdapterSize(16, 10, 400),
+        probe=Probe((), ()),
+        versions={},
+        created_at="2026-01-01",
+    )
+    seal(folder, replace(manifest, **changes))
+    return folder
+
+
+def candidate(trial_id: str, accuracy: float) -> Candidate:
+    """Return a candidate that such an adapter is of."""
+    return Candidate("s1", trial_id, "toy", {"accuracy": accuracy}, {}, 400, "data", "base", "org/base")
