@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
 
 from loraxs_search.errors import HomeError, LoraxsError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
 from loraxs_search.search.cluster import NAMESPACE
+from loraxs_search.search.slim import import_tune
 from loraxs_search.studies import read_reports
+
+if TYPE_CHECKING:
+    from ray import tune
+else:
+    tune = import_tune()
 
 OBJECTIVE = "objective"
 STEP = "step"
