@@ -9,6 +9,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from loraxs_search.records import Direction, SearchPlan, Task, TrialRecord
+from loraxs_search.search.rungs import OrderedBracket
 from loraxs_search.search.trainable import OBJECTIVE, STEP
 
 
@@ -24,6 +25,7 @@ class StudyASHA(AsyncHyperBandScheduler):  # type: ignore[misc]  # ray is untype
             grace_period=plan.report_every,
             reduction_factor=plan.reduction_factor,
         )
+        self._brackets = [OrderedBracket(plan.report_every, plan.max_steps, plan.reduction_factor)]
         self.reasons: dict[str, str] = {}
         self._kept = f"1/{plan.reduction_factor}"
 
