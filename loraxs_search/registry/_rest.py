@@ -1,24 +1,27 @@
-"""One plain request to a server's REST API, for the question that every pull asks: importing MLflow takes longer."""
+"""Plain requests to a server's REST API, for what `pull` and `ls` ask: importing MLflow takes longer."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from loraxs_search.mlflow_uri import request_to, tls_context
 from loraxs_search.registry.names import AdapterName
 
-_TIMEOUT_S = 5.0
+_T = TypeVar("_T")
+_TIMEOUT_S, _PAGE_TIMEOUT_S = 5.0, 20.0
 _OTHER_WAYS_IN = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_WORKSPACE")
 
 
 class UnansweredError(Exception):
-    """The server did not give a version: MLflow's client finds out why. It never leaves this room."""
+    """The server did not give what was asked for: MLflow's client finds out why. It never leaves this room."""
 
 
 def find_version(uri: str, name: AdapterName) -> Any:
@@ -27,25 +30,67 @@ def find_version(uri: str, name: AdapterName) -> Any:
     Raises:
         UnansweredError: there is none, or the server wants to be asked in another way.
     """
+    which = {"alias": name.alias or ""} if name.version is None else {"version": str(name.version)}
+    query = {"name": name.task} | which
+    call = "registered-models/alias" if name.version is None else "model-versions/get"
+    return _answered(lambda: _version(_get(uri, call, query)["model_version"]))
+
+
+def find_models(uri: str, only: str | None, size: int, token: str | None) -> Any:
+    """Return a page of registered models by name, with the attributes of MLflow's own.
+
+    Raises:
+        UnansweredError: the server wants to be asked in another way.
+    """
+    query = {"max_results": str(size), "order_by": "name ASC", "filter": only or "", "page_token": token or ""}
+    given = {key: value for key, value in query.items() if value}
+    return _answered(lambda: _Page(_get(uri, "registered-models/search", given, _PAGE_TIMEOUT_S)))
+
+
+class _Page(list[Any]):
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        super().__init__(_model(found) for found in answer.get("registered_models", []))
+        self.token: str | None = answer.get("next_page_token")
+
+
+def _answered(ask: Callable[[], _T]) -> _T:
     if any(os.environ.get(variable) for variable in _OTHER_WAYS_IN):
         raise UnansweredError
-    query = {"name": name.task} | ({"alias": name.alias} if name.version is None else {"version": str(name.version)})
-    call = "registered-models/alias" if name.version is None else "model-versions/get"
-    request = request_to(f"{uri}/api/2.0/mlflow/{call}?{urllib.parse.urlencode(query)}")
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=tls_context(uri)) as answer:
-            found = json.load(answer)["model_version"]
-        return SimpleNamespace(
-            name=found["name"],
-            version=found["version"],
-            aliases=found.get("aliases", []),
-            tags={tag["key"]: tag.get("value", "") for tag in found.get("tags", [])},
-            source=found.get("source", ""),
-            run_id=found.get("run_id"),
-            creation_timestamp=found["creation_timestamp"],
-        )
+        return ask()
     except urllib.error.HTTPError as error:
         error.close()
         raise UnansweredError from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
         raise UnansweredError from error
+
+
+def _get(uri: str, call: str, query: Mapping[str, str], timeout_s: float = _TIMEOUT_S) -> Any:
+    request = request_to(f"{uri}/api/2.0/mlflow/{call}?{urllib.parse.urlencode(query)}")
+    with urllib.request.urlopen(request, timeout=timeout_s, context=tls_context(uri)) as answer:
+        return json.load(answer)
+
+
+def _version(found: Mapping[str, Any]) -> Any:
+    return SimpleNamespace(
+        name=found["name"],
+        version=found["version"],
+        aliases=found.get("aliases", []),
+        tags=_tags(found),
+        source=found.get("source", ""),
+        run_id=found.get("run_id"),
+        creation_timestamp=found["creation_timestamp"],
+    )
+
+
+def _model(found: Mapping[str, Any]) -> Any:
+    return SimpleNamespace(
+        name=found["name"],
+        tags=_tags(found),
+        aliases={alias["alias"]: alias["version"] for alias in found.get("aliases", [])},
+        latest_versions=[_version(version) for version in found.get("latest_versions", [])],
+    )
+
+
+def _tags(found: Mapping[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag.get("value", "") for tag in found.get("tags", [])}

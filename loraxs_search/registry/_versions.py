@@ -5,33 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.mlflow_uri import artifact_root
 from loraxs_search.records import Manifest
 from loraxs_search.registry._client import is_missing
+from loraxs_search.registry._listing import ADAPTER, KIND
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _EXPERIMENT = "loraxs-search adapters"  # for adapters whose run is not in this store
-_KIND, _ADAPTER = "loraxs.kind", "adapter"
 _MODEL_VERSIONS = "mlflow.modelVersions"
 _MAX_DESCRIPTION = 5000
 EVIDENCE, MODEL_ID = "loraxs.evidence", "loraxs.model_id"
-
-
-def models(client: MlflowClient, *, page_size: int = 1000) -> Iterator[Any]:
-    """Yield every registered model that holds adapters of ours, by name."""
-    token, ours = None, f"tags.`{_KIND}` = '{_ADAPTER}'"
-    while True:
-        page = client.search_registered_models(ours, max_results=page_size, order_by=["name ASC"], page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def registered_model(client: MlflowClient, task: str) -> Any | None:
@@ -56,14 +45,14 @@ def numbers(client: MlflowClient, task: str) -> list[int]:
     return sorted(int(version.version) for version in versions(client, task))
 
 
-def ensure_model(client: MlflowClient, name: str, kind: str = _ADAPTER) -> None:
+def ensure_model(client: MlflowClient, name: str, kind: str = ADAPTER) -> None:
     """Create the registered model of a task, or of a base's factors, unless it exists."""
     from mlflow.exceptions import MlflowException
 
     if registered_model(client, name) is not None:
         return
     try:
-        client.create_registered_model(name, tags={_KIND: kind})
+        client.create_registered_model(name, tags={KIND: kind})
     except MlflowException:
         if registered_model(client, name) is None:  # else another promoter was quicker
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import IntegrityError, RegistryError, unknown_name
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import Decision, from_json
-from loraxs_search.registry import _rest, _versions
+from loraxs_search.registry import _listing, _rest, _versions
 from loraxs_search.registry._client import connect, exists, is_denied, is_missing, speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, read_version
 from loraxs_search.registry.names import CHAMPION, AdapterName, check_task, parse_name
@@ -62,15 +61,14 @@ class RegistryReader:
         if not exists(self.uri):
             return []
         with speaking(self.uri):
-            return sorted(model.name for model in _versions.models(self._client))
+            return sorted(model.name for model in _listing.models(self._ask))
 
     def summaries(self, limit: int | None = None) -> list[TaskSummary]:
         """Return every task with its champion, by name; the first `limit` of them."""
         if not exists(self.uri):
             return []
         with speaking(self.uri):
-            listed = _versions.models(self._client, page_size=min(limit or 1000, 1000))
-            found = [self._summary(model) for model in itertools.islice(listed, limit)]
+            found = [self._summary(model) for model in _listing.models(self._ask, limit)]
         return sorted(found, key=lambda summary: summary.task)
 
     def versions(self, task: str) -> list[RegisteredAdapter]:
@@ -136,8 +134,16 @@ class RegistryReader:
             kept = from_json(TaskSummary, model.tags[SUMMARY])
             if kept.version == champion:
                 return replace(kept, aliases=aliases)
-        found = self.resolve(f"{model.name}:{champion}")
+        newest = [version for version in model.latest_versions if int(version.version) == champion]
+        found = read_version(newest[0]) if newest else self.resolve(f"{model.name}:{champion}")
         return replace(summarise(model.name, champion, found.candidate, found.decision), aliases=aliases)
+
+    def _ask(self, only: str | None, size: int, token: str | None) -> _listing.Page:
+        if self._connected is None and sqlite_path(self.uri) is None:
+            with contextlib.suppress(_rest.UnansweredError):
+                page: _listing.Page = _rest.find_models(self.uri, only, size, token)
+                return page
+        return _listing.asking(self._client)(only, size, token)
 
     def _model(self, task: str) -> Any | None:
         if not exists(self.uri):
@@ -170,8 +176,8 @@ class RegistryReader:
         place = redact(self.uri)
         model = _versions.registered_model(self._client, name.task) if exists(self.uri) else None
         if model is None:
-            known = self.tasks()
-            hint = "run `loraxs-search launch SPACE` to find one" if not known else None
+            known = _listing.near(self._ask, name.task) if exists(self.uri) else []
+            hint = "`loraxs-search ls` has every task" if known else "run `loraxs-search launch SPACE` to find one"
             return RegistryError(f"{unknown_name('task', name.task, known)} Registry: {place}.", hint=hint)
         if name.alias == CHAMPION:
             return RegistryError(

@@ -18,14 +18,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from loraxs_search.records import AdapterSize, Candidate, Decision, PromotionRule, to_json
+from loraxs_search.records import AdapterSize, PromotionRule, from_json, to_json
 from loraxs_search.registry import Registry, pull
-from loraxs_search.registry.summary import TAG, TaskSummary
+from loraxs_search.registry.reader import DECISION
+from loraxs_search.registry.summary import TAG as SUMMARY
+from loraxs_search.registry.summary import TaskSummary
 from loraxs_search.tracking import ensure_store
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the suite shares
@@ -57,6 +59,7 @@ class Row:
     ls_page_ms: float
     ls_ms: float
     command_s: float
+    ls_command_s: float
 
 
 # ---- what is in the stores ------------------------------------------------------------------------------------------
@@ -67,40 +70,45 @@ def promoted(uri: str, folder: Path) -> None:
     Registry(uri).settle(PromotionRule(), TASK, [found], {"t0": folder})
 
 
-def fill(database: str, tasks: int, versions: int) -> None:
-    """Insert tasks with versions, each as promotion leaves it."""
+def fill(database: str, first: int, tasks: int, versions: int) -> None:
+    """Insert tasks with versions, from `first` on: the rows that promotion has made, as often and under other names."""
     engine = sa.create_engine(database)
     meta = sa.MetaData()
-    names = ("registered_models", "registered_model_tags", "registered_model_aliases", "model_versions")
-    meta.reflect(engine, only=[*names, "model_version_tags"])
-    now = int(time.time() * 1000)
-    decision = Decision("x", "s", True, "t0", 0.8, None, "accuracy", ("there was no champion",))
-    own = Candidate("s", "t0", "x", {"accuracy": 0.8}, {}, 17_000, "data", "base", "org/base")
-    for start in range(0, tasks, _CHUNK):
-        rows: dict[str, list[dict[str, object]]] = {name: [] for name in (*names, "model_version_tags")}
+    tables = ("registered_models", "registered_model_tags", "registered_model_aliases", "model_versions")
+    meta.reflect(engine, only=[*tables, "model_version_tags"])
+    with engine.connect() as connection:
+        found = {
+            name: [dict(row) for row in connection.execute(table.select().where(table.c.name == TASK.name)).mappings()]
+            for name, table in meta.tables.items()
+        }
+    for start in range(first, tasks, _CHUNK):
+        rows: dict[str, list[dict[str, object]]] = {name: [] for name in (*tables, "model_version_tags")}
         for number in range(start, min(tasks, start + _CHUNK)):
-            task = f"task-{number:06d}"
-            summary = TaskSummary(task, versions, "accuracy", 0.8, None, None, 17_000, "org/base", "2026-01-01T00:00")
-            line, record = to_json(summary), to_json(replace(own, task=task))
-            common = {"name": task, "creation_time": now, "last_updated_time": now}
-            rows["registered_models"].append({**common, "description": None})
-            tags = {"loraxs.kind": "adapter", TAG: line}
-            tags |= {f"loraxs.decision.{n}": to_json(replace(decision, task=task)) for n in range(versions)}
-            rows["registered_model_tags"] += [{"name": task, "key": k, "value": v} for k, v in tags.items()]
-            rows["registered_model_aliases"].append({"name": task, "alias": "champion", "version": versions})
-            for version in range(1, versions + 1):
-                its = {**common, "version": version, "current_stage": "None", "status": "READY", "source": "/nowhere"}
-                rows["model_versions"].append(its)
-                own_tags = {"loraxs.digest": f"{number:064x}", "loraxs.candidate": record, "loraxs.decision": "{}"}
-                rows["model_version_tags"] += [
-                    {"name": task, "version": version, "key": k, "value": v} for k, v in own_tags.items()
-                ]
+            for name in rows:
+                rows[name] += _renamed(name, found[name], f"task-{number:06d}", versions)
         with engine.begin() as connection:
             for name, values in rows.items():
                 connection.execute(meta.tables[name].insert(), values)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text("ANALYZE"))
     engine.dispose()
+
+
+def _renamed(table: str, rows: list[dict[str, object]], task: str, versions: int) -> Iterator[dict[str, object]]:
+    """Yield the rows of a task with one version as those of another task with more."""
+    for row in rows:
+        own = row | {"name": task}
+        if str(row.get("key", "")).startswith(DECISION):
+            yield from (own | {"key": f"{row['key']}-{number}"} for number in range(versions))
+        elif table in ("model_versions", "model_version_tags"):
+            yield from (own | {"version": number} for number in range(1, versions + 1))
+        elif table == "registered_model_aliases":
+            yield own | {"version": versions}
+        elif row.get("key") == SUMMARY:
+            line = from_json(TaskSummary, str(row["value"]))
+            yield own | {"value": to_json(replace(line, task=task, version=versions))}
+        else:
+            yield own
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -125,14 +133,14 @@ def measure(store: str, uri: str, tasks: int, versions: int, folder: Path) -> Ro
         pull(TASK.name, uri=uri, cache=cache / str(time.monotonic_ns()))
 
     environment = os.environ | {"LORAXS_HOME": str(folder / "home")}
-    command = [sys.executable, "-m", "loraxs_search", "pull", TASK.name, "--tracking-uri", uri]
 
-    def run() -> None:
+    def run(*verb: str) -> None:
+        command = [sys.executable, "-m", "loraxs_search", *verb, "--tracking-uri", uri]
         subprocess.run(command, check=True, capture_output=True, env=environment)
 
     once = [sys.executable, "-c", _ONCE, TASK.name, uri, str(cache)]
     first = [float(subprocess.check_output(once, text=True)) for _ in range(5)]
-    run()
+    run("pull", TASK.name)
     return Row(
         store,
         tasks,
@@ -142,7 +150,8 @@ def measure(store: str, uri: str, tasks: int, versions: int, folder: Path) -> Ro
         first_ms=statistics.median(first),
         ls_page_ms=median_ms(lambda: Registry(uri).summaries(limit=100), 5),
         ls_ms=median_ms(lambda: Registry(uri).summaries(), 1 if tasks > 1000 else 5),
-        command_s=median_ms(run, 5) / 1000,
+        command_s=median_ms(lambda: run("pull", TASK.name), 5) / 1000,
+        ls_command_s=median_ms(lambda: run("ls", "--limit", "100"), 5) / 1000,
     )
 
 
@@ -172,9 +181,21 @@ def serving(kind: str, database: str, folder: Path) -> Iterator[tuple[str, str, 
         server.kill()
 
 
+def table(rows: list[Row]) -> Iterator[str]:
+    """Yield the lines of the table."""
+    names = [field.name for field in fields(Row)]
+    yield f"| {' | '.join(names)} |"
+    yield f"|---{'|--:' * (len(names) - 1)}|"
+    for row in rows:
+        cells = [
+            f"{value:.3g}" if isinstance(value, float) else f"{value:,}" for value in list(asdict(row).values())[1:]
+        ]
+        yield f"| {' | '.join([row.store, *cells])} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--tasks", type=int, nargs="+", default=[0, 100, 10_000], help="sizes of registry to measure")
     parser.add_argument("--versions", type=int, default=5, help="of each task")
     parser.add_argument("--stores", nargs="+", default=["embedded", "sqlite-server", "postgres-server"])
     parser.add_argument("--json", type=Path)
@@ -184,15 +205,12 @@ def main() -> None:
         for kind, uri, database in stores(Path(name), options.stores):
             place = Path(name) / kind
             promoted(uri, place / "adapter")
-            rows.append(measure(kind, uri, 0, options.versions, place))
-            fill(database, options.tasks, options.versions)
-            rows.append(measure(kind, uri, options.tasks, options.versions, place))
-    print("| store | tasks | versions | cached ms | cold ms | first in a process ms | ls 100 ms | ls ms | command s |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
-    for row in rows:
-        numbers = (row.cached_ms, row.cold_ms, row.first_ms, row.ls_page_ms, row.ls_ms)
-        cells = [row.store, f"{row.tasks:,}", f"{row.versions:,}", *(f"{n:.1f}" for n in numbers)]
-        print(f"| {' | '.join([*cells, f'{row.command_s:.2f}'])} |")
+            before = 0
+            for tasks in options.tasks:
+                fill(database, before, tasks, options.versions)
+                before = tasks
+                rows.append(measure(kind, uri, tasks, options.versions, place))
+    print("\n".join(table(rows)))
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 

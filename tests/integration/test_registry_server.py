@@ -137,14 +137,16 @@ def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, 
     )
     assert (decision.promoted, version) == (True, 1)
     assert verify(pull("toy", uri=server_with_accounts.uri)).trial_id == "t0"
+    assert Registry(server_with_accounts.uri).summaries() == registry.summaries()
 
 
-def test_pulling_what_is_cached_asks_the_server_once_and_needs_no_mlflow(make_mlflow_server, tmp_path):
+def test_pulling_what_is_cached_and_listing_need_no_mlflow(make_mlflow_server, tmp_path):
     server = make_mlflow_server()
     server.start()
     Registry(server.uri).settle(PromotionRule(), TASK, [candidate("t0", 0.8)], {"t0": adapter(tmp_path / "t0", "t0")})
     pulled = pull("toy", uri=server.uri)
-    code = "import sys; from loraxs_search.registry import pull; print(pull('toy', uri=sys.argv[1]))\n"
+    code = "import sys; from loraxs_search.registry import Registry, pull; print(pull('toy', uri=sys.argv[1]))\n"
+    code += "assert [found.task for found in Registry(sys.argv[1]).summaries()] == ['toy']\n"
     code += "assert 'mlflow' not in sys.modules and 'numpy' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, server.uri], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,71 @@
+"""Listing the registered models that hold adapters of ours, page by page, at a cost that the rest does not raise."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+KIND, ADAPTER = "loraxs.kind", "adapter"
+_OURS = f"tags.`{KIND}` = '{ADAPTER}'"
+_MIN_PAGE, _MAX_PAGE = 20, 1000  # MLflow's own limit is 1000
+_NEAR = 100
+
+
+class Page(Protocol):
+    """Registered models by name, each with its tags, aliases and latest versions, and how to ask for the next ones."""
+
+    token: str | None
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+# Filter, number of models, and the token of the page before.
+Ask = Callable[[str | None, int, str | None], Page]
+
+
+def asking(client: MlflowClient) -> Ask:
+    """Return how MLflow's client asks for a page."""
+
+    def ask(only: str | None, size: int, token: str | None) -> Page:
+        found: Page = client.search_registered_models(only, max_results=size, order_by=["name ASC"], page_token=token)
+        return found
+
+    return ask
+
+
+def models(ask: Ask, limit: int | None = None) -> Iterator[Any]:
+    """Yield the registered models of our adapters, by name; the first `limit` of them.
+
+    Without a filter MLflow reads a page along its index, with one it looks at the tags of all models, three times for
+    each page. So a store is asked with the filter only where most of it is somebody else's, as its first page tells.
+    """
+    size = _MAX_PAGE if limit is None else min(max(limit, _MIN_PAGE), _MAX_PAGE)
+    yield from itertools.islice(_pages(ask, size), limit)
+
+
+def near(ask: Ask, task: str) -> list[str]:
+    """Return names of tasks for who asked for one that is not there: those that begin alike, and the first ones."""
+    alike = f"name ILIKE '{task[:3]}%'"
+    pages = ask(alike, _NEAR, None), ask(None, _NEAR, None)
+    return sorted({model.name for page in pages for model in page if _is_ours(model)})
+
+
+def _is_ours(model: Any) -> bool:
+    return bool(model.tags.get(KIND) == ADAPTER)
+
+
+def _pages(ask: Ask, size: int) -> Iterator[Any]:
+    only, token, first = None, None, True
+    while first or token:
+        page = ask(only, size, token)
+        found = list(page)
+        ours = [model for model in found if _is_ours(model)]
+        if first and page.token and 2 * len(ours) < len(found):
+            page = ask(only := _OURS, size, None)
+            ours = list(page)
+        yield from ours
+        token, first = page.token, False
