@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UsageError
 from loraxs_search.home import disk_faults
-from loraxs_search.records import Decision, Prediction, Task
+from loraxs_search.records import Candidate, Decision, Prediction, Task
 from loraxs_search.studies import StudyFolder, list_studies
 from loraxs_search.tracking import resolve_uri
 
@@ -40,7 +41,8 @@ Form = Literal["native", "lora", "merged"]
 def promote(study: str | None = None, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
     """Let the rule of `study` (default: the newest) decide whether its best candidate becomes its task's champion.
 
-    A champion that was scored on other data, or stands on another base, is scored anew in this process first.
+    A champion that was scored on other data, or stands on another base, is scored anew in this process first; and where
+    the rule has a `max_latency`, so are candidates timed that have not been yet.
 
     Raises:
         StudyError: there is no such study, or its search has not come to its end.
@@ -52,6 +54,8 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
             f"A study must have come to its end to be promoted, but {folder.name!r} has not.",
             hint=f"go on with `loraxs-search resume {folder.name}`",
         )
+    if folder.info.promotion.max_latency is not None:
+        candidates = _timed(folder, candidates)
     uri = resolve_uri(tracking_uri) if tracking_uri else folder.info.tracking_uri
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
@@ -183,6 +187,21 @@ def _scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> 
     found = score_folder(registry.pull(f"{champion.task}:{champion.version}", uri=uri), task)
     rows = registry.ScoredRows.of(found.predictions, found.labels, ())
     return registry.Rescored(found.metrics, found.data_fingerprint, rows)
+
+
+def _timed(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
+    """Return candidates with their latencies, which the study keeps: deciding again decides on the same numbers."""
+    from loraxs_search.trial import measure_latency
+
+    def timed(candidate: Candidate) -> Candidate:
+        if candidate.latency is not None and not candidate.latency.failed:
+            return candidate
+        return replace(candidate, latency=measure_latency(folder.adapter_path(candidate.trial_id)))
+
+    found = [timed(candidate) for candidate in candidates]
+    if found != candidates:
+        folder.write_candidates(found)
+    return found
 
 
 def _new_folder(path: Path) -> Path:

@@ -21,6 +21,8 @@ class PromotionRule:
         tolerance: Among candidates within this of the best, and not surely worse, the smallest stored bytes win.
         guards: Metric to how much it may fall below the champion's, in its own unit.
         max_bytes: Larger adapters are not considered; None means no limit.
+        max_latency: Nor are those with which a batch takes more than this many times the bare base's time; None means
+            that it is not measured.
         candidates: How many of the best trials (by validation) are scored on the test split.
         seeds: How often each candidate is trained again from a fresh seed, to say how much of its score is luck.
     """
@@ -32,6 +34,7 @@ class PromotionRule:
     tolerance: float = 0.0
     guards: Mapping[str, float] = field(default_factory=dict)
     max_bytes: int | None = None
+    max_latency: float | None = None
     candidates: int = 3
     seeds: int = 2
 
@@ -51,12 +54,31 @@ class Refit:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """What a batch takes with an adapter, as it is loaded to be used, against the bare base in the same rounds.
+
+    Args:
+        ratio: Shortest time with the adapter over the shortest with the bare base; None when it could not be measured.
+        rows, tokens: Of the batch.
+        rounds: How often each of the two was timed.
+        failed: Why there is no ratio; empty when there is one.
+    """
+
+    ratio: float | None = None
+    rows: int = 0
+    tokens: int = 0
+    rounds: int = 0
+    failed: str = ""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A finished trial scored on held-out rows.
 
     Args:
         base_model: The base's id, as named.
         refits: The same recipe from other seeds; what is promoted is the trial itself.
+        latency: None where no rule has asked for it.
     """
 
     study: str
@@ -69,6 +91,7 @@ class Candidate:
     base_digest: str
     base_model: str = ""
     refits: tuple[Refit, ...] = ()
+    latency: Latency | None = None
 
 
 Action = Literal["promote", "rollback", "remove"]
@@ -84,6 +107,7 @@ class Decision:
         champion: `study/trial_id` of the champion it was compared with.
         reasons: One sentence per consideration, in order.
         p_value: Chance of a gain this large if there were none; None when rows were not compared.
+        latency: The winner's; None where it was not measured.
         aliases: What the winner is called now.
         version: Its version in the registry.
         at: When, ISO 8601.
@@ -101,6 +125,7 @@ class Decision:
     champion: str | None = None
     action: Action = "promote"
     p_value: float | None = None
+    latency: float | None = None
     aliases: tuple[str, ...] = ()
     version: int | None = None
     at: str = ""

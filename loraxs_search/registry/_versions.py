@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.mlflow_uri import artifact_root
-from loraxs_search.records import Manifest
+from loraxs_search.records import Latency, Manifest
 from loraxs_search.registry._client import is_missing
 from loraxs_search.registry._listing import ADAPTER, KIND
+from loraxs_search.registry.card import card_with_latency
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,7 +92,13 @@ def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
 
 
 def register(
-    client: MlflowClient, uri: str, task: str, folder: Path, manifest: Manifest, tags: Mapping[str, str]
+    client: MlflowClient,
+    uri: str,
+    task: str,
+    folder: Path,
+    manifest: Manifest,
+    tags: Mapping[str, str],
+    latency: Latency | None = None,
 ) -> int:
     """Return the version of the task that holds `folder`, registered unless one with its digest exists."""
     ensure_model(client, task)
@@ -103,7 +110,7 @@ def register(
         return int(known[0].version)
     model = _logged_model(client, uri, folder, manifest, digest)
     card = folder / "README.md"
-    description = card.read_text()[:_MAX_DESCRIPTION] if card.exists() else None
+    description = card_with_latency(card.read_text(), latency)[:_MAX_DESCRIPTION] if card.exists() else None
     made = add_version(client, uri, task, model, tags, description)
     if artifact_root(uri):
         _link(client, model, task, int(made.version))

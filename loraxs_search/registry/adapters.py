@@ -76,6 +76,8 @@ def version_tags(
     """Return the tags of a new version: the records, and what people look for in the UI."""
     scores = {f"test.{name}": f"{value:.6g}" for name, value in candidate.test_metrics.items()}
     scores |= {f"validation.{name}": f"{value:.6g}" for name, value in candidate.validation_metrics.items()}
+    if candidate.latency and candidate.latency.ratio is not None:
+        scores["latency"] = f"{candidate.latency.ratio:.4g}"
     signed = {SIGNATURE: signature} if signature else {}
     return (
         scores

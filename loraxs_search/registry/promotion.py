@@ -31,7 +31,9 @@ class _Law:
         return self.sign * candidate.test_metrics[self.metric]
 
     def shows(self, candidate: Candidate) -> str:
-        return f"{candidate.trial_id} ({self.metric} {candidate.test_metrics[self.metric]:.4f}, {_bytes(candidate)})"
+        metric, ratio = f"{self.metric} {candidate.test_metrics[self.metric]:.4f}", _latency(candidate)
+        slower = "" if self.rule.max_latency is None or ratio is None else f", {ratio:.3f} times the bare base's time"
+        return f"{candidate.trial_id} ({metric}, {_bytes(candidate)}{slower})"
 
     def p_value(self, better: Candidate, worse: Candidate) -> float | None:
         """Return the chance that `better` is ahead by luck; None when the rule asks for no test or rows lack."""
@@ -61,11 +63,12 @@ def decide(
 ) -> Decision:
     """Choose among `candidates`, and say whether the choice becomes champion.
 
-    A candidate takes part when it is of this task, has a finite test metric and at most `max_bytes`. The best metric
-    sets the mark; of those within `tolerance` of it, and not surely worse on the same rows, the one with the fewest
-    stored bytes is chosen (then the better metric, then the lower trial id), whatever the order they come in. It is
-    promoted when there is no champion; when it gains at least `min_gain` over the champion, more than nothing, and
-    surely so; or when it is within `tolerance` of the champion, not surely worse, and stores strictly fewer bytes.
+    A candidate takes part when it is of this task, has a finite test metric, at most `max_bytes`, and a latency of at
+    most `max_latency`, which must have been measured where the rule has one. The best metric sets the mark; of those
+    within `tolerance` of it, and not surely worse on the same rows, the one with the fewest stored bytes is chosen
+    (then the better metric, then the lower trial id), whatever the order they come in. It is promoted when there is no
+    champion; when it gains at least `min_gain` over the champion, more than nothing, and surely so; or when it is
+    within `tolerance` of the champion, not surely worse, and stores strictly fewer bytes.
     Not when a guarded metric falls by more than it may. "Surely" is a paired test at `confidence` over the test rows,
     where both were answered row by row; else numbers are taken as they stand. A champion measured on other data is
     not comparable.
@@ -116,7 +119,23 @@ def _fault(law: _Law, candidate: Candidate) -> str | None:
     limit = law.rule.max_bytes
     if limit is not None and candidate.stored_bytes > limit:
         return f"it stores {_bytes(candidate)}, more than max_bytes={limit:,}"
+    return _too_slow(law.rule, candidate)
+
+
+def _too_slow(rule: PromotionRule, candidate: Candidate) -> str | None:
+    if rule.max_latency is None:
+        return None
+    law, ratio = f"max_latency={rule.max_latency:g}", _latency(candidate)
+    if ratio is None:
+        failed = candidate.latency.failed if candidate.latency else ""
+        return f"its latency must be known to be within {law}, but {failed or 'it was not measured'}"
+    if not ratio <= rule.max_latency + _NOISE:  # NaN is too slow
+        return f"with it a batch takes {ratio:.3f} times the bare base's time, more than {law}"
     return None
+
+
+def _latency(candidate: Candidate) -> float | None:
+    return candidate.latency.ratio if candidate.latency else None
 
 
 def _choose(law: _Law, eligible: Sequence[Candidate], reasons: list[str]) -> Candidate:
@@ -211,6 +230,7 @@ def _decision(
         forced=forced,
         champion=identity(champion) if champion else None,
         p_value=law.p_value(winner, champion) if compared and winner and champion else None,
+        latency=_latency(winner) if winner else None,
     )
 
 

@@ -108,7 +108,7 @@ class Registry(RegistryReader):
         aliases = decision.aliases or (CHAMPION,)
         with speaking(self.uri):
             tags = version_tags(manifest, candidate, replace(decision, aliases=aliases), digest, sign(task, digest))
-            version = _versions.register(client, self.uri, task, folder, manifest, tags)
+            version = _versions.register(client, self.uri, task, folder, manifest, tags, candidate.latency)
             if evidence is not None:
                 from loraxs_search.registry.rows import FILE
 

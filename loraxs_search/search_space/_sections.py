@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal
 
@@ -50,7 +51,14 @@ def _pack_size(value: object) -> int | Literal["auto"]:
     raise ValueError("must be a whole number of at least 1, or auto")
 
 
+def _latency(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 1 < value < math.inf:
+        return float(value)
+    raise ValueError("must be a number above 1: the time of a batch with the adapter over the bare base's")
+
+
 PackSize = Annotated[int | Literal["auto"], PlainValidator(_pack_size)]
+Latency = Annotated[float, PlainValidator(_latency)]
 Number = Annotated[float, BeforeValidator(_number)]
 Duration = Annotated[float, Field(gt=0), BeforeValidator(_seconds)]
 
@@ -83,6 +91,7 @@ class PromotionSection(Section):
     tolerance: Annotated[Number, Field(ge=0)] = PromotionRule.tolerance
     guards: dict[str, Annotated[Number, Field(ge=0)]] = {}
     max_bytes: Count | None = None
+    max_latency: Latency | None = None
     candidates: Count = PromotionRule.candidates
     seeds: Annotated[int, Field(ge=0)] = PromotionRule.seeds
 

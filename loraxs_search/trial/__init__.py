@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loraxs_search.trial.adapter_config import adapter_config
 from loraxs_search.trial.evaluate import answer, evaluate
+from loraxs_search.trial.latency import measure_latency
 from loraxs_search.trial.precision import choose_dtype
 from loraxs_search.trial.run import TrialRun, attach, detach, load_parameters, measure
 from loraxs_search.trial.schedule import lr_factor
@@ -23,5 +24,6 @@ __all__ = [
     "load_parameters",
     "lr_factor",
     "measure",
+    "measure_latency",
     "score_folder",
 ]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from loraxs_search.api import history, promote, show
 from loraxs_search.errors import TaskDataError
 from loraxs_search.home import factor_path
 from loraxs_search.packing import PackedHost, TrialHost
-from loraxs_search.records import BaseModelRef, Confirmation, Manifest, TrialSpec
+from loraxs_search.records import BaseModelRef, Candidate, Confirmation, Manifest, PromotionRule, SearchPlan, TrialSpec
 from loraxs_search.registry import lacks_factors, seal
 from loraxs_search.search.refits import refit_spec
-from loraxs_search.trial import score_folder
+from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.trial import measure_latency, score_folder
 
 
 @pytest.fixture
@@ -75,6 +78,39 @@ def test_a_folder_scored_anew_gives_the_same_answers(
     other = dataclasses.replace(world.data.task, labels=("x", "y"))
     with pytest.raises(TaskDataError, match="must have the labels the adapter was trained for"):
         score_folder(folder, other)
+
+
+def test_a_folder_is_timed_against_its_bare_base(world: Any, folder: Path, tmp_path: Path) -> None:
+    found = measure_latency(folder)
+    assert (found.rows, found.tokens, found.rounds, found.failed) == (8, 24, 25, "")
+    assert found.ratio is not None
+    assert 0.8 < found.ratio < 20  # two layers of 32 numbers: Python's calls are most of it
+    (folder / "adapter_config.json").write_text("{}")
+    assert "adapter_config.json must be" in measure_latency(folder).failed
+
+
+def test_promoting_times_candidates_once_where_the_rule_asks_for_it(
+    store_uri: str, world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost], folder: Path
+) -> None:
+    spec, confirmation, host = confirmed
+    task, base, rule = world.data.task, BaseModelRef(world.base.path), PromotionRule(max_latency=20)
+    study = StudyFolder.create(
+        StudyInfo("s", "id", task, base, SearchPlan(), rule, "space.yaml", "/", store_uri, 0.0), ""
+    )
+    shutil.copytree(folder, study.adapter_path(spec.trial_id))
+    digest, data = host.info().base.weight_digest, world.data.data_fingerprint
+    candidate = Candidate("s", spec.trial_id, task.name, confirmation.test_metrics, {}, 100, data, digest, base.id)
+    gone = dataclasses.replace(candidate, trial_id="gone")
+    study.write_candidates([candidate, gone])
+    first = promote("s")
+    kept, lost = study.candidates() or []
+    assert (first.promoted, first.latency) == (True, kept.latency.ratio)
+    assert f"{first.latency:.3f} times the bare base's time" in first.reasons[1]
+    assert lost.latency.failed in first.reasons[0], "what could not be timed is out, and why"
+    again = promote("s", force=True)
+    assert (again.promoted, again.latency) == (False, first.latency), "deciding again decides on the same numbers"
+    assert history(task.name) == [first, again]
+    assert show(task.name)[0].candidate.latency == kept.latency
 
 
 def test_the_factors_it_names_are_those_on_disk(confirmed: tuple[TrialSpec, Confirmation, TrialHost]) -> None:

@@ -3,8 +3,9 @@ from __future__ import annotations
 import ast
 import re
 
-from loraxs_search.records import Refit
+from loraxs_search.records import Latency, Refit
 from loraxs_search.registry import model_card
+from loraxs_search.registry.card import card_with_latency
 
 REFITS = (Refit(1, {"accuracy": 0.8}, {"accuracy": 0.78}), Refit(2, failed="diverged"))
 
@@ -23,6 +24,15 @@ def test_the_card_says_task_scores_size_and_origin(manifest):
     assert "| learning_rate | 0.001 |" in card
     assert "train.jsonl.gz" in card
     assert "/data/" not in card  # a card is handed out: it names no folder of the machine it was made on
+
+
+def test_a_measured_latency_stands_before_how_to_load(manifest):
+    card = model_card(manifest())
+    timed = card_with_latency(card, Latency(1.23456, 8, 64, 25))
+    assert "8 rows of 64 tokens takes 1.235 times the bare base's time" in timed
+    assert timed.index("## Size") < timed.index("## Latency") < timed.index("## Load it")
+    assert timed.replace(timed[timed.index("## Latency") : timed.index("## Load it")], "") == card
+    assert card_with_latency(card, None) == card_with_latency(card, Latency(failed="no base")) == card
 
 
 def test_its_front_matter_is_what_hubs_read(manifest):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraxs_search.records import Candidate, DataSource, PromotionRule, Task
+from loraxs_search.records import Candidate, DataSource, Latency, PromotionRule, Task
 from loraxs_search.registry import ScoredRows, decide
 
 TASK = Task(
@@ -186,6 +186,26 @@ def test_what_may_not_take_part_is_named_with_its_reason(other, why):
     assert (alone.promoted, alone.winner, alone.winner_metric) == (False, None, None)
 
 
+@pytest.mark.parametrize(
+    ("latency", "why"),
+    [
+        (Latency(1.151), "takes 1.151 times the bare base's time, more than max_latency=1.15"),
+        (Latency(math.nan), "more than max_latency"),
+        (Latency(failed="its base is not here"), "known to be within max_latency=1.15, but its base is not here"),
+        (None, "but it was not measured"),
+    ],
+)
+def test_what_is_too_slow_or_was_not_timed_may_not_take_part(latency, why):
+    rule, quick = PromotionRule(max_latency=1.15), _candidate("t0", 0.5, latency=Latency(1.15))
+    slow = _candidate("slow", 0.99, latency=latency)
+    decision = decide(rule, TASK, [slow, quick], None, forced=True)
+    assert (decision.winner, decision.latency) == ("t0", 1.15)
+    assert why in decision.reasons[0]
+    assert "t0 (accuracy 0.5000, 1,000 bytes, 1.150 times the bare base's time)" in decision.reasons[1]
+    assert decide(rule, TASK, [slow], None, forced=True).winner is None
+    assert decide(PromotionRule(), TASK, [slow, quick], None).winner == "slow"
+
+
 def test_no_candidates_is_a_refusal():
     assert not decide(PromotionRule(), TASK, [], None, forced=True).promoted
 
@@ -195,10 +215,14 @@ law = settings(deadline=None, max_examples=100)  # a busy machine is no fault of
 scores = st.one_of(st.integers(0, 100).map(lambda n: n / 100), st.floats(0, 1), st.just(math.nan))
 
 
+latencies = st.one_of(st.none(), st.just(Latency(failed="no base")), st.floats(0.9, 2).map(Latency))
+
+
 @st.composite
 def candidates(draw, min_size: int = 0) -> list[Candidate]:
-    drawn = draw(st.lists(st.tuples(scores, st.integers(1, 50).map(lambda n: n * 100)), min_size=min_size, max_size=6))
-    return [_candidate(f"t{n}", accuracy, size) for n, (accuracy, size) in enumerate(drawn)]
+    sizes = st.integers(1, 50).map(lambda n: n * 100)
+    drawn = draw(st.lists(st.tuples(scores, sizes, latencies), min_size=min_size, max_size=6))
+    return [_candidate(f"t{n}", score, size, latency=latency) for n, (score, size, latency) in enumerate(drawn)]
 
 
 @st.composite
@@ -213,6 +237,7 @@ rules = st.builds(
     min_gain=st.sampled_from([0.0, 0.01, 0.1]),
     tolerance=st.sampled_from([0.0, 0.005, 0.05]),
     max_bytes=st.sampled_from([None, 500, 3000]),
+    max_latency=st.sampled_from([None, None, 1.15]),
 )
 
 
@@ -264,12 +289,13 @@ def test_with_rows_too_order_does_not_matter_and_deciding_again_changes_nothing(
 
 @law
 @given(rules, candidates(), champions(), st.booleans())
-def test_nothing_above_max_bytes_or_without_a_score_is_ever_chosen(rule, found, champion, forced):
+def test_nothing_above_max_bytes_or_max_latency_or_without_a_score_is_ever_chosen(rule, found, champion, forced):
     decision = decide(rule, TASK, found, champion, forced)
     if decision.winner is not None:
         winner = next(c for c in found if c.trial_id == decision.winner)
         assert math.isfinite(winner.test_metrics["accuracy"])
         assert rule.max_bytes is None or winner.stored_bytes <= rule.max_bytes
+        assert rule.max_latency is None or winner.latency.ratio <= rule.max_latency + 1e-6
 
 
 @law
