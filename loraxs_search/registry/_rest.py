@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ from loraxs_search.mlflow_uri import request_to, tls_context
 from loraxs_search.registry.names import AdapterName
 
 _T = TypeVar("_T")
+_FILES, _SCHEME = "mlflow-artifacts/artifacts", "mlflow-artifacts:"
 _TIMEOUT_S, _PAGE_TIMEOUT_S = 5.0, 20.0
 _OTHER_WAYS_IN = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_WORKSPACE")
 
@@ -32,7 +35,7 @@ def find_version(uri: str, name: AdapterName) -> Any:
     """
     which = {"alias": name.alias or ""} if name.version is None else {"version": str(name.version)}
     query = {"name": name.task} | which
-    call = "registered-models/alias" if name.version is None else "model-versions/get"
+    call = "mlflow/registered-models/alias" if name.version is None else "mlflow/model-versions/get"
     return _answered(lambda: _version(_get(uri, call, query)["model_version"]))
 
 
@@ -44,7 +47,53 @@ def find_models(uri: str, only: str | None, size: int, token: str | None) -> Any
     """
     query = {"max_results": str(size), "order_by": "name ASC", "filter": only or "", "page_token": token or ""}
     given = {key: value for key, value in query.items() if value}
-    return _answered(lambda: _Page(_get(uri, "registered-models/search", given, _PAGE_TIMEOUT_S)))
+    return _answered(lambda: _Page(_get(uri, "mlflow/registered-models/search", given, _PAGE_TIMEOUT_S)))
+
+
+def find_first_version(uri: str, name: str) -> Any | None:
+    """Return the first version of a registered model; None when there is none.
+
+    Raises:
+        UnansweredError: the server wants to be asked in another way.
+    """
+    query = {"filter": f"name = '{name}'", "max_results": "1", "order_by": "version_number ASC"}
+    found = _answered(lambda: _get(uri, "mlflow/model-versions/search", query).get("model_versions", []))
+    return _version(found[0]) if found else None
+
+
+def list_files(uri: str, source: str) -> list[Mapping[str, Any]]:
+    """Return the files that a server hands out itself, each with `path`, `file_size` and `is_dir`.
+
+    Raises:
+        UnansweredError: they lie elsewhere, or the server wants to be asked in another way.
+    """
+    place = {"path": _handed_out(source)}
+    return _answered(lambda: list(_get(uri, _FILES, place, _PAGE_TIMEOUT_S).get("files", [])))
+
+
+def fetch_file(uri: str, source: str, name: str, target: Path) -> None:
+    """Write a file that a server hands out itself.
+
+    Raises:
+        UnansweredError: as `list_files`.
+    """
+    call = f"{_FILES}/{urllib.parse.quote(f'{_handed_out(source)}/{name}')}"
+
+    def fetch() -> None:
+        with _open(uri, call, {}, _PAGE_TIMEOUT_S) as answer, target.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+            expected = answer.headers.get("Content-Length")
+            if expected is not None and file.tell() != int(expected):  # cut short, which urllib passes over
+                raise UnansweredError
+
+    _answered(fetch)
+
+
+def _handed_out(source: str) -> str:
+    place = source.removeprefix(_SCHEME).strip("/")
+    if not source.startswith(_SCHEME) or source.startswith(f"{_SCHEME}//"):  # another server's
+        raise UnansweredError
+    return place
 
 
 class _Page(list[Any]):
@@ -66,9 +115,13 @@ def _answered(ask: Callable[[], _T]) -> _T:
 
 
 def _get(uri: str, call: str, query: Mapping[str, str], timeout_s: float = _TIMEOUT_S) -> Any:
-    request = request_to(f"{uri}/api/2.0/mlflow/{call}?{urllib.parse.urlencode(query)}")
-    with urllib.request.urlopen(request, timeout=timeout_s, context=tls_context(uri)) as answer:
+    with _open(uri, call, query, timeout_s) as answer:
         return json.load(answer)
+
+
+def _open(uri: str, call: str, query: Mapping[str, str], timeout_s: float) -> Any:
+    request = request_to(f"{uri}/api/2.0/{call}?{urllib.parse.urlencode(query)}")
+    return urllib.request.urlopen(request, timeout=timeout_s, context=tls_context(uri))
 
 
 def _version(found: Mapping[str, Any]) -> Any:

@@ -7,16 +7,19 @@ a registered model `factors-<base digest>` whose files are named by key and chec
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import IntegrityError, RegistryError
-from loraxs_search.registry import _versions
-from loraxs_search.registry._client import speaking
+from loraxs_search.mlflow_uri import sqlite_path
+from loraxs_search.registry import _rest, _versions
+from loraxs_search.registry._artifacts import fetch_file, list_files
+from loraxs_search.registry._client import connect, speaking
 from loraxs_search.registry.factor_files import factors_at, install_factors, lacks_factors
 
 if TYPE_CHECKING:
@@ -66,26 +69,20 @@ def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:
     lacking = {key: checksum for key, checksum in factors.items() if lacks_factors(key, checksum)}
     if not lacking:
         return 0
-    from loraxs_search.registry._client import connect
-
-    with speaking(uri):
-        found = _find(connect(uri), base_digest)
+    found = _known(uri, base_digest)
     if found is None:
         _logger.warning("the registry has no factors of base %s: they are computed here", base_digest[:16])
         return 0
     source, _ = found
     sizes = _listed(source, uri)
     wanted = [(key, checksum, f"{key}-{checksum[:16]}.safetensors") for key, checksum in lacking.items()]
-    with speaking(uri), ThreadPoolExecutor(_AT_ONCE, "factors") as threads:
+    with ThreadPoolExecutor(_AT_ONCE, "factors") as threads:
         return sum(threads.map(lambda item: _fetch(source, uri, *item) if item[2] in sizes else False, wanted))
 
 
 def _fetch(source: str, uri: str, key: str, checksum: str, name: str) -> bool:
-    from mlflow.artifacts import download_artifacts
-
     with tempfile.TemporaryDirectory() as folder:
-        path = download_artifacts(artifact_uri=f"{source.rstrip('/')}/{name}", dst_path=folder, tracking_uri=uri)
-        content = Path(path).read_bytes()
+        content = fetch_file(uri, source, name, Path(folder)).read_bytes()
     install_factors(key, content)
     if lacks_factors(key, checksum):
         raise IntegrityError(
@@ -97,15 +94,20 @@ def _fetch(source: str, uri: str, key: str, checksum: str, name: str) -> bool:
 
 def _listed(source: str, uri: str) -> dict[str, int]:
     """Return the files of a set and their sizes; none where nothing has been logged yet."""
-    from mlflow.artifacts import list_artifacts
-
-    with speaking(uri):
-        found = list_artifacts(artifact_uri=source, tracking_uri=uri)
-    sizes = {PurePosixPath(file.path).name: int(file.file_size or 0) for file in found if not file.is_dir}
+    sizes = {file.name: file.num_bytes for file in list_files(uri, source) if not file.is_dir}
     for name, size in sizes.items():
         if size > _MAX_BYTES:
             raise IntegrityError(f"Factor file {name} must have at most {_MAX_BYTES:,} bytes, but got {size:,}.")
     return sizes
+
+
+def _known(uri: str, base_digest: str) -> tuple[str, str] | None:
+    """Return what `_find` does; a server is asked without MLflow."""
+    if sqlite_path(uri) is None:
+        with contextlib.suppress(_rest.UnansweredError):
+            return _checked(_rest.find_first_version(uri, set_name(base_digest)), base_digest)
+    with speaking(uri):
+        return _find(connect(uri), base_digest)
 
 
 def _find(client: MlflowClient, base_digest: str) -> tuple[str, str] | None:
@@ -113,11 +115,15 @@ def _find(client: MlflowClient, base_digest: str) -> tuple[str, str] | None:
     page = client.search_model_versions(
         f"name = '{set_name(base_digest)}'", max_results=1, order_by=["version_number ASC"]
     )
-    if not page:
+    return _checked(page[0] if page else None, base_digest)
+
+
+def _checked(version: Any | None, base_digest: str) -> tuple[str, str] | None:
+    if version is None:
         return None
-    if page[0].tags.get("loraxs.base_digest") != base_digest:
+    if version.tags.get("loraxs.base_digest") != base_digest:
         raise RegistryError(f"{set_name(base_digest)} in the registry must be of base {base_digest}, but is not.")
-    return page[0].source, page[0].tags[_versions.MODEL_ID]
+    return version.source, version.tags[_versions.MODEL_ID]
 
 
 def _set_for(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> tuple[str, str]:

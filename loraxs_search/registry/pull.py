@@ -9,14 +9,14 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from loraxs_search.errors import IntegrityError, TrackingError
 from loraxs_search.home import disk_faults, ensure_dir, home
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
-from loraxs_search.registry._client import speaking
+from loraxs_search.registry._artifacts import Listed, fetch_file, list_files
 from loraxs_search.registry._resolved import ResolvedNames, store_stamp
 from loraxs_search.registry.adapters import RegisteredAdapter
 from loraxs_search.registry.manifest import MANIFEST, check_file, check_link, folder_digest, read, verify
@@ -127,42 +127,36 @@ def _download(adapter: RegisteredAdapter, uri: str, target: Path) -> Manifest:
 
 def _fetch(adapter: RegisteredAdapter, uri: str, folder: Path) -> None:
     """Fetch the manifest, and then what it lists and `folder` lacks; every name and size is checked before."""
-    with speaking(uri):
-        from mlflow.artifacts import download_artifacts, list_artifacts
+    listed = _checked(list_files(uri, adapter.source))
 
-        listed = _checked(list_artifacts(artifact_uri=adapter.source, tracking_uri=uri))
+    def fetch(name: str) -> None:
+        check_link(adapter.source, name)
+        fetch_file(uri, adapter.source, name, folder)
 
-        def fetch(name: str) -> None:
-            check_link(adapter.source, name)
-            place = f"{adapter.source.rstrip('/')}/{name}"
-            download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=uri)
-
-        if MANIFEST in listed:
-            fetch(MANIFEST)
-        manifest = read(folder)
-        _check_digest(folder, adapter.digest)
-        for path in folder.iterdir():
-            if path.name not in listed:
-                path.unlink()
-        for name in sorted(listed - {MANIFEST}):
-            expected = manifest.files.get(name)
-            if expected is None:
-                raise IntegrityError(f"{name} is not listed in the manifest.")
-            if not _has(folder / name, expected):
-                fetch(name)
+    if MANIFEST in listed:
+        fetch(MANIFEST)
+    manifest = read(folder)
+    _check_digest(folder, adapter.digest)
+    for path in folder.iterdir():
+        if path.name not in listed:
+            path.unlink()
+    for name in sorted(listed - {MANIFEST}):
+        expected = manifest.files.get(name)
+        if expected is None:
+            raise IntegrityError(f"{name} is not listed in the manifest.")
+        if not _has(folder / name, expected):
+            fetch(name)
 
 
-def _checked(listed: list[object]) -> set[str]:
+def _checked(listed: Sequence[Listed]) -> set[str]:
     """Return the names of the files to fetch; refuse what an adapter cannot hold before a byte of it is fetched."""
-    files = {PurePosixPath(file.path).name: file for file in listed}  # type: ignore[attr-defined]
-    if (evidence := files.get(_EVIDENCE)) is not None and evidence.is_dir:  # type: ignore[attr-defined]
-        del files[_EVIDENCE]
+    files = {file.name: file for file in listed if not (file.name == _EVIDENCE and file.is_dir)}
     if not 0 < len(files) <= _MAX_FILES:
         raise IntegrityError(f"an adapter must have 1 to {_MAX_FILES} files, but got {len(files)}.")
     for name, file in files.items():
-        if file.is_dir:  # type: ignore[attr-defined]
+        if file.is_dir:
             raise IntegrityError(f"{name} must be a file, but it is a folder.")
-        check_file(name, file.file_size or 0)  # type: ignore[attr-defined]
+        check_file(name, file.num_bytes)
     return set(files)
 
 

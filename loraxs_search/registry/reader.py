@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import IntegrityError, RegistryError, unknown_name
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import Decision, from_json
-from loraxs_search.registry import _listing, _rest, _versions
+from loraxs_search.registry import _artifacts, _listing, _rest, _versions
 from loraxs_search.registry._client import connect, exists, is_denied, is_missing, speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, read_version
 from loraxs_search.registry.names import CHAMPION, AdapterName, check_task, parse_name
@@ -60,15 +60,13 @@ class RegistryReader:
         """Return the names of all tasks that adapters were decided on, sorted."""
         if not exists(self.uri):
             return []
-        with speaking(self.uri):
-            return sorted(model.name for model in _listing.models(self._ask))
+        return sorted(model.name for model in _listing.models(self._ask))
 
     def summaries(self, limit: int | None = None) -> list[TaskSummary]:
         """Return every task with its champion, by name; the first `limit` of them."""
         if not exists(self.uri):
             return []
-        with speaking(self.uri):
-            found = [self._summary(model) for model in _listing.models(self._ask, limit)]
+        found = [self._summary(model) for model in _listing.models(self._ask, limit)]
         return sorted(found, key=lambda summary: summary.task)
 
     def versions(self, task: str) -> list[RegisteredAdapter]:
@@ -107,12 +105,9 @@ class RegistryReader:
             return None
         from loraxs_search.registry import rows as kept
 
-        with speaking(self.uri), tempfile.TemporaryDirectory() as folder:
-            from mlflow.artifacts import download_artifacts
-
-            place = f"{adapter.source.rstrip('/')}/evidence/{kept.FILE}"
-            path = download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=self.uri)
-            content = Path(path).read_bytes()
+        with tempfile.TemporaryDirectory() as folder:
+            source = f"{adapter.source.rstrip('/')}/evidence"
+            content = _artifacts.fetch_file(self.uri, source, kept.FILE, Path(folder)).read_bytes()
         if hashlib.sha256(content).hexdigest() != adapter.evidence:
             raise IntegrityError(f"{kept.FILE} of {adapter.task}:{adapter.version} is not what was registered.")
         return kept.ScoredRows.from_bytes(content)
@@ -143,7 +138,8 @@ class RegistryReader:
             with contextlib.suppress(_rest.UnansweredError):
                 page: _listing.Page = _rest.find_models(self.uri, only, size, token)
                 return page
-        return _listing.asking(self._client)(only, size, token)
+        with speaking(self.uri):
+            return _listing.asking(self._client)(only, size, token)
 
     def _model(self, task: str) -> Any | None:
         if not exists(self.uri):

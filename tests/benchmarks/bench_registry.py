@@ -10,6 +10,7 @@ bulk inserts through SQLAlchemy into the tables that MLflow has made; what is me
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -22,12 +23,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import sqlalchemy as sa
+import torch
 
-from loraxs_search.records import AdapterSize, PromotionRule, from_json, to_json
+from loraxs_search.factors import FactorStore
+from loraxs_search.records import AdapterSize, PromotionRule
 from loraxs_search.registry import Registry, pull
 from loraxs_search.registry.reader import DECISION
 from loraxs_search.registry.summary import TAG as SUMMARY
-from loraxs_search.registry.summary import TaskSummary
 from loraxs_search.tracking import ensure_store
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the suite shares
@@ -35,7 +37,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the s
 from support.servers import MlflowServer, postgres
 from support.toys import TASK, adapter, candidate
 
-_CHUNK = 5000
 _ONCE = """
 import time, sys
 began = time.perf_counter()
@@ -48,13 +49,23 @@ print(1000 * (time.perf_counter() - began))
 
 @dataclass(frozen=True)
 class Row:
-    """One store, at one size; milliseconds are medians."""
+    """One store, at one size; times are medians.
+
+    Args:
+        cached_ms: Pulling what is in the cache.
+        cold_ms: Pulling it into an empty cache.
+        factors_ms: Pulling it into an empty home: the factors of its base come too.
+        first_ms: Pulling what is in the cache as a process's first act.
+        ls_page_ms, ls_ms: Listing the first hundred tasks, and all.
+        command_s, ls_command_s: `loraxs-search pull` and `ls --limit 100`, from start to end.
+    """
 
     store: str
     tasks: int
     versions: int
     cached_ms: float
     cold_ms: float
+    factors_ms: float
     first_ms: float
     ls_page_ms: float
     ls_ms: float
@@ -64,51 +75,59 @@ class Row:
 
 # ---- what is in the stores ------------------------------------------------------------------------------------------
 def promoted(uri: str, folder: Path) -> None:
-    """Promote one adapter of the usual size of this package."""
-    adapter(folder, "t0", os.urandom(17_000), size=AdapterSize(16, 10, 17_000))
+    """Promote one adapter of the usual size of this package, with the factors of a base that is as large as MiniLM."""
+    adapter(folder, "t0", os.urandom(17_000), size=AdapterSize(16, 10, 17_000), factors=_factors())
     found = replace(candidate("t0", 0.8), stored_bytes=17_000)
     Registry(uri).settle(PromotionRule(), TASK, [found], {"t0": folder})
+
+
+def _factors() -> dict[str, str]:
+    """Compute the factors of weights as MiniLM has them, and return the checksum of each file by its key."""
+    store, draw = FactorStore(), torch.Generator().manual_seed(0)
+    shapes = [(384, 384)] * 4 + [(1536, 384), (384, 1536)]
+    return dict(store.identify(torch.randn(shape, generator=draw), rank=16) for _ in range(6) for shape in shapes)
+
+
+_COPIES = {
+    "registered_models": "",
+    "registered_model_aliases": "",
+    "registered_model_tags": f"LEFT JOIN bench_versions ON registered_model_tags.key LIKE '{DECISION}%'",
+    "model_versions": "CROSS JOIN bench_versions",
+    "model_version_tags": "CROSS JOIN bench_versions",
+}
+_CHANGED = {
+    ("registered_model_aliases", "version"): ":versions",
+    ("registered_model_tags", "key"): "key || COALESCE('-' || number, '')",
+    ("registered_model_tags", "value"): (
+        f"CASE key WHEN '{SUMMARY}' THEN REPLACE(REPLACE(value, :task, copy.name), :one, :last) ELSE value END"
+    ),
+    ("model_versions", "version"): "number",
+    ("model_version_tags", "version"): "number",
+}
 
 
 def fill(database: str, first: int, tasks: int, versions: int) -> None:
     """Insert tasks with versions, from `first` on: the rows that promotion has made, as often and under other names."""
     engine = sa.create_engine(database)
     meta = sa.MetaData()
-    tables = ("registered_models", "registered_model_tags", "registered_model_aliases", "model_versions")
-    meta.reflect(engine, only=[*tables, "model_version_tags"])
-    with engine.connect() as connection:
-        found = {
-            name: [dict(row) for row in connection.execute(table.select().where(table.c.name == TASK.name)).mappings()]
-            for name, table in meta.tables.items()
-        }
-    for start in range(first, tasks, _CHUNK):
-        rows: dict[str, list[dict[str, object]]] = {name: [] for name in (*tables, "model_version_tags")}
-        for number in range(start, min(tasks, start + _CHUNK)):
-            for name in rows:
-                rows[name] += _renamed(name, found[name], f"task-{number:06d}", versions)
-        with engine.begin() as connection:
-            for name, values in rows.items():
-                connection.execute(meta.tables[name].insert(), values)
+    meta.reflect(engine, only=list(_COPIES))
+    names = sa.Table("bench_names", sa.MetaData(), sa.Column("name", sa.String(256), primary_key=True))
+    numbers = sa.Table("bench_versions", names.metadata, sa.Column("number", sa.Integer, primary_key=True))
+    own = {"task": TASK.name, "versions": versions, "one": '"version":1,', "last": f'"version":{versions},'}
+    with engine.begin() as connection:
+        names.metadata.create_all(connection)
+        connection.execute(names.insert(), [{"name": f"task-{number:06d}"} for number in range(first, tasks)])
+        connection.execute(numbers.insert(), [{"number": number} for number in range(1, versions + 1)])
+        for table, join in _COPIES.items():
+            columns = [column.name for column in meta.tables[table].columns]
+            chosen = [_CHANGED.get((table, c), "copy.name" if c == "name" else f"{table}.{c}") for c in columns]
+            copies = f"FROM {table} CROSS JOIN bench_names AS copy {join} WHERE {table}.name = :task"
+            asked = f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(chosen)} {copies}"
+            connection.execute(sa.text(asked), {key: own[key] for key in own if f":{key}" in asked})
+        names.metadata.drop_all(connection)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text("ANALYZE"))
     engine.dispose()
-
-
-def _renamed(table: str, rows: list[dict[str, object]], task: str, versions: int) -> Iterator[dict[str, object]]:
-    """Yield the rows of a task with one version as those of another task with more."""
-    for row in rows:
-        own = row | {"name": task}
-        if str(row.get("key", "")).startswith(DECISION):
-            yield from (own | {"key": f"{row['key']}-{number}"} for number in range(versions))
-        elif table in ("model_versions", "model_version_tags"):
-            yield from (own | {"version": number} for number in range(1, versions + 1))
-        elif table == "registered_model_aliases":
-            yield own | {"version": versions}
-        elif row.get("key") == SUMMARY:
-            line = from_json(TaskSummary, str(row["value"]))
-            yield own | {"value": to_json(replace(line, task=task, version=versions))}
-        else:
-            yield own
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -122,6 +141,17 @@ def median_ms(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
+@contextlib.contextmanager
+def elsewhere(home: Path) -> Iterator[None]:
+    """Be on a machine with this state folder."""
+    before = os.environ["LORAXS_HOME"]
+    os.environ["LORAXS_HOME"] = str(home)
+    try:
+        yield
+    finally:
+        os.environ["LORAXS_HOME"] = before
+
+
 def measure(store: str, uri: str, tasks: int, versions: int, folder: Path) -> Row:
     """Measure one store as it stands."""
     cache = folder / f"cache-{time.monotonic_ns()}"
@@ -132,11 +162,13 @@ def measure(store: str, uri: str, tasks: int, versions: int, folder: Path) -> Ro
     def cold() -> None:
         pull(TASK.name, uri=uri, cache=cache / str(time.monotonic_ns()))
 
-    environment = os.environ | {"LORAXS_HOME": str(folder / "home")}
+    def bare() -> None:
+        with elsewhere(folder / f"home-{time.monotonic_ns()}"):
+            pull(TASK.name, uri=uri)
 
     def run(*verb: str) -> None:
         command = [sys.executable, "-m", "loraxs_search", *verb, "--tracking-uri", uri]
-        subprocess.run(command, check=True, capture_output=True, env=environment)
+        subprocess.run(command, check=True, capture_output=True)
 
     once = [sys.executable, "-c", _ONCE, TASK.name, uri, str(cache)]
     first = [float(subprocess.check_output(once, text=True)) for _ in range(5)]
@@ -147,6 +179,7 @@ def measure(store: str, uri: str, tasks: int, versions: int, folder: Path) -> Ro
         tasks * versions,
         cached_ms=median_ms(lambda: pull(TASK.name, uri=uri, cache=cache), 20),
         cold_ms=median_ms(cold, 5),
+        factors_ms=median_ms(bare, 5),
         first_ms=statistics.median(first),
         ls_page_ms=median_ms(lambda: Registry(uri).summaries(limit=100), 5),
         ls_ms=median_ms(lambda: Registry(uri).summaries(), 1 if tasks > 1000 else 5),
@@ -202,12 +235,14 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
+        os.environ["LORAXS_HOME"] = str(Path(name) / "home")
         for kind, uri, database in stores(Path(name), options.stores):
             place = Path(name) / kind
             promoted(uri, place / "adapter")
             before = 0
             for tasks in options.tasks:
-                fill(database, before, tasks, options.versions)
+                if tasks > before:
+                    fill(database, before, tasks, options.versions)
                 before = tasks
                 rows.append(measure(kind, uri, tasks, options.versions, place))
     print("\n".join(table(rows)))

@@ -161,5 +161,12 @@ def test_a_server_hands_out_the_factors_of_a_base(make_mlflow_server, tmp_path, 
     Registry(server.uri).settle(PromotionRule(), TASK, [candidate("t0", 0.8)], {"t0": folder})
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "elsewhere"))
     assert lacks_factors(key, checksum)
+    code = "import sys; from loraxs_search.registry import pull; pull('toy', uri=sys.argv[1])\n"
+    code += "print('mlflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, server.uri], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
+    assert not lacks_factors(key, checksum)
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "another"))
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "any")  # what plain requests do not know: MLflow's client asks
     pull("toy", uri=server.uri)
     assert not lacks_factors(key, checksum)

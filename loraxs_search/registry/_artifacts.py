@@ -1,0 +1,46 @@
+"""Files of a logged model in the store: listed and fetched, by plain requests where a server hands them out."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from loraxs_search.mlflow_uri import sqlite_path
+from loraxs_search.registry import _rest
+from loraxs_search.registry._client import speaking
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file, or a folder, as the store lists it."""
+
+    name: str
+    num_bytes: int
+    is_dir: bool
+
+
+def list_files(uri: str, source: str) -> list[Listed]:
+    """Return what lies in `source`; nothing where nothing has been logged yet."""
+    if sqlite_path(uri) is None:
+        with contextlib.suppress(_rest.UnansweredError):
+            found = _rest.list_files(uri, source)
+            return [Listed(str(f["path"]), int(f.get("file_size", 0)), bool(f.get("is_dir"))) for f in found]
+    with speaking(uri):
+        from mlflow.artifacts import list_artifacts
+
+        listed = list_artifacts(artifact_uri=source, tracking_uri=uri)
+        return [Listed(PurePosixPath(file.path).name, file.file_size or 0, file.is_dir) for file in listed]
+
+
+def fetch_file(uri: str, source: str, name: str, folder: Path) -> Path:
+    """Fetch a file of `source` into `folder`, and return it there."""
+    if sqlite_path(uri) is None:
+        with contextlib.suppress(_rest.UnansweredError):
+            _rest.fetch_file(uri, source, name, folder / name)
+            return folder / name
+    with speaking(uri):
+        from mlflow.artifacts import download_artifacts
+
+        place = f"{source.rstrip('/')}/{name}"
+        return Path(download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=uri))
