@@ -16,6 +16,7 @@ from loraxs_search.factors import Factors, FactorStore
 from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.layers import Cores, PackedHead, PackedLinear, Pair
 from loraxs_search.packing.prefix import Prefix
+from loraxs_search.packing.readout import Readout
 from loraxs_search.packing.route import Board
 from loraxs_search.packing.slot import Slot
 
@@ -40,6 +41,7 @@ class Seating:
         self.slots: tuple[Slot, ...] = ()
         self._model, self._factors, self._num_lanes = model, factors, num_lanes
         self._anatomy = anatomy
+        self._readout = Readout(model, anatomy.layers)
         self._linears = {name: model.get_submodule(name) for name in anatomy.sizes}
         self._heads = {name: model.get_submodule(name) for name in head_names(model)}
         self._in_place: dict[str, nn.Module] = {}
@@ -73,6 +75,7 @@ class Seating:
                 for lane in self._head_views
             ]
             self._put(name, PackedHead(head, self.board, states))
+        self._readout.place()
         self.slots = wanted
 
     @property
@@ -86,6 +89,7 @@ class Seating:
         for name, original in self._in_place.items():
             self._set(name, original)
         self._in_place.clear()
+        self._readout.remove()
         self.prefix.remove()
         self.slots = ()
 

@@ -124,6 +124,7 @@ def test_parking_a_slot_changes_no_bit(world: Any) -> None:
     slots = world.join(pack, specs)
     train(pack, slots, 8)
     expected = slots[1].snapshot()
+    pack.clear()
     again = world.join(world.pack(), specs)
     train(pack, again, 4)
     parked = [Snapshot.from_bytes(slot.snapshot().to_bytes()) for slot in again]

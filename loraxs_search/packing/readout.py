@@ -1,0 +1,92 @@
+"""Leaves out of the topmost layer what no head looks at: BERT's heads read the first token of each row alone.
+
+Attention still reads every token; what follows it in that layer is computed for the first token only. The numbers are
+those of the whole layer, gradients too, since nothing else of it reaches the head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+_TOLERANCE = 1e-2  # relative: beyond a half-precision base's rounding, below what another token makes of a head
+
+
+class Readout:
+    """Cuts the topmost layer's states to the first token of each row, right behind its attention.
+
+    A probe tells where that is and whether it changes anything; where it does, or there is no such place (decoders read
+    the last token), nothing is ever cut.
+
+    Args:
+        model: The base as it was loaded.
+        layers: Its repeated layers; None when it has no such list.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None) -> None:
+        self._handle: RemovableHandle | None = None
+        self._place = _joint(model, layers[-1]) if layers is not None else None
+        if self._place is not None and not self._is_sound(model):
+            self._place = None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a pass of this base is cut while the readout is in place."""
+        return self._place is not None
+
+    def place(self) -> None:
+        """Cut passes from now on."""
+        if self._place is not None and self._handle is None:
+            self._handle = self._place.register_forward_pre_hook(_first_tokens)
+
+    def remove(self) -> None:
+        """Compute the whole layer again."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    @torch.no_grad()
+    def _is_sound(self, model: PreTrainedModel) -> bool:
+        inputs = _made_up(model)
+        whole = model(**inputs).logits
+        self.place()
+        try:
+            cut = model(**inputs).logits
+        except Exception:  # noqa: BLE001  # whatever a foreign base does: its layer is computed whole
+            return False
+        finally:
+            self.remove()
+        return whole.shape == cut.shape and bool((cut - whole).norm() <= _TOLERANCE * whole.norm())
+
+
+@torch.no_grad()
+def _joint(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
+    """Return the first module of a layer that is given two tensors alike: what attention made, and its residual."""
+    found: list[nn.Module] = []
+
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if len(args) == 2 and all(isinstance(arg, Tensor) and arg.dim() == 3 for arg in args):
+            found.extend([module] if args[0].shape == args[1].shape else [])
+
+    handles = [module.register_forward_pre_hook(look) for module in layer.modules()]
+    try:
+        model(**_made_up(model))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def _made_up(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return two rows, one of them padded."""
+    ids = torch.arange(24, device=model.device).view(2, 12) % model.config.vocab_size
+    real = torch.arange(12, device=ids.device) < torch.tensor([[12], [9]], device=ids.device)
+    return {"input_ids": ids.masked_fill(~real, model.config.pad_token_id), "attention_mask": real.long()}
+
+
+def _first_tokens(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor[:, :1].contiguous() for tensor in states)

@@ -1,0 +1,82 @@
+"""What of the topmost layer no head looks at is left out, where that is so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+)
+
+from loraxs_search.packing.readout import Readout
+
+SMALL = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
+READ_FIRST = [BertConfig(**SMALL), RobertaConfig(**SMALL, max_position_embeddings=40, pad_token_id=0)]
+READ_OTHERS = [
+    DistilBertConfig(vocab_size=40, dim=32, n_layers=2, n_heads=4, hidden_dim=48),
+    GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=40, pad_token_id=0),
+    LlamaConfig(**SMALL, pad_token_id=0),
+]
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
+
+
+def base(config: PretrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def widths_of_top(model: PreTrainedModel) -> list[int]:
+    """Return how many tokens of a row of eight each linear layer of the topmost layer is given."""
+    seen: list[int] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+        for module in layers_of(model)[-1].modules()
+        if isinstance(module, nn.Linear)
+    ]
+    with torch.no_grad():
+        model(input_ids=torch.arange(16).view(2, 8) + 1)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("config", READ_FIRST, ids=lambda config: config.model_type)
+def test_what_follows_the_last_attention_is_computed_for_the_first_token_alone(config: PretrainedConfig) -> None:
+    model = base(config)
+    inputs = {"input_ids": torch.randint(1, 40, (3, 9))}
+    whole = model(**inputs).logits
+    readout = Readout(model, layers_of(model))
+    readout.place()
+    assert widths_of_top(model) == [8, 8, 8, 1, 1, 1]
+    torch.testing.assert_close(model(**inputs).logits, whole, rtol=1e-5, atol=1e-6)
+    readout.remove()
+    assert widths_of_top(model) == [8] * 6
+
+
+@pytest.mark.parametrize("config", READ_OTHERS, ids=lambda config: config.model_type)
+def test_bases_of_another_build_are_computed_whole(config: PretrainedConfig) -> None:
+    assert not Readout(base(config), layers_of(base(config))).cuts
+
+
+def test_a_base_whose_head_reads_every_token_is_computed_whole() -> None:
+    class MeanPooler(nn.Module):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return states.mean(1)
+
+    model = base(BertConfig(**SMALL))
+    model.bert.pooler = MeanPooler()
+    readout = Readout(model, layers_of(model))
+    readout.place()
+    assert not readout.cuts
+    assert widths_of_top(model) == [8] * 6
