@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 KIND, ADAPTER = "loraxs.kind", "adapter"
 _OURS = f"tags.`{KIND}` = '{ADAPTER}'"
-_MIN_PAGE, _MAX_PAGE = 20, 1000  # MLflow's own limit is 1000
+_MAX_PAGE = 1000  # MLflow's own limit
+_OTHERS = 20  # factor sets and models of others among ours, for which no second page is asked
 _NEAR = 100
 
 
@@ -43,7 +44,7 @@ def models(ask: Ask, limit: int | None = None) -> Iterator[Any]:
     Without a filter MLflow reads a page along its index, with one it looks at the tags of all models, three times for
     each page. So a store is asked with the filter only where most of it is somebody else's, as its first page tells.
     """
-    size = _MAX_PAGE if limit is None else min(max(limit, _MIN_PAGE), _MAX_PAGE)
+    size = _MAX_PAGE if limit is None else min(limit + _OTHERS, _MAX_PAGE)
     yield from itertools.islice(_pages(ask, size), limit)
 
 

@@ -33,22 +33,30 @@ def fill(client, ours: int, others: int) -> None:
         client.create_registered_model(f"a-model-of-someone-{number:02d}")
 
 
-@pytest.mark.parametrize("limit", [None, 1, 20, 24, 25, 60])
+@pytest.mark.parametrize("limit", [None, 1, 20, 25, 60])
 def test_our_models_come_by_name_as_many_as_are_wanted(client, limit):
     fill(client, ours=25, others=5)
     asked = _Asked(client)
     expected = [f"task-{number:02d}" for number in range(25)][:limit]
     assert [model.name for model in _listing.models(asked, limit)] == expected
     assert not any(filtered for filtered, _ in asked.calls), "the store is ours: it is read along its index"
-    assert len(asked.calls) == (2 if limit in (20, 24, 25) else 1)
+    assert len(asked.calls) == 1, "a few others among ours cost no second page"
 
 
 @pytest.mark.parametrize("limit", [None, 2])
 def test_a_store_that_is_mostly_someone_elses_is_asked_for_ours(client, limit):
-    fill(client, ours=3, others=21)
+    fill(client, ours=3, others=23)
     asked = _Asked(client)
     assert [model.name for model in _listing.models(asked, limit)] == ["task-00", "task-01", "task-02"][:limit]
-    assert asked.calls == ([(False, 1000)] if limit is None else [(False, 20), (True, 20)])
+    assert asked.calls == ([(False, 1000)] if limit is None else [(False, 22), (True, 22)])
+
+
+def test_pages_follow_each_other(client, monkeypatch):
+    monkeypatch.setattr(_listing, "_MAX_PAGE", 10)
+    fill(client, ours=25, others=3)
+    asked = _Asked(client)
+    assert [model.name for model in _listing.models(asked)] == [f"task-{number:02d}" for number in range(25)]
+    assert asked.calls == [(False, 10)] * 3
 
 
 def test_a_task_without_a_line_is_read(store_uri, client, task, candidate, make_folder):
