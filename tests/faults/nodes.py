@@ -18,6 +18,7 @@ from support.ports import free_port
 from faults.world import kill_tree, tree
 
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_RAY = Path(sys.executable).with_name("ray")
 
 
 @dataclass
@@ -42,12 +43,16 @@ class Cluster:
 
     Args:
         folder: Token, logs and temp dirs; a short path, since Ray's sockets below have long names.
-        homes: LORAXS_HOME of each worker, by its number.
+        homes: LORAXS_HOME of nodes, by their number; 0 is the head.
+        head: Options of the head besides its port.
+        ray: What nodes are started with.
     """
 
     folder: Path
     places: list[Node] = field(default_factory=lambda: [Node(), Node(), Node()])
     homes: dict[int, Path] = field(default_factory=dict)
+    head: tuple[str, ...] = ("--num-cpus=0", "--include-dashboard=false")
+    ray: Path = _RAY
     port: int = 0
 
     @property
@@ -65,25 +70,33 @@ class Cluster:
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
         self.port = free_port() if self.places[0].ip == "127.0.0.1" else 6379
-        self._start(0, "--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false")
+        self._start(0, "--head", f"--port={self.port}", *self.head)
         self._await(0)
         for number in range(1, len(self.places)):
             self._start(number, f"--address={self.address}", "--num-cpus=1")
         for number in range(1, len(self.places)):
             self._await(number)
 
+    def join(self, **env: str) -> Node:
+        """Start one more worker, with an environment of its own, and return when it runs."""
+        self.places.append(Node())
+        number = len(self.places) - 1
+        self._start(number, f"--address={self.address}", "--num-cpus=1", **env)
+        self._await(number)
+        return self.places[-1]
+
     def stop(self) -> None:
         """End every node, workers first."""
         for place in reversed(self.places):
             place.kill()
 
-    def _start(self, number: int, *options: str) -> None:
+    def _start(self, number: int, *options: str, **more_env: str) -> None:
         place = self.places[number]
         home = self.homes.get(number)
         env = {**os.environ, **self.env, **({"LORAXS_HOME": str(home)} if home else {})}
+        env |= more_env
         env.pop("RAY_ADDRESS", None)
-        ray = str(Path(sys.executable).with_name("ray"))
-        command = [*place.prefix, ray, "start", "--block", f"--node-ip-address={place.ip}"]
+        command = [*place.prefix, str(self.ray), "start", "--block", f"--node-ip-address={place.ip}"]
         command += [f"--temp-dir={self.folder}/n{number}", "--object-store-memory=100000000"]
         command += ["--min-worker-port=0", "--max-worker-port=0", *options]
         with (self.folder / f"n{number}.log").open("wb") as log:

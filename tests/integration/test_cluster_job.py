@@ -1,0 +1,87 @@
+"""The line that cluster/README.md gives for Ray jobs, run as it stands on a cluster with a dashboard and a token."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from faults.nodes import Cluster, Node
+from support.ports import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+README = Path(__file__).parents[2] / "cluster" / "README.md"
+
+
+@pytest.fixture(scope="module")
+def ray(request: pytest.FixtureRequest) -> Path:
+    """`ray[default]` in an environment that sees ours, made once: in ours, every node of every test would be slower."""
+    wanted = f"ray[default]=={version('ray')}"
+    folder = Path(request.config.cache.mkdir(f"ray-default-{version('ray')}")) / "env"
+    program = folder / "bin" / "ray"
+    if not program.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        ours = next(path for path in sys.path if path.endswith("site-packages"))
+        theirs = next(folder.glob("lib/python*/site-packages"))
+        (theirs / "ours.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
+        command = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet", wanted]
+        if subprocess.run(command, check=False).returncode:
+            pytest.skip(f"{wanted} cannot be installed here: is there a package registry?")
+        program.write_text(f"#!{folder / 'bin' / 'python'}\nfrom ray.scripts.scripts import main\nmain()\n")
+        program.chmod(0o755)
+    return program
+
+
+@dataclass
+class Shell:
+    """A shell on a node of the cluster."""
+
+    env: dict[str, str]
+
+    def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=self.env | env, capture_output=True, text=True, timeout=180, check=False)
+
+
+@pytest.fixture
+def shell(in_search_home: Path, ray: Path) -> Iterator[Shell]:
+    """A head with one CPU and a dashboard, and who works on it."""
+    folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp"))  # short, for Ray's sockets
+    port, agents = free_port(), free_port()
+    options = ("--num-cpus=1", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={agents}")
+    made = Cluster(folder, [Node()], {0: in_search_home}, options, ray)
+    path = f"{ray.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", path)  # of the head, and so of its jobs
+            made.start()
+        yield Shell({**os.environ, **made.env, "PATH": path, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"})
+    finally:
+        made.stop()
+        shutil.rmtree(folder)
+
+
+def test_the_line_for_a_job_searches_on_the_cluster(
+    shell: Shell, tiny_space: Path, agree: Callable[[str, int], object]
+) -> None:
+    (line,) = re.findall(r"`(ray job submit -- .*?)`", README.read_text())
+    small = "--name job --set search.trials=2 --set search.max_steps=4"
+    command = shlex.split(f"{line.replace('SPACE', str(tiny_space))} {small}")
+    done = shell.run(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "next: loraxs-search promote job" in done.stdout, "the job's own talk is shown where it was submitted"
+    agree("job", 2)
+
+    refused = shell.run(*command, RAY_AUTH_TOKEN=secrets.token_hex(32))
+    assert refused.returncode != 0
+    assert "token" in refused.stderr
