@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
 from loraxs_search.records import (
     MAX_AUTO_PACK_SIZE,
     BaseModelRef,
@@ -23,7 +24,9 @@ from loraxs_search.records import (
     TrialReport,
     TrialSpec,
 )
+from loraxs_search.search import probe
 from loraxs_search.search.cluster import living_nodes
+from loraxs_search.search.findings import Expected, NodeFacts, failures, judge
 from loraxs_search.search.leases import Leases
 from loraxs_search.search.placement import host_shape
 from loraxs_search.studies import StudyFolder
@@ -89,6 +92,19 @@ def training_host(order: HostOrder, task: Task, threads: int) -> Host:
     return PackedHost(order.base, task, slots=slots, precision=order.precision, largest=order.largest)
 
 
+def check_versions(node: str, expected: Mapping[str, str]) -> None:
+    """Refuse to train in this process when its versions are not the driver's.
+
+    Raises:
+        ClusterError: with the node, the packages, and both versions of each.
+    """
+    facts = NodeFacts(node=node, versions=probe.versions())
+    for finding in failures(judge(facts, Expected(expected))):
+        raise ClusterError(
+            f"Every node must have the driver's versions, but {node} has {finding.value}.", hint=finding.hint
+        )
+
+
 @dataclass(frozen=True)
 class HostOrder:
     """What a host is to be: its base, and how it uses its device.
@@ -99,6 +115,7 @@ class HostOrder:
         largest: (batch size, rank) of the largest trial to come.
         make: Makes the host in the actor's process, with a number of threads; a simulation names another, by a module
             the cluster can import.
+        versions: The driver's, which a host's process must have too.
     """
 
     base: BaseModelRef
@@ -107,18 +124,23 @@ class HostOrder:
     packed: bool
     largest: tuple[int, int]
     make: Callable[[HostOrder, Task, int], Host] = training_host
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @ray.remote
 class HostActor:
     """A trial host in a process of its own. It is built at the first call, so that its errors keep their type.
 
+    A node may have joined after the driver looked at all there were: whatever keeps a host from being built there is
+    told as `ClusterError` to the trials that were given to it.
+
     Args:
         threads: CPU threads for computation.
+        address: Of its node, as the cluster knows it.
     """
 
-    def __init__(self, order: HostOrder, threads: int) -> None:
-        self._order, self._threads = order, threads
+    def __init__(self, order: HostOrder, threads: int, address: str) -> None:
+        self._order, self._threads, self._address = order, threads, address
         self._host: Host | None = None
         self._building = threading.Lock()  # a packed host is called by several threads
 
@@ -129,7 +151,12 @@ class HostActor:
         self._get(task).decompose(names, rank, basis)
 
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
-        return self._get(task).advance(spec, until, snapshot, task)
+        try:
+            host = self._get(task)
+        except (BaseModelError, TaskDataError) as error:  # both were in order on the host that the search began with
+            told = f"Every node must be fit for the search, but {self._address} is not: {error}"
+            raise ClusterError(told, hint=error.hint) from error
+        return host.advance(spec, until, snapshot, task)
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, score: bool) -> Confirmation:
         return self._get(task).confirm(spec, snapshot, task, score=score)
@@ -140,6 +167,7 @@ class HostActor:
     def _get(self, task: Task) -> Host:
         with self._building:
             if self._host is None:
+                check_versions(self._address, self._order.versions)
                 self._host = self._order.make(self._order, task, self._threads)
             return self._host
 
@@ -198,4 +226,4 @@ class HostDirectory:
         most = MAX_AUTO_PACK_SIZE * times if order.pack_size == "auto" else order.pack_size
         concurrency = 1 + most if order.packed else 1
         options = {"runtime_env": {"env_vars": env}, "max_concurrency": concurrency, **pinned(node_id)}
-        return HostActor.options(**options).remote(order, threads)  # type: ignore[attr-defined]
+        return HostActor.options(**options).remote(order, threads, node.address if node else node_id)  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import ClusterError, LoraxsError
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
-from loraxs_search.search import probe
+from loraxs_search.search import probe, shipping
 from loraxs_search.search.cluster import connected, living_nodes
 from loraxs_search.search.findings import Expected, Finding, NodeFacts, failures, judge, silent
 from loraxs_search.search.placement import Node
@@ -106,7 +106,7 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
         "hub": any(space.task.source.hub is not None for space in spaces),
         "thorough": thorough,
     }
-    versions = _versions_here()
+    versions = shipping.versions()
     asked = []
     for node in nodes:
         # Who only drives needs no rows.
@@ -124,16 +124,6 @@ def _patience(thorough: bool) -> float:
 
     installs = any(key in ray.get_runtime_context().runtime_env for key in _INSTALLERS)
     return _INSTALL_S if installs else _ANSWER_S if thorough else _FAST_ANSWER_S
-
-
-def _versions_here() -> dict[str, str]:
-    import ray
-
-    question: dict[str, Any] = {"files": [], "mlflow": None, "thorough": False}
-    versions: dict[str, str] = probe.facts_here(question)["versions"]
-    if ray.get_runtime_context().runtime_env.get("py_modules"):
-        versions.pop("loraxs-search", None)  # ours goes there, whatever a node has installed
-    return versions
 
 
 def _files(space: Space) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnschedulableError, RayActorError
 
 from loraxs_search.records import MAX_AUTO_PACK_SIZE, Basis, Confirmation, HostInfo, SearchPlan, Task, TrialSpec
+from loraxs_search.search import shipping
 from loraxs_search.search.actors import HostDirectory, HostOrder, here, pinned
 from loraxs_search.search.cluster import NAMESPACE, living_nodes, nodes_to_come
 from loraxs_search.search.kept import HeldLease, directory_name
@@ -34,6 +36,7 @@ class HostPool:
     """
 
     def __init__(self, order: HostOrder, plans: Sequence[SearchPlan]) -> None:
+        order = replace(order, versions=shipping.versions())
         keep_s = max(plan.keep_hosts_s or 0.0 for plan in plans)
         self.directory_name = directory_name(order) if keep_s else f"directory-{uuid.uuid4().hex}"
         self._num_studies, self._pack_size = len(plans), order.pack_size

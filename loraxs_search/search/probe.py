@@ -31,7 +31,7 @@ def facts_here(question: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "at": time.time(),
         "host": platform.node(),
-        "versions": _versions(),
+        "versions": versions(),
         "missing_files": [path for path in question["files"] if not Path(path).exists()],
         "mlflow_problem": _mlflow_problem(question["mlflow"]) if question["mlflow"] else None,
     }
@@ -43,7 +43,8 @@ def facts_here(question: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a search stands on, as this process would import them."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import optuna
 from ray.tune.search import Searcher
 
-from loraxs_search.errors import HomeError, LoraxsError
+from loraxs_search.errors import LoraxsError
 from loraxs_search.records import SearchPlan, TrialReport, TrialState, from_json, to_json
 from loraxs_search.search.crew import Crew
 from loraxs_search.search.ledger import Ledger
@@ -138,7 +138,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             return  # never ran: it stays unfinished and is proposed again on resume
         if result is not None and BROKEN in result:
             message, hint = result[BROKEN]
-            raise HomeError(message, hint=hint)
+            raise LoraxsError(message, hint=hint)
         if self.broken is not None:
             return
         if error or result is None:

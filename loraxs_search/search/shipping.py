@@ -1,4 +1,4 @@
-"""The environment that a search's processes get on every node: its code, and what the user asks for."""
+"""The environment that a search's processes get on every node: its code, what the user asks for, and its versions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from loraxs_search.errors import UsageError
+from loraxs_search.search import probe
 
 _OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` was told, where this driver is such a job
 _PACKAGE = Path(__file__).parents[1]
@@ -34,6 +35,16 @@ def runtime_env(file: str | None) -> dict[str, Any]:
         if "excludes" not in env | given:
             env["excludes"] = ["__pycache__"]
     return env
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the search's processes must have on every node: those of this one, connected to Ray."""
+    import ray
+
+    found = probe.versions()
+    if ray.get_runtime_context().runtime_env.get("py_modules"):
+        found.pop("loraxs-search", None)  # ours goes there, whatever a node has installed
+    return found
 
 
 def _read(file: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from loraxs_search.errors import HomeError, LoraxsError
+from loraxs_search.errors import ClusterError, HomeError, LoraxsError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
 from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.search.slim import import_tune
@@ -31,8 +31,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
 
     Config: `spec` and `task` (a TrialSpec and a Task as JSON), `metric`, `report_every`, `max_failures`, `resources`
     of a slot, and the names of the `keeper` and `directory` actors. A trial that fails of itself ends with a reason;
-    one whose host died goes on with a new host from its last snapshot; a disk that cannot be written ends the search,
-    not the trial.
+    one whose host died goes on with a new host from its last snapshot; a disk that cannot be written, or a node that is
+    not fit, ends the search, not the trial.
     """
 
     _snapshot: bytes | None
@@ -58,8 +58,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
         try:
             report, snapshot = self._advance(step + self._every)
             self._check(report)
-        except HomeError as error:
-            return self._broken(step, error, f"On node {ray.util.get_node_ip_address()}: ")
+        except (HomeError, ClusterError) as error:  # the latter names the node itself
+            where = f"On node {ray.util.get_node_ip_address()}: " if isinstance(error, HomeError) else ""
+            return self._broken(step, error, where)
         except LoraxsError as error:
             return self._failure(step, error.message)
         except RayTaskError as error:
@@ -113,8 +114,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
             "done": report.step >= self._max_steps,
         }
 
-    def _broken(self, step: int, error: HomeError, where: str = "") -> dict[str, Any]:
-        """Say that a disk is full or cannot be written: the trial goes on from its last report when it can be."""
+    def _broken(self, step: int, error: LoraxsError, where: str = "") -> dict[str, Any]:
+        """Say what no trial is to blame for: it goes on from its last report when that is in order."""
         return {STEP: step, BROKEN: [where + error.message, error.hint], "done": True}
 
     def _failure(self, step: int, reason: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loraxs_search.errors import HomeError
+from loraxs_search.errors import HomeError, LoraxsError
 from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
 from loraxs_search.search.ledger import Ledger
 from loraxs_search.search.optuna_log import open_optuna_study
@@ -68,7 +68,7 @@ def states(searcher: StudySearcher) -> list[TrialState]:
 
 def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySearcher) -> None:
     started.on_trial_complete("x", {STEP: 0, BROKEN: ["On node 10.0.0.2: No space left.", "free some space"]})
-    assert isinstance(started.broken, HomeError)
+    assert isinstance(started.broken, LoraxsError)
     assert (started.broken.message, started.broken.hint) == ("On node 10.0.0.2: No space left.", "free some space")
     started.on_trial_complete("y", {STEP: 40, FAILED: "something"})
     assert states(started) == [TrialState.RUNNING] * 2, "what comes after is not recorded: it is done again"

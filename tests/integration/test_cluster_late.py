@@ -1,0 +1,52 @@
+"""A node that joins a search late, with another version than the driver's: told, and no trial is trained there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from faults.nodes import Cluster, Node
+from faults.world import World
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def cluster(in_search_home: Path) -> Iterator[Cluster]:
+    """A head and a worker."""
+    folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp"))  # short, for Ray's sockets
+    made = Cluster(folder, [Node(), Node()])
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(folder)
+
+
+def test_a_late_node_with_another_version_ends_the_search_and_resume_goes_on_without_it(
+    cluster: Cluster, in_search_home: Path, tiny_space: Path, tmp_path: Path, agree: Callable[[str, int], object]
+) -> None:
+    world = World(tmp_path, in_search_home, env=cluster.env)
+    plan = ("search.trials=5", "search.max_steps=300", "search.report_every=10", "search.scheduler=none")
+    longer = [word for override in plan for word in ("--set", override)]
+    search = world.launch("late", "--address", cluster.address, *longer, space=tiny_space)
+    world.wait_for(search, (in_search_home / "studies" / "late").exists)
+    unlike = tmp_path / "unlike" / "peft-0.21.99.dist-info"
+    unlike.mkdir(parents=True)
+    (unlike / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.21.99\n")
+    late = cluster.join(PYTHONPATH=str(unlike.parent))
+    code, talk = world.end(search)
+    assert code == 1, talk
+    told = rf"the driver's versions, but [\d.]+ has peft 0\.21\.99, the driver has {re.escape(version('peft'))}\."
+    assert re.search(told, talk), talk
+    assert "hint: install the same versions on every node" in talk
+
+    late.kill()
+    world.resume("late", "--address", cluster.address)
+    agree("late", 5)

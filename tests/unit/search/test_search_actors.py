@@ -1,0 +1,42 @@
+"""What a host's process sees to before it trains."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from loraxs_search.errors import ClusterError, TaskDataError
+from loraxs_search.records import BaseModelRef, DataSource, Task
+from loraxs_search.search import probe
+from loraxs_search.search.actors import HostActor, HostOrder, check_versions
+
+TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
+ORDER = HostOrder(BaseModelRef("base"), "float32", 1, False, (8, 4))
+
+
+def test_versions_like_the_drivers_are_fine() -> None:
+    check_versions("10.0.0.7", probe.versions())
+    check_versions("10.0.0.7", probe.versions() | {"mlflow": "2.0.0"})  # only the driver needs it
+
+
+@pytest.mark.parametrize("package", ["loraxs-search", "ray", "torch", "transformers", "peft", "datasets"])
+def test_another_version_is_refused_with_node_package_and_both(package: str) -> None:
+    here = re.escape(probe.versions()[package])
+    with pytest.raises(ClusterError, match=rf"10\.0\.0\.7 has {package} {here}, the driver has 0\.0\.1\.") as caught:
+        check_versions("10.0.0.7", probe.versions() | {package: "0.0.1"})
+    assert "--runtime-env" in (caught.value.hint or "")
+
+
+def test_a_node_without_the_rows_is_told_as_the_nodes_fault_to_its_trials() -> None:
+    def make(*_: Any) -> Any:
+        raise TaskDataError("rows.csv must be there.", hint="put it there")
+
+    host = HostActor.__ray_metadata__.modified_class(replace(ORDER, make=make), 1, "10.0.0.7")
+    with pytest.raises(ClusterError, match=r"but 10\.0\.0\.7 is not: rows.csv must be there\.") as caught:
+        host.advance(None, 4, None, TASK)
+    assert caught.value.hint == "put it there"
+    with pytest.raises(TaskDataError):  # asked before any trial, it is the space's
+        host.info(TASK)
