@@ -1,12 +1,15 @@
 """Break a search in every way we know, again and again, and count what is lost.
 
     python tests/benchmarks/bench_faults.py [--only a,b] [--times N] [--kills K] [--outage S] [--seed S] [--warm FOLDER]
-                                            [--json FILE]
+                                            [--json FILE [--add]]
 
 Groups: a driver, b parts of the cluster, c MLflow, d trials, e several at once, f disks. Every search trains the
 quickstart's base on real rows; MLflow runs on PostgreSQL with artifacts on an S3 API in c and e, embedded elsewhere.
 After each fault journal, Optuna and MLflow are held against each other. A fault that cannot be made here (no right to
 mount or to make network namespaces, no PostgreSQL) is told as skipped.
+
+--add goes on from the table that the JSON holds: other faults beside it, more times of the same, at other moments. A
+table of many hours can so be made in pieces, and `--only none --add` shows it.
 """
 
 from __future__ import annotations
@@ -41,22 +44,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--warm", type=Path, help="keep the unpacked base there, for the next time")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--add", action="store_true")
     arguments = parser.parse_args()
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     wanted = set((arguments.only or "a,b,c,d,e,f").split(","))
     chosen = {name: case for name, (group, case) in CASES.items() if {name, group} & wanted}
-    rows = []
+    rows = {row["fault"]: row for row in json.loads(arguments.json.read_text())} if arguments.add else {}
     with tempfile.TemporaryDirectory(prefix="lx-") as folder:
         warm = arguments.warm or Path(folder) / "warm"
         if not warm.exists():
             warm_up(Path(folder), warm)
         for number, (name, case) in enumerate(chosen.items()):
-            rows.append(repeat(name, case, Path(folder) / str(number), warm, arguments))
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            row = repeat(name, case, Path(folder) / str(number), warm, arguments, rows.get(name))
+            rows[row["fault"]] = row
+            print(json.dumps(row), file=sys.stderr, flush=True)
             if arguments.json:
-                arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
-    print(table(rows))
-    return 0 if all(row["ok"] == row["times"] for row in rows) else 1
+                arguments.json.write_text(json.dumps(list(rows.values()), indent=2) + "\n")
+    print(table(sorted(rows.values(), key=lambda row: list(CASES).index(row["fault"].split(" (skipped")[0]))))
+    return 0 if all(row["ok"] == row["times"] for row in rows.values()) else 1
 
 
 def warm_up(folder: Path, warm: Path) -> None:
@@ -68,10 +73,13 @@ def warm_up(folder: Path, warm: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def repeat(name: str, case: Case, folder: Path, warm: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run one fault as often as wanted and sum up; one that fails an assertion is not ok."""
-    total, num_ok, problems, began = Losses(), 0, [], time.monotonic()
-    for time_number in range(arguments.times):
+def repeat(
+    name: str, case: Case, folder: Path, warm: Path, arguments: argparse.Namespace, before: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Run one fault as often as wanted and sum up, with what it came to before; a failed assertion is not ok."""
+    found = before or dict.fromkeys(COLUMNS[1:], 0) | {"fault": name, "seconds": 0, "problems": []}
+    total, num_ok, problems, began = Losses(), 0, list(found["problems"]), time.monotonic()
+    for time_number in range(found["times"], found["times"] + arguments.times):
         place = folder / str(time_number)
         world = World(place, place / "home", kills=arguments.kills)
         world.outage_s = arguments.outage / (2 if "network" in name else 1)
@@ -86,9 +94,9 @@ def repeat(name: str, case: Case, folder: Path, warm: Path, arguments: argparse.
         except Exception:  # noqa: BLE001  # whatever it is, the table goes on and says so
             problems.append(traceback.format_exc())
             print(problems[-1], file=sys.stderr, flush=True)
-    counts = dict(zip(COLUMNS[2:5], (total.lost, total.doubled, total.missing), strict=True))
-    seconds = {"seconds": round(time.monotonic() - began), "problems": problems}
-    return {"fault": name, "times": arguments.times, **counts, "ok": num_ok, **seconds}
+    counts = (arguments.times, total.lost, total.doubled, total.missing, num_ok)
+    sums = {column: found[column] + count for column, count in zip(COLUMNS[1:], counts, strict=True)}
+    return {"fault": name, **sums, "seconds": found["seconds"] + round(time.monotonic() - began), "problems": problems}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
