@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,10 +34,26 @@ def asking(client: MlflowClient) -> Ask:
     """Return how MLflow's client asks for a page."""
 
     def ask(only: str | None, size: int, token: str | None) -> Page:
-        found: Page = client.search_registered_models(only, max_results=size, order_by=["name ASC"], page_token=token)
-        return found
+        with _uncollected():
+            found: Page = client.search_registered_models(
+                only, max_results=size, order_by=["name ASC"], page_token=token
+            )
+            return found
 
     return ask
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Put off looking for garbage: a page of an embedded store makes tens of thousands of rows at once, none of it."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def models(ask: Ask, limit: int | None = None) -> Iterator[Any]:
