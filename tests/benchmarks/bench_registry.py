@@ -57,7 +57,8 @@ class Row:
         factors_ms: Pulling it into an empty home: the factors of its base come too.
         first_ms: Pulling what is in the cache as a process's first act.
         ls_page_ms, ls_ms: Listing the first hundred tasks, and all.
-        command_s, ls_command_s: `loraxs-search pull` and `ls --limit 100`, from start to end.
+        command_s, command_factors_s: `loraxs-search pull` of what is in the cache and into an empty home, start to end.
+        ls_command_s: `loraxs-search ls --limit 100`.
     """
 
     store: str
@@ -70,6 +71,7 @@ class Row:
     ls_page_ms: float
     ls_ms: float
     command_s: float
+    command_factors_s: float
     ls_command_s: float
 
 
@@ -170,6 +172,10 @@ def measure(store: str, uri: str, tasks: int, versions: int, folder: Path) -> Ro
         command = [sys.executable, "-m", "loraxs_search", *verb, "--tracking-uri", uri]
         subprocess.run(command, check=True, capture_output=True)
 
+    def run_bare() -> None:
+        with elsewhere(folder / f"home-{time.monotonic_ns()}"):
+            run("pull", TASK.name)
+
     once = [sys.executable, "-c", _ONCE, TASK.name, uri, str(cache)]
     first = [float(subprocess.check_output(once, text=True)) for _ in range(5)]
     run("pull", TASK.name)
@@ -184,6 +190,7 @@ def measure(store: str, uri: str, tasks: int, versions: int, folder: Path) -> Ro
         ls_page_ms=median_ms(lambda: Registry(uri).summaries(limit=100), 5),
         ls_ms=median_ms(lambda: Registry(uri).summaries(), 1 if tasks > 1000 else 5),
         command_s=median_ms(lambda: run("pull", TASK.name), 5) / 1000,
+        command_factors_s=median_ms(run_bare, 5) / 1000,
         ls_command_s=median_ms(lambda: run("ls", "--limit", "100"), 5) / 1000,
     )
 
