@@ -30,6 +30,7 @@ class OwnedLog(BaseJournalBackend):
         self._end = 0
         self._first = 0  # number of the first of the events that the storage has not read
         self._unread: list[dict[str, Any]] = []
+        self._held: bytes | None = None  # what is to be written as one
         with disk_faults(path), path.open("ab+") as file:
             file.seek(0)
             for line in file:
@@ -45,15 +46,45 @@ class OwnedLog(BaseJournalBackend):
         return list(self._unread)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append events; they are in the kernel's hands when this returns."""
+        """Append events; they are in the kernel's hands when this returns, or when they are no longer held."""
         lines = [json.dumps(log, separators=(",", ":")) for log in logs]
         content = "".join(f"{line}\n" for line in lines).encode()
+        if self._held is None:
+            self._write(content)
+        else:
+            self._held += content
+        self._unread += map(json.loads, lines)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Write what is appended meanwhile in one go at the end, which a kill comes before or after."""
+        self._held = b""
+        try:
+            yield
+        finally:
+            content, self._held = self._held, None
+            self._write(content)
+
+    def _write(self, content: bytes) -> None:
         with disk_faults(self._path), self._path.open("r+b") as file:
             file.truncate(self._end)
             file.seek(self._end)
             file.write(content)
         self._end += len(content)
-        self._unread += map(json.loads, lines)
+
+
+class OwnedStorage(JournalStorage):
+    """Optuna's storage on a journal of ours."""
+
+    def __init__(self, log: OwnedLog) -> None:
+        super().__init__(log)
+        self.log = log
+
+
+def as_one(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
+    """Let what the study is told meanwhile be on disk whole or not at all; a database takes each value by itself."""
+    storage = study._storage  # no public accessor
+    return storage.log.held() if isinstance(storage, OwnedStorage) else contextlib.nullcontext()
 
 
 def open_optuna_study(path: Path, name: str, direction: Direction) -> optuna.Study:
@@ -98,4 +129,4 @@ def storage_faults(path: Path) -> Iterator[None]:
 def _storage(path: Path) -> BaseStorage:
     if path.suffix == ".db":
         return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-    return JournalStorage(OwnedLog(path))
+    return OwnedStorage(OwnedLog(path))

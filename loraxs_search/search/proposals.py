@@ -14,6 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from loraxs_search.records import Scalar
+from loraxs_search.search.optuna_log import as_one
 from loraxs_search.search_space import Space
 
 # TPE looks at every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
@@ -31,7 +32,8 @@ class Proposer:
         self._history = History(study.direction)
 
     def propose(self, seed: int, orphan: FrozenTrial | None = None) -> tuple[Trial, dict[str, Scalar]]:
-        """Return a new trial and its params.
+        """Return a new trial and its params, which are on disk all together: half drawn, they would be drawn anew to
+        other values than an undisturbed search has.
 
         Args:
             orphan: A trial that was asked for by a driver that died before it was recorded: finish asking.
@@ -43,8 +45,9 @@ class Proposer:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.sampler = self._sampler(seed)
         try:
-            trial = self._study.ask() if orphan is None else live_trial(self._study, orphan)
-            return trial, self._space.suggest(trial)
+            with as_one(self._study):
+                trial = self._study.ask() if orphan is None else live_trial(self._study, orphan)
+                return trial, self._space.suggest(trial)
         finally:
             self._study.sampler = before
 

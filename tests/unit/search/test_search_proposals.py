@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -9,6 +12,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from loraxs_search.search import proposals
+from loraxs_search.search.optuna_log import OwnedLog, open_optuna_study
 from loraxs_search.search.proposals import KEPT, History, Proposer
 from loraxs_search.search_space import Space, load_space
 
@@ -95,3 +99,25 @@ def test_a_trial_that_was_asked_for_and_not_recorded_is_asked_for_again(space: S
     assert trial.number == 0
     assert len(study.trials) == 1
     assert study.trials[0].params.items() <= params.items()
+
+
+def test_a_driver_killed_while_it_proposes_proposes_the_same_again(
+    space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever of a proposal is on disk when a kill comes, going on gives the params of an undisturbed search."""
+    path, seen, append = tmp_path / "o.jsonl", list[bytes](), OwnedLog.append_logs
+
+    def watched(log: OwnedLog, logs: list[dict[str, Any]]) -> None:
+        append(log, logs)
+        seen.append(path.read_bytes())
+
+    study = open_optuna_study(path, "s", "maximize")
+    with monkeypatch.context() as patch:
+        patch.setattr(OwnedLog, "append_logs", watched)
+        _, params = Proposer(study, space).propose(3)
+    seen.append(path.read_bytes())
+    assert len(seen) > 5
+    for number, content in enumerate(seen):
+        (tmp_path / f"{number}.jsonl").write_bytes(content)
+        again = open_optuna_study(tmp_path / f"{number}.jsonl", "s", "maximize")
+        assert Proposer(again, space).propose(3, *again.get_trials())[1] == params
