@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -127,6 +128,11 @@ def told(study: str) -> list[tuple[object, ...]]:
 
     records = StudyFolder.open(study).journal().records.values()
     return [(r.trial_id, dict(r.params), r.state, r.reason, [(x.step, x.metrics) for x in r.reports]) for r in records]
+
+
+def unlike(study: str, other: str) -> list[tuple[object, object]]:
+    """Return how two studies tell the trials that they do not tell alike; none when they are the same to the bit."""
+    return [pair for pair in itertools.zip_longest(told(study), told(other)) if pair[0] != pair[1]]
 
 
 def reasons(study: str) -> list[tuple[str, str]]:
