@@ -43,7 +43,7 @@ def card_with_latency(card: str, latency: Latency | None) -> str:
         return card
     told = (
         f"A batch of {latency.rows} rows of {latency.tokens} tokens takes {latency.ratio:.3f} times the bare base's "
-        f"time on a CPU: the shortest of {latency.rounds} times each, taken in turn where it was promoted."
+        f"time on one thread of a CPU: the shortest of {latency.rounds} times each, in turn, where it was promoted."
     )
     before, mark, after = card.partition("\n## Load it\n")
     return f"{before}\n## Latency\n\n{told}\n{mark}{after}"
