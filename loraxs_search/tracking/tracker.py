@@ -33,7 +33,9 @@ from loraxs_search.tracking.events import (
 
 _logger = logging.getLogger(__name__)
 _BATCH = 500  # events applied between two commits of the offset
+_LAST_BATCH = 50  # once somebody waits for the end, to see that it comes nearer
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+_SILENT_S = 60.0
 
 
 @dataclass
@@ -173,23 +175,29 @@ class Tracker:
             return self._changed.wait_for(lambda: self._spool.offset >= target, timeout)
 
     def carry(self, away_after_s: float = 10.0) -> str:
-        """Wait while events go over, however many; return why some wait when the store was away for that long."""
-        away_since: float | None = None
-        while not self.flush(_FIRST_PAUSE_S):
-            if self._trouble is None:
-                away_since = None
-                continue
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since >= away_after_s:
-                return self._trouble or "MLflow is away"
+        """Wait while events go over, however many; return why some wait when none has gone over for that long.
+
+        A store that says nothing, neither takes an event nor fails, is given longer: it may be slow.
+        """
+        offset, moved_at = self._spool.offset, time.monotonic()
+        while not self.flush(min(_FIRST_PAUSE_S, away_after_s)):
+            if self._spool.offset > offset:
+                offset, moved_at = self._spool.offset, time.monotonic()
+            patience_s = max(away_after_s, _SILENT_S) if self._trouble is None else away_after_s
+            if time.monotonic() - moved_at >= patience_s:
+                return self._trouble or f"MLflow has said nothing for {patience_s:g} s"
         return ""
 
     def close(self, timeout: float = 10.0) -> bool:
-        """Flush, stop the writer and let the folder go; False when events stay spooled for the next tracker."""
+        """Carry what waits, stop the writer and let the folder go; False when events stay spooled for the next tracker.
+
+        Args:
+            timeout: How long the store may be away.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        done = self.flush(timeout)
+        done = not self.waiting if self._stopped else not self.carry(timeout)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -235,7 +243,7 @@ class Tracker:
     def _write(self) -> None:
         pause_s = _FIRST_PAUSE_S
         while self._await_events():
-            entries = self._spool.read(self._spool.offset, _BATCH)
+            entries = self._spool.read(self._spool.offset, _LAST_BATCH if self._closing else _BATCH)
             try:
                 self._apply(entries)
                 self._commit(entries[-1].end)

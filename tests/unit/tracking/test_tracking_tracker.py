@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from support.ports import free_port
 from loraxs_search.errors import StudyError
 from loraxs_search.records import SearchPlan, TrialState
 from loraxs_search.tracking import Tracker
+from loraxs_search.tracking._recorder import Recorder
+from loraxs_search.tracking.events import Event
 from loraxs_search.tracking.store import connect
 
 
@@ -210,6 +213,21 @@ def test_while_the_store_is_away_calls_are_quick_and_nothing_is_lost(open_tracke
     assert set(seen.children) == {"t0", "t1", "t2"}
     assert seen.points["t2"]["accuracy"] == [(40, 0.54), (80, 0.58)]
     assert later.trouble is None
+
+
+def test_a_store_that_is_behind_and_not_away_is_waited_for(open_tracker, record, look, caplog, monkeypatch):
+    apply = Recorder.apply
+
+    def slow(recorder: Recorder, events: Sequence[Event]) -> None:
+        time.sleep(0.05 * len(events))
+        apply(recorder, events)
+
+    monkeypatch.setattr(Recorder, "apply", slow)
+    tracker = open_tracker()
+    record(tracker)
+    assert tracker.close(timeout=0.1)
+    assert set(look().children) == {"t0", "t1", "t2"}
+    assert "away" not in caplog.text
 
 
 def test_an_adapter_becomes_one_ready_logged_model_of_its_run(open_tracker, look, adapter_folder, hyperparameters):
