@@ -12,11 +12,14 @@ from loraxs_search.base_model._digest import weight_bytes
 from loraxs_search.base_model._locate import locate
 
 if TYPE_CHECKING:
+    from loraxs_search.base_model.attention import use_padded_attention
     from loraxs_search.base_model.head import fresh_head, head_names, init_head, output_head, pass_through, with_labels
     from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
+    from loraxs_search.base_model.probing import alike, made_up_rows
 
 __all__ = [
+    "alike",
     "fresh_head",
     "head_names",
     "head_shapes",
@@ -26,14 +29,17 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "locate",
+    "made_up_rows",
     "matrix",
     "output_head",
     "pass_through",
+    "use_padded_attention",
     "weight_bytes",
     "with_labels",
 ]
 
 _HOMES = {
+    "alike": "probing",
     "fresh_head": "head",
     "head_names": "head",
     "head_shapes": "layers",
@@ -42,9 +48,11 @@ _HOMES = {
     "linear_modules": "layers",
     "load_model": "load",
     "load_tokenizer": "load",
+    "made_up_rows": "probing",
     "matrix": "layers",
     "output_head": "head",
     "pass_through": "head",
+    "use_padded_attention": "attention",
     "with_labels": "head",
 }
 

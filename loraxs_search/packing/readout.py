@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-_TOLERANCE = 1e-2  # relative: beyond a half-precision base's rounding, below what another token makes of a head
+from loraxs_search.base_model import alike, made_up_rows
 
 
 class Readout:
@@ -51,7 +51,7 @@ class Readout:
 
     @torch.no_grad()
     def _is_sound(self, model: PreTrainedModel) -> bool:
-        inputs = _made_up(model)
+        inputs = made_up_rows(model)
         whole = model(**inputs).logits
         self.place()
         try:
@@ -60,7 +60,7 @@ class Readout:
             return False
         finally:
             self.remove()
-        return whole.shape == cut.shape and bool((cut - whole).norm() <= _TOLERANCE * whole.norm())
+        return alike(cut, whole)
 
 
 @torch.no_grad()
@@ -74,18 +74,11 @@ def _joint(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
 
     handles = [module.register_forward_pre_hook(look) for module in layer.modules()]
     try:
-        model(**_made_up(model))
+        model(**made_up_rows(model))
     finally:
         for handle in handles:
             handle.remove()
     return found[0] if found else None
-
-
-def _made_up(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return two rows, one of them padded."""
-    ids = torch.arange(24, device=model.device).view(2, 12) % model.config.vocab_size
-    real = torch.arange(12, device=ids.device) < torch.tensor([[12], [9]], device=ids.device)
-    return {"input_ids": ids.masked_fill(~real, model.config.pad_token_id), "attention_mask": real.long()}
 
 
 def _first_tokens(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

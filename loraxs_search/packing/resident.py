@@ -19,6 +19,7 @@ from loraxs_search.base_model import (
     load_tokenizer,
     locate,
     matrix,
+    use_padded_attention,
     weight_bytes,
 )
 from loraxs_search.home import factor_path
@@ -157,7 +158,10 @@ class Resident:
     def _load(self, task: Task, dtype: torch.dtype | None) -> PreTrainedModel:
         """Load the base in `dtype`; None means the checkpoint's own, which is what others load."""
         num_labels = self.prepared(task).head.num_labels
-        return load_model(self.base, task.kind, num_labels, dtype=dtype, device=self.device)
+        model = load_model(self.base, task.kind, num_labels, dtype=dtype, device=self.device)
+        if self.device.type == "cpu":
+            use_padded_attention(model)
+        return model
 
 
 def _choose_device(device: str) -> torch.device:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_TOLERANCE = 1e-2  # relative: beyond a half-precision base's rounding, below what another input makes of a layer
+from loraxs_search.base_model import alike, made_up_rows
 
 
 class Shortcut:
@@ -75,10 +75,8 @@ class Shortcut:
     @torch.no_grad()
     def _probe(self, depth: int) -> int:
         """Return the bytes of one token's state if two made-up rows leave the base the same by the shortcut, else 0."""
-        ids = torch.arange(24, device=self._model.device).view(2, 12) % self._model.config.vocab_size
-        real = torch.arange(12, device=ids.device) < torch.tensor([[12], [9]], device=ids.device)
-        ids.masked_fill_(~real, self._model.config.pad_token_id)
-        inputs = {"input_ids": ids, "attention_mask": real.long()}
+        inputs = made_up_rows(self._model)
+        real = inputs["attention_mask"].bool()
         left: list[Tensor] = []
         hook = self._layers[-1].register_forward_hook(lambda _layer, _args, out: left.append(out[real]))
         try:
@@ -86,7 +84,7 @@ class Shortcut:
             self._stand_in(depth)
             states = self.entering(inputs) * real[..., None]  # padding is not kept
             with self.given(states):
-                same = _alike(self._model(**inputs).logits, whole) and _alike(*left)
+                same = alike(self._model(**inputs).logits, whole) and alike(*left)
             return states[0, 0].nbytes if same else 0
         except Exception:  # noqa: BLE001  # whatever a foreign base does: it is computed in full
             return 0
@@ -128,7 +126,3 @@ class _StandIn(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("layer"), name)
-
-
-def _alike(actual: Tensor, expected: Tensor) -> bool:
-    return bool((actual - expected).norm() <= _TOLERANCE * expected.norm())

@@ -1,0 +1,21 @@
+"""Whether a base computes the same in another way: two made-up rows tell."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+_TOLERANCE = 1e-2  # relative: beyond a half-precision base's rounding, below what another input makes of a layer
+
+
+def made_up_rows(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return inputs of two rows, of 12 tokens and of 9 and padding: `input_ids` and `attention_mask`, (2, 12)."""
+    ids = torch.arange(24, device=model.device).view(2, 12) % model.config.vocab_size
+    real = torch.arange(12, device=ids.device) < torch.tensor([[12], [9]], device=ids.device)
+    return {"input_ids": ids.masked_fill(~real, model.config.pad_token_id), "attention_mask": real.long()}
+
+
+def alike(actual: Tensor, expected: Tensor) -> bool:
+    """Return whether two results differ by rounding only, NaN never being alike."""
+    return actual.shape == expected.shape and bool((actual - expected).norm() <= _TOLERANCE * expected.norm())

@@ -1,0 +1,94 @@
+"""Padded attention is plain attention, and only bases whose attention is plain compute theirs by it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    Gemma2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from loraxs_search.base_model.attention import PADDED, padded_attention, use_padded_attention
+
+SMALL = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
+PLAIN = [BertConfig(**SMALL), LlamaConfig(**SMALL, num_key_value_heads=2, pad_token_id=0)]
+
+
+def base(config: PretrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+    return (torch.softmax(scores if mask is None else scores + mask, -1) @ v).transpose(1, 2)
+
+
+@pytest.mark.parametrize("length", [1, 5, 15, 16, 31, 40])
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_output_and_gradients_are_those_of_plain_attention(
+    length: int, key_heads: int, masked: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(length)
+    shapes = ((3, 4, length, 8), (3, key_heads, length, 8), (3, key_heads, length, 8))
+    exact = [torch.randn(shape, dtype=dtype).double().requires_grad_() for shape in shapes]
+    rounded = [tensor.detach().to(dtype).requires_grad_() for tensor in exact]
+    mask = torch.zeros(3, 1, length, length, dtype=dtype)
+    mask[1:, :, :, (length + 1) // 2 :] = torch.finfo(dtype).min
+    expected = eager(*exact, mask.double() if masked else None)
+    found, weights = padded_attention(torch.nn.Identity(), *rounded, mask if masked else None)
+    assert weights is None and found.shape == (3, length, 4, 8) and found.is_contiguous()
+    upstream = torch.randn_like(expected)
+    gradients = zip(
+        torch.autograd.grad(found, rounded, upstream.to(dtype)),
+        torch.autograd.grad(expected, exact, upstream),
+        strict=True,
+    )
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    for actual, wanted in [(found, expected), *gradients]:
+        assert (actual.double() - wanted).norm() <= tolerance * wanted.norm() + 1e-6
+
+
+@pytest.mark.parametrize("config", PLAIN, ids=lambda config: config.model_type)
+def test_a_base_with_plain_attention_computes_the_same_by_it(config: PretrainedConfig) -> None:
+    model = base(config)
+    inputs = {"input_ids": torch.randint(1, 40, (3, 9)), "attention_mask": torch.ones(3, 9, dtype=torch.long)}
+    inputs["attention_mask"][1, 5:] = 0
+    expected = model(**inputs).logits
+    assert use_padded_attention(model)
+    assert model.config._attn_implementation == PADDED
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_base_that_asks_for_more_keeps_its_own() -> None:
+    config = Gemma2Config(
+        vocab_size=40,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+        pad_token_id=0,
+    )
+    model = base(config)
+    assert not use_padded_attention(model)
+    assert model.config._attn_implementation == "eager"
+    model(input_ids=torch.randint(1, 40, (2, 9)))
+
+
+def test_dropout_and_attention_of_another_kind_are_refused() -> None:
+    q = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(NotImplementedError, match="softcap"):
+        padded_attention(torch.nn.Identity(), q, q, q, None, softcap=30.0)
+    with pytest.raises(NotImplementedError, match=r"dropout=0\.1"):
+        padded_attention(torch.nn.Identity(), q, q, q, None, dropout=0.1)
