@@ -47,7 +47,7 @@ def use_padded_attention(model: PreTrainedModel) -> bool:
 
 
 def padded_attention(
-    module: nn.Module,
+    _module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
