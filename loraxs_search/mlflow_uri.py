@@ -104,7 +104,7 @@ def request_to(url: str) -> urllib.request.Request:
     user = urllib.parse.unquote(parts.username or os.environ.get("MLFLOW_TRACKING_USERNAME", ""))
     if user:
         password = urllib.parse.unquote(parts.password or os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
-        request.add_header("Authorization", basic_auth(user, password))
+        request.add_unredirected_header("Authorization", basic_auth(user, password))
     return request
 
 

@@ -33,17 +33,20 @@ def use_padded_attention(model: PreTrainedModel) -> bool:
     """
     AttentionInterface.register(PADDED, padded_attention)
     AttentionMaskInterface.register(PADDED, eager_mask)
-    inputs = made_up_rows(model)
-    with torch.no_grad():
+    if not (kept := _stays_the_same(model)):
+        model.set_attn_implementation("eager")
+    return kept
+
+
+@torch.no_grad()
+def _stays_the_same(model: PreTrainedModel) -> bool:
+    try:
+        inputs = made_up_rows(model)
         expected = model(**inputs).logits
-        try:
-            model.set_attn_implementation(PADDED)
-            if alike(model(**inputs).logits, expected):
-                return True
-        except Exception:  # noqa: BLE001, S110  # whatever a foreign base does: it computes attention its own way
-            pass
-    model.set_attn_implementation("eager")
-    return False
+        model.set_attn_implementation(PADDED)
+        return alike(model(**inputs).logits, expected)
+    except Exception:  # noqa: BLE001  # whatever a foreign base does: it computes attention its own way
+        return False
 
 
 def padded_attention(

@@ -10,7 +10,13 @@ _TOLERANCE = 1e-2  # relative: beyond a half-precision base's rounding, below wh
 
 
 def made_up_rows(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return inputs of two rows, of 12 tokens and of 9 and padding: `input_ids` and `attention_mask`, (2, 12)."""
+    """Return inputs of two rows, of 12 tokens and of 9 and padding: `input_ids` and `attention_mask`, (2, 12).
+
+    Raises:
+        ValueError: short rows would change the model for good, as they do BigBird.
+    """
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        raise ValueError("`attention_type` must not be block_sparse: it becomes another one with the first short row.")
     ids = torch.arange(24, device=model.device).view(2, 12) % model.config.vocab_size
     real = torch.arange(12, device=ids.device) < torch.tensor([[12], [9]], device=ids.device)
     return {"input_ids": ids.masked_fill(~real, model.config.pad_token_id), "attention_mask": real.long()}

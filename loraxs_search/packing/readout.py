@@ -6,6 +6,8 @@ those of the whole layer, gradients too, since nothing else of it reaches the he
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,8 +31,8 @@ class Readout:
 
     def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None) -> None:
         self._handle: RemovableHandle | None = None
-        self._place = _joint(model, layers[-1]) if layers is not None else None
-        if self._place is not None and not self._is_sound(model):
+        self._place: nn.Module | None = None
+        if layers is not None and not self._probe(model, layers[-1]):
             self._place = None
 
     @property
@@ -43,24 +45,43 @@ class Readout:
         if self._place is not None and self._handle is None:
             self._handle = self._place.register_forward_pre_hook(_first_tokens)
 
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Cut passes for a while."""
+        self.place()
+        try:
+            yield
+        finally:
+            self.remove()
+
     def remove(self) -> None:
         """Compute the whole layer again."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
 
-    @torch.no_grad()
-    def _is_sound(self, model: PreTrainedModel) -> bool:
-        inputs = made_up_rows(model)
-        whole = model(**inputs).logits
-        self.place()
+    def _probe(self, model: PreTrainedModel, layer: nn.Module) -> bool:
         try:
-            cut = model(**inputs).logits
+            joint = _joint(model, layer)
+            return joint is not None and self._is_sound(model, joint)
         except Exception:  # noqa: BLE001  # whatever a foreign base does: its layer is computed whole
             return False
+
+    @torch.no_grad()
+    def _is_sound(self, model: PreTrainedModel, joint: nn.Module) -> bool:
+        inputs = made_up_rows(model)
+        whole = model(**inputs).logits
+        # First with the other tokens blotted out: a head that reads one of them would ask a GPU for what is not there.
+        handle = joint.register_forward_pre_hook(_blot)
+        try:
+            blotted = model(**inputs).logits
         finally:
-            self.remove()
-        return alike(cut, whole)
+            handle.remove()
+        if not alike(blotted, whole):
+            return False
+        self._place = joint
+        with self.placed():
+            return alike(model(**inputs).logits, whole)
 
 
 @torch.no_grad()
@@ -83,3 +104,8 @@ def _joint(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
 
 def _first_tokens(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(tensor[:, :1].contiguous() for tensor in states)
+
+
+def _blot(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Leave of each row the first token alone, and zeros."""
+    return tuple(torch.cat([tensor[:, :1], torch.zeros_like(tensor[:, 1:])], dim=1) for tensor in states)

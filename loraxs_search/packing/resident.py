@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from loraxs_search.base_model import (
     weight_bytes,
 )
 from loraxs_search.home import factor_path
+from loraxs_search.packing.anatomy import Anatomy
+from loraxs_search.packing.readout import Readout
 from loraxs_search.packing.resident_factors import ResidentFactors
 from loraxs_search.records import (
     BaseModelRef,
@@ -36,6 +38,7 @@ from loraxs_search.records import (
     to_json,
 )
 from loraxs_search.tasks import PreparedTask, prepare
+from loraxs_search.tasks.metrics import Values
 from loraxs_search.trial import Snapshot, adapter_config, answer, attach, choose_dtype, detach, load_parameters
 
 _PACKAGES = ("torch", "transformers", "peft", "loraxs-search")
@@ -112,7 +115,7 @@ class Resident:
             model = attach(exact, spec)
         try:
             load_parameters(model, Snapshot.from_bytes(snapshot))
-            metrics, predictions = answer(model, data, "test", self.device) if score else ({}, None)
+            metrics, predictions = self._answer(model, exact, data) if score else ({}, None)
             return Confirmation(
                 spec.trial_id,
                 metrics,
@@ -128,6 +131,13 @@ class Resident:
     def factor_file(self, key: str) -> bytes:
         """Return a factor file as it lies on this node."""
         return factor_path(key, self.factors.root).read_bytes()
+
+    def _answer(
+        self, model: PeftModel, exact: PreTrainedModel, data: PreparedTask
+    ) -> tuple[Mapping[str, float], Values]:
+        """Return metrics and answers on the test split; of the topmost layer, what no head looks at is left out."""
+        with Readout(exact, Anatomy(exact, self.modules).layers).placed():
+            return answer(model, data, "test", self.device)
 
     def _factor_files(self, spec: TrialSpec) -> dict[str, str]:
         """Return key and checksum of every factor file that a trial stands on."""

@@ -75,7 +75,10 @@ class Shortcut:
     @torch.no_grad()
     def _probe(self, depth: int) -> int:
         """Return the bytes of one token's state if two made-up rows leave the base the same by the shortcut, else 0."""
-        inputs = made_up_rows(self._model)
+        try:
+            inputs = made_up_rows(self._model)
+        except ValueError:
+            return 0
         real = inputs["attention_mask"].bool()
         left: list[Tensor] = []
         hook = self._layers[-1].register_forward_hook(lambda _layer, _args, out: left.append(out[real]))

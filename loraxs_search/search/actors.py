@@ -142,6 +142,7 @@ class HostActor:
     def __init__(self, order: HostOrder, threads: int, address: str) -> None:
         self._order, self._threads, self._address = order, threads, address
         self._host: Host | None = None
+        self._tasks: list[Task] = []  # whose rows are known to be there
         self._building = threading.Lock()  # a packed host is called by several threads
 
     def info(self, task: Task) -> HostInfo:
@@ -153,6 +154,9 @@ class HostActor:
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
         try:
             host = self._get(task)
+            if task not in self._tasks:
+                host.info(task)
+                self._tasks.append(task)
         except (BaseModelError, TaskDataError) as error:  # both were in order on the host that the search began with
             told = f"Every node must be fit for the search, but {self._address} is not: {error}"
             raise ClusterError(told, hint=error.hint) from error
@@ -169,6 +173,7 @@ class HostActor:
             if self._host is None:
                 check_versions(self._address, self._order.versions)
                 self._host = self._order.make(self._order, task, self._threads)
+                self._tasks = [task]
             return self._host
 
 

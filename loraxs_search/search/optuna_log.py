@@ -57,7 +57,10 @@ class OwnedLog(BaseJournalBackend):
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Write what is appended meanwhile in one go at the end, which a kill comes before or after."""
+        """Write what is appended meanwhile in one go at the end, which a kill comes before or after.
+
+        After an exception too: the storage has taken it in by then.
+        """
         self._held = b""
         try:
             yield

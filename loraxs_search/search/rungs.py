@@ -22,6 +22,9 @@ class Rung(dict[str, float]):
         if not math.isnan(score):
             bisect.insort(self._ordered, score)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rung_of, (dict(self),)  # a dict is filled before it has attributes
+
     def percentile(self, percent: float) -> float | None:
         """Return the score below which that much of all are, between two of them in proportion; None without any."""
         if not self._ordered:
@@ -31,6 +34,13 @@ class Rung(dict[str, float]):
         below, above = self._ordered[low], self._ordered[min(low + 1, len(self._ordered) - 1)]
         share = place - low  # numpy's own formula, to the last bit
         return below + (above - below) * share if share < 0.5 else above - (above - below) * (1 - share)
+
+
+def _rung_of(scores: dict[str, float]) -> Rung:
+    rung = Rung()
+    for trial_id, score in scores.items():
+        rung[trial_id] = score
+    return rung
 
 
 class OrderedBracket(_Bracket):  # type: ignore[misc]  # ray is untyped

@@ -84,6 +84,7 @@ class Tracker:
         self._recorder = Recorder(self._runs)
         self._trouble: str | None = None
         self._closing = self._stopped = False
+        self._hurried = False  # somebody waits, and small batches show that events go over
         self._changed = threading.Condition()
         self._writer = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
         self._writer.start()
@@ -179,6 +180,7 @@ class Tracker:
 
         A store that says nothing, neither takes an event nor fails, is given longer: it may be slow.
         """
+        self._hurried = True
         offset, moved_at = self._spool.offset, time.monotonic()
         while not self.flush(min(_FIRST_PAUSE_S, away_after_s)):
             if self._spool.offset > offset:
@@ -197,7 +199,7 @@ class Tracker:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        done = not self.waiting if self._stopped else not self.carry(timeout)
+        done = not self.waiting if self._stopped else not self.carry(timeout) if timeout else self.flush(0)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -243,7 +245,7 @@ class Tracker:
     def _write(self) -> None:
         pause_s = _FIRST_PAUSE_S
         while self._await_events():
-            entries = self._spool.read(self._spool.offset, _LAST_BATCH if self._closing else _BATCH)
+            entries = self._spool.read(self._spool.offset, _LAST_BATCH if self._hurried else _BATCH)
             try:
                 self._apply(entries)
                 self._commit(entries[-1].end)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
+    BartConfig,
     BertConfig,
     Gemma2Config,
     LlamaConfig,
@@ -84,6 +85,16 @@ def test_a_base_that_asks_for_more_keeps_its_own() -> None:
     assert not use_padded_attention(model)
     assert model.config._attn_implementation == "eager"
     model(input_ids=torch.randint(1, 40, (2, 9)))
+
+
+def test_a_base_that_takes_no_made_up_row_keeps_its_own() -> None:
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers"), 1) | dict.fromkeys(
+        ("encoder_attention_heads", "decoder_attention_heads"), 4
+    )
+    ends = {"eos_token_id": 2, "pad_token_id": 1}
+    model = base(BartConfig(vocab_size=40, d_model=32, encoder_ffn_dim=48, decoder_ffn_dim=48, **sizes, **ends))
+    assert not use_padded_attention(model)
+    assert model.config._attn_implementation == "eager"
 
 
 def test_dropout_and_attention_of_another_kind_are_refused() -> None:

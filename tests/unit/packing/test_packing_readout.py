@@ -7,15 +7,19 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
+    BartConfig,
     BertConfig,
+    BigBirdConfig,
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
+    MptConfig,
     PretrainedConfig,
     PreTrainedModel,
     RobertaConfig,
 )
 
+from loraxs_search.base_model import made_up_rows
 from loraxs_search.packing.readout import Readout
 
 SMALL = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
@@ -24,6 +28,7 @@ READ_OTHERS = [
     DistilBertConfig(vocab_size=40, dim=32, n_layers=2, n_heads=4, hidden_dim=48),
     GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=40, pad_token_id=0),
     LlamaConfig(**SMALL, pad_token_id=0),
+    MptConfig(vocab_size=40, d_model=32, n_layers=2, n_heads=4, max_seq_len=40, pad_token_id=0),
 ]
 
 
@@ -67,6 +72,31 @@ def test_what_follows_the_last_attention_is_computed_for_the_first_token_alone(c
 @pytest.mark.parametrize("config", READ_OTHERS, ids=lambda config: config.model_type)
 def test_bases_of_another_build_are_computed_whole(config: PretrainedConfig) -> None:
     assert not Readout(base(config), layers_of(base(config))).cuts
+
+
+def test_a_base_that_takes_no_made_up_row_is_computed_whole() -> None:
+    config = BartConfig(
+        vocab_size=40,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+    model = base(config)
+    with pytest.raises(ValueError, match="eos"):
+        model(**made_up_rows(model))
+    assert not Readout(model, model.model.encoder.layers).cuts
+
+
+def test_a_base_that_short_rows_would_change_is_left_alone() -> None:
+    model = base(BigBirdConfig(**SMALL, max_position_embeddings=64, attention_type="block_sparse", block_size=4))
+    assert not Readout(model, layers_of(model)).cuts
+    assert model.config.attention_type == model.bert.encoder.attention_type == "block_sparse"
 
 
 def test_a_base_whose_head_reads_every_token_is_computed_whole() -> None:

@@ -13,6 +13,7 @@ from loraxs_search.records import BaseModelRef, DataSource, Task
 from loraxs_search.search import probe
 from loraxs_search.search.actors import HostActor, HostOrder, check_versions
 
+OTHER = Task("other", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 ORDER = HostOrder(BaseModelRef("base"), "float32", 1, False, (8, 4))
 
@@ -40,3 +41,19 @@ def test_a_node_without_the_rows_is_told_as_the_nodes_fault_to_its_trials() -> N
     assert caught.value.hint == "put it there"
     with pytest.raises(TaskDataError):  # asked before any trial, it is the space's
         host.info(TASK)
+
+
+def test_a_node_without_the_rows_of_a_second_task_is_told_so_too() -> None:
+    class Host:
+        def info(self, task: Task) -> None:
+            if task is OTHER:
+                raise TaskDataError("other.csv must be there.")
+
+        def advance(self, spec: Any, until: int, snapshot: Any, task: Task) -> str:
+            return task.name
+
+    order = replace(ORDER, make=lambda *_: Host())
+    host = HostActor.__ray_metadata__.modified_class(order, 1, "10.0.0.7")
+    assert host.advance(None, 4, None, TASK) == "t"
+    with pytest.raises(ClusterError, match=r"but 10\.0\.0\.7 is not: other.csv must be there\."):
+        host.advance(None, 4, None, OTHER)

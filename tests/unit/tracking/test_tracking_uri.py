@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import contextlib
+import http.server
 import socket
+import threading
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from loraxs_search.errors import TrackingError
-from loraxs_search.mlflow_uri import artifact_root, check_server, redact, resolve_uri, sqlite_path
+from loraxs_search.mlflow_uri import artifact_root, check_server, redact, request_to, resolve_uri, sqlite_path
 
 
 def test_without_anything_the_store_is_in_the_state_folder(fresh_home):
@@ -69,3 +74,35 @@ def test_home_with_odd_characters_is_kept_as_it_is(monkeypatch, tmp_path):
     odd = tmp_path / "a b%20c"
     monkeypatch.setenv("LORAXS_HOME", str(odd))
     assert sqlite_path(resolve_uri(None)) == Path(odd) / "mlflow.db"
+
+
+@contextlib.contextmanager
+def server(location: str | None, seen: list[str | None]) -> Iterator[str]:
+    """Serve until the end: what was sent as credentials goes to `seen`; `location` is where it sends on to."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(302 if location else 200)
+            if location:
+                self.send_header("Location", location)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listening.server_port}"
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+def test_a_server_that_sends_on_to_another_does_not_send_the_password_there():
+    here, there = [], []
+    with server(None, there) as other, server(f"http://{other}/", here) as first:
+        urllib.request.urlopen(request_to(f"http://me:secret@{first}/"), timeout=5).close()
+    assert here[0].startswith("Basic ")
+    assert there == [None]
