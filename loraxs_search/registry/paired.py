@@ -68,7 +68,7 @@ def _ratio(top: Table, bottom: Table) -> Table:
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
 
-def _f1_per_label(table: Table) -> tuple[Table, Table]:
+def _f1_per_label(table: Table) -> tuple[Table, npt.NDArray[np.bool_]]:
     """F1 of each label, and whether it occurs at all."""
     hits = np.diagonal(table, axis1=1, axis2=2)
     seen = table.sum(2) + table.sum(1)
