@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.registry import _rest
-from loraxs_search.registry._client import speaking
 
 
 @dataclass(frozen=True)
@@ -22,25 +19,31 @@ class Listed:
 
 def list_files(uri: str, source: str) -> list[Listed]:
     """Return what lies in `source`; nothing where nothing has been logged yet."""
-    if sqlite_path(uri) is None:
-        with contextlib.suppress(_rest.UnansweredError):
-            found = _rest.list_files(uri, source)
-            return [Listed(str(f["path"]), int(f.get("file_size", 0)), bool(f.get("is_dir"))) for f in found]
-    with speaking(uri):
+
+    def ask() -> list[Listed]:
+        found = _rest.list_files(uri, source)
+        return [Listed(str(f["path"]), int(f.get("file_size", 0)), bool(f.get("is_dir"))) for f in found]
+
+    def by_client() -> list[Listed]:
         from mlflow.artifacts import list_artifacts
 
         listed = list_artifacts(artifact_uri=source, tracking_uri=uri)
         return [Listed(PurePosixPath(file.path).name, file.file_size or 0, file.is_dir) for file in listed]
 
+    return _rest.plainly(uri, ask, by_client)
+
 
 def fetch_file(uri: str, source: str, name: str, folder: Path) -> Path:
     """Fetch a file of `source` into `folder`, and return it there."""
-    if sqlite_path(uri) is None:
-        with contextlib.suppress(_rest.UnansweredError):
-            _rest.fetch_file(uri, source, name, folder / name)
-            return folder / name
-    with speaking(uri):
+
+    def ask() -> Path:
+        _rest.fetch_file(uri, source, name, folder / name)
+        return folder / name
+
+    def by_client() -> Path:
         from mlflow.artifacts import download_artifacts
 
         place = f"{source.rstrip('/')}/{name}"
         return Path(download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=uri))
+
+    return _rest.plainly(uri, ask, by_client)

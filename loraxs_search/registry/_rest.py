@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -14,7 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from loraxs_search.mlflow_uri import request_to, tls_context
+from loraxs_search.mlflow_uri import request_to, sqlite_path, tls_context
+from loraxs_search.registry._client import speaking
 from loraxs_search.registry.names import AdapterName
 
 _T = TypeVar("_T")
@@ -25,6 +27,21 @@ _OTHER_WAYS_IN = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACK
 
 class UnansweredError(Exception):
     """The server did not give what was asked for: MLflow's client finds out why. It never leaves this room."""
+
+
+def plainly(uri: str, ask: Callable[[], _T], by_client: Callable[[], _T], *, when: bool = True) -> _T:
+    """Return what a server answers to `ask`; where there is none, or it does not answer, what MLflow's client finds.
+
+    Args:
+        when: Whether plain requests are worth it: a client that is there already is as quick.
+    Raises:
+        RegistryError: MLflow's client has failed.
+    """
+    if when and sqlite_path(uri) is None:
+        with contextlib.suppress(UnansweredError):
+            return ask()
+    with speaking(uri):
+        return by_client()
 
 
 def find_version(uri: str, name: AdapterName) -> Any:

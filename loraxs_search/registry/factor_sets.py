@@ -7,7 +7,6 @@ a registered model `factors-<base digest>` whose files are named by key and chec
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import IntegrityError, RegistryError
-from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.registry import _rest, _versions
 from loraxs_search.registry._artifacts import fetch_file, list_files
-from loraxs_search.registry._client import connect, speaking
+from loraxs_search.registry._client import connect
 from loraxs_search.registry.factor_files import factors_at, install_factors, lacks_factors
 
 if TYPE_CHECKING:
@@ -103,11 +101,11 @@ def _listed(source: str, uri: str) -> dict[str, int]:
 
 def _known(uri: str, base_digest: str) -> tuple[str, str] | None:
     """Return what `_find` does; a server is asked without MLflow."""
-    if sqlite_path(uri) is None:
-        with contextlib.suppress(_rest.UnansweredError):
-            return _checked(_rest.find_first_version(uri, set_name(base_digest)), base_digest)
-    with speaking(uri):
-        return _find(connect(uri), base_digest)
+    return _rest.plainly(
+        uri,
+        lambda: _checked(_rest.find_first_version(uri, set_name(base_digest)), base_digest),
+        lambda: _find(connect(uri), base_digest),
+    )
 
 
 def _find(client: MlflowClient, base_digest: str) -> tuple[str, str] | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraxs_search.errors import IntegrityError, RegistryError, unknown_name
-from loraxs_search.mlflow_uri import redact, sqlite_path
+from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import Decision, from_json
 from loraxs_search.registry import _artifacts, _listing, _rest, _versions
 from loraxs_search.registry._client import connect, exists, is_denied, is_missing, speaking
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from loraxs_search.registry.rows import ScoredRows
+
+ResultT = TypeVar("ResultT")
 
 DECISION = "loraxs.decision."  # a tag of the registered model for each, with the time behind it
 
@@ -133,13 +136,15 @@ class RegistryReader:
         found = read_version(newest[0]) if newest else self.resolve(f"{model.name}:{champion}")
         return replace(summarise(model.name, champion, found.candidate, found.decision), aliases=aliases)
 
+    def _plainly(self, ask: Callable[[], ResultT], by_client: Callable[[], ResultT]) -> ResultT:
+        return _rest.plainly(self.uri, ask, by_client, when=self._connected is None)
+
     def _ask(self, only: str | None, size: int, token: str | None) -> _listing.Page:
-        if self._connected is None and sqlite_path(self.uri) is None:
-            with contextlib.suppress(_rest.UnansweredError):
-                page: _listing.Page = _rest.find_models(self.uri, only, size, token)
-                return page
-        with speaking(self.uri):
-            return _listing.asking(self._client)(only, size, token)
+        page: _listing.Page = self._plainly(
+            lambda: _rest.find_models(self.uri, only, size, token),
+            lambda: _listing.asking(self._client)(only, size, token),
+        )
+        return page
 
     def _model(self, task: str) -> Any | None:
         if not exists(self.uri):
@@ -148,25 +153,23 @@ class RegistryReader:
             return _versions.registered_model(self._client, check_task(task))
 
     def _find(self, name: AdapterName) -> RegisteredAdapter | None:
-        if self._connected is None and sqlite_path(self.uri) is None:
-            with contextlib.suppress(_rest.UnansweredError):
-                return read_version(_rest.find_version(self.uri, name))
+        found = self._plainly(lambda: _rest.find_version(self.uri, name), lambda: self._version(name))
+        return None if found is None else read_version(found)
+
+    def _version(self, name: AdapterName) -> Any | None:
         client = self._client
         from mlflow.exceptions import MlflowException
 
-        with speaking(self.uri):
-            try:
-                if name.version is not None:
-                    version = client.get_model_version(name.task, str(name.version))
-                else:
-                    version = client.get_model_version_by_alias(name.task, name.alias)
-            except MlflowException as error:
-                # A server with accounts forbids to read versions of a model that does not exist.
-                absent = is_denied(error) and _versions.registered_model(client, name.task) is None
-                if absent or is_missing(error):
-                    return None
-                raise
-        return read_version(version)
+        try:
+            if name.version is not None:
+                return client.get_model_version(name.task, str(name.version))
+            return client.get_model_version_by_alias(name.task, name.alias)
+        except MlflowException as error:
+            # A server with accounts forbids to read versions of a model that does not exist.
+            absent = is_denied(error) and _versions.registered_model(client, name.task) is None
+            if absent or is_missing(error):
+                return None
+            raise
 
     def _unknown(self, name: AdapterName) -> RegistryError:
         place = redact(self.uri)
