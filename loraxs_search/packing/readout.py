@@ -6,8 +6,8 @@ those of the whole layer, gradients too, since nothing else of it reaches the he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model import alike, made_up_rows
+
+_Change = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
 class Readout:
@@ -31,9 +33,7 @@ class Readout:
 
     def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None) -> None:
         self._handle: RemovableHandle | None = None
-        self._place: nn.Module | None = None
-        if layers is not None and not self._probe(model, layers[-1]):
-            self._place = None
+        self._place = _place(model, layers[-1]) if layers is not None else None
 
     @property
     def cuts(self) -> bool:
@@ -60,46 +60,41 @@ class Readout:
             self._handle.remove()
             self._handle = None
 
-    def _probe(self, model: PreTrainedModel, layer: nn.Module) -> bool:
-        try:
-            joint = _joint(model, layer)
-            return joint is not None and self._is_sound(model, joint)
-        except Exception:  # noqa: BLE001  # whatever a foreign base does: its layer is computed whole
-            return False
-
-    @torch.no_grad()
-    def _is_sound(self, model: PreTrainedModel, joint: nn.Module) -> bool:
-        inputs = made_up_rows(model)
-        whole = model(**inputs).logits
-        # First with the other tokens blotted out: a head that reads one of them would ask a GPU for what is not there.
-        handle = joint.register_forward_pre_hook(_blot)
-        try:
-            blotted = model(**inputs).logits
-        finally:
-            handle.remove()
-        if not alike(blotted, whole):
-            return False
-        self._place = joint
-        with self.placed():
-            return alike(model(**inputs).logits, whole)
-
 
 @torch.no_grad()
-def _joint(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
-    """Return the first module of a layer that is given two tensors alike: what attention made, and its residual."""
+def _place(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
+    """Return the module whose inputs can be cut; None where that would change what the base computes."""
+    try:
+        inputs = made_up_rows(model)
+        whole, joint = _joint(model, layer, inputs)
+        # First with the other tokens blotted out: a head that reads one of them would ask a GPU for what is not there.
+        sound = joint is not None and all(
+            alike(_logits_with(model, joint, change, inputs), whole) for change in (_blot, _first_tokens)
+        )
+    except Exception:  # noqa: BLE001  # whatever a foreign base does: its layer is computed whole
+        return None
+    return joint if sound else None
+
+
+def _joint(model: PreTrainedModel, layer: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, nn.Module | None]:
+    """Return the logits, and the first module that is given two tensors alike: attention's output and its residual."""
     found: list[nn.Module] = []
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         if len(args) == 2 and all(isinstance(arg, Tensor) and arg.dim() == 3 for arg in args):
             found.extend([module] if args[0].shape == args[1].shape else [])
 
-    handles = [module.register_forward_pre_hook(look) for module in layer.modules()]
-    try:
-        model(**made_up_rows(model))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else None
+    with ExitStack() as hooks:
+        for module in layer.modules():
+            hooks.enter_context(module.register_forward_pre_hook(look))
+        logits = model(**inputs).logits
+    return logits, found[0] if found else None
+
+
+def _logits_with(model: PreTrainedModel, module: nn.Module, change: _Change, inputs: dict[str, Tensor]) -> Tensor:
+    with module.register_forward_pre_hook(change):
+        logits: Tensor = model(**inputs).logits
+    return logits
 
 
 def _first_tokens(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

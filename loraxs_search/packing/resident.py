@@ -61,6 +61,7 @@ class Resident:
         self.task = task
         self._prepared: dict[str, PreparedTask] = {}
         self._exact: dict[tuple[TaskKind, int], tuple[PreTrainedModel, int]] = {}
+        self._readouts: dict[PreTrainedModel, Readout] = {}
         self.data = self.prepared(task)
         self.exact, _ = self._exact_for(task)
         self.dtype = choose_dtype(precision, self.device)
@@ -136,7 +137,9 @@ class Resident:
         self, model: PeftModel, exact: PreTrainedModel, data: PreparedTask
     ) -> tuple[Mapping[str, float], Values]:
         """Return metrics and answers on the test split; of the topmost layer, what no head looks at is left out."""
-        with Readout(exact, Anatomy(exact, self.modules).layers).placed():
+        if exact not in self._readouts:
+            self._readouts[exact] = Readout(exact, Anatomy(exact, self.modules).layers)
+        with self._readouts[exact].placed():
             return answer(model, data, "test", self.device)
 
     def _factor_files(self, spec: TrialSpec) -> dict[str, str]:

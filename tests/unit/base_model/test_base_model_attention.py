@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.bases import BART, BERT, LLAMA, base
 from torch import Tensor
-from transformers import (
-    AutoModelForSequenceClassification,
-    BartConfig,
-    BertConfig,
-    Gemma2Config,
-    LlamaConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import Gemma2Config, PretrainedConfig
 
 from loraxs_search.base_model.attention import PADDED, padded_attention, use_padded_attention
-
-SMALL = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
-PLAIN = [BertConfig(**SMALL), LlamaConfig(**SMALL, num_key_value_heads=2, pad_token_id=0)]
-
-
-def base(config: PretrainedConfig) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -59,7 +44,7 @@ def test_output_and_gradients_are_those_of_plain_attention(
         assert (actual.double() - wanted).norm() <= tolerance * wanted.norm() + 1e-6
 
 
-@pytest.mark.parametrize("config", PLAIN, ids=lambda config: config.model_type)
+@pytest.mark.parametrize("config", [BERT, LLAMA], ids=lambda config: config.model_type)
 def test_a_base_with_plain_attention_computes_the_same_by_it(config: PretrainedConfig) -> None:
     model = base(config)
     inputs = {"input_ids": torch.randint(1, 40, (3, 9)), "attention_mask": torch.ones(3, 9, dtype=torch.long)}
@@ -88,11 +73,7 @@ def test_a_base_that_asks_for_more_keeps_its_own() -> None:
 
 
 def test_a_base_that_takes_no_made_up_row_keeps_its_own() -> None:
-    sizes = dict.fromkeys(("encoder_layers", "decoder_layers"), 1) | dict.fromkeys(
-        ("encoder_attention_heads", "decoder_attention_heads"), 4
-    )
-    ends = {"eos_token_id": 2, "pad_token_id": 1}
-    model = base(BartConfig(vocab_size=40, d_model=32, encoder_ffn_dim=48, decoder_ffn_dim=48, **sizes, **ends))
+    model = base(BART)
     assert not use_padded_attention(model)
     assert model.config._attn_implementation == "eager"
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.bases import BART, BERT, LLAMA, SMALL, base
 from torch import nn
 from transformers import (
-    AutoModelForSequenceClassification,
-    BartConfig,
-    BertConfig,
     BigBirdConfig,
     DistilBertConfig,
     GPT2Config,
-    LlamaConfig,
     MptConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -20,25 +17,21 @@ from transformers import (
 )
 
 from loraxs_search.base_model import made_up_rows
+from loraxs_search.packing import readout
 from loraxs_search.packing.readout import Readout
 
-SMALL = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
-READ_FIRST = [BertConfig(**SMALL), RobertaConfig(**SMALL, max_position_embeddings=40, pad_token_id=0)]
+MPT = MptConfig(vocab_size=40, d_model=32, n_layers=2, n_heads=4, max_seq_len=40, pad_token_id=0)
+READ_FIRST = [BERT, RobertaConfig(**SMALL, max_position_embeddings=40, pad_token_id=0)]
 READ_OTHERS = [
     DistilBertConfig(vocab_size=40, dim=32, n_layers=2, n_heads=4, hidden_dim=48),
     GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=40, pad_token_id=0),
-    LlamaConfig(**SMALL, pad_token_id=0),
-    MptConfig(vocab_size=40, d_model=32, n_layers=2, n_heads=4, max_seq_len=40, pad_token_id=0),
+    LLAMA,
+    MPT,
 ]
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
-
-
-def base(config: PretrainedConfig) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(config).eval()
 
 
 def widths_of_top(model: PreTrainedModel) -> list[int]:
@@ -61,33 +54,30 @@ def test_what_follows_the_last_attention_is_computed_for_the_first_token_alone(c
     model = base(config)
     inputs = {"input_ids": torch.randint(1, 40, (3, 9))}
     whole = model(**inputs).logits
-    readout = Readout(model, layers_of(model))
-    readout.place()
+    found = Readout(model, layers_of(model))
+    found.place()
     assert widths_of_top(model) == [8, 8, 8, 1, 1, 1]
     torch.testing.assert_close(model(**inputs).logits, whole, rtol=1e-5, atol=1e-6)
-    readout.remove()
+    found.remove()
     assert widths_of_top(model) == [8] * 6
 
 
 @pytest.mark.parametrize("config", READ_OTHERS, ids=lambda config: config.model_type)
 def test_bases_of_another_build_are_computed_whole(config: PretrainedConfig) -> None:
-    assert not Readout(base(config), layers_of(base(config))).cuts
+    model = base(config)
+    assert not Readout(model, layers_of(model)).cuts
+
+
+def test_a_base_whose_head_reads_the_last_token_is_never_cut_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts: list[tuple[torch.Tensor, ...]] = []
+    monkeypatch.setattr(readout, "_first_tokens", lambda _, states: cuts.append(states))
+    model = base(MPT)  # its head would index tokens that are not there, which ends a GPU's process
+    assert not Readout(model, layers_of(model)).cuts
+    assert not cuts
 
 
 def test_a_base_that_takes_no_made_up_row_is_computed_whole() -> None:
-    config = BartConfig(
-        vocab_size=40,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        eos_token_id=2,
-        pad_token_id=1,
-    )
-    model = base(config)
+    model = base(BART)
     with pytest.raises(ValueError, match="eos"):
         model(**made_up_rows(model))
     assert not Readout(model, model.model.encoder.layers).cuts
@@ -104,9 +94,9 @@ def test_a_base_whose_head_reads_every_token_is_computed_whole() -> None:
         def forward(self, states: torch.Tensor) -> torch.Tensor:
             return states.mean(1)
 
-    model = base(BertConfig(**SMALL))
+    model = base(BERT)
     model.bert.pooler = MeanPooler()
-    readout = Readout(model, layers_of(model))
-    readout.place()
-    assert not readout.cuts
+    found = Readout(model, layers_of(model))
+    found.place()
+    assert not found.cuts
     assert widths_of_top(model) == [8] * 6
