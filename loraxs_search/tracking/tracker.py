@@ -178,14 +178,15 @@ class Tracker:
     def carry(self, away_after_s: float = 10.0) -> str:
         """Wait while events go over, however many; return why some wait when none has gone over for that long.
 
-        A store that says nothing, neither takes an event nor fails, is given longer: it may be slow.
+        A store that says nothing, neither takes an event nor fails, is given longer: it may be slow. With 0 nothing is
+        waited for.
         """
         self._hurried = True
         offset, moved_at = self._spool.offset, time.monotonic()
         while not self.flush(min(_FIRST_PAUSE_S, away_after_s)):
             if self._spool.offset > offset:
                 offset, moved_at = self._spool.offset, time.monotonic()
-            patience_s = max(away_after_s, _SILENT_S) if self._trouble is None else away_after_s
+            patience_s = max(away_after_s, _SILENT_S) if away_after_s and self._trouble is None else away_after_s
             if time.monotonic() - moved_at >= patience_s:
                 return self._trouble or f"MLflow has said nothing for {patience_s:g} s"
         return ""
@@ -199,7 +200,7 @@ class Tracker:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        done = not self.waiting if self._stopped else not self.carry(timeout) if timeout else self.flush(0)
+        done = not self.waiting if self._stopped else not self.carry(timeout)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

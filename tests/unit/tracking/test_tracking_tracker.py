@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from support.ports import free_port
 from loraxs_search.errors import StudyError
 from loraxs_search.records import SearchPlan, TrialState
 from loraxs_search.tracking import Tracker
+from loraxs_search.tracking import tracker as tracker_module
 from loraxs_search.tracking._recorder import Recorder
 from loraxs_search.tracking.events import Event
 from loraxs_search.tracking.store import connect
@@ -228,6 +230,36 @@ def test_a_store_that_is_behind_and_not_away_is_waited_for(open_tracker, record,
     assert tracker.close(timeout=0.1)
     assert set(look().children) == {"t0", "t1", "t2"}
     assert "away" not in caplog.text
+
+
+def test_a_slow_store_is_seen_to_move(open_tracker, report, hyperparameters, monkeypatch):
+    busy, begun = threading.Event(), threading.Event()
+
+    def slow(_: Recorder, events: Sequence[Event]) -> None:
+        busy.set()
+        begun.wait(10)
+        time.sleep(0.005 * len(events))
+
+    monkeypatch.setattr(Recorder, "apply", slow)
+    monkeypatch.setattr(tracker_module, "_SILENT_S", 0.6)
+    tracker = open_tracker()
+    tracker.trial_started("t0", {}, hyperparameters)
+    assert busy.wait(10)
+    for step in range(300):  # 1.5 s in one batch
+        tracker.trial_reported(report("t0", step))
+    threading.Timer(0.1, begun.set).start()
+    assert tracker.carry(0.2) == ""
+
+
+def test_nothing_is_waited_for_when_that_is_asked(open_tracker, record, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(Recorder, "apply", lambda *_: over.wait(10))
+    tracker = open_tracker()
+    record(tracker)
+    began = time.monotonic()
+    assert not tracker.close(timeout=0.0)
+    assert time.monotonic() - began < 3  # of which the writer is given one
+    over.set()
 
 
 def test_an_adapter_becomes_one_ready_logged_model_of_its_run(open_tracker, look, adapter_folder, hyperparameters):
