@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from loraxs_search.factors._compute import Driver, Factors, compute_factors, default_factor_rank, resolve_driver
+from loraxs_search.factors._compute import (
+    Driver,
+    Factors,
+    compute_factors,
+    default_factor_rank,
+    resolve_driver,
+    single_thread,
+)
 from loraxs_search.factors._fingerprint import agrees, check_fingerprint, fingerprint
 from loraxs_search.factors._store import FactorStore
 
@@ -16,4 +23,5 @@ __all__ = [
     "default_factor_rank",
     "fingerprint",
     "resolve_driver",
+    "single_thread",
 ]

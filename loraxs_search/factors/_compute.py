@@ -126,7 +126,7 @@ def compute_factors(weight: Tensor, *, rank: int, basis: Basis = "top", driver: 
     w = weight.detach().to("cpu", torch.float64)
     if not torch.isfinite(w).all():
         raise BaseModelError("A weight must be finite to be decomposed, but got NaN or infinity in it.")
-    with _single_thread():
+    with single_thread():
         u, s, vt = _exact(w) if resolved == "exact" else _randomized(w, rank)
     chosen = _component_order(s.shape[0], basis)[:rank]
     u, s, vt = _canonical_sign(u[:, chosen], s[chosen], vt[chosen])
@@ -166,7 +166,8 @@ def _canonical_sign(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor, T
 
 
 @contextlib.contextmanager
-def _single_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
+    """Have torch use one thread; one caller of a process at a time."""
     with _ONE_AT_A_TIME:
         before = torch.get_num_threads()
         torch.set_num_threads(1)

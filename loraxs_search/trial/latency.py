@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from loraxs_search.adapter import load_adapter_folder
 from loraxs_search.adapter.loading import read_manifest
 from loraxs_search.base_model import load_model, load_tokenizer, locate
 from loraxs_search.errors import LoraxsError
+from loraxs_search.factors import single_thread
 from loraxs_search.records import Latency
 
 _ROWS, _TOKENS = 8, 64
@@ -44,7 +44,7 @@ def _measure(folder: Path) -> Latency:
     num_tokens = min(_TOKENS, manifest.task.max_length, load_tokenizer(base).model_max_length)
     ids = torch.randint(bare.config.vocab_size, (_ROWS, num_tokens), generator=draw)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with torch.inference_mode(), _one_thread():
+    with torch.inference_mode(), single_thread():
         with_adapter, without = _in_turn(lambda: adapted(**inputs), lambda: bare(**inputs))
     return judged(with_adapter, without, num_tokens)
 
@@ -73,13 +73,3 @@ def _in_turn(first: Callable[[], object], second: Callable[[], object]) -> tuple
             if number >= 0:
                 found[which].append(time.thread_time() - begun)
     return found
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
