@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,19 +26,33 @@ Case = Callable[[World, random.Random], Losses]
 
 # ---- a: the driver dies ----------------------------------------------------------------------------------------------
 def driver_killed(world: World, rng: random.Random) -> Losses:
-    """Kill -9 at random moments of a search, from its first second on; resumed each time, it is as if undisturbed."""
+    """Kill -9 at random moments of a search, from its first second on; resumed each time, it is as if undisturbed.
+
+    Kills of a search that is over would show nothing: another search takes those that are left.
+    """
     world.trials, world.steps = 12, 8  # more than those that the sampler draws at random
     began = time.monotonic()
     world.finish(world.launch("undisturbed"))
     wall_s = time.monotonic() - began
-    for _ in range(world.kills):
-        process = world.launch_or_resume("killed")
-        time.sleep(rng.uniform(0.3, wall_s))
+    kills, searches = world.kills, 0
+    while kills:
+        study, searches = f"killed-{searches}", searches + 1
+        while kills and _killed(world.launch_or_resume(study), rng.uniform(0.3, wall_s)):
+            kills -= 1
+        world.finish(world.launch_or_resume(study))
+        assert not unlike(study, "undisturbed"), unlike(study, "undisturbed")
+    return world.losses()
+
+
+def _killed(process: subprocess.Popen[str], after_s: float) -> bool:
+    """Kill a process after a time; return False when it had ended by then."""
+    try:
+        process.communicate(timeout=after_s)
+        return False
+    except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-    world.finish(world.launch_or_resume("killed"))
-    assert not unlike("killed", "undisturbed"), unlike("killed", "undisturbed")
-    return world.losses()
+        return True
 
 
 # ---- b: a part of the cluster dies -----------------------------------------------------------------------------------
