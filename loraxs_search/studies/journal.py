@@ -29,6 +29,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._records: dict[str, TrialRecord] = {}
+        self._reports: list[TrialReport] = []
         self._end = 0
         self.refresh()
 
@@ -36,6 +37,11 @@ class Journal:
     def records(self) -> dict[str, TrialRecord]:
         """Every trial known so far, by id, in the order they were started."""
         return self._records
+
+    @property
+    def reports(self) -> list[TrialReport]:
+        """Every report of every trial, in the order they came."""
+        return self._reports
 
     def refresh(self) -> None:
         """Read what was appended since the last look."""
@@ -107,6 +113,7 @@ class Journal:
             )
         elif kind == "reported":
             report = from_json(TrialReport, json.dumps(event["report"]))
+            self._reports.append(report)
             record = self._records[report.trial_id]
             self._records[report.trial_id] = replace(record, reports=(*record.reports, report))
         elif kind == "ended":

@@ -54,11 +54,12 @@ def take_up(num_trials: int, num_proposals: int = 10) -> dict[str, Any]:
         with laps.lap("optuna"):
             study = open_optuna_study(folder.optuna_path, folder.name, space.task.direction)
         with laps.lap("journal"):
-            ledger = Ledger(folder.journal(), study, tracker, SilentView(), space.task.metric)
+            journal = folder.journal()
+            ledger = Ledger(journal, study, tracker, SilentView(), space.task.metric)
         with laps.lap("reconcile"):
             ledger.reconcile(folder)
         with laps.lap("asha"):
-            make_scheduler(space.search, space.task, ledger.records.values())
+            make_scheduler(space.search, space.task, journal.reports)
         proposer = Proposer(study, space)
         proposer.propose(seed=0)  # the first one ranks the history
         with laps.lap("proposals"):

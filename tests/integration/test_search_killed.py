@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,26 @@ from pathlib import Path
 import pytest
 from support.shell import start
 
+from loraxs_search.records import TrialState
 from loraxs_search.registry import ScoredRows
 from loraxs_search.studies import StudyFolder, list_studies, studies_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")
+
+
+# The command line, whose driver dies as soon as a trial is stopped: its report is written, its end is not.
+DIES_AT_A_STOP = """
+import os, sys
+from loraxs_search.cli import main
+from loraxs_search.search.ledger import Ledger
+
+whole = Ledger.ended
+Ledger.ended = lambda self, trial_id, state, reason: (
+    os._exit(9) if state.value == "PRUNED" else whole(self, trial_id, state, reason)
+)
+sys.exit(main())
+"""
 
 
 def wait_for(driver: subprocess.Popen[str], condition: Callable[[], bool], timeout_s: float = 240.0) -> None:
@@ -51,6 +67,24 @@ def test_kill_9_at_any_moment_then_resume(
     for trial_id, record in before.items():
         assert after[trial_id].reports[: len(record.reports)] == record.reports
         assert after[trial_id].params == record.params
+
+
+def test_a_trial_that_was_stopped_as_the_driver_died_trains_no_further(
+    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
+) -> None:
+    launch = ["launch", str(tiny_space), "--name", "died-at-a-stop", *SLOWER]
+    driver = subprocess.run([sys.executable, "-c", DIES_AT_A_STOP, *launch], capture_output=True, text=True, check=False)
+    assert driver.returncode == 9, driver.stderr
+    before = StudyFolder.open("died-at-a-stop").journal()
+    stopped = before.reports[-1]
+    assert before.records[stopped.trial_id].state is TrialState.RUNNING
+    with start(in_search_home, "resume", "died-at-a-stop") as again:
+        _, talk = again.communicate(timeout=400)
+    assert again.returncode == 0, talk
+    agree("died-at-a-stop", 5)
+    after = StudyFolder.open("died-at-a-stop").journal().records[stopped.trial_id]
+    assert (after.state, after.reports[-1]) == (TrialState.PRUNED, stopped)
+    assert f"step {stopped.step}" in after.reason
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

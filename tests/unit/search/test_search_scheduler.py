@@ -10,22 +10,16 @@ from loraxs_search.records import (
     DataSource,
     SearchPlan,
     Task,
-    TrialRecord,
     TrialReport,
-    TrialState,
 )
-from loraxs_search.search.scheduler import StudyASHA, make_scheduler
+from loraxs_search.search.scheduler import StudyASHA, make_scheduler, stopped_before
 
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 PLAN = SearchPlan(max_steps=16, report_every=4, reduction_factor=2)
 
 
-def record(trial_id: str, *scores: float) -> TrialRecord:
-    size = AdapterSize(1, 1, 1)
-    reports = tuple(
-        TrialReport(trial_id, 4 * (i + 1), {"accuracy": score}, 0.5, 1.0, 10, size) for i, score in enumerate(scores)
-    )
-    return TrialRecord(trial_id, {}, TrialState.RUNNING, reports=reports)
+def report(trial_id: str, step: int, score: float) -> TrialReport:
+    return TrialReport(trial_id, step, {"accuracy": score}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
 
 
 def decide(scheduler: StudyASHA, trial_id: str, step: int, score: float) -> str:
@@ -45,7 +39,8 @@ def test_a_weak_trial_is_stopped_with_a_reason_that_names_step_and_score() -> No
 
 def test_rungs_reached_before_a_restart_count_as_if_there_had_been_none() -> None:
     live = make_scheduler(PLAN, TASK, [])
-    replayed = make_scheduler(PLAN, TASK, [record("00000", 0.8, 0.9), record("00001", 0.7)])
+    before = [report("00000", 4, 0.8), report("00001", 4, 0.7), report("00000", 8, 0.9)]
+    replayed = make_scheduler(PLAN, TASK, before)
     assert isinstance(live, StudyASHA)
     assert isinstance(replayed, StudyASHA)
     decide(live, "00000", 4, 0.8)
@@ -53,6 +48,25 @@ def test_rungs_reached_before_a_restart_count_as_if_there_had_been_none() -> Non
     for score, expected in [(0.74, "STOP"), (0.9, "CONTINUE")]:
         assert decide(live, f"n{score}", 4, score) == expected
         assert decide(replayed, f"n{score}", 4, score) == expected
+
+
+def test_a_trial_that_its_last_report_had_stopped_is_known_again_after_a_restart() -> None:
+    """A driver that died between the report and the end once had the trial go on."""
+    reports = [report("00000", 4, 0.8), report("00001", 4, 0.6), report("00002", 4, 0.9), report("00000", 16, 0.1)]
+    found = stopped_before(make_scheduler(PLAN, TASK, reports))
+    assert list(found) == ["00001"]  # not the one that trained all its steps
+    live = make_scheduler(PLAN, TASK, [])
+    assert isinstance(live, StudyASHA)
+    for told in reports[:2]:
+        decide(live, told.trial_id, told.step, told.metrics["accuracy"])
+    assert found == live.reasons
+
+
+def test_decisions_are_taken_again_in_the_order_in_which_reports_came() -> None:
+    """The first at a rung goes on, whichever started first."""
+    first, second = report("00000", 4, 0.6), report("00001", 4, 0.8)
+    assert stopped_before(make_scheduler(PLAN, TASK, [first, second])) == {}
+    assert list(stopped_before(make_scheduler(PLAN, TASK, [second, first]))) == ["00000"]
 
 
 def test_minimising_keeps_the_small() -> None:
@@ -74,4 +88,6 @@ def test_a_failed_trial_leaves_the_rungs_alone() -> None:
 
 @pytest.mark.parametrize("name", ["none"])
 def test_none_stops_nobody(name: str) -> None:
-    assert isinstance(make_scheduler(SearchPlan(scheduler="none"), TASK, []), FIFOScheduler)
+    scheduler = make_scheduler(SearchPlan(scheduler=name), TASK, [report("00000", 4, 0.1)])
+    assert isinstance(scheduler, FIFOScheduler)
+    assert stopped_before(scheduler) == {}

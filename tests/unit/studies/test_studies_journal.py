@@ -30,6 +30,16 @@ def test_what_was_written_is_read_back_by_another_journal(path: Path) -> None:
     assert [r.step for r in writer.records["00000"].reports] == [40, 80]
 
 
+def test_reports_of_all_trials_are_told_in_the_order_they_came(path: Path) -> None:
+    writer = Journal(path)
+    told = [report("00001", 40), report("00000", 40), report("00001", 80)]
+    for trial_id in ("00000", "00001"):
+        writer.trial_started(trial_id, {"rank": 8})
+    for one in told:
+        writer.trial_reported(one)
+    assert writer.reports == Journal(path).reports == told
+
+
 def test_saying_a_thing_twice_changes_nothing(path: Path) -> None:
     journal = Journal(path)
     journal.trial_started("00000", {"rank": 8})
