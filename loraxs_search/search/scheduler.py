@@ -53,16 +53,12 @@ class StudyASHA(AsyncHyperBandScheduler):  # type: ignore[misc]  # ray is untype
                 trials[report.trial_id] = SimpleNamespace(trial_id=f"replayed-{report.trial_id}")
                 super().on_trial_add(None, trials[report.trial_id])
             score = report.metrics[metric]
-            decision = super().on_trial_result(
-                None, trials[report.trial_id], {STEP: report.step, OBJECTIVE: score}
-            )
+            decision = super().on_trial_result(None, trials[report.trial_id], {STEP: report.step, OBJECTIVE: score})
             if decision == TrialScheduler.STOP and report.step < self._max_steps:
                 self.stopped_before[report.trial_id] = self._reason(report.step, score)
 
     def _reason(self, step: int, score: float) -> str:
-        return (
-            f"ASHA stopped it at step {step}: {score:.4g} is not among the best {self._kept} that reached this step"
-        )
+        return f"ASHA stopped it at step {step}: {score:.4g} is not among the best {self._kept} that reached this step"
 
 
 def make_scheduler(plan: SearchPlan, task: Task, before: Iterable[TrialReport]) -> StudyASHA | FIFOScheduler:

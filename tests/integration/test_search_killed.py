@@ -73,7 +73,9 @@ def test_a_trial_that_was_stopped_as_the_driver_died_trains_no_further(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
     launch = ["launch", str(tiny_space), "--name", "died-at-a-stop", *SLOWER]
-    driver = subprocess.run([sys.executable, "-c", DIES_AT_A_STOP, *launch], capture_output=True, text=True, check=False)
+    driver = subprocess.run(
+        [sys.executable, "-c", DIES_AT_A_STOP, *launch], capture_output=True, text=True, check=False
+    )
     assert driver.returncode == 9, driver.stderr
     before = StudyFolder.open("died-at-a-stop").journal()
     stopped = before.reports[-1]
