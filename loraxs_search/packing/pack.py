@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from loraxs_search.errors import LoraxsError, TrialDivergedError
 from loraxs_search.factors import FactorStore
+from loraxs_search.packing.adamw import Trained, adamw, gradient_norms
 from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.lanes import Lanes
 from loraxs_search.packing.passes import Output, Rows, run_pass, run_prefix
@@ -84,14 +85,19 @@ class Pack:
         rows = {slot.name: slot.next_rows() for slot in slots}
         tokens = [int(slot.data.lengths("train")[rows[slot.name]].sum()) for slot in slots]
         losses = self._within_memory(lambda: self._gradients(slots, rows))
-        norms = [slot.clip() for slot in slots]
-        numbers = torch.stack([torch.stack([losses[slot.name] for slot in slots]), torch.stack(norms)]).tolist()
+        norms = gradient_norms([slot.parameters for slot in slots])
+        numbers = torch.stack([torch.stack([losses[slot.name] for slot in slots]), norms]).tolist()
         errors: dict[str, LoraxsError] = {}
+        updates: list[Trained] = []
         for slot, loss, norm, num_tokens in zip(slots, *numbers, tokens, strict=True):
             try:
-                slot.update(loss, norm, num_tokens)
+                slot.check(loss, norm)
             except TrialDivergedError as error:
                 errors[slot.name] = error
+            else:
+                updates += slot.next_update(norm)
+                slot.stepped(loss, num_tokens)
+        adamw(updates)
         _share_time(slots, tokens, time.perf_counter() - started)
         return errors
 

@@ -15,6 +15,8 @@ from loraxs_search.trial import Snapshot
 _ROOT = "base_model.model."
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
+Moments = Sequence[tuple[Tensor, Tensor]]  # AdamW's of each tensor, in the order of `_MOMENTS`
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -30,40 +32,35 @@ class Layout:
     head: tuple[str, ...]
     owners: tuple[str, ...]
 
-    def named(self, tensors: Sequence[Tensor | None]) -> dict[str, Tensor]:
-        """Name tensors that are shaped like the slot's; copies on the CPU, None left out."""
+    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Name tensors that are shaped like the slot's; copies on the CPU."""
         r, *head = tensors
         names = [*map(_r_name, self.modules), *map(self._head_name, self.head)]
-        values = [*([None] * len(self.modules) if r is None else r), *head]
-        return {n: v.detach().to("cpu", copy=True) for n, v in zip(names, values, strict=True) if v is not None}
+        return {n: v.detach().to("cpu", copy=True) for n, v in zip(names, [*r, *head], strict=True)}
 
     def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the tensors of `named` in the slot's order and shapes."""
         r = torch.stack([named[_r_name(module)] for module in self.modules])
         return [r, *(named[self._head_name(name)] for name in self.head)]
 
-    def moments(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    def moments(self, moments: Moments) -> dict[str, Tensor]:
         """Return the optimizer's moments as a snapshot holds them."""
         found: dict[str, Tensor] = {}
-        for key in _MOMENTS:
-            named = self.named([optimizer.state.get(parameter, {}).get(key) for parameter in parameters])
-            found |= {f"{key}/{name}": value for name, value in named.items()}
+        for key, values in zip(_MOMENTS, zip(*moments, strict=True), strict=True):
+            found |= {f"{key}/{name}": value for name, value in self.named(values).items()}
         return found
 
     @torch.no_grad()
-    def restore(self, snapshot: Snapshot, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, snapshot: Snapshot, parameters: Sequence[Tensor], moments: Moments) -> None:
         """Set parameters and moments to those of a snapshot."""
         for parameter, value in zip(parameters, self.stacked(snapshot.parameters), strict=True):
             parameter.copy_(value)
         if not snapshot.moments:
             return
-        stacks = [
-            self.stacked({name: snapshot.moments[f"{key}/{name}"] for name in snapshot.parameters}) for key in _MOMENTS
-        ]
-        for parameter, *values in zip(parameters, *stacks, strict=True):
-            moments = {k: v.to(parameter.device, copy=True) for k, v in zip(_MOMENTS, values, strict=True)}
-            step = torch.tensor(float(snapshot.step), device=parameter.device)
-            optimizer.state[parameter] = {"step": step, **moments}
+        for key, values in zip(_MOMENTS, zip(*moments, strict=True), strict=True):
+            named = {name: snapshot.moments[f"{key}/{name}"] for name in snapshot.parameters}
+            for moment, value in zip(values, self.stacked(named), strict=True):
+                moment.copy_(value)
 
     def size(self, parameters: Sequence[Tensor]) -> AdapterSize:
         """Count what the adapter stores: R, head, and the bytes of its file."""

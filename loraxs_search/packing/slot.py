@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from loraxs_search.adapter import ModuleSettings, initial_r, module_settings
 from loraxs_search.errors import TargetModulesError, TrialDivergedError, unknown_name
+from loraxs_search.packing.adamw import Trained, clip_factor
 from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.portable import Layout
 from loraxs_search.records import Split, TrialReport, TrialSpec
@@ -44,13 +46,13 @@ class Slot:
         self.head = {name: value.to(device).requires_grad_() for name, value in head.trained.items()}
         self.kept_head = {name: value.to(device) for name, value in head.kept.items()}
         self._layout = Layout(tuple(self.settings), tuple(self.head), head.owners)
-        self._optimizer = self._make_optimizer()
+        self._moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         self.size = self._layout.size(self.parameters)
         self.step, self.device_s, self.num_tokens = 0, 0.0, 0
         self._reports: tuple[TrialReport, ...] = ()
         self._losses: list[float] = []
         if snapshot is not None:
-            self._layout.restore(snapshot, self.parameters, self._optimizer)
+            self._layout.restore(snapshot, self.parameters, self._moments)
             self.step, self._reports = snapshot.step, snapshot.reports
             self.device_s, self.num_tokens = snapshot.device_s, snapshot.num_tokens
 
@@ -67,25 +69,19 @@ class Slot:
     @property
     def num_bytes(self) -> int:
         """Memory of what is trained and its optimizer state."""
-        moments = [value for state in self._optimizer.state.values() for value in state.values()]
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        return sum(tensor.nbytes for tensor in [*self.parameters, *gradients, *moments])
+        return sum(tensor.nbytes for tensor in [*self.parameters, *gradients, *chain.from_iterable(self._moments)])
 
     def next_rows(self) -> npt.NDArray[np.int64]:
         """Return the row indices of the next step's batch, as the lone trial draws them."""
         hyper = self.spec.hyperparameters
         return batch_at(self.data.lengths("train"), hyper.batch_size, seed=hyper.seed, step=self.step)
 
-    def clip(self) -> Tensor:
-        """Clip the gradient as the lone trial does, and return its norm before: a scalar on the device."""
-        limit = self.spec.hyperparameters.max_grad_norm
-        return torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit > 0 else math.inf)
-
-    def update(self, loss: float, norm: float, num_tokens: int) -> None:
-        """Take the optimizer step of a gradient that is already clipped.
+    def check(self, loss: float, norm: float) -> None:
+        """Refuse a step whose loss or gradient is not finite.
 
         Raises:
-            TrialDivergedError: loss or gradient is not finite; nothing is changed.
+            TrialDivergedError: with what it was; nothing is changed.
         """
         for what, value in (("training loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
@@ -93,11 +89,20 @@ class Slot:
                     f"`{what}` must be finite, but got {value} at step {self.step + 1}.",
                     hint="lower the learning rates or the scale in the space",
                 )
+
+    def next_update(self, norm: float) -> list[Trained]:
+        """Return what `adamw` is to do to each tensor, the gradient's norm being `norm`."""
         hyper = self.spec.hyperparameters
         factor = lr_factor(self.step, hyper.max_steps, hyper.warmup_ratio, hyper.lr_schedule)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        self._optimizer.step()
+        rates = chain([hyper.learning_rate], repeat(hyper.head_learning_rate))
+        betas, clip = (hyper.adam_beta1, hyper.adam_beta2), clip_factor(norm, hyper.max_grad_norm)
+        return [
+            Trained(parameter, *moments, rate * factor, betas, hyper.weight_decay, clip, self.step + 1)
+            for parameter, moments, rate in zip(self.parameters, self._moments, rates, strict=False)
+        ]
+
+    def stepped(self, loss: float, num_tokens: int) -> None:
+        """Note that the step was taken."""
         self._losses.append(loss)
         self.step += 1
         self.num_tokens += num_tokens
@@ -139,18 +144,11 @@ class Slot:
             trial_id=self.spec.trial_id,
             step=self.step,
             parameters=self._layout.named(self.parameters),
-            moments=self._layout.moments(self.parameters, self._optimizer),
+            moments=self._layout.moments(self._moments) if self.step else {},
             reports=self._reports,
             device_s=self.device_s,
             num_tokens=self.num_tokens,
         )
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    def _make_optimizer(self) -> torch.optim.AdamW:
-        hyper = self.spec.hyperparameters
-        rates = (([self.r], hyper.learning_rate), (list(self.head.values()), hyper.head_learning_rate))
-        groups = [{"params": parameters, "lr": rate, "base_lr": rate} for parameters, rate in rates]
-        return torch.optim.AdamW(groups, weight_decay=hyper.weight_decay, fused=True)
 
 
 def _settings(spec: TrialSpec, sizes: Mapping[str, tuple[int, int]]) -> dict[str, ModuleSettings]:

@@ -17,6 +17,7 @@ class Hyperparameters:
         scale: Factor of the update, alpha / r.
         target_modules: Full names of the adapted linear layers, in model order.
         warmup_ratio: Share of `max_steps` during which both learning rates rise linearly.
+        adam_beta1: AdamW's decay of the gradient's running mean; `adam_beta2` that of its square's.
         max_grad_norm: Clip on the trial's whole gradient (R and head); 0 means no clip.
         factor_rank: Rank at which the factors are computed; the trial uses their first `rank` columns.
     """
@@ -31,6 +32,8 @@ class Hyperparameters:
     head: Head = "full"
     init_std: float = 1e-5
     weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
     lr_schedule: LrSchedule = "linear"
     warmup_ratio: float = 0.06
     max_grad_norm: float = 1.0

@@ -18,6 +18,7 @@ class Law:
 
     Args:
         low: Least value; itself allowed unless `above`.
+        high: Largest value; itself allowed unless `below`.
         names: The words allowed, for a parameter of kind `name`.
     """
 
@@ -25,6 +26,7 @@ class Law:
     low: float = 0.0
     above: bool = False
     high: float = math.inf
+    below: bool = False
     names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -33,6 +35,8 @@ class Law:
         if self.kind == "name":
             return f"one of: {one_of(self.names)}"
         noun = "an integer" if self.kind == "int" else "a number"
+        if self.below:
+            return f"{noun} of at least {self.low:g} and below {self.high:g}"
         if self.high < math.inf:
             return f"{noun} in {self.low:g}..{self.high:g}"
         return f"{noun} above {self.low:g}" if self.above else f"{noun} of at least {self.low:g}"
@@ -71,7 +75,9 @@ class Law:
         if isinstance(number, bool) or not isinstance(number, wanted):
             raise ValueError(f"must be {self}")
         # Written so that NaN, which compares as false, is refused; infinity is no value even where there is no limit.
-        if not self.low <= number <= self.high or number == math.inf or (self.above and number == self.low):
+        if not self.low <= number <= self.high or number == math.inf:
+            raise ValueError(f"must be {self}")
+        if (self.above and number == self.low) or (self.below and number == self.high):
             raise ValueError(f"must be {self}")
         return number
 
@@ -97,6 +103,8 @@ LAWS: Mapping[str, Law] = {
     "learning_rate": Law("float", above=True),
     "head_learning_rate": Law("float", above=True),
     "weight_decay": Law("float"),
+    "adam_beta1": Law("float", high=1.0, below=True),
+    "adam_beta2": Law("float", high=1.0, below=True),
     "lr_schedule": Law("name", names=get_args(LrSchedule)),
     "warmup_ratio": Law("float", high=1.0),
     "max_grad_norm": Law("float"),

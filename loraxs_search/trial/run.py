@@ -147,7 +147,8 @@ class TrialRun:
             {"params": [p for n, p in self._parameters.items() if (_R in n) is is_r], "lr": lr, "base_lr": lr}
             for is_r, lr in rates.items()
         ]
-        return torch.optim.AdamW(groups, weight_decay=hyper.weight_decay, fused=True)
+        betas = (hyper.adam_beta1, hyper.adam_beta2)
+        return torch.optim.AdamW(groups, betas=betas, weight_decay=hyper.weight_decay, fused=True)
 
     def _train_step(self) -> float:
         hyper = self.spec.hyperparameters

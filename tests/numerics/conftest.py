@@ -170,10 +170,17 @@ class World:
         return [
             self.spec("1"),
             self.spec("2", rank=8, scale=2.0, target_modules=tuple(first), learning_rate=5e-3, weight_decay=0.1),
-            self.spec("3", rank=2, sigma="sqrt", batch_size=5, lr_schedule="cosine", max_grad_norm=0.0),
+            self.spec("3", rank=2, sigma="sqrt", batch_size=5, lr_schedule="cosine", max_grad_norm=0.0, adam_beta1=0.8),
             self.spec("4", rank=6, sigma="output", target_modules=tuple(second), warmup_ratio=0.3, scale=0.5),
             self.spec("5", rank=8, sigma="none", basis="bottom", batch_size=16, head_learning_rate=1e-2),
-            self.spec("6", rank=3, basis="random", target_modules=tuple(self.names[1::3]), lr_schedule="constant"),
+            self.spec(
+                "6",
+                rank=3,
+                basis="random",
+                target_modules=tuple(self.names[1::3]),
+                lr_schedule="constant",
+                adam_beta2=0.98,
+            ),
         ]
 
     def pack(self, max_tokens: int = 200, num_lanes: int = 1) -> Pack:

@@ -50,6 +50,8 @@ def test_every_parameter_reaches_the_hyperparameters(parse):
         "learning_rate": 1e-3,
         "head_learning_rate": 2e-3,
         "weight_decay": 0.1,
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.98,
         "lr_schedule": "cosine",
         "warmup_ratio": 0.5,
         "max_grad_norm": 0.0,

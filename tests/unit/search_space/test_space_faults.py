@@ -68,6 +68,8 @@ weight_decay: {value: 0, when: {rank: []}} | parameters.weight_decay.when.rank |
 weight_decay: {value: 0, when: 3} | parameters.weight_decay.when | must map parameters
 weight_decay: {value: 0, when: {weight_decay: 0}} | parameters.weight_decay.when | must not lead back to itself
 weight_decay: -1 | parameters.weight_decay | must be a number of at least 0, but got -1.
+weight_decay | adam_beta1: 1.0 | parameters.adam_beta1 | must be a number of at least 0 and below 1, but got 1.0.
+weight_decay | adam_beta2: {uniform: [0.9, 1]} | parameters.adam_beta2.uniform[1] | must be a number of at least 0 and
 weight_decay | warmup_ratio: 1.5 | parameters.warmup_ratio | must be a number in 0..1, but got 1.5.
 sigma: inptu | parameters.sigma | must be one of: input, sqrt, output, none
 sigma: {choice: [input], when: {rank: 4}, else: x} | parameters.sigma.else | must be one of: input

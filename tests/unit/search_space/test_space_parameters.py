@@ -27,7 +27,7 @@ def ask(seed=0) -> Study:
 
 @st.composite
 def number(draw, name):
-    high = min(LAWS[name].high, 1e3)
+    high = min(0.9999 if LAWS[name].below else LAWS[name].high, 1e3)
     if LAWS[name].kind == "int":
         return draw(st.integers(1, int(high)))
     return draw(st.floats(1e-6, high).map(lambda value: float(f"{value:.6g}")))
@@ -53,7 +53,7 @@ def form(draw, name):
             lambda value: low <= value <= high,
         ),
     }
-    if last <= law.high:
+    if last < law.high:
         steps = [low + i * step for i in range(count + 1)]
         forms["steps"] = (
             {"int": [low, int(last)], "step": step}
