@@ -25,7 +25,7 @@ MAX_EXACT_SIZE = 1024  # smaller side of the largest weight that `auto` decompos
 OVERSAMPLING = 16
 NUM_ITERATIONS = 10
 SEED = 0
-_ONE_AT_A_TIME = threading.Lock()  # the number of threads and the seeded generator belong to the whole process
+_SEEDED = threading.Lock()  # the seeded generator belongs to the whole process
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ def _exact(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _randomized(w: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.random.fork_rng(devices=[]):
+    with _SEEDED, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)  # torch.manual_seed would reseed the accelerators too
         u, s, v = torch.svd_lowrank(w, q=min(rank + OVERSAMPLING, *w.shape), niter=NUM_ITERATIONS)
     return u, s, v.T
@@ -167,11 +167,10 @@ def _canonical_sign(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor, T
 
 @contextlib.contextmanager
 def single_thread() -> Iterator[None]:
-    """Have torch use one thread; one caller of a process at a time."""
-    with _ONE_AT_A_TIME:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    """Have torch use one thread for what the calling thread computes; others keep their own number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

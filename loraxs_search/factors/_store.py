@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -20,6 +22,7 @@ from loraxs_search.records import Basis
 log = logging.getLogger(__name__)
 
 NUM_SAMPLES = 16
+_BYTES_PER_ENTRY = 40  # of a weight in decomposition: itself, U, V and what LAPACK works in, in float64
 
 
 @dataclass(frozen=True)
@@ -100,17 +103,22 @@ class FactorStore:
         driver: Driver = "auto",
         on_progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
-        """Get the factors of many weights ahead of their use.
+        """Get the factors of many weights ahead of their use, as many at a time as torch has threads.
 
         Args:
             weights: Module name to weight (out, in).
             rank: Rank to store; a smaller weight is stored at min(out, in).
-            on_progress: Called as `(done, total, name)` after each weight.
+            on_progress: Called as `(done, total, name)` after each weight, in their order.
         """
-        for done, (name, weight) in enumerate(weights.items(), start=1):
-            self.get(weight, rank=min(rank, *weight.shape), basis=basis, driver=driver)
-            if on_progress is not None:
-                on_progress(done, len(weights), name)
+        with ThreadPoolExecutor(_at_a_time(weights.values()), "factors") as pool:
+            found = [
+                pool.submit(self.get, weight, rank=min(rank, *weight.shape), basis=basis, driver=driver)
+                for weight in weights.values()
+            ]
+            for done, (name, factors) in enumerate(zip(weights, found, strict=True), start=1):
+                factors.result()
+                if on_progress is not None:
+                    on_progress(done, len(weights), name)
 
     def _load_or_compute(self, weight: Tensor, *, rank: int, basis: Basis, driver: Driver) -> Factors:
         key = content_key(weight, rank=rank, basis=basis, driver=driver)
@@ -129,6 +137,13 @@ class FactorStore:
         for place, entry in list(self._memory.items()):
             if entry.storage.expired():  # type: ignore[no-untyped-call]
                 self._memory.pop(place, None)
+
+
+def _at_a_time(weights: Collection[Tensor]) -> int:
+    """Return how many of these weights are decomposed at once: one a thread, as long as they fit half the memory."""
+    largest = max((weight.numel() for weight in weights), default=1)
+    fit = psutil.virtual_memory().available // (2 * _BYTES_PER_ENTRY * largest)
+    return max(1, min(torch.get_num_threads(), len(weights), fit))
 
 
 def _identity(weight: Tensor) -> tuple[object, ...]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.records import Split
 from loraxs_search.tasks import PreparedTask, eval_batches
 from loraxs_search.tasks.metrics import Values
 
-EVAL_TOKENS = 4096
+EVAL_TOKENS = 2048
 
 
 def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split, device: torch.device) -> dict[str, float]:
@@ -24,22 +28,29 @@ def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split, device: t
     return answer(model, data, split, device)[0]
 
 
-@torch.inference_mode()
 def answer(
-    model: torch.nn.Module, data: PreparedTask, split: Split, device: torch.device
+    model: torch.nn.Module,
+    data: PreparedTask,
+    split: Split,
+    device: torch.device,
+    pool: Executor | None = None,
 ) -> tuple[dict[str, float], Values]:
     """Return what `evaluate` returns, and the answer to each row, shape (N,), in the split's order.
 
+    Args:
+        pool: Computes batches side by side; None computes one at a time in the caller's thread.
     Raises:
         TrialDivergedError: a metric or the loss is not finite.
     """
-    logits, losses = [], []
-    batches = eval_batches(data.lengths(split), EVAL_TOKENS)
-    for rows in batches:
+
+    @torch.inference_mode()
+    def score(rows: npt.NDArray[np.int64]) -> tuple[Tensor, npt.NDArray[np.float32]]:
         batch = data.collate(split, rows)
         out = model(**{k: v.to(device) for k, v in batch.inputs.items()}).logits.float()
-        losses.append(data.head.loss(out, batch.labels.to(device)).cpu().numpy())
-        logits.append(out.cpu())
+        return out.cpu(), data.head.loss(out, batch.labels.to(device)).cpu().numpy()
+
+    batches = eval_batches(data.lengths(split), EVAL_TOKENS)
+    logits, losses = zip(*(pool.map if pool else map)(score, batches), strict=True)
     order = np.argsort(np.concatenate(batches))
     predictions = data.head.predictions(torch.cat(logits))[order]
     metrics = data.head.score(predictions, data.labels(split))

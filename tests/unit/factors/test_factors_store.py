@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from loraxs_search.errors import BaseModelError, HomeError, RankError
-from loraxs_search.factors import Factors, FactorStore, compute_factors
+from loraxs_search.factors import Factors, FactorStore, _store, compute_factors
 from loraxs_search.factors._file import write_factors
 from loraxs_search.home import factor_path, factor_variant_path
 
@@ -168,6 +168,27 @@ def test_prepare_reports_each_weight_and_fits_the_rank_to_small_ones(tmp_path):
     count = len(files(tmp_path))
     assert store.get(weights["small"], rank=8).rank == 8
     assert len(files(tmp_path)) == count == 2
+
+
+@pytest.mark.parametrize("driver", ["exact", "randomized"])
+def test_weights_that_are_prepared_side_by_side_keep_the_bits_they_have_alone(tmp_path, monkeypatch, driver):
+    monkeypatch.setattr(_store, "_at_a_time", lambda _: 4)
+    weights = {str(seed): matrix(seed, (96, 160)) for seed in range(12)}
+    together = FactorStore(tmp_path)
+    together.prepare(weights, rank=32, driver=driver)
+    state = torch.get_rng_state()
+    for weight in weights.values():
+        expected = compute_factors(weight, rank=32, driver=driver)
+        found = together.get(weight, rank=32, driver=driver)
+        assert torch.equal(found.left, expected.left)
+        assert torch.equal(found.right, expected.right)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_fault_of_one_weight_ends_the_preparation(tmp_path):
+    weights = {"good": matrix(1), "bad": torch.full((24, 32), torch.nan)}
+    with pytest.raises(BaseModelError, match="finite"):
+        FactorStore(tmp_path).prepare(weights, rank=4)
 
 
 def test_a_wrong_request_stores_nothing(tmp_path):
