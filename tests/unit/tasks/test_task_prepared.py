@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -191,12 +190,10 @@ def test_movie_reviews(movie_reviews, quickstart_tokenizer, movie_cache):
     assert sum(batch.inputs["input_ids"].numel() for batch in batches) < 1.05 * prepared.lengths("train").sum()
 
 
-def test_movie_reviews_again_in_another_process_is_quick(movie_reviews, quickstart_tokenizer, movie_cache):
+def test_movie_reviews_are_tokenised_once_for_all_processes(movie_reviews, quickstart_tokenizer, movie_cache):
     prepare(movie_reviews, quickstart_tokenizer, cache_dir=movie_cache)
     before = {path: path.stat().st_mtime_ns for path in movie_cache.glob("tokens/*.arrow")}
-    started = time.process_time()
     prepare(movie_reviews, quickstart_tokenizer, cache_dir=movie_cache)
-    assert time.process_time() - started < 1.0
     code = (
         "import sys; from transformers import AutoTokenizer; from loraxs_search.tasks import prepare;"
         "from loraxs_search.records import Task, from_json; from pathlib import Path;"
