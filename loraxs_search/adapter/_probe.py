@@ -6,6 +6,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from loraxs_search.base_model import ended
 from loraxs_search.errors import FactorMismatchError
 from loraxs_search.records import Probe
 
@@ -21,10 +22,11 @@ def make_probe(model: PeftModel, vocab_size: int) -> Probe:
         vocab_size: Rows of the base's embedding; tokens come from its upper half, away from special tokens.
     """
     low = vocab_size // 2
-    input_ids = tuple(
-        tuple(low + (37 * row + 13 * column + 7 * row * column) % (vocab_size - low) for column in range(NUM_TOKENS))
+    tokens = [
+        [low + (37 * row + 13 * column + 7 * row * column) % (vocab_size - low) for column in range(NUM_TOKENS)]
         for row in range(NUM_ROWS)
-    )
+    ]
+    input_ids = tuple(tuple(row) for row in ended(torch.tensor(tokens), model.get_base_model().config).tolist())
     logits = _logits(model, input_ids)  # (rows, labels)
     return Probe(input_ids=input_ids, logits=tuple(tuple(row) for row in logits.tolist()))
 

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from loraxs_search.base_model.head import fresh_head, head_names, init_head, output_head, pass_through, with_labels
     from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
-    from loraxs_search.base_model.probing import alike, made_up_rows
+    from loraxs_search.base_model.probing import alike, ended, made_up_rows
 
 __all__ = [
     "alike",
+    "ended",
     "fresh_head",
     "head_names",
     "head_shapes",
@@ -40,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "alike": "probing",
+    "ended": "probing",
     "fresh_head": "head",
     "head_names": "head",
     "head_shapes": "layers",

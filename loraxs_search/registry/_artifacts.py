@@ -10,7 +10,7 @@ from loraxs_search.registry import _rest
 
 @dataclass(frozen=True)
 class Listed:
-    """A file, or a folder, as the store lists it."""
+    """A file, or a folder, as the store lists it; a store that does not know a file's size says 0."""
 
     name: str
     num_bytes: int
@@ -33,17 +33,24 @@ def list_files(uri: str, source: str) -> list[Listed]:
     return _rest.plainly(uri, ask, by_client)
 
 
-def fetch_file(uri: str, source: str, name: str, folder: Path) -> Path:
-    """Fetch a file of `source` into `folder`, and return it there."""
+def fetch_file(uri: str, source: str, name: str, folder: Path, max_bytes: int) -> Path:
+    """Fetch a file of `source` into `folder`, and return it there.
+
+    Raises:
+        IntegrityError: it has more than `max_bytes`; a plain download ends there, MLflow's is measured afterwards.
+        HomeError: `folder` cannot be written.
+    """
 
     def ask() -> Path:
-        _rest.fetch_file(uri, source, name, folder / name)
+        _rest.fetch_file(uri, source, name, folder / name, max_bytes)
         return folder / name
 
     def by_client() -> Path:
         from mlflow.artifacts import download_artifacts
 
         place = f"{source.rstrip('/')}/{name}"
-        return Path(download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=uri))
+        path = Path(download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=uri))
+        _rest.check_size(uri, name, path.stat().st_size, max_bytes)
+        return path
 
     return _rest.plainly(uri, ask, by_client)

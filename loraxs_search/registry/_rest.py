@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,13 +14,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from loraxs_search.mlflow_uri import request_to, sqlite_path, tls_context
+from loraxs_search.errors import IntegrityError
+from loraxs_search.home import disk_faults
+from loraxs_search.mlflow_uri import redact, request_to, sqlite_path, tls_context
 from loraxs_search.registry._client import speaking
 from loraxs_search.registry.names import AdapterName
 
 _T = TypeVar("_T")
 _FILES, _SCHEME = "mlflow-artifacts/artifacts", "mlflow-artifacts:"
 _TIMEOUT_S, _PAGE_TIMEOUT_S = 5.0, 20.0
+_CHUNK_BYTES = 2**16
 _OTHER_WAYS_IN = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_WORKSPACE")
 
 
@@ -88,22 +90,40 @@ def list_files(uri: str, source: str) -> list[Mapping[str, Any]]:
     return _answered(lambda: list(_get(uri, _FILES, place, _PAGE_TIMEOUT_S).get("files", [])))
 
 
-def fetch_file(uri: str, source: str, name: str, target: Path) -> None:
-    """Write a file that a server hands out itself.
+def fetch_file(uri: str, source: str, name: str, target: Path, max_bytes: int) -> None:
+    """Write a file that a server hands out itself, and no more of it than it may have: a server can send without end.
 
     Raises:
         UnansweredError: as `list_files`.
+        IntegrityError: the server sends more than `max_bytes`.
+        HomeError: `target` cannot be written, which no other way to ask would change.
     """
     call = f"{_FILES}/{urllib.parse.quote(f'{_handed_out(source)}/{name}')}"
+    num_bytes = 0
+    with (
+        _answered(lambda: _open(uri, call, {}, _PAGE_TIMEOUT_S)) as answer,
+        disk_faults(target),
+        target.open("wb") as file,
+    ):
+        while chunk := _answered(lambda: answer.read(_CHUNK_BYTES)):
+            num_bytes += len(chunk)
+            check_size(uri, name, num_bytes, max_bytes)
+            file.write(chunk)
+        if answer.headers.get("Content-Length") not in (None, str(num_bytes)):  # cut short, which urllib passes over
+            raise UnansweredError
 
-    def fetch() -> None:
-        with _open(uri, call, {}, _PAGE_TIMEOUT_S) as answer, target.open("wb") as file:
-            shutil.copyfileobj(answer, file)
-            expected = answer.headers.get("Content-Length")
-            if expected is not None and file.tell() != int(expected):  # cut short, which urllib passes over
-                raise UnansweredError
 
-    _answered(fetch)
+def check_size(uri: str, name: str, num_bytes: int, max_bytes: int) -> None:
+    """Refuse a file of which more has come than it may have.
+
+    Raises:
+        IntegrityError: `num_bytes` is more than `max_bytes`.
+    """
+    if num_bytes > max_bytes:
+        raise IntegrityError(
+            f"{name} must have at most {max_bytes:,} bytes, but {num_bytes:,} came from {redact(uri)}.",
+            hint="tell whoever keeps the registry",
+        )
 
 
 def _handed_out(source: str) -> str:

@@ -75,12 +75,12 @@ def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:
     sizes = _listed(source, uri)
     wanted = [(key, checksum, f"{key}-{checksum[:16]}.safetensors") for key, checksum in lacking.items()]
     with ThreadPoolExecutor(_AT_ONCE, "factors") as threads:
-        return sum(threads.map(lambda item: _fetch(source, uri, *item) if item[2] in sizes else False, wanted))
+        return sum(threads.map(lambda item: _fetch(source, uri, sizes, *item) if item[2] in sizes else False, wanted))
 
 
-def _fetch(source: str, uri: str, key: str, checksum: str, name: str) -> bool:
+def _fetch(source: str, uri: str, sizes: Mapping[str, int], key: str, checksum: str, name: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        content = fetch_file(uri, source, name, Path(folder)).read_bytes()
+        content = fetch_file(uri, source, name, Path(folder), sizes[name] or _MAX_BYTES).read_bytes()
     install_factors(key, content)
     if lacks_factors(key, checksum):
         raise IntegrityError(

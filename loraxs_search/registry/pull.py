@@ -19,7 +19,7 @@ from loraxs_search.registry import factor_sets
 from loraxs_search.registry._artifacts import Listed, fetch_file, list_files
 from loraxs_search.registry._resolved import ResolvedNames, store_stamp
 from loraxs_search.registry.adapters import RegisteredAdapter
-from loraxs_search.registry.manifest import MANIFEST, check_file, check_link, folder_digest, read, verify
+from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, check_file, check_link, folder_digest, read, verify
 from loraxs_search.registry.reader import RegistryReader
 from loraxs_search.registry.signature import check_signature
 
@@ -131,7 +131,7 @@ def _fetch(adapter: RegisteredAdapter, uri: str, folder: Path) -> None:
 
     def fetch(name: str) -> None:
         check_link(adapter.source, name)
-        fetch_file(uri, adapter.source, name, folder)
+        fetch_file(uri, adapter.source, name, folder, listed[name] or MAX_BYTES[Path(name).suffix])
 
     if MANIFEST in listed:
         fetch(MANIFEST)
@@ -140,7 +140,7 @@ def _fetch(adapter: RegisteredAdapter, uri: str, folder: Path) -> None:
     for path in folder.iterdir():
         if path.name not in listed:
             path.unlink()
-    for name in sorted(listed - {MANIFEST}):
+    for name in sorted(listed.keys() - {MANIFEST}):
         expected = manifest.files.get(name)
         if expected is None:
             raise IntegrityError(f"{name} is not listed in the manifest.")
@@ -148,8 +148,8 @@ def _fetch(adapter: RegisteredAdapter, uri: str, folder: Path) -> None:
             fetch(name)
 
 
-def _checked(listed: Sequence[Listed]) -> set[str]:
-    """Return the names of the files to fetch; refuse what an adapter cannot hold before a byte of it is fetched."""
+def _checked(listed: Sequence[Listed]) -> dict[str, int]:
+    """Return the files to fetch and their sizes; refuse what an adapter cannot hold before a byte of it is fetched."""
     files = {file.name: file for file in listed if not (file.name == _EVIDENCE and file.is_dir)}
     if not 0 < len(files) <= _MAX_FILES:
         raise IntegrityError(f"an adapter must have 1 to {_MAX_FILES} files, but got {len(files)}.")
@@ -157,7 +157,7 @@ def _checked(listed: Sequence[Listed]) -> set[str]:
         if file.is_dir:
             raise IntegrityError(f"{name} must be a file, but it is a folder.")
         check_file(name, file.num_bytes)
-    return set(files)
+    return {name: file.num_bytes for name, file in files.items()}
 
 
 def _has(path: Path, digest: str) -> bool:

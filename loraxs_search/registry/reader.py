@@ -110,7 +110,7 @@ class RegistryReader:
 
         with tempfile.TemporaryDirectory() as folder:
             source = f"{adapter.source.rstrip('/')}/evidence"
-            content = _artifacts.fetch_file(self.uri, source, kept.FILE, Path(folder)).read_bytes()
+            content = _artifacts.fetch_file(self.uri, source, kept.FILE, Path(folder), kept.MAX_BYTES).read_bytes()
         if hashlib.sha256(content).hexdigest() != adapter.evidence:
             raise IntegrityError(f"{kept.FILE} of {adapter.task}:{adapter.version} is not what was registered.")
         return kept.ScoredRows.from_bytes(content)

@@ -14,7 +14,7 @@ from loraxs_search.errors import IntegrityError
 
 Values = npt.NDArray[Any]
 FILE = "test_rows.safetensors"
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 2**30  # a row and ten refits are a hundred bytes: ten million rows
 
 
 @dataclass(frozen=True, eq=False)

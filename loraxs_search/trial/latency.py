@@ -10,7 +10,7 @@ import torch
 
 from loraxs_search.adapter import load_adapter_folder
 from loraxs_search.adapter.loading import read_manifest
-from loraxs_search.base_model import load_model, load_tokenizer, locate
+from loraxs_search.base_model import ended, load_model, load_tokenizer, locate
 from loraxs_search.errors import LoraxsError
 from loraxs_search.factors import single_thread
 from loraxs_search.records import Latency
@@ -33,6 +33,9 @@ def measure_latency(folder: Path) -> Latency:
         return _measure(folder)
     except LoraxsError as error:
         return Latency(failed=error.message)
+    except Exception as error:  # noqa: BLE001  # whatever a foreign base does: one candidate is out, the others are not
+        told = next(iter(str(error).strip().splitlines()), "without a word")
+        return Latency(failed=f"{type(error).__name__}: {told}")
 
 
 def _measure(folder: Path) -> Latency:
@@ -42,7 +45,7 @@ def _measure(folder: Path) -> Latency:
     bare = load_model(base, manifest.task.kind, len(manifest.task.labels) or 1)
     draw = torch.Generator().manual_seed(0)
     num_tokens = min(_TOKENS, manifest.task.max_length, load_tokenizer(base).model_max_length)
-    ids = torch.randint(bare.config.vocab_size, (_ROWS, num_tokens), generator=draw)
+    ids = ended(torch.randint(bare.config.vocab_size, (_ROWS, num_tokens), generator=draw), bare.config)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.inference_mode(), single_thread():
         with_adapter, without = _in_turn(lambda: adapted(**inputs), lambda: bare(**inputs))

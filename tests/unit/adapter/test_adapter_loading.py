@@ -8,6 +8,8 @@ import json
 import pytest
 import torch
 from peft import get_peft_model
+from support.bases import BART
+from support.bases import base as small_base
 
 from loraxs_search.adapter import LoraXSConfig, check_probe, load_adapter_folder, make_probe, use_factor_store
 from loraxs_search.errors import BaseModelError, FactorMismatchError, IntegrityError
@@ -145,6 +147,13 @@ def test_a_decoder_without_a_padding_token_has_a_probe(make_base):
     base.config.pad_token_id = None
     model = get_peft_model(base, LoraXSConfig(r=2, target_modules=["c_attn"], task_type="SEQ_CLS"))
     check_probe(model, make_probe(model, 64))
+
+
+def test_a_base_whose_head_reads_the_end_token_has_a_probe():
+    model = get_peft_model(small_base(BART), LoraXSConfig(r=2, target_modules=["fc1"], task_type="SEQ_CLS"))
+    probe = make_probe(model, 4)  # half of these tokens are the end
+    assert all([token == BART.eos_token_id for token in row] == [False] * 11 + [True] for row in probe.input_ids)
+    check_probe(model, probe)
 
 
 def test_the_manifest_survives_json(folder):

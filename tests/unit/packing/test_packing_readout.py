@@ -89,11 +89,22 @@ def test_a_base_that_short_rows_would_change_is_left_alone() -> None:
     assert model.config.attention_type == model.bert.encoder.attention_type == "block_sparse"
 
 
-def test_a_base_whose_head_reads_every_token_is_computed_whole() -> None:
-    class MeanPooler(nn.Module):
-        def forward(self, states: torch.Tensor) -> torch.Tensor:
-            return states.mean(1)
+class MeanPooler(nn.Module):
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return states.mean(1)
 
+
+@torch.no_grad()
+@pytest.mark.parametrize(("weight", "bias"), [(0.0, 0.0), (0.0, 1.0), (1e-6, 1.0)])
+def test_a_head_that_says_the_same_of_any_row_proves_nothing(weight: float, bias: float) -> None:
+    model = base(BERT)
+    model.bert.pooler = MeanPooler()
+    model.classifier.weight.mul_(weight)
+    model.classifier.bias.fill_(bias)
+    assert not Readout(model, layers_of(model)).cuts
+
+
+def test_a_base_whose_head_reads_every_token_is_computed_whole() -> None:
     model = base(BERT)
     model.bert.pooler = MeanPooler()
     found = Readout(model, layers_of(model))

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from loraxs_search.errors import IntegrityError, RegistryError, TrackingError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, folder_digest, pull, verify
+from loraxs_search.registry._artifacts import Listed, list_files
 from loraxs_search.registry._resolved import store_stamp
 from loraxs_search.registry.reader import RegistryReader
 
@@ -95,6 +97,16 @@ def test_what_was_changed_in_the_registry_is_refused_and_nothing_is_written(
 ):
     fault(registered_files)
     with pytest.raises(IntegrityError):
+        pull("movie-reviews", uri=store_uri)
+    assert _cached(fresh_home) == set()
+
+
+def test_a_file_of_which_more_comes_than_was_listed_is_refused(promoted, store_uri, fresh_home, monkeypatch):
+    def list_less(uri, source):
+        return [Listed(file.name, file.num_bytes - 1, file.is_dir) for file in list_files(uri, source)]
+
+    monkeypatch.setattr(sys.modules[pull.__module__], "list_files", list_less)
+    with pytest.raises(IntegrityError, match=r"manifest.json must have at most [\d,]+ bytes, but [\d,]+ came"):
         pull("movie-reviews", uri=store_uri)
     assert _cached(fresh_home) == set()
 
