@@ -91,11 +91,15 @@ class LoraXSConfig(PeftConfig):  # type: ignore[misc]
     def _wrong_choices(self) -> list[str]:
         known = {"sigma": get_args(Sigma), "basis": get_args(Basis), "factor_driver": get_args(Driver)}
         known["bias"] = ("none",)
-        return [
+        faults = [
             f"`{name}` must be one of: {', '.join(values)}, but got {getattr(self, name)!r}."
             for name, values in known.items()
             if getattr(self, name) not in values
         ]
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:  # PEFT would adapt all layers
+            told = f"`layers_to_transform` must stand beside a list of modules, but got {self.target_modules!r}."
+            faults.append(told)
+        return faults
 
     def _wrong_numbers(self) -> list[str]:
         ranks = {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}

@@ -8,7 +8,6 @@ from loraxs_search.factors._compute import (
     compute_factors,
     default_factor_rank,
     resolve_driver,
-    single_thread,
 )
 from loraxs_search.factors._fingerprint import agrees, check_fingerprint, fingerprint
 from loraxs_search.factors._store import FactorStore
@@ -23,5 +22,4 @@ __all__ = [
     "default_factor_rank",
     "fingerprint",
     "resolve_driver",
-    "single_thread",
 ]

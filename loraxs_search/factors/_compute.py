@@ -6,9 +6,6 @@ Both drivers work in float64 on one thread and round to float32 at the end. In f
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,6 +15,7 @@ from torch import Tensor
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.factors._checks import check_choice, check_rank, check_weight
 from loraxs_search.records import Basis, Sigma
+from loraxs_search.torch_threads import single_thread
 
 Driver = Literal["auto", "exact", "randomized"]
 
@@ -25,7 +23,6 @@ MAX_EXACT_SIZE = 1024  # smaller side of the largest weight that `auto` decompos
 OVERSAMPLING = 16
 NUM_ITERATIONS = 10
 SEED = 0
-_SEEDED = threading.Lock()  # the seeded generator belongs to the whole process
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,10 +137,20 @@ def _exact(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _randomized(w: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    with _SEEDED, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(SEED)  # torch.manual_seed would reseed the accelerators too
-        u, s, v = torch.svd_lowrank(w, q=min(rank + OVERSAMPLING, *w.shape), niter=NUM_ITERATIONS)
-    return u, s, v.T
+    """Do what `torch.svd_lowrank` does with its seed at `SEED`, to the bit, and without the generator of the process.
+
+    Source: Halko et al., arXiv 0909.4061, algorithms 4.4 and 5.1.
+    """
+    tall = w if w.shape[0] >= w.shape[1] else w.T
+    generator = torch.Generator().manual_seed(SEED)
+    columns = min(rank + OVERSAMPLING, *w.shape)
+    q = torch.linalg.qr(tall @ torch.randn(tall.shape[1], columns, dtype=w.dtype, generator=generator)).Q
+    for _ in range(NUM_ITERATIONS):
+        q = torch.linalg.qr(tall.T @ q).Q
+        q = torch.linalg.qr(tall @ q).Q
+    u, s, vt = torch.linalg.svd(q.T @ tall, full_matrices=False)
+    u = q @ u
+    return (u, s, vt) if tall is w else (vt.T, s, u.T)
 
 
 def _component_order(size: int, basis: Basis) -> Tensor:
@@ -163,14 +170,3 @@ def _canonical_sign(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor, T
     peak = u.gather(0, u.abs().argmax(dim=0, keepdim=True))  # (1, k)
     sign = torch.where(peak < 0, -1.0, 1.0).to(u.dtype)
     return u * sign, s, vt * sign.T
-
-
-@contextlib.contextmanager
-def single_thread() -> Iterator[None]:
-    """Have torch use one thread for what the calling thread computes; others keep their own number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

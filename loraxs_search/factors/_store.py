@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from loraxs_search.factors._compute import Driver, Factors, compute_factors, res
 from loraxs_search.factors._file import DamagedFileError, checksum, content_key, read_factors, write_factors
 from loraxs_search.home import factor_path, home
 from loraxs_search.records import Basis
+from loraxs_search.torch_threads import side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class FactorStore:
             rank: Rank to store; a smaller weight is stored at min(out, in).
             on_progress: Called as `(done, total, name)` after each weight, in their order.
         """
-        with ThreadPoolExecutor(_at_a_time(weights.values()), "factors") as pool:
+        with side_by_side(_at_a_time(weights.values())) as pool:
             found = [
                 pool.submit(self.get, weight, rank=min(rank, *weight.shape), basis=basis, driver=driver)
                 for weight in weights.values()

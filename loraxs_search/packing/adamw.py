@@ -1,14 +1,15 @@
-"""Clipping and AdamW for all slots at once: each operation runs over the tensors of every trial in one call.
+"""Clipping and AdamW for all slots at once, each with rates, decay and betas of its own.
 
-An optimizer of `torch.optim` takes one learning rate, decay and pair of betas a call, so that a pack of n trials would
-be 2 n calls of some ten kernels each. What those optimizers are made of, torch's foreach operations, takes a number for
-each tensor; their names are private, and this is the one file that knows them.
+An optimizer of `torch.optim` takes one of each a call, so that a pack of n trials would be 2 n optimizers. On an
+accelerator, where a call costs more than its numbers, each operation here runs over the tensors of every trial in one
+call; on a CPU, where it is the passes over memory that cost, each tensor is passed over once. Both are what torch's
+optimizers are made of; their names are private, and this is the one file that knows them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,13 +39,9 @@ class Trained:
 
 def gradient_norms(slots: Sequence[Sequence[Tensor]]) -> Tensor:
     """Return the norm of each slot's whole gradient, shape (slots,), on the device; 0 where there is none."""
-    grads = [[p.grad for p in parameters if p.grad is not None] for parameters in slots]
-    each: Iterator[Tensor] = iter(torch._foreach_norm([grad for found in grads for grad in found]))
-    norms = [
-        torch.stack([next(each) for _ in found] or [parameters[0].new_zeros(())])
-        for found, parameters in zip(grads, slots, strict=True)
-    ]
-    return torch.stack([torch.linalg.vector_norm(found) for found in norms])
+    grads = [p.new_zeros(()) if p.grad is None else p.grad for parameters in slots for p in parameters]
+    each = torch.split(torch.stack(torch._foreach_norm(grads)), [len(parameters) for parameters in slots])
+    return torch.stack([torch.linalg.vector_norm(norms) for norms in each])
 
 
 def clip_factor(norm: float, limit: float) -> float:
@@ -55,20 +52,44 @@ def clip_factor(norm: float, limit: float) -> float:
 @torch.no_grad()
 def adamw(tensors: Sequence[Trained]) -> None:
     """Take the step of each tensor, as `torch.optim.AdamW` does of a gradient that was clipped."""
-    pairs = [(t, t.parameter.grad) for t in tensors if t.parameter.grad is not None]
-    if not pairs:
+    trained = [t for t in tensors if t.parameter.grad is not None]
+    if not trained:
         return
-    trained, grads = [t for t, _ in pairs], [grad for _, grad in pairs]
-    parameters, means, squares = zip(*((t.parameter, t.exp_avg, t.exp_avg_sq) for t in trained), strict=True)
+    grads = [t.parameter.grad for t in trained if t.parameter.grad is not None]
     if any(t.clip != 1.0 for t in trained):
         torch._foreach_mul_(grads, [t.clip for t in trained])
+    (one_by_one if grads[0].device.type == "cpu" else all_in_one)(trained, grads)
+
+
+def one_by_one(trained: Sequence[Trained], grads: Sequence[Tensor]) -> None:
+    """Take the steps, a tensor a call."""
+    for t, grad in zip(trained, grads, strict=True):
+        torch._fused_adamw_(
+            [t.parameter],
+            [grad],
+            [t.exp_avg],
+            [t.exp_avg_sq],
+            [],
+            [torch.tensor(float(t.step))],
+            lr=t.learning_rate,
+            beta1=t.betas[0],
+            beta2=t.betas[1],
+            weight_decay=t.weight_decay,
+            eps=_EPS,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def all_in_one(trained: Sequence[Trained], grads: Sequence[Tensor]) -> None:
+    """Take the steps, an operation a call."""
+    parameters, means, squares = zip(*((t.parameter, t.exp_avg, t.exp_avg_sq) for t in trained), strict=True)
     if any(t.weight_decay for t in trained):
         torch._foreach_mul_(parameters, [1 - t.learning_rate * t.weight_decay for t in trained])
     torch._foreach_mul_(means, [t.betas[0] for t in trained])
-    new = torch._foreach_mul(grads, [1 - t.betas[0] for t in trained])
-    torch._foreach_add_(means, new)
+    torch._foreach_add_(means, torch._foreach_mul(list(grads), [1 - t.betas[0] for t in trained]))
     torch._foreach_mul_(squares, [t.betas[1] for t in trained])
-    torch._foreach_addcmul_(squares, grads, grads, [1 - t.betas[1] for t in trained])
+    torch._foreach_addcmul_(squares, list(grads), list(grads), [1 - t.betas[1] for t in trained])
     roots = torch._foreach_sqrt(squares)
     torch._foreach_div_(roots, [math.sqrt(1 - t.betas[1] ** t.step) for t in trained])
     torch._foreach_add_(roots, _EPS)

@@ -57,7 +57,7 @@ class Lanes:
         return [found[index] for index in range(len(passes))]
 
 
-def side_by_side(device: torch.device) -> tuple[int, int]:
+def lanes_of(device: torch.device) -> tuple[int, int]:
     """Return how many lanes suit a device, and the threads of each: on a CPU up to four lanes share its threads."""
     if device.type != "cpu":
         return 1, 1

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from loraxs_search.errors import LoraxsError
 from loraxs_search.packing import capacity
-from loraxs_search.packing.lanes import Lanes, side_by_side
+from loraxs_search.packing.lanes import Lanes, lanes_of
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident import Resident
 from loraxs_search.packing.slot import Slot
@@ -59,7 +59,7 @@ class PackedHost:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
         self._resident = resident = Resident(base, task, precision=precision, device=device)
         budget = max_tokens or capacity.token_budget(resident.modules, resident.dtype, resident.device)
-        lanes = Lanes(*side_by_side(resident.device))
+        lanes = Lanes(*lanes_of(resident.device))
         self._pack = Pack(resident.model, resident.factors, resident.modules, max_tokens=budget, lanes=lanes)
         self._num_slots, self._linger_s = _count_slots(resident, slots, largest, budget, lanes.count), linger_s
         self._kept: dict[str, Slot] = {}  # by the trial's name, oldest use first

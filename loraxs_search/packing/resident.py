@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from loraxs_search.base_model import (
 )
 from loraxs_search.home import factor_path
 from loraxs_search.packing.anatomy import Anatomy
-from loraxs_search.packing.lanes import side_by_side
+from loraxs_search.packing.lanes import lanes_of
 from loraxs_search.packing.readout import Readout
 from loraxs_search.packing.resident_factors import ResidentFactors
 from loraxs_search.records import (
@@ -41,6 +40,7 @@ from loraxs_search.records import (
 )
 from loraxs_search.tasks import PreparedTask, prepare
 from loraxs_search.tasks.metrics import Values
+from loraxs_search.torch_threads import side_by_side
 from loraxs_search.trial import Snapshot, adapter_config, answer, attach, choose_dtype, detach, load_parameters
 
 _PACKAGES = ("torch", "transformers", "peft", "loraxs-search")
@@ -141,12 +141,9 @@ class Resident:
         """Return metrics and answers on the test split; of the topmost layer, what no head looks at is left out."""
         if exact not in self._readouts:
             self._readouts[exact] = Readout(exact, Anatomy(exact, self.modules).layers)
-        count, threads = side_by_side(self.device)
-        with (
-            self._readouts[exact].placed(),
-            ThreadPoolExecutor(count, "scores", initializer=torch.set_num_threads, initargs=(threads,)) as pool,
-        ):
-            return answer(model, data, "test", self.device, pool)
+        count, threads = lanes_of(self.device)
+        with self._readouts[exact].placed(), side_by_side(count, threads) as pool:
+            return answer(model, data, "test", self.device, pool if count > 1 else None)
 
     def _factor_files(self, spec: TrialSpec) -> dict[str, str]:
         """Return key and checksum of every factor file that a trial stands on."""

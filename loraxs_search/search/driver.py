@@ -90,7 +90,7 @@ class Driver:
         from loraxs_search.search.optuna_log import open_optuna_study, storage_faults
         from loraxs_search.search.rebuild import rebuild
         from loraxs_search.search.sampler import StudySearcher
-        from loraxs_search.search.scheduler import make_scheduler, stopped_before
+        from loraxs_search.search.scheduler import make_scheduler, stopped
         from loraxs_search.search.tuning import run_tuner
 
         plan, task = self._info.search, self._info.task
@@ -101,12 +101,12 @@ class Driver:
             rebuild(study, self._space, journal.records)
             ledger = Ledger(journal, study, tracker, self._view, task.metric)
             ledger.reconcile(folder)
-        scheduler = make_scheduler(plan, task, journal.reports)
-        for trial_id, reason in stopped_before(scheduler).items():
-            ledger.ended(trial_id, TrialState.PRUNED, reason)
+            scheduler = make_scheduler(plan, task, journal.reports)
+            self._view.started(self._facts(crew))
+            for trial_id, reason in stopped(scheduler).items():
+                ledger.ended(trial_id, TrialState.PRUNED, reason)
         deadline = self._started_at + plan.time_budget_s if plan.time_budget_s else None
         searcher = StudySearcher(study, ledger, self._space, plan, crew, scheduler, deadline, folder.optuna_path)
-        self._view.started(self._facts(crew))
         if folder.candidates() is None:
             run_tuner(searcher, scheduler, plan, folder.path / "tune", deadline, self._stop)
             if searcher.broken is not None:

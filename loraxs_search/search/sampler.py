@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from loraxs_search.errors import LoraxsError
@@ -17,8 +18,8 @@ from loraxs_search.search.crew import Crew
 from loraxs_search.search.ledger import Ledger
 from loraxs_search.search.optuna_log import storage_faults, sync
 from loraxs_search.search.proposals import Proposer
-from loraxs_search.search.scheduler import StudyASHA
-from loraxs_search.search.trainable import BROKEN, FAILED, REPORT, RESOURCES, STEP
+from loraxs_search.search.scheduler import StudyASHA, stopped
+from loraxs_search.search.trainable import BROKEN, FAILED, REPORT, RESOURCES, SPEC, STEP
 from loraxs_search.search_space import Space
 
 SAME_FAILURES = 5
@@ -47,7 +48,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         space: Space,
         plan: SearchPlan,
         crew: Crew,
-        scheduler: object,
+        scheduler: StudyASHA | FIFOScheduler,
         deadline: float | None,
         path: Path,
     ) -> None:
@@ -119,7 +120,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self._ledger.started(ours, params, spec.hyperparameters, trial)
         self._trial_ids[trial_id] = ours
         return {
-            "spec": to_json(spec),
+            SPEC: to_json(spec),
             "task": self._task_json,
             "metric": self._space.task.metric,
             "report_every": self._plan.report_every,
@@ -147,7 +148,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             self._fail(ours, result[FAILED])
         else:
             self._reported(result)
-            self._end(ours, trial_id, result[STEP])
+            self._end(ours, result[STEP])
 
     def _is_over(self) -> bool:
         enough = not self._pending and len(self._ledger.records) >= self._plan.trials
@@ -160,12 +161,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         sync(self._path)  # whatever the journal tells of a trial, Optuna knows the trial
         return proposed
 
-    def _end(self, ours: str, trial_id: str, step: int) -> None:
+    def _end(self, ours: str, step: int) -> None:
         if step >= self._plan.max_steps:
             self._ledger.ended(ours, TrialState.COMPLETE, f"trained all {step} steps")
             return
-        reasons = self._scheduler.reasons if isinstance(self._scheduler, StudyASHA) else {}
-        reason = reasons.get(trial_id, f"the search's time was up at step {step}")
+        reason = stopped(self._scheduler).get(ours, f"the search's time was up at step {step}")
         self._ledger.ended(ours, TrialState.PRUNED, reason)
 
     def _fail(self, ours: str, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,15 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from loraxs_search.records import Direction, SearchPlan, Task, TrialReport
 from loraxs_search.search.rungs import OrderedBracket
-from loraxs_search.search.trainable import OBJECTIVE, STEP
+from loraxs_search.search.trainable import OBJECTIVE, SPEC, STEP
 
 
 class StudyASHA(AsyncHyperBandScheduler):  # type: ignore[misc]  # ray is untyped
-    """Asynchronous successive halving with reasons, for one metric whose trials may fail without a value."""
+    """Asynchronous successive halving for one metric whose trials may fail without a value.
+
+    Rungs know trials by their ids in the study. `stopped` has those that their last report stopped, with the reason: a
+    driver may die between that report and the end that follows from it.
+    """
 
     def __init__(self, plan: SearchPlan, direction: Direction) -> None:
         super().__init__(
@@ -26,39 +31,45 @@ class StudyASHA(AsyncHyperBandScheduler):  # type: ignore[misc]  # ray is untype
             reduction_factor=plan.reduction_factor,
         )
         self._brackets = [OrderedBracket(plan.report_every, plan.max_steps, plan.reduction_factor)]
-        self.reasons: dict[str, str] = {}
-        self.stopped_before: dict[str, str] = {}
-        self._max_steps = plan.max_steps
-        self._kept = f"1/{plan.reduction_factor}"
+        self.stopped: dict[str, str] = {}
+        self._max_steps, self._kept = plan.max_steps, f"1/{plan.reduction_factor}"
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, _ours(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision = super().on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP:
-            self.reasons[trial.trial_id] = self._reason(result[STEP], result[OBJECTIVE])
-        return str(decision)
+        return self._decide(_ours(trial), result)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         if OBJECTIVE in result:
-            super().on_trial_complete(tune_controller, trial, result)
+            super().on_trial_complete(tune_controller, _ours(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_remove(tune_controller, _ours(trial))
 
     def replay(self, reports: Iterable[TrialReport], metric: str) -> None:
-        """Fill the rungs with what was reported before a restart, in the same order and by the same calls.
-
-        So each decision is what it was, and those that stopped a trial are kept: a driver may have died between a
-        report and the end that follows from it.
-        """
+        """Fill the rungs with what was reported before a restart, in the same order: each decision is what it was."""
         trials: dict[str, SimpleNamespace] = {}
         for report in reports:
             if report.trial_id not in trials:
-                trials[report.trial_id] = SimpleNamespace(trial_id=f"replayed-{report.trial_id}")
+                trials[report.trial_id] = SimpleNamespace(trial_id=report.trial_id)
                 super().on_trial_add(None, trials[report.trial_id])
-            score = report.metrics[metric]
-            decision = super().on_trial_result(None, trials[report.trial_id], {STEP: report.step, OBJECTIVE: score})
-            if decision == TrialScheduler.STOP and report.step < self._max_steps:
-                self.stopped_before[report.trial_id] = self._reason(report.step, score)
+            self._decide(trials[report.trial_id], {STEP: report.step, OBJECTIVE: report.metrics[metric]})
 
-    def _reason(self, step: int, score: float) -> str:
-        return f"ASHA stopped it at step {step}: {score:.4g} is not among the best {self._kept} that reached this step"
+    def _decide(self, trial: SimpleNamespace, result: dict[str, Any]) -> str:
+        decision = str(super().on_trial_result(None, trial, result))
+        self.stopped.pop(trial.trial_id, None)  # it has gone on all the same, in a study of an earlier version
+        if decision == TrialScheduler.STOP and result[STEP] < self._max_steps:
+            self.stopped[trial.trial_id] = (
+                f"ASHA stopped it at step {result[STEP]}: {result[OBJECTIVE]:.4g} is not among the best {self._kept} "
+                "that reached this step"
+            )
+        return decision
+
+
+def _ours(trial: Any) -> SimpleNamespace:
+    """Return a trial under its id in the study: Tune gives it another one after each restart of the driver."""
+    return SimpleNamespace(trial_id=json.loads(trial.config[SPEC])["trial_id"])
 
 
 def make_scheduler(plan: SearchPlan, task: Task, before: Iterable[TrialReport]) -> StudyASHA | FIFOScheduler:
@@ -70,6 +81,6 @@ def make_scheduler(plan: SearchPlan, task: Task, before: Iterable[TrialReport]) 
     return scheduler
 
 
-def stopped_before(scheduler: StudyASHA | FIFOScheduler) -> dict[str, str]:
-    """Return the trials that a report before the restart had stopped, by id, with the reason; ended or not."""
-    return scheduler.stopped_before if isinstance(scheduler, StudyASHA) else {}
+def stopped(scheduler: StudyASHA | FIFOScheduler) -> dict[str, str]:
+    """Return the trials that their last report has stopped before all their steps, by id, with the reason."""
+    return scheduler.stopped if isinstance(scheduler, StudyASHA) else {}

@@ -20,6 +20,7 @@ else:
 
 OBJECTIVE = "objective"
 STEP = "step"
+SPEC = "spec"
 REPORT = "report"
 FAILED = "failed"
 BROKEN = "broken"  # (message, hint) of what no trial is to blame for
@@ -74,7 +75,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _begin(self, config: dict[str, Any]) -> None:
-        self._spec = from_json(TrialSpec, config["spec"])
+        self._spec = from_json(TrialSpec, config[SPEC])
         self._max_steps = self._spec.hyperparameters.max_steps
         self._task = from_json(Task, config["task"])
         self._metric, self._every = config["metric"], config["report_every"]

@@ -14,7 +14,7 @@ from loraxs_search.records import Split
 from loraxs_search.tasks import PreparedTask, eval_batches
 from loraxs_search.tasks.metrics import Values
 
-EVAL_TOKENS = 2048
+EVAL_TOKENS = 4096
 
 
 def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split, device: torch.device) -> dict[str, float]:
@@ -49,7 +49,8 @@ def answer(
         out = model(**{k: v.to(device) for k, v in batch.inputs.items()}).logits.float()
         return out.cpu(), data.head.loss(out, batch.labels.to(device)).cpu().numpy()
 
-    batches = eval_batches(data.lengths(split), EVAL_TOKENS)
+    # Of more and smaller batches no thread is the last for long.
+    batches = eval_batches(data.lengths(split), EVAL_TOKENS // 2 if pool else EVAL_TOKENS)
     logits, losses = zip(*(pool.map if pool else map)(score, batches), strict=True)
     order = np.argsort(np.concatenate(batches))
     predictions = data.head.predictions(torch.cat(logits))[order]

@@ -12,8 +12,8 @@ from loraxs_search.adapter import load_adapter_folder
 from loraxs_search.adapter.loading import read_manifest
 from loraxs_search.base_model import ended, load_model, load_tokenizer, locate
 from loraxs_search.errors import LoraxsError
-from loraxs_search.factors import single_thread
 from loraxs_search.records import Latency
+from loraxs_search.torch_threads import single_thread
 
 _ROWS, _TOKENS = 8, 64
 _WARMUP, _MIN_ROUNDS, _MAX_ROUNDS = 2, 6, 24

@@ -34,7 +34,7 @@ import torch
 
 from loraxs_search.adapter import use_factor_store
 from loraxs_search.packing.anatomy import Anatomy
-from loraxs_search.packing.lanes import Lanes, side_by_side
+from loraxs_search.packing.lanes import Lanes, lanes_of
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident import Resident
 from loraxs_search.records import BaseModelRef, Hyperparameters, TrialSpec
@@ -108,9 +108,7 @@ class Bench:
         """Time rounds of `num_slots` trials; with `prefix`, layers below the lowest adapted one are skipped."""
         resident = self.resident
         lanes = self._arguments.lanes
-        lanes = (
-            Lanes(lanes, max(1, self._arguments.threads // lanes)) if lanes else Lanes(*side_by_side(resident.device))
-        )
+        lanes = Lanes(lanes, max(1, self._arguments.threads // lanes)) if lanes else Lanes(*lanes_of(resident.device))
         pack = Pack(
             resident.model,
             resident.factors,

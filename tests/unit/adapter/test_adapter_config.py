@@ -40,6 +40,7 @@ def test_all_faults_come_in_one_error():
         ({"rank_pattern": {"query": 0}}, "query"),
         ({"scale": float("nan")}, "finite"),
         ({"r": 2.5}, "whole number"),
+        ({"target_modules": "all-linear", "layers_to_transform": [0]}, "beside a list"),
     ],
 )
 def test_impossible_numbers_are_refused(wrong, match):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraxs_search.errors import BaseModelError, RankError, UsageError
-from loraxs_search.factors import compute_factors, default_factor_rank, resolve_driver
+from loraxs_search.factors import _compute, compute_factors, default_factor_rank, resolve_driver
 
 SIGMAS = ("input", "sqrt", "output", "none")
 BASES = ("top", "middle", "bottom", "random")
@@ -185,3 +185,15 @@ def test_unknown_or_impossible_choices_are_refused(wrong, match):
 def test_an_unknown_sigma_is_refused():
     with pytest.raises(UsageError, match="sigma"):
         compute_factors(matrix(5, 9), rank=2).ab(2, "inptu")
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (64, 40), (48, 48)])
+def test_the_randomised_driver_is_torchs_own_to_the_bit(shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    state = torch.get_rng_state()
+    found = _compute._randomized(weight, rank=8)
+    assert torch.equal(torch.get_rng_state(), state), "nobody else's draws are touched"
+    torch.manual_seed(_compute.SEED)
+    u, s, v = torch.svd_lowrank(weight, q=8 + _compute.OVERSAMPLING, niter=_compute.NUM_ITERATIONS)
+    for ours, theirs in zip(found, (u, s, v.T), strict=True):
+        assert torch.equal(ours, theirs)

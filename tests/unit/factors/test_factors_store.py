@@ -175,8 +175,9 @@ def test_weights_that_are_prepared_side_by_side_keep_the_bits_they_have_alone(tm
     monkeypatch.setattr(_store, "_at_a_time", lambda _: 4)
     weights = {str(seed): matrix(seed, (96, 160)) for seed in range(12)}
     together = FactorStore(tmp_path)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     together.prepare(weights, rank=32, driver=driver)
-    state = torch.get_rng_state()
+    assert torch.get_num_threads() == threads
     for weight in weights.values():
         expected = compute_factors(weight, rank=32, driver=driver)
         found = together.get(weight, rank=32, driver=driver)

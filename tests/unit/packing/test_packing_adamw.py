@@ -1,4 +1,4 @@
-"""Stacked AdamW does to each tensor what `torch.optim.AdamW` does; it stands on torch's private foreach operations."""
+"""AdamW over all slots does to each tensor what `torch.optim.AdamW` does; it stands on private operations of torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from loraxs_search.packing import adamw as room
 from loraxs_search.packing.adamw import Trained, adamw, clip_factor, gradient_norms
 
 
@@ -63,7 +64,14 @@ def run(trials: Sequence[Trial], num_steps: int) -> None:
         torch.testing.assert_close(norms, torch.stack([trial.expected_step() for trial in trials]))
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.fixture(autouse=True, params=["one_by_one", "all_in_one"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways, whatever the device."""
+    for name in ("one_by_one", "all_in_one"):
+        monkeypatch.setattr(room, name, getattr(room, request.param))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.builds(
@@ -110,4 +118,5 @@ def test_a_tensor_without_a_gradient_is_left_as_it_is() -> None:
     assert kept.tolist() == [1, 1]
     assert moved.tolist() != [1, 1]
     assert gradient_norms([[kept], [kept, moved]]).tolist() == pytest.approx([0, 2**0.5])
+    assert gradient_norms([[kept]]).tolist() == [0]
     adamw([])

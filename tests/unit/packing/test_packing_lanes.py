@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from loraxs_search.packing.lanes import Lanes, side_by_side
+from loraxs_search.packing.lanes import Lanes, lanes_of
 from loraxs_search.packing.plan import Pass, Share
 
 
@@ -52,6 +52,6 @@ def test_a_fault_is_raised_once_all_lanes_have_come_to_rest() -> None:
 
 
 def test_an_accelerator_has_one_lane() -> None:
-    assert side_by_side(torch.device("cuda")) == (1, 1)
-    count, threads = side_by_side(torch.device("cpu"))
+    assert lanes_of(torch.device("cuda")) == (1, 1)
+    count, threads = lanes_of(torch.device("cpu"))
     assert 1 <= count * threads <= torch.get_num_threads()

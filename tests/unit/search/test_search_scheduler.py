@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ray.tune.schedulers import FIFOScheduler
 
 from loraxs_search.records import (
@@ -12,7 +15,7 @@ from loraxs_search.records import (
     Task,
     TrialReport,
 )
-from loraxs_search.search.scheduler import StudyASHA, make_scheduler, stopped_before
+from loraxs_search.search.scheduler import StudyASHA, make_scheduler, stopped
 
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 PLAN = SearchPlan(max_steps=16, report_every=4, reduction_factor=2)
@@ -22,8 +25,13 @@ def report(trial_id: str, step: int, score: float) -> TrialReport:
     return TrialReport(trial_id, step, {"accuracy": score}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
 
 
+def tunes(trial_id: str) -> SimpleNamespace:
+    """A trial as Tune has it, under an id of its own."""
+    return SimpleNamespace(trial_id=f"{trial_id}-in-tune", config={"spec": json.dumps({"trial_id": trial_id})})
+
+
 def decide(scheduler: StudyASHA, trial_id: str, step: int, score: float) -> str:
-    trial = SimpleNamespace(trial_id=trial_id)
+    trial = tunes(trial_id)
     scheduler.on_trial_add(None, trial)
     return scheduler.on_trial_result(None, trial, {"step": step, "objective": score})
 
@@ -33,8 +41,8 @@ def test_a_weak_trial_is_stopped_with_a_reason_that_names_step_and_score() -> No
     assert isinstance(scheduler, StudyASHA)
     assert decide(scheduler, "a", 4, 0.8) == "CONTINUE"
     assert decide(scheduler, "b", 4, 0.6) == "STOP"
-    assert "step 4" in scheduler.reasons["b"]
-    assert "0.6" in scheduler.reasons["b"]
+    assert "step 4" in scheduler.stopped["b"]
+    assert "0.6" in scheduler.stopped["b"]
 
 
 def test_rungs_reached_before_a_restart_count_as_if_there_had_been_none() -> None:
@@ -53,20 +61,48 @@ def test_rungs_reached_before_a_restart_count_as_if_there_had_been_none() -> Non
 def test_a_trial_that_its_last_report_had_stopped_is_known_again_after_a_restart() -> None:
     """A driver that died between the report and the end once had the trial go on."""
     reports = [report("00000", 4, 0.8), report("00001", 4, 0.6), report("00002", 4, 0.9), report("00000", 16, 0.1)]
-    found = stopped_before(make_scheduler(PLAN, TASK, reports))
+    found = stopped(make_scheduler(PLAN, TASK, reports))
     assert list(found) == ["00001"]  # not the one that trained all its steps
     live = make_scheduler(PLAN, TASK, [])
     assert isinstance(live, StudyASHA)
     for told in reports[:2]:
         decide(live, told.trial_id, told.step, told.metrics["accuracy"])
-    assert found == live.reasons
+    assert found == live.stopped
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 7), st.floats(0, 1)), max_size=30), st.sets(st.integers(0, 30)))
+def test_restarts_change_no_decision(told: list[tuple[int, float]], restarts: set[int]) -> None:
+    """Whichever trials report what, and wherever the driver dies between two reports."""
+    undisturbed, resumed = make_scheduler(PLAN, TASK, []), make_scheduler(PLAN, TASK, [])
+    steps: dict[str, int] = {}
+    before: list[TrialReport] = []
+    for place, (number, score) in enumerate(told):
+        trial_id = f"{number:05d}"
+        if steps.get(trial_id, 0) >= 16 or trial_id in stopped(undisturbed):
+            continue
+        if place in restarts:
+            resumed = make_scheduler(PLAN, TASK, before)
+            assert stopped(resumed) == stopped(undisturbed)
+        steps[trial_id] = steps.get(trial_id, 0) + 4
+        before.append(report(trial_id, steps[trial_id], score))
+        for scheduler in (undisturbed, resumed):
+            assert isinstance(scheduler, StudyASHA)
+        assert decide(resumed, trial_id, steps[trial_id], score) == decide(
+            undisturbed, trial_id, steps[trial_id], score
+        )
+
+
+def test_a_trial_that_an_earlier_version_let_go_on_is_not_ended_for_what_it_once_was() -> None:
+    reports = [report("00000", 4, 0.8), report("00001", 4, 0.6), report("00001", 8, 0.9)]
+    assert stopped(make_scheduler(PLAN, TASK, reports)) == {}
 
 
 def test_decisions_are_taken_again_in_the_order_in_which_reports_came() -> None:
     """The first at a rung goes on, whichever started first."""
     first, second = report("00000", 4, 0.6), report("00001", 4, 0.8)
-    assert stopped_before(make_scheduler(PLAN, TASK, [first, second])) == {}
-    assert list(stopped_before(make_scheduler(PLAN, TASK, [second, first]))) == ["00000"]
+    assert stopped(make_scheduler(PLAN, TASK, [first, second])) == {}
+    assert list(stopped(make_scheduler(PLAN, TASK, [second, first]))) == ["00000"]
 
 
 def test_minimising_keeps_the_small() -> None:
@@ -80,9 +116,8 @@ def test_minimising_keeps_the_small() -> None:
 def test_a_failed_trial_leaves_the_rungs_alone() -> None:
     scheduler = make_scheduler(PLAN, TASK, [])
     assert isinstance(scheduler, StudyASHA)
-    trial = SimpleNamespace(trial_id="x")
-    scheduler.on_trial_add(None, trial)
-    scheduler.on_trial_complete(None, trial, {"step": 0, "failed": "diverged"})
+    scheduler.on_trial_add(None, tunes("x"))
+    scheduler.on_trial_complete(None, tunes("x"), {"step": 0, "failed": "diverged"})
     assert decide(scheduler, "a", 4, 0.1) == "CONTINUE"
 
 
@@ -90,4 +125,4 @@ def test_a_failed_trial_leaves_the_rungs_alone() -> None:
 def test_none_stops_nobody(name: str) -> None:
     scheduler = make_scheduler(SearchPlan(scheduler=name), TASK, [report("00000", 4, 0.1)])
     assert isinstance(scheduler, FIFOScheduler)
-    assert stopped_before(scheduler) == {}
+    assert stopped(scheduler) == {}
