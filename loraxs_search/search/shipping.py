@@ -1,4 +1,4 @@
-"""The environment that a search's processes get on every node: code, what the user asks for, versions; why it failed."""
+"""The environment that a search's processes get on every node: code, packages, versions; why it could not be made."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class LoopWatch(Callback):  # type: ignore[misc]  # ray is untyped
             raise _StoppedError
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Count losses of a trial's process that follow one another closely as one; a process no node can make is none."""
+        """Count losses of a trial's process that follow one another closely as one; tell of a node that is unfit."""
         if (error := _setup_error(trial)) is not None:
             self._unfit(error)
         now = time.monotonic()
@@ -106,7 +106,8 @@ def _setup_error(trial: Any) -> ClusterError | None:
     node = _SETUP_FAILED.search(said)
     if node is None:
         return None
-    told = f"Every node must be able to make the search's environment, but {node[1]} is not: {shipping.setup_problem(said)}"
+    why = shipping.setup_problem(said)
+    told = f"Every node must be able to make the search's environment, but {node[1]} is not: {why}"
     return ClusterError(told, hint=shipping.SETUP_HINT)
 
 

@@ -1,4 +1,4 @@
-"""`--runtime-env` with `pip` or `uv`: Ray installs packages on real nodes of this machine, from a real package index."""
+"""`--runtime-env` with `pip` or `uv`: Ray installs packages on real nodes of this machine, from a real index."""
 
 from __future__ import annotations
 
@@ -73,15 +73,20 @@ def launch(cluster: Cluster, in_search_home: Path, tiny_space: Path, tmp_path: P
 
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_a_search_runs_where_its_packages_are_installed(
-    installer: str, launch: Callable[..., tuple[int, str]], cluster: Cluster, tmp_path: Path, agree: Callable[..., object]
+    installer: str,
+    launch: Callable[..., tuple[int, str]],
+    cluster: Cluster,
+    tmp_path: Path,
+    agree: Callable[..., object],
 ) -> None:
     assert importlib.util.find_spec(PACKAGE) is None
     code, talk = launch(f"by-{installer}", f"{installer}: [{PACKAGE}]\n")
     assert code == 0, talk
     assert "makes the environment on every node" in talk
     agree(f"by-{installer}", 2)
-    client = [sys.executable, "-c", WHERE, cluster.address, str(tmp_path / "env.yaml"), PACKAGE]
-    place = subprocess.run(client, env={**os.environ, **cluster.env}, capture_output=True, text=True, timeout=120, check=False)
+    client, env = [sys.executable, "-c", WHERE, cluster.address], {**os.environ, **cluster.env}
+    client += [str(tmp_path / "env.yaml"), PACKAGE]
+    place = subprocess.run(client, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert f"/runtime_resources/{installer}/" in place.stdout, place.stderr
 
 

@@ -10,9 +10,9 @@ import pytest
 
 import loraxs_search
 from loraxs_search.errors import UsageError
-from loraxs_search.search.cluster import connected
 from loraxs_search.records import BaseModelRef
 from loraxs_search.search.actors import HostOrder
+from loraxs_search.search.cluster import connected
 from loraxs_search.search.kept import directory_name
 from loraxs_search.search.shipping import runtime_env, setup_problem
 
