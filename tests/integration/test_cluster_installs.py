@@ -21,6 +21,7 @@ from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 PACKAGE = "cowsay"  # small, pure Python, and nobody's dependency
+Launch = Callable[..., tuple[int, str]]
 SHORT = ("--set", "search.trials=2", "--set", "search.max_steps=4")
 
 
@@ -58,7 +59,7 @@ def cluster(nodes_ray: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-def launch(cluster: Cluster, in_search_home: Path, tiny_space: Path, tmp_path: Path) -> Callable[..., tuple[int, str]]:
+def launch(cluster: Cluster, in_search_home: Path, tiny_space: Path, tmp_path: Path) -> Launch:
     """Launch a search with a runtime environment; return its exit code and what it said."""
 
     def run(study: str, environment: str, *options: str) -> tuple[int, str]:
@@ -74,7 +75,7 @@ def launch(cluster: Cluster, in_search_home: Path, tiny_space: Path, tmp_path: P
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_a_search_runs_where_its_packages_are_installed(
     installer: str,
-    launch: Callable[..., tuple[int, str]],
+    launch: Launch,
     cluster: Cluster,
     tmp_path: Path,
     agree: Callable[..., object],
@@ -91,9 +92,7 @@ def test_a_search_runs_where_its_packages_are_installed(
 
 
 @pytest.mark.parametrize("installer", ["pip", "uv"])
-def test_a_package_that_does_not_exist_is_told_before_any_trial(
-    installer: str, launch: Callable[..., tuple[int, str]]
-) -> None:
+def test_a_package_that_does_not_exist_is_told_before_any_trial(installer: str, launch: Launch) -> None:
     code, talk = launch("absent", f"{installer}: [loraxs-search-has-no-such-package==1.0]\n")
     assert code == 1, talk
     assert talk.count(": environment: ") == 2, "one for each node"
@@ -102,7 +101,7 @@ def test_a_package_that_does_not_exist_is_told_before_any_trial(
     assert not StudyFolder.exists("absent"), "nothing is written"
 
 
-def test_a_package_that_changes_a_version_of_ours_is_refused_by_name(launch: Callable[..., tuple[int, str]]) -> None:
+def test_a_package_that_changes_a_version_of_ours_is_refused_by_name(launch: Launch) -> None:
     code, talk = launch("unlike", "pip: {packages: [peft==0.21.1], pip_install_options: [--no-deps]}\n")
     assert code == 1, talk
     assert talk.count(f"versions: peft 0.21.1, the driver has {version('peft')}") == 2
