@@ -52,8 +52,6 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
             "`--runtime-env` must be given with --address: on this machine trials run in the environment at hand.",
             hint="leave it out, or name a cluster",
         )
-    here = {"env_vars": {"LORAXS_HOME": str(home())}}
-    env = here if address is None else shipping.runtime_env(runtime_env)
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints tracebacks of trials; the ledger has reasons
@@ -63,6 +61,8 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
     if ray.is_initialized():  # a program that brought its own connection keeps it
         yield
         return
+    here = {"env_vars": {"LORAXS_HOME": str(home())}}
+    env = here if address is None else shipping.runtime_env(runtime_env)
     _check_answers(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _ANSWER_S, _FAST_ANSWER_S = 180.0, 60.0
 _INSTALL_S = 900.0  # a node that is told to install packages first
-_INSTALLERS = ("uv", "pip", "conda", "image_uri", "container")
 CLUSTER = "cluster"
 
 
@@ -120,10 +119,7 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
 
 
 def _patience(thorough: bool) -> float:
-    import ray
-
-    installs = any(key in ray.get_runtime_context().runtime_env for key in _INSTALLERS)
-    return _INSTALL_S if installs else _ANSWER_S if thorough else _FAST_ANSWER_S
+    return _INSTALL_S if shipping.installers() else _ANSWER_S if thorough else _FAST_ANSWER_S
 
 
 def _files(space: Space) -> list[str]:
@@ -143,7 +139,7 @@ def _ask(node: Node, question: dict[str, Any]) -> ray.ObjectRef[Any]:
 
 def _judge_answer(node: Node, asked_at: float, answer: Any, limit_s: float, expected: Expected) -> list[Finding]:
     import ray
-    from ray.exceptions import GetTimeoutError, RayError
+    from ray.exceptions import GetTimeoutError, RayError, RuntimeEnvSetupError
 
     try:
         ready = ray.get(answer, timeout=max(0.1, asked_at + limit_s - time.time()))
@@ -152,6 +148,9 @@ def _judge_answer(node: Node, asked_at: float, answer: Any, limit_s: float, expe
     except RayError as error:
         if node.node_id not in {living.node_id for living in living_nodes()}:
             return []  # it left meanwhile, as it may during a search
+        if isinstance(error, RuntimeEnvSetupError):
+            problem = shipping.setup_problem(str(error))
+            return [Finding(node.address, "environment", "fail", problem, shipping.SETUP_HINT)]
         return [silent(node.address, str(error).strip().splitlines()[-1])]
     answered_at, said_at = time.time(), ready.pop("at")
     # Its clock was read at some time between question and answer: only what lies outside is skew.

@@ -110,7 +110,7 @@ def _versions(facts: NodeFacts, expected: Mapping[str, str]) -> Finding:
         text = f"{package} {found or 'missing'}, the driver has {wanted}"
         (grave if _is_grave(package, found, wanted) else slight).append(text)
     if grave or slight:
-        hint = "install the same versions on every node, or ship them: --runtime-env FILE.yaml with `uv` or `pip`"
+        hint = "install the same versions on every node, or have `uv` or `pip` in a --runtime-env FILE ask for them"
         return Finding(facts.node, "versions", "fail" if grave else "warn", "; ".join(grave + slight), hint)
     return Finding(facts.node, "versions", "ok", f"Python {facts.versions.get('python')}, packages as the driver's")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,14 @@ from loraxs_search.search.leases import RENEW_S
 _PACKAGE = Path(__file__).parents[1]
 
 
-def directory_name(order: HostOrder) -> str:
-    """Return the name of the directory whose hosts may serve an order: the same order, made by the same code."""
-    seen = hashlib.sha256(repr(asdict(order) | {"make": order.make.__qualname__}).encode())
+def directory_name(order: HostOrder, installed: Mapping[str, Any]) -> str:
+    """Return the name of the directory whose hosts may serve an order: the same order, made by the same code.
+
+    Args:
+        installed: What nodes have to install for the search.
+    """
+    whole = asdict(order) | {"make": order.make.__qualname__, "installed": installed}
+    seen = hashlib.sha256(repr(whole).encode())
     for path in sorted(_PACKAGE.rglob("*.py")):
         seen.update(path.relative_to(_PACKAGE).as_posix().encode() + path.read_bytes())
     return f"directory-{seen.hexdigest()[:32]}"

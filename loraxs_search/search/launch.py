@@ -184,7 +184,8 @@ def _absolute(storage: str | None) -> str | None:
 def _run_one(
     info: StudyInfo, space: Space, cluster: Cluster, view: SearchView, stop: threading.Event | None
 ) -> SearchResult:
-    view.phase("starting Ray")
+    installing = ", which first makes the environment on every node" if cluster.runtime_env else ""
+    view.phase(f"starting Ray{installing}")
     with _ready([space], info.tracking_uri, cluster) as pool:
         return Driver(info, space, view, stop or threading.Event()).run(pool)
 

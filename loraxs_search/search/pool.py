@@ -38,7 +38,8 @@ class HostPool:
     def __init__(self, order: HostOrder, plans: Sequence[SearchPlan]) -> None:
         order = replace(order, versions=shipping.versions())
         keep_s = max(plan.keep_hosts_s or 0.0 for plan in plans)
-        self.directory_name = directory_name(order) if keep_s else f"directory-{uuid.uuid4().hex}"
+        lasting = directory_name(order, shipping.installers())
+        self.directory_name = lasting if keep_s else f"directory-{uuid.uuid4().hex}"
         self._num_studies, self._pack_size = len(plans), order.pack_size
         # Trials that a host advances at once.
         self.trials_at_once = (

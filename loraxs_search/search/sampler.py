@@ -76,6 +76,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             return f"the time budget of {self._plan.time_budget_s:g} s is used up"
         return None
 
+    def break_off(self, error: LoraxsError) -> None:
+        """End the search for what no trial is to blame for; the first error stands."""
+        self.broken = self.broken or error
+
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         return True  # it holds back itself, by what the cluster has room for at the time
 
@@ -100,7 +104,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             with storage_faults(self._path):
                 return act()
         except LoraxsError as error:
-            self.broken = self.broken or error
+            self.break_off(error)
             return None
 
     def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:

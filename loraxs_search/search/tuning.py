@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 import uuid
@@ -14,7 +15,9 @@ from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.stopper import Stopper
 
+from loraxs_search.errors import ClusterError
 from loraxs_search.records import SearchPlan
+from loraxs_search.search import shipping
 from loraxs_search.search.sampler import StudySearcher
 from loraxs_search.search.trainable import TrialTrainable
 
@@ -41,6 +44,9 @@ _SETTING_UP = threading.Lock()
 ONE_LOSS_S = 60.0
 
 
+_SETUP_FAILED = re.compile(r"runtime env.*\n\[Node ([^\]]+)\]")
+
+
 class _StoppedError(Exception):
     """Ends Tune's loop."""
 
@@ -55,11 +61,18 @@ class LoopWatch(Callback):  # type: ignore[misc]  # ray is untyped
     Args:
         is_over: Asked at each turn of the loop.
         begun: Called at each turn of the loop.
+        unfit: Called with what is wrong when a node cannot run trials, as one that joined late may not.
         deadline: Seconds since the epoch.
     """
 
-    def __init__(self, is_over: Callable[[], bool], begun: Callable[[], None], deadline: float | None = None) -> None:
-        self._is_over, self._begun, self._deadline = is_over, begun, deadline
+    def __init__(
+        self,
+        is_over: Callable[[], bool],
+        begun: Callable[[], None],
+        unfit: Callable[[ClusterError], None],
+        deadline: float | None = None,
+    ) -> None:
+        self._is_over, self._begun, self._unfit, self._deadline = is_over, begun, unfit, deadline
         self._lost_at: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,12 +85,30 @@ class LoopWatch(Callback):  # type: ignore[misc]  # ray is untyped
             raise _StoppedError
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Count losses of a trial's process that follow one another closely as one."""
+        """Count losses of a trial's process that follow one another closely as one; tell of a node that is unfit."""
+        if (error := _setup_error(trial)) is not None:
+            self._unfit(error)
         now = time.monotonic()
         if now - self._lost_at.get(trial.trial_id, -ONE_LOSS_S) < ONE_LOSS_S:
             trial.max_failures += 1
         else:
             self._lost_at[trial.trial_id] = now
+
+
+def _setup_error(trial: Any) -> ClusterError | None:
+    """Return what is wrong with the node that could not make a trial's environment, if that is why it was lost.
+
+    Tune hands the error itself to nobody; it has just been written to the end of the trial's file.
+    """
+    if not trial.error_file or not Path(trial.error_file).exists():
+        return None
+    _, _, said = Path(trial.error_file).read_text(encoding="utf-8").rpartition("\nFailure # ")
+    node = _SETUP_FAILED.search(said)
+    if node is None:
+        return None
+    why = shipping.setup_problem(said)
+    told = f"Every node must be able to make the search's environment, but {node[1]} is not: {why}"
+    return ClusterError(told, hint=shipping.SETUP_HINT)
 
 
 def run_tuner(
@@ -92,6 +123,10 @@ def run_tuner(
 
     Results are in the study folder, not in Tune's grid.
     """
+
+    def over() -> bool:
+        return stop.is_set() or searcher.broken is not None
+
     with contextlib.suppress(_StoppedError), contextlib.ExitStack() as setting_up:
         setting_up.enter_context(_SETTING_UP)
         tuner = tune.Tuner(
@@ -111,7 +146,7 @@ def run_tuner(
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # snapshots are ours, see StudyKeeper
                 failure_config=FailureConfig(max_failures=plan.max_failures),
                 stop=DeadlineStopper(deadline) if deadline else None,
-                callbacks=[LoopWatch(lambda: stop.is_set() or searcher.broken is not None, setting_up.close, deadline)],
+                callbacks=[LoopWatch(over, setting_up.close, searcher.break_off, deadline)],
                 verbose=0,
             ),
         )

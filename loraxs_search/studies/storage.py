@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import urllib.parse
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ class Storage:
     """Whole objects by key, below one address; each is replaced whole or not at all.
 
     Args:
-        uri: A folder, or `s3://bucket/prefix`; a server that is not AWS is named by AWS_ENDPOINT_URL.
+        uri: A folder that is there, or `s3://bucket/prefix`; a server that is not AWS is named by AWS_ENDPOINT_URL.
+            A folder is not made: where a share is not mounted, its copy would be on this machine, and its lease seen by
+            nobody.
 
     Raises:
         StorageError: the address is malformed or not one of these.
@@ -36,7 +39,7 @@ class Storage:
         """
         try:
             if self._folder is not None:
-                write_atomic(self._folder / key, content)
+                write_atomic(self._there(self._folder) / key, content)
                 return
             with self._files.open_output_stream(f"{self._root}/{key}") as stream:
                 stream.write(content)
@@ -51,7 +54,7 @@ class Storage:
         """
         try:
             if self._folder is not None:
-                return (self._folder / key).read_bytes()
+                return _read(self._there(self._folder) / key)
             with self._files.open_input_stream(f"{self._root}/{key}") as stream:
                 return bytes(stream.read())
         except FileNotFoundError:
@@ -63,7 +66,7 @@ class Storage:
         """Delete an object; one that is not there is no error."""
         try:
             if self._folder is not None:
-                (self._folder / key).unlink(missing_ok=True)
+                (self._there(self._folder) / key).unlink(missing_ok=True)
             else:
                 self._files.delete_file(f"{self._root}/{key}")
         except FileNotFoundError:
@@ -85,7 +88,7 @@ class Storage:
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _keys(self, prefix: str) -> Iterator[str]:
         if self._folder is not None:
-            below = (self._folder / prefix).rglob("*")
+            below = (self._there(self._folder) / prefix).rglob("*")
             yield from (str(path.relative_to(self._folder)) for path in below if path.is_file())
             return
         from pyarrow.fs import FileSelector, FileType
@@ -95,12 +98,33 @@ class Storage:
             if found.type == FileType.File:
                 yield found.path.removeprefix(f"{self._root}/")
 
+    def _there(self, folder: Path) -> Path:
+        if not folder.is_dir():
+            raise StorageError(
+                f"The storage at {self.uri} must be a folder that is there, but it is not.",
+                hint=f"mount the share that holds it, or if it is new: `mkdir -p {folder}`",
+            )
+        return folder
+
     def _error(self, what: str, key: str, error: Exception) -> StorageError:
-        return StorageError(
-            f"The storage at {self.uri} must be {what}, but {key}: {error}.",
-            hint="check the address and the account: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's "
-            "role; AWS_ENDPOINT_URL for a server that is not AWS",
-        )
+        hint = _S3_HINT if self._folder is None else "check that its share is mounted here, has room and may be used"
+        return StorageError(f"The storage at {self.uri} must be {what}, but {key}: {error}.", hint=hint)
+
+
+_S3_HINT = (
+    "check the address and the account: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role; "
+    "AWS_ENDPOINT_URL for a server that is not AWS"
+)
+
+
+def _read(path: Path) -> bytes:
+    """Read a file that another machine may replace meanwhile: NFS then takes the old one away under its reader."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+    return path.read_bytes()
 
 
 def _bucket(uri: str) -> tuple[Any, str]:

@@ -12,6 +12,7 @@ from loraxs_search.studies import Storage
 def storage_uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty place of each kind."""
     if request.param == "folder":
+        (tmp_path / "shared").mkdir()
         return str(tmp_path / "shared")
     bucket: str = request.getfixturevalue("s3_bucket")
     return f"{bucket}/studies of mine"

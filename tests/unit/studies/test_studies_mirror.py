@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -96,6 +97,44 @@ def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(StorageError, match="s3://bucket/x must be readable") as caught:
         Storage("s3://bucket/x").get("key")
     assert "AWS_ENDPOINT_URL" in str(caught.value.hint)
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, machine: Callable[[str], Path]) -> None:
+    """Where its share is not mounted, the copy would go to this machine's own disk."""
+    machine("one")
+    shared = tmp_path / "mount" / "studies"
+    for use in (lambda: Storage(str(shared)).put("a", b""), lambda: check_new_in(Storage(str(shared)), "s")):
+        with pytest.raises(StorageError, match="must be a folder that is there") as caught:
+            use()
+        assert f"mkdir -p {shared}" in str(caught.value.hint)
+    assert not shared.parent.exists()
+    shared.mkdir(parents=True)
+    held = Lease(Storage(str(shared)), "s")
+    held.take()
+    shared.parent.rename(tmp_path / "away")
+    with pytest.raises(StorageError):  # not that another has taken the lease: the search goes on
+        held.renew()
+    (tmp_path / "away").rename(shared.parent)
+    held.renew()
+
+
+def test_a_file_that_another_machine_replaces_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, stale = Storage(str(tmp_path)), [OSError(errno.ESTALE, "Stale file handle")]
+    storage.put("a", b"content")
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) if not stale else fail(stale.pop()))
+    assert storage.get("a") == b"content"
+    stale += [OSError(errno.EIO, "Input/output error")]
+    with pytest.raises(StorageError, match="Input/output error") as caught:
+        storage.get("a")
+    assert "mounted" in str(caught.value.hint)
+    assert "AWS" not in str(caught.value.hint)
+
+
+def fail(error: OSError) -> bytes:
+    raise error
 
 
 # ---- copies ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,144 @@
+"""`--runtime-env` with `pip` or `uv`: Ray installs packages on real nodes of this machine, from a real index."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from faults.nodes import Cluster, Node
+from faults.world import World
+
+from loraxs_search.studies import StudyFolder
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
+PACKAGE = "cowsay"  # small, pure Python, and nobody's dependency
+Launch = Callable[..., tuple[int, str]]
+SHORT = ("--set", "search.trials=2", "--set", "search.max_steps=4")
+
+
+@pytest.fixture(scope="module")
+def nodes_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `ray` of an environment that Ray copies in seconds: it holds virtualenv, and sees all that this one has."""
+    folder = tmp_path_factory.mktemp("nodes") / "env"
+    venv.create(folder, with_pip=True)
+    install = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "virtualenv", PACKAGE]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no package index: {done.stderr.strip().splitlines()[-1]}")
+    uninstall = [folder / "bin" / "pip", "uninstall", "--quiet", "--yes", PACKAGE]
+    subprocess.run(uninstall, timeout=60, check=True)
+    ours, theirs = (next(Path(place, "lib").glob("python3*/site-packages")) for place in (sys.prefix, folder))
+    (theirs / "ours.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
+    ray = folder / "bin" / "ray"
+    ray.write_text(f"#!{folder}/bin/python\nfrom ray.scripts.scripts import main\nmain()\n")
+    ray.chmod(0o755)
+    return ray
+
+
+@pytest.fixture(scope="module")
+def cluster(nodes_ray: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A head and a worker."""
+    folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp"))  # short, for Ray's sockets
+    homes = {number: tmp_path_factory.mktemp("node-home") for number in range(3)}
+    made = Cluster(folder, [Node(), Node()], homes, ray=nodes_ray)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def launch(cluster: Cluster, in_search_home: Path, tiny_space: Path, tmp_path: Path) -> Launch:
+    """Launch a search with a runtime environment; return its exit code and what it said."""
+
+    def run(study: str, environment: str, *options: str) -> tuple[int, str]:
+        file = tmp_path / "env.yaml"
+        file.write_text(environment)
+        world = World(tmp_path, in_search_home, env=cluster.env)
+        options = ("--address", cluster.address, "--runtime-env", str(file), *(options or SHORT))
+        return world.end(world.launch(study, *options, space=tiny_space))
+
+    return run
+
+
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_a_search_runs_where_its_packages_are_installed(
+    installer: str,
+    launch: Launch,
+    cluster: Cluster,
+    tmp_path: Path,
+    agree: Callable[..., object],
+) -> None:
+    assert importlib.util.find_spec(PACKAGE) is None
+    code, talk = launch(f"by-{installer}", f"{installer}: [{PACKAGE}]\n")
+    assert code == 0, talk
+    assert "makes the environment on every node" in talk
+    agree(f"by-{installer}", 2)
+    client, env = [sys.executable, "-c", WHERE, cluster.address], {**os.environ, **cluster.env}
+    client += [str(tmp_path / "env.yaml"), PACKAGE]
+    place = subprocess.run(client, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert f"/runtime_resources/{installer}/" in place.stdout, place.stderr
+
+
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_a_package_that_does_not_exist_is_told_before_any_trial(installer: str, launch: Launch) -> None:
+    code, talk = launch("absent", f"{installer}: [loraxs-search-has-no-such-package==1.0]\n")
+    assert code == 1, talk
+    assert talk.count(": environment: ") == 2, "one for each node"
+    assert "loraxs-search-has-no-such-package" in talk
+    assert "put right what --runtime-env asks for" in talk
+    assert not StudyFolder.exists("absent"), "nothing is written"
+
+
+def test_a_package_that_changes_a_version_of_ours_is_refused_by_name(launch: Launch) -> None:
+    code, talk = launch("unlike", "pip: {packages: [peft==0.21.1], pip_install_options: [--no-deps]}\n")
+    assert code == 1, talk
+    assert talk.count(f"versions: peft 0.21.1, the driver has {version('peft')}") == 2
+    assert not StudyFolder.exists("unlike")
+
+
+def test_a_late_node_that_cannot_install_ends_the_search_and_resume_goes_on_without_it(
+    cluster: Cluster, in_search_home: Path, tiny_space: Path, tmp_path: Path, agree: Callable[..., object]
+) -> None:
+    (tmp_path / "env.yaml").write_text(f"pip: [{PACKAGE}]\n")
+    world = World(tmp_path, in_search_home, env=cluster.env)
+    where = ("--address", cluster.address, "--runtime-env", str(tmp_path / "env.yaml"))
+    plan = ("search.trials=5", "search.max_steps=300", "search.report_every=10", "search.scheduler=none")
+    longer = [word for override in plan for word in ("--set", override)]
+    search = world.launch("late", *where, *longer, space=tiny_space)
+    world.wait_for(search, (in_search_home / "studies" / "late").exists)
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    (lacking / "virtualenv.py").write_text("raise ImportError('this node has none')\n")
+    late = cluster.join(PYTHONPATH=str(lacking))
+    code, talk = world.end(search)
+    late.kill()
+    assert code == 1, talk
+    assert "must be able to make the search's environment, but " in talk
+    assert "Please install virtualenv" in talk
+    world.resume("late", *where)
+    agree("late", 5)
+
+
+WHERE = """
+import sys
+from loraxs_search.search.cluster import connected
+with connected(sys.argv[1], runtime_env=sys.argv[2]):
+    import ray
+    @ray.remote(num_cpus=1)
+    def where(package):
+        import importlib
+        return importlib.import_module(package).__file__
+    print(ray.get(where.remote(sys.argv[3])))
+"""
