@@ -21,13 +21,16 @@ PADDED = "loraxs_padded"  # what transformers knows it by
 _VECTOR_BYTES = 64  # the widest vector of a CPU
 _VECTOR = _VECTOR_BYTES // 4  # float32 numbers in one
 
+# Attention that rounds elsewhere makes 1.3 % of a bfloat16 base's hidden states, and 3 % of a new head's small logits.
+_ROUNDING = 5e-2
+
 # What models hand to an attention function beside queries, keys, values, mask, scale and dropout, and plain attention
 # has no use for. Whatever else a model asks for (a soft cap, sinks, a position bias) is not here to be had.
 _NO_MATTER = {"position_ids", "position_embeddings", "cache_position", "is_causal", "use_cache", "sliding_window"}
 
 
 def use_padded_attention(model: PreTrainedModel) -> bool:
-    """Have a model compute attention this way if its logits stay what they are; return whether they do.
+    """Have a model compute attention this way if its hidden states stay what they are; return whether they do.
 
     Args:
         model: Loaded with "eager" attention, in evaluation mode; left so where its attention is of another kind.
@@ -43,11 +46,16 @@ def use_padded_attention(model: PreTrainedModel) -> bool:
 def _stays_the_same(model: PreTrainedModel) -> bool:
     try:
         inputs = made_up_rows(model)
-        expected = model(**inputs).logits
+        expected = _hidden_states(model, inputs)
         model.set_attn_implementation(PADDED)
-        return alike(model(**inputs).logits, expected)
+        return alike(_hidden_states(model, inputs), expected, _ROUNDING)
     except Exception:  # noqa: BLE001  # whatever a foreign base does: it computes attention its own way
         return False
+
+
+def _hidden_states(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Return what the body makes of real tokens, shape (n, T, width), and zero at padding."""
+    return model.base_model(**inputs)[0] * inputs["attention_mask"].unsqueeze(-1)
 
 
 def padded_attention(

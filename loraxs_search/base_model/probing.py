@@ -35,12 +35,12 @@ def ended(ids: Tensor, config: PretrainedConfig) -> Tensor:
     return rows
 
 
-def alike(actual: Tensor, expected: Tensor) -> bool:
-    """Return whether two results, of a row each, differ by rounding only.
+def alike(actual: Tensor, expected: Tensor, tolerance: float = _TOLERANCE) -> bool:
+    """Return whether two results, of a row each, differ by rounding only: by `tolerance` of their norm.
 
     Never where `expected` proves nothing: it is not finite, or its own rows differ by no more, as of a head of zeros.
     """
     if actual.shape != expected.shape:
         return False
-    rounding = _TOLERANCE * expected.norm()
+    rounding = tolerance * expected.norm()
     return bool((actual - expected).norm() <= rounding < (expected - expected.flip(0)).norm())

