@@ -55,7 +55,8 @@ def _stays_the_same(model: PreTrainedModel) -> bool:
 
 def _hidden_states(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     """Return what the body makes of real tokens, shape (n, T, width), and zero at padding."""
-    return model.base_model(**inputs)[0] * inputs["attention_mask"].unsqueeze(-1)
+    states: Tensor = model.base_model(**inputs)[0]
+    return states * inputs["attention_mask"].unsqueeze(-1)
 
 
 def padded_attention(

@@ -87,7 +87,7 @@ class Shortcut:
             self._stand_in(depth)
             states = self.entering(inputs) * real[..., None]  # padding is not kept
             with self.given(states):
-                same = alike(self._model(**inputs).logits, whole) and alike(*left)
+                same = alike(self._model(**inputs).logits, whole) and alike(left[1], left[0])
             return states[0, 0].nbytes if same else 0
         except Exception:  # noqa: BLE001  # whatever a foreign base does: it is computed in full
             return 0
