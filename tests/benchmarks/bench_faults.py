@@ -8,8 +8,8 @@ quickstart's base on real rows; MLflow runs on PostgreSQL with artifacts on an S
 After each fault journal, Optuna and MLflow are held against each other. A fault that cannot be made here (no right to
 mount or to make network namespaces, no PostgreSQL) is told as skipped.
 
---add goes on from the table that the JSON holds: other faults beside it, more times of the same, at other moments. A
-table of many hours can so be made in pieces, and `--only none --add` shows it.
+--add goes on from the table that the JSON holds, if there is one: other faults beside it, more times of the same, at
+other moments. A table of many hours can so be made in pieces, and `--only none --add` shows it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def main() -> int:
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     wanted = set((arguments.only or "a,b,c,d,e,f").split(","))
     chosen = {name: case for name, (group, case) in CASES.items() if {name, group} & wanted}
-    rows = {row["fault"]: row for row in json.loads(arguments.json.read_text())} if arguments.add else {}
+    if arguments.add and not arguments.json:
+        parser.error("--add goes on from a table: name it with --json FILE")
+    begun = arguments.add and arguments.json.exists()
+    rows = {row["fault"]: row for row in json.loads(arguments.json.read_text())} if begun else {}
     with tempfile.TemporaryDirectory(prefix="lx-") as folder:
         warm = arguments.warm or Path(folder) / "warm"
         if not warm.exists():
