@@ -236,8 +236,7 @@ def resume(
     info = folder.info
     if folder.candidates() is not None:
         return close_finished(folder)
-    text = folder.space_path.read_text()
-    space = parse_space(text, source=info.space_source, folder=Path(info.space_folder), name=info.name)
+    space = parse_space(folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name)
     return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
 
 

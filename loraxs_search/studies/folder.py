@@ -21,11 +21,11 @@ from loraxs_search.records import (
     PromotionRule,
     SearchPlan,
     Task,
-    from_json,
     to_json,
 )
 from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.reading import read_record, read_text
 from loraxs_search.studies.snapshots import snapshot_path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -75,7 +75,7 @@ class StudyFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.info = from_json(StudyInfo, (path / "study.json").read_bytes())
+        self.info = read_record(StudyInfo, path / "study.json")
 
     @classmethod
     def create(cls, info: StudyInfo, space_text: str) -> StudyFolder:
@@ -128,7 +128,7 @@ class StudyFolder:
         """Open a study by name.
 
         Raises:
-            StudyError: there is no such study.
+            StudyError: there is no such study, or its `study.json` is damaged.
         """
         if not cls.exists(name):
             known = list_studies()
@@ -143,6 +143,10 @@ class StudyFolder:
     @property
     def space_path(self) -> Path:
         return self.path / "space.yaml"
+
+    def space_text(self) -> str:
+        """Return the space as it was launched."""
+        return read_text(self.space_path)
 
     @property
     def optuna_path(self) -> Path:
@@ -217,9 +221,7 @@ class StudyFolder:
     def candidates(self) -> list[Candidate] | None:
         """Return the scored candidates, best first by validation, or None when the search has not come to its end."""
         path = self.path / "candidates.json"
-        if not path.exists():
-            return None
-        return from_json(_CandidateFile, path.read_bytes()).candidates
+        return read_record(_CandidateFile, path).candidates if path.exists() else None
 
 
 @dataclass(frozen=True)
