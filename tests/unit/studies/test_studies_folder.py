@@ -87,6 +87,27 @@ def test_two_drivers_cannot_hold_a_study_and_a_dead_one_lets_go() -> None:
     assert not folder.is_running()
 
 
+def test_who_asks_whether_a_study_runs_writes_nothing_and_holds_nothing() -> None:
+    """It may lie on a disk that only others write to, and two may ask at once."""
+    folder = StudyFolder.create(info("one"), "")
+    assert not folder.is_running()
+    assert not (folder.path / "study.lock").exists()
+    with folder.lock():
+        pass
+    (folder.path / "study.lock").chmod(0o444)
+    code = (
+        "import sys, time, fcntl, pathlib\n"
+        "file = pathlib.Path(sys.argv[1]).open('rb'); fcntl.flock(file, fcntl.LOCK_SH)\n"
+        "print('asks', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(folder.path / "study.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "asks\n"
+        assert not folder.is_running()
+        other.kill()
+
+
 def test_a_snapshot_replaces_the_one_before() -> None:
     folder = StudyFolder.create(info("one"), "")
     assert folder.read_snapshot("00000") is None
