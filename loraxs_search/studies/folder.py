@@ -117,11 +117,20 @@ class StudyFolder:
                 f"A study name must be letters, digits, `_`, `.` and `-` (at most 100), but got {name!r}.",
                 hint="choose another with --name",
             )
+        path = studies_root() / name
+        if not path.exists():
+            return
         if cls.exists(name):
             raise StudyError(
                 f"Study {name!r} already exists.",
                 hint=f"go on with `loraxs-search resume {name}`, or choose another name with --name",
             )
+        # A fetch was cut short, or the file was taken away.
+        raise StudyError(
+            f"Study {name!r} must be new, but {path} is there, without study.json.",
+            hint=f"move it away, fetch it whole with `loraxs-search resume {name} --storage URI`, or choose "
+            "another name with --name",
+        )
 
     @classmethod
     def open(cls, name: str) -> StudyFolder:

@@ -44,6 +44,18 @@ def test_a_taken_name_is_refused_with_the_way_on() -> None:
     assert StudyFolder.open("one").space_path.read_text() == "first"
 
 
+def test_a_folder_that_is_no_whole_study_is_not_taken_for_a_new_one() -> None:
+    """As when a machine was lost while it fetched one."""
+    left = studies_root() / "one" / "journal.jsonl"
+    left.parent.mkdir(parents=True)
+    left.write_text("")
+    for use in (lambda: StudyFolder.check_new("one"), lambda: StudyFolder.create(info("one"), "")):
+        with pytest.raises(StudyError, match=r"must be new, but .*studies/one is there, without study\.json"):
+            use()
+    assert left.exists()
+    assert [path.name for path in studies_root().iterdir()] == ["one"]
+
+
 def test_of_many_at_once_one_creates_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
 
