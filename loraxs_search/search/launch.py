@@ -239,6 +239,8 @@ def resume(
     info = folder.info
     if folder.candidates() is not None:
         return close_finished(folder)
+    with folder.lock():  # told before Ray is started and the base loaded, where another is at work
+        pass
     space = parse_space(folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name)
     return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
 

@@ -180,3 +180,18 @@ def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytes
     assert "versions" not in bad
     monkeypatch.setenv("LORAXS_HOME", "/proc/nowhere")
     assert probe.facts_here(question)["home_problem"]
+
+
+def test_a_storage_is_looked_at_before_a_search(tmp_path: Path) -> None:
+    assert examined(str(tmp_path)) == Finding("driver", "storage", "ok", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    missing = examined(str(tmp_path / "unmounted"))
+    assert (missing.verdict, bool(missing.hint)) == ("fail", True)
+    assert "must be a folder that is there" in missing.value
+    assert examined("gs://bucket").verdict == "fail"
+
+
+def examined(uri: str) -> Finding:
+    from loraxs_search.search.doctor import _storage
+
+    return _storage(uri)
