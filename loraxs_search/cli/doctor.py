@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 from typer.exceptions import Exit
 
-from loraxs_search.cli._output import AddressOption, JsonOption, RuntimeEnvOption, TrackingOption, emit, print_table
+from loraxs_search.cli._output import (
+    AddressOption,
+    JsonOption,
+    RuntimeEnvOption,
+    StorageOption,
+    TrackingOption,
+    emit,
+    print_table,
+)
 
 
 def command(
@@ -18,16 +26,18 @@ def command(
     address: AddressOption = None,
     tracking_uri: TrackingOption = None,
     runtime_env: RuntimeEnvOption = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a cluster, or this machine, before a search.
 
     On each node: versions, GPUs and memory, storage, open files, the clock, the way to MLflow; with a space also its
-    files, where its base comes from, and the hub if it is needed. Exits 1 when something stands in the way.
+    files, where its base comes from, and the hub if it is needed; with --storage that it can be written from here.
+    Exits 1 when something stands in the way.
     """
     from loraxs_search.search.doctor import examine
 
-    findings = examine(space, address=address, tracking_uri=tracking_uri, runtime_env=runtime_env)
+    findings = examine(space, address=address, tracking_uri=tracking_uri, runtime_env=runtime_env, storage=storage)
 
     def show() -> None:
         columns = ("node", "check", "verdict", "value")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table
+from loraxs_search.errors import StudyError
 from loraxs_search.reports import leaderboard, progress
 from loraxs_search.studies import StudyFolder, list_studies
 
@@ -43,12 +44,7 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
 
 
 def _all(as_json: bool) -> None:
-    summaries = []
-    for name in list_studies():
-        folder = StudyFolder.open(name)
-        counts = progress(folder.journal().records.values(), folder.info.search)
-        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.info.created_at))
-        summaries.append((name, folder.info.task.name, _state(folder), f"{counts.ended}/{counts.num_trials}", created))
+    summaries = [_summary(name) for name in list_studies()]
     columns = ("study", "task", "state", "trials", "created")
     value = [dict(zip(columns, row, strict=True)) for row in summaries]
 
@@ -58,6 +54,18 @@ def _all(as_json: bool) -> None:
             print("\nno studies yet: start one with `loraxs-search launch movie_reviews`", file=sys.stderr)
 
     emit(as_json, value, show)
+
+
+def _summary(name: str) -> tuple[str, str, str, str, str]:
+    try:
+        folder = StudyFolder.open(name)
+        counts = progress(folder.journal().records.values(), folder.info.search)
+        state = _state(folder)
+    except StudyError as error:  # the others are shown all the same
+        print(f"warning: {error.message}", file=sys.stderr)
+        return name, "-", "damaged", "-", "-"
+    created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.info.created_at))
+    return name, folder.info.task.name, state, f"{counts.ended}/{counts.num_trials}", created
 
 
 def _state(folder: StudyFolder) -> str:

@@ -16,12 +16,12 @@ def command(
 ) -> None:
     """Write to MLflow what studies could not while it was away.
 
-    Repeating it changes nothing. Exits 1 when records still wait.
+    Repeating it changes nothing. Exits 1 when records still wait, or a study is damaged.
     """
     from loraxs_search.search.sync import sync
 
     done = list(sync(study))
     columns = ("study", "records", "problem")
     emit(as_json, done, lambda: print_table(columns, [(it.study, it.state, it.problem) for it in done]))
-    if any(it.state == "waiting" for it in done):
+    if any(it.state in ("waiting", "damaged") for it in done):
         raise Exit(1)

@@ -6,9 +6,7 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import threading
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,9 +14,9 @@ from loraxs_search.errors import ClusterError, UsageError
 from loraxs_search.home import home
 from loraxs_search.search import shipping
 from loraxs_search.search.placement import Node
+from loraxs_search.search.reach import check_answers, token_error
 
 NAMESPACE = "loraxs-search"
-_CONNECT_TIMEOUT_S = 5.0
 
 # Read by Ray when it is imported or initialised, hence set before `import ray`:
 # - loggers: CSV, JSON and TensorBoard files of every trial on the driver, none of which we read;
@@ -45,7 +43,7 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
 
     Raises:
         ClusterError: nothing answers at `address`, it asks for another token, or Ray cannot start.
-        UsageError: `runtime_env` cannot be read, or is given without a cluster.
+        UsageError: `runtime_env` cannot be read, or is given without a cluster; or the address is no cluster's.
     """
     if runtime_env is not None and address is None:
         raise UsageError(
@@ -63,7 +61,7 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
         return
     here = {"env_vars": {"LORAXS_HOME": str(home())}}
     env = here if address is None else shipping.runtime_env(runtime_env)
-    _check_answers(address)
+    check_answers(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -75,7 +73,7 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
             runtime_env=env,
         )
     except AuthenticationError as error:
-        raise _token_error(address) from error
+        raise token_error(address) from error
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"a Ray cluster at {address}" if address else "Ray on this machine"
         hint = "check that it runs: `ray status --address ADDRESS`" if address else "see the cause with --traceback"
@@ -86,51 +84,6 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
         yield
     finally:
         ray.shutdown()
-
-
-def _check_answers(address: str | None) -> None:
-    """Refuse an address that nothing listens at: Ray itself tries for many minutes before it says so."""
-    parts = urllib.parse.urlsplit(address if address and "://" in address else f"//{address or ''}")
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if host is None or port is None:  # `auto`, `local`: Ray knows at once
-        return
-    try:
-        socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise ClusterError(
-            f"a Ray cluster at {address} must be reachable, but: {error.strerror or error}.",
-            hint="start one with `ray start --head`, or leave --address out to search on this machine",
-        ) from error
-    _check_token(address or "", f"{host}:{port}")
-
-
-def _check_token(address: str, place: str) -> None:
-    """Refuse a wrong or missing token: Ray itself tries for 20 s, and then says nothing of tokens."""
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
-    from ray.exceptions import AuthenticationError, RayError
-
-    if "://" in address:  # a Ray client's server, which is asked by `ray.init`
-        return
-    try:
-        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, the client below ends the process
-        GcsClient(address=place).internal_kv_get(b"loraxs-search", None, timeout=_CONNECT_TIMEOUT_S)
-    except AuthenticationError as error:
-        raise _token_error(address) from error
-    except (RayError, RuntimeError, ConnectionError):
-        return  # whatever else is wrong, `ray.init` says it
-
-
-def _token_error(address: str | None) -> ClusterError:
-    sent = "with a token that it does not know" if os.environ.get("RAY_AUTH_MODE") == "token" else "without its token"
-    return ClusterError(
-        f"The Ray cluster at {address} must let us in, but we came {sent}.",
-        hint="set RAY_AUTH_MODE=token and the cluster's own token here: RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH for a "
-        "file (default ~/.ray/auth_token)",
-    )
 
 
 def living_nodes() -> list[Node]:

@@ -15,6 +15,7 @@ from loraxs_search.search.cluster import connected, living_nodes
 from loraxs_search.search.findings import Expected, Finding, NodeFacts, failures, judge, silent
 from loraxs_search.search.placement import Node
 from loraxs_search.search_space import Space, load_space
+from loraxs_search.studies import Storage
 from loraxs_search.tracking import ensure_store
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ def examine(
     address: str | None = None,
     tracking_uri: str | None = None,
     runtime_env: str | None = None,
+    storage: str | None = None,
 ) -> list[Finding]:
-    """Check a cluster before a search on it, or this machine; trains and writes nothing.
+    """Check a cluster before a search on it, or this machine; trains nothing, and leaves nothing behind.
 
     Args:
         space: Whose base and files are to be there; None leaves them out.
+        storage: Where copies of studies are to be kept; None leaves it out.
 
     Raises:
         SpaceError: the space has faults.
@@ -43,7 +46,7 @@ def examine(
     """
     loaded = load_space(space) if space is not None else None
     uri = resolve_uri(tracking_uri)
-    found = [_tracking(uri)]
+    found = [_tracking(uri), *([_storage(storage)] if storage is not None else [])]
     try:
         with connected(address, runtime_env=runtime_env):
             found += _cluster(address)
@@ -74,6 +77,14 @@ def _tracking(uri: str) -> Finding:
     except LoraxsError as error:
         return Finding("driver", "mlflow", "fail", error.message, error.hint or "")
     return Finding("driver", "mlflow", "ok", redact(uri))
+
+
+def _storage(uri: str) -> Finding:
+    try:
+        Storage(uri).check()
+    except LoraxsError as error:
+        return Finding("driver", "storage", "fail", error.message, error.hint or "")
+    return Finding("driver", "storage", "ok", uri)
 
 
 def _cluster(address: str | None) -> Iterable[Finding]:

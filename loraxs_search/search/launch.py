@@ -156,6 +156,7 @@ def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = N
 
     Raises:
         StudyError: the name is taken, here or in the storage.
+        StorageError: the storage cannot be used.
     """
     info = StudyInfo(
         name=name or f"{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
@@ -173,7 +174,9 @@ def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = N
     )
     StudyFolder.check_new(info.name)
     if info.storage is not None:
-        check_new_in(Storage(info.storage), info.name)
+        place = Storage(info.storage)
+        place.check()
+        check_new_in(place, info.name)
     return info
 
 
@@ -236,8 +239,9 @@ def resume(
     info = folder.info
     if folder.candidates() is not None:
         return close_finished(folder)
-    text = folder.space_path.read_text()
-    space = parse_space(text, source=info.space_source, folder=Path(info.space_folder), name=info.name)
+    with folder.lock():  # told before Ray is started and the base loaded, where another is at work
+        pass
+    space = parse_space(folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name)
     return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
 
 

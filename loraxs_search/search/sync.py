@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from loraxs_search.errors import StudyError
 from loraxs_search.search.driver import tell_finished
 from loraxs_search.studies import StudyFolder, list_studies
 from loraxs_search.tracking import Tracker
@@ -19,12 +20,12 @@ class Synced:
 
     Args:
         state: `complete` when MLflow has them all now; `running` when a search is at work on it and carries them
-            itself; `waiting` when MLflow is away.
-        problem: Why they wait.
+            itself; `waiting` when MLflow is away; `damaged` when the study cannot be read.
+        problem: Why they wait, or what is damaged.
     """
 
     study: str
-    state: Literal["complete", "running", "waiting"]
+    state: Literal["complete", "running", "waiting", "damaged"]
     problem: str = ""
 
 
@@ -34,9 +35,18 @@ def sync(study: str | None = None) -> Iterator[Synced]:
     Raises:
         StudyError: there is no such study.
     """
-    folders = [StudyFolder.open(name) for name in ([study] if study is not None else list_studies())]
-    for folder in folders:
-        yield _sync(folder)
+    if study is not None:
+        yield _sync(StudyFolder.open(study))
+        return
+    for name in list_studies():
+        yield _try_to_sync(name)
+
+
+def _try_to_sync(name: str) -> Synced:
+    try:
+        return _sync(StudyFolder.open(name))
+    except StudyError as error:  # the others are carried over all the same
+        return Synced(name, "damaged", error.message)
 
 
 def _sync(folder: StudyFolder) -> Synced:

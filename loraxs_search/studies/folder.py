@@ -21,11 +21,11 @@ from loraxs_search.records import (
     PromotionRule,
     SearchPlan,
     Task,
-    from_json,
     to_json,
 )
 from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.reading import read_record, read_text
 from loraxs_search.studies.snapshots import snapshot_path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -75,7 +75,7 @@ class StudyFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.info = from_json(StudyInfo, (path / "study.json").read_bytes())
+        self.info = read_record(StudyInfo, path / "study.json")
 
     @classmethod
     def create(cls, info: StudyInfo, space_text: str) -> StudyFolder:
@@ -117,18 +117,27 @@ class StudyFolder:
                 f"A study name must be letters, digits, `_`, `.` and `-` (at most 100), but got {name!r}.",
                 hint="choose another with --name",
             )
+        path = studies_root() / name
+        if not path.exists():
+            return
         if cls.exists(name):
             raise StudyError(
                 f"Study {name!r} already exists.",
                 hint=f"go on with `loraxs-search resume {name}`, or choose another name with --name",
             )
+        # A fetch was cut short, or the file was taken away.
+        raise StudyError(
+            f"Study {name!r} must be new, but {path} is there, without study.json.",
+            hint=f"move it away, fetch it whole with `loraxs-search resume {name} --storage URI`, or choose "
+            "another name with --name",
+        )
 
     @classmethod
     def open(cls, name: str) -> StudyFolder:
         """Open a study by name.
 
         Raises:
-            StudyError: there is no such study.
+            StudyError: there is no such study, or its `study.json` is damaged.
         """
         if not cls.exists(name):
             known = list_studies()
@@ -144,6 +153,10 @@ class StudyFolder:
     def space_path(self) -> Path:
         return self.path / "space.yaml"
 
+    def space_text(self) -> str:
+        """Return the space as it was launched."""
+        return read_text(self.space_path)
+
     @property
     def optuna_path(self) -> Path:
         """The sampler's memory: Optuna's journal, or the database of a study that an older version began."""
@@ -155,12 +168,17 @@ class StudyFolder:
         return Journal(self.path / "journal.jsonl")
 
     def is_running(self) -> bool:
-        """Say whether a driver on this machine holds the study now."""
+        """Say whether a driver on this machine holds the study now; nothing is written, and no other is told so."""
         try:
-            with self.lock():
-                return False
-        except StudyError:
-            return True
+            file = (self.path / "study.lock").open("rb")
+        except FileNotFoundError:  # no driver has been at work yet
+            return False
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -217,9 +235,7 @@ class StudyFolder:
     def candidates(self) -> list[Candidate] | None:
         """Return the scored candidates, best first by validation, or None when the search has not come to its end."""
         path = self.path / "candidates.json"
-        if not path.exists():
-            return None
-        return from_json(_CandidateFile, path.read_bytes()).candidates
+        return read_record(_CandidateFile, path).candidates if path.exists() else None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults
 from loraxs_search.records import Scalar, TrialRecord, TrialReport, TrialState, from_json, to_json
+from loraxs_search.studies.reading import DAMAGED_HINT
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,15 @@ class Journal:
 
     def refresh(self) -> None:
         """Read what was appended since the last look."""
-        for event in self._new_events():
-            self._apply(event)
+        for line in self._new_lines():
+            try:
+                self._apply(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:  # no JSON, or none that is an event
+                raise StudyError(
+                    f"Every line of a journal must be an event, but {self._path} is damaged at byte {self._end}.",
+                    hint=DAMAGED_HINT,
+                ) from error
+            self._end += len(line)
 
     # ---- what a driver records -------------------------------------------------------------------------------------
     def trial_started(self, trial_id: str, params: Mapping[str, Scalar]) -> TrialRecord:
@@ -87,7 +95,7 @@ class Journal:
         self._end += len(line)
         self._apply(event)
 
-    def _new_events(self) -> Iterator[dict[str, Any]]:
+    def _new_lines(self) -> Iterator[bytes]:
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -95,15 +103,7 @@ class Journal:
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                try:
-                    event = json.loads(line)
-                except ValueError as error:
-                    raise StudyError(
-                        f"Every line of a journal must be JSON, but {self._path} is damaged at byte {self._end}.",
-                        hint="restore the file from a backup, or launch the study again under another name",
-                    ) from error
-                self._end += len(line)
-                yield event
+                yield line
 
     def _apply(self, event: dict[str, Any]) -> None:
         kind, at = event["event"], event["at"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import urllib.parse
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import HomeError, StorageError
-from loraxs_search.home import write_atomic
+from loraxs_search.home import home, write_atomic
+from loraxs_search.mlflow_uri import redact
 
 
 class Storage:
@@ -27,9 +29,19 @@ class Storage:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._folder = None if "://" in uri else Path(uri).expanduser().absolute()
+        self._folder = _folder(uri) if uri.strip() and "://" not in uri else None
         if self._folder is None:
             self._files, self._root = _bucket(uri)
+
+    def check(self) -> None:
+        """See that objects can be written and deleted: a bucket that is not there answers as an empty one to readers.
+
+        Raises:
+            StorageError: they cannot.
+        """
+        key = f".{uuid.uuid4().hex}"
+        self.put(key, b"")
+        self.delete(key)
 
     def put(self, key: str, content: bytes) -> None:
         """Write an object.
@@ -127,17 +139,28 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _folder(uri: str) -> Path:
+    folder, studies = Path(uri).expanduser().absolute(), home() / "studies"
+    if folder.resolve() == studies.resolve():
+        raise StorageError(
+            f"`--storage` must be another folder than that of the studies themselves, but got {uri}.",
+            hint="name one beside it, on a file system that machines share",
+        )
+    return folder
+
+
 def _bucket(uri: str) -> tuple[Any, str]:
     """Return the file system and the path in it of `s3://bucket/prefix`."""
     from pyarrow.fs import S3FileSystem
 
     parts = urllib.parse.urlsplit(uri)
-    if parts.scheme != "s3" or not parts.hostname:
+    if parts.scheme != "s3" or not parts.hostname or "@" in parts.netloc:
         raise StorageError(
-            f"`--storage` must be a folder or s3://bucket/prefix, but got {uri!r}.",
-            hint="other buckets that speak S3 are named by AWS_ENDPOINT_URL",
+            f"`--storage` must be a folder or s3://bucket/prefix, but got {redact(uri)!r}.",
+            hint="other buckets that speak S3 are named by AWS_ENDPOINT_URL, the account by AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY",
         )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     files = S3FileSystem(region=region, endpoint_override=endpoint, connect_timeout=5, request_timeout=20)
-    return files, f"{parts.netloc}{parts.path}".rstrip("/")
+    return files, "/".join([parts.netloc, *filter(None, parts.path.split("/"))])  # no name between slashes may be empty

@@ -34,6 +34,8 @@ def check_new_in(storage: Storage, name: str) -> None:
 def fetch(name: str, storage: Storage) -> StudyFolder:
     """Bring the study folder up to the storage's copy, if that is ahead of it or there is none here.
 
+    One that began here and has not been copied yet is all here.
+
     An embedded MLflow store stays on the machine that had it: on another one the study's records are written anew into
     its own.
 
@@ -42,6 +44,8 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
     """
     content = storage.get(f"{name}/study.json")
     if content is None:
+        if StudyFolder.exists(name) and _is_at((folder := StudyFolder.open(name)).info, storage):
+            return folder  # its driver died, or was refused, before the first copy was whole
         known = sorted({key.partition("/")[0] for key in storage.keys("") if key.endswith("/study.json")})
         raise StudyError(unknown_name("study", name, known), hint=f"these are the studies in {storage.uri}")
     Lease(storage, name).check_free()
@@ -62,6 +66,10 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
         _download(name, storage, path)
     _settle(path, replace(info, storage=storage.uri))
     return StudyFolder(path)
+
+
+def _is_at(info: StudyInfo, storage: Storage) -> bool:
+    return (info.storage or "").rstrip("/") == storage.uri.rstrip("/")
 
 
 def _download(name: str, storage: Storage, path: Path) -> None:

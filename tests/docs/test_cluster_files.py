@@ -56,7 +56,7 @@ def test_every_file_is_known_here():
     assert {str(path.relative_to(CLUSTER)) for path in FILES} == known
 
 
-@pytest.mark.parametrize("name", [*LAUNCHERS, *SCRIPTS, *MANIFESTS, "kuberay/Dockerfile"])
+@pytest.mark.parametrize("name", [*LAUNCHERS, *SCRIPTS, *MANIFESTS, "kuberay/Dockerfile", "mlflow/basic_auth.ini"])
 def test_a_file_opens_with_what_it_is_presumes_and_its_commands(name):
     lines = read(name).removeprefix("#!/usr/bin/env bash\n").splitlines()
     head = "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])

@@ -4,5 +4,6 @@ ports.py      free ports of this machine
 shell.py      the command line as a user starts it
 servers.py    programs on a port: MLflow, PostgreSQL
 spaces.py     spaces that search in seconds
+studies.py    studies without a search
 toys.py       adapters of no meaning, sealed as real ones are
 """

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,6 +116,46 @@ def test_the_fast_look_asks_for_less() -> None:
     assert [it.check for it in judge(fast, Expected(HERE))] == ["versions"]
 
 
+@pytest.fixture
+def https_server(tmp_path: Path) -> Iterator[str]:
+    """A server whose certificate nobody else has signed, as one inside a company."""
+    if shutil.which("openssl") is None:
+        pytest.skip("`openssl` is not installed")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=mlflow.example.org"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"https://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """Answers /health alone."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+def test_a_certificate_is_the_drivers_to_trust(https_server: str) -> None:
+    """A node only has to find the server; MLFLOW_TRACKING_SERVER_CERT_PATH is set where records are sent from."""
+    question = {"files": [], "base": None, "hub": False, "thorough": False}
+    assert probe.facts_here(question | {"mlflow": https_server})["mlflow_problem"] is None
+    wrong = probe.facts_here(question | {"mlflow": f"{https_server}/elsewhere"})["mlflow_problem"]
+    assert wrong == "it answers with status 404"
+    closed = https_server.rpartition(":")[0] + ":9"
+    assert probe.facts_here(question | {"mlflow": closed})["mlflow_problem"] is not None
+
+
 def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real probe, here: every key is a field, and this machine is fit."""
     question = {
@@ -133,3 +180,18 @@ def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytes
     assert "versions" not in bad
     monkeypatch.setenv("LORAXS_HOME", "/proc/nowhere")
     assert probe.facts_here(question)["home_problem"]
+
+
+def test_a_storage_is_looked_at_before_a_search(tmp_path: Path) -> None:
+    assert examined(str(tmp_path)) == Finding("driver", "storage", "ok", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    missing = examined(str(tmp_path / "unmounted"))
+    assert (missing.verdict, bool(missing.hint)) == ("fail", True)
+    assert "must be a folder that is there" in missing.value
+    assert examined("gs://bucket").verdict == "fail"
+
+
+def examined(uri: str) -> Finding:
+    from loraxs_search.search.doctor import _storage
+
+    return _storage(uri)

@@ -44,6 +44,18 @@ def test_a_taken_name_is_refused_with_the_way_on() -> None:
     assert StudyFolder.open("one").space_path.read_text() == "first"
 
 
+def test_a_folder_that_is_no_whole_study_is_not_taken_for_a_new_one() -> None:
+    """As when a machine was lost while it fetched one."""
+    left = studies_root() / "one" / "journal.jsonl"
+    left.parent.mkdir(parents=True)
+    left.write_text("")
+    for use in (lambda: StudyFolder.check_new("one"), lambda: StudyFolder.create(info("one"), "")):
+        with pytest.raises(StudyError, match=r"must be new, but .*studies/one is there, without study\.json"):
+            use()
+    assert left.exists()
+    assert [path.name for path in studies_root().iterdir()] == ["one"]
+
+
 def test_of_many_at_once_one_creates_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
 
@@ -85,6 +97,27 @@ def test_two_drivers_cannot_hold_a_study_and_a_dead_one_lets_go() -> None:
         other.kill()
         other.wait()
     assert not folder.is_running()
+
+
+def test_who_asks_whether_a_study_runs_writes_nothing_and_holds_nothing() -> None:
+    """It may lie on a disk that only others write to, and two may ask at once."""
+    folder = StudyFolder.create(info("one"), "")
+    assert not folder.is_running()
+    assert not (folder.path / "study.lock").exists()
+    with folder.lock():
+        pass
+    (folder.path / "study.lock").chmod(0o444)
+    code = (
+        "import sys, time, fcntl, pathlib\n"
+        "file = pathlib.Path(sys.argv[1]).open('rb'); fcntl.flock(file, fcntl.LOCK_SH)\n"
+        "print('asks', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(folder.path / "study.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "asks\n"
+        assert not folder.is_running()
+        other.kill()
 
 
 def test_a_snapshot_replaces_the_one_before() -> None:

@@ -83,10 +83,25 @@ def test_a_storage_keeps_whole_objects(storage: Storage) -> None:
     assert storage.keys("a") == ["a/c/d"]
 
 
-@pytest.mark.parametrize("uri", ["ftp://server/folder", "s3:///nothing", "gs://bucket"])
+@pytest.mark.parametrize("uri", ["ftp://server/folder", "s3:///nothing", "gs://bucket", "s3://me:secret@bucket/x"])
 def test_another_kind_of_address_is_refused(uri: str) -> None:
-    with pytest.raises(StorageError, match="folder or s3://"):
+    with pytest.raises(StorageError, match="folder or s3://") as caught:
         Storage(uri)
+    assert "secret" not in caught.value.message
+
+
+def test_a_storage_is_seen_to_be_usable_before_a_search(storage: Storage, tmp_path: Path) -> None:
+    storage.check()
+    assert storage.keys("") == []
+    missing = "s3://not-there/studies" if storage.uri.startswith("s3://") else str(tmp_path / "not-there")
+    with pytest.raises(StorageError, match=f"at {missing} must be"):
+        Storage(missing).check()
+
+
+def test_slashes_too_many_are_passed_over(storage: Storage) -> None:
+    storage.put("below/b", b"")  # a folder is not made
+    Storage(f"{storage.uri}//below//").put("a", b"one")
+    assert storage.get("below/a") == b"one"
 
 
 def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +209,49 @@ def test_what_is_ahead_here_is_not_overwritten(storage: Storage, machine: Callab
     with keep(first, storage):
         pass
     assert b"COMPLETE" in (storage.get("s/journal.jsonl") or b"")
+
+
+def test_a_study_whose_driver_died_before_its_first_copy_goes_on_here(
+    storage: Storage, machine: Callable[[str], Path]
+) -> None:
+    """Or was refused by the storage: there is nothing of it there, and all of it here."""
+    first = study(machine("one"), storage)
+    assert fetch("s", storage).info == first.info
+    Lease(storage, "s").take()
+    assert fetch("s", Storage(f"{storage.uri}/")).info == first.info
+    with keep(first, storage):
+        pass
+    machine("two")
+    assert fetch("s", storage).info.study_id == first.info.study_id
+
+
+def test_a_study_of_another_storage_is_not_taken_for_one_of_this(
+    storage: Storage, machine: Callable[[str], Path], tmp_path: Path
+) -> None:
+    machine("one")
+    (tmp_path / "other").mkdir()
+    study(machine("one"), Storage(str(tmp_path / "other")))
+    with pytest.raises(StudyError, match="must be one of: none, but got 's'"):
+        fetch("s", storage)
+
+
+@pytest.mark.parametrize("uri", ["", " "])
+def test_no_address_is_none(uri: str) -> None:
+    """An empty variable in a script would name the working directory."""
+    with pytest.raises(StorageError, match="folder or s3://"):
+        Storage(uri)
+
+
+def test_a_study_is_not_copied_onto_itself(machine: Callable[[str], Path], tmp_path: Path) -> None:
+    """Its journal would be replaced by what it was a moment ago, while it is written."""
+    home = machine("one")
+    (home / "studies").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(home)
+    for uri in (str(home / "studies"), str(tmp_path / "link" / "studies")):
+        with pytest.raises(StorageError, match="must be another folder than that of the studies"):
+            Storage(uri)
+    (home / "copies").mkdir()
+    Storage(str(home / "copies")).put("a", b"")
 
 
 def test_two_histories_of_one_study_are_refused(storage: Storage, machine: Callable[[str], Path]) -> None:

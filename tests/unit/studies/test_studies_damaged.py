@@ -1,0 +1,68 @@
+"""What a disk or a hand has damaged is told with its place, and hides no other study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.studies import study
+
+from loraxs_search.cli import run
+from loraxs_search.errors import StudyError
+from loraxs_search.search import resume
+from loraxs_search.search.sync import sync
+from loraxs_search.studies import Journal, StudyFolder, studies_root
+
+
+@pytest.mark.parametrize(
+    "line", [b"null\n", b"{}\n", b"[1]\n", b'{"event": "ended", "trial_id": "00009", "at": 0}\n', b"\xff\n"]
+)
+def test_a_whole_line_that_is_no_event_is_an_error_that_names_the_place(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path).trial_started("00000", {"rank": 8})
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(StudyError, match=f"journal.jsonl is damaged at byte {size}") as caught:
+        Journal(path)
+    assert "backup" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "use"),
+    [
+        ("study.json", b"", lambda folder: StudyFolder.open(folder.name)),
+        ("study.json", b'{"name": "s', lambda folder: StudyFolder.open(folder.name)),
+        ("candidates.json", b"{", StudyFolder.candidates),
+        ("space.yaml", None, lambda folder: resume(folder.name)),
+        ("space.yaml", b"\xff", lambda folder: resume(folder.name)),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_to_do(
+    name: str, content: bytes | None, use: Callable[[StudyFolder], object]
+) -> None:
+    folder = study("s")
+    file = folder.path / name
+    file.write_bytes(content) if content is not None else file.unlink()
+    with pytest.raises(StudyError, match=f"must be whole, but .*/s/{name}: ") as caught:
+        use(folder)
+    assert "backup" in str(caught.value.hint)
+
+
+def test_a_damaged_study_hides_no_other(store_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("bad", "worse", "good"):
+        study(name, store_uri)
+    (studies_root() / "bad" / "study.json").write_text("{")
+    (studies_root() / "worse" / "journal.jsonl").write_text("garbage\n")
+    assert run(["status"]) == 0
+    said = capsys.readouterr()
+    states = {row.split()[0]: row.split()[2] for row in said.out.splitlines()[1:]}
+    assert states == {"bad": "damaged", "worse": "damaged", "good": "interrupted"}
+    assert "bad/study.json" in said.err
+    assert "worse/journal.jsonl is damaged at byte 0" in said.err
+    assert run(["status", "bad"]) == 1
+
+    assert {done.study: done.state for done in sync()} == {"bad": "damaged", "worse": "complete", "good": "complete"}
+    capsys.readouterr()
+    assert run(["sync"]) == 1
+    assert "bad/study.json" in capsys.readouterr().out
