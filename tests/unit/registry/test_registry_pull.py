@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.errors import IntegrityError, RegistryError, TrackingError
+import loraxs_search
+from loraxs_search.errors import HomeError, IntegrityError, RegistryError, TrackingError, UsageError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, folder_digest, pull, verify
 from loraxs_search.registry._artifacts import Listed, list_files
+from loraxs_search.registry._client import connect
 from loraxs_search.registry._resolved import store_stamp
 from loraxs_search.registry.reader import RegistryReader
 
@@ -231,3 +234,40 @@ def test_pulls_of_one_adapter_at_once_all_get_it(promoted, store_uri, fresh_home
         found = set(threads.map(lambda _: pull("movie-reviews", uri=store_uri), range(8)))
     assert found == {fresh_home / "adapters" / folder_digest(promoted)}
     assert _cached(fresh_home) == {folder_digest(promoted), "names.json"}
+
+
+@pytest.mark.parametrize("digest", ["../../elsewhere", "", "..", "A" * 64, "f" * 63])
+def test_a_digest_that_could_lead_out_of_the_cache_is_refused(promoted, store_uri, fresh_home, tmp_path, digest):
+    before = {path.name for path in tmp_path.iterdir()}
+    connect(store_uri).set_model_version_tag("movie-reviews", "1", "loraxs.digest", digest or " ")
+    with pytest.raises(RegistryError, match="digest"):
+        pull("movie-reviews", uri=store_uri)
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert not (fresh_home / "adapters").exists() or _cached(fresh_home) == set()
+
+
+@pytest.mark.parametrize("given", ["new", "empty"])
+def test_a_copy_is_there_whole_or_not_at_all(promoted, store_uri, tmp_path, monkeypatch, given):
+    out = tmp_path / "out" / "adapter"
+    if given == "empty":
+        out.mkdir(parents=True)
+    loraxs_search.pull("movie-reviews")
+    copyfile, copied = shutil.copyfile, []
+
+    def copy(source, target, **how):
+        if len(copied) == 2:
+            Path(target).write_bytes(b"cut sho")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copied.append(copyfile(source, target, **how))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", copy)
+        with pytest.raises(HomeError, match=f"No space left to write {out}") as full:
+            loraxs_search.pull("movie-reviews", out=out)
+    assert "--out" in str(full.value.hint)
+    assert out.exists() is (given == "empty")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path != out]
+    assert loraxs_search.pull("movie-reviews", out=out) == out
+    assert _content(out) == _content(promoted)
+    with pytest.raises(UsageError, match="new or empty"):
+        loraxs_search.pull("movie-reviews", out=out)
