@@ -68,6 +68,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
         force,
         rows,
         rescore=lambda champion: _scored_anew(champion, task, uri),
+        study=folder.name,
     )
     return decision
 
