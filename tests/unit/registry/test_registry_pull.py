@@ -6,7 +6,9 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,32 @@ def test_a_server_that_is_away_gives_what_the_name_last_meant(promoted, store_ur
     (pulled / "README.md").write_text("other")
     with pytest.raises(TrackingError):
         pull("movie-reviews", uri=away)
+
+
+class _NoDatabase(BaseHTTPRequestHandler):
+    """A server that lives, and whose database is away."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 503)
+        self.end_headers()
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def test_a_server_whose_database_is_away_is_one_that_is_away(promoted, store_uri, fresh_home, caplog):
+    pulled = pull("movie-reviews", uri=store_uri)
+    names = fresh_home / "adapters" / "names.json"
+    with ThreadingHTTPServer(("127.0.0.1", 0), _NoDatabase) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        away = f"http://127.0.0.1:{server.server_port}"
+        names.write_text(names.read_text().replace(store_uri, away))
+        assert pull("movie-reviews", uri=away) == pulled
+        with pytest.raises(TrackingError, match=f"The MLflow server at {away} must answer") as unknown:
+            pull("movie-reviews:7", uri=away)
+        server.shutdown()
+    assert "using the cached movie-reviews" in caplog.text
+    assert "database" in str(unknown.value.hint)
 
 
 def test_a_damaged_name_map_is_only_forgotten(promoted, store_uri, fresh_home):
