@@ -5,6 +5,7 @@ Heavy libraries load when a function needs them.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -67,6 +68,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
         force,
         rows,
         rescore=lambda champion: _scored_anew(champion, task, uri),
+        study=folder.name,
     )
     return decision
 
@@ -128,6 +130,7 @@ def pull(
         RegistryError: no such task, alias or version, or the task has no champion.
         IntegrityError: the registry's files are not what their manifest says.
         UsageError: `out` holds something, or `rank` is below the adapter's own.
+        HomeError: `out` or the cache cannot be written.
     """
     if rank is not None and form != "lora":
         raise UsageError(f"`--rank` must go with --format lora, but got {form!r}.")
@@ -139,8 +142,8 @@ def pull(
         folder = converted(folder, form, rank=rank)
     if target is None:
         return folder
-    with disk_faults(target):
-        return Path(shutil.copytree(folder, target, dirs_exist_ok=True))
+    _copy(folder, target)
+    return target
 
 
 def load_adapter(
@@ -205,9 +208,30 @@ def _timed(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
 
 
 def _new_folder(path: Path) -> Path:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"`--out` must name a new or empty folder, but {path} holds something.")
+    with disk_faults(path, "--out"):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"`--out` must name a new or empty folder, but {path} holds something.")
     return path
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """Copy a flat folder to one that is new or empty; of a copy that fails nothing is left."""
+    is_new = not target.exists()
+    place = target.with_name(f".{target.name}.{os.getpid()}") if is_new else target  # may be where a volume is mounted
+    with disk_faults(target, "--out"):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():
+                shutil.copyfile(path, place / path.name)
+            if is_new:
+                place.rename(target)
+        except BaseException:
+            if is_new:
+                shutil.rmtree(place, ignore_errors=True)
+            else:
+                for path in folder.iterdir():
+                    (place / path.name).unlink(missing_ok=True)
+            raise
 
 
 def _newest() -> str:

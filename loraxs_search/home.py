@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -69,22 +70,49 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def disk_faults(path: Path) -> Iterator[None]:
-    """Turn the operating system's disk errors into `HomeError` with a remedy."""
+def disk_faults(path: Path, setting: str = ENV_HOME) -> Iterator[None]:
+    """Turn the operating system's disk errors into `HomeError` with a remedy.
+
+    Args:
+        setting: What the user has chosen the place with.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise HomeError(
                 f"No space left to write {path}.",
-                hint=f"free some space, or point {ENV_HOME} at a larger disk",
+                hint=f"free some space, or point {setting} at a larger disk",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise HomeError(
                 f"{path} must be writable, but the system says: {error.strerror}.",
-                hint=f"set {ENV_HOME} to a folder you can write to",
+                hint=f"set {setting} to a folder you can write to",
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def alone(partial: Path) -> Iterator[None]:
+    """Let one process and thread make a folder at a time; the lock beside it goes with the process that dies."""
+    path = partial.with_name(f"{partial.name}.lock")
+    while True:
+        with path.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_file_of(lock.fileno(), path):  # whoever held it has taken it away: another one counts now
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_file_of(descriptor: int, path: Path) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _umask() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -15,14 +14,14 @@ from loraxs_search import base_model
 from loraxs_search.adapter._export import export_lora
 from loraxs_search.adapter.loading import load_adapter_folder, read_manifest
 from loraxs_search.errors import UsageError
-from loraxs_search.home import disk_faults, write_atomic
+from loraxs_search.home import alone, disk_faults, write_atomic
 from loraxs_search.records import Manifest
 
 Form = Literal["lora", "merged"]
 
 
 def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
-    """Return an adapter in another form, made once and kept beside `folder`; it appears whole.
+    """Return an adapter in another form, made once and kept beside `folder`; it appears whole, changed files anew.
 
     `lora` is the same function as plain LoRA, exactly: stock PEFT loads it, and vLLM's filesystem resolver takes it.
     `merged` is the base with the update added to its weights, with its tokenizer: plain transformers load it.
@@ -38,25 +37,31 @@ def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
         raise UsageError(f"`--rank` must go with --format lora, but got {form!r}.")
     target = folder.with_name(f"{folder.name}.{form}" + (f"-r{rank}" if rank is not None else ""))
     note = target.with_name(f"{target.name}.json")
-    if target.is_dir() and note.is_file() and json.loads(note.read_text()) == _digests(target):
+    if _is_whole(target, note):
         return target
-    with disk_faults(target):
-        building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    building = target.with_name(f".{target.name}")
+    with disk_faults(target), alone(building):
+        if _is_whole(target, note):  # another one was quicker
+            return target
+        shutil.rmtree(building, ignore_errors=True)  # of one that was killed
+        building.mkdir()
         try:
-            building.chmod(0o755)
-            manifest = read_manifest(folder)
-            model = load_adapter_folder(folder)
-            if form == "lora":
-                base = manifest.base_model
-                export_lora(model, "default", building, rank=rank, base=base.id, revision=base.revision)
-            else:
-                _save_merged(model, manifest, building)
+            _write(folder, form, rank, building)
             write_atomic(note, json.dumps(_digests(building), indent=1))
             shutil.rmtree(target, ignore_errors=True)
             building.rename(target)
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return target
+
+
+def _write(adapter: Path, form: Form, rank: int | None, folder: Path) -> None:
+    manifest, model = read_manifest(adapter), load_adapter_folder(adapter)
+    if form == "lora":
+        base = manifest.base_model
+        export_lora(model, "default", folder, rank=rank, base=base.id, revision=base.revision)
+    else:
+        _save_merged(model, manifest, folder)
 
 
 def _save_merged(model: PeftModel, manifest: Manifest, folder: Path) -> None:
@@ -68,5 +73,16 @@ def _save_merged(model: PeftModel, manifest: Manifest, folder: Path) -> None:
     base_model.load_tokenizer(base_model.locate(manifest.base_model)).save_pretrained(str(folder))
 
 
+def _is_whole(folder: Path, note: Path) -> bool:
+    try:
+        return bool(json.loads(note.read_bytes()) == _digests(folder))
+    except (OSError, ValueError):  # one of them is not there or damaged
+        return False
+
+
 def _digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    found = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

@@ -164,8 +164,9 @@ class AdapterBank:
         Raises:
             UsageError: a name is not in the bank, or there is not one for each row.
         """
+        _check_rows(names)
         wrong = {name: len(value) for name, value in inputs.items() if len(value) != len(names)}
-        if wrong or not names:
+        if wrong:
             raise UsageError(f"There must be a name for each row, but got {len(names)} names for rows {wrong}.")
         with self._lock:
             parts = self._stock.take(names)
@@ -180,6 +181,12 @@ class AdapterBank:
         """
         if len(names) != len(texts):
             raise UsageError(f"There must be a name for each text, but got {len(names)} for {len(texts)}.")
+        _check_rows(names)
+        if None in names:
+            raise UsageError(
+                f"A text must name an adapter, whose task says what it is asked, but None is none of {len(self)}.",
+                hint="the bare base has no task: ask `logits` for its rows",
+            )
         with self._lock:
             tasks = [self._stock.task(name) for name in names]
         logits = self.logits(names, tokenized(tasks, self._tokenizer, texts))
@@ -226,3 +233,8 @@ class AdapterBank:
         with self._lock:
             self._stock.make_room(layout, names)
             self._stock.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
+
+
+def _check_rows(names: Sequence[str | None]) -> None:
+    if not names:
+        raise UsageError("A batch must have at least one row, but got none.")

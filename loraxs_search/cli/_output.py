@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loraxs_search.records import Scalar, Task, to_json
+from loraxs_search.records import Decision, Scalar, Task, to_json
 from loraxs_search.reports import LeaderboardRow
 
 SpaceArgument = Annotated[str, typer.Argument(help="A space file, or the name of a shipped space.")]
@@ -55,6 +55,11 @@ def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
         print(to_json(value, indent=2))
     else:
         show()
+
+
+def whose(decision: Decision) -> str:
+    """Return what a decision was on, for people."""
+    return f"{'no trial' if decision.winner is None else f'trial {decision.winner}'} of {decision.study or 'no study'}"
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[str] = frozenset()) -> None:

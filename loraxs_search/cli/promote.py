@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._output import JsonOption, TrackingOption, emit
+from loraxs_search.cli._output import JsonOption, TrackingOption, emit, whose
 
 
 def command(
@@ -30,7 +30,7 @@ def command(
         verdict = f"promoted to {decision.aliases[0]}"
 
     def show() -> None:
-        print(f"{decision.task}: {verdict}, trial {decision.winner} of {decision.study}")
+        print(f"{decision.task}: {verdict}, {whose(decision)}")
         print("\n".join(f"  {reason}" for reason in decision.reasons))
 
     emit(as_json, decision, show)

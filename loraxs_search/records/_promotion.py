@@ -79,6 +79,7 @@ class Candidate:
         base_model: The base's id, as named.
         refits: The same recipe from other seeds; what is promoted is the trial itself.
         latency: None where no rule has asked for it.
+        study_id: The study's own, which no other has: on a shared registry names are used twice.
     """
 
     study: str
@@ -92,6 +93,7 @@ class Candidate:
     base_model: str = ""
     refits: tuple[Refit, ...] = ()
     latency: Latency | None = None
+    study_id: str = ""
 
 
 Action = Literal["promote", "rollback", "remove"]

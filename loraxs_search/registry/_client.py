@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from loraxs_search.errors import RegistryError
+from loraxs_search.errors import RegistryError, TrackingError
 from loraxs_search.mlflow_uri import check_server, prepare_environment, redact, sqlite_path
 
 if TYPE_CHECKING:
@@ -42,13 +42,23 @@ def connect(uri: str) -> MlflowClient:
 
 @contextlib.contextmanager
 def speaking(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into `RegistryError`, without passwords."""
+    """Turn what MLflow raises into our errors, without passwords.
+
+    Raises:
+        TrackingError: a server answers that it cannot.
+        RegistryError: anything else.
+    """
     prepare_environment()
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
+        if sqlite_path(uri) is None and error.get_http_status_code() >= 500:
+            raise TrackingError(
+                f"The MLflow server at {redact(uri)} must answer, but: {redact(str(error))}",
+                hint="see its log: its database or its artifact store may be away",
+            ) from error
         old_schema = "out-of-date database schema" in str(error)
         raise RegistryError(
             f"The registry at {redact(uri)} failed: {redact(str(error))}",

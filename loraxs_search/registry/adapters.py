@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -54,7 +55,7 @@ def read_version(version: Any) -> RegisteredAdapter:
             task=version.name,
             version=int(version.version),
             aliases=tuple(sorted(version.aliases)),
-            digest=tags["loraxs.digest"],
+            digest=_digest(tags["loraxs.digest"]),
             candidate=from_json(Candidate, tags["loraxs.candidate"]),
             decision=from_json(Decision, tags["loraxs.decision"]),
             source=version.source,
@@ -68,6 +69,12 @@ def read_version(version: Any) -> RegisteredAdapter:
             f"Version {version.version} of {version.name} was not registered by loraxs-search: {error}.",
             hint="name another version, or promote an adapter of this task",
         ) from error
+
+
+def _digest(tag: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", tag):  # it names a folder of the cache
+        raise ValueError(f"`digest` must be 64 hex digits, but got {tag!r}")
+    return tag
 
 
 def version_tags(

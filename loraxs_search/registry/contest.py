@@ -10,7 +10,7 @@ from loraxs_search.errors import LoraxsError
 from loraxs_search.records import Candidate, Decision, PromotionRule, Task
 from loraxs_search.registry.adapters import RegisteredAdapter
 from loraxs_search.registry.names import CHAMPION, base_alias
-from loraxs_search.registry.promotion import decide, identity
+from loraxs_search.registry.promotion import decide, key
 
 if TYPE_CHECKING:
     from loraxs_search.registry.rows import ScoredRows
@@ -112,7 +112,7 @@ class Contest:
             return decide(self.rule, self.task, candidates, None, forced, self.rows)
         rows = dict(self.rows)
         if champion.rows is not None:
-            rows[identity(champion.candidate)] = champion.rows
+            rows[key(champion.candidate)] = champion.rows
         decision = decide(self.rule, self.task, candidates, champion.candidate, forced, rows)
         return replace(decision, reasons=(champion.note, *decision.reasons)) if champion.note else decision
 

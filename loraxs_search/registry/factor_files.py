@@ -11,7 +11,7 @@ from loraxs_search.errors import IntegrityError
 from loraxs_search.home import factor_path, factor_variant_path, write_atomic
 
 _MAX_HEADER = 2**20
-_KEY = re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAMES = ("left", "singular_values", "right")
 
 
@@ -22,6 +22,7 @@ def lacks_factors(key: str, checksum: str, root: Path | None = None) -> bool:
 
 def factors_at(key: str, checksum: str, root: Path | None = None) -> Path | None:
     """Return the file with these factors: this machine's own, or another machine's that was brought here."""
+    _checked(checksum, "factor checksum")
     for path in (factor_path(_checked(key), root), factor_variant_path(key, checksum, root)):
         if _said_checksum(path) == checksum:
             return path
@@ -47,10 +48,10 @@ def install_factors(key: str, content: bytes, root: Path | None = None) -> Path:
     return path
 
 
-def _checked(key: str) -> str:
-    if not _KEY.fullmatch(key):
-        raise IntegrityError(f"`factor key` must be 64 hex digits, but got {key!r}.", hint="pull the adapter again")
-    return key
+def _checked(digest: str, what: str = "factor key") -> str:
+    if not _SHA256.fullmatch(digest):
+        raise IntegrityError(f"`{what}` must be 64 hex digits, but got {digest!r}.", hint="pull the adapter again")
+    return digest
 
 
 def _said_checksum(path: Path) -> str | None:

@@ -37,7 +37,7 @@ class _Law:
 
     def p_value(self, better: Candidate, worse: Candidate) -> float | None:
         """Return the chance that `better` is ahead by luck; None when the rule asks for no test or rows lack."""
-        rows = [self.rows.get(identity(candidate)) for candidate in (better, worse)]
+        rows = [self.rows.get(key(candidate)) for candidate in (better, worse)]
         if not self.rule.confidence or rows[0] is None or rows[1] is None:
             return None
         from loraxs_search.registry.paired import p_value  # numpy, where rows are there to compare
@@ -77,7 +77,7 @@ def decide(
         rule: `metric` defaults to the task's.
         champion: The current champion as it was scored; None when there is none.
         forced: Promote the choice whatever the champion; never one that may not take part.
-        rows: `study/trial_id` to the answers to the test rows, of candidates and champion.
+        rows: A candidate's `key` to its answers to the test rows, the champion's too.
     """
     metric = rule.metric or task.metric
     law = _Law(rule, task.name, metric, _sign(rule, task, metric), rows)
@@ -93,8 +93,13 @@ def decide(
 
 
 def identity(candidate: Candidate) -> str:
-    """Return the name of a candidate across studies: `study/trial_id`."""
+    """Return the name of a candidate across studies, for people: `study/trial_id`."""
     return f"{candidate.study}/{candidate.trial_id}"
+
+
+def key(candidate: Candidate) -> str:
+    """Return what no other candidate has: its name, and its study's id, since two people may name studies alike."""
+    return identity(candidate) + (f" {candidate.study_id}" if candidate.study_id else "")
 
 
 def _sign(rule: PromotionRule, task: Task, metric: str) -> float:
@@ -153,7 +158,7 @@ def _replaces(law: _Law, winner: Candidate, champion: Candidate | None, forced: 
     if champion is None:
         reasons.append("there was no champion")
         return True
-    if identity(winner) == identity(champion):
+    if key(winner) == key(champion):
         reasons.append(f"{identity(winner)} already is the champion")
         return False
     promoted, reason = _compare(law, winner, champion)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import logging
-import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError, TrackingError
-from loraxs_search.home import disk_faults, ensure_dir, home
+from loraxs_search.home import alone, disk_faults, ensure_dir, home
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry._artifacts import Listed, fetch_file, list_files
@@ -107,7 +104,7 @@ def _check_digest(folder: Path, digest: str) -> None:
 def _download(adapter: RegisteredAdapter, uri: str, target: Path) -> Manifest:
     """Fetch into a partial folder beside `target`, check, and put it in place whole."""
     partial = target.with_name(f".pull-{target.name}")
-    with disk_faults(target), _alone(partial):
+    with disk_faults(target), alone(partial):
         _sweep(target.parent)
         if (manifest := _good_manifest(target, adapter.digest)) is not None:  # another pull was quicker
             return manifest
@@ -174,29 +171,6 @@ def _put(fetched: Path, target: Path) -> None:
         target.rename(replaced)
         shutil.rmtree(replaced, ignore_errors=True)
     fetched.rename(target)
-
-
-@contextlib.contextmanager
-def _alone(partial: Path) -> Iterator[None]:
-    """Let one pull of an adapter work in its partial folder at a time; the lock goes with the process that dies."""
-    path = partial.with_name(f"{partial.name}.lock")
-    while True:
-        with path.open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_file_of(lock.fileno(), path):  # whoever held it has taken it away: another one counts now
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _is_file_of(descriptor: int, path: Path) -> bool:
-    try:
-        return path.stat().st_ino == os.fstat(descriptor).st_ino
-    except FileNotFoundError:
-        return False
 
 
 def _sweep(cache: Path) -> None:

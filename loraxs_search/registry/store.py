@@ -18,7 +18,7 @@ from loraxs_search.registry.adapters import RegisteredAdapter, fitted, version_t
 from loraxs_search.registry.contest import Contest, Opponent, Rescore, Rescored, opponent
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.names import CHAMPION, base_alias, check_task, parse_name
-from loraxs_search.registry.promotion import identity
+from loraxs_search.registry.promotion import identity, key
 from loraxs_search.registry.reader import DECISION, RegistryReader
 from loraxs_search.registry.signature import sign
 from loraxs_search.registry.summary import TAG as SUMMARY
@@ -50,6 +50,7 @@ class Registry(RegistryReader):
         forced: bool = False,
         rows: Mapping[str, Path] = _NO_ROWS,
         rescore: Rescore | None = None,
+        study: str = "",
     ) -> tuple[Decision, int | None]:
         """Decide between `candidates` and the champion, and act on it, with nobody else promoting meanwhile.
 
@@ -57,6 +58,7 @@ class Registry(RegistryReader):
             folders: Trial id to sealed adapter folder.
             rows: Trial id to the file of its answers to the test rows.
             rescore: Scores a champion anew where it was scored on other data or stands on another base.
+            study: Whose candidates they are, for the record where there are none.
         Returns:
             The decision, and the version it made champion.
         """
@@ -67,7 +69,8 @@ class Registry(RegistryReader):
             with self._turn(task.name) as check:
                 if self._moved(task.name, contest.aliases, opponents):
                     continue
-                decision = replace(contest.settle(opponents), at=datetime.now(UTC).isoformat(timespec="milliseconds"))
+                decision, now = contest.settle(opponents), datetime.now(UTC).isoformat(timespec="milliseconds")
+                decision = replace(decision, study=decision.study or study, at=now)
                 if not decision.promoted or decision.winner is None:
                     self._record(decision)
                     return decision, None
@@ -280,4 +283,4 @@ def _read_rows(candidates: Sequence[Candidate], contents: Mapping[str, bytes]) -
         return {}
     from loraxs_search.registry.rows import ScoredRows
 
-    return {identity(c): ScoredRows.from_bytes(contents[c.trial_id]) for c in candidates if c.trial_id in contents}
+    return {key(c): ScoredRows.from_bytes(contents[c.trial_id]) for c in candidates if c.trial_id in contents}

@@ -147,6 +147,7 @@ class Confirming:
             base_digest=manifest.base_digest,
             base_model=manifest.base_model.id,
             refits=manifest.refits,
+            study_id=self.folder.info.study_id,
         )
 
     def _manifest(

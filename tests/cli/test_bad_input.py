@@ -128,10 +128,11 @@ def test_a_task_that_nobody_knows(say, store_uri):
 
 def test_a_task_without_a_champion(say, store_uri):
     task = Task("hopeless", "regression", DataSource(hub="a/b"), "text", "label", "pearson", "maximize", ("pearson",))
-    decision, version = Registry(store_uri).settle(PromotionRule(), task, [], {})
-    assert (decision.promoted, version) == (False, None)
+    decision, version = Registry(store_uri).settle(PromotionRule(), task, [], {}, study="in-vain")
+    assert (decision.promoted, version, decision.study) == (False, None, "in-vain")
     assert say("pull", "hopeless").is_error(1, "Task hopeless has no champion", "promote")
-    assert "no candidate may be promoted" in say("history", "hopeless").out
+    told = say("history", "hopeless").out
+    assert "refused  no trial of in-vain\n    no candidate may be promoted" in told
 
 
 @pytest.mark.parametrize("name", ["movie reviews", "movie-reviews@", "movie-reviews:0", "movie-reviews@latest"])

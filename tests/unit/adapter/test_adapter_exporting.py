@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from loraxs_search.adapter import converted, load_adapter_folder
+from loraxs_search.adapter import converted, exporting, load_adapter_folder
 from loraxs_search.errors import UsageError
 
 ALONE = {"PATH": "", "HF_HUB_OFFLINE": "1"}  # no PYTHONPATH
@@ -92,3 +93,30 @@ def test_a_rank_below_its_own_or_for_a_merged_model_is_refused(sealed):
         converted(folder, "lora", rank=2)
     with pytest.raises(UsageError, match="--format lora"):
         converted(folder, "merged", rank=8)
+
+
+@pytest.mark.parametrize("damage", [b"[not json", b"\xff\xfe", b"[]"])
+def test_a_damaged_note_is_only_forgotten(sealed, damage):
+    folder, _ = sealed
+    made = converted(folder, "lora")
+    whole = (made / "adapter_model.safetensors").read_bytes()
+    made.with_name(f"{made.name}.json").write_bytes(damage)
+    (made / "folder").mkdir()
+    assert converted(folder, "lora") == made
+    assert (made / "adapter_model.safetensors").read_bytes() == whole
+    assert not (made / "folder").exists()
+
+
+def test_of_several_at_once_one_makes_it_and_what_a_killed_one_left_goes(sealed, monkeypatch):
+    folder, _ = sealed
+    left = folder.with_name(f".{folder.name}.lora")
+    left.mkdir()
+    (left / "half.safetensors").write_bytes(b"cut sho")
+    calls = []
+    export = exporting.export_lora
+    monkeypatch.setattr(exporting, "export_lora", lambda *args, **given: (calls.append(1), export(*args, **given)))
+    with ThreadPoolExecutor(4) as threads:
+        made = set(threads.map(lambda _: converted(folder, "lora"), range(4)))
+    assert made == {folder.with_name(f"{folder.name}.lora")}
+    assert len(calls) == 1
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]

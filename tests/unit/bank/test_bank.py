@@ -145,6 +145,16 @@ def test_a_pair_for_a_task_of_one_text_is_refused(bank):
         bank.predict(["a"], ["one", "two"])
 
 
+def test_a_batch_without_rows_or_without_a_task_is_refused(bank):
+    with pytest.raises(UsageError, match="at least one row"):
+        bank.logits([], {})
+    with pytest.raises(UsageError, match="at least one row"):
+        bank.predict([], [])
+    with pytest.raises(UsageError, match="None is none of 4") as bare:
+        bank.predict(["a", None], ["one", "two"])
+    assert "logits" in str(bare.value.hint)
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 def changed(folder: Path, to: Path, *, config: dict | None = None, tensors=None, manifest: dict | None = None) -> Path:
     """Copy an adapter folder with changes that its manifest vouches for."""

@@ -145,6 +145,20 @@ def test_answers_that_were_exchanged_are_refused(registry, promote, store_uri):
         promote("t1", 330)
 
 
+def test_two_people_who_name_their_studies_alike_meet_each_other(registry, task, candidate, make_folder, tmp_path):
+    def settle(person, right):
+        found = candidate("t0", right / len(LABELS), study_id=person, base_model="org/Tiny")
+        path = tmp_path / f"{person}.safetensors"
+        path.write_bytes(rows(right).to_bytes())
+        folder = make_folder("t0", created_at=person).rename(tmp_path / person)
+        return registry.settle(RULE, task, [found], {"t0": folder}, rows={"t0": path})[0]
+
+    assert settle("alice", 320).promoted
+    better = settle("bob", 360)
+    assert (better.promoted, better.version) == (True, 2)
+    assert better.p_value == pytest.approx(2**-40)
+
+
 # ---- lists -----------------------------------------------------------------------------------------------------------
 def test_the_list_has_every_task_with_its_champion(registry, promote, task, candidate, store_uri):
     refits = (Refit(7, {}, {"accuracy": 0.78}), Refit(8, failed="diverged"))

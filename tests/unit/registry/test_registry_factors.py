@@ -133,6 +133,12 @@ def test_a_key_that_could_lead_elsewhere_is_refused(key):
             call()
 
 
+@pytest.mark.parametrize("checksum", ["", "x", "../../../elsewhere", "A" * 64])
+def test_a_checksum_that_could_lead_elsewhere_is_refused(checksum):
+    with pytest.raises(IntegrityError, match="factor checksum"):
+        lacks_factors("0" * 64, checksum)
+
+
 def test_a_promoter_without_the_files_says_so_and_promotes(promote, store_uri, caplog):
     promote("t0", 0.8, {"0" * 64: "1" * 64})
     assert "1 factor files of org/base are not on this machine" in caplog.text

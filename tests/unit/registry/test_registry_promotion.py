@@ -168,6 +168,15 @@ def test_the_champion_is_not_promoted_again_even_by_force():
         assert decision.reasons[-1] == "s1/t0 already is the champion"
 
 
+def test_the_same_name_in_another_study_is_another_candidate():
+    champion, found = _candidate("t0", 0.8, study_id="a"), _candidate("t0", 0.9, study_id="b")
+    rows = {"s1/t0 a": _rows(80, 20), "s1/t0 b": _rows(90, 10)}
+    decision = decide(PromotionRule(), TASK, [found], champion, rows=rows)
+    assert decision.promoted
+    assert decision.p_value == pytest.approx(2**-10)
+    assert not decide(PromotionRule(), TASK, [champion], champion).promoted
+
+
 @pytest.mark.parametrize(
     ("other", "why"),
     [

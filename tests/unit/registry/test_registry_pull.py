@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import shutil
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from loraxs_search.errors import IntegrityError, RegistryError, TrackingError
+import loraxs_search
+from loraxs_search.errors import HomeError, IntegrityError, RegistryError, TrackingError, UsageError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, folder_digest, pull, verify
 from loraxs_search.registry._artifacts import Listed, list_files
+from loraxs_search.registry._client import connect
 from loraxs_search.registry._resolved import store_stamp
 from loraxs_search.registry.reader import RegistryReader
 
@@ -163,6 +168,32 @@ def test_a_server_that_is_away_gives_what_the_name_last_meant(promoted, store_ur
         pull("movie-reviews", uri=away)
 
 
+class _NoDatabase(BaseHTTPRequestHandler):
+    """A server that lives, and whose database is away."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 503)
+        self.end_headers()
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def test_a_server_whose_database_is_away_is_one_that_is_away(promoted, store_uri, fresh_home, caplog):
+    pulled = pull("movie-reviews", uri=store_uri)
+    names = fresh_home / "adapters" / "names.json"
+    with ThreadingHTTPServer(("127.0.0.1", 0), _NoDatabase) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        away = f"http://127.0.0.1:{server.server_port}"
+        names.write_text(names.read_text().replace(store_uri, away))
+        assert pull("movie-reviews", uri=away) == pulled
+        with pytest.raises(TrackingError, match=f"The MLflow server at {away} must answer") as unknown:
+            pull("movie-reviews:7", uri=away)
+        server.shutdown()
+    assert "using the cached movie-reviews" in caplog.text
+    assert "database" in str(unknown.value.hint)
+
+
 def test_a_damaged_name_map_is_only_forgotten(promoted, store_uri, fresh_home):
     pulled = pull("movie-reviews", uri=store_uri)
     (fresh_home / "adapters" / "names.json").write_text("[not json")
@@ -231,3 +262,40 @@ def test_pulls_of_one_adapter_at_once_all_get_it(promoted, store_uri, fresh_home
         found = set(threads.map(lambda _: pull("movie-reviews", uri=store_uri), range(8)))
     assert found == {fresh_home / "adapters" / folder_digest(promoted)}
     assert _cached(fresh_home) == {folder_digest(promoted), "names.json"}
+
+
+@pytest.mark.parametrize("digest", ["../../elsewhere", "", "..", "A" * 64, "f" * 63])
+def test_a_digest_that_could_lead_out_of_the_cache_is_refused(promoted, store_uri, fresh_home, tmp_path, digest):
+    before = {path.name for path in tmp_path.iterdir()}
+    connect(store_uri).set_model_version_tag("movie-reviews", "1", "loraxs.digest", digest or " ")
+    with pytest.raises(RegistryError, match="digest"):
+        pull("movie-reviews", uri=store_uri)
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert not (fresh_home / "adapters").exists() or _cached(fresh_home) == set()
+
+
+@pytest.mark.parametrize("given", ["new", "empty"])
+def test_a_copy_is_there_whole_or_not_at_all(promoted, store_uri, tmp_path, monkeypatch, given):
+    out = tmp_path / "out" / "adapter"
+    if given == "empty":
+        out.mkdir(parents=True)
+    loraxs_search.pull("movie-reviews")
+    copyfile, copied = shutil.copyfile, []
+
+    def copy(source, target, **how):
+        if len(copied) == 2:
+            Path(target).write_bytes(b"cut sho")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copied.append(copyfile(source, target, **how))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", copy)
+        with pytest.raises(HomeError, match=f"No space left to write {out}") as full:
+            loraxs_search.pull("movie-reviews", out=out)
+    assert "--out" in str(full.value.hint)
+    assert out.exists() is (given == "empty")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path != out]
+    assert loraxs_search.pull("movie-reviews", out=out) == out
+    assert _content(out) == _content(promoted)
+    with pytest.raises(UsageError, match="new or empty"):
+        loraxs_search.pull("movie-reviews", out=out)
