@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from loraxs_search.base_model.head import fresh_head, head_names, init_head, output_head, pass_through, with_labels
     from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
-    from loraxs_search.base_model.probing import alike, ended, made_up_rows
+    from loraxs_search.base_model.probing import alike, ended, layers_beyond_rows, made_up_rows
 
 __all__ = [
     "alike",
@@ -26,6 +26,7 @@ __all__ = [
     "head_shapes",
     "head_size",
     "init_head",
+    "layers_beyond_rows",
     "linear_modules",
     "load_model",
     "load_tokenizer",
@@ -47,6 +48,7 @@ _HOMES = {
     "head_shapes": "layers",
     "head_size": "layers",
     "init_head": "head",
+    "layers_beyond_rows": "probing",
     "linear_modules": "layers",
     "load_model": "load",
     "load_tokenizer": "load",

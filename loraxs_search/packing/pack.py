@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.errors import LoraxsError, TrialDivergedError
+from loraxs_search.base_model import layers_beyond_rows
+from loraxs_search.errors import LoraxsError, TrialDivergedError, UsageError
 from loraxs_search.factors import FactorStore
 from loraxs_search.packing.adamw import Trained, adamw, gradient_norms
 from loraxs_search.packing.anatomy import Anatomy
@@ -26,6 +27,7 @@ from loraxs_search.packing.prefix import Prefix
 from loraxs_search.packing.seating import Seating
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import LinearModule, Split, TrialSpec
+from loraxs_search.search_space import check_packable
 from loraxs_search.tasks import PreparedTask
 from loraxs_search.trial import Snapshot
 
@@ -66,15 +68,18 @@ class Pack:
         self._model = model
         self._anatomy = Anatomy(model, modules)
         self._prefix = Prefix(model, self._anatomy.layers, cache_bytes)
+        self.unpackable = layers_beyond_rows(model, self._anatomy.sizes)
         self._seating = Seating(model, factors, self._anatomy, self._lanes.count, self._prefix)
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or where its snapshot stands.
 
         Raises:
-            TargetModulesError, RankError, BaseModelError: the trial asks for what the base does not have.
+            TargetModulesError, RankError, BaseModelError: the trial asks for what the base does not have, or for a
+                layer that cannot serve many trials in one pass.
         """
         return Slot(spec, data, self._anatomy, snapshot)
+        check_packable(spec.hyperparameters.target_modules, self.unpackable)
 
     def step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:
         """Take one optimizer step of each slot; return the errors of those that could not, by trial id.

@@ -74,7 +74,7 @@ class PackedHost:
     def info(self, task: Task | None = None) -> HostInfo:
         """Describe base, data and device."""
         info = self._on_bare_base(lambda: self._resident.info(task))
-        return replace(info, num_slots=self._num_slots)
+        return replace(info, num_slots=self._num_slots, unpackable=self._pack.unpackable)
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use; rounds wait."""

@@ -15,7 +15,7 @@ from loraxs_search.search.actors import StudyKeeper, here, pinned
 from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.search.pool import HostPool
 from loraxs_search.search.refits import RefitKeeping, train
-from loraxs_search.search_space import Space, describe
+from loraxs_search.search_space import Space, check_packable, describe
 from loraxs_search.studies import StudyInfo
 
 _AT_ONCE, _SAY_EVERY_S = 4, 2.0
@@ -46,6 +46,7 @@ class Crew:
             self.info: HostInfo = pool.info(space.task)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
+            check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
             self.census = pool.census(self.info, study.search)
             ray.get(self._keeper.__ray_ready__.remote())
         except BaseException:

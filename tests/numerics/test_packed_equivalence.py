@@ -61,6 +61,26 @@ def test_composite_heads_two_part_heads_and_transposed_layers(make_world: Callab
         assert world.distance(snapshot, world.lone(spec, 10)) < TOLERANCE, spec
 
 
+def test_a_layer_that_is_given_more_than_rows_is_refused_and_the_others_equal_lone_trials(
+    make_world: Callable[..., Any],
+) -> None:
+    world = make_world("deberta")  # embeddings of positions go through its query and key layers too
+    pack = world.pack(num_lanes=2)
+    shared = tuple(name for name in world.names if name.endswith(("query_proj", "key_proj")))
+    assert pack.unpackable == set(shared)
+    with pytest.raises(TargetModulesError, match=r"0\.attention\.self\.query_proj \(and 3 more\)") as refusal:
+        pack.join(world.spec("1"), world.data)
+    assert "pack_size" in str(refusal.value.hint)
+    others = tuple(name for name in world.names if name not in shared)
+    specs = [world.spec("1", target_modules=others), world.spec("2", target_modules=others[1::2], rank=8)]
+    slots = world.join(pack, specs)
+    train(pack, slots, 10)
+    packed = [slot.snapshot() for slot in slots]
+    pack.clear()
+    for spec, snapshot in zip(specs, packed, strict=True):
+        assert world.distance(snapshot, world.lone(spec, 10)) < TOLERANCE, spec
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_heads_that_train_their_output_alone(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
