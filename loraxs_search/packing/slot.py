@@ -17,8 +17,8 @@ from loraxs_search.packing.adamw import Trained, clip_factor
 from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.portable import Layout
 from loraxs_search.records import Split, TrialReport, TrialSpec
-from loraxs_search.tasks import PreparedTask, batch_at
-from loraxs_search.trial import Snapshot, adapter_config, lr_factor
+from loraxs_search.tasks import PreparedTask, TrainingBatches
+from loraxs_search.trial import Snapshot, adapter_config, check_step, lr_factor
 
 
 class Slot:
@@ -38,6 +38,8 @@ class Slot:
     ) -> None:
         self.spec, self.data = spec, data
         self.settings = _settings(spec, anatomy.sizes)
+        hyper = spec.hyperparameters
+        self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         device = anatomy.device
         config = adapter_config(spec.hyperparameters)
         drawn = [initial_r(config, s.rank, name) for name, s in self.settings.items()]
@@ -74,8 +76,7 @@ class Slot:
 
     def next_rows(self) -> npt.NDArray[np.int64]:
         """Return the row indices of the next step's batch, as the lone trial draws them."""
-        hyper = self.spec.hyperparameters
-        return batch_at(self.data.lengths("train"), hyper.batch_size, seed=hyper.seed, step=self.step)
+        return self._batches.at(self.step)
 
     def check(self, loss: float, norm: float) -> None:
         """Refuse a step whose loss or gradient is not finite.

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from loraxs_search.base_model import head_names, init_head, output_head
 from loraxs_search.errors import BaseModelError, TrialDivergedError
 from loraxs_search.records import AdapterSize, TrialReport, TrialSpec
-from loraxs_search.tasks import PreparedTask, batch_at
+from loraxs_search.tasks import PreparedTask, TrainingBatches
 from loraxs_search.trial.adapter_config import adapter_config
 from loraxs_search.trial.evaluate import evaluate
 from loraxs_search.trial.schedule import lr_factor
@@ -103,6 +103,8 @@ class TrialRun:
 
         Raises:
             TrialDivergedError: the loss or a metric is not finite.
+        hyper = spec.hyperparameters
+        self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         """
         started, first = time.perf_counter(), self.step
         until = min(until, self.spec.hyperparameters.max_steps)
@@ -152,8 +154,7 @@ class TrialRun:
 
     def _train_step(self) -> float:
         hyper = self.spec.hyperparameters
-        rows = batch_at(self._data.lengths("train"), hyper.batch_size, seed=hyper.seed, step=self.step)
-        batch = self._data.collate("train", rows)
+        batch = self._data.collate("train", self._batches.at(self.step))
         logits = self.model(**{k: v.to(self._device) for k, v in batch.inputs.items()}).logits.float()
         loss = self._data.head.loss(logits, batch.labels.to(self._device)).mean()
         value = float(loss.detach())
