@@ -41,10 +41,10 @@ class Slot:
         hyper = spec.hyperparameters
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         device = anatomy.device
-        config = adapter_config(spec.hyperparameters)
+        config = adapter_config(hyper)
         drawn = [initial_r(config, s.rank, name) for name, s in self.settings.items()]
         self.r = torch.stack(drawn).to(device).requires_grad_()
-        head = anatomy.draw_head(spec.hyperparameters.head, data.head.num_labels, spec.hyperparameters.seed)
+        head = anatomy.draw_head(hyper.head, data.head.num_labels, hyper.seed)
         self.head = {name: value.to(device).requires_grad_() for name, value in head.trained.items()}
         self.kept_head = {name: value.to(device) for name, value in head.kept.items()}
         self._layout = Layout(tuple(self.settings), tuple(self.head), head.owners)
@@ -79,17 +79,12 @@ class Slot:
         return self._batches.at(self.step)
 
     def check(self, loss: float, norm: float) -> None:
-        """Refuse a step whose loss or gradient is not finite.
+        """Refuse a step whose loss or gradient is not finite, as the lone trial does; nothing is changed.
 
         Raises:
-            TrialDivergedError: with what it was; nothing is changed.
+            TrialDivergedError: with what it was.
         """
-        for what, value in (("training loss", loss), ("gradient norm", norm)):
-            if not math.isfinite(value):
-                raise TrialDivergedError(
-                    f"`{what}` must be finite, but got {value} at step {self.step + 1}.",
-                    hint="lower the learning rates or the scale in the space",
-                )
+        check_step(loss, norm, self.step + 1)
 
     def next_update(self, norm: float) -> list[Trained]:
         """Return what `adamw` is to do to each tensor, the gradient's norm being `norm`."""

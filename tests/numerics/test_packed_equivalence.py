@@ -181,6 +181,16 @@ def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: 
     assert runs[0][1] == runs[1][1]
 
 
+def test_a_gradient_without_a_finite_norm_ends_the_lone_trial_as_it_ends_the_packed_one(world: Any) -> None:
+    spec, pack = world.spec("1", init_std=0.0, scale=1e30), world.pack()  # R is zero: the loss is the base's own
+    (error,) = pack.step(world.join(pack, [spec])).values()
+    pack.clear()
+    assert "`gradient norm` must be finite, but got inf at step 1" in str(error)
+    with pytest.raises(TrialDivergedError) as lone:
+        world.lone(spec, 5)
+    assert str(lone.value) == str(error)
+
+
 def test_lanes_give_the_same_bits_each_time(world: Any) -> None:
     specs, found = world.mixed_specs(), []
     for _ in range(2):
