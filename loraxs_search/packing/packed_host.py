@@ -231,4 +231,5 @@ def _count_slots(resident: Resident, wanted: int | None, largest: tuple[int, int
     if wanted is None:
         mean_tokens = float(resident.data.lengths("train").mean())
         wanted = capacity.suitable_slots(max_tokens, lanes, batch_size * mean_tokens)
-    return capacity.fitting_slots(wanted, capacity.slot_bytes(resident.modules, rank, lanes), resident.device)
+    each = capacity.slot_bytes(resident.modules, rank, resident.info().head_parameters, lanes)
+    return capacity.fitting_slots(wanted, each, resident.device)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -34,6 +35,8 @@ from loraxs_search.studies import StudyFolder
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
 # used by others. Read by OpenMP when torch is imported.
 _HOST_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+_PROCESS_BYTES, _SHARE = 75 << 20, 0.9  # what a trial's process takes, and of the free memory all may take
 
 
 def here() -> str:
@@ -92,6 +95,11 @@ def training_host(order: HostOrder, task: Task, threads: int) -> Host:
     return PackedHost(order.base, task, slots=slots, precision=order.precision, largest=order.largest)
 
 
+def processes_that_fit() -> int:
+    """Return how many trials this node's memory has room for now, at least one: each has a process of its own."""
+    return max(1, int(_SHARE * psutil.virtual_memory().available / _PROCESS_BYTES))
+
+
 def check_versions(node: str, expected: Mapping[str, str]) -> None:
     """Refuse to train in this process when its versions are not the driver's.
 
@@ -146,7 +154,8 @@ class HostActor:
         self._building = threading.Lock()  # a packed host is called by several threads
 
     def info(self, task: Task) -> HostInfo:
-        return self._get(task).info(task)
+        info = self._get(task).info(task)
+        return replace(info, num_slots=min(info.num_slots, processes_that_fit()))
 
     def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
         self._get(task).decompose(names, rank, basis)
