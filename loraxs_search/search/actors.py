@@ -36,6 +36,7 @@ from loraxs_search.studies import StudyFolder
 # used by others. Read by OpenMP when torch is imported.
 _HOST_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
+MAX_CALLERS = 1000
 _PROCESS_BYTES, _SHARE = 75 << 20, 0.9  # what a trial's process takes, and of the free memory all may take
 
 
@@ -186,6 +187,20 @@ class HostActor:
             return self._host
 
 
+def callers(order: HostOrder, times: int) -> int:
+    """Return how many may be inside a host at once: one more than wait for a round, so that a question is answered.
+
+    Ray makes a thread for each beforehand. Trials beyond `MAX_CALLERS` wait before the actor.
+
+    Args:
+        times: What an `auto` host may take over one of the smallest node.
+    """
+    if not order.packed:
+        return 1
+    most = MAX_AUTO_PACK_SIZE * times if order.pack_size == "auto" else order.pack_size
+    return 1 + min(most, MAX_CALLERS)
+
+
 @ray.remote
 class HostDirectory:
     """Creates hosts on request, one per device, and owns them: an actor dies with the process that created it.
@@ -236,8 +251,5 @@ class HostDirectory:
         env = {"OMP_NUM_THREADS": str(threads), **_HOST_ENVIRONMENT}
         if gpu is not None:
             env["CUDA_VISIBLE_DEVICES"] = gpu
-        # One more than may wait for a round, so that a question about the host is always answered.
-        most = MAX_AUTO_PACK_SIZE * times if order.pack_size == "auto" else order.pack_size
-        concurrency = 1 + most if order.packed else 1
-        options = {"runtime_env": {"env_vars": env}, "max_concurrency": concurrency, **pinned(node_id)}
+        options = {"runtime_env": {"env_vars": env}, "max_concurrency": callers(order, times), **pinned(node_id)}
         return HostActor.options(**options).remote(order, threads, node.address if node else node_id)  # type: ignore[attr-defined]

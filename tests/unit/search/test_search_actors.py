@@ -13,7 +13,7 @@ import pytest
 from loraxs_search.errors import ClusterError, TaskDataError
 from loraxs_search.records import BaseModel, BaseModelRef, DataSource, HostInfo, SearchPlan, Task
 from loraxs_search.search import actors, pool, probe
-from loraxs_search.search.actors import HostActor, HostOrder, check_versions
+from loraxs_search.search.actors import MAX_CALLERS, HostActor, HostOrder, callers, check_versions
 from loraxs_search.search.placement import Node
 
 OTHER = Task("other", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
@@ -63,6 +63,14 @@ def test_a_node_without_the_rows_of_a_second_task_is_told_so_too() -> None:
 
 
 INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, num_slots=1000)
+
+
+def test_a_host_has_threads_for_its_callers_and_not_for_any_number() -> None:
+    packed = replace(ORDER, packed=True, pack_size=4)
+    assert callers(ORDER, 1) == 1
+    assert callers(packed, 1) == 5
+    assert callers(replace(packed, pack_size="auto"), 2) == 129
+    assert callers(replace(packed, pack_size=100_000), 1) == MAX_CALLERS + 1  # as many threads kept it from starting
 
 
 def test_no_more_trials_are_held_than_their_processes_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
