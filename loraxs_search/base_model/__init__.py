@@ -1,6 +1,6 @@
 """The frozen model under every adapter: find it, know its layers, load it.
 
-`locate` needs no torch; the other names load it on first use.
+`locate` and `check_packable` need no torch; the other names load it on first use.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.base_model._digest import weight_bytes
 from loraxs_search.base_model._locate import locate
+from loraxs_search.base_model._packable import check_packable
 
 if TYPE_CHECKING:
     from loraxs_search.base_model.attention import use_padded_attention
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "alike",
+    "check_packable",
     "ended",
     "fresh_head",
     "head_names",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import layers_beyond_rows
+from loraxs_search.base_model import check_packable, layers_beyond_rows
 from loraxs_search.errors import LoraxsError, TrialDivergedError, UsageError
 from loraxs_search.factors import FactorStore
 from loraxs_search.packing.adamw import Trained, adamw, gradient_norms
@@ -27,7 +27,6 @@ from loraxs_search.packing.prefix import Prefix
 from loraxs_search.packing.seating import Seating
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import LinearModule, Split, TrialSpec
-from loraxs_search.search_space import check_packable
 from loraxs_search.tasks import PreparedTask
 from loraxs_search.trial import Snapshot
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import ray
 
+from loraxs_search.base_model import check_packable
 from loraxs_search.home import home
 from loraxs_search.records import Confirmation, HostInfo, Scalar, TrialSpec
 from loraxs_search.search.actors import StudyKeeper, here, pinned
 from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.search.pool import HostPool
 from loraxs_search.search.refits import RefitKeeping, train
-from loraxs_search.search_space import Space, check_packable, describe
+from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyInfo
 
 _AT_ONCE, _SAY_EVERY_S = 4, 2.0

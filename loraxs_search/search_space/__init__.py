@@ -23,7 +23,7 @@ from loraxs_search.search_space._load import load_space, parse_space
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._portable import portable_text
 from loraxs_search.search_space._shipped import shipped_space_path, shipped_spaces
-from loraxs_search.search_space._space import Space, check_packable, check_rank, factor_rank_bucket
+from loraxs_search.search_space._space import Space, check_rank, factor_rank_bucket
 
 __all__ = [
     "Choice",
@@ -35,7 +35,6 @@ __all__ = [
     "ShapeDescription",
     "Space",
     "SpaceDescription",
-    "check_packable",
     "check_rank",
     "describe",
     "factor_rank_bucket",
