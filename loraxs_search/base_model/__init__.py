@@ -1,6 +1,6 @@
 """The frozen model under every adapter: find it, know its layers, load it.
 
-`locate` needs no torch; the other names load it on first use.
+`locate` and `check_packable` need no torch; the other names load it on first use.
 """
 
 from __future__ import annotations
@@ -10,22 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.base_model._digest import weight_bytes
 from loraxs_search.base_model._locate import locate
+from loraxs_search.base_model._packable import check_packable
 
 if TYPE_CHECKING:
     from loraxs_search.base_model.attention import use_padded_attention
     from loraxs_search.base_model.head import fresh_head, head_names, init_head, output_head, pass_through, with_labels
     from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
-    from loraxs_search.base_model.probing import alike, ended, made_up_rows
+    from loraxs_search.base_model.probing import alike, ended, layers_beyond_rows, made_up_rows
 
 __all__ = [
     "alike",
+    "check_packable",
     "ended",
     "fresh_head",
     "head_names",
     "head_shapes",
     "head_size",
     "init_head",
+    "layers_beyond_rows",
     "linear_modules",
     "load_model",
     "load_tokenizer",
@@ -47,6 +50,7 @@ _HOMES = {
     "head_shapes": "layers",
     "head_size": "layers",
     "init_head": "head",
+    "layers_beyond_rows": "probing",
     "linear_modules": "layers",
     "load_model": "load",
     "load_tokenizer": "load",

@@ -26,7 +26,15 @@ _ROUNDING = 5e-2
 
 # What models hand to an attention function beside queries, keys, values, mask, scale and dropout, and plain attention
 # has no use for. Whatever else a model asks for (a soft cap, sinks, a position bias) is not here to be had.
-_NO_MATTER = {"position_ids", "position_embeddings", "cache_position", "is_causal", "use_cache", "sliding_window"}
+_NO_MATTER = {
+    "cache_position",
+    "is_causal",
+    "position_embeddings",
+    "position_ids",
+    "sliding_window",
+    "token_type_ids",  # decoders hand on whatever the tokenizer makes
+    "use_cache",
+}
 
 
 def use_padded_attention(model: PreTrainedModel) -> bool:

@@ -53,7 +53,8 @@ def fitting_slots(wanted: int, slot_bytes: int, device: torch.device) -> int:
     return min(wanted, fit)
 
 
-def slot_bytes(modules: Sequence[LinearModule], rank: int, lanes: int) -> int:
-    """Return the memory of one slot outside activations: R, gradient and moments, and its place among the seated."""
-    # R, its gradient and two moments; exact, rounded and a gradient for each lane in the pack.
-    return 4 * rank * rank * (4 + 2 + lanes) * len(modules)
+def slot_bytes(modules: Sequence[LinearModule], rank: int, head_parameters: int, lanes: int) -> int:
+    """Return the memory of one slot outside activations: R and head with gradient and moments, and R's place in C."""
+    # Each with its gradient and two moments; exact, rounded and a gradient for each lane in the pack.
+    num_r = rank * rank * len(modules)
+    return 4 * (num_r * (4 + 2 + lanes) + head_parameters * (4 + lanes))

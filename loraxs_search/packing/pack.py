@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.errors import LoraxsError, TrialDivergedError
+from loraxs_search.base_model import check_packable, layers_beyond_rows
+from loraxs_search.errors import LoraxsError, TrialDivergedError, UsageError
 from loraxs_search.factors import FactorStore
 from loraxs_search.packing.adamw import Trained, adamw, gradient_norms
 from loraxs_search.packing.anatomy import Anatomy
@@ -45,7 +46,8 @@ class Pack:
         model: The frozen base with the task's head, as `load_model` gives it.
         factors: Where factors come from; `ResidentFactors` when the base is not in its checkpoint's precision.
         modules: The linear layers that may be adapted.
-        max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out.
+        max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out. A longer row is computed
+            by itself.
         lanes: Threads for passes side by side; None computes one pass at a time in the caller's thread.
         cache_bytes: Memory for the hidden states below the lowest adapted layer, which are computed once for each row
             and then looked up; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 computes them in every pass.
@@ -65,6 +67,7 @@ class Pack:
         self._lanes = lanes or Lanes(1)
         self._model = model
         self._anatomy = Anatomy(model, modules)
+        self.unpackable = layers_beyond_rows(model, self._anatomy.sizes)
         self._prefix = Prefix(model, self._anatomy.layers, cache_bytes)
         self._seating = Seating(model, factors, self._anatomy, self._lanes.count, self._prefix)
 
@@ -72,8 +75,10 @@ class Pack:
         """Make a slot for a trial, at its start or where its snapshot stands.
 
         Raises:
-            TargetModulesError, RankError, BaseModelError: the trial asks for what the base does not have.
+            TargetModulesError, RankError, BaseModelError: the trial asks for what the base does not have, or for a
+                layer that cannot serve many trials in one pass.
         """
+        check_packable(spec.hyperparameters.target_modules, self.unpackable)
         return Slot(spec, data, self._anatomy, snapshot)
 
     def step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:
@@ -84,7 +89,8 @@ class Pack:
         started = time.perf_counter()
         rows = {slot.name: slot.next_rows() for slot in slots}
         tokens = [int(slot.data.lengths("train")[rows[slot.name]].sum()) for slot in slots]
-        losses = self._within_memory(lambda: self._gradients(slots, rows))
+        longest = max(int(slot.data.lengths("train")[rows[slot.name]].max()) for slot in slots)
+        losses = self._within_memory(longest, lambda: self._gradients(slots, rows))
         norms = gradient_norms([slot.parameters for slot in slots])
         numbers = torch.stack([torch.stack([losses[slot.name] for slot in slots]), norms]).tolist()
         errors: dict[str, LoraxsError] = {}
@@ -104,7 +110,8 @@ class Pack:
     def evaluate(self, slots: Sequence[Slot], split: Split) -> dict[str, dict[str, float] | LoraxsError]:
         """Score each slot on every row of a split: the scores of `trial.evaluate`, or why there are none."""
         started = time.perf_counter()
-        outputs = self._within_memory(lambda: self._outputs(slots, split))
+        longest = max(int(slot.data.lengths(split).max()) for slot in slots)
+        outputs = self._within_memory(longest, lambda: self._outputs(slots, split))
         results: dict[str, dict[str, float] | LoraxsError] = {}
         for slot in slots:
             try:
@@ -209,19 +216,24 @@ class Pack:
         # A lone lane is busy anyway.
         num_lanes = self._lanes.count
         shares = [math.ceil(_ROOM * total / (num_lanes * parts)) for parts in (_PARTS if num_lanes > 1 else (1,))]
-        budgets = dict.fromkeys(min(self.max_tokens, max(longest, share)) for share in shares)
+        budgets = dict.fromkeys(max(longest, min(self.max_tokens, share)) for share in shares)
         return min((plan_passes(demands, budget) for budget in budgets), key=self._lanes.makespan)
 
-    def _within_memory(self, compute: Callable[[], ResultT]) -> ResultT:
-        """Compute, with half the token budget again and again until it fits; nothing is lost by a failed try."""
+    def _within_memory(self, longest: int, compute: Callable[[], ResultT]) -> ResultT:
+        """Compute, with half the token budget again and again until it fits; nothing is lost by a failed try.
+
+        Args:
+            longest: Tokens of the longest row, which no pass can have less of.
+        """
         while True:
             try:
                 return compute()
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or self.max_tokens <= 1:
+                if not _is_out_of_memory(error):
                     raise
-                self.max_tokens //= 2
-            self._prefix.give_way()
+                if not self._prefix.give_way() and self.max_tokens <= longest:
+                    raise _too_long(longest) from error
+            self.max_tokens = min(self.max_tokens, max(longest, self.max_tokens // 2))
             log.warning("Memory ran out; passes have at most %d tokens from now on.", self.max_tokens)
             torch.cuda.empty_cache()
 
@@ -233,6 +245,13 @@ def _demands(slots: Sequence[Slot], split: Split, rows: Rows) -> list[Demand]:
 def _is_out_of_memory(error: Exception) -> bool:
     # The CPU's allocator raises a bare RuntimeError.
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _too_long(longest: int) -> LoraxsError:
+    remedy = f"lower the task's `max_length` below {longest}, or use a device with more memory"
+    return UsageError(
+        f"Memory must hold a pass of one row, but it ran out with a row of {longest} tokens: {remedy}.", hint=remedy
+    )
 
 
 def _in_order(parts: list[tuple[np.ndarray, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,7 @@ class PackedHost:
     def info(self, task: Task | None = None) -> HostInfo:
         """Describe base, data and device."""
         info = self._on_bare_base(lambda: self._resident.info(task))
-        return replace(info, num_slots=self._num_slots)
+        return replace(info, num_slots=self._num_slots, unpackable=self._pack.unpackable)
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use; rounds wait."""
@@ -231,4 +231,5 @@ def _count_slots(resident: Resident, wanted: int | None, largest: tuple[int, int
     if wanted is None:
         mean_tokens = float(resident.data.lengths("train").mean())
         wanted = capacity.suitable_slots(max_tokens, lanes, batch_size * mean_tokens)
-    return capacity.fitting_slots(wanted, capacity.slot_bytes(resident.modules, rank, lanes), resident.device)
+    each = capacity.slot_bytes(resident.modules, rank, resident.info().head_parameters, lanes)
+    return capacity.fitting_slots(wanted, each, resident.device)

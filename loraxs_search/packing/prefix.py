@@ -75,11 +75,16 @@ class Prefix:
         if self._shortcut:
             self._shortcut.remove()
 
-    def give_way(self) -> None:
-        """Forget everything, and be content with half of it from now on: memory ran out elsewhere."""
+    def give_way(self) -> bool:
+        """Forget everything, and be content with half of it from now on: memory ran out elsewhere.
+
+        Returns:
+            Whether there was anything to forget.
+        """
         if held := self.num_bytes:
             self._max_bytes = held // 2
             self._shelves.clear()
+        return held > 0
 
     def lacking(self, data: PreparedTask, split: Split, rows: Indices) -> Indices:
         """Return which of these rows are new and will find room, ascending; none where nothing is skipped."""

@@ -17,8 +17,8 @@ from loraxs_search.packing.adamw import Trained, clip_factor
 from loraxs_search.packing.anatomy import Anatomy
 from loraxs_search.packing.portable import Layout
 from loraxs_search.records import Split, TrialReport, TrialSpec
-from loraxs_search.tasks import PreparedTask, batch_at
-from loraxs_search.trial import Snapshot, adapter_config, lr_factor
+from loraxs_search.tasks import PreparedTask, TrainingBatches
+from loraxs_search.trial import Snapshot, adapter_config, check_step, lr_factor
 
 
 class Slot:
@@ -38,11 +38,13 @@ class Slot:
     ) -> None:
         self.spec, self.data = spec, data
         self.settings = _settings(spec, anatomy.sizes)
+        hyper = spec.hyperparameters
+        self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         device = anatomy.device
-        config = adapter_config(spec.hyperparameters)
+        config = adapter_config(hyper)
         drawn = [initial_r(config, s.rank, name) for name, s in self.settings.items()]
         self.r = torch.stack(drawn).to(device).requires_grad_()
-        head = anatomy.draw_head(spec.hyperparameters.head, data.head.num_labels, spec.hyperparameters.seed)
+        head = anatomy.draw_head(hyper.head, data.head.num_labels, hyper.seed)
         self.head = {name: value.to(device).requires_grad_() for name, value in head.trained.items()}
         self.kept_head = {name: value.to(device) for name, value in head.kept.items()}
         self._layout = Layout(tuple(self.settings), tuple(self.head), head.owners)
@@ -74,21 +76,15 @@ class Slot:
 
     def next_rows(self) -> npt.NDArray[np.int64]:
         """Return the row indices of the next step's batch, as the lone trial draws them."""
-        hyper = self.spec.hyperparameters
-        return batch_at(self.data.lengths("train"), hyper.batch_size, seed=hyper.seed, step=self.step)
+        return self._batches.at(self.step)
 
     def check(self, loss: float, norm: float) -> None:
-        """Refuse a step whose loss or gradient is not finite.
+        """Refuse a step whose loss or gradient is not finite, as the lone trial does; nothing is changed.
 
         Raises:
-            TrialDivergedError: with what it was; nothing is changed.
+            TrialDivergedError: with what it was.
         """
-        for what, value in (("training loss", loss), ("gradient norm", norm)):
-            if not math.isfinite(value):
-                raise TrialDivergedError(
-                    f"`{what}` must be finite, but got {value} at step {self.step + 1}.",
-                    hint="lower the learning rates or the scale in the space",
-                )
+        check_step(loss, norm, self.step + 1)
 
     def next_update(self, norm: float) -> list[Trained]:
         """Return what `adamw` is to do to each tensor, the gradient's norm being `norm`."""

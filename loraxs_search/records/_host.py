@@ -17,6 +17,7 @@ class HostInfo:
     Args:
         num_slots: Trials that it trains at once.
         base_bytes: Size of the base's weights on disk.
+        unpackable: Layers that cannot serve many trials in one pass; of a host of lone trials, none.
     """
 
     base: BaseModel
@@ -29,6 +30,7 @@ class HostInfo:
     versions: Mapping[str, str]
     num_slots: int = 1
     base_bytes: int = 0
+    unpackable: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -34,6 +35,9 @@ from loraxs_search.studies import StudyFolder
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
 # used by others. Read by OpenMP when torch is imported.
 _HOST_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+MAX_CALLERS = 1000
+_PROCESS_BYTES, _SHARE = 75 << 20, 0.9  # what a trial's process takes, and of the free memory all may take
 
 
 def here() -> str:
@@ -92,6 +96,11 @@ def training_host(order: HostOrder, task: Task, threads: int) -> Host:
     return PackedHost(order.base, task, slots=slots, precision=order.precision, largest=order.largest)
 
 
+def processes_that_fit() -> int:
+    """Return how many trials this node's memory has room for now, at least one: each has a process of its own."""
+    return max(1, int(_SHARE * psutil.virtual_memory().available / _PROCESS_BYTES))
+
+
 def check_versions(node: str, expected: Mapping[str, str]) -> None:
     """Refuse to train in this process when its versions are not the driver's.
 
@@ -146,7 +155,8 @@ class HostActor:
         self._building = threading.Lock()  # a packed host is called by several threads
 
     def info(self, task: Task) -> HostInfo:
-        return self._get(task).info(task)
+        info = self._get(task).info(task)
+        return replace(info, num_slots=min(info.num_slots, processes_that_fit()))
 
     def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
         self._get(task).decompose(names, rank, basis)
@@ -175,6 +185,20 @@ class HostActor:
                 self._host = self._order.make(self._order, task, self._threads)
                 self._tasks = [task]
             return self._host
+
+
+def callers(order: HostOrder, times: int) -> int:
+    """Return how many may be inside a host at once: one more than wait for a round, so that a question is answered.
+
+    Ray makes a thread for each beforehand. Trials beyond `MAX_CALLERS` wait before the actor.
+
+    Args:
+        times: What an `auto` host may take over one of the smallest node.
+    """
+    if not order.packed:
+        return 1
+    most = MAX_AUTO_PACK_SIZE * times if order.pack_size == "auto" else order.pack_size
+    return 1 + min(most, MAX_CALLERS)
 
 
 @ray.remote
@@ -227,8 +251,5 @@ class HostDirectory:
         env = {"OMP_NUM_THREADS": str(threads), **_HOST_ENVIRONMENT}
         if gpu is not None:
             env["CUDA_VISIBLE_DEVICES"] = gpu
-        # One more than may wait for a round, so that a question about the host is always answered.
-        most = MAX_AUTO_PACK_SIZE * times if order.pack_size == "auto" else order.pack_size
-        concurrency = 1 + most if order.packed else 1
-        options = {"runtime_env": {"env_vars": env}, "max_concurrency": concurrency, **pinned(node_id)}
+        options = {"runtime_env": {"env_vars": env}, "max_concurrency": callers(order, times), **pinned(node_id)}
         return HostActor.options(**options).remote(order, threads, node.address if node else node_id)  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from loraxs_search.base_model import check_packable
 from loraxs_search.home import home
 from loraxs_search.records import Confirmation, HostInfo, Scalar, TrialSpec
 from loraxs_search.search.actors import StudyKeeper, here, pinned
@@ -46,6 +47,7 @@ class Crew:
             self.info: HostInfo = pool.info(space.task)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
+            check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
             self.census = pool.census(self.info, study.search)
             ray.get(self._keeper.__ray_ready__.remote())
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +18,8 @@ from loraxs_search.search.cluster import NAMESPACE, living_nodes, nodes_to_come
 from loraxs_search.search.kept import HeldLease, directory_name
 from loraxs_search.search.placement import Census, check_can_run, first_place, share_out
 from loraxs_search.search_space import Space
+
+log = logging.getLogger(__name__)
 
 _HOST_TRIES = 4
 HOST_LOST = (RayActorError, ActorUnschedulableError)  # the host died, or its node did
@@ -75,8 +78,12 @@ class HostPool:
 
     def census(self, info: HostInfo, plan: SearchPlan) -> Census:
         """Return what counts the slots for one of the studies as nodes come and go."""
-        # With `auto`, few enough that the sampler, which learns from trials that have ended, has three rounds of them.
-        size = max(1, min(info.num_slots, plan.trials // 3)) if self._pack_size == "auto" else self._pack_size
+        if self._pack_size == "auto":
+            # Few enough that the sampler, which learns from trials that have ended, has three rounds of them.
+            size = max(1, min(info.num_slots, plan.trials // 3))
+        elif (size := min(self._pack_size, info.num_slots)) < self._pack_size:
+            said = "`search.pack_size` is %d, but memory holds %d trials at once: it is %d for this search."
+            log.warning(said, self._pack_size, size, size)
         return Census(
             lambda: share_out(living_nodes(), size, self._device),
             concurrent=plan.concurrent,

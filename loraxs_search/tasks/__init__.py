@@ -14,7 +14,7 @@ from loraxs_search.tasks.metrics import METRICS, Metric, metric_fault
 
 if TYPE_CHECKING:
     from loraxs_search.tasks.answers import answer
-    from loraxs_search.tasks.batches import batch_at, epoch_batches, eval_batches
+    from loraxs_search.tasks.batches import TrainingBatches, batch_at, epoch_batches, eval_batches
     from loraxs_search.tasks.kinds import TaskHead, head_for
     from loraxs_search.tasks.prepared import Batch, PreparedTask, encode, prepare
 
@@ -24,6 +24,7 @@ __all__ = [
     "Metric",
     "PreparedTask",
     "TaskHead",
+    "TrainingBatches",
     "answer",
     "batch_at",
     "catalogue_names",
@@ -40,6 +41,7 @@ _HOMES = {
     "Batch": "prepared",
     "PreparedTask": "prepared",
     "TaskHead": "kinds",
+    "TrainingBatches": "batches",
     "answer": "answers",
     "batch_at": "batches",
     "encode": "prepared",

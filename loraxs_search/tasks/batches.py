@@ -7,9 +7,6 @@ like length at the same step, whatever their seeds.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-
 import numpy as np
 import numpy.typing as npt
 
@@ -20,7 +17,6 @@ Indices = npt.NDArray[np.int64]
 # sort would put the same rows together in each epoch.
 _WINDOW_BATCHES = 32
 _WINDOWS = 8  # at least, where there are batches enough: few rows are mixed anew too
-_EPOCHS_REMEMBERED = 32
 
 
 def epoch_batches(lengths: Lengths, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
@@ -42,9 +38,34 @@ def epoch_batches(lengths: Lengths, batch_size: int, *, seed: int, epoch: int) -
 
 def batch_at(lengths: Lengths, batch_size: int, *, seed: int, step: int) -> Indices:
     """Return the training batch of a step, counted from 0 over all epochs, without walking through those before."""
-    _check_positive(batch_size=batch_size, num_rows=len(lengths))
-    epoch, index = divmod(step, -(-len(lengths) // batch_size))
-    return _remembered(_ByContent(lengths), batch_size, seed, epoch)[index]
+    return TrainingBatches(lengths, batch_size, seed).at(step)
+
+
+class TrainingBatches:
+    """One trial's training batches: those of `batch_at`, at the cost of one plan an epoch.
+
+    The epoch at hand is kept, 4 bytes a row: planned anew it would cost more than the step where rows are many.
+
+    Args:
+        lengths: Tokens of each row, shape (N,); not changed while this lives.
+    """
+
+    def __init__(self, lengths: Lengths, batch_size: int, seed: int) -> None:
+        _check_positive(batch_size=batch_size, num_rows=len(lengths))
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        self._epoch = -1
+        self._rows = np.empty(0, dtype=np.int32)  # of the epoch, batch after batch
+        self._starts = np.empty(0, dtype=np.int32)  # where each batch begins, and the end of the last
+
+    def at(self, step: int) -> Indices:
+        """Return the batch of a step, counted from 0 over all epochs."""
+        epoch, index = divmod(step, -(-len(self._lengths) // self._batch_size))
+        if epoch != self._epoch:
+            batches = epoch_batches(self._lengths, self._batch_size, seed=self._seed, epoch=epoch)
+            self._rows = np.concatenate(batches).astype(np.int32)
+            self._starts = np.cumsum([0, *map(len, batches)], dtype=np.int32)
+            self._epoch = epoch
+        return self._rows[self._starts[index] : self._starts[index + 1]].astype(np.int64)
 
 
 def eval_batches(lengths: Lengths, max_tokens: int) -> list[Indices]:
@@ -60,25 +81,6 @@ def eval_batches(lengths: Lengths, max_tokens: int) -> list[Indices]:
         batches.append(order[start : start + size])
         start += size
     return batches
-
-
-class _ByContent:
-    """Lengths that compare by content, so that plans can be remembered for arrays."""
-
-    def __init__(self, lengths: Lengths) -> None:
-        self.lengths = lengths
-        self._digest = hashlib.blake2b(lengths.astype(np.int64).tobytes(), digest_size=16).digest()
-
-    def __hash__(self) -> int:
-        return hash(self._digest)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByContent) and other._digest == self._digest
-
-
-@functools.lru_cache(maxsize=_EPOCHS_REMEMBERED)
-def _remembered(lengths: _ByContent, batch_size: int, seed: int, epoch: int) -> list[Indices]:
-    return epoch_batches(lengths.lengths, batch_size, seed=seed, epoch=epoch)
 
 
 def _shuffled(n: int, seed: int, epoch: int, purpose: int) -> Indices:

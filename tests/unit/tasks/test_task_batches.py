@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.tasks import batch_at, epoch_batches, eval_batches
+from loraxs_search.tasks import TrainingBatches, batch_at, batches, epoch_batches, eval_batches
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=200).map(lambda values: np.array(values, dtype=np.int32))
 sizes = st.integers(1, 50)
@@ -70,11 +70,17 @@ def test_length_does_not_decide_when_a_row_is_seen():
     assert abs(rows[first_half].mean() / rows.mean() - 1) < 0.15
 
 
-def test_remembered_plans_see_changed_lengths():
-    rows = np.arange(1, 65, dtype=np.int32)
-    batch_at(rows, 4, seed=0, step=0)
-    rows[:] = rows[::-1]
-    assert np.array_equal(batch_at(rows, 4, seed=0, step=0), epoch_batches(rows, 4, seed=0, epoch=0)[0])
+def test_many_trials_plan_each_epoch_once(monkeypatch):
+    rows = np.random.default_rng(0).integers(5, 60, size=200).astype(np.int32)
+    planned, plan = [], batches.epoch_batches
+    monkeypatch.setattr(batches, "epoch_batches", lambda *a, **k: planned.append(k) or plan(*a, **k))
+    trials = [TrainingBatches(rows, 16, seed) for seed in range(64)]
+    found = [[trial.at(step) for trial in trials] for step in range(30)]  # 13 batches an epoch
+    assert len(planned) == 64 * 3
+    for step, seed in ((0, 0), (12, 63), (13, 5), (29, 40)):
+        expected = batch_at(rows, 16, seed=seed, step=step)
+        assert found[step][seed].dtype == expected.dtype == np.int64
+        assert np.array_equal(found[step][seed], expected)
 
 
 @pytest.mark.parametrize("size", [0, -1])
