@@ -41,8 +41,8 @@ class LoraXSConfig(PeftConfig):  # type: ignore[misc]
         fan_in_fan_out: A custom layer stores its weight as (in, out). `nn.Linear` and `Conv1D` are known.
         bias: Only "none": biases are never trained.
         modules_to_save: Modules trained and saved whole, such as the head.
-        pass_through: Head layers made the identity when the adapter is put on a model, here or at any load: the rest
-            of a head whose output layer alone is trained.
+        pass_through: Layers made the identity when the adapter is put on a model, here or at any load: the rest of a
+            head whose output layer alone is trained, a pooler that the base's checkpoint lacks.
         factor_fingerprints: Module name to the fingerprint of its A, B; filled when the adapter is made, compared when
             it is loaded.
     """

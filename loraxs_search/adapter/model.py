@@ -37,8 +37,8 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to every targeted layer or, when one of them refuses, to none.
 
-        Head layers that the adapter neither trains nor stores become the identity; the config records which driver
-        computed the factors.
+        Layers of `pass_through`, which the adapter neither trains nor stores, become the identity; the config records
+        which driver computed the factors.
         """
         pass_through(model, self.peft_config[adapter_name].pass_through)
         try:

@@ -20,7 +20,15 @@ from loraxs_search.adapter import (
 )
 from loraxs_search.bank.layers import BankHead, BankLinear, Board, Pair, Segment
 from loraxs_search.bank.layout import Layout
-from loraxs_search.base_model import head_names, load_model, matrix, pass_through, with_labels
+from loraxs_search.base_model import (
+    absent_poolers,
+    head_names,
+    layers_beyond_rows,
+    load_model,
+    matrix,
+    pass_through,
+    with_labels,
+)
 from loraxs_search.errors import IntegrityError, TargetModulesError, unknown_name
 from loraxs_search.factors import Factors, agrees, fingerprint
 from loraxs_search.records import BaseModel, Sigma
@@ -45,11 +53,13 @@ class Body:
         self._fingerprints: dict[tuple[str, Family, int, Sigma], tuple[float, ...]] = {}
         self._templates: dict[tuple[object, ...], _Heads] = {}
         self.head_names = head_names(self.model)
+        self._absent_poolers = absent_poolers(self.model)
         self._linears = {
             name: module
             for name, module in self.model.named_modules()
             if isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[0] not in self.head_names
         }
+        self._beyond_rows = layers_beyond_rows(self.model, self._linears)
         self._pairs: dict[str, dict[tuple[Family, int], Pair]] = {name: {} for name in self._linears}
         self.own_heads: _Heads = {name: self.model.get_submodule(name) for name in self.head_names}
         for name, layer in self._linears.items():
@@ -84,12 +94,18 @@ class Body:
         """Settle what an adapter is on each of its modules, in model order, and get their factors ready.
 
         Raises:
-            TargetModulesError: the base has no such module.
+            TargetModulesError: the base has no such module, or computes it for all rows at once.
             IntegrityError: a module of the config is missing.
             FactorMismatchError: the config was made for other factors.
         """
         if unknown := sorted(set(modules) - set(self._linears)):
             raise TargetModulesError(unknown_name("target_modules", unknown[0], self._linears))
+        if shared := [name for name in modules if name in self._beyond_rows]:
+            raise TargetModulesError(
+                "Adapters of a bank must adapt layers that each row has to itself, but this base gives"
+                f" {shared[0]} what all rows share, or rows in another order.",
+                hint="`load_adapter` takes one such adapter for all rows",
+            )
         wanted = set(modules)
         if config.factor_fingerprints and (amiss := sorted(wanted ^ config.factor_fingerprints.keys())):
             raise IntegrityError(f"An adapter must hold an R for each module of its config, but {amiss[0]} is amiss.")
@@ -125,14 +141,24 @@ class Body:
                 f"Beside R an adapter may hold parameters of the head only ({', '.join(shapes)}), each of its shape, "
                 f"but got {wrong[0]} of {stored[wrong[0]]}."
             )
-        identity = {f"{name}.{part}" for name in layout.pass_through for part in ("weight", "bias")}
+        passed = self._passed_in_heads(layout)
+        identity = {f"{name}.{part}" for name in passed for part in ("weight", "bias")}
         if missing := [name for name, _ in heads.named_parameters() if name not in stored.keys() | identity]:
             # What `load_adapter` has there: the checkpoint's own head, or what is drawn in its place.
             loaded = load_model(self.base, layout.kind, layout.num_labels, device=self.device)
             for name in missing:
                 heads.get_parameter(name).copy_(loaded.get_parameter(name))
-        pass_through(heads, layout.pass_through)
+        pass_through(heads, passed)
         return dict(heads.items())
+
+    def _passed_in_heads(self, layout: Layout) -> list[str]:
+        """Return the head layers to be the identity; of the body all adapters share, none may be made so."""
+        within = [name for name in layout.pass_through if name.split(".")[0] in self.head_names]
+        if other := sorted({*layout.pass_through} - {*within} - {*self._absent_poolers}):
+            raise IntegrityError(
+                f"`pass_through` must name layers of the head, or a pooler that the base lacks, but names {other[0]}."
+            )
+        return within
 
     def _of_the_training(self, module: str, own: ModuleSettings, recorded: list[float] | None) -> ModuleSettings:
         """Return the settings with the variant of the factors that an adapter was trained in."""

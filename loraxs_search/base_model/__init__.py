@@ -14,12 +14,21 @@ from loraxs_search.base_model._packable import check_packable
 
 if TYPE_CHECKING:
     from loraxs_search.base_model.attention import use_padded_attention
-    from loraxs_search.base_model.head import fresh_head, head_names, init_head, output_head, pass_through, with_labels
+    from loraxs_search.base_model.head import (
+        absent_poolers,
+        fresh_head,
+        head_names,
+        init_head,
+        output_head,
+        pass_through,
+        with_labels,
+    )
     from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
     from loraxs_search.base_model.probing import alike, ended, layers_beyond_rows, made_up_rows
 
 __all__ = [
+    "absent_poolers",
     "alike",
     "check_packable",
     "ended",
@@ -43,6 +52,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "absent_poolers": "head",
     "alike": "probing",
     "ended": "probing",
     "fresh_head": "head",

@@ -44,7 +44,7 @@ def output_head(model: PreTrainedModel) -> tuple[str, tuple[str, ...]]:
 
 @torch.no_grad()
 def pass_through(model: nn.Module, names: Sequence[str]) -> None:
-    """Make head layers the identity: what a head keeps that trains its output layer alone.
+    """Make layers the identity: a head's where its output layer alone is trained, a pooler that no checkpoint has.
 
     Nothing has to be stored for them, and every load makes the same numbers, whatever was drawn before.
 
@@ -61,6 +61,29 @@ def pass_through(model: nn.Module, names: Sequence[str]) -> None:
         layer.weight.copy_(torch.eye(layer.in_features))
         if layer.bias is not None:
             layer.bias.zero_()
+
+
+def absent_poolers(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of the body's pooling layers that its checkpoint lacks: `load_model` made them the identity."""
+    heads = head_names(model)
+    return tuple(
+        name
+        for name, layer in model.named_modules()
+        if is_body_pooler(name, heads) and isinstance(layer, nn.Linear) and _is_identity(layer)
+    )
+
+
+def is_body_pooler(name: str, heads: Sequence[str]) -> bool:
+    """Return whether a module or parameter of this name is of the pooler inside the body, as BERT has one."""
+    top, *rest = name.split(".")
+    return top not in heads and "pooler" in rest
+
+
+def _is_identity(layer: nn.Linear) -> bool:
+    weight, bias = layer.weight.detach(), layer.bias
+    if weight.shape[0] != weight.shape[1] or (bias is not None and bias.any()):
+        return False
+    return torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype, device=weight.device))
 
 
 def keep_head_float32(model: PreTrainedModel) -> None:

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from loraxs_search.base_model._library import library_call
-from loraxs_search.base_model.head import fresh_head, head_names, keep_head_float32
+from loraxs_search.base_model.head import fresh_head, head_names, is_body_pooler, keep_head_float32, pass_through
 from loraxs_search.base_model.layers import task_config
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import BaseModel, TaskKind
@@ -34,7 +34,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a base model with the task's head: frozen, in evaluation mode, saying nothing.
 
-    Weights that the checkpoint lacks (a pooler, the head) are drawn from a fixed seed, so that two loads are equal.
+    What the checkpoint lacks of the head is drawn from a fixed seed, so that two loads are equal. A pooler that it
+    lacks is made the identity: drawn at random, it would be another one wherever an adapter is loaded.
     The head stays float32 whatever `dtype` is, and casts its own input.
 
     Args:
@@ -52,6 +53,7 @@ def load_model(
         attention = "eager"
     model, absent = _from_files(base, config, dtype, attention)
     _check_body(base, model, absent)
+    pass_through(model, _poolers(model, absent))
     model.requires_grad_(False)
     keep_head_float32(model)
     _fill_head(model, absent)
@@ -96,14 +98,19 @@ def _from_files(
 
 def _check_body(base: BaseModel, model: PreTrainedModel, absent: set[str]) -> None:
     """Refuse a body that starts at random, but for BERT's pooler: many checkpoints come without."""
-    heads = set(head_names(model))
-    body = sorted(name for name in absent if name.split(".")[0] not in heads and "pooler" not in name.split("."))
+    heads = head_names(model)
+    body = sorted(name for name in absent if name.split(".")[0] not in heads and not is_body_pooler(name, heads))
     if body:
         raise BaseModelError(
             f"The weights of {base.id} must cover its body, but {len(body)} parameters are missing or of another shape,"
             f" the first being {body[0]}.",
             hint=f"check that config.json and the weights in {base.path} belong together",
         )
+
+
+def _poolers(model: PreTrainedModel, absent: set[str]) -> list[str]:
+    heads = head_names(model)
+    return sorted({name.rpartition(".")[0] for name in absent if is_body_pooler(name, heads)})
 
 
 def _fill_head(model: PreTrainedModel, absent: set[str]) -> None:

@@ -8,10 +8,12 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from support.ports import free_port
 
@@ -116,7 +118,23 @@ class Cluster:
 def cluster(folder: Path, places: list[Node] | None = None, homes: dict[int, Path] | None = None) -> Iterator[Cluster]:
     """Start a cluster, and end it."""
     folder.mkdir()
-    made = Cluster(folder, places or [Node(), Node(), Node()], homes or {})
+    with _running(Cluster(folder, places or [Node(), Node(), Node()], homes or {})) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def short_lived(places: list[Node], homes: dict[int, Path] | None = None, **options: Any) -> Iterator[Cluster]:
+    """Start a cluster with a folder of its own, end it, and leave nothing of it."""
+    folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp"))  # short, for Ray's sockets
+    try:
+        with _running(Cluster(folder, places, homes or {}, **options)) as made:
+            yield made
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _running(made: Cluster) -> Iterator[Cluster]:
     try:
         made.start()
         yield made

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import venv
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from faults.nodes import Cluster, Node
+from faults.nodes import Cluster, Node, short_lived
 from faults.world import World
 
 from loraxs_search.studies import StudyFolder
@@ -47,15 +45,9 @@ def nodes_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(nodes_ray: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A head and a worker."""
-    folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp"))  # short, for Ray's sockets
     homes = {number: tmp_path_factory.mktemp("node-home") for number in range(3)}
-    made = Cluster(folder, [Node(), Node()], homes, ray=nodes_ray)
-    try:
-        made.start()
+    with short_lived([Node(), Node()], homes, ray=nodes_ray) as made:
         yield made
-    finally:
-        made.stop()
-        shutil.rmtree(folder)
 
 
 @pytest.fixture

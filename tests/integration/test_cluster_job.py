@@ -9,14 +9,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from faults.nodes import Cluster, Node
+from faults.nodes import Node, short_lived
 from support.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -56,19 +55,13 @@ class Shell:
 @pytest.fixture
 def shell(in_search_home: Path, ray: Path) -> Iterator[Shell]:
     """A head with one CPU and a dashboard, and who works on it."""
-    folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp"))  # short, for Ray's sockets
     port, agents = free_port(), free_port()
     options = ("--num-cpus=1", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={agents}")
-    made = Cluster(folder, [Node()], {0: in_search_home}, options, ray)
     path = f"{ray.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PATH", path)  # of the head, and so of its jobs
-            made.start()
-        yield Shell({**os.environ, **made.env, "PATH": path, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"})
-    finally:
-        made.stop()
-        shutil.rmtree(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", path)  # of the head, and so of its jobs
+        with short_lived([Node()], {0: in_search_home}, head=options, ray=ray) as made:
+            yield Shell({**os.environ, **made.env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"})
 
 
 def test_the_line_for_a_job_searches_on_the_cluster(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from faults.nodes import Cluster, Node
+from faults.nodes import Cluster, Node, short_lived
 from faults.world import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -19,14 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 @pytest.fixture
 def cluster(in_search_home: Path) -> Iterator[Cluster]:
     """A head and a worker."""
-    folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp"))  # short, for Ray's sockets
-    made = Cluster(folder, [Node(), Node()])
-    try:
-        made.start()
+    with short_lived([Node(), Node()]) as made:
         yield made
-    finally:
-        made.stop()
-        shutil.rmtree(folder)
 
 
 def test_a_late_node_with_another_version_ends_the_search_and_resume_goes_on_without_it(

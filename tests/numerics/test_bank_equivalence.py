@@ -14,6 +14,7 @@ from torch import Tensor
 from loraxs_search import AdapterBank
 from loraxs_search.adapter import load_adapter_folder, use_factor_store
 from loraxs_search.base_model import linear_modules, load_model, locate
+from loraxs_search.errors import TargetModulesError
 from loraxs_search.factors import FactorStore
 from loraxs_search.records import BaseModel, BaseModelRef
 
@@ -137,3 +138,18 @@ def test_a_base_in_bfloat16_is_served_in_bfloat16(tmp_path, make_adapter):
         expected = adapters.alone(name, row(inputs, index))[0]
         assert logits.dtype == torch.float32
         torch.testing.assert_close(logits, expected.float(), atol=3e-2, rtol=3e-2)
+
+
+def test_layers_that_rows_share_are_refused_and_the_others_equal(make_adapter, tmp_path):
+    """DeBERTa gives its query and key layers positions too, the same for all rows."""
+    base = save_base(tmp_path / "base", "deberta")
+    names = [module.name for module in linear_modules(base, "sequence-classification", 2)]
+    own = tuple(name for name in names if not name.endswith(("query_proj", "key_proj")))
+    fit = make_adapter(tmp_path / "fit", base, seed=1, rank=4, target_modules=own)
+    unfit = make_adapter(tmp_path / "unfit", base, seed=2, rank=4, target_modules=tuple(names))
+    bank, inputs = AdapterBank(base), batch(2)
+    with pytest.raises(TargetModulesError, match="key_proj what all rows share"):
+        bank.load("unfit", unfit)
+    bank.load("fit", fit)
+    expected = Adapters(base, {"fit": fit}).alone("fit", row(inputs, 0))[0]
+    torch.testing.assert_close(bank.logits(["fit", None], inputs)[0], expected, **TOLERANCE)

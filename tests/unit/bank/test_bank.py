@@ -190,6 +190,7 @@ REFUSED = {
     "another module": ({"tensors": renamed("query", "quarry")}, TargetModulesError, "query"),
     "a missing module": ({"tensors": without("layer.1")}, IntegrityError, "layer.1.attention.self.query is amiss"),
     "another parameter": ({"tensors": renamed("classifier", "pooler")}, IntegrityError, "of the head only"),
+    "a layer passed": ({"config": {"pass_through": ["bert.encoder.layer.0.output.dense"]}}, IntegrityError, "layer.0"),
     "another root": ({"tensors": renamed("base_model.model.", "")}, IntegrityError, "must be named base_model"),
 }
 
