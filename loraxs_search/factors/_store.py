@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -16,6 +15,7 @@ from loraxs_search.factors._checks import check_rank, check_weight
 from loraxs_search.factors._compute import Driver, Factors, compute_factors, resolve_driver
 from loraxs_search.factors._file import DamagedFileError, checksum, content_key, read_factors, write_factors
 from loraxs_search.home import factor_path, home
+from loraxs_search.memory import available_bytes
 from loraxs_search.records import Basis
 from loraxs_search.torch_threads import side_by_side
 
@@ -142,7 +142,7 @@ class FactorStore:
 def _at_a_time(weights: Collection[Tensor]) -> int:
     """Return how many of these weights are decomposed at once: one a thread, as long as they fit half the memory."""
     largest = max((weight.numel() for weight in weights), default=1)
-    fit = psutil.virtual_memory().available // (2 * _BYTES_PER_ENTRY * largest)
+    fit = available_bytes() // (2 * _BYTES_PER_ENTRY * largest)
     return max(1, min(torch.get_num_threads(), len(weights), fit))
 
 

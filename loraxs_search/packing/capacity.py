@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-import psutil
 import torch
 
+from loraxs_search.memory import available_bytes
 from loraxs_search.records import MAX_AUTO_PACK_SIZE, LinearModule
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def free_bytes(device: torch.device) -> int:
     """Return the memory of a device that nobody uses now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return available_bytes()
 
 
 def token_budget(modules: Iterable[LinearModule], dtype: torch.dtype, device: torch.device) -> int:

@@ -91,12 +91,19 @@ class RegistryReader:
         return [replace(version, aliases=tuple(sorted(aliases.get(version.version, ())))) for version in found]
 
     def history(self, task: str) -> list[Decision]:
-        """Return every decision on the task, refusals too, oldest first."""
+        """Return every decision on the task, refusals too, oldest first.
+
+        One that moved a name and was killed before it was written down is taken from the version it promoted.
+        """
         if not exists(self.uri):
             return []
         model = self._model(task)
         tags = sorted(model.tags.items()) if model is not None else []
-        return [from_json(Decision, value) for key, value in tags if key.startswith(DECISION)]
+        told = [from_json(Decision, value) for key, value in tags if key.startswith(DECISION)]
+        named = {int(number) for number in model.aliases.values()} if model is not None else set()
+        untold = [self.resolve(f"{task}:{number}") for number in named - {decision.version for decision in told}]
+        found = [replace(adapter.decision, version=adapter.version) for adapter in untold]
+        return sorted([*told, *found], key=lambda decision: decision.at) if found else told
 
     def rows(self, adapter: RegisteredAdapter) -> ScoredRows | None:
         """Return an adapter's answers to the test rows it was scored on; None when none were kept.
@@ -180,7 +187,7 @@ class RegistryReader:
             return RegistryError(f"{unknown_name('task', name.task, known)} Registry: {place}.", hint=hint)
         if name.alias == CHAMPION:
             return RegistryError(
-                f"Task {name.task} has no champion: no candidate was promoted so far. Registry: {place}.",
+                f"Task {name.task} has no champion: none was promoted, or it was removed. Registry: {place}.",
                 hint=f"see `loraxs-search history {name.task}` for why, or run `loraxs-search promote STUDY`",
             )
         have = [f"{name.task}@{alias}" for alias in sorted(model.aliases)]

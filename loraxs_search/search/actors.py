@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
+from loraxs_search.memory import available_bytes
 from loraxs_search.records import (
     MAX_AUTO_PACK_SIZE,
     BaseModelRef,
@@ -98,7 +98,7 @@ def training_host(order: HostOrder, task: Task, threads: int) -> Host:
 
 def processes_that_fit() -> int:
     """Return how many trials this node's memory has room for now, at least one: each has a process of its own."""
-    return max(1, int(_SHARE * psutil.virtual_memory().available / _PROCESS_BYTES))
+    return max(1, int(_SHARE * available_bytes() / _PROCESS_BYTES))
 
 
 def check_versions(node: str, expected: Mapping[str, str]) -> None:

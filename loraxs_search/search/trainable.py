@@ -63,7 +63,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
             where = f"On node {ray.util.get_node_ip_address()}: " if isinstance(error, HomeError) else ""
             return self._broken(step, error, where)
         except LoraxsError as error:
-            return self._failure(step, error.message)
+            return self._failure(step, f"{error.message} Hint: {error.hint}." if error.hint else error.message)
         except RayTaskError as error:
             return self._failure(step, f"{type(error.cause).__name__}: {error.cause}")
         try:

@@ -148,6 +148,21 @@ def test_a_task_name_the_registry_cannot_hold_is_refused(registry, task, candida
         registry.settle(RULE, odd, [candidate("t0", task=name)], {})
 
 
+def test_history_has_what_a_promoter_that_died_did_not_write_down(registry, task, candidate, make_folder, monkeypatch):
+    registry.settle(RULE, task, [candidate("t0", 0.80)], {"t0": make_folder("t0")})
+
+    def killed(_decision: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(registry, "_record", killed)
+        registry.settle(RULE, task, [candidate("t1", 0.90)], {"t1": make_folder("t1")})
+    history = registry.history("movie-reviews")
+    assert [(past.winner, past.promoted, past.version) for past in history] == [("t0", True, 1), ("t1", True, 2)]
+    refused, _ = registry.settle(RULE, task, [candidate("t2", 0.85)], {"t2": make_folder("t2")})
+    assert registry.history("movie-reviews") == [*history, refused]
+
+
 def test_two_promoters_at_once_leave_the_better_one(store_uri, task, candidate, make_folder):
     folders = {f"t{n}": make_folder(f"t{n}") for n in range(4)}
     faults: list[Exception] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,9 +78,9 @@ def test_no_more_trials_are_held_than_their_processes_have_room_for(monkeypatch:
             return INFO
 
     host = HostActor.__ray_metadata__.modified_class(replace(ORDER, make=lambda *_: Host()), 1, "10.0.0.7")
-    monkeypatch.setattr(actors.psutil, "virtual_memory", lambda: SimpleNamespace(available=10 * (75 << 20)))
+    monkeypatch.setattr(actors, "available_bytes", lambda: 10 * (75 << 20))
     assert host.info(TASK) == replace(INFO, num_slots=9)
-    monkeypatch.setattr(actors.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    monkeypatch.setattr(actors, "available_bytes", lambda: 0)
     assert host.info(TASK).num_slots == 1
 
 

@@ -1,0 +1,81 @@
+"""What a process may still take is what its container or job leaves it, where that is less than the machine has."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loraxs_search.memory import available_bytes
+
+MIB = 1 << 20
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+def group(folder: Path, names: tuple[str, str, str], limit: str, used: int, given_back: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{names[2]} {given_back}\n")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return tmp_path / "own"
+
+
+def test_without_groups_it_is_the_machines(tmp_path: Path, own: Path) -> None:
+    assert available_bytes(tmp_path, own) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    own.write_text("0::/\n")
+    group(tmp_path, V2, "max", 0)
+    assert available_bytes(tmp_path, own) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+@pytest.mark.parametrize(("line", "names", "under"), [("0::{}", V2, ""), ("4:cpu,memory:{}", V1, "memory")])
+def test_the_least_that_any_group_around_leaves(
+    line: str, names: tuple[str, str, str], under: str, tmp_path: Path, own: Path
+) -> None:
+    own.write_text(f"9:pids:/elsewhere\n{line.format('/job/step')}\n")
+    root = tmp_path / under
+    group(root / "job" / "step", names, str(100 * MIB), 10 * MIB)
+    assert available_bytes(tmp_path, own) == 90 * MIB
+    group(root / "job", names, str(50 * MIB), 30 * MIB, given_back=5 * MIB)
+    assert available_bytes(tmp_path, own) == 25 * MIB
+    group(root / "job", names, str(50 * MIB), 60 * MIB)
+    assert available_bytes(tmp_path, own) == 0
+
+
+def test_a_container_sees_the_root_of_its_group_alone(tmp_path: Path, own: Path) -> None:
+    own.write_text("4:memory:/kubepods/pod1/abc\n")
+    group(tmp_path / "memory", V1, str(64 * MIB), MIB)
+    assert available_bytes(tmp_path, own) == 63 * MIB
+
+
+@pytest.fixture
+def real_group() -> Iterator[Path]:
+    """A control group of this kernel's with a limit of 256 MiB."""
+    mounted = Path("/sys/fs/cgroup")
+    root, limit = (mounted / "memory", V1[0]) if (mounted / "memory").is_dir() else (mounted, V2[0])
+    made = root / f"loraxs-{uuid.uuid4().hex}"
+    try:
+        made.mkdir()
+        (made / limit).write_text(str(256 * MIB))
+    except OSError as error:
+        if made.is_dir():
+            made.rmdir()
+        pytest.skip(f"no control group with a limit of memory can be made here: {error}")
+    yield made
+    made.rmdir()
+
+
+def test_a_real_group(real_group: Path) -> None:
+    ask = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); from loraxs_search.memory import *; "
+    command = [sys.executable, "-c", f"{ask} print(available_bytes())", str(real_group / "cgroup.procs")]
+    found = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert 200 * MIB < found < 256 * MIB
