@@ -36,6 +36,7 @@ class LinesView:
 
     def started(self, facts: SearchStarted) -> None:
         self._facts, self.is_training = facts, True
+        self._ended = {record.trial_id for record in facts.trials if record.state is not TrialState.RUNNING}
         slots = f"{facts.num_slots} slot{'s' if facts.num_slots != 1 else ''}"
         self._write(f"study {facts.study}: {facts.num_trials} trials on {facts.device} ({facts.dtype}), {slots}")
         self._write(f"browse the trials: {self._browse}")

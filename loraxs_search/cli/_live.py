@@ -63,6 +63,7 @@ class LiveView:
 
     def started(self, facts: SearchStarted) -> None:
         self._facts, self._phase, self.is_training = facts, "training", True
+        self._records = {record.trial_id: record for record in facts.trials}
 
     def trial_changed(self, record: TrialRecord) -> None:
         self._records = self._records | {record.trial_id: record}

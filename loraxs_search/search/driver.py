@@ -102,7 +102,7 @@ class Driver:
             ledger = Ledger(journal, study, tracker, self._view, task.metric)
             ledger.reconcile(folder)
             scheduler = make_scheduler(plan, task, journal.reports)
-            self._view.started(self._facts(crew))
+            self._view.started(self._facts(crew, ledger))
             for trial_id, reason in stopped(scheduler).items():
                 ledger.ended(trial_id, TrialState.PRUNED, reason)
         deadline = self._started_at + plan.time_budget_s if plan.time_budget_s else None
@@ -160,7 +160,7 @@ class Driver:
         folder.write_candidates(candidates)
         return candidates
 
-    def _facts(self, crew: Crew) -> SearchStarted:
+    def _facts(self, crew: Crew, ledger: Ledger) -> SearchStarted:
         plan = self._info.search
         return SearchStarted(
             study=self._info.name,
@@ -170,6 +170,7 @@ class Driver:
             device=crew.info.device,
             dtype=crew.info.dtype,
             num_slots=crew.census.width,
+            trials=tuple(ledger.records.values()),
         )
 
 

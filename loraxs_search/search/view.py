@@ -15,6 +15,7 @@ class SearchStarted:
     Args:
         num_trials: Trials the search will end with.
         device: Name of the device of the first host.
+        trials: Those that there are already, where a search goes on.
     """
 
     study: str
@@ -24,6 +25,7 @@ class SearchStarted:
     device: str
     dtype: str
     num_slots: int
+    trials: tuple[TrialRecord, ...] = ()
 
 
 class SearchView(Protocol):

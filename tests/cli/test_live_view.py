@@ -15,11 +15,14 @@ import termios
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from loraxs_search.cli._lines import LinesView
+from loraxs_search.cli._live import LiveView
 from loraxs_search.records import AdapterSize, DataSource, Task, TrialRecord, TrialReport, TrialState
 from loraxs_search.search import SearchStarted
 
@@ -54,6 +57,22 @@ def test_lines_say_each_event_once():
         "trial 00001  FAIL  step 0  [2/2]  no finite loss",
         "done",
     ]
+
+
+@pytest.mark.parametrize(
+    "known", [(), (record("00000", TrialState.COMPLETE, 4), record("00001", TrialState.RUNNING, 2))]
+)
+def test_a_search_that_goes_on_counts_what_had_ended(known: tuple[TrialRecord, ...]) -> None:
+    out, screen = io.StringIO(), io.StringIO()
+    lines, live = LinesView(out, "loraxs-search ui"), LiveView("loraxs-search ui")
+    for view in (lines, live):
+        view.started(replace(FACTS, trials=known))
+        view.trial_changed(record("00001", TrialState.COMPLETE, 4))
+    Console(file=screen, width=100).print(live._render())
+    drawn, ended = screen.getvalue(), len(known) or 1
+    assert f"[{ended}/2]" in out.getvalue()
+    assert f"{ended}/2 trials" in drawn
+    assert ("00000" in drawn) is bool(known)
 
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
