@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,7 +129,7 @@ def _run_side_by_side(drivers: Sequence[Driver], pool: HostPool, stop: threading
 def _check_together(spaces: Sequence[Space]) -> None:
     first, *others = spaces
     values: dict[str, Callable[[Space], object]] = {
-        "base_model": lambda space: space.base_model,
+        "base_model": lambda space: " ".join(filter(None, astuple(space.base_model))),
         "search.precision": lambda space: space.search.precision,
         "search.device": lambda space: space.search.device,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,9 @@ def test_bases_that_differ_are_refused_before_anything_is_written(
     ratings.write_text(ratings.read_text().replace("precision: float32", "precision: bfloat16"))
     before = list_studies()
     with pytest.raises(UsageError, match=r"agree in `search.precision`, but tiny has float32 and ratings has bfloat16"):
+        launch_together([str(tiny_space), str(ratings)])
+    ratings.write_text(re.sub("base_model: .*", "base_model: {id: org/other, revision: main}", ratings.read_text()))
+    with pytest.raises(UsageError, match=r"agree in `base_model`, but tiny has /\S+ and ratings has org/other main\."):
         launch_together([str(tiny_space), str(ratings)])
     assert list_studies() == before
 
