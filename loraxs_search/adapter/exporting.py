@@ -69,7 +69,8 @@ def _save_merged(model: PeftModel, manifest: Manifest, folder: Path) -> None:
     if manifest.task.labels:
         merged.config.id2label = dict(enumerate(manifest.task.labels))
         merged.config.label2id = {label: number for number, label in enumerate(manifest.task.labels)}
-    merged.save_pretrained(str(folder))
+    with base_model.quiet():  # of a progress bar
+        merged.save_pretrained(str(folder))
     base_model.load_tokenizer(base_model.locate(manifest.base_model)).save_pretrained(str(folder))
 
 

@@ -13,6 +13,7 @@ from loraxs_search.base_model._locate import locate
 from loraxs_search.base_model._packable import check_packable
 
 if TYPE_CHECKING:
+    from loraxs_search.base_model._library import quiet
     from loraxs_search.base_model.attention import use_padded_attention
     from loraxs_search.base_model.head import (
         absent_poolers,
@@ -46,6 +47,7 @@ __all__ = [
     "matrix",
     "output_head",
     "pass_through",
+    "quiet",
     "use_padded_attention",
     "weight_bytes",
     "with_labels",
@@ -68,6 +70,7 @@ _HOMES = {
     "matrix": "layers",
     "output_head": "head",
     "pass_through": "head",
+    "quiet": "_library",
     "use_padded_attention": "attention",
     "with_labels": "head",
 }

@@ -75,6 +75,13 @@ def test_the_lora_folder_is_what_a_server_looks_for(sealed):
     assert ranks == {8}
 
 
+@pytest.mark.parametrize("form", ["lora", "merged"])
+def test_nothing_is_said_of_it(sealed, form, capfd):
+    capfd.readouterr()
+    converted(sealed[0], form)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_it_is_made_once_and_again_when_it_was_changed(sealed):
     folder, _ = sealed
     made = converted(folder, "lora")
