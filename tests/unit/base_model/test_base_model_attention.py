@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from support.bases import BART, BERT, LLAMA, base
@@ -110,8 +112,9 @@ def test_a_base_that_asks_for_more_keeps_its_own() -> None:
 
 
 def test_a_base_that_takes_no_made_up_row_keeps_its_own() -> None:
-    model = base(BERT)
-    model.config.attention_type = "block_sparse"  # as BigBird's, which short rows change for good
+    config = copy.deepcopy(BERT)
+    config.attention_type = "block_sparse"  # as BigBird's, which short rows change for good
+    model = base(config)
     assert not use_padded_attention(model)
     assert model.config._attn_implementation == "eager"
 
