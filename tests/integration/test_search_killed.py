@@ -49,7 +49,10 @@ def num_reports(study: str) -> int:
     return sum(len(record.reports) for record in StudyFolder.open(study).journal().records.values())
 
 
-@pytest.mark.parametrize("after_reports", [0, 1, 6])
+LONG = pytest.mark.long  # kept for `make long`, and for the table of faults: each is a search or two from start to end
+
+
+@pytest.mark.parametrize("after_reports", [pytest.param(0, marks=LONG), 1, pytest.param(6, marks=LONG)])
 def test_kill_9_at_any_moment_then_resume(
     after_reports: int, in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
@@ -69,6 +72,7 @@ def test_kill_9_at_any_moment_then_resume(
         assert after[trial_id].params == record.params
 
 
+@LONG
 def test_a_trial_that_was_stopped_as_the_driver_died_trains_no_further(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
@@ -89,7 +93,7 @@ def test_a_trial_that_was_stopped_as_the_driver_died_trains_no_further(
     assert f"step {stopped.step}" in after.reason
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=LONG), signal.SIGTERM])
 def test_the_first_signal_ends_cleanly_and_says_how_to_go_on(
     number: signal.Signals, in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
@@ -108,6 +112,7 @@ def test_the_first_signal_ends_cleanly_and_says_how_to_go_on(
     agree(name, 5)
 
 
+@LONG
 def test_studies_that_are_searched_together_are_stopped_and_resumed_each(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
@@ -132,6 +137,7 @@ def names() -> list[str]:
     return [study for study in list_studies() if study.startswith(("tiny-2", "other-2"))]
 
 
+@LONG
 def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
     in_search_home: Path,
     tiny_space: Path,
@@ -149,6 +155,7 @@ def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
     assert "FAIL" not in states
 
 
+@LONG
 def test_kill_9_while_candidates_are_confirmed_redoes_and_doubles_nothing(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:

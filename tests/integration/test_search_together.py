@@ -35,6 +35,7 @@ def ratings(tiny_space: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_tasks_that_share_passes_find_what_each_finds_alone(
     in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
 ) -> None:
