@@ -205,7 +205,7 @@ def test_ctrl_c_in_a_terminal_ends_in_order_and_resume_goes_on(searched, termina
     assert [line.split()[1] for line in table.splitlines()[1:]] == ["COMPLETE"] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_ctrl_c_ends_at_once(searched, terminals, tiny_space_text, tmp_path, descendants):
     (tmp_path / "tiny.yaml").write_text(tiny_space_text)
     sized = ("--set", "search.trials=1", "--set", "search.max_steps=2000", "--set", "search.report_every=2000")

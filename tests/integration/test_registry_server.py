@@ -127,6 +127,7 @@ def server_with_accounts(make_mlflow_server, tmp_path, monkeypatch):
         return server
 
 
+@pytest.mark.long
 def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, tmp_path):
     registry = Registry(server_with_accounts.uri)
     assert registry.champion("toy") is None

@@ -155,6 +155,7 @@ def test_a_pulled_adapter_gives_the_trials_own_logits_in_a_fresh_process_merged_
     assert merged <= 1e-5
 
 
+@pytest.mark.long
 def test_refits_in_a_pack_are_those_of_lone_hosts(run: Callable[..., SearchResult]) -> None:
     plan = ("search.trials=2", "search.scheduler=none")
     lone, packed = run("refit-lone", *plan), run("refit-packed", *plan, "search.pack_size=3")
@@ -171,6 +172,7 @@ def test_no_refits_are_made_where_none_are_wanted(run: Callable[..., SearchResul
     assert none.candidates[0].refits == ()
 
 
+@pytest.mark.long
 def test_a_second_study_meets_the_champion_on_its_own_rows(run: Callable[..., SearchResult], tiny_base: Path) -> None:
     plan = ("search.trials=1", "task.name=met-reviews", "promotion.seeds=1", "parameters.learning_rate=0.05")
     run("met-first", *plan)

@@ -93,7 +93,8 @@ def test_a_trial_that_was_stopped_as_the_driver_died_trains_no_further(
     assert f"step {stopped.step}" in after.reason
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=LONG), signal.SIGTERM])
+@LONG
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_ends_cleanly_and_says_how_to_go_on(
     number: signal.Signals, in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:

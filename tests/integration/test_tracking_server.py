@@ -90,6 +90,7 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
     assert set(map(tuple, _points(server.uri, "wall_s").values())) == {(0,), ()}
 
 
+@pytest.mark.long
 def test_a_server_killed_while_it_is_written_to_lacks_and_doubles_nothing(make_mlflow_server, tmp_path):
     server = make_mlflow_server()
     server.start()
@@ -138,7 +139,7 @@ for number in range(first, 100000):
 """
 
 
-@pytest.mark.parametrize("kind", ["embedded", "server"])
+@pytest.mark.parametrize("kind", ["embedded", pytest.param("server", marks=pytest.mark.long)])
 def test_after_kill_9_of_the_tracker_every_told_point_is_there_once(kind, store_uri, make_mlflow_server, tmp_path):
     uri = store_uri
     if kind == "server":
