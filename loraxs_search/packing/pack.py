@@ -248,9 +248,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _too_long(longest: int) -> LoraxsError:
-    remedy = f"lower the task's `max_length` below {longest}, or use a device with more memory"
     return UsageError(
-        f"Memory must hold a pass of one row, but it ran out with a row of {longest} tokens: {remedy}.", hint=remedy
+        f"Memory must hold a pass of one row, but it ran out with a row of {longest} tokens: lower the task's"
+        f" `max_length` below {longest}, or use a device with more memory."
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from loraxs_search.errors import RegistryError
 from loraxs_search.records import Candidate, Decision, Manifest, from_json, to_json
 from loraxs_search.registry._versions import EVIDENCE
+from loraxs_search.registry.names import is_sha256
 
 _MAX_TAG = 5000  # characters a registered model's tag may have in MLflow's tables
 SIGNATURE = "loraxs.signature"
@@ -72,7 +72,7 @@ def read_version(version: Any) -> RegisteredAdapter:
 
 
 def _digest(tag: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", tag):  # it names a folder of the cache
+    if not is_sha256(tag):  # it names a folder of the cache
         raise ValueError(f"`digest` must be 64 hex digits, but got {tag!r}")
     return tag
 

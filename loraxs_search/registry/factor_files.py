@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.home import factor_path, factor_variant_path, write_atomic
+from loraxs_search.registry.names import is_sha256
 
 _MAX_HEADER = 2**20
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAMES = ("left", "singular_values", "right")
 
 
@@ -49,7 +48,7 @@ def install_factors(key: str, content: bytes, root: Path | None = None) -> Path:
 
 
 def _checked(digest: str, what: str = "factor key") -> str:
-    if not _SHA256.fullmatch(digest):
+    if not is_sha256(digest):
         raise IntegrityError(f"`{what}` must be 64 hex digits, but got {digest!r}.", hint="pull the adapter again")
     return digest
 

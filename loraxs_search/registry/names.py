@@ -1,4 +1,4 @@
-"""Names people type: `TASK`, `TASK@alias`, `TASK:3`, and the alias of a base's own champion."""
+"""Names people type: `TASK`, `TASK@alias`, `TASK:3`, and the alias of a base's own champion; and names by content."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ class AdapterName:
 
     def __str__(self) -> str:
         return f"{self.task}:{self.version}" if self.version is not None else f"{self.task}@{self.alias}"
+
+
+def is_sha256(text: str) -> bool:
+    """Return whether this is a digest as we write them, 64 hex digits, and so safe in a path."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 def base_alias(base_model: str) -> str:

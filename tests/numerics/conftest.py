@@ -194,6 +194,13 @@ class World:
         padded = [*snapshots, *[None] * (len(specs) - len(snapshots))]
         return [pack.join(spec, self.data, snapshot) for spec, snapshot in zip(specs, padded, strict=True)]
 
+    def check_each_is_as_alone(self, pack: Pack, slots: Sequence[Slot], until: int, tolerance: float) -> None:
+        """Assert that slots which have trained up to a step stand where their trials stand alone; empties the pack."""
+        packed = [slot.snapshot() for slot in slots]
+        pack.clear()
+        for slot, snapshot in zip(slots, packed, strict=True):
+            assert self.distance(snapshot, self.lone(slot.spec, until)) < tolerance, slot.spec
+
     def lone(self, spec: TrialSpec, until: int, snapshot: Snapshot | None = None) -> Snapshot:
         """Run a trial by itself, the reference, and return its state after a report."""
         with use_factor_store(self.factors):

@@ -55,10 +55,7 @@ def test_composite_heads_two_part_heads_and_transposed_layers(make_world: Callab
     specs, pack = world.mixed_specs()[:4], world.pack(num_lanes=2)
     slots = world.join(pack, specs)
     train(pack, slots, 10)
-    packed = [slot.snapshot() for slot in slots]
-    pack.clear()
-    for spec, snapshot in zip(specs, packed, strict=True):
-        assert world.distance(snapshot, world.lone(spec, 10)) < TOLERANCE, spec
+    world.check_each_is_as_alone(pack, slots, 10, TOLERANCE)
 
 
 def test_a_layer_that_is_given_more_than_rows_is_refused_and_the_others_equal_lone_trials(
@@ -75,10 +72,7 @@ def test_a_layer_that_is_given_more_than_rows_is_refused_and_the_others_equal_lo
     specs = [world.spec("1", target_modules=others), world.spec("2", target_modules=others[1::2], rank=8)]
     slots = world.join(pack, specs)
     train(pack, slots, 10)
-    packed = [slot.snapshot() for slot in slots]
-    pack.clear()
-    for spec, snapshot in zip(specs, packed, strict=True):
-        assert world.distance(snapshot, world.lone(spec, 10)) < TOLERANCE, spec
+    world.check_each_is_as_alone(pack, slots, 10, TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
@@ -350,7 +344,4 @@ def test_pack_equals_lone_trials_on_the_quickstart_base(quickstart: Any) -> None
     specs, pack = quickstart.mixed_specs(), quickstart.pack(max_tokens=512)
     slots = quickstart.join(pack, specs)
     train(pack, slots, 3)
-    packed = [slot.snapshot() for slot in slots]
-    pack.clear()
-    for spec, snapshot in zip(specs, packed, strict=True):
-        assert quickstart.distance(snapshot, quickstart.lone(spec, 3)) < 1e-4, spec
+    quickstart.check_each_is_as_alone(pack, slots, 3, 1e-4)

@@ -165,10 +165,7 @@ def test_memory_is_bounded_and_a_full_one_changes_no_number(deep: Callable[..., 
     pack.evaluate(slots, "validation")
     assert cache_bytes / 2 < pack.cached_bytes <= cache_bytes or cache_bytes < 2
     assert pack.num_skipped == (2 if cache_bytes else 0)
-    packed = [slot.snapshot() for slot in slots]
-    pack.clear()
-    for spec, snapshot in zip(specs, packed, strict=True):
-        assert world.distance(snapshot, world.lone(spec, 15)) < TOLERANCE, spec
+    world.check_each_is_as_alone(pack, slots, 15, TOLERANCE)
 
 
 def test_what_no_seated_slot_can_use_makes_room(deep: Callable[..., Any]) -> None:
@@ -311,7 +308,4 @@ def test_last_layers_of_the_quickstart_base(quickstart: Any) -> None:
     slots = quickstart.join(pack, specs)
     train(pack, slots, 3)
     assert pack.num_skipped == blocks - 2
-    packed = [slot.snapshot() for slot in slots]
-    pack.clear()
-    for spec, snapshot in zip(specs, packed, strict=True):
-        assert quickstart.distance(snapshot, quickstart.lone(spec, 3)) < 1e-4, spec
+    quickstart.check_each_is_as_alone(pack, slots, 3, 1e-4)

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from support.studies import study as new_study
 
 from loraxs_search.records import (
     AdapterSize,
-    BaseModelRef,
-    DataSource,
     Hyperparameters,
-    PromotionRule,
-    SearchPlan,
-    Task,
     TrialReport,
     TrialState,
 )
 from loraxs_search.search.ledger import Ledger
 from loraxs_search.search.optuna_log import open_optuna_study
 from loraxs_search.search.view import SilentView
-from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tracking import Tracker
 from loraxs_search.trial import Snapshot
 
-TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 HYPER = Hyperparameters(4, ("a",), 1e-3, 1e-3)
 
 
@@ -36,10 +28,7 @@ class Desk:
     """A study folder with all that a ledger writes to; `again()` is the next driver."""
 
     def __init__(self, uri: str) -> None:
-        info = StudyInfo(
-            "s", "id", TASK, BaseModelRef("b"), SearchPlan(), PromotionRule(), "s.yaml", "/", uri, time.time()
-        )
-        self.folder = StudyFolder.create(info, "")
+        self.folder = new_study("s", uri)
         self.study = open_optuna_study(self.folder.optuna_path, "s", "maximize")
         self.tracker = Tracker("s", self.folder.path, uri, "t")
 

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
+from support.studies import TASK
+from support.studies import study as new_study
 
 from loraxs_search.cli import run
 from loraxs_search.errors import StudyError
-from loraxs_search.records import BaseModelRef, DataSource, PromotionRule, SearchPlan, Task, TrialState
+from loraxs_search.records import TrialState
 from loraxs_search.search import sync as sync_module
 from loraxs_search.search.sync import Synced, sync
-from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking import Tracker
 from loraxs_search.tracking.store import connect
 
-TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 AWAY = "http://127.0.0.1:9"
 
 
 def study(name: str, uri: str, *, told_at: str = AWAY, finished: bool = False) -> StudyFolder:
     """A study whose records were told while MLflow was away."""
-    info = StudyInfo(
-        name, "id", TASK, BaseModelRef("b"), SearchPlan(), PromotionRule(), "s.yaml", "/", uri, time.time()
-    )
-    folder = StudyFolder.create(info, "")
+    folder = new_study(name, uri)
     journal = folder.journal()
     journal.trial_started("00000", {"rank": 4})
     tracker = Tracker(name, folder.path, told_at, TASK.name)
-    tracker.search_started("", info.search)
+    tracker.search_started("", folder.info.search)
     tracker.trial_started("00000", {"rank": 4})
     journal.trial_ended("00000", TrialState.FAIL, "because")
     tracker.trial_finished("00000", TrialState.FAIL, "because")

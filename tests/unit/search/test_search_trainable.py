@@ -29,6 +29,7 @@ class Doomed(TrialTrainable):
     ("answer", "reason"),
     [
         (TrialDivergedError("its loss must be finite, but is nan"), "its loss must be finite, but is nan"),
+        (TrialDivergedError("it must end", hint="lower the rate"), "it must end Hint: lower the rate."),
         (RayTaskError("advance", "...", MemoryError("no room for 3 GiB")), "MemoryError: no room for 3 GiB"),
         (
             TrialReport("00000", 4, {"f1": 0.5}, 0.5, 1.0, 10, AdapterSize(1, 1, 1)),

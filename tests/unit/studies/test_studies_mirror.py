@@ -9,23 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.studies import study as new_study
 
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.records import (
     AdapterSize,
-    BaseModelRef,
-    DataSource,
-    PromotionRule,
-    SearchPlan,
-    Task,
     TrialReport,
     TrialState,
 )
-from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch, lease, mirror
+from loraxs_search.studies import Storage, StudyFolder, check_new_in, fetch, lease, mirror
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import Mirror
-
-TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 
 
 @pytest.fixture(autouse=True)
@@ -35,20 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def study(home: Path, storage: Storage, name: str = "s") -> StudyFolder:
-    info = StudyInfo(
-        name,
-        f"id-{home.name}",
-        TASK,
-        BaseModelRef("b"),
-        SearchPlan(),
-        PromotionRule(),
-        "s.yaml",
-        "/",
-        f"sqlite:///{home}/mlflow.db",
-        time.time(),
-        storage=storage.uri,
-    )
-    return StudyFolder.create(info, "task: sst2\n")
+    return new_study(name, f"sqlite:///{home}/mlflow.db", storage=storage.uri)
 
 
 def keep(folder: StudyFolder, storage: Storage, lost: Callable[[], None] = lambda: None) -> Mirror:
