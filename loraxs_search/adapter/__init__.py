@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loraxs_search.adapter._body import body_fingerprint
 from loraxs_search.adapter._export import export_lora
 from loraxs_search.adapter._factor_source import current_factor_store, use_factor_store
 from loraxs_search.adapter._frozen_pair import checked_factors
@@ -21,6 +22,7 @@ __all__ = [
     "LoraXSLinear",
     "LoraXSModel",
     "ModuleSettings",
+    "body_fingerprint",
     "check_probe",
     "checked_factors",
     "compare_probe",

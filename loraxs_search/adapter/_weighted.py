@@ -57,6 +57,7 @@ def sum_config(
         factor_fingerprints={
             module: list(fingerprint(*found.ab(ranks[module], "none"))) for module, found in factors.items()
         },
+        body_fingerprint=first.body_fingerprint,
         init_std=0.0,
         fan_in_fan_out=first.fan_in_fan_out,
         task_type=first.task_type,

@@ -45,6 +45,8 @@ class LoraXSConfig(PeftConfig):  # type: ignore[misc]
             head whose output layer alone is trained, a pooler that the base's checkpoint lacks.
         factor_fingerprints: Module name to the fingerprint of its A, B; filled when the adapter is made, compared when
             it is loaded.
+        body_fingerprint: Numbers of the whole base below its head; compared, where there are any, when the adapter is
+            put on a model.
     """
 
     r: int = 16
@@ -67,6 +69,7 @@ class LoraXSConfig(PeftConfig):  # type: ignore[misc]
     modules_to_save: list[str] | None = None
     pass_through: list[str] = field(default_factory=list)
     factor_fingerprints: dict[str, list[float]] = field(default_factory=dict)
+    body_fingerprint: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
+from loraxs_search.adapter._body import check_body
 from loraxs_search.adapter._mixed_batch import BASE, grouped_head_output
 from loraxs_search.adapter._register import PREFIX
 from loraxs_search.adapter._settings import module_settings
@@ -39,10 +40,14 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
 
         Layers of `pass_through`, which the adapter neither trains nor stores, become the identity; the config records
         which driver computed the factors.
+
+        Raises:
+            BaseModelError: the config has the fingerprint of another body.
         """
         pass_through(model, self.peft_config[adapter_name].pass_through)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            check_body(self.peft_config[adapter_name].body_fingerprint, model)
         except BaseException:
             for layer in _layers_with(model, adapter_name):
                 layer.delete_adapter(adapter_name)

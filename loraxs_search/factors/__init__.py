@@ -9,7 +9,7 @@ from loraxs_search.factors._compute import (
     default_factor_rank,
     resolve_driver,
 )
-from loraxs_search.factors._fingerprint import agrees, check_fingerprint, fingerprint
+from loraxs_search.factors._fingerprint import agrees, check_fingerprint, fingerprint, fingerprint_of_all
 from loraxs_search.factors._store import FactorStore
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "compute_factors",
     "default_factor_rank",
     "fingerprint",
+    "fingerprint_of_all",
     "resolve_driver",
 ]

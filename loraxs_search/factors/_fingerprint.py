@@ -18,6 +18,7 @@ from loraxs_search.errors import FactorMismatchError
 # Another machine's LAPACK moves the numbers by less than 1e-5; one flipped sign by about 1/sqrt(rank).
 TOLERANCE = 1e-3
 DIGITS = 6
+_SAMPLE = 2**16
 # Multiples of these have fractional parts that never repeat: one seed per probe, per sign pattern, per weighing.
 _PROBES = (math.sqrt(2), math.sqrt(3))
 _SIGNS = (math.sqrt(7), math.sqrt(11))
@@ -30,6 +31,20 @@ def fingerprint(a: Tensor, b: Tensor) -> tuple[float, ...]:
     In order: two probes of A's directions, two of B's, and log2 of the weighted lengths of A's rows and B's columns.
     """
     return (*_side(a.detach()), *_side(b.detach().T))
+
+
+def fingerprint_of_all(tensors: Sequence[Tensor]) -> tuple[float, float, float]:
+    """Return three numbers of many tensors of any shape, in their order: two probes, and their weighted log2 lengths.
+
+    Of each at most 65,536 elements spread over it are read, rounded to bfloat16: so the numbers are those of the
+    checkpoint whether it was loaded in float32 or in bfloat16.
+    """
+    if not tensors:
+        return (0.0, 0.0, 0.0)
+    sides = torch.tensor([_side(_sample(tensor)[None]) for tensor in tensors], dtype=torch.float64)  # (tensors, 3)
+    weighed = (torch.dot(_weights(len(sides), w), column) for w, column in zip(_WEIGHTS, sides.T, strict=True))
+    first, second, third = (round(float(value), DIGITS) + 0.0 for value in weighed)
+    return first, second, third
 
 
 def agrees(expected: Sequence[float], actual: Sequence[float], *, tolerance: float = TOLERANCE) -> bool:
@@ -70,6 +85,12 @@ def _side(directions: Tensor) -> tuple[float, ...]:
     ]
     spread = torch.dot(_weights(rank, _WEIGHTS[2]), length).clamp_min(tiny).log2()
     return tuple(round(float(value), DIGITS) + 0.0 for value in (*probes, spread))  # + 0.0 turns -0.0 into 0.0
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Shape (n,), bfloat16, on the CPU."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: -(-flat.numel() // _SAMPLE)].to("cpu", torch.bfloat16)
 
 
 def _probe(size: int, seed: float, sign_seed: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from loraxs_search.adapter import make_probe, module_settings, use_factor_store
+from loraxs_search.adapter import body_fingerprint, make_probe, module_settings, use_factor_store
 from loraxs_search.base_model import (
     head_names,
     linear_modules,
@@ -118,6 +119,7 @@ class Resident:
             model = attach(exact, spec)
         try:
             load_parameters(model, Snapshot.from_bytes(snapshot))
+            model.active_peft_config.body_fingerprint = list(self._body_fingerprint)
             metrics, predictions = self._answer(model, exact, data) if score else ({}, None)
             return Confirmation(
                 spec.trial_id,
@@ -134,6 +136,11 @@ class Resident:
     def factor_file(self, key: str) -> bytes:
         """Return a factor file as it lies on this node."""
         return factor_path(key, self.factors.root).read_bytes()
+
+    @cached_property
+    def _body_fingerprint(self) -> tuple[float, ...]:
+        """Of the one body that the models of all tasks share."""
+        return body_fingerprint(self.exact)
 
     def _answer(
         self, model: PeftModel, exact: PreTrainedModel, data: PreparedTask

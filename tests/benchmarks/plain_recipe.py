@@ -2,7 +2,8 @@
 
 Ray Tune runs a function for each trial, two at a time with one thread each. The function loads the base, decomposes
 every weight, wraps it in a PEFT adapter and hands it to transformers' `Trainer`; Optuna proposes the learning rates,
-Ray's own callback writes to MLflow. The decomposition is the fast randomised one, done anew by each trial.
+Ray's own callback writes to MLflow. The decomposition is the fast randomised one, done anew by each trial. Proposals
+given as `points` come first.
 
     python tests/benchmarks/plain_recipe.py '{"data": "FOLDER", "trials": 12, "steps": 96, ...}'    # prints JSON
 """
@@ -116,7 +117,9 @@ def search(config: dict[str, Any]) -> dict[str, Any]:
                 metric="accuracy",
                 mode="max",
                 num_samples=config["trials"],
-                search_alg=ConcurrencyLimiter(OptunaSearch(seed=0), max_concurrent=2),
+                search_alg=ConcurrencyLimiter(
+                    OptunaSearch(seed=0, points_to_evaluate=config["points"]), max_concurrent=2
+                ),
             ),
             run_config=tune.RunConfig(
                 storage_path=folder,
@@ -127,7 +130,7 @@ def search(config: dict[str, Any]) -> dict[str, Any]:
         failed = results.errors
         if failed:
             raise SystemExit(f"{len(failed)} trials of the plain recipe failed: {failed[0]}")
-        found = [result.metrics for result in results]
+        found = sorted((result.metrics for result in results), key=lambda metrics: metrics["config"]["seed"])
     ray.shutdown()
     return {
         "wall_s": time.perf_counter() - started,

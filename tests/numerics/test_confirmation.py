@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
 
 from loraxs_search.api import history, promote, show
-from loraxs_search.errors import TaskDataError
+from loraxs_search.errors import BaseModelError, TaskDataError
 from loraxs_search.home import factor_path
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import (
@@ -165,3 +167,14 @@ def test_a_refit_differs_in_its_seed_alone_and_packs_as_it_trains_alone(world: A
             assert among.metrics == pytest.approx(alone.metrics, rel=1e-5)
     finally:
         packed.close()
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_the_files_tell_their_base_also_where_peft_alone_loads_them(world: Any, folder: Path, other: bool) -> None:
+    base = AutoModelForSequenceClassification.from_pretrained(world.base.path, num_labels=2)
+    if not other:
+        PeftModel.from_pretrained(base, str(folder))
+        return
+    base.base_model.get_input_embeddings().weight.data.mul_(1.01)
+    with pytest.raises(BaseModelError, match="body must have the fingerprint"):
+        PeftModel.from_pretrained(base, str(folder))

@@ -1,0 +1,57 @@
+"""The body of a base, adapted or not, told from another's by a few numbers.
+
+R has a meaning where the adapted weights are those of the training, which their factors' fingerprints tell; the model
+is the one that was scored only where embeddings, norms and the other layers are the same too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from loraxs_search.errors import BaseModelError
+from loraxs_search.factors import agrees, fingerprint_of_all
+
+# Rounding to bfloat16 comes first, so the same checkpoint gives the same numbers up to the order of a sum.
+_TOLERANCE = 1e-4
+
+
+def body_fingerprint(model: nn.Module) -> tuple[float, ...]:
+    """Return three numbers of all that the base itself has below its head, whatever adapters are on it.
+
+    Nothing, where weights are still on the meta device.
+    """
+    body = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    tensors = dict(_own(body, ""))
+    if any(tensor.is_meta for tensor in tensors.values()):
+        return ()
+    # Numbers of a quantised layer are codes; it is another body anyway.
+    return fingerprint_of_all([tensors[name] for name in sorted(tensors) if tensors[name].is_floating_point()])
+
+
+def check_body(expected: Sequence[float], model: nn.Module) -> None:
+    """Refuse a body with other numbers than an adapter's config has.
+
+    Raises:
+        BaseModelError: with both.
+    """
+    actual = body_fingerprint(model) if expected else ()
+    if actual and not agrees(expected, actual, tolerance=_TOLERANCE):
+        raise BaseModelError(
+            f"The base's body must have the fingerprint {list(expected)}, in which the adapter was trained, "
+            f"but got {list(actual)}: its adapted layers are the same, something else below its head is not.",
+            hint="load the base that the adapter was trained on, at the same revision and as it was saved",
+        )
+
+
+def _own(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters that `module` had before PEFT wrapped any of its layers, by the names they had then."""
+    for wrapped in ("base_layer", "original_module"):
+        if isinstance(inner := getattr(module, wrapped, None), nn.Module):
+            yield from _own(inner, prefix)
+            return
+    for name, parameter in module.named_parameters(recurse=False):
+        yield f"{prefix}{name}", parameter
+    for name, child in module.named_children():
+        yield from _own(child, f"{prefix}{name}.")
