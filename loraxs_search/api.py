@@ -135,7 +135,7 @@ def pull(
     if rank is not None and form != "lora":
         raise UsageError(f"`--rank` must go with --format lora, but got {form!r}.")
     target = None if out is None else _new_folder(Path(out))
-    folder = registry.pull(registry.on_base(name, base), uri=resolve_uri(tracking_uri))
+    folder = _checked(registry.pull(registry.on_base(name, base), uri=resolve_uri(tracking_uri)), base)
     if form != "native":
         from loraxs_search.adapter import converted
 
@@ -162,7 +162,7 @@ def load_adapter(
     """
     from loraxs_search.adapter import load_adapter_folder
 
-    folder = registry.adapter_folder(registry.on_base(name, base), uri=resolve_uri(tracking_uri))
+    folder = _checked(registry.adapter_folder(registry.on_base(name, base), uri=resolve_uri(tracking_uri)), base)
     return load_adapter_folder(folder, dtype=dtype, device=device)
 
 
@@ -174,7 +174,7 @@ def predict(
     from loraxs_search.base_model import load_tokenizer, locate
     from loraxs_search.tasks import answer, encode
 
-    folder = registry.adapter_folder(registry.on_base(name, base), uri=resolve_uri(tracking_uri))
+    folder = _checked(registry.adapter_folder(registry.on_base(name, base), uri=resolve_uri(tracking_uri)), base)
     manifest = registry.verify(folder)
     firsts, seconds = _rows(manifest.task, texts)
     model_base = locate(manifest.base_model)
@@ -239,6 +239,13 @@ def _newest() -> str:
     if not names:
         raise StudyError("There is no study yet.", hint="start one with `loraxs-search launch movie_reviews`")
     return names[0]
+
+
+def _checked(folder: Path, base: str | None) -> Path:
+    """Return an adapter's folder, its base being the one that was asked for."""
+    if base is not None:
+        registry.check_base(base, registry.verify(folder).base_model.id)
+    return folder
 
 
 def _rows(task: Task, texts: Sequence[str]) -> tuple[list[str], list[str] | None]:

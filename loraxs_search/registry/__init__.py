@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.factor_files import install_factors, lacks_factors
 from loraxs_search.registry.manifest import folder_digest, seal, verify
-from loraxs_search.registry.names import on_base
+from loraxs_search.registry.names import check_base, on_base
 from loraxs_search.registry.promotion import decide
 from loraxs_search.registry.pull import adapter_folder, pull
 from loraxs_search.registry.store import RegisteredAdapter, Registry, Rescored
@@ -23,6 +23,7 @@ __all__ = [
     "ScoredRows",
     "TaskSummary",
     "adapter_folder",
+    "check_base",
     "decide",
     "folder_digest",
     "install_factors",

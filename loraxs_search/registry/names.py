@@ -50,6 +50,24 @@ def on_base(name: str, base_model: str | None) -> str:
     return f"{check_task(name)}@{base_alias(base_model)}"
 
 
+def check_base(base_model: str | None, actual: str) -> None:
+    """Refuse an adapter of another base whose id ends alike: both have the same alias, and the better adapter holds it.
+
+    Args:
+        base_model: The base that was asked for: a whole id, or its end, which fits any.
+        actual: The id of the adapter's base.
+    Raises:
+        RegistryError: they are two.
+    """
+    if base_model is not None and "/" in base_model and base_model.rstrip("/") != actual.rstrip("/"):
+        end = actual.rstrip("/").rpartition("/")[2]
+        raise RegistryError(
+            f"`--base` must be the base of the adapter that holds {base_alias(base_model)}, but got {base_model!r}, "
+            f"and its base is {actual}.",
+            hint=f"write --base {end} where it is the same base in another place; see `loraxs-search show TASK`",
+        )
+
+
 def check_task(task: str) -> str:
     """Return `task` if the registry can hold that name.
 

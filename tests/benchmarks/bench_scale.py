@@ -175,6 +175,7 @@ def run(info: Any, space: Any, pace_s: float, view: Gauge, stop: threading.Event
 
     with connected(None):
         make = functools.partial(simulated_host.simulated_host, pace_s=pace_s)
+        functools.update_wrapper(make, simulated_host.simulated_host)  # a pool is known by the name of what makes hosts
         pool = HostPool(replace(host_order([space]), make=make), [space.search])
         try:
             if profiler is not None:

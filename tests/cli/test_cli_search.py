@@ -141,6 +141,8 @@ def test_minds_are_not_changed_by_accident(searched):
         (("rm", "movie-reviews"), "`version` must be given"),
         (("pull", "movie-reviews:1", "--base", "x"), "`--base` must go with a task's name alone"),
         (("pull", "movie-reviews", "--base", "x"), "movie-reviews@champion"),
+        (("pull", "movie-reviews", "--base", "x/all-MiniLM-L6-v2"), "its base is sentence-tr"),
+        (("predict", "movie-reviews", "a text", "--base", "x/all-MiniLM-L6-v2"), "`--base` must be the base"),
     ):
         done = searched.shell.run(*args)
         assert done.returncode == 1, done.stderr

@@ -9,7 +9,7 @@ import pytest
 
 from loraxs_search.errors import BaseModelError, IntegrityError, RegistryError
 from loraxs_search.records import PromotionRule, Refit
-from loraxs_search.registry import Registry, Rescored, ScoredRows, on_base
+from loraxs_search.registry import Registry, Rescored, ScoredRows, check_base, on_base
 from loraxs_search.registry._client import connect
 from loraxs_search.registry.names import base_alias
 
@@ -57,6 +57,17 @@ def test_the_alias_of_a_base_is_the_end_of_its_id():
     for name in ("t:3", "t@x"):
         with pytest.raises(RegistryError, match="--base"):
             on_base(name, "tiny")
+
+
+def test_a_base_whose_id_ends_alike_is_told_from_the_one_asked_for():
+    for asked in (None, "tiny", "Tiny", "org/Tiny", "org/Tiny/"):
+        check_base(asked, "org/Tiny")
+    for asked in ("other/Tiny", "/models/Tiny"):
+        with pytest.raises(
+            RegistryError, match=f"champion-tiny, but got '{asked}', and its base is org/Tiny"
+        ) as caught:
+            check_base(asked, "org/Tiny")
+        assert "write --base Tiny" in caught.value.hint
 
 
 def test_a_champion_leads_its_task_and_its_base(registry, promote):
