@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraxs_search.adapter._body import body_fingerprint
+from loraxs_search.adapter._body import body_fingerprint, check_body
 from loraxs_search.adapter._export import export_lora
 from loraxs_search.adapter._factor_source import current_factor_store, use_factor_store
 from loraxs_search.adapter._frozen_pair import checked_factors
@@ -23,6 +23,7 @@ __all__ = [
     "LoraXSModel",
     "ModuleSettings",
     "body_fingerprint",
+    "check_body",
     "check_probe",
     "checked_factors",
     "compare_probe",

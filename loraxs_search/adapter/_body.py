@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from loraxs_search.errors import BaseModelError
 from loraxs_search.factors import agrees, fingerprint_of_all
 
-# Rounding to bfloat16 comes first, so the same checkpoint gives the same numbers up to the order of a sum.
-_TOLERANCE = 1e-4
+# Rounding to bfloat16 comes first, so the same checkpoint gives the same numbers up to the order of a sum; loaded in
+# float16, one number in sixteen is rounded to another neighbour, which moves them by some 1e-3.
+_TOLERANCE, _FLOAT16_TOLERANCE = 1e-4, 1e-2
 
 
 def body_fingerprint(model: nn.Module) -> tuple[float, ...]:
-    """Return three numbers of all that the base itself has below its head, whatever adapters are on it.
+    """Return three numbers of a sample of all that the base itself has below its head, whatever adapters are on it.
 
     Nothing, where weights are still on the meta device.
     """
-    body = getattr(model, getattr(model, "base_model_prefix", ""), model)
-    tensors = dict(_own(body, ""))
+    tensors = _body(model)
     if any(tensor.is_meta for tensor in tensors.values()):
         return ()
     # Numbers of a quantised layer are codes; it is another body anyway.
@@ -37,12 +38,19 @@ def check_body(expected: Sequence[float], model: nn.Module) -> None:
         BaseModelError: with both.
     """
     actual = body_fingerprint(model) if expected else ()
-    if actual and not agrees(expected, actual, tolerance=_TOLERANCE):
+    halved = any(tensor.dtype == torch.float16 for tensor in _body(model).values())
+    if actual and not agrees(expected, actual, tolerance=_FLOAT16_TOLERANCE if halved else _TOLERANCE):
         raise BaseModelError(
             f"The base's body must have the fingerprint {list(expected)}, in which the adapter was trained, "
             f"but got {list(actual)}: its adapted layers are the same, something else below its head is not.",
-            hint="load the base that the adapter was trained on, at the same revision and as it was saved",
+            hint="load the base that the adapter was trained on, at the same revision, not quantised, and put adapters "
+            "on it before it is changed (resized embeddings, merged adapters); to start a new adapter from this config "
+            "instead, clear its `body_fingerprint` and `factor_fingerprints`",
         )
+
+
+def _body(model: nn.Module) -> dict[str, Tensor]:
+    return dict(_own(getattr(model, getattr(model, "base_model_prefix", ""), model), ""))
 
 
 def _own(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:

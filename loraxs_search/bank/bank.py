@@ -104,11 +104,11 @@ class AdapterBank:
         """Add many adapters that differ in their numbers only, each in place of the one that has its name.
 
         Args:
-            config: Of all of them; its `factor_fingerprints` are compared where it has them.
+            config: Of all of them; its `factor_fingerprints` and `body_fingerprint` are compared where it has them.
             task: Says how many outputs the head has, and how texts become tokens.
             tensors: What `adapter_model.safetensors` holds, by the same names, each with the adapters first: (n, ...).
         Raises:
-            FactorMismatchError: the config was made for other factors.
+            FactorMismatchError, BaseModelError: the config was made for other factors, or another body.
             IntegrityError: a tensor has another name, number or shape than it should.
             UsageError: names repeat, or the adapters do not fit into `max_bytes`.
         """

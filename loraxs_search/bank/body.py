@@ -14,6 +14,7 @@ from loraxs_search.adapter import (
     Family,
     LoraXSConfig,
     ModuleSettings,
+    check_body,
     checked_factors,
     current_factor_store,
     module_settings,
@@ -51,6 +52,7 @@ class Body:
         self._board = Board()
         self._variants: dict[tuple[str, Family], Factors] = {}
         self._fingerprints: dict[tuple[str, Family, int, Sigma], tuple[float, ...]] = {}
+        self._bodies: set[tuple[float, ...]] = set()  # fingerprints of configs that were found to be this one's
         self._templates: dict[tuple[object, ...], _Heads] = {}
         self.head_names = head_names(self.model)
         self._absent_poolers = absent_poolers(self.model)
@@ -97,6 +99,7 @@ class Body:
             TargetModulesError: the base has no such module, or computes it for all rows at once.
             IntegrityError: a module of the config is missing.
             FactorMismatchError: the config was made for other factors.
+            BaseModelError: the config was made for another body.
         """
         if unknown := sorted(set(modules) - set(self._linears)):
             raise TargetModulesError(unknown_name("target_modules", unknown[0], self._linears))
@@ -109,6 +112,9 @@ class Body:
         wanted = set(modules)
         if config.factor_fingerprints and (amiss := sorted(wanted ^ config.factor_fingerprints.keys())):
             raise IntegrityError(f"An adapter must hold an R for each module of its config, but {amiss[0]} is amiss.")
+        if (body := tuple(config.body_fingerprint)) not in self._bodies:
+            check_body(body, self.model)
+            self._bodies.add(body)
         found = {}
         for name in (name for name in self._linears if name in wanted):
             own = module_settings(config, name, *matrix(self._linears[name]).shape)

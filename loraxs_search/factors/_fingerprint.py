@@ -36,8 +36,8 @@ def fingerprint(a: Tensor, b: Tensor) -> tuple[float, ...]:
 def fingerprint_of_all(tensors: Sequence[Tensor]) -> tuple[float, float, float]:
     """Return three numbers of many tensors of any shape, in their order: two probes, and their weighted log2 lengths.
 
-    Of each at most 65,536 elements spread over it are read, rounded to bfloat16: so the numbers are those of the
-    checkpoint whether it was loaded in float32 or in bfloat16.
+    Of each, up to 65,536 elements spread over its rows and columns are read, rounded to bfloat16: so the numbers are
+    those of the checkpoint whether it was loaded in float32 or in bfloat16.
     """
     if not tensors:
         return (0.0, 0.0, 0.0)
@@ -69,7 +69,7 @@ def check_fingerprint(
             f"where the adapter was trained in {_show(expected)}.",
             hint="load the base model the adapter was trained on (same weights, precision and quantisation), and get "
             "the factors it was trained in with `loraxs-search pull`; "
-            "to start a new adapter from this config instead, clear its `factor_fingerprints`",
+            "to start a new adapter from this config instead, clear its `factor_fingerprints` and `body_fingerprint`",
         )
 
 
@@ -89,8 +89,10 @@ def _side(directions: Tensor) -> tuple[float, ...]:
 
 def _sample(tensor: Tensor) -> Tensor:
     """Shape (n,), bfloat16, on the CPU."""
-    flat = tensor.detach().reshape(-1)
-    return flat[:: -(-flat.numel() // _SAMPLE)].to("cpu", torch.bfloat16)
+    step, columns = max(1, -(-tensor.numel() // _SAMPLE)), max(1, tensor.shape[-1] if tensor.ndim else 1)
+    while math.gcd(step, columns) > 1:  # else some columns would never be read
+        step += 1
+    return tensor.detach().reshape(-1)[::step].to("cpu", torch.bfloat16)
 
 
 def _probe(size: int, seed: float, sign_seed: float) -> Tensor:

@@ -54,15 +54,16 @@ def check_base(base_model: str | None, actual: str) -> None:
     """Refuse an adapter of another base whose id ends alike: both have the same alias, and the better adapter holds it.
 
     Args:
-        base_model: The base that was asked for: a whole id, or its end, which fits any.
+        base_model: The base that was asked for: an id with its organisation, or a folder; an end alone fits any.
         actual: The id of the adapter's base.
     Raises:
         RegistryError: they are two.
     """
-    if base_model is not None and "/" in base_model and base_model.rstrip("/") != actual.rstrip("/"):
-        end = actual.rstrip("/").rpartition("/")[2]
+    asked, its = (base_model or "").rstrip("/"), actual.rstrip("/")
+    if "/" in asked and "/" in its and asked.lower() != its.lower():
+        end = its.rpartition("/")[2]
         raise RegistryError(
-            f"`--base` must be the base of the adapter that holds {base_alias(base_model)}, but got {base_model!r}, "
+            f"`--base` must be the base of the adapter that holds {base_alias(asked)}, but got {base_model!r}, "
             f"and its base is {actual}.",
             hint=f"write --base {end} where it is the same base in another place; see `loraxs-search show TASK`",
         )

@@ -37,7 +37,7 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
     One that began here and has not been copied yet is all here.
 
     An embedded MLflow store stays on the machine that had it: on another one the study's records are written anew into
-    its own.
+    its own. So are they here, when others went on with the study meanwhile; those that it has change nothing.
 
     Raises:
         StudyError: the storage has no such study, another driver is at work, or both sides went on.
@@ -86,8 +86,9 @@ def _download(name: str, storage: Storage, path: Path) -> None:
 def _settle(path: Path, info: StudyInfo) -> None:
     """Write `study.json`, with which the study exists here."""
     embedded = sqlite_path(info.tracking_uri)
-    if embedded is not None and not embedded.exists():
-        info = replace(info, tracking_uri=resolve_uri())
-        for name in _OF_ONE_STORE:
+    if embedded is not None:
+        for name in _OF_ONE_STORE:  # what came speaks of another machine's, whose path may be that of one here
             (path / name).unlink(missing_ok=True)
+        if not embedded.exists():
+            info = replace(info, tracking_uri=resolve_uri())
     write_atomic(path / "study.json", to_json(info, indent=2))

@@ -184,7 +184,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         lines += [
             f"ratio {found['plain']['wall_s'] / found['ours']['wall_s']:.2f}",
             f"accuracy, ours less plain at the same rates: mean {statistics.mean(differences):+.4f}, "
-            f"standard error {statistics.stdev(differences) / len(differences) ** 0.5:.4f}",
+            f"standard error {statistics.pstdev(differences) / max(1, len(differences) - 1) ** 0.5:.4f}",
         ]
     return "\n".join(lines)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,10 @@ from pathlib import Path
 import pytest
 from support.shell import start
 
+from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.studies import StudyFolder
 from loraxs_search.studies.lease import LEASE_S
+from loraxs_search.tracking import ensure_store
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 PLAN = ("search.trials=10", "search.max_steps=400", "search.report_every=40", "search.scheduler=none")
@@ -26,8 +27,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "shared")
 
 
+@pytest.mark.parametrize("alike", [False, True], ids=["elsewhere", "same-path"])
 def test_another_machine_goes_on_where_the_lost_one_was(
-    place: str, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agree: Callable[..., object]
+    place: str,
+    alike: bool,
+    tiny_space: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    agree: Callable[..., object],
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     storage = ("--storage", place)
@@ -45,6 +52,10 @@ def test_another_machine_goes_on_where_the_lost_one_was(
     before = StudyFolder.open("moved").journal().records
     assert StudyFolder.open("moved").candidates() is None, "it was in the middle"
     first.rename(tmp_path / "lost")
+    if alike:  # a machine with an embedded store of its own, and all homes are called alike
+        second.rename(first)
+        second = first
+        ensure_store(resolve_uri())
 
     monkeypatch.setenv("LORAXS_HOME", str(second))
     time.sleep(LEASE_S)
@@ -55,5 +66,5 @@ def test_another_machine_goes_on_where_the_lost_one_was(
     agree("moved", 10)
     after = StudyFolder.open("moved").journal().records
     assert {trial_id: after[trial_id].params for trial_id in before} == {k: r.params for k, r in before.items()}
-    assert re.search(r"second/mlflow.db", StudyFolder.open("moved").info.tracking_uri)
+    assert StudyFolder.open("moved").info.tracking_uri == f"sqlite:///{second}/mlflow.db"
     assert StudyFolder.open("moved").candidates()

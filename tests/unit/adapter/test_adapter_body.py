@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from peft import PeftModel, get_peft_model
 
-from loraxs_search.adapter import LoraXSConfig, body_fingerprint
+from loraxs_search.adapter import LoraXSConfig, body_fingerprint, check_body
 from loraxs_search.errors import BaseModelError
 
 CHANGED = {
@@ -56,3 +57,22 @@ def test_precision_does_not_count_and_weights_that_are_not_there_cannot(family, 
     assert body_fingerprint(base.bfloat16()) == body_fingerprint(base.float())
     assert body_fingerprint(make_base(family).bfloat16()) == pytest.approx(body_fingerprint(make_base(family)))
     assert body_fingerprint(base.to("meta")) == ()
+
+
+def test_float16_counts_as_little_as_its_rounding(saved, family, make_base):
+    expected = LoraXSConfig.from_pretrained(saved).body_fingerprint
+    check_body(expected, make_base(family).half())
+    with pytest.raises(BaseModelError, match="body must have"):
+        check_body(expected, make_base(family, seed=1).half())
+
+
+def test_every_column_of_a_large_weight_is_read_and_an_empty_one_is_no_trouble():
+    model = torch.nn.Module()
+    model.large = torch.nn.Parameter(torch.ones(4096, 64))
+    model.none = torch.nn.Parameter(torch.empty(0))
+    before = body_fingerprint(model)
+    for column in range(64):
+        model.large.data[:, column] = 2.0
+        assert body_fingerprint(model) != before, column
+        model.large.data[:, column] = 1.0
+    assert body_fingerprint(model) == before

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import loraxs_search
 from loraxs_search import AdapterBank
-from loraxs_search.adapter import LoraXSConfig, load_adapter_folder, use_factor_store
+from loraxs_search.adapter import LoraXSConfig, body_fingerprint, load_adapter_folder, use_factor_store
 from loraxs_search.bank.stock import Stock
 from loraxs_search.base_model import load_model
 from loraxs_search.errors import (
@@ -217,7 +217,12 @@ def test_bulk_is_refused_as_a_whole(bank, folders):
     wrong = dataclasses.replace(config, basis="middle")
     with pytest.raises(FactorMismatchError, match="fingerprints must agree"):
         bank.add(["x", "y"], wrong, task, two)
+    body = body_fingerprint(load_model(bank.base, "sequence-classification", 2))
+    with pytest.raises(BaseModelError, match="body must have the fingerprint"):
+        bank.add(["x", "y"], dataclasses.replace(config, body_fingerprint=[body[0] + 0.01, *body[1:]]), task, two)
     assert len(bank) == 4
+    bank.add(["x", "y"], dataclasses.replace(config, body_fingerprint=list(body)), task, two)
+    assert len(bank) == 6
 
 
 def test_names_are_told_apart_from_what_is_not_there(bank, inputs, store_uri):

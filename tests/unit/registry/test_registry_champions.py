@@ -60,8 +60,9 @@ def test_the_alias_of_a_base_is_the_end_of_its_id():
 
 
 def test_a_base_whose_id_ends_alike_is_told_from_the_one_asked_for():
-    for asked in (None, "tiny", "Tiny", "org/Tiny", "org/Tiny/"):
+    for asked in (None, "tiny", "Tiny", "org/Tiny", "Org/tiny/"):
         check_base(asked, "org/Tiny")
+    check_base("openai-community/gpt2", "gpt2")
     for asked in ("other/Tiny", "/models/Tiny"):
         with pytest.raises(
             RegistryError, match=f"champion-tiny, but got '{asked}', and its base is org/Tiny"

@@ -155,6 +155,23 @@ def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine
     assert not (second.path / "tracking.offset").exists(), "so all is recorded anew"
 
 
+def test_a_machine_whose_own_store_has_the_same_path_records_all_anew_too(
+    storage: Storage, machine: Callable[[str], Path], tmp_path: Path
+) -> None:
+    home = machine("one")
+    first = study(home, storage)
+    for name in ("tracking.offset", "tracking.runs.jsonl"):
+        (first.path / name).write_text("17")
+    with keep(first, storage):
+        begin(first, 2)
+    home.rename(tmp_path / "lost")
+    home.mkdir()
+    (home / "mlflow.db").write_text("of other studies")
+    second = fetch("s", storage)
+    assert second.info.tracking_uri == first.info.tracking_uri == f"sqlite:///{home}/mlflow.db"
+    assert not [path.name for path in second.path.glob("tracking.*")]
+
+
 def test_the_copy_follows_while_the_driver_works_and_back_again(
     storage: Storage, machine: Callable[[str], Path]
 ) -> None:
