@@ -17,7 +17,7 @@ from loraxs_search.registry._client import speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, fitted, version_tags
 from loraxs_search.registry.contest import Contest, Opponent, Rescore, Rescored, opponent
 from loraxs_search.registry.manifest import folder_digest, verify
-from loraxs_search.registry.names import CHAMPION, base_alias, check_task, parse_name
+from loraxs_search.registry.names import CHAMPION, AdapterName, base_alias, check_task, parse_name
 from loraxs_search.registry.promotion import identity, key
 from loraxs_search.registry.reader import DECISION, RegistryReader
 from loraxs_search.registry.signature import sign
@@ -214,14 +214,14 @@ class Registry(RegistryReader):
                 continue
             reigns = [*reigns[: reigns.index(number)], number] if number in reigns else [*reigns, number]
         before = reigns[: reigns.index(champion)] if champion in reigns else sorted(n for n in known if n < champion)
-        left = [number for number in before if number in known]
-        if not left:
-            have = ", ".join(f"{task}:{number}" for number in sorted(known))
-            raise RegistryError(
-                f"{task}:{champion} must have a champion before it, but it has none. There are: {have}.",
-                hint=f"name one: `loraxs-search rollback {task} --to N`",
-            )
-        return left[-1]
+        for number in reversed(before):  # `known` are the last hundred
+            if number in known or self._find(AdapterName(task, None, number)) is not None:
+                return number
+        have = ", ".join(f"{task}:{number}" for number in sorted(known))
+        raise RegistryError(
+            f"{task}:{champion} must have a champion before it, but it has none. There are: {have}.",
+            hint=f"name one: `loraxs-search rollback {task} --to N`",
+        )
 
     # ---- below -------------------------------------------------------------------------------------------------------
     def _opponents(self, contest: Contest, rescore: Rescore | None) -> dict[str, Opponent]:

@@ -226,6 +226,17 @@ def test_rolling_back_goes_to_the_champion_before_and_is_recorded(registry, prom
             registry.rollback("movie-reviews", to=to)
 
 
+def test_rolling_back_looks_further_than_the_versions_that_are_shown(registry, promote, monkeypatch):
+    for trial_id, right in (("t0", 300), ("t1", 340), ("t2", 380)):
+        promote(trial_id, right)
+    shown = registry.versions
+    monkeypatch.setattr(registry, "versions", lambda task: shown(task)[:1])  # of hundreds, one hundred are
+    assert registry.rollback("movie-reviews").version == 2
+    registry.remove("movie-reviews:1")
+    with pytest.raises(RegistryError, match="must have a champion before it"):
+        registry.rollback("movie-reviews")
+
+
 def test_a_champion_is_removed_by_force_only(registry, promote):
     promote("t0", 300)
     promote("t1", 340)
