@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -135,7 +135,7 @@ def pull(
     if rank is not None and form != "lora":
         raise UsageError(f"`--rank` must go with --format lora, but got {form!r}.")
     target = None if out is None else _new_folder(Path(out))
-    folder = _checked(registry.pull(registry.on_base(name, base), uri=resolve_uri(tracking_uri)), base)
+    folder = _found(registry.pull, name, base, tracking_uri)
     if form != "native":
         from loraxs_search.adapter import converted
 
@@ -162,7 +162,7 @@ def load_adapter(
     """
     from loraxs_search.adapter import load_adapter_folder
 
-    folder = _checked(registry.adapter_folder(registry.on_base(name, base), uri=resolve_uri(tracking_uri)), base)
+    folder = _found(registry.adapter_folder, name, base, tracking_uri)
     return load_adapter_folder(folder, dtype=dtype, device=device)
 
 
@@ -174,7 +174,7 @@ def predict(
     from loraxs_search.base_model import load_tokenizer, locate
     from loraxs_search.tasks import answer, encode
 
-    folder = _checked(registry.adapter_folder(registry.on_base(name, base), uri=resolve_uri(tracking_uri)), base)
+    folder = _found(registry.adapter_folder, name, base, tracking_uri)
     manifest = registry.verify(folder)
     firsts, seconds = _rows(manifest.task, texts)
     model_base = locate(manifest.base_model)
@@ -241,8 +241,9 @@ def _newest() -> str:
     return names[0]
 
 
-def _checked(folder: Path, base: str | None) -> Path:
-    """Return an adapter's folder, its base being the one that was asked for."""
+def _found(find: Callable[..., Path], name: str, base: str | None, tracking_uri: str | None) -> Path:
+    """Return the folder of a task's champion, on a base if one is given, which is then seen to be that base."""
+    folder = find(registry.on_base(name, base), uri=resolve_uri(tracking_uri))
     if base is not None:
         registry.check_base(base, registry.verify(folder).base_model.id)
     return folder

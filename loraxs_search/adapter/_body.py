@@ -24,11 +24,8 @@ def body_fingerprint(model: nn.Module) -> tuple[float, ...]:
 
     Nothing, where weights are still on the meta device.
     """
-    tensors = _body(model)
-    if any(tensor.is_meta for tensor in tensors.values()):
-        return ()
-    # Numbers of a quantised layer are codes; it is another body anyway.
-    return fingerprint_of_all([tensors[name] for name in sorted(tensors) if tensors[name].is_floating_point()])
+    tensors = _tensors(model)
+    return () if any(tensor.is_meta for tensor in tensors) else fingerprint_of_all(tensors)
 
 
 def check_body(expected: Sequence[float], model: nn.Module) -> None:
@@ -37,8 +34,9 @@ def check_body(expected: Sequence[float], model: nn.Module) -> None:
     Raises:
         BaseModelError: with both.
     """
-    actual = body_fingerprint(model) if expected else ()
-    halved = any(tensor.dtype == torch.float16 for tensor in _body(model).values())
+    if not expected:  # of an adapter that no search has made: nothing is walked through for it
+        return
+    actual, halved = body_fingerprint(model), any(tensor.dtype == torch.float16 for tensor in _tensors(model))
     if actual and not agrees(expected, actual, tolerance=_FLOAT16_TOLERANCE if halved else _TOLERANCE):
         raise BaseModelError(
             f"The base's body must have the fingerprint {list(expected)}, in which the adapter was trained, "
@@ -49,8 +47,10 @@ def check_body(expected: Sequence[float], model: nn.Module) -> None:
         )
 
 
-def _body(model: nn.Module) -> dict[str, Tensor]:
-    return dict(_own(getattr(model, getattr(model, "base_model_prefix", ""), model), ""))
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Return the body's parameters by name; numbers of a quantised layer are codes, and it is another body anyway."""
+    found = dict(_own(getattr(model, getattr(model, "base_model_prefix", ""), model), ""))
+    return [found[name] for name in sorted(found) if found[name].is_floating_point()]
 
 
 def _own(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
