@@ -23,6 +23,7 @@ from loraxs_search.records._words import (
     Split,
     TaskKind,
 )
+from loraxs_search.records._yardstick import Yardstick, YardstickName
 
 __all__ = [
     "MAX_AUTO_PACK_SIZE",
@@ -60,6 +61,8 @@ __all__ = [
     "TrialReport",
     "TrialSpec",
     "TrialState",
+    "Yardstick",
+    "YardstickName",
     "from_json",
     "to_json",
 ]

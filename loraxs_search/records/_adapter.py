@@ -10,6 +10,7 @@ from loraxs_search.records._promotion import Refit
 from loraxs_search.records._task import Task
 from loraxs_search.records._trial import AdapterSize, Hyperparameters
 from loraxs_search.records._words import Scalar
+from loraxs_search.records._yardstick import Yardstick
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Manifest:
         base_bytes: Size of the base's weights, for comparison.
         lora_parameters: What plain LoRA trains on the same modules at the same rank.
         factors: Key of every factor file that R stands on, to the checksum of its numbers.
+        yardsticks: What simple models reach on the same rows.
     """
 
     task: Task
@@ -67,4 +69,5 @@ class Manifest:
     base_bytes: int = 0
     lora_parameters: int = 0
     factors: Mapping[str, str] = field(default_factory=dict)
+    yardsticks: tuple[Yardstick, ...] = ()
     schema_version: int = 1

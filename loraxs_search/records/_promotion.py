@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loraxs_search.records._words import Direction
+from loraxs_search.records._yardstick import Yardstick
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Candidate:
         refits: The same recipe from other seeds; what is promoted is the trial itself.
         latency: None where no rule has asked for it.
         study_id: The study's own, which no other has: on a shared registry names are used twice.
+        yardsticks: What simple models reach on the same rows.
     """
 
     study: str
@@ -94,6 +96,7 @@ class Candidate:
     refits: tuple[Refit, ...] = ()
     latency: Latency | None = None
     study_id: str = ""
+    yardsticks: tuple[Yardstick, ...] = ()
 
 
 Action = Literal["promote", "rollback", "remove"]

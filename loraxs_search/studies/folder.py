@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from loraxs_search.records import (
     PromotionRule,
     SearchPlan,
     Task,
+    Yardstick,
     to_json,
 )
 from loraxs_search.studies.confirmations import Confirmations
@@ -199,6 +200,15 @@ class StudyFolder:
                 ) from error
             yield
 
+    def write_yardsticks(self, yardsticks: Sequence[Yardstick]) -> None:
+        """Record what simple models reach on the study's rows."""
+        write_atomic(self.path / "yardsticks.json", to_json({"yardsticks": list(yardsticks)}, indent=2))
+
+    def yardsticks(self) -> tuple[Yardstick, ...] | None:
+        """Return what simple models reach, or None when that has not been computed."""
+        path = self.path / "yardsticks.json"
+        return read_record(_YardstickFile, path).yardsticks if path.exists() else None
+
     # ---- snapshots and candidates ----------------------------------------------------------------------------------
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
         """Keep a trial's state, replacing the one before, atomically."""
@@ -242,3 +252,8 @@ class StudyFolder:
 class _CandidateFile:
     at: float
     candidates: list[Candidate]
+
+
+@dataclass(frozen=True)
+class _YardstickFile:
+    yardsticks: tuple[Yardstick, ...]
