@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from loraxs_search.bank import AdapterBank
     from loraxs_search.records import Prediction
     from loraxs_search.search import SearchResult, resume
-    from loraxs_search.search.launch import launch
+    from loraxs_search.search._launch import launch
 
 from wrapt import register_post_import_hook
 

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     )
     from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
-    from loraxs_search.base_model.probing import alike, ended, layers_beyond_rows, made_up_rows
+    from loraxs_search.base_model.probing import alike, dummy_rows, ended, layers_beyond_rows, made_up_rows
 
 __all__ = [
     "absent_poolers",
     "alike",
     "check_packable",
+    "dummy_rows",
     "ended",
     "fresh_head",
     "head_names",
@@ -56,6 +57,7 @@ __all__ = [
 _HOMES = {
     "absent_poolers": "head",
     "alike": "probing",
+    "dummy_rows": "probing",
     "ended": "probing",
     "fresh_head": "head",
     "head_names": "head",

@@ -26,6 +26,13 @@ def made_up_rows(model: PreTrainedModel) -> dict[str, Tensor]:
     return {"input_ids": ids.masked_fill(~real, model.config.pad_token_id), "attention_mask": real.long()}
 
 
+def dummy_rows(model: PreTrainedModel, num_tokens: int, length: int = 32) -> dict[str, Tensor]:
+    """Return inputs of about so many tokens in rows of `length`, for timing: `input_ids` and `attention_mask`."""
+    ids = torch.arange(max(1, num_tokens // length) * length, device=model.device).view(-1, length)
+    ids = ended(ids % model.config.vocab_size, model.config)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 @torch.no_grad()
 def layers_beyond_rows(model: PreTrainedModel, names: Iterable[str]) -> frozenset[str]:
     """Return those of these linear layers whose input is not the batch's rows, one after the other.

@@ -38,7 +38,8 @@ class LinesView:
         self._facts, self.is_training = facts, True
         self._ended = {record.trial_id for record in facts.trials if record.state is not TrialState.RUNNING}
         slots = f"{facts.num_slots} slot{'s' if facts.num_slots != 1 else ''}"
-        self._write(f"study {facts.study}: {facts.num_trials} trials on {facts.device} ({facts.dtype}), {slots}")
+        why = f" ({facts.why_slots})" if facts.why_slots else ""
+        self._write(f"study {facts.study}: {facts.num_trials} trials on {facts.device} ({facts.dtype}), {slots}{why}")
         self._write(f"browse the trials: {self._browse}")
 
     def trial_changed(self, record: TrialRecord) -> None:

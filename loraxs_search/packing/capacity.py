@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -15,6 +15,10 @@ log = logging.getLogger(__name__)
 # Padded tokens of one pass beyond which a pass was no faster for being larger.
 _CPU_TOKENS, _DEVICE_TOKENS = 3072, 65536
 _LEAST_TOKENS = 256
+# Tokens of a pass that fill one lane of a CPU: from 8 trials of 16 rows of 27 tokens on two lanes, a step took as long
+# with 16, 32 and 64 (`bench_packing.py`).
+_CPU_FULL_TOKENS = 1728
+_WORTH = 1.1  # what twice the tokens must gain in tokens a second
 _SHARE = 0.5  # of the free memory, since others use it too
 
 
@@ -36,13 +40,33 @@ def token_budget(modules: Iterable[LinearModule], dtype: torch.dtype, device: to
     return max(_LEAST_TOKENS, min(most, int(_SHARE * free_bytes(device) / per_token)))
 
 
-def suitable_slots(max_tokens: int, lanes: int, batch_tokens: float) -> int:
-    """Return how many trials fill all lanes with one pass each, at least one.
+def full_tokens(device: torch.device, max_tokens: int, time_pass: Callable[[int], float]) -> int:
+    """Return the tokens of a pass that fill a device, or one lane of a CPU.
+
+    A CPU's are known. On an accelerator passes are timed, each of twice the tokens, until that gains less than a tenth.
 
     Args:
+        time_pass: Returns the seconds that a pass of so many tokens takes.
+    """
+    if device.type == "cpu":
+        return min(max_tokens, _CPU_FULL_TOKENS)
+    tokens, seconds = _LEAST_TOKENS, time_pass(_LEAST_TOKENS)
+    while 2 * tokens <= max_tokens:
+        longer = time_pass(2 * tokens)
+        if 2 * seconds < _WORTH * longer:
+            break
+        tokens, seconds = 2 * tokens, longer
+    return tokens
+
+
+def full_slots(tokens: int, lanes: int, batch_tokens: float) -> int:
+    """Return how many trials fill a device, at least one.
+
+    Args:
+        tokens: What fills one lane.
         batch_tokens: Real tokens of one trial's batch.
     """
-    return max(1, min(MAX_AUTO_PACK_SIZE, round(lanes * max_tokens / max(1.0, batch_tokens))))
+    return max(1, min(MAX_AUTO_PACK_SIZE, round(lanes * tokens / max(1.0, batch_tokens))))
 
 
 def fitting_slots(wanted: int, slot_bytes: int, device: torch.device) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import check_packable, layers_beyond_rows
+from loraxs_search.base_model import check_packable, dummy_rows, layers_beyond_rows
 from loraxs_search.errors import LoraxsError, TrialDivergedError, UsageError
 from loraxs_search.factors import FactorStore
 from loraxs_search.packing.adamw import Trained, adamw, gradient_norms
@@ -128,6 +128,13 @@ class Pack:
         passes = self._plan("train", rows)
         return len(passes), padding(_demands(slots, "train", rows), passes)
 
+    @torch.no_grad()
+    def time_pass(self, num_tokens: int) -> float:
+        """Return the seconds that a pass of so many tokens through the bare base takes, the shortest of three."""
+        self.clear()
+        inputs = dummy_rows(self._model, num_tokens)
+        return min(_seconds(lambda: self._model(**inputs), self._model.device) for _ in range(3))
+
     @property
     def seat_bytes(self) -> int:
         """Memory that each seated slot takes beside its own."""
@@ -236,6 +243,14 @@ class Pack:
             self.max_tokens = min(self.max_tokens, max(longest, self.max_tokens // 2))
             log.warning("Memory ran out; passes have at most %d tokens from now on.", self.max_tokens)
             torch.cuda.empty_cache()
+
+
+def _seconds(compute: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    compute()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - started
 
 
 def _demands(slots: Sequence[Slot], split: Split, rows: Rows) -> list[Demand]:

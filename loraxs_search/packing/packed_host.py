@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
@@ -15,7 +16,7 @@ from loraxs_search.packing.lanes import Lanes, lanes_of
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident import Resident
 from loraxs_search.packing.slot import Slot
-from loraxs_search.packing.wish import Wish, admit
+from loraxs_search.packing.wish import Wish, admit, scored_now
 from loraxs_search.records import BaseModelRef, Basis, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
 from loraxs_search.trial import Snapshot
 
@@ -41,9 +42,10 @@ class PackedHost:
         max_tokens: Padded tokens of one pass; None means what suits the device.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
             that have just been answered. Trials that go on together are scored together.
+        gather_s: How long the very first round waits for the next of the trials that are starting.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is a keyword
         self,
         base: BaseModelRef,
         task: Task,
@@ -54,6 +56,7 @@ class PackedHost:
         device: str = "auto",
         max_tokens: int | None = None,
         linger_s: float = LINGER_S,
+        gather_s: float = 0.0,
     ) -> None:
         # oneDNN forgets kernels beyond this number, and a pack uses more of them than a lone trial; read at first use.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
@@ -61,12 +64,15 @@ class PackedHost:
         budget = max_tokens or capacity.token_budget(resident.modules, resident.dtype, resident.device)
         lanes = Lanes(*lanes_of(resident.device))
         self._pack = Pack(resident.model, resident.factors, resident.modules, max_tokens=budget, lanes=lanes)
-        self._num_slots, self._linger_s = _count_slots(resident, slots, largest, budget, lanes.count), linger_s
+        self._full_slots = _full_slots(resident, self._pack, largest[0], lanes.count)
+        wanted = self._full_slots if slots is None else slots
+        self._num_slots = _fitting_slots(resident, wanted, largest[1], lanes.count)
+        self._linger_s, self._gather_s = linger_s, gather_s
         self._kept: dict[str, Slot] = {}  # by the trial's name, oldest use first
         self._changed = threading.Condition()
         self._arrived: list[Wish] = []
         self._chores: list[Callable[[], None]] = []
-        self._closing = False
+        self._closing, self._begun = False, False
         self._expected = 0
         self._worker = threading.Thread(target=self._work, name="packed-host", daemon=True)
         self._worker.start()
@@ -74,7 +80,8 @@ class PackedHost:
     def info(self, task: Task | None = None) -> HostInfo:
         """Describe base, data and device."""
         info = self._on_bare_base(lambda: self._resident.info(task))
-        return replace(info, num_slots=self._num_slots, unpackable=self._pack.unpackable)
+        slots, full = self._num_slots, self._full_slots
+        return replace(info, num_slots=slots, full_slots=full, unpackable=self._pack.unpackable)
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use; rounds wait."""
@@ -92,7 +99,7 @@ class PackedHost:
             TrialDivergedError: the trial has no finite loss or metric; others go on.
             TargetModulesError, RankError: the trial asks for what the base does not have.
         """
-        wish = Wish(spec, until, snapshot, task)
+        wish = Wish(spec, until, Snapshot.from_bytes(snapshot) if snapshot else None, task)
         with self._changed:
             self._refuse_when_closed()
             self._arrived.append(wish)
@@ -129,11 +136,14 @@ class PackedHost:
                 if self._closing and not (active or self._arrived or self._chores):
                     break
                 chores, self._chores = self._chores, []
-                arrived, self._arrived = admit(active, self._arrived, self._num_slots)
+                arrived: list[Wish] = []
+                if active or not chores:  # whoever comes meanwhile may begin with those who are there
+                    arrived, self._arrived = admit(active, self._arrived, self._num_slots)
             for chore in chores:
                 chore()
             active += [wish for wish in arrived if self._take_up(wish)]
-            active = self._round(active)
+            if active:
+                active = self._round(active)
         self._pack.clear()
 
     def _await_work(self, active: list[Wish]) -> None:
@@ -142,19 +152,30 @@ class PackedHost:
         if not active:
             self._changed.wait_for(lambda: bool(self._arrived or self._chores or self._closing))
             wanted = self._num_slots
+            self._gather()
         if wanted > len(active):
             self._changed.wait_for(
                 lambda: len(active) + len(self._arrived) >= wanted or self._chores or self._closing, self._linger_s
             )
 
+    def _gather(self) -> None:
+        """Before the first round, wait as long as trials keep coming: those that begin together stay in step."""
+        arrived = 0
+        while self._gather_s and not self._begun and arrived < len(self._arrived) < self._num_slots:
+            arrived = len(self._arrived)
+            self._changed.wait_for(functools.partial(self._more_than, arrived), self._gather_s)
+        self._begun = self._begun or (bool(self._arrived) and not self._chores)
+
+    def _more_than(self, arrived: int) -> bool:
+        return len(self._arrived) > arrived or bool(self._chores) or self._closing
+
     def _take_up(self, wish: Wish) -> bool:
         """Give a wish its slot; False when it could not be had and is answered with the reason."""
         try:
-            snapshot = Snapshot.from_bytes(wish.snapshot) if wish.snapshot else None
             data = self._resident.prepared(wish.task)
             slot = self._kept.pop(wish.spec.name, None)
-            if slot is None or slot.spec != wish.spec or slot.step != (snapshot.step if snapshot else 0):
-                slot = self._pack.join(wish.spec, data, snapshot)
+            if slot is None or slot.spec != wish.spec or slot.step != wish.first_step:
+                slot = self._pack.join(wish.spec, data, wish.snapshot)
         except Exception as error:  # noqa: BLE001  # the caller's to handle, whatever it is
             wish.answer.set_exception(error)
             return False
@@ -169,8 +190,7 @@ class PackedHost:
             for wish in training:
                 if error := errors.get(wish.spec.name):
                     wish.answer.set_exception(error)
-            going = [wish for wish in active if not wish.answer.done()]
-            self._report([wish for wish in going if wish.there])
+            self._report(scored_now([wish for wish in active if not wish.answer.done()]))
         except Exception as error:  # noqa: BLE001  # nobody is left waiting for ever
             for wish in active:
                 if not wish.answer.done():
@@ -180,16 +200,20 @@ class PackedHost:
     def _report(self, wishes: list[Wish]) -> None:
         if not wishes:
             return
-        found = self._pack.evaluate([wish.at_hand for wish in wishes], "validation")
+        scores = self._pack.evaluate([wish.at_hand for wish in wishes], "validation")
         for wish in wishes:
-            metrics, slot = found[wish.spec.name], wish.at_hand
+            metrics, slot = scores[wish.spec.name], wish.at_hand
             if isinstance(metrics, LoraxsError):
                 wish.answer.set_exception(metrics)
                 continue
             report = slot.report(metrics)
             self._keep(slot)
-            wish.answer.set_result((report, slot.snapshot().to_bytes()))
+            answer = replace(report, peers=_peers(wish, wishes, scores))
+            wish.answer.set_result((answer, slot.snapshot().to_bytes()))
         self._expected += len(wishes)
+        with self._changed:
+            for waiting in self._arrived:
+                waiting.may_start = True
 
     def _keep(self, slot: Slot) -> None:
         self._kept[slot.name] = slot
@@ -226,10 +250,25 @@ class PackedHost:
             raise RuntimeError("The host is closed.")
 
 
-def _count_slots(resident: Resident, wanted: int | None, largest: tuple[int, int], max_tokens: int, lanes: int) -> int:
-    batch_size, rank = largest
-    if wanted is None:
-        mean_tokens = float(resident.data.lengths("train").mean())
-        wanted = capacity.suitable_slots(max_tokens, lanes, batch_size * mean_tokens)
+def _peers(
+    wish: Wish, wishes: Sequence[Wish], scores: Mapping[str, Mapping[str, float] | LoraxsError]
+) -> dict[str, tuple[int, float]]:
+    """Return step and score of the other trials of the same study that were scored with this one."""
+    metric = wish.at_hand.data.task.metric
+    return {
+        other.spec.trial_id: (other.at_hand.step, metrics[metric])
+        for other in wishes
+        if other is not wish and other.spec.study == wish.spec.study
+        if not isinstance(metrics := scores[other.spec.name], LoraxsError) and metric in metrics
+    }
+
+
+def _full_slots(resident: Resident, pack: Pack, batch_size: int, lanes: int) -> int:
+    """Return how many trials of the first task fill the device."""
+    tokens = capacity.full_tokens(resident.device, pack.max_tokens, pack.time_pass)
+    return capacity.full_slots(tokens, lanes, batch_size * float(resident.data.lengths("train").mean()))
+
+
+def _fitting_slots(resident: Resident, wanted: int, rank: int, lanes: int) -> int:
     each = capacity.slot_bytes(resident.modules, rank, resident.info().head_parameters, lanes)
     return capacity.fitting_slots(wanted, each, resident.device)

@@ -15,7 +15,8 @@ class HostInfo:
     """What a host found on its node: the base's modules, the data, the device.
 
     Args:
-        num_slots: Trials that it trains at once.
+        num_slots: Trials that it trains at once, at most.
+        full_slots: Trials that fill the device: with more at once, each takes as long as it saves the others.
         base_bytes: Size of the base's weights on disk.
         unpackable: Layers that cannot serve many trials in one pass; of a host of lone trials, none.
     """
@@ -29,6 +30,7 @@ class HostInfo:
     dtype: str
     versions: Mapping[str, str]
     num_slots: int = 1
+    full_slots: int = 1
     base_bytes: int = 0
     unpackable: frozenset[str] = frozenset()
 

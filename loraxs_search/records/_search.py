@@ -21,7 +21,7 @@ class SearchPlan:
         time_budget_s: The search stops proposing and running trials after this; None means no limit.
         keep_hosts_s: How long hosts stay loaded after the search, for the next one on the same cluster; None ends them.
         max_failures: How often a trial is restarted after losing its node or process.
-        pack_size: Trials that share one device; 1 is the lone trial, `auto` lets the device's memory and speed decide.
+        pack_size: Trials that share one device; `auto` takes as many as fill it, 1 trains each trial alone.
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
         device: What trials run on; `auto` is GPUs where the cluster has any, else CPUs.
     """
@@ -35,7 +35,7 @@ class SearchPlan:
     time_budget_s: float | None = None
     keep_hosts_s: float | None = None
     max_failures: int = 3
-    pack_size: int | Literal["auto"] = 1
+    pack_size: int | Literal["auto"] = "auto"
     precision: Precision = "auto"
     device: SearchDevice = "auto"
     seed: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loraxs_search.records._words import Basis, Head, LrSchedule, Scalar, Sigma
 
@@ -89,6 +89,7 @@ class TrialReport:
         train_loss: Mean training loss since the report before.
         device_s: Seconds of computation spent on this trial so far.
         num_tokens: Real (unpadded) training tokens seen so far.
+        peers: Trials of the study that were scored in the same evaluation: id to (step, value of the task's metric).
     """
 
     trial_id: str
@@ -98,6 +99,7 @@ class TrialReport:
     device_s: float
     num_tokens: int
     size: AdapterSize
+    peers: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

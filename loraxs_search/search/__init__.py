@@ -1,11 +1,18 @@
-"""The search: Ray Tune schedules, Optuna samples, hosts train, one ledger records."""
+"""The search: Ray Tune schedules, Optuna samples, hosts train, one ledger records.
+
+The names load on first use: a trial's process needs none of them.
+"""
 
 from __future__ import annotations
 
-from loraxs_search.search.driver import SearchResult
-from loraxs_search.search.interrupted import SearchInterruptedError
-from loraxs_search.search.launch import launch, launch_together, resume
-from loraxs_search.search.view import SearchStarted, SearchView, SilentView
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loraxs_search.search._launch import launch, launch_together, resume
+    from loraxs_search.search.driver import SearchResult
+    from loraxs_search.search.interrupted import SearchInterruptedError
+    from loraxs_search.search.view import SearchStarted, SearchView, SilentView
 
 __all__ = [
     "SearchInterruptedError",
@@ -17,3 +24,20 @@ __all__ = [
     "launch_together",
     "resume",
 ]
+
+_HOMES = {
+    "SearchInterruptedError": "interrupted",
+    "SearchResult": "driver",
+    "SearchStarted": "view",
+    "SearchView": "view",
+    "SilentView": "view",
+    "launch": "_launch",
+    "launch_together": "_launch",
+    "resume": "_launch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,6 +37,7 @@ from loraxs_search.studies import StudyFolder
 _HOST_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 MAX_CALLERS = 1000
+_GATHER_S = 1.0  # between the first calls of trials whose processes start together
 _PROCESS_BYTES, _SHARE = 75 << 20, 0.9  # what a trial's process takes, and of the free memory all may take
 
 
@@ -93,7 +94,9 @@ def training_host(order: HostOrder, task: Task, threads: int) -> Host:
     if not order.packed:
         return TrialHost(order.base, task, precision=order.precision)
     slots = None if order.pack_size == "auto" else order.pack_size
-    return PackedHost(order.base, task, slots=slots, precision=order.precision, largest=order.largest)
+    return PackedHost(
+        order.base, task, slots=slots, precision=order.precision, largest=order.largest, gather_s=_GATHER_S
+    )
 
 
 def processes_that_fit() -> int:
@@ -231,6 +234,10 @@ class HostDirectory:
         if host is None or (lost is not None and host == lost):
             host = self._hosts[key] = self._create(node_id, gpu)
         return host
+
+    def preload(self, node_id: str, gpu: str | None, task: Task) -> None:
+        """Have the host of a device load; nobody waits for it."""
+        self.host_for(node_id, gpu).info.remote(task)
 
     def hosts(self) -> list[Any]:
         """Return every host there is, in the order they were created."""

@@ -59,19 +59,20 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
     if ray.is_initialized():  # a program that brought its own connection keeps it
         yield
         return
-    here = {"env_vars": {"LORAXS_HOME": str(home())}}
-    env = here if address is None else shipping.runtime_env(runtime_env)
     check_answers(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address=address or "local",
-            namespace=NAMESPACE,
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env=env,
-        )
+        with (
+            _home_in_environment()
+        ):  # Ray's processes here inherit it: a runtime environment would have to be made first
+            ray.init(
+                address=address or "local",
+                namespace=NAMESPACE,
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env=None if address is None else shipping.runtime_env(runtime_env),
+            )
     except AuthenticationError as error:
         raise token_error(address) from error
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -84,6 +85,19 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _home_in_environment() -> Iterator[None]:
+    before = os.environ.get("LORAXS_HOME")
+    os.environ["LORAXS_HOME"] = str(home())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LORAXS_HOME"]
+        else:
+            os.environ["LORAXS_HOME"] = before
 
 
 def living_nodes() -> list[Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,12 +14,13 @@ from loraxs_search.home import home
 from loraxs_search.records import Confirmation, HostInfo, Scalar, TrialSpec
 from loraxs_search.search.actors import StudyKeeper, here, pinned
 from loraxs_search.search.cluster import NAMESPACE
-from loraxs_search.search.pool import HostPool
+from loraxs_search.search.pool import HOST_LOST, HostPool
 from loraxs_search.search.refits import RefitKeeping, train
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyInfo
 
 _AT_ONCE, _SAY_EVERY_S = 4, 2.0
+_SHORT_WORK = 2e10  # out x in x min(out, in), summed: some eight seconds on one core
 
 
 class Crew:
@@ -32,10 +33,9 @@ class Crew:
 
     def __init__(self, study: StudyInfo, space: Space, pool: HostPool) -> None:
         self._study, self._space, self._pool = study, space, pool
-        # By role: the names under which trainables find these actors.
-        self.actor_names = {"directory": pool.directory_name, "keeper": f"keeper-{uuid.uuid4().hex}"}
+        keeper_name = f"keeper-{uuid.uuid4().hex}"
         options = {
-            "name": self.actor_names["keeper"],
+            "name": keeper_name,
             "namespace": NAMESPACE,
             # The driver's home, whatever this node's Ray was started with.
             "runtime_env": {"env_vars": {"LORAXS_HOME": str(home())}},
@@ -47,27 +47,53 @@ class Crew:
             self.info: HostInfo = pool.info(space.task)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
-            check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
-            self.census = pool.census(self.info, study.search)
+            self._see_that_trials_fit_together()
+            self.pack_size = pool.pack_size(self.info)
+            self.census = pool.census(self.pack_size.size, study.search)
+            # By role: the names under which trainables find these actors.
+            self.actor_names = {"directory": pool.directory_name, "keeper": keeper_name}
             ray.get(self._keeper.__ray_ready__.remote())
         except BaseException:
             self.dismiss()
             raise
 
-    def decompose(self, say: Callable[[str], None]) -> None:
-        """Have the factors of every layer that a trial may adapt at hand before the first one starts.
+    def _see_that_trials_fit_together(self) -> None:
+        """Have trials trained one by one where the base does not let them share passes and nobody has asked for that.
 
-        Large bases take minutes, once: it says how far it is.
+        Raises:
+            BaseModelError: packs were asked for.
         """
-        names = [m.name for m in self.info.modules if m.name in self._adaptable]
+        adapted = [module.name for module in self.info.modules if module.name in self._adaptable]
+        if self.info.unpackable.isdisjoint(adapted) or not self._pool.may_be_lone:
+            check_packable(adapted, self.info.unpackable)
+            return
+        self._pool.train_alone()
+        self.info = self._pool.info(self._space.task)
+
+    def decompose(self, say: Callable[[str], None]) -> None:
+        """Have the first host get the factors of every layer that a trial may adapt, before it trains the first one.
+
+        Large bases take minutes, once: that is waited for, and it says how far it is. With small ones the processes of
+        trials start meanwhile.
+
+        Raises:
+            HomeError: the factors cannot be kept.
+        """
+        adaptable = [module for module in self.info.modules if module.name in self._adaptable]
+        names = [module.name for module in adaptable]
         parts = [names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE)]
-        said = time.monotonic()
-        for basis in self._space.bases():
-            for done, part in enumerate(parts):
-                if time.monotonic() - said > _SAY_EVERY_S:
-                    say(f"decomposing the base's weights, {basis}: {done * _AT_ONCE} of {len(names)}")
-                    said = time.monotonic()
-                self._pool.decompose(self._space.task, part, self._space.factor_rank(), basis)
+        rank, task = self._space.factor_rank(), self._space.task
+        pending = [self._pool.decompose(task, part, rank, basis) for basis in self._space.bases() for part in parts]
+        work = sum(m.out_features * m.in_features * min(m.out_features, m.in_features) for m in adaptable)
+        if work * len(self._space.bases()) <= _SHORT_WORK:
+            return
+        total = len(pending)
+        while pending:
+            done, pending = ray.wait(pending, timeout=_SAY_EVERY_S)
+            with contextlib.suppress(*HOST_LOST):  # trials go on with another one, which gets what it needs
+                ray.get(done)
+            if pending:
+                say(f"decomposing the base's weights: {total - len(pending)} of {total} parts")
 
     def dismiss(self) -> None:
         """End the keeper now."""
@@ -102,6 +128,7 @@ class Crew:
             "num_nodes": len([node for node in ray.nodes() if node["Alive"]]),
             "num_cpus": int(total.get("CPU", 0)),
             "num_gpus": int(total.get("GPU", 0)),
+            "trials_per_device": self.pack_size.size,
         }
 
     def gpus(self) -> list[str]:

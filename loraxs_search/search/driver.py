@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from loraxs_search.search.crew import Crew
     from loraxs_search.search.ledger import Ledger
     from loraxs_search.search.pool import HostPool
+
+
+_LATE = ("crew", "ledger", "optuna_log", "rebuild", "sampler", "scheduler", "tuning")
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,11 @@ class Driver:
         Raises:
             SearchInterruptedError: stopped before the budget was used.
         """
+        self._view.phase("loading the base model and the data")
+        for name in _LATE:  # while the host loads
+            importlib.import_module(f"loraxs_search.search.{name}")
         from loraxs_search.search.crew import Crew
 
-        self._view.phase("loading the base model and the data")
         try:
             crew = Crew(self._info, self._space, pool)
             try:
@@ -171,6 +177,7 @@ class Driver:
             dtype=crew.info.dtype,
             num_slots=crew.census.width,
             trials=tuple(ledger.records.values()),
+            why_slots=crew.pack_size.reason,
         )
 
 

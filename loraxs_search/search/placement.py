@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from loraxs_search.errors import ClusterError
 from loraxs_search.records import SearchDevice
@@ -96,6 +97,39 @@ def check_can_run(nodes: Iterable[Node], to_come: Iterable[Node], concurrent: in
             hint="start Ray with --num-cpus or --num-gpus above 0; where workers are still to be started for the "
             "search, say how many trials they shall hold with --set search.concurrent=N",
         )
+
+
+@dataclass(frozen=True)
+class PackSize:
+    """How many trials share a device, and why, for people."""
+
+    size: int
+    reason: str
+
+
+def choose_pack_size(
+    asked: int | Literal["auto"], *, fits: int, fills: int, num_trials: int, num_devices: int
+) -> PackSize:
+    """Choose how many trials share a device.
+
+    `auto` fills each device, and no more. Where all trials come in several rounds, the rounds are made even: as fast,
+    and the sampler knows more before each of them.
+
+    Args:
+        fits: Trials whose state and processes the memory of a device's node holds.
+        fills: Trials that fill a device.
+        num_trials: Of all studies that share the devices.
+    """
+    if asked != "auto":
+        return PackSize(min(asked, fits), "" if asked <= fits else f"memory holds {fits} trials at once, not {asked}")
+    full, devices = max(1, min(fills, fits)), max(1, num_devices)
+    rounds = math.ceil(num_trials / (full * devices))
+    size = math.ceil(num_trials / (rounds * devices))
+    why = f"{fills} trials fill a device" if full == fills else f"memory holds {full} trials at once"
+    if size < full:
+        several = f"{rounds} even rounds" if rounds > 1 else "one round"
+        why += f", and the {num_trials} trials make {several}{f' on {devices} devices' if devices > 1 else ''}"
+    return PackSize(size, why)
 
 
 class Census:

@@ -16,7 +16,14 @@ from loraxs_search.search import shipping
 from loraxs_search.search.actors import HostDirectory, HostOrder, here, pinned
 from loraxs_search.search.cluster import NAMESPACE, living_nodes, nodes_to_come
 from loraxs_search.search.kept import HeldLease, directory_name
-from loraxs_search.search.placement import Census, check_can_run, first_place, share_out
+from loraxs_search.search.placement import (
+    Census,
+    PackSize,
+    check_can_run,
+    choose_pack_size,
+    first_place,
+    share_out,
+)
 from loraxs_search.search_space import Space
 
 log = logging.getLogger(__name__)
@@ -39,26 +46,36 @@ class HostPool:
     """
 
     def __init__(self, order: HostOrder, plans: Sequence[SearchPlan]) -> None:
-        order = replace(order, versions=shipping.versions())
-        keep_s = max(plan.keep_hosts_s or 0.0 for plan in plans)
-        lasting = directory_name(order, shipping.installers())
-        self.directory_name = lasting if keep_s else f"directory-{uuid.uuid4().hex}"
-        self._num_studies, self._pack_size = len(plans), order.pack_size
-        # Trials that a host advances at once.
-        self.trials_at_once = (
-            (MAX_AUTO_PACK_SIZE if order.pack_size == "auto" else order.pack_size) if order.packed else 1
-        )
+        self._order = replace(order, versions=shipping.versions())
+        self._plans = tuple(plans)
         nodes, to_come = living_nodes(), nodes_to_come()
         check_can_run(nodes, to_come, next((p.concurrent for p in plans if p.concurrent), None))
         self._device = plans[0].device
         if self._device == "auto" and any(node.num_gpus for node in (*nodes, *to_come)):
             self._device = "gpu"  # and it stays so when the last GPU goes, as spot nodes do: another will come
-        options = {"name": self.directory_name, "namespace": NAMESPACE, **pinned(here())}
-        if keep_s:
-            options |= {"lifetime": "detached", "get_if_exists": True}
-        self._directory = HostDirectory.options(**options).remote(order, kept=bool(keep_s))  # type: ignore[attr-defined]
-        self._lease = HeldLease(self._directory, keep_s) if keep_s else None
         self._place: tuple[str, str | None] | None = None
+        self._open_directory()
+
+    @property
+    def trials_at_once(self) -> int:
+        """Trials that a host advances at once, at most."""
+        order = self._order
+        return (MAX_AUTO_PACK_SIZE if order.pack_size == "auto" else order.pack_size) if order.packed else 1
+
+    @property
+    def may_be_lone(self) -> bool:
+        """Whether trials may be trained one by one instead of in packs, as nobody has asked for packs."""
+        return self._order.packed and self._order.pack_size == "auto" and len(self._plans) == 1
+
+    def train_alone(self) -> None:
+        """From now on have each host train one trial at a time: the base does not let them share passes."""
+        self.close()
+        self._order = replace(self._order, pack_size=1, packed=False)
+        self._open_directory()
+
+    def preload(self, task: Task) -> None:
+        """Have a first host load the base and a task's rows; what goes wrong is told by `info`."""
+        self._directory.preload.remote(*self._living_place(), task)
 
     def info(self, task: Task) -> HostInfo:
         """Have one host load the base and a task, and describe them.
@@ -68,26 +85,42 @@ class HostPool:
         """
         return self._ask(lambda host: host.info.remote(task))  # type: ignore[no-any-return]
 
-    def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
-        """Have one host get the factors of these layers."""
-        self._ask(lambda host: host.decompose.remote(task, names, rank, basis))
+    def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> Any:
+        """Have one host get the factors of these layers; return what can be waited for.
+
+        A host that dies meanwhile is no loss: whatever needs a factor gets it.
+        """
+        return self._host().decompose.remote(task, names, rank, basis)
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation:
         """Have one host write out a trained adapter and score it on the test split."""
         return self._ask(lambda host: host.confirm.remote(spec, snapshot, task, score))  # type: ignore[no-any-return]
 
-    def census(self, info: HostInfo, plan: SearchPlan) -> Census:
-        """Return what counts the slots for one of the studies as nodes come and go."""
-        if self._pack_size == "auto":
-            # Few enough that the sampler, which learns from trials that have ended, has three rounds of them.
-            size = max(1, min(info.num_slots, plan.trials // 3))
-        elif (size := min(self._pack_size, info.num_slots)) < self._pack_size:
-            said = "`search.pack_size` is %d, but memory holds %d trials at once: it is %d for this search."
-            log.warning(said, self._pack_size, size, size)
+    def pack_size(self, info: HostInfo) -> PackSize:
+        """Choose how many trials share a device; the same for all studies."""
+        asked = self._order.pack_size
+        chosen = choose_pack_size(
+            asked,
+            fits=info.num_slots,
+            fills=info.full_slots,
+            num_trials=sum(plan.trials for plan in self._plans),
+            num_devices=share_out(living_nodes(), 1, self._device).num_slots,
+        )
+        if asked != "auto" and chosen.size < asked:
+            said = "`search.pack_size` is %d, but %s: it is %d for this search."
+            log.warning(said, asked, chosen.reason, chosen.size)
+        return chosen
+
+    def census(self, size: int, plan: SearchPlan) -> Census:
+        """Return what counts the slots for one of the studies as nodes come and go.
+
+        Args:
+            size: Trials that share a device.
+        """
         return Census(
             lambda: share_out(living_nodes(), size, self._device),
             concurrent=plan.concurrent,
-            num_studies=self._num_studies,
+            num_studies=len(self._plans),
         )
 
     def hosts(self) -> list[Any]:
@@ -110,6 +143,16 @@ class HostPool:
             ray.kill(self._directory)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _open_directory(self) -> None:
+        keep_s = max(plan.keep_hosts_s or 0.0 for plan in self._plans)
+        lasting = directory_name(self._order, shipping.installers())
+        self.directory_name = lasting if keep_s else f"directory-{uuid.uuid4().hex}"
+        options = {"name": self.directory_name, "namespace": NAMESPACE, **pinned(here())}
+        if keep_s:
+            options |= {"lifetime": "detached", "get_if_exists": True}
+        self._directory = HostDirectory.options(**options).remote(self._order, kept=bool(keep_s))  # type: ignore[attr-defined]
+        self._lease = HeldLease(self._directory, keep_s) if keep_s else None
+
     def _ask(self, question: Callable[[Any], Any]) -> Any:
         """Ask one host; one that dies, or whose node does, is replaced a few times, on another node if need be."""
         lost: Any = None

@@ -1,17 +1,17 @@
-"""ASHA that says why it stopped a trial and can be told of rungs reached before a restart."""
+"""ASHA that knows which trials were scored together, says why it stopped one, and can be told of earlier reports."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from loraxs_search.records import Direction, SearchPlan, Task, TrialReport
+from loraxs_search.records import Direction, SearchPlan, Task, TrialReport, from_json
 from loraxs_search.search.rungs import OrderedBracket
-from loraxs_search.search.trainable import OBJECTIVE, SPEC, STEP
+from loraxs_search.search.trainable import OBJECTIVE, REPORT, SPEC, STEP
 
 
 class StudyASHA(AsyncHyperBandScheduler):  # type: ignore[misc]  # ray is untyped
@@ -30,7 +30,8 @@ class StudyASHA(AsyncHyperBandScheduler):  # type: ignore[misc]  # ray is untype
             grace_period=plan.report_every,
             reduction_factor=plan.reduction_factor,
         )
-        self._brackets = [OrderedBracket(plan.report_every, plan.max_steps, plan.reduction_factor)]
+        self._bracket = OrderedBracket(plan.report_every, plan.max_steps, plan.reduction_factor)
+        self._brackets = [self._bracket]
         self.stopped: dict[str, str] = {}
         self._max_steps, self._kept = plan.max_steps, f"1/{plan.reduction_factor}"
 
@@ -38,7 +39,8 @@ class StudyASHA(AsyncHyperBandScheduler):  # type: ignore[misc]  # ray is untype
         super().on_trial_add(tune_controller, _ours(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        return self._decide(_ours(trial), result)
+        peers = from_json(TrialReport, result[REPORT]).peers if REPORT in result else {}
+        return self._decide(_ours(trial), result, peers)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         if OBJECTIVE in result:
@@ -54,9 +56,12 @@ class StudyASHA(AsyncHyperBandScheduler):  # type: ignore[misc]  # ray is untype
             if report.trial_id not in trials:
                 trials[report.trial_id] = SimpleNamespace(trial_id=report.trial_id)
                 super().on_trial_add(None, trials[report.trial_id])
-            self._decide(trials[report.trial_id], {STEP: report.step, OBJECTIVE: report.metrics[metric]})
+            result = {STEP: report.step, OBJECTIVE: report.metrics[metric]}
+            self._decide(trials[report.trial_id], result, report.peers)
 
-    def _decide(self, trial: SimpleNamespace, result: dict[str, Any]) -> str:
+    def _decide(self, trial: SimpleNamespace, result: dict[str, Any], peers: Mapping[str, tuple[int, float]]) -> str:
+        for peer, (step, score) in peers.items():
+            self._bracket.announce(peer, step, self._metric_op * score)
         decision = str(super().on_trial_result(None, trial, result))
         self.stopped.pop(trial.trial_id, None)  # it has gone on all the same, in a study of an earlier version
         if decision == TrialScheduler.STOP and result[STEP] < self._max_steps:

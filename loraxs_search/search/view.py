@@ -16,6 +16,7 @@ class SearchStarted:
         num_trials: Trials the search will end with.
         device: Name of the device of the first host.
         trials: Those that there are already, where a search goes on.
+        why_slots: Why so many share a device; empty where that was asked for.
     """
 
     study: str
@@ -26,6 +27,7 @@ class SearchStarted:
     dtype: str
     num_slots: int
     trials: tuple[TrialRecord, ...] = ()
+    why_slots: str = ""
 
 
 class SearchView(Protocol):

@@ -153,7 +153,7 @@ def search(num_trials: int, at_once: int, pace_s: float, profile: Path | None) -
 
 
 def study(num_trials: int, at_once: int) -> tuple[Any, Any]:
-    from loraxs_search.search.launch import new_study
+    from loraxs_search.search._launch import new_study
     from loraxs_search.search_space import load_space
     from loraxs_search.tracking import ensure_store, resolve_uri
 

@@ -164,9 +164,9 @@ def _drive(world: World, study: str, num_trials: int) -> None:
 
     from faults import faulty_host
     from loraxs_search.search import SilentView
+    from loraxs_search.search._launch import new_study
     from loraxs_search.search.cluster import connected
     from loraxs_search.search.driver import Driver
-    from loraxs_search.search.launch import new_study
     from loraxs_search.search.pool import HostPool, host_order
     from loraxs_search.search_space import load_space
     from loraxs_search.tracking import ensure_store, resolve_uri

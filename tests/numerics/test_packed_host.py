@@ -61,7 +61,7 @@ def test_callers_at_once_get_what_lone_hosts_give(world: Any, make_host: Make, d
         assert (report.step, report.num_tokens, report.size) == (30, expected.num_tokens, expected.size)
         assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
         assert report.device_s > 0
-    assert host.info() == replace(lone.info(), num_slots=4)
+    assert host.info() == replace(lone.info(), num_slots=4, full_slots=host.info().full_slots)
 
 
 def test_a_trial_that_diverges_fails_its_own_caller_only(world: Any, make_host: Make) -> None:
@@ -137,6 +137,16 @@ def test_callers_who_are_answered_together_go_on_together(world: Any, make_host:
     assert sizes == [2, 2, 2]
 
 
+def test_a_report_names_those_who_were_scored_with_it(world: Any, make_host: Make) -> None:
+    host, metric = make_host(slots=3, linger_s=5.0), world.data.task.metric
+    specs = [replace(world.spec(i), study=study) for i, study in (("1", "mine"), ("2", "mine"), ("3", "other"))]
+    with ThreadPoolExecutor(3) as callers:
+        first, second, third = callers.map(lambda spec: host.advance(spec, 3, None)[0], specs)
+    assert first.peers == {"2": (3, second.metrics[metric])}
+    assert second.peers == {"1": (3, first.metrics[metric])}
+    assert third.peers == {}
+
+
 def test_a_closed_host_takes_no_calls(world: Any, make_host: Make) -> None:
     host = make_host()
     host.close()
@@ -175,7 +185,7 @@ def test_trials_of_several_tasks_share_a_host(world: Any, make_host: Make, other
         assert confirmed.test_metrics == pytest.approx(expected_by_lone.test_metrics, rel=1e-5)
         assert confirmed.probe.input_ids == expected_by_lone.probe.input_ids
         assert torch.allclose(torch.tensor(confirmed.probe.logits), torch.tensor(expected_by_lone.probe.logits))
-        assert host.info(task) == replace(lone.info(), num_slots=4)
+        assert host.info(task) == replace(lone.info(), num_slots=4, full_slots=host.info().full_slots)
 
 
 def test_a_host_of_lone_trials_refuses_a_second_task(world: Any, other_data: Any) -> None:

@@ -37,7 +37,25 @@ def test_the_budget_is_bounded_on_both_sides(free):
 
 @pytest.mark.parametrize(("batch_tokens", "slots"), [(400.0, 15), (3072.0, 2), (1e6, 1), (1.0, 64), (0.0, 64)])
 def test_slots_fill_every_lane_once(batch_tokens, slots):
-    assert capacity.suitable_slots(3072, 2, batch_tokens) == slots
+    assert capacity.full_slots(3072, 2, batch_tokens) == slots
+
+
+def test_the_quickstarts_trials_fill_two_lanes_of_a_cpu_at_eight():
+    tokens = capacity.full_tokens(CPU, 3072, lambda tokens: pytest.fail("a CPU is not timed"))
+    assert capacity.full_slots(tokens, 2, 16 * 27.0) == 8
+    assert capacity.full_tokens(CPU, 1000, lambda tokens: 1.0) == 1000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "full"),
+    [
+        (lambda tokens: 1.0 + tokens / 4096, 32768),  # a fixed cost of a second: twice 32,768 tokens gain 5 %
+        (lambda tokens: tokens / 1000, 256),  # full from the start
+        (lambda tokens: 1.0, 65536),  # never full
+    ],
+)
+def test_an_accelerator_is_full_where_twice_the_tokens_gain_less_than_a_tenth(seconds, full):
+    assert capacity.full_tokens(torch.device("cuda"), 65536, seconds) == full
 
 
 def test_slots_beyond_memory_become_fewer_with_a_warning(free, caplog):

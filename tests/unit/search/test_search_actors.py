@@ -89,9 +89,9 @@ def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(
 ) -> None:
     monkeypatch.setattr(pool, "living_nodes", lambda: [Node("n", 2)])
     hosts = object.__new__(pool.HostPool)
-    hosts._pack_size, hosts._device, hosts._num_studies = 64, "auto", 1
+    hosts._order, hosts._device, hosts._plans = replace(ORDER, packed=True, pack_size=64), "auto", (SearchPlan(),)
     with caplog.at_level(logging.WARNING):
-        assert hosts.census(INFO, SearchPlan(pack_size=64)).width == 64
+        assert hosts.pack_size(INFO).size == 64
         assert not caplog.text
-        assert hosts.census(replace(INFO, num_slots=9), SearchPlan(pack_size=64)).width == 9
-    assert "`search.pack_size` is 64, but memory holds 9 trials at once: it is 9" in caplog.text
+        assert hosts.pack_size(replace(INFO, num_slots=9)).size == 9
+    assert "`search.pack_size` is 64, but memory holds 9 trials at once, not 64: it is 9" in caplog.text

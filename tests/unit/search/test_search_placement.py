@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraxs_search.errors import ClusterError
-from loraxs_search.search.placement import Census, Node, Slots, check_can_run, first_place, host_shape, share_out
+from loraxs_search.search.placement import (
+    Census,
+    Node,
+    Slots,
+    check_can_run,
+    choose_pack_size,
+    first_place,
+    host_shape,
+    share_out,
+)
 
 HEAD = Node("head", 0)
 SMALL, LARGE = Node("small", 2), Node("large", 8)
@@ -84,3 +93,31 @@ def test_studies_share_the_slots() -> None:
     census = Census(lambda: share_out([GPUS], 2, "auto"), concurrent=None, num_studies=3)
     assert census.width == 2
     assert census.slots.num_slots == 8
+
+
+def auto(num_trials: int, *, fits: int = 100, fills: int = 8, num_devices: int = 1) -> tuple[int, str]:
+    chosen = choose_pack_size("auto", fits=fits, fills=fills, num_trials=num_trials, num_devices=num_devices)
+    return chosen.size, chosen.reason
+
+
+def test_auto_fills_each_device_in_even_rounds_and_says_why() -> None:
+    assert auto(8) == (8, "8 trials fill a device")
+    assert auto(24) == (8, "8 trials fill a device")
+    assert auto(12) == (6, "8 trials fill a device, and the 12 trials make 2 even rounds")
+    assert auto(3) == (3, "8 trials fill a device, and the 3 trials make one round")
+    assert auto(100, fits=5) == (5, "memory holds 5 trials at once")
+    assert auto(12, num_devices=4) == (3, "8 trials fill a device, and the 12 trials make one round on 4 devices")
+    assert auto(16, num_devices=0)[0] == 8, "all nodes are still to come"
+
+
+def test_a_size_that_was_asked_for_stands_unless_memory_holds_less() -> None:
+    assert choose_pack_size(4, fits=9, fills=8, num_trials=2, num_devices=1).size == 4
+    assert choose_pack_size(64, fits=9, fills=8, num_trials=2, num_devices=1).size == 9
+
+
+@given(st.integers(1, 500), st.integers(1, 64), st.integers(1, 64), st.integers(1, 8))
+def test_auto_takes_no_more_rounds_than_full_devices_would(trials: int, fits: int, fills: int, devices: int) -> None:
+    size = auto(trials, fits=fits, fills=fills, num_devices=devices)[0]
+    full = min(fits, fills)
+    assert 1 <= size <= full
+    assert -(-trials // (size * devices)) == -(-trials // (full * devices))

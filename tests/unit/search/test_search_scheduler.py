@@ -14,6 +14,7 @@ from loraxs_search.records import (
     SearchPlan,
     Task,
     TrialReport,
+    to_json,
 )
 from loraxs_search.search.scheduler import StudyASHA, make_scheduler, stopped
 
@@ -21,8 +22,8 @@ TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accu
 PLAN = SearchPlan(max_steps=16, report_every=4, reduction_factor=2)
 
 
-def report(trial_id: str, step: int, score: float) -> TrialReport:
-    return TrialReport(trial_id, step, {"accuracy": score}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
+def report(trial_id: str, step: int, score: float, peers: dict[str, tuple[int, float]] | None = None) -> TrialReport:
+    return TrialReport(trial_id, step, {"accuracy": score}, 0.5, 1.0, 10, AdapterSize(1, 1, 1), peers or {})
 
 
 def tunes(trial_id: str) -> SimpleNamespace:
@@ -34,6 +35,45 @@ def decide(scheduler: StudyASHA, trial_id: str, step: int, score: float) -> str:
     trial = tunes(trial_id)
     scheduler.on_trial_add(None, trial)
     return scheduler.on_trial_result(None, trial, {"step": step, "objective": score})
+
+
+def decide_together(scheduler: StudyASHA, scores: dict[str, float], step: int) -> dict[str, str]:
+    """Have trials report that were scored in one evaluation, one after the other."""
+    decisions = {}
+    for trial_id, told in together(scores, step).items():
+        result = {"step": step, "objective": scores[trial_id], "report": to_json(told)}
+        scheduler.on_trial_add(None, tunes(trial_id))
+        decisions[trial_id] = scheduler.on_trial_result(None, tunes(trial_id), result)
+    return decisions
+
+
+def together(scores: dict[str, float], step: int) -> dict[str, TrialReport]:
+    peers = {trial_id: (step, score) for trial_id, score in scores.items()}
+    return {
+        trial_id: report(trial_id, step, score, {name: peer for name, peer in peers.items() if name != trial_id})
+        for trial_id, score in scores.items()
+    }
+
+
+def test_trials_that_were_scored_together_are_held_against_each_other_whichever_reports_first() -> None:
+    scores = {"00000": 0.5, "00001": 0.8, "00002": 0.6, "00003": 0.9}
+    for order in (list(scores), list(reversed(scores))):
+        scheduler = make_scheduler(PLAN, TASK, [])
+        assert isinstance(scheduler, StudyASHA)
+        decisions = decide_together(scheduler, {trial_id: scores[trial_id] for trial_id in order}, 4)
+        assert {name for name, decision in decisions.items() if decision == "STOP"} == {"00000", "00002"}
+        assert scheduler.stopped.keys() == {"00000", "00002"}
+        replayed = make_scheduler(PLAN, TASK, [together(scores, 4)[trial_id] for trial_id in order])
+        assert stopped(replayed) == scheduler.stopped
+
+
+def test_a_peer_whose_own_report_never_came_counts_after_a_restart_too() -> None:
+    first = together({"00000": 0.5, "00001": 0.8}, 4)["00000"]  # the driver died before the other was journaled
+    replayed = make_scheduler(PLAN, TASK, [first])
+    assert isinstance(replayed, StudyASHA)
+    assert stopped(replayed).keys() == {"00000"}
+    assert decide(replayed, "00001", 4, 0.8) == "CONTINUE"
+    assert decide(replayed, "00002", 4, 0.6) == "STOP"
 
 
 def test_a_weak_trial_is_stopped_with_a_reason_that_names_step_and_score() -> None:

@@ -197,21 +197,25 @@ def _run_one(
 def _ready(spaces: Sequence[Space], tracking_uri: str, cluster: Cluster) -> Iterator[HostPool]:
     """Connect to Ray and see that MLflow answers, both at once, and all nodes are fit; yield hosts for the spaces.
 
+    The first host loads while MLflow is still asked.
+
     Raises:
         ClusterError, TrackingError: one of them is not there, or not fit.
     """
     with ThreadPoolExecutor(1, "store") as beside:
         store = beside.submit(ensure_store, tracking_uri)
         with connected(cluster.address, runtime_env=cluster.runtime_env):
-            store.result()
             from loraxs_search.search.doctor import check_nodes
             from loraxs_search.search.pool import HostPool, host_order
 
             if cluster.address is not None:
+                store.result()
                 check_nodes(spaces, tracking_uri)
 
             pool = HostPool(host_order(spaces), [space.search for space in spaces])
             try:
+                pool.preload(spaces[0].task)
+                store.result()
                 yield pool
             finally:
                 pool.close()
