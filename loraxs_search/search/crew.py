@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -87,13 +88,14 @@ class Crew:
         work = sum(m.out_features * m.in_features * min(m.out_features, m.in_features) for m in adaptable)
         if work * len(self._space.bases()) <= _SHORT_WORK:
             return
-        total = len(pending)
+        total, said = len(pending), time.monotonic()
         while pending:
-            done, pending = ray.wait(pending, timeout=_SAY_EVERY_S)
+            done, pending = ray.wait(pending)
             with contextlib.suppress(*HOST_LOST):  # trials go on with another one, which gets what it needs
                 ray.get(done)
-            if pending:
+            if pending and time.monotonic() - said > _SAY_EVERY_S:
                 say(f"decomposing the base's weights: {total - len(pending)} of {total} parts")
+                said = time.monotonic()
 
     def dismiss(self) -> None:
         """End the keeper now."""

@@ -10,7 +10,7 @@ import pytest
 
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
 from loraxs_search.records import TrialState
-from loraxs_search.search import launch, launch_together
+from loraxs_search.search import SearchStarted, SilentView, launch, launch_together
 from loraxs_search.studies import list_studies
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -44,7 +44,7 @@ def test_tasks_that_share_passes_find_what_each_finds_alone(
     assert [len(result.candidates) for result in together] == [2, 2]
     for result, space in zip(together, (tiny_space, ratings), strict=True):
         agree(result.study, 4)
-        alone = launch(str(space), overrides=("search.trials=4", "search.scheduler=none"))
+        alone = launch(str(space), overrides=("search.trials=4", "search.scheduler=none", "search.pack_size=1"))
         trials = {trial.trial_id: trial for trial in result.trials}
         for expected in alone.trials:
             found = trials[expected.trial_id]
@@ -80,11 +80,21 @@ def test_bases_that_differ_are_refused_before_anything_is_written(
     assert list_studies() == before
 
 
-def test_the_machine_chooses_the_pack_size(
-    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
+def test_studies_that_are_searched_together_share_a_full_device(
+    in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
 ) -> None:
-    result = launch(str(tiny_space), name="auto", overrides=("search.pack_size=auto", "search.trials=6"))
-    agree("auto", 6)
-    assert not any(trial.state is TrialState.FAIL for trial in result.trials)
+    """Nobody asks for a pack size. Each study once had one slot, whatever the device held."""
+    facts: list[SearchStarted] = []
+
+    class Watching(SilentView):
+        def started(self, told: SearchStarted) -> None:
+            facts.append(told)
+
+    plan = ("search.trials=6", "search.max_steps=4", "promotion.seeds=0")
+    for result in launch_together([str(tiny_space), str(ratings)], overrides=plan, views=lambda _: Watching()):
+        agree(result.study, 6)
+        assert not any(trial.state is TrialState.FAIL for trial in result.trials)
+    assert [told.num_slots for told in facts] == [6, 6]
+    assert all("12 trials" in told.why_slots for told in facts)
     with pytest.raises(LoraxsError, match="pack_size"):
         launch(str(tiny_space), overrides=("search.pack_size=many",))

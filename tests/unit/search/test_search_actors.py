@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from loraxs_search.errors import ClusterError, TaskDataError
-from loraxs_search.records import BaseModel, BaseModelRef, DataSource, HostInfo, SearchPlan, Task
-from loraxs_search.search import actors, pool, probe
+from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
+from loraxs_search.records import BaseModel, BaseModelRef, DataSource, HostInfo, LinearModule, SearchPlan, Task
+from loraxs_search.search import actors, crew, pool, probe
 from loraxs_search.search.actors import MAX_CALLERS, HostActor, HostOrder, callers, check_versions
 from loraxs_search.search.placement import Node
 
@@ -95,3 +96,40 @@ def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(
         assert not caplog.text
         assert hosts.pack_size(replace(INFO, num_slots=9)).size == 9
     assert "`search.pack_size` is 64, but memory holds 9 trials at once, not 64: it is 9" in caplog.text
+
+
+class FakePool:
+    """Hosts whose packs refuse a layer; what was asked of them is kept."""
+
+    def __init__(self, may_be_lone: bool) -> None:
+        self.may_be_lone, self.asked = may_be_lone, list[str]()
+
+    def train_alone(self) -> None:
+        self.asked.append("train_alone")
+
+    def info(self, task: Task) -> HostInfo:
+        return replace(INFO, num_slots=1)
+
+
+def crew_on(host_pool: FakePool, unpackable: frozenset[str]) -> crew.Crew:
+    modules = (LinearModule("a", 4, 4), LinearModule("b", 4, 4))
+    made = object.__new__(crew.Crew)
+    made._pool, made._space = host_pool, SimpleNamespace(task=TASK)  # type: ignore[assignment]
+    made.info, made._adaptable = replace(INFO, modules=modules, unpackable=unpackable), {"a"}
+    made._see_that_trials_fit_together()
+    return made
+
+
+def test_a_base_that_lets_no_trials_share_passes_is_trained_trial_by_trial_unless_packs_were_asked_for() -> None:
+    hosts = FakePool(may_be_lone=True)
+    assert crew_on(hosts, frozenset({"a"})).info.num_slots == 1
+    assert hosts.asked == ["train_alone"]
+    with pytest.raises(BaseModelError, match="a") as caught:
+        crew_on(FakePool(may_be_lone=False), frozenset({"a"}))
+    assert "pack_size" in str(caught.value.hint)
+
+
+def test_layers_that_no_trial_adapts_keep_nobody_from_sharing_passes() -> None:
+    hosts = FakePool(may_be_lone=True)
+    assert crew_on(hosts, frozenset({"b"})).info.num_slots == 1000
+    assert hosts.asked == []
