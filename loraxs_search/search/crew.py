@@ -62,7 +62,7 @@ class Crew:
         """Have trials trained one by one where the base does not let them share passes and nobody has asked for that.
 
         Raises:
-            BaseModelError: packs were asked for.
+            TargetModulesError: packs were asked for.
         """
         adapted = [module.name for module in self.info.modules if module.name in self._adaptable]
         if self.info.unpackable.isdisjoint(adapted) or not self._pool.may_be_lone:

@@ -1,4 +1,4 @@
-"""Does the best score suffer when a pack fills the device? The same searches with `pack_size: auto` and with small packs.
+"""Does the best score suffer where a pack fills the device? The same searches with `pack_size: auto` and small packs.
 
     python tests/benchmarks/bench_pack_size.py [--space movie_reviews] [--trials 12] [--seeds 5] [--json FILE]
 

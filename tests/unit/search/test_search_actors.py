@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
+from loraxs_search.errors import ClusterError, TargetModulesError, TaskDataError
 from loraxs_search.records import BaseModel, BaseModelRef, DataSource, HostInfo, LinearModule, SearchPlan, Task
 from loraxs_search.search import actors, crew, pool, probe
 from loraxs_search.search.actors import MAX_CALLERS, HostActor, HostOrder, callers, check_versions
@@ -124,7 +124,7 @@ def test_a_base_that_lets_no_trials_share_passes_is_trained_trial_by_trial_unles
     hosts = FakePool(may_be_lone=True)
     assert crew_on(hosts, frozenset({"a"})).info.num_slots == 1
     assert hosts.asked == ["train_alone"]
-    with pytest.raises(BaseModelError, match="a") as caught:
+    with pytest.raises(TargetModulesError, match="a") as caught:
         crew_on(FakePool(may_be_lone=False), frozenset({"a"}))
     assert "pack_size" in str(caught.value.hint)
 
