@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraxs_search.search.driver import SearchResult
-from loraxs_search.search.interrupted import SearchInterruptedError
+from loraxs_search.search.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.launch import launch, launch_together, resume
 from loraxs_search.search.view import SearchStarted, SearchView, SilentView
 
@@ -13,6 +13,7 @@ __all__ = [
     "SearchStarted",
     "SearchView",
     "SilentView",
+    "TrialsFailError",
     "launch",
     "launch_together",
     "resume",

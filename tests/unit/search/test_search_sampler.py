@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+from ray.tune.search import Searcher
 
 from loraxs_search.errors import HomeError, LoraxsError
 from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
@@ -71,8 +72,8 @@ def started(searcher: StudySearcher) -> StudySearcher:
     return searcher
 
 
-def _result(step: int) -> dict[str, Any]:
-    report = TrialReport("00000", step, {"accuracy": 0.5}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
+def _result(step: int, trial_id: str = "00000") -> dict[str, Any]:
+    report = TrialReport(trial_id, step, {"accuracy": 0.5}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
     return {STEP: step, REPORT: to_json(report)}
 
 
@@ -124,3 +125,21 @@ def test_a_small_seed_proposes_what_it_always_has(make_searcher: Callable[..., S
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     _, params = Proposer(study, load_space("movie_reviews")).propose(3_000_009)
     assert searcher._ledger.records["00000"].params == params
+
+
+def test_trials_that_nearly_all_fail_for_one_reason_end_the_search(searcher: StudySearcher) -> None:
+    for name in "abcde":
+        assert isinstance(searcher.suggest(name), dict)
+        searcher.on_trial_complete(name, {STEP: 0, FAILED: "it diverged"})
+    assert searcher.suggest("f") == Searcher.FINISHED
+    assert searcher.failing == "5 of the latest trials failed for the same reason: it diverged"
+
+
+def test_five_failures_among_many_trials_end_nothing(make_searcher: Callable[..., StudySearcher]) -> None:
+    searcher = make_searcher(trials=100, max_steps=40)
+    for number in range(30):
+        assert isinstance(searcher.suggest("x"), dict), f"after {number} trials"
+        result = _result(40, f"{number:05d}") if number % 5 else {STEP: 0, FAILED: "it diverged"}
+        searcher.on_trial_complete("x", result)
+    assert states(searcher).count(TrialState.FAIL) == 6
+    assert searcher.early_end is None
