@@ -187,9 +187,13 @@ class Driver:
 
 
 def close_finished(folder: StudyFolder) -> SearchResult:
-    """Return the result of a search that had come to its end, after carrying to MLflow what it may still lack."""
+    """Return the result of a search that had come to its end; MLflow and its copy get what they may still lack."""
     info = folder.info
-    with folder.lock(), Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker:
+    with (
+        folder.lock(),
+        mirrored(folder, lambda: None),
+        Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker,
+    ):
         result = tell_finished(folder, tracker)
         tracker.carry()
         return result
