@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loraxs_search.errors import StorageConflictError, StudyError
+from loraxs_search.errors import LoraxsError, StorageConflictError, StudyError
 from loraxs_search.home import home
 from loraxs_search.records import from_json, to_json
 from loraxs_search.studies.clock import Clock
@@ -76,10 +76,7 @@ class Lease:
         Raises:
             StudyError: another driver holds it.
         """
-        generation, content = self._latest()
-        if content is not None:
-            self._await_silence(generation, content)
-        self._generation, began = generation + 1, self._clock.now()
+        self._generation, began = self._await_silence() + 1, self._clock.now()
         self._version = self._storage.create(self._key(self._generation), to_json(self._mine).encode())
         if self._version is None:
             self._version = self._version_of_mine()
@@ -103,8 +100,8 @@ class Lease:
             self._renewed_at = began
 
     def release(self) -> None:
-        """Let another driver go on at once."""
-        with self._turn, contextlib.suppress(StudyError):
+        """Let another driver go on at once; where the storage is away, it waits as after a kill."""
+        with self._turn, contextlib.suppress(LoraxsError):
             self._mine = replace(self._mine, released=True)
             self._write_mine()
 
@@ -138,21 +135,25 @@ class Lease:
             raise self._lost()
         return version
 
-    def _await_silence(self, generation: int, content: bytes) -> None:
+    def _await_silence(self) -> int:
+        """Return the generation to follow, once nobody is at work in it."""
+        seen = generation, content = self._latest()
         holder = _holder(content)
-        if holder is not None and (holder.released or holder.place == self._mine.place):
-            return
+        if content is None or (holder is not None and (holder.released or holder.place == self._mine.place)):
+            return generation
         host, seen_at = "another machine" if holder is None else holder.host, self._clock.now()
         _logger.warning(
             "a driver on %s held study %r: watching for %.0f s whether it still does", host, self._study, LEASE_S
         )
         while True:
             self._clock.sleep(_WATCH_EVERY_S)
-            asked_at = self._clock.now()
-            if self._latest() != (generation, content):
+            asked_at, latest = self._clock.now(), self._latest()
+            if (now := _holder(latest[1])) is not None and now.released:
+                return latest[0]
+            if latest != seen:
                 raise self._taken(f"one on {host} is at work")
             if asked_at - seen_at >= LEASE_S:
-                return
+                return generation
 
     def _latest(self) -> tuple[int, bytes | None]:
         generation = max(self._generations(), default=0)

@@ -52,6 +52,7 @@ class Mirror:
 
     def __enter__(self) -> Mirror:
         self._lease.take()
+        self._standstill.moved()
         self._heart.start()
         try:
             self._check_ahead()
@@ -134,8 +135,7 @@ class Mirror:
         self._ended.set()
         self._heart.join()
         if self.lost_to is None:
-            with contextlib.suppress(LoraxsError):  # then others wait for as long as after a kill
-                self._lease.release()
+            self._lease.release()
 
     # ---- two threads -------------------------------------------------------------------------------------------------
     def _keep_copying(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 from support.studies import study as new_study
 
 from loraxs_search.errors import StorageError, StudyError
-from loraxs_search.records import TrialState
+from loraxs_search.records import TrialState, to_json
 from loraxs_search.studies import Storage, StudyFolder, fetch, mirror
 from loraxs_search.studies.lease import LEASE_S, Lease
 from loraxs_search.studies.mirror import Mirror
@@ -90,6 +90,18 @@ def test_one_that_was_let_go_is_free_at_once(
         with Lease(storage, "s", clock).held():
             pass
         assert clock.slept_s == 0
+
+
+def test_one_that_is_let_go_while_it_is_watched_is_free(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
+) -> None:
+    machine("one")
+    first = Lease(storage, "s", make_clock())
+    first.take()
+    machine("two")
+    clock = make_clock(first.release)
+    Lease(storage, "s", clock).take()
+    assert clock.slept_s == 1
 
 
 def test_a_driver_killed_here_is_followed_by_the_next_one_here_at_once(
@@ -209,6 +221,21 @@ def test_who_could_not_renew_for_half_a_minute_writes_nothing_until_it_can(
         kept._lease.renew()
         kept.copy()
         assert storage.get("s/journal.jsonl") is not None
+
+
+def test_a_driver_that_works_on_is_told_that_it_was_taken_over(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, quick_threads: None
+) -> None:
+    lost = threading.Event()
+    first = study(machine("one"), storage)
+    with Mirror(first, storage, lost.set) as kept:
+        machine("two")
+        storage.create("s/lease/00000002.json", to_json(Lease(storage, "s")._mine).encode())
+        within(lost)
+        first.journal().trial_started("00000", {"rank": 4})
+    assert "one on two took over" in str(kept.lost_to)
+    assert storage.get("s/journal.jsonl") is None
+    assert storage.keys("s/lease") == [f"s/lease/{number:08d}.json" for number in (1, 2)]
 
 
 # ---- a copy that stands still ----------------------------------------------------------------------------------------

@@ -108,6 +108,20 @@ def test_slashes_too_many_are_passed_over(storage: Storage) -> None:
     assert storage.get("below/a") == b"one"
 
 
+def test_the_account_may_be_a_profile_of_awss_own_file(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "credentials").write_text("[team]\naws_access_key_id = me\naws_secret_access_key = 100%\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage = Storage(s3_bucket)
+    storage.put("a", b"one")
+    assert storage.get("a") == b"one"
+
+
 def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
