@@ -57,7 +57,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
         )
     if folder.info.promotion.max_latency is not None:
         candidates = _timed(folder, candidates)
-    uri = resolve_uri(tracking_uri) if tracking_uri else folder.info.tracking_uri
+    uri = resolve_uri(tracking_uri or folder.info.tracking_uri)
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
     decision, _ = registry.Registry(uri).settle(

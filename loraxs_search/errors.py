@@ -78,6 +78,10 @@ class StorageError(LoraxsError):
     """The storage that a study is copied to cannot be reached, read or written."""
 
 
+class StorageConflictError(StorageError):
+    """An object in the storage is another one than was seen last: another driver has written it."""
+
+
 class ClusterError(LoraxsError):
     """The Ray cluster cannot be reached or started."""
 

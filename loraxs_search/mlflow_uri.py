@@ -1,4 +1,4 @@
-"""Where the MLflow store is: its address, whether it answers, and how to name it without its password.
+"""Where the MLflow store is: its address, whether it answers, and how its account is kept out of whatever is stored.
 
 Plain standard library: both rooms that speak MLflow need this before they pay for importing it.
 """
@@ -13,12 +13,13 @@ import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 from loraxs_search.errors import TrackingError
 from loraxs_search.home import home
 
-ENV_URI = "MLFLOW_TRACKING_URI"
+ENV_URI, ENV_USER, ENV_PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 _SQLITE = "sqlite:///"
 _SERVER = ("http://", "https://")
 _DEFAULTS = {
@@ -35,18 +36,27 @@ _DEFAULTS = {
 def resolve_uri(tracking_uri: str | None = None) -> str:
     """Return the store's address: the argument, else `MLFLOW_TRACKING_URI`, else SQLite in the state folder.
 
+    What is returned holds no account, and may be stored and shown. A user and a password in the address become MLflow's
+    own variables of this process, for as long as it speaks to that server; one that names none, as a study's, takes
+    those of `MLFLOW_TRACKING_URI` if that is the same server.
+
     Raises:
-        TrackingError: the address is neither `sqlite:///FILE` nor `http(s)://SERVER`.
+        TrackingError: the address is neither `sqlite:///FILE` nor `http(s)://SERVER`, or cuts its account short.
     """
     uri = (tracking_uri or os.environ.get(ENV_URI) or f"{_SQLITE}{home() / 'mlflow.db'}").strip()
     if uri.startswith(_SERVER):
-        return uri.rstrip("/")
+        return _with_its_account(uri)
     if uri.startswith(_SQLITE) and uri not in (_SQLITE, f"{_SQLITE}:memory:"):
         return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).expanduser().absolute()}"
     raise TrackingError(
         f"`tracking URI` must be sqlite:///FILE or http(s)://SERVER, but got {redact(uri)!r}.",
         hint="to keep runs in another database, start `mlflow server --backend-store-uri ...` and give its address",
     )
+
+
+def without_account(uri: str) -> str:
+    """Return an address as it may be stored."""
+    return _split(uri)[0] if uri.startswith(_SERVER) else uri
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -62,7 +72,65 @@ def artifact_root(uri: str) -> Path | None:
 
 def redact(text: str) -> str:
     """Return `text` with the user and password of every address in it replaced by `***`."""
-    return re.sub(r"://[^/\s'\"]+@", "://***@", text)
+    return re.sub(r"://[^\s'\"]+@", "://***@", text)
+
+
+class _AccountVariables:
+    """MLflow's variables of this process, as an address with an account sets them.
+
+    An account goes to the server that it was given for: they are as they were once another one is spoken to.
+    """
+
+    def __init__(self) -> None:
+        self._server = ""
+        self._account: Mapping[str, str] = {}
+        self._before: dict[str, str | None] = {}
+
+    def adopt(self, server: str, account: Mapping[str, str]) -> None:
+        """Set what an address says of its account; nothing where it says nothing new."""
+        if server == self._server and not account:
+            return
+        self._restore()
+        self._server, self._account = server, account
+        self._before = {name: os.environ.get(name) for name in account}
+        os.environ |= account
+
+    def _restore(self) -> None:
+        for name, value in self._before.items():
+            if os.environ.get(name) != self._account[name]:  # set by somebody else meanwhile
+                continue
+            del os.environ[name]
+            os.environ |= {} if value is None else {name: value}
+
+
+_variables = _AccountVariables()
+
+
+def _with_its_account(uri: str) -> str:
+    """Return a server's address without its account, once that is in MLflow's variables."""
+    server, account = _split(uri)
+    ours = os.environ.get(ENV_URI, "").strip()
+    if not account and ours.startswith(_SERVER):
+        other, of_other = _split(ours)
+        account = of_other if other == server else {}
+    _variables.adopt(server, account)
+    return server
+
+
+def _split(uri: str) -> tuple[str, dict[str, str]]:
+    parts = urllib.parse.urlsplit(uri)
+    if "@" in "".join(parts[2:]):
+        raise TrackingError(
+            f"`tracking URI` must have its user and password percent-encoded, but got {redact(uri)!r}.",
+            hint=f"leave them out and set {ENV_USER} and {ENV_PASSWORD}; in the address `/` is %2F, `?` %3F, `#` %23",
+        )
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    return bare, _account_in(parts)
+
+
+def _account_in(parts: urllib.parse.SplitResult) -> dict[str, str]:
+    named = {ENV_USER: parts.username, ENV_PASSWORD: parts.password}
+    return {name: urllib.parse.unquote(value) for name, value in named.items() if value}
 
 
 def prepare_environment() -> None:
@@ -101,10 +169,9 @@ def request_to(url: str) -> urllib.request.Request:
     parts = urllib.parse.urlsplit(url)
     bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     request = urllib.request.Request(bare)
-    user = urllib.parse.unquote(parts.username or os.environ.get("MLFLOW_TRACKING_USERNAME", ""))
-    if user:
-        password = urllib.parse.unquote(parts.password or os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
-        request.add_unredirected_header("Authorization", basic_auth(user, password))
+    account = {name: os.environ.get(name, "") for name in (ENV_USER, ENV_PASSWORD)} | _account_in(parts)
+    if account[ENV_USER]:
+        request.add_unredirected_header("Authorization", basic_auth(account[ENV_USER], account[ENV_PASSWORD]))
     return request
 
 

@@ -53,6 +53,9 @@ def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home for this test alone."""
     home = tmp_path / "home"
     monkeypatch.setenv("LORAXS_HOME", str(home))
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")  # what an address with an account sets goes away with the test
+        monkeypatch.delenv(name)
     return home
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ from loraxs_search.cli import (
     sync,
     ui,
 )
+from loraxs_search.cli._account import hide_account
 from loraxs_search.errors import LoraxsError, UsageError, unknown_name
 
 PROGRAM = "loraxs-search"
@@ -88,6 +90,9 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line of this process; exit 0 ok, 1 failed, 2 usage, 130 interrupted."""
+    hide_account(sys.argv[1:])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # as stderr is: both may go to one file or pipe
     logging.basicConfig(level=logging.WARNING, handlers=[_Talk()])
     sys.exit(run(sys.argv[1:]))
 

@@ -119,7 +119,6 @@ def _as_data(result: SearchResult, rows: Sequence[LeaderboardRow]) -> dict[str, 
 
 
 def _say_what_next(result: SearchResult, info: StudyInfo, num_trials: int) -> None:
-    sys.stdout.flush()  # where both go to one place, the table comes first
     if result.notice:
         print(f"\nnotice: {result.notice}", file=sys.stderr)
     print(f"\nstudy {result.study}: {num_trials} trials in {result.wall_s:.0f} s", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loraxs_search.search._launch import launch, launch_together, resume
     from loraxs_search.search.driver import SearchResult
-    from loraxs_search.search.interrupted import SearchInterruptedError
+    from loraxs_search.search.interrupted import SearchInterruptedError, TrialsFailError
     from loraxs_search.search.view import SearchStarted, SearchView, SilentView
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "SearchStarted",
     "SearchView",
     "SilentView",
+    "TrialsFailError",
     "launch",
     "launch_together",
     "resume",
@@ -31,6 +32,7 @@ _HOMES = {
     "SearchStarted": "view",
     "SearchView": "view",
     "SilentView": "view",
+    "TrialsFailError": "interrupted",
     "launch": "_launch",
     "launch_together": "_launch",
     "resume": "_launch",

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -240,7 +240,7 @@ def resume(
     """
     place = _absolute(storage) or (StudyFolder.open(name).info.storage if StudyFolder.exists(name) else None)
     folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
-    info = folder.info
+    info = replace(folder.info, tracking_uri=resolve_uri(folder.info.tracking_uri))
     if folder.candidates() is not None:
         return close_finished(folder)
     with folder.lock():  # told before Ray is started and the base loaded, where another is at work

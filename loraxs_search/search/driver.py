@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
-from loraxs_search.search.interrupted import SearchInterruptedError
+from loraxs_search.search.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space
-from loraxs_search.studies import StudyFolder, StudyInfo, mirrored
+from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
 from loraxs_search.tracking import Tracker
 
 if TYPE_CHECKING:
     from loraxs_search.search.crew import Crew
     from loraxs_search.search.ledger import Ledger
     from loraxs_search.search.pool import HostPool
+    from loraxs_search.search.sampler import StudySearcher
 
 
 _LATE = ("crew", "ledger", "optuna_log", "rebuild", "sampler", "scheduler", "tuning")
@@ -32,6 +33,7 @@ class SearchResult:
     Args:
         trials: Every trial, in the order they were started.
         candidates: The best by validation, scored on the test split, best first by validation.
+        wall_s: How long drivers have worked on it, all of them together.
         notice: Why the search ended before its budget, for people; empty when it did not.
     """
 
@@ -58,6 +60,7 @@ class Driver:
 
         Raises:
             SearchInterruptedError: stopped before the budget was used.
+            TrialsFailError: nearly all of the latest trials failed for the same reason.
         """
         self._view.phase("loading the base model and the data")
         for name in _LATE:  # while the host loads
@@ -102,6 +105,8 @@ class Driver:
         plan, task = self._info.search, self._info.task
         tracker.search_started(self._space.text, plan, params=crew.hardware(), gpus=crew.gpus())
         journal = folder.journal()
+        deadline = self._deadline(journal)
+        journal.driver_started(self._started_at)
         with storage_faults(folder.optuna_path):
             study = open_optuna_study(folder.optuna_path, folder.name, task.direction)
             rebuild(study, self._space, journal.records)
@@ -111,21 +116,17 @@ class Driver:
             self._view.started(self._facts(crew, ledger))
             for trial_id, reason in stopped(scheduler).items():
                 ledger.ended(trial_id, TrialState.PRUNED, reason)
-        deadline = self._started_at + plan.time_budget_s if plan.time_budget_s else None
         searcher = StudySearcher(study, ledger, self._space, plan, crew, scheduler, deadline, folder.optuna_path)
-        if folder.candidates() is None:
+        if journal.notice is None and folder.candidates() is None:
             run_tuner(searcher, scheduler, plan, folder.path / "tune", deadline, self._stop)
             if searcher.broken is not None:
                 raise searcher.broken
-            self._end_unfinished(ledger, searcher.early_end)
-        candidates = folder.candidates() or self._keep_adapters(folder, crew, ledger, tracker)
-        return SearchResult(
-            study=folder.name,
-            trials=tuple(ledger.records.values()),
-            candidates=tuple(candidates),
-            wall_s=time.time() - self._started_at,
-            notice=searcher.early_end or "",
-        )
+            self._end_unfinished(ledger, searcher)
+            journal.search_ended(searcher.early_end or "")
+        if folder.candidates() is None:
+            self._keep_adapters(folder, crew, ledger, tracker)
+        journal.search_ended(journal.notice or "")
+        return _result(folder, journal)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
     def _open_folder(self) -> StudyFolder:
@@ -135,13 +136,24 @@ class Driver:
                 return folder
         return StudyFolder.create(self._info, self._space.text)  # refuses a name that was taken in the meantime
 
-    def _end_unfinished(self, ledger: Ledger, early_end: str | None) -> None:
-        left = ledger.unfinished()
-        if early_end is not None:
+    def _deadline(self, journal: Journal) -> float | None:
+        """Return when the time budget is used up; drivers before this one have used some of it."""
+        budget_s = self._info.search.time_budget_s
+        return None if budget_s is None else self._started_at + budget_s - journal.spent_s
+
+    def _end_unfinished(self, ledger: Ledger, searcher: StudySearcher) -> None:
+        left, name = ledger.unfinished(), self._info.name
+        is_complete = not left and len(ledger.records) >= self._info.search.trials
+        if searcher.failing is not None and not is_complete:
+            raise TrialsFailError(
+                f"The trials of study {name!r} must be able to train, but {searcher.failing}",
+                hint=f"put that right and go on with `loraxs-search resume {name}`",
+            )
+        if searcher.out_of_time is not None:
             for record in left:
-                ledger.ended(record.trial_id, TrialState.PRUNED, early_end)
-        elif left or len(ledger.records) < self._info.search.trials:
-            name, ended = self._info.name, len(ledger.records) - len(left)
+                ledger.ended(record.trial_id, TrialState.PRUNED, searcher.out_of_time)
+        elif not is_complete:
+            ended = len(ledger.records) - len(left)
             raise SearchInterruptedError(
                 f"Study {name!r} was interrupted: {ended} of {self._info.search.trials} trials have ended, "
                 f"{len(left)} keep their last state.",
@@ -182,9 +194,13 @@ class Driver:
 
 
 def close_finished(folder: StudyFolder) -> SearchResult:
-    """Return the result of a search that had come to its end, after carrying to MLflow what it may still lack."""
+    """Return the result of a search that had come to its end; MLflow and its copy get what they may still lack."""
     info = folder.info
-    with folder.lock(), Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker:
+    with (
+        folder.lock(),
+        mirrored(folder, lambda: None),
+        Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker,
+    ):
         result = tell_finished(folder, tracker)
         tracker.carry()
         return result
@@ -192,16 +208,23 @@ def close_finished(folder: StudyFolder) -> SearchResult:
 
 def tell_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
     """Tell the tracker how a search that had come to its end stands; what it was told before changes nothing."""
-    result = SearchResult(
-        study=folder.name,
-        trials=tuple(folder.journal().records.values()),
-        candidates=tuple(folder.candidates() or ()),
-        wall_s=0.0,
-    )
+    journal = folder.journal()
+    result = _result(folder, journal)
     for trial_id in (record.trial_id for record in result.trials if record.state is TrialState.COMPLETE):
         tracker.adapter_logged(trial_id, folder.adapter_path(trial_id))
-    tracker.search_finished("FINISHED", _summary(result))
+    if tracker.search_state != "FINISHED":  # killed between the last candidate and this
+        tracker.search_finished("FINISHED", _summary(result), at=journal.last_at)
     return result
+
+
+def _result(folder: StudyFolder, journal: Journal) -> SearchResult:
+    return SearchResult(
+        study=folder.name,
+        trials=tuple(journal.records.values()),
+        candidates=tuple(folder.candidates() or ()),
+        wall_s=journal.spent_s,
+        notice=journal.notice or "",
+    )
 
 
 def _summary(result: SearchResult) -> Mapping[str, Scalar]:

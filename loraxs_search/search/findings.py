@@ -179,7 +179,7 @@ def _open_files(facts: NodeFacts) -> Finding:
 def _clock(facts: NodeFacts) -> Finding:
     skew = abs(facts.skew_s)
     verdict: Verdict = "fail" if skew > _SKEW_FAIL_S else "warn" if skew > _SKEW_WARN_S else "ok"
-    hint = "" if verdict == "ok" else "let NTP or chrony set the clock: times of records and leases come from it"
+    hint = "" if verdict == "ok" else "let NTP or chrony set the clock: times of records come from it"
     return Finding(facts.node, "clock", verdict, f"{facts.skew_s:+.1f} s against the driver", hint)
 
 

@@ -1,4 +1,4 @@
-"""A search that was stopped from outside."""
+"""A search that ended with trials left to run: stopped from outside, or by what its trials met."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class SearchInterruptedError(LoraxsError):
     """The search was stopped from outside; nothing reported so far is lost."""
 
     exit_code = 130  # what shells give a program that SIGINT ended
+
+
+class TrialsFailError(LoraxsError):
+    """Nearly all of the latest trials failed for one reason; the others are left for when it has been put right."""

@@ -36,6 +36,7 @@ class Proposer:
         other values than an undisturbed search has.
 
         Args:
+            seed: Any whole number; the 32 bits that samplers take of it tell the seeds of all plans apart.
             orphan: A trial that was asked for by a driver that died before it was recorded: finish asking.
         """
         before = self._study.sampler
@@ -43,7 +44,7 @@ class Proposer:
             # `group` is what conditional spaces need; Optuna has called it experimental since 2.8, PartialFixedSampler
             # since 2.4.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.sampler = self._sampler(seed)
+            self._study.sampler = self._sampler(seed % 2**32)
         try:
             with as_one(self._study):
                 trial = self._study.ask() if orphan is None else live_trial(self._study, orphan)

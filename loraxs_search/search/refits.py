@@ -16,7 +16,7 @@ from loraxs_search.search.pool import HOST_LOST, HostPool
 from loraxs_search.studies import read_reports
 
 _MAX_LOST_HOSTS = 3
-_SEED_STRIDE = 1 << 32  # seeds of trials lie far below it
+_SEED_STRIDE = 1 << 32  # the seeds of a study's trials lie closer together than that
 
 
 class RefitKeeping(Protocol):

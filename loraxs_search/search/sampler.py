@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from ray.tune.search import Searcher
 from loraxs_search.errors import LoraxsError
 from loraxs_search.records import SearchPlan, TrialReport, TrialState, from_json, to_json
 from loraxs_search.search.crew import Crew
+from loraxs_search.search.failures import Outcomes
 from loraxs_search.search.ledger import Ledger
 from loraxs_search.search.optuna_log import storage_faults, sync
 from loraxs_search.search.proposals import Proposer
@@ -22,7 +22,6 @@ from loraxs_search.search.scheduler import StudyASHA, stopped
 from loraxs_search.search.trainable import BROKEN, FAILED, REPORT, RESOURCES, SPEC, STEP
 from loraxs_search.search_space import Space
 
-SAME_FAILURES = 5
 _ResultT = TypeVar("_ResultT")
 
 
@@ -36,10 +35,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     `broken` instead: from then on it records nothing and proposes nothing, and trials keep their last state.
 
     Args:
+        deadline: When the time budget is used up, seconds since 1970.
         path: The study's storage.
     """
 
     broken: LoraxsError | None = None
+    failing: str | None = None
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self._orphans = [t for t in study.get_trials(deepcopy=False) if trial_name(t.number) not in ledger.records]
         self._task_json = to_json(space.task)
         self._trial_ids: dict[str, str] = {}
-        self._reasons: Counter[str] = Counter()
+        self._outcomes = Outcomes()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher into snapshots that we never read: the study folder is the truth
@@ -69,9 +70,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
     @property
     def early_end(self) -> str | None:
         """Why no more trials are proposed although the budget is not used up; None while there is no such reason."""
-        for reason, count in self._reasons.items():
-            if count >= SAME_FAILURES:
-                return f"{count} trials failed for the same reason: {reason}"
+        return self.failing or self.out_of_time
+
+    @property
+    def out_of_time(self) -> str | None:
+        """Say that the time budget is used up; None while it is not."""
         if self._deadline is not None and time.time() >= self._deadline:
             return f"the time budget of {self._plan.time_budget_s:g} s is used up"
         return None
@@ -135,7 +138,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def _reported(self, result: dict[str, Any]) -> None:
         if REPORT in result and self.broken is None:
-            self._ledger.reported(from_json(TrialReport, result[REPORT]))
+            report = from_json(TrialReport, result[REPORT])
+            self._ledger.reported(report)
+            self._outcomes.went_on(report.trial_id)
 
     def _completed(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         ours = self._trial_ids.pop(trial_id, None)
@@ -173,8 +178,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         self._ledger.ended(ours, TrialState.PRUNED, reason)
 
     def _fail(self, ours: str, reason: str) -> None:
-        self._reasons[reason] += 1
         self._ledger.ended(ours, TrialState.FAIL, reason)
+        self._outcomes.failed(ours, reason)
+        common = self._outcomes.common_failure(self._crew.census.width)
+        if common is not None and self.failing is None:
+            self.failing = f"{common[0]} of the latest trials failed for the same reason: {common[1]}"
 
 
 def trial_name(number: int) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loraxs_search.errors import StudyError
+from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.search.driver import tell_finished
 from loraxs_search.studies import StudyFolder, list_studies
 from loraxs_search.tracking import Tracker
@@ -52,9 +53,9 @@ def _try_to_sync(name: str) -> Synced:
 def _sync(folder: StudyFolder) -> Synced:
     if folder.is_running():
         return Synced(folder.name, "running")
-    info = folder.info
+    info, uri = folder.info, resolve_uri(folder.info.tracking_uri)
     with folder.lock():
-        tracker = Tracker(folder.name, folder.path, info.tracking_uri, info.task.name)
+        tracker = Tracker(folder.name, folder.path, uri, info.task.name)
         try:
             if folder.candidates() is not None and tracker.search_state != "FINISHED":
                 tell_finished(folder, tracker)

@@ -10,11 +10,12 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loraxs_search.errors import StudyError, unknown_name
 from loraxs_search.home import disk_faults, ensure_dir, home, write_atomic
+from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records import (
     BaseModelRef,
     Candidate,
@@ -39,7 +40,7 @@ class StudyInfo:
     Args:
         study_id: Never used twice, even when a name is.
         space_source: Path or shipped name the space was read from; `space_folder` is where its relative paths start.
-        tracking_uri: Where its trials are recorded.
+        tracking_uri: Where its trials are recorded; no user and no password are in it.
         storage: Where copies of its folder are kept, for drivers on other machines; None means nowhere.
     """
 
@@ -87,6 +88,7 @@ class StudyFolder:
             HomeError: the folder cannot be written.
         """
         cls.check_new(info.name)
+        info = replace(info, tracking_uri=without_account(info.tracking_uri))
         path = studies_root() / info.name
         building = studies_root() / f".{info.name}.{uuid.uuid4().hex}"
         try:

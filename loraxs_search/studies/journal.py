@@ -15,6 +15,7 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults
 from loraxs_search.records import Scalar, TrialRecord, TrialReport, TrialState, from_json, to_json
 from loraxs_search.studies.reading import DAMAGED_HINT
+from loraxs_search.studies.work_time import WorkTime
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class Journal:
         self._path = path
         self._records: dict[str, TrialRecord] = {}
         self._reports: list[TrialReport] = []
+        self._work_time = WorkTime()
+        self._notice: str | None = None
         self._end = 0
         self.refresh()
 
@@ -43,6 +46,21 @@ class Journal:
     def reports(self) -> list[TrialReport]:
         """Every report of every trial, in the order they came."""
         return self._reports
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that drivers have worked on the study, each to the last event it recorded."""
+        return self._work_time.seconds
+
+    @property
+    def last_at(self) -> float:
+        """When the last event was recorded, seconds since 1970."""
+        return self._work_time.until
+
+    @property
+    def notice(self) -> str | None:
+        """Why the search ended before its budget, for people; empty when it used it up, None while it has not ended."""
+        return self._notice
 
     def refresh(self) -> None:
         """Read what was appended since the last look."""
@@ -57,6 +75,14 @@ class Journal:
             self._end += len(line)
 
     # ---- what a driver records -------------------------------------------------------------------------------------
+    def driver_started(self, since: float) -> None:
+        """Record that a driver has been at work on the study since then, seconds since 1970."""
+        self._append({"event": "driver_started", "since": since}, sync=True)
+
+    def search_ended(self, notice: str) -> None:
+        """Record that there is no more to train, and why if the budget is not used up."""
+        self._append({"event": "search_ended", "notice": notice}, sync=True)
+
     def trial_started(self, trial_id: str, params: Mapping[str, Scalar]) -> TrialRecord:
         """Record that a trial was proposed with `params`."""
         if trial_id not in self._records:
@@ -107,6 +133,10 @@ class Journal:
 
     def _apply(self, event: dict[str, Any]) -> None:
         kind, at = event["event"], event["at"]
+        if kind == "driver_started":
+            self._work_time.driver_started(event["since"], at)
+            return
+        self._work_time.recorded(at)
         if kind == "started":
             self._records[event["trial_id"]] = TrialRecord(
                 event["trial_id"], event["params"], TrialState.RUNNING, started_at=at
@@ -121,5 +151,7 @@ class Journal:
             self._records[event["trial_id"]] = replace(
                 record, state=TrialState(event["state"]), reason=event["reason"], ended_at=at
             )
+        elif kind == "search_ended":
+            self._notice = event["notice"]
         else:
             logger.warning("journal %s holds an unknown event %r; it is ignored", self._path, kind)

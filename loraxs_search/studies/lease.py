@@ -1,20 +1,25 @@
-"""One driver at a time for a study that machines share: an object with a heartbeat."""
+"""One driver at a time for a study that machines share: numbered objects, of which the highest has a heartbeat."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import platform
-import time
+import threading
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loraxs_search.errors import StudyError
+from loraxs_search.errors import LoraxsError, StorageConflictError, StudyError
 from loraxs_search.home import home
 from loraxs_search.records import from_json, to_json
+from loraxs_search.studies.clock import Clock
 from loraxs_search.studies.storage import Storage
 
 LEASE_S = 30.0
-_SETTLE_S = 1.0
+_WATCH_EVERY_S = 1.0
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,14 +28,16 @@ class Holder:
 
     Args:
         boot: Tells machines of one name apart: what the kernel drew when it started.
-        at: Last heartbeat, seconds since 1970.
+        beat: Counts its signs of life.
+        released: It is at work no more.
     """
 
     token: str
     host: str
     boot: str
     home: str
-    at: float
+    beat: int = 0
+    released: bool = False
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -39,43 +46,44 @@ class Holder:
 
 
 class Lease:
-    """Held by one driver, who renews it; one that was not renewed for 30 s may be taken over.
+    """Held by one driver, who renews it; one in which nothing was seen to change for 30 s may be taken over.
 
-    A store of objects cannot compare and swap: who takes a lease looks again a second later whether it is still the
-    holder, and renewing looks too, so that of two who took it at once one stops.
+    Who takes it makes the object of the next generation, which the storage lets one of many do, and deletes the ones
+    before: whoever held one of them finds it gone. How long nothing has changed is measured by the clock of who
+    watches; clocks of two machines are never compared.
+
+    Its methods may be called from several threads.
     """
 
-    def __init__(self, storage: Storage, study: str) -> None:
-        self._storage, self._study = storage, study
-        self._key = f"{study}/lease.json"
-        self._mine = Holder(uuid.uuid4().hex, platform.node(), _boot(), str(home()), 0.0)
+    def __init__(self, storage: Storage, study: str, clock: Clock | None = None) -> None:
+        self._storage, self._study, self._clock = storage, study, clock or Clock()
+        self._mine = Holder(uuid.uuid4().hex, platform.node(), _boot(), str(home()))
+        self._generation = 0
+        self._version: str | None = None
+        self._renewed_at = float("-inf")
+        self._turn = threading.Lock()
 
-    def check_free(self) -> None:
-        """See that no other driver is at work.
-
-        One of this machine and home that is not at work any more does not count: who asks holds the study's lock
-        there, or will find it held.
-
-        Raises:
-            StudyError: another driver holds it.
-        """
-        holder = self._holder()
-        if holder is None or holder.place == self._mine.place:
-            return
-        age_s = time.time() - holder.at
-        if age_s < LEASE_S:
-            raise self._taken(f"one on {holder.host} was at work {max(0.0, age_s):.0f} s ago")
+    @property
+    def is_sure(self) -> bool:
+        """Whether no other driver can have taken over yet: it was renewed within the time that others wait."""
+        return self._clock.now() - self._renewed_at < LEASE_S
 
     def take(self) -> None:
-        """Become the holder.
+        """Become the holder, after watching for up to 30 s whether another one is at work.
+
+        One of this machine and home is not watched: who asks holds the study's lock there.
 
         Raises:
             StudyError: another driver holds it.
         """
-        self.check_free()
-        self._write()
-        time.sleep(_SETTLE_S)
-        self.renew()
+        self._generation, began = self._await_silence() + 1, self._clock.now()
+        self._version = self._storage.create(self._key(self._generation), to_json(self._mine).encode())
+        if self._version is None:
+            self._version = self._version_of_mine()
+        self._renewed_at = began
+        for older in self._generations():
+            if older < self._generation:
+                self._storage.delete(self._key(older))
 
     def renew(self) -> None:
         """Say that the driver is still at work.
@@ -83,31 +91,102 @@ class Lease:
         Raises:
             StudyError: another driver has taken the lease.
         """
-        holder = self._holder()
-        if holder is None or holder.token != self._mine.token:
-            raise self._taken(f"one on {holder.host} took over" if holder else "the lease was removed")
-        self._write()
+        with self._turn:
+            began = self._clock.now()
+            if max(self._generations(), default=0) > self._generation:
+                raise self._lost()
+            self._mine = replace(self._mine, beat=self._mine.beat + 1)
+            self._write_mine()
+            self._renewed_at = began
 
     def release(self) -> None:
-        """Let another driver go on at once."""
-        holder = self._holder()
-        if holder is not None and holder.token == self._mine.token:
-            self._storage.delete(self._key)
+        """Let another driver go on at once; where the storage is away, it waits as after a kill."""
+        with self._turn, contextlib.suppress(LoraxsError):
+            self._mine = replace(self._mine, released=True)
+            self._write_mine()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold it for a short time.
+
+        Raises:
+            StudyError: another driver holds it.
+        """
+        self.take()
+        try:
+            yield
+        finally:
+            self.release()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _holder(self) -> Holder | None:
-        content = self._storage.get(self._key)
-        return from_json(Holder, content) if content else None
+    def _write_mine(self) -> None:
+        content = to_json(self._mine).encode()
+        try:
+            self._version = self._storage.write(self._key(self._generation), content, self._version)
+        except StorageConflictError:  # taken over, or written by a try of ours that was given up
+            self._version = self._version_of_mine()
+            self._version = self._storage.write(self._key(self._generation), content, self._version)
 
-    def _write(self) -> None:
-        self._mine = replace(self._mine, at=time.time())
-        self._storage.put(self._key, to_json(self._mine).encode())
+    def _version_of_mine(self) -> str:
+        key = self._key(self._generation)
+        version, content = self._storage.versions(self._prefix).get(key), self._storage.get(key)
+        holder = _holder(content)
+        if version is None or holder is None or holder.token != self._mine.token:
+            raise self._lost()
+        return version
+
+    def _await_silence(self) -> int:
+        """Return the generation to follow, once nobody is at work in it."""
+        seen = generation, content = self._latest()
+        holder = _holder(content)
+        if content is None or (holder is not None and (holder.released or holder.place == self._mine.place)):
+            return generation
+        host, seen_at = "another machine" if holder is None else holder.host, self._clock.now()
+        _logger.warning(
+            "a driver on %s held study %r: watching for %.0f s whether it still does", host, self._study, LEASE_S
+        )
+        while True:
+            self._clock.sleep(_WATCH_EVERY_S)
+            asked_at, latest = self._clock.now(), self._latest()
+            if (now := _holder(latest[1])) is not None and now.released:
+                return latest[0]
+            if latest != seen:
+                raise self._taken(f"one on {host} is at work")
+            if asked_at - seen_at >= LEASE_S:
+                return generation
+
+    def _latest(self) -> tuple[int, bytes | None]:
+        generation = max(self._generations(), default=0)
+        return generation, self._storage.get(self._key(generation)) if generation else None
+
+    def _generations(self) -> list[int]:
+        names = (key.removeprefix(f"{self._prefix}/").removesuffix(".json") for key in self._storage.keys(self._prefix))
+        return [int(name) for name in names if name.isdecimal()]
+
+    def _key(self, generation: int) -> str:
+        return f"{self._prefix}/{generation:08d}.json"
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self._study}/lease"
+
+    def _lost(self) -> StudyError:
+        holder = _holder(self._latest()[1])
+        return self._taken(f"one on {holder.host} took over" if holder is not None else "the lease was removed")
 
     def _taken(self, why: str) -> StudyError:
         return StudyError(
             f"Study {self._study!r} must have one driver at a time, but {why}.",
-            hint=f"let it end, or if its machine is gone try again {LEASE_S:.0f} s after its last sign of life",
+            hint=f"let it end, or stop it: it is taken over once it has said nothing for {LEASE_S:.0f} s",
         )
+
+
+def _holder(content: bytes | None) -> Holder | None:
+    """Return who an object names; None for one that is just being written, or is of another kind."""
+    try:
+        return from_json(Holder, content) if content else None
+    except ValueError:
+        return None
 
 
 def _boot() -> str:

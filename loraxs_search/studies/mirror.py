@@ -7,20 +7,25 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 
-from loraxs_search.errors import LoraxsError, StudyError
+from loraxs_search.errors import LoraxsError, StorageConflictError, StorageError, StudyError
+from loraxs_search.studies.clock import Clock
 from loraxs_search.studies.copies import READ_FIRST, files, is_behind
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.lease import Lease
+from loraxs_search.studies.lease import LEASE_S, Lease
+from loraxs_search.studies.standstill import Standstill
 from loraxs_search.studies.storage import Storage
 
 MIRROR_EVERY_S = 5.0
+HEARTBEAT_EVERY_S = 5.0
+_TRIES = 3
 _logger = logging.getLogger(__name__)
 
 
 class Mirror:
-    """Keeps a study's copy, off the control loop, and its lease; both end with the context.
+    """Keeps a study's copy, off the control loop, and its lease, each in a thread; both end with the context.
 
-    A storage that is away is tried again and stops no search.
+    A storage that is away or slow is tried again and stops no search; who watches it is warned. What is written there
+    replaces only what this driver has seen there, and only while no other one can have taken over.
 
     Args:
         lost: Called when another driver has taken over.
@@ -30,43 +35,85 @@ class Mirror:
         StorageError: the storage cannot be used.
     """
 
-    def __init__(self, folder: StudyFolder, storage: Storage, lost: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: StudyFolder, storage: Storage, lost: Callable[[], None], clock: Clock | None = None
+    ) -> None:
         self._folder, self._storage, self._lost = folder, storage, lost
-        self._lease = Lease(storage, folder.name)
+        clock = clock or Clock()
+        self._lease = Lease(storage, folder.name, clock)
+        self._standstill = Standstill(f"study {folder.name!r} in {storage.uri}", clock)
         self._seen: dict[str, tuple[int, int]] = {}
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="mirror", daemon=True)
-        self.lost_to: LoraxsError | None = None
+        self._versions: dict[str, str] = {}
+        self._copied, self._ended = threading.Event(), threading.Event()
+        self._copier = threading.Thread(target=self._keep_copying, name="mirror", daemon=True)
+        self._heart = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
+        self._lease_trouble = ""
+        self.lost_to: StudyError | None = None
 
     def __enter__(self) -> Mirror:
         self._lease.take()
+        self._standstill.moved()
+        self._heart.start()
         try:
             self._check_ahead()
+            self._versions = self._storage.versions(self._folder.name)
             self.copy()
         except BaseException:
-            self._try(self._lease.release)
+            self._end()
             raise
-        self._thread.start()
+        self._copier.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ending.set()
-        self._thread.join()
-        if self.lost_to is None:
-            self._try(self.copy)
-            self._try(self._lease.release)
+        self._copied.set()
+        self._copier.join()
+        if self.lost_to is None and not self._try_to_copy():
+            _logger.warning(
+                "study %r is not whole in %s: `loraxs-search resume %s` copies what it lacks",
+                self._folder.name,
+                self._storage.uri,
+                self._folder.name,
+            )
+        self._end()
 
     def copy(self) -> None:
-        """Copy what has changed since the last time."""
+        """Copy what has changed since the last time.
+
+        Raises:
+            StudyError: another driver has taken over.
+            StorageError: the storage cannot be written, or may be another driver's by now.
+        """
         there = files(self._folder.path)
         first = {key: self._changed(key) for key in READ_FIRST}
         for key in there:
             stamp, content = first[key] if key in first else self._changed(key)
             if content is not None:
-                self._storage.put(f"{self._folder.name}/{key}", content)
+                self._write(f"{self._folder.name}/{key}", content)
                 self._seen[key] = stamp
+                self._say(self._standstill.moved())
+        self._say(self._standstill.moved())
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _write(self, key: str, content: bytes) -> None:
+        for _ in range(_TRIES):
+            self._check_held()
+            try:
+                self._versions[key] = self._storage.write(key, content, self._versions.get(key))
+            except StorageConflictError:  # by a driver that was taken over, as this one may have been
+                self._lease.renew()
+                self._versions = self._storage.versions(self._folder.name)
+            else:
+                return
+        raise StorageError(f"{key} must be this driver's to write, but something else writes it again and again.")
+
+    def _check_held(self) -> None:
+        if self.lost_to is not None:
+            raise self.lost_to
+        if not self._lease.is_sure:
+            raise StorageError(
+                f"A study's lease must be renewed within {LEASE_S:.0f} s, but could not be: {self._lease_trouble}"
+            )
+
     def _check_ahead(self) -> None:
         if is_behind(self._folder.path, self._storage, self._folder.name):
             raise StudyError(
@@ -84,26 +131,50 @@ class Mirror:
         except FileNotFoundError:  # replaced at this moment
             return (0, 0), None
 
-    def _keep(self) -> None:
-        away = False
-        while not self._ending.wait(MIRROR_EVERY_S):
-            fine = self._try(self._lease.renew, quiet=away) and self._try(self.copy, quiet=away)
-            if self.lost_to is not None:
-                self._lost()
-                return
-            away = not fine
+    def _end(self) -> None:
+        self._ended.set()
+        self._heart.join()
+        if self.lost_to is None:
+            self._lease.release()
 
-    def _try(self, what: Callable[[], None], *, quiet: bool = False) -> bool:
+    # ---- two threads -------------------------------------------------------------------------------------------------
+    def _keep_copying(self) -> None:
+        while not self._copied.wait(MIRROR_EVERY_S) and self.lost_to is None:
+            self._try_to_copy()
+
+    def _try_to_copy(self) -> bool:
         try:
-            what()
+            self.copy()
         except StudyError as error:
-            self.lost_to = error
+            self._lose(error)
             return False
-        except LoraxsError as error:
-            if not quiet:
-                _logger.warning("the study's copy waits: %s", error.message)
+        except Exception as error:  # noqa: BLE001  # a disk, a storage: whatever it is, the next copy may come through
+            self._say(self._standstill.stuck(_reason(error)))
             return False
         return True
+
+    def _keep_beating(self) -> None:
+        while not self._ended.wait(HEARTBEAT_EVERY_S) and self.lost_to is None:
+            self._say(self._standstill.overdue())
+            try:
+                self._lease.renew()
+            except StudyError as error:
+                self._lose(error)
+            except Exception as error:  # noqa: BLE001  # it is tried again; once it is too late, the copy waits
+                self._lease_trouble = _reason(error)
+
+    def _lose(self, error: StudyError) -> None:
+        if self.lost_to is None:
+            self.lost_to = error
+            self._lost()
+
+    def _say(self, text: str | None) -> None:
+        if text is not None:
+            _logger.warning("%s", text)
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, LoraxsError) else f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager

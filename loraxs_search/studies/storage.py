@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import urllib.parse
+import contextlib
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
-from loraxs_search.errors import HomeError, StorageError
-from loraxs_search.home import home, write_atomic
-from loraxs_search.mlflow_uri import redact
+from loraxs_search.errors import StorageError
+from loraxs_search.studies.bucket import Bucket
+from loraxs_search.studies.shared_folder import SharedFolder
+
+
+class _Place(Protocol):
+    """Where objects lie; `Storage` has the contract, and turns what goes wrong here into its errors."""
+
+    hint: str
+    faults: tuple[type[Exception], ...]  # what it raises where it cannot
+
+    def put(self, key: str, content: bytes) -> None: ...
+
+    def create(self, key: str, content: bytes) -> str | None: ...
+
+    def write(self, key: str, content: bytes, version: str | None) -> str: ...
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def delete(self, key: str) -> None: ...
+
+    def versions(self, prefix: str) -> Mapping[str, str]: ...
 
 
 class Storage:
     """Whole objects by key, below one address; each is replaced whole or not at all.
 
+    A version tells an object from those that replace it: it is for comparing only.
+
     Args:
         uri: A folder that is there, or `s3://bucket/prefix`; a server that is not AWS is named by AWS_ENDPOINT_URL.
-            A folder is not made: where a share is not mounted, its copy would be on this machine, and its lease seen by
-            nobody.
 
     Raises:
         StorageError: the address is malformed or not one of these.
@@ -29,34 +45,56 @@ class Storage:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._folder = _folder(uri) if uri.strip() and "://" not in uri else None
-        if self._folder is None:
-            self._files, self._root = _bucket(uri)
+        is_folder = uri.strip() and "://" not in uri
+        self._place: _Place = SharedFolder(uri) if is_folder else Bucket(uri)
 
     def check(self) -> None:
-        """See that objects can be written and deleted: a bucket that is not there answers as an empty one to readers.
+        """See that objects can be written and deleted, and that what is there is not made a second time.
+
+        A bucket that is not there answers as an empty one to readers.
 
         Raises:
             StorageError: they cannot.
         """
         key = f".{uuid.uuid4().hex}"
-        self.put(key, b"")
+        self.create(key, b"")
+        is_exclusive = self.create(key, b"") is None
         self.delete(key)
+        if not is_exclusive:
+            raise StorageError(
+                f"The storage at {self.uri} must refuse to make an object twice, but it did not.",
+                hint="its server must know conditional writes (If-None-Match): two drivers would not see each other",
+            )
 
     def put(self, key: str, content: bytes) -> None:
-        """Write an object.
+        """Write an object, whatever is there.
 
         Raises:
             StorageError: it cannot be written.
         """
-        try:
-            if self._folder is not None:
-                write_atomic(self._there(self._folder) / key, content)
-                return
-            with self._files.open_output_stream(f"{self._root}/{key}") as stream:
-                stream.write(content)
-        except (OSError, HomeError) as error:
-            raise self._error("writable", key, error) from error
+        with self._faults("writable", key):
+            self._place.put(key, content)
+
+    def create(self, key: str, content: bytes) -> str | None:
+        """Make an object and return its version; None when there is one: of many at once one succeeds.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with self._faults("writable", key):
+            return self._place.create(key, content)
+
+    def write(self, key: str, content: bytes, version: str | None) -> str:
+        """Replace an object of that version, None for none, and return its new one.
+
+        A bucket compares and writes in one step; in a folder a moment lies between.
+
+        Raises:
+            StorageConflictError: another one is there.
+            StorageError: it cannot be written.
+        """
+        with self._faults("writable", key):
+            return self._place.write(key, content, version)
 
     def get(self, key: str) -> bytes | None:
         """Return an object; None when there is none.
@@ -64,27 +102,13 @@ class Storage:
         Raises:
             StorageError: it cannot be read.
         """
-        try:
-            if self._folder is not None:
-                return _read(self._there(self._folder) / key)
-            with self._files.open_input_stream(f"{self._root}/{key}") as stream:
-                return bytes(stream.read())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise self._error("readable", key, error) from error
+        with self._faults("readable", key):
+            return self._place.get(key)
 
     def delete(self, key: str) -> None:
         """Delete an object; one that is not there is no error."""
-        try:
-            if self._folder is not None:
-                (self._there(self._folder) / key).unlink(missing_ok=True)
-            else:
-                self._files.delete_file(f"{self._root}/{key}")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise self._error("writable", key, error) from error
+        with self._faults("writable", key), contextlib.suppress(FileNotFoundError):
+            self._place.delete(key)
 
     def keys(self, prefix: str) -> list[str]:
         """Return the keys below `prefix`, in order; temporary files are left out.
@@ -92,75 +116,24 @@ class Storage:
         Raises:
             StorageError: they cannot be listed.
         """
+        return sorted(self.versions(prefix))
+
+    def versions(self, prefix: str) -> dict[str, str]:
+        """Return the versions of the objects below `prefix`; temporary files are left out.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
+        with self._faults("readable", prefix):
+            versions = self._place.versions(prefix)
+        return {key: version for key, version in versions.items() if not key.rpartition("/")[2].startswith(".")}
+
+    @contextlib.contextmanager
+    def _faults(self, what: str, key: str) -> Iterator[None]:
         try:
-            return sorted(key for key in self._keys(prefix) if not key.rpartition("/")[2].startswith("."))
-        except OSError as error:
-            raise self._error("readable", prefix, error) from error
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    def _keys(self, prefix: str) -> Iterator[str]:
-        if self._folder is not None:
-            below = (self._there(self._folder) / prefix).rglob("*")
-            yield from (str(path.relative_to(self._folder)) for path in below if path.is_file())
-            return
-        from pyarrow.fs import FileSelector, FileType
-
-        selector = FileSelector(f"{self._root}/{prefix}", allow_not_found=True, recursive=True)
-        for found in self._files.get_file_info(selector):
-            if found.type == FileType.File:
-                yield found.path.removeprefix(f"{self._root}/")
-
-    def _there(self, folder: Path) -> Path:
-        if not folder.is_dir():
+            yield
+        except self._place.faults as error:
+            reason = str(error).partition("\n")[0].partition(": <?xml")[0].rstrip(".")
             raise StorageError(
-                f"The storage at {self.uri} must be a folder that is there, but it is not.",
-                hint=f"mount the share that holds it, or if it is new: `mkdir -p {folder}`",
-            )
-        return folder
-
-    def _error(self, what: str, key: str, error: Exception) -> StorageError:
-        hint = _S3_HINT if self._folder is None else "check that its share is mounted here, has room and may be used"
-        return StorageError(f"The storage at {self.uri} must be {what}, but {key}: {error}.", hint=hint)
-
-
-_S3_HINT = (
-    "check the address and the account: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role; "
-    "AWS_ENDPOINT_URL for a server that is not AWS"
-)
-
-
-def _read(path: Path) -> bytes:
-    """Read a file that another machine may replace meanwhile: NFS then takes the old one away under its reader."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        if error.errno != errno.ESTALE:
-            raise
-    return path.read_bytes()
-
-
-def _folder(uri: str) -> Path:
-    folder, studies = Path(uri).expanduser().absolute(), home() / "studies"
-    if folder.resolve() == studies.resolve():
-        raise StorageError(
-            f"`--storage` must be another folder than that of the studies themselves, but got {uri}.",
-            hint="name one beside it, on a file system that machines share",
-        )
-    return folder
-
-
-def _bucket(uri: str) -> tuple[Any, str]:
-    """Return the file system and the path in it of `s3://bucket/prefix`."""
-    from pyarrow.fs import S3FileSystem
-
-    parts = urllib.parse.urlsplit(uri)
-    if parts.scheme != "s3" or not parts.hostname or "@" in parts.netloc:
-        raise StorageError(
-            f"`--storage` must be a folder or s3://bucket/prefix, but got {redact(uri)!r}.",
-            hint="other buckets that speak S3 are named by AWS_ENDPOINT_URL, the account by AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY",
-        )
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    files = S3FileSystem(region=region, endpoint_override=endpoint, connect_timeout=5, request_timeout=20)
-    return files, "/".join([parts.netloc, *filter(None, parts.path.split("/"))])  # no name between slashes may be empty
+                f"The storage at {self.uri} must be {what}, but {key}: {reason}.", hint=self._place.hint
+            ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -48,24 +49,29 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
             return folder  # its driver died, or was refused, before the first copy was whole
         known = sorted({key.partition("/")[0] for key in storage.keys("") if key.endswith("/study.json")})
         raise StudyError(unknown_name("study", name, known), hint=f"these are the studies in {storage.uri}")
-    Lease(storage, name).check_free()
-    info = from_json(StudyInfo, content)
-    path = studies_root() / name
-    if StudyFolder.exists(name):
-        folder = StudyFolder.open(name)
-        if folder.info.study_id != info.study_id:
-            raise StudyError(
-                f"Study {name!r} of {storage.uri} must not meet another of its name, but {path} is one.",
-                hint="set LORAXS_HOME to another folder, or move that one away",
-            )
-        if not is_behind(path, storage, name):
-            return folder
-        with folder.lock():
-            _download(name, storage, path)
-    else:
+    with contextlib.ExitStack() as held:
+        if (here := _folder_here(name, storage, from_json(StudyInfo, content).study_id)) is not None:
+            held.enter_context(here.lock())
+        held.enter_context(Lease(storage, name).held())
+        path = studies_root() / name
+        if here is not None and not is_behind(path, storage, name):
+            return here
         _download(name, storage, path)
-    _settle(path, replace(info, storage=storage.uri))
-    return StudyFolder(path)
+        info = from_json(StudyInfo, storage.get(f"{name}/study.json") or content)
+        _settle(path, replace(info, storage=storage.uri))
+        return StudyFolder(path)
+
+
+def _folder_here(name: str, storage: Storage, study_id: str) -> StudyFolder | None:
+    if not StudyFolder.exists(name):
+        return None
+    folder = StudyFolder.open(name)
+    if folder.info.study_id != study_id:
+        raise StudyError(
+            f"Study {name!r} of {storage.uri} must not meet another of its name, but {folder.path} is one.",
+            hint="set LORAXS_HOME to another folder, or move that one away",
+        )
+    return folder
 
 
 def _is_at(info: StudyInfo, storage: Storage) -> bool:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from loraxs_search.errors import TrackingError
 from loraxs_search.home import disk_faults, ensure_dir
 from loraxs_search.mlflow_uri import (
+    ENV_PASSWORD,
+    ENV_USER,
     artifact_root,
     check_server,
     prepare_environment,
@@ -107,7 +109,8 @@ def _check_access(uri: str) -> None:
     except MlflowException as error:
         raise TrackingError(
             f"The MLflow server at {redact(uri)} must let us read experiments, but: {redact(str(error))}.",
-            hint="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or start it with --allowed-hosts",
+            hint=f"set {ENV_USER} and {ENV_PASSWORD}: an account that an address names is kept nowhere; or start the "
+            "server with --allowed-hosts",
         ) from error
 
 

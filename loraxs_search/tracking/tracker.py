@@ -140,9 +140,11 @@ class Tracker:
             self._append(TrialAbandoned(time.time(), trial_id, reason))
         return gone
 
-    def search_finished(self, state: SearchState, summary: Mapping[str, Scalar] | None = None) -> None:
-        """The search ends: numbers of `summary` become metrics of the parent run, the rest tags."""
-        self._append(SearchFinished(time.time(), state, dict(summary or {})))
+    def search_finished(
+        self, state: SearchState, summary: Mapping[str, Scalar] | None = None, *, at: float | None = None
+    ) -> None:
+        """The search ends, now or at `at`: numbers of `summary` become metrics of the parent run, the rest tags."""
+        self._append(SearchFinished(time.time() if at is None else at, state, dict(summary or {})))
 
     # ---- how it stands -----------------------------------------------------------------------------------------------
     @property

@@ -186,10 +186,11 @@ def _drive(world: World, study: str, num_trials: int) -> None:
 
 
 def all_trials_fail(world: World, rng: random.Random) -> Losses:
-    """Every trial diverges: the search ends after five of thirty and says why."""
+    """Every trial diverges: the search stops after five of thirty and says why."""
     process = world.launch("doomed", "--set", "parameters.learning_rate=1.0e+38", "--set", "search.trials=30")
-    talk = world.finish(process)
-    assert "5 trials failed for the same reason" in talk, talk
+    code, talk = world.end(process)
+    assert code == 1, talk
+    assert "5 of the latest trials failed for the same reason" in talk, talk
     found = reasons("doomed")
     assert len(found) < 30
     world.studies["doomed"] = len(found)

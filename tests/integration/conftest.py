@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from faults.records import Losses, Records, losses, read_records
+from support.servers import MlflowServer
+
+from loraxs_search.mlflow_uri import basic_auth
+
+PASSWORD = "a long enough p@ssword"
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +42,30 @@ def agree() -> Callable[[str, int], Records]:
         return records
 
     return check
+
+
+@pytest.fixture
+def server_with_accounts(
+    make_mlflow_server: Callable[[], MlflowServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> MlflowServer:
+    """A server with accounts on which this process is a user who is no admin."""
+    (tmp_path / "auth.ini").write_text(
+        f"[mlflow]\ndatabase_uri = sqlite:///{tmp_path / 'auth.db'}\n"
+        "default_permission = READ\nadmin_username = admin\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", PASSWORD)
+    monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "any long random text")
+    server = make_mlflow_server()
+    server.add_arguments("--app-name", "basic-auth")
+    server.start()
+    monkeypatch.delenv("MLFLOW_AUTH_ADMIN_PASSWORD")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "searcher")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    user = json.dumps({"username": "searcher", "password": PASSWORD}).encode()
+    request = urllib.request.Request(f"{server.uri}/api/2.0/mlflow/users/create", user)
+    request.add_header("Content-Type", "application/json")
+    request.add_header("Authorization", basic_auth("admin", PASSWORD))
+    with urllib.request.urlopen(request, timeout=30):
+        return server

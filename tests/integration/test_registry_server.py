@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from support.toys import TASK, adapter, candidate
 
 from loraxs_search.errors import RegistryError
 from loraxs_search.factors import FactorStore
-from loraxs_search.mlflow_uri import basic_auth
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, _turns, lacks_factors, pull, verify
 from loraxs_search.registry._client import connect
@@ -100,31 +98,6 @@ def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(make_mlflow_serv
         with pytest.raises(RegistryError, match="but another holds it"):
             check()
     assert "another" in client.get_registered_model("toy").tags[_turns.TAG], "it is not ours to give back"
-
-
-@pytest.fixture
-def server_with_accounts(make_mlflow_server, tmp_path, monkeypatch):
-    """A server with accounts on which this process is a user who is no admin."""
-    (tmp_path / "auth.ini").write_text(
-        f"[mlflow]\ndatabase_uri = sqlite:///{tmp_path / 'auth.db'}\n"
-        "default_permission = READ\nadmin_username = admin\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    password = "a long enough password"
-    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
-    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", password)
-    monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "any long random text")
-    server = make_mlflow_server()
-    server.add_arguments("--app-name", "basic-auth")
-    server.start()
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "searcher")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
-    user = json.dumps({"username": "searcher", "password": password}).encode()
-    request = urllib.request.Request(f"{server.uri}/api/2.0/mlflow/users/create", user)
-    request.add_header("Content-Type", "application/json")
-    request.add_header("Authorization", basic_auth("admin", password))
-    with urllib.request.urlopen(request, timeout=30):
-        return server
 
 
 @pytest.mark.long

@@ -10,8 +10,7 @@ import pytest
 from support.shell import start
 
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.studies import StudyFolder
-from loraxs_search.studies.lease import LEASE_S
+from loraxs_search.studies import Storage, StudyFolder
 from loraxs_search.tracking import ensure_store
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
@@ -25,6 +24,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"{request.getfixturevalue('s3_bucket')}/studies"
     (tmp_path / "shared").mkdir()
     return str(tmp_path / "shared")
+
+
+def _await_copy(place: str, below: Path) -> None:
+    """Wait until something of the study is in the storage."""
+    deadline = time.monotonic() + 60
+    while not Storage(place).keys(str(below)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("alike", [False, True], ids=["elsewhere", "same-path"])
@@ -47,7 +54,7 @@ def test_another_machine_goes_on_where_the_lost_one_was(
             _, talk = early.communicate(timeout=60)
         assert early.returncode == 1
         assert "must have one driver at a time" in talk
-        time.sleep(6)  # a copy is some seconds old at most
+        _await_copy(place, Path("moved") / "snapshots")
         driver.kill()
     before = StudyFolder.open("moved").journal().records
     assert StudyFolder.open("moved").candidates() is None, "it was in the middle"
@@ -57,10 +64,10 @@ def test_another_machine_goes_on_where_the_lost_one_was(
         ensure_store(resolve_uri())
 
     monkeypatch.setenv("LORAXS_HOME", str(second))
-    time.sleep(LEASE_S)
     with start(second, "resume", "moved", *storage) as again:
         out, talk = again.communicate(timeout=200)
     assert again.returncode == 0, talk
+    assert ("watching for 30 s whether it still does" in talk) is not alike
     assert "COMPLETE" in out
     agree("moved", 10)
     after = StudyFolder.open("moved").journal().records

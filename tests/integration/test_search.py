@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import loraxs_search
 from loraxs_search.records import TrialState
 from loraxs_search.registry import verify
-from loraxs_search.search import SearchResult, SilentView, crew, launch, resume
+from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, TrialsFailError, crew, launch, resume
 from loraxs_search.studies import StudyFolder
 
 REVIEWS_TRAIN = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews" / "train.jsonl.gz"
@@ -37,8 +38,8 @@ def ray_here(search_home: Path) -> Iterator[None]:
 
 @pytest.fixture
 def run(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[..., SearchResult]:
-    def search(name: str, *overrides: str) -> SearchResult:
-        return launch(str(tiny_space), name=name, overrides=overrides)
+    def search(name: str, *overrides: str, stop: threading.Event | None = None) -> SearchResult:
+        return launch(str(tiny_space), name=name, overrides=overrides, stop=stop)
 
     return search
 
@@ -107,14 +108,20 @@ def test_trials_that_diverge_fail_with_a_reason_and_the_others_go_on(
     assert {t.state for t in result.trials if t.params["learning_rate"] == 1e-2} == {TrialState.COMPLETE}
 
 
-def test_a_search_whose_trials_all_fail_ends_early_and_names_the_cause(
+def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_with(
     run: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
-    result = run("doomed", "parameters.learning_rate=1.0e+38", "search.trials=30")
-    records = agree("doomed", len(result.trials))
-    assert records is not None
-    assert len(result.trials) < 30
-    assert "same reason" in result.notice
+    with pytest.raises(
+        TrialsFailError, match=r"5 of the latest trials failed for the same reason: .* finite"
+    ) as failed:
+        run("doomed", "parameters.learning_rate=1.0e+38", "search.trials=8")
+    assert "loraxs-search resume doomed" in (failed.value.hint or "")
+    assert StudyFolder.open("doomed").candidates() is None
+    before = StudyFolder.open("doomed").journal().records
+    assert len(before) < 8
+    result = resume("doomed")  # where fewer are left than it takes to tell, the search ends as it would have
+    agree("doomed", 8)
+    assert {record.trial_id: record for record in result.trials}.items() >= before.items()
     assert result.candidates == ()
 
 
@@ -127,6 +134,25 @@ def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(
     agree("late", len(result.trials))
     assert len(result.trials) < 500
     assert "time budget" in result.notice
+
+
+def test_the_time_budget_is_that_of_all_drivers_together(
+    run: Callable[..., SearchResult], agree: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that searched for an hour and was killed has left nothing of half an hour, the next day or whenever."""
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(SearchInterruptedError):
+        run("spent", "search.trials=500", "search.time_budget=30m", stop=stop)
+    journal = StudyFolder.open("spent").journal()
+    with monkeypatch.context() as patch:
+        patch.setattr("loraxs_search.studies.journal.time.time", lambda: 3600.0)
+        journal.driver_started(since=0.0)
+    assert journal.spent_s > 3600
+    result = resume("spent")
+    assert result.trials == ()
+    assert result.notice == "the time budget of 1800 s is used up"
+    assert 3600 < result.wall_s < 3600 + 300
 
 
 FRESH = """

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
+from ray.tune.search import Searcher
 
 from loraxs_search.errors import HomeError, LoraxsError
 from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
 from loraxs_search.search.ledger import Ledger
 from loraxs_search.search.optuna_log import open_optuna_study
+from loraxs_search.search.proposals import Proposer
 from loraxs_search.search.sampler import StudySearcher
 from loraxs_search.search.trainable import BROKEN, FAILED, REPORT, STEP
 from loraxs_search.search.view import SilentView
@@ -33,7 +38,18 @@ class FullView(SilentView):
 
 
 @pytest.fixture
-def searcher(tmp_path: Path, store_uri: str) -> StudySearcher:
+def make_searcher(tmp_path: Path, store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudySearcher]:
+    """Make the searcher of a study with these values of its plan."""
+    monkeypatch.setattr("loraxs_search.search.sampler.to_json", lambda record: "")
+    return lambda **changes: _searcher(tmp_path, store_uri, changes)
+
+
+@pytest.fixture
+def searcher(make_searcher: Callable[..., StudySearcher]) -> StudySearcher:
+    return make_searcher()
+
+
+def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudySearcher:
     space = load_space("movie_reviews")
     path = tmp_path / "optuna.jsonl"
     study = open_optuna_study(path, "s", "maximize")
@@ -45,20 +61,19 @@ def searcher(tmp_path: Path, store_uri: str) -> StudySearcher:
         spec=lambda trial_id, params: SimpleNamespace(hyperparameters=HYPER),
         census=SimpleNamespace(width=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
     )
-    return StudySearcher(study, ledger, space, space.search, crew, None, None, path)
+    return StudySearcher(study, ledger, space, replace(space.search, **changes), crew, None, None, path)
 
 
 @pytest.fixture
-def started(searcher: StudySearcher, monkeypatch: pytest.MonkeyPatch) -> StudySearcher:
+def started(searcher: StudySearcher) -> StudySearcher:
     """A searcher with two trials under way."""
-    monkeypatch.setattr("loraxs_search.search.sampler.to_json", lambda record: "")
     assert isinstance(searcher.suggest("x"), dict)
     assert isinstance(searcher.suggest("y"), dict)
     return searcher
 
 
-def _result(step: int) -> dict[str, Any]:
-    report = TrialReport("00000", step, {"accuracy": 0.5}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
+def _result(step: int, trial_id: str = "00000") -> dict[str, Any]:
+    report = TrialReport(trial_id, step, {"accuracy": 0.5}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
     return {STEP: step, REPORT: to_json(report)}
 
 
@@ -94,3 +109,37 @@ def test_a_trial_that_fails_is_recorded_with_its_reason(started: StudySearcher) 
         "its process was lost more than 3 times",
     ]
     assert started.broken is None
+
+
+@pytest.mark.parametrize("seed", [4295, 2**31, 2**32 - 1])
+def test_every_seed_that_a_space_may_have_proposes(make_searcher: Callable[..., StudySearcher], seed: int) -> None:
+    """TPE takes 32 bits."""
+    searcher = make_searcher(seed=seed)
+    assert isinstance(searcher.suggest("x"), dict)
+    assert searcher.broken is None
+
+
+def test_a_small_seed_proposes_what_it_always_has(make_searcher: Callable[..., StudySearcher]) -> None:
+    searcher = make_searcher(seed=3)
+    searcher.suggest("x")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    _, params = Proposer(study, load_space("movie_reviews")).propose(3_000_009)
+    assert searcher._ledger.records["00000"].params == params
+
+
+def test_trials_that_nearly_all_fail_for_one_reason_end_the_search(searcher: StudySearcher) -> None:
+    for name in "abcde":
+        assert isinstance(searcher.suggest(name), dict)
+        searcher.on_trial_complete(name, {STEP: 0, FAILED: "it diverged"})
+    assert searcher.suggest("f") == Searcher.FINISHED
+    assert searcher.failing == "5 of the latest trials failed for the same reason: it diverged"
+
+
+def test_five_failures_among_many_trials_end_nothing(make_searcher: Callable[..., StudySearcher]) -> None:
+    searcher = make_searcher(trials=100, max_steps=40)
+    for number in range(30):
+        assert isinstance(searcher.suggest("x"), dict), f"after {number} trials"
+        result = _result(40, f"{number:05d}") if number % 5 else {STEP: 0, FAILED: "it diverged"}
+        searcher.on_trial_complete("x", result)
+    assert states(searcher).count(TrialState.FAIL) == 6
+    assert searcher.early_end is None

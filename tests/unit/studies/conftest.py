@@ -6,6 +6,33 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.studies import Storage
+from loraxs_search.studies.clock import Clock
+
+
+class HandClock(Clock):
+    """A clock that moves only when somebody sleeps by it, or by hand.
+
+    Args:
+        meanwhile: What happens whenever somebody sleeps.
+    """
+
+    def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self.time = 1000.0
+        self.slept_s = 0.0
+        self.meanwhile = meanwhile
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        self.slept_s += seconds
+        self.meanwhile()
+
+
+@pytest.fixture
+def make_clock() -> Callable[..., HandClock]:
+    return HandClock
 
 
 @pytest.fixture(params=["folder", "s3"])

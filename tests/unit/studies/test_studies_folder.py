@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.studies import study as new_study
 
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.records import BaseModelRef, Candidate, DataSource, PromotionRule, SearchPlan, Task
@@ -149,3 +150,9 @@ def test_a_home_that_is_a_file_is_a_clear_error(fresh_home: Path) -> None:
     with pytest.raises(HomeError) as caught:
         StudyFolder.create(info("one"), "")
     assert "LORAXS_HOME" in str(caught.value.hint)
+
+
+def test_no_account_of_the_tracking_server_is_written_to_a_study() -> None:
+    folder = new_study("s", "https://me:secret@mlflow.example:5000")
+    assert folder.info.tracking_uri == "https://mlflow.example:5000"
+    assert "secret" not in (folder.path / "study.json").read_text()

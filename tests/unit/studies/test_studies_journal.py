@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,47 @@ def test_damage_in_the_middle_is_an_error_that_names_the_place(path: Path) -> No
     path.write_bytes(b"garbage\n" + path.read_bytes())
     with pytest.raises(StudyError, match="byte 0"):
         Journal(path)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Set what time it is."""
+    return lambda now: monkeypatch.setattr("loraxs_search.studies.journal.time.time", lambda: now)
+
+
+def test_the_time_spent_is_that_of_drivers_at_work_and_not_the_time_between(
+    path: Path, clock: Callable[[float], None]
+) -> None:
+    assert Journal(path).spent_s == 0.0
+    clock(1010.0)
+    first = Journal(path)
+    first.driver_started(since=1000.0)
+    clock(1060.0)
+    first.trial_started("00000", {"rank": 8})
+    assert first.spent_s == Journal(path).spent_s == 60.0
+    clock(90_020.0)  # a day later, on a machine of another clock
+    second = Journal(path)
+    second.driver_started(since=90_000.0)
+    assert second.spent_s == 60.0 + 20.0
+    clock(90_030.0)
+    second.trial_reported(report("00000", 40))
+    assert second.spent_s == Journal(path).spent_s == 60.0 + 30.0
+    clock(500.0)  # its clock was set back
+    second.trial_reported(report("00000", 80))
+    assert second.spent_s == 60.0 + 30.0
+
+
+def test_a_journal_that_names_no_driver_counts_from_its_first_event(path: Path, clock: Callable[[float], None]) -> None:
+    clock(100.0)
+    journal = Journal(path)
+    journal.trial_started("00000", {"rank": 8})
+    clock(130.0)
+    journal.trial_reported(report("00000", 40))
+    assert Journal(path).spent_s == 30.0
+
+
+def test_why_a_search_ended_before_its_budget_is_read_back(path: Path) -> None:
+    writer = Journal(path)
+    assert writer.notice is None
+    writer.search_ended("the time budget of 30 s is used up")
+    assert Journal(path).notice == "the time budget of 30 s is used up"

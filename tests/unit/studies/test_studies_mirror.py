@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,13 @@ from pathlib import Path
 import pytest
 from support.studies import study as new_study
 
-from loraxs_search.errors import StorageError, StudyError
+from loraxs_search.errors import StorageConflictError, StorageError, StudyError
 from loraxs_search.records import (
     AdapterSize,
     TrialReport,
     TrialState,
 )
-from loraxs_search.studies import Storage, StudyFolder, check_new_in, fetch, lease, mirror
+from loraxs_search.studies import Storage, StudyFolder, check_new_in, fetch, mirror
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import Mirror
 
@@ -25,7 +24,7 @@ from loraxs_search.studies.mirror import Mirror
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 0.1)
-    monkeypatch.setattr(lease, "_SETTLE_S", 0.05)
+    monkeypatch.setattr(mirror, "HEARTBEAT_EVERY_S", 0.1)
 
 
 def study(home: Path, storage: Storage, name: str = "s") -> StudyFolder:
@@ -64,6 +63,24 @@ def test_a_storage_keeps_whole_objects(storage: Storage) -> None:
     assert storage.keys("a") == ["a/c/d"]
 
 
+def test_what_another_has_written_is_not_replaced(storage: Storage) -> None:
+    first = storage.create("a/b", b"one")
+    assert first is not None
+    assert storage.create("a/b", b"another") is None
+    assert storage.get("a/b") == b"one"
+    assert storage.versions("a") == {"a/b": first}
+    second = storage.write("a/b", b"a second", first)
+    assert storage.versions("a") == {"a/b": second}
+    for version in (first, None):
+        with pytest.raises(StorageConflictError, match="another one has written it"):
+            storage.write("a/b", b"late", version)
+    storage.delete("a/b")
+    with pytest.raises(StorageConflictError):
+        storage.write("a/b", b"late", second)
+    assert storage.get("a/b") is None
+    assert storage.write("a/b", b"new", None)
+
+
 @pytest.mark.parametrize("uri", ["ftp://server/folder", "s3:///nothing", "gs://bucket", "s3://me:secret@bucket/x"])
 def test_another_kind_of_address_is_refused(uri: str) -> None:
     with pytest.raises(StorageError, match="folder or s3://") as caught:
@@ -71,9 +88,15 @@ def test_another_kind_of_address_is_refused(uri: str) -> None:
     assert "secret" not in caught.value.message
 
 
-def test_a_storage_is_seen_to_be_usable_before_a_search(storage: Storage, tmp_path: Path) -> None:
+def test_a_storage_is_seen_to_be_usable_before_a_search(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage.check()
     assert storage.keys("") == []
+    monkeypatch.setattr(Storage, "create", lambda storage, key, content: "version")
+    with pytest.raises(StorageError, match="must refuse to make an object twice"):
+        storage.check()
+    monkeypatch.undo()
     missing = "s3://not-there/studies" if storage.uri.startswith("s3://") else str(tmp_path / "not-there")
     with pytest.raises(StorageError, match=f"at {missing} must be"):
         Storage(missing).check()
@@ -83,6 +106,20 @@ def test_slashes_too_many_are_passed_over(storage: Storage) -> None:
     storage.put("below/b", b"")  # a folder is not made
     Storage(f"{storage.uri}//below//").put("a", b"one")
     assert storage.get("below/a") == b"one"
+
+
+def test_the_account_may_be_a_profile_of_awss_own_file(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "credentials").write_text("[team]\naws_access_key_id = me\naws_secret_access_key = 100%\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage = Storage(s3_bucket)
+    storage.put("a", b"one")
+    assert storage.get("a") == b"one"
 
 
 def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,53 +314,3 @@ def test_names_in_the_storage_are_known(storage: Storage, machine: Callable[[str
     study(machine("two"), storage)
     with pytest.raises(StudyError, match="another of its name"):
         fetch("s", storage)
-
-
-# ---- one driver ------------------------------------------------------------------------------------------------------
-def test_a_second_driver_is_refused_until_the_first_one_ends(storage: Storage, machine: Callable[[str], Path]) -> None:
-    first = study(machine("one"), storage)
-    with keep(first, storage):
-        begin(first, 2)
-        machine("two")
-        with pytest.raises(StudyError, match="one driver at a time, but one on one was at work") as caught:
-            fetch("s", storage)
-        assert "30 s" in str(caught.value.hint)
-        with pytest.raises(StudyError, match="one driver at a time"):
-            Lease(storage, "s").take()
-    fetch("s", storage)
-    Lease(storage, "s").take()
-
-
-def test_a_lease_that_was_not_renewed_is_taken_over_and_the_old_driver_stops(
-    storage: Storage, machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stopped = threading.Event()
-    first = study(machine("one"), storage)
-    with keep(first, storage, stopped.set) as kept:
-        machine("two")
-        monkeypatch.setattr(lease, "LEASE_S", 0.0)  # as if it had been silent for too long
-        Lease(storage, "s").take()
-        assert stopped.wait(20)
-        begin(first, 2)
-    assert "one on two took over" in str(kept.lost_to)
-    assert storage.get("s/journal.jsonl") is None, "who has lost it writes no more"
-
-
-def test_a_driver_killed_here_is_followed_by_the_next_one_here_at_once(
-    storage: Storage, machine: Callable[[str], Path]
-) -> None:
-    machine("one")
-    Lease(storage, "s").take()
-    Lease(storage, "s").take()
-
-
-def test_of_two_who_take_it_at_once_one_stops(storage: Storage, machine: Callable[[str], Path]) -> None:
-    machine("one")
-    first = Lease(storage, "s")
-    first.take()
-    machine("two")
-    second = Lease(storage, "s")
-    second._write()  # both had seen it free
-    with pytest.raises(StudyError, match="took over"):
-        first.renew()
-    second.renew()

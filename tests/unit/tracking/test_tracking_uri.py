@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import socket
 import threading
 import time
@@ -12,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import TrackingError
-from loraxs_search.mlflow_uri import artifact_root, check_server, redact, request_to, resolve_uri, sqlite_path
+from loraxs_search.mlflow_uri import (
+    artifact_root,
+    basic_auth,
+    check_server,
+    redact,
+    request_to,
+    resolve_uri,
+    sqlite_path,
+)
 
 
 def test_without_anything_the_store_is_in_the_state_folder(fresh_home):
@@ -41,10 +50,59 @@ def test_other_kinds_of_store_are_refused(uri):
     assert "secret" not in str(refused.value)
 
 
+# ---- accounts --------------------------------------------------------------------------------------------------------
+def account() -> tuple[str | None, str | None]:
+    return os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+
+
+def test_an_account_in_an_address_is_taken_out_of_it_and_becomes_mlflows_own_variables():
+    assert resolve_uri("https://me:p%40ss@mlflow.example:5000/below/") == "https://mlflow.example:5000/below"
+    assert account() == ("me", "p@ss")
+    assert resolve_uri("https://mlflow.example:5000/below") == "https://mlflow.example:5000/below"
+    assert account() == ("me", "p@ss"), "the same server, as a study names it"
+    header = request_to("https://mlflow.example:5000/below/health").get_header("Authorization")
+    assert header == basic_auth("me", "p@ss")
+
+
+def test_a_user_alone_goes_with_the_password_of_the_environment(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "100%25")
+    assert resolve_uri("https://me@mlflow.example") == "https://mlflow.example"
+    assert account() == ("me", "100%25")
+    header = request_to("https://mlflow.example/health").get_header("Authorization")
+    assert header == basic_auth("me", "100%25"), "variables are taken as they are"
+
+
+def test_an_account_goes_to_the_server_that_it_was_given_for(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "everywhere")
+    resolve_uri("https://me:secret@one.example")
+    assert account() == ("me", "secret")
+    resolve_uri("https://two.example")
+    assert account() == ("everywhere", None)
+
+
+def test_a_study_that_names_its_server_gets_the_account_of_the_environments_address(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/")
+    resolve_uri("https://other.example")
+    assert account() == (None, None)
+    resolve_uri("https://mlflow.example")
+    assert account() == ("me", "secret")
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://me:se/cret@host", "http://me:12/cret@host", "https://me:a?cret@host", "https://me:a#cret@host"]
+)
+def test_an_account_that_the_address_cuts_short_is_refused_and_not_shown(uri):
+    """Taken for a part of the path, it would be stored."""
+    with pytest.raises(TrackingError, match="percent-encoded") as refused:
+        resolve_uri(uri)
+    assert "cret" not in str(refused.value)
+
+
 def test_redact_hides_user_and_password_wherever_they_stand():
     text = "request to http://user:p%40ss@host:5000/api failed; see https://host/docs"
     assert redact(text) == "request to http://***@host:5000/api failed; see https://host/docs"
     assert redact("postgresql://u:a@b@db/x") == "postgresql://***@db/x"
+    assert redact("postgresql+psycopg2://u:a/b?c@db/x") == "postgresql+psycopg2://***@db/x"
 
 
 def test_a_server_that_is_not_there_is_said_at_once_without_its_password():

@@ -1,0 +1,137 @@
+"""A storage in a bucket that speaks S3 and knows conditional writes, which pyarrow has none of."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraxs_search.errors import StorageConflictError, StorageError
+from loraxs_search.mlflow_uri import redact
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config, S3Store
+
+HINT = (
+    "check the address and the account: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile of ~/.aws/credentials, "
+    "or the machine's role; AWS_ENDPOINT_URL for a server that is not AWS, which must know conditional writes"
+)
+_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+
+
+class Bucket:
+    """Objects below `s3://bucket/prefix`.
+
+    Raises:
+        StorageError: the address is malformed or not one of these.
+    """
+
+    hint = HINT
+
+    def __init__(self, uri: str) -> None:
+        from obstore.exceptions import BaseError
+
+        self._store = _store(uri)
+        self.faults: tuple[type[Exception], ...] = (OSError, BaseError)
+
+    def put(self, key: str, content: bytes) -> None:
+        import obstore
+
+        obstore.put(self._store, key, content, use_multipart=False)
+
+    def create(self, key: str, content: bytes) -> str | None:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            return obstore.put(self._store, key, content, mode="create", use_multipart=False)["e_tag"]
+        except AlreadyExistsError:
+            return None
+
+    def write(self, key: str, content: bytes, version: str | None) -> str:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            seen = obstore.put(
+                self._store,
+                key,
+                content,
+                mode="create" if version is None else {"e_tag": version},
+                use_multipart=False,
+            )
+        except (AlreadyExistsError, PreconditionError) as error:
+            raise StorageConflictError(
+                f"{key} must be as this driver left it, but another one has written it."
+            ) from error
+        return seen["e_tag"] or ""
+
+    def get(self, key: str) -> bytes | None:
+        import obstore
+
+        try:
+            return bytes(obstore.get(self._store, key).bytes())
+        except FileNotFoundError:
+            return None
+
+    def delete(self, key: str) -> None:
+        import obstore
+
+        obstore.delete(self._store, key)
+
+    def versions(self, prefix: str) -> Mapping[str, str]:
+        import obstore
+
+        pages: Iterable[Iterable[Mapping[str, object]]] = obstore.list(self._store, prefix or None)
+        return {str(found["path"]): str(found["e_tag"]) for page in pages for found in page}
+
+
+def _store(uri: str) -> S3Store:
+    from obstore.store import S3Store
+
+    parts = urllib.parse.urlsplit(uri)
+    if parts.scheme != "s3" or not parts.hostname or "@" in parts.netloc:
+        raise StorageError(
+            f"`--storage` must be a folder or s3://bucket/prefix, but got {redact(uri)!r}.",
+            hint="other buckets that speak S3 are named by AWS_ENDPOINT_URL, the account by AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY",
+        )
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return S3Store(
+        parts.netloc,
+        prefix="/".join(filter(None, parts.path.split("/"))) or None,  # no name between slashes may be empty
+        config=_config(endpoint),
+        client_options={
+            "allow_http": endpoint.startswith("http://"),
+            "connect_timeout": timedelta(seconds=5),
+            "timeout": timedelta(seconds=60),
+        },
+        retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
+    )
+
+
+def _config(endpoint: str) -> S3Config:
+    config: S3Config = {
+        "region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+    }
+    if endpoint:
+        config["endpoint"] = endpoint
+    if "AWS_ACCESS_KEY_ID" not in os.environ and (profile := _profile()):
+        config["access_key_id"] = profile["aws_access_key_id"]
+        config["secret_access_key"] = profile["aws_secret_access_key"]
+        if "aws_session_token" in profile:
+            config["session_token"] = profile["aws_session_token"]
+    return config
+
+
+def _profile() -> dict[str, str]:
+    """Return the account of AWS's own file, which the client does not read; nothing where it names none."""
+    read = configparser.ConfigParser(interpolation=None)
+    read.read(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
+    section = os.environ.get("AWS_PROFILE") or "default"
+    found = dict(read[section]) if section in read else {}
+    return found if {"aws_access_key_id", "aws_secret_access_key"} <= found.keys() else {}

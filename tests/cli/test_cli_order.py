@@ -1,0 +1,40 @@
+"""What is data and what is talk come in the order in which they were said, where both go to one file or pipe."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.studies import study as new_study
+
+
+@pytest.fixture
+def command(fresh_home: Path) -> list[str]:
+    new_study("s").journal().trial_started("00000", {"rank": 4})
+    return [sys.executable, "-m", "loraxs_search", "status", "s"]
+
+
+def in_order(lines: list[str]) -> bool:
+    heading, trial, blank, talk = lines
+    return heading.startswith("trial ") and trial.startswith("00000 ") and blank == "" and talk.startswith("s: ")
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+def test_in_a_pipe(command: list[str]) -> None:
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, env=environment()
+    )
+    assert in_order(done.stdout.splitlines()), done.stdout
+
+
+def test_in_a_file(command: list[str], tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log:
+        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True, env=environment())
+    text = (tmp_path / "log").read_text()
+    assert in_order(text.splitlines()), text

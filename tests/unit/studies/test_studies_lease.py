@@ -1,0 +1,386 @@
+"""One driver at a time: judged by what is seen to change, on a clock that the tests move; what is late is kept out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.studies import study as new_study
+
+from loraxs_search.errors import StorageError, StudyError
+from loraxs_search.records import TrialState, to_json
+from loraxs_search.studies import Storage, StudyFolder, fetch, mirror
+from loraxs_search.studies.lease import LEASE_S, Lease
+from loraxs_search.studies.mirror import Mirror
+from loraxs_search.studies.standstill import PATIENCE_S, Standstill
+
+NEVER_S = 10_000.0
+MakeClock = Callable[..., Any]
+
+
+@pytest.fixture
+def slow_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither copies nor signs of life but those that a test asks for."""
+    monkeypatch.setattr(mirror, "MIRROR_EVERY_S", NEVER_S)
+    monkeypatch.setattr(mirror, "HEARTBEAT_EVERY_S", NEVER_S)
+
+
+@pytest.fixture
+def quick_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 0.02)
+    monkeypatch.setattr(mirror, "HEARTBEAT_EVERY_S", 0.02)
+
+
+def study(home: Path, storage: Storage) -> StudyFolder:
+    return new_study("s", f"sqlite:///{home}/mlflow.db", storage=storage.uri)
+
+
+def within(event: threading.Event) -> None:
+    """Wait for what another thread does; a test that waits in vain fails."""
+    assert event.wait(60)
+
+
+# ---- taking and keeping ----------------------------------------------------------------------------------------------
+def test_a_driver_that_shows_signs_of_life_is_left_alone(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
+) -> None:
+    """However slow they come, and whatever its clock says."""
+    machine("one")
+    first = Lease(storage, "s", make_clock())
+    first.take()
+    machine("two")
+    clock = make_clock()
+    clock.meanwhile = lambda: first.renew() if clock.slept_s == 20 else None
+    with pytest.raises(StudyError, match="one driver at a time, but one on one is at work") as caught:
+        Lease(storage, "s", clock).take()
+    assert clock.slept_s == 20
+    assert "30 s" in str(caught.value.hint)
+    first.renew()
+
+
+def test_a_driver_that_shows_none_for_half_a_minute_is_taken_over_and_knows_it(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
+) -> None:
+    machine("one")
+    first = Lease(storage, "s", make_clock())
+    first.take()
+    first.renew()
+    machine("two")
+    clock = make_clock()
+    second = Lease(storage, "s", clock)
+    second.take()
+    assert clock.slept_s == LEASE_S
+    with pytest.raises(StudyError, match="one on two took over"):
+        first.renew()
+    first.release()
+    second.renew()
+
+
+def test_one_that_was_let_go_is_free_at_once(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
+) -> None:
+    for name in ("one", "two", "three"):
+        machine(name)
+        clock = make_clock()
+        with Lease(storage, "s", clock).held():
+            pass
+        assert clock.slept_s == 0
+
+
+def test_one_that_is_let_go_while_it_is_watched_is_free(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
+) -> None:
+    machine("one")
+    first = Lease(storage, "s", make_clock())
+    first.take()
+    machine("two")
+    clock = make_clock(first.release)
+    Lease(storage, "s", clock).take()
+    assert clock.slept_s == 1
+
+
+def test_a_driver_killed_here_is_followed_by_the_next_one_here_at_once(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
+) -> None:
+    machine("one")
+    clock = make_clock()
+    Lease(storage, "s", clock).take()
+    Lease(storage, "s", clock).take()
+    assert clock.slept_s == 0
+
+
+def test_of_two_who_take_it_at_the_same_moment_one_is_refused(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine("one")
+    first, create = Lease(storage, "s", make_clock()), Storage.create
+    machine("two")
+    second = Lease(storage, "s", make_clock())
+
+    def beaten(store: Storage, key: str, content: bytes) -> str | None:
+        monkeypatch.setattr(Storage, "create", create)
+        first.take()  # both have seen that it is free
+        return create(store, key, content)
+
+    monkeypatch.setattr(Storage, "create", beaten)
+    with pytest.raises(StudyError, match="one on one took over"):
+        second.take()
+    first.renew()
+
+
+def test_a_sign_of_life_that_was_written_and_reported_lost_counts(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
+) -> None:
+    """A connection that broke after the server had written: the next try finds another version, of its own."""
+    machine("one")
+    lease = Lease(storage, "s", make_clock())
+    lease.take()
+    key, lost = "s/lease/00000001.json", lease._version
+    lease.renew()
+    lease._version = lost
+    lease.renew()
+    assert lease._version == storage.versions("s/lease")[key]
+
+
+def test_an_object_that_is_just_being_written_is_somebodys(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
+) -> None:
+    machine("two")
+    storage.put("s/lease/00000007.json", b"")
+    clock = make_clock()
+    Lease(storage, "s", clock).take()
+    assert clock.slept_s == LEASE_S
+    assert storage.keys("s/lease") == ["s/lease/00000008.json"]
+
+
+# ---- a driver that was taken over ------------------------------------------------------------------------------------
+def test_who_was_taken_over_writes_no_more(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, slow_threads: None
+) -> None:
+    """It slept, or was cut off, and does not know of it."""
+    lost = threading.Event()
+    first = study(machine("one"), storage)
+    with Mirror(first, storage, lost.set, make_clock()) as old:
+        first.journal().trial_started("00000", {"rank": 4})
+        old.copy()
+        machine("two")
+        second = fetch_now(storage, make_clock)
+        with Mirror(second, storage, pytest.fail, make_clock()) as new:
+            second.journal().trial_ended("00000", TrialState.COMPLETE, "there")
+            new.copy()
+            there = storage.get("s/journal.jsonl")
+            first.journal().trial_ended("00000", TrialState.FAIL, "here")
+            with pytest.raises(StudyError, match="one on two took over"):
+                old.copy()
+            assert storage.get("s/journal.jsonl") == there
+    assert lost.is_set()
+    assert storage.get("s/journal.jsonl") == there
+
+
+def test_what_a_late_driver_got_through_is_replaced_by_the_one_that_took_over(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, slow_threads: None
+) -> None:
+    first = study(machine("one"), storage)
+    with Mirror(first, storage, lambda: None, make_clock()) as old:
+        first.journal().trial_started("00000", {"rank": 4})
+        old.copy()
+        machine("two")
+        second = fetch_now(storage, make_clock)
+        with Mirror(second, storage, pytest.fail, make_clock()) as new:
+            storage.put("s/journal.jsonl", b"what was under way to the storage for a minute")
+            second.journal().trial_ended("00000", TrialState.COMPLETE, "there")
+            new.copy()
+            assert storage.get("s/journal.jsonl") == (second.path / "journal.jsonl").read_bytes()
+        old.lost_to = StudyError("as its heartbeat would say")
+
+
+def fetch_now(storage: Storage, make_clock: MakeClock) -> StudyFolder:
+    """Fetch a study from a driver that shows no sign of life, without waiting for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loraxs_search.studies.lease.Clock", make_clock)
+        return fetch("s", storage)
+
+
+def test_who_could_not_renew_for_half_a_minute_writes_nothing_until_it_can(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, slow_threads: None
+) -> None:
+    """Another driver may be at work by then."""
+    clock = make_clock()
+    first = study(machine("one"), storage)
+    with Mirror(first, storage, pytest.fail, clock) as kept:
+        clock.time += LEASE_S
+        first.journal().trial_started("00000", {"rank": 4})
+        with pytest.raises(StorageError, match="must be renewed within 30 s"):
+            kept.copy()
+        assert storage.get("s/journal.jsonl") is None
+        kept._lease.renew()
+        kept.copy()
+        assert storage.get("s/journal.jsonl") is not None
+
+
+def test_a_driver_that_works_on_is_told_that_it_was_taken_over(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, quick_threads: None
+) -> None:
+    lost = threading.Event()
+    first = study(machine("one"), storage)
+    with Mirror(first, storage, lost.set) as kept:
+        machine("two")
+        storage.create("s/lease/00000002.json", to_json(Lease(storage, "s")._mine).encode())
+        within(lost)
+        first.journal().trial_started("00000", {"rank": 4})
+    assert "one on two took over" in str(kept.lost_to)
+    assert storage.get("s/journal.jsonl") is None
+    assert storage.keys("s/lease") == [f"s/lease/{number:08d}.json" for number in (1, 2)]
+
+
+# ---- a copy that stands still ----------------------------------------------------------------------------------------
+class SlowStorage(Storage):
+    """Holds back what is copied while `gate` is closed, and says when a sign of life has been written."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.gate, self.held, self.beat = threading.Event(), threading.Event(), threading.Event()
+        self.gate.set()
+
+    def write(self, key: str, content: bytes, version: str | None) -> str:
+        if "/lease/" not in key:
+            if not self.gate.is_set():
+                self.held.set()
+            within(self.gate)
+        written = super().write(key, content, version)
+        if "/lease/" in key:
+            self.beat.set()
+        return written
+
+
+def test_a_slow_copy_does_not_make_its_driver_seem_dead(
+    storage_uri: str, machine: Callable[[str], Path], make_clock: MakeClock, quick_threads: None
+) -> None:
+    slow = SlowStorage(storage_uri)
+    first = study(machine("one"), slow)
+    with Mirror(first, slow, pytest.fail):
+        slow.gate.clear()
+        first.journal().trial_started("00000", {"rank": 4})
+        within(slow.held)
+        machine("two")
+        for _ in range(3):
+
+            def next_beat() -> None:
+                slow.beat.clear()
+                within(slow.beat)
+
+            with pytest.raises(StudyError, match="one on one is at work"):
+                Lease(Storage(storage_uri), "s", make_clock(next_beat)).take()
+        slow.gate.set()
+    assert Storage(storage_uri).get("s/journal.jsonl") is not None
+
+
+def test_a_disk_that_cannot_be_read_for_a_while_does_not_end_the_copy(
+    storage: Storage,
+    machine: Callable[[str], Path],
+    quick_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    read, failed, broken = Path.read_bytes, threading.Event(), threading.Event()
+
+    def read_or_fail(path: Path) -> bytes:
+        if broken.is_set() and path.name == "journal.jsonl" and path.parent == first.path:
+            failed.set()
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    first = study(machine("one"), storage)
+    monkeypatch.setattr(Path, "read_bytes", read_or_fail)
+    copied = threading.Event()
+    with Mirror(first, storage, pytest.fail) as kept:
+        broken.set()
+        first.journal().trial_started("00000", {"rank": 4})
+        within(failed)
+        broken.clear()
+        monkeypatch.setattr(kept._standstill, "moved", copied.set)
+        within(copied)
+        assert kept._copier.is_alive()
+    assert storage.get("s/journal.jsonl") == read(first.path / "journal.jsonl")
+    assert "waits, the search goes on: OSError: [Errno 5] Input/output error" in caplog.text
+
+
+def test_a_copy_that_is_not_whole_at_the_end_says_so(
+    storage: Storage,
+    machine: Callable[[str], Path],
+    make_clock: MakeClock,
+    slow_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def away(*_: object) -> str:
+        raise StorageError("The storage must be writable, but it is away.")
+
+    first = study(machine("one"), storage)
+    with Mirror(first, storage, pytest.fail, make_clock()):
+        first.journal().trial_started("00000", {"rank": 4})
+        monkeypatch.setattr(Storage, "write", away)
+    assert "is not whole in" in caplog.text
+    assert "`loraxs-search resume s` copies what it lacks" in caplog.text
+
+
+@contextlib.contextmanager
+def watched(clock: Any) -> Iterator[tuple[Standstill, Callable[[float], str | None]]]:
+    standstill = Standstill("study 's' in /shared", clock)
+
+    def after(seconds: float) -> str | None:
+        clock.time += seconds
+        return standstill.overdue()
+
+    yield standstill, after
+
+
+def test_a_copy_that_stands_still_is_told_at_once_and_then_more_and_more_rarely(make_clock: MakeClock) -> None:
+    with watched(make_clock()) as (standstill, after):
+        assert standstill.moved() is None
+        assert "waits, the search goes on: it is away" in (standstill.stuck("it is away") or "")
+        assert standstill.stuck("it is away") is None
+        assert after(PATIENCE_S - 1) is None
+        assert "has stood still for 60 s, the search goes on: it is away" in (after(1) or "")
+        assert after(PATIENCE_S - 1) is None
+        assert "has stood still for 120 s" in (after(1) or "")
+        assert after(2 * PATIENCE_S - 1) is None
+        assert standstill.moved() == "the copy of study 's' in /shared goes on"
+        assert standstill.moved() is None
+        assert after(PATIENCE_S - 1) is None
+
+
+def test_a_copy_that_neither_comes_through_nor_fails_is_told_too(make_clock: MakeClock) -> None:
+    with watched(make_clock()) as (standstill, after):
+        assert "has stood still for 60 s, the search goes on: the storage is slow" in (after(PATIENCE_S) or "")
+        assert "goes on" in (standstill.moved() or "")
+
+
+def test_the_heartbeat_tells_of_a_copy_that_stands_still(
+    storage_uri: str,
+    machine: Callable[[str], Path],
+    make_clock: MakeClock,
+    quick_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread that copies cannot: it is held up in the storage."""
+    slow, clock, told = SlowStorage(storage_uri), make_clock(), threading.Event()
+    first = study(machine("one"), slow)
+    monkeypatch.setattr(
+        Mirror, "_say", lambda kept, text: told.set() if text and "stood still for 60 s" in text else None
+    )
+    with Mirror(first, slow, pytest.fail, clock):
+        slow.gate.clear()
+        first.journal().trial_started("00000", {"rank": 4})
+        within(slow.held)
+        for _ in range(3):  # signs of life come through meanwhile
+            clock.time += PATIENCE_S / 3
+            slow.beat.clear()
+            within(slow.beat)
+        within(told)
+        slow.gate.set()
