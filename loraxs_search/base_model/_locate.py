@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from loraxs_search.base_model._digest import weight_digest
 from loraxs_search.base_model._folder import is_model_folder, model_faults
 from loraxs_search.base_model._package import package_folder
-from loraxs_search.errors import BaseModelError
+from loraxs_search.errors import BaseModelError, shortened
+from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModel, BaseModelRef
 
 # What a text model is made of; other frameworks' weights and demo files stay on the hub.
@@ -43,13 +45,14 @@ def locate(ref: BaseModelRef) -> BaseModel:
 
 
 def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
-    folder = Path(ref.id).expanduser()
-    if folder.is_dir():
-        return folder.resolve(), None
+    with contextlib.suppress(ValueError):  # no folder can have that name: then a hub's id may
+        folder = user_path(ref.id)
+        if folder.is_dir():
+            return folder, None
     if ref.package is not None:
         try:
             return package_folder(ref.package), None
-        except importlib.metadata.PackageNotFoundError:
+        except (importlib.metadata.PackageNotFoundError, ValueError):  # of an empty name
             pass
     return _from_hub(ref)
 
@@ -73,9 +76,11 @@ def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
 
 def _not_found(ref: BaseModelRef, error: Exception) -> str:
     revision = f" at revision {ref.revision}" if ref.revision else ""
-    package = f", the package {ref.package} is not installed" if ref.package else ""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"Base model {ref.id!r}{revision} was not found: no such folder{package}, and the hub says: {reason}"
+    package = f", the package {ref.package[:80]} is not installed" if ref.package is not None else ""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    return (
+        f"Base model {shortened(ref.id)}{revision} was not found: no such folder{package}, and the hub says: {reason}"
+    )
 
 
 def _remedy(ref: BaseModelRef) -> str:
