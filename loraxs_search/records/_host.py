@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from loraxs_search.records._adapter import Probe
 from loraxs_search.records._base import BaseModel, LinearModule
+from loraxs_search.records._data import DataReport
 from loraxs_search.records._words import Split
 
 
@@ -18,6 +19,7 @@ class HostInfo:
         num_slots: Trials that it trains at once.
         base_bytes: Size of the base's weights on disk.
         unpackable: Layers that cannot serve many trials in one pass; of a host of lone trials, none.
+        data: What the task's splits share and repeat.
     """
 
     base: BaseModel
@@ -31,6 +33,7 @@ class HostInfo:
     num_slots: int = 1
     base_bytes: int = 0
     unpackable: frozenset[str] = frozenset()
+    data: DataReport = field(default_factory=DataReport)
 
 
 @dataclass(frozen=True)

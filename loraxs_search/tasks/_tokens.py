@@ -1,11 +1,11 @@
-"""Rows as token ids: made once, cached by `datasets`, held as flat arrays for fast batches."""
+"""Rows as token ids: made once, cached, held as flat arrays for fast batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,12 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.home import disk_faults, ensure_dir
+from loraxs_search.home import ensure_dir
 from loraxs_search.records import Task
+from loraxs_search.tasks._arrow import load_table, store_table
 from loraxs_search.tasks._rows import Rows
 
-if TYPE_CHECKING:
-    import datasets
+_BATCH = 1000  # rows that a tokenizer is given at once
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,11 @@ def tokenize(task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, key:
         HomeError: the cache cannot be written.
     """
     path = ensure_dir(cache_dir / "tokens") / f"{key}.arrow"
-    with disk_faults(path):
-        table = _mapped(task, rows, tokenizer, key, path, reuse=True)
-        if table is None or len(table) != len(rows):  # cut short, by a power cut for instance
-            table = _mapped(task, rows, tokenizer, key, path, reuse=False)
-    assert table is not None
-    return _store(table.data.table, task, rows.texts)
+    table = load_table(path)
+    if table is None or len(table) != len(rows):
+        table = _table(task, tokenizer, rows.texts, rows.pairs)
+        store_table(path, table)
+    return _store(table, task, rows.texts)
 
 
 def token_store(
@@ -78,8 +77,18 @@ def token_store(
     Raises:
         TaskDataError: a row gives no token at all.
     """
-    encoded = _encode(task, tokenizer, texts, pairs)
-    return _store(pa.table({name: pa.array(rows, pa.list_(pa.int32())) for name, rows in encoded.items()}), task, texts)
+    return _store(_table(task, tokenizer, texts, pairs), task, texts)
+
+
+def _table(
+    task: Task, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None
+) -> pa.Table:
+    parts = []
+    for start in range(0, len(texts), _BATCH):
+        some = slice(start, start + _BATCH)
+        encoded = _encode(task, tokenizer, texts[some], None if pairs is None else pairs[some])
+        parts.append(pa.table({name: pa.array(rows, pa.large_list(pa.int32())) for name, rows in encoded.items()}))
+    return pa.concat_tables(parts)
 
 
 def _encode(
@@ -94,30 +103,6 @@ def _encode(
         return_attention_mask=False,
     )
     return {name: encoding[name] for name in ("input_ids", "token_type_ids") if name in encoding}
-
-
-def _mapped(
-    task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, key: str, path: Path, *, reuse: bool
-) -> datasets.Dataset | None:
-    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return _encode(task, tokenizer, batch["text"], batch.get("pair"))
-
-    import datasets  # late: predicting needs none of it
-
-    columns = {"text": rows.texts} if rows.pairs is None else {"text": rows.texts, "pair": rows.pairs}
-    try:
-        return datasets.Dataset.from_dict(columns).map(
-            encode,
-            batched=True,
-            remove_columns=list(columns),
-            cache_file_name=str(path),
-            new_fingerprint=key,
-            load_from_cache_file=reuse,
-        )
-    except (pa.ArrowInvalid, OSError):  # Arrow says either of a file that is cut short
-        if not reuse:
-            raise
-        return None
 
 
 def _store(table: pa.Table, task: Task, texts: Sequence[str]) -> TokenStore:
