@@ -158,7 +158,7 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
                 f"Task {task.name}: the {name} split must have rows, but {place} (carved from it) gives none.",
                 hint="check the file, or the splits of the data set: rows of one text stay together",
             )
-    return carved
+    return {name: carved[name] for name in SPLITS}
 
 
 def _content_keys(rows: Rows) -> list[str]:
