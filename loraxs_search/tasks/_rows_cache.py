@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from loraxs_search.home import ensure_dir
 from loraxs_search.records import Task
-from loraxs_search.tasks._arrow import load_table, store_table
+from loraxs_search.tasks._arrow import load_table, numbers_of, store_table
 
 _VERSION = "1"  # raised whenever the same bytes are read as other rows
 
@@ -30,7 +30,7 @@ def load_rows(path: Path) -> Known | None:
     if table is None:
         return None
     pairs = table.column("pair").to_pylist() if "pair" in table.column_names else None
-    return table.column("text").to_pylist(), pairs, table.column("label").to_numpy().copy()
+    return table.column("text").to_pylist(), pairs, numbers_of(table.column("label").combine_chunks()).copy()
 
 
 def store_rows(path: Path, texts: list[str], pairs: list[str] | None, labels: npt.NDArray[Any]) -> None:

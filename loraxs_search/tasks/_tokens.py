@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from loraxs_search.errors import TaskDataError
 from loraxs_search.home import ensure_dir
 from loraxs_search.records import Task
-from loraxs_search.tasks._arrow import load_table, store_table
+from loraxs_search.tasks._arrow import load_table, numbers_of, store_table
 from loraxs_search.tasks._rows import Rows
 
 _BATCH = 1000  # rows that a tokenizer is given at once
+_Ragged = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # all rows' numbers one after the other; how many of each
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def tokenize(task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, key:
     if table is None or len(table) != len(rows):
         table = _table(task, tokenizer, rows.texts, rows.pairs)
         store_table(path, table)
-    return _store(table, task, rows.texts)
+    return _store({name: _read(table, name) for name in table.column_names}, task, rows.texts)
 
 
 def token_store(
@@ -77,7 +78,8 @@ def token_store(
     Raises:
         TaskDataError: a row gives no token at all.
     """
-    return _store(_table(task, tokenizer, texts, pairs), task, texts)
+    encoded = _encode(task, tokenizer, texts, pairs)
+    return _store({name: _joined(rows) for name, rows in encoded.items()}, task, texts)
 
 
 def _table(
@@ -105,8 +107,8 @@ def _encode(
     return {name: encoding[name] for name in ("input_ids", "token_type_ids") if name in encoding}
 
 
-def _store(table: pa.Table, task: Task, texts: Sequence[str]) -> TokenStore:
-    ids, lengths = _flat(table, "input_ids", np.int32)
+def _store(columns: Mapping[str, _Ragged], task: Task, texts: Sequence[str]) -> TokenStore:
+    ids, lengths = columns["input_ids"]
     empty = np.flatnonzero(lengths == 0)
     if len(empty):
         raise TaskDataError(
@@ -114,16 +116,21 @@ def _store(table: pa.Table, task: Task, texts: Sequence[str]) -> TokenStore:
             f" ({len(empty)} such rows).",
             hint="remove rows without text",
         )
-    types = _flat(table, "token_type_ids", np.int8)[0] if "token_type_ids" in table.column_names else None
+    types = columns["token_type_ids"][0].astype(np.int8) if "token_type_ids" in columns else None
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     lengths.flags.writeable = False
     return TokenStore(ids=ids, types=types, starts=starts, lengths=lengths)
 
 
-def _flat(table: pa.Table, name: str, dtype: type[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
+def _read(table: pa.Table, name: str) -> _Ragged:
     column = table.column(name).combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(dtype)
-    return flat, column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int32)
+    offsets = numbers_of(column.offsets)
+    flat = numbers_of(column.values)[offsets[0] : offsets[-1]]
+    return flat.astype(np.int32), np.diff(offsets).astype(np.int32)
+
+
+def _joined(rows: Sequence[Sequence[int]]) -> _Ragged:
+    return np.concatenate([np.asarray(row, np.int32) for row in rows]), np.array([*map(len, rows)], np.int32)
 
 
 def _scatter(values: npt.NDArray[Any], mask_BT: npt.NDArray[np.bool_], fill: int) -> npt.NDArray[np.int64]:

@@ -275,13 +275,19 @@ def test_cached_rows_that_are_cut_short_are_read_again(make_task, tokenizer, lor
     assert prepare(task, tokenizer).data_fingerprint == before
 
 
-def test_local_files_need_no_datasets_library(make_task, tmp_path):
+def test_rows_and_tokens_that_are_cached_need_no_slow_library(make_task, tokenizer, tmp_path):
+    """Importing `datasets` takes a second, pandas half of one."""
     code = (
-        "import sys; from pathlib import Path; from loraxs_search.tasks import load_data;"
-        "from loraxs_search.records import Task, from_json;"
-        "load_data(from_json(Task, sys.argv[1]), Path(sys.argv[2])); assert 'datasets' not in sys.modules"
+        "import sys; from pathlib import Path; from transformers import AutoTokenizer;"
+        "from loraxs_search.tasks import prepare; from loraxs_search.records import Task, from_json;"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[2]); before = set(sys.modules);"
+        "prepare(from_json(Task, sys.argv[1]), tokenizer, cache_dir=Path(sys.argv[3]));"
+        "assert not {'datasets', 'pandas'} & (set(sys.modules) - before)"
     )
-    subprocess.run([sys.executable, "-c", code, to_json(make_task()), str(tmp_path / "cache")], check=True)
+    task, cache = make_task(), tmp_path / "cache"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    prepare(task, tokenizer, cache_dir=cache)
+    subprocess.run([sys.executable, "-c", code, to_json(task), str(tmp_path / "tokenizer"), str(cache)], check=True)
 
 
 def test_cache_that_cannot_be_written_is_a_home_error(make_task, tokenizer, loraxs_home):
