@@ -94,9 +94,10 @@ def _read_parquet(content: bytes, wanted: Sequence[str]) -> Columns:
                 f"must name each column once, but has {', '.join(map(repr, twice))} twice", hint="rename one of the two"
             )
         table = parquet.read_table(pa.BufferReader(content), columns=there)
-    except (pa.ArrowException, OSError) as error:
-        raise MalformedFileError(f"must be a Parquet file, but: {error}", hint="write it again") from error
-    values = {name: table.column(name).to_pylist() for name in there}
+        values = {name: table.column(name).to_pylist() for name in there}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise MalformedFileError(f"must be a Parquet file, but: {reason}", hint="write it again") from error
     return Columns(list(schema.names), values, stored_names=_label_names(schema, wanted[-1]))
 
 

@@ -132,6 +132,14 @@ def test_a_column_that_parquet_has_twice(load, tmp_path):
         load("d.parquet", (tmp_path / "d.parquet").read_bytes())
 
 
+def test_a_text_of_parquet_that_is_no_text(load, tmp_path):
+    table = pa.table({"text": [f"word{i}" for i in range(30)], "label": [0, 1] * 15})
+    parquet.write_table(table, tmp_path / "d.parquet", compression="none", use_dictionary=False)
+    content = (tmp_path / "d.parquet").read_bytes()
+    with pytest.raises(TaskDataError, match="must be a Parquet file, but: 'utf-8' codec"):
+        load("d.parquet", content.replace(b"word7", b"wor\xff7"))
+
+
 @given(st.sampled_from(["d.csv", "d.tsv", "d.json", "d.jsonl", "d.parquet", "d.csv.gz", "d.json.zst"]), st.binary())
 def test_whatever_a_file_holds_is_read_or_told(name, content):
     try:
