@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
-from loraxs_search.records import DataReport, Split, SplitOverlap
+from loraxs_search.home import write_atomic
+from loraxs_search.records import DataReport, Split, SplitOverlap, to_json
 from loraxs_search.tasks._rows import Rows
 
 # Scores are taken on the first, after learning or choosing on the second.
 _COMPARED: tuple[tuple[Split, Split], ...] = (("validation", "train"), ("test", "train"), ("test", "validation"))
+_VERSION = "1"  # raised whenever the same rows are counted in another way
 _Row = tuple[str, ...]
+
+
+def cached_report(rows: Mapping[Split, Rows], fingerprint: str, cache_dir: Path) -> DataReport:
+    """Return the report of rows with this fingerprint, counted when it is not in the cache.
+
+    Raises:
+        HomeError: the cache cannot be written.
+    """
+    path = cache_dir / "reports" / f"{_VERSION}-{fingerprint}.json"
+    try:
+        known = json.loads(path.read_bytes())
+        return DataReport(**known | {"overlaps": tuple(SplitOverlap(**overlap) for overlap in known["overlaps"])})
+    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
+        report = data_report(rows)
+    write_atomic(path, to_json(report))
+    return report
 
 
 def data_report(rows: Mapping[Split, Rows]) -> DataReport:

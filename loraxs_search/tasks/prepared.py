@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.home import ensure_dir, home
 from loraxs_search.records import DataReport, Split, Task
-from loraxs_search.tasks._report import data_report
+from loraxs_search.tasks._report import cached_report
 from loraxs_search.tasks._rows import Rows, fingerprint, fixed_subset, read_rows
 from loraxs_search.tasks._texts import check_question
 from loraxs_search.tasks._tokenizer import cache_key, check_max_length, tokenizer_identity
@@ -115,8 +115,10 @@ def load_data(task: Task, cache_dir: Path | None = None) -> TaskData:
         TaskDataError: the data do not fit the declaration; all their faults are told.
         HomeError: the cache cannot be written.
     """
-    rows = read_rows(task, head_for(task), _cache(cache_dir))
-    return TaskData(rows, fingerprint(rows), data_report(rows))
+    cache = _cache(cache_dir)
+    rows = read_rows(task, head_for(task), cache)
+    digest = fingerprint(rows)
+    return TaskData(rows, digest, cached_report(rows, digest, cache))
 
 
 def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path | None = None) -> PreparedTask:

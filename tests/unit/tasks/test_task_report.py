@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from loraxs_search.records import DataReport, SplitOverlap
 from loraxs_search.tasks import data_warnings, load_data, overlap_counts, prepare
 
@@ -34,6 +36,19 @@ def test_rows_shared_between_splits_are_counted_exactly_and_folded(make_task, to
         "test_rows_in_validation": 1,
         "test_rows_in_validation_folded": 1,
     }
+
+
+@pytest.mark.parametrize("damaged", [b"", b"[]", b"{}", b'{"overlaps": [{}]}'])
+def test_rows_are_counted_once_for_each_content(make_task, rows, loraxs_home, damaged):
+    task = make_task()
+    first = load_data(task).report
+    (path,) = (loraxs_home / "datasets" / "reports").iterdir()
+    written = path.stat().st_mtime_ns
+    assert (load_data(task).report, path.stat().st_mtime_ns) == (first, written)
+    path.write_bytes(damaged)
+    assert load_data(task).report == first
+    load_data(make_task({"train": rows(41)}))
+    assert len(list(path.parent.iterdir())) == 2
 
 
 def test_of_a_pair_both_texts_count(make_task):
