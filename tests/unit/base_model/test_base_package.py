@@ -13,7 +13,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from loraxs_search.base_model import locate
+from loraxs_search.base_model import locate, with_known_package
 from loraxs_search.errors import BaseModelError, HomeError
 from loraxs_search.records import BaseModelRef
 
@@ -170,6 +170,12 @@ def test_the_readmes_id_alone_finds_the_package_that_the_readme_installs(no_hub,
 def test_a_revision_names_a_commit_of_the_hub_not_a_package(no_hub):
     with pytest.raises(BaseModelError, match="at revision main was not found"):
         locate(BaseModelRef(id=QUICKSTART_ID, revision="main"))
+
+
+def test_who_asks_where_a_base_would_come_from_is_told_of_the_package():
+    assert with_known_package(BaseModelRef(id=QUICKSTART_ID)).package == QUICKSTART_PACKAGE
+    for ref in (REF, BaseModelRef(id="org/name"), BaseModelRef(id=QUICKSTART_ID, revision="main")):
+        assert with_known_package(ref) == ref
 
 
 @pytest.mark.parametrize("files", [{f"carrier_model/m/{name}": data for name, data in MODEL.items()}, {}])
