@@ -14,8 +14,10 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Split, Task
 from loraxs_search.tasks._columns import Columns, Place
 from loraxs_search.tasks._faults import collected, joined
+from loraxs_search.tasks._file_splits import local_splits
+from loraxs_search.tasks._hub_splits import hub_splits
 from loraxs_search.tasks._rows_cache import load_rows, rows_path, store_rows
-from loraxs_search.tasks._source import StoredSplit, stored_splits
+from loraxs_search.tasks._source import StoredSplit
 from loraxs_search.tasks._texts import blank_rows, check_texts
 from loraxs_search.tasks.kinds import TaskHead
 
@@ -50,7 +52,7 @@ def read_rows(task: Task, head: TaskHead, cache_dir: Path) -> dict[Split, Rows]:
         TaskDataError: texts or labels do not fit the declaration, or a split is empty; all faults of all splits.
         HomeError: the cache cannot be written.
     """
-    stored = stored_splits(task, cache_dir)
+    stored = local_splits(task) if task.source.data_files else hub_splits(task, cache_dir)
     rows: dict[Split, Rows] = {}
     errors: list[TaskDataError] = []
     for name, split in stored.items():
