@@ -104,4 +104,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     ordered = near + [n for n in names if n not in near]
     listing = ", ".join(ordered) if ordered else "none"
-    return f"`{kind}` must be one of: {listing}, but got {name!r}."
+    return f"`{kind}` must be one of: {listing}, but got {shortened(name)}."
+
+
+def shortened(value: object, most: int = 80) -> str:
+    """Return how Python writes a value, cut short when that is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

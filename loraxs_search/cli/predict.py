@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -11,7 +12,9 @@ from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, em
 
 def command(
     name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias, TASK:version, or an adapter folder.")],
-    texts: Annotated[list[str], typer.Argument(help="Texts to judge; for pair tasks, first and second in turn.")],
+    texts: Annotated[
+        list[str], typer.Argument(help="Texts to judge, a row each; for pairs, first and second in turn.")
+    ],
     base: BaseOption = None,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
@@ -32,3 +35,6 @@ def command(
             )
 
     emit(as_json, predictions, show)
+    if len(texts) > 1 and not any(len(text.split()) > 1 for text in texts):
+        sys.stdout.flush()
+        print(f"note: {len(predictions)} rows of one word each; put a text of several words in quotes", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loraxs_search.records._adapter import Manifest, Prediction, Probe
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
+from loraxs_search.records._data import DataReport, SplitOverlap
 from loraxs_search.records._host import Confirmation, HostInfo
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, PromotionRule, Refit
@@ -34,6 +35,7 @@ __all__ = [
     "Basis",
     "Candidate",
     "Confirmation",
+    "DataReport",
     "DataSource",
     "Decision",
     "Direction",
@@ -55,6 +57,7 @@ __all__ = [
     "SearchPlan",
     "Sigma",
     "Split",
+    "SplitOverlap",
     "Task",
     "TaskKind",
     "TrialRecord",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from loraxs_search.records._adapter import Probe
 from loraxs_search.records._base import BaseModel, LinearModule
+from loraxs_search.records._data import DataReport
 from loraxs_search.records._words import Split
 
 
@@ -19,6 +20,7 @@ class HostInfo:
         full_slots: Trials that fill the device: with more at once, each takes as long as it saves the others.
         base_bytes: Size of the base's weights on disk.
         unpackable: Layers that cannot serve many trials in one pass; of a host of lone trials, none.
+        data: What the task's splits share and repeat.
     """
 
     base: BaseModel
@@ -33,6 +35,7 @@ class HostInfo:
     full_slots: int = 1
     base_bytes: int = 0
     unpackable: frozenset[str] = frozenset()
+    data: DataReport = field(default_factory=DataReport)
 
 
 @dataclass(frozen=True)

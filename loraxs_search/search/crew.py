@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +13,16 @@ import ray
 
 from loraxs_search.base_model import check_packable
 from loraxs_search.home import home
-from loraxs_search.records import Confirmation, HostInfo, Scalar, TrialSpec
+from loraxs_search.records import Confirmation, HostInfo, Scalar, Task, TrialSpec
 from loraxs_search.search.actors import StudyKeeper, here, pinned
 from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.search.pool import HOST_LOST, HostPool
 from loraxs_search.search.refits import RefitKeeping, train
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyInfo
+from loraxs_search.tasks import data_warnings, overlap_counts
 
+_logger = logging.getLogger(__name__)
 _AT_ONCE, _SAY_EVERY_S = 4, 2.0
 _SHORT_WORK = 2e10  # out x in x min(out, in), summed: some eight seconds on one core
 
@@ -46,6 +49,7 @@ class Crew:
         self._keeper: Any = StudyKeeper.options(**options).remote(study.name)  # type: ignore[attr-defined]
         try:
             self.info: HostInfo = pool.info(space.task)
+            warn_of_data(space.task, self.info)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
             self._see_that_trials_fit_together()
@@ -127,6 +131,7 @@ class Crew:
             "dtype": self.info.dtype,
             "base_digest": self.info.base.weight_digest,
             "data_fingerprint": self.info.data_fingerprint,
+            **overlap_counts(self.info.data),
             "num_nodes": len([node for node in ray.nodes() if node["Alive"]]),
             "num_cpus": int(total.get("CPU", 0)),
             "num_gpus": int(total.get("GPU", 0)),
@@ -137,3 +142,9 @@ class Crew:
         """Return the kinds of accelerator in the cluster, as Ray names them."""
         kinds = (name.removeprefix("accelerator_type:") for name in ray.cluster_resources() if ":" in name)
         return sorted(kind for kind in kinds if not kind.startswith(("node", "bundle")))
+
+
+def warn_of_data(task: Task, info: HostInfo) -> None:
+    """Say what makes the scores of these rows mean less than they seem to."""
+    for warning in data_warnings(info.data, info.num_rows):
+        _logger.warning("task %s: %s", task.name, warning)

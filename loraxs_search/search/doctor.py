@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraxs_search.base_model import with_known_package
 from loraxs_search.errors import ClusterError, LoraxsError
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.search import probe, shipping
@@ -112,7 +113,7 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
     files = sorted({file for space in spaces for file in _files(space)})
     question = {
         "mlflow": server,
-        "base": asdict(spaces[0].base_model) if spaces else None,
+        "base": asdict(with_known_package(spaces[0].base_model)) if spaces else None,
         "hub": any(space.task.source.hub is not None for space in spaces),
         "thorough": thorough,
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraxs_search.errors import SpaceError, UsageError
-from loraxs_search.search_space._faults import one_of
+from loraxs_search.paths import user_path
+from loraxs_search.search_space._faults import one_of, shown
 from loraxs_search.search_space._shipped import shipped_space_path, shipped_spaces
 
 _MAX_BYTES = 1_000_000
@@ -17,12 +18,18 @@ def find_file(path_or_name: str) -> tuple[Path, str]:
     Raises:
         SpaceError: there is no such file and no such shipped space.
     """
-    path = Path(path_or_name).expanduser()
+    try:
+        path = user_path(path_or_name)
+    except ValueError as error:
+        raise SpaceError(
+            f"`space` must be a YAML file or the name of a shipped space, but got {shown(path_or_name)}: {error}.",
+            hint=_hint(""),
+        ) from None
     if path.is_file():
-        return path, path_or_name
+        return Path(path_or_name).expanduser(), path_or_name
     if path.is_dir():
         raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=_hint(path_or_name))
-    if path.name == path_or_name:  # no folder in it: may be a shipped space's name
+    if Path(path_or_name).name == path_or_name:  # no folder in it: may be a shipped space's name
         try:
             found = shipped_space_path(path_or_name)
         except UsageError:

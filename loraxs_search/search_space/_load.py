@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan
 from loraxs_search.search_space._document import Document, parse_document
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
@@ -103,12 +104,16 @@ def _base_model(document: Document, given: object, folder: Path) -> BaseModelRef
         return None
     found = section.model_dump()
     if section.id.startswith((".", "~", "/")):
-        path = (folder / Path(section.id).expanduser()).resolve()
+        where: KeyPath = ("base_model", "id")
+        law = f"must be a hub id, or a folder relative to this file, but got {shown(section.id)}"
+        try:
+            path = user_path(section.id, folder)
+        except ValueError as error:
+            document.faults.add(where, f"{law}: {error}.")
+            return None
         found["id"] = str(path)
         if not path.is_dir():
-            where: KeyPath = ("base_model", "id")
-            law = "must be a hub id, or a folder relative to this file"
-            document.faults.add(where, f"{law}, but got {shown(section.id)}, and {path} is no folder.")
+            document.faults.add(where, f"{law}, and {path} is no folder.")
     return BaseModelRef(**found)
 
 

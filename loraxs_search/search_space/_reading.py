@@ -56,6 +56,7 @@ def _law(kind: str, context: Mapping[str, Any], value: object) -> str:
         "float_type": "must be a number",
         "finite_number": "must be a finite number",
         "string_type": "must be text",
+        "string_unicode": "must be valid Unicode",
         "string_too_short": "must not be empty",
         "string_pattern_mismatch": "must be 64 hexadecimal digits in lower case",
         "list_type": "must be a list",

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import LoraxsError
+from loraxs_search.paths import user_path
 from loraxs_search.records import DataSource, Split, Task
 from loraxs_search.search_space._document import Document
 from loraxs_search.search_space._faults import KeyPath, shown
 from loraxs_search.search_space._reading import read_section
 from loraxs_search.search_space._sections import DataSection, TaskSection
-from loraxs_search.search_space._task_laws import TaskLaws, absolute
+from loraxs_search.search_space._task_laws import TaskLaws
 
 _SEARCHED = ("metric", "metrics", "direction")  # these belong together: changing one leaves the entry's others behind
 
@@ -98,7 +99,7 @@ def _record(section: TaskSection, folder: Path) -> Task:
 
 def _source(data: DataSection, folder: Path) -> DataSource:
     if data.data_files is not None:
-        files = {split: str(absolute(folder, path)) for split, path in data.data_files if path is not None}
+        files = {split: str(user_path(path, folder)) for split, path in data.data_files if path is not None}
         return DataSource(data_files=files)
     splits: dict[Split, str] = {"train": "train"}  # what is missing is carved from it
     if data.splits is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loraxs_search.paths import user_path
 from loraxs_search.records import TaskKind
 from loraxs_search.search_space._document import Document
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
@@ -59,7 +60,11 @@ class TaskLaws:
                 self._check_file(split, path)
 
     def _check_file(self, split: str, path: str) -> None:
-        file = absolute(self._folder, path)
+        try:
+            file = user_path(path, self._folder)
+        except ValueError as error:
+            self._fault(("data", "data_files", split), f"must be a file's name, but got {shown(path)}: {error}.")
+            return
         if not file.is_file():
             what = "is a folder" if file.is_dir() else "does not exist"
             got = f"{shown(path)}, and {file} {what}"
@@ -76,11 +81,6 @@ class TaskLaws:
 
     def _fault(self, inside: KeyPath, message: str) -> None:
         self._document.faults.add(("task", *inside), message)
-
-
-def absolute(folder: Path, path: str) -> Path:
-    """Return a path of the file as an absolute one; relative paths start at `folder`."""
-    return (folder / Path(path).expanduser()).resolve()
 
 
 def _fitting(kind: TaskKind, num_labels: int | None) -> list[str]:

@@ -10,36 +10,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.tasks.catalogue import catalogue_names, catalogue_task
+from loraxs_search.tasks.data_warnings import data_warnings, overlap_counts
 from loraxs_search.tasks.metrics import METRICS, Metric, metric_fault
 
 if TYPE_CHECKING:
     from loraxs_search.tasks.answers import answer
     from loraxs_search.tasks.batches import TrainingBatches, batch_at, epoch_batches, eval_batches
     from loraxs_search.tasks.kinds import TaskHead, head_for
-    from loraxs_search.tasks.prepared import Batch, PreparedTask, encode, prepare
+    from loraxs_search.tasks.prepared import Batch, PreparedTask, TaskData, encode, load_data, prepare
 
 __all__ = [
     "METRICS",
     "Batch",
     "Metric",
     "PreparedTask",
+    "TaskData",
     "TaskHead",
     "TrainingBatches",
     "answer",
     "batch_at",
     "catalogue_names",
     "catalogue_task",
+    "data_warnings",
     "encode",
     "epoch_batches",
     "eval_batches",
     "head_for",
+    "load_data",
     "metric_fault",
+    "overlap_counts",
     "prepare",
 ]
 
 _HOMES = {
     "Batch": "prepared",
     "PreparedTask": "prepared",
+    "TaskData": "prepared",
     "TaskHead": "kinds",
     "TrainingBatches": "batches",
     "answer": "answers",
@@ -48,6 +54,7 @@ _HOMES = {
     "epoch_batches": "batches",
     "eval_batches": "batches",
     "head_for": "kinds",
+    "load_data": "prepared",
     "prepare": "prepared",
 }
 

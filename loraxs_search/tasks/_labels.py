@@ -1,9 +1,10 @@
-"""Turn a stored label column into ids or numbers, naming the first row that does not fit."""
+"""Turn a stored label column into ids or numbers, or say every value that does not fit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,46 +12,56 @@ import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Task
+from loraxs_search.tasks._columns import Place
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
+_MOST = float(np.finfo(np.float32).max)
 
 
 def class_ids(
-    values: Sequence[Any], task: Task, place: str, stored_names: Sequence[str] | None = None
+    values: Sequence[Any], task: Task, place: Place, stored_names: Sequence[str] | None = None
 ) -> npt.NDArray[np.int64]:
     """Return label ids, shape (N,), from label names or ids.
 
+    A label is a name of the task, letter for letter. A number is the id of a label, unless some name is itself a
+    number: then numbers are names, and never ids. `1.0` is the number 1, in a file too. A boolean is the name `true` or
+    `false`, else 1 or 0.
+
     Args:
-        stored_names: Label names that the file itself gives to its ids. Where they are the task's in another order,
-            they decide; otherwise ids count as the task's.
+        stored_names: Label names that the data themselves give to their ids, which are then ids whatever the task's
+            names are. Where they are the task's in another order, they decide; otherwise ids count as the task's.
     Raises:
-        TaskDataError: a label is missing or outside the set; rows count from 1.
+        TaskDataError: a label is missing or outside the set; every different one is named.
     """
-    names = {name: index for index, name in enumerate(task.labels)}
-    allowed = f"one of {', '.join(task.labels)} or an id in 0..{len(names) - 1}"
-    by_name = {str(name).lower(): index for name, index in names.items()}
-    translated = list(stored_names or ()) if set(stored_names or ()) == set(names) else None
-    named_by_digits = all(name.lstrip("-").isdigit() for name in names)
+    ids = {name: index for index, name in enumerate(task.labels)}
+    numeric = _numeric_names(ids)
+    allowed = f"one of {', '.join(task.labels)}"
+    if stored_names is not None:
+        order = [ids[name] for name in stored_names] if set(stored_names) == set(ids) else list(range(len(ids)))
+        numeric = dict(enumerate(order))
+    elif not any(_number(name) is not None for name in ids):
+        numeric = {index: index for index in range(len(ids))}
+        allowed += f" or an id in 0..{len(ids) - 1}"
 
     def read(value: Any) -> int | None:
-        if translated is not None and isinstance(value, int) and 0 <= value < len(translated):
-            return names[translated[value]]
-        if isinstance(value, bool):
-            return by_name.get(str(value).lower(), int(value))
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        text = str(value)
-        if text in names and (isinstance(value, str) or named_by_digits):
-            return names[text]
-        index = _integer(text)
-        return index if index is not None and 0 <= index < len(names) else None
+        text = value.strip() if isinstance(value, str) else str(value)
+        if text in ids and isinstance(value, str):
+            return ids[text]
+        word = text.lower()
+        if word in ("true", "false"):
+            named = {name.lower(): index for name, index in ids.items()}
+            return named[word] if word in named else numeric.get(int(word == "true"))
+        number = _number(value)
+        return None if number is None else numeric.get(number)
 
     return _read(values, read, np.int64, task, place, allowed)
 
 
-def numbers(values: Sequence[Any], task: Task, place: str) -> npt.NDArray[np.float32]:
+def numbers(values: Sequence[Any], task: Task, place: Place) -> npt.NDArray[np.float32]:
     """Return regression targets, shape (N,).
 
     Raises:
-        TaskDataError: a label is missing, not a number, or not finite; rows count from 1.
+        TaskDataError: a label is missing, not a number, or not finite in float32; every different one is named.
     """
 
     def read(value: Any) -> float | None:
@@ -58,15 +69,37 @@ def numbers(values: Sequence[Any], task: Task, place: str) -> npt.NDArray[np.flo
             return None
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
-        return number if math.isfinite(number) else None
+        return number if math.isfinite(number) and abs(number) <= _MOST else None
 
     return _read(values, read, np.float32, task, place, "a finite number")
 
 
+def _numeric_names(ids: Mapping[str, int]) -> dict[int | float, int]:
+    """Return the names that are numbers; two ways to write the same number, as `1` and `1.0`, are none."""
+    found: dict[int | float, list[int]] = {}
+    for name, index in ids.items():
+        if (number := _number(name)) is not None:
+            found.setdefault(number, []).append(index)
+    return {number: indices[0] for number, indices in found.items() if len(indices) == 1}
+
+
+def _number(value: Any) -> int | float | None:
+    """Return the number that a value is or is written as; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if len(value) > 40 or not _NUMBER.fullmatch(value.strip()):
+        return None
+    return float(value) if "." in value else int(value)
+
+
 def _read(
-    values: Sequence[Any], read: Callable[[Any], Any], dtype: type[Any], task: Task, place: str, allowed: str
+    values: Sequence[Any], read: Callable[[Any], Any], dtype: type[Any], task: Task, place: Place, allowed: str
 ) -> npt.NDArray[Any]:
     known: dict[tuple[type, Any], Any] = {}
     result = np.empty(len(values), dtype=dtype)
@@ -80,17 +113,8 @@ def _read(
         else:
             result[row] = known[key]
     if faults:
-        more = f" (and {len(faults) - 1} more rows)" if len(faults) > 1 else ""
         raise TaskDataError(
-            f"Task {task.name}: `{task.label}` must be {allowed}, but row {faults[0] + 1} of {place} has"
-            f" {values[faults[0]]!r}{more}.",
+            f"Task {task.name}: `{task.label}` must be {allowed}, but {place.name} has {place.values(values, faults)}.",
             hint="correct the rows, or the task's `labels`",
         )
     return result
-
-
-def _integer(text: str) -> int | None:
-    try:
-        return int(text)
-    except ValueError:
-        return None

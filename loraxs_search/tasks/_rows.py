@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,19 @@ import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Split, Task
-from loraxs_search.tasks._source import RawSplit
+from loraxs_search.tasks._columns import Columns, Place
+from loraxs_search.tasks._faults import collected, joined
+from loraxs_search.tasks._file_splits import local_splits
+from loraxs_search.tasks._hub_splits import hub_splits
+from loraxs_search.tasks._rows_cache import load_rows, rows_path, store_rows
+from loraxs_search.tasks._source import StoredSplit
+from loraxs_search.tasks._texts import blank_rows, check_texts
 from loraxs_search.tasks.kinds import TaskHead
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-_CARVED_SHARE = 0.1
+_CARVED_SHARE, _FEWEST = 0.1, 10  # of train, and rows of which that share is a whole row
 _CARVE_SEED = "loraxs-search carve 1"
-_HIDDEN = -1  # what the hub stores where a benchmark keeps its labels to itself
+_HIDDEN = "-1"  # what the hub stores where a benchmark keeps its labels to itself
 
 
 @dataclass(frozen=True)
@@ -36,22 +43,25 @@ class Rows:
         return Rows([self.texts[i] for i in indices], pairs, self.labels[indices])
 
 
-def read_rows(task: Task, head: TaskHead, raw: dict[Split, RawSplit]) -> dict[Split, Rows]:
-    """Validate the splits that there are and carve those that there are not.
+def read_rows(task: Task, head: TaskHead, cache_dir: Path) -> dict[Split, Rows]:
+    """Read and validate the splits that there are and carve those that there are not.
+
+    The rows of a file are cached by its content, so that it is parsed once.
 
     Raises:
-        TaskDataError: texts or labels do not fit the declaration, or a split is empty.
+        TaskDataError: texts or labels do not fit the declaration, or a split is empty; all faults of all splits.
+        HomeError: the cache cannot be written.
     """
-    rows = {name: _validated(task, head, split) for name, split in raw.items() if not _hidden(task, name, split)}
-    rows = _carve(rows)
-    for name in SPLITS:
-        if not len(rows[name]):
-            place = raw[name].place if name in raw else f"{raw['train'].place} (carved from it)"
-            raise TaskDataError(
-                f"Task {task.name}: the {name} split must have rows, but {place} gives none.",
-                hint="check the file, or the splits of the data set",
-            )
-    return rows
+    stored = local_splits(task) if task.source.data_files else hub_splits(task, cache_dir)
+    rows: dict[Split, Rows] = {}
+    errors: list[TaskDataError] = []
+    for name, split in stored.items():
+        with collected(errors):
+            if (read := _read(task, head, name, split, cache_dir)) is not None:
+                rows[name] = read
+    if errors:
+        raise joined(task, errors)
+    return _carve(task, rows, stored["train"].name)
 
 
 def fingerprint(rows: dict[Split, Rows]) -> str:
@@ -68,7 +78,7 @@ def fingerprint(rows: dict[Split, Rows]) -> str:
 
 
 def _column_digest(column: list[str]) -> bytes:
-    encoded = [text.encode("utf-8", "surrogatepass") for text in column]
+    encoded = [text.encode() for text in column]
     lengths = np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded))
     return hashlib.sha256(lengths.tobytes() + b"".join(encoded)).digest()
 
@@ -81,39 +91,46 @@ def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
     return np.array(sorted(sorted(range(n), key=keys.__getitem__)[:limit]), dtype=np.int64)
 
 
-def _hidden(task: Task, name: Split, split: RawSplit) -> bool:
-    """Say whether a benchmark keeps the labels of its test split to itself."""
-    if name != "test" or not len(split.rows):
-        return False
-    return all(value == _HIDDEN for value in split.rows.select_columns(task.label)[:][task.label])
+# ---- reading ---------------------------------------------------------------------------------------------------------
+def _read(task: Task, head: TaskHead, name: Split, split: StoredSplit, cache_dir: Path) -> Rows | None:
+    """Return the rows of a split, from the cache when they are there; None of one whose labels are hidden."""
+    path = None if split.digest is None else rows_path(task, split.digest, cache_dir)
+    if path is not None and (known := load_rows(path)) is not None:
+        return Rows(*known)
+    columns = split.read(task)
+    if name == "test" and _HIDDEN not in task.labels and _is_hidden(columns.values[task.label]):
+        return None
+    rows = _validated(task, head, columns, split)
+    if path is not None:
+        store_rows(path, rows.texts, rows.pairs, rows.labels)
+    return rows
 
 
-def _validated(task: Task, head: TaskHead, split: RawSplit) -> Rows:
-    import datasets  # late: predicting needs the tokeniser of a task, not its rows
-
-    columns: dict[str, list[Any]] = split.rows[:]
-    feature = split.rows.features[task.label]
-    stored_names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    return Rows(
-        texts=_texts(columns[task.text], task, task.text, split.place),
-        pairs=None if task.text_pair is None else _texts(columns[task.text_pair], task, task.text_pair, split.place),
-        labels=head.read_labels(columns[task.label], task, split.place, stored_names),
-    )
+def _is_hidden(labels: list[Any]) -> bool:
+    return all(str(value).strip() == _HIDDEN for value in labels)
 
 
-def _texts(values: list[Any], task: Task, column: str, place: str) -> list[str]:
-    faults = [row for row, value in enumerate(values) if not isinstance(value, str)]
-    if faults:
-        more = f" (and {len(faults) - 1} more rows)" if len(faults) > 1 else ""
+def _validated(task: Task, head: TaskHead, columns: Columns, split: StoredSplit) -> Rows:
+    place, errors = Place(split.name, columns.lines), list[TaskDataError]()
+    texts = dict[str, list[str]]()
+    for column in filter(None, (task.text, task.text_pair)):
+        with collected(errors):
+            texts[column] = check_texts(columns.values[column], task, column, place)
+    with collected(errors):
+        labels = head.read_labels(columns.values[task.label], task, place, columns.stored_names)
+    if errors:
+        raise joined(task, errors)
+    rows = Rows(texts[task.text], None if task.text_pair is None else texts[task.text_pair], labels)
+    if split.is_file and (blank := blank_rows(rows.texts, rows.pairs)):
         raise TaskDataError(
-            f"Task {task.name}: `{column}` must be text, but row {faults[0] + 1} of {place} has"
-            f" {values[faults[0]]!r}{more}.",
-            hint="correct or remove the rows",
+            f"Task {task.name}: each row must have text, but {place.name} has {place.values(rows.texts, blank)}.",
+            hint="remove the rows, or write their text",
         )
-    return values
+    return rows
 
 
-def _carve(rows: dict[Split, Rows]) -> dict[Split, Rows]:
+# ---- carving ---------------------------------------------------------------------------------------------------------
+def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]:
     """Take the missing splits out of train: test first, then validation, a tenth of train each.
 
     A row goes where a hash of its text says, so equal texts stay on one side, and neither the order of rows nor any
@@ -122,8 +139,12 @@ def _carve(rows: dict[Split, Rows]) -> dict[Split, Rows]:
     train = rows["train"]
     order: tuple[Split, ...] = ("test", "validation")
     lacking = [name for name in order if name not in rows]
-    if not lacking or not len(train):
-        return {**{name: train.take(np.arange(0)) for name in SPLITS}, **rows}
+    if lacking and len(train) < _FEWEST:
+        raise TaskDataError(
+            f"Task {task.name}: train must have at least {_FEWEST} rows where {' and '.join(lacking)} are carved from "
+            f"it, a tenth each, but {place} gives {len(train)}.",
+            hint="give more rows, or the other splits as files of their own",
+        )
     keys = np.array(_content_keys(train))
     size = max(1, round(len(train) * _CARVED_SHARE))
     ranked = np.sort(keys)
@@ -132,13 +153,19 @@ def _carve(rows: dict[Split, Rows]) -> dict[Split, Rows]:
         high = str(ranked[min(position * size, len(ranked)) - 1])
         carved[name] = train.take(np.flatnonzero((keys > low) & (keys <= high)))
         low = high
-    carved["train"] = train.take(np.flatnonzero(keys > low))
-    return carved
+    carved["train"] = train.take(np.flatnonzero(keys > low)) if lacking else train
+    for name in SPLITS:
+        if not len(carved[name]):
+            raise TaskDataError(
+                f"Task {task.name}: the {name} split must have rows, but {place} (carved from it) gives none.",
+                hint="check the file, or the splits of the data set: rows of one text stay together",
+            )
+    return {name: carved[name] for name in SPLITS}
 
 
 def _content_keys(rows: Rows) -> list[str]:
     pairs = rows.pairs if rows.pairs is not None else [""] * len(rows)
     return [
-        hashlib.blake2b(f"{_CARVE_SEED}\0{text}\0{pair}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        hashlib.blake2b(f"{_CARVE_SEED}\0{text}\0{pair}".encode(), digest_size=8).hexdigest()
         for text, pair in zip(rows.texts, pairs, strict=True)
     ]

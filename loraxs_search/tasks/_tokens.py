@@ -1,11 +1,11 @@
-"""Rows as token ids: made once, cached by `datasets`, held as flat arrays for fast batches."""
+"""Rows as token ids: made once, cached, held as flat arrays for fast batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,13 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.home import disk_faults, ensure_dir
+from loraxs_search.home import ensure_dir
 from loraxs_search.records import Task
+from loraxs_search.tasks._arrow import load_table, numbers_of, store_table
 from loraxs_search.tasks._rows import Rows
 
-if TYPE_CHECKING:
-    import datasets
+_BATCH = 1000  # rows that a tokenizer is given at once
+_Ragged = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # all rows' numbers one after the other; how many of each
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,11 @@ def tokenize(task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, key:
         HomeError: the cache cannot be written.
     """
     path = ensure_dir(cache_dir / "tokens") / f"{key}.arrow"
-    with disk_faults(path):
-        table = _mapped(task, rows, tokenizer, key, path, reuse=True)
-        if table is None or len(table) != len(rows):  # cut short, by a power cut for instance
-            table = _mapped(task, rows, tokenizer, key, path, reuse=False)
-    assert table is not None
-    return _store(table.data.table, task, rows.texts)
+    table = load_table(path)
+    if table is None or len(table) != len(rows):
+        table = _table(task, tokenizer, rows.texts, rows.pairs)
+        store_table(path, table)
+    return _store({name: _read(table, name) for name in table.column_names}, task, rows.texts)
 
 
 def token_store(
@@ -79,7 +79,18 @@ def token_store(
         TaskDataError: a row gives no token at all.
     """
     encoded = _encode(task, tokenizer, texts, pairs)
-    return _store(pa.table({name: pa.array(rows, pa.list_(pa.int32())) for name, rows in encoded.items()}), task, texts)
+    return _store({name: _joined(rows) for name, rows in encoded.items()}, task, texts)
+
+
+def _table(
+    task: Task, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None
+) -> pa.Table:
+    parts = []
+    for start in range(0, len(texts), _BATCH):
+        some = slice(start, start + _BATCH)
+        encoded = _encode(task, tokenizer, texts[some], None if pairs is None else pairs[some])
+        parts.append(pa.table({name: pa.array(rows, pa.large_list(pa.int32())) for name, rows in encoded.items()}))
+    return pa.concat_tables(parts)
 
 
 def _encode(
@@ -96,32 +107,8 @@ def _encode(
     return {name: encoding[name] for name in ("input_ids", "token_type_ids") if name in encoding}
 
 
-def _mapped(
-    task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, key: str, path: Path, *, reuse: bool
-) -> datasets.Dataset | None:
-    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return _encode(task, tokenizer, batch["text"], batch.get("pair"))
-
-    import datasets  # late: predicting needs none of it
-
-    columns = {"text": rows.texts} if rows.pairs is None else {"text": rows.texts, "pair": rows.pairs}
-    try:
-        return datasets.Dataset.from_dict(columns).map(
-            encode,
-            batched=True,
-            remove_columns=list(columns),
-            cache_file_name=str(path),
-            new_fingerprint=key,
-            load_from_cache_file=reuse,
-        )
-    except (pa.ArrowInvalid, OSError):  # Arrow says either of a file that is cut short
-        if not reuse:
-            raise
-        return None
-
-
-def _store(table: pa.Table, task: Task, texts: Sequence[str]) -> TokenStore:
-    ids, lengths = _flat(table, "input_ids", np.int32)
+def _store(columns: Mapping[str, _Ragged], task: Task, texts: Sequence[str]) -> TokenStore:
+    ids, lengths = columns["input_ids"]
     empty = np.flatnonzero(lengths == 0)
     if len(empty):
         raise TaskDataError(
@@ -129,16 +116,21 @@ def _store(table: pa.Table, task: Task, texts: Sequence[str]) -> TokenStore:
             f" ({len(empty)} such rows).",
             hint="remove rows without text",
         )
-    types = _flat(table, "token_type_ids", np.int8)[0] if "token_type_ids" in table.column_names else None
+    types = columns["token_type_ids"][0].astype(np.int8) if "token_type_ids" in columns else None
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     lengths.flags.writeable = False
     return TokenStore(ids=ids, types=types, starts=starts, lengths=lengths)
 
 
-def _flat(table: pa.Table, name: str, dtype: type[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
+def _read(table: pa.Table, name: str) -> _Ragged:
     column = table.column(name).combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(dtype)
-    return flat, column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int32)
+    offsets = numbers_of(column.offsets)
+    flat = numbers_of(column.values)[offsets[0] : offsets[-1]]
+    return flat.astype(np.int32), np.diff(offsets).astype(np.int32)
+
+
+def _joined(rows: Sequence[Sequence[int]]) -> _Ragged:
+    return np.concatenate([np.asarray(row, np.int32) for row in rows]), np.array([*map(len, rows)], np.int32)
 
 
 def _scatter(values: npt.NDArray[Any], mask_BT: npt.NDArray[np.bool_], fill: int) -> npt.NDArray[np.int64]:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError, unknown_name
 from loraxs_search.records import Task
+from loraxs_search.tasks._columns import Place
 from loraxs_search.tasks._labels import class_ids, numbers
 from loraxs_search.tasks.metrics import METRICS, Values, metric_fault
 
@@ -32,7 +33,7 @@ class TaskHead(Protocol):
     label_dtype: torch.dtype
 
     def read_labels(
-        self, values: Sequence[Any], task: Task, place: str, stored_names: Sequence[str] | None
+        self, values: Sequence[Any], task: Task, place: Place, stored_names: Sequence[str] | None
     ) -> npt.NDArray[Any]:
         """Return the labels of a stored column, one per row.
 
@@ -40,7 +41,7 @@ class TaskHead(Protocol):
             place: Where the column is from, for messages.
             stored_names: Label names that the file itself gives to its ids, if any.
         Raises:
-            TaskDataError: a value is no label of the task.
+            TaskDataError: a value is no label of the task; every different one is named.
         """
         ...
 
@@ -71,7 +72,7 @@ class Classification:
         self._metrics = task.metrics
 
     def read_labels(
-        self, values: Sequence[Any], task: Task, place: str, stored_names: Sequence[str] | None
+        self, values: Sequence[Any], task: Task, place: Place, stored_names: Sequence[str] | None
     ) -> npt.NDArray[Any]:
         return class_ids(values, task, place, stored_names)
 
@@ -95,7 +96,7 @@ class Regression:
         self._metrics = task.metrics
 
     def read_labels(
-        self, values: Sequence[Any], task: Task, place: str, stored_names: Sequence[str] | None
+        self, values: Sequence[Any], task: Task, place: Place, stored_names: Sequence[str] | None
     ) -> npt.NDArray[Any]:
         return numbers(values, task, place)
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.errors import TaskDataError
 from loraxs_search.home import ensure_dir, home
-from loraxs_search.records import Split, Task
-from loraxs_search.tasks._rows import SPLITS, fingerprint, fixed_subset, read_rows
-from loraxs_search.tasks._source import no_bars, read_splits
+from loraxs_search.records import DataReport, Split, Task
+from loraxs_search.tasks._report import cached_report
+from loraxs_search.tasks._rows import Rows, fingerprint, fixed_subset, read_rows
+from loraxs_search.tasks._texts import check_question
 from loraxs_search.tasks._tokenizer import cache_key, check_max_length, tokenizer_identity
 from loraxs_search.tasks._tokens import TokenStore, token_store, tokenize
 from loraxs_search.tasks.kinds import TaskHead, head_for
@@ -46,6 +46,7 @@ class PreparedTask:
         task: As declared.
         head: What the task's kind means: loss, predictions, scores.
         data_fingerprint: sha256 over the texts and labels of all splits; `validation_rows` plays no part in it.
+        report: What the splits share and repeat.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class PreparedTask:
         tokens: Mapping[Split, TokenStore],
         labels: Mapping[Split, npt.NDArray[Any]],
         pad_id: int,
+        report: DataReport | None = None,
     ) -> None:
         self.task = task
         self.head = head
         self.data_fingerprint = data_fingerprint
+        self.report = report or DataReport()
         self._tokens = dict(tokens)
         self._labels = dict(labels)
         self._pad_id = pad_id
@@ -85,34 +88,63 @@ class PreparedTask:
         return Batch(inputs=inputs, labels=labels, num_tokens=int(store.lengths[rows].sum()))
 
 
+@dataclass(frozen=True)
+class TaskData:
+    """A task's rows, checked and carved, before any tokenizer has seen them.
+
+    Args:
+        rows: Of each split, all three.
+        fingerprint: sha256 over the texts and labels of all splits.
+        report: What the splits share and repeat.
+    """
+
+    rows: Mapping[Split, Rows]
+    fingerprint: str
+    report: DataReport
+
+
+def load_data(task: Task, cache_dir: Path | None = None) -> TaskData:
+    """Read a task's rows, check them and carve missing splits; no base model is needed.
+
+    Missing validation and test splits are carved from train, a tenth each, the same rows always; a test split whose
+    labels are all hidden (-1) counts as missing. The rows of a file are cached by its content.
+
+    Args:
+        cache_dir: Where rows are cached; None means home()/"datasets".
+    Raises:
+        TaskDataError: the data do not fit the declaration; all their faults are told.
+        HomeError: the cache cannot be written.
+    """
+    cache = _cache(cache_dir)
+    rows = read_rows(task, head_for(task), cache)
+    digest = fingerprint(rows)
+    return TaskData(rows, digest, cached_report(rows, digest, cache))
+
+
 def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path | None = None) -> PreparedTask:
     """Read a task's rows, check them, carve missing splits, and tokenise.
 
-    Missing validation and test splits are carved from train, a tenth each, the same rows always; a test split whose
-    labels are all hidden (-1) counts as missing. Tokens are cached per (data fingerprint, tokenizer, `max_length`).
+    See `load_data` for the rows. Tokens are cached per (data fingerprint, tokenizer, `max_length`).
 
     Args:
-        cache_dir: Where `datasets` keeps its files; None means home()/"datasets".
+        cache_dir: Where rows and tokens are cached; None means home()/"datasets".
     Raises:
         TaskDataError: the data do not fit the declaration.
         HomeError: the cache cannot be written.
     """
     head = head_for(task)
     check_max_length(task, tokenizer)
-    cache = ensure_dir(cache_dir if cache_dir is not None else home() / "datasets")
-    with no_bars():
-        rows = read_rows(task, head, read_splits(task, cache))
-        digest, identity = fingerprint(rows), tokenizer_identity(tokenizer)
-        tokens = {
-            name: tokenize(task, rows[name], tokenizer, key=cache_key(task, identity, digest, name), cache_dir=cache)
-            for name in SPLITS
-        }
-    labels = {name: rows[name].labels for name in SPLITS}
-    scored = fixed_subset(len(rows["validation"]), task.validation_rows)
+    cache, data, identity = _cache(cache_dir), load_data(task, cache_dir), tokenizer_identity(tokenizer)
+    tokens = {
+        name: tokenize(task, rows, tokenizer, key=cache_key(task, identity, data.fingerprint, name), cache_dir=cache)
+        for name, rows in data.rows.items()
+    }
+    labels = {name: rows.labels for name, rows in data.rows.items()}
+    scored = fixed_subset(len(data.rows["validation"]), task.validation_rows)
     tokens["validation"], labels["validation"] = tokens["validation"].take(scored), labels["validation"][scored]
     for array in labels.values():
         array.flags.writeable = False
-    return PreparedTask(task, head, digest, tokens, labels, int(tokenizer.pad_token_id))
+    return PreparedTask(task, head, data.fingerprint, tokens, labels, int(tokenizer.pad_token_id), data.report)
 
 
 def encode(
@@ -121,14 +153,16 @@ def encode(
     """Return model inputs (B, T) for texts that are no part of the data, tokenised as in training.
 
     Raises:
-        TaskDataError: there is no text, a text gives no token, or the task takes another number of texts per row.
+        TaskDataError: there is no row, one has nothing to read or gives no token, or the task takes another number of
+            texts per row.
     """
-    if (pairs is not None) != (task.text_pair is not None) or (pairs is not None and len(pairs) != len(texts)):
-        raise TaskDataError(f"Task {task.name} must be given {'two texts' if task.text_pair else 'one text'} per row.")
-    if not texts:
-        raise TaskDataError(f"Task {task.name} must be given at least one row.")
+    check_question(task, texts, pairs)
     store = token_store(task, tokenizer, texts, pairs)
     return _tensors(store.padded(np.arange(len(texts)), int(tokenizer.pad_token_id)))
+
+
+def _cache(cache_dir: Path | None) -> Path:
+    return ensure_dir(cache_dir if cache_dir is not None else home() / "datasets")
 
 
 def _tensors(arrays: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Tensor]:

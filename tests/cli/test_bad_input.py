@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loraxs_search.records import DataSource, PromotionRule, Task
+from loraxs_search.base_model import locate
+from loraxs_search.records import BaseModelRef, DataSource, PromotionRule, Task
 from loraxs_search.registry import Registry
 from loraxs_search.studies import list_studies
 
@@ -78,6 +79,39 @@ def test_a_split_without_rows(say, tiny_space):
     rows.write_text("")
     said = say("check", str(tiny_space), "--data", "--set", f"task.data.data_files.validation={rows}")
     assert said.is_error(1, "must have rows")
+
+
+def test_faults_of_the_data_are_told_even_where_the_base_is_not_found(say, tiny_space):
+    overrides = ("--set", "base_model=org/nowhere", "--set", "task.columns.text=sentense")
+    said = say("check", str(tiny_space), "--data", *overrides)
+    assert said.is_error(1, "'org/nowhere' was not found", "`package`", "but got 'sentense'")
+
+
+def test_every_bad_label_is_told_with_its_line(say, tiny_space):
+    rows = tiny_space.with_name("rows.csv")
+    rows.write_text("sentence,label\n" + "fine,1\n" * 10 + "so,2\nfine,positiv\nfine,\n")
+    said = say("check", str(tiny_space), "--data", "--set", f"task.data.data_files.train={rows}")
+    assert said.is_error(1, "rows.csv has '2' (line 12), 'positiv' (line 13), '' (line 14).")
+
+
+@pytest.fixture
+def adapter(make_adapter, tiny_base, tmp_path) -> str:
+    query = ("bert.encoder.layer.0.attention.self.query",)
+    base = locate(BaseModelRef(str(tiny_base)))
+    return str(make_adapter(tmp_path / "adapter", base, rank=2, target_modules=query))
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_a_text_that_has_nothing_to_read(say, adapter, text):
+    assert say("predict", adapter, "fine", text).is_error(1, "must be given text to read, but row 2 has none")
+
+
+def test_words_that_were_meant_as_one_text_are_pointed_out(say, adapter):
+    said = say("predict", adapter, "a", "funny", "film")
+    assert (said.code, len(said.out.splitlines())) == (0, 3)
+    assert said.err == "note: 3 rows of one word each; put a text of several words in quotes\n"
+    assert say("predict", adapter, "a funny", "film").err == ""
+    assert say("predict", adapter, "film").err == ""
 
 
 # ---- what must answer ------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import loraxs_search
@@ -131,6 +133,29 @@ def test_check_describes_a_space(say, tiny_space):
     lines = [line.split() for line in said.out.splitlines()]
     assert next(line[:5] for line in lines if line[:1] == ["smallest"]) == ["smallest", "2", "attention", "32", "66"]
     assert next(line[:5] for line in lines if line[:1] == ["largest"]) == ["largest", "4", "all-linear", "192", "66"]
+
+
+def test_check_counts_shared_and_repeated_rows_and_warns(say, tiny_space):
+    """89 of 100 test rows are in train, some in other letters; nothing else is wrong with them."""
+
+    def write(name, texts):
+        path = tiny_space.with_name(name)
+        path.write_text("sentence,label\n" + "".join(f"{text},{i % 2}\n" for i, text in enumerate(texts)))
+        return ("--set", f"task.data.data_files.{path.stem}={path}")
+
+    train = [f"film {i}" for i in range(200)]
+    test = [*train[:80], *(f"FILM  {i}" for i in range(80, 89)), *(f"other {i}" for i in range(11))]
+    files = (*write("train.csv", [*train, *train[:20]]), *write("test.csv", test))
+    said = say("check", str(tiny_space), "--data", *files)
+    assert said.code == 0
+    assert "\nshared      0 validation rows in train, 89 test rows in train, 0 test rows in validation\n" in said.out
+    assert "\nrepeated    train 20, validation 0, test 0\n" in said.out
+    shared, repeated = said.err.splitlines()
+    assert shared.startswith("warning: 89 of 100 test rows are also in train (80 letter for letter, ")
+    assert repeated == "warning: 20 of 220 train rows repeat the text of an earlier one"
+    described = json.loads(say("check", str(tiny_space), "--data", "--json", *files).out)
+    assert described["data"]["overlaps"][1] == {"split": "test", "other": "train", "exact": 80, "folded": 89}
+    assert described["warnings"] == [line.removeprefix("warning: ") for line in said.err.splitlines()]
 
 
 def test_check_counts_a_finite_space(say, tiny_space):

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from loraxs_search.records import TrialState
 from loraxs_search.registry import verify
 from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, TrialsFailError, crew, launch, resume
 from loraxs_search.studies import StudyFolder
+from loraxs_search.tracking.store import connect
 
 REVIEWS_TRAIN = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews" / "train.jsonl.gz"
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -63,6 +65,32 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
         assert manifest.size.r_parameters == sum(
             manifest.hyperparameters.rank**2 for _ in manifest.hyperparameters.target_modules
         )
+
+
+def test_rows_that_splits_share_are_told_and_recorded(
+    run: Callable[..., SearchResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train, test = tmp_path / "train.csv", tmp_path / "test.csv"
+    lines = [f"film {i},{i % 2}\n" for i in range(60)]
+    train.write_text("sentence,label\n" + "".join(lines))
+    test.write_text("sentence,label\n" + "".join(lines[:30]) + "Film  31,1\n" + "another,0\n")
+    files = (f"task.data.data_files.train={train}", f"task.data.data_files.test={test}")
+    run("shared", "search.trials=1", "search.max_steps=2", "promotion.seeds=0", *files)
+    (warning,) = [record.getMessage() for record in caplog.records if "rows" in record.getMessage()]
+    assert warning.startswith("task tiny-reviews: 31 of 32 test rows are also in train (30 letter for letter, ")
+    (parent,) = search_runs("shared")
+    counts = {name: value for name, value in parent.data.params.items() if "_rows_in_" in name}
+    assert (counts.pop("test_rows_in_train"), counts.pop("test_rows_in_train_folded")) == ("30", "31")
+    assert set(counts.values()) == {"0"}
+
+
+def search_runs(study: str) -> list[Any]:
+    """Return the runs of a study's search, of which there must be one."""
+    info = StudyFolder.open(study).info
+    client = connect(info.tracking_uri)
+    experiment = client.get_experiment_by_name(info.task.name)
+    where = f"tags.`loraxs.study` = '{study}' and tags.`loraxs.kind` = 'search'"
+    return list(client.search_runs([experiment.experiment_id], where))
 
 
 def test_a_finished_study_resumes_to_the_same_result(run: Callable[..., SearchResult]) -> None:

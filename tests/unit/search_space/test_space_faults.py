@@ -12,6 +12,7 @@ from optuna.samplers import RandomSampler
 from optuna.study import create_study
 
 from loraxs_search.errors import SpaceError
+from loraxs_search.search_space import load_space
 
 # What a line becomes | where the fault is told | what is told; first the changed line's key, where it becomes another.
 TABLE = """
@@ -219,6 +220,34 @@ def test_regression_has_no_labels_and_its_own_metrics(text, faults):
 def test_data_comes_from_one_place(text, faults, data, told):
     lines = faults(text.replace("data:\n    data_files: {train: train.jsonl}", f"data: {data}"))
     assert any(told in line for line in lines)
+
+
+NO_PATHS = {
+    "a NUL byte": "a\\0b.jsonl",
+    "a name that is too long": "x" * 100_000,
+    "a path that is too long": "a/" * 3_000,
+    "a user that nobody is": "~nobody-of-that-name/rows.jsonl",
+    "half a character": "\\ud800.jsonl",
+}
+
+
+@pytest.mark.parametrize("name", NO_PATHS.values(), ids=NO_PATHS)
+@pytest.mark.parametrize("key", ["task.data.data_files.train", "base_model.id"])
+def test_what_no_file_can_be_called_is_told_at_its_key(text, faults, name, key):
+    """Each of these makes the operating system or Python raise an error of its own."""
+    written = {"task.data.data_files.train": ("train.jsonl", f'"{name}"'), "base_model.id": ("org/name", f'"./{name}"')}
+    if key == "base_model.id" and name.startswith("~"):
+        written[key] = ("org/name", name)
+    (line,) = faults(text.replace(*written[key], 1))
+    assert f": {key}: must be " in line
+    assert len(line) < 400
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "~nobody-of-that-name/space.yaml", "a\0b", "\ud800"])
+def test_a_space_whose_name_no_file_can_have(name):
+    with pytest.raises(SpaceError, match="`space` must be") as caught:
+        load_space(name)
+    assert len(str(caught.value)) < 400
 
 
 def test_conditions_may_not_go_in_a_circle(text, faults):

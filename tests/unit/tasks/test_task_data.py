@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 
 from loraxs_search.errors import HomeError, TaskDataError
-from loraxs_search.records import DataSource
+from loraxs_search.records import DataSource, to_json
 from loraxs_search.tasks import prepare
 from loraxs_search.tasks._rows import fixed_subset
 
@@ -97,65 +100,54 @@ def test_hidden_test_labels_mean_no_test_split(make_task, tokenizer, rows):
     assert not any("bad" in text for text in texts_of(prepared, tokenizer, "test"))
 
 
-# ---- labels ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("stored", "names", "ids"),
-    [
-        (["negative", "positive"], ("negative", "positive"), [0, 1]),
-        ([0, 1], ("negative", "positive"), [0, 1]),
-        ([0.0, 1.0], ("negative", "positive"), [0, 1]),
-        (["0", "1"], ("negative", "positive"), [0, 1]),
-        ([False, True], ("negative", "positive"), [0, 1]),
-        ([False, True], ("true", "false"), [1, 0]),
-        ([1, 5], ("1", "2", "3", "4", "5"), [0, 4]),
-    ],
-)
-def test_labels_by_name_or_id(make_task, tokenizer, stored, names, ids):
-    split = [{"text": f"w{i}", "label": label} for i, label in enumerate(stored)]
-    task = make_task({"train": split, "validation": split, "test": split}, labels=names)
-    assert prepare(task, tokenizer).labels("validation").tolist() == ids
-
-
-@pytest.mark.parametrize("value", [2, -1, "neutral", 0.5, None, float("nan"), "", [1]])
-def test_label_outside_the_set_names_the_row_and_what_is_allowed(make_task, tokenizer, rows, value):
-    content = rows(8)
-    content[4]["label"] = value
-    with pytest.raises(TaskDataError) as caught:
-        prepare(make_task({"train": rows(9), "validation": content}), tokenizer)
-    message = str(caught.value)
-    assert "row 5 of" in message
-    assert "validation.jsonl" in message
-    assert "one of negative, positive or an id in 0..1" in message
-
-
-def test_number_of_bad_rows_is_said(make_task, tokenizer, rows):
-    content = [{**row, "label": 7} for row in rows(8)]
-    with pytest.raises(TaskDataError, match=r"row 1 of .* has 7 \(and 7 more rows\)"):
-        prepare(make_task({"train": content}), tokenizer)
-
-
-@pytest.mark.parametrize("value", [None, float("nan"), "many", True, float("inf")])
-def test_regression_labels_must_be_finite_numbers(make_task, tokenizer, value):
-    content = [{"text": f"w{i}", "label": i / 2} for i in range(20)]
-    task = make_task({"train": content}, kind="regression", labels=(), metric="mse", metrics=("mse",))
-    assert prepare(task, tokenizer).labels("train").dtype == np.float32
-    broken = [{**row, "label": value} if i == 2 else row for i, row in enumerate(content)]
-    with pytest.raises(TaskDataError, match=r"must be a finite number, but row 3 of"):
-        prepare(make_task({"train": broken}, kind="regression", labels=(), metric="mse", metrics=("mse",)), tokenizer)
-
-
 # ---- faults ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("value", [None, 5, float("nan")])
+@pytest.mark.parametrize("value", [None, 5, float("nan"), "half \ud800 of it"])
 def test_text_must_be_text(make_task, tokenizer, rows, value):
     content = rows(8)
     content[1]["text"] = value
-    with pytest.raises(TaskDataError, match=r"`text` must be text, but row 2 of .*train"):
+    with pytest.raises(TaskDataError, match=r"`text` must be text, but .*train\.jsonl has .* \(line 2\)"):
         prepare(make_task({"train": content}), tokenizer)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\t\n"])
+def test_a_row_of_a_file_without_text_is_refused(make_task, tokenizer, rows, text):
+    content = rows(12)
+    content[3]["text"] = content[7]["text"] = text
+    with pytest.raises(TaskDataError, match=r"each row must have text, but .*has .* \(line 4 and 1 more row\)"):
+        prepare(make_task({"train": content}), tokenizer)
+
+
+def test_of_a_pair_one_text_may_be_empty(make_task, tokenizer, rows):
+    def pairs(second):
+        return [{**row, "second": second} for row in rows(12)]
+
+    task = make_task({name: pairs("") for name in ("train", "validation", "test")}, text_pair="second")
+    assert prepare(task, tokenizer).report.blank == {"train": 12, "validation": 12, "test": 12}
+    both = [{**row, "text": "", "second": " "} for row in rows(12)]
+    with pytest.raises(TaskDataError, match="each row must have text"):
+        prepare(make_task({"train": both}, text_pair="second"), tokenizer)
+
+
+def test_faults_of_all_columns_and_splits_are_told_at_once(make_task, tokenizer, rows):
+    train, test = rows(12), rows(12)
+    train[1]["text"], train[2]["label"], test[3]["label"] = None, "maybe", 7
+    with pytest.raises(TaskDataError) as caught:
+        prepare(make_task({"train": train, "validation": rows(12), "test": test}), tokenizer)
+    heading, *faults = caught.value.message.splitlines()
+    assert heading == "Task made-up has 3 faults:"
+    assert [part in fault for part, fault in zip(("line 2", "line 3", "line 4"), faults, strict=True)] == [True] * 3
 
 
 def test_missing_file(make_task, tokenizer, tmp_path):
     with pytest.raises(TaskDataError, match=r"nowhere\.jsonl is not"):
         prepare(replace(make_task(), source=one_file(tmp_path / "nowhere.jsonl")), tokenizer)
+
+
+def test_all_missing_files_are_told_at_once(make_task, tokenizer):
+    files = {"train": "a\0b.csv", "validation": "x" * 100_000 + ".csv", "test": "nowhere.csv"}
+    with pytest.raises(TaskDataError, match="has 3 faults") as caught:
+        prepare(replace(make_task(), source=DataSource(data_files=files)), tokenizer)
+    assert len(str(caught.value)) < 1500
 
 
 def test_unknown_extension(make_task, tokenizer, tmp_path):
@@ -216,9 +208,86 @@ def test_missing_column_of_a_csv(make_task, tokenizer, tmp_path):
 
 
 def test_too_few_rows_to_carve(make_task, tokenizer, rows):
-    with pytest.raises(TaskDataError, match="the train split must have rows"):
-        prepare(make_task({"train": rows(2)}), tokenizer)
-    assert prepare(make_task({"train": rows(3)}), tokenizer).num_rows("train") == 1
+    with pytest.raises(TaskDataError, match=r"at least 10 rows where test and validation are carved .* gives 9"):
+        prepare(make_task({"train": rows(9)}), tokenizer)
+    assert prepare(make_task({"train": rows(10)}), tokenizer).num_rows("train") == 8
+    few = prepare(make_task({name: rows(1) for name in ("train", "validation", "test")}), tokenizer)
+    assert few.num_rows("train") == 1
+
+
+def test_too_few_different_texts_to_carve(make_task, tokenizer, rows):
+    with pytest.raises(TaskDataError, match=r"the train split must have rows, but .*carved from it\) gives none"):
+        prepare(make_task({"train": rows(1) * 20}), tokenizer)
+
+
+def test_a_file_that_is_replaced_with_its_time_kept_gives_the_new_rows(make_task, tokenizer, rows):
+    """`rsync -t`, `tar` and archives of every kind do that; the size stays too where only labels change."""
+    task = make_task({"train": rows(40)})
+    path = Path(task.source.data_files["train"])
+    before, stat = prepare(task, tokenizer), path.stat()
+    path.write_text(path.read_text().replace('"label": 1', '"label": 2').replace('"label": 0', '"label": 1'))
+    path.write_text(path.read_text().replace('"label": 2', '"label": 0'))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    after = prepare(task, tokenizer)
+    assert (after.labels("train") == 1 - before.labels("train")).all()
+    assert after.data_fingerprint != before.data_fingerprint
+
+
+def test_a_folder_named_as_hub_whose_files_are_replaced_gives_the_new_rows(make_task, tokenizer, tmp_path):
+    def write(label):
+        folder = tmp_path / "set"
+        folder.mkdir(exist_ok=True)
+        for name in ("train", "validation", "test"):
+            path = folder / f"{name}.jsonl"
+            path.write_text("".join(json.dumps({"text": f"w{i}", "label": label}) + "\n" for i in range(20)))
+            os.utime(path, ns=(10**18, 10**18))
+        return replace(make_task(), source=DataSource(hub=str(folder)))
+
+    assert prepare(write(0), tokenizer).labels("test").max() == 0
+    assert prepare(write(1), tokenizer).labels("test").min() == 1
+
+
+def test_rows_of_a_file_are_read_once_whatever_it_is_called(make_task, tokenizer, rows, loraxs_home):
+    def cached():
+        return {path.name: path.stat().st_mtime_ns for path in (loraxs_home / "datasets" / "rows").iterdir()}
+
+    task = make_task()
+    first = prepare(task, tokenizer)
+    kept = cached()
+    assert len(kept) == 3
+    moved = {}
+    for split, path in task.source.data_files.items():
+        moved[split] = str(Path(path).rename(Path(path).with_name(f"other-{split}.jsonl")))
+    again = prepare(replace(task, source=DataSource(data_files=moved), name="other"), tokenizer)
+    assert (again.data_fingerprint, cached()) == (first.data_fingerprint, kept)
+    prepare(replace(make_task(), labels=("no", "yes")), tokenizer)
+    assert len(cached()) == 6
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5])
+def test_cached_rows_that_are_cut_short_are_read_again(make_task, tokenizer, loraxs_home, keep):
+    task = make_task()
+    before = prepare(task, tokenizer).data_fingerprint
+    for path in (loraxs_home / "datasets" / "rows").iterdir():
+        data = path.read_bytes()
+        path.write_bytes(data[: int(keep * len(data)) if keep < 1 else keep])
+    assert prepare(task, tokenizer).data_fingerprint == before
+
+
+def test_rows_and_tokens_that_are_cached_need_no_slow_library(make_task, tokenizer, tmp_path):
+    """Importing `datasets` takes a second, pandas half of one."""
+    code = (
+        "import sys; from pathlib import Path; from transformers import AutoTokenizer;"
+        "from loraxs_search.tasks import prepare; from loraxs_search.records import Task, from_json;"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[2]); before = set(sys.modules);"
+        "prepare(from_json(Task, sys.argv[1]), tokenizer, cache_dir=Path(sys.argv[3]));"
+        "assert not {'datasets', 'pandas'} & (set(sys.modules) - before)"
+    )
+    task, cache = make_task(), tmp_path / "cache"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    prepare(task, tokenizer, cache_dir=cache)
+    subprocess.run([sys.executable, "-c", code, to_json(task), str(tmp_path / "tokenizer"), str(cache)], check=True)
 
 
 def test_cache_that_cannot_be_written_is_a_home_error(make_task, tokenizer, loraxs_home):

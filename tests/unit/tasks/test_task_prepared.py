@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import to_json
+from loraxs_search.records import DataSource, to_json
 from loraxs_search.tasks import batch_at, encode, prepare
 
 
@@ -123,12 +124,17 @@ def test_cut_cache_files_are_made_again(make_task, tokenizer, loraxs_home, keep)
     assert torch.equal(before.inputs["input_ids"], after.inputs["input_ids"])
 
 
-def test_row_without_any_token_is_refused(make_task, make_tokenizer, rows):
+def test_row_without_any_token_is_refused(make_task, make_tokenizer, rows, tmp_path):
+    """Rows of the hub may be empty: whoever uses them cannot correct them."""
     bare = make_tokenizer()
     bare.backend_tokenizer.post_processor = None
     content = [{"text": "", "label": 0}, *rows(9)]
+    for name in ("train", "validation", "test"):
+        datasets.Dataset.from_list(content).to_parquet(tmp_path / "set" / f"{name}.parquet")
+    task = replace(make_task(), source=DataSource(hub=str(tmp_path / "set")))
     with pytest.raises(TaskDataError, match="at least one token, but '' gives none"):
-        prepare(make_task({"train": content, "validation": rows(4), "test": rows(4)}), bare)
+        prepare(task, bare)
+    assert prepare(task, make_tokenizer()).report.blank["train"] == 1
 
 
 @pytest.mark.parametrize(("length", "pair", "allowed"), [(2, False, "3..64"), (65, False, "3..64"), (3, True, "4..64")])
@@ -157,6 +163,19 @@ def test_encode_refuses_another_number_of_texts(make_task, tokenizer, rows):
     ):
         with pytest.raises(TaskDataError, match="must be given"):
             encode(task, tokenizer, texts, pairs)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\n", None, 5, ("a", "b"), ["a", "b"], "half \ud800 of it"])
+def test_encode_refuses_what_nobody_can_judge(make_task, tokenizer, text):
+    with pytest.raises(TaskDataError, match="must be given"):
+        encode(make_task(), tokenizer, ["fine", text])
+
+
+def test_encode_takes_a_pair_of_which_one_is_empty(make_task, tokenizer, rows):
+    task = pair_task(make_task, rows)
+    assert encode(task, tokenizer, ["fine"], [""])["input_ids"].shape == (1, 4)
+    with pytest.raises(TaskDataError, match="row 2 has none"):
+        encode(task, tokenizer, ["fine", ""], ["", " "])
 
 
 def test_nothing_is_printed(make_task, tokenizer, capfd):

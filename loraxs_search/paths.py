@@ -1,0 +1,30 @@
+"""Paths as people write them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+
+def user_path(text: str, folder: Path | None = None) -> Path:
+    """Return the absolute path that `text` means; it need not exist.
+
+    `~` is a home folder; a relative path starts at `folder`, by default the working directory.
+
+    Raises:
+        ValueError: no file can have that name; the message says why.
+    """
+    try:
+        path = ((folder or Path()) / Path(text).expanduser()).resolve()
+        os.lstat(path)
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise ValueError(f"the system says: {error.strerror}") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a character") from None
+    except ValueError:
+        raise ValueError("it holds a NUL byte") from None
+    except RuntimeError as error:  # of a user that does not exist, or links that go in a circle
+        raise ValueError(f"the system says: {error}") from None
+    return path

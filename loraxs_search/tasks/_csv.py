@@ -1,0 +1,80 @@
+"""Rows of a file with separated values, each with its line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Sequence
+
+from loraxs_search.tasks._columns import Columns, MalformedFileError
+
+_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+_LISTED = 5
+
+
+def read_csv(text: str, separator: str, wanted: Sequence[str]) -> Columns:
+    """Read the columns `wanted`; every value stays text, as written.
+
+    Lines without anything in them are skipped. Where a column is missing, no row is read.
+
+    Raises:
+        MalformedFileError: another separator, a name that stands twice in the header, a row with fields too many or
+            too few, or a quote that is not closed.
+    """
+    csv.field_size_limit(sys.maxsize)  # of the process: a text may be longer than csv's 128 KiB
+    rows = _rows(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    names = [name.strip() for name in next(rows, (1, []))[1]]
+    if not set(wanted) <= set(names):
+        _check_separator(text, separator, wanted)
+        return Columns(names, {}, [])
+    if twice := [name for name in wanted if names.count(name) > 1]:
+        raise MalformedFileError(
+            f"must name each column once, but its header has {', '.join(map(repr, twice))} twice",
+            hint="rename or remove one of the two: which one is meant cannot be known",
+        )
+    return _columns(rows, names, wanted)
+
+
+def _columns(rows: Iterator[tuple[int, list[str]]], names: list[str], wanted: Sequence[str]) -> Columns:
+    places = [names.index(name) for name in wanted]
+    lines, values, wrong = list[int](), [list[str]() for _ in wanted], list[str]()
+    for line, fields in rows:
+        if len(fields) <= max(places) or any(field.strip() for field in fields[len(names) :]):
+            wrong.append(f"line {line} has {len(fields)}")
+            continue
+        lines.append(line)
+        for column, place in zip(values, places, strict=True):
+            column.append(fields[place])
+    if wrong:
+        more = f" and {len(wrong) - _LISTED} more lines have others" if len(wrong) > _LISTED else ""
+        raise MalformedFileError(
+            f"must have a field for each of the {len(names)} columns, but {', '.join(wrong[:_LISTED])}{more}",
+            hint="a text with the separator or a line break in it must stand in double quotes",
+        )
+    return Columns(names, dict(zip(wanted, values, strict=True)), lines)
+
+
+def _rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line that a row begins in, and its fields."""
+    line = 1
+    try:
+        for fields in reader:
+            begin, line = line, reader.line_num + 1  # type: ignore[attr-defined]
+            if any(field.strip() for field in fields):
+                yield begin, fields
+    except csv.Error as error:
+        raise MalformedFileError(
+            f"must be separated values, but the row in line {line} cannot be read: {error}",
+            hint='a field that begins with a double quote ends with one, and has "" for each one in it',
+        ) from error
+
+
+def _check_separator(text: str, separator: str, wanted: Sequence[str]) -> None:
+    header = next(iter(text.splitlines()), "")
+    for other, name in _NAMES.items():
+        if other != separator and set(wanted) <= {field.strip(' "') for field in header.split(other)}:
+            raise MalformedFileError(
+                f"must be separated by {_NAMES[separator]}, but its header is separated by {name}",
+                hint=f"save it with {_NAMES[separator]}; a .csv is read with commas, a .tsv with tabs",
+            )

@@ -1,0 +1,111 @@
+"""Local data files: what they hold, by their ending."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from loraxs_search.tasks._columns import Columns, MalformedFileError
+from loraxs_search.tasks._csv import read_csv
+from loraxs_search.tasks._json import read_json
+
+
+def _zstd(content: bytes) -> bytes:
+    return bytes(pa.input_stream(pa.BufferReader(content), compression="zstd").read())
+
+
+_COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": _zstd,
+}
+_FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+
+
+def file_format(path: Path) -> str:
+    """Return the ending that says what a file holds.
+
+    Raises:
+        MalformedFileError: it is none that can be read.
+    """
+    endings = [ending.lower() for ending in path.suffixes if ending.lower() not in _COMPRESSIONS]
+    if not endings or endings[-1] not in _FORMATS:
+        raise MalformedFileError(
+            f"must end in one of {', '.join(_FORMATS)} (optionally compressed: {', '.join(_COMPRESSIONS)})",
+            hint="convert it, or give it the ending of what it holds",
+        )
+    return endings[-1]
+
+
+def read_columns(path: Path, content: bytes, wanted: Sequence[str]) -> Columns:
+    """Read columns of a file whose bytes are `content`.
+
+    Raises:
+        MalformedFileError: it is not what its ending says.
+    """
+    content = _decompressed(path, content)
+    if (ending := file_format(path)) == ".parquet":
+        return _read_parquet(content, wanted)
+    text = _decoded(content)
+    if ending in (".csv", ".tsv"):
+        return read_csv(text, "\t" if ending == ".tsv" else ",", wanted)
+    return read_json(text, wanted)
+
+
+def _decompressed(path: Path, content: bytes) -> bytes:
+    decompress = _COMPRESSIONS.get(path.suffix.lower())
+    if decompress is None:
+        return content
+    try:
+        return decompress(content)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, pa.ArrowException) as error:
+        raise MalformedFileError(
+            f"must be compressed as {path.suffix} says, but: {error}", hint="compress it again, or rename it"
+        ) from error
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise MalformedFileError(
+            f"must be text in UTF-8, but line {line} has the byte 0x{content[error.start]:02x}",
+            hint="save it as UTF-8; `iconv -f latin1 -t utf-8` does that to a file in Latin-1",
+        ) from error
+
+
+def _read_parquet(content: bytes, wanted: Sequence[str]) -> Columns:
+    from pyarrow import parquet
+
+    try:
+        schema = parquet.read_schema(pa.BufferReader(content))
+        there = [name for name in wanted if name in schema.names]
+        if twice := [name for name in there if schema.names.count(name) > 1]:
+            raise MalformedFileError(
+                f"must name each column once, but has {', '.join(map(repr, twice))} twice", hint="rename one of the two"
+            )
+        table = parquet.read_table(pa.BufferReader(content), columns=there)
+        values = {name: table.column(name).to_pylist() for name in there}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise MalformedFileError(f"must be a Parquet file, but: {reason}", hint="write it again") from error
+    return Columns(list(schema.names), values, stored_names=_label_names(schema, wanted[-1]))
+
+
+def _label_names(schema: pa.Schema, label: str) -> list[str] | None:
+    """Return the names that `datasets` has written down for a label column's ids."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in names]
