@@ -71,10 +71,18 @@ class PackedHost:
         self._worker = threading.Thread(target=self._work, name="packed-host", daemon=True)
         self._worker.start()
 
-    def info(self, task: Task | None = None) -> HostInfo:
-        """Describe base, data and device."""
-        info = self._on_bare_base(lambda: self._resident.info(task))
+    def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
+        """Describe base, data and device.
+
+        Args:
+            anew: Read the task's rows again; trials that are taken up from now on have them if they have changed.
+        """
+        info = self._on_bare_base(lambda: self._resident.info(task, anew=anew))
         return replace(info, num_slots=self._num_slots, unpackable=self._pack.unpackable)
+
+    def base_changed(self) -> bool:
+        """Whether the base's weights on disk are others than those that were loaded."""
+        return self._resident.base_changed()
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use; rounds wait."""

@@ -11,9 +11,10 @@ import ray
 
 from loraxs_search.base_model import check_packable
 from loraxs_search.home import home
-from loraxs_search.records import Confirmation, HostInfo, Scalar, TrialSpec
+from loraxs_search.records import Confirmation, HostInfo, Identity, Scalar, TrialSpec
 from loraxs_search.search.actors import StudyKeeper, here, pinned
 from loraxs_search.search.cluster import NAMESPACE
+from loraxs_search.search.identity import check_unchanged
 from loraxs_search.search.pool import HostPool
 from loraxs_search.search.refits import RefitKeeping, train
 from loraxs_search.search_space import Space, describe
@@ -25,12 +26,15 @@ _AT_ONCE, _SAY_EVERY_S = 4, 2.0
 class Crew:
     """The study's keeper, and its part of a pool of hosts; the keeper ends with it.
 
+    Args:
+        recorded: What the study began with; None where that is not known.
     Raises:
+        StudyError: the first host has another base or other rows than those recorded.
         BaseModelError, TaskDataError: the base or the data is not in order on the first host.
         RankError, TargetModulesError: the space asks for modules or ranks that the base does not have.
     """
 
-    def __init__(self, study: StudyInfo, space: Space, pool: HostPool) -> None:
+    def __init__(self, study: StudyInfo, space: Space, pool: HostPool, recorded: Identity | None = None) -> None:
         self._study, self._space, self._pool = study, space, pool
         # By role: the names under which trainables find these actors.
         self.actor_names = {"directory": pool.directory_name, "keeper": f"keeper-{uuid.uuid4().hex}"}
@@ -45,6 +49,7 @@ class Crew:
         self._keeper: Any = StudyKeeper.options(**options).remote(study.name)  # type: ignore[attr-defined]
         try:
             self.info: HostInfo = pool.info(space.task)
+            check_unchanged(study.name, recorded, self.info.identity)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
             check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
@@ -89,7 +94,7 @@ class Crew:
         """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""
         seed = self._study.search.seed * 1_000_003 + int(trial_id)
         hyper = self._space.hyperparameters(params, self.info.modules, seed)
-        return TrialSpec(trial_id, params, hyper, study=self._study.name)
+        return TrialSpec(trial_id, params, hyper, study=self._study.name, identity=self.info.identity)
 
     def hardware(self) -> dict[str, Scalar]:
         """Describe the cluster for the record."""
