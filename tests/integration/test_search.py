@@ -319,4 +319,6 @@ def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_bac
     with pytest.raises(StudyError, match=rf"must go on with .* {which} [0-9a-f]{{16}}, not {value[:16]}\."):
         resume(name)
     file.write_bytes(before)
+    (StudyFolder.open(name).path / "identity.json").unlink()  # as an older version began it
     assert len(resume(name).trials) == 6
+    assert StudyFolder.open(name).identity() == begun
