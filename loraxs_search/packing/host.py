@@ -25,6 +25,13 @@ class TrialHost:
         self._resident = Resident(base, task, precision=precision, device=device)
         self._active: TrialRun | None = None
 
+    @classmethod
+    def on(cls, resident: Resident) -> TrialHost:
+        """Return a host on a base that is loaded already; nobody else may use that base while a trial is at hand."""
+        host = cls.__new__(cls)
+        host._resident, host._active = resident, None
+        return host
+
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
         """Describe base, data and device.
 

@@ -29,7 +29,7 @@ class Batch:
 
     Args:
         inputs: What the model takes: `input_ids`, `attention_mask` (B, T) int64, `token_type_ids` where the tokenizer
-            makes them. Padded on the right to the longest row.
+            makes them. Padded to the longest row, on the tokenizer's side.
         labels: (B,) of the kind's `label_dtype`.
         num_tokens: Real tokens, padding not counted.
     """
@@ -56,13 +56,14 @@ class PreparedTask:
         tokens: Mapping[Split, TokenStore],
         labels: Mapping[Split, npt.NDArray[Any]],
         pad_id: int,
+        padding_side: str = "right",
     ) -> None:
         self.task = task
         self.head = head
         self.data_fingerprint = data_fingerprint
         self._tokens = dict(tokens)
         self._labels = dict(labels)
-        self._pad_id = pad_id
+        self._pad_id, self._padding_side = pad_id, padding_side
 
     def num_rows(self, split: Split) -> int:
         """Return the number of rows; for validation, of those that are scored."""
@@ -80,7 +81,7 @@ class PreparedTask:
         """Return the rows of `indices`, in that order, as one batch."""
         rows = np.asarray(indices, dtype=np.int64)
         store = self._tokens[split]
-        inputs = _tensors(store.padded(rows, self._pad_id))
+        inputs = _tensors(store.padded(rows, self._pad_id, self._padding_side))
         labels = torch.from_numpy(self._labels[split][rows]).to(self.head.label_dtype)
         return Batch(inputs=inputs, labels=labels, num_tokens=int(store.lengths[rows].sum()))
 
@@ -112,7 +113,7 @@ def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path |
     tokens["validation"], labels["validation"] = tokens["validation"].take(scored), labels["validation"][scored]
     for array in labels.values():
         array.flags.writeable = False
-    return PreparedTask(task, head, digest, tokens, labels, int(tokenizer.pad_token_id))
+    return PreparedTask(task, head, digest, tokens, labels, int(tokenizer.pad_token_id), tokenizer.padding_side)
 
 
 def encode(
@@ -128,7 +129,7 @@ def encode(
     if not texts:
         raise TaskDataError(f"Task {task.name} must be given at least one row.")
     store = token_store(task, tokenizer, texts, pairs)
-    return _tensors(store.padded(np.arange(len(texts)), int(tokenizer.pad_token_id)))
+    return _tensors(store.padded(np.arange(len(texts)), int(tokenizer.pad_token_id), tokenizer.padding_side))
 
 
 def _tensors(arrays: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Tensor]:
