@@ -8,14 +8,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from loraxs_search.base_model.padding import padding_side
 
-_LENGTHS = (12, 9, 6)
+_LENGTHS = (7, 5, 4)  # no multiple of a window to which a base pads by itself, as Longformer does
 # Relative. In half precision: beyond rounding, below what another input makes of a layer.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_TOLERANCE = 1e-2
 
 
 def made_up_rows(model: PreTrainedModel, num_rows: int = 2, width: int = _LENGTHS[0]) -> dict[str, Tensor]:
-    """Return inputs of rows of 12 tokens, 9 and 6, and padding: `input_ids` and `attention_mask`, (num_rows, width).
+    """Return inputs of rows of 7 tokens, 5 and 4, and padding: `input_ids` and `attention_mask`, (num_rows, width).
 
     No token is the padding; each row of an encoder-decoder ends with its end token, which its head reads.
 
@@ -30,7 +30,7 @@ def made_up_rows(model: PreTrainedModel, num_rows: int = 2, width: int = _LENGTH
     plain = _plain_tokens(config)
     rows = []
     for row, length in enumerate(_LENGTHS[:num_rows]):
-        tokens = [plain[(12 * row + i) % len(plain)] for i in range(length)]
+        tokens = [plain[(_LENGTHS[0] * row + i) % len(plain)] for i in range(length)]
         if config.is_encoder_decoder:
             tokens[-1] = config.eos_token_id
         padding = [config.pad_token_id] * (width - length)

@@ -1,7 +1,7 @@
 """Whether rows of different trials, or adapters, may share a pass over a base: what was not seen to be safe is not.
 
-Made-up rows tell, n = 3 of T = 12. Sharing a pass changes three things for a row: its place and its company, how far it
-is padded, and what the base makes of that padding. None of them may change what it computes.
+Made-up rows tell, n = 3 of T = 7. Sharing a pass changes for a row its company and its padding, how far that goes and
+what the base makes of it. Neither may change what the row gives.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from loraxs_search.base_model.head import head_names
 from loraxs_search.base_model.padding import padding_side
 from loraxs_search.base_model.probing import alike, made_up_rows, rounding
 
-_ROWS, _WIDTH, _WIDER = 3, 12, 32
-_COMPANY = [2, 0]  # rows of the second batch
+_ROWS, _WIDTH, _WIDER = 3, 7, 20
+_FEWER = [2, 0]  # rows of other batches
 _EXACT = 1e-4  # the same shapes are computed the same in any precision
 _HALF_STATES = 5e-2  # what rounding makes of a half-precision body's states when shapes change
 
@@ -44,7 +44,7 @@ class _Seen:
 
 @torch.no_grad()
 def probe_sharing(model: PreTrainedModel, names: Collection[str]) -> Sharing:
-    """Compute made-up rows in four ways and compare.
+    """Compute made-up rows, fewer of them in another order, and these with more and other padding; and compare.
 
     DeBERTa gives some layers embeddings of positions, which all rows share; XLNet and Longformer put tokens before
     rows; an expert is given a few tokens of each row; some layers are not called at all.
@@ -55,26 +55,34 @@ def probe_sharing(model: PreTrainedModel, names: Collection[str]) -> Sharing:
     """
     heads = head_names(model)
     try:
-        rows = made_up_rows(model, _ROWS)
-        first = _look(model, rows, [*names, *heads])
-        company = _look(model, {name: value[_COMPANY] for name, value in rows.items()}, [*names, *heads])
+        first = _look(model, made_up_rows(model, _ROWS), [*names, *heads])
+        company = _look(model, _fewer(made_up_rows(model, _ROWS)), [*names, *heads])
         with _other_padding(model) as changed:
-            padding = _look(model, rows)
-        wider = _look(model, made_up_rows(model, _ROWS, _WIDER))
+            wider = _look(model, _fewer(made_up_rows(model, _ROWS, _WIDER)))
+            # In half precision other shapes round: only the same ones tell what a head makes of padding.
+            same = first if _is_exact(model) else _look(model, made_up_rows(model, _ROWS))
     except Exception as error:  # noqa: BLE001  # whatever a foreign base does: nothing is known of it
         reason = next(iter(str(error).strip().splitlines()), "without a word")
         return Sharing(f"it takes no made-up rows ({type(error).__name__}: {reason})", frozenset(names))
     limit = rounding(model)
     unpackable = frozenset(n for n in names if not _are_rows(first.inputs[n], company.inputs[n], limit, least_dim=3))
     strange = [n for n in heads if n in first.crowded or not _are_rows(first.inputs[n], company.inputs[n], limit, 2)]
-    independent = {
-        "what a row gives depends on what stands in its padding": bool(changed)
-        and alike(padding.logits, first.logits, _EXACT),
-        "what a row gives depends on the rows beside it": _same(company, first, model, _COMPANY),
-        "what a row gives depends on how far it is padded": _same(wider, first, model),
+    is_fine = {
+        "what a row gives depends on the rows beside it": _same(model, company, first),
+        "what a row gives depends on its padding": bool(changed)
+        and _same(model, wider, first)
+        and alike(same.logits, first.logits, _EXACT),
         f"its head {next(iter(strange), '')} is given something else than the batch's rows": not strange,
     }
-    return Sharing(next((fault for fault, fine in independent.items() if not fine), ""), unpackable)
+    return Sharing(next((fault for fault, fine in is_fine.items() if not fine), ""), unpackable)
+
+
+def _is_exact(model: PreTrainedModel) -> bool:
+    return rounding(model) <= _EXACT
+
+
+def _fewer(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value[_FEWER] for name, value in inputs.items()}
 
 
 def _look(model: PreTrainedModel, inputs: dict[str, Tensor], names: Sequence[str] = ()) -> _Seen:
@@ -137,19 +145,19 @@ def _are_rows(first: Sequence[Tensor], company: Sequence[Tensor], limit: float, 
         return x.reshape(num_rows, -1) if whole or (x.dim() >= least_dim and len(x) == num_rows) else None
 
     for x, y in zip(first, company, strict=True):
-        mine, others = by_row(x, _ROWS), by_row(y, len(_COMPANY))
+        mine, others = by_row(x, _ROWS), by_row(y, len(_FEWER))
         if mine is None or others is None or mine.shape[1] != others.shape[1]:
             return False
-        if not (others - mine[_COMPANY]).norm() <= limit * others.norm():
+        if not (others - mine[_FEWER]).norm() <= limit * others.norm():
             return False
     return True
 
 
-def _same(other: _Seen, first: _Seen, model: PreTrainedModel, rows: Sequence[int] = range(_ROWS)) -> bool:
-    """Return whether `rows` of the first pass gave the same in another one; in half precision states tell more."""
-    if rounding(model) <= _EXACT:
-        return alike(other.logits, first.logits[list(rows)], rounding(model))
-    if other.states is None or first.states is None:
+def _same(model: PreTrainedModel, fewer: _Seen, first: _Seen) -> bool:
+    """Return whether fewer rows gave what they gave in the first pass; in half precision states tell more."""
+    if _is_exact(model):
+        return alike(fewer.logits, first.logits[_FEWER], _EXACT)
+    if fewer.states is None or first.states is None:
         return False
     real = slice(-_WIDTH, None) if padding_side(model.config) == "left" else slice(_WIDTH)
-    return alike(other.states[:, real], first.states[list(rows)], _HALF_STATES)
+    return alike(fewer.states[:, real], first.states[_FEWER], _HALF_STATES)

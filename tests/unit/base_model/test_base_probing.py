@@ -32,15 +32,15 @@ def test_what_does_not_tell_rows_apart_is_alike_to_nothing(logits: Tensor) -> No
 
 def test_no_made_up_token_is_the_padding_and_each_row_has_its_length() -> None:
     rows = made_up_rows(base(BERT), num_rows=3, width=16)
-    assert rows["attention_mask"].tolist() == [[1] * n + [0] * (16 - n) for n in (12, 9, 6)]
+    assert rows["attention_mask"].tolist() == [[1] * n + [0] * (16 - n) for n in (7, 5, 4)]
     assert torch.equal(rows["input_ids"] == 0, rows["attention_mask"] == 0)
 
 
 def test_rows_are_made_up_as_a_base_takes_them() -> None:
     left = made_up_rows(base(XLNET))
-    assert left["attention_mask"].tolist() == [[1] * 12, [0] * 3 + [1] * 9]
+    assert left["attention_mask"].tolist() == [[1] * 7, [0] * 2 + [1] * 5]
     ended = made_up_rows(base(BART))["input_ids"]
-    assert [row.tolist().index(2) for row in ended] == [11, 8]
+    assert [row.tolist().index(2) for row in ended] == [6, 4]
     base(BART)(**made_up_rows(base(BART)))
 
 

@@ -79,7 +79,7 @@ def test_layers_that_are_given_positions_or_tokens_before_rows(
 
 @pytest.mark.parametrize("config", [CONVOLVED, NYSTROM], ids=lambda config: config.model_type)
 def test_a_base_whose_rows_depend_on_their_padding_shares_no_pass(config: PretrainedConfig) -> None:
-    assert probe_sharing(base(config, noise=0.1), ()).fault.startswith("what a row gives depends on")
+    assert probe_sharing(base(config, noise=0.1), ()).fault == "what a row gives depends on its padding"
 
 
 def test_a_head_that_reads_the_last_position_is_given_a_token_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_a_head_that_reads_the_last_position_is_given_a_token_there(monkeypatch:
     assert padding.padding_side(first) == padding.padding_side(BERT) == "right"
     monkeypatch.setattr("loraxs_search.base_model.probing.padding_side", lambda _: "right")
     monkeypatch.setattr(sharing, "padding_side", lambda _: "right")
-    assert probe_sharing(model, ()).fault == "what a row gives depends on what stands in its padding"
+    assert probe_sharing(model, ()).fault == "what a row gives depends on its padding"
 
 
 def spoilt(spoil: Any) -> str:
@@ -104,9 +104,9 @@ def spoilt(spoil: Any) -> str:
     ("spoil", "fault"),
     [
         (lambda x: x, ""),
-        (lambda x: x + 0.01 * x.mean(1, keepdim=True), "what a row gives depends on what stands in its padding"),
+        (lambda x: x + 0.01 * x.mean(1, keepdim=True), "what a row gives depends on its padding"),
         (lambda x: x + 0.01 * x.mean(0, keepdim=True), "what a row gives depends on the rows beside it"),
-        (lambda x: x + 0.01 * x.shape[1] * x[:, :1].roll(1, -1), "what a row gives depends on how far it is padded"),
+        (lambda x: x + 0.01 * x.shape[1] * x[:, :1].roll(1, -1), "what a row gives depends on its padding"),
     ],
     ids=["nothing", "padding", "company", "width"],
 )
