@@ -10,6 +10,7 @@ from transformers import (
     BigBirdConfig,
     DistilBertConfig,
     GPT2Config,
+    LongformerConfig,
     MptConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -27,6 +28,7 @@ READ_OTHERS = [
     GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=40, pad_token_id=0),
     LLAMA,
     MPT,
+    LongformerConfig(**SMALL, attention_window=8, max_position_embeddings=64, pad_token_id=1),  # pads by itself
 ]
 
 
