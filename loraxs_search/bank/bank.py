@@ -187,9 +187,10 @@ class AdapterBank:
                 f"A text must name an adapter, whose task says what it is asked, but None is none of {len(self)}.",
                 hint="the bare base has no task: ask `logits` for its rows",
             )
-        with self._lock:
+        with self._lock:  # once: an adapter that is replaced meanwhile has other labels for other numbers
             tasks = [self._stock.task(name) for name in names]
-        logits = self.logits(names, tokenized(tasks, self._tokenizer, texts))
+            parts = self._stock.take(names)
+        logits = self._run(parts, tokenized(tasks, self._tokenizer, texts))
         return [answer(*row) for row in zip(tasks, map(shown, texts), logits, strict=True)]
 
     # ---- inside ------------------------------------------------------------------------------------------------------

@@ -23,11 +23,12 @@ from loraxs_search.bank.layers import BankHead, BankLinear, Board, Pair, Segment
 from loraxs_search.bank.layout import Layout
 from loraxs_search.base_model import (
     absent_poolers,
+    check_shared,
     head_names,
-    layers_beyond_rows,
     load_model,
     matrix,
     pass_through,
+    probe_sharing,
     with_labels,
 )
 from loraxs_search.errors import IntegrityError, TargetModulesError, unknown_name
@@ -44,6 +45,8 @@ class Body:
 
     Args:
         num_labels: Outputs of the head that rows without an adapter go through.
+    Raises:
+        BaseModelError: the base does not compute each row by itself.
     """
 
     def __init__(self, base: BaseModel, num_labels: int, device: torch.device) -> None:
@@ -61,7 +64,9 @@ class Body:
             for name, module in self.model.named_modules()
             if isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[0] not in self.head_names
         }
-        self._beyond_rows = layers_beyond_rows(self.model, self._linears)
+        sharing = probe_sharing(self.model, tuple(self._linears))
+        check_shared(sharing, "Adapters of a bank", "`load_adapter` takes one adapter for all rows")
+        self._unpackable = sharing.unpackable
         self._pairs: dict[str, dict[tuple[Family, int], Pair]] = {name: {} for name in self._linears}
         self.own_heads: _Heads = {name: self.model.get_submodule(name) for name in self.head_names}
         for name, layer in self._linears.items():
@@ -103,10 +108,10 @@ class Body:
         """
         if unknown := sorted(set(modules) - set(self._linears)):
             raise TargetModulesError(unknown_name("target_modules", unknown[0], self._linears))
-        if shared := [name for name in modules if name in self._beyond_rows]:
+        if shared := [name for name in modules if name in self._unpackable]:
             raise TargetModulesError(
                 "Adapters of a bank must adapt layers that each row has to itself, but this base gives"
-                f" {shared[0]} what all rows share, or rows in another order.",
+                f" {shared[0]} what all rows share, rows in another order, or nothing.",
                 hint="`load_adapter` takes one such adapter for all rows",
             )
         wanted = set(modules)

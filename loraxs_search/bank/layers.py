@@ -86,6 +86,7 @@ class BankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base_layer(x)  # (n, ..., out)
         x_2d, y_2d = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])  # (n T, in), (n T, out)
+        assert x_2d.shape[0] % self._board.num_rows == 0  # a probe saw that each row has as many positions
         per_row = x_2d.shape[0] // self._board.num_rows  # T
         for segment in self._board.segments:
             if segment.layout is None or self._name not in segment.layout.cores:

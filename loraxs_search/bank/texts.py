@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
+from loraxs_search.base_model import widened
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Task
 from loraxs_search.tasks import encode
@@ -33,11 +33,9 @@ def tokenized(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase, texts: 
     parts = [_encoded(tasks[rows[0]], tokenizer, [texts[row] for row in rows]) for rows in rows_of.values()]
     order = torch.tensor([row for rows in rows_of.values() for row in rows]).argsort()
     width = max(part["input_ids"].shape[1] for part in parts)
-    fill = {"input_ids": int(tokenizer.pad_token_id)}
+    fill, side = {"input_ids": int(tokenizer.pad_token_id)}, tokenizer.padding_side
     return {
-        name: torch.cat([pad(part[name], (0, width - part[name].shape[1]), value=fill.get(name, 0)) for part in parts])[
-            order
-        ]
+        name: torch.cat([widened(part[name], width, fill.get(name, 0), side) for part in parts])[order]
         for name in parts[0]
     }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.base_model._digest import weight_bytes
 from loraxs_search.base_model._known import with_known_package
 from loraxs_search.base_model._locate import locate
-from loraxs_search.base_model._packable import check_packable
+from loraxs_search.base_model._packable import Sharing, check_packable, check_shared
 
 if TYPE_CHECKING:
     from loraxs_search.base_model._library import quiet
@@ -27,12 +27,16 @@ if TYPE_CHECKING:
     )
     from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
-    from loraxs_search.base_model.probing import alike, dummy_rows, ended, layers_beyond_rows, made_up_rows
+    from loraxs_search.base_model.padding import padding_side, widened
+    from loraxs_search.base_model.probing import alike, dummy_rows, ended, made_up_rows, rounding
+    from loraxs_search.base_model.sharing import probe_sharing
 
 __all__ = [
+    "Sharing",
     "absent_poolers",
     "alike",
     "check_packable",
+    "check_shared",
     "dummy_rows",
     "ended",
     "fresh_head",
@@ -40,7 +44,6 @@ __all__ = [
     "head_shapes",
     "head_size",
     "init_head",
-    "layers_beyond_rows",
     "linear_modules",
     "load_model",
     "load_tokenizer",
@@ -48,10 +51,14 @@ __all__ = [
     "made_up_rows",
     "matrix",
     "output_head",
+    "padding_side",
     "pass_through",
+    "probe_sharing",
     "quiet",
+    "rounding",
     "use_padded_attention",
     "weight_bytes",
+    "widened",
     "with_known_package",
     "with_labels",
 ]
@@ -66,16 +73,19 @@ _HOMES = {
     "head_shapes": "layers",
     "head_size": "layers",
     "init_head": "head",
-    "layers_beyond_rows": "probing",
     "linear_modules": "layers",
     "load_model": "load",
     "load_tokenizer": "load",
     "made_up_rows": "probing",
     "matrix": "layers",
     "output_head": "head",
+    "padding_side": "padding",
     "pass_through": "head",
+    "probe_sharing": "sharing",
     "quiet": "_library",
+    "rounding": "probing",
     "use_padded_attention": "attention",
+    "widened": "padding",
     "with_labels": "head",
 }
 

@@ -31,10 +31,14 @@ def weight_bytes(folder: Path) -> int:
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 of a file, from memory when its path, size and modification time are as before."""
+    """Return the sha256 of a file, from memory when path, size, inode and both of its times are as before.
+
+    A file that is replaced with its time kept (`rsync -t`, an archive) has another inode or another change time.
+    """
     real = path.resolve()
     stat = real.stat()
-    identity = {"path": str(real), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+    identity = {"path": str(real), "size": stat.st_size, "inode": stat.st_ino, **times}
     note = home() / "base_models" / "digests" / f"{hashlib.sha256(str(real).encode()).hexdigest()[:32]}.json"
     remembered = _read(note)
     if {key: remembered.get(key) for key in identity} == identity and isinstance(remembered.get("sha256"), str):

@@ -25,7 +25,7 @@ def locate(ref: BaseModelRef) -> BaseModel:
     The first that applies: `ref.id` is a folder; `ref.package`, or the package known for this id, is installed and
     carries the model; the hub (or its local cache), pinned to the commit that `ref.revision` means now. An installed
     archive is unpacked once, into the home folder.
-    The digest of an unchanged file (same path, size and modification time) is remembered.
+    The digest of an unchanged file (same path, size, inode and times) is remembered.
 
     Raises:
         BaseModelError: nothing is found, the folder is no model, or the weights are not `ref.sha256`.

@@ -1,10 +1,39 @@
-"""Which layers may serve many trials in one pass. No torch here."""
+"""Which bases and layers may serve many trials in one pass. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
-from loraxs_search.errors import TargetModulesError
+from loraxs_search.errors import BaseModelError, TargetModulesError
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What of a base may serve rows of different trials in one pass.
+
+    Args:
+        fault: Why no rows may share a pass; empty where they may.
+        unpackable: Linear layers whose input was not seen to be the batch's rows, one after the other.
+    """
+
+    fault: str
+    unpackable: frozenset[str]
+
+
+def check_shared(sharing: Sharing, what: str, hint: str) -> None:
+    """Refuse a base whose rows may not share a pass.
+
+    Args:
+        what: What shares passes.
+    Raises:
+        BaseModelError: with what was seen.
+    """
+    if sharing.fault:
+        raise BaseModelError(
+            f"{what} share passes only on a base that computes each row by itself, but of this one {sharing.fault}.",
+            hint=hint,
+        )
 
 
 def check_packable(names: Collection[str], unpackable: Collection[str]) -> None:
@@ -20,6 +49,6 @@ def check_packable(names: Collection[str], unpackable: Collection[str]) -> None:
         more = f" (and {len(unfit) - 1} more)" if len(unfit) > 1 else ""
         raise TargetModulesError(
             "`target_modules` must be layers that each row has to itself where trials share passes, but this base gives"
-            f" {unfit[0]}{more} what all rows share, or rows in another order. Lone trials can adapt it.",
+            f" {unfit[0]}{more} what all rows share, rows in another order, or nothing. Lone trials can adapt it.",
             hint="set `search.pack_size` to 1, or leave such layers out of `target_modules`",
         )

@@ -15,14 +15,15 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from loraxs_search.base_model.probing import alike, made_up_rows
+from loraxs_search.base_model.probing import alike, made_up_rows, rounding
 
 PADDED = "loraxs_padded"  # what transformers knows it by
 _VECTOR_BYTES = 64  # the widest vector of a CPU
 _VECTOR = _VECTOR_BYTES // 4  # float32 numbers in one
 
-# Attention that rounds elsewhere makes 1.3 % of a bfloat16 base's hidden states, and 3 % of a new head's small logits.
-_ROUNDING = 5e-2
+# Attention that rounds elsewhere makes 1.3 % of a bfloat16 base's hidden states, and 3 % of a new head's small logits:
+# in half precision as many times what other changes make of them.
+_ROUNDING = 5
 
 # What models hand to an attention function beside queries, keys, values, mask, scale and dropout, and plain attention
 # has no use for. Whatever else a model asks for (a soft cap, sinks, a position bias) is not here to be had.
@@ -56,7 +57,7 @@ def _stays_the_same(model: PreTrainedModel) -> bool:
         inputs = made_up_rows(model)
         expected = _hidden_states(model, inputs)
         model.set_attn_implementation(PADDED)
-        return alike(_hidden_states(model, inputs), expected, _ROUNDING)
+        return alike(_hidden_states(model, inputs), expected, _ROUNDING * rounding(model))
     except Exception:  # noqa: BLE001  # whatever a foreign base does: it computes attention its own way
         return False
 

@@ -17,6 +17,7 @@ from transformers import (
 from loraxs_search.base_model._library import library_call
 from loraxs_search.base_model.head import fresh_head, head_names, is_body_pooler, keep_head_float32, pass_through
 from loraxs_search.base_model.layers import task_config
+from loraxs_search.base_model.padding import padding_side
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import BaseModel, TaskKind
 
@@ -61,9 +62,9 @@ def load_model(
 
 
 def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
-    """Load a base model's tokenizer, padding with the very token that the model takes for padding.
+    """Load a base model's tokenizer, padding with the token and on the side that the model takes padding.
 
-    Decoders often name none: they pad with the tokenizer's own, else with the end-of-text token.
+    Decoders often name no token: they pad with the tokenizer's own, else with the end-of-text token.
 
     Raises:
         BaseModelError: there is no tokenizer in the folder, or no token to pad with.
@@ -76,6 +77,7 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
         pad_id = _pad_of(tokenizer, base)
     if tokenizer.pad_token_id != pad_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
+    tokenizer.padding_side = padding_side(config)
     return tokenizer
 
 

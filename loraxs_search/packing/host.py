@@ -25,9 +25,30 @@ class TrialHost:
         self._resident = Resident(base, task, precision=precision, device=device)
         self._active: TrialRun | None = None
 
-    def info(self, task: Task | None = None) -> HostInfo:
-        """Describe base, data and device."""
-        return self._resident.info(task)
+    @classmethod
+    def on(cls, resident: Resident) -> TrialHost:
+        """Return a host on a base that is loaded already; nobody else may use that base while a trial is at hand."""
+        host = cls.__new__(cls)
+        host._resident, host._active = resident, None
+        return host
+
+    def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
+        """Describe base, data and device.
+
+        Args:
+            anew: Read the task's rows again; trials go on with them if they have changed.
+        """
+        if anew:
+            self._park()
+        return self._resident.info(task, anew=anew)
+
+    def base_changed(self) -> bool:
+        """Whether the base's weights on disk are others than those that were loaded."""
+        return self._resident.base_changed()
+
+    def close(self) -> None:
+        """Take the trial at hand off the base."""
+        self._park()
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use."""

@@ -94,6 +94,7 @@ class _PackedUpdate(torch.autograd.Function):
     ) -> Tensor:
         y: Tensor = layer.base_layer(x)
         x_2d, y_2d = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])  # (n T, in), (n T, out)
+        assert x_2d.shape[0] % num_rows == 0  # a probe saw that each row has as many positions
         ctx.per_row = x_2d.shape[0] // num_rows  # T
         kept = []
         for run in runs:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import check_packable, dummy_rows, layers_beyond_rows
+from loraxs_search.base_model import Sharing, check_packable, check_shared, dummy_rows, probe_sharing
 from loraxs_search.errors import LoraxsError, TrialDivergedError, UsageError
 from loraxs_search.factors import FactorStore
 from loraxs_search.packing.adamw import Trained, adamw, gradient_norms
@@ -51,6 +51,10 @@ class Pack:
         lanes: Threads for passes side by side; None computes one pass at a time in the caller's thread.
         cache_bytes: Memory for the hidden states below the lowest adapted layer, which are computed once for each row
             and then looked up; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 computes them in every pass.
+        sharing: What is known of the base; None means that it is probed.
+
+    Raises:
+        BaseModelError: the base does not compute each row by itself.
     """
 
     def __init__(
@@ -62,12 +66,15 @@ class Pack:
         max_tokens: int,
         lanes: Lanes | None = None,
         cache_bytes: int | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.max_tokens = max_tokens
         self._lanes = lanes or Lanes(1)
         self._model = model
         self._anatomy = Anatomy(model, modules)
-        self.unpackable = layers_beyond_rows(model, self._anatomy.sizes)
+        sharing = sharing or probe_sharing(model, tuple(self._anatomy.sizes))
+        check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials take turns then, each alone")
+        self.unpackable = sharing.unpackable
         self._prefix = Prefix(model, self._anatomy.layers, cache_bytes)
         self._seating = Seating(model, factors, self._anatomy, self._lanes.count, self._prefix)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,10 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
 
+from loraxs_search.base_model import Sharing, probe_sharing
 from loraxs_search.errors import LoraxsError
 from loraxs_search.packing import capacity
+from loraxs_search.packing.host import TrialHost
 from loraxs_search.packing.lanes import Lanes, lanes_of
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident import Resident
@@ -20,6 +23,7 @@ from loraxs_search.packing.wish import Wish, admit, scored_now
 from loraxs_search.records import BaseModelRef, Basis, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
 from loraxs_search.trial import Snapshot
 
+log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 LINGER_S = 0.05
@@ -37,12 +41,16 @@ class PackedHost:
 
     Args:
         slots: Trials in one round; callers beyond that wait for their turn, first come, first served. None means what
-            suits the device; too many for its memory become fewer, with a warning.
+            suits the device, and that trials which cannot share a pass are advanced between rounds, each alone. Too
+            many for the device's memory become fewer, with a warning.
         largest: (batch size, rank) of the largest trial to come, by which slots are counted.
         max_tokens: Padded tokens of one pass; None means what suits the device.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
             that have just been answered. Trials that go on together are scored together.
         gather_s: How long the very first round waits for the next of the trials that are starting.
+
+    Raises:
+        BaseModelError: `slots` are given, and the base does not compute each row by itself.
     """
 
     def __init__(  # noqa: PLR0913  # each is a keyword
@@ -63,8 +71,14 @@ class PackedHost:
         self._resident = resident = Resident(base, task, precision=precision, device=device)
         budget = max_tokens or capacity.token_budget(resident.modules, resident.dtype, resident.device)
         lanes = Lanes(*lanes_of(resident.device))
-        self._pack = Pack(resident.model, resident.factors, resident.modules, max_tokens=budget, lanes=lanes)
+        sharing = _sharing(resident, refuse=slots is not None)
+        self._pack = Pack(
+            resident.model, resident.factors, resident.modules, max_tokens=budget, lanes=lanes, sharing=sharing
+        )
+        self._alone = TrialHost.on(resident) if slots is None else None
         self._full_slots = _full_slots(resident, self._pack, largest[0], lanes.count)
+        if self._alone and len(sharing.unpackable) == len(resident.modules):
+            self._full_slots = slots = 1
         wanted = self._full_slots if slots is None else slots
         self._num_slots = _fitting_slots(resident, wanted, largest[1], lanes.count)
         self._linger_s, self._gather_s = linger_s, gather_s
@@ -77,11 +91,20 @@ class PackedHost:
         self._worker = threading.Thread(target=self._work, name="packed-host", daemon=True)
         self._worker.start()
 
-    def info(self, task: Task | None = None) -> HostInfo:
-        """Describe base, data and device."""
-        info = self._on_bare_base(lambda: self._resident.info(task))
+    def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
+        """Describe base, data and device.
+
+        Args:
+            anew: Read the task's rows again; trials that are taken up from now on have them if they have changed.
+        """
+        info = self._on_bare_base(lambda: self._resident.info(task, anew=anew))
+        unpackable = frozenset[str]() if self._may_go_alone(task) else self._pack.unpackable
         slots, full = self._num_slots, self._full_slots
-        return replace(info, num_slots=slots, full_slots=full, unpackable=self._pack.unpackable)
+        return replace(info, num_slots=slots, full_slots=full, unpackable=unpackable)
+
+    def base_changed(self) -> bool:
+        """Whether the base's weights on disk are others than those that were loaded."""
+        return self._resident.base_changed()
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use; rounds wait."""
@@ -99,6 +122,8 @@ class PackedHost:
             TrialDivergedError: the trial has no finite loss or metric; others go on.
             TargetModulesError, RankError: the trial asks for what the base does not have.
         """
+        if self._may_go_alone(task) and not self._pack.unpackable.isdisjoint(spec.hyperparameters.target_modules):
+            return self._on_bare_base(lambda: self._advance_alone(spec, until, snapshot))
         wish = Wish(spec, until, Snapshot.from_bytes(snapshot) if snapshot else None, task)
         with self._changed:
             self._refuse_when_closed()
@@ -220,7 +245,18 @@ class PackedHost:
         while len(self._kept) > self._num_slots:
             self._kept.pop(next(iter(self._kept)))
 
+    def _advance_alone(self, spec: TrialSpec, until: int, snapshot: bytes | None) -> tuple[TrialReport, bytes]:
+        assert self._alone is not None
+        try:
+            return self._alone.advance(spec, until, snapshot)
+        finally:
+            self._alone.release(spec)
+
     # ---- the callers' side -------------------------------------------------------------------------------------------
+    def _may_go_alone(self, task: Task | None) -> bool:
+        """Whether trials of a task that cannot share passes are advanced all the same."""
+        return self._alone is not None and task in (None, self._resident.task)
+
     def _on_bare_base(self, chore: Callable[[], ResultT]) -> ResultT:
         """Have the host's own thread do what needs the base as it was loaded, with no packed layer on it."""
 
@@ -261,6 +297,16 @@ def _peers(
         if other is not wish and other.spec.study == wish.spec.study
         if not isinstance(metrics := scores[other.spec.name], LoraxsError) and metric in metrics
     }
+
+
+def _sharing(resident: Resident, *, refuse: bool) -> Sharing:
+    """Return which layers trials can share; of a base whose rows cannot share passes none, unless it is refused."""
+    names = frozenset(module.name for module in resident.modules)
+    sharing = probe_sharing(resident.exact, names)
+    if not sharing.fault or refuse:
+        return sharing
+    log.warning("Trials take turns, each alone, since of this base %s.", sharing.fault)
+    return Sharing("", names)
 
 
 def _full_slots(resident: Resident, pack: Pack, batch_size: int, lanes: int) -> int:

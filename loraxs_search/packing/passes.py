@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from loraxs_search.base_model import padding_side, widened
 from loraxs_search.packing.plan import Indices, Pass
 from loraxs_search.packing.prefix import Prefix
 from loraxs_search.packing.route import Block, Route
@@ -63,7 +63,7 @@ def run_pass(
     groups = [(data, list(group)) for data, group in groupby(chosen, key=lambda part: seating.slots[part[0]].data)]
     parts = [(data, np.concatenate([indices for _, indices in group])) for data, group in groups]
     batches = [data.collate(split, indices) for data, indices in parts]
-    inputs = _joined([batch.inputs for batch in batches], shared.width, model.config.pad_token_id)
+    inputs = _joined([batch.inputs for batch in batches], shared.width, model.config)
     inputs = {name: value.to(device) for name, value in inputs.items()}
     with seating.prefix.skipped(parts, split, inputs):
         logits = model(**inputs).logits.float()
@@ -81,7 +81,7 @@ def run_prefix(
 ) -> tuple[Indices, tuple[Tensor, ...]]:
     """Compute the layers that passes skip for the planned ones of `rows`; return those rows, and what leaves each."""
     chosen = rows[shared.shares[0].positions]
-    inputs = _joined([data.collate(split, chosen).inputs], shared.width, model.config.pad_token_id)
+    inputs = _joined([data.collate(split, chosen).inputs], shared.width, model.config)
     on_device = {name: value.to(model.device) for name, value in inputs.items()}
     return chosen, prefix.compute(on_device, data.lengths(split)[chosen])
 
@@ -92,11 +92,8 @@ def _route(chosen: list[tuple[int, npt.NDArray[np.int64]]], device: torch.device
     return Route(blocks, device)
 
 
-def _joined(inputs: list[dict[str, Tensor]], width: int, pad_id: int) -> dict[str, Tensor]:
-    """Stack the inputs of several tasks, padded on the right to `width` tokens."""
-    fill = {"input_ids": pad_id}
-    padded = [
-        {k: pad(v, (0, width - v.shape[1]), value=fill.get(k, 0)) if v.shape[1] < width else v for k, v in part.items()}
-        for part in inputs
-    ]
+def _joined(inputs: list[dict[str, Tensor]], width: int, config: PretrainedConfig) -> dict[str, Tensor]:
+    """Stack the inputs of several tasks, padded to `width` tokens on the side where the base takes padding."""
+    fill, side = {"input_ids": int(config.pad_token_id)}, padding_side(config)
+    padded = [{k: widened(v, width, fill.get(k, 0), side) for k, v in part.items()} for part in inputs]
     return padded[0] if len(padded) == 1 else {k: torch.cat([part[k] for part in padded]) for k in padded[0]}

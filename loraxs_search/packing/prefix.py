@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from loraxs_search.base_model import padding_side
 from loraxs_search.packing.plan import Indices
 from loraxs_search.packing.shortcut import Shortcut
 from loraxs_search.records import Split
@@ -43,14 +44,16 @@ class Prefix:
     between passes.
 
     Args:
-        layers: The repeated layers of `model`; None when it has no such list, then nothing is ever skipped.
+        layers: The repeated layers of `model`; None when it has no such list, then nothing is ever skipped, nor is it
+            where rows are padded on the left.
         max_bytes: What is remembered at most; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 that nothing is skipped.
     """
 
     def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None, max_bytes: int | None = None) -> None:
         default = CPU_BYTES if model.device.type == "cpu" else DEVICE_BYTES
         self._max_bytes = default if max_bytes is None else max_bytes
-        self._shortcut = Shortcut(model, layers) if layers is not None and self._max_bytes else None
+        can_skip = layers is not None and self._max_bytes > 0 and padding_side(model.config) == "right"
+        self._shortcut = Shortcut(model, layers) if layers is not None and can_skip else None
         self._shelves: dict[_Key, _Shelf] = {}  # the oldest first
         self._tasks: frozenset[PreparedTask] = frozenset()
 

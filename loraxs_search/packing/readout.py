@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import alike, made_up_rows
+from loraxs_search.base_model import alike, made_up_rows, rounding
 
 _Change = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
@@ -69,7 +69,8 @@ def _place(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
         whole, joint = _joint(model, layer, inputs)
         # First with the other tokens blotted out: a head that reads one of them would ask a GPU for what is not there.
         sound = joint is not None and all(
-            alike(_logits_with(model, joint, change, inputs), whole) for change in (_blot, _first_tokens)
+            alike(_logits_with(model, joint, change, inputs), whole, rounding(model))
+            for change in (_blot, _first_tokens)
         )
     except Exception:  # noqa: BLE001  # whatever a foreign base does: its layer is computed whole
         return None

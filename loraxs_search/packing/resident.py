@@ -60,33 +60,46 @@ class Resident:
     def __init__(self, base: BaseModelRef, task: Task, *, precision: Precision = "auto", device: str = "auto") -> None:
         self.device = _choose_device(device)
         self._device_name = _device_name(self.device)  # now: another thread of a process may have its own setting
-        self.base = locate(base)
+        self._ref, self.base = base, locate(base)
         self.task = task
         self._prepared: dict[str, PreparedTask] = {}
         self._exact: dict[tuple[TaskKind, int], tuple[PreTrainedModel, int]] = {}
         self._readouts: dict[PreTrainedModel, Readout] = {}
-        self.data = self.prepared(task)
         self.exact, _ = self._exact_for(task)
         self.dtype = choose_dtype(precision, self.device)
         self.model = self.exact if self.dtype == self.exact.dtype else self._load(task, self.dtype)
         self.modules = linear_modules(self.base, task.kind, self.data.head.num_labels)
         self.factors = ResidentFactors(self.model, self.exact, [module.name for module in self.modules])
 
-    def prepared(self, task: Task | None = None) -> PreparedTask:
+    @property
+    def data(self) -> PreparedTask:
+        """The first task's data."""
+        return self.prepared()
+
+    def prepared(self, task: Task | None = None, *, anew: bool = False) -> PreparedTask:
         """Return a task's data, the first task's for None.
 
+        Args:
+            anew: Read them again; the same rows are the same object.
         Raises:
             TaskDataError: the data do not fit the declaration.
         """
         task = task or self.task
         key = to_json(task)
-        if key not in self._prepared:
-            self._prepared[key] = prepare(task, load_tokenizer(self.base))
+        known = self._prepared.get(key)
+        if known is None or anew:
+            read = prepare(task, load_tokenizer(self.base))
+            if known is None or read.data_fingerprint != known.data_fingerprint:
+                self._prepared[key] = read
         return self._prepared[key]
 
-    def info(self, task: Task | None = None) -> HostInfo:
-        """Describe base, data and device."""
-        data = self.prepared(task)
+    def base_changed(self) -> bool:
+        """Whether the base's weights on disk are others than those that were loaded."""
+        return locate(self._ref).weight_digest != self.base.weight_digest
+
+    def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
+        """Describe base, data and device; see `prepared`."""
+        data = self.prepared(task, anew=anew)
         return HostInfo(
             base=self.base,
             modules=self.modules,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import alike, made_up_rows
+from loraxs_search.base_model import alike, made_up_rows, rounding
 
 
 class Shortcut:
@@ -87,7 +87,8 @@ class Shortcut:
             self._stand_in(depth)
             states = self.entering(inputs) * real[..., None]  # padding is not kept
             with self.given(states):
-                same = alike(self._model(**inputs).logits, whole) and alike(left[1], left[0])
+                logits, limit = self._model(**inputs).logits, rounding(self._model)
+                same = alike(logits, whole, limit) and alike(left[1], left[0], limit)
             return states[0, 0].nbytes if same else 0
         except Exception:  # noqa: BLE001  # whatever a foreign base does: it is computed in full
             return 0

@@ -6,6 +6,7 @@ from loraxs_search.records._adapter import Manifest, Prediction, Probe
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._data import DataReport, SplitOverlap
 from loraxs_search.records._host import Confirmation, HostInfo
+from loraxs_search.records._identity import Identity
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, PromotionRule, Refit
 from loraxs_search.records._search import SearchPlan
@@ -42,6 +43,7 @@ __all__ = [
     "Head",
     "HostInfo",
     "Hyperparameters",
+    "Identity",
     "Latency",
     "LinearModule",
     "LrSchedule",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from loraxs_search.records._adapter import Probe
 from loraxs_search.records._base import BaseModel, LinearModule
 from loraxs_search.records._data import DataReport
+from loraxs_search.records._identity import Identity
 from loraxs_search.records._words import Split
 
 
@@ -36,6 +37,11 @@ class HostInfo:
     base_bytes: int = 0
     unpackable: frozenset[str] = frozenset()
     data: DataReport = field(default_factory=DataReport)
+
+    @property
+    def identity(self) -> Identity:
+        """What of base and data a study is held to."""
+        return Identity(self.base.weight_digest, self.data_fingerprint)
 
 
 @dataclass(frozen=True)

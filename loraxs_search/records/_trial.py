@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from loraxs_search.records._identity import Identity
 from loraxs_search.records._words import Basis, Head, LrSchedule, Scalar, Sigma
 
 
@@ -49,12 +50,14 @@ class TrialSpec:
 
     Args:
         study: Tells trials of several studies apart that share a host.
+        identity: What the study began with; a host that has loaded something else refuses the trial.
     """
 
     trial_id: str
     params: Mapping[str, Scalar]
     hyperparameters: Hyperparameters
     study: str = ""
+    identity: Identity | None = None
 
     @property
     def name(self) -> str:

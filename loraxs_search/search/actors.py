@@ -20,14 +20,17 @@ from loraxs_search.records import (
     Basis,
     Confirmation,
     HostInfo,
+    Identity,
     Precision,
     Task,
     TrialReport,
     TrialSpec,
+    to_json,
 )
 from loraxs_search.search import probe
 from loraxs_search.search.cluster import living_nodes
 from loraxs_search.search.findings import Expected, NodeFacts, failures, judge
+from loraxs_search.search.identity import difference
 from loraxs_search.search.leases import Leases
 from loraxs_search.search.placement import host_shape
 from loraxs_search.studies import StudyFolder
@@ -73,7 +76,11 @@ class StudyKeeper:
 class Host(Protocol):
     """What trains trials behind a host actor; `packing.TrialHost` says what each call means."""
 
-    def info(self, task: Task) -> HostInfo: ...
+    def info(self, task: Task, *, anew: bool = False) -> HostInfo: ...
+
+    def base_changed(self) -> bool: ...
+
+    def close(self) -> None: ...
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None: ...
 
@@ -154,40 +161,78 @@ class HostActor:
     def __init__(self, order: HostOrder, threads: int, address: str) -> None:
         self._order, self._threads, self._address = order, threads, address
         self._host: Host | None = None
-        self._tasks: list[Task] = []  # whose rows are known to be there
-        self._building = threading.Lock()  # a packed host is called by several threads
+        self._loaded: dict[str, Identity] = {}  # by task: what was found when its rows were last read
+        self._loading = threading.RLock()  # a packed host is called by several threads
 
     def info(self, task: Task) -> HostInfo:
-        info = self._get(task).info(task)
+        """Describe base and data as their files are now, whatever an earlier search has left here."""
+        with self._loading:
+            info = self._load(task)
         return replace(info, num_slots=min(info.num_slots, processes_that_fit()))
 
     def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
         self._get(task).decompose(names, rank, basis)
 
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
-        try:
-            host = self._get(task)
-            if task not in self._tasks:
-                host.info(task)
-                self._tasks.append(task)
-        except (BaseModelError, TaskDataError) as error:  # both were in order on the host that the search began with
-            told = f"Every node must be fit for the search, but {self._address} is not: {error}"
-            raise ClusterError(told, hint=error.hint) from error
-        return host.advance(spec, until, snapshot, task)
+        return self._fit_for(spec, task).advance(spec, until, snapshot, task)
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, score: bool) -> Confirmation:
-        return self._get(task).confirm(spec, snapshot, task, score=score)
+        return self._fit_for(spec, task).confirm(spec, snapshot, task, score=score)
 
     def factor_file(self, key: str, task: Task) -> bytes:
         return self._get(task).factor_file(key)
 
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _fit_for(self, spec: TrialSpec, task: Task) -> Host:
+        """Return the host when it holds what the trial's study began with; what differs is read once more.
+
+        Raises:
+            ClusterError: this node has another base or other rows, or lacks them.
+        """
+        with self._loading:
+            try:
+                host, loaded = self._get(task), self._loaded[to_json(task)]
+                if spec.identity not in (None, loaded):
+                    self._load(task)
+                    host, loaded = self._get(task), self._loaded[to_json(task)]
+            except (BaseModelError, TaskDataError) as error:  # both were there on the host that the search began with
+                raise self._unfit(str(error), error.hint) from error
+        if spec.identity is not None and (differs := difference(spec.identity, loaded)):
+            raise self._unfit(
+                f"it has {differs}.",
+                "put the files that the study began with at the same path on every node, or launch a new study",
+            )
+        return host
+
+    def _unfit(self, why: str, hint: str | None) -> ClusterError:
+        return ClusterError(f"Every node must be fit for the search, but {self._address} is not: {why}", hint=hint)
+
     def _get(self, task: Task) -> Host:
-        with self._building:
-            if self._host is None:
-                check_versions(self._address, self._order.versions)
-                self._host = self._order.make(self._order, task, self._threads)
-                self._tasks = [task]
+        """Return the host with this task's rows; they are read where that has not been done."""
+        with self._loading:
+            if self._host is None or to_json(task) not in self._loaded:
+                self._load(task)
+            assert self._host is not None
             return self._host
+
+    def _load(self, task: Task) -> HostInfo:
+        """Have base and rows as their files are now; what has not changed stays as it is."""
+        if self._host is not None and (self._is_of_another_task(task) or self._host.base_changed()):
+            self._host.close()
+            self._host = None
+            self._loaded.clear()
+        if self._host is None:
+            check_versions(self._address, self._order.versions)
+            self._host = self._order.make(self._order, task, self._threads)
+            info = self._host.info(task)
+        else:
+            info = self._host.info(task, anew=True)
+        self._loaded[to_json(task)] = info.identity
+        return info
+
+    def _is_of_another_task(self, task: Task) -> bool:
+        """Whether this is a host of lone trials, which serves one task, that an earlier search has left here."""
+        return not self._order.packed and to_json(task) not in self._loaded
 
 
 def callers(order: HostOrder, times: int) -> int:

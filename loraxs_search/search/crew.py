@@ -13,9 +13,10 @@ import ray
 
 from loraxs_search.base_model import check_packable
 from loraxs_search.home import home
-from loraxs_search.records import Confirmation, HostInfo, Scalar, Task, TrialSpec
+from loraxs_search.records import Confirmation, HostInfo, Identity, Scalar, Task, TrialSpec
 from loraxs_search.search.actors import StudyKeeper, here, pinned
 from loraxs_search.search.cluster import NAMESPACE
+from loraxs_search.search.identity import check_unchanged
 from loraxs_search.search.pool import HOST_LOST, HostPool
 from loraxs_search.search.refits import RefitKeeping, train
 from loraxs_search.search_space import Space, describe
@@ -30,12 +31,15 @@ _SHORT_WORK = 2e10  # out x in x min(out, in), summed: some eight seconds on one
 class Crew:
     """The study's keeper, and its part of a pool of hosts; the keeper ends with it.
 
+    Args:
+        recorded: What the study began with; None where that is not known.
     Raises:
+        StudyError: the first host has another base or other rows than those recorded.
         BaseModelError, TaskDataError: the base or the data is not in order on the first host.
         RankError, TargetModulesError: the space asks for modules or ranks that the base does not have.
     """
 
-    def __init__(self, study: StudyInfo, space: Space, pool: HostPool) -> None:
+    def __init__(self, study: StudyInfo, space: Space, pool: HostPool, recorded: Identity | None = None) -> None:
         self._study, self._space, self._pool = study, space, pool
         keeper_name = f"keeper-{uuid.uuid4().hex}"
         options = {
@@ -49,10 +53,11 @@ class Crew:
         self._keeper: Any = StudyKeeper.options(**options).remote(study.name)  # type: ignore[attr-defined]
         try:
             self.info: HostInfo = pool.info(space.task)
+            check_unchanged(study.name, recorded, self.info.identity)
             warn_of_data(space.task, self.info)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
-            self._see_that_trials_fit_together()
+            check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
             self.pack_size = pool.pack_size(self.info)
             self.census = pool.census(self.pack_size.size, study.search)
             # By role: the names under which trainables find these actors.
@@ -61,19 +66,6 @@ class Crew:
         except BaseException:
             self.dismiss()
             raise
-
-    def _see_that_trials_fit_together(self) -> None:
-        """Have trials trained one by one where the base does not let them share passes and nobody has asked for that.
-
-        Raises:
-            TargetModulesError: packs were asked for.
-        """
-        adapted = [module.name for module in self.info.modules if module.name in self._adaptable]
-        if self.info.unpackable.isdisjoint(adapted) or not self._pool.may_be_lone:
-            check_packable(adapted, self.info.unpackable)
-            return
-        self._pool.train_alone()
-        self.info = self._pool.info(self._space.task)
 
     def decompose(self, say: Callable[[str], None]) -> None:
         """Have the first host get the factors of every layer that a trial may adapt, before it trains the first one.
@@ -121,7 +113,7 @@ class Crew:
         """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""
         seed = self._study.search.seed * 1_000_003 + int(trial_id)
         hyper = self._space.hyperparameters(params, self.info.modules, seed)
-        return TrialSpec(trial_id, params, hyper, study=self._study.name)
+        return TrialSpec(trial_id, params, hyper, study=self._study.name, identity=self.info.identity)
 
     def hardware(self) -> dict[str, Scalar]:
         """Describe the cluster for the record."""

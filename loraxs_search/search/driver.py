@@ -68,7 +68,8 @@ class Driver:
         from loraxs_search.search.crew import Crew
 
         try:
-            crew = Crew(self._info, self._space, pool)
+            begun = self._begun_folder()
+            crew = Crew(self._info, self._space, pool, recorded=begun.identity() if begun else None)
             try:
                 crew.decompose(self._view.phase)
                 return self._run_with(crew, self._open_folder())
@@ -79,6 +80,8 @@ class Driver:
 
     def _run_with(self, crew: Crew, folder: StudyFolder) -> SearchResult:
         with folder.lock(), mirrored(folder, self._stop.set) as mirror:
+            if folder.identity() is None:
+                folder.write_identity(crew.info.identity)
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
                 result = self._search(folder, crew, tracker)
@@ -129,12 +132,17 @@ class Driver:
         return _result(folder, journal)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
-    def _open_folder(self) -> StudyFolder:
+    def _begun_folder(self) -> StudyFolder | None:
+        """Return the study's folder where it was begun before."""
         if StudyFolder.exists(self._info.name):
             folder = StudyFolder.open(self._info.name)
             if folder.info.study_id == self._info.study_id:
                 return folder
-        return StudyFolder.create(self._info, self._space.text)  # refuses a name that was taken in the meantime
+        return None
+
+    def _open_folder(self) -> StudyFolder:
+        # `create` refuses a name that was taken in the meantime.
+        return self._begun_folder() or StudyFolder.create(self._info, self._space.text)
 
     def _deadline(self, journal: Journal) -> float | None:
         """Return when the time budget is used up; drivers before this one have used some of it."""

@@ -62,17 +62,6 @@ class HostPool:
         order = self._order
         return (MAX_AUTO_PACK_SIZE if order.pack_size == "auto" else order.pack_size) if order.packed else 1
 
-    @property
-    def may_be_lone(self) -> bool:
-        """Whether trials may be trained one by one instead of in packs, as nobody has asked for packs."""
-        return self._order.packed and self._order.pack_size == "auto" and len(self._plans) == 1
-
-    def train_alone(self) -> None:
-        """From now on have each host train one trial at a time: the base does not let them share passes."""
-        self.close()
-        self._order = replace(self._order, pack_size=1, packed=False)
-        self._open_directory()
-
     def preload(self, task: Task) -> None:
         """Have a first host load the base and a task's rows; what goes wrong is told by `info`."""
         self._directory.preload.remote(*self._living_place(), task)

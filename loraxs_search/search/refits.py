@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayTaskError
 
-from loraxs_search.errors import LoraxsError
+from loraxs_search.errors import ClusterError, LoraxsError
 from loraxs_search.records import Task, TrialReport, TrialSpec
 from loraxs_search.search.pool import HOST_LOST, HostPool
 from loraxs_search.studies import read_reports
@@ -85,7 +85,7 @@ def _taken_up(answer: Any, spec: TrialSpec, keeping: RefitKeeping) -> bool:
     """Keep what a host answers; whether the refit has steps to go."""
     try:
         report, snapshot = ray.get(answer)
-    except HOST_LOST:
+    except (*HOST_LOST, ClusterError):  # the latter is a node's fault, not the recipe's
         raise
     except LoraxsError as error:
         keeping.failed(spec, error.message)

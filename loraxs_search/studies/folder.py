@@ -19,6 +19,7 @@ from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records import (
     BaseModelRef,
     Candidate,
+    Identity,
     PromotionRule,
     SearchPlan,
     Task,
@@ -201,6 +202,15 @@ class StudyFolder:
                     hint=f"watch it with `loraxs-search status {self.name}`",
                 ) from error
             yield
+
+    def write_identity(self, identity: Identity) -> None:
+        """Record the base and the data that the study begins with, before its first trial."""
+        write_atomic(self.path / "identity.json", to_json(identity, indent=2))
+
+    def identity(self) -> Identity | None:
+        """Return the base and the data that the study began with; None where no host has loaded them yet."""
+        path = self.path / "identity.json"
+        return read_record(Identity, path) if path.exists() else None
 
     def write_yardsticks(self, yardsticks: Sequence[Yardstick]) -> None:
         """Record what simple models reach on the study's rows."""

@@ -43,12 +43,16 @@ class TokenStore:
         lengths.flags.writeable = False
         return replace(self, starts=self.starts[indices], lengths=lengths)
 
-    def padded(self, indices: npt.NDArray[np.integer], pad_id: int) -> dict[str, npt.NDArray[np.int64]]:
-        """Return model inputs (B, T), int64, padded on the right; T is the longest row's length."""
+    def padded(
+        self, indices: npt.NDArray[np.integer], pad_id: int, side: str = "right"
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """Return model inputs (B, T), int64, padded on one side; T is the longest row's length."""
         lengths_B = self.lengths[indices]
-        columns_T = np.arange(int(lengths_B.max()))
-        mask_BT = columns_T < lengths_B[:, None]
-        where = (self.starts[indices][:, None] + columns_T)[mask_BT]
+        columns_BT = np.arange(int(lengths_B.max()))[None, :].repeat(len(lengths_B), axis=0)
+        if side == "left":
+            columns_BT -= lengths_B.max() - lengths_B[:, None]
+        mask_BT = (columns_BT >= 0) & (columns_BT < lengths_B[:, None])
+        where = (self.starts[indices][:, None] + columns_BT)[mask_BT]
         inputs = {"input_ids": _scatter(self.ids[where], mask_BT, pad_id), "attention_mask": mask_BT.astype(np.int64)}
         if self.types is not None:
             inputs["token_type_ids"] = _scatter(self.types[where], mask_BT, 0)

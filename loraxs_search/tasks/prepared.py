@@ -29,7 +29,7 @@ class Batch:
 
     Args:
         inputs: What the model takes: `input_ids`, `attention_mask` (B, T) int64, `token_type_ids` where the tokenizer
-            makes them. Padded on the right to the longest row.
+            makes them. Padded to the longest row, on the tokenizer's side.
         labels: (B,) of the kind's `label_dtype`.
         num_tokens: Real tokens, padding not counted.
     """
@@ -57,6 +57,7 @@ class PreparedTask:
         tokens: Mapping[Split, TokenStore],
         labels: Mapping[Split, npt.NDArray[Any]],
         pad_id: int,
+        padding_side: str = "right",
         report: DataReport | None = None,
     ) -> None:
         self.task = task
@@ -65,7 +66,7 @@ class PreparedTask:
         self.report = report or DataReport()
         self._tokens = dict(tokens)
         self._labels = dict(labels)
-        self._pad_id = pad_id
+        self._pad_id, self._padding_side = pad_id, padding_side
 
     def num_rows(self, split: Split) -> int:
         """Return the number of rows; for validation, of those that are scored."""
@@ -83,7 +84,7 @@ class PreparedTask:
         """Return the rows of `indices`, in that order, as one batch."""
         rows = np.asarray(indices, dtype=np.int64)
         store = self._tokens[split]
-        inputs = _tensors(store.padded(rows, self._pad_id))
+        inputs = _tensors(store.padded(rows, self._pad_id, self._padding_side))
         labels = torch.from_numpy(self._labels[split][rows]).to(self.head.label_dtype)
         return Batch(inputs=inputs, labels=labels, num_tokens=int(store.lengths[rows].sum()))
 
@@ -144,7 +145,9 @@ def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path |
     tokens["validation"], labels["validation"] = tokens["validation"].take(scored), labels["validation"][scored]
     for array in labels.values():
         array.flags.writeable = False
-    return PreparedTask(task, head, data.fingerprint, tokens, labels, int(tokenizer.pad_token_id), data.report)
+    return PreparedTask(
+        task, head, data.fingerprint, tokens, labels, int(tokenizer.pad_token_id), tokenizer.padding_side, data.report
+    )
 
 
 def encode(
@@ -158,7 +161,7 @@ def encode(
     """
     check_question(task, texts, pairs)
     store = token_store(task, tokenizer, texts, pairs)
-    return _tensors(store.padded(np.arange(len(texts)), int(tokenizer.pad_token_id)))
+    return _tensors(store.padded(np.arange(len(texts)), int(tokenizer.pad_token_id), tokenizer.padding_side))
 
 
 def _cache(cache_dir: Path | None) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.spaces import REVIEWS
 
 import loraxs_search
-from loraxs_search.records import TrialState
+from loraxs_search.errors import StudyError
+from loraxs_search.records import TrialRecord, TrialState
 from loraxs_search.registry import verify
 from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, TrialsFailError, crew, launch, resume
 from loraxs_search.studies import StudyFolder
@@ -296,3 +300,79 @@ def test_hosts_that_are_kept_serve_the_next_search_and_end_in_time(
         while time.monotonic() < deadline:
             ray.get(directory.hosts.remote())
             time.sleep(0.5)
+
+
+# ---- identity --------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def own_files(tiny_space: Path, tiny_base: Path, tmp_path: Path) -> dict[str, Path]:
+    """The tiny space on a base and rows that a test may change."""
+    base, rows = tmp_path / "own-base", tmp_path / "train.jsonl"
+    shutil.copytree(tiny_base, base)
+    rows.write_bytes(gzip.decompress((REVIEWS / "validation.jsonl.gz").read_bytes()))
+    text = tiny_space.read_text().replace(str(tiny_base), str(base))
+    tiny_space.write_text(text.replace(str(REVIEWS / "validation.jsonl.gz"), str(rows)))
+    return {"rows": rows, "weights": base / "model.safetensors"}
+
+
+def change(what: str, file: Path) -> None:
+    """Swap the labels, or halve one weight."""
+    if what == "rows":
+        text = file.read_text().replace('"label": 0', '"label": #').replace('"label": 1', '"label": 0')
+        file.write_text(text.replace('"label": #', '"label": 1'))
+        return
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(file)
+    weights["encoder.layer.0.output.dense.weight"] = weights["encoder.layer.0.output.dense.weight"] / 2
+    save_file(weights, file, {"format": "pt"})
+
+
+SHORT = ("search.trials=1", "search.max_steps=2", "search.report_every=2", "promotion.seeds=0")
+
+
+@pytest.mark.parametrize("pack_size", [1, 2])
+def test_a_kept_host_trains_on_the_rows_and_weights_of_now(
+    run: Callable[..., SearchResult], own_files: dict[str, Path], pack_size: int
+) -> None:
+    def search(name: str) -> tuple[str, str, float]:
+        result = run(f"{name}-{pack_size}", *SHORT, f"search.pack_size={pack_size}", "search.keep_hosts=20s")
+        (candidate,) = result.candidates
+        return candidate.data_fingerprint, candidate.base_digest, result.trials[0].reports[-1].metrics["loss"]
+
+    found = [search("first")]
+    for what in ("rows", "weights"):
+        change(what, own_files[what])
+        found.append(search(what))
+    fingerprints, digests, losses = zip(*found, strict=True)
+    assert fingerprints[0] != fingerprints[1] == fingerprints[2]
+    assert digests[0] == digests[1] != digests[2]
+    assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("what", ["rows", "weights"])
+def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_back(
+    ray_here: None, in_search_home: Path, tiny_space: Path, own_files: dict[str, Path], what: str
+) -> None:
+    stop = threading.Event()
+
+    class Stopping(SilentView):
+        def trial_changed(self, record: TrialRecord) -> None:
+            if record.reports:
+                stop.set()
+
+    name, file = f"changed-{what}", own_files[what]
+    with pytest.raises(SearchInterruptedError):
+        launch(str(tiny_space), name=name, view=Stopping(), stop=stop, overrides=("search.scheduler=none",))
+    begun = StudyFolder.open(name).identity()
+    assert begun is not None
+    before = file.read_bytes()
+    change(what, file)
+    which, value = ("data fingerprint", begun.data_fingerprint)
+    if what == "weights":
+        which, value = ("weight digest", begun.base_digest)
+    with pytest.raises(StudyError, match=rf"must go on with .* {which} [0-9a-f]{{16}}, not {value[:16]}\."):
+        resume(name)
+    file.write_bytes(before)
+    (StudyFolder.open(name).path / "identity.json").unlink()  # as an older version began it
+    assert len(resume(name).trials) == 6
+    assert StudyFolder.open(name).identity() == begun

@@ -13,14 +13,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    ConvBertConfig,
     DebertaV2Config,
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
+    LongformerConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    XLNetConfig,
 )
 
 from loraxs_search.adapter import use_factor_store
@@ -51,6 +54,11 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
         **SMALL, intermediate_size=48, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True
     ),
     "llama": lambda: LlamaConfig(**SMALL, intermediate_size=48, num_key_value_heads=2),
+    "convbert": lambda: ConvBertConfig(**SMALL, intermediate_size=48, embedding_size=32),
+    "longformer": lambda: LongformerConfig(
+        **SMALL, intermediate_size=48, attention_window=8, max_position_embeddings=64, sep_token_id=3
+    ),
+    "xlnet": lambda: XLNetConfig(vocab_size=VOCAB, d_model=32, n_layer=2, n_head=4, d_inner=48, pad_token_id=0),
 }
 
 
@@ -81,7 +89,7 @@ def write_rows(path: Path, num_rows: int, num_labels: int) -> str:
     return str(path)
 
 
-def make_data(folder: Path, num_labels: int = 2) -> PreparedTask:
+def make_data(folder: Path, num_labels: int = 2, padding_side: str = "right") -> PreparedTask:
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {"train": 90, "validation": 33, "test": 20}
     files = {name: write_rows(folder / f"{name}.jsonl", size, num_labels) for name, size in sizes.items()}
@@ -97,7 +105,9 @@ def make_data(folder: Path, num_labels: int = 2) -> PreparedTask:
         labels=tuple(f"label{i}" for i in range(num_labels)),
         max_length=24,
     )
-    return prepare(task, tokenizer(), cache_dir=folder / "cache")
+    tokens = tokenizer()
+    tokens.padding_side = padding_side
+    return prepare(task, tokens, cache_dir=folder / "cache")
 
 
 def save_base(folder: Path, family: str = "bert") -> BaseModel:
@@ -147,7 +157,7 @@ class World:
 
     def __init__(self, folder: Path, family: str = "bert", dtype: torch.dtype | None = None) -> None:
         self.base = save_base(folder / "base", family)
-        self.data = make_data(folder / "data")
+        self.data = make_data(folder / "data", padding_side=load_tokenizer(self.base).padding_side)
         self.model = load_model(self.base, "sequence-classification", 2, dtype=dtype)
         exact = load_model(self.base, "sequence-classification", 2)
         self.modules: tuple[LinearModule, ...] = linear_modules(self.base, "sequence-classification", 2)

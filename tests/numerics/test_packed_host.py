@@ -188,6 +188,36 @@ def test_trials_of_several_tasks_share_a_host(world: Any, make_host: Make, other
         assert host.info(task) == replace(lone.info(), num_slots=4, full_slots=host.info().full_slots)
 
 
+@pytest.mark.parametrize("kind", ["packed", "lone"])
+def test_rows_that_were_edited_are_trained_on_once_they_are_read_again(
+    world: Any, make_host: Make, kind: str, distance: Distance
+) -> None:
+    base, task, spec = BaseModelRef(id=world.base.path), world.data.task, world.spec("1")
+
+    def lone() -> TrialHost:
+        return TrialHost(base, task, precision="float32", device="cpu")
+
+    host = make_host() if kind == "packed" else lone()
+    first = host.info()
+    _, before = host.advance(spec, 5, None)
+    assert host.info(anew=True) == first
+    assert distance(host.advance(spec, 10, before)[1], lone().advance(spec, 10, None)[1]) < 1e-5
+    file = Path(task.source.data_files["train"])
+    file.write_text(file.read_text().replace('"label": 0', '"label": 1'))
+    assert host.info() == first
+    assert host.info(anew=True).data_fingerprint not in ("", first.data_fingerprint)
+    found = host.advance(replace(spec, study="another"), 5, None)[1]
+    assert distance(found, lone().advance(spec, 5, None)[1]) < 1e-5 < distance(found, before)
+
+
+def test_a_host_knows_when_its_base_was_replaced(world: Any, make_host: Make) -> None:
+    host = make_host()
+    assert not host.base_changed()
+    weights = Path(world.base.path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+    assert host.base_changed()
+
+
 def test_a_host_of_lone_trials_refuses_a_second_task(world: Any, other_data: Any) -> None:
     lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
     with pytest.raises(UsageError, match="serves one task, but got made-up-3 beside made-up-2"):

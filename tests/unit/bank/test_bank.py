@@ -17,6 +17,7 @@ import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.adapter import LoraXSConfig, body_fingerprint, load_adapter_folder, use_factor_store
 from loraxs_search.bank.stock import Stock
+from loraxs_search.bank.texts import tokenized
 from loraxs_search.base_model import load_model
 from loraxs_search.errors import (
     BaseModelError,
@@ -136,6 +137,21 @@ def test_texts_of_several_tasks_are_one_batch(bank, folders, base):
         (expected,) = predict(str(folders[name]), [text])
         assert (prediction.text, prediction.label) == (text, expected.label)
         assert prediction.score == pytest.approx(expected.score, abs=1e-5)
+
+
+def test_an_adapter_that_is_replaced_while_texts_are_tokenised_answers_as_a_whole(bank, folders, monkeypatch):
+    """Task and numbers are of one moment: labels of the one with scores of the other would be nobody's answer."""
+    texts = ["a moving, funny film", "so so"]
+    expected = bank.predict(["a", "b"], texts)
+
+    def replacing(*args):
+        bank.load("a", folders["d"])
+        return tokenized(*args)
+
+    monkeypatch.setattr("loraxs_search.bank.bank.tokenized", replacing)
+    found = bank.predict(["a", "b"], texts)
+    assert [prediction.label for prediction in found] == [prediction.label for prediction in expected]
+    assert [prediction.score for prediction in found] == pytest.approx([p.score for p in expected], abs=1e-5)
 
 
 def test_a_pair_for_a_task_of_one_text_is_refused(bank):

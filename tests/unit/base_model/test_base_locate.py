@@ -85,15 +85,25 @@ def test_safetensors_are_preferred_to_pickles(tmp_path):
     assert locate(BaseModelRef(id=str(folder))).weight_digest == sha(b"weights")
 
 
-def test_digest_is_remembered_until_the_file_changes(tmp_path):
+def test_digest_of_an_unchanged_file_is_remembered(tmp_path, monkeypatch):
+    ref = BaseModelRef(id=str(model_folder(tmp_path / "m")))
+    before = locate(ref)
+    monkeypatch.delattr(hashlib, "file_digest")  # reading it again would fail
+    assert locate(ref) == before
+
+
+@pytest.mark.parametrize("how", ["in place", "by another file"])
+def test_weights_that_are_replaced_with_size_and_time_kept_have_another_digest(tmp_path, how):
+    """As `rsync -t` and archives do."""
     folder = model_folder(tmp_path / "m")
     ref, file = BaseModelRef(id=str(folder)), folder / "model.safetensors"
     before, stat = locate(ref).weight_digest, file.stat()
-    file.write_bytes(b"WEIGHTS")
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size and time: known by memory only
-    assert locate(ref).weight_digest == before
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert locate(ref).weight_digest == sha(b"WEIGHTS")
+    target = file if how == "in place" else tmp_path / "other"
+    target.write_bytes(b"WEIGHTS")
+    os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.replace(target, file)
+    assert file.stat().st_mtime_ns == stat.st_mtime_ns
+    assert locate(ref).weight_digest == sha(b"WEIGHTS") != before
 
 
 def test_damaged_memory_is_ignored(tmp_path, loraxs_home):

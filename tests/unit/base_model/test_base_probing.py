@@ -1,14 +1,13 @@
-"""When two results of a base are taken for the same, and which layers are given rows."""
+"""When two results of a base are taken for the same, and what rows are made up."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from support.bases import BART, BERT, LLAMA, SMALL, base
-from torch import Tensor, nn
-from transformers import DebertaV2Config, GPT2Config, PretrainedConfig, XLNetConfig
+from support.bases import BART, BERT, XLNET, base
+from torch import Tensor
 
-from loraxs_search.base_model import alike, layers_beyond_rows
+from loraxs_search.base_model import alike, made_up_rows, rounding
 
 LOGITS = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
 
@@ -31,32 +30,19 @@ def test_what_does_not_tell_rows_apart_is_alike_to_nothing(logits: Tensor) -> No
     assert not alike(logits, logits)
 
 
-SHARED_POSITIONS = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True)
-OWN_POSITIONS = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p"])
-TOKENS_FIRST = XLNetConfig(vocab_size=40, d_model=32, n_layer=2, n_head=4, d_inner=48, pad_token_id=0)
-GPT2 = GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, pad_token_id=0)
+def test_no_made_up_token_is_the_padding_and_each_row_has_its_length() -> None:
+    rows = made_up_rows(base(BERT), num_rows=3, width=16)
+    assert rows["attention_mask"].tolist() == [[1] * n + [0] * (16 - n) for n in (7, 5, 4)]
+    assert torch.equal(rows["input_ids"] == 0, rows["attention_mask"] == 0)
 
 
-@pytest.mark.parametrize(
-    ("config", "endings"),
-    [
-        (BERT, ()),
-        (LLAMA, ()),
-        (GPT2, ()),
-        (BART, ()),
-        (SHARED_POSITIONS, ("query_proj", "key_proj")),
-        (OWN_POSITIONS, ("pos_key_proj",)),
-        (TOKENS_FIRST, ("layer_1", "layer_2")),
-    ],
-    ids=["bert", "llama", "gpt2", "bart", "deberta", "deberta's positions", "xlnet"],
-)
-def test_layers_that_are_given_positions_or_tokens_before_rows(
-    config: PretrainedConfig, endings: tuple[str, ...]
-) -> None:
-    model = base(config)
-    kinds = (nn.Linear, type(base(GPT2).transformer.h[0].mlp.c_fc))
-    names = [name for name, module in model.base_model.named_modules() if isinstance(module, kinds)]
-    names = [f"{model.base_model_prefix}.{name}" for name in names if any(map(str.isdigit, name.split(".")))]
-    assert len(names) >= 4
-    found = layers_beyond_rows(model, names)
-    assert found == {name for name in names if endings and name.split(".")[-1] in endings}
+def test_rows_are_made_up_as_a_base_takes_them() -> None:
+    left = made_up_rows(base(XLNET))
+    assert left["attention_mask"].tolist() == [[1] * 7, [0] * 2 + [1] * 5]
+    ended = made_up_rows(base(BART))["input_ids"]
+    assert [row.tolist().index(2) for row in ended] == [6, 4]
+    base(BART)(**made_up_rows(base(BART)))
+
+
+def test_single_precision_is_held_to_more_than_half() -> None:
+    assert rounding(base(BERT)) < 1e-3 < rounding(base(BERT).bfloat16())

@@ -5,15 +5,25 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from loraxs_search.errors import ClusterError, TargetModulesError, TaskDataError
-from loraxs_search.records import BaseModel, BaseModelRef, DataSource, HostInfo, LinearModule, SearchPlan, Task
-from loraxs_search.search import actors, crew, pool, probe
+from loraxs_search.errors import ClusterError, StudyError, TaskDataError
+from loraxs_search.records import (
+    BaseModel,
+    BaseModelRef,
+    DataSource,
+    HostInfo,
+    Hyperparameters,
+    Identity,
+    SearchPlan,
+    Task,
+    TrialSpec,
+)
+from loraxs_search.search import actors, pool, probe
 from loraxs_search.search.actors import MAX_CALLERS, HostActor, HostOrder, callers, check_versions
+from loraxs_search.search.identity import check_unchanged
 from loraxs_search.search.placement import Node
 
 OTHER = Task("other", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
@@ -47,22 +57,145 @@ def test_a_node_without_the_rows_is_told_as_the_nodes_fault_to_its_trials() -> N
 
 
 def test_a_node_without_the_rows_of_a_second_task_is_told_so_too() -> None:
-    class Host:
-        def info(self, task: Task) -> None:
-            if task is OTHER:
-                raise TaskDataError("other.csv must be there.")
-
-        def advance(self, spec: Any, until: int, snapshot: Any, task: Task) -> str:
-            return task.name
-
-    order = replace(ORDER, make=lambda *_: Host())
-    host = HostActor.__ray_metadata__.modified_class(order, 1, "10.0.0.7")
-    assert host.advance(None, 4, None, TASK) == "t"
+    disk = Disk()
+    host = actor(disk, packed=True)
+    assert host.advance(SPEC, 4, None, TASK) == ("base", "rows of t")
+    disk.rows["other"] = None
     with pytest.raises(ClusterError, match=r"but 10\.0\.0\.7 is not: other.csv must be there\."):
-        host.advance(None, 4, None, OTHER)
+        host.advance(SPEC, 4, None, OTHER)
 
 
+# ---- identity --------------------------------------------------------------------------------------------------------
 INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, num_slots=1000)
+HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
+SPEC = TrialSpec("00000", {}, HYPER)
+
+
+class Disk:
+    """A node's files: weights, and the rows of each task, by content."""
+
+    def __init__(self) -> None:
+        self.base = "base"
+        self.rows: dict[str, str | None] = {"t": "rows of t", "other": "rows of other"}
+        self.num_loads = 0
+
+    def make(self, order: HostOrder, task: Task, threads: int) -> Any:
+        self.num_loads += 1
+        return LoadedHost(self)
+
+
+class LoadedHost:
+    """Keeps what it has read, and trains on that."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk, self._base = disk, disk.base
+        self._rows: dict[str, str] = {}
+
+    def info(self, task: Task, *, anew: bool = False) -> HostInfo:
+        if anew or task.name not in self._rows:
+            rows = self._disk.rows[task.name]
+            if rows is None:
+                raise TaskDataError(f"{task.name}.csv must be there.")
+            self._rows[task.name] = rows
+        return replace(INFO, base=BaseModel("b", "/b", self._base), data_fingerprint=self._rows[task.name])
+
+    def base_changed(self) -> bool:
+        return self._disk.base != self._base
+
+    def close(self) -> None:
+        self._base = "closed"
+
+    def advance(self, spec: TrialSpec, until: int, snapshot: Any, task: Task) -> tuple[str, str]:
+        return self._base, self._rows[task.name]
+
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> tuple[str, str]:
+        return self._base, self._rows[task.name]
+
+
+def actor(disk: Disk, *, packed: bool = False) -> Any:
+    order = replace(ORDER, make=disk.make, packed=packed)
+    return HostActor.__ray_metadata__.modified_class(order, 1, "10.0.0.7")
+
+
+def begun_with(base: str, rows: str) -> TrialSpec:
+    return replace(SPEC, identity=Identity(base, rows))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_warm_host_describes_and_trains_on_the_rows_of_now(packed: bool) -> None:
+    disk = Disk()
+    host = actor(disk, packed=packed)
+    assert host.info(TASK).identity == Identity("base", "rows of t")
+    disk.rows["t"] = "edited"
+    assert host.info(TASK).identity == Identity("base", "edited")
+    assert host.advance(begun_with("base", "edited"), 4, None, TASK) == ("base", "edited")
+    assert disk.num_loads == 1
+
+
+def test_a_warm_host_that_no_study_has_asked_first_reads_again_what_differs() -> None:
+    """As on a second node: trials are given to it without more ado."""
+    disk = Disk()
+    host = actor(disk)
+    host.advance(begun_with("base", "rows of t"), 4, None, TASK)
+    disk.rows["t"], disk.base = "edited", "other weights"
+    assert host.advance(begun_with("other weights", "edited"), 4, None, TASK) == ("other weights", "edited")
+    assert host.confirm(begun_with("other weights", "edited"), b"", TASK, score=True) == ("other weights", "edited")
+    assert disk.num_loads == 2
+
+
+def test_a_warm_host_has_the_weights_of_now() -> None:
+    disk = Disk()
+    host = actor(disk)
+    host.info(TASK)
+    disk.base = "other weights"
+    assert host.info(TASK).identity == Identity("other weights", "rows of t")
+    assert disk.num_loads == 2
+
+
+@pytest.mark.parametrize("call", ["advance", "confirm"])
+@pytest.mark.parametrize("changed", ["rows", "weights"])
+def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values(call: str, changed: str) -> None:
+    """Trials, refits and confirmations go through these two calls."""
+    disk = Disk()
+    if changed == "rows":
+        disk.rows["t"], told = "edited", "data fingerprint edited, not rows of t"
+    else:
+        disk.base, told = "other weights", "weight digest other weights, not base"
+    host, spec = actor(disk, packed=True), begun_with("base", "rows of t")
+    with pytest.raises(ClusterError, match=rf"but 10\.0\.0\.7 is not: it has {told}\.") as caught:
+        host.advance(spec, 4, None, TASK) if call == "advance" else host.confirm(spec, b"", TASK, True)
+    assert "launch a new study" in (caught.value.hint or "")
+    disk.rows["t"], disk.base = "rows of t", "base"  # put back: no search need start anew
+    assert host.advance(spec, 4, None, TASK) == ("base", "rows of t")
+
+
+def test_studies_that_share_a_host_are_each_held_to_their_own_rows() -> None:
+    disk = Disk()
+    host = actor(disk, packed=True)
+    assert [host.info(task).data_fingerprint for task in (TASK, OTHER)] == ["rows of t", "rows of other"]
+    assert host.advance(begun_with("base", "rows of other"), 4, None, OTHER) == ("base", "rows of other")
+    with pytest.raises(ClusterError, match="data fingerprint rows of t, not rows of other"):
+        host.advance(begun_with("base", "rows of other"), 4, None, TASK)
+    assert host.advance(begun_with("base", "rows of t"), 4, None, TASK) == ("base", "rows of t")
+
+
+def test_a_host_of_lone_trials_that_was_kept_serves_another_task() -> None:
+    disk = Disk()
+    host = actor(disk)
+    host.info(TASK)
+    assert host.info(OTHER).data_fingerprint == "rows of other"
+    assert host.advance(begun_with("base", "rows of other"), 4, None, OTHER) == ("base", "rows of other")
+    assert disk.num_loads == 2
+
+
+def test_a_study_goes_on_with_what_it_began_with() -> None:
+    began = Identity("0123456789abcdef-base", "rows")
+    check_unchanged("s", None, began)  # it is new, or an older version began it
+    check_unchanged("s", began, began)
+    told = r"'s' must go on .* weight digest other, not 0123456789abcdef and data fingerprint edited, not rows\."
+    with pytest.raises(StudyError, match=told) as caught:
+        check_unchanged("s", began, Identity("other", "edited"))
+    assert "launch a new study" in (caught.value.hint or "")
 
 
 def test_a_host_has_threads_for_its_callers_and_not_for_any_number() -> None:
@@ -75,8 +208,11 @@ def test_a_host_has_threads_for_its_callers_and_not_for_any_number() -> None:
 
 def test_no_more_trials_are_held_than_their_processes_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     class Host:
-        def info(self, task: Task) -> HostInfo:
+        def info(self, task: Task, *, anew: bool = False) -> HostInfo:
             return INFO
+
+        def base_changed(self) -> bool:
+            return False
 
     host = HostActor.__ray_metadata__.modified_class(replace(ORDER, make=lambda *_: Host()), 1, "10.0.0.7")
     monkeypatch.setattr(actors, "available_bytes", lambda: 10 * (75 << 20))
@@ -96,40 +232,3 @@ def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(
         assert not caplog.text
         assert hosts.pack_size(replace(INFO, num_slots=9)).size == 9
     assert "`search.pack_size` is 64, but memory holds 9 trials at once, not 64: it is 9" in caplog.text
-
-
-class FakePool:
-    """Hosts whose packs refuse a layer; what was asked of them is kept."""
-
-    def __init__(self, may_be_lone: bool) -> None:
-        self.may_be_lone, self.asked = may_be_lone, list[str]()
-
-    def train_alone(self) -> None:
-        self.asked.append("train_alone")
-
-    def info(self, task: Task) -> HostInfo:
-        return replace(INFO, num_slots=1)
-
-
-def crew_on(host_pool: FakePool, unpackable: frozenset[str]) -> crew.Crew:
-    modules = (LinearModule("a", 4, 4), LinearModule("b", 4, 4))
-    made = object.__new__(crew.Crew)
-    made._pool, made._space = host_pool, SimpleNamespace(task=TASK)  # type: ignore[assignment]
-    made.info, made._adaptable = replace(INFO, modules=modules, unpackable=unpackable), {"a"}
-    made._see_that_trials_fit_together()
-    return made
-
-
-def test_a_base_that_lets_no_trials_share_passes_is_trained_trial_by_trial_unless_packs_were_asked_for() -> None:
-    hosts = FakePool(may_be_lone=True)
-    assert crew_on(hosts, frozenset({"a"})).info.num_slots == 1
-    assert hosts.asked == ["train_alone"]
-    with pytest.raises(TargetModulesError, match="a") as caught:
-        crew_on(FakePool(may_be_lone=False), frozenset({"a"}))
-    assert "pack_size" in str(caught.value.hint)
-
-
-def test_layers_that_no_trial_adapts_keep_nobody_from_sharing_passes() -> None:
-    hosts = FakePool(may_be_lone=True)
-    assert crew_on(hosts, frozenset({"b"})).info.num_slots == 1000
-    assert hosts.asked == []

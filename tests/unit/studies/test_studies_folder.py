@@ -10,8 +10,9 @@ import pytest
 from support.studies import study as new_study
 
 from loraxs_search.errors import HomeError, StudyError
-from loraxs_search.records import BaseModelRef, Candidate, DataSource, PromotionRule, SearchPlan, Task
+from loraxs_search.records import BaseModelRef, Candidate, DataSource, Identity, PromotionRule, SearchPlan, Task
 from loraxs_search.studies import StudyFolder, StudyInfo, list_studies
+from loraxs_search.studies.copies import files
 from loraxs_search.studies.folder import studies_root
 
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
@@ -28,6 +29,14 @@ def test_a_study_reads_back_as_it_was_created() -> None:
     assert StudyFolder.open("one").info == created.info
     assert created.space_path.read_text() == "task: t\n"
     assert list_studies() == ["one"]
+
+
+def test_what_a_study_began_with_is_kept_beside_it_and_copied() -> None:
+    folder = StudyFolder.create(info("one"), "")
+    assert folder.identity() is None
+    folder.write_identity(Identity("weights", "rows"))
+    assert StudyFolder.open("one").identity() == Identity("weights", "rows")
+    assert "identity.json" in files(folder.path)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 101, "a b"])

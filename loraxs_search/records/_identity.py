@@ -1,0 +1,18 @@
+"""What a study's numbers stand on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Base and data by content, as a study began with them: a path, a name or a version identifies nothing.
+
+    Args:
+        base_digest: Of the base's weights.
+        data_fingerprint: Of the texts and labels of all splits.
+    """
+
+    base_digest: str
+    data_fingerprint: str

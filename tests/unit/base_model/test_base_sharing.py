@@ -1,0 +1,165 @@
+"""Which bases and layers may serve rows of many trials in one pass: what was not seen to be safe is not."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from support.bases import BART, BERT, LLAMA, SMALL, XLNET, base
+from torch import Tensor, nn
+from transformers import (
+    BigBirdConfig,
+    ConvBertConfig,
+    DebertaV2Config,
+    GPT2Config,
+    LongformerConfig,
+    ModernBertConfig,
+    NystromformerConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    T5Config,
+)
+from transformers.pytorch_utils import Conv1D
+
+from loraxs_search.base_model import head_names, padding, probe_sharing, sharing
+
+SHARED_POSITIONS = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True)
+OWN_POSITIONS = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p"])
+GPT2 = GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, pad_token_id=0, bos_token_id=1, eos_token_id=1)
+GPT2_PADDED_WITH_ITS_END = GPT2Config(
+    vocab_size=40, n_embd=32, n_layer=2, n_head=4, pad_token_id=5, bos_token_id=5, eos_token_id=5
+)
+LONGFORMER = LongformerConfig(**SMALL, attention_window=8, max_position_embeddings=64, pad_token_id=1, sep_token_id=2)
+T5 = T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
+MODERN = ModernBertConfig(**SMALL, pad_token_id=0, eos_token_id=1, bos_token_id=2, cls_token_id=2, sep_token_id=1)
+CONVOLVED = ConvBertConfig(**SMALL, embedding_size=32)
+NYSTROM = NystromformerConfig(**SMALL, num_landmarks=64, segment_means_seq_len=64)
+SPARSE = BigBirdConfig(**SMALL, max_position_embeddings=64, attention_type="block_sparse", block_size=4, sep_token_id=2)
+ROBERTA = RobertaConfig(**SMALL, max_position_embeddings=40, pad_token_id=1)
+
+
+def layers_of(model: PreTrainedModel) -> list[str]:
+    heads = head_names(model)
+    linears = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    return [name for name in linears if name.split(".")[0] not in heads and any(map(str.isdigit, name.split(".")))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("config", "endings"),
+    [
+        (BERT, ()),
+        (ROBERTA, ()),
+        (MODERN, ()),
+        (LLAMA, ()),
+        (GPT2, ()),
+        (GPT2_PADDED_WITH_ITS_END, ()),
+        (BART, ()),
+        (T5, ()),
+        (SHARED_POSITIONS, ("query_proj", "key_proj")),
+        (OWN_POSITIONS, ("pos_key_proj",)),
+        (XLNET, ("layer_1", "layer_2")),
+        (LONGFORMER, ("query", "key", "value", "query_global", "key_global", "value_global")),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_layers_that_are_given_positions_or_tokens_before_rows(
+    config: PretrainedConfig, endings: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    model = base(config, noise=0.1).to(dtype)
+    names = layers_of(model)
+    assert len(names) >= 4
+    found = probe_sharing(model, names)
+    assert found.fault == ""
+    assert found.unpackable == {name for name in names if endings and name.split(".")[-1] in endings}
+
+
+@pytest.mark.parametrize("config", [CONVOLVED, NYSTROM], ids=lambda config: config.model_type)
+def test_a_base_whose_rows_depend_on_their_padding_shares_no_pass(config: PretrainedConfig) -> None:
+    assert probe_sharing(base(config, noise=0.1), ()).fault == "what a row gives depends on its padding"
+
+
+def test_a_head_that_reads_the_last_position_is_given_a_token_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = base(XLNET, noise=0.1)
+    assert probe_sharing(model, ()).fault == ""
+    first = copy.deepcopy(XLNET)
+    first.summary_type = "first"
+    assert padding.padding_side(first) == padding.padding_side(BERT) == "right"
+    monkeypatch.setattr("loraxs_search.base_model.probing.padding_side", lambda _: "right")
+    monkeypatch.setattr(sharing, "padding_side", lambda _: "right")
+    assert probe_sharing(model, ()).fault == "what a row gives depends on its padding"
+
+
+def spoilt(spoil: Any) -> str:
+    """Return the fault of a base whose states a function changes before its head reads them."""
+    model = base(BERT, noise=0.1)
+    model.bert.pooler.register_forward_pre_hook(lambda _, args: (spoil(args[0]),))
+    return probe_sharing(model, ()).fault
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda x: x, ""),
+        (lambda x: x + 0.01 * x.mean(1, keepdim=True), "what a row gives depends on its padding"),
+        (lambda x: x + 0.01 * x.mean(0, keepdim=True), "what a row gives depends on the rows beside it"),
+        (lambda x: x + 0.01 * x.shape[1] * x[:, :1].roll(1, -1), "what a row gives depends on its padding"),
+    ],
+    ids=["nothing", "padding", "company", "width"],
+)
+def test_one_part_in_a_hundred_is_seen(spoil: Any, fault: str) -> None:
+    assert spoilt(spoil) == fault
+
+
+class Expert(nn.Module):
+    """Gives a layer the first tokens of each row alone, as a router may."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros(*x.shape[:-1], 48)
+        y[:, 0] = self.layer(x[:, 0])
+        return y
+
+
+def test_a_layer_that_is_given_some_tokens_of_each_row_is_unpackable() -> None:
+    model = base(BERT, noise=0.1)
+    dense = model.bert.encoder.layer[0].intermediate
+    dense.dense = Expert(dense.dense)
+    name = "bert.encoder.layer.0.intermediate.dense.layer"
+    assert probe_sharing(model, [name]).unpackable == {name}
+
+
+def test_a_layer_that_is_never_called_is_unpackable() -> None:
+    model = base(BERT)
+    model.bert.encoder.layer[0].spare = nn.Linear(32, 32)
+    name = "bert.encoder.layer.0.spare"
+    assert probe_sharing(model, [name, "bert.encoder.layer.0.output.dense"]).unpackable == {name}
+
+
+def test_of_a_base_that_cannot_be_probed_nothing_is_packable() -> None:
+    model = base(SPARSE)
+    names = layers_of(model)
+    found = probe_sharing(model, names)
+    assert found.unpackable == set(names)
+    assert found.fault.startswith("it takes no made-up rows (ValueError: `attention_type` must not be block_sparse")
+    assert model.config.attention_type == "block_sparse"
+
+
+def test_a_head_that_is_given_more_than_rows_shares_no_pass() -> None:
+    class Asking(nn.Linear):
+        def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+            return super().forward(x)
+
+    model = base(BERT, noise=0.1)
+    head = Asking(32, 2)
+    head.load_state_dict(model.classifier.state_dict())
+    model.classifier = head
+    assert probe_sharing(model, ()).fault == ""
+    head.register_forward_pre_hook(lambda _, args: (*args, torch.ones(len(args[0]))))
+    assert probe_sharing(model, ()).fault == "its head classifier is given something else than the batch's rows"
