@@ -42,17 +42,19 @@ def ensure_dir(path: Path) -> Path:
     return path
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | str, setting: str | None = ENV_HOME) -> None:
     """Write `content` so that readers see the old file or the new one, never a part.
 
     The bytes go to a temporary file in the same folder, are flushed to the device, and are renamed over `path`. The
     rename itself is flushed too, so that a file seen once is still there after a power cut.
 
+    Args:
+        setting: As `disk_faults`.
     Raises:
         HomeError: no space left, no right to write, or a read-only file system; `path` is as it was.
     """
     data = content.encode() if isinstance(content, str) else content
-    with disk_faults(path):
+    with disk_faults(path, setting):
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
@@ -70,11 +72,11 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def disk_faults(path: Path, setting: str = ENV_HOME) -> Iterator[None]:
+def disk_faults(path: Path, setting: str | None = ENV_HOME) -> Iterator[None]:
     """Turn the operating system's disk errors into `HomeError` with a remedy.
 
     Args:
-        setting: What the user has chosen the place with.
+        setting: What the user has chosen the place with; None where the path itself was given.
     """
     try:
         yield
@@ -82,12 +84,13 @@ def disk_faults(path: Path, setting: str = ENV_HOME) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise HomeError(
                 f"No space left to write {path}.",
-                hint=f"free some space, or point {setting} at a larger disk",
+                hint="free some space, or "
+                + (f"point {setting} at a larger disk" if setting else "choose a place on a larger disk"),
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise HomeError(
                 f"{path} must be writable, but the system says: {error.strerror}.",
-                hint=f"set {setting} to a folder you can write to",
+                hint=f"set {setting} to a folder you can write to" if setting else "choose a place you can write to",
             ) from error
         raise
 

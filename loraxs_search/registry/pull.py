@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraxs_search.errors import IntegrityError, TrackingError
+from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError
 from loraxs_search.home import alone, disk_faults, ensure_dir, home
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
@@ -70,9 +71,25 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
 
 
 def adapter_folder(source: str | Path, *, uri: str) -> Path:
-    """Return an adapter's folder: `source` itself where it is one, else what `pull` makes of that name."""
-    path = Path(source)
-    return path if (path / "manifest.json").is_file() else pull(str(source), uri=uri)
+    """Return an adapter's folder: `source` where it is a path, else what `pull` makes of that name.
+
+    A string is a path where it says so: `./x`, `../x`, `~/x` or `/x`. No name of an adapter begins like that, so what
+    lies in the working directory never stands in for what the registry has.
+
+    Raises:
+        IntegrityError: the path is no adapter folder.
+        RegistryError, TrackingError: as `pull`.
+    """
+    if isinstance(source, Path) or source.startswith((".", "~", os.sep)):
+        path = Path(source).expanduser()
+        read(path)
+        return path
+    try:
+        return pull(source, uri=uri)
+    except RegistryError as error:
+        if os.sep in source or (isinstance(error, UnknownTaskError) and (Path(source) / MANIFEST).is_file()):
+            error.hint = f"write ./{source} for the folder; {error.hint}"
+        raise
 
 
 def _good_manifest(folder: Path, digest: str) -> Manifest | None:

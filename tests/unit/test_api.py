@@ -1,0 +1,75 @@
+"""What people give to the Python functions: one text or many, a name or a folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import loraxs_search
+from loraxs_search import AdapterBank
+from loraxs_search.base_model import locate
+from loraxs_search.errors import IntegrityError, RegistryError, UsageError
+from loraxs_search.records import BaseModelRef
+
+TARGETS = ("bert.encoder.layer.0.attention.self.query",)
+
+
+@pytest.fixture
+def folder(tiny_base: Path, make_adapter: Callable[..., Path], tmp_path: Path) -> Path:
+    return make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=TARGETS)
+
+
+# ---- texts -----------------------------------------------------------------------------------------------------------
+def test_one_string_is_one_text(folder):
+    (answer,) = loraxs_search.predict(folder, "a moving, funny film")
+    assert answer == loraxs_search.predict(folder, ["a moving, funny film"])[0]
+    assert answer.text == "a moving, funny film"
+
+
+def test_one_name_goes_for_every_text_of_a_bank(folder):
+    bank, texts = AdapterBank.of(str(folder)), ["a moving, funny film", "so so", "no"]
+    assert bank.predict(str(folder), texts) == bank.predict([str(folder)] * 3, texts)
+    assert bank.predict(str(folder), "so so") == bank.predict([str(folder)], ["so so"])
+    with pytest.raises(UsageError, match="got 1 for 2"):
+        bank.predict([str(folder)], ["one", "two"])
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def shadow(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the working directory that is called as a task is."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", str(tmp_path / "work"))
+    return Path(shutil.copytree(folder, tmp_path / "work" / "movie-reviews"))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda name: loraxs_search.predict(name, ["so so"]),
+        loraxs_search.load_adapter,
+        AdapterBank.of,
+    ],
+)
+def test_a_folder_called_as_a_task_is_not_taken_for_it(shadow, use):
+    with pytest.raises(RegistryError, match="`task` must be one of: none, but got 'movie-reviews'") as unknown:
+        use("movie-reviews")
+    assert "./movie-reviews" in str(unknown.value.hint)
+
+
+def test_a_folder_that_is_said_to_be_one_is_taken(shadow):
+    expected = loraxs_search.predict(shadow, "so so")
+    for said in ("./movie-reviews", "../work/movie-reviews", str(shadow), "~/movie-reviews", Path("movie-reviews")):
+        assert loraxs_search.predict(said, "so so") == expected
+
+
+def test_a_folder_that_is_none_is_told(shadow):
+    with pytest.raises(IntegrityError, match="no adapter folder"):
+        loraxs_search.predict("./elsewhere", "so so")
+    with pytest.raises(RegistryError) as unclear:
+        loraxs_search.predict("runs/movie-reviews", "so so")
+    assert "./runs/movie-reviews" in str(unclear.value.hint)
