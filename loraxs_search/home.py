@@ -31,6 +31,11 @@ def factor_variant_path(key: str, checksum: str, root: Path | None = None) -> Pa
     return factor_path(key, root).with_suffix(f".{checksum[:16]}.safetensors")
 
 
+def unchecked_factor_path(key: str, checksum: str, root: Path | None = None) -> Path:
+    """Return where factors lie that came from a registry, until they are checked against the weight itself."""
+    return factor_variant_path(key, checksum, (root if root is not None else home() / "factors") / "unchecked")
+
+
 def ensure_dir(path: Path) -> Path:
     """Create `path` and its parents, and return it.
 
