@@ -24,11 +24,13 @@ from loraxs_search.tracking import resolve_uri
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "Prediction",
     "history",
     "load_adapter",
+    "load_tokenizer",
     "ls",
     "predict",
     "promote",
@@ -177,6 +179,22 @@ def load_adapter(
 
     folder = _found(registry.adapter_folder, name, base, tracking_uri)
     return load_adapter_folder(folder, dtype=dtype, device=device)
+
+
+def load_tokenizer(
+    name: str | Path, *, base: str | None = None, tracking_uri: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the base that the adapter `name` was trained on, found where `load_adapter` finds it.
+
+    Args:
+        name: As `load_adapter`.
+    Raises:
+        BaseModelError: the base cannot be found, or has no tokenizer.
+    """
+    from loraxs_search import base_model
+
+    manifest = registry.verify(_found(registry.adapter_folder, name, base, tracking_uri))
+    return base_model.load_tokenizer(base_model.locate(manifest.base_model))
 
 
 def predict(

@@ -42,6 +42,12 @@ def test_a_folder_becomes_the_trained_model(folder, trained, inputs, logits):
     torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=1e-6, rtol=0)
 
 
+def test_its_config_has_the_names_of_the_tasks_labels(folder):
+    config = load_adapter_folder(folder).config
+    assert config.id2label == {0: "no", 1: "yes"}
+    assert config.label2id == {"no": 0, "yes": 1}
+
+
 def test_a_base_at_hand_is_used(folder, base, trained, inputs, logits, tmp_path):
     (tmp_path / "base").rename(tmp_path / "moved")
     moved = dataclasses.replace(base, path=str(tmp_path / "moved"))
