@@ -88,7 +88,9 @@ def show(task: str, *, tracking_uri: str | None = None) -> list[registry.Registe
     Raises:
         RegistryError: there is no such task.
     """
-    return registry.Registry(resolve_uri(tracking_uri)).versions(task)
+    uri = resolve_uri(tracking_uri)
+    with _advising(task, uri):
+        return registry.Registry(uri).versions(task)
 
 
 def history(task: str, *, tracking_uri: str | None = None) -> list[Decision]:

@@ -47,19 +47,17 @@ def ensure_dir(path: Path) -> Path:
     return path
 
 
-def write_atomic(path: Path, content: bytes | str, setting: str | None = ENV_HOME) -> None:
+def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` so that readers see the old file or the new one, never a part.
 
     The bytes go to a temporary file in the same folder, are flushed to the device, and are renamed over `path`. The
     rename itself is flushed too, so that a file seen once is still there after a power cut.
 
-    Args:
-        setting: As `disk_faults`.
     Raises:
         HomeError: no space left, no right to write, or a read-only file system; `path` is as it was.
     """
     data = content.encode() if isinstance(content, str) else content
-    with disk_faults(path, setting):
+    with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
@@ -77,15 +75,17 @@ def write_atomic(path: Path, content: bytes | str, setting: str | None = ENV_HOM
 
 
 @contextlib.contextmanager
-def disk_faults(path: Path, setting: str | None = ENV_HOME) -> Iterator[None]:
+def disk_faults(path: Path, setting: str | None = None) -> Iterator[None]:
     """Turn the operating system's disk errors into `HomeError` with a remedy.
 
     Args:
-        setting: What the user has chosen the place with; None where the path itself was given.
+        setting: What the user has chosen the place with; None means `LORAXS_HOME` for the state folder, elsewhere the
+            path itself.
     """
     try:
         yield
     except OSError as error:
+        setting = setting or (ENV_HOME if path.absolute().is_relative_to(home().absolute()) else None)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise HomeError(
                 f"No space left to write {path}.",

@@ -47,7 +47,7 @@ def copy(
     path = target or Path(f"{shipped_space_path(name).stem}.yaml")
     if path.exists():
         raise UsageError(f"`target` must not exist, but {path} does.", hint="give another file name")
-    write_atomic(path, portable_text(shipped_space_path(name)), setting=None)
+    write_atomic(path, portable_text(shipped_space_path(name)))
     print(path)
 
 

@@ -20,6 +20,7 @@ class Resolved:
     """What a name meant.
 
     Args:
+        signatures: By alias, as they stood beside the version.
         stamp: How the embedded store stood then; None where that cannot tell.
     """
 

@@ -19,7 +19,7 @@ def searched_study(store_uri: str) -> StudyFolder:
     return folder
 
 
-@pytest.mark.parametrize("line", [["predict", "t", "so so"], ["pull", "t"], ["history", "t"]])
+@pytest.mark.parametrize("line", [["predict", "t", "so so"], ["pull", "t"], ["show", "t"], ["history", "t"]])
 def test_a_task_that_was_searched_only_is_to_be_promoted(say, searched_study, line):
     assert say(*line).is_error(1, "`task` must be one of: none, but got 't'", "loraxs-search promote done")
 
@@ -47,4 +47,11 @@ def test_a_file_of_ones_own_has_nothing_to_do_with_the_home(say, tmp_path):
     (tmp_path / "file").write_text("in the way")
     said = say("spaces", "copy", "movie_reviews", str(tmp_path / "file" / "mine.yaml"))
     assert said.is_error(1, "mine.yaml must be writable", "choose a place you can write to")
+    assert "LORAXS_HOME" not in said.err
+
+
+def test_a_store_of_ones_own_has_nothing_to_do_with_the_home(say, tmp_path, tiny_space):
+    (tmp_path / "file").write_text("in the way")
+    said = say("launch", str(tiny_space), "--tracking-uri", f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
+    assert said.is_error(1, "must be writable", "choose a place you can write to")
     assert "LORAXS_HOME" not in said.err

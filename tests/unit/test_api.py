@@ -119,8 +119,9 @@ def test_a_folder_that_is_said_to_be_one_is_taken(shadow):
 
 
 def test_a_folder_that_is_none_is_told(shadow):
-    with pytest.raises(IntegrityError, match="no adapter folder"):
-        loraxs_search.predict("./elsewhere", "so so")
+    for none in ("./elsewhere", "./movie-reviews/manifest.json"):
+        with pytest.raises(IntegrityError, match="no adapter folder"):
+            loraxs_search.predict(none, "so so")
     with pytest.raises(RegistryError) as unclear:
         loraxs_search.predict("runs/movie-reviews", "so so")
     assert "./runs/movie-reviews" in str(unclear.value.hint)
