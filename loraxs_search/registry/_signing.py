@@ -16,6 +16,7 @@ from loraxs_search.registry.signature import ENV_KEY, Statement, has_key, is_vou
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_MAX_DIGITS = 15  # of a count that is taken from the registry; a longer one is somebody's joke
 SEQUENCE = "loraxs.sequence"  # a tag of the registered model: the last number that was signed
 
 
@@ -28,14 +29,18 @@ def sign_aliases(client: MlflowClient, uri: str, task: str, aliases: Iterable[st
     if not has_key():
         return
     seen, wanted = SeenSequences(uri), tuple(aliases)
-    model = _versions.registered_model(client, task)
-    last = str(model.tags.get(SEQUENCE, "")) if model else ""
-    number = 1 + max([int(last) if last.isdecimal() else 0, *(seen.highest(task, alias) for alias in wanted)])
+    number = 1 + max(_last_sequence(client, task), *(seen.highest(task, alias) for alias in wanted))
     client.set_registered_model_tag(task, SEQUENCE, str(number))
     for alias in wanted:
         signature = sign(Statement(task, alias, version, number, digest))
         client.set_model_version_tag(task, str(version), f"{SIGNATURE}.{alias}", signature)
         seen.accept(task, alias, number)
+
+
+def _last_sequence(client: MlflowClient, task: str) -> int:
+    model = _versions.registered_model(client, task)
+    last = str(model.tags.get(SEQUENCE, "")) if model else ""
+    return int(last) if last.isdecimal() and len(last) <= _MAX_DIGITS else 0
 
 
 def is_signed(adapter: RegisteredAdapter, alias: str) -> bool:

@@ -244,11 +244,12 @@ def test_what_a_name_last_meant_here_is_checked_while_the_registry_is_away(key, 
         pull("movie-reviews", uri=away)
 
 
-def test_a_registry_that_was_set_back_counts_on_from_what_the_promoter_saw(key, promote, store_uri):
+@pytest.mark.parametrize("count", ["", "no number", "-3", "9" * 4500])
+def test_a_registry_that_was_set_back_counts_on_from_what_the_promoter_saw(key, promote, store_uri, count):
     key()
     promote()
     SeenSequences(store_uri).accept("movie-reviews", "champion", 40)
-    connect(store_uri).set_registered_model_tag("movie-reviews", SEQUENCE, "no number")
+    connect(store_uri).set_registered_model_tag("movie-reviews", SEQUENCE, count)
     promote("t1", 0.9)
     assert pulled(store_uri) == "t1"
     assert tags(store_uri, 2)["loraxs.signature.champion"].startswith("41 ")
