@@ -16,7 +16,7 @@ from loraxs_search.registry.signature import ENV_KEY, Statement, has_key, is_vou
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_MAX_DIGITS = 15  # of a count that is taken from the registry; a longer one is somebody's joke
+_MAX_DIGITS = 15  # of a count that is taken from the registry; a longer one is no count
 SEQUENCE = "loraxs.sequence"  # a tag of the registered model: the last number that was signed
 
 
