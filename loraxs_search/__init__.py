@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loraxs_search.api import (
         history,
         load_adapter,
+        load_tokenizer,
         ls,
         predict,
         promote,
@@ -44,6 +45,7 @@ __all__ = [
     "history",
     "launch",
     "load_adapter",
+    "load_tokenizer",
     "ls",
     "predict",
     "promote",

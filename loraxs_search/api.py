@@ -5,28 +5,32 @@ Heavy libraries load when a function needs them.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loraxs_search import registry
-from loraxs_search.errors import StudyError, UsageError
+from loraxs_search.errors import StudyError, UnknownTaskError, UsageError
 from loraxs_search.home import disk_faults
 from loraxs_search.records import Candidate, Decision, Prediction, Task
-from loraxs_search.studies import StudyFolder, list_studies
+from loraxs_search.studies import StudyFolder, list_studies, next_step, next_step_of_task
 from loraxs_search.tracking import resolve_uri
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "Prediction",
     "history",
     "load_adapter",
+    "load_tokenizer",
     "ls",
     "predict",
     "promote",
@@ -53,7 +57,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
     if candidates is None:
         raise StudyError(
             f"A study must have come to its end to be promoted, but {folder.name!r} has not.",
-            hint=f"go on with `loraxs-search resume {folder.name}`",
+            hint=next_step(folder),
         )
     if folder.info.promotion.max_latency is not None:
         candidates = _timed(folder, candidates)
@@ -84,12 +88,23 @@ def show(task: str, *, tracking_uri: str | None = None) -> list[registry.Registe
     Raises:
         RegistryError: there is no such task.
     """
-    return registry.Registry(resolve_uri(tracking_uri)).versions(task)
+    uri = resolve_uri(tracking_uri)
+    with _advising(task, uri):
+        return registry.Registry(uri).versions(task)
 
 
 def history(task: str, *, tracking_uri: str | None = None) -> list[Decision]:
-    """Return every decision on `task`, refusals, rollbacks and removals too, oldest first."""
-    return registry.Registry(resolve_uri(tracking_uri)).history(task)
+    """Return every decision on `task`, refusals, rollbacks and removals too, oldest first.
+
+    Raises:
+        UnknownTaskError: nothing was ever decided on a task of this name.
+    """
+    uri = resolve_uri(tracking_uri)
+    decisions = registry.Registry(uri).history(task)
+    if not decisions:
+        with _advising(task, uri):
+            registry.Registry(uri).check_known(task)
+    return decisions
 
 
 def rollback(task: str, *, to: int | None = None, tracking_uri: str | None = None) -> Decision:
@@ -147,15 +162,17 @@ def pull(
 
 
 def load_adapter(
-    name: str,
+    name: str | Path,
     *,
     base: str | None = None,
     tracking_uri: str | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
 ) -> PeftModel:
-    """Pull `name` (or take an adapter folder) and return it on its base as a PEFT model, ready to use.
+    """Return the adapter `name` on its base as a PEFT model, ready to use; its config names the task's labels.
 
+    Args:
+        name: What `pull` takes, or a folder: a Path, or a string that says it is one (`./x`, `~/x`, `/x`).
     Raises:
         BaseModelError: the base cannot be found or is not the one the adapter was trained on.
         FactorMismatchError: its factors differ from those the adapter was trained in.
@@ -166,17 +183,39 @@ def load_adapter(
     return load_adapter_folder(folder, dtype=dtype, device=device)
 
 
+def load_tokenizer(
+    name: str | Path, *, base: str | None = None, tracking_uri: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the base that the adapter `name` was trained on, found where `load_adapter` finds it.
+
+    Args:
+        name: As `load_adapter`.
+    Raises:
+        BaseModelError: the base cannot be found, or has no tokenizer.
+    """
+    from loraxs_search import base_model
+
+    manifest = registry.verify(_found(registry.adapter_folder, name, base, tracking_uri))
+    return base_model.load_tokenizer(base_model.locate(manifest.base_model))
+
+
 def predict(
-    name: str, texts: Sequence[str], *, base: str | None = None, tracking_uri: str | None = None
+    name: str | Path, texts: str | Sequence[str], *, base: str | None = None, tracking_uri: str | None = None
 ) -> list[Prediction]:
-    """Apply the adapter `name` to `texts`; for a pair task, the first and second text of each row in turn."""
+    """Return the answer of the adapter `name` to each text.
+
+    Args:
+        name: As `load_adapter`.
+        texts: One text, whose answer is a list of one, or several; for a pair task the first and second text of each
+            row in turn.
+    """
     from loraxs_search.adapter import load_adapter_folder
     from loraxs_search.base_model import load_tokenizer, locate
     from loraxs_search.tasks import answer, encode
 
     folder = _found(registry.adapter_folder, name, base, tracking_uri)
     manifest = registry.verify(folder)
-    firsts, seconds = _rows(manifest.task, texts)
+    firsts, seconds = _rows(manifest.task, [texts] if isinstance(texts, str) else texts)
     model_base = locate(manifest.base_model)
     inputs = encode(manifest.task, load_tokenizer(model_base), firsts, seconds)
     model = load_adapter_folder(folder, base=model_base)
@@ -241,12 +280,24 @@ def _newest() -> str:
     return names[0]
 
 
-def _found(find: Callable[..., Path], name: str, base: str | None, tracking_uri: str | None) -> Path:
+def _found(find: Callable[..., Path], name: str | Path, base: str | None, tracking_uri: str | None) -> Path:
     """Return the folder of a task's champion, on a base if one is given, which is then seen to be that base."""
-    folder = find(registry.on_base(name, base), uri=resolve_uri(tracking_uri))
+    uri = resolve_uri(tracking_uri)
+    with _advising(str(name), uri):
+        folder = find(name if base is None else registry.on_base(str(name), base), uri=uri)
     if base is not None:
         registry.check_base(base, registry.verify(folder).base_model.id)
     return folder
+
+
+@contextlib.contextmanager
+def _advising(name: str, uri: str) -> Iterator[None]:
+    """Tell who asks for a task that the registry does not know what its study on this machine is waiting for."""
+    try:
+        yield
+    except UnknownTaskError as error:
+        error.hint = next_step_of_task(re.split("[@:]", name)[0], uri) or error.hint
+        raise
 
 
 def _rows(task: Task, texts: Sequence[str]) -> tuple[list[str], list[str] | None]:

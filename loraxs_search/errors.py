@@ -94,6 +94,10 @@ class RegistryError(LoraxsError):
     """The registry has no such task, version or champion, or refuses a change."""
 
 
+class UnknownTaskError(RegistryError):
+    """The registry has no task of this name."""
+
+
 class IntegrityError(RegistryError):
     """A file's content is not what its manifest says."""
 

@@ -31,6 +31,11 @@ def factor_variant_path(key: str, checksum: str, root: Path | None = None) -> Pa
     return factor_path(key, root).with_suffix(f".{checksum[:16]}.safetensors")
 
 
+def unchecked_factor_path(key: str, checksum: str, root: Path | None = None) -> Path:
+    """Return where factors lie that came from a registry, until they are checked against the weight itself."""
+    return factor_variant_path(key, checksum, (root if root is not None else home() / "factors") / "unchecked")
+
+
 def ensure_dir(path: Path) -> Path:
     """Create `path` and its parents, and return it.
 
@@ -70,24 +75,27 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def disk_faults(path: Path, setting: str = ENV_HOME) -> Iterator[None]:
+def disk_faults(path: Path, setting: str | None = None) -> Iterator[None]:
     """Turn the operating system's disk errors into `HomeError` with a remedy.
 
     Args:
-        setting: What the user has chosen the place with.
+        setting: What the user has chosen the place with; None means `LORAXS_HOME` for the state folder, elsewhere the
+            path itself.
     """
     try:
         yield
     except OSError as error:
+        setting = setting or (ENV_HOME if path.absolute().is_relative_to(home().absolute()) else None)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise HomeError(
                 f"No space left to write {path}.",
-                hint=f"free some space, or point {setting} at a larger disk",
+                hint="free some space, or "
+                + (f"point {setting} at a larger disk" if setting else "choose a place on a larger disk"),
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise HomeError(
                 f"{path} must be writable, but the system says: {error.strerror}.",
-                hint=f"set {setting} to a folder you can write to",
+                hint=f"set {setting} to a folder you can write to" if setting else "choose a place you can write to",
             ) from error
         raise
 

@@ -19,6 +19,7 @@ def checked_factors(
 
     Raises:
         FactorMismatchError: the factors are not those that were recorded.
+        IntegrityError: those that came from a registry in their place are not of this weight.
         HomeError: factors cannot be stored.
     """
     store = current_factor_store()
@@ -33,5 +34,8 @@ def checked_factors(
         for name, other in others:
             if agrees(expected, fingerprint(*other.ab(settings.rank, settings.sigma))):
                 return other, name
+        refused = store.refused(weight, rank=settings.factor_rank, basis=settings.basis, driver=settings.driver)
+        if refused is not None:
+            raise refused
     check_fingerprint(expected, actual, module=module)
     return factors, ""

@@ -24,6 +24,7 @@ def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
     """Return an adapter in another form, made once and kept beside `folder`; it appears whole, changed files anew.
 
     `lora` is the same function as plain LoRA, exactly: stock PEFT loads it, and vLLM's filesystem resolver takes it.
+    Its README.md says how with the task's labels: a config.json would have transformers look for the base beside it.
     `merged` is the base with the update added to its weights, with its tokenizer: plain transformers load it.
 
     Args:
@@ -60,15 +61,34 @@ def _write(adapter: Path, form: Form, rank: int | None, folder: Path) -> None:
     if form == "lora":
         base = manifest.base_model
         export_lora(model, "default", folder, rank=rank, base=base.id, revision=base.revision)
+        write_atomic(folder / "README.md", _readme(manifest))
     else:
         _save_merged(model, manifest, folder)
 
 
+def _readme(manifest: Manifest) -> str:
+    """Return how the plain LoRA adapter is loaded with its labels: PEFT's files have no place for them."""
+    base, labels = manifest.base_model, json.dumps(manifest.task.labels, ensure_ascii=False)
+    names = "id2label=dict(enumerate(labels)), label2id={label: number for number, label in enumerate(labels)}"
+    setup, head = (f"labels = {labels}\n", names) if manifest.task.labels else ("", "num_labels=1")
+    revision = f', revision="{base.revision}"' if base.revision else ""
+    load = f'transformers.AutoModelForSequenceClassification.from_pretrained("{base.id}", {head}{revision})'
+    return f"""# {manifest.task.name}
+
+A LoRA-XS adapter for `{base.id}` as plain LoRA, exactly.
+
+With transformers and PEFT, from this folder, where the hub or its cache has the base:
+
+```python
+import peft, transformers
+{setup}base = {load}
+model = peft.PeftModel.from_pretrained(base, ".").eval()
+```
+"""
+
+
 def _save_merged(model: PeftModel, manifest: Manifest, folder: Path) -> None:
     merged = model.merge_and_unload()
-    if manifest.task.labels:
-        merged.config.id2label = dict(enumerate(manifest.task.labels))
-        merged.config.label2id = {label: number for number, label in enumerate(manifest.task.labels)}
     with base_model.quiet():  # of a progress bar
         merged.save_pretrained(str(folder))
     base_model.load_tokenizer(base_model.locate(manifest.base_model)).save_pretrained(str(folder))

@@ -25,6 +25,8 @@ def load_adapter_folder(
 ) -> PeftModel:
     """Load an adapter with its base, in eval mode, refusing whatever is not what its manifest says.
 
+    The model's config names the task's labels.
+
     Files are compared by sha256, the base by weight digest, factors by fingerprint, and in float32 the logits of the
     manifest's probe.
 
@@ -41,6 +43,9 @@ def load_adapter_folder(
     manifest, found = verified_manifest(folder, base)
     num_labels = len(manifest.task.labels) or 1
     body = base_model.load_model(found, manifest.task.kind, num_labels, device=device)
+    if manifest.task.labels:
+        body.config.id2label = dict(enumerate(manifest.task.labels))
+        body.config.label2id = {label: number for number, label in enumerate(manifest.task.labels)}
     model = PeftModel.from_pretrained(body, str(folder), torch_device=device)
     if all(p.dtype == torch.float32 for p in model.parameters()):
         check_probe(model, manifest.probe)

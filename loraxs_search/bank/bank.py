@@ -80,7 +80,7 @@ class AdapterBank:
         the logits of the manifest's probe. Whatever is refused leaves the bank as it was.
 
         Args:
-            source: A folder with an adapter, or what `pull` takes; None means `name` itself.
+            source: What `pull` takes, or a folder, as `load_adapter` does; None means `name` itself.
         Raises:
             RegistryError, IntegrityError, BaseModelError, FactorMismatchError: as `pull` and `load_adapter`; what the
                 adapter stores must be R and head alone.
@@ -172,13 +172,18 @@ class AdapterBank:
             parts = self._stock.take(names)
         return self._run(parts, inputs)
 
-    def predict(self, names: Sequence[str], texts: Sequence[str | tuple[str, str]]) -> list[Prediction]:
+    def predict(self, names: str | Sequence[str], texts: str | Sequence[str | tuple[str, str]]) -> list[Prediction]:
         """Apply to each text the adapter that is named for it; a pair task takes pairs of texts.
 
+        Args:
+            names: The adapter of each text, or one name for all of them.
+            texts: Several texts, or one, whose answer is a list of one.
         Raises:
             UsageError: a name is not in the bank, or there is not one for each text.
             TaskDataError: a task takes another number of texts.
         """
+        texts = [texts] if isinstance(texts, str) else texts
+        names = [names] * len(texts) if isinstance(names, str) else names
         if len(names) != len(texts):
             raise UsageError(f"There must be a name for each text, but got {len(names)} for {len(texts)}.")
         _check_rows(names)

@@ -11,7 +11,7 @@ from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, em
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias, TASK:version, or an adapter folder.")],
+    name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias, TASK:version, or a folder: ./FOLDER.")],
     texts: Annotated[
         list[str], typer.Argument(help="Texts to judge, a row each; for pairs, first and second in turn.")
     ],

@@ -125,7 +125,7 @@ def compute_factors(weight: Tensor, *, rank: int, basis: Basis = "top", driver: 
         raise BaseModelError("A weight must be finite to be decomposed, but got NaN or infinity in it.")
     with single_thread():
         u, s, vt = _exact(w) if resolved == "exact" else _randomized(w, rank)
-    chosen = _component_order(s.shape[0], basis)[:rank]
+    chosen = component_order(s.shape[0], basis)[:rank]
     u, s, vt = _canonical_sign(u[:, chosen], s[chosen], vt[chosen])
     left, singular_values, right = (t.to(torch.float32).contiguous() for t in (u, s, vt))
     return Factors(left, singular_values, right, driver=resolved, basis=basis)
@@ -153,7 +153,7 @@ def _randomized(w: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return (u, s, vt) if tall is w else (vt.T, s, u.T)
 
 
-def _component_order(size: int, basis: Basis) -> Tensor:
+def component_order(size: int, basis: Basis) -> Tensor:
     """Return a permutation of 0..size-1 whose every prefix is the basis at that rank."""
     ascending = torch.arange(size)
     if basis == "bottom":

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from loraxs_search.errors import IntegrityError
 from loraxs_search.factors._checks import check_rank, check_weight
 from loraxs_search.factors._compute import Driver, Factors, compute_factors, resolve_driver
 from loraxs_search.factors._file import DamagedFileError, checksum, content_key, read_factors, write_factors
-from loraxs_search.home import factor_path, home
+from loraxs_search.factors._verify import fault
+from loraxs_search.home import factor_path, factor_variant_path, home, unchecked_factor_path
 from loraxs_search.memory import available_bytes
 from loraxs_search.records import Basis
 from loraxs_search.torch_threads import side_by_side
@@ -38,6 +40,9 @@ class FactorStore:
     version. Files are written whole, so processes that compute the same key at once end with one good file. A second
     call with the same unchanged tensor (or one that shares its memory, as tied weights do) reads and hashes nothing.
 
+    Files that came from a registry lie aside until their weight is here. They are checked against it at first use; what
+    does not fit is removed, with a warning, and never used.
+
     Args:
         root: Folder of the files; None means `home()/factors`, looked up at each use.
     """
@@ -45,6 +50,7 @@ class FactorStore:
     def __init__(self, root: Path | None = None) -> None:
         self._root = root
         self._memory: dict[tuple[object, ...], _Remembered] = {}
+        self._refused: dict[str, IntegrityError] = {}
 
     @property
     def root(self) -> Path:
@@ -85,14 +91,25 @@ class FactorStore:
         """Yield factors of the same weight that other machines have made, each with a short name of its own.
 
         Singular vectors of nearly equal singular values are only defined up to a rotation: each is as good, but an R
-        means something in one of them alone. They are brought by `loraxs_search.registry`.
+        means something in one of them alone. They are brought by `loraxs_search.registry`, and checked here.
         """
-        key = content_key(weight, rank=rank, basis=basis, driver=resolve_driver(driver, basis, *weight.shape))
+        resolved = resolve_driver(driver, basis, *weight.shape)
+        key = content_key(weight, rank=rank, basis=basis, driver=resolved)
+        for path, brought in self._brought(weight, key, rank=rank, basis=basis, driver=resolved):
+            write_factors(factor_variant_path(key, checksum(brought), self.root), brought)
+            path.unlink(missing_ok=True)
         for path in sorted(factor_path(key, self.root).parent.glob(f"{key}.*.safetensors")):
             try:
                 yield path.suffixes[-2].lstrip("."), read_factors(path)
             except (DamagedFileError, FileNotFoundError) as damage:
                 log.warning("%s is damaged (%s); it is passed over.", path, damage)
+
+    def refused(
+        self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto"
+    ) -> IntegrityError | None:
+        """Return why factors of this weight that came from a registry were not taken; None where none were refused."""
+        resolved = resolve_driver(driver, basis, *weight.shape)
+        return self._refused.get(content_key(weight, rank=rank, basis=basis, driver=resolved))
 
     def prepare(
         self,
@@ -129,9 +146,35 @@ class FactorStore:
             pass
         except DamagedFileError as damage:
             log.warning("%s is damaged (%s); its factors are computed again.", path, damage)
+        for brought_path, factors in self._brought(weight, key, rank=rank, basis=basis, driver=driver):
+            write_factors(path, factors)
+            brought_path.unlink(missing_ok=True)
+            return factors
         factors = compute_factors(weight, rank=rank, basis=basis, driver=driver)
         write_factors(path, factors)
         return factors
+
+    def _brought(
+        self, weight: Tensor, key: str, *, rank: int, basis: Basis, driver: str
+    ) -> Iterator[tuple[Path, Factors]]:
+        """Yield factors from registries that are this weight's; remove, and remember, those that are not."""
+        for path in sorted(unchecked_factor_path(key, "", self.root).parent.glob(f"{key}.*.safetensors")):
+            try:
+                factors = read_factors(path)
+                wrong = fault(weight, factors, rank=rank, basis=basis, driver=driver)
+            except FileNotFoundError:  # another process has taken it in
+                continue
+            except DamagedFileError as damage:
+                wrong = str(damage)
+            if wrong is None:
+                yield path, factors
+                continue
+            self._refused[key] = IntegrityError(
+                f"A factor file from a registry must be of its weight, but {path.name} is not: {wrong}.",
+                hint="tell whoever keeps the registry; it was removed here, and nothing was computed with it",
+            )
+            log.warning("%s", self._refused[key].message)
+            path.unlink(missing_ok=True)
 
     def _forget_dead_weights(self) -> None:
         for place, entry in list(self._memory.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.registry.card import model_card
-from loraxs_search.registry.factor_files import install_factors, lacks_factors
+from loraxs_search.registry.factor_files import factors_at, install_factors, keep_unchecked, lacks_factors
 from loraxs_search.registry.manifest import folder_digest, seal, verify
 from loraxs_search.registry.names import check_base, on_base
 from loraxs_search.registry.promotion import decide
@@ -25,8 +25,10 @@ __all__ = [
     "adapter_folder",
     "check_base",
     "decide",
+    "factors_at",
     "folder_digest",
     "install_factors",
+    "keep_unchecked",
     "lacks_factors",
     "model_card",
     "on_base",

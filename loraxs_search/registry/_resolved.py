@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,11 +20,13 @@ class Resolved:
     """What a name meant.
 
     Args:
+        signatures: By alias, as they stood beside the version.
         stamp: How the embedded store stood then; None where that cannot tell.
     """
 
     digest: str
-    signature: str | None = None
+    version: int
+    signatures: Mapping[str, str]
     stamp: str | None = None
 
     def is_fresh(self, stamp: str | None) -> bool:
@@ -62,9 +65,9 @@ class ResolvedNames:
         except TypeError:
             return None
 
-    def put(self, name: str, digest: str, signature: str | None, stamp: str | None) -> None:
+    def put(self, name: str, meaning: Resolved) -> None:
         """Remember what the name means."""
-        known, entry = self._read(), asdict(Resolved(digest, signature, stamp))
+        known, entry = self._read(), asdict(meaning)
         if known.get(self._prefix + name) != entry:
             write_atomic(self._path, json.dumps(known | {self._prefix + name: entry}, indent=1, sort_keys=True))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ from loraxs_search.registry._versions import EVIDENCE
 from loraxs_search.registry.names import is_sha256
 
 _MAX_TAG = 5000  # characters a registered model's tag may have in MLflow's tables
-SIGNATURE = "loraxs.signature"
+SIGNATURE = "loraxs.signature"  # of a version: with a dot and the alias that was signed
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class RegisteredAdapter:
         decision: Why it was.
         source: Where its files lie, as MLflow names it.
         evidence: sha256 of its answers to the test rows; None when there are none.
-        signature: As `signature.sign` made it.
+        signatures: Alias to what `signature.sign` has made for it.
         created_at: ISO 8601.
     """
 
@@ -39,7 +40,7 @@ class RegisteredAdapter:
     source: str
     run_id: str | None = None
     evidence: str | None = None
-    signature: str | None = None
+    signatures: Mapping[str, str] = field(default_factory=dict)
     created_at: str = ""
 
 
@@ -61,7 +62,7 @@ def read_version(version: Any) -> RegisteredAdapter:
             source=version.source,
             run_id=version.run_id or None,
             evidence=tags.get(EVIDENCE),
-            signature=tags.get(SIGNATURE),
+            signatures={k.removeprefix(SIGNATURE)[1:]: v for k, v in tags.items() if k.startswith(SIGNATURE)},
             created_at=datetime.fromtimestamp(int(version.creation_timestamp) / 1000, UTC).isoformat("T", "seconds"),
         )
     except (KeyError, ValueError) as error:
@@ -77,30 +78,23 @@ def _digest(tag: str) -> str:
     return tag
 
 
-def version_tags(
-    manifest: Manifest, candidate: Candidate, decision: Decision, digest: str, signature: str | None
-) -> dict[str, str]:
+def version_tags(manifest: Manifest, candidate: Candidate, decision: Decision, digest: str) -> dict[str, str]:
     """Return the tags of a new version: the records, and what people look for in the UI."""
     scores = {f"test.{name}": f"{value:.6g}" for name, value in candidate.test_metrics.items()}
     scores |= {f"validation.{name}": f"{value:.6g}" for name, value in candidate.validation_metrics.items()}
     if candidate.latency and candidate.latency.ratio is not None:
         scores["latency"] = f"{candidate.latency.ratio:.4g}"
-    signed = {SIGNATURE: signature} if signature else {}
-    return (
-        scores
-        | signed
-        | {
-            "loraxs.study": candidate.study,
-            "trial_id": candidate.trial_id,
-            "stored_bytes": str(candidate.stored_bytes),
-            "loraxs.base_model": manifest.base_model.id,
-            "loraxs.base_digest": candidate.base_digest,
-            "loraxs.data_fingerprint": candidate.data_fingerprint,
-            "loraxs.digest": digest,
-            "loraxs.candidate": to_json(candidate),
-            "loraxs.decision": fitted(decision),
-        }
-    )
+    return scores | {
+        "loraxs.study": candidate.study,
+        "trial_id": candidate.trial_id,
+        "stored_bytes": str(candidate.stored_bytes),
+        "loraxs.base_model": manifest.base_model.id,
+        "loraxs.base_digest": candidate.base_digest,
+        "loraxs.data_fingerprint": candidate.data_fingerprint,
+        "loraxs.digest": digest,
+        "loraxs.candidate": to_json(candidate),
+        "loraxs.decision": fitted(decision),
+    }
 
 
 def fitted(decision: Decision) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from loraxs_search.records import DataSource, Latency, Manifest
@@ -100,20 +101,23 @@ def _size(manifest: Manifest) -> str:
 
 
 def _loading(manifest: Manifest) -> str:
-    base, labels = manifest.base_model, max(1, len(manifest.task.labels))
+    base, labels = manifest.base_model, json.dumps(manifest.task.labels, ensure_ascii=False)
+    names = "id2label=dict(enumerate(labels)), label2id={label: number for number, label in enumerate(labels)}"
+    setup, head = (f"labels = {labels}\n", names) if manifest.task.labels else ("", "num_labels=1")
     revision = f', revision="{base.revision}"' if base.revision else ""
-    return f"""With this package:
+    return f"""With this package, wherever the search found its base:
 
 ```python
 import loraxs_search
 model = loraxs_search.load_adapter("{manifest.task.name}")
+tokenizer = loraxs_search.load_tokenizer("{manifest.task.name}")
 ```
 
-With transformers and PEFT, from this folder:
+With transformers and PEFT, from this folder, where the hub or its cache has the base:
 
 ```python
 import loraxs_search, peft, transformers
-base = transformers.AutoModelForSequenceClassification.from_pretrained("{base.id}", num_labels={labels}{revision})
+{setup}base = transformers.AutoModelForSequenceClassification.from_pretrained("{base.id}", {head}{revision})
 tokenizer = transformers.AutoTokenizer.from_pretrained("{base.id}"{revision})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```

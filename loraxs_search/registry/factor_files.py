@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.home import factor_path, factor_variant_path, write_atomic
+from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path, write_atomic
 from loraxs_search.registry.names import is_sha256
 
 _MAX_HEADER = 2**20
@@ -15,12 +15,14 @@ _NAMES = ("left", "singular_values", "right")
 
 
 def lacks_factors(key: str, checksum: str, root: Path | None = None) -> bool:
-    """Whether this machine has no factors of that key with these numbers."""
-    return factors_at(key, checksum, root) is None
+    """Whether this machine has no factors of that key with these numbers, checked or not."""
+    if factors_at(key, checksum, root) is not None:
+        return False
+    return _said_checksum(unchecked_factor_path(key, checksum, root)) != checksum
 
 
 def factors_at(key: str, checksum: str, root: Path | None = None) -> Path | None:
-    """Return the file with these factors: this machine's own, or another machine's that was brought here."""
+    """Return the file with these factors: this machine's own, or another machine's that were checked here."""
     _checked(checksum, "factor checksum")
     for path in (factor_path(_checked(key), root), factor_variant_path(key, checksum, root)):
         if _said_checksum(path) == checksum:
@@ -29,7 +31,7 @@ def factors_at(key: str, checksum: str, root: Path | None = None) -> Path | None
 
 
 def install_factors(key: str, content: bytes, root: Path | None = None) -> Path:
-    """Put factors where they are looked for, and return the file.
+    """Put factors that a host of this search has used where they are looked for, and return the file.
 
     They become this machine's own where it has none of that key; beside its own where it has. Either way what was
     trained here keeps its meaning.
@@ -43,6 +45,18 @@ def install_factors(key: str, content: bytes, root: Path | None = None) -> Path:
     path = factor_variant_path(key, checksum, root) if own.exists() else own
     if _said_checksum(own) == checksum:
         return own
+    write_atomic(path, content)
+    return path
+
+
+def keep_unchecked(key: str, content: bytes, root: Path | None = None) -> Path:
+    """Put factors from a registry aside until somebody has the weight to check them against, and return the file.
+
+    Raises:
+        IntegrityError: the content is no factor file, or its checksum is not that of its numbers.
+        HomeError: the folder cannot be written.
+    """
+    path = unchecked_factor_path(_checked(key), _true_checksum(content), root)
     write_atomic(path, content)
     return path
 

@@ -18,7 +18,7 @@ from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.registry import _rest, _versions
 from loraxs_search.registry._artifacts import fetch_file, list_files
 from loraxs_search.registry._client import connect
-from loraxs_search.registry.factor_files import factors_at, install_factors, lacks_factors
+from loraxs_search.registry.factor_files import factors_at, keep_unchecked, lacks_factors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,6 +61,8 @@ def publish(client: MlflowClient, uri: str, base_digest: str, base_id: str, fact
 def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:
     """Fetch the factors that this machine lacks from the base's set, and return how many came.
 
+    They are put aside: whoever loads the base checks them against its weights before they are used.
+
     Raises:
         IntegrityError: a file is not what its name says; it is not kept.
     """
@@ -81,7 +83,7 @@ def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:
 def _fetch(source: str, uri: str, sizes: Mapping[str, int], key: str, checksum: str, name: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         content = fetch_file(uri, source, name, Path(folder), sizes[name] or _MAX_BYTES).read_bytes()
-    install_factors(key, content)
+    keep_unchecked(key, content)
     if lacks_factors(key, checksum):
         raise IntegrityError(
             f"Factor file {name} must have checksum {checksum[:16]}..., but it has another.",

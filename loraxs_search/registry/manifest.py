@@ -119,7 +119,7 @@ def _files(folder: Path) -> list[Path]:
 def _size(path: Path) -> int:
     try:
         status = path.lstat()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise IntegrityError(f"{path} is missing: this is no adapter folder.", hint=_HINT) from error
     if not stat.S_ISREG(status.st_mode):
         raise IntegrityError(f"{path} must be a plain file: no folders, no links.", hint=_HINT)

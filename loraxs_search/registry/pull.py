@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraxs_search.errors import IntegrityError, TrackingError
+from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError
 from loraxs_search.home import alone, disk_faults, ensure_dir, home
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry._artifacts import Listed, fetch_file, list_files
-from loraxs_search.registry._resolved import ResolvedNames, store_stamp
+from loraxs_search.registry._resolved import Resolved, ResolvedNames, store_stamp
+from loraxs_search.registry._sequences import SeenSequences
 from loraxs_search.registry.adapters import RegisteredAdapter
 from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, check_file, check_link, folder_digest, read, verify
+from loraxs_search.registry.names import AdapterName, parse_name
 from loraxs_search.registry.reader import RegistryReader
 from loraxs_search.registry.signature import check_signature
 
@@ -34,6 +37,9 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
     folder is checked again and, when it was changed, pulled again. Factors that the adapter stands on and this machine
     lacks come with it. While the server is away, what the name last meant here is used, with a notice.
 
+    Where the team signs, it must have signed that this very name means this adapter, with a number that is no lower
+    than any seen here before.
+
     Args:
         uri: The store, as `resolve_uri` gives it.
         cache: Defaults to `adapters` in the state folder.
@@ -46,11 +52,11 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
     folder = ensure_dir(cache or home() / "adapters")
     names = ResolvedNames(folder / "names.json", uri)
     stamp = store_stamp(uri)
-    known = names.get(name)
+    known, asked = names.get(name), parse_name(name)
     if known is not None and known.is_fresh(stamp):  # nothing was written to the store since
         manifest = _good_manifest(folder / known.digest, known.digest)
         if manifest is not None:
-            check_signature(manifest.task.name, known.digest, known.signature)
+            _check_signed(asked, known, uri)
             factor_sets.bring(uri, manifest.base_digest, manifest.factors)
             return folder / known.digest
     try:
@@ -58,21 +64,44 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
     except TrackingError:
         if known is None or (manifest := _good_manifest(folder / known.digest, known.digest)) is None:
             raise
-        check_signature(manifest.task.name, known.digest, known.signature)
+        _check_signed(asked, known, uri)
         _logger.warning("the registry does not answer: using the cached %s (%s)", name, known.digest[:12])
         return folder / known.digest
-    check_signature(adapter.task, adapter.digest, adapter.signature)
+    meaning = Resolved(adapter.digest, adapter.version, adapter.signatures, stamp)
+    _check_signed(asked, meaning, uri)
     target = folder / adapter.digest
     manifest = _good_manifest(target, adapter.digest) or _download(adapter, uri, target)
     factor_sets.bring(uri, manifest.base_digest, manifest.factors)
-    names.put(name, adapter.digest, adapter.signature, stamp)
+    names.put(name, meaning)
     return target
 
 
 def adapter_folder(source: str | Path, *, uri: str) -> Path:
-    """Return an adapter's folder: `source` itself where it is one, else what `pull` makes of that name."""
-    path = Path(source)
-    return path if (path / "manifest.json").is_file() else pull(str(source), uri=uri)
+    """Return an adapter's folder: `source` where it is a path, else what `pull` makes of that name.
+
+    A string is a path where it says so: `./x`, `../x`, `~/x` or `/x`. No name of an adapter begins like that, so what
+    lies in the working directory never stands in for what the registry has.
+
+    Raises:
+        IntegrityError: the path is no adapter folder.
+        RegistryError, TrackingError: as `pull`.
+    """
+    if isinstance(source, Path) or source.startswith((".", "~", os.sep)):
+        path = Path(source).expanduser()
+        read(path)
+        return path
+    try:
+        return pull(source, uri=uri)
+    except RegistryError as error:
+        if os.sep in source or (isinstance(error, UnknownTaskError) and (Path(source) / MANIFEST).is_file()):
+            error.hint = f"write ./{source} for the folder; {error.hint}"
+        raise
+
+
+def _check_signed(asked: AdapterName, meaning: Resolved, uri: str) -> None:
+    sequence = check_signature(asked, meaning.version, meaning.digest, meaning.signatures)
+    if sequence is not None and asked.alias is not None:
+        SeenSequences(uri).accept(asked.task, asked.alias, sequence)
 
 
 def _good_manifest(folder: Path, digest: str) -> Manifest | None:

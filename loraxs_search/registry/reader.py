@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loraxs_search.errors import IntegrityError, RegistryError, unknown_name
+from loraxs_search.errors import IntegrityError, RegistryError, UnknownTaskError, unknown_name
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import Decision, from_json
 from loraxs_search.registry import _artifacts, _listing, _rest, _versions
@@ -59,6 +59,14 @@ class RegistryReader:
                 raise self._unknown(parsed)
         return found
 
+    def check_known(self, task: str) -> None:
+        """Refuse a task that nothing was ever decided on.
+
+        Raises:
+            UnknownTaskError: the registry has no such task.
+        """
+        self._known_model(task)
+
     def tasks(self) -> list[str]:
         """Return the names of all tasks that adapters were decided on, sorted."""
         if not exists(self.uri):
@@ -78,10 +86,7 @@ class RegistryReader:
         Raises:
             RegistryError: there is no such task.
         """
-        model = self._model(task)
-        if model is None:
-            with speaking(self.uri):
-                raise self._unknown(AdapterName(check_task(task)))
+        model = self._known_model(task)
         aliases: dict[int, list[str]] = {}
         for alias, number in model.aliases.items():
             aliases.setdefault(int(number), []).append(alias)
@@ -159,6 +164,13 @@ class RegistryReader:
         with speaking(self.uri):
             return _versions.registered_model(self._client, check_task(task))
 
+    def _known_model(self, task: str) -> Any:
+        model = self._model(task)
+        if model is None:
+            with speaking(self.uri):
+                raise self._unknown(AdapterName(check_task(task)))
+        return model
+
     def _find(self, name: AdapterName) -> RegisteredAdapter | None:
         found = self._plainly(lambda: _rest.find_version(self.uri, name), lambda: self._version(name))
         return None if found is None else read_version(found)
@@ -184,7 +196,7 @@ class RegistryReader:
         if model is None:
             known = _listing.near(self._ask, name.task) if exists(self.uri) else []
             hint = "`loraxs-search ls` has every task" if known else "run `loraxs-search launch SPACE` to find one"
-            return RegistryError(f"{unknown_name('task', name.task, known)} Registry: {place}.", hint=hint)
+            return UnknownTaskError(f"{unknown_name('task', name.task, known)} Registry: {place}.", hint=hint)
         if name.alias == CHAMPION:
             return RegistryError(
                 f"Task {name.task} has no champion: none was promoted, or it was removed. Registry: {place}.",

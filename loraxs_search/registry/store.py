@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Candidate, Decision, PromotionRule, Task, to_json
-from loraxs_search.registry import _turns, _versions, factor_sets
+from loraxs_search.registry import _signing, _turns, _versions, factor_sets
 from loraxs_search.registry._client import speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, fitted, version_tags
 from loraxs_search.registry.contest import Contest, Opponent, Rescore, Rescored, opponent
@@ -20,7 +20,6 @@ from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.names import CHAMPION, AdapterName, base_alias, check_task, parse_name
 from loraxs_search.registry.promotion import identity, key
 from loraxs_search.registry.reader import DECISION, RegistryReader
-from loraxs_search.registry.signature import sign
 from loraxs_search.registry.summary import TAG as SUMMARY
 from loraxs_search.registry.summary import TaskSummary, summarise
 
@@ -72,6 +71,7 @@ class Registry(RegistryReader):
                 decision, now = contest.settle(opponents), datetime.now(UTC).isoformat(timespec="milliseconds")
                 decision = replace(decision, study=decision.study or study, at=now)
                 if not decision.promoted or decision.winner is None:
+                    self._sign_standing(opponents, candidates, folders)
                     self._record(decision)
                     return decision, None
                 winner = next(c for c in candidates if (c.study, c.trial_id) == (decision.study, decision.winner))
@@ -110,7 +110,7 @@ class Registry(RegistryReader):
         task, digest, client = check_task(decision.task), folder_digest(folder), self._client
         aliases = decision.aliases or (CHAMPION,)
         with speaking(self.uri):
-            tags = version_tags(manifest, candidate, replace(decision, aliases=aliases), digest, sign(task, digest))
+            tags = version_tags(manifest, candidate, replace(decision, aliases=aliases), digest)
             version = _versions.register(client, self.uri, task, folder, manifest, tags, candidate.latency)
             if evidence is not None:
                 from loraxs_search.registry.rows import FILE
@@ -118,6 +118,7 @@ class Registry(RegistryReader):
                 _versions.add_evidence(client, task, version, FILE, evidence)
             factor_sets.publish(client, self.uri, manifest.base_digest, manifest.base_model.id, manifest.factors)
             check()  # registering took a while, and a server has other clients
+            _signing.sign_aliases(client, self.uri, task, aliases, version, digest)
             for alias in aliases:
                 client.set_registered_model_alias(task, alias, str(version))
         made = replace(decision, aliases=aliases, version=version)
@@ -130,15 +131,20 @@ class Registry(RegistryReader):
     def rollback(self, task: str, to: int | None = None) -> Decision:
         """Make an earlier version champion again; by default the one before the present champion.
 
+        Where the team signs, only what it has signed before is signed anew; the present champion too, where its
+        signature is an older version's.
+
         Raises:
             RegistryError: there is no champion, no such version, or none before it.
+            IntegrityError: the team has never signed that version.
         """
         with self._turn(check_task(task)) as check:
             champion = self.resolve(task)
             known = {version.version: version for version in self.versions(task)}
             number = to if to is not None else self._previous(task, champion.version, known)
             target = self.resolve(f"{task}:{number}")
-            if target.version == champion.version:
+            _signing.check_vouched_for(target)
+            if target.version == champion.version and _signing.is_signed(champion, CHAMPION):
                 raise RegistryError(
                     f"{task}:{number} already is the champion.", hint=f"see `loraxs-search show {task}`"
                 )
@@ -148,6 +154,7 @@ class Registry(RegistryReader):
             decision = self._decision_on(target, champion, "rollback", aliases)
             check()
             with speaking(self.uri):
+                _signing.sign_aliases(self._client, self.uri, task, aliases, target.version, target.digest)
                 for alias in aliases:
                     self._client.set_registered_model_alias(task, alias, str(target.version))
             self._summarise(summarise(task, target.version, target.candidate, decision))
@@ -234,6 +241,14 @@ class Registry(RegistryReader):
                     made[champion.version] = opponent(champion, contest.candidates, rescore, self.rows)
                 found[alias] = made[champion.version]
         return found
+
+    def _sign_standing(
+        self, opponents: Mapping[str, Opponent], candidates: Sequence[Candidate], folders: Mapping[str, Path]
+    ) -> None:
+        own = {key(candidate) for candidate in candidates}
+        holders = {alias: met.adapter for alias, met in opponents.items() if key(met.adapter.candidate) in own}
+        with speaking(self.uri):
+            _signing.sign_standing(self._client, self.uri, holders, folders)
 
     def _moved(self, task: str, aliases: Sequence[str], opponents: Mapping[str, Opponent]) -> bool:
         """Whether another champion stands by now than the ones that were met."""

@@ -23,7 +23,7 @@ from loraxs_search.records import (
     TrialSpec,
     TrialState,
 )
-from loraxs_search.registry import ScoredRows, install_factors, lacks_factors, model_card, seal
+from loraxs_search.registry import ScoredRows, factors_at, install_factors, model_card, seal
 from loraxs_search.search.crew import Crew
 from loraxs_search.search.interrupted import SearchInterruptedError
 from loraxs_search.search.refits import refit_spec
@@ -132,7 +132,7 @@ class Confirming:
     def _bring_factors(self, confirmation: Confirmation) -> None:
         """Have the factors that the adapter stands on in this machine's cache: promotion registers them."""
         for key, checksum in confirmation.factors.items():
-            if lacks_factors(key, checksum):
+            if factors_at(key, checksum) is None:
                 install_factors(key, self.crew.factor_file(key))
 
     def _candidate(self, manifest: Manifest) -> Candidate:

@@ -19,6 +19,7 @@ from loraxs_search.studies.confirmations import Confirmations, ScoredRefit
 from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies, studies_root
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.mirror import mirrored
+from loraxs_search.studies.next_step import next_step, next_step_of_task
 from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.studies.storage import Storage
 from loraxs_search.studies.takeover import check_new_in, fetch
@@ -34,6 +35,8 @@ __all__ = [
     "fetch",
     "list_studies",
     "mirrored",
+    "next_step",
+    "next_step_of_task",
     "read_reports",
     "studies_root",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from loraxs_search.adapter import converted, exporting, load_adapter_folder
 from loraxs_search.errors import UsageError
@@ -73,6 +74,31 @@ def test_the_lora_folder_is_what_a_server_looks_for(sealed):
     tensors = load_file(made / "adapter_model.safetensors")
     ranks = {(v.shape[0] if "lora_A" in k else v.shape[1]) for k, v in tensors.items() if ".lora_" in k}
     assert ranks == {8}
+
+
+@pytest.mark.parametrize("form", ["lora", "merged"])
+def test_it_says_the_names_of_the_labels(sealed, form):
+    """A LoRA folder must not hold a config.json: transformers would look for the base's weights beside it."""
+    made = converted(sealed[0], form)
+    if form == "merged":
+        config = AutoConfig.from_pretrained(made)
+        assert (config.id2label, config.label2id) == ({0: "no", 1: "yes"}, {"no": 0, "yes": 1})
+        return
+    assert {path.name for path in made.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    (code,) = re.findall(r"```python\n(.*?)```", (made / "README.md").read_text(), flags=re.S)
+    assert "loraxs_search" not in code
+    code += "print(json.dumps([model.config.id2label, model.config.label2id]))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json\n{code}"],
+        capture_output=True,
+        text=True,
+        cwd=made,
+        env=ALONE,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [{"0": "no", "1": "yes"}, {"no": 0, "yes": 1}]
 
 
 @pytest.mark.parametrize("form", ["lora", "merged"])

@@ -17,7 +17,7 @@ from loraxs_search.factors import FactorStore
 from loraxs_search.factors._file import write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.records import BaseModelRef, Probe
-from loraxs_search.registry import install_factors
+from loraxs_search.registry import install_factors, keep_unchecked
 
 
 @pytest.fixture
@@ -40,6 +40,12 @@ def test_a_folder_becomes_the_trained_model(folder, trained, inputs, logits):
     model = load_adapter_folder(folder)
     assert not model.training
     torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=1e-6, rtol=0)
+
+
+def test_its_config_has_the_names_of_the_tasks_labels(folder):
+    config = load_adapter_folder(folder).config
+    assert config.id2label == {0: "no", 1: "yes"}
+    assert config.label2id == {"no": 0, "yes": 1}
 
 
 def test_a_base_at_hand_is_used(folder, base, trained, inputs, logits, tmp_path):
@@ -169,19 +175,33 @@ def _turned(factors):
     return dataclasses.replace(factors, left=(factors.left @ turn).contiguous(), right=right)
 
 
+def _flipped(factors):
+    """The same vectors with other signs, as another machine may find them."""
+    return dataclasses.replace(factors, left=-factors.left, right=-factors.right)
+
+
 @pytest.fixture
-def trained_elsewhere(adapt, make_base, targets, base, write_adapter, tmp_path, logits, inputs):
-    """An adapter folder from a machine with other factors: folder, factor files, logits it gave there."""
-    there = FactorStore(tmp_path / "there")
-    with use_factor_store(FactorStore(tmp_path / "plain")) as plain:
-        for name in targets:
-            weight = make_base().get_submodule(name).weight.detach()
-            key, _ = plain.identify(weight, rank=min(64, *weight.shape))
-            write_factors(factor_path(key, there.root), _turned(plain.get(weight, rank=min(64, *weight.shape))))
-    with use_factor_store(there):
-        model = adapt(target_modules=list(targets))
-        write_adapter(model, base, tmp_path / "from there")
-        return tmp_path / "from there", there.root, logits(model, inputs)
+def train_elsewhere(adapt, make_base, targets, base, write_adapter, tmp_path, logits, inputs):
+    """Train on a machine with other factors; returns the adapter's folder, factor files, logits it gave there."""
+
+    def train(change):
+        there = FactorStore(tmp_path / "there")
+        with use_factor_store(FactorStore(tmp_path / "plain")) as plain:
+            for name in targets:
+                weight = make_base().get_submodule(name).weight.detach()
+                key, _ = plain.identify(weight, rank=min(64, *weight.shape))
+                write_factors(factor_path(key, there.root), change(plain.get(weight, rank=min(64, *weight.shape))))
+        with use_factor_store(there):
+            model = adapt(target_modules=list(targets))
+            write_adapter(model, base, tmp_path / "from there")
+            return tmp_path / "from there", there.root, logits(model, inputs)
+
+    return train
+
+
+@pytest.fixture
+def trained_elsewhere(train_elsewhere):
+    return train_elsewhere(_turned)
 
 
 def test_factors_of_another_machine_are_refused_until_they_are_here(trained_elsewhere, inputs, logits, tmp_path):
@@ -193,6 +213,36 @@ def test_factors_of_another_machine_are_refused_until_they_are_here(trained_else
         for file in there.glob("*/*.safetensors"):
             install_factors(file.stem, file.read_bytes(), here.root)
         torch.testing.assert_close(logits(load_adapter_folder(folder), inputs), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+def test_factors_that_are_not_the_weights_are_refused_and_named(
+    trained_elsewhere, folder, trained, inputs, logits, tmp_path, has_own
+):
+    elsewhere, there, _ = trained_elsewhere
+    with use_factor_store(FactorStore(tmp_path / "here")) as here:
+        if has_own:
+            load_adapter_folder(folder)
+        for file in there.glob("*/*.safetensors"):
+            keep_unchecked(file.stem, file.read_bytes(), here.root)
+        with pytest.raises(IntegrityError, match="must be of its weight") as caught:
+            load_adapter_folder(elsewhere)
+        assert "tell whoever keeps the registry" in caught.value.hint
+        found = logits(load_adapter_folder(folder), inputs)  # what was trained here keeps its meaning
+        torch.testing.assert_close(found, logits(trained, inputs), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+def test_honest_factors_from_a_registry_are_checked_and_used(
+    train_elsewhere, folder, inputs, logits, tmp_path, has_own
+):
+    elsewhere, there, expected = train_elsewhere(_flipped)
+    with use_factor_store(FactorStore(tmp_path / "here")) as here:
+        if has_own:
+            load_adapter_folder(folder)
+        for file in there.glob("*/*.safetensors"):
+            keep_unchecked(file.stem, file.read_bytes(), here.root)
+        torch.testing.assert_close(logits(load_adapter_folder(elsewhere), inputs), expected, atol=1e-6, rtol=0)
 
 
 def test_adapters_of_two_machines_share_a_model(trained_elsewhere, folder, trained, inputs, logits, tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import replace
 
 from loraxs_search.records import Latency, Refit
 from loraxs_search.registry import model_card
@@ -47,11 +48,17 @@ def test_its_front_matter_is_what_hubs_read(manifest):
     }
 
 
-def test_its_code_is_python_in_at_most_four_lines(manifest):
+def test_its_code_is_python_in_a_few_lines(manifest, task):
     blocks = re.findall(r"```python\n(.*?)```", model_card(manifest()), flags=re.S)
     assert len(blocks) == 2
     for block in blocks:
         ast.parse(block)
-        assert len(block.strip().splitlines()) <= 4
+        assert len(block.strip().splitlines()) <= 5
     assert 'load_adapter("movie-reviews")' in blocks[0]
-    assert 'num_labels=2, revision="abc123"' in blocks[1]
+    assert 'labels = ["negative", "positive"]' in blocks[1]
+    assert 'revision="abc123"' in blocks[1]
+    odd = replace(task, labels=('so "so"', "schön \U0001f600"))
+    labels = re.search(r"labels = (.*)", model_card(manifest(task=odd)))[1]
+    assert ast.literal_eval(labels) == list(odd.labels)
+    number = model_card(manifest(task=replace(task, kind="regression", labels=())))
+    assert 'from_pretrained("org/base", num_labels=1, revision="abc123")' in number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -13,14 +14,19 @@ from loraxs_search.factors import Factors, FactorStore
 from loraxs_search.factors._file import checksum, write_factors
 from loraxs_search.home import factor_path, factor_variant_path
 from loraxs_search.records import PromotionRule
-from loraxs_search.registry import Registry, install_factors, lacks_factors, pull
+from loraxs_search.registry import Registry, factors_at, install_factors, keep_unchecked, lacks_factors, pull
 from loraxs_search.registry._client import connect
 
 WEIGHT = torch.randn(12, 10, generator=torch.Generator().manual_seed(3))
 
 
-def turned(factors: Factors) -> Factors:
-    """The same subspace in another basis, as another machine may find it for equal singular values."""
+def flipped(factors: Factors) -> Factors:
+    """The same vectors with other signs, as another machine may find them."""
+    return dataclasses.replace(factors, left=-factors.left, right=-factors.right)
+
+
+def crafted(factors: Factors) -> Factors:
+    """The same subspace in a basis of somebody's own, with a checksum that is right."""
     turn, _ = torch.linalg.qr(torch.randn(factors.rank, factors.rank, generator=torch.Generator().manual_seed(1)))
     return Factors(
         (factors.left @ turn).contiguous(),
@@ -73,18 +79,54 @@ def test_pulling_brings_the_factors_that_lack_and_they_are_used(key_and_checksum
 def test_another_machines_factors_lie_beside_its_own(key_and_checksum, promote, elsewhere, store_uri):
     key, _ = key_and_checksum()
     own = FactorStore().get(WEIGHT, rank=4)
-    other = turned(own)
+    other = flipped(own)
     write_factors(factor_path(key), other)  # this is the machine that trained
     promote("t0", 0.8, {key: checksum(other)})
     elsewhere()
     FactorStore().get(WEIGHT, rank=4)
     pull("movie-reviews", uri=store_uri)
-    assert factor_variant_path(key, checksum(other)).exists()
+    assert not lacks_factors(key, checksum(other))
+    assert factors_at(key, checksum(other)) is None, "nobody has checked it yet"
     store = FactorStore()
     torch.testing.assert_close(store.get(WEIGHT, rank=4).left, own.left, atol=0, rtol=0)
     ((name, found),) = store.variants(WEIGHT, rank=4)
     assert name == checksum(other)[:16]
     torch.testing.assert_close(found.left, other.left, atol=0, rtol=0)
+    assert factors_at(key, checksum(other)) == factor_variant_path(key, checksum(other))
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+def test_crafted_factors_are_neither_used_nor_published_on(promote, elsewhere, store_uri, has_own):
+    own = FactorStore().get(WEIGHT, rank=4)
+    key, said = FactorStore().identify(WEIGHT, rank=4)
+    bad = crafted(own)
+    write_factors(factor_path(key), bad)  # of a machine that means ill
+    promote("t0", 0.8, {key: checksum(bad)})
+    elsewhere()
+    if has_own:
+        FactorStore().get(WEIGHT, rank=4)
+    pull("movie-reviews", uri=store_uri)
+    store = FactorStore()
+    assert store.identify(WEIGHT, rank=4) == (key, said)
+    assert list(store.variants(WEIGHT, rank=4)) == []
+    assert "must be of its weight" in store.refused(WEIGHT, rank=4).message
+    promote("t1", 0.9, {key: said})
+    assert lacks_factors(key, checksum(bad))
+    assert not lacks_factors(key, said)
+
+
+def test_a_forged_checksum_is_refused_at_the_pull(key_and_checksum, promote, elsewhere, store_uri):
+    key, said = key_and_checksum()
+    promote("t0", 0.8, {key: said})
+    (version,) = connect(store_uri).search_model_versions("name = 'factors-base'")
+    file = Path(version.source) / f"{key}-{said[:16]}.safetensors"
+    bad = crafted(FactorStore().get(WEIGHT, rank=4))
+    write_factors(file, bad)
+    file.write_bytes(file.read_bytes().replace(checksum(bad).encode(), said.encode()))
+    elsewhere()
+    with pytest.raises(IntegrityError, match="must have checksum"):
+        pull("movie-reviews", uri=store_uri)
+    assert lacks_factors(key, said)
 
 
 def test_a_set_is_one_for_all_adapters_and_only_grows(key_and_checksum, promote, store_uri):
@@ -128,7 +170,11 @@ def test_a_file_under_another_ones_name_is_noticed(key_and_checksum, promote, el
 
 @pytest.mark.parametrize("key", ["", "../../etc", "A" * 64])
 def test_a_key_that_could_lead_elsewhere_is_refused(key):
-    for call in (lambda: lacks_factors(key, "x"), lambda: install_factors(key, b"")):
+    for call in (
+        lambda: lacks_factors(key, "x"),
+        lambda: install_factors(key, b""),
+        lambda: keep_unchecked(key, b""),
+    ):
         with pytest.raises(IntegrityError):
             call()
 

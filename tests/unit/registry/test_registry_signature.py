@@ -1,19 +1,33 @@
-"""A team's key: what it did not sign is not pulled."""
+"""A team's key: what it did not sign under the name that was asked for is not pulled, nor what is older than seen."""
 
 from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.records import PromotionRule
-from loraxs_search.registry import Registry, pull
+from loraxs_search.registry import Registry, pull, verify
 from loraxs_search.registry._client import connect
-from loraxs_search.registry.signature import ENV_KEY, check_signature, sign
+from loraxs_search.registry._sequences import FILE, SeenSequences
+from loraxs_search.registry._signing import SEQUENCE
+from loraxs_search.registry.names import AdapterName
+from loraxs_search.registry.signature import ENV_KEY, Statement, check_signature, sign
+
+KEY = "a key of the team's own"
+RULE = PromotionRule()
 
 
 @pytest.fixture
 def key(tmp_path, monkeypatch):
-    def use(content: str | None = "a key of the team's own"):
+    def use(content: str | None = KEY):
         if content is None:
             monkeypatch.delenv(ENV_KEY, raising=False)
         else:
@@ -25,21 +39,43 @@ def key(tmp_path, monkeypatch):
 
 @pytest.fixture
 def promote(store_uri, task, candidate, make_folder):
-    def settle(trial_id="t0", accuracy=0.8):
-        Registry(store_uri).settle(
-            PromotionRule(), task, [candidate(trial_id, accuracy)], {trial_id: make_folder(trial_id)}
-        )
+    def settle(trial_id="t0", accuracy=0.8, base=""):
+        folders = {trial_id: make_folder(trial_id)}
+        return Registry(store_uri).settle(RULE, task, [candidate(trial_id, accuracy, base_model=base)], folders)
 
     return settle
 
 
+@pytest.fixture
+def go_elsewhere(monkeypatch, tmp_path):
+    """Go to another machine: another home."""
+
+    def go(name="elsewhere"):
+        monkeypatch.setenv("LORAXS_HOME", str(tmp_path / name))
+
+    return go
+
+
+def pulled(uri: str, name: str = "movie-reviews", **where) -> str:
+    return verify(pull(name, uri=uri, **where)).trial_id
+
+
+def tags(uri: str, version: int = 1) -> dict[str, str]:
+    return connect(uri).get_model_version("movie-reviews", str(version)).tags
+
+
+def alias(uri: str, version: int, name: str = "champion") -> None:
+    """What whoever can write to the registry can do."""
+    connect(uri).set_registered_model_alias("movie-reviews", name, str(version))
+
+
+# ---- what is signed --------------------------------------------------------------------------------------------------
 def test_what_the_team_signed_is_pulled(key, promote, store_uri):
     key()
     promote()
-    pulled = pull("movie-reviews", uri=store_uri)
-    assert pull("movie-reviews", uri=store_uri) == pulled
+    assert pulled(store_uri) == pulled(store_uri) == "t0"
     key(None)
-    assert pull("movie-reviews", uri=store_uri) == pulled  # who has no key asks for no signature
+    assert pulled(store_uri) == "t0"  # who has no key asks for no signature
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -51,27 +87,265 @@ def test_unsigned_and_foreign_adapters_are_refused_cached_or_not(key, promote, s
     key()
     with pytest.raises(IntegrityError, match="but it has none"):
         pull("movie-reviews", uri=store_uri)
-    connect(store_uri).set_model_version_tag("movie-reviews", "1", "loraxs.signature", "0" * 64)
+    connect(store_uri).set_model_version_tag("movie-reviews", "1", "loraxs.signature.champion", f"1 {'0' * 64}")
     with pytest.raises(IntegrityError, match="of another key"):
         pull("movie-reviews", uri=store_uri)
 
 
-def test_a_signature_fits_one_key_one_task_and_one_content(key):
+def test_a_signature_fits_one_key_and_one_statement(key):
     key()
-    signature = sign("task", "digest")
-    check_signature("task", "digest", signature)
-    for task, digest in (("other", "digest"), ("task", "other")):
+    said = {"task": "task", "alias": "champion", "version": 3, "sequence": 7, "digest": "digest"}
+    signature = sign(Statement(**said))
+
+    def check(task="task", name="champion", version=3, digest="digest", signature=signature):
+        return check_signature(AdapterName(task, name), version, digest, {"champion": signature, "tiny": signature})
+
+    assert check() == 7
+    for other in (
+        {"task": "other"},
+        {"name": "tiny"},
+        {"version": 4},
+        {"digest": "other"},
+        {"signature": signature.replace("7", "8", 1)},
+        {"signature": f"07 {signature[2:]}"},
+        {"signature": f"{'9' * 5000} {signature[2:]}"},
+        {"signature": ""},
+    ):
         with pytest.raises(IntegrityError):
-            check_signature(task, digest, signature)
+            check(**other)
     key("another key, as long as it")
     with pytest.raises(IntegrityError):
-        check_signature("task", "digest", signature)
+        check()
 
 
 def test_a_key_that_is_none_is_said(key, tmp_path):
+    statement = Statement("task", "champion", 1, 1, "digest")
     key("short")
     with pytest.raises(RegistryError, match="at least 16 bytes"):
-        sign("task", "digest")
+        sign(statement)
     (tmp_path / "key").unlink()
     with pytest.raises(RegistryError, match="must be readable"):
-        sign("task", "digest")
+        sign(statement)
+
+
+def test_without_a_key_nothing_is_signed_or_kept(key, promote, store_uri, fresh_home):
+    key(None)
+    promote()
+    promote("t1", 0.9)
+    pull("movie-reviews", uri=store_uri)
+    Registry(store_uri).rollback("movie-reviews")
+    assert pulled(store_uri) == "t0"
+    assert not [name for version in (1, 2) for name in tags(store_uri, version) if "signature" in name]
+    assert SEQUENCE not in connect(store_uri).get_registered_model("movie-reviews").tags
+    assert not (fresh_home / FILE).exists()
+
+
+# ---- what was asked for ----------------------------------------------------------------------------------------------
+class _Liar(BaseHTTPRequestHandler):
+    """A server that has one answer, whatever it is asked for."""
+
+    answer: bytes
+
+    def do_GET(self) -> None:
+        asked = "registered-models/alias" in self.path or "model-versions/get" in self.path
+        self.send_response(200 if asked or self.path == "/health" else 404)
+        self.end_headers()
+        self.wfile.write(self.answer if asked else b"")
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.mark.parametrize("asked", ["movie-reviews", "movie-reviews:1"])
+def test_what_the_team_signed_for_another_task_is_refused(
+    key, task, candidate, make_folder, store_uri, monkeypatch, asked
+):
+    import dataclasses
+
+    key()
+    spam = dataclasses.replace(task, name="spam")
+    folder = make_folder("t0", task=spam)
+    Registry(store_uri).settle(RULE, spam, [candidate("t0", task="spam")], {"t0": folder})
+    version = connect(store_uri).get_model_version("spam", "1")
+    fields = ("name", "version", "source", "run_id", "creation_timestamp")
+    told = {name: getattr(version, name) for name in fields} | {
+        "tags": [{"key": k, "value": v} for k, v in version.tags.items()]
+    }
+    monkeypatch.setattr(_Liar, "answer", json.dumps({"model_version": told}).encode(), raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Liar) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(IntegrityError, match=f"`signature` of {asked}"):
+            pull(asked, uri=f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+def test_a_champion_of_one_base_is_not_the_champion(key, promote, store_uri):
+    key()
+    promote("t0", 0.9, "org/Tiny")
+    promote("t1", 0.7, "org/Large")
+    assert pulled(store_uri, "movie-reviews@champion-large") == "t1"
+    alias(store_uri, 2)
+    with pytest.raises(IntegrityError, match="none under this name, only as champion-large"):
+        pull("movie-reviews", uri=store_uri)
+
+
+def test_a_version_is_pulled_by_its_number_however_old(key, promote, store_uri):
+    key()
+    promote()
+    promote("t1", 0.9)
+    assert pulled(store_uri) == "t1"
+    assert pulled(store_uri, "movie-reviews:1") == "t0"
+    connect(store_uri).delete_model_version_tag("movie-reviews", "1", "loraxs.signature.champion")
+    with pytest.raises(IntegrityError, match="but it has none"):
+        pull("movie-reviews:1", uri=store_uri)
+
+
+# ---- what is older than seen -----------------------------------------------------------------------------------------
+def test_an_old_champion_that_was_put_back_is_refused_by_who_saw_the_new_one(
+    key, promote, store_uri, go_elsewhere, fresh_home
+):
+    key()
+    promote()
+    assert pulled(store_uri) == "t0"
+    promote("t1", 0.9)
+    go_elsewhere()
+    assert pulled(store_uri) == "t1"
+    alias(store_uri, 1)
+    with pytest.raises(IntegrityError, match="must be at least 2, which was seen here, but got 1") as older:
+        pull("movie-reviews", uri=store_uri)
+    assert f"elsewhere/{FILE}" in str(older.value.hint)
+    go_elsewhere("fresh")
+    assert pulled(store_uri) == "t0", "who never saw the new one cannot know"
+
+
+def test_a_rollback_is_signed_and_rises(key, promote, store_uri, go_elsewhere):
+    key()
+    promote("t0", 0.8, "org/Tiny")
+    promote("t1", 0.9, "org/Tiny")
+    go_elsewhere()
+    assert pulled(store_uri) == pulled(store_uri, "movie-reviews@champion-tiny") == "t1"
+    Registry(store_uri).rollback("movie-reviews")
+    assert pulled(store_uri) == pulled(store_uri, "movie-reviews@champion-tiny") == "t0"
+    assert tags(store_uri)["loraxs.signature.champion"].startswith("3 ")
+    alias(store_uri, 2)
+    with pytest.raises(IntegrityError, match="at least 3"):
+        pull("movie-reviews", uri=store_uri)
+
+
+def test_what_a_name_last_meant_here_is_checked_while_the_registry_is_away(key, promote, store_uri, fresh_home):
+    key()
+    promote()
+    pull("movie-reviews", uri=store_uri)
+    names, away = fresh_home / "adapters" / "names.json", "http://127.0.0.1:9"
+    names.write_text(names.read_text().replace(store_uri, away))
+    assert pulled(away) == "t0"
+    SeenSequences(away).accept("movie-reviews", "champion", 5)
+    with pytest.raises(IntegrityError, match="at least 5"):
+        pull("movie-reviews", uri=away)
+
+
+@pytest.mark.parametrize("count", ["", "no number", "-3", "9" * 4500])
+def test_a_registry_that_was_set_back_counts_on_from_what_the_promoter_saw(key, promote, store_uri, count):
+    key()
+    promote()
+    SeenSequences(store_uri).accept("movie-reviews", "champion", 40)
+    connect(store_uri).set_registered_model_tag("movie-reviews", SEQUENCE, count)
+    promote("t1", 0.9)
+    assert pulled(store_uri) == "t1"
+    assert tags(store_uri, 2)["loraxs.signature.champion"].startswith("41 ")
+
+
+def test_a_removed_champion_leaves_the_count(key, promote, store_uri):
+    key()
+    promote()
+    assert pulled(store_uri) == "t0"
+    Registry(store_uri).remove("movie-reviews:1", forced=True)
+    promote("t1", 0.7)
+    assert pulled(store_uri) == "t1"
+
+
+def test_the_highest_number_stays_whoever_comes_last(store_uri, fresh_home):
+    seen = SeenSequences(store_uri)
+
+    def accept(number: int) -> bool:
+        try:
+            seen.accept("t", "champion", number)
+        except IntegrityError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        accepted = list(threads.map(accept, [3, 50, 7, 50, 1, 49, 12, 50]))
+    assert accepted[1] and accepted[3] and accepted[7]
+    assert seen.highest("t", "champion") == 50
+    assert seen.highest("t", "champion-tiny") == 0
+    (fresh_home / FILE).write_text("[cut sho")
+    with pytest.raises(IntegrityError, match="is damaged"):
+        seen.accept("t", "champion", 51)
+
+
+# ---- what is signed anew ---------------------------------------------------------------------------------------------
+def _sign_as_older_versions_did(uri: str, digest: str) -> None:
+    signature = hmac.new(KEY.encode(), f"movie-reviews\n{digest}".encode(), hashlib.sha256).hexdigest()
+    connect(uri).set_model_version_tag("movie-reviews", "1", "loraxs.signature", signature)
+
+
+def test_an_older_versions_signature_is_refused_until_it_is_made_anew(key, promote, store_uri):
+    key(None)
+    promote()
+    _sign_as_older_versions_did(store_uri, tags(store_uri)["loraxs.digest"])
+    key()
+    for name in ("movie-reviews", "movie-reviews:1"):
+        with pytest.raises(IntegrityError, match="made by an older version") as old:
+            pull(name, uri=store_uri)
+        assert "`loraxs-search rollback movie-reviews --to 1`" in str(old.value.hint)
+    decision = Registry(store_uri).rollback("movie-reviews", 1)
+    assert decision.version == 1
+    assert pulled(store_uri) == pulled(store_uri, "movie-reviews:1") == "t0"
+    with pytest.raises(RegistryError, match="already is the champion"):
+        Registry(store_uri).rollback("movie-reviews", 1)
+
+
+def test_what_only_the_registry_vouches_for_is_never_signed(key, promote, store_uri):
+    key(None)
+    promote()
+    promote("t1", 0.9)
+    key()
+    for version in (1, 2):
+        with pytest.raises(IntegrityError, match="must be signed with the key") as unsigned:
+            Registry(store_uri).rollback("movie-reviews", version)
+        assert "loraxs-search promote STUDY" in str(unsigned.value.hint)
+    _sign_as_older_versions_did(store_uri, "0" * 64)
+    with pytest.raises(IntegrityError, match="must be signed with the key"):
+        Registry(store_uri).rollback("movie-reviews", 1)
+
+
+def test_promoting_again_with_the_key_signs_the_champion_from_its_own_files(
+    key, promote, store_uri, task, candidate, tmp_path
+):
+    key(None)
+    promote("t0", 0.8, "org/Tiny")
+    key()
+    own, folders = candidate("t0", 0.8, base_model="org/Tiny"), {"t0": tmp_path / "made" / "t0"}
+    digest = tags(store_uri)["loraxs.digest"]
+    connect(store_uri).set_model_version_tag("movie-reviews", "1", "loraxs.digest", "0" * 64)
+    Registry(store_uri).settle(RULE, task, [own], folders)
+    with pytest.raises(IntegrityError, match="but it has none"):
+        pull("movie-reviews", uri=store_uri)
+    connect(store_uri).set_model_version_tag("movie-reviews", "1", "loraxs.digest", digest)
+    decision, _ = Registry(store_uri).settle(RULE, task, [own], folders)
+    assert not decision.promoted
+    assert pulled(store_uri) == pulled(store_uri, "movie-reviews@champion-tiny") == "t0"
+    before = tags(store_uri)
+    Registry(store_uri).settle(RULE, task, [own], folders)
+    assert tags(store_uri) == before, "signed once"
+
+
+def test_a_foreign_trial_of_the_same_name_is_not_signed(key, promote, store_uri, task, candidate, make_folder):
+    key(None)
+    promote()
+    key()
+    stranger = candidate("t0", 0.7, study_id="another study's")
+    Registry(store_uri).settle(RULE, task, [stranger], {"t0": Path("/nowhere")})
+    with pytest.raises(IntegrityError, match="but it has none"):
+        pull("movie-reviews", uri=store_uri)

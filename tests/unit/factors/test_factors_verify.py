@@ -1,0 +1,252 @@
+"""Factors from elsewhere are taken where they are the weight's in any honest form, and in no other case."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraxs_search.factors import Factors, FactorStore, compute_factors
+from loraxs_search.factors import _store as store_module
+from loraxs_search.factors._compute import component_order
+from loraxs_search.factors._file import checksum, content_key, write_factors
+from loraxs_search.factors._verify import fault
+from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path
+
+RANK = 6
+BASES = ("top", "middle", "bottom", "random")
+KINDS = [(basis, "exact") for basis in BASES] + [("top", "randomized")]
+SHAPES = [(20, 32), (32, 20), (24, 24)]
+
+
+def matrix(shape: tuple[int, int] = (20, 32), seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def with_spectrum(values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    u, _ = torch.linalg.qr(matrix((shape[0], len(values)), 1).double())
+    v, _ = torch.linalg.qr(matrix((shape[1], len(values)), 2).double())
+    return (u * values) @ v.T
+
+
+def judged(weight: torch.Tensor, factors: Factors, basis: str = "top", driver: str = "exact") -> str | None:
+    return fault(weight, factors, rank=RANK, basis=basis, driver=driver)
+
+
+def chosen(weight: torch.Tensor, components: list[int], basis: str = "top", driver: str = "exact") -> Factors:
+    """True triplets of the weight, those that are asked for."""
+    u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
+    parts = (u[:, components], s[components], vt[components])
+    return Factors(*(part.float().contiguous() for part in parts), driver=driver, basis=basis)
+
+
+# ---- honest ones -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("basis", "driver"), KINDS)
+def test_what_another_machine_computes_is_taken(shape, dtype, basis, driver):
+    weight = matrix(shape).to(dtype)
+    factors = compute_factors(weight, rank=RANK, basis=basis, driver=driver)
+    assert judged(weight, factors, basis, driver) is None
+    signs = torch.tensor([1.0, -1.0]).repeat(RANK // 2)
+    other = dataclasses.replace(factors, left=factors.left * signs, right=factors.right * signs[:, None])
+    assert judged(weight, other, basis, driver) is None
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-9])
+@pytest.mark.parametrize(("basis", "driver"), KINDS)
+def test_a_rotation_among_nearly_equal_values_is_taken(apart, basis, driver):
+    values = torch.repeat_interleave(torch.arange(12.0, 2.0, -1.0, dtype=torch.float64), 2)
+    values[1::2] -= apart
+    weight = with_spectrum(values, (20, 32))
+    factors = compute_factors(weight, rank=RANK, basis=basis, driver=driver)
+    turn, s = torch.eye(RANK), factors.singular_values
+    near = [(i, j) for i in range(RANK) for j in range(i) if abs(float(s[i] - s[j])) < 1e-6]
+    if basis != "random":
+        assert near
+    for i, j in near:
+        turn[i, i] = turn[j, j] = math.cos(0.7)
+        turn[i, j], turn[j, i] = -math.sin(0.7), math.sin(0.7)
+    turned = dataclasses.replace(
+        factors, left=(factors.left @ turn).contiguous(), right=(turn.T @ factors.right).contiguous()
+    )
+    assert judged(weight, turned, basis, driver) is None
+
+
+@pytest.mark.parametrize("driver", ["exact", "randomized"])
+@pytest.mark.parametrize("values", [torch.zeros(20), torch.tensor([3.0, 2.0] + [0.0] * 18), torch.ones(20)])
+def test_a_weight_that_lacks_ranks_or_gaps_has_honest_factors_too(values, driver):
+    weight = with_spectrum(values.double(), (20, 32))
+    assert judged(weight, compute_factors(weight, rank=RANK, driver=driver), driver=driver) is None
+
+
+def test_what_the_randomised_driver_leaves_out_of_a_flat_spectrum_is_within_its_slack():
+    weight = matrix((300, 400))
+    factors = compute_factors(weight, rank=40, driver="randomized")
+    assert fault(weight, factors, rank=40, basis="top", driver="randomized") is None
+
+
+# ---- crafted ones ----------------------------------------------------------------------------------------------------
+def _orthonormal(rows: int, columns: int) -> torch.Tensor:
+    return torch.linalg.qr(matrix((columns, rows), 9)).Q.T.contiguous()
+
+
+def _turned(factors: Factors) -> Factors:
+    turn = _orthonormal(RANK, RANK)
+    return dataclasses.replace(
+        factors, left=(factors.left @ turn).contiguous(), right=(turn.T @ factors.right).contiguous()
+    )
+
+
+def _swapped(factors: Factors, *names: str) -> Factors:
+    order = torch.tensor([0, 2, 1, 3, 4, 5])
+    change = {
+        "left": factors.left[:, order],
+        "singular_values": factors.singular_values[order],
+        "right": factors.right[order],
+    }
+    return dataclasses.replace(factors, **{name: change[name].contiguous() for name in names})
+
+
+CRAFTED = {
+    "wrong A": (lambda f: dataclasses.replace(f, right=_orthonormal(RANK, 32)), "not those of the weight"),
+    "wrong B": (lambda f: dataclasses.replace(f, left=_orthonormal(RANK, 20).T.contiguous()), "not those of"),
+    "swapped columns of B": (lambda f: _swapped(f, "left"), "not those of the weight"),
+    "swapped columns of both": (lambda f: _swapped(f, "left", "right"), "not those of the weight"),
+    "another order": (lambda f: _swapped(f, "left", "singular_values", "right"), "component 1|not those of"),
+    "one sign": (lambda f: dataclasses.replace(f, left=-f.left), "not those of the weight"),
+    "turned": (_turned, "not those of the weight"),
+    "not orthonormal": (lambda f: dataclasses.replace(f, left=f.left * 1.001), "left vectors are not orthonormal"),
+    "a vector twice": (lambda f: dataclasses.replace(f, right=f.right[[0, 0, 2, 3, 4, 5]]), "right vectors are not"),
+    "wrong values": (lambda f: dataclasses.replace(f, singular_values=f.singular_values * 1.001), "not those of"),
+    "negative values": (
+        lambda f: dataclasses.replace(f, left=-f.left, singular_values=-f.singular_values),
+        "component 0|not those of|leaves out",
+    ),
+    "no numbers": (lambda f: dataclasses.replace(f, left=f.left * math.nan), "`left` must be finite"),
+    "float64": (lambda f: dataclasses.replace(f, right=f.right.double()), "`right` must be finite float32"),
+    "another rank": (
+        lambda f: dataclasses.replace(f, singular_values=f.singular_values[:3]),
+        "`singular_values` must be",
+    ),
+    "another basis": (lambda f: dataclasses.replace(f, basis="bottom"), "must be of basis top"),
+}
+
+
+@pytest.mark.parametrize("driver", ["exact", "randomized"])
+@pytest.mark.parametrize("craft", list(CRAFTED))
+def test_crafted_factors_are_refused(craft, driver):
+    change, why = CRAFTED[craft]
+    weight = with_spectrum(0.8 ** torch.arange(20.0, dtype=torch.float64), (20, 32))
+    honest = compute_factors(weight, rank=RANK, driver=driver)
+    said = judged(weight, change(honest), driver=driver)
+    assert said is not None
+    assert re.search(why, said)
+
+
+@pytest.mark.parametrize("driver", ["exact", "randomized"])
+@pytest.mark.parametrize("left_out", range(RANK))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_top_vector_left_out_is_noticed(left_out, shape, driver):
+    weight = with_spectrum(0.8 ** torch.arange(20.0, dtype=torch.float64), shape)
+    kept = [i for i in range(RANK + 1) if i != left_out]
+    said = judged(weight, chosen(weight, kept, driver=driver), driver=driver)
+    assert said is not None
+    assert f"component {left_out} of basis top" in said if driver == "exact" else "it leaves out" in said
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_true_triplets_of_another_basis_are_refused(basis):
+    weight = matrix()
+    for other in BASES:
+        components = component_order(20, other)[:RANK].tolist()
+        assert (judged(weight, chosen(weight, components, basis), basis) is None) == (basis == other)
+
+
+def test_a_random_basis_is_the_one_of_its_seed():
+    weight = matrix()
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))[:RANK].tolist()
+    assert "of basis random has singular value" in judged(weight, chosen(weight, order, "random"), "random")
+
+
+def test_factors_of_another_weight_are_refused():
+    assert judged(matrix(seed=1), compute_factors(matrix(), rank=RANK)) is not None
+
+
+# ---- in the store ----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def brought(tmp_path):
+    """Put factors aside as a pull does; returns where."""
+
+    def bring(weight: torch.Tensor, factors: Factors) -> Path:
+        key = content_key(weight, rank=RANK, basis=factors.basis, driver=factors.driver)
+        path = unchecked_factor_path(key, checksum(factors), tmp_path)
+        write_factors(path, factors)
+        return path
+
+    return bring
+
+
+def flipped(factors: Factors) -> Factors:
+    return dataclasses.replace(factors, left=-factors.left, right=-factors.right)
+
+
+def test_honest_factors_become_the_machines_own_where_it_has_none(tmp_path, brought, monkeypatch):
+    weight = matrix()
+    honest = flipped(compute_factors(weight, rank=RANK))
+    aside = brought(weight, honest)
+
+    def computed(*_args, **_request):
+        raise AssertionError("they were computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "compute_factors", computed)
+        assert torch.equal(FactorStore(tmp_path).get(weight, rank=RANK).left, honest.left)
+    assert not aside.exists()
+    key, said = FactorStore(tmp_path).identify(weight, rank=RANK)
+    assert said == checksum(honest)
+    assert factor_path(key, tmp_path).exists()
+
+
+def test_honest_factors_lie_beside_the_machines_own_where_it_has_some(tmp_path, brought):
+    weight, store = matrix(), FactorStore(tmp_path)
+    own = store.get(weight, rank=RANK)
+    honest = flipped(own)
+    aside = brought(weight, honest)
+    for _ in range(2):
+        ((name, found),) = store.variants(weight, rank=RANK)
+        assert (name, torch.equal(found.left, honest.left)) == (checksum(honest)[:16], True)
+    assert not aside.exists()
+    assert factor_variant_path(store.identify(weight, rank=RANK)[0], checksum(honest), tmp_path).exists()
+    assert store.refused(weight, rank=RANK) is None
+    assert torch.equal(FactorStore(tmp_path).get(weight, rank=RANK).left, own.left)
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+def test_crafted_factors_are_never_used_and_removed_with_a_word(tmp_path, brought, caplog, has_own):
+    weight, store = matrix(), FactorStore(tmp_path)
+    expected = compute_factors(weight, rank=RANK)
+    if has_own:
+        store.get(weight, rank=RANK)
+    crafted = _turned(expected)
+    aside = brought(weight, crafted)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(store.get(weight, rank=RANK).left, expected.left)
+        assert list(store.variants(weight, rank=RANK)) == []
+    assert f"must be of its weight, but {aside.name} is not" in caplog.text
+    assert "tell whoever keeps the registry" in str(store.refused(weight, rank=RANK).hint)
+    assert [path for path in tmp_path.rglob("*.safetensors") if checksum(crafted)[:16] in path.name] == []
+
+
+def test_what_was_put_aside_and_damaged_since_is_removed(tmp_path, brought, caplog):
+    weight = matrix()
+    aside = brought(weight, compute_factors(weight, rank=RANK))
+    aside.write_bytes(b"cut sho")
+    FactorStore(tmp_path).get(weight, rank=RANK)
+    assert "must be of its weight" in caplog.text
+    assert not aside.exists()

@@ -1,0 +1,127 @@
+"""What people give to the Python functions, and what they read of them in an adapter's card."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.spaces import QUICKSTART
+
+import loraxs_search
+from loraxs_search import AdapterBank
+from loraxs_search.base_model import locate
+from loraxs_search.errors import IntegrityError, RegistryError, UsageError
+from loraxs_search.records import BaseModelRef, Candidate, PromotionRule
+from loraxs_search.registry import Registry, model_card, seal, verify
+
+TARGETS = ("bert.encoder.layer.0.attention.self.query",)
+
+
+@pytest.fixture
+def folder(tiny_base: Path, make_adapter: Callable[..., Path], tmp_path: Path) -> Path:
+    return make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=TARGETS)
+
+
+# ---- the model card --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def card_code(make_adapter, store_uri, tmp_path, warm_home, monkeypatch):
+    """Promote an adapter, pull it, and run a block of its card's code there, offline; returns what was printed."""
+
+    def run(ref: BaseModelRef, block: int, also: str) -> str:
+        with monkeypatch.context() as patch:
+            patch.setenv("LORAXS_HOME", str(warm_home))  # where the base is unpacked
+            made = make_adapter(tmp_path / "carded", locate(ref), rank=2, target_modules=("query",))
+        manifest = replace(verify(made), base_model=ref)
+        (made / "README.md").write_text(model_card(manifest))
+        seal(made, manifest)
+        scores = {"accuracy": 0.9}
+        candidate = Candidate("s", "0", "task-2", scores, scores, 100, "", manifest.base_digest)
+        Registry(store_uri).settle(PromotionRule(), manifest.task, [candidate], {"0": made})
+        pulled = loraxs_search.pull("task-2")
+        code = re.findall(r"```python\n(.*?)```", (pulled / "README.md").read_text(), flags=re.S)[block]
+        done = subprocess.run(
+            [sys.executable, "-c", code + also],
+            cwd=pulled,
+            env=os.environ | {"LORAXS_HOME": str(warm_home), "MLFLOW_TRACKING_URI": store_uri},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+LABELS = "print(model.config.id2label, model.config.label2id)\n"
+ANSWER = "print(model.config.id2label[int(model(**tokenizer('so so', return_tensors='pt')).logits.argmax())])"
+
+
+def test_the_cards_first_code_runs_without_the_hub_wherever_the_base_is(card_code):
+    assert "'label 0', 1: 'label 1'} {'label 0': 0" in card_code(BaseModelRef(**QUICKSTART), 0, LABELS + ANSWER)
+
+
+def test_the_cards_second_code_runs_where_its_base_is_a_folder(card_code, tiny_base):
+    assert "'label 0', 1: 'label 1'} {'label 0': 0" in card_code(BaseModelRef(str(tiny_base)), 1, LABELS + ANSWER)
+
+
+# ---- texts -----------------------------------------------------------------------------------------------------------
+def test_one_string_is_one_text(folder):
+    (answer,) = loraxs_search.predict(folder, "a moving, funny film")
+    assert answer == loraxs_search.predict(folder, ["a moving, funny film"])[0]
+    assert answer.text == "a moving, funny film"
+
+
+def test_one_name_goes_for_every_text_of_a_bank(folder):
+    bank, texts = AdapterBank.of(str(folder)), ["a moving, funny film", "so so", "no"]
+    assert bank.predict(str(folder), texts) == bank.predict([str(folder)] * 3, texts)
+    assert bank.predict(str(folder), "so so") == bank.predict([str(folder)], ["so so"])
+    with pytest.raises(UsageError, match="got 1 for 2"):
+        bank.predict([str(folder)], ["one", "two"])
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def shadow(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the working directory that is called as a task is."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", str(tmp_path / "work"))
+    return Path(shutil.copytree(folder, tmp_path / "work" / "movie-reviews"))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda name: loraxs_search.predict(name, ["so so"]),
+        loraxs_search.load_adapter,
+        AdapterBank.of,
+    ],
+)
+def test_a_folder_called_as_a_task_is_not_taken_for_it(shadow, use):
+    with pytest.raises(RegistryError, match="`task` must be one of: none, but got 'movie-reviews'") as unknown:
+        use("movie-reviews")
+    assert "./movie-reviews" in str(unknown.value.hint)
+
+
+def test_a_folder_that_is_said_to_be_one_is_taken(shadow):
+    expected = loraxs_search.predict(shadow, "so so")
+    for said in ("./movie-reviews", "../work/movie-reviews", str(shadow), "~/movie-reviews", Path("movie-reviews")):
+        assert loraxs_search.predict(said, "so so") == expected
+
+
+def test_a_folder_that_is_none_is_told(shadow):
+    for none in ("./elsewhere", "./movie-reviews/manifest.json"):
+        with pytest.raises(IntegrityError, match="no adapter folder"):
+            loraxs_search.predict(none, "so so")
+    with pytest.raises(RegistryError) as unclear:
+        loraxs_search.predict("runs/movie-reviews", "so so")
+    assert "./runs/movie-reviews" in str(unclear.value.hint)
