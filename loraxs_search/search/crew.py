@@ -11,7 +11,7 @@ import ray
 
 from loraxs_search.base_model import check_packable
 from loraxs_search.home import home
-from loraxs_search.records import Confirmation, HostInfo, Scalar, TrialSpec
+from loraxs_search.records import Confirmation, HostInfo, Scalar, TrialSpec, Yardstick
 from loraxs_search.search.actors import StudyKeeper, here, pinned
 from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.search.pool import HostPool
@@ -68,6 +68,17 @@ class Crew:
                     say(f"decomposing the base's weights, {basis}: {done * _AT_ONCE} of {len(names)}")
                     said = time.monotonic()
                 self._pool.decompose(self._space.task, part, self._space.factor_rank(), basis)
+
+    def begin_yardsticks(self) -> Any:
+        """Have the first host measure the study's yardsticks and the keeper write them; return Ray's reference.
+
+        Ray hands to the keeper what the host returns. What the driver itself asks of the keeper later waits for that.
+        """
+        return self._keeper.write_yardsticks.remote(self._pool.begin_yardsticks(self._space.task))
+
+    def yardsticks(self) -> tuple[Yardstick, ...]:
+        """Have the first host measure the study's yardsticks, and wait for them."""
+        return self._pool.yardsticks(self._space.task)
 
     def dismiss(self) -> None:
         """End the keeper now."""

@@ -92,7 +92,9 @@ class Driver:
         from loraxs_search.search.sampler import StudySearcher
         from loraxs_search.search.scheduler import make_scheduler, stopped
         from loraxs_search.search.tuning import run_tuner
+        from loraxs_search.search.yardsticks import StudyYardsticks
 
+        yardsticks = StudyYardsticks(folder, crew)  # begun first: Ray Tune takes seconds to start
         plan, task = self._info.search, self._info.task
         tracker.search_started(self._space.text, plan, params=crew.hardware(), gpus=crew.gpus())
         journal = folder.journal()
@@ -112,6 +114,7 @@ class Driver:
             if searcher.broken is not None:
                 raise searcher.broken
             self._end_unfinished(ledger, searcher.early_end)
+        tracker.yardsticks_measured(yardsticks.result())
         candidates = folder.candidates() or self._keep_adapters(folder, crew, ledger, tracker)
         return SearchResult(
             study=folder.name,
@@ -193,6 +196,7 @@ def tell_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
     )
     for trial_id in (record.trial_id for record in result.trials if record.state is TrialState.COMPLETE):
         tracker.adapter_logged(trial_id, folder.adapter_path(trial_id))
+    tracker.yardsticks_measured(folder.yardsticks() or ())
     tracker.search_finished("FINISHED", _summary(result))
     return result
 

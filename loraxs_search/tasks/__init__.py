@@ -13,6 +13,7 @@ from loraxs_search.tasks.catalogue import catalogue_names, catalogue_task
 from loraxs_search.tasks.metrics import METRICS, Metric, metric_fault
 
 if TYPE_CHECKING:
+    from loraxs_search.tasks._rows import fixed_subset
     from loraxs_search.tasks.answers import answer
     from loraxs_search.tasks.batches import TrainingBatches, batch_at, epoch_batches, eval_batches
     from loraxs_search.tasks.kinds import TaskHead, head_for
@@ -32,6 +33,7 @@ __all__ = [
     "encode",
     "epoch_batches",
     "eval_batches",
+    "fixed_subset",
     "head_for",
     "metric_fault",
     "prepare",
@@ -47,6 +49,7 @@ _HOMES = {
     "encode": "prepared",
     "epoch_batches": "batches",
     "eval_batches": "batches",
+    "fixed_subset": "_rows",
     "head_for": "kinds",
     "prepare": "prepared",
 }
