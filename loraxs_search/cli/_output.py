@@ -81,7 +81,7 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     numbers = ("step", task.metric, f"test {task.metric}", "R", "bytes", "seconds")
     columns = ["trial", "state", *numbers, *varying]
     body = [[*_cells(row), *(_value(row.params.get(name)) for name in varying)] for row in rows]
-    body += [[*_yardstick_cells(yardstick, task.metric), *("-" for _ in varying)] for yardstick in yardsticks]
+    body += [[*_yardstick_cells(yardstick, task.metric), *("" for _ in varying)] for yardstick in yardsticks]
     print_table(columns, body, right=frozenset(numbers))
 
 
