@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loraxs_search.records import Decision, Scalar, Task, to_json
+from loraxs_search.records import Decision, Scalar, Task, Yardstick, to_json
 from loraxs_search.reports import LeaderboardRow
 
 SpaceArgument = Annotated[str, typer.Argument(help="A space file, or the name of a shipped space.")]
@@ -75,12 +75,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         print("  ".join(cells).rstrip())
 
 
-def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task) -> None:
-    """Print a study's trials, best first, with the params that vary between them."""
+def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Sequence[Yardstick] = ()) -> None:
+    """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks."""
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     numbers = ("step", task.metric, f"test {task.metric}", "R", "bytes", "seconds")
     columns = ["trial", "state", *numbers, *varying]
     body = [[*_cells(row), *(_value(row.params.get(name)) for name in varying)] for row in rows]
+    body += [[*_yardstick_cells(yardstick, task.metric), *("" for _ in varying)] for yardstick in yardsticks]
     print_table(columns, body, right=frozenset(numbers))
 
 
@@ -98,6 +99,14 @@ def _cells(row: LeaderboardRow) -> list[str]:
         _value(row.r_parameters),
         _value(row.stored_bytes),
         f"{row.seconds:.1f}",
+    ]
+
+
+def _yardstick_cells(yardstick: Yardstick, metric: str) -> list[str]:
+    score, test_score = yardstick.validation_metrics.get(metric), yardstick.test_metrics.get(metric)
+    return [
+        *(yardstick.name, "YARDSTICK", "-", _score(score), _score(test_score), "-", "-"),
+        f"{yardstick.seconds:.1f}",
     ]
 
 

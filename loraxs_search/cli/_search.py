@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.cli._interrupts import interrupts
 from loraxs_search.cli._output import emit, print_leaderboard
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
-from loraxs_search.records import to_json
-from loraxs_search.reports import LeaderboardRow, leaderboard
+from loraxs_search.records import Yardstick, to_json
+from loraxs_search.reports import LeaderboardRow, leaderboard, shown_yardsticks
 from loraxs_search.studies import StudyFolder, StudyInfo
 
 if TYPE_CHECKING:
@@ -92,8 +92,9 @@ def _interrupted(studies: Iterable[str | None]) -> Exception:
 
 def show_result(result: SearchResult, as_json: bool) -> None:
     """Print the leaderboard to stdout and what to do next to stderr."""
-    info, rows = _leaderboard(result)
-    emit(as_json, _as_data(result, rows), lambda: print_leaderboard(rows, info.task))
+    info, rows, yardsticks = _leaderboard(result)
+    value = _as_data(result, rows, yardsticks)
+    emit(as_json, value, lambda: print_leaderboard(rows, info.task, yardsticks))
     _say_what_next(result, info, len(rows))
 
 
@@ -104,18 +105,25 @@ def show_results(results: Sequence[SearchResult], as_json: bool) -> None:
             show_result(result, as_json)
         return
     boards = [(result, *_leaderboard(result)) for result in results]
-    print(to_json([_as_data(result, rows) for result, _, rows in boards], indent=2))
-    for result, info, rows in boards:
+    print(to_json([_as_data(result, rows, yardsticks) for result, _, rows, yardsticks in boards], indent=2))
+    for result, info, rows, _ in boards:
         _say_what_next(result, info, len(rows))
 
 
-def _leaderboard(result: SearchResult) -> tuple[StudyInfo, list[LeaderboardRow]]:
-    info = StudyFolder.open(result.study).info
-    return info, leaderboard(result.trials, info.task, result.candidates)
+def _leaderboard(result: SearchResult) -> tuple[StudyInfo, list[LeaderboardRow], list[Yardstick]]:
+    folder = StudyFolder.open(result.study)
+    rows = leaderboard(result.trials, folder.info.task, result.candidates)
+    return folder.info, rows, shown_yardsticks(folder.yardsticks(), finished=True)
 
 
-def _as_data(result: SearchResult, rows: Sequence[LeaderboardRow]) -> dict[str, Any]:
-    return {"study": result.study, "wall_s": result.wall_s, "notice": result.notice, "trials": rows}
+def _as_data(result: SearchResult, rows: Sequence[LeaderboardRow], yardsticks: Sequence[Yardstick]) -> dict[str, Any]:
+    return {
+        "study": result.study,
+        "wall_s": result.wall_s,
+        "notice": result.notice,
+        "trials": rows,
+        "yardsticks": yardsticks,
+    }
 
 
 def _say_what_next(result: SearchResult, info: StudyInfo, num_trials: int) -> None:

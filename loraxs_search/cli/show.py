@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,7 @@ def command(
     """Show the adapters of a task, newest first.
 
     Test metrics are those of the adapter itself, with mean and standard deviation over the seeds its recipe was
-    trained with.
+    trained with; beside them, on the metric that decided, what the yardsticks of its search reach.
     """
     from loraxs_search.api import show as versions
 
@@ -32,20 +33,24 @@ def command(
     def show() -> None:
         metrics = list(dict.fromkeys(name for version in found for name in _told(version)))
         over = [f"{name} over seeds" for name in metrics]
-        columns = ["version", *metrics, *over, "bytes", "base", "trial", "made", "called"]
-        print_table(columns, [_cells(version, metrics) for version in found], right=frozenset({"version", "bytes"}))
+        yardsticks = list(dict.fromkeys(y.name for version in found for y in version.candidate.yardsticks))
+        columns = ["version", *metrics, *over, *yardsticks, "bytes", "base", "trial", "made", "called"]
+        cells = [_cells(version, metrics, yardsticks) for version in found]
+        print_table(columns, cells, right=frozenset({"version", "bytes"}))
         print(f"\nload it: loraxs-search pull {task}:{found[0].version}", file=sys.stderr)
         print(f'in Python: loraxs_search.load_adapter("{task}:{found[0].version}")', file=sys.stderr)
 
     emit(as_json, value, show if found else lambda: print(f"no adapter of {task} was promoted so far", file=sys.stderr))
 
 
-def _cells(version: RegisteredAdapter, metrics: list[str]) -> list[str]:
+def _cells(version: RegisteredAdapter, metrics: list[str], yardsticks: Sequence[str]) -> list[str]:
     its, spreads = version.candidate, _spreads(version)
+    beside: dict[str, float | None] = {y.name: y.test_metrics.get(version.decision.metric) for y in its.yardsticks}
     return [
         str(version.version),
         *(f"{its.test_metrics[name]:.4f}" if name in its.test_metrics else "-" for name in metrics),
         *(spreads.get(name, "-") for name in metrics),
+        *("-" if (score := beside.get(name)) is None else f"{score:.4f}" for name in yardsticks),
         f"{its.stored_bytes:,}",
         its.base_model.rstrip("/").rpartition("/")[2] or "-",
         f"{its.study}/{its.trial_id}",

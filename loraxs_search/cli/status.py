@@ -10,7 +10,7 @@ import typer
 
 from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table
 from loraxs_search.errors import StudyError
-from loraxs_search.reports import leaderboard, progress
+from loraxs_search.reports import leaderboard, progress, shown_yardsticks
 from loraxs_search.studies import StudyFolder, list_studies
 
 
@@ -21,7 +21,8 @@ def command(
     """List all studies, or the trials of one.
 
     Works while the search runs, from any terminal. Trials come best first: complete ones, then running, stopped early
-    (PRUNED) and failed ones, with the reason in `--json`.
+    (PRUNED) and failed ones, with the reason in `--json`. Below them stand the yardsticks: what the best constant
+    answer, TF-IDF, and the untouched base's features reach on the same rows, the last two with a linear model.
     """
     if study is None:
         _all(as_json)
@@ -32,11 +33,19 @@ def command(
 def _one(folder: StudyFolder, as_json: bool) -> None:
     info, records = folder.info, folder.journal().records
     counts = progress(records.values(), info.search)
-    rows = leaderboard(records.values(), info.task, folder.candidates() or ())
-    value = {"study": folder.name, "state": _state(folder), "progress": counts, "trials": rows}
+    candidates = folder.candidates()
+    rows = leaderboard(records.values(), info.task, candidates or ())
+    yardsticks = shown_yardsticks(folder.yardsticks(), finished=candidates is not None)
+    value = {
+        "study": folder.name,
+        "state": _state(folder),
+        "progress": counts,
+        "trials": rows,
+        "yardsticks": yardsticks,
+    }
 
     def show() -> None:
-        print_leaderboard(rows, info.task)
+        print_leaderboard(rows, info.task, yardsticks)
         talk = f"\n{folder.name}: {_state(folder)}, {counts.ended}/{counts.num_trials} trials ended"
         print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
 

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from loraxs_search.adapter import use_factor_store
 from loraxs_search.errors import UsageError
 from loraxs_search.packing.resident import Resident
-from loraxs_search.records import BaseModelRef, Basis, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
+from loraxs_search.records import (
+    BaseModelRef,
+    Basis,
+    Confirmation,
+    HostInfo,
+    Precision,
+    Task,
+    TrialReport,
+    TrialSpec,
+    Yardstick,
+)
 from loraxs_search.trial import Snapshot, TrialRun, attach, detach
 
 
@@ -15,7 +25,7 @@ class TrialHost:
     """Advances trials, one at a time, on a base that is loaded once.
 
     A host keeps no trial alive that it could not lose: each `advance` returns the trial's snapshot, and takes one up
-    when the trial is not the one at hand. Not thread-safe: one caller at a time.
+    when the trial is not the one at hand. Not thread-safe: one caller at a time, but for `yardsticks`.
 
     Args:
         device: `auto` takes the first accelerator this process sees, else the CPU.
@@ -84,6 +94,10 @@ class TrialHost:
         """Return a trained adapter's files and, with `score`, its metrics on the test split, as it will be loaded."""
         self._park()
         return self._resident.confirm(spec, snapshot, task, score=score)
+
+    def yardsticks(self, task: Task | None = None) -> tuple[Yardstick, ...]:
+        """Return what simple models reach on the task's rows; another thread may ask while a trial advances."""
+        return self._resident.yardsticks(self._resident.prepared(task))
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file, as `Confirmation.factors` names it."""

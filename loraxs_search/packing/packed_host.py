@@ -11,6 +11,8 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
 
+import torch
+
 from loraxs_search.base_model import Sharing, probe_sharing
 from loraxs_search.errors import LoraxsError
 from loraxs_search.packing import capacity
@@ -20,7 +22,17 @@ from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident import Resident
 from loraxs_search.packing.slot import Slot
 from loraxs_search.packing.wish import Wish, admit, scored_now
-from loraxs_search.records import BaseModelRef, Basis, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
+from loraxs_search.records import (
+    BaseModelRef,
+    Basis,
+    Confirmation,
+    HostInfo,
+    Precision,
+    Task,
+    TrialReport,
+    TrialSpec,
+    Yardstick,
+)
 from loraxs_search.trial import Snapshot
 
 log = logging.getLogger(__name__)
@@ -141,6 +153,10 @@ class PackedHost:
         """Return a trained adapter's files and, with `score`, its metrics on the test split; rounds wait."""
         return self._on_bare_base(lambda: self._resident.confirm(spec, snapshot, task, score=score))
 
+    def yardsticks(self, task: Task | None = None) -> tuple[Yardstick, ...]:
+        """Return what simple models reach on a task's rows; the caller's thread computes, and rounds go on."""
+        return self._resident.yardsticks(self._have_done(lambda: self._resident.prepared(task)))
+
     def factor_file(self, key: str) -> bytes:
         """Return a factor file, as `Confirmation.factors` names it."""
         return self._resident.factor_file(key)
@@ -154,6 +170,7 @@ class PackedHost:
 
     # ---- the worker's side -------------------------------------------------------------------------------------------
     def _work(self) -> None:
+        torch.get_num_threads()  # fixes this thread's number: another's setting would become its own
         active: list[Wish] = []
         while True:
             with self._changed:

@@ -37,12 +37,23 @@ from loraxs_search.records import (
     Task,
     TaskKind,
     TrialSpec,
+    Yardstick,
     to_json,
 )
 from loraxs_search.tasks import PreparedTask, prepare
 from loraxs_search.tasks.metrics import Values
 from loraxs_search.torch_threads import side_by_side
-from loraxs_search.trial import Snapshot, adapter_config, answer, attach, choose_dtype, detach, load_parameters
+from loraxs_search.trial import (
+    Snapshot,
+    adapter_config,
+    answer,
+    attach,
+    bare_body,
+    choose_dtype,
+    detach,
+    load_parameters,
+    measure_yardsticks,
+)
 
 _PACKAGES = ("torch", "transformers", "peft", "loraxs-search")
 
@@ -70,6 +81,7 @@ class Resident:
         self.model = self.exact if self.dtype == self.exact.dtype else self._load(task, self.dtype)
         self.modules = linear_modules(self.base, task.kind, self.data.head.num_labels)
         self.factors = ResidentFactors(self.model, self.exact, [module.name for module in self.modules])
+        self._bare_body = bare_body(self.model)  # now, before any trial puts its adapter on
 
     @property
     def data(self) -> PreparedTask:
@@ -146,6 +158,10 @@ class Resident:
             )
         finally:
             detach(model)
+
+    def yardsticks(self, data: PreparedTask) -> tuple[Yardstick, ...]:
+        """Return what simple models reach on a task's rows; any thread may ask, whatever trials do meanwhile."""
+        return measure_yardsticks(data, self._bare_body, self.device)
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file as it lies on this node."""

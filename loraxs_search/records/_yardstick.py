@@ -17,8 +17,8 @@ class Yardstick:
         name: `constant` gives every row the same answer, the best one for the metric on the train rows; `tfidf` is a
             linear model on TF-IDF of the texts; `features` is one on the frozen base's mean-pooled hidden states.
         answer: What `constant` says: a label id, or a number; None for the others.
-        seconds: Wall time that it took.
-        failed: Why it has no metrics; empty when it has.
+        seconds: What it took of one processor core.
+        failed: Why it lacks metrics, the test rows' or all; empty when it has both.
     """
 
     name: YardstickName

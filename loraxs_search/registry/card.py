@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from loraxs_search.records import DataSource, Latency, Manifest
+from loraxs_search.records import DataSource, Latency, Manifest, Task, Yardstick
 from loraxs_search.registry.spread import mean_and_spread
 
 
@@ -20,6 +20,7 @@ def model_card(manifest: Manifest) -> str:
         "## Scores",
         _scores(manifest),
         _seeds(manifest),
+        *_yardsticks(manifest),
         "Trials were chosen by the validation score; the test rows took no part in the search.",
         "## Size",
         _size(manifest),
@@ -81,6 +82,29 @@ def _seeds(manifest: Manifest) -> str:
         f"Test is the score of this very adapter. Over seeds: mean and standard deviation with the same recipe trained "
         f"again from {len(refits)} fresh seeds{failed} ({metric} {told or 'none'})."
     )
+
+
+def _yardsticks(manifest: Manifest) -> list[str]:
+    """Return what simple models reach on the same rows, beside the adapter; nothing where that is not known."""
+    metric, task = manifest.task.metric, manifest.task
+    rows = [("this adapter", manifest.test_metrics, manifest.validation_metrics)]
+    rows += [(_describe(y, task), y.test_metrics, y.validation_metrics) for y in manifest.yardsticks]
+    table = [f"| {metric} on the same rows | test | validation |", "|---|---|---|"]
+    table += [
+        f"| {name} | {_number(test, metric)} | {_number(validation, metric)} |" for name, test, validation in rows
+    ]
+    return ["\n".join(table)] if manifest.yardsticks else []
+
+
+def _describe(yardstick: Yardstick, task: Task) -> str:
+    if yardstick.name == "tfidf":
+        return "TF-IDF of the texts, linear model"
+    if yardstick.name == "features":
+        return "the untouched base's features of 500 train rows, linear model"
+    answer = yardstick.answer
+    if answer is None:
+        return "always the same answer"
+    return f"always {task.labels[int(answer)] if task.labels else format(answer, '.4g')}"
 
 
 def _size(manifest: Manifest) -> str:

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
 from loraxs_search.reports.progress import Progress, progress
+from loraxs_search.reports.yardsticks import shown_yardsticks
 
-__all__ = ["LeaderboardRow", "Progress", "leaderboard", "progress"]
+__all__ = ["LeaderboardRow", "Progress", "leaderboard", "progress", "shown_yardsticks"]

@@ -25,6 +25,7 @@ from loraxs_search.records import (
     Task,
     TrialReport,
     TrialSpec,
+    Yardstick,
     to_json,
 )
 from loraxs_search.search import probe
@@ -68,6 +69,9 @@ class StudyKeeper:
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
         self._open().write_snapshot(trial_id, snapshot)
 
+    def write_yardsticks(self, yardsticks: Sequence[Yardstick]) -> None:
+        self._open().write_yardsticks(yardsticks)
+
     def _open(self) -> StudyFolder:
         self._folder = self._folder or StudyFolder.open(self._name)
         return self._folder
@@ -87,6 +91,8 @@ class Host(Protocol):
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]: ...
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation: ...
+
+    def yardsticks(self, task: Task) -> tuple[Yardstick, ...]: ...
 
     def factor_file(self, key: str) -> bytes: ...
 
@@ -146,7 +152,7 @@ class HostOrder:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"yardsticks": 1})
 class HostActor:
     """A trial host in a process of its own. It is built at the first call, so that its errors keep their type.
 
@@ -178,6 +184,11 @@ class HostActor:
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, score: bool) -> Confirmation:
         return self._fit_for(spec, task).confirm(spec, snapshot, task, score=score)
+
+    # A thread of their own: no trial waits for them.
+    @ray.method(concurrency_group="yardsticks")  # type: ignore[untyped-decorator]  # ray is untyped
+    def yardsticks(self, task: Task) -> tuple[Yardstick, ...]:
+        return self._get(task).yardsticks(task)
 
     def factor_file(self, key: str, task: Task) -> bytes:
         return self._get(task).factor_file(key)

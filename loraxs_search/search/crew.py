@@ -13,7 +13,7 @@ import ray
 
 from loraxs_search.base_model import check_packable
 from loraxs_search.home import home
-from loraxs_search.records import Confirmation, HostInfo, Identity, Scalar, Task, TrialSpec
+from loraxs_search.records import Confirmation, HostInfo, Identity, Scalar, Task, TrialSpec, Yardstick
 from loraxs_search.search.actors import StudyKeeper, here, pinned
 from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.search.identity import check_unchanged
@@ -92,6 +92,17 @@ class Crew:
             if pending and time.monotonic() - said > _SAY_EVERY_S:
                 say(f"decomposing the base's weights: {total - len(pending)} of {total} parts")
                 said = time.monotonic()
+
+    def begin_yardsticks(self) -> Any:
+        """Have the first host measure the study's yardsticks and the keeper write them; return Ray's reference.
+
+        Ray hands to the keeper what the host returns. What the driver itself asks of the keeper later waits for that.
+        """
+        return self._keeper.write_yardsticks.remote(self._pool.begin_yardsticks(self._space.task))
+
+    def yardsticks(self) -> tuple[Yardstick, ...]:
+        """Have the first host measure the study's yardsticks, and wait for them."""
+        return self._pool.yardsticks(self._space.task)
 
     def dismiss(self) -> None:
         """End the keeper now."""

@@ -104,7 +104,9 @@ class Driver:
         from loraxs_search.search.sampler import StudySearcher
         from loraxs_search.search.scheduler import make_scheduler, stopped
         from loraxs_search.search.tuning import run_tuner
+        from loraxs_search.search.yardsticks import StudyYardsticks
 
+        yardsticks = StudyYardsticks(folder, crew)  # begun first: Ray Tune takes seconds to start
         plan, task = self._info.search, self._info.task
         tracker.search_started(self._space.text, plan, params=crew.hardware(), gpus=crew.gpus())
         journal = folder.journal()
@@ -126,6 +128,7 @@ class Driver:
                 raise searcher.broken
             self._end_unfinished(ledger, searcher)
             journal.search_ended(searcher.early_end or "")
+        tracker.yardsticks_measured(yardsticks.result())
         if folder.candidates() is None:
             self._keep_adapters(folder, crew, ledger, tracker)
         journal.search_ended(journal.notice or "")
@@ -220,6 +223,7 @@ def tell_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
     result = _result(folder, journal)
     for trial_id in (record.trial_id for record in result.trials if record.state is TrialState.COMPLETE):
         tracker.adapter_logged(trial_id, folder.adapter_path(trial_id))
+    tracker.yardsticks_measured(folder.yardsticks() or ())
     if tracker.search_state != "FINISHED":  # killed between the last candidate and this
         tracker.search_finished("FINISHED", _summary(result), at=journal.last_at)
     return result

@@ -11,7 +11,16 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnschedulableError, RayActorError
 
-from loraxs_search.records import MAX_AUTO_PACK_SIZE, Basis, Confirmation, HostInfo, SearchPlan, Task, TrialSpec
+from loraxs_search.records import (
+    MAX_AUTO_PACK_SIZE,
+    Basis,
+    Confirmation,
+    HostInfo,
+    SearchPlan,
+    Task,
+    TrialSpec,
+    Yardstick,
+)
 from loraxs_search.search import shipping
 from loraxs_search.search.actors import HostDirectory, HostOrder, here, pinned
 from loraxs_search.search.cluster import NAMESPACE, living_nodes, nodes_to_come
@@ -84,6 +93,14 @@ class HostPool:
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation:
         """Have one host write out a trained adapter and score it on the test split."""
         return self._ask(lambda host: host.confirm.remote(spec, snapshot, task, score))  # type: ignore[no-any-return]
+
+    def begin_yardsticks(self, task: Task) -> Any:
+        """Have one host measure a task's yardsticks beside its trials; return Ray's reference to them."""
+        return self._host().yardsticks.remote(task)
+
+    def yardsticks(self, task: Task) -> tuple[Yardstick, ...]:
+        """Have one host measure a task's yardsticks, and wait for them."""
+        return self._ask(lambda host: host.yardsticks.remote(task))  # type: ignore[no-any-return]
 
     def pack_size(self, info: HostInfo) -> PackSize:
         """Choose how many trials share a device; the same for all studies."""

@@ -14,6 +14,7 @@ from loraxs_search.tasks.data_warnings import data_warnings, overlap_counts
 from loraxs_search.tasks.metrics import METRICS, Metric, metric_fault
 
 if TYPE_CHECKING:
+    from loraxs_search.tasks._rows import fixed_subset
     from loraxs_search.tasks.answers import answer
     from loraxs_search.tasks.batches import TrainingBatches, batch_at, epoch_batches, eval_batches
     from loraxs_search.tasks.kinds import TaskHead, head_for
@@ -35,6 +36,7 @@ __all__ = [
     "encode",
     "epoch_batches",
     "eval_batches",
+    "fixed_subset",
     "head_for",
     "load_data",
     "metric_fault",
@@ -53,6 +55,7 @@ _HOMES = {
     "encode": "prepared",
     "epoch_batches": "batches",
     "eval_batches": "batches",
+    "fixed_subset": "_rows",
     "head_for": "kinds",
     "load_data": "prepared",
     "prepare": "prepared",

@@ -61,6 +61,14 @@ class TaskHead(Protocol):
         """Return the task's metrics over all rows, in the task's order, all finite."""
         ...
 
+    def constants(self, labels: Values) -> list[int] | list[float]:
+        """Return the answers that are worth giving to every row, the likeliest first."""
+        ...
+
+    def targets(self, labels: Values) -> npt.NDArray[np.float32]:
+        """Return what a least-squares model learns in place of logits, shape (N, num_labels)."""
+        ...
+
 
 class Classification:
     """One label per row: logits (B, num_labels), cross-entropy, the largest logit wins."""
@@ -85,6 +93,13 @@ class Classification:
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
         return _score(self._metrics, predictions, labels)
 
+    def constants(self, labels: Values) -> list[int] | list[float]:
+        counts = np.bincount(labels.astype(np.int64), minlength=self.num_labels)
+        return [int(label) for label in np.argsort(-counts, kind="stable")]
+
+    def targets(self, labels: Values) -> npt.NDArray[np.float32]:
+        return np.eye(self.num_labels, dtype=np.float32)[labels.astype(np.int64)]
+
 
 class Regression:
     """One number per row: logits (B, 1), squared error, the logit is the answer."""
@@ -108,6 +123,13 @@ class Regression:
 
     def score(self, predictions: Values, labels: Values) -> dict[str, float]:
         return _score(self._metrics, predictions, labels)
+
+    def constants(self, labels: Values) -> list[int] | list[float]:
+        numbers = labels.astype(np.float64)
+        return [float(numbers.mean()), float(np.median(numbers))]
+
+    def targets(self, labels: Values) -> npt.NDArray[np.float32]:
+        return labels.astype(np.float32)[:, None]
 
 
 _KINDS: dict[str, type[Classification] | type[Regression]] = {

@@ -20,6 +20,7 @@ from loraxs_search.tracking.events import (
     TrialFinished,
     TrialReported,
     TrialStarted,
+    YardsticksMeasured,
 )
 
 STATE = "loraxs.state"
@@ -49,6 +50,7 @@ class Recorder:
             TrialFinished: self._trial_finished,
             TrialAbandoned: self._trial_abandoned,
             AdapterLogged: self._adapter_logged,
+            YardsticksMeasured: self._yardsticks_measured,
             SearchFinished: self._search_finished,
         }
 
@@ -107,6 +109,18 @@ class Recorder:
         run_id = self._runs.run(event.trial_id, event.at)
         model_id = self._runs.log_model(event.trial_id, run_id, folder, _content_digest(folder))
         self._runs.add(run_id, tags={MODEL_ID: model_id})
+
+    def _yardsticks_measured(self, event: YardsticksMeasured) -> None:
+        run_id = self._runs.run(SEARCH, event.at)
+        metrics: dict[str, float] = {}
+        tags: dict[str, str] = {}
+        for yardstick in event.yardsticks:
+            name = f"yardstick.{yardstick.name}"
+            metrics |= {f"{name}.validation.{key}": value for key, value in yardstick.validation_metrics.items()}
+            metrics |= {f"{name}.test.{key}": value for key, value in yardstick.test_metrics.items()}
+            tags |= {f"loraxs.{name}.failed": yardstick.failed} if yardstick.failed else {}
+            tags |= {f"loraxs.{name}.answer": str(yardstick.answer)} if yardstick.answer is not None else {}
+        self._runs.add(run_id, metrics=metrics, tags=tags, at=event.at)
 
     def _search_finished(self, event: SearchFinished) -> None:
         run_id = self._runs.run(SEARCH, event.at)

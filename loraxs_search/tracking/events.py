@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from loraxs_search.records import Hyperparameters, Scalar, SearchPlan, TrialReport, TrialState, to_json
+from loraxs_search.records import Hyperparameters, Scalar, SearchPlan, TrialReport, TrialState, Yardstick, to_json
 
 SearchState = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -83,6 +83,15 @@ class AdapterLogged:
 
 
 @dataclass(frozen=True)
+class YardsticksMeasured:
+    """What simple models reach on the search's rows."""
+
+    at: float
+    yardsticks: tuple[Yardstick, ...]
+    event: Literal["yardsticks_measured"] = "yardsticks_measured"
+
+
+@dataclass(frozen=True)
 class SearchFinished:
     """A search ends; numbers of `summary` become metrics, the rest tags."""
 
@@ -92,8 +101,17 @@ class SearchFinished:
     event: Literal["search_finished"] = "search_finished"
 
 
-Event = SearchStarted | TrialStarted | TrialReported | TrialFinished | TrialAbandoned | AdapterLogged | SearchFinished
-FINAL = (TrialFinished, TrialAbandoned, AdapterLogged, SearchFinished)
+Event = (
+    SearchStarted
+    | TrialStarted
+    | TrialReported
+    | TrialFinished
+    | TrialAbandoned
+    | AdapterLogged
+    | YardsticksMeasured
+    | SearchFinished
+)
+FINAL = (TrialFinished, TrialAbandoned, AdapterLogged, YardsticksMeasured, SearchFinished)
 
 
 def to_line(event: Event) -> bytes:

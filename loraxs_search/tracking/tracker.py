@@ -13,7 +13,7 @@ from pathlib import Path
 from loraxs_search.errors import HomeError
 from loraxs_search.home import disk_faults
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records import Hyperparameters, Scalar, SearchPlan, TrialReport, TrialState
+from loraxs_search.records import Hyperparameters, Scalar, SearchPlan, TrialReport, TrialState, Yardstick
 from loraxs_search.tracking import _facts
 from loraxs_search.tracking._recorder import AwayError, Recorder, RefusedError
 from loraxs_search.tracking._runs import StudyRuns
@@ -28,6 +28,7 @@ from loraxs_search.tracking.events import (
     TrialFinished,
     TrialReported,
     TrialStarted,
+    YardsticksMeasured,
     to_line,
 )
 
@@ -71,6 +72,7 @@ class Tracker:
         self._refused_path = study_dir / "tracking.refused.jsonl"
         self._told: defaultdict[str, _Told] = defaultdict(_Told)
         self._search_state: SearchState | None = None
+        self._yardsticks: tuple[Yardstick, ...] = ()
         for event in self._spool.history():
             self._note(event)
         self._runs = StudyRuns(
@@ -132,6 +134,11 @@ class Tracker:
     def adapter_logged(self, trial_id: str, folder: Path) -> None:
         """A trial's adapter lies in `folder`, where it must stay until it has been carried over."""
         self._append(AdapterLogged(time.time(), trial_id, str(folder.resolve())))
+
+    def yardsticks_measured(self, yardsticks: Sequence[Yardstick]) -> None:
+        """The study's yardsticks are known; the same ones told twice count once."""
+        if yardsticks and tuple(yardsticks) != self._yardsticks:
+            self._append(YardsticksMeasured(time.time(), tuple(yardsticks)))
 
     def abandon(self, keep: Collection[str] = (), reason: str = "not continued") -> tuple[str, ...]:
         """Close every unfinished trial not in `keep` as KILLED, and return their ids."""
@@ -240,6 +247,8 @@ class Tracker:
                 self._told[event.trial_id].is_open = False
             case AdapterLogged():
                 self._told.setdefault(event.trial_id, _Told())
+            case YardsticksMeasured():
+                self._yardsticks = event.yardsticks
             case SearchStarted():
                 self._search_state = None
             case SearchFinished():

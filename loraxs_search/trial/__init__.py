@@ -10,6 +10,7 @@ from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_p
 from loraxs_search.trial.schedule import lr_factor
 from loraxs_search.trial.score_folder import FolderScores, score_folder
 from loraxs_search.trial.snapshot import Snapshot
+from loraxs_search.trial.yardsticks import bare_body, measure_yardsticks
 
 __all__ = [
     "FolderScores",
@@ -18,6 +19,7 @@ __all__ = [
     "adapter_config",
     "answer",
     "attach",
+    "bare_body",
     "check_step",
     "choose_dtype",
     "detach",
@@ -26,5 +28,6 @@ __all__ = [
     "lr_factor",
     "measure",
     "measure_latency",
+    "measure_yardsticks",
     "score_folder",
 ]

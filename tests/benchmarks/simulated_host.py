@@ -25,6 +25,7 @@ from loraxs_search.records import (
     Task,
     TrialReport,
     TrialSpec,
+    Yardstick,
     to_json,
 )
 from loraxs_search.search.actors import HostOrder
@@ -77,6 +78,9 @@ class SimulatedHost:
         scores = dict(read_reports(snapshot)[-1].metrics) if score else {}
         answers = (0, 1) if score else ()
         return Confirmation(spec.trial_id, scores, files, Probe((), ()), predictions=answers, labels=answers)
+
+    def yardsticks(self, task: Task) -> tuple[Yardstick, ...]:
+        return (Yardstick("constant", {task.metric: 0.5}, {task.metric: 0.5}, answer=0),)
 
 
 def simulated_host(order: HostOrder, task: Task, threads: int, *, pace_s: float) -> SimulatedHost:

@@ -15,6 +15,7 @@ from loraxs_search.records import (
     AdapterSize,
     TrialReport,
     TrialState,
+    Yardstick,
 )
 from loraxs_search.studies import Storage, StudyFolder, check_new_in, fetch, mirror
 from loraxs_search.studies.lease import Lease
@@ -179,12 +180,14 @@ def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine
         begin(first, 2, 4)
         (first.path / "adapters" / "00000").mkdir(parents=True)
         (first.path / "adapters" / "00000" / "manifest.json").write_text("{}")
+        first.write_yardsticks([Yardstick("constant", {"accuracy": 0.5}, answer=0)])
     home = machine("two")
     second = fetch("s", storage)
     assert second.path == home / "studies" / "s"
     assert second.journal().records == first.journal().records
     assert second.read_snapshot("00000") == b"state 4"
     assert second.space_path.read_text() == "task: sst2\n"
+    assert second.yardsticks() == first.yardsticks()
     assert (second.path / "adapters" / "00000" / "manifest.json").exists()
     assert not second.optuna_path.exists()
     assert second.info.storage == storage.uri

@@ -10,7 +10,7 @@ import pytest
 from support.ports import free_port
 
 from loraxs_search.errors import StudyError
-from loraxs_search.records import SearchPlan, TrialState
+from loraxs_search.records import SearchPlan, TrialState, Yardstick
 from loraxs_search.tracking import Tracker
 from loraxs_search.tracking import tracker as tracker_module
 from loraxs_search.tracking._recorder import Recorder
@@ -147,6 +147,27 @@ def test_events_told_twice_count_once(open_tracker, record, look, report):
     again.trial_finished("t0", TrialState.COMPLETE, "ran all steps", wall_s=99.0, device_s=99.0)
     assert again.flush()
     assert look().points == before.points
+
+
+def test_yardsticks_are_metrics_of_the_searchs_run(open_tracker, record, look):
+    constant = Yardstick("constant", {"accuracy": 0.5}, {"accuracy": 0.52}, answer=1)
+    features = Yardstick("features", {"accuracy": 0.7}, failed="too slow")
+    tracker = open_tracker()
+    record(tracker)
+    tracker.yardsticks_measured([])
+    tracker.yardsticks_measured([constant, features])
+    assert tracker.close()
+    again = open_tracker()
+    again.yardsticks_measured([constant, features])
+    assert not again.waiting, "told twice they count once"
+    (parent,) = look().parents
+    assert {name: value for name, value in parent.data.metrics.items() if name.startswith("yardstick.")} == {
+        "yardstick.constant.validation.accuracy": 0.5,
+        "yardstick.constant.test.accuracy": 0.52,
+        "yardstick.features.validation.accuracy": 0.7,
+    }
+    assert parent.data.tags["loraxs.yardstick.constant.answer"] == "1"
+    assert parent.data.tags["loraxs.yardstick.features.failed"] == "too slow"
 
 
 def test_a_search_that_goes_on_uses_its_runs(open_tracker, look, hyperparameters, report):

@@ -1,0 +1,181 @@
+"""What a task's rows give without any adapter: the best constant answer, and a linear model on TF-IDF of the texts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from loraxs_search.errors import LoraxsError, TaskDataError
+from loraxs_search.records import Split, Yardstick, YardstickName
+from loraxs_search.tasks._rows import Rows, fixed_subset
+from loraxs_search.tasks.metrics import METRICS
+from loraxs_search.tasks.prepared import PreparedTask, load_data
+
+SplitLogits = Iterator[tuple[Split, npt.NDArray[Any]]]
+
+_MAX_CONSTANTS = 32  # the likeliest ones; a metric is computed for each
+_ALPHA = 1.0  # of ridge regression on rows of unit length
+_TOLERANCE = 1e-2  # a few iterations: more change no score that can be told apart
+_MAX_TERMS = 100_000
+_MAX_CHARACTERS = 4_000_000  # of train texts, with few labels: seconds
+_MANY_LABELS = 20  # beyond, time grows with their number
+_CHARACTERS_A_TOKEN = 8  # what the base does not see of a long text is left out
+# Words, single marks, and single characters of scripts that put no space between words.
+_TERM = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+|[^\w\s]"
+_CHECK_EVERY = 256  # texts
+
+
+class OutOfTimeError(Exception):
+    """A yardstick would take longer than all may take."""
+
+
+class TimeLimit:
+    """Seconds of the calling thread's own time on the processor: what others compute beside it does not count.
+
+    Args:
+        now: A clock in seconds.
+    """
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.thread_time) -> None:
+        self._limit_s, self._now, self._started = seconds, now, now()
+
+    def spent(self) -> float:
+        """Return the seconds that are gone."""
+        return self._now() - self._started
+
+    def check(self, expected_s: float = 0.0) -> None:
+        """Go on only when the limit is not over, nor will be after `expected_s` more.
+
+        Raises:
+            OutOfTimeError: it is, or will be.
+        """
+        total = self.spent() + expected_s
+        if total > self._limit_s:
+            raise OutOfTimeError(f"it needs {total:.0f} s of a core or more, and has {self._limit_s:.0f}")
+
+
+def constant(data: PreparedTask) -> Yardstick:
+    """Return the scores of the one answer that is best on the train rows, by the metric that is searched for.
+
+    Of answers that are equally good the likeliest wins: the most frequent label, or the mean.
+    """
+    started = time.thread_time()
+    task, head, train = data.task, data.head, data.labels("train")
+    sign = 1.0 if task.direction == "maximize" else -1.0
+    answers = head.constants(train)[:_MAX_CONSTANTS]
+    best = max(answers, key=lambda answer: sign * METRICS[task.metric].score(np.full(len(train), answer), train))
+    validation, test = (
+        head.score(np.full(len(labels), best), labels) for labels in (data.labels("validation"), data.labels("test"))
+    )
+    return Yardstick("constant", validation, test, answer=best, seconds=time.thread_time() - started)
+
+
+def scored(name: YardstickName, data: PreparedTask, logits: Callable[[], SplitLogits]) -> Yardstick:
+    """Score what a model answers to each split; whatever goes wrong is said in the result.
+
+    Args:
+        logits: Trains the model and yields its logits for the validation split, then for the test split.
+    """
+    started = time.thread_time()
+    metrics: dict[Split, dict[str, float]] = {}
+    failed = ""
+    try:
+        for split, values in logits():
+            predictions = data.head.predictions(torch.from_numpy(np.ascontiguousarray(values)))
+            metrics[split] = data.head.score(predictions, data.labels(split))
+    except Exception as error:  # noqa: BLE001  # a yardstick stops no search
+        failed = failure(error)
+    seconds = time.thread_time() - started
+    return Yardstick(name, metrics.get("validation", {}), metrics.get("test", {}), seconds=seconds, failed=failed)
+
+
+def failure(error: BaseException) -> str:
+    """Return an error as one line that fits a table of records."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    kind = "" if line and isinstance(error, LoraxsError | OutOfTimeError) else f"{type(error).__name__}: "
+    return f"{kind}{line}"[:200]
+
+
+def tfidf(data: PreparedTask, limit: TimeLimit) -> SplitLogits:
+    """Yield logits of ridge regression on TF-IDF of words and pairs of words, fitted on the train rows.
+
+    Train rows beyond what takes a few seconds are left out, always the same ones.
+
+    Raises:
+        OutOfTimeError: the texts of a split take too long.
+        TaskDataError: the rows are not those that the task was prepared from.
+    """
+    from sklearn.linear_model import Ridge
+
+    rows = _rows(data)
+    kept = _train_rows(rows["train"], data.head.num_labels)
+    terms = _Terms(rows["train"].take(kept), limit)
+    model = Ridge(alpha=_ALPHA, solver="sparse_cg", tol=_TOLERANCE)
+    model.fit(terms.train, data.head.targets(data.labels("train")[kept]))
+    order: tuple[Split, ...] = ("validation", "test")
+    for split in order:
+        yield split, model.predict(terms.of(rows[split])).reshape(len(rows[split]), -1)
+
+
+class _Terms:
+    """Rows as sparse vectors; of two texts both, the terms that they share, and how much that is."""
+
+    def __init__(self, train: Rows, limit: TimeLimit) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._limit = limit
+        self._vectorizer = TfidfVectorizer(
+            token_pattern=_TERM, ngram_range=(1, 2), sublinear_tf=True, max_features=_MAX_TERMS, dtype=np.float32
+        )
+        if train.pairs is None:
+            self.train = self._vectorizer.fit_transform(self._in_time(train.texts))
+        else:
+            self._vectorizer.fit(self._in_time([*train.texts, *train.pairs]))
+            self.train = self.of(train)
+
+    def of(self, rows: Rows) -> Any:
+        """Return the vectors of rows, shape (N, features), sparse."""
+        texts = self._vectorizer.transform(self._in_time(rows.texts))
+        if rows.pairs is None:
+            return texts
+        from scipy import sparse
+
+        pairs = self._vectorizer.transform(self._in_time(rows.pairs))
+        shared = texts.multiply(pairs).tocsr()
+        return sparse.hstack([texts, pairs, shared, sparse.csr_matrix(shared.sum(axis=1))], format="csr")
+
+    def _in_time(self, texts: Iterable[str]) -> Iterator[str]:
+        for number, text in enumerate(texts):
+            if number % _CHECK_EVERY == 0:
+                self._limit.check()
+            yield text
+
+
+def _rows(data: PreparedTask) -> dict[Split, Rows]:
+    """Read the rows that a task was prepared from, whose texts it does not keep; long texts are cut."""
+    task = data.task
+    loaded = load_data(task)
+    if loaded.fingerprint != data.data_fingerprint:
+        raise TaskDataError(
+            f"The rows must stay as the search began with them, but their fingerprint {data.data_fingerprint[:16]}"
+            f" is {loaded.fingerprint[:16]} now."
+        )
+    rows = dict(loaded.rows)
+    rows["validation"] = rows["validation"].take(fixed_subset(len(rows["validation"]), data.num_rows("validation")))
+    return {split: _cut(part, _CHARACTERS_A_TOKEN * task.max_length) for split, part in rows.items()}
+
+
+def _cut(rows: Rows, length: int) -> Rows:
+    pairs = None if rows.pairs is None else [text[:length] for text in rows.pairs]
+    return Rows([text[:length] for text in rows.texts], pairs, rows.labels)
+
+
+def _train_rows(rows: Rows, num_labels: int) -> npt.NDArray[np.int64]:
+    characters = sum(map(len, rows.texts)) + sum(map(len, rows.pairs or ()))
+    most = _MAX_CHARACTERS * min(1.0, _MANY_LABELS / num_labels)
+    return fixed_subset(len(rows), max(1, int(len(rows) * most / max(most, characters))))

@@ -1,0 +1,103 @@
+"""Yardsticks of a task on a loaded base: what needs no adapter, measured beside the trials that train one."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraxs_search.records import Split, Yardstick
+from loraxs_search.tasks import PreparedTask, eval_batches, fixed_subset
+from loraxs_search.tasks.yardsticks import SplitLogits, TimeLimit, constant, scored, tfidf
+from loraxs_search.torch_threads import single_thread
+
+LIMIT_S = 10.0  # of one core, all yardsticks together
+_TFIDF_S = 4.0
+_TRAIN_ROWS = 500
+_ALPHAS = np.logspace(0, 4, 9)
+_CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 4096  # of a pass
+_DOUBT = 3.0  # a first pass is slower than those after it
+
+
+def bare_body(model: PreTrainedModel) -> nn.Module:
+    """Return a base's body in modules of its own and on the same weights: adapters put on `model` are not in it."""
+    tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    body: nn.Module = copy.deepcopy(model.base_model, tensors)
+    return body
+
+
+def measure_yardsticks(data: PreparedTask, body: nn.Module, device: torch.device) -> tuple[Yardstick, ...]:
+    """Return the constant answer, TF-IDF and the base's features with a linear model, scored on validation and test.
+
+    The same rows give the same numbers. All three take `LIMIT_S` of the calling thread at most, which computes alone: a
+    split that would take longer has no metrics, and the result says so.
+
+    Args:
+        body: As `bare_body` returns it; others may compute with its weights meanwhile.
+    """
+    limit = TimeLimit(LIMIT_S)
+    with single_thread():
+        return (
+            constant(data),
+            scored("tfidf", data, lambda: tfidf(data, TimeLimit(_TFIDF_S))),
+            scored("features", data, lambda: _features(data, _Pooled(data, body, device, limit))),
+        )
+
+
+def _features(data: PreparedTask, pooled: _Pooled) -> SplitLogits:
+    """Yield logits of ridge regression on mean-pooled hidden states; cross-validation chooses how strict it is."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    train = fixed_subset(data.num_rows("train"), _TRAIN_ROWS)
+    model = make_pipeline(StandardScaler(), RidgeCV(alphas=_ALPHAS))
+    model.fit(pooled.rows("train", train), data.head.targets(data.labels("train")[train]))
+    order: tuple[Split, ...] = ("validation", "test")
+    for split in order:
+        rows = np.arange(data.num_rows(split))
+        yield split, model.predict(pooled.rows(split, rows)).reshape(len(rows), -1)
+
+
+class _Pooled:
+    """Mean hidden states of rows, as long as time allows."""
+
+    def __init__(self, data: PreparedTask, body: nn.Module, device: torch.device, limit: TimeLimit) -> None:
+        self._data, self._body, self._device, self._limit = data, body, device, limit
+        self._max_tokens = _CPU_TOKENS if device.type == "cpu" else _ACCELERATOR_TOKENS
+        self._seconds_a_token = 0.0
+
+    def rows(self, split: Split, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return each row's mean over its tokens, shape (rows, width).
+
+        Raises:
+            OutOfTimeError: it takes longer than is left.
+        """
+        lengths = self._data.lengths(split)[rows]
+        batches = eval_batches(lengths, self._max_tokens)
+        left = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+        if not self._seconds_a_token:  # the base's speed is not known: one row alone is quick with any
+            first, batches[0] = batches[0][:1], batches[0][1:]
+            batches = [first, *(batch for batch in batches if len(batch))]
+        parts = []
+        for batch in batches:
+            self._limit.check(left * self._seconds_a_token)
+            before, num_tokens = self._limit.spent(), len(batch) * int(lengths[batch].max())
+            parts.append(self._mean(split, rows[batch]))
+            took = (self._limit.spent() - before) / num_tokens
+            self._seconds_a_token = took if self._seconds_a_token else took / _DOUBT
+            left -= num_tokens
+        order = np.argsort(np.concatenate(batches))
+        return np.concatenate(parts)[order]
+
+    @torch.inference_mode()
+    def _mean(self, split: Split, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        inputs = {name: x.to(self._device) for name, x in self._data.collate(split, rows).inputs.items()}
+        mask_BT1 = inputs["attention_mask"].unsqueeze(-1)
+        states_BTD: Tensor = self._body(**inputs)[0].float() * mask_BT1
+        return (states_BTD.sum(1) / mask_BT1.sum(1)).cpu().numpy()

@@ -1,0 +1,78 @@
+"""Where yardsticks are printed: below a study's trials, and beside a task's versions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from support.studies import study
+from support.toys import TASK, adapter, candidate
+
+from loraxs_search.cli._search import show_result
+from loraxs_search.records import AdapterSize, PromotionRule, TrialReport, TrialState, Yardstick
+from loraxs_search.registry import Registry
+from loraxs_search.search import SearchResult
+
+YARDSTICKS = (
+    Yardstick("constant", {"accuracy": 0.5}, {"accuracy": 0.52}, answer=1, seconds=0.04),
+    Yardstick("tfidf", {"accuracy": 0.75}, {"accuracy": 0.7412}, seconds=1.26),
+    Yardstick("features", seconds=10.0, failed="it needs 80 s of a core or more, and has 10"),
+)
+CELLS = [
+    ["constant", "YARDSTICK", "-", "0.5000", "0.5200", "-", "-", "0.0"],
+    ["tfidf", "YARDSTICK", "-", "0.7500", "0.7412", "-", "-", "1.3"],
+    ["features", "YARDSTICK", "-", "-", "-", "-", "-", "10.0"],
+]
+
+
+@pytest.fixture
+def measured(store_uri):
+    """A study with a trial and yardsticks whose search has not come to its end."""
+    folder = study("s", store_uri)
+    folder.write_yardsticks(YARDSTICKS)
+    journal = folder.journal()
+    journal.trial_started("00000", {"rank": 4})
+    journal.trial_reported(TrialReport("00000", 8, {"accuracy": 0.6}, 0.5, 1.0, 10, AdapterSize(1, 1, 1)))
+    journal.trial_ended("00000", TrialState.COMPLETE, "ran all steps")
+    return folder
+
+
+def test_status_shows_yardsticks_below_the_trials_with_test_scores_once_the_search_has_chosen(say, measured):
+    shown = [line.split() for line in say("status", "s").out.splitlines()]
+    assert shown[1][:2] == ["00000", "COMPLETE"]
+    assert shown[2:] == [[*row[:4], "-", *row[5:]] for row in CELLS]
+    told = json.loads(say("status", "s", "--json").out)
+    assert len(told["trials"]) == 1
+    assert [y["test_metrics"] for y in told["yardsticks"]] == [{}, {}, {}]
+    measured.write_candidates([])
+    assert [line.split() for line in say("status", "s").out.splitlines()][2:] == CELLS
+    constant, tfidf, features = json.loads(say("status", "s", "--json").out)["yardsticks"]
+    assert (constant["answer"], tfidf["test_metrics"]) == (1, {"accuracy": 0.7412})
+    assert features["failed"] == YARDSTICKS[2].failed
+
+
+def test_a_search_ends_with_its_yardsticks(measured, capsys):
+    measured.write_candidates([])
+    result = SearchResult("s", tuple(measured.journal().records.values()), (), 1.0)
+    show_result(result, as_json=False)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()][2:] == CELLS
+    show_result(result, as_json=True)
+    names = [yardstick["name"] for yardstick in json.loads(capsys.readouterr().out)["yardsticks"]]
+    assert names == ["constant", "tfidf", "features"]
+
+
+def test_a_study_without_yardsticks_has_its_trials_alone(say, measured):
+    (measured.path / "yardsticks.json").unlink()
+    assert len(say("status", "s").out.splitlines()) == 2
+
+
+def test_show_has_them_beside_the_adapters_own_score(say, store_uri, tmp_path):
+    better = replace(candidate("00000", 0.9), yardsticks=YARDSTICKS)
+    rule = PromotionRule(confidence=0.0)
+    Registry(store_uri).settle(rule, TASK, [better], {"00000": adapter(tmp_path / "a", "00000")}, True)
+    heading, row = say("show", "toy").out.splitlines()
+    assert heading.split()[:8] == ["version", "accuracy", "accuracy", "over", "seeds", "constant", "tfidf", "features"]
+    assert row.split()[:6] == ["1", "0.9000", "-", "0.5200", "0.7412", "-"]
+    (told,) = json.loads(say("show", "toy", "--json").out)
+    assert [y["name"] for y in told["candidate"]["yardsticks"]] == ["constant", "tfidf", "features"]

@@ -1,0 +1,47 @@
+"""A host that trains for real, but whose yardsticks go wrong."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from loraxs_search.records import Task, Yardstick
+from loraxs_search.search.actors import Host, HostOrder, training_host
+
+Fault = Literal["dies once", "raises"]
+
+
+class FaultyYardsticks:
+    """Passes everything else on to the host that trains.
+
+    Args:
+        marker: A file that says that the host has died once.
+    """
+
+    def __init__(self, host: Host, fault: Fault, marker: Path) -> None:
+        self._host, self._fault, self._marker = host, fault, marker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._host, name)
+
+    def yardsticks(self, task: Task) -> tuple[Yardstick, ...]:
+        if self._fault == "raises":
+            raise ValueError("something nobody thought of")
+        if not self._marker.exists():
+            self._marker.touch()
+            os._exit(1)
+        return self._host.yardsticks(task)
+
+
+def faulty_yardsticks(order: HostOrder, task: Task, threads: int, *, fault: Fault, marker: Path) -> Host:
+    """Return the host of an order; see `HostOrder.make`."""
+    return FaultyYardsticks(training_host(order, task, threads), fault, marker)
+
+
+def with_fault(fault: Fault, marker: Path) -> Callable[..., Host]:
+    """Return what makes such hosts; a pool is known by the name of what makes its hosts."""
+    make = functools.partial(faulty_yardsticks, fault=fault, marker=marker)
+    return functools.update_wrapper(make, faulty_yardsticks)

@@ -1,0 +1,98 @@
+"""Yardsticks on a host: the bare base's features whatever trials do on it, and trials that do not notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from loraxs_search.packing import PackedHost, TrialHost
+from loraxs_search.records import BaseModelRef, Yardstick
+from loraxs_search.trial import Snapshot, bare_body, measure_yardsticks, yardsticks
+
+Host = TrialHost | PackedHost
+
+
+@pytest.fixture(params=["lone", "packed"])
+def host(request: pytest.FixtureRequest, world: Any) -> Iterator[Host]:
+    ref, options = BaseModelRef(id=world.base.path), {"precision": "float32", "device": "cpu"}
+    if request.param == "lone":
+        yield TrialHost(ref, world.data.task, **options)
+        return
+    made = PackedHost(ref, world.data.task, slots=2, **options)
+    yield made
+    made.close()
+
+
+def numbers(found: tuple[Yardstick, ...]) -> list[Yardstick]:
+    return [replace(yardstick, seconds=0.0) for yardstick in found]
+
+
+def test_all_three_are_measured_on_validation_and_test(host: Host, world: Any) -> None:
+    found = host.yardsticks(world.data.task)
+    assert [yardstick.name for yardstick in found] == ["constant", "tfidf", "features"]
+    assert [yardstick.failed for yardstick in found] == ["", "", ""]
+    assert all(y.validation_metrics.keys() == y.test_metrics.keys() == {"accuracy"} for y in found)
+    constant, tfidf, features = (yardstick.validation_metrics["accuracy"] for yardstick in found)
+    assert constant == pytest.approx(17 / 33)
+    assert tfidf == 1.0  # the first word is the label's
+    assert features > 0.6
+
+
+def test_a_trial_on_the_base_is_not_in_its_features(host: Host, world: Any) -> None:
+    before = host.yardsticks(world.data.task)
+    host.advance(world.spec("1", init_std=5.0), 3, None)  # its adapter stays on
+    assert numbers(host.yardsticks(world.data.task)) == numbers(before)
+
+
+def test_a_trial_trains_on_while_they_are_measured(host: Host, world: Any) -> None:
+    spec = world.spec("1")
+    _, undisturbed = host.advance(spec, 30, None)
+    expected = numbers(host.yardsticks(world.data.task))
+    with ThreadPoolExecutor(2) as callers:
+        training = callers.submit(host.advance, replace(spec, trial_id="2"), 30, None)
+        measured = callers.submit(host.yardsticks, world.data.task)
+        beside = training.result()[1]
+        assert numbers(measured.result()) == expected
+    states = [Snapshot.from_bytes(state).parameters for state in (undisturbed, beside)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_their_single_thread_is_not_the_hosts(world: Any) -> None:
+    before = torch.get_num_threads()
+    host = PackedHost(BaseModelRef(id=world.base.path), world.data.task, slots=2, precision="float32", device="cpu")
+    try:
+        torch.set_num_threads(before + 1)  # as another thread of the process does
+        assert host._have_done(torch.get_num_threads) == before
+    finally:
+        torch.set_num_threads(before)
+        host.close()
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2", "deberta", "llama"])
+def test_bases_of_other_families_have_features_too(make_world: Callable[..., Any], family: str) -> None:
+    world = make_world(family)
+    found = measure_yardsticks(world.data, bare_body(world.model), torch.device("cpu"))
+    assert [yardstick.failed for yardstick in found] == ["", "", ""]
+
+
+def test_a_base_that_is_too_slow_has_no_features_and_says_so(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yardsticks, "LIMIT_S", 0.0)
+    constant, tfidf, features = measure_yardsticks(world.data, bare_body(world.model), torch.device("cpu"))
+    assert (constant.failed, tfidf.failed) == ("", "")
+    assert features.failed == "it needs 0 s of a core or more, and has 0"
+    assert features.validation_metrics == {}
+
+
+def test_features_are_means_over_a_rows_own_tokens(world: Any) -> None:
+    limit = yardsticks.TimeLimit(60)
+    rows = torch.arange(world.data.num_rows("test")).numpy()
+    found = yardsticks._Pooled(world.data, bare_body(world.model), torch.device("cpu"), limit).rows("test", rows)
+    with torch.no_grad():
+        for row in rows:
+            states = world.model.base_model(**world.data.collate("test", [row]).inputs)[0]  # nothing is padded
+            torch.testing.assert_close(torch.from_numpy(found[row]), states[0].mean(0), rtol=1e-4, atol=1e-5)
