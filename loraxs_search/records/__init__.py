@@ -6,7 +6,7 @@ from loraxs_search.records._adapter import Manifest, Prediction, Probe
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._host import Confirmation, HostInfo
 from loraxs_search.records._json import RecordT, from_json, to_json
-from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, PromotionRule, Refit
+from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, Look, PromotionRule, Refit
 from loraxs_search.records._search import SearchPlan
 from loraxs_search.records._task import DataSource, Task
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
@@ -42,6 +42,7 @@ __all__ = [
     "Hyperparameters",
     "Latency",
     "LinearModule",
+    "Look",
     "LrSchedule",
     "Manifest",
     "Precision",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from scipy.stats import binomtest
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.registry import ScoredRows
-from loraxs_search.registry.paired import p_value, table_score
+from loraxs_search.registry.paired import p_value, count_score
 from loraxs_search.tasks import METRICS
 
 
@@ -59,14 +61,37 @@ def test_numbers_are_resampled_in_pairs(metric, sign):
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40))
 def test_resampled_tables_are_scored_as_the_metric_table_does(metric, pairs):
     predictions, labels = (np.array(column) for column in zip(*pairs, strict=True))
-    assert table_score(metric, predictions, labels) == pytest.approx(METRICS[metric].score(predictions, labels))
+    assert count_score(metric, predictions, labels) == pytest.approx(METRICS[metric].score(predictions, labels))
 
 
 def test_three_labels_are_scored_as_the_metric_table_does():
     random = np.random.default_rng(1)
     predictions, labels = random.integers(0, 3, 90), random.integers(0, 3, 90)
     for metric in ("macro_f1", "matthews"):
-        assert table_score(metric, predictions, labels) == pytest.approx(METRICS[metric].score(predictions, labels))
+        assert count_score(metric, predictions, labels) == pytest.approx(METRICS[metric].score(predictions, labels))
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "matthews"])
+def test_memory_does_not_grow_with_the_labels(metric):
+    """All combinations of 150 labels and two answers, 2,000 times, would be 50 GiB."""
+    random = np.random.default_rng(3)
+    labels = random.integers(0, 150, 3000)
+    good, bad = (
+        rows(np.where(random.random(3000) < share, labels, random.integers(0, 150, 3000)).tolist(), labels.tolist())
+        for share in (0.8, 0.75)
+    )
+    tracemalloc.start()
+    chance = p_value(metric, 1.0, good, bad)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert chance < 0.01
+    assert p_value(metric, 1.0, good, good) == 1.0
+    assert peak < 256 * 2**20
+
+
+def test_a_small_level_can_be_reached():
+    good, bad = noisy(LABELS, 0.9, 1), noisy(LABELS, 0.6, 3)
+    assert p_value("f1", 1.0, good, bad, level=0.05 / 200) <= 0.05 / 200
 
 
 def test_other_rows_and_unknown_metrics_are_not_compared():
