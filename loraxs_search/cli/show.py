@@ -21,8 +21,8 @@ def command(
 ) -> None:
     """Show the adapters of a task, newest first.
 
-    Test metrics are those of the adapter itself, with mean and standard deviation over the seeds its recipe was
-    trained with.
+    Test metrics are those of the adapter itself. Mean and standard deviation over the seeds that its recipe was trained
+    from are of validation metrics.
     """
     from loraxs_search.api import show as versions
 
@@ -31,7 +31,7 @@ def command(
 
     def show() -> None:
         metrics = list(dict.fromkeys(name for version in found for name in _told(version)))
-        over = [f"{name} over seeds" for name in metrics]
+        over = [f"validation {name} over seeds" for name in metrics]
         columns = ["version", *metrics, *over, "bytes", "base", "trial", "made", "called"]
         print_table(columns, [_cells(version, metrics) for version in found], right=frozenset({"version", "bytes"}))
         print(f"\nload it: loraxs-search pull {task}:{found[0].version}", file=sys.stderr)

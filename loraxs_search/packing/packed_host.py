@@ -16,7 +16,17 @@ from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.resident import Resident
 from loraxs_search.packing.slot import Slot
 from loraxs_search.packing.wish import Wish, admit
-from loraxs_search.records import BaseModelRef, Basis, Confirmation, HostInfo, Precision, Task, TrialReport, TrialSpec
+from loraxs_search.records import (
+    Answers,
+    BaseModelRef,
+    Basis,
+    Confirmation,
+    HostInfo,
+    Precision,
+    Task,
+    TrialReport,
+    TrialSpec,
+)
 from loraxs_search.trial import Snapshot
 
 ResultT = TypeVar("ResultT")
@@ -103,11 +113,13 @@ class PackedHost:
         """Forget a trial that nobody advances at the moment."""
         self._have_done(lambda: self._kept.pop(spec.name, None))
 
-    def confirm(
-        self, spec: TrialSpec, snapshot: bytes, task: Task | None = None, *, score: bool = True
-    ) -> Confirmation:
-        """Return a trained adapter's files and, with `score`, its metrics on the test split; rounds wait."""
-        return self._on_bare_base(lambda: self._resident.confirm(spec, snapshot, task, score=score))
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
+        """Return a trained adapter's files, as it will be loaded; rounds wait."""
+        return self._on_bare_base(lambda: self._resident.confirm(spec, snapshot, task))
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
+        """Return a trained adapter's answers to these test rows, as it will be loaded; rounds wait."""
+        return self._on_bare_base(lambda: self._resident.answer(spec, snapshot, rows, task))
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file, as `Confirmation.factors` names it."""
@@ -153,7 +165,8 @@ class PackedHost:
             snapshot = Snapshot.from_bytes(wish.snapshot) if wish.snapshot else None
             data = self._resident.prepared(wish.task)
             slot = self._kept.pop(wish.spec.name, None)
-            if slot is None or slot.spec != wish.spec or slot.step != (snapshot.step if snapshot else 0):
+            step = snapshot.step if snapshot else 0
+            if slot is None or slot.spec != wish.spec or slot.data is not data or slot.step != step:
                 slot = self._pack.join(wish.spec, data, snapshot)
         except Exception as error:  # noqa: BLE001  # the caller's to handle, whatever it is
             wish.answer.set_exception(error)

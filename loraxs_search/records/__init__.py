@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loraxs_search.records._adapter import Manifest, Prediction, Probe
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
-from loraxs_search.records._host import Confirmation, HostInfo
+from loraxs_search.records._host import Answers, Confirmation, HostInfo
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, Look, PromotionRule, Refit
 from loraxs_search.records._search import SearchPlan
@@ -29,6 +29,7 @@ __all__ = [
     "MAX_AUTO_PACK_SIZE",
     "Action",
     "AdapterSize",
+    "Answers",
     "BaseModel",
     "BaseModelRef",
     "Basis",

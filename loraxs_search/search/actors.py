@@ -16,6 +16,7 @@ from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
 from loraxs_search.memory import available_bytes
 from loraxs_search.records import (
     MAX_AUTO_PACK_SIZE,
+    Answers,
     BaseModelRef,
     Basis,
     Confirmation,
@@ -78,7 +79,9 @@ class Host(Protocol):
 
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]: ...
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation: ...
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> Confirmation: ...
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> Answers: ...
 
     def factor_file(self, key: str) -> bytes: ...
 
@@ -172,8 +175,11 @@ class HostActor:
             raise ClusterError(told, hint=error.hint) from error
         return host.advance(spec, until, snapshot, task)
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, score: bool) -> Confirmation:
-        return self._get(task).confirm(spec, snapshot, task, score=score)
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> Confirmation:
+        return self._get(task).confirm(spec, snapshot, task)
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> Answers:
+        return self._get(task).answer(spec, snapshot, rows, task)
 
     def factor_file(self, key: str, task: Task) -> bytes:
         return self._get(task).factor_file(key)

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnschedulableError, RayActorError
 
-from loraxs_search.records import MAX_AUTO_PACK_SIZE, Basis, Confirmation, HostInfo, SearchPlan, Task, TrialSpec
+from loraxs_search.records import MAX_AUTO_PACK_SIZE, Basis, HostInfo, SearchPlan, Task
 from loraxs_search.search import shipping
 from loraxs_search.search.actors import HostDirectory, HostOrder, here, pinned
 from loraxs_search.search.cluster import NAMESPACE, living_nodes, nodes_to_come
@@ -71,10 +71,6 @@ class HostPool:
     def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Have one host get the factors of these layers."""
         self._ask(lambda host: host.decompose.remote(task, names, rank, basis))
-
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation:
-        """Have one host write out a trained adapter and score it on the test split."""
-        return self._ask(lambda host: host.confirm.remote(spec, snapshot, task, score))  # type: ignore[no-any-return]
 
     def census(self, info: HostInfo, plan: SearchPlan) -> Census:
         """Return what counts the slots for one of the studies as nodes come and go."""

@@ -46,6 +46,7 @@ class PreparedTask:
         task: As declared.
         head: What the task's kind means: loss, predictions, scores.
         data_fingerprint: sha256 over the texts and labels of all splits; `validation_rows` plays no part in it.
+        test_fingerprint: sha256 over those of the test split alone.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class PreparedTask:
         task: Task,
         head: TaskHead,
         data_fingerprint: str,
+        test_fingerprint: str,
         tokens: Mapping[Split, TokenStore],
         labels: Mapping[Split, npt.NDArray[Any]],
         pad_id: int,
@@ -60,6 +62,7 @@ class PreparedTask:
         self.task = task
         self.head = head
         self.data_fingerprint = data_fingerprint
+        self.test_fingerprint = test_fingerprint
         self._tokens = dict(tokens)
         self._labels = dict(labels)
         self._pad_id = pad_id
@@ -112,7 +115,7 @@ def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path |
     tokens["validation"], labels["validation"] = tokens["validation"].take(scored), labels["validation"][scored]
     for array in labels.values():
         array.flags.writeable = False
-    return PreparedTask(task, head, digest, tokens, labels, int(tokenizer.pad_token_id))
+    return PreparedTask(task, head, digest, fingerprint(rows, ("test",)), tokens, labels, int(tokenizer.pad_token_id))
 
 
 def encode(

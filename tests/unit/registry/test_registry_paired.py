@@ -12,12 +12,12 @@ from scipy.stats import binomtest
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.registry import ScoredRows
-from loraxs_search.registry.paired import p_value, count_score
+from loraxs_search.registry.paired import count_score, p_value
 from loraxs_search.tasks import METRICS
 
 
 def rows(predictions, labels) -> ScoredRows:
-    return ScoredRows.of(list(predictions), list(labels), ())
+    return ScoredRows.of(list(predictions), list(labels))
 
 
 def noisy(labels: np.ndarray, share: float, seed: int) -> ScoredRows:
@@ -102,16 +102,15 @@ def test_other_rows_and_unknown_metrics_are_not_compared():
 
 
 def test_rows_are_kept_in_a_file_that_is_not_code():
-    made = ScoredRows.of([0, 1, 1], [0, 1, 0], [[1, 1, 0]])
+    made = ScoredRows.of([0, 1, 1], [0, 1, 0])
     read = ScoredRows.from_bytes(made.to_bytes())
-    for name in ("predictions", "labels", "refits"):
+    for name in ("predictions", "labels"):
         np.testing.assert_array_equal(getattr(read, name), getattr(made, name))
     from safetensors.numpy import load
 
     assert load(made.to_bytes())["correct"].tolist() == [1, 1, 0]
-    numbers = ScoredRows.from_bytes(ScoredRows.of([0.5, 1.25], [0.5, 1.0], ()).to_bytes())
+    numbers = ScoredRows.from_bytes(ScoredRows.of([0.5, 1.25], [0.5, 1.0]).to_bytes())
     assert not numbers.is_classes
-    assert numbers.refits.shape == (0, 2)
     for bad in (b"", b"\x80\x04N.", made.to_bytes()[:-1]):
         with pytest.raises(IntegrityError):
             ScoredRows.from_bytes(bad)

@@ -27,7 +27,7 @@ def key(tmp_path, monkeypatch):
 def promote(store_uri, task, candidate, make_folder):
     def settle(trial_id="t0", accuracy=0.8):
         Registry(store_uri).settle(
-            PromotionRule(), task, [candidate(trial_id, accuracy)], {trial_id: make_folder(trial_id)}
+            PromotionRule(confidence=0), task, [candidate(trial_id, accuracy)], {trial_id: make_folder(trial_id)}
         )
 
     return settle
