@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from loraxs_search.registry.rows import ScoredRows
 
 CONSTANT = "constant"
+_TINY = 1e-4
 _FORCE = "`--force` promotes it all the same"
 
 
@@ -80,7 +81,8 @@ class _Comparison:
 
     def sureness(self, p: float) -> str:
         number = self.terms.look
-        return f"p={p:.3g}, decision {number} on these test rows, held to a confidence of {1 - self.level:.4g}"
+        chance = f"p={p:.3g}" if p >= _TINY else f"p<{_TINY:f}".rstrip("0")
+        return f"{chance}, decision {number} on these test rows, held to a confidence of {1 - self.level:.4g}"
 
     # ---- the two comparisons -----------------------------------------------------------------------------------------
     def with_constant(self) -> _Verdict:
