@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loraxs_search import registry
-from loraxs_search.errors import StudyError, UnknownTaskError, UsageError
+from loraxs_search.errors import StudyError, TaskDataError, UnknownTaskError, UsageError
 from loraxs_search.home import disk_faults
 from loraxs_search.records import Candidate, Decision, Prediction, Task
 from loraxs_search.studies import StudyFolder, list_studies, next_step, next_step_of_task
@@ -44,10 +44,11 @@ Form = Literal["native", "lora", "merged"]
 
 
 def promote(study: str | None = None, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
-    """Let the rule of `study` (default: the newest) decide whether its best candidate becomes its task's champion.
+    """Let the rule of `study` (default: the newest) decide whether its finalist becomes its task's champion.
 
-    A champion that was scored on other data, or stands on another base, is scored anew in this process first; and where
-    the rule has a `max_latency`, so are candidates timed that have not been yet.
+    A champion that was scored on other test rows, or stands on another base, is scored anew in this process first.
+    Where the rule has a `max_latency`, candidates are timed in it, and the finalist answers the test rows in it; the
+    study keeps both.
 
     Raises:
         StudyError: there is no such study, or its search has not come to its end.
@@ -60,7 +61,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
             hint=next_step(folder),
         )
     if folder.info.promotion.max_latency is not None:
-        candidates = _timed(folder, candidates)
+        candidates = _tested(folder, _timed(folder, candidates))
     uri = resolve_uri(tracking_uri or folder.info.tracking_uri)
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
@@ -227,22 +228,58 @@ def _scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> 
     from loraxs_search.trial import score_folder
 
     found = score_folder(registry.pull(f"{champion.task}:{champion.version}", uri=uri), task)
-    rows = registry.ScoredRows.of(found.predictions, found.labels, ())
-    return registry.Rescored(found.metrics, found.data_fingerprint, rows)
+    rows = registry.ScoredRows.of(found.predictions, found.labels)
+    return registry.Rescored(found.metrics, found.data_fingerprint, rows, found.test_fingerprint)
 
 
 def _timed(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
     """Return candidates with their latencies, which the study keeps: deciding again decides on the same numbers."""
     from loraxs_search.trial import measure_latency
 
+    known = {registry.trial_of(c.trial_id): c.latency for c in candidates if c.latency and not c.latency.failed}
+
     def timed(candidate: Candidate) -> Candidate:
-        if candidate.latency is not None and not candidate.latency.failed:
-            return candidate
-        return replace(candidate, latency=measure_latency(folder.adapter_path(candidate.trial_id)))
+        recipe = registry.trial_of(candidate.trial_id)  # what a batch takes does not depend on the seed
+        if recipe not in known:
+            known[recipe] = measure_latency(folder.adapter_path(candidate.trial_id))
+        return replace(candidate, latency=known[recipe])
 
     found = [timed(candidate) for candidate in candidates]
     if found != candidates:
         folder.write_candidates(found)
+    return found
+
+
+def _tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
+    """Return candidates of which the finalist has answered the test rows, once: the study keeps its answers.
+
+    Raises:
+        TaskDataError: the test rows are not those that the study began with.
+    """
+    info = folder.info
+    finalist = registry.choose(info.promotion, info.task, candidates).finalist
+    if finalist is None or finalist.test_metrics:
+        return candidates
+    from loraxs_search.trial import score_folder
+
+    scores = score_folder(folder.adapter_path(finalist.trial_id), info.task)
+    if finalist.test_fingerprint and scores.test_fingerprint != finalist.test_fingerprint:
+        raise TaskDataError(
+            f"The test rows of {info.task.name} must be those of the search, with fingerprint"
+            f" {finalist.test_fingerprint[:16]}, but got {scores.test_fingerprint[:16]}.",
+            hint="restore the file, or search anew on the rows there are now",
+        )
+    tested = replace(finalist, test_metrics=scores.metrics)
+    place = folder.adapter_path(finalist.trial_id)
+    manifest = replace(registry.verify(place), test_metrics=scores.metrics)
+    files = {path.name: path.read_bytes() for path in place.iterdir() if path.name != "manifest.json"}
+    registry.seal(
+        folder.write_adapter(finalist.trial_id, files | {"README.md": registry.model_card(manifest).encode()}), manifest
+    )
+    rows = registry.ScoredRows.of(scores.predictions, scores.labels)
+    folder.confirmations().write_candidate(tested, rows.to_bytes())
+    found = [tested if candidate == finalist else candidate for candidate in candidates]
+    folder.write_candidates(found)
     return found
 
 

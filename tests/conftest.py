@@ -251,8 +251,8 @@ def make_adapter() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def sized_down() -> list[str]:
     """Options that make a shipped search one of seconds."""
-    search = ("search.trials=2", "search.max_steps=4", "search.report_every=2", "promotion.candidates=1")
-    few = ("promotion.seeds=1", "task.validation_rows=32", "task.max_length=32")  # all test rows are scored
+    search = ("search.trials=2", "search.max_steps=24", "search.report_every=12", "promotion.candidates=1")
+    few = ("promotion.seeds=1", "task.validation_rows=32", "task.max_length=32")  # at the end all rows are scored
     return [part for override in (*search, *few) for part in ("--set", override)]
 
 

@@ -95,7 +95,7 @@ def _cells(row: LeaderboardRow) -> list[str]:
         row.state.value,
         str(row.step),
         _score(row.score),
-        _score(row.test_score),
+        _score(row.test_score) + (f" ({row.finalist})" if row.finalist not in ("", row.trial_id) else ""),
         _value(row.r_parameters),
         _value(row.stored_bytes),
         f"{row.seconds:.1f}",

@@ -22,8 +22,8 @@ def command(
 ) -> None:
     """Show the adapters of a task, newest first.
 
-    Test metrics are those of the adapter itself, with mean and standard deviation over the seeds its recipe was
-    trained with; beside them, on the metric that decided, what the yardsticks of its search reach.
+    Test metrics are those of the adapter itself; beside them, on the metric that decided, what the yardsticks of its
+    search reach. Mean and standard deviation over the seeds that its recipe was trained from are of validation metrics.
     """
     from loraxs_search.api import show as versions
 
@@ -32,7 +32,7 @@ def command(
 
     def show() -> None:
         metrics = list(dict.fromkeys(name for version in found for name in _told(version)))
-        over = [f"{name} over seeds" for name in metrics]
+        over = [f"validation {name} over seeds" for name in metrics]
         yardsticks = list(dict.fromkeys(y.name for version in found for y in version.candidate.yardsticks))
         columns = ["version", *metrics, *over, *yardsticks, "bytes", "base", "trial", "made", "called"]
         cells = [_cells(version, metrics, yardsticks) for version in found]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from loraxs_search.adapter import use_factor_store
 from loraxs_search.errors import UsageError
 from loraxs_search.packing.resident import Resident
 from loraxs_search.records import (
+    Answers,
     BaseModelRef,
     Basis,
     Confirmation,
@@ -88,12 +90,15 @@ class TrialHost:
         if self._active is not None and self._active.spec.name == spec.name:
             self._park()
 
-    def confirm(
-        self, spec: TrialSpec, snapshot: bytes, task: Task | None = None, *, score: bool = True
-    ) -> Confirmation:
-        """Return a trained adapter's files and, with `score`, its metrics on the test split, as it will be loaded."""
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
+        """Return a trained adapter's files, as it will be loaded."""
         self._park()
-        return self._resident.confirm(spec, snapshot, task, score=score)
+        return self._resident.confirm(spec, snapshot, task)
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
+        """Return a trained adapter's answers to these test rows, as it will be loaded."""
+        self._park()
+        return self._resident.answer(spec, snapshot, rows, task)
 
     def yardsticks(self, task: Task | None = None) -> tuple[Yardstick, ...]:
         """Return what simple models reach on the task's rows; another thread may ask while a trial advances."""
@@ -105,7 +110,8 @@ class TrialHost:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _take_up(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None) -> TrialRun:
-        if self._resident.prepared(task) is not self._resident.data:
+        data = self._resident.prepared(task)
+        if replace(data.task, validation_rows=self._resident.task.validation_rows) != self._resident.task:
             raise UsageError(
                 f"A host of lone trials serves one task, but got {task.name if task else None} beside"
                 f" {self._resident.task.name}.",
@@ -113,13 +119,13 @@ class TrialHost:
             )
         run = self._active
         step = snapshot.step if snapshot else 0
-        if run is not None and run.spec == spec and run.step == step:
+        if run is not None and run.spec == spec and run.data is data and run.step == step:
             return run
         self._park()
         resident = self._resident
         with use_factor_store(resident.factors):
             model = attach(resident.model, spec)
-        self._active = TrialRun(spec, model, resident.data, resident.device, snapshot)
+        self._active = TrialRun(spec, model, data, resident.device, snapshot)
         return self._active
 
     def _park(self) -> None:

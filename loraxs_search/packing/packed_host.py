@@ -23,6 +23,7 @@ from loraxs_search.packing.resident import Resident
 from loraxs_search.packing.slot import Slot
 from loraxs_search.packing.wish import Wish, admit, scored_now
 from loraxs_search.records import (
+    Answers,
     BaseModelRef,
     Basis,
     Confirmation,
@@ -147,11 +148,13 @@ class PackedHost:
         """Forget a trial that nobody advances at the moment."""
         self._have_done(lambda: self._kept.pop(spec.name, None))
 
-    def confirm(
-        self, spec: TrialSpec, snapshot: bytes, task: Task | None = None, *, score: bool = True
-    ) -> Confirmation:
-        """Return a trained adapter's files and, with `score`, its metrics on the test split; rounds wait."""
-        return self._on_bare_base(lambda: self._resident.confirm(spec, snapshot, task, score=score))
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
+        """Return a trained adapter's files, as it will be loaded; rounds wait."""
+        return self._on_bare_base(lambda: self._resident.confirm(spec, snapshot, task))
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
+        """Return a trained adapter's answers to these test rows, as it will be loaded; rounds wait."""
+        return self._on_bare_base(lambda: self._resident.answer(spec, snapshot, rows, task))
 
     def yardsticks(self, task: Task | None = None) -> tuple[Yardstick, ...]:
         """Return what simple models reach on a task's rows; the caller's thread computes, and rounds go on."""
@@ -216,7 +219,8 @@ class PackedHost:
         try:
             data = self._resident.prepared(wish.task)
             slot = self._kept.pop(wish.spec.name, None)
-            if slot is None or slot.spec != wish.spec or slot.step != wish.first_step:
+            is_here = slot is not None and slot.spec == wish.spec and slot.data is data and slot.step == wish.first_step
+            if slot is None or not is_here:
                 slot = self._pack.join(wish.spec, data, wish.snapshot)
         except Exception as error:  # noqa: BLE001  # the caller's to handle, whatever it is
             wish.answer.set_exception(error)

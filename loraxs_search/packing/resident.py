@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -29,6 +31,7 @@ from loraxs_search.packing.lanes import lanes_of
 from loraxs_search.packing.readout import Readout
 from loraxs_search.packing.resident_factors import ResidentFactors
 from loraxs_search.records import (
+    Answers,
     BaseModelRef,
     Basis,
     Confirmation,
@@ -41,12 +44,11 @@ from loraxs_search.records import (
     to_json,
 )
 from loraxs_search.tasks import PreparedTask, prepare
-from loraxs_search.tasks.metrics import Values
 from loraxs_search.torch_threads import side_by_side
 from loraxs_search.trial import (
     Snapshot,
     adapter_config,
-    answer,
+    answer_rows,
     attach,
     bare_body,
     choose_dtype,
@@ -118,6 +120,7 @@ class Resident:
             head_parameters=self._exact_for(data.task)[1],
             data_fingerprint=data.data_fingerprint,
             data=data.report,
+            test_fingerprint=data.test_fingerprint,
             num_rows={split: data.num_rows(split) for split in ("train", "validation", "test")},
             device=self._device_name,
             dtype=str(self.dtype).removeprefix("torch."),
@@ -130,34 +133,33 @@ class Resident:
         weights = {name: matrix(self.model.get_submodule(name)) for name in names}
         self.factors.prepare(weights, rank=rank, basis=basis)
 
-    def confirm(
-        self, spec: TrialSpec, snapshot: bytes, task: Task | None = None, *, score: bool = True
-    ) -> Confirmation:
-        """Return a trained adapter's files and, with `score`, its metrics on the test split, as it will be loaded.
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
+        """Return a trained adapter's files, and the probe that says whether they were loaded as they should be.
 
         The base is used in the checkpoint's own precision, which is what `from_pretrained` gives by default; no other
         trial may be on it.
         """
-        data = self.prepared(task)
-        exact, _ = self._exact_for(data.task)
-        factors = self._factor_files(spec) if score else {}
-        with use_factor_store(self.factors):
-            model = attach(exact, spec)
-        try:
-            load_parameters(model, Snapshot.from_bytes(snapshot))
+        factors = self._factor_files(spec)
+        with self._trained(spec, snapshot, task) as (model, exact, _):
             model.active_peft_config.body_fingerprint = list(self._body_fingerprint)
-            metrics, predictions = self._answer(model, exact, data) if score else ({}, None)
-            return Confirmation(
-                spec.trial_id,
-                metrics,
-                files=_adapter_files(model),
-                probe=make_probe(model, exact.config.vocab_size),
-                predictions=() if predictions is None else tuple(predictions.tolist()),
-                labels=() if predictions is None else tuple(data.labels("test").tolist()),
-                factors=factors,
-            )
-        finally:
-            detach(model)
+            probe = make_probe(model, exact.config.vocab_size)
+            return Confirmation(spec.trial_id, _adapter_files(model), probe, factors)
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
+        """Return a trained adapter's answers to these test rows, as it will be loaded; see `confirm`.
+
+        Of the topmost layer, what no head looks at is left out.
+        """
+        count, threads = lanes_of(self.device)
+        with self._trained(spec, snapshot, task) as (model, exact, data):
+            if exact not in self._readouts:
+                self._readouts[exact] = Readout(exact, Anatomy(exact, self.modules).layers)
+            numbers = np.arange(rows.start, rows.stop)
+            with self._readouts[exact].placed(), side_by_side(count, threads) as pool:
+                used = pool if count > 1 else None
+                predictions, losses = answer_rows(model, data, "test", numbers, self.device, used)
+            labels = data.labels("test")[numbers]
+            return Answers(tuple(predictions.tolist()), tuple(labels.tolist()), float(losses.sum(dtype=np.float64)))
 
     def yardsticks(self, data: PreparedTask) -> tuple[Yardstick, ...]:
         """Return what simple models reach on a task's rows; any thread may ask, whatever trials do meanwhile."""
@@ -172,15 +174,20 @@ class Resident:
         """Of the one body that the models of all tasks share."""
         return body_fingerprint(self.exact)
 
-    def _answer(
-        self, model: PeftModel, exact: PreTrainedModel, data: PreparedTask
-    ) -> tuple[Mapping[str, float], Values]:
-        """Return metrics and answers on the test split; of the topmost layer, what no head looks at is left out."""
-        if exact not in self._readouts:
-            self._readouts[exact] = Readout(exact, Anatomy(exact, self.modules).layers)
-        count, threads = lanes_of(self.device)
-        with self._readouts[exact].placed(), side_by_side(count, threads) as pool:
-            return answer(model, data, "test", self.device, pool if count > 1 else None)
+    @contextlib.contextmanager
+    def _trained(
+        self, spec: TrialSpec, snapshot: bytes, task: Task | None
+    ) -> Iterator[tuple[PeftModel, PreTrainedModel, PreparedTask]]:
+        """Put a trained adapter on the base in the checkpoint's own precision, and take it off again."""
+        data = self.prepared(task)
+        exact, _ = self._exact_for(data.task)
+        with use_factor_store(self.factors):
+            model = attach(exact, spec)
+        try:
+            load_parameters(model, Snapshot.from_bytes(snapshot))
+            yield model, exact, data
+        finally:
+            detach(model)
 
     def _factor_files(self, spec: TrialSpec) -> dict[str, str]:
         """Return key and checksum of every factor file that a trial stands on."""

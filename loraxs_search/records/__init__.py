@@ -5,10 +5,10 @@ from __future__ import annotations
 from loraxs_search.records._adapter import Manifest, Prediction, Probe
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._data import DataReport, SplitOverlap
-from loraxs_search.records._host import Confirmation, HostInfo
+from loraxs_search.records._host import Answers, Confirmation, HostInfo
 from loraxs_search.records._identity import Identity
 from loraxs_search.records._json import RecordT, from_json, to_json
-from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, PromotionRule, Refit
+from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, Look, PromotionRule, Refit
 from loraxs_search.records._search import SearchPlan
 from loraxs_search.records._task import DataSource, Task
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
@@ -31,6 +31,7 @@ __all__ = [
     "MAX_AUTO_PACK_SIZE",
     "Action",
     "AdapterSize",
+    "Answers",
     "BaseModel",
     "BaseModelRef",
     "Basis",
@@ -46,6 +47,7 @@ __all__ = [
     "Identity",
     "Latency",
     "LinearModule",
+    "Look",
     "LrSchedule",
     "Manifest",
     "Precision",

@@ -20,6 +20,7 @@ class HostInfo:
         num_slots: Trials that it trains at once, at most.
         full_slots: Trials that fill the device: with more at once, each takes as long as it saves the others.
         base_bytes: Size of the base's weights on disk.
+        test_fingerprint: Of the test rows alone.
         unpackable: Layers that cannot serve many trials in one pass; of a host of lone trials, none.
         data: What the task's splits share and repeat.
     """
@@ -37,6 +38,7 @@ class HostInfo:
     base_bytes: int = 0
     unpackable: frozenset[str] = frozenset()
     data: DataReport = field(default_factory=DataReport)
+    test_fingerprint: str = ""
 
     @property
     def identity(self) -> Identity:
@@ -46,18 +48,28 @@ class HostInfo:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """A trained adapter as others will load it: scores in the checkpoint's own precision, files, end-to-end probe.
+    """A trained adapter as others will load it: files, end-to-end probe.
 
     Args:
-        predictions: The answer to each test row, in the split's order: label id or number; empty when not scored.
-        labels: What each of these rows should be.
         factors: Key of every factor file the adapter stands on, to the checksum of its numbers.
     """
 
     trial_id: str
-    test_metrics: Mapping[str, float]
     files: Mapping[str, bytes]
     probe: Probe
-    predictions: tuple[float, ...] = ()
-    labels: tuple[float, ...] = ()
     factors: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A trained adapter's answers to consecutive test rows, in the checkpoint's own precision.
+
+    Args:
+        predictions: Label ids, or numbers.
+        labels: What each of these rows should be.
+        loss: Sum over these rows.
+    """
+
+    predictions: tuple[int, ...] | tuple[float, ...]
+    labels: tuple[int, ...] | tuple[float, ...]
+    loss: float

@@ -12,20 +12,22 @@ from loraxs_search.records._yardstick import Yardstick
 
 @dataclass(frozen=True)
 class PromotionRule:
-    """When a candidate becomes champion.
+    """Which adapter of a search is its finalist, and when that one becomes champion.
 
     Args:
-        metric: Test metric that decides; None means the task's own.
+        metric: Metric that decides, on validation rows and then on test rows; None means the task's own.
         direction: Which way it is better; None means as the metric table has it.
-        min_gain: What a candidate must gain over the champion, in the metric's unit.
-        confidence: How sure a gain or a loss on the same test rows must be to count as one; 0 asks for no test.
-        tolerance: Among candidates within this of the best, and not surely worse, the smallest stored bytes win.
+        min_gain: What the finalist must gain over the champion, in the metric's unit.
+        confidence: How sure a gain or a loss on the same test rows must be to count as one; the n-th comparison on the
+            same rows is held to 1 - (1 - confidence) / n. 0 asks for no test.
+        tolerance: Of the candidates within this of the best on validation rows, the smallest stored bytes win. A
+            smaller finalist may be this much worse on test rows than the best champion there was.
         guards: Metric to how much it may fall below the champion's, in its own unit.
-        max_bytes: Larger adapters are not considered; None means no limit.
+        max_bytes: Larger adapters are no candidates; None means no limit.
         max_latency: Nor are those with which a batch takes more than this many times the bare base's time; None means
             that it is not measured.
-        candidates: How many of the best trials (by validation) are scored on the test split.
-        seeds: How often each candidate is trained again from a fresh seed, to say how much of its score is luck.
+        candidates: How many of the best trials are candidates.
+        seeds: How often each of these is trained again from a fresh seed; what comes out is a candidate too.
     """
 
     metric: str | None = None
@@ -42,9 +44,10 @@ class PromotionRule:
 
 @dataclass(frozen=True)
 class Refit:
-    """A candidate's recipe trained again from another seed, and scored on the same rows.
+    """A candidate's recipe trained again from another seed, and scored on the same validation rows.
 
     Args:
+        test_metrics: Of studies that scored refits on test rows too; empty today.
         failed: Why it has no scores; empty when it has.
     """
 
@@ -74,14 +77,18 @@ class Latency:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished trial scored on held-out rows.
+    """A trained adapter that a search may end with: one of its best trials, or a refit of one.
 
     Args:
+        trial_id: The trial's; a refit's has the refit's number behind it, as in `00012.1`.
+        test_metrics: Of the finalist alone; the others have none.
+        validation_metrics: On all validation rows.
         base_model: The base's id, as named.
-        refits: The same recipe from other seeds; what is promoted is the trial itself.
+        refits: The same recipe from other seeds, the trial itself too where this is a refit.
         latency: None where no rule has asked for it.
         study_id: The study's own, which no other has: on a shared registry names are used twice.
         yardsticks: What simple models reach on the same rows.
+        test_fingerprint: Of the test rows alone; empty in records of older versions.
     """
 
     study: str
@@ -97,6 +104,32 @@ class Candidate:
     latency: Latency | None = None
     study_id: str = ""
     yardsticks: tuple[Yardstick, ...] = ()
+    test_fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A finalist was compared with what it must beat, on test rows.
+
+    Args:
+        alias: The championship that it was about.
+        finalist: The finalist's key.
+        opponent: The champion's key, or `constant` for the constant answer.
+        number: The how manieth comparison this is on these rows; the same two compared again are one comparison.
+        confidence: What it was held to.
+        p_value: Chance of a gain this large if there were none; None when no test was asked for.
+        anchor_version: Version whose score tolerance was counted from; None where tolerance was off.
+        anchor_metric: That version's score on these rows.
+    """
+
+    alias: str
+    finalist: str
+    opponent: str
+    number: int
+    confidence: float
+    p_value: float | None = None
+    anchor_version: int | None = None
+    anchor_metric: float | None = None
 
 
 Action = Literal["promote", "rollback", "remove"]
@@ -108,14 +141,17 @@ class Decision:
 
     Args:
         promoted: Whether `winner` became champion of the task, or of its base.
-        winner: Trial id of the candidate chosen among its peers; None when none was eligible.
+        winner: Trial id of the finalist; None when no candidate was eligible.
         champion: `study/trial_id` of the champion it was compared with.
         reasons: One sentence per consideration, in order.
+        forced: Whether it overrules the rule.
         p_value: Chance of a gain this large if there were none; None when rows were not compared.
         latency: The winner's; None where it was not measured.
         aliases: What the winner is called now.
         version: Its version in the registry.
         at: When, ISO 8601.
+        test_fingerprint: Of the test rows that it was made on.
+        looks: Comparisons on these rows that it is made of.
     """
 
     task: str
@@ -134,3 +170,5 @@ class Decision:
     aliases: tuple[str, ...] = ()
     version: int | None = None
     at: str = ""
+    test_fingerprint: str = ""
+    looks: tuple[Look, ...] = ()

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.mlflow_uri import artifact_root
-from loraxs_search.records import Latency, Manifest
+from loraxs_search.records import Manifest
 from loraxs_search.registry._client import is_missing
 from loraxs_search.registry._listing import ADAPTER, KIND
-from loraxs_search.registry.card import card_with_latency
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,19 +97,24 @@ def register(
     folder: Path,
     manifest: Manifest,
     tags: Mapping[str, str],
-    latency: Latency | None = None,
+    card: Callable[[str], str],
 ) -> int:
-    """Return the version of the task that holds `folder`, registered unless one with its digest exists."""
+    """Return the version of the task that holds `folder`, registered unless one with its digest exists.
+
+    Args:
+        card: Adds to the folder's card what promoting has found out; what comes out describes the version.
+    """
     ensure_model(client, task)
     digest = tags["loraxs.digest"]
     known = client.search_model_versions(f"name = '{task}' and tags.`loraxs.digest` = '{digest}'", max_results=1)
+    place = folder / "README.md"
+    description = card(place.read_text())[:_MAX_DESCRIPTION] if place.exists() else None
     if known:
         for key, value in tags.items():
             client.set_model_version_tag(task, known[0].version, key, value)
+        client.update_model_version(task, known[0].version, description)
         return int(known[0].version)
     model = _logged_model(client, uri, folder, manifest, digest)
-    card = folder / "README.md"
-    description = card_with_latency(card.read_text(), latency)[:_MAX_DESCRIPTION] if card.exists() else None
     made = add_version(client, uri, task, model, tags, description)
     if artifact_root(uri):
         _link(client, model, task, int(made.version))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from loraxs_search.records import DataSource, Latency, Manifest, Task, Yardstick
+from loraxs_search.records import DataSource, Decision, Latency, Manifest, Task, Yardstick
 from loraxs_search.registry.spread import mean_and_spread
 
 
@@ -21,7 +21,8 @@ def model_card(manifest: Manifest) -> str:
         _scores(manifest),
         _seeds(manifest),
         *_yardsticks(manifest),
-        "Trials were chosen by the validation score; the test rows took no part in the search.",
+        "Validation rows chose this adapter. It alone was scored on the test rows, once: they took no part in the "
+        "choice.",
         "## Size",
         _size(manifest),
         "## Load it",
@@ -39,16 +40,34 @@ def model_card(manifest: Manifest) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def card_with_latency(card: str, latency: Latency | None) -> str:
-    """Return a card with what promoting has measured, which its folder was sealed before."""
-    if latency is None or latency.ratio is None:
+def promoted_card(card: str, decision: Decision, latency: Latency | None) -> str:
+    """Return a card with what promoting has found out, which its folder was sealed before."""
+    return _before_loading(_before_loading(card, "Latency", _latency(latency)), "Decision", _decision(decision))
+
+
+def _before_loading(card: str, title: str, text: str) -> str:
+    if not text:
         return card
-    told = (
+    before, mark, after = card.partition("\n## Load it\n")
+    return f"{before}\n## {title}\n\n{text}\n{mark}{after}"
+
+
+def _decision(decision: Decision) -> str:
+    """Say how often its test rows were looked at: the more often, the less the next score says."""
+    if not decision.looks:
+        return ""
+    look = decision.looks[-1]
+    sure = f", held to a confidence of {look.confidence:.4g}" if look.confidence else ""
+    return f"Decision {look.number} on these rows{sure}{', promoted by force' if decision.forced else ''}."
+
+
+def _latency(latency: Latency | None) -> str:
+    if latency is None or latency.ratio is None:
+        return ""
+    return (
         f"A batch of {latency.rows} rows of {latency.tokens} tokens takes {latency.ratio:.3f} times the bare base's "
         f"time on one thread of a CPU: the shortest of {latency.rounds} times each, in turn, where it was promoted."
     )
-    before, mark, after = card.partition("\n## Load it\n")
-    return f"{before}\n## Latency\n\n{told}\n{mark}{after}"
 
 
 def _front_matter(manifest: Manifest) -> str:
@@ -62,10 +81,10 @@ def _scores(manifest: Manifest) -> str:
         name for name in manifest.task.metrics if name in manifest.test_metrics or name in manifest.validation_metrics
     ]
     spreads = mean_and_spread(manifest)
-    rows = ["| metric | test | test over seeds | validation |", "|---|---|---|---|"]
+    rows = ["| metric | test | validation | validation over seeds |", "|---|---|---|---|"]
     rows += [
-        f"| {name} | {_number(manifest.test_metrics, name)} | {spreads.get(name, '-') if manifest.refits else '-'} "
-        f"| {_number(manifest.validation_metrics, name)} |"
+        f"| {name} | {_number(manifest.test_metrics, name)} | {_number(manifest.validation_metrics, name)} "
+        f"| {spreads.get(name, '-') if manifest.refits else '-'} |"
         for name in names
     ]
     return "\n".join(rows)
@@ -76,11 +95,11 @@ def _seeds(manifest: Manifest) -> str:
     if not refits:
         return "The recipe was trained from one seed only, so how much of the score is luck is not known."
     metric, ok = manifest.task.metric, [refit for refit in refits if not refit.failed]
-    told = ", ".join(f"{refit.test_metrics[metric]:.4f}" for refit in ok if metric in refit.test_metrics)
+    scores = [f"{r.validation_metrics[metric]:.4f}" for r in ok if metric in r.validation_metrics]
     failed = f", {len(refits) - len(ok)} of them diverged" if len(ok) < len(refits) else ""
     return (
         f"Test is the score of this very adapter. Over seeds: mean and standard deviation with the same recipe trained "
-        f"again from {len(refits)} fresh seeds{failed} ({metric} {told or 'none'})."
+        f"from {len(refits)} other seeds{failed} ({metric} {', '.join(scores) or 'none'})."
     )
 
 

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 from loraxs_search.errors import LoraxsError
 from loraxs_search.records import Candidate, Decision, PromotionRule, Task
 from loraxs_search.registry.adapters import RegisteredAdapter
+from loraxs_search.registry.anchor import Anchor, find_anchor
+from loraxs_search.registry.criterion import Criterion
+from loraxs_search.registry.finalist import key
+from loraxs_search.registry.looks import Looks
 from loraxs_search.registry.names import CHAMPION, base_alias
-from loraxs_search.registry.promotion import decide, key
+from loraxs_search.registry.promotion import CONSTANT, Scored, Terms, decide, same_test_rows, test_rows_of
 
 if TYPE_CHECKING:
     from loraxs_search.registry.rows import ScoredRows
@@ -18,11 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Rescored:
-    """A champion scored anew, on the test rows the candidates were scored on."""
+    """A champion scored anew, on the test rows that the finalist was scored on."""
 
     test_metrics: Mapping[str, float]
     data_fingerprint: str
     rows: ScoredRows
+    test_fingerprint: str = ""
 
 
 Rescore = Callable[[RegisteredAdapter], Rescored]
@@ -31,90 +36,107 @@ ReadRows = Callable[[RegisteredAdapter], "ScoredRows | None"]
 
 @dataclass(frozen=True, eq=False)
 class Opponent:
-    """A champion as candidates meet it.
+    """A champion as the finalist meets it.
 
     Args:
         note: How its scores came about, where they are not the recorded ones; for people.
     """
 
     adapter: RegisteredAdapter
-    candidate: Candidate
-    rows: ScoredRows | None
+    scored: Scored
     note: str = ""
 
 
 def opponent(
-    champion: RegisteredAdapter, candidates: Sequence[Candidate], rescore: Rescore | None, read_rows: ReadRows
+    champion: RegisteredAdapter, finalist: Candidate, rescore: Rescore | None, read_rows: ReadRows
 ) -> Opponent:
-    """Make a champion comparable: one that was scored on other data, or stands on another base, is scored anew.
+    """Make a champion comparable: one of other test rows or another base, or without answers, is scored anew.
 
-    Where it cannot be, its recorded scores serve if they are on the same data; otherwise it is met as it is, and the
+    Where it cannot be, its recorded scores serve if they are on the same rows; otherwise it is met as it is, and the
     rule says that it is not comparable.
     """
-    its = champion.candidate
-    same_data = any(its.data_fingerprint == c.data_fingerprint for c in candidates)
-    if same_data and any(its.base_digest == c.base_digest for c in candidates):
-        return Opponent(champion, its, read_rows(champion))
+    recorded = champion.candidate
+    rows = read_rows(champion) if same_test_rows(recorded, finalist) else None
+    if key(recorded) == key(finalist) or (rows is not None and recorded.base_digest == finalist.base_digest):
+        return Opponent(champion, Scored(recorded, rows))
     name = f"{champion.task}:{champion.version}"
-    what = "base" if same_data else "data"
+    lacking = "is of another base" if rows is not None else "has no answers to these test rows"
     try:
         if rescore is None:
             raise LoraxsError("nobody here can score it")
         found = rescore(champion)
     except LoraxsError as error:
-        note = f"the champion {name} is of other {what} and could not be scored anew: {error.message}"
-        return Opponent(champion, its, read_rows(champion) if same_data else None, note)
-    anew = replace(its, test_metrics=found.test_metrics, data_fingerprint=found.data_fingerprint)
-    note = f"the champion {name} is of other {what} and was scored anew on these test rows"
-    return Opponent(champion, anew, found.rows, note)
+        note = f"the champion {name} {lacking} and could not be scored anew: {error.message}"
+        return Opponent(champion, Scored(recorded, rows), note)
+    anew = replace(
+        recorded,
+        test_metrics=found.test_metrics,
+        data_fingerprint=found.data_fingerprint,
+        test_fingerprint=found.test_fingerprint,
+    )
+    note = f"the champion {name} {lacking}: it was scored anew"
+    return Opponent(champion, Scored(anew, found.rows), note)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contest:
-    """Candidates, and the rule they are judged by."""
+    """A finalist, and the rule it is judged by.
+
+    Args:
+        past: Every decision on the task, oldest first.
+    """
 
     rule: PromotionRule
     task: Task
-    candidates: Sequence[Candidate]
-    rows: Mapping[str, ScoredRows]
+    finalist: Scored
     forced: bool
-
-    @property
-    def aliases(self) -> tuple[str, ...]:
-        """The championships that candidates compete for: the task's, and those of their bases."""
-        return CHAMPION, *sorted({base_alias(c.base_model) for c in self.candidates} - {CHAMPION})
+    past: Sequence[Decision]
 
     def settle(self, opponents: Mapping[str, Opponent]) -> Decision:
-        """Decide who becomes champion of the task, and if nobody does, whether its base's championship is to be had.
+        """Decide whether the finalist becomes champion of the task, and if not, whether it leads its own base.
 
         Args:
             opponents: Alias to the champion it is on.
         """
-        overall = opponents.get(CHAMPION)
-        decision = self._against(overall, self.candidates, self.forced)
-        if decision.winner is None:
-            return decision
-        own = base_alias(self._winner(decision).base_model)
+        looks = Looks(self.past, test_rows_of(self.finalist.candidate))
+        overall, own = opponents.get(CHAMPION), base_alias(self.finalist.candidate.base_model)
+        decision = self._against(CHAMPION, overall, looks, self.forced)
         if decision.promoted:
             return replace(decision, aliases=tuple(dict.fromkeys((CHAMPION, own))))
-        there = opponents.get(own, overall if overall and base_alias(overall.candidate.base_model) == own else None)
-        if own == CHAMPION or (overall and there and overall.adapter.version == there.adapter.version):
+        on_own_base = overall is not None and base_alias(overall.scored.candidate.base_model) == own
+        there = opponents.get(own, overall if on_own_base else None)
+        if own == CHAMPION or _version(there) == _version(overall):
             return decision
-        on_base = [c for c in self.candidates if base_alias(c.base_model) == own]
-        second = self._against(there, on_base, forced=False)
-        reasons = (*decision.reasons, f"for {own}:", *second.reasons)
-        if not second.promoted:
-            return replace(decision, reasons=reasons)
-        return replace(second, reasons=reasons, aliases=(own,))
+        looks.take(decision)
+        second = self._against(own, there, looks, forced=False)
+        both = replace(
+            second if second.promoted else decision,
+            reasons=(*decision.reasons, f"for {own}:", *second.reasons),
+            looks=(*decision.looks, *second.looks),
+        )
+        return replace(both, aliases=(own,)) if second.promoted else both
 
-    def _against(self, champion: Opponent | None, candidates: Sequence[Candidate], forced: bool) -> Decision:
-        if champion is None:
-            return decide(self.rule, self.task, candidates, None, forced, self.rows)
-        rows = dict(self.rows)
-        if champion.rows is not None:
-            rows[key(champion.candidate)] = champion.rows
-        decision = decide(self.rule, self.task, candidates, champion.candidate, forced, rows)
-        return replace(decision, reasons=(champion.note, *decision.reasons)) if champion.note else decision
+    def _against(self, alias: str, champion: Opponent | None, looks: Looks, forced: bool) -> Decision:
+        other = CONSTANT if champion is None else key(champion.scored.candidate)
+        terms = Terms(
+            alias=alias,
+            look=looks.number(key(self.finalist.candidate), other),
+            anchor=self._anchor(alias, champion),
+            forced=forced,
+        )
+        decision = decide(self.rule, self.task, self.finalist, champion.scored if champion else None, terms)
+        note = champion.note if champion else ""
+        return replace(decision, reasons=(note, *decision.reasons)) if note else decision
 
-    def _winner(self, decision: Decision) -> Candidate:
-        return next(c for c in self.candidates if (c.study, c.trial_id) == (decision.study, decision.winner))
+    def _anchor(self, alias: str, champion: Opponent | None) -> Anchor | None:
+        criterion, finalist = Criterion.of(self.rule, self.task), self.finalist.candidate
+        present = None
+        if champion is not None and same_test_rows(champion.scored.candidate, finalist):
+            metrics = champion.scored.candidate.test_metrics
+            if criterion.fault(metrics, "test") is None:
+                present = Anchor(champion.adapter.version, metrics[criterion.metric])
+        return find_anchor(alias, criterion, test_rows_of(finalist), self.past, present)
+
+
+def _version(opponent: Opponent | None) -> int | None:
+    return opponent.adapter.version if opponent else None

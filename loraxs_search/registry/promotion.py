@@ -1,243 +1,235 @@
-"""The promotion rule, pure: which candidate is the best of its peers, and whether it replaces the champion."""
+"""The promotion rule, pure: whether a finalist becomes champion. Test rows decide; `finalist.choose` says who it is."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Candidate, Decision, Direction, PromotionRule, Task
+from loraxs_search.records import Candidate, Decision, Look, PromotionRule, Task
+from loraxs_search.registry.anchor import Anchor
+from loraxs_search.registry.criterion import NOISE, Criterion, better_when
+from loraxs_search.registry.finalist import identity, key, show_bytes
+from loraxs_search.registry.names import CHAMPION
 
 if TYPE_CHECKING:
     from loraxs_search.registry.rows import ScoredRows
 
-_NOISE = 1e-9  # 0.805 - 0.800 > 0.005 in floating point: a bound is met when missed by no more than this
-_NO_ROWS: Mapping[str, ScoredRows] = {}
+CONSTANT = "constant"
+_TINY = 1e-4
+_FORCE = "`--force` promotes it all the same"
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """An adapter that was scored on test rows, and its answers to them; None where they were not kept."""
+
+    candidate: Candidate
+    rows: ScoredRows | None = None
 
 
 @dataclass(frozen=True)
-class _Law:
-    """The rule with the task's metric and direction filled in, and the rows that candidates were scored on."""
+class Terms:
+    """On what terms a finalist meets a champion.
+
+    Args:
+        alias: The championship that it is about.
+        look: The how manieth comparison on these test rows it is.
+        anchor: What tolerance counts from; None turns tolerance off.
+        forced: Promote the finalist whatever the champion.
+    """
+
+    alias: str = CHAMPION
+    look: int = 1
+    anchor: Anchor | None = None
+    forced: bool = False
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    promoted: bool
+    reason: str
+    look: Look | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """A finalist before the rule."""
 
     rule: PromotionRule
-    task: str
-    metric: str
-    sign: float
-    rows: Mapping[str, ScoredRows]
+    criterion: Criterion
+    terms: Terms
+    finalist: Scored
 
-    def value(self, candidate: Candidate) -> float:
-        """Return the deciding metric, turned so that more is better."""
-        return self.sign * candidate.test_metrics[self.metric]
+    @property
+    def level(self) -> float:
+        """The chance of error that this look may have: looks at the same rows share what is allowed."""
+        return (1 - self.rule.confidence) / self.terms.look
 
-    def shows(self, candidate: Candidate) -> str:
-        metric, ratio = f"{self.metric} {candidate.test_metrics[self.metric]:.4f}", _latency(candidate)
-        slower = "" if self.rule.max_latency is None or ratio is None else f", {ratio:.3f} times the bare base's time"
-        return f"{candidate.trial_id} ({metric}, {_bytes(candidate)}{slower})"
+    def look(self, opponent: str, p: float | None) -> Look:
+        anchor, finalist = self.terms.anchor, key(self.finalist.candidate)
+        known = (None, None) if anchor is None else (anchor.version, anchor.metric)
+        confidence = 1 - self.level if self.rule.confidence else 0.0
+        return Look(self.terms.alias, finalist, opponent, self.terms.look, confidence, p, *known)
 
-    def p_value(self, better: Candidate, worse: Candidate) -> float | None:
-        """Return the chance that `better` is ahead by luck; None when the rule asks for no test or rows lack."""
-        rows = [self.rows.get(key(candidate)) for candidate in (better, worse)]
-        if not self.rule.confidence or rows[0] is None or rows[1] is None:
+    def p_value(self, better: ScoredRows | None, worse: ScoredRows | None) -> float | None:
+        """Return the chance that `better` is ahead by luck; None where rows cannot tell."""
+        if better is None or worse is None:
             return None
         from loraxs_search.registry.paired import p_value  # numpy, where rows are there to compare
 
-        return p_value(self.metric, self.sign, rows[0], rows[1])
+        return p_value(self.criterion.metric, self.criterion.sign, better, worse, self.level)
 
-    def is_sure(self, p: float | None) -> bool:
-        """Whether a difference counts; one that could not be tested counts as it stands."""
-        return p is None or p <= 1 - self.rule.confidence + _NOISE
+    def sureness(self, p: float) -> str:
+        number = self.terms.look
+        chance = f"p={p:.3g}" if p >= _TINY else f"p<{_TINY:f}".rstrip("0")
+        return f"{chance}, decision {number} on these test rows, held to a confidence of {1 - self.level:.4g}"
 
-    def surely_worse(self, candidate: Candidate, other: Candidate) -> bool:
-        p = self.p_value(other, candidate)
-        return p is not None and self.is_sure(p)
+    # ---- the two comparisons -----------------------------------------------------------------------------------------
+    def with_constant(self) -> _Verdict:
+        """Hold a first champion against the constant answer."""
+        rows, criterion = self.finalist.rows, self.criterion
+        if rows is None:
+            untested = "there was no champion, and answers to test rows to hold against the constant answer are missing"
+            return _Verdict(not self.rule.confidence, untested if not self.rule.confidence else f"{untested}: {_FORCE}")
+        from loraxs_search.registry.constant_answer import constant_answer
+        from loraxs_search.tasks.metrics import METRICS
+
+        constant = constant_answer(criterion, rows, self.finalist.candidate.yardsticks)
+        if criterion.metric not in METRICS:
+            return _Verdict(False, f"{criterion.metric} of the constant answer cannot be computed: {_FORCE}")
+        score = METRICS[criterion.metric].score(constant.predictions, constant.labels)
+        gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.sign * score
+        against = f"there was no champion; gain {gain:+.4f} over the constant answer ({criterion.metric} {score:.4f})"
+        if not self.rule.confidence:
+            return _Verdict(gain > NOISE, against, self.look(CONSTANT, None))
+        p = self.p_value(rows, constant)
+        assert p is not None  # the metric is known, and the rows are the same
+        promoted = gain > NOISE and p <= self.level + NOISE
+        surely = "surely" if promoted else "not surely better: the search found nothing that can be shown to be of use"
+        return _Verdict(promoted, f"{against}, {surely} ({self.sureness(p)})", self.look(CONSTANT, p))
+
+    def with_champion(self, champion: Scored) -> _Verdict:
+        """Hold the finalist against the champion, on the same test rows."""
+        criterion, held, name = self.criterion, champion.candidate.test_metrics, key(champion.candidate)
+        if fault := _incomparable(criterion, self.finalist.candidate, champion.candidate):
+            return _Verdict(False, f"not comparable: {fault}")
+        p = self.p_value(self.finalist.rows, champion.rows) if self.rule.confidence else None
+        if self.rule.confidence and p is None:
+            return _Verdict(False, f"not comparable: answers to test rows are missing; {_FORCE}")
+        look = self.look(name, p)
+        if fallen := self._fallen(champion.candidate):
+            return _Verdict(False, fallen, look)
+        gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.value(held)
+        against = f"gain {gain:+.4f} over the champion {_show(criterion, champion.candidate)}"
+        sureness = f" ({self.sureness(p)})" if p is not None else ""
+        if gain > NOISE and gain >= self.rule.min_gain - NOISE:
+            if p is None or p <= self.level + NOISE:
+                return _Verdict(True, f"{against}, at least min_gain={self.rule.min_gain:g}{sureness}", look)
+            lacking = f"not sure enough{sureness}"
+        else:
+            wanted = f"min_gain={self.rule.min_gain:g}" if self.rule.min_gain > 0 else "more than nothing"
+            lacking = f"less than wanted ({wanted})"
+        tolerated, why = self._tolerated(champion)
+        return _Verdict(tolerated, f"{against}, {why if tolerated else lacking + why}", look)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _tolerated(self, champion: Scored) -> tuple[bool, str]:
+        """Say whether a smaller finalist replaces the champion although it does not surely gain."""
+        anchor, rule = self.terms.anchor, self.rule
+        if self.finalist.candidate.stored_bytes >= champion.candidate.stored_bytes:
+            return False, ""
+        if anchor is None:
+            return False, ", smaller but there is no score that tolerance could count from"
+        loss = self.criterion.sign * anchor.metric - self.criterion.value(self.finalist.candidate.test_metrics)
+        if loss > rule.tolerance + NOISE:
+            return False, f", smaller but {loss:.4f} below version {anchor.version}, which tolerance counts from"
+        p = self.p_value(champion.rows, self.finalist.rows) if rule.confidence else None
+        if p is not None and p <= 1 - rule.confidence + NOISE:
+            return False, ", smaller but surely worse"
+        return True, f"within tolerance={rule.tolerance:g} of version {anchor.version}, and smaller"
+
+    def _fallen(self, champion: Candidate) -> str | None:
+        """Say which guarded metric falls too far."""
+        finalist = self.finalist.candidate
+        for name, allowed in sorted(self.rule.guards.items()):
+            new, old = finalist.test_metrics.get(name), champion.test_metrics.get(name)
+            if new is None or old is None:
+                return f"guard: {name} must be known of both, but one has none"
+            sign = 1.0 if better_when(name, "maximize") == "maximize" else -1.0
+            if not sign * (old - new) <= allowed + NOISE:  # NaN is a fall
+                return f"guard: {name} would go from {old:.4f} to {new:.4f}, and may fall by {allowed:g}"
+        return None
 
 
 def decide(
-    rule: PromotionRule,
-    task: Task,
-    candidates: Sequence[Candidate],
-    champion: Candidate | None,
-    forced: bool = False,
-    rows: Mapping[str, ScoredRows] = _NO_ROWS,
+    rule: PromotionRule, task: Task, finalist: Scored, champion: Scored | None, terms: Terms | None = None
 ) -> Decision:
-    """Choose among `candidates`, and say whether the choice becomes champion.
+    """Say whether a finalist becomes champion.
 
-    A candidate takes part when it is of this task, has a finite test metric, at most `max_bytes`, and a latency of at
-    most `max_latency`, which must have been measured where the rule has one. The best metric sets the mark; of those
-    within `tolerance` of it, and not surely worse on the same rows, the one with the fewest stored bytes is chosen
-    (then the better metric, then the lower trial id), whatever the order they come in. It is promoted when there is no
-    champion; when it gains at least `min_gain` over the champion, more than nothing, and surely so; or when it is
-    within `tolerance` of the champion, not surely worse, and stores strictly fewer bytes.
-    Not when a guarded metric falls by more than it may. "Surely" is a paired test at `confidence` over the test rows,
-    where both were answered row by row; else numbers are taken as they stand. A champion measured on other data is
-    not comparable.
+    Without a champion it must surely beat the constant answer. With one it is promoted when it gains at least
+    `min_gain` over it, more than nothing, and surely so; or when it stores strictly fewer bytes, is at most `tolerance`
+    worse than the anchor, and not surely worse than the champion. Not when a guarded metric falls by more than it may.
+    "Surely" is a paired test over the test rows at `confidence`, the n-th look at them at 1 - (1 - confidence) / n;
+    with a confidence of 0 numbers are taken as they stand. A champion that was measured on other test rows is not
+    comparable, and stays.
 
     Args:
         rule: `metric` defaults to the task's.
-        champion: The current champion as it was scored; None when there is none.
-        forced: Promote the choice whatever the champion; never one that may not take part.
-        rows: A candidate's `key` to its answers to the test rows, the champion's too.
+        champion: The current champion as it was scored on these test rows; None when there is none.
+        terms: By default this is the first look, without anchor.
     """
-    metric = rule.metric or task.metric
-    law = _Law(rule, task.name, metric, _sign(rule, task, metric), rows)
-    checked = [(candidate, _fault(law, candidate)) for candidate in sorted(candidates, key=identity)]
-    eligible = [candidate for candidate, fault in checked if fault is None]
-    reasons = [f"{candidate.trial_id} is out: {fault}" for candidate, fault in checked if fault is not None]
-    if not eligible:
-        reasons.append("no candidate may be promoted")
-        return _decision(law, candidates, None, champion, False, reasons, forced)
-    winner = _choose(law, eligible, reasons)
-    promoted = _replaces(law, winner, champion, forced, reasons)
-    return _decision(law, candidates, winner, champion, promoted, reasons, forced)
-
-
-def identity(candidate: Candidate) -> str:
-    """Return the name of a candidate across studies, for people: `study/trial_id`."""
-    return f"{candidate.study}/{candidate.trial_id}"
-
-
-def key(candidate: Candidate) -> str:
-    """Return what no other candidate has: its name, and its study's id, since two people may name studies alike."""
-    return identity(candidate) + (f" {candidate.study_id}" if candidate.study_id else "")
-
-
-def _sign(rule: PromotionRule, task: Task, metric: str) -> float:
-    known = _better_when(metric, task.direction) if rule.metric else task.direction
-    return 1.0 if (rule.direction or known) == "maximize" else -1.0
-
-
-def _better_when(metric: str, otherwise: Direction) -> Direction:
-    from loraxs_search.tasks.metrics import METRICS  # numpy, which reading a champion does without
-
-    return METRICS[metric].direction if metric in METRICS else otherwise
-
-
-def _fault(law: _Law, candidate: Candidate) -> str | None:
-    if candidate.task != law.task:
-        return f"it is of task {candidate.task}"
-    value = candidate.test_metrics.get(law.metric)
-    if value is None:
-        return f"it has no test {law.metric}"
-    if not math.isfinite(value):
-        return f"its test {law.metric} is {value}"
-    limit = law.rule.max_bytes
-    if limit is not None and candidate.stored_bytes > limit:
-        return f"it stores {_bytes(candidate)}, more than max_bytes={limit:,}"
-    return _too_slow(law.rule, candidate)
-
-
-def _too_slow(rule: PromotionRule, candidate: Candidate) -> str | None:
-    if rule.max_latency is None:
-        return None
-    law, ratio = f"max_latency={rule.max_latency:g}", _latency(candidate)
-    if ratio is None:
-        failed = candidate.latency.failed if candidate.latency else ""
-        return f"its latency must be known to be within {law}, but {failed or 'it was not measured'}"
-    if not ratio <= rule.max_latency + _NOISE:  # NaN is too slow
-        return f"with it a batch takes {ratio:.3f} times the bare base's time, more than {law}"
-    return None
-
-
-def _latency(candidate: Candidate) -> float | None:
-    return candidate.latency.ratio if candidate.latency else None
-
-
-def _choose(law: _Law, eligible: Sequence[Candidate], reasons: list[str]) -> Candidate:
-    best = max(eligible, key=law.value)  # the first of equals, in trial order
-    near = [c for c in eligible if law.value(best) - law.value(c) <= law.rule.tolerance + _NOISE]
-    peers = [c for c in near if c is best or not law.surely_worse(c, best)]
-    winner = min(peers, key=lambda c: (c.stored_bytes, -law.value(c), identity(c)))
-    reasons.append(f"best of {len(eligible)}: {law.shows(best)}")
-    if winner is not best:
-        reasons.append(f"smallest within tolerance={law.rule.tolerance:g} of it: {law.shows(winner)}")
-    return winner
-
-
-def _replaces(law: _Law, winner: Candidate, champion: Candidate | None, forced: bool, reasons: list[str]) -> bool:
-    if champion is None:
-        reasons.append("there was no champion")
-        return True
-    if key(winner) == key(champion):
-        reasons.append(f"{identity(winner)} already is the champion")
-        return False
-    promoted, reason = _compare(law, winner, champion)
-    reasons.append(reason)
-    if forced and not promoted:
-        reasons.append("promoted by force")
-    return promoted or forced
-
-
-def _compare(law: _Law, winner: Candidate, champion: Candidate) -> tuple[bool, str]:
-    rule = law.rule
-    ours, theirs = winner.data_fingerprint, champion.data_fingerprint
-    if ours != theirs:
-        return False, f"not comparable: the champion was scored with other data ({theirs[:12]}, not {ours[:12]})"
-    score = champion.test_metrics.get(law.metric)
-    if score is None or not math.isfinite(score):
-        return False, f"not comparable: the champion has no finite test {law.metric}"
-    if fallen := _fallen(rule, winner, champion):
-        return False, fallen
-    gain = law.value(winner) - law.value(champion)
-    against = f"gain {gain:+.4f} over the champion {law.shows(champion)}"
-    if gain > _NOISE and gain >= rule.min_gain - _NOISE:
-        p = law.p_value(winner, champion)
-        if law.is_sure(p):
-            return True, f"{against}, at least min_gain={rule.min_gain:g}{_sureness(rule, p)}"
-        lacking = f"not sure enough (p={p:.3g}, confidence={rule.confidence:g})"
+    criterion, terms = Criterion.of(rule, task), terms or Terms()
+    candidate = finalist.candidate
+    comparison = _Comparison(rule, criterion, terms, finalist)
+    forcible = True
+    if fault := criterion.fault(candidate.test_metrics, "test"):
+        verdict, forcible = _Verdict(False, f"{candidate.trial_id} cannot be judged: {fault}"), False
+    elif champion is None:
+        verdict = comparison.with_constant()
+    elif key(candidate) == key(champion.candidate):
+        verdict, forcible = _Verdict(False, f"{identity(candidate)} already is the champion"), False
     else:
-        lacking = f"less than wanted ({f'min_gain={rule.min_gain:g}' if rule.min_gain > 0 else 'more than nothing'})"
-    if gain >= -rule.tolerance - _NOISE and winner.stored_bytes < champion.stored_bytes:
-        if not law.surely_worse(winner, champion):
-            return True, f"{against}, within tolerance={rule.tolerance:g}, and smaller"
-        lacking += ", smaller but surely worse"
-    return False, f"{against}, {lacking}"
-
-
-def _sureness(rule: PromotionRule, p: float | None) -> str:
-    if p is not None:
-        return f" (p={p:.3g}, confidence={rule.confidence:g})"
-    return ", not tested: rows were not compared" if rule.confidence else ""
-
-
-def _fallen(rule: PromotionRule, winner: Candidate, champion: Candidate) -> str | None:
-    """Say which guarded metric falls too far."""
-    for name, allowed in sorted(rule.guards.items()):
-        ours, theirs = winner.test_metrics.get(name), champion.test_metrics.get(name)
-        if ours is None or theirs is None:
-            return f"guard: {name} must be known of both, but one has none"
-        sign = 1.0 if _better_when(name, "maximize") == "maximize" else -1.0
-        if not sign * (theirs - ours) <= allowed + _NOISE:  # NaN is a fall
-            return f"guard: {name} would go from {theirs:.4f} to {ours:.4f}, and may fall by {allowed:g}"
-    return None
-
-
-def _decision(
-    law: _Law,
-    candidates: Sequence[Candidate],
-    winner: Candidate | None,
-    champion: Candidate | None,
-    promoted: bool,
-    reasons: Sequence[str],
-    forced: bool,
-) -> Decision:
-    studies = sorted({c.study for c in candidates})
-    compared = winner is not None and champion is not None and winner.data_fingerprint == champion.data_fingerprint
+        verdict = comparison.with_champion(champion)
+    forced = terms.forced and forcible and not verdict.promoted
+    score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
     return Decision(
-        task=law.task,
-        study=winner.study if winner else ", ".join(studies),
-        promoted=promoted,
-        winner=winner.trial_id if winner else None,
-        winner_metric=winner.test_metrics[law.metric] if winner else None,
-        champion_metric=champion.test_metrics.get(law.metric) if champion else None,
-        metric=law.metric,
-        reasons=tuple(reasons),
+        task=task.name,
+        study=candidate.study,
+        promoted=verdict.promoted or forced,
+        winner=candidate.trial_id,
+        winner_metric=candidate.test_metrics.get(criterion.metric),
+        champion_metric=champion.candidate.test_metrics.get(criterion.metric) if champion else None,
+        metric=criterion.metric,
+        reasons=tuple(filter(None, (score, verdict.reason, "promoted by force" if forced else ""))),
         forced=forced,
-        champion=identity(champion) if champion else None,
-        p_value=law.p_value(winner, champion) if compared and winner and champion else None,
-        latency=_latency(winner) if winner else None,
+        champion=identity(champion.candidate) if champion else None,
+        p_value=verdict.look.p_value if verdict.look else None,
+        latency=candidate.latency.ratio if candidate.latency else None,
+        test_fingerprint=test_rows_of(candidate),
+        looks=(verdict.look,) if verdict.look else (),
     )
 
 
-def _bytes(candidate: Candidate) -> str:
-    return f"{candidate.stored_bytes:,} bytes"
+def test_rows_of(candidate: Candidate) -> str:
+    """Return the fingerprint of the test rows that a candidate was scored on; of all data in older records."""
+    return candidate.test_fingerprint or candidate.data_fingerprint
+
+
+def same_test_rows(one: Candidate, other: Candidate) -> bool:
+    """Whether two were scored on the same test rows."""
+    if one.test_fingerprint and other.test_fingerprint:
+        return one.test_fingerprint == other.test_fingerprint
+    return one.data_fingerprint == other.data_fingerprint
+
+
+def _incomparable(criterion: Criterion, finalist: Candidate, champion: Candidate) -> str | None:
+    if not same_test_rows(finalist, champion):
+        theirs, ours = test_rows_of(champion)[:12], test_rows_of(finalist)[:12]
+        return f"the champion was scored on other test rows ({theirs}, not {ours})"
+    if fault := criterion.fault(champion.test_metrics, "test"):
+        return f"the champion has no finite test {criterion.metric} ({fault})"
+    return None
+
+
+def _show(criterion: Criterion, candidate: Candidate) -> str:
+    return f"{candidate.trial_id} ({criterion.show(candidate.test_metrics)}, {show_bytes(candidate)})"

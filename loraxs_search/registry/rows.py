@@ -1,4 +1,4 @@
-"""A candidate's answers to the test rows, one by one: what two adapters are compared by, and a small file of them."""
+"""An adapter's answers to the test rows, one by one: what two adapters are compared by, and a small file of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loraxs_search.errors import IntegrityError
 
 Values = npt.NDArray[Any]
 FILE = "test_rows.safetensors"
-MAX_BYTES = 2**30  # a row and ten refits are a hundred bytes: ten million rows
+MAX_BYTES = 2**30  # a row is 17 bytes: sixty million rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,21 +24,17 @@ class ScoredRows:
     Args:
         predictions: Of the adapter itself, shape (N,): label ids, or numbers for regression.
         labels: What they should be, shape (N,).
-        refits: Of the same recipe from other seeds, shape (k, N).
     """
 
     predictions: Values
     labels: Values
-    refits: Values
 
     @classmethod
-    def of(cls, predictions: Sequence[float], labels: Sequence[float], refits: Sequence[Sequence[float]]) -> ScoredRows:
+    def of(cls, predictions: Sequence[float], labels: Sequence[float]) -> ScoredRows:
         """Make rows of plain numbers; whole ones are label ids."""
         whole = not any(isinstance(value, float) for value in (*predictions[:1], *labels[:1]))
         kind = np.int64 if whole else np.float32
-        return cls(
-            np.asarray(predictions, kind), np.asarray(labels, kind), np.asarray(refits, kind).reshape(-1, len(labels))
-        )
+        return cls(np.asarray(predictions, kind), np.asarray(labels, kind))
 
     @property
     def is_classes(self) -> bool:
@@ -50,10 +46,10 @@ class ScoredRows:
         return self.labels.dtype == other.labels.dtype and np.array_equal(self.labels, other.labels)
 
     def to_bytes(self) -> bytes:
-        """Return a safetensors file: predictions, labels, refits, and for classes whether each answer is correct."""
+        """Return a safetensors file: predictions, labels, and for classes whether each answer is correct."""
         from safetensors.numpy import save
 
-        tensors = {"predictions": self.predictions, "labels": self.labels, "refits": self.refits}
+        tensors = {"predictions": self.predictions, "labels": self.labels}
         if self.is_classes:
             tensors["correct"] = (self.predictions == self.labels).astype(np.uint8)
         return save(tensors, {"rows": json.dumps({"order": "test"})})
@@ -70,9 +66,9 @@ class ScoredRows:
 
         try:
             tensors = load(content)
-            rows = cls(tensors["predictions"], tensors["labels"], tensors["refits"])
+            rows = cls(tensors["predictions"], tensors["labels"])
         except (SafetensorError, KeyError, ValueError) as error:
-            raise IntegrityError(f"{FILE} must hold predictions, labels and refits, but: {error}.") from error
-        if rows.predictions.shape != rows.labels.shape or rows.refits.shape[1:] != rows.labels.shape:
+            raise IntegrityError(f"{FILE} must hold predictions and labels, but: {error}.") from error
+        if rows.predictions.shape != rows.labels.shape:
             raise IntegrityError(f"{FILE} must have an answer a row, but got shapes {rows.predictions.shape}.")
         return rows

@@ -28,14 +28,14 @@ class Spread:
 
 
 def mean_and_spread(of: Candidate | Manifest) -> dict[str, Spread]:
-    """Return test metric to its spread over the adapter itself and the refits that came to their end."""
-    return _spreads(of.test_metrics, of.refits)
+    """Return validation metric to its spread over the adapter itself and the same recipe from other seeds."""
+    return _spreads(of.validation_metrics, of.refits)
 
 
 def _spreads(own: Mapping[str, float], refits: Sequence[Refit]) -> dict[str, Spread]:
     found = {}
     for name, value in own.items():
-        others = [refit.test_metrics[name] for refit in refits if name in refit.test_metrics]
+        others = [refit.validation_metrics[name] for refit in refits if name in refit.validation_metrics]
         values = [number for number in (value, *others) if math.isfinite(number)]
         if values:
             deviation = statistics.stdev(values) if len(values) > 1 else None

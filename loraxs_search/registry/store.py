@@ -15,10 +15,13 @@ from loraxs_search.records import Candidate, Decision, PromotionRule, Task, to_j
 from loraxs_search.registry import _signing, _turns, _versions, factor_sets
 from loraxs_search.registry._client import speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, fitted, version_tags
+from loraxs_search.registry.card import promoted_card
 from loraxs_search.registry.contest import Contest, Opponent, Rescore, Rescored, opponent
+from loraxs_search.registry.criterion import Criterion
+from loraxs_search.registry.finalist import Choice, choose, identity, key
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.names import CHAMPION, AdapterName, base_alias, check_task, parse_name
-from loraxs_search.registry.promotion import identity, key
+from loraxs_search.registry.promotion import Scored
 from loraxs_search.registry.reader import DECISION, RegistryReader
 from loraxs_search.registry.summary import TAG as SUMMARY
 from loraxs_search.registry.summary import TaskSummary, summarise
@@ -51,52 +54,41 @@ class Registry(RegistryReader):
         rescore: Rescore | None = None,
         study: str = "",
     ) -> tuple[Decision, int | None]:
-        """Decide between `candidates` and the champion, and act on it, with nobody else promoting meanwhile.
+        """Choose the finalist among `candidates`, decide between it and the champion, and act on it.
+
+        Nobody else promotes meanwhile.
 
         Args:
             folders: Trial id to sealed adapter folder.
             rows: Trial id to the file of its answers to the test rows.
-            rescore: Scores a champion anew where it was scored on other data or stands on another base.
+            rescore: Scores a champion anew where it has no answers to these test rows, or stands on another base.
             study: Whose candidates they are, for the record where there are none.
         Returns:
             The decision, and the version it made champion.
         """
-        contents = {c.trial_id: rows[c.trial_id].read_bytes() for c in candidates if c.trial_id in rows}
-        contest = Contest(rule, task, candidates, _read_rows(candidates, contents), forced)
+        choice = choose(rule, task, candidates)
+        if choice.finalist is None:
+            decision = self._refusal(rule, task, study or ", ".join(sorted({c.study for c in candidates})), choice)
+            with self._turn(task.name):
+                self._record(decision)
+            return decision, None
+        evidence = rows[choice.finalist.trial_id].read_bytes() if choice.finalist.trial_id in rows else None
+        finalist = Scored(choice.finalist, _read_rows(evidence))
         for _ in range(_MAX_TRIES):
-            opponents = self._opponents(contest, rescore)  # may take minutes: before the turn, not in it
+            opponents = self._opponents(task.name, finalist.candidate, rescore)  # may take minutes: before the turn
             with self._turn(task.name) as check:
-                if self._moved(task.name, contest.aliases, opponents):
+                if self._moved(task.name, opponents):
                     continue
-                decision, now = contest.settle(opponents), datetime.now(UTC).isoformat(timespec="milliseconds")
-                decision = replace(decision, study=decision.study or study, at=now)
-                if not decision.promoted or decision.winner is None:
-                    self._sign_standing(opponents, candidates, folders)
+                contest = Contest(rule, task, finalist, forced, self.history(task.name))
+                decision = contest.settle({alias: o for alias, o in opponents.items() if o is not None})
+                decision = replace(decision, reasons=(*choice.reasons, *decision.reasons), at=_now())
+                if not decision.promoted:
+                    self._sign_standing(opponents, finalist.candidate, folders)
                     self._record(decision)
                     return decision, None
-                winner = next(c for c in candidates if (c.study, c.trial_id) == (decision.study, decision.winner))
-                folder, evidence = folders[decision.winner], contents.get(decision.winner)
-                return self._promote(folder, winner, decision, check, evidence)
+                folder = folders[finalist.candidate.trial_id]
+                return self._promote(folder, finalist.candidate, decision, check, evidence)
         raise RegistryError(f"The champion of {task.name} changed {_MAX_TRIES} times meanwhile.", hint="try again")
-
-    def promote(self, folder: Path, candidate: Candidate, decision: Decision) -> int | None:
-        """Record `decision`, and if it promotes, register `folder` and make it champion.
-
-        Args:
-            folder: Sealed adapter folder of the decision's winner.
-        Returns:
-            The version that is champion now; None when the decision was a refusal.
-        Raises:
-            IntegrityError: the folder is not what its manifest says, or not the winner's.
-            RegistryError: the champion is no longer the one the decision was made against.
-            TrackingError: the server does not answer.
-        """
-        with self._turn(decision.task) as check:
-            if decision.promoted:
-                self._check_champion(decision)
-                return self._promote(folder, candidate, decision, check, None)[1]
-            self._record(decision)
-            return None
 
     def _promote(
         self, folder: Path, candidate: Candidate, decision: Decision, check: _turns.Check, evidence: bytes | None
@@ -111,7 +103,15 @@ class Registry(RegistryReader):
         aliases = decision.aliases or (CHAMPION,)
         with speaking(self.uri):
             tags = version_tags(manifest, candidate, replace(decision, aliases=aliases), digest)
-            version = _versions.register(client, self.uri, task, folder, manifest, tags, candidate.latency)
+            version = _versions.register(
+                client,
+                self.uri,
+                task,
+                folder,
+                manifest,
+                tags,
+                lambda card: promoted_card(card, decision, candidate.latency),
+            )
             if evidence is not None:
                 from loraxs_search.registry.rows import FILE
 
@@ -209,7 +209,7 @@ class Registry(RegistryReader):
             action=action,
             aliases=aliases,
             version=target.version,
-            at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            at=_now(),
         )
 
     def _previous(self, task: str, champion: int, known: Mapping[int, RegisteredAdapter]) -> int:
@@ -231,42 +231,51 @@ class Registry(RegistryReader):
         )
 
     # ---- below -------------------------------------------------------------------------------------------------------
-    def _opponents(self, contest: Contest, rescore: Rescore | None) -> dict[str, Opponent]:
-        found: dict[str, Opponent] = {}
+    def _opponents(self, task: str, finalist: Candidate, rescore: Rescore | None) -> dict[str, Opponent | None]:
+        """Return who holds the championships that a finalist is up for: the task's, and that of its base."""
         made: dict[int, Opponent] = {}
-        for alias in contest.aliases:
-            champion = self.champion(contest.task.name, alias)
-            if champion is not None:
-                if champion.version not in made:
-                    made[champion.version] = opponent(champion, contest.candidates, rescore, self.rows)
-                found[alias] = made[champion.version]
+        found: dict[str, Opponent | None] = {}
+        for alias in dict.fromkeys((CHAMPION, base_alias(finalist.base_model))):
+            champion = self.champion(task, alias)
+            if champion is not None and champion.version not in made:
+                made[champion.version] = opponent(champion, finalist, rescore, self.rows)
+            found[alias] = made[champion.version] if champion is not None else None
         return found
 
     def _sign_standing(
-        self, opponents: Mapping[str, Opponent], candidates: Sequence[Candidate], folders: Mapping[str, Path]
+        self, opponents: Mapping[str, Opponent | None], finalist: Candidate, folders: Mapping[str, Path]
     ) -> None:
-        own = {key(candidate) for candidate in candidates}
-        holders = {alias: met.adapter for alias, met in opponents.items() if key(met.adapter.candidate) in own}
+        own = {
+            alias: met.adapter
+            for alias, met in opponents.items()
+            if met is not None and key(met.adapter.candidate) == key(finalist)
+        }
         with speaking(self.uri):
-            _signing.sign_standing(self._client, self.uri, holders, folders)
+            _signing.sign_standing(self._client, self.uri, own, folders)
 
-    def _moved(self, task: str, aliases: Sequence[str], opponents: Mapping[str, Opponent]) -> bool:
+    def _moved(self, task: str, opponents: Mapping[str, Opponent | None]) -> bool:
         """Whether another champion stands by now than the ones that were met."""
-        for alias in aliases:
-            now, met = self.champion(task, alias), opponents.get(alias)
+        for alias, met in opponents.items():
+            now = self.champion(task, alias)
             if (now.version if now else None) != (met.adapter.version if met else None):
                 return True
         return False
 
-    def _check_champion(self, decision: Decision) -> None:
-        champion = self.champion(decision.task)
-        now = identity(champion.candidate) if champion else None
-        if now not in (decision.champion, f"{decision.study}/{decision.winner}"):
-            raise RegistryError(
-                f"The champion of {decision.task} must be the one the decision was made against "
-                f"({decision.champion or 'none'}), but it is {now or 'none'} by now.",
-                hint="someone else promoted in the meantime: decide again",
-            )
+    def _refusal(self, rule: PromotionRule, task: Task, study: str, choice: Choice) -> Decision:
+        """Return the decision on a study none of whose candidates may be promoted."""
+        champion, metric = self.champion(task.name), Criterion.of(rule, task).metric
+        return Decision(
+            task=task.name,
+            study=study,
+            promoted=False,
+            winner=None,
+            winner_metric=None,
+            champion_metric=champion.candidate.test_metrics.get(metric) if champion else None,
+            metric=metric,
+            reasons=choice.reasons,
+            champion=identity(champion.candidate) if champion else None,
+            at=_now(),
+        )
 
     def _record(self, decision: Decision) -> None:
         with speaking(self.uri):
@@ -293,9 +302,13 @@ class Registry(RegistryReader):
             yield check
 
 
-def _read_rows(candidates: Sequence[Candidate], contents: Mapping[str, bytes]) -> dict[str, ScoredRows]:
-    if not contents:
-        return {}
+def _read_rows(content: bytes | None) -> ScoredRows | None:
+    if content is None:
+        return None
     from loraxs_search.registry.rows import ScoredRows
 
-    return {key(c): ScoredRows.from_bytes(contents[c.trial_id]) for c in candidates if c.trial_id in contents}
+    return ScoredRows.from_bytes(content)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -17,7 +17,7 @@ class TaskSummary:
 
     Args:
         score: The champion's test value of `metric`, as it was promoted.
-        mean: Mean of that value over the champion and its refits from other seeds.
+        mean: Mean validation value of `metric` over the champion and the same recipe from other seeds.
         spread: Their sample standard deviation; None when there are no refits.
         promoted_at: ISO 8601.
         aliases: Alias to version, other champions included.

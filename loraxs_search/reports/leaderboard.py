@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from loraxs_search.records import Candidate, Scalar, Task, TrialRecord, TrialState
+from loraxs_search.registry import trial_of
 
 _ORDER = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL]
 
@@ -17,9 +18,10 @@ class LeaderboardRow:
 
     Args:
         score: Last validation value of the task's metric; None before the first report.
-        test_score: Value on the test split, for candidates.
+        test_score: Value on the test split, for the trial that the finalist is of.
         seconds: Wall time from start to end, or to the last report's device time while running.
         stored_bytes: Bytes of R **and** head as stored.
+        finalist: The adapter that `test_score` is of: the trial's own id, or that of a refit; empty without one.
     """
 
     trial_id: str
@@ -32,13 +34,14 @@ class LeaderboardRow:
     seconds: float
     params: Mapping[str, Scalar]
     reason: str
+    finalist: str = ""
 
 
 def leaderboard(
     records: Iterable[TrialRecord], task: Task, candidates: Iterable[Candidate] = ()
 ) -> list[LeaderboardRow]:
     """Return a row a trial: completed first, each group by validation score, then by id."""
-    tested = {c.trial_id: c.test_metrics.get(task.metric) for c in candidates}
+    tested = {trial_of(c.trial_id): c for c in candidates if c.test_metrics}
     rows = [_row(record, task, tested.get(record.trial_id)) for record in records]
     sign = -1.0 if task.direction == "maximize" else 1.0
 
@@ -48,7 +51,7 @@ def leaderboard(
     return sorted(rows, key=key)
 
 
-def _row(record: TrialRecord, task: Task, test_score: float | None) -> LeaderboardRow:
+def _row(record: TrialRecord, task: Task, finalist: Candidate | None) -> LeaderboardRow:
     last = record.reports[-1] if record.reports else None
     ended = record.ended_at is not None
     return LeaderboardRow(
@@ -56,10 +59,11 @@ def _row(record: TrialRecord, task: Task, test_score: float | None) -> Leaderboa
         state=record.state,
         step=last.step if last else 0,
         score=last.metrics[task.metric] if last else None,
-        test_score=test_score,
+        test_score=finalist.test_metrics.get(task.metric) if finalist else None,
         r_parameters=last.size.r_parameters if last else None,
         stored_bytes=last.size.stored_bytes if last else None,
         seconds=(record.ended_at or 0.0) - record.started_at if ended else (last.device_s if last else 0.0),
         params=record.params,
         reason=record.reason,
+        finalist=finalist.trial_id if finalist else "",
     )

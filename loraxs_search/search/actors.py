@@ -16,6 +16,7 @@ from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
 from loraxs_search.memory import available_bytes
 from loraxs_search.records import (
     MAX_AUTO_PACK_SIZE,
+    Answers,
     BaseModelRef,
     Basis,
     Confirmation,
@@ -90,7 +91,9 @@ class Host(Protocol):
 
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]: ...
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation: ...
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> Confirmation: ...
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> Answers: ...
 
     def yardsticks(self, task: Task) -> tuple[Yardstick, ...]: ...
 
@@ -182,8 +185,11 @@ class HostActor:
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
         return self._fit_for(spec, task).advance(spec, until, snapshot, task)
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, score: bool) -> Confirmation:
-        return self._fit_for(spec, task).confirm(spec, snapshot, task, score=score)
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> Confirmation:
+        return self._fit_for(spec, task).confirm(spec, snapshot, task)
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> Answers:
+        return self._fit_for(spec, task).answer(spec, snapshot, rows, task)
 
     # A thread of their own: no trial waits for them.
     @ray.method(concurrency_group="yardsticks")  # type: ignore[untyped-decorator]  # ray is untyped

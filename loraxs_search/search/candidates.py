@@ -1,4 +1,4 @@
-"""The end of a search: the best trials by validation are scored on held-out rows and sealed as adapter folders.
+"""The end of a search: validation rows choose a finalist, test rows are answered by it alone, adapters are sealed.
 
 Every piece of work is found again in the study folder once it is done, so that a killed driver does none of it twice.
 """
@@ -7,30 +7,23 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from loraxs_search.errors import StudyError
-from loraxs_search.records import (
-    Candidate,
-    Confirmation,
-    Manifest,
-    Refit,
-    Task,
-    TrialRecord,
-    TrialReport,
-    TrialSpec,
-    TrialState,
-)
-from loraxs_search.registry import ScoredRows, factors_at, install_factors, model_card, seal
+from loraxs_search.records import Candidate, Confirmation, Refit, Task, TrialRecord, TrialSpec, TrialState
+from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of
 from loraxs_search.search.crew import Crew
+from loraxs_search.search.finishing import AdapterPiece, AnswerPiece, Trained, ValidationPiece, joined, row_pieces
 from loraxs_search.search.interrupted import SearchInterruptedError
-from loraxs_search.search.refits import refit_spec
+from loraxs_search.search.manifests import make_candidate, make_manifest
+from loraxs_search.search.refits import RefitPiece, refit_spec
 from loraxs_search.search_space import Space
-from loraxs_search.studies import ScoredRefit, StudyFolder
+from loraxs_search.studies import StudyFolder
 
 log = logging.getLogger(__name__)
+
+RunOf = Callable[[str], str | None]
 
 
 def completed_trials(records: Iterable[TrialRecord], task: Task) -> list[TrialRecord]:
@@ -41,73 +34,91 @@ def completed_trials(records: Iterable[TrialRecord], task: Task) -> list[TrialRe
 
 
 @dataclass(frozen=True)
-class Confirming:
-    """Confirms trials of one study: trains them again from fresh seeds, scores them, and keeps their adapters.
+class Finish:
+    """Brings one study to its end: trains its best recipes again, chooses the finalist, has all adapters written.
 
-    Validation scores alone choose who is confirmed, test scores alone are told of it. What is kept is the trial that
-    was found, not a refit: its test score is that of the very files that others load.
+    Args:
+        trials: Completed ones, best first; the first `promotion.candidates` of them and their refits are candidates.
+        stop: Ends the work from outside.
     """
 
     crew: Crew
     folder: StudyFolder
     space: Space
+    trials: Sequence[TrialRecord]
     stop: threading.Event
+    _adapters: dict[str, Trained] = field(default_factory=dict)
 
-    def refit(self, records: Sequence[TrialRecord]) -> None:
-        """Train and score `promotion.seeds` refits of each trial; those that are there already are left alone.
+    @property
+    def best(self) -> Sequence[TrialRecord]:
+        """The trials that are candidates."""
+        return self.trials[: self.space.promotion.candidates]
+
+    def refit(self) -> None:
+        """Train `promotion.seeds` refits of each of the best trials; those that are there already are left alone.
 
         Raises:
             SearchInterruptedError: stopped from outside.
         """
-        wanted = [spec for record in records for spec in self._refits(record)]
-        done = self.folder.confirmations()
-        lacking = [spec for spec in wanted if done.refit(spec.trial_id) is None]
-        if lacking:
-            self.crew.refit(lacking, self)
+        confirmed, every = self.folder.confirmations(), self.space.search.report_every
+        specs = [spec for record in self.best for spec in self._refits(record)]
+        lacking = [spec for spec in specs if confirmed.refit(spec.trial_id) is None]
+        pieces = [RefitPiece(spec, self.space.task, every, self.folder) for spec in lacking]
+        self.crew.spread(pieces, self.check_stopped, shared=True)
 
-    def keep(self, record: TrialRecord, *, score: bool, run_id: str | None) -> Candidate | None:
-        """Write a trial's sealed adapter folder, unless it is there; return a candidate when it is scored.
+    def validate(self) -> list[Candidate]:
+        """Score the best trials and their refits on all validation rows; return them, best first."""
+        trained = [adapter for record in self.best for adapter in self._of_recipe(record)]
+        scores = {adapter.trial_id: adapter.validation_metrics for adapter in trained}
+        if self._were_some_rows():
+            confirmed = self.folder.confirmations()
+            lacking = [adapter for adapter in trained if confirmed.validation(adapter.trial_id) is None]
+            pieces = [ValidationPiece(adapter, self.space.task, confirmed) for adapter in lacking]
+            self.crew.spread(pieces, self.check_stopped, shared=True)
+            scores = {name: confirmed.validation(name) or {} for name in scores}
+        made = [self._candidate(adapter, scores) for adapter in trained]
+        task = self.space.task
+        sign, worst = (-1.0, float("-inf")) if task.direction == "maximize" else (1.0, float("inf"))
+        return sorted(made, key=lambda c: (sign * c.validation_metrics.get(task.metric, worst), c.trial_id))
 
-        Raises:
-            StudyError: the trial's snapshot is gone.
+    def seal(self, candidates: Sequence[Candidate], run_of: RunOf) -> list[Candidate]:
+        """Have the finalist answer all test rows and every adapter written out, on all hosts; return the candidates.
+
+        Where the rule has a `max_latency`, who is the finalist shows when candidates are timed, and `promote` has it
+        answer the test rows.
+
+        Args:
+            run_of: Trial id to its MLflow run.
         """
-        confirmed = self.folder.confirmations()
-        if score and (done := confirmed.candidate(record.trial_id)):
-            return done
-        if not score and (self.folder.adapter_path(record.trial_id) / "manifest.json").exists():
-            return None
-        spec = self.crew.spec(record.trial_id, record.params)
-        confirmation = self.crew.confirm(spec, self._snapshot(spec), score=score)
-        refits = [confirmed.refit(other.trial_id) for other in self._refits(record)] if score else []
-        found = [refit for refit in refits if refit is not None]
-        manifest = self._manifest(record, spec, confirmation, tuple(refit.refit for refit in found), run_id)
-        files = {**confirmation.files, "README.md": model_card(manifest).encode()}
-        seal(self.folder.write_adapter(record.trial_id, files), manifest)
-        if not score:
-            return None
-        self._bring_factors(confirmation)
-        rows = ScoredRows.of(
-            confirmation.predictions, confirmation.labels, [refit.predictions for refit in found if refit.predictions]
-        )
-        candidate = self._candidate(manifest)
-        confirmed.write_candidate(candidate, rows.to_bytes())
-        return candidate
+        rule, confirmed = self.space.promotion, self.folder.confirmations()
+        chosen = choose(rule, self.space.task, candidates).finalist if rule.max_latency is None else None
+        name = chosen.trial_id if chosen else ""
+        if name and (done := confirmed.candidate(name)):
+            chosen = done
+        known, written = {c.trial_id: c for c in candidates}, dict[str, Confirmation]()
 
-    # ---- what `refits.train` asks ------------------------------------------------------------------------------------
-    def snapshot(self, spec: TrialSpec) -> bytes | None:
-        return self.folder.read_snapshot(spec.trial_id)
+        def keep(adapter: Trained, confirmation: Confirmation) -> None:
+            written[adapter.trial_id] = confirmation
+            if adapter.trial_id != name:  # its card has test scores, which may not be there yet
+                self._write(adapter, confirmation, known.get(adapter.trial_id), run_of)
 
-    def advanced(self, spec: TrialSpec, report: TrialReport, snapshot: bytes) -> None:
-        self.folder.write_snapshot(spec.trial_id, snapshot)
-        if report.step < spec.hyperparameters.max_steps:
-            return
-        confirmation = self.crew.confirm(spec, snapshot, score=True)
-        refit = Refit(spec.hyperparameters.seed, report.metrics, confirmation.test_metrics)
-        self.folder.confirmations().write_refit(spec.trial_id, ScoredRefit(refit, confirmation.predictions))
-
-    def failed(self, spec: TrialSpec, reason: str) -> None:
-        refit = Refit(spec.hyperparameters.seed, failed=reason)
-        self.folder.confirmations().write_refit(spec.trial_id, ScoredRefit(refit))
+        all_rows = row_pieces(self.crew.info.num_rows["test"]) if chosen and not chosen.test_metrics else []
+        answers = [
+            AnswerPiece(self._trained(name), rows, self.space.task, confirmed)
+            for rows in all_rows
+            if confirmed.answers(name, rows) is None
+        ]
+        ids = list(dict.fromkeys((*known, *(record.trial_id for record in self.trials))))
+        adapters = [AdapterPiece(self._trained(i), self.space.task, keep) for i in ids if not self._is_sealed(i)]
+        self.crew.spread([*answers, *adapters], self.check_stopped)
+        if chosen is not None and all_rows:
+            found = [part for rows in all_rows if (part := confirmed.answers(name, rows)) is not None]
+            metrics, rows = joined(found, self.space.task)
+            chosen = replace(chosen, test_metrics=metrics)
+            if name in written:
+                self._write(self._trained(name), written[name], chosen, run_of)
+            confirmed.write_candidate(chosen, rows.to_bytes())
+        return [chosen if chosen is not None and c.trial_id == name else c for c in candidates]
 
     def check_stopped(self) -> None:
         if self.stop.is_set():
@@ -116,68 +127,72 @@ class Confirming:
                 hint=f"go on with `loraxs-search resume {self.folder.name}`",
             )
 
-    # ---- inside ------------------------------------------------------------------------------------------------------
+    # ---- adapters ----------------------------------------------------------------------------------------------------
     def _refits(self, record: TrialRecord) -> list[TrialSpec]:
         spec = self.crew.spec(record.trial_id, record.params)
         return [refit_spec(spec, number) for number in range(1, self.space.promotion.seeds + 1)]
 
-    def _snapshot(self, spec: TrialSpec) -> bytes:
-        snapshot = self.folder.read_snapshot(spec.trial_id)
-        if snapshot is None:
-            raise StudyError(
-                f"A completed trial must have a snapshot, but {self.folder.path} has none of {spec.trial_id}."
-            )
-        return snapshot
+    def _of_recipe(self, record: TrialRecord) -> list[Trained]:
+        """Return a trial and its refits that came to their end."""
+        confirmed = self.folder.confirmations()
+        done = [s for s in self._refits(record) if (refit := confirmed.refit(s.trial_id)) and not refit.failed]
+        return [self._trained(name) for name in (record.trial_id, *(spec.trial_id for spec in done))]
+
+    def _trained(self, trial_id: str) -> Trained:
+        """Return an adapter with its last state.
+
+        Raises:
+            StudyError: that is gone.
+        """
+        if trial_id not in self._adapters:
+            record = next(r for r in self.trials if r.trial_id == trial_of(trial_id))
+            refit = self.folder.confirmations().refit(trial_id)
+            spec = self.crew.spec(record.trial_id, record.params)
+            if refit is not None:
+                spec = refit_spec(spec, int(trial_id.rpartition(".")[2]))
+            snapshot = self.folder.read_snapshot(trial_id)
+            if snapshot is None:
+                raise StudyError(
+                    f"A completed trial must have a snapshot, but {self.folder.path} has none of {trial_id}."
+                )
+            last = record.reports[-1]
+            metrics = refit.validation_metrics if refit is not None else last.metrics
+            self._adapters[trial_id] = Trained(spec, snapshot, metrics, last.size)
+        return self._adapters[trial_id]
+
+    def _were_some_rows(self) -> bool:
+        """Whether reports scored a part of the validation rows only."""
+        limit = self.space.task.validation_rows
+        return limit is not None and self.crew.info.num_rows["validation"] >= limit
+
+    # ---- records -----------------------------------------------------------------------------------------------------
+    def _candidate(self, adapter: Trained, scores: Mapping[str, Mapping[str, float]]) -> Candidate:
+        confirmed, trial_id = self.folder.confirmations(), trial_of(adapter.trial_id)
+        own = self._trained(trial_id)
+        recipe = {trial_id: Refit(own.spec.hyperparameters.seed)}
+        for number in range(1, self.space.promotion.seeds + 1):
+            if refit := confirmed.refit(f"{trial_id}.{number}"):
+                recipe[f"{trial_id}.{number}"] = refit
+        others = [
+            replace(refit, validation_metrics=scores.get(name, {}))
+            for name, refit in recipe.items()
+            if name != adapter.trial_id
+        ]
+        return make_candidate(self.folder, self.crew.info, adapter, scores[adapter.trial_id], others)
+
+    def _is_sealed(self, trial_id: str) -> bool:
+        return (self.folder.adapter_path(trial_id) / "manifest.json").exists()
+
+    def _write(self, adapter: Trained, confirmation: Confirmation, candidate: Candidate | None, run_of: RunOf) -> None:
+        if candidate is not None:
+            self._bring_factors(confirmation)
+        run_id = run_of(trial_of(adapter.trial_id))
+        manifest = make_manifest(self.folder, self.space, self.crew.info, adapter, confirmation, candidate, run_id)
+        files = {**confirmation.files, "README.md": model_card(manifest).encode()}
+        seal(self.folder.write_adapter(adapter.trial_id, files), manifest)
 
     def _bring_factors(self, confirmation: Confirmation) -> None:
         """Have the factors that the adapter stands on in this machine's cache: promotion registers them."""
         for key, checksum in confirmation.factors.items():
             if factors_at(key, checksum) is None:
                 install_factors(key, self.crew.factor_file(key))
-
-    def _candidate(self, manifest: Manifest) -> Candidate:
-        return Candidate(
-            study=self.folder.name,
-            trial_id=manifest.trial_id,
-            task=self.space.task.name,
-            test_metrics=manifest.test_metrics,
-            validation_metrics=manifest.validation_metrics,
-            stored_bytes=manifest.size.stored_bytes,
-            data_fingerprint=manifest.data_fingerprint,
-            base_digest=manifest.base_digest,
-            base_model=manifest.base_model.id,
-            refits=manifest.refits,
-            study_id=self.folder.info.study_id,
-        )
-
-    def _manifest(
-        self,
-        record: TrialRecord,
-        spec: TrialSpec,
-        confirmation: Confirmation,
-        refits: tuple[Refit, ...],
-        run_id: str | None,
-    ) -> Manifest:
-        info, space, hyper = self.crew.info, self.space, spec.hyperparameters
-        adapted = [module for module in info.modules if module.name in hyper.target_modules]
-        return Manifest(
-            task=space.task,
-            base_model=replace(space.base_model, revision=info.base.revision or space.base_model.revision),
-            base_digest=info.base.weight_digest,
-            data_fingerprint=info.data_fingerprint,
-            study=self.folder.name,
-            trial_id=record.trial_id,
-            params=record.params,
-            hyperparameters=hyper,
-            validation_metrics=record.reports[-1].metrics,
-            test_metrics=confirmation.test_metrics,
-            size=record.reports[-1].size,
-            probe=confirmation.probe,
-            versions=info.versions,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            run_id=run_id,
-            refits=refits,
-            base_bytes=info.base_bytes,
-            lora_parameters=sum(hyper.rank * (m.in_features + m.out_features) for m in adapted),
-            factors=confirmation.factors,
-        )

@@ -13,12 +13,12 @@ import ray
 
 from loraxs_search.base_model import check_packable
 from loraxs_search.home import home
-from loraxs_search.records import Confirmation, HostInfo, Identity, Scalar, Task, TrialSpec, Yardstick
+from loraxs_search.records import HostInfo, Identity, Scalar, Task, TrialSpec, Yardstick
 from loraxs_search.search.actors import StudyKeeper, here, pinned
 from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.search.identity import check_unchanged
+from loraxs_search.search.pieces import Piece, spread
 from loraxs_search.search.pool import HOST_LOST, HostPool
-from loraxs_search.search.refits import RefitKeeping, train
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyInfo
 from loraxs_search.tasks import data_warnings, overlap_counts
@@ -108,13 +108,13 @@ class Crew:
         """End the keeper now."""
         ray.kill(self._keeper)
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, *, score: bool) -> Confirmation:
-        """Have the first host write out a trained adapter and score it on the test split."""
-        return self._pool.confirm(spec, snapshot, self._space.task, score=score)
+    def spread(self, pieces: Sequence[Piece], check_stopped: Callable[[], None], *, shared: bool = False) -> None:
+        """Have every piece done on the pool's hosts; see `pieces.spread`.
 
-    def refit(self, specs: Sequence[TrialSpec], keeping: RefitKeeping) -> None:
-        """Train recipes from their seeds on the pool's hosts; see `refits.train`."""
-        train(self._pool, specs, self._space.task, self._study.search.report_every, keeping)
+        Args:
+            shared: Pieces share passes where hosts pack.
+        """
+        spread(self._pool, pieces, check_stopped, at_once=self._pool.trials_at_once if shared else 1)
 
     def factor_file(self, key: str) -> bytes:
         """Fetch a factor file from the first host."""

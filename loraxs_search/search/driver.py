@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
+from loraxs_search.registry import trial_of
 from loraxs_search.search.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space
@@ -32,7 +33,7 @@ class SearchResult:
 
     Args:
         trials: Every trial, in the order they were started.
-        candidates: The best by validation, scored on the test split, best first by validation.
+        candidates: The best trials and their refits, best first by validation. The finalist alone has test scores.
         wall_s: How long drivers have worked on it, all of them together.
         notice: Why the search ended before its budget, for people; empty when it did not.
     """
@@ -172,20 +173,18 @@ class Driver:
             )
 
     def _keep_adapters(self, folder: StudyFolder, crew: Crew, ledger: Ledger, tracker: Tracker) -> list[Candidate]:
-        from loraxs_search.search.candidates import Confirming, completed_trials
+        from loraxs_search.search.candidates import Finish, completed_trials
 
-        confirming = Confirming(crew, folder, self._space, self._stop)
-        rule, done = self._info.promotion, completed_trials(ledger.records.values(), self._info.task)
-        if rule.seeds and done:
-            self._view.phase(f"training the best {len(done[: rule.candidates])} again from {rule.seeds} fresh seeds")
-            confirming.refit(done[: rule.candidates])
-        self._view.phase("scoring the best trials on the test split")
-        candidates = []
-        for place, record in enumerate(done):
-            run_id = tracker.run_id(record.trial_id)
-            kept = confirming.keep(record, score=place < rule.candidates, run_id=run_id)
-            tracker.adapter_logged(record.trial_id, folder.adapter_path(record.trial_id))
-            candidates += [kept] if kept else []
+        trials = completed_trials(ledger.records.values(), self._info.task)
+        finish, seeds = Finish(crew, folder, self._space, trials, self._stop), self._info.promotion.seeds
+        if seeds and trials:
+            self._view.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
+            finish.refit()
+        self._view.phase("scoring the candidates on all validation rows")
+        candidates = finish.validate()
+        self._view.phase("scoring the finalist on the test rows, writing adapters")
+        candidates = finish.seal(candidates, tracker.run_id)
+        _log_adapters(folder, tracker, trials, candidates)
         folder.write_candidates(candidates)
         return candidates
 
@@ -221,8 +220,7 @@ def tell_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
     """Tell the tracker how a search that had come to its end stands; what it was told before changes nothing."""
     journal = folder.journal()
     result = _result(folder, journal)
-    for trial_id in (record.trial_id for record in result.trials if record.state is TrialState.COMPLETE):
-        tracker.adapter_logged(trial_id, folder.adapter_path(trial_id))
+    _log_adapters(folder, tracker, result.trials, result.candidates)
     tracker.yardsticks_measured(folder.yardsticks() or ())
     if tracker.search_state != "FINISHED":  # killed between the last candidate and this
         tracker.search_finished("FINISHED", _summary(result), at=journal.last_at)
@@ -237,6 +235,16 @@ def _result(folder: StudyFolder, journal: Journal) -> SearchResult:
         wall_s=journal.spent_s,
         notice=journal.notice or "",
     )
+
+
+def _log_adapters(
+    folder: StudyFolder, tracker: Tracker, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
+) -> None:
+    """Have MLflow keep the adapter of every completed trial, and the finalist where that is a refit."""
+    names = [record.trial_id for record in trials if record.state is TrialState.COMPLETE]
+    names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
+    for name in dict.fromkeys(names):
+        tracker.adapter_logged(name, folder.adapter_path(name), trial_of(name))
 
 
 def _summary(result: SearchResult) -> Mapping[str, Scalar]:

@@ -11,16 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnschedulableError, RayActorError
 
-from loraxs_search.records import (
-    MAX_AUTO_PACK_SIZE,
-    Basis,
-    Confirmation,
-    HostInfo,
-    SearchPlan,
-    Task,
-    TrialSpec,
-    Yardstick,
-)
+from loraxs_search.records import MAX_AUTO_PACK_SIZE, Basis, HostInfo, SearchPlan, Task, Yardstick
 from loraxs_search.search import shipping
 from loraxs_search.search.actors import HostDirectory, HostOrder, here, pinned
 from loraxs_search.search.cluster import NAMESPACE, living_nodes, nodes_to_come
@@ -89,10 +80,6 @@ class HostPool:
         A host that dies meanwhile is no loss: whatever needs a factor gets it.
         """
         return self._host().decompose.remote(task, names, rank, basis)
-
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation:
-        """Have one host write out a trained adapter and score it on the test split."""
-        return self._ask(lambda host: host.confirm.remote(spec, snapshot, task, score))  # type: ignore[no-any-return]
 
     def begin_yardsticks(self, task: Task) -> Any:
         """Have one host measure a task's yardsticks beside its trials; return Ray's reference to them."""

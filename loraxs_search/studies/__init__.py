@@ -5,8 +5,8 @@ studies/<name>/
     space.yaml            the space as launched
     journal.jsonl         what the driver decided, one event a line, in order
     snapshots/<id>.safetensors   a trial's whole state at its last report, with all its reports in the header
-    adapters/<id>/        sealed adapter folders of the trials that completed
-    confirmed/            scored candidates, their answers to the test rows, and their refits from other seeds
+    adapters/<id>/        sealed adapter folders of completed trials and of candidates
+    confirmed/            refits, scores on all validation rows, the finalist and its answers to the test rows
     optuna.jsonl          the sampler's memory, in Optuna's journal format
     study.lock            held by the one driver at work
 
@@ -15,7 +15,7 @@ What of it is not rebuilt from the rest can be mirrored in a storage (a shared f
 
 from __future__ import annotations
 
-from loraxs_search.studies.confirmations import Confirmations, ScoredRefit
+from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies, studies_root
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.mirror import mirrored
@@ -27,7 +27,6 @@ from loraxs_search.studies.takeover import check_new_in, fetch
 __all__ = [
     "Confirmations",
     "Journal",
-    "ScoredRefit",
     "Storage",
     "StudyFolder",
     "StudyInfo",

@@ -1,24 +1,17 @@
-"""What has been confirmed of a study's candidates, file by file: a killed driver finds here what it has done."""
+"""What has been found out of a study's candidates, file by file: a killed driver finds here what it has done."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from loraxs_search.home import write_atomic
-from loraxs_search.records import Candidate, Refit, from_json, to_json
-
-
-@dataclass(frozen=True)
-class ScoredRefit:
-    """A refit and its answer to each test row."""
-
-    refit: Refit
-    predictions: tuple[int, ...] | tuple[float, ...] = ()
+from loraxs_search.records import Answers, Candidate, Refit, from_json, to_json
 
 
 class Confirmations:
-    """Scored candidates and their refits in `confirmed/` of a study's folder.
+    """Refits, scores on all validation rows, answers to test rows, and the finalist, in `confirmed/` of a study.
 
     A file is written whole, once its work is done: what has none is to be done, what has one is not done again.
     """
@@ -27,24 +20,55 @@ class Confirmations:
         self._path = path
 
     def candidate(self, trial_id: str) -> Candidate | None:
-        """Return a candidate that has been scored and kept."""
+        """Return the finalist, once it has been scored on the test rows and kept."""
         path = self._path / f"{trial_id}.json"
         return from_json(Candidate, path.read_bytes()) if path.exists() else None
 
     def write_candidate(self, candidate: Candidate, rows: bytes) -> None:
-        """Keep a scored candidate and its answers, which are written first."""
+        """Keep the scored finalist and its answers, which are written first."""
         write_atomic(self.rows_path(candidate.trial_id), rows)
         write_atomic(self._path / f"{candidate.trial_id}.json", to_json(candidate, indent=2))
 
     def rows_path(self, trial_id: str) -> Path:
-        """Return where a candidate's answers to the test rows lie, as a safetensors file."""
+        """Return where the finalist's answers to the test rows lie, as a safetensors file."""
         return self._path / f"{trial_id}.safetensors"
 
-    def refit(self, name: str) -> ScoredRefit | None:
-        """Return a refit that has been trained and scored."""
+    def refit(self, name: str) -> Refit | None:
+        """Return a refit that has been trained."""
         path = self._path / f"{name}.refit.json"
-        return from_json(ScoredRefit, path.read_bytes()) if path.exists() else None
+        return from_json(_RefitFile, path.read_bytes()).refit if path.exists() else None
 
-    def write_refit(self, name: str, scored: ScoredRefit) -> None:
+    def write_refit(self, name: str, refit: Refit) -> None:
         """Keep a refit that has come to its end."""
-        write_atomic(self._path / f"{name}.refit.json", to_json(scored))
+        write_atomic(self._path / f"{name}.refit.json", to_json(_RefitFile(refit)))
+
+    def validation(self, name: str) -> Mapping[str, float] | None:
+        """Return a candidate's metrics on all validation rows; empty where it has none."""
+        path = self._path / f"{name}.validation.json"
+        return from_json(_ValidationFile, path.read_bytes()).metrics if path.exists() else None
+
+    def write_validation(self, name: str, metrics: Mapping[str, float]) -> None:
+        """Keep a candidate's metrics on all validation rows."""
+        write_atomic(self._path / f"{name}.validation.json", to_json(_ValidationFile(metrics)))
+
+    def answers(self, name: str, rows: range) -> Answers | None:
+        """Return the finalist's answers to these test rows."""
+        path = self._answers_path(name, rows)
+        return from_json(Answers, path.read_bytes()) if path.exists() else None
+
+    def write_answers(self, name: str, rows: range, answers: Answers) -> None:
+        """Keep the finalist's answers to these test rows."""
+        write_atomic(self._answers_path(name, rows), to_json(answers))
+
+    def _answers_path(self, name: str, rows: range) -> Path:
+        return self._path / f"{name}.test-{rows.start}-{rows.stop}.json"
+
+
+@dataclass(frozen=True)
+class _RefitFile:
+    refit: Refit
+
+
+@dataclass(frozen=True)
+class _ValidationFile:
+    metrics: Mapping[str, float]

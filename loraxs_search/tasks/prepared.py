@@ -46,14 +46,16 @@ class PreparedTask:
         task: As declared.
         head: What the task's kind means: loss, predictions, scores.
         data_fingerprint: sha256 over the texts and labels of all splits; `validation_rows` plays no part in it.
+        test_fingerprint: sha256 over those of the test split alone.
         report: What the splits share and repeat.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  # one place makes it
         self,
         task: Task,
         head: TaskHead,
         data_fingerprint: str,
+        test_fingerprint: str,
         tokens: Mapping[Split, TokenStore],
         labels: Mapping[Split, npt.NDArray[Any]],
         pad_id: int,
@@ -64,6 +66,7 @@ class PreparedTask:
         self.head = head
         self.data_fingerprint = data_fingerprint
         self.report = report or DataReport()
+        self.test_fingerprint = test_fingerprint
         self._tokens = dict(tokens)
         self._labels = dict(labels)
         self._pad_id, self._padding_side = pad_id, padding_side
@@ -146,7 +149,15 @@ def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path |
     for array in labels.values():
         array.flags.writeable = False
     return PreparedTask(
-        task, head, data.fingerprint, tokens, labels, int(tokenizer.pad_token_id), tokenizer.padding_side, data.report
+        task,
+        head,
+        data.fingerprint,
+        fingerprint(dict(data.rows), ("test",)),
+        tokens,
+        labels,
+        int(tokenizer.pad_token_id),
+        tokenizer.padding_side,
+        data.report,
     )
 
 

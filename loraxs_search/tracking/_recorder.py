@@ -106,9 +106,10 @@ class Recorder:
         folder = Path(event.folder)
         if not folder.is_dir():
             raise RefusedError(f"the adapter folder {folder} is gone")
-        run_id = self._runs.run(event.trial_id, event.at)
+        run_of = event.run_of or event.trial_id
+        run_id = self._runs.run(run_of, event.at)
         model_id = self._runs.log_model(event.trial_id, run_id, folder, _content_digest(folder))
-        self._runs.add(run_id, tags={MODEL_ID: model_id})
+        self._runs.add(run_id, tags={MODEL_ID if run_of == event.trial_id else f"{MODEL_ID}.refit": model_id})
 
     def _yardsticks_measured(self, event: YardsticksMeasured) -> None:
         run_id = self._runs.run(SEARCH, event.at)

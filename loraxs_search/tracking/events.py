@@ -74,11 +74,16 @@ class TrialAbandoned:
 
 @dataclass(frozen=True)
 class AdapterLogged:
-    """A trial's adapter lies in `folder`, to be kept as a logged model."""
+    """An adapter lies in `folder`, to be kept as a logged model of a trial's run.
+
+    Args:
+        trial_id: The adapter's; a refit's is kept in the run of `run_of`, the trial it repeats.
+    """
 
     at: float
     trial_id: str
     folder: str
+    run_of: str = ""
     event: Literal["adapter_logged"] = "adapter_logged"
 
 

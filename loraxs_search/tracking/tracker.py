@@ -131,9 +131,13 @@ class Tracker:
         if self._told[trial_id].ended is not state:
             self._append(TrialFinished(time.time(), trial_id, state, reason, wall_s, device_s))
 
-    def adapter_logged(self, trial_id: str, folder: Path) -> None:
-        """A trial's adapter lies in `folder`, where it must stay until it has been carried over."""
-        self._append(AdapterLogged(time.time(), trial_id, str(folder.resolve())))
+    def adapter_logged(self, trial_id: str, folder: Path, run_of: str = "") -> None:
+        """An adapter lies in `folder`, where it must stay until it has been carried over.
+
+        Args:
+            run_of: The trial whose run it belongs to; by default its own.
+        """
+        self._append(AdapterLogged(time.time(), trial_id, str(folder.resolve()), run_of))
 
     def yardsticks_measured(self, yardsticks: Sequence[Yardstick]) -> None:
         """The study's yardsticks are known; the same ones told twice count once."""

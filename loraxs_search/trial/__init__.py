@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraxs_search.trial.adapter_config import adapter_config
-from loraxs_search.trial.evaluate import answer, evaluate
+from loraxs_search.trial.evaluate import answer_rows, evaluate
 from loraxs_search.trial.latency import measure_latency
 from loraxs_search.trial.precision import choose_dtype
 from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_parameters, measure
@@ -17,7 +17,7 @@ __all__ = [
     "Snapshot",
     "TrialRun",
     "adapter_config",
-    "answer",
+    "answer_rows",
     "attach",
     "bare_body",
     "check_step",

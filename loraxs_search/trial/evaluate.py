@@ -42,20 +42,36 @@ def answer(
     Raises:
         TrialDivergedError: a metric or the loss is not finite.
     """
+    predictions, losses = answer_rows(model, data, split, np.arange(data.num_rows(split)), device, pool)
+    metrics = data.head.score(predictions, data.labels(split))
+    metrics = {name: metrics[name] for name in data.task.metrics} | {"loss": float(losses.mean())}
+    if bad := {k: v for k, v in metrics.items() if not np.isfinite(v)}:
+        raise TrialDivergedError(f"`{split} metrics` must be finite, but got {bad}.")
+    return metrics, predictions
+
+
+def answer_rows(
+    model: torch.nn.Module,
+    data: PreparedTask,
+    split: Split,
+    rows: npt.NDArray[np.int64],
+    device: torch.device,
+    pool: Executor | None = None,
+) -> tuple[Values, npt.NDArray[np.float32]]:
+    """Return the answer to each of these rows, and its loss, both of shape (rows,), in their order.
+
+    Raises:
+        TrialDivergedError: some logit is not finite.
+    """
 
     @torch.inference_mode()
-    def score(rows: npt.NDArray[np.int64]) -> tuple[Tensor, npt.NDArray[np.float32]]:
-        batch = data.collate(split, rows)
+    def score(positions: npt.NDArray[np.int64]) -> tuple[Tensor, npt.NDArray[np.float32]]:
+        batch = data.collate(split, rows[positions])
         out = model(**{k: v.to(device) for k, v in batch.inputs.items()}).logits.float()
         return out.cpu(), data.head.loss(out, batch.labels.to(device)).cpu().numpy()
 
     # Of more and smaller batches no thread is the last for long.
-    batches = eval_batches(data.lengths(split), EVAL_TOKENS // 2 if pool else EVAL_TOKENS)
+    batches = eval_batches(data.lengths(split)[rows], EVAL_TOKENS // 2 if pool else EVAL_TOKENS)
     logits, losses = zip(*(pool.map if pool else map)(score, batches), strict=True)
     order = np.argsort(np.concatenate(batches))
-    predictions = data.head.predictions(torch.cat(logits))[order]
-    metrics = data.head.score(predictions, data.labels(split))
-    metrics = {name: metrics[name] for name in data.task.metrics} | {"loss": float(np.concatenate(losses).mean())}
-    if bad := {k: v for k, v in metrics.items() if not np.isfinite(v)}:
-        raise TrialDivergedError(f"`{split} metrics` must be finite, but got {bad}.")
-    return metrics, predictions
+    return data.head.predictions(torch.cat(logits))[order], np.concatenate(losses)[order]

@@ -101,8 +101,8 @@ class TrialRun:
         device: torch.device,
         snapshot: Snapshot | None = None,
     ) -> None:
-        self.spec, self.model = spec, model
-        self._data, self._device = data, device
+        self.spec, self.model, self.data = spec, model, data
+        self._device = device
         hyper = spec.hyperparameters
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -126,7 +126,7 @@ class TrialRun:
         started, first = time.perf_counter(), self.step
         until = min(until, self.spec.hyperparameters.max_steps)
         total = sum(self._train_step() for _ in range(first, until))
-        metrics = evaluate(self.model, self._data, "validation", self._device)
+        metrics = evaluate(self.model, self.data, "validation", self._device)
         self._device_s += time.perf_counter() - started
         report = TrialReport(
             trial_id=self.spec.trial_id,
@@ -171,9 +171,9 @@ class TrialRun:
 
     def _train_step(self) -> float:
         hyper = self.spec.hyperparameters
-        batch = self._data.collate("train", self._batches.at(self.step))
+        batch = self.data.collate("train", self._batches.at(self.step))
         logits = self.model(**{k: v.to(self._device) for k, v in batch.inputs.items()}).logits.float()
-        loss = self._data.head.loss(logits, batch.labels.to(self._device)).mean()
+        loss = self.data.head.loss(logits, batch.labels.to(self._device)).mean()
         value = float(loss.detach())
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), hyper.max_grad_norm or math.inf)

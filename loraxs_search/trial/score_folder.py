@@ -24,6 +24,7 @@ class FolderScores:
     predictions: tuple[float, ...]
     labels: tuple[float, ...]
     data_fingerprint: str
+    test_fingerprint: str
 
 
 def score_folder(folder: Path, task: Task) -> FolderScores:
@@ -47,5 +48,9 @@ def score_folder(folder: Path, task: Task) -> FolderScores:
     model = load_adapter_folder(folder, base=base)
     metrics, predictions = answer(model, data, "test", torch.device("cpu"))
     return FolderScores(
-        metrics, tuple(predictions.tolist()), tuple(data.labels("test").tolist()), data.data_fingerprint
+        metrics,
+        tuple(predictions.tolist()),
+        tuple(data.labels("test").tolist()),
+        data.data_fingerprint,
+        data.test_fingerprint,
     )

@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from loraxs_search.records import (
     AdapterSize,
+    Answers,
     BaseModel,
     Basis,
     Confirmation,
@@ -73,11 +74,16 @@ class SimulatedHost:
         reports = (*(read_reports(snapshot) if snapshot else ()), report)
         return report, safetensors.numpy.save({"state": self._state}, {"trial": to_json({"reports": reports})})
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> Confirmation:
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> Confirmation:
         files = {"adapter_config.json": json.dumps(spec.params).encode(), "adapter_model.safetensors": snapshot}
-        scores = dict(read_reports(snapshot)[-1].metrics) if score else {}
-        answers = (0, 1) if score else ()
-        return Confirmation(spec.trial_id, scores, files, Probe((), ()), predictions=answers, labels=answers)
+        return Confirmation(spec.trial_id, files, Probe((), ()))
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> Answers:
+        labels = tuple(row % 2 for row in rows)
+        wrong = random.Random(f"{spec.trial_id}/{rows.start}")
+        share = read_reports(snapshot)[-1].metrics[task.metric]
+        said = tuple(label if wrong.random() < share else 1 - label for label in labels)
+        return Answers(said, labels, float(len(rows)))
 
     def yardsticks(self, task: Task) -> tuple[Yardstick, ...]:
         return (Yardstick("constant", {task.metric: 0.5}, {task.metric: 0.5}, answer=0),)

@@ -21,7 +21,7 @@ def test_launch_prints_a_leaderboard_and_tells_the_rest_on_stderr(searched):
     assert sorted(row.split()[0] for row in rows) == ["00000", "00001"]
     assert {row.split()[1] for row in rows} <= {"COMPLETE", "PRUNED"}
     told = searched.launched.stderr
-    for part in ("starting Ray", "study reviews: 2 trials on", "[2/2]", "scoring the best trials on the test split"):
+    for part in ("starting Ray", "study reviews: 2 trials on", "[2/2]", "scoring the finalist on the test rows"):
         assert part in told
     assert "browse the trials: loraxs-search ui\n" in told
     assert told.endswith("next: loraxs-search promote reviews\n")
@@ -130,7 +130,7 @@ def test_the_registry_is_listed_and_shown(searched):
     folder = searched.shell.ok("pull", "movie-reviews", "--base", "all-MiniLM-L6-v2").strip()
     assert searched.shell.ok("pull", "movie-reviews:1").strip() == folder
     card = (Path(folder) / "README.md").read_text()
-    assert "trained again from 1 fresh seeds" in card
+    assert "trained from 1 other seeds" in card
     assert re.search(r"base model \| 9\d,\d{3},\d{3} bytes", card)
 
 

@@ -72,3 +72,18 @@ def test_a_benchmark_says_what_it_does(name: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert f"python tests/benchmarks/{name}" in done.stdout
+
+
+def test_validation_rows_choose_without_bias_and_test_rows_decide_without_luck(tmp_path: Path) -> None:
+    """200 searches of equally good trials from a fixed seed: what took 8 trials' best by test rows is biased."""
+    found = run(tmp_path, "--quick", benchmark="bench_promotion")
+    before, now = found["test rows choose"], found["validation rows choose"]
+    assert isinstance(before, dict)
+    assert isinstance(now, dict)
+    assert before["8 candidates"]["bias"] > 1.0
+    assert before["8 candidates"]["error"] > 0.1
+    for size in ("1 candidates", "3 candidates", "8 candidates"):
+        assert abs(now[size]["bias"]) < 2.5 * now[size]["bias_se"]
+        assert now[size]["error"] <= 0.06
+    assert now["20 searches"]["drift"] < before["20 searches"]["drift"]
+    assert now["20 searches"]["false_promotions"] < before["20 searches"]["false_promotions"]

@@ -199,14 +199,17 @@ def all_trials_fail(world: World, rng: random.Random) -> Losses:
 
 # ---- e: several at once ----------------------------------------------------------------------------------------------
 def two_searches(world: World, rng: random.Random) -> Losses:
-    """Two searches on one cluster and one store, then two people who promote at the same time: one champion."""
+    """Two searches on one cluster and one store, then two people who promote at the same time: one champion.
+
+    Searches this short find nothing that is sure to be of use, so both promote by force.
+    """
     with stores.team_store(world.folder / "store") as store, nodes.cluster(world.folder / "c") as cluster:
         world.env |= cluster.env
         there = ("--address", cluster.address, "--tracking-uri", store.uri)
         pair = [world.launch(name, *there, space=world.space()) for name in ("one", "two")]
         for process in pair:
             world.finish(process)
-        promoting = [world.start("promote", name, "--tracking-uri", store.uri) for name in ("one", "two")]
+        promoting = [world.start("promote", name, "--force", "--tracking-uri", store.uri) for name in ("one", "two")]
         for process in promoting:
             world.finish(process)
         _one_champion(store.uri)

@@ -122,7 +122,7 @@ def test_a_node_that_joins_is_used_and_the_one_that_leaves_loses_nothing(
     assert {trial.state for trial in result.trials} == {TrialState.COMPLETE}
     agree("comes-and-goes", 9)
     assert search.view.most_at_once == 3
-    assert len(result.candidates) == 2
+    assert len([c for c in result.candidates if "." not in c.trial_id]) == 2
 
 
 def test_a_search_begins_without_workers_and_takes_one_host_for_each_gpu_that_comes(

@@ -40,7 +40,7 @@ for round_number in range(rounds):
     score = 0.5 + round_number / 10 + ((number + round_number) % promoters) / 100
     trial_id = f"p{number}r{round_number}"
     made = adapter(folder / trial_id, trial_id)
-    Registry(uri).settle(PromotionRule(), TASK, [candidate(trial_id, score)], {trial_id: made})
+    Registry(uri).settle(PromotionRule(confidence=0), TASK, [candidate(trial_id, score)], {trial_id: made})
 """
 
 
@@ -107,7 +107,7 @@ def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, 
     with pytest.raises(RegistryError, match="`task` must be one of: none"):
         registry.resolve("toy")
     decision, version = registry.settle(
-        PromotionRule(), TASK, [candidate("t0", 0.8)], {"t0": adapter(tmp_path / "t0", "t0")}
+        PromotionRule(confidence=0), TASK, [candidate("t0", 0.8)], {"t0": adapter(tmp_path / "t0", "t0")}
     )
     assert (decision.promoted, version) == (True, 1)
     assert verify(pull("toy", uri=server_with_accounts.uri)).trial_id == "t0"
@@ -117,7 +117,9 @@ def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, 
 def test_pulling_what_is_cached_and_listing_need_no_mlflow(make_mlflow_server, tmp_path):
     server = make_mlflow_server()
     server.start()
-    Registry(server.uri).settle(PromotionRule(), TASK, [candidate("t0", 0.8)], {"t0": adapter(tmp_path / "t0", "t0")})
+    Registry(server.uri).settle(
+        PromotionRule(confidence=0), TASK, [candidate("t0", 0.8)], {"t0": adapter(tmp_path / "t0", "t0")}
+    )
     pulled = pull("toy", uri=server.uri)
     code = "import sys; from loraxs_search.registry import Registry, pull; print(pull('toy', uri=sys.argv[1]))\n"
     code += "assert [found.task for found in Registry(sys.argv[1]).summaries()] == ['toy']\n"
@@ -132,7 +134,7 @@ def test_a_server_hands_out_the_factors_of_a_base(make_mlflow_server, tmp_path, 
     server.start()
     key, checksum = FactorStore().identify(torch.randn(12, 10, generator=torch.Generator().manual_seed(3)), rank=4)
     folder = adapter(tmp_path / "t0", "t0", factors={key: checksum})
-    Registry(server.uri).settle(PromotionRule(), TASK, [candidate("t0", 0.8)], {"t0": folder})
+    Registry(server.uri).settle(PromotionRule(confidence=0), TASK, [candidate("t0", 0.8)], {"t0": folder})
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "elsewhere"))
     assert lacks_factors(key, checksum)
     code = "import sys; from loraxs_search.registry import pull; pull('toy', uri=sys.argv[1])\n"

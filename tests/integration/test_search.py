@@ -19,12 +19,12 @@ from support.spaces import REVIEWS
 import loraxs_search
 from loraxs_search.errors import StudyError
 from loraxs_search.records import TrialRecord, TrialState
-from loraxs_search.registry import verify
+from loraxs_search.registry import ScoredRows, choose, verify
 from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, TrialsFailError, crew, launch, resume
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import connect
 
-REVIEWS_TRAIN = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews" / "train.jsonl.gz"
+REVIEWS_TEST = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews" / "test.jsonl.gz"
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
 
@@ -58,17 +58,24 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
     states = [trial.state for trial in result.trials]
     assert TrialState.COMPLETE in states
     assert TrialState.FAIL not in states
-    assert len(result.candidates) == min(2, states.count(TrialState.COMPLETE))
+    recipes = min(2, states.count(TrialState.COMPLETE))
+    assert sorted(c.trial_id.count(".") for c in result.candidates) == [0] * recipes + [1] * 2 * recipes
+    assert sum(bool(c.test_metrics) for c in result.candidates) == 1, "the finalist alone"
     folder = StudyFolder.open("whole")
     for candidate in result.candidates:
         manifest = verify(folder.adapter_path(candidate.trial_id))
         assert manifest.test_metrics == candidate.test_metrics
+        assert manifest.validation_metrics == candidate.validation_metrics
         assert manifest.refits == candidate.refits
         assert len({refit.seed for refit in candidate.refits} | {manifest.hyperparameters.seed}) == 3
         assert len(manifest.factors) == len(manifest.hyperparameters.target_modules)
         assert manifest.size.r_parameters == sum(
             manifest.hyperparameters.rank**2 for _ in manifest.hyperparameters.target_modules
         )
+    finalist = next(c for c in result.candidates if c.test_metrics)
+    assert choose(folder.info.promotion, folder.info.task, result.candidates).finalist == finalist
+    rows = ScoredRows.from_bytes(folder.confirmations().rows_path(finalist.trial_id).read_bytes())
+    assert finalist.test_metrics["accuracy"] == pytest.approx(float((rows.predictions == rows.labels).mean()))
 
 
 def test_rows_that_splits_share_are_told_and_recorded(
@@ -189,7 +196,7 @@ def test_the_time_budget_is_that_of_all_drivers_together(
 
 FRESH = """
 import json, sys, torch, loraxs_search
-from loraxs_search.registry import verify
+from loraxs_search.registry import ScoredRows, choose, verify
 folder = loraxs_search.pull(sys.argv[1])
 probe = verify(folder).probe
 model = loraxs_search.load_adapter(sys.argv[1])
@@ -206,7 +213,7 @@ def test_a_pulled_adapter_gives_the_trials_own_logits_in_a_fresh_process_merged_
     run: Callable[..., SearchResult],
 ) -> None:
     run("logits", "search.trials=2", "task.name=logits-reviews", "parameters.learning_rate=0.05")
-    assert loraxs_search.promote("logits").promoted
+    assert loraxs_search.promote("logits", force=True).promoted
     command = [sys.executable, "-c", FRESH, "logits-reviews"]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     unmerged, merged = json.loads(out)
@@ -223,25 +230,26 @@ def test_refits_in_a_pack_are_those_of_lone_hosts(run: Callable[..., SearchResul
     for candidate in lone.candidates:
         for one, other in zip(candidate.refits, found[candidate.trial_id], strict=True):
             assert one.seed == other.seed
-            assert other.test_metrics["loss"] == pytest.approx(one.test_metrics["loss"], rel=1e-4)
+            assert other.validation_metrics["loss"] == pytest.approx(one.validation_metrics["loss"], rel=1e-4)
 
 
 def test_no_refits_are_made_where_none_are_wanted(run: Callable[..., SearchResult]) -> None:
     none = run("no-refits", "search.trials=1", "promotion.seeds=0")
-    assert none.candidates[0].refits == ()
+    assert [(c.trial_id, c.refits) for c in none.candidates] == [("00000", ())]
 
 
 @pytest.mark.long
 def test_a_second_study_meets_the_champion_on_its_own_rows(run: Callable[..., SearchResult], tiny_base: Path) -> None:
     plan = ("search.trials=1", "task.name=met-reviews", "promotion.seeds=1", "parameters.learning_rate=0.05")
     run("met-first", *plan)
-    assert loraxs_search.promote("met-first").aliases == ("champion", f"champion-{tiny_base.name}")
+    assert loraxs_search.promote("met-first", force=True).aliases == ("champion", f"champion-{tiny_base.name}")
     run("met-second", *plan, "search.seed=1")
     decision = loraxs_search.promote("met-second")
     assert decision.p_value is not None
-    run("met-elsewhere", *plan, "search.seed=2", f"task.data.data_files.validation={REVIEWS_TRAIN}")
+    run("met-elsewhere", *plan, "search.seed=2", f"task.data.data_files.test={REVIEWS_TEST}")
     anew = loraxs_search.promote("met-elsewhere")
-    assert "is of other data and was scored anew on these test rows" in anew.reasons[0]
+    assert "has no answers to these test rows: it was scored anew" in anew.reasons[1]
+    assert anew.looks[0].number == 1
     assert anew.p_value is not None
     (summary,) = [s for s in loraxs_search.ls() if s.task == "met-reviews"]
     (champion,) = [v for v in loraxs_search.show("met-reviews") if "champion" in v.aliases]
@@ -251,7 +259,7 @@ def test_a_second_study_meets_the_champion_on_its_own_rows(run: Callable[..., Se
 
 def test_a_promoted_adapter_predicts(run: Callable[..., SearchResult]) -> None:
     run("served", "search.trials=2", "task.name=served-reviews")
-    decision = loraxs_search.promote("served")
+    decision = loraxs_search.promote("served", force=True)
     assert decision.promoted
     path = loraxs_search.pull("served-reviews")
     assert path == loraxs_search.pull("served-reviews")

@@ -27,7 +27,8 @@ from loraxs_search.records import (
     SearchPlan,
     TrialSpec,
 )
-from loraxs_search.registry import lacks_factors, seal
+from loraxs_search.registry import ScoredRows, lacks_factors, seal, verify
+from loraxs_search.search.finishing import joined
 from loraxs_search.search.refits import refit_spec
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.trial import measure_latency, score_folder
@@ -40,6 +41,16 @@ def confirmed(world: Any) -> tuple[TrialSpec, Confirmation, TrialHost]:
     spec = world.spec("7", learning_rate=0.05)
     _, snapshot = host.advance(spec, 20, None)
     return spec, host.confirm(spec, snapshot), host
+
+
+@pytest.fixture
+def scores(world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost]) -> tuple[dict[str, float], ScoredRows]:
+    """Metrics and answers on the test split, in two parts as two hosts give them."""
+    spec, _, host = confirmed
+    _, snapshot = host.advance(spec, 20, None)
+    num_rows = world.data.num_rows("test")
+    parts = [host.answer(spec, snapshot, rows) for rows in (range(5), range(5, num_rows))]
+    return joined(parts, world.data.task)
 
 
 @pytest.fixture
@@ -59,7 +70,7 @@ def folder(world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost], tmp
         params={},
         hyperparameters=spec.hyperparameters,
         validation_metrics={},
-        test_metrics=confirmation.test_metrics,
+        test_metrics={},
         size=host.advance(spec, 20, None)[0].size,
         probe=confirmation.probe,
         versions={},
@@ -70,24 +81,22 @@ def folder(world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost], tmp
 
 
 def test_answers_come_in_test_order_and_add_up_to_the_score(
-    world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost]
+    world: Any, scores: tuple[dict[str, float], ScoredRows]
 ) -> None:
-    _, confirmation, _ = confirmed
-    labels = world.data.labels("test")
-    assert confirmation.labels == tuple(labels.tolist())
-    assert len(confirmation.predictions) == world.data.num_rows("test")
-    share = np.mean(np.array(confirmation.predictions) == labels)
-    assert confirmation.test_metrics["accuracy"] == pytest.approx(share)
+    metrics, rows = scores
+    np.testing.assert_array_equal(rows.labels, world.data.labels("test"))
+    assert metrics["accuracy"] == pytest.approx(np.mean(rows.predictions == rows.labels))
 
 
 def test_a_folder_scored_anew_gives_the_same_answers(
-    world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost], folder: Path
+    world: Any, scores: tuple[dict[str, float], ScoredRows], folder: Path
 ) -> None:
-    _, confirmation, _ = confirmed
+    metrics, rows = scores
     anew = score_folder(folder, world.data.task)
-    assert anew.metrics == pytest.approx(confirmation.test_metrics, rel=1e-6)
-    assert (anew.predictions, anew.labels) == (confirmation.predictions, confirmation.labels)
+    assert anew.metrics == pytest.approx(metrics, rel=1e-6)
+    assert (anew.predictions, anew.labels) == (tuple(rows.predictions.tolist()), tuple(rows.labels.tolist()))
     assert anew.data_fingerprint == world.data.data_fingerprint
+    assert anew.test_fingerprint == world.data.test_fingerprint
     other = dataclasses.replace(world.data.task, labels=("x", "y"))
     with pytest.raises(TaskDataError, match="must have the labels the adapter was trained for"):
         score_folder(folder, other)
@@ -116,29 +125,56 @@ def test_promoting_times_candidates_once_where_the_rule_asks_for_it(
     store_uri: str,
     world: Any,
     confirmed: tuple[TrialSpec, Confirmation, TrialHost],
+    scores: tuple[dict[str, float], ScoredRows],
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("loraxs_search.trial.latency._AGREEMENT", 10.0)  # a busy machine is no fault of what is tested
-    spec, confirmation, host = confirmed
+    spec, _, host = confirmed
     task, base, rule = world.data.task, BaseModelRef(world.base.path), PromotionRule(max_latency=20)
     study = StudyFolder.create(
         StudyInfo("s", "id", task, base, SearchPlan(), rule, "space.yaml", "/", store_uri, 0.0), ""
     )
     shutil.copytree(folder, study.adapter_path(spec.trial_id))
     digest, data = host.info().base.weight_digest, world.data.data_fingerprint
-    candidate = Candidate("s", spec.trial_id, task.name, confirmation.test_metrics, {}, 100, data, digest, base.id)
-    gone = dataclasses.replace(candidate, trial_id="gone")
-    study.write_candidates([candidate, gone])
-    first = promote("s")
-    kept, lost = study.candidates() or []
+    rows_fingerprint = world.data.test_fingerprint
+    numbers = {"accuracy": 0.9}
+    candidate = Candidate(
+        "s", spec.trial_id, task.name, {}, numbers, 100, data, digest, base.id, test_fingerprint=rows_fingerprint
+    )
+    refit, gone = (dataclasses.replace(candidate, trial_id=name) for name in (f"{spec.trial_id}.1", "gone"))
+    study.write_candidates([candidate, refit, gone])
+    first = promote("s", force=True)
+    kept, same, lost = study.candidates() or []
     assert (first.promoted, first.latency) == (True, kept.latency.ratio)
     assert f"{first.latency:.3f} times the bare base's time" in first.reasons[1]
+    assert same.latency == kept.latency, "a refit has the size of its trial, and takes its time"
     assert lost.latency.failed in first.reasons[0], "what could not be timed is out, and why"
+    assert kept.test_metrics == pytest.approx(scores[0], rel=1e-6), "the finalist, known by now, answers the test rows"
+    assert not same.test_metrics
+    assert verify(study.adapter_path(spec.trial_id)).test_metrics == kept.test_metrics
     again = promote("s", force=True)
     assert (again.promoted, again.latency) == (False, first.latency), "deciding again decides on the same numbers"
     assert history(task.name) == [first, again]
     assert show(task.name)[0].candidate.latency == kept.latency
+
+
+def test_test_rows_that_were_changed_since_the_search_decide_nothing(
+    store_uri: str,
+    world: Any,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("loraxs_search.trial.latency._AGREEMENT", 10.0)
+    task, base, rule = world.data.task, BaseModelRef(world.base.path), PromotionRule(max_latency=20)
+    study = StudyFolder.create(
+        StudyInfo("s", "id", task, base, SearchPlan(), rule, "space.yaml", "/", store_uri, 0.0), ""
+    )
+    shutil.copytree(folder, study.adapter_path("7"))
+    candidate = Candidate("s", "7", task.name, {}, {"accuracy": 0.9}, 100, "d", "b", test_fingerprint="of other rows")
+    study.write_candidates([candidate])
+    with pytest.raises(TaskDataError, match="must be those of the search"):
+        promote("s")
 
 
 def test_the_factors_it_names_are_those_on_disk(confirmed: tuple[TrialSpec, Confirmation, TrialHost]) -> None:

@@ -111,11 +111,11 @@ def test_confirming_between_rounds_disturbs_nobody(world: Any, make_host: Make, 
     _, state = host.advance(spec, 5, None)
     with ThreadPoolExecutor(2) as callers:
         going = callers.submit(host.advance, other, 30, None)
-        confirmation = host.confirm(spec, state)
+        confirmation, answers = host.confirm(spec, state), host.answer(spec, state, range(20))
         disturbed = going.result()[1]
     lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
     expected = lone.confirm(spec, state)
-    assert confirmation.test_metrics == expected.test_metrics
+    assert answers == lone.answer(spec, state, range(20))
     assert confirmation.files == expected.files
     assert distance(disturbed, lone.advance(other, 30, None)[1]) < 1e-5
 
@@ -181,8 +181,10 @@ def test_trials_of_several_tasks_share_a_host(world: Any, make_host: Make, other
         assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
         confirmed, expected_by_lone = host.confirm(spec, reference, task), lone.confirm(spec, reference)
         assert confirmed.files == expected_by_lone.files
+        answers, by_lone = host.answer(spec, reference, range(20), task), lone.answer(spec, reference, range(20))
         # Its thread may have another number of threads below it: equal up to rounding.
-        assert confirmed.test_metrics == pytest.approx(expected_by_lone.test_metrics, rel=1e-5)
+        assert answers.predictions == pytest.approx(by_lone.predictions, rel=1e-5)
+        assert (answers.labels, answers.loss) == (by_lone.labels, pytest.approx(by_lone.loss, rel=1e-5))
         assert confirmed.probe.input_ids == expected_by_lone.probe.input_ids
         assert torch.allclose(torch.tensor(confirmed.probe.logits), torch.tensor(expected_by_lone.probe.logits))
         assert host.info(task) == replace(lone.info(), num_slots=4, full_slots=host.info().full_slots)
@@ -235,3 +237,22 @@ def test_the_base_is_decomposed_as_it_is_while_slots_are_seated(
     host.decompose(world.names, 8, "top")
     assert set(fresh_home.glob("factors/*/*")) == stored
     host.close()
+
+
+def test_a_finished_trial_is_scored_on_all_validation_rows_when_asked(world: Any, make_host: Make) -> None:
+    some = replace(world.data.task, validation_rows=5)
+    base = BaseModelRef(id=world.base.path)
+    lone = TrialHost(base, some, precision="float32", device="cpu")
+    packed = PackedHost(base, some, slots=2, precision="float32", device="cpu")
+    every_row = TrialHost(base, world.data.task, precision="float32", device="cpu")
+    spec = world.spec("1")
+    try:
+        for host in (lone, packed):
+            report, state = host.advance(spec, 4, None)
+            expected = every_row.advance(spec, 4, None)[0].metrics
+            whole, _ = host.advance(spec, 4, state, replace(some, validation_rows=None))
+            assert whole.metrics == pytest.approx(expected, rel=1e-5)
+            assert whole.metrics["loss"] != pytest.approx(report.metrics["loss"], rel=1e-5)
+            assert host.advance(spec, 4, state)[0].metrics == pytest.approx(report.metrics, rel=1e-5)
+    finally:
+        packed.close()

@@ -54,4 +54,5 @@ def adapter(folder: Path, trial_id: str, content: bytes = bytes(100), **changes:
 
 def candidate(trial_id: str, accuracy: float) -> Candidate:
     """Return a candidate that such an adapter is of."""
-    return Candidate("s1", trial_id, "toy", {"accuracy": accuracy}, {}, 400, "data", "base", "org/base")
+    scores = {"accuracy": accuracy}
+    return Candidate("s1", trial_id, "toy", scores, scores, 400, "data", "base", "org/base")

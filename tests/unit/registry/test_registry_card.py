@@ -1,21 +1,22 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from dataclasses import replace
 
-from loraxs_search.records import Latency, Refit, Yardstick
+from loraxs_search.records import Decision, Latency, Look, Refit, Yardstick
 from loraxs_search.registry import model_card
-from loraxs_search.registry.card import card_with_latency
+from loraxs_search.registry.card import promoted_card
 
-REFITS = (Refit(1, {"accuracy": 0.8}, {"accuracy": 0.78}), Refit(2, failed="diverged"))
+REFITS = (Refit(1, {"accuracy": 0.79}), Refit(2, failed="diverged"))
 
 
 def test_the_card_says_task_scores_size_and_origin(manifest):
     card = model_card(manifest("t7", lora_parameters=6400, base_bytes=80_000, refits=REFITS))
-    assert "| accuracy | 0.8000 | 0.7900 ± 0.0141 | 0.8100 |" in card
-    assert "| f1 | - | - | 0.8000 |" in card
-    assert "trained again from 2 fresh seeds, 1 of them diverged (accuracy 0.7800)" in card
+    assert "| accuracy | 0.8000 | 0.8100 | 0.8000 ± 0.0141 |" in card
+    assert "| f1 | - | 0.8000 | 0.8000 |" in card
+    assert "from 2 other seeds, 1 of them diverged (accuracy 0.7900)" in card
     assert "| base model | 80,000 bytes, 200 times what is stored |" in card
     assert "| R (trained between frozen factors) | 32 parameters |" in card
     assert "| stored, R and head | 400 bytes |" in card
@@ -27,13 +28,16 @@ def test_the_card_says_task_scores_size_and_origin(manifest):
     assert "/data/" not in card  # a card is handed out: it names no folder of the machine it was made on
 
 
-def test_a_measured_latency_stands_before_how_to_load(manifest):
-    card = model_card(manifest())
-    timed = card_with_latency(card, Latency(1.23456, 8, 64, 25))
+def test_what_promoting_finds_out_stands_before_how_to_load(manifest):
+    card, made = model_card(manifest()), Decision("t", "s", True, "t7", 0.8, None, "accuracy", ())
+    timed = promoted_card(card, made, Latency(1.23456, 8, 64, 25))
     assert "8 rows of 64 tokens takes 1.235 times the bare base's time" in timed
     assert timed.index("## Size") < timed.index("## Latency") < timed.index("## Load it")
     assert timed.replace(timed[timed.index("## Latency") : timed.index("## Load it")], "") == card
-    assert card_with_latency(card, None) == card_with_latency(card, Latency(failed="no base")) == card
+    assert promoted_card(card, made, None) == promoted_card(card, made, Latency(failed="no base")) == card
+    third = dataclasses.replace(made, looks=(Look("champion", "s/t7", "s/t1", 3, 1 - 0.05 / 3),))
+    assert "Decision 3 on these rows, held to a confidence of 0.9833." in promoted_card(card, third, None)
+    assert "promoted by force" in promoted_card(card, dataclasses.replace(third, forced=True), None)
 
 
 def test_the_card_has_yardsticks_beside_the_adapters_score(manifest):

@@ -19,7 +19,7 @@ LABELS = np.arange(400) % 2
 
 def rows(right: int) -> ScoredRows:
     predictions = np.where(np.arange(len(LABELS)) < right, LABELS, 1 - LABELS)
-    return ScoredRows(predictions, LABELS, np.empty((0, len(LABELS)), np.int64))
+    return ScoredRows(predictions, LABELS)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_champion_of_other_data_is_scored_anew_and_then_compared(registry, pro
     decision, version = promote("t1", 320, rescore=rescore)
     assert asked == [(1, "t0")]
     assert (decision.promoted, decision.champion_metric, version) == (True, 0.70, 2)
-    assert decision.reasons[0] == "the champion movie-reviews:1 is of other data and was scored anew on these test rows"
+    assert decision.reasons[1] == "the champion movie-reviews:1 has no answers to these test rows: it was scored anew"
 
 
 def test_a_champion_that_cannot_be_scored_anew_stays(registry, promote):
@@ -133,7 +133,7 @@ def test_a_champion_that_cannot_be_scored_anew_stays(registry, promote):
 
     decision, _ = promote("t1", 390, rescore=rescore)
     assert not decision.promoted
-    assert "could not be scored anew: its base is not here." in decision.reasons[0]
+    assert "could not be scored anew: its base is not here." in decision.reasons[1]
     assert "not comparable" in decision.reasons[-1]
     forced, version = promote("t2", 390, rescore=rescore, forced=True)
     assert (forced.promoted, forced.forced, version) == (True, True, 2)
@@ -143,7 +143,7 @@ def test_a_champion_on_another_base_that_is_not_here_is_met_with_its_recorded_ro
     promote("t0", 320)
     decision, _ = promote("t1", 360, base="org/Large")
     assert decision.promoted
-    assert "nobody here can score it" in decision.reasons[0]
+    assert "nobody here can score it" in decision.reasons[1]
     assert decision.p_value == pytest.approx(2**-40)
 
 
@@ -173,7 +173,7 @@ def test_two_people_who_name_their_studies_alike_meet_each_other(registry, task,
 
 # ---- lists -----------------------------------------------------------------------------------------------------------
 def test_the_list_has_every_task_with_its_champion(registry, promote, task, candidate, store_uri):
-    refits = (Refit(7, {}, {"accuracy": 0.78}), Refit(8, failed="diverged"))
+    refits = (Refit(7, {"accuracy": 0.78}), Refit(8, failed="diverged"))
     promote("t0", 320, refits=refits)
     other = dataclasses.replace(task, name="another")
     registry.settle(PromotionRule(max_bytes=1), other, [candidate("t9", task="another")], {})

@@ -61,7 +61,9 @@ def elsewhere(monkeypatch, tmp_path):
 def promote(store_uri, task, candidate, make_folder):
     def settle(trial_id, accuracy, factors):
         folder = make_folder(trial_id, factors=factors)
-        Registry(store_uri).settle(PromotionRule(), task, [candidate(trial_id, accuracy)], {trial_id: folder})
+        Registry(store_uri).settle(
+            PromotionRule(confidence=0), task, [candidate(trial_id, accuracy)], {trial_id: folder}
+        )
 
     return settle
 

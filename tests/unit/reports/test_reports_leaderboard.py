@@ -50,11 +50,20 @@ def test_the_order_turns_with_the_direction():
     assert leaderboard(TRIALS, task)[0].score == pytest.approx(0.4)
 
 
-def test_a_row_has_the_last_report_and_the_test_score_of_candidates():
-    candidate = Candidate("s", "00003", "t", {"pearson": 0.55}, {}, 80, "data", "base")
-    row = leaderboard(TRIALS, TASK, [candidate])[0]
+def test_a_row_has_the_last_report_and_the_test_score_of_the_finalist():
+    finalist = Candidate("s", "00003", "t", {"pearson": 0.55}, {}, 80, "data", "base")
+    row = leaderboard(TRIALS, TASK, [finalist])[0]
     assert (row.step, row.score, row.test_score, row.r_parameters, row.stored_bytes) == (2, 0.6, 0.55, 16, 80)
-    assert (row.seconds, row.reason, row.params) == (7.0, "why", {"rank": 4})
+    assert (row.seconds, row.reason, row.params, row.finalist) == (7.0, "why", {"rank": 4}, "00003")
+
+
+def test_a_refit_that_is_the_finalist_stands_in_the_row_of_its_trial():
+    refit = Candidate("s", "00003.2", "t", {"pearson": 0.55}, {}, 80, "data", "base")
+    rows = leaderboard(TRIALS, TASK, [refit, replace(refit, trial_id="00001", test_metrics={})])
+    assert [(row.trial_id, row.test_score, row.finalist) for row in rows[:2]] == [
+        ("00003", 0.55, "00003.2"),
+        ("00001", None, ""),
+    ]
 
 
 def test_a_trial_without_a_report_has_no_numbers():

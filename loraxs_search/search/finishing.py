@@ -1,0 +1,107 @@
+"""The pieces of a search's end: scores on all validation rows, answers to test rows, adapter files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loraxs_search.records import AdapterSize, Answers, Confirmation, Task, TrialReport, TrialSpec
+from loraxs_search.registry import ScoredRows
+from loraxs_search.studies import Confirmations
+
+_MIN_ROWS, _MAX_PIECES = 256, 16
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter that has come to its last step: a trial's, or a refit's.
+
+    Args:
+        validation_metrics: Of its last report.
+    """
+
+    spec: TrialSpec
+    snapshot: bytes
+    validation_metrics: Mapping[str, float]
+    size: AdapterSize
+
+    @property
+    def trial_id(self) -> str:
+        return self.spec.trial_id
+
+
+@dataclass(frozen=True)
+class ValidationPiece:
+    """Score an adapter on all validation rows, in the passes that score trials."""
+
+    trained: Trained
+    task: Task
+    confirmed: Confirmations
+
+    def ask(self, host: Any) -> Any:
+        spec = self.trained.spec
+        every_row = replace(self.task, validation_rows=None)
+        return host.advance.remote(spec, spec.hyperparameters.max_steps, self.trained.snapshot, every_row)
+
+    def take(self, answer: tuple[TrialReport, bytes]) -> bool:
+        self.confirmed.write_validation(self.trained.trial_id, answer[0].metrics)
+        return False
+
+    def failed(self, error: Exception) -> None:
+        self.confirmed.write_validation(self.trained.trial_id, {})
+
+
+@dataclass(frozen=True)
+class AnswerPiece:
+    """Have some test rows answered by the finalist."""
+
+    trained: Trained
+    rows: range
+    task: Task
+    confirmed: Confirmations
+
+    def ask(self, host: Any) -> Any:
+        return host.answer.remote(self.trained.spec, self.trained.snapshot, self.rows, self.task)
+
+    def take(self, answer: Answers) -> bool:
+        self.confirmed.write_answers(self.trained.trial_id, self.rows, answer)
+        return False
+
+    def failed(self, error: Exception) -> None:
+        raise error
+
+
+@dataclass(frozen=True)
+class AdapterPiece:
+    """Have an adapter written out, and give it to `keep`."""
+
+    trained: Trained
+    task: Task
+    keep: Callable[[Trained, Confirmation], None]
+
+    def ask(self, host: Any) -> Any:
+        return host.confirm.remote(self.trained.spec, self.trained.snapshot, self.task)
+
+    def take(self, answer: Confirmation) -> bool:
+        self.keep(self.trained, answer)
+        return False
+
+    def failed(self, error: Exception) -> None:
+        raise error
+
+
+def row_pieces(num_rows: int) -> list[range]:
+    """Return consecutive parts of a split: enough for many hosts, the same ones whatever hosts there are."""
+    size = max(_MIN_ROWS, -(-num_rows // _MAX_PIECES))
+    return [range(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
+
+def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], ScoredRows]:
+    """Return the metrics and the rows that consecutive answers make up."""
+    from loraxs_search.tasks.metrics import METRICS
+
+    predictions = [value for part in parts for value in part.predictions]
+    rows = ScoredRows.of(predictions, [value for part in parts for value in part.labels])
+    metrics = {name: METRICS[name].score(rows.predictions, rows.labels) for name in task.metrics}
+    return metrics | {"loss": sum(part.loss for part in parts) / max(1, len(predictions))}, rows

@@ -1,0 +1,230 @@
+"""Is the announced score right, and how often does luck become champion? Simulated with the project's own rule.
+
+    python tests/benchmarks/bench_promotion.py [--searches 4000] [--chains 1000] [--seed 0] [--json FILE]
+    python tests/benchmarks/bench_promotion.py --quick
+
+All adapters of a simulated search are equally good: 80 % of all rows right, and two of them agree on 83 % (a row has a
+difficulty of its own). There are 1,000 validation and 1,000 test rows. So a finalist's test score should be 80 % in the
+mean, and replacing a champion is an error. Rule *test rows choose*: the best trials are scored on the test rows, the
+best there is announced and held against the champion on the same rows. Rule *validation rows choose*: the best trials
+and two refits of each are scored on validation rows; the best there is scored on the test rows, alone.
+
+- bias: announced score of the finalist above the truth, in points, over all finalists;
+- new champion's bias: the same over those that were promoted, which luck has helped to be;
+- error: how often an equally good finalist replaces the champion.
+
+A chain is 20 searches one after another on the same rows, from no champion. Its drift is the last champion's announced
+score above the truth. In a chain of losses each finalist is smaller and 0.3 points worse than the present champion;
+what counts is how much worse the last champion is than the first, with a tolerance of 0.5 points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loraxs_search.records import Candidate, DataSource, Decision, PromotionRule, Task
+from loraxs_search.registry import RegisteredAdapter, Scored, ScoredRows, Terms, choose, decide
+from loraxs_search.registry.anchor import Anchor
+from loraxs_search.registry.contest import Contest, Opponent
+
+TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
+SEEDS, CHAIN, LOSS, TOLERANCE = 2, 20, 0.003, 0.005
+TASK = Task(
+    name="simulated",
+    kind="sequence-classification",
+    source=DataSource(),
+    text="text",
+    label="label",
+    metric="accuracy",
+    direction="maximize",
+    metrics=("accuracy",),
+    labels=("a", "b"),
+)
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass
+class World:
+    """Rows, each with its chance of being answered rightly by any adapter."""
+
+    random: np.random.Generator
+
+    def __post_init__(self) -> None:
+        # Beta(a, b) of mean TRUTH: two answers agree with probability 1 - 2 E[p] + 2 E[p^2].
+        variance = (AGREEMENT - 1) / 2 + TRUTH - TRUTH**2
+        total = TRUTH * (1 - TRUTH) / variance - 1
+        self.validation, self.test = self.random.beta(TRUTH * total, (1 - TRUTH) * total, (2, ROWS))
+        self.labels = self.random.integers(0, 2, ROWS)
+        self.made = 0
+
+    def adapters(self, count: int, stored_bytes: int = 1000, worse: float = 0.0) -> list[Scored]:
+        """Return equally good adapters, answers to both splits drawn; `worse` takes that much from their truth."""
+        keeps = 1 - worse / TRUTH
+        right = self.random.random((count, ROWS)) < self.test * keeps
+        validation = (self.random.random((count, ROWS)) < self.validation * keeps).mean(1)
+        return [self._adapter(right[n], float(validation[n]), stored_bytes) for n in range(count)]
+
+    def _adapter(self, right: npt.NDArray[np.bool_], validation: float, stored_bytes: int) -> Scored:
+        self.made += 1
+        name, scores = f"{self.made:05d}", ({"accuracy": float(right.mean())}, {"accuracy": validation})
+        rows = ScoredRows(np.where(right, self.labels, 1 - self.labels), self.labels)
+        return Scored(Candidate(name, name, TASK.name, *scores, stored_bytes, "data", "base"), rows)
+
+
+def score(adapter: Scored) -> float:
+    """Return the announced score."""
+    return adapter.candidate.test_metrics["accuracy"]
+
+
+# ---- the two rules ---------------------------------------------------------------------------------------------------
+class ValidationRowsChoose:
+    """The rule as it is."""
+
+    def __init__(self, tolerance: float = 0.0) -> None:
+        self.rule = PromotionRule(tolerance=tolerance)
+        self.past: list[Decision] = []
+        self.champion: Scored | None = None
+        self._version = 0
+
+    def finalist(self, world: World, num_trials: int) -> Scored:
+        """Return the finalist of a search of equally good trials and their refits."""
+        found = world.adapters(num_trials * (1 + SEEDS))
+        chosen = choose(self.rule, TASK, [adapter.candidate for adapter in found]).finalist
+        return next(adapter for adapter in found if adapter.candidate == chosen)
+
+    def promoted(self, finalist: Scored, champion: Scored) -> bool:
+        """Whether a finalist replaces a champion at the first look at these rows."""
+        return decide(self.rule, TASK, finalist, champion).promoted
+
+    def meet(self, finalist: Scored) -> bool:
+        """Decide between a finalist and the champion of the chain; whether the first replaces the second."""
+        opponents = {}
+        if self.champion is not None:
+            held, last = self.champion.candidate, self.past[-1]
+            adapter = RegisteredAdapter(TASK.name, self._version, ("champion",), "", held, last, "")
+            opponents = {"champion": Opponent(adapter, self.champion)}
+        decision = Contest(self.rule, TASK, finalist, False, self.past).settle(opponents)
+        if decision.promoted:
+            self._version, self.champion = self._version + 1, finalist
+            decision = _of_version(decision, self._version)
+        self.past.append(decision)
+        return decision.promoted
+
+
+class TestRowsChoose(ValidationRowsChoose):
+    """The rule before: the same test rows choose, announce and decide, however often."""
+
+    __test__ = False  # it is no test case
+
+    def finalist(self, world: World, num_trials: int) -> Scored:
+        return max(world.adapters(num_trials), key=score)
+
+    def meet(self, finalist: Scored) -> bool:
+        if self.champion is not None:
+            terms = Terms(anchor=Anchor(1, score(self.champion)))  # tolerance counts from the champion before
+            if not decide(self.rule, TASK, finalist, self.champion, terms).promoted:
+                return False
+        self.champion = finalist
+        return True
+
+
+def _of_version(decision: Decision, version: int) -> Decision:
+    from dataclasses import replace
+
+    return replace(decision, version=version)
+
+
+Rule = Callable[..., ValidationRowsChoose]
+RULES: dict[str, Rule] = {"test rows choose": TestRowsChoose, "validation rows choose": ValidationRowsChoose}
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------
+def one_search(rule: Rule, num_trials: int, num_searches: int, seed: int) -> dict[str, float]:
+    """Return bias and error over searches on rows of their own, each against a champion as good as its trials."""
+    biases, of_champions = [], []
+    for number in range(num_searches):
+        world, judge = World(np.random.default_rng((seed, number))), rule()
+        finalist, (champion,) = judge.finalist(world, num_trials), world.adapters(1)
+        biases.append(100 * (score(finalist) - TRUTH))
+        if judge.promoted(finalist, champion):
+            of_champions.append(biases[-1])
+    return {
+        "bias": statistics.fmean(biases),
+        "bias_se": statistics.stdev(biases) / num_searches**0.5,
+        "champions_bias": statistics.fmean(of_champions) if of_champions else 0.0,
+        "error": len(of_champions) / num_searches,
+    }
+
+
+def chain(rule: Rule, num_trials: int, num_chains: int, seed: int) -> dict[str, float]:
+    """Return drift and false promotions over chains of searches on the same rows."""
+    drifts, promotions = [], []
+    for number in range(num_chains):
+        world, judge = World(np.random.default_rng((seed, number))), rule()
+        made = [judge.meet(judge.finalist(world, num_trials)) for _ in range(CHAIN)]
+        assert judge.champion is not None
+        drifts.append(100 * (score(judge.champion) - TRUTH))
+        promotions.append(sum(made) - 1)
+    return {
+        "drift": statistics.fmean(drifts),
+        "drift_se": statistics.stdev(drifts) / num_chains**0.5,
+        "false_promotions": statistics.fmean(promotions),
+    }
+
+
+def chain_of_losses(rule: Rule, num_chains: int, seed: int) -> dict[str, float]:
+    """Return how much worse the last champion is than the first where each finalist is a little worse and smaller."""
+    losses = []
+    for number in range(num_chains):
+        world, judge, lost = World(np.random.default_rng((seed, number))), rule(tolerance=TOLERANCE), 0
+        judge.meet(world.adapters(1)[0])
+        for step in range(1, CHAIN):
+            lost += judge.meet(world.adapters(1, stored_bytes=1000 - step, worse=LOSS * (lost + 1))[0])
+        losses.append(100 * LOSS * lost)
+    return {"loss": statistics.fmean(losses), "largest_loss": max(losses)}
+
+
+def measure(num_searches: int, num_chains: int, seed: int) -> dict[str, Any]:
+    """Return every number, by rule and by the number of trials that are candidates."""
+    return {
+        name: {
+            **{f"{n} candidates": one_search(rule, n, num_searches, seed) for n in (1, 3, 8)},
+            "20 searches": chain(rule, 3, num_chains, seed + 1),
+            "20 losses": chain_of_losses(rule, num_chains, seed + 2),
+        }
+        for name, rule in RULES.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--searches", type=int, default=4000)
+    parser.add_argument("--chains", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="200 searches and 40 chains")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    sizes = (200, 40) if arguments.quick else (arguments.searches, arguments.chains)
+    found = measure(*sizes, arguments.seed)
+    for rule, rows in found.items():
+        print(f"\n{rule}")
+        for name, values in rows.items():
+            print(f"  {name:<14}", "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+    print(f"\n{time.perf_counter() - started:.0f} s")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Who the finalist of a search is: validation rows choose."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loraxs_search.records import Candidate, DataSource, Latency, PromotionRule, Task
+from loraxs_search.registry import choose
+
+TASK = Task(
+    name="toy",
+    kind="sequence-classification",
+    source=DataSource(hub="toy"),
+    text="text",
+    label="label",
+    metric="accuracy",
+    direction="maximize",
+    metrics=("accuracy",),
+    labels=("a", "b"),
+)
+
+
+def _candidate(trial_id: str, accuracy: float, stored_bytes: int = 1000, **other) -> Candidate:
+    fields = {
+        "study": "s1",
+        "trial_id": trial_id,
+        "task": "toy",
+        "test_metrics": {},
+        "validation_metrics": {"accuracy": accuracy},
+        "stored_bytes": stored_bytes,
+        "data_fingerprint": "data",
+        "base_digest": "base",
+    }
+    return Candidate(**(fields | other))
+
+
+def _chosen(rule: PromotionRule, candidates: list[Candidate], task: Task = TASK) -> str | None:
+    finalist = choose(rule, task, candidates).finalist
+    return finalist.trial_id if finalist else None
+
+
+# ---- examples --------------------------------------------------------------------------------------------------------
+def test_the_best_on_validation_rows_is_chosen_whatever_it_reaches_on_test_rows():
+    found = [_candidate("t0", 0.7, test_metrics={"accuracy": 0.9}), _candidate("t0.1", 0.8)]
+    assert _chosen(PromotionRule(), found) == "t0.1"
+    assert choose(PromotionRule(), TASK, found).reasons == (
+        "best of 2 on validation rows: t0.1 (accuracy 0.8000, 1,000 bytes)",
+    )
+
+
+def test_within_tolerance_the_smallest_is_chosen():
+    found = [_candidate("t0", 0.805, 3000), _candidate("t1", 0.800, 1000), _candidate("t2", 0.799, 10)]
+    choice = choose(PromotionRule(tolerance=0.005), TASK, found)
+    assert choice.finalist == found[1]  # 0.805 - 0.800 > 0.005 in floating point, and yet within it
+    assert "smallest within tolerance=0.005" in choice.reasons[1]
+
+
+def test_equal_size_goes_to_the_better_metric_then_the_lower_id():
+    same = [_candidate("t2", 0.80), _candidate("t1", 0.80), _candidate("t0", 0.79)]
+    assert _chosen(PromotionRule(tolerance=0.1), same) == "t1"
+
+
+def test_minimised_metrics_turn_the_order_round():
+    task = dataclasses.replace(TASK, metric="error", direction="minimize")
+    found = [_candidate(f"t{n}", 0, validation_metrics={"error": n / 10}) for n in (3, 1, 2)]
+    assert _chosen(PromotionRule(), found, task) == "t1"
+
+
+def test_another_metric_is_read_in_its_own_direction_unless_the_rule_says():
+    scores = {"t0": {"accuracy": 0.8, "mse": 0.1}, "t1": {"accuracy": 0.7, "mse": 0.2}}
+    found = [_candidate(name, 0, validation_metrics=metrics) for name, metrics in scores.items()]
+    assert _chosen(PromotionRule(metric="mse"), found) == "t0"
+    assert _chosen(PromotionRule(metric="mse", direction="maximize"), found) == "t1"
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"validation_metrics": {}}, "no validation accuracy"),
+        ({"validation_metrics": {"accuracy": math.nan}}, "is nan"),
+        ({"stored_bytes": 5000}, "more than max_bytes=4,000"),
+        ({"task": "elsewhere"}, "of task elsewhere"),
+    ],
+)
+def test_what_may_not_take_part_is_named_with_its_reason(other, why):
+    bad = dataclasses.replace(_candidate("bad", 0.99), **other)
+    choice = choose(PromotionRule(max_bytes=4000), TASK, [bad, _candidate("t0", 0.5)])
+    assert choice.finalist is not None
+    assert choice.finalist.trial_id == "t0"
+    assert why in choice.reasons[0]
+    assert choose(PromotionRule(max_bytes=4000), TASK, [bad]).finalist is None
+
+
+@pytest.mark.parametrize(
+    ("latency", "why"),
+    [
+        (Latency(1.151), "takes 1.151 times the bare base's time, more than max_latency=1.15"),
+        (Latency(math.nan), "more than max_latency"),
+        (Latency(failed="its base is not here"), "known to be within max_latency=1.15, but its base is not here"),
+        (None, "but it was not measured"),
+    ],
+)
+def test_what_is_too_slow_or_was_not_timed_may_not_take_part(latency, why):
+    rule, quick = PromotionRule(max_latency=1.15), _candidate("t0", 0.5, latency=Latency(1.15))
+    slow = _candidate("slow", 0.99, latency=latency)
+    choice = choose(rule, TASK, [slow, quick])
+    assert choice.finalist == quick
+    assert why in choice.reasons[0]
+    assert "t0 (accuracy 0.5000, 1,000 bytes, 1.150 times the bare base's time)" in choice.reasons[1]
+    assert choose(rule, TASK, [slow]).finalist is None
+    assert _chosen(PromotionRule(), [slow, quick]) == "slow"
+
+
+def test_without_candidates_there_is_no_finalist():
+    assert choose(PromotionRule(), TASK, []).finalist is None
+
+
+# ---- laws ------------------------------------------------------------------------------------------------------------
+law = settings(deadline=None, max_examples=100)  # a busy machine is no fault of the rule
+scores = st.one_of(st.integers(0, 100).map(lambda n: n / 100), st.floats(0, 1), st.just(math.nan))
+latencies = st.one_of(st.none(), st.just(Latency(failed="no base")), st.floats(0.9, 2).map(Latency))
+
+
+@st.composite
+def candidates(draw) -> list[Candidate]:
+    sizes = st.integers(1, 50).map(lambda n: n * 100)
+    drawn = draw(st.lists(st.tuples(scores, sizes, latencies), max_size=6))
+    return [_candidate(f"t{n}", score, size, latency=latency) for n, (score, size, latency) in enumerate(drawn)]
+
+
+rules = st.builds(
+    PromotionRule,
+    tolerance=st.sampled_from([0.0, 0.005, 0.05]),
+    max_bytes=st.sampled_from([None, 500, 3000]),
+    max_latency=st.sampled_from([None, None, 1.15]),
+)
+
+
+@law
+@given(rules, candidates(), st.randoms())
+def test_the_order_of_candidates_does_not_matter(rule, found, random):
+    shuffled = list(found)
+    random.shuffle(shuffled)
+    assert choose(rule, TASK, shuffled) == choose(rule, TASK, found)
+
+
+@law
+@given(rules, candidates(), st.floats(0, 1))
+def test_test_scores_play_no_part(rule, found, score):
+    scored = [dataclasses.replace(c, test_metrics={"accuracy": score + n}) for n, c in enumerate(found)]
+    assert choose(rule, TASK, scored).reasons == choose(rule, TASK, found).reasons
+
+
+@law
+@given(rules, candidates())
+def test_nothing_above_max_bytes_or_max_latency_or_without_a_score_is_ever_chosen(rule, found):
+    finalist = choose(rule, TASK, found).finalist
+    if finalist is not None:
+        assert math.isfinite(finalist.validation_metrics["accuracy"])
+        assert rule.max_bytes is None or finalist.stored_bytes <= rule.max_bytes
+        assert rule.max_latency is None or finalist.latency.ratio <= rule.max_latency + 1e-6

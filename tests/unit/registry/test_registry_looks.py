@@ -1,0 +1,237 @@
+"""Looks at the same test rows, and what tolerance counts from: through the registry, and as pure functions."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import numpy as np
+import pytest
+
+from loraxs_search.records import Decision, Look, PromotionRule
+from loraxs_search.registry import Registry, Rescored, ScoredRows, _turns
+from loraxs_search.registry._client import connect
+from loraxs_search.registry.anchor import Anchor, find_anchor
+from loraxs_search.registry.criterion import Criterion
+from loraxs_search.registry.looks import Looks
+
+RULE = PromotionRule()
+LABELS = np.arange(400) % 2
+
+
+def rows(right: int) -> ScoredRows:
+    return ScoredRows(np.where(np.arange(len(LABELS)) < right, LABELS, 1 - LABELS), LABELS)
+
+
+@pytest.fixture
+def registry(store_uri):
+    return Registry(store_uri)
+
+
+@pytest.fixture
+def promote(registry, task, candidate, make_folder, tmp_path):
+    """Decide on one finalist with its answers to 400 rows; again with the same name, on the same study."""
+
+    def settle(trial_id, right, *, rule=RULE, forced=False, test="rows", base="org/Tiny", rescore=None, **other):
+        digest = f"digest of {base}"
+        own = {"base_model": base, "base_digest": digest, "test_fingerprint": test, "data_fingerprint": test}
+        found = candidate(trial_id, right / len(LABELS), **(own | other))
+        path, folder = tmp_path / f"{trial_id}.safetensors", tmp_path / "made" / trial_id
+        path.write_bytes(rows(right).to_bytes())
+        folders = {trial_id: folder if folder.exists() else make_folder(trial_id, base_digest=digest)}
+        return registry.settle(rule, task, [found], folders, forced, {trial_id: path}, rescore)[0]
+
+    return settle
+
+
+def numbers(decision: Decision) -> list[int]:
+    return [look.number for look in decision.looks]
+
+
+# ---- looks -----------------------------------------------------------------------------------------------------------
+def test_each_comparison_on_the_same_rows_is_held_to_more(promote):
+    assert numbers(promote("t0", 300)) == [1]
+    assert numbers(promote("t1", 302)) == [2]
+    third = promote("t2", 305)  # p = 1/32: enough for a first look, not for a third
+    assert (numbers(third), third.promoted) == ([3], False)
+    assert third.looks[0].confidence == pytest.approx(1 - 0.05 / 3)
+    assert "decision 3 on these test rows" in third.reasons[-1]
+
+
+def test_deciding_again_on_the_same_study_is_the_same_look(registry, promote):
+    promote("t0", 300)
+    first = promote("t1", 303)
+    for again in (promote("t1", 303), promote("t1", 303)):
+        assert (again.promoted, again.looks, again.reasons) == (first.promoted, first.looks, first.reasons)
+    assert numbers(promote("t2", 304)) == [3]
+    forced = promote("t1", 303, forced=True)
+    assert (forced.promoted, forced.forced, numbers(forced)) == (True, True, [2])
+    assert numbers(promote("t1", 303)) == [], "the champion is compared with nobody"
+    assert numbers(promote("t2", 304)) == [4], "with another champion it is another comparison"
+    assert len(registry.history("movie-reviews")) == 8
+
+
+def test_new_test_rows_start_the_count_anew(promote):
+    promote("t0", 300)
+    promote("t1", 302)
+    rescored = Rescored({"accuracy": 0.7}, "new rows", rows(280), "new rows")
+    decision = promote("t2", 330, test="new rows", rescore=lambda _: rescored)
+    assert (numbers(decision), decision.promoted) == ([1], True)
+    assert numbers(promote("t3", 302)) == [], "and the champion, whose answers to the old rows are not here, stays"
+
+
+def test_more_train_rows_leave_the_count_as_it_is(promote):
+    promote("t0", 300)
+    assert numbers(promote("t1", 302, data_fingerprint="more train rows")) == [2]
+
+
+def test_a_bases_own_championship_is_a_look_of_its_own(promote):
+    promote("t0", 340)
+    decision = promote("t1", 300, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "rows", rows(340)))
+    assert [(look.alias, look.opponent, look.number) for look in decision.looks] == [
+        ("champion", "s1/t0", 2),
+        ("champion-large", "constant", 3),
+    ]
+    assert decision.aliases == ("champion-large",)
+
+
+def test_a_search_that_found_nothing_is_not_promoted_and_counts_as_a_look(registry, promote):
+    refused = promote("t0", 205)
+    assert (refused.promoted, numbers(refused)) == (False, [1])
+    assert registry.champion("movie-reviews") is None
+    assert promote("t0", 205, forced=True).forced
+    assert registry.history("movie-reviews")[-1].forced
+
+
+def test_the_number_stands_on_the_version(registry, promote, store_uri):
+    promote("t0", 300)
+    promote("t1", 399)
+    described = connect(store_uri).get_model_version("movie-reviews", "2").description
+    assert "Decision 2 on these rows, held to a confidence of 0.975." in described
+    assert registry.champion("movie-reviews").decision.looks[0].number == 2
+
+
+def test_a_promoter_that_is_killed_before_it_is_champion_spends_no_look(promote, monkeypatch):
+    promote("t0", 300)
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_turns, "file_turn", lambda database: contextlib.nullcontext(killed))
+        promote("t1", 399)
+    assert numbers(promote("t2", 302)) == [2]
+    assert numbers(promote("t1", 399)) == [3]
+
+
+def test_a_promoter_that_is_killed_before_it_is_written_down_has_spent_its_look(registry, promote, monkeypatch):
+    promote("t0", 300)
+
+    def killed(_decision: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(registry, "_record", killed)
+        promote("t1", 399)
+    assert numbers(promote("t2", 302)) == [3]
+
+
+def test_promoters_at_once_never_share_a_number(store_uri, task, candidate, make_folder, tmp_path):
+    folders = {f"t{n}": make_folder(f"t{n}") for n in range(5)}
+    faults: list[Exception] = []
+
+    def promote(number: int) -> None:
+        try:
+            path, right = tmp_path / f"{number}.safetensors", 300 + number
+            path.write_bytes(rows(right).to_bytes())
+            own = candidate(f"t{number}", right / 400)
+            Registry(store_uri).settle(RULE, task, [own], folders, rows={own.trial_id: path})
+        except Exception as error:  # noqa: BLE001 (a thread's error is shown by the test)
+            faults.append(error)
+
+    threads = [threading.Thread(target=promote, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    looks = [look.number for decision in Registry(store_uri).history("movie-reviews") for look in decision.looks]
+    assert sorted(looks) == [1, 2, 3, 4, 5]
+
+
+# ---- what tolerance counts from --------------------------------------------------------------------------------------
+SMALLER = PromotionRule(tolerance=0.01)
+
+
+def test_small_losses_do_not_add_up(promote):
+    """Each champion is a little smaller and 0.5 points worse than the one before."""
+    assert promote("t0", 340, rule=SMALLER, stored_bytes=1000).promoted
+    promoted = [promote(f"t{n}", 340 - 2 * n, rule=SMALLER, stored_bytes=1000 - n).promoted for n in range(1, 6)]
+    assert promoted == [True, True, False, False, False]
+
+
+def test_a_champion_that_was_rolled_back_is_no_anchor(registry, promote):
+    promote("t0", 330, rule=SMALLER)
+    assert promote("t1", 340, rule=SMALLER).promoted
+    registry.rollback("movie-reviews")
+    assert promote("t2", 328, rule=SMALLER, stored_bytes=900).looks[0].anchor_version == 1
+
+
+def test_a_champion_that_was_removed_is_no_anchor(registry, promote):
+    promote("t0", 330, rule=SMALLER)
+    promote("t1", 340, rule=SMALLER)
+    promote("t2", 338, rule=SMALLER, stored_bytes=900)
+    registry.remove("movie-reviews:2")
+    assert promote("t3", 334, rule=SMALLER, stored_bytes=800).looks[0].anchor_version == 3
+
+
+def test_a_forced_champion_is_no_anchor(promote):
+    forced = promote("t0", 205, rule=SMALLER, forced=True)
+    assert forced.forced
+    refused = promote("t1", 205, rule=SMALLER, stored_bytes=900)
+    assert not refused.promoted
+    assert "no score that tolerance could count from" in refused.reasons[-1]
+
+
+def test_on_new_rows_the_champion_as_it_is_scored_there_is_the_anchor_also_later(promote):
+    promote("t0", 390, rule=SMALLER, test="old rows")
+
+    def rescore(_):
+        return Rescored({"accuracy": 340 / 400}, "rows", rows(340), "rows")
+
+    first = promote("t1", 337, rule=SMALLER, stored_bytes=900, rescore=rescore)
+    assert (first.promoted, first.looks[0].anchor_version, first.looks[0].anchor_metric) == (True, 1, 0.85)
+    second = promote("t2", 334, rule=SMALLER, stored_bytes=800)
+    assert (second.promoted, second.looks[0].anchor_version) == (False, 1)
+
+
+# ---- pure ------------------------------------------------------------------------------------------------------------
+def made(version: int, score: float, **other) -> Decision:
+    fields = {"reasons": (), "aliases": ("champion",), "version": version, "test_fingerprint": "rows"}
+    return Decision("t", "s", True, f"t{version}", score, None, **({"metric": "accuracy"} | fields | other))
+
+
+def test_the_anchor_is_the_best_that_held_this_name_on_these_rows():
+    criterion = Criterion("accuracy", 1.0)
+    past = [
+        made(1, 0.80),
+        made(2, 0.82, aliases=("champion-tiny",)),
+        made(3, 0.90, test_fingerprint="other rows"),
+        made(4, 0.95, metric="f1"),
+        made(5, 0.81),
+        made(6, 0.79),
+    ]
+    assert find_anchor("champion", criterion, "rows", past, Anchor(6, 0.79)) == Anchor(5, 0.81)
+    assert find_anchor("champion", Criterion("accuracy", -1.0), "rows", past, None) == Anchor(6, 0.79)
+    assert find_anchor("champion", criterion, "nowhere", past, None) is None
+    back = [*past, made(5, 0.81, action="rollback"), made(6, 0.79, action="rollback")]
+    assert find_anchor("champion", criterion, "rows", back, Anchor(6, 0.79)) == Anchor(1, 0.80)
+
+
+def test_looks_of_other_rows_and_the_same_two_again_are_not_counted():
+    look = Look("champion", "s/t1", "s/t0", 1, 0.95)
+    past = [made(1, 0.8, looks=(look,)), made(1, 0.8, looks=(look,)), made(2, 0.8, test_fingerprint="x", looks=(look,))]
+    looks = Looks(past, "rows")
+    assert looks.number("s/t1", "s/t0") == 1
+    assert looks.number("s/t2", "s/t0") == 2
+    assert Looks([], "rows").number("s/t2", "s/t0") == 1
