@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -14,7 +14,8 @@ from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit
 from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError
 
 if TYPE_CHECKING:
-    from loraxs_search.records import BaseModel, DataReport, Split
+    from loraxs_search.records import BaseModel, DataReport, LinearModule, Split
+    from loraxs_search.search.placement import PackSize
     from loraxs_search.search_space import Space, SpaceDescription
 
 DataOption = Annotated[bool, typer.Option("--data", help="Read the task's data as well: columns, labels, splits.")]
@@ -40,12 +41,13 @@ def command(
     description = describe(
         loaded, modules, heads={head: head_shapes(base, task.kind, len(task.labels), head) for head in get_args(Head)}
     )
-    rows = _check_rows(loaded, base) if data else None
+    rows = _check_rows(loaded, base, modules, description.largest.size.head_parameters) if data else None
     value = {
         "space": loaded.name,
         "base_digest": base.weight_digest,
         "rows": rows and rows.scored,
         "data": rows and rows.report,
+        "pack_size": rows and rows.pack_size,
         "warnings": rows.warnings if rows else [],
         "description": description,
     }
@@ -57,11 +59,17 @@ def command(
 
 @dataclass(frozen=True)
 class _Rows:
-    """What was seen of the data; `scored` is the number of rows of each split, of validation those that are scored."""
+    """What was seen of the data.
+
+    Args:
+        scored: The number of rows of each split, of validation those that are scored.
+        pack_size: How many trials would share this machine; None where it has an accelerator.
+    """
 
     scored: dict[Split, int]
     report: DataReport
     warnings: list[str]
+    pack_size: PackSize | None
 
 
 def _base_and_data(space: Space, data: bool) -> BaseModel:
@@ -87,13 +95,15 @@ def _base_and_data(space: Space, data: bool) -> BaseModel:
     return base
 
 
-def _check_rows(space: Space, base: BaseModel) -> _Rows:
+def _check_rows(space: Space, base: BaseModel, modules: Sequence[LinearModule], head_parameters: int) -> _Rows:
     from loraxs_search.base_model import load_tokenizer
+    from loraxs_search.search.expected import expected_pack_size
     from loraxs_search.tasks import data_warnings, prepare
 
     prepared = prepare(space.task, load_tokenizer(base))
     scored: dict[Split, int] = {split: prepared.num_rows(split) for split in ("train", "validation", "test")}
-    return _Rows(scored, prepared.report, data_warnings(prepared.report, scored))
+    pack_size = expected_pack_size(space, modules, head_parameters, float(prepared.lengths("train").mean()))
+    return _Rows(scored, prepared.report, data_warnings(prepared.report, scored), pack_size)
 
 
 def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> None:
@@ -127,8 +137,20 @@ def _facts(space: Space, base: BaseModel, description: SpaceDescription, rows: _
         "base model": f"{base.id}, weights {base.weight_digest[:12]}",
         "searched": f"{', '.join(searched) or 'nothing'}: {size}",
         "budget": f"{plan.trials} trials of at most {plan.max_steps} steps, scored every {plan.report_every}",
+        "pack size": _pack_size(plan.pack_size, rows),
     }
     return facts if rows is None else facts | _counts(rows)
+
+
+def _pack_size(asked: int | Literal["auto"], rows: _Rows | None) -> str:
+    """Say how many trials would share this machine's device, and why."""
+    if rows is None:
+        later = ": as many trials at once as fill the device; --data says how many here"
+        return f"{asked}{later if asked == 'auto' else ''}"
+    if rows.pack_size is None:
+        return f"{asked}: decided when the base is on the accelerator"
+    size, why = rows.pack_size.size, rows.pack_size.reason
+    return f"{asked}: {size} at once on this machine ({why})" if asked == "auto" or why else str(asked)
 
 
 def _counts(rows: _Rows) -> dict[str, str]:

@@ -1,9 +1,24 @@
-"""Trial hosts: the frozen base shared by many trials."""
+"""Trial hosts: the frozen base shared by many trials.
+
+The names load on first use: how many trials fit a device is known without PEFT.
+"""
 
 from __future__ import annotations
 
-from loraxs_search.packing.host import TrialHost
-from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.packed_host import PackedHost
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loraxs_search.packing.host import TrialHost
+    from loraxs_search.packing.pack import Pack
+    from loraxs_search.packing.packed_host import PackedHost
 
 __all__ = ["Pack", "PackedHost", "TrialHost"]
+
+_HOMES = {"Pack": "pack", "PackedHost": "packed_host", "TrialHost": "host"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

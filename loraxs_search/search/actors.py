@@ -13,7 +13,6 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
-from loraxs_search.memory import available_bytes
 from loraxs_search.records import (
     MAX_AUTO_PACK_SIZE,
     Answers,
@@ -34,7 +33,7 @@ from loraxs_search.search.cluster import living_nodes
 from loraxs_search.search.findings import Expected, NodeFacts, failures, judge
 from loraxs_search.search.identity import difference
 from loraxs_search.search.leases import Leases
-from loraxs_search.search.placement import host_shape
+from loraxs_search.search.placement import host_shape, processes_that_fit
 from loraxs_search.studies import StudyFolder
 
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
@@ -43,7 +42,6 @@ _HOST_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 MAX_CALLERS = 1000
 _GATHER_S = 1.0  # between the first calls of trials whose processes start together
-_PROCESS_BYTES, _SHARE = 75 << 20, 0.9  # what a trial's process takes, and of the free memory all may take
 
 
 def here() -> str:
@@ -113,11 +111,6 @@ def training_host(order: HostOrder, task: Task, threads: int) -> Host:
     return PackedHost(
         order.base, task, slots=slots, precision=order.precision, largest=order.largest, gather_s=_GATHER_S
     )
-
-
-def processes_that_fit() -> int:
-    """Return how many trials this node's memory has room for now, at least one: each has a process of its own."""
-    return max(1, int(_SHARE * available_bytes() / _PROCESS_BYTES))
 
 
 def check_versions(node: str, expected: Mapping[str, str]) -> None:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loraxs_search.errors import ClusterError
+from loraxs_search.memory import available_bytes
 from loraxs_search.records import SearchDevice
 
 COUNT_EVERY_S = 3.0
+_PROCESS_BYTES, _SHARE = 75 << 20, 0.9  # what a trial's process takes, and of the free memory all may take
 _UNITS = 10_000  # Ray counts resources in ten-thousandths
 
 
@@ -97,6 +99,11 @@ def check_can_run(nodes: Iterable[Node], to_come: Iterable[Node], concurrent: in
             hint="start Ray with --num-cpus or --num-gpus above 0; where workers are still to be started for the "
             "search, say how many trials they shall hold with --set search.concurrent=N",
         )
+
+
+def processes_that_fit() -> int:
+    """Return how many trials this node's memory has room for now, at least one: each has a process of its own."""
+    return max(1, int(_SHARE * available_bytes() / _PROCESS_BYTES))
 
 
 @dataclass(frozen=True)

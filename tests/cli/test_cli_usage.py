@@ -161,3 +161,12 @@ def test_check_counts_shared_and_repeated_rows_and_warns(say, tiny_space):
 def test_check_counts_a_finite_space(say, tiny_space):
     fixed = ("--set", "parameters.learning_rate=0.01", "--set", "parameters.head_learning_rate=0.01")
     assert "rank, target_modules: 4 combinations" in say("check", str(tiny_space), *fixed).out
+
+
+def test_check_says_how_many_trials_would_train_at_once_and_why(say, tiny_space):
+    assert "pack size   auto: as many trials at once as fill the device" in say("check", str(tiny_space)).out
+    told = say("check", str(tiny_space), "--data", "--set", "search.trials=3").out
+    assert "pack size   auto: 3 at once on this machine (" in told
+    assert "the 3 trials make one round)" in told
+    asked = say("check", str(tiny_space), "--data", "--set", "search.pack_size=2").out
+    assert "pack size   2\n" in asked

@@ -21,7 +21,7 @@ from loraxs_search.records import (
     Task,
     TrialSpec,
 )
-from loraxs_search.search import actors, pool, probe
+from loraxs_search.search import placement, pool, probe
 from loraxs_search.search.actors import MAX_CALLERS, HostActor, HostOrder, callers, check_versions
 from loraxs_search.search.identity import check_unchanged
 from loraxs_search.search.placement import Node
@@ -215,9 +215,9 @@ def test_no_more_trials_are_held_than_their_processes_have_room_for(monkeypatch:
             return False
 
     host = HostActor.__ray_metadata__.modified_class(replace(ORDER, make=lambda *_: Host()), 1, "10.0.0.7")
-    monkeypatch.setattr(actors, "available_bytes", lambda: 10 * (75 << 20))
+    monkeypatch.setattr(placement, "available_bytes", lambda: 10 * (75 << 20))
     assert host.info(TASK) == replace(INFO, num_slots=9)
-    monkeypatch.setattr(actors, "available_bytes", lambda: 0)
+    monkeypatch.setattr(placement, "available_bytes", lambda: 0)
     assert host.info(TASK).num_slots == 1
 
 
