@@ -22,10 +22,9 @@ _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 def locate(ref: BaseModelRef) -> BaseModel:
     """Find the files of a base model and vouch for its weights.
 
-    The first that applies: `ref.id` is a folder; `ref.package`, or the package known for this id, is installed and
-    carries the model; the hub (or its local cache), pinned to the commit that `ref.revision` means now. An installed
-    archive is unpacked once, into the home folder.
-    The digest of an unchanged file (same path, size and modification time) is remembered.
+    The first that applies: `ref.id` is a folder; `ref.package`, or the one known for the id, is installed and has the
+    model; the hub (or its cache), pinned to the commit that `ref.revision` means now. An archive is unpacked into the
+    home folder. The digest of an unchanged file (same path, size and modification time) is remembered.
 
     Raises:
         BaseModelError: nothing is found, the folder is no model, or the weights are not `ref.sha256`.

@@ -12,9 +12,7 @@ from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, em
 
 def command(
     name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias, TASK:version, or an adapter folder.")],
-    texts: Annotated[
-        list[str], typer.Argument(help="Texts to judge, a row each; for pairs, first and second in turn.")
-    ],
+    texts: Annotated[list[str], typer.Argument(help="Texts to judge; for pair tasks, first and second in turn.")],
     base: BaseOption = None,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,

@@ -92,12 +92,12 @@ class Resident:
             modules=self.modules,
             head_parameters=self._exact_for(data.task)[1],
             data_fingerprint=data.data_fingerprint,
-            data=data.report,
             num_rows={split: data.num_rows(split) for split in ("train", "validation", "test")},
             device=self._device_name,
             dtype=str(self.dtype).removeprefix("torch."),
             versions={name: version(name) for name in _PACKAGES},
             base_bytes=weight_bytes(Path(self.base.path)),
+            data=data.report,
         )
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:

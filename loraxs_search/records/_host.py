@@ -18,8 +18,8 @@ class HostInfo:
     Args:
         num_slots: Trials that it trains at once.
         base_bytes: Size of the base's weights on disk.
-        unpackable: Layers that cannot serve many trials in one pass; of a host of lone trials, none.
         data: What the task's splits share and repeat.
+        unpackable: Layers that cannot serve many trials in one pass; of a host of lone trials, none.
     """
 
     base: BaseModel
@@ -32,8 +32,8 @@ class HostInfo:
     versions: Mapping[str, str]
     num_slots: int = 1
     base_bytes: int = 0
-    unpackable: frozenset[str] = frozenset()
     data: DataReport = field(default_factory=DataReport)
+    unpackable: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

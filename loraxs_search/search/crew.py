@@ -12,7 +12,7 @@ import ray
 
 from loraxs_search.base_model import check_packable
 from loraxs_search.home import home
-from loraxs_search.records import Confirmation, HostInfo, Scalar, Task, TrialSpec
+from loraxs_search.records import Confirmation, HostInfo, Scalar, TrialSpec
 from loraxs_search.search.actors import StudyKeeper, here, pinned
 from loraxs_search.search.cluster import NAMESPACE
 from loraxs_search.search.pool import HostPool
@@ -48,7 +48,7 @@ class Crew:
         self._keeper: Any = StudyKeeper.options(**options).remote(study.name)  # type: ignore[attr-defined]
         try:
             self.info: HostInfo = pool.info(space.task)
-            warn_of_data(space.task, self.info)
+            warn_of_data(space.task.name, self.info)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
             check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
@@ -115,7 +115,7 @@ class Crew:
         return sorted(kind for kind in kinds if not kind.startswith(("node", "bundle")))
 
 
-def warn_of_data(task: Task, info: HostInfo) -> None:
+def warn_of_data(task: str, info: HostInfo) -> None:
     """Say what makes the scores of these rows mean less than they seem to."""
     for warning in data_warnings(info.data, info.num_rows):
-        _logger.warning("task %s: %s", task.name, warning)
+        _logger.warning("task %s: %s", task, warning)
