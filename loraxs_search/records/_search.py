@@ -18,7 +18,7 @@ class SearchPlan:
         report_every: Steps between two reports; also ASHA's first rung.
         scheduler: `asha` stops weak trials at rungs, `none` lets all finish.
         reduction_factor: ASHA keeps the best 1/reduction_factor at each rung.
-        time_budget_s: The search stops proposing and running trials after this; None means no limit.
+        time_budget_s: The search stops proposing and running trials after this, over all drivers; None means no limit.
         keep_hosts_s: How long hosts stay loaded after the search, for the next one on the same cluster; None ends them.
         max_failures: How often a trial is restarted after losing its node or process.
         pack_size: Trials that share one device; `auto` takes as many as fill it, 1 trains each trial alone.
