@@ -102,18 +102,13 @@ class Finish:
             if adapter.trial_id != name:  # its card has test scores, which may not be there yet
                 self._write(adapter, confirmation, known.get(adapter.trial_id), run_of)
 
-        all_rows = row_pieces(self.crew.info.num_rows["test"]) if chosen and not chosen.test_metrics else []
-        answers = [
-            AnswerPiece(self._trained(name), rows, self.space.task, confirmed)
-            for rows in all_rows
-            if confirmed.answers(name, rows) is None
-        ]
+        untested = chosen is not None and not chosen.test_metrics
+        answers = self._answer_pieces(name) if untested else []
         ids = list(dict.fromkeys((*known, *(record.trial_id for record in self.trials))))
         adapters = [AdapterPiece(self._trained(i), self.space.task, keep) for i in ids if not self._is_sealed(i)]
         self.crew.spread([*answers, *adapters], self.check_stopped)
-        if chosen is not None and all_rows:
-            found = [part for rows in all_rows if (part := confirmed.answers(name, rows)) is not None]
-            metrics, rows = joined(found, self.space.task)
+        if chosen is not None and untested:
+            metrics, rows = joined(list(confirmed.answers(name).values()), self.space.task)
             chosen = replace(chosen, test_metrics=metrics)
             if name in written:
                 self._write(self._trained(name), written[name], chosen, run_of)
@@ -131,6 +126,12 @@ class Finish:
     def _refits(self, record: TrialRecord) -> list[TrialSpec]:
         spec = self.crew.spec(record.trial_id, record.params)
         return [refit_spec(spec, number) for number in range(1, self.space.promotion.seeds + 1)]
+
+    def _answer_pieces(self, name: str) -> list[AnswerPiece]:
+        """Return the test rows that an adapter has yet to answer, in parts for all hosts."""
+        confirmed, num_rows = self.folder.confirmations(), self.crew.info.num_rows["test"]
+        parts = row_pieces(num_rows, list(confirmed.answers(name)), self.crew.num_hosts())
+        return [AnswerPiece(self._trained(name), rows, self.space.task, confirmed) for rows in parts]
 
     def _of_recipe(self, record: TrialRecord) -> list[Trained]:
         """Return a trial and its refits that came to their end."""

@@ -116,6 +116,10 @@ class Crew:
         """
         spread(self._pool, pieces, check_stopped, at_once=self._pool.trials_at_once if shared else 1)
 
+    def num_hosts(self) -> int:
+        """Return how many hosts there are by now."""
+        return len(self._pool.hosts())
+
     def factor_file(self, key: str) -> bytes:
         """Fetch a factor file from the first host."""
         return self._pool.factor_file(key, self._space.task)

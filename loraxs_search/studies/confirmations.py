@@ -51,17 +51,17 @@ class Confirmations:
         """Keep a candidate's metrics on all validation rows."""
         write_atomic(self._path / f"{name}.validation.json", to_json(_ValidationFile(metrics)))
 
-    def answers(self, name: str, rows: range) -> Answers | None:
-        """Return the finalist's answers to these test rows."""
-        path = self._answers_path(name, rows)
-        return from_json(Answers, path.read_bytes()) if path.exists() else None
+    def answers(self, name: str) -> dict[range, Answers]:
+        """Return the finalist's answers to test rows, by the rows that they are to, in order."""
+        found = {}
+        for path in self._path.glob(f"{name}.test-*-*.json"):
+            start, stop = path.stem.rpartition(".")[2].split("-")[1:]
+            found[range(int(start), int(stop))] = from_json(Answers, path.read_bytes())
+        return dict(sorted(found.items(), key=lambda item: item[0].start))
 
     def write_answers(self, name: str, rows: range, answers: Answers) -> None:
         """Keep the finalist's answers to these test rows."""
-        write_atomic(self._answers_path(name, rows), to_json(answers))
-
-    def _answers_path(self, name: str, rows: range) -> Path:
-        return self._path / f"{name}.test-{rows.start}-{rows.stop}.json"
+        write_atomic(self._path / f"{name}.test-{rows.start}-{rows.stop}.json", to_json(answers))
 
 
 @dataclass(frozen=True)
