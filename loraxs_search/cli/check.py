@@ -158,7 +158,7 @@ def _counts(rows: _Rows) -> dict[str, str]:
     return {
         "rows": ", ".join(f"{split} {n:,}" for split, n in rows.scored.items()),
         "shared": ", ".join(shared),
-        "repeated": ", ".join(f"{split} {n:,}" for split, n in rows.report.repeated.items()),
+        "repeated": ", ".join(f"{split} {rows.report.repeated.get(split, 0):,}" for split in rows.scored),
     }
 
 
