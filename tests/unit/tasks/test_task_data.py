@@ -38,10 +38,10 @@ def test_every_format_reads_the_same_rows(tmp_path, make_task, tokenizer, rows):
     csv = "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in content)
     files = {
         "a.jsonl": text.encode(),
-        "b.jsonl.gz": gzip.compress(text.encode()),
+        "b.jsonl.gz": gzip.compress(text.encode(), mtime=0),
         "c.json": json.dumps(content).encode(),
         "d.csv": csv.encode(),
-        "e.csv.gz": gzip.compress(csv.encode()),
+        "e.csv.gz": gzip.compress(csv.encode(), mtime=0),
         "f.tsv": csv.replace(",", "\t").encode(),
     }
     for name, data in files.items():
