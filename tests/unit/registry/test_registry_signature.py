@@ -22,7 +22,7 @@ from loraxs_search.registry.names import AdapterName
 from loraxs_search.registry.signature import ENV_KEY, Statement, check_signature, sign
 
 KEY = "a key of the team's own"
-RULE = PromotionRule()
+RULE = PromotionRule(confidence=0)  # no test rows are needed
 
 
 @pytest.fixture
