@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from loraxs_search.errors import StorageError
+from loraxs_search.errors import StorageConflictError, StorageError
 from loraxs_search.studies.bucket import Bucket
 from loraxs_search.studies.shared_folder import SharedFolder
 
@@ -49,7 +49,7 @@ class Storage:
         self._place: _Place = SharedFolder(uri) if is_folder else Bucket(uri)
 
     def check(self) -> None:
-        """See that objects can be written and deleted, and that what is there is not made a second time.
+        """See that objects can be written and deleted, and that what another driver has written is not replaced.
 
         A bucket that is not there answers as an empty one to readers.
 
@@ -57,13 +57,15 @@ class Storage:
             StorageError: they cannot.
         """
         key = f".{uuid.uuid4().hex}"
-        self.create(key, b"")
-        is_exclusive = self.create(key, b"") is None
-        self.delete(key)
-        if not is_exclusive:
+        version = self.create(key, b"")
+        try:
+            is_safe = self.create(key, b"") is None and self._keeps_what_is_newer(key, version)
+        finally:
+            self.delete(key)
+        if not is_safe:
             raise StorageError(
-                f"The storage at {self.uri} must refuse to make an object twice, but it did not.",
-                hint="its server must know conditional writes (If-None-Match): two drivers would not see each other",
+                f"The storage at {self.uri} must refuse to replace what another driver has written, but it did.",
+                hint="its server must know conditional writes (If-None-Match and If-Match)",
             )
 
     def put(self, key: str, content: bytes) -> None:
@@ -127,6 +129,14 @@ class Storage:
         with self._faults("readable", prefix):
             versions = self._place.versions(prefix)
         return {key: version for key, version in versions.items() if not key.rpartition("/")[2].startswith(".")}
+
+    def _keeps_what_is_newer(self, key: str, version: str | None) -> bool:
+        self.write(key, b"newer", version)
+        try:
+            self.write(key, b"late", version)
+        except StorageConflictError:
+            return True
+        return False
 
     @contextlib.contextmanager
     def _faults(self, what: str, key: str) -> Iterator[None]:

@@ -94,10 +94,12 @@ def test_a_storage_is_seen_to_be_usable_before_a_search(
 ) -> None:
     storage.check()
     assert storage.keys("") == []
-    monkeypatch.setattr(Storage, "create", lambda storage, key, content: "version")
-    with pytest.raises(StorageError, match="must refuse to make an object twice"):
-        storage.check()
-    monkeypatch.undo()
+    for careless in ("create", "write"):
+        with monkeypatch.context() as patch:  # a server that passes over conditions
+            patch.setattr(Storage, careless, lambda storage, key, *_: storage.put(key, b"") or "version")
+            with pytest.raises(StorageError, match="must refuse to replace what another driver has written"):
+                storage.check()
+    assert storage.keys("") == []
     missing = "s3://not-there/studies" if storage.uri.startswith("s3://") else str(tmp_path / "not-there")
     with pytest.raises(StorageError, match=f"at {missing} must be"):
         Storage(missing).check()
