@@ -13,7 +13,7 @@ from loraxs_search.errors import ClusterError, LoraxsError
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.search import probe, shipping
 from loraxs_search.search.cluster import connected, living_nodes
-from loraxs_search.search.findings import Expected, Finding, NodeFacts, failures, judge, silent
+from loraxs_search.search.findings import Expected, Finding, NodeFacts, failures, judge, silent, unlike_files
 from loraxs_search.search.placement import Node
 from loraxs_search.search_space import Space, load_space
 from loraxs_search.studies import Storage
@@ -123,11 +123,15 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
         # Who only drives needs no rows.
         theirs = files if node.num_cpus or node.num_gpus or len(nodes) == 1 else []
         asked.append((node, theirs, time.time(), _ask(node, question | {"files": theirs})))
-    limit_s, found = _patience(thorough), list[Finding]()
+    limit_s, found, told = _patience(thorough), list[Finding](), list[NodeFacts]()
     for node, theirs, at, answer in asked:
-        wanted = Expected(versions, redact(server) if server else None, theirs)
-        found += _judge_answer(node, at, answer, limit_s, wanted)
-    return found
+        said = _said(node, at, answer, limit_s)
+        if isinstance(said, NodeFacts):
+            told.append(said)
+            found += judge(said, Expected(versions, redact(server) if server else None, theirs))
+        elif said is not None:
+            found.append(said)
+    return [*found, *unlike_files(told)]
 
 
 def _patience(thorough: bool) -> float:
@@ -149,24 +153,24 @@ def _ask(node: Node, question: dict[str, Any]) -> ray.ObjectRef[Any]:
     return task.remote(question)
 
 
-def _judge_answer(node: Node, asked_at: float, answer: Any, limit_s: float, expected: Expected) -> list[Finding]:
+def _said(node: Node, asked_at: float, answer: Any, limit_s: float) -> NodeFacts | Finding | None:
+    """Return what a node says of itself, or why it says nothing; None when it has left."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError, RuntimeEnvSetupError
 
     try:
         ready = ray.get(answer, timeout=max(0.1, asked_at + limit_s - time.time()))
     except GetTimeoutError:
-        return [silent(node.address, f"none within {limit_s:.0f} s")]
+        return silent(node.address, f"none within {limit_s:.0f} s")
     except RayError as error:
         if node.node_id not in {living.node_id for living in living_nodes()}:
-            return []  # it left meanwhile, as it may during a search
+            return None  # as it may during a search
         if isinstance(error, RuntimeEnvSetupError):
             problem = shipping.setup_problem(str(error))
-            return [Finding(node.address, "environment", "fail", problem, shipping.SETUP_HINT)]
-        return [silent(node.address, str(error).strip().splitlines()[-1])]
+            return Finding(node.address, "environment", "fail", problem, shipping.SETUP_HINT)
+        return silent(node.address, str(error).strip().splitlines()[-1])
     answered_at, said_at = time.time(), ready.pop("at")
     # Its clock was read at some time between question and answer: only what lies outside is skew.
     skew_s = max(0.0, said_at - answered_at) + min(0.0, said_at - asked_at)
     name = node.address if not ready["host"] else f"{node.address} ({ready['host']})"
-    facts = NodeFacts(node=name, skew_s=skew_s, offers_gpus=node.num_gpus, **ready)
-    return list(judge(facts, expected))
+    return NodeFacts(node=name, skew_s=skew_s, offers_gpus=node.num_gpus, **ready)

@@ -33,6 +33,7 @@ class NodeFacts:
     offers_gpus: int = 0
     host: str = ""
     missing_files: Sequence[str] = ()
+    file_digests: Mapping[str, str] = field(default_factory=dict)
     mlflow_problem: str | None = None
     open_files: int | None = None
     home: str = ""
@@ -82,6 +83,17 @@ def judge(facts: NodeFacts, expected: Expected) -> Iterator[Finding]:
         yield _either(facts, "files", missing, f"{len(expected.files)} there", hint)
     if facts.home:
         yield from _thorough(facts)
+
+
+def unlike_files(nodes: Iterable[NodeFacts]) -> Iterator[Finding]:
+    """Yield a finding for each file that is another one than on the first node that has it."""
+    first: dict[str, tuple[str, str]] = {}
+    for facts in nodes:
+        for path, digest in facts.file_digests.items():
+            node, expected = first.setdefault(path, (facts.node, digest))
+            if digest != expected:
+                value = f"{path} has sha256 {digest[:16]} here, {expected[:16]} on {node}"
+                yield Finding(facts.node, "files", "fail", value, "bring the same file to every node")
 
 
 def silent(node: str, problem: str) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("loraxs-search", "ray", "torch", "transformers", "peft", "datasets", "optuna", "mlflow")
+_HASHED_BYTES = 1 << 30  # of a file; a larger one is compared by content as its host joins
 _TORCH = "import torch; print(torch.cuda.device_count())"
 
 
@@ -34,6 +36,7 @@ def facts_here(question: dict[str, Any]) -> dict[str, Any]:
         "host": platform.node(),
         "versions": versions(),
         "missing_files": [path for path in question["files"] if not Path(path).exists()],
+        "file_digests": _digests(question["files"]),
         "mlflow_problem": _mlflow_problem(question["mlflow"]) if question["mlflow"] else None,
     }
     if question["thorough"]:
@@ -42,6 +45,17 @@ def facts_here(question: dict[str, Any]) -> dict[str, Any]:
         facts["hub_problem"] = _hub_problem() if needs_hub or question["hub"] else None
         facts |= _gpus()
     return facts
+
+
+def _digests(paths: list[str]) -> dict[str, str]:
+    """Return the sha256 of each path that is a file of no great size and can be read."""
+    found = {}
+    for path in map(Path, paths):
+        with contextlib.suppress(OSError):
+            if path.is_file() and path.stat().st_size <= _HASHED_BYTES:
+                with path.open("rb") as file:
+                    found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def versions() -> dict[str, str]:

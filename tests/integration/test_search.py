@@ -17,7 +17,7 @@ import pytest
 from support.spaces import REVIEWS
 
 import loraxs_search
-from loraxs_search.errors import StudyError
+from loraxs_search.errors import BaseModelError, StudyError
 from loraxs_search.records import TrialRecord, TrialState
 from loraxs_search.registry import ScoredRows, choose, verify
 from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, TrialsFailError, crew, launch, resume
@@ -384,3 +384,28 @@ def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_bac
     (StudyFolder.open(name).path / "identity.json").unlink()  # as an older version began it
     assert len(resume(name).trials) == 6
     assert StudyFolder.open(name).identity() == begun
+
+
+# ---- bases whose rows cannot share a pass ----------------------------------------------------------------------------
+def test_a_base_whose_rows_depend_on_their_padding_is_searched_by_turns_or_refused(
+    run: Callable[..., SearchResult], tiny_space: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoTokenizer, ConvBertConfig, ConvBertModel
+
+    tokenizer, base = AutoTokenizer.from_pretrained(tiny_base), tmp_path / "convolved"
+    size = {"hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = ConvBertConfig(vocab_size=len(tokenizer), intermediate_size=48, initializer_range=0.1, **size)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ConvBertModel(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    tiny_space.write_text(tiny_space.read_text().replace(str(tiny_base), str(base)))
+    plan = (*SHORT, "search.trials=3", "search.scheduler=none")
+    lone, chosen = run("turns-one", *plan, "search.pack_size=1"), run("turns-auto", *plan, "search.pack_size=auto")
+    for a, b in zip(lone.trials, sorted(chosen.trials, key=lambda trial: trial.trial_id), strict=True):
+        assert (b.state, b.params) == (TrialState.COMPLETE, a.params)
+        assert b.reports[-1].metrics["loss"] == pytest.approx(a.reports[-1].metrics["loss"], rel=1e-4)
+    with pytest.raises(BaseModelError, match="of this one what a row gives depends on its padding") as refused:
+        run("turns-refused", *plan, "search.pack_size=2")
+    assert "`search.pack_size` to 1 or auto" in (refused.value.hint or "")

@@ -136,6 +136,17 @@ def test_decoders_read_the_last_real_token(make_base, family):
     torch.testing.assert_close(together, alone)
 
 
+def test_tokenizer_pads_on_the_side_that_the_base_is_trained_with(make_base):
+    """Whatever the checkpoint's own says: that of many decoders is made for generation."""
+    base = make_base("gpt2")
+    path = Path(base.path) / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": "left"}))
+    assert load_tokenizer(base).padding_side == "right"
+    path = Path(base.path) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "summary_type": "last"}))
+    assert load_tokenizer(base).padding_side == "left"
+
+
 def test_tokenizer_pads_with_the_models_token(make_base):
     base = make_base("llama")
     path = Path(base.path) / "config.json"

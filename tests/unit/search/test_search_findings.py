@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import ssl
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from loraxs_search.search import probe
-from loraxs_search.search.findings import Expected, Finding, NodeFacts, failures, judge
+from loraxs_search.search.findings import Expected, Finding, NodeFacts, failures, judge, unlike_files
 
 GIB = 2**30
 HERE = {
@@ -116,6 +117,19 @@ def test_the_fast_look_asks_for_less() -> None:
     assert [it.check for it in judge(fast, Expected(HERE))] == ["versions"]
 
 
+def test_a_file_that_differs_between_nodes_is_told_with_both_digests() -> None:
+    train, test = "/data/train.csv", "/data/test.csv"
+    nodes = [
+        NodeFacts("driver", HERE),  # it only drives
+        NodeFacts("10.0.0.2", HERE, file_digests={train: "a" * 64, test: "c" * 64}),
+        NodeFacts("10.0.0.3", HERE, file_digests={train: "b" * 64, test: "c" * 64}),
+        NodeFacts("10.0.0.4", HERE, file_digests={train: "a" * 64}),
+    ]
+    (finding,) = unlike_files(nodes)
+    assert (finding.node, finding.check, finding.verdict) == ("10.0.0.3", "files", "fail")
+    assert finding.value == f"/data/train.csv has sha256 {'b' * 16} here, {'a' * 16} on 10.0.0.2"
+
+
 @pytest.fixture
 def https_server(tmp_path: Path) -> Iterator[str]:
     """A server whose certificate nobody else has signed, as one inside a company."""
@@ -160,15 +174,17 @@ def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytes
     """The real probe, here: every key is a field, and this machine is fit."""
     question = {
         "mlflow": "http://me:secret@127.0.0.1:9",
-        "files": [str(tmp_path), str(tmp_path / "none")],
+        "files": [str(tmp_path), str(tmp_path / "rows.csv"), str(tmp_path / "none")],
         "base": {"id": "org/nowhere", "package": None, "revision": None},
         "hub": False,
         "thorough": True,
     }
+    (tmp_path / "rows.csv").write_bytes(b"rows")
     said = probe.facts_here(question)
     assert said.pop("at") > 1e9
     facts = NodeFacts(node="here", **said)
     assert facts.missing_files == [str(tmp_path / "none")]
+    assert facts.file_digests == {str(tmp_path / "rows.csv"): hashlib.sha256(b"rows").hexdigest()}
     assert facts.mlflow_problem is not None
     assert "secret" not in facts.mlflow_problem
     assert facts.base_from == "the hub"

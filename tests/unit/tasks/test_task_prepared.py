@@ -27,8 +27,10 @@ def pair_task(make_task, rows):
     return make_task(files, text_pair="second", max_length=12)
 
 
-def test_batches_are_what_the_tokenizer_makes(make_task, tokenizer, rows):
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_batches_are_what_the_tokenizer_makes(make_task, tokenizer, rows, side):
     task, content = make_task(), rows(40)
+    tokenizer.padding_side = side
     prepared = prepare(task, tokenizer)
     indices = [5, 0, 39, 12]
     batch = prepared.collate("train", indices)
@@ -39,6 +41,8 @@ def test_batches_are_what_the_tokenizer_makes(make_task, tokenizer, rows):
     assert all(torch.equal(batch.inputs[name], expected[name]) for name in batch.inputs)
     assert batch.labels.tolist() == [1, 0, 1, 0]
     assert batch.num_tokens == int(expected["attention_mask"].sum())
+    encoded = encode(task, tokenizer, [content[i]["text"] for i in indices])
+    assert all(torch.equal(encoded[name], expected[name]) for name in expected)
 
 
 def test_pairs_have_segments_and_are_cut_to_length(make_task, tokenizer, rows):
