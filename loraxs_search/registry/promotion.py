@@ -33,7 +33,7 @@ class Terms:
 
     Args:
         alias: The championship that it is about.
-        look: The how manieth comparison on these test rows it is.
+        look: The number of this comparison among all on these test rows.
         anchor: What tolerance counts from; None turns tolerance off.
         forced: Promote the finalist whatever the champion.
     """
