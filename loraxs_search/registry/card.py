@@ -19,8 +19,7 @@ def model_card(manifest: Manifest) -> str:
         "## Scores",
         _scores(manifest),
         _seeds(manifest),
-        "Validation rows chose this adapter. It alone was scored on the test rows, once: they took no part in the "
-        "choice.",
+        _chosen(manifest),
         "## Size",
         _size(manifest),
         "## Load it",
@@ -86,6 +85,12 @@ def _scores(manifest: Manifest) -> str:
         for name in names
     ]
     return "\n".join(rows)
+
+
+def _chosen(manifest: Manifest) -> str:
+    if not manifest.test_metrics:
+        return "It was not scored on the test rows: those are for the one adapter that validation rows chose."
+    return "Validation rows chose this adapter. The test rows took no part in that: it was scored on them once, alone."
 
 
 def _seeds(manifest: Manifest) -> str:
