@@ -82,7 +82,7 @@ class _Comparison:
     def sureness(self, p: float) -> str:
         number = self.terms.look
         chance = f"p={p:.3g}" if p >= _TINY else f"p<{_TINY:f}".rstrip("0")
-        return f"{chance}, decision {number} on these test rows, held to a confidence of {1 - self.level:.4g}"
+        return f"{chance}; decision {number} on these rows, confidence {1 - self.level:.4g}"
 
     # ---- the two comparisons -----------------------------------------------------------------------------------------
     def with_constant(self) -> _Verdict:
