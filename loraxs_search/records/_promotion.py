@@ -87,7 +87,7 @@ class Candidate:
         refits: The same recipe from other seeds, the trial itself too where this is a refit.
         latency: None where no rule has asked for it.
         study_id: The study's own, which no other has: on a shared registry names are used twice.
-        yardsticks: What simple models reach on the same rows.
+        yardsticks: What simple models reach on the same rows; the finalist's alone.
         test_fingerprint: Of the test rows alone; empty in records of older versions.
     """
 

@@ -109,7 +109,7 @@ class Finish:
         self.crew.spread([*answers, *adapters], self.check_stopped)
         if chosen is not None and untested:
             metrics, rows = joined(list(confirmed.answers(name).values()), self.space.task)
-            chosen = replace(chosen, test_metrics=metrics)
+            chosen = replace(chosen, test_metrics=metrics, yardsticks=self.folder.yardsticks() or ())
             for confirmation in finalist:  # none where it was written before the driver was killed
                 self._write(self._trained(name), confirmation, chosen, run_of)
             confirmed.write_candidate(chosen, rows.to_bytes())
