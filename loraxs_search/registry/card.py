@@ -51,11 +51,12 @@ def _before_loading(card: str, title: str, text: str) -> str:
 
 def _decision(decision: Decision) -> str:
     """Say how often its test rows were looked at: the more often, the less the next score says."""
+    forced = "Promoted by force." if decision.forced else ""
     if not decision.looks:
-        return ""
+        return forced
     look = decision.looks[-1]
     sure = f", held to a confidence of {look.confidence:.4g}" if look.confidence else ""
-    return f"Decision {look.number} on these rows{sure}{', promoted by force' if decision.forced else ''}."
+    return f"Decision {look.number} on these rows{sure}. {forced}".rstrip()
 
 
 def _latency(latency: Latency | None) -> str:

@@ -41,7 +41,8 @@ def test_what_promoting_finds_out_stands_before_how_to_load(manifest):
     assert promoted_card(card, made, None) == promoted_card(card, made, Latency(failed="no base")) == card
     third = dataclasses.replace(made, looks=(Look("champion", "s/t7", "s/t1", 3, 1 - 0.05 / 3),))
     assert "Decision 3 on these rows, held to a confidence of 0.9833." in promoted_card(card, third, None)
-    assert "promoted by force" in promoted_card(card, dataclasses.replace(third, forced=True), None)
+    for forced in (dataclasses.replace(third, forced=True), dataclasses.replace(made, forced=True)):
+        assert "Promoted by force." in promoted_card(card, forced, None)
 
 
 def test_its_front_matter_is_what_hubs_read(manifest):
