@@ -269,9 +269,9 @@ def _tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]
             f" {finalist.test_fingerprint[:16]}, but got {scores.test_fingerprint[:16]}.",
             hint="restore the file, or search anew on the rows there are now",
         )
-    tested = replace(finalist, test_metrics=scores.metrics)
+    tested = replace(finalist, test_metrics=scores.metrics, yardsticks=folder.yardsticks() or ())
     place = folder.adapter_path(finalist.trial_id)
-    manifest = replace(registry.verify(place), test_metrics=scores.metrics)
+    manifest = replace(registry.verify(place), test_metrics=scores.metrics, yardsticks=tested.yardsticks)
     files = {path.name: path.read_bytes() for path in place.iterdir() if path.name != "manifest.json"}
     registry.seal(
         folder.write_adapter(finalist.trial_id, files | {"README.md": registry.model_card(manifest).encode()}), manifest

@@ -29,7 +29,7 @@ def command(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search a space; the best trials are scored on held-out rows.
+    """Search a space; the finalist is scored on held-out rows.
 
     Nothing is written before the space, the base, the data, MLflow and Ray are seen to be in order. Ctrl-C ends the
     search in order (exit code 130), a second one at once; `loraxs-search resume` goes on after either, and after a

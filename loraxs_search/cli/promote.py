@@ -12,15 +12,15 @@ from loraxs_search.cli._output import JsonOption, TrackingOption, emit, whose
 
 def command(
     study: Annotated[str | None, typer.Argument(help="Name of the study; default: the newest one.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Promote the best candidate whatever the rule says.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote the finalist whatever the rule says.")] = False,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Let the study's rule name its task's champion.
 
-    The rule in the study's YAML holds its best candidate against the champion. Promoted or not, the decision and its
-    reasons are printed and recorded; a refusal is a result too, so the exit code is 0 for both (`--json` has
-    `promoted`).
+    Validation rows have chosen the study's finalist. The rule in its YAML holds it against the champion on the test
+    rows, or against the constant answer where there is none. Promoted or not, the decision and its reasons are printed
+    and recorded; a refusal is a result too, so the exit code is 0 for both (`--json` has `promoted`).
     """
     from loraxs_search.api import promote
 

@@ -87,7 +87,7 @@ class Candidate:
         refits: The same recipe from other seeds, the trial itself too where this is a refit.
         latency: None where no rule has asked for it.
         study_id: The study's own, which no other has: on a shared registry names are used twice.
-        yardsticks: What simple models reach on the same rows.
+        yardsticks: What simple models reach on the same rows; the finalist's alone.
         test_fingerprint: Of the test rows alone; empty in records of older versions.
     """
 
@@ -115,7 +115,7 @@ class Look:
         alias: The championship that it was about.
         finalist: The finalist's key.
         opponent: The champion's key, or `constant` for the constant answer.
-        number: The how manieth comparison this is on these rows; the same two compared again are one comparison.
+        number: Of this comparison among all on these rows; the same two compared again are one comparison.
         confidence: What it was held to.
         p_value: Chance of a gain this large if there were none; None when no test was asked for.
         anchor_version: Version whose score tolerance was counted from; None where tolerance was off.

@@ -32,16 +32,16 @@ def find_anchor(
         past: Every decision on the task, oldest first.
         champion: The holder of the alias now; None when there is none that could be scored on these rows.
     """
-    reign = _Reign(alias, criterion, test_rows)
+    holders = _Holders(alias, criterion, test_rows)
     for decision in past:
-        reign.take(decision)
+        holders.take(decision)
     if champion is not None:
-        reign.scores.setdefault(champion.version, champion.metric)
-    usable = [Anchor(v, metric) for v, metric in reign.scores.items() if v not in reign.left | reign.forced]
+        holders.scores.setdefault(champion.version, champion.metric)
+    usable = [Anchor(v, metric) for v, metric in holders.scores.items() if v not in holders.left | holders.forced]
     return max(usable, key=lambda anchor: (criterion.sign * anchor.metric, -anchor.version), default=None)
 
 
-class _Reign:
+class _Holders:
     """Who has held an alias, from decision to decision."""
 
     def __init__(self, alias: str, criterion: Criterion, test_rows: str) -> None:
@@ -62,9 +62,9 @@ class _Reign:
         if decision.action == "remove":
             self.left.add(version)
         elif decision.promoted and self._alias in decision.aliases:
-            self._enthrone(decision, version, is_here)
+            self._given(decision, version, is_here)
 
-    def _enthrone(self, decision: Decision, version: int, is_here: bool) -> None:
+    def _given(self, decision: Decision, version: int, is_here: bool) -> None:
         if decision.action == "rollback" and self._holder is not None:
             self.left.add(self._holder)
         self.left.discard(version)

@@ -21,8 +21,7 @@ def model_card(manifest: Manifest) -> str:
         _scores(manifest),
         _seeds(manifest),
         *_yardsticks(manifest),
-        "Validation rows chose this adapter. It alone was scored on the test rows, once: they took no part in the "
-        "choice.",
+        _chosen(manifest),
         "## Size",
         _size(manifest),
         "## Load it",
@@ -54,11 +53,12 @@ def _before_loading(card: str, title: str, text: str) -> str:
 
 def _decision(decision: Decision) -> str:
     """Say how often its test rows were looked at: the more often, the less the next score says."""
+    forced = "Promoted by force." if decision.forced else ""
     if not decision.looks:
-        return ""
+        return forced
     look = decision.looks[-1]
     sure = f", held to a confidence of {look.confidence:.4g}" if look.confidence else ""
-    return f"Decision {look.number} on these rows{sure}{', promoted by force' if decision.forced else ''}."
+    return f"Decision {look.number} on these rows{sure}. {forced}".rstrip()
 
 
 def _latency(latency: Latency | None) -> str:
@@ -88,6 +88,12 @@ def _scores(manifest: Manifest) -> str:
         for name in names
     ]
     return "\n".join(rows)
+
+
+def _chosen(manifest: Manifest) -> str:
+    if not manifest.test_metrics:
+        return "It was not scored on the test rows: those are for the one adapter that validation rows chose."
+    return "Validation rows chose this adapter. The test rows took no part in that: it was scored on them once, alone."
 
 
 def _seeds(manifest: Manifest) -> str:

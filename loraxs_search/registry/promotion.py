@@ -33,7 +33,7 @@ class Terms:
 
     Args:
         alias: The championship that it is about.
-        look: The how manieth comparison on these test rows it is.
+        look: The number of this comparison among all on these test rows.
         anchor: What tolerance counts from; None turns tolerance off.
         forced: Promote the finalist whatever the champion.
     """
@@ -82,7 +82,7 @@ class _Comparison:
     def sureness(self, p: float) -> str:
         number = self.terms.look
         chance = f"p={p:.3g}" if p >= _TINY else f"p<{_TINY:f}".rstrip("0")
-        return f"{chance}, decision {number} on these test rows, held to a confidence of {1 - self.level:.4g}"
+        return f"{chance}; decision {number} on these rows, confidence {1 - self.level:.4g}"
 
     # ---- the two comparisons -----------------------------------------------------------------------------------------
     def with_constant(self) -> _Verdict:

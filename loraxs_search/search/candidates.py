@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from loraxs_search.errors import StudyError
 from loraxs_search.records import Candidate, Confirmation, Refit, Task, TrialRecord, TrialSpec, TrialState
 from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of
 from loraxs_search.search.crew import Crew
@@ -73,7 +72,7 @@ class Finish:
         if self._were_some_rows():
             confirmed = self.folder.confirmations()
             lacking = [adapter for adapter in trained if confirmed.validation(adapter.trial_id) is None]
-            pieces = [ValidationPiece(adapter, self.space.task, confirmed) for adapter in lacking]
+            pieces = [ValidationPiece(adapter, self.space.task) for adapter in lacking]
             self.crew.spread(pieces, self.check_stopped, shared=True)
             scores = {name: confirmed.validation(name) or {} for name in scores}
         made = [self._candidate(adapter, scores) for adapter in trained]
@@ -95,11 +94,12 @@ class Finish:
         name = chosen.trial_id if chosen else ""
         if name and (done := confirmed.candidate(name)):
             chosen = done
-        known, written = {c.trial_id: c for c in candidates}, dict[str, Confirmation]()
+        known, finalist = {c.trial_id: c for c in candidates}, list[Confirmation]()
 
         def keep(adapter: Trained, confirmation: Confirmation) -> None:
-            written[adapter.trial_id] = confirmation
-            if adapter.trial_id != name:  # its card has test scores, which may not be there yet
+            if adapter.trial_id == name:  # its card has test scores, which may not be there yet
+                finalist.append(confirmation)
+            else:
                 self._write(adapter, confirmation, known.get(adapter.trial_id), run_of)
 
         untested = chosen is not None and not chosen.test_metrics
@@ -109,9 +109,9 @@ class Finish:
         self.crew.spread([*answers, *adapters], self.check_stopped)
         if chosen is not None and untested:
             metrics, rows = joined(list(confirmed.answers(name).values()), self.space.task)
-            chosen = replace(chosen, test_metrics=metrics)
-            if name in written:
-                self._write(self._trained(name), written[name], chosen, run_of)
+            chosen = replace(chosen, test_metrics=metrics, yardsticks=self.folder.yardsticks() or ())
+            for confirmation in finalist:  # none where it was written before the driver was killed
+                self._write(self._trained(name), confirmation, chosen, run_of)
             confirmed.write_candidate(chosen, rows.to_bytes())
         return [chosen if chosen is not None and c.trial_id == name else c for c in candidates]
 
@@ -131,7 +131,7 @@ class Finish:
         """Return the test rows that an adapter has yet to answer, in parts for all hosts."""
         confirmed, num_rows = self.folder.confirmations(), self.crew.info.num_rows["test"]
         parts = row_pieces(num_rows, list(confirmed.answers(name)), self.crew.num_hosts())
-        return [AnswerPiece(self._trained(name), rows, self.space.task, confirmed) for rows in parts]
+        return [AnswerPiece(self._trained(name), rows, self.space.task) for rows in parts]
 
     def _of_recipe(self, record: TrialRecord) -> list[Trained]:
         """Return a trial and its refits that came to their end."""
@@ -140,25 +140,16 @@ class Finish:
         return [self._trained(name) for name in (record.trial_id, *(spec.trial_id for spec in done))]
 
     def _trained(self, trial_id: str) -> Trained:
-        """Return an adapter with its last state.
-
-        Raises:
-            StudyError: that is gone.
-        """
+        """Return a completed trial's adapter, or a refit's."""
         if trial_id not in self._adapters:
             record = next(r for r in self.trials if r.trial_id == trial_of(trial_id))
             refit = self.folder.confirmations().refit(trial_id)
             spec = self.crew.spec(record.trial_id, record.params)
             if refit is not None:
                 spec = refit_spec(spec, int(trial_id.rpartition(".")[2]))
-            snapshot = self.folder.read_snapshot(trial_id)
-            if snapshot is None:
-                raise StudyError(
-                    f"A completed trial must have a snapshot, but {self.folder.path} has none of {trial_id}."
-                )
             last = record.reports[-1]
             metrics = refit.validation_metrics if refit is not None else last.metrics
-            self._adapters[trial_id] = Trained(spec, snapshot, metrics, last.size)
+            self._adapters[trial_id] = Trained(spec, self.folder, metrics, last.size)
         return self._adapters[trial_id]
 
     def _were_some_rows(self) -> bool:

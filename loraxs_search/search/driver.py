@@ -250,4 +250,5 @@ def _log_adapters(
 def _summary(result: SearchResult) -> Mapping[str, Scalar]:
     states = [record.state.value for record in result.trials]
     counts: dict[str, Scalar] = {f"num_{state.lower()}": states.count(state) for state in set(states)}
-    return counts | {"wall_s": result.wall_s, "notice": result.notice}
+    finalist = next((c.trial_id for c in result.candidates if c.test_metrics), "")
+    return counts | {"wall_s": result.wall_s, "notice": result.notice, "finalist": finalist}

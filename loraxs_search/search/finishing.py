@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from loraxs_search.errors import StudyError
 from loraxs_search.records import AdapterSize, Answers, Confirmation, Task, TrialReport, TrialSpec
 from loraxs_search.registry import ScoredRows
-from loraxs_search.studies import Confirmations
+from loraxs_search.studies import StudyFolder
 
 _MIN_ROWS = 128  # fewer take as long: every piece puts the adapter on the base
 
@@ -22,13 +23,26 @@ class Trained:
     """
 
     spec: TrialSpec
-    snapshot: bytes
+    folder: StudyFolder
     validation_metrics: Mapping[str, float]
     size: AdapterSize
 
     @property
     def trial_id(self) -> str:
         return self.spec.trial_id
+
+    def snapshot(self) -> bytes:
+        """Return its last state.
+
+        Raises:
+            StudyError: that is gone.
+        """
+        snapshot = self.folder.read_snapshot(self.trial_id)
+        if snapshot is None:
+            raise StudyError(
+                f"A completed trial must have a snapshot, but {self.folder.path} has none of {self.trial_id}."
+            )
+        return snapshot
 
 
 @dataclass(frozen=True)
@@ -37,19 +51,18 @@ class ValidationPiece:
 
     trained: Trained
     task: Task
-    confirmed: Confirmations
 
     def ask(self, host: Any) -> Any:
         spec = self.trained.spec
         every_row = replace(self.task, validation_rows=None)
-        return host.advance.remote(spec, spec.hyperparameters.max_steps, self.trained.snapshot, every_row)
+        return host.advance.remote(spec, spec.hyperparameters.max_steps, self.trained.snapshot(), every_row)
 
     def take(self, answer: tuple[TrialReport, bytes]) -> bool:
-        self.confirmed.write_validation(self.trained.trial_id, answer[0].metrics)
+        self.trained.folder.confirmations().write_validation(self.trained.trial_id, answer[0].metrics)
         return False
 
     def failed(self, error: Exception) -> None:
-        self.confirmed.write_validation(self.trained.trial_id, {})
+        self.trained.folder.confirmations().write_validation(self.trained.trial_id, {})
 
 
 @dataclass(frozen=True)
@@ -59,13 +72,12 @@ class AnswerPiece:
     trained: Trained
     rows: range
     task: Task
-    confirmed: Confirmations
 
     def ask(self, host: Any) -> Any:
-        return host.answer.remote(self.trained.spec, self.trained.snapshot, self.rows, self.task)
+        return host.answer.remote(self.trained.spec, self.trained.snapshot(), self.rows, self.task)
 
     def take(self, answer: Answers) -> bool:
-        self.confirmed.write_answers(self.trained.trial_id, self.rows, answer)
+        self.trained.folder.confirmations().write_answers(self.trained.trial_id, self.rows, answer)
         return False
 
     def failed(self, error: Exception) -> None:
@@ -81,7 +93,7 @@ class AdapterPiece:
     keep: Callable[[Trained, Confirmation], None]
 
     def ask(self, host: Any) -> Any:
-        return host.confirm.remote(self.trained.spec, self.trained.snapshot, self.task)
+        return host.confirm.remote(self.trained.spec, self.trained.snapshot(), self.task)
 
     def take(self, answer: Confirmation) -> bool:
         self.keep(self.trained, answer)

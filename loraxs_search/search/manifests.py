@@ -33,7 +33,6 @@ def make_candidate(
         base_model=study.base_model.id,
         refits=tuple(refits),
         study_id=study.study_id,
-        yardsticks=folder.yardsticks() or (),
         test_fingerprint=info.test_fingerprint,
     )
 

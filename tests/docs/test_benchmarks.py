@@ -87,3 +87,4 @@ def test_validation_rows_choose_without_bias_and_test_rows_decide_without_luck(t
         assert now[size]["error"] <= 0.06
     assert now["20 searches"]["drift"] < before["20 searches"]["drift"]
     assert now["20 searches"]["false_promotions"] < before["20 searches"]["false_promotions"]
+    assert now["10 losses"]["loss"] < before["10 losses"]["loss"] - 1.0

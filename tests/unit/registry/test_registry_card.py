@@ -28,6 +28,11 @@ def test_the_card_says_task_scores_size_and_origin(manifest):
     assert "/data/" not in card  # a card is handed out: it names no folder of the machine it was made on
 
 
+def test_the_card_says_what_the_test_rows_were_for(manifest):
+    assert "it was scored on them once, alone" in model_card(manifest())
+    assert "It was not scored on the test rows" in model_card(manifest(test_metrics={}))
+
+
 def test_what_promoting_finds_out_stands_before_how_to_load(manifest):
     card, made = model_card(manifest()), Decision("t", "s", True, "t7", 0.8, None, "accuracy", ())
     timed = promoted_card(card, made, Latency(1.23456, 8, 64, 25))
@@ -37,7 +42,8 @@ def test_what_promoting_finds_out_stands_before_how_to_load(manifest):
     assert promoted_card(card, made, None) == promoted_card(card, made, Latency(failed="no base")) == card
     third = dataclasses.replace(made, looks=(Look("champion", "s/t7", "s/t1", 3, 1 - 0.05 / 3),))
     assert "Decision 3 on these rows, held to a confidence of 0.9833." in promoted_card(card, third, None)
-    assert "promoted by force" in promoted_card(card, dataclasses.replace(third, forced=True), None)
+    for forced in (dataclasses.replace(third, forced=True), dataclasses.replace(made, forced=True)):
+        assert "Promoted by force." in promoted_card(card, forced, None)
 
 
 def test_the_card_has_yardsticks_beside_the_adapters_score(manifest):

@@ -55,7 +55,7 @@ def test_each_comparison_on_the_same_rows_is_held_to_more(promote):
     third = promote("t2", 305)  # p = 1/32: enough for a first look, not for a third
     assert (numbers(third), third.promoted) == ([3], False)
     assert third.looks[0].confidence == pytest.approx(1 - 0.05 / 3)
-    assert "decision 3 on these test rows" in third.reasons[-1]
+    assert "decision 3 on these rows" in third.reasons[-1]
 
 
 def test_deciding_again_on_the_same_study_is_the_same_look(registry, promote):

@@ -120,7 +120,7 @@ def test_a_gain_on_the_same_rows_must_be_sure(confidence, right, promoted):
     assert decision.promoted is promoted
     if confidence:
         assert decision.p_value == pytest.approx(0.5 ** (right - 800))  # McNemar: it won every row they differ in
-        assert f"p={decision.p_value:.3g}, decision 1 on these test rows" in decision.reasons[-1]
+        assert f"p={decision.p_value:.3g}; decision 1 on these rows" in decision.reasons[-1]
     elsewhere = decide(rule, TASK, Scored(_candidate("t0", right / 1000)), _old(800))
     assert elsewhere.promoted is not bool(confidence), "what cannot be tested is not promoted"
 
@@ -130,7 +130,7 @@ def test_the_nth_look_at_the_same_rows_is_held_to_more():
     decisions = [decide(PromotionRule(), TASK, finalist, champion, Terms(look=n)) for n in (1, 2)]
     assert [d.promoted for d in decisions] == [True, False]
     assert decisions[1].looks[0].confidence == pytest.approx(0.975)
-    assert "decision 2 on these test rows, held to a confidence of 0.975" in decisions[1].reasons[-1]
+    assert "decision 2 on these rows, confidence 0.975" in decisions[1].reasons[-1]
 
 
 def test_minimised_metrics_turn_the_comparison_round():

@@ -299,6 +299,26 @@ def test_an_adapter_becomes_one_ready_logged_model_of_its_run(open_tracker, look
     assert kept == {path.name: path.read_bytes() for path in adapter_folder.iterdir()}
 
 
+def test_a_refits_adapter_is_kept_in_the_run_of_its_trial(
+    open_tracker, look, adapter_folder, hyperparameters, tmp_path
+):
+    refit = tmp_path / "refit"
+    refit.mkdir()
+    (refit / "adapter_model.safetensors").write_bytes(b"of another seed")
+    tracker = open_tracker()
+    tracker.trial_started("00000", {}, hyperparameters)
+    tracker.adapter_logged("00000", adapter_folder)
+    tracker.adapter_logged("00000.2", refit, "00000")
+    assert tracker.flush()
+    seen = look()
+    assert list(seen.children) == ["00000"], "a refit is no trial"
+    models = {model.tags["trial_id"]: model for model in seen.models}
+    assert {model.source_run_id for model in models.values()} == {tracker.run_id("00000")}
+    tags = seen.children["00000"].data.tags
+    assert tags["loraxs.model_id"] == models["00000"].model_id
+    assert tags["loraxs.model_id.refit"] == models["00000.2"].model_id
+
+
 def test_what_mlflow_refuses_is_set_aside_and_the_rest_goes_on(
     open_tracker, look, study_dir, hyperparameters, report, caplog
 ):
