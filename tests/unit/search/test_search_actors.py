@@ -108,7 +108,7 @@ class LoadedHost:
     def advance(self, spec: TrialSpec, until: int, snapshot: Any, task: Task) -> tuple[str, str]:
         return self._base, self._rows[task.name]
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task, *, score: bool) -> tuple[str, str]:
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> tuple[str, str]:
         return self._base, self._rows[task.name]
 
 
@@ -139,7 +139,7 @@ def test_a_warm_host_that_no_study_has_asked_first_reads_again_what_differs() ->
     host.advance(begun_with("base", "rows of t"), 4, None, TASK)
     disk.rows["t"], disk.base = "edited", "other weights"
     assert host.advance(begun_with("other weights", "edited"), 4, None, TASK) == ("other weights", "edited")
-    assert host.confirm(begun_with("other weights", "edited"), b"", TASK, score=True) == ("other weights", "edited")
+    assert host.confirm(begun_with("other weights", "edited"), b"", TASK) == ("other weights", "edited")
     assert disk.num_loads == 2
 
 
@@ -163,7 +163,7 @@ def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_
         disk.base, told = "other weights", "weight digest other weights, not base"
     host, spec = actor(disk, packed=True), begun_with("base", "rows of t")
     with pytest.raises(ClusterError, match=rf"but 10\.0\.0\.7 is not: it has {told}\.") as caught:
-        host.advance(spec, 4, None, TASK) if call == "advance" else host.confirm(spec, b"", TASK, True)
+        host.advance(spec, 4, None, TASK) if call == "advance" else host.confirm(spec, b"", TASK)
     assert "launch a new study" in (caught.value.hint or "")
     disk.rows["t"], disk.base = "rows of t", "base"  # put back: no search need start anew
     assert host.advance(spec, 4, None, TASK) == ("base", "rows of t")
