@@ -31,6 +31,7 @@ def driver_killed(world: World, rng: random.Random) -> Losses:
     Kills of a search that is over would show nothing: another search takes those that are left.
     """
     world.trials, world.steps = 12, 8  # more than those that the sampler draws at random
+    world.pack_size = "1"  # of trials at once, who reports first decides
     began = time.monotonic()
     world.finish(world.launch("undisturbed"))
     wall_s = time.monotonic() - began

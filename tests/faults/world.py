@@ -29,6 +29,7 @@ class World:
         home: LORAXS_HOME of the driver; this process's own too, so that records can be read.
         base: `base_model` of the spaces, as YAML.
         steps: Of a trial; it reports four times.
+        pack_size: Of the spaces, as YAML.
         kills: Of a driver, one after the other.
         outage_s: How long MLflow or a network is away.
         prefix: What the command line is started with: `ip netns exec NAME` runs it on another host.
@@ -40,6 +41,7 @@ class World:
     base: str = json.dumps(QUICKSTART)
     steps: int = 24
     trials: int = 4
+    pack_size: str = "auto"
     kills: int = 3
     outage_s: float = 5.0
     env: dict[str, str] = field(default_factory=dict)
@@ -56,7 +58,8 @@ class World:
         """Write a space and return its path."""
         values = {"trials": self.trials, "steps": self.steps, "every": max(1, self.steps // 4)}
         path = self.folder / f"{task}.yaml"
-        path.write_text(SPACE.format(task=task, base=self.base, promotion="{candidates: 1}", **(values | changes)))
+        text = SPACE.format(task=task, base=self.base, promotion="{candidates: 1}", **(values | changes))
+        path.write_text(text.replace("precision: float32", f"precision: float32, pack_size: {self.pack_size}"))
         return path
 
     def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
