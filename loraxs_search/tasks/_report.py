@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from loraxs_search.home import write_atomic
 from loraxs_search.records import DataReport, Split, SplitOverlap, to_json
-from loraxs_search.tasks._rows import Rows
+from loraxs_search.tasks._rows import SPLITS, Rows
 
 # Scores are taken on the first, after learning or choosing on the second.
 _COMPARED: tuple[tuple[Split, Split], ...] = (("validation", "train"), ("test", "train"), ("test", "validation"))
@@ -24,12 +25,16 @@ def cached_report(rows: Mapping[Split, Rows], fingerprint: str, cache_dir: Path)
     """
     path = cache_dir / "reports" / f"{_VERSION}-{fingerprint}.json"
     try:
-        known = json.loads(path.read_bytes())
-        return DataReport(**known | {"overlaps": tuple(SplitOverlap(**overlap) for overlap in known["overlaps"])})
+        return _read(json.loads(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
         report = data_report(rows)
     write_atomic(path, to_json(report))
     return report
+
+
+def _read(known: dict[str, Any]) -> DataReport:
+    counts = {name: {split: int(known[name][split]) for split in SPLITS} for name in ("num_rows", "repeated", "blank")}
+    return DataReport(overlaps=tuple(SplitOverlap(**overlap) for overlap in known["overlaps"]), **counts)
 
 
 def data_report(rows: Mapping[Split, Rows]) -> DataReport:

@@ -44,7 +44,9 @@ def test_rows_are_counted_once_for_each_content(make_task, rows, loraxs_home, da
     first = load_data(task).report
     (path,) = (loraxs_home / "datasets" / "reports").iterdir()
     written = path.stat().st_mtime_ns
-    assert (load_data(task).report, path.stat().st_mtime_ns) == (first, written)
+    again = load_data(task).report
+    assert (again, path.stat().st_mtime_ns) == (first, written)
+    assert list(again.repeated) == list(first.repeated) == ["train", "validation", "test"]
     path.write_bytes(damaged)
     assert load_data(task).report == first
     load_data(make_task({"train": rows(41)}))
