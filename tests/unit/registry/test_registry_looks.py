@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from loraxs_search.records import Decision, Look, PromotionRule
-from loraxs_search.registry import Registry, Rescored, ScoredRows, _turns
+from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, Scored, ScoredRows, _turns
 from loraxs_search.registry._client import connect
 from loraxs_search.registry.anchor import Anchor, find_anchor
+from loraxs_search.registry.contest import Contest, Opponent
 from loraxs_search.registry.criterion import Criterion
 from loraxs_search.registry.looks import Looks
 
@@ -235,3 +239,29 @@ def test_looks_of_other_rows_and_the_same_two_again_are_not_counted():
     assert looks.number("s/t1", "s/t0") == 1
     assert looks.number("s/t2", "s/t0") == 2
     assert Looks([], "rows").number("s/t2", "s/t0") == 1
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=12))
+def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, asked):
+    """Finalists of six studies, each of four sizes, in any order and again."""
+    past: list[Decision] = []
+    champion: Opponent | None = None
+    for study, size in asked:
+        found = candidate(f"t{size}", (300 + 20 * study) / 400, 1000 - size, study=f"s{study}")
+        contest = Contest(SMALLER, task, Scored(found, rows(300 + 20 * study)), False, tuple(past))
+        decision = contest.settle({"champion": champion} if champion else {})
+        assert contest.settle({"champion": champion} if champion else {}) == decision
+        if decision.promoted:
+            version = 1 + sum(known.promoted for known in past)
+            decision = dataclasses.replace(decision, version=version)
+            adapter = RegisteredAdapter(task.name, version, ("champion",), "", found, decision, "")
+            champion = Opponent(adapter, contest.finalist)
+        past.append(decision)
+        again = Contest(SMALLER, task, contest.finalist, False, tuple(past)).settle(
+            {"champion": champion} if champion else {}
+        )
+        assert not again.promoted
+        assert again.looks in ((), decision.looks), "the same study again is no new look"
+    numbers = {(look.finalist, look.opponent): look.number for known in past for look in known.looks}
+    assert sorted(numbers.values()) == list(range(1, len(numbers) + 1))
