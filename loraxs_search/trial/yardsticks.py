@@ -57,7 +57,8 @@ def _features(data: PreparedTask, pooled: _Pooled) -> SplitLogits:
 
     train = fixed_subset(data.num_rows("train"), _TRAIN_ROWS)
     model = make_pipeline(StandardScaler(), RidgeCV(alphas=_ALPHAS))
-    model.fit(pooled.rows("train", train), data.head.targets(data.labels("train")[train]))
+    needed = int(data.lengths("validation").sum())  # without validation scores the train rows are of no use
+    model.fit(pooled.rows("train", train, needed), data.head.targets(data.labels("train")[train]))
     order: tuple[Split, ...] = ("validation", "test")
     for split in order:
         rows = np.arange(data.num_rows(split))
@@ -72,15 +73,17 @@ class _Pooled:
         self._max_tokens = _CPU_TOKENS if device.type == "cpu" else _ACCELERATOR_TOKENS
         self._seconds_a_token = 0.0
 
-    def rows(self, split: Split, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def rows(self, split: Split, rows: npt.NDArray[np.int64], num_later: int = 0) -> npt.NDArray[np.float32]:
         """Return each row's mean over its tokens, shape (rows, width).
 
+        Args:
+            num_later: Tokens of other rows for which there must be time too.
         Raises:
             OutOfTimeError: it takes longer than is left.
         """
         lengths = self._data.lengths(split)[rows]
         batches = eval_batches(lengths, self._max_tokens)
-        left = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+        left = num_later + sum(len(batch) * int(lengths[batch].max()) for batch in batches)
         if not self._seconds_a_token:  # the base's speed is not known: one row alone is quick with any
             first, batches[0] = batches[0][:1], batches[0][1:]
             batches = [first, *(batch for batch in batches if len(batch))]

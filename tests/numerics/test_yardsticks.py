@@ -12,6 +12,7 @@ import torch
 
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import BaseModelRef, Yardstick
+from loraxs_search.tasks.yardsticks import OutOfTimeError
 from loraxs_search.trial import Snapshot, bare_body, measure_yardsticks, yardsticks
 
 Host = TrialHost | PackedHost
@@ -86,6 +87,16 @@ def test_a_base_that_is_too_slow_has_no_features_and_says_so(world: Any, monkeyp
     assert (constant.failed, tfidf.failed) == ("", "")
     assert features.failed == "it needs 0 s of a core or more, and has 0"
     assert features.validation_metrics == {}
+
+
+def test_train_rows_are_not_begun_where_validation_would_not_fit(world: Any) -> None:
+    clock = iter(range(1000))  # a second each time it is read
+    limit = yardsticks.TimeLimit(100, now=lambda: next(clock))
+    pooled = yardsticks._Pooled(world.data, bare_body(world.model), torch.device("cpu"), limit)
+    rows = torch.arange(20).numpy()
+    assert len(pooled.rows("train", rows)) == 20
+    with pytest.raises(OutOfTimeError):
+        pooled.rows("train", rows, num_later=1_000_000)
 
 
 def test_features_are_means_over_a_rows_own_tokens(world: Any) -> None:
