@@ -110,14 +110,12 @@ def _seeds(manifest: Manifest) -> str:
 
 
 def _yardsticks(manifest: Manifest) -> list[str]:
-    """Return what simple models reach on the same rows, beside the adapter; nothing where that is not known."""
+    """Return what simple models reach on the test rows, beside the adapter; nothing where that is not known."""
     metric, task = manifest.task.metric, manifest.task
-    rows = [("this adapter", manifest.test_metrics, manifest.validation_metrics)]
-    rows += [(_describe(y, task), y.test_metrics, y.validation_metrics) for y in manifest.yardsticks]
-    table = [f"| {metric} on the same rows | test | validation |", "|---|---|---|"]
-    table += [
-        f"| {name} | {_number(test, metric)} | {_number(validation, metric)} |" for name, test, validation in rows
-    ]
+    rows = [("this adapter", manifest.test_metrics)]
+    rows += [(_describe(yardstick, task), yardstick.test_metrics) for yardstick in manifest.yardsticks]
+    table = [f"| on the same test rows | {metric} |", "|---|---|"]
+    table += [f"| {name} | {_number(test, metric)} |" for name, test in rows]
     return ["\n".join(table)] if manifest.yardsticks else []
 
 
