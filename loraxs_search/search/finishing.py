@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loraxs_search.errors import StudyError
+from loraxs_search.errors import StudyError, TrialDivergedError
 from loraxs_search.records import AdapterSize, Answers, Confirmation, Task, TrialReport, TrialSpec
 from loraxs_search.registry import ScoredRows
 from loraxs_search.studies import StudyFolder
@@ -81,7 +82,10 @@ class AnswerPiece:
         return False
 
     def failed(self, error: Exception) -> None:
-        raise error
+        if not isinstance(error, TrialDivergedError):
+            raise error
+        no_answers = Answers((), (), math.nan)  # the finalist has no finite score, which is a result
+        self.trained.folder.confirmations().write_answers(self.trained.trial_id, self.rows, no_answers)
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,12 @@ def row_pieces(num_rows: int, done: Sequence[range], num_hosts: int) -> list[ran
 
 
 def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], ScoredRows]:
-    """Return the metrics and the rows that consecutive answers make up."""
+    """Return the metrics and the rows that consecutive answers make up; not finite where some answers are not."""
     from loraxs_search.tasks.metrics import METRICS
 
     predictions = [value for part in parts for value in part.predictions]
     rows = ScoredRows.of(predictions, [value for part in parts for value in part.labels])
+    if not all(part.predictions for part in parts):
+        return dict.fromkeys((*task.metrics, "loss"), math.nan), rows
     metrics = {name: METRICS[name].score(rows.predictions, rows.labels) for name in task.metrics}
     return metrics | {"loss": sum(part.loss for part in parts) / max(1, len(predictions))}, rows

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.toys import TASK
+from support import studies
+from support.toys import HYPERPARAMETERS, TASK
 
-from loraxs_search.records import Answers, Refit
-from loraxs_search.search.finishing import joined, row_pieces
+from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.records import AdapterSize, Answers, Refit, TrialSpec
+from loraxs_search.search.finishing import AnswerPiece, Trained, joined, row_pieces
 from loraxs_search.studies import Confirmations
 
 
@@ -50,3 +53,16 @@ def test_what_is_done_is_found_again(tmp_path):
     confirmed.write_validation("00001", {})
     assert confirmed.refit("00001.1") == Refit(7, {"accuracy": 0.5})
     assert confirmed.validation("00001") == {}, "it was tried, and has no score"
+
+
+def test_a_finalist_whose_answers_are_not_finite_has_no_score_and_ends_no_search(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
+    study = studies.study("s")
+    trained = Trained(TrialSpec("00001", {}, HYPERPARAMETERS), study, {}, AdapterSize(1, 1, 1))
+    piece = AnswerPiece(trained, range(2), TASK)
+    piece.failed(TrialDivergedError("Logits must be finite."))
+    with pytest.raises(TaskDataError):
+        piece.failed(TaskDataError("elsewhere"))
+    study.confirmations().write_answers("00001", range(2, 3), Answers((1,), (1,), 0.5))
+    metrics, _ = joined(list(study.confirmations().answers("00001").values()), TASK)
+    assert all(math.isnan(value) for value in metrics.values())
