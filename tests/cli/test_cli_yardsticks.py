@@ -72,7 +72,8 @@ def test_show_has_them_beside_the_adapters_own_score(say, store_uri, tmp_path):
     rule = PromotionRule(confidence=0.0)
     Registry(store_uri).settle(rule, TASK, [better], {"00000": adapter(tmp_path / "a", "00000")}, True)
     heading, row = say("show", "toy").out.splitlines()
-    assert heading.split()[:8] == ["version", "accuracy", "accuracy", "over", "seeds", "constant", "tfidf", "features"]
+    own = ["version", "accuracy", "validation", "accuracy", "over", "seeds"]
+    assert heading.split()[:9] == [*own, "constant", "tfidf", "features"]
     assert row.split()[:6] == ["1", "0.9000", "-", "0.5200", "0.7412", "-"]
     (told,) = json.loads(say("show", "toy", "--json").out)
     assert [y["name"] for y in told["candidate"]["yardsticks"]] == ["constant", "tfidf", "features"]

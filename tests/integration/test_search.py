@@ -153,7 +153,7 @@ def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_wit
     with pytest.raises(
         TrialsFailError, match=r"5 of the latest trials failed for the same reason: .* finite"
     ) as failed:
-        run("doomed", "parameters.learning_rate=1.0e+38", "search.trials=8")
+        run("doomed", "parameters.learning_rate=1.0e+38", "search.trials=8", "search.pack_size=1")
     assert "loraxs-search resume doomed" in (failed.value.hint or "")
     assert StudyFolder.open("doomed").candidates() is None
     before = StudyFolder.open("doomed").journal().records

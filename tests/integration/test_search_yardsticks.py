@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 from faults import faulty_yardsticks
-from loraxs_search.search.launch import new_study
+from loraxs_search.search._launch import new_study
 
 from loraxs_search.records import TrialState
 from loraxs_search.search import SearchResult, SilentView, launch_together
