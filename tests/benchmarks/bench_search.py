@@ -1,6 +1,6 @@
 """A whole search, packed, beside the same search written plainly from the same libraries; in one run, on one machine.
 
-    python tests/benchmarks/bench_search.py --data FOLDER [--trials 12] [--steps 96] [--pack-size 12] [--json FILE]
+    python tests/benchmarks/bench_search.py --data FOLDER [--trials 12] [--steps 96] [--pack-size auto] [--json FILE]
 
 FOLDER holds SST-2 as `{train,validation,test}.jsonl.gz` with columns `sentence` and `label`. Both sides train the
 quickstart's base at rank 16 on all its linear layers, the same number of trials and steps of batch 16, no early
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--steps", type=int, default=96)
-    parser.add_argument("--pack-size", default="12")
+    parser.add_argument("--pack-size", default="auto")
     parser.add_argument("--only", choices=["ours", "plain"], help="one side alone")
     parser.add_argument("--warm", action="store_true", help="run ours twice in one home and time the second")
     parser.add_argument("--json", type=Path)
