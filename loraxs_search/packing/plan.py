@@ -17,7 +17,7 @@ from loraxs_search.errors import UsageError
 Indices = npt.NDArray[np.int64]
 
 # What one more pass costs beside its tokens (calls into the framework, small kernels), in tokens.
-PASS_TOKENS = 48
+PASS_TOKENS = 128
 
 
 @dataclass(frozen=True)

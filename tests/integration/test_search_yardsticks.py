@@ -10,10 +10,10 @@ from typing import Literal
 
 import pytest
 from faults import faulty_yardsticks
-from loraxs_search.search._launch import new_study
 
 from loraxs_search.records import TrialState
 from loraxs_search.search import SearchResult, SilentView, launch_together
+from loraxs_search.search._launch import new_study
 from loraxs_search.search.driver import Driver
 from loraxs_search.search_space import load_space
 from loraxs_search.studies import StudyFolder
