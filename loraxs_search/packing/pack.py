@@ -137,10 +137,18 @@ class Pack:
 
     @torch.no_grad()
     def time_pass(self, num_tokens: int) -> float:
-        """Return the seconds that a pass of so many tokens through the bare base takes, the shortest of three."""
+        """Return the seconds that a pass of so many tokens through the bare base takes, the shortest of three.
+
+        Infinite where memory does not hold it.
+        """
         self.clear()
-        inputs = dummy_rows(self._model, num_tokens)
-        return min(_seconds(lambda: self._model(**inputs), self._model.device) for _ in range(3))
+        try:
+            inputs = dummy_rows(self._model, num_tokens)
+            return min(_seconds(lambda: self._model(**inputs), self._model.device) for _ in range(3))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            return math.inf
 
     @property
     def seat_bytes(self) -> int:

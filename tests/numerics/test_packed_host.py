@@ -166,6 +166,18 @@ def _fail(*_: Any) -> None:
     raise ZeroDivisionError
 
 
+def test_a_pass_that_memory_does_not_hold_takes_for_ever(world: Any, make_host: Make) -> None:
+    host = make_host()
+    assert 0 < host._pack.time_pass(64) < 60
+
+    def runs_out(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    hook = host._pack._model.register_forward_pre_hook(runs_out)
+    assert host._pack.time_pass(64) == float("inf")
+    hook.remove()
+
+
 def test_trials_of_several_tasks_share_a_host(world: Any, make_host: Make, other_data: Any, distance: Distance) -> None:
     host, tasks = make_host(), [world.data.task, other_data.task]
     host.advance(world.spec("9"), 2, None)

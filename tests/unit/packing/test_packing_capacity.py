@@ -52,6 +52,7 @@ def test_the_quickstarts_trials_fill_two_lanes_of_a_cpu_at_eight():
         (lambda tokens: 1.0 + tokens / 4096, 32768),  # a fixed cost of a second: twice 32,768 tokens gain 5 %
         (lambda tokens: tokens / 1000, 256),  # full from the start
         (lambda tokens: 1.0, 65536),  # never full
+        (lambda tokens: 1.0 if tokens <= 4096 else float("inf"), 4096),  # memory holds no more
     ],
 )
 def test_an_accelerator_is_full_where_twice_the_tokens_gain_less_than_a_tenth(seconds, full):
