@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table
-from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError
 
 if TYPE_CHECKING:
     from loraxs_search.records import BaseModel, DataReport, LinearModule, Split
@@ -76,22 +75,12 @@ def _base_and_data(space: Space, data: bool) -> BaseModel:
     """Find the base and, if that is wanted, read the rows: the faults of both are told at once."""
     from loraxs_search.base_model import locate
 
-    errors: list[LoraxsError] = []
-    try:
-        base = locate(space.base_model)
-    except BaseModelError as error:
-        errors.append(error)
-    try:
-        if data:
-            from loraxs_search.tasks import load_data
+    if not data:
+        return locate(space.base_model)
+    from loraxs_search.tasks import load_data, locate_for
 
-            load_data(space.task)
-    except TaskDataError as error:
-        errors.append(error)
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise LoraxsError("\n".join(map(str, errors)), hint="; ".join(error.hint for error in errors if error.hint))
+    base = locate_for(space.task, space.base_model)
+    load_data(space.task)
     return base
 
 

@@ -43,7 +43,7 @@ from loraxs_search.records import (
     Yardstick,
     to_json,
 )
-from loraxs_search.tasks import PreparedTask, prepare
+from loraxs_search.tasks import PreparedTask, locate_for, prepare
 from loraxs_search.torch_threads import side_by_side
 from loraxs_search.trial import (
     Snapshot,
@@ -73,7 +73,7 @@ class Resident:
     def __init__(self, base: BaseModelRef, task: Task, *, precision: Precision = "auto", device: str = "auto") -> None:
         self.device = _choose_device(device)
         self._device_name = _device_name(self.device)  # now: another thread of a process may have its own setting
-        self._ref, self.base = base, locate(base)
+        self._ref, self.base = base, locate_for(task, base)
         self.task = task
         self._prepared: dict[str, PreparedTask] = {}
         self._exact: dict[tuple[TaskKind, int], tuple[PreTrainedModel, int]] = {}

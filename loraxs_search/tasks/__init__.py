@@ -14,6 +14,7 @@ from loraxs_search.tasks.data_warnings import data_warnings, overlap_counts
 from loraxs_search.tasks.metrics import METRICS, Metric, metric_fault
 
 if TYPE_CHECKING:
+    from loraxs_search.tasks._located import locate_for
     from loraxs_search.tasks._rows import fixed_subset
     from loraxs_search.tasks.answers import answer
     from loraxs_search.tasks.batches import TrainingBatches, batch_at, epoch_batches, eval_batches
@@ -39,6 +40,7 @@ __all__ = [
     "fixed_subset",
     "head_for",
     "load_data",
+    "locate_for",
     "metric_fault",
     "overlap_counts",
     "prepare",
@@ -58,6 +60,7 @@ _HOMES = {
     "fixed_subset": "_rows",
     "head_for": "kinds",
     "load_data": "prepared",
+    "locate_for": "_located",
     "prepare": "prepared",
 }
 

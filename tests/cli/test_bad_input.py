@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from loraxs_search.base_model import locate
+from loraxs_search.errors import BaseModelError
 from loraxs_search.records import BaseModelRef, DataSource, PromotionRule, Task
 from loraxs_search.registry import Registry
 from loraxs_search.studies import list_studies
@@ -85,6 +86,16 @@ def test_faults_of_the_data_are_told_even_where_the_base_is_not_found(say, tiny_
     overrides = ("--set", "base_model=org/nowhere", "--set", "task.columns.text=sentense")
     said = say("check", str(tiny_space), "--data", *overrides)
     assert said.is_error(1, "'org/nowhere' was not found", "`package`", "but got 'sentense'")
+
+
+def test_a_launch_tells_both_as_well(say, tiny_space):
+    """The host that finds no base reads the rows all the same."""
+    from loraxs_search.packing.resident import Resident
+    from loraxs_search.search_space import load_space
+
+    space = load_space(str(tiny_space), overrides=("base_model=org/nowhere", "task.columns.text=sentense"))
+    with pytest.raises(BaseModelError, match=r"(?s)'org/nowhere' was not found.*but got 'sentense'"):
+        Resident(space.base_model, space.task)
 
 
 def test_every_bad_label_is_told_with_its_line(say, tiny_space):
