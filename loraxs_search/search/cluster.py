@@ -59,19 +59,19 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
     if ray.is_initialized():  # a program that brought its own connection keeps it
         yield
         return
+    env = None if address is None else shipping.runtime_env(runtime_env)
     check_answers(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        with (
-            _home_in_environment()
-        ):  # Ray's processes here inherit it: a runtime environment would have to be made first
+        # Ray's processes here inherit it: a runtime environment would have to be made first.
+        with _home_in_environment():
             ray.init(
                 address=address or "local",
                 namespace=NAMESPACE,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,
                 logging_level="ERROR",
-                runtime_env=None if address is None else shipping.runtime_env(runtime_env),
+                runtime_env=env,
             )
     except AuthenticationError as error:
         raise token_error(address) from error
