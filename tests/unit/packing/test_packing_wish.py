@@ -87,6 +87,14 @@ def test_a_trial_that_comes_late_begins_when_the_others_are_scored() -> None:
     assert play({0: [wish("a", 40)], 11: [wish("c", 40)]}, 2) == [(39, ["a"]), (79, ["c"])]
 
 
+def test_a_trial_waits_for_one_score_at_most_whoever_trains_on() -> None:
+    """Others that report often would keep it out for ever."""
+    going, late = wish("a", 100), wish("c", 200)
+    assert admit([going], [late], 2) == ([], [late])
+    late.may_start = True
+    assert admit([going], [late], 2) == ([late], [])
+
+
 def test_a_trial_that_reports_sooner_than_all_others_does_not_wait() -> None:
     assert play({0: [wish("a", 40)], 11: [wish("c", 10)]}, 2) == [(20, ["c"]), (39, ["a"])]
 
