@@ -137,6 +137,25 @@ def test_callers_who_are_answered_together_go_on_together(world: Any, make_host:
     assert sizes == [2, 2, 2]
 
 
+def test_the_first_round_waits_for_trials_that_start_one_after_another(world: Any, make_host: Make) -> None:
+    host = make_host(slots=2, linger_s=0.0, gather_s=60.0)
+    sizes: list[int] = []
+    step = host._pack.step
+
+    def counted(slots: Any) -> Any:
+        sizes.append(len(slots))
+        return step(slots)
+
+    host._pack.step = counted  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as callers:
+        first = callers.submit(host.advance, world.spec("1"), 3, None)
+        with host._changed:
+            assert host._changed.wait_for(lambda: bool(host._arrived) or bool(sizes), 60)
+        host.advance(world.spec("2"), 3, None)
+        first.result()
+    assert sizes == [2, 2, 2]
+
+
 def test_a_report_names_those_who_were_scored_with_it(world: Any, make_host: Make) -> None:
     host, metric = make_host(slots=3, linger_s=5.0), world.data.task.metric
     specs = [replace(world.spec(i), study=study) for i, study in (("1", "mine"), ("2", "mine"), ("3", "other"))]
