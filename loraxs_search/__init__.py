@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from loraxs_search.bank import AdapterBank
     from loraxs_search.records import Prediction
     from loraxs_search.search import SearchResult, resume
-    from loraxs_search.search._launch import launch
+    from loraxs_search.search.driver.launch import launch
 
 from wrapt import register_post_import_hook
 
@@ -65,7 +65,7 @@ _HOMES = {
 }
 
 # PEFT learns of LORAXS when somebody imports PEFT, at once if somebody has: no torch is loaded on our account.
-register_post_import_hook(lambda _: importlib.import_module("loraxs_search.adapter"), "peft")
+register_post_import_hook(lambda _: importlib.import_module("loraxs_search.methods.loraxs"), "peft")
 
 
 def __getattr__(name: str) -> Any:

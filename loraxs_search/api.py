@@ -153,7 +153,7 @@ def pull(
     target = None if out is None else _new_folder(Path(out))
     folder = _found(registry.pull, name, base, tracking_uri)
     if form != "native":
-        from loraxs_search.adapter import converted
+        from loraxs_search.methods.loraxs import converted
 
         folder = converted(folder, form, rank=rank)
     if target is None:
@@ -178,7 +178,7 @@ def load_adapter(
         BaseModelError: the base cannot be found or is not the one the adapter was trained on.
         FactorMismatchError: its factors differ from those the adapter was trained in.
     """
-    from loraxs_search.adapter import load_adapter_folder
+    from loraxs_search.methods.loraxs import load_adapter_folder
 
     folder = _found(registry.adapter_folder, name, base, tracking_uri)
     return load_adapter_folder(folder, dtype=dtype, device=device)
@@ -210,8 +210,8 @@ def predict(
         texts: One text, whose answer is a list of one, or several; for a pair task the first and second text of each
             row in turn.
     """
-    from loraxs_search.adapter import load_adapter_folder
     from loraxs_search.base_model import load_tokenizer, locate
+    from loraxs_search.methods.loraxs import load_adapter_folder
     from loraxs_search.tasks import answer, encode
 
     folder = _found(registry.adapter_folder, name, base, tracking_uri)

@@ -189,8 +189,8 @@ def make_adapter() -> Callable[..., Path]:
     """Make an adapter folder as the registry hands it out: R and head of a trial at its start, far from zero."""
     import torch
 
-    from loraxs_search.adapter import make_probe
     from loraxs_search.base_model import load_model
+    from loraxs_search.methods.loraxs import make_reference_logits
     from loraxs_search.records import (
         AdapterSize,
         BaseModel,
@@ -236,7 +236,7 @@ def make_adapter() -> Callable[..., Path]:
             validation_metrics={},
             test_metrics={},
             size=AdapterSize(0, 0, 0),
-            probe=make_probe(model, model.config.vocab_size),
+            probe=make_reference_logits(model, model.config.vocab_size),
             versions={},
             created_at="",
             files=files,

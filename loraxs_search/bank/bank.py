@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.adapter import LoraXSConfig, compare_probe, verified_manifest
-from loraxs_search.bank.body import Body
+from loraxs_search.bank.adapter_store import AdapterStore, Part
+from loraxs_search.bank.bank_model import BankModel
 from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout, split_tensors
-from loraxs_search.bank.stock import Part, Stock
 from loraxs_search.bank.texts import shown, tokenized
 from loraxs_search.base_model import load_tokenizer, locate
 from loraxs_search.errors import IntegrityError, UsageError
+from loraxs_search.methods.loraxs import LoraXSConfig, compare_reference_logits, verified_manifest
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, to_json
 from loraxs_search.registry import adapter_folder
@@ -53,8 +53,8 @@ class AdapterBank:
     ) -> None:
         self.base = base if isinstance(base, BaseModel) else locate(base)
         self._device = torch.device(device)
-        self._body = Body(self.base, num_labels, self._device)
-        self._stock = Stock(max_bytes, self._device)
+        self._body = BankModel(self.base, num_labels, self._device)
+        self._stock = AdapterStore(max_bytes, self._device)
         self._lock = threading.Lock()  # of the stock: held for a moment
         self._loading = threading.Lock()  # of what the body learns from adapters: held while factors are computed
         self._tasks: dict[str, Task] = {}
@@ -97,7 +97,7 @@ class AdapterBank:
             probe = torch.tensor(manifest.probe.input_ids, device=self._device)
             part = Part(tuple(range(len(probe))), layout, vectors)
             inputs = {"input_ids": probe, "attention_mask": torch.ones_like(probe)}
-            compare_probe(torch.stack(self._run([part], inputs)).cpu(), manifest.probe)
+            compare_reference_logits(torch.stack(self._run([part], inputs)).cpu(), manifest.probe)
         self._put(layout, [name], vectors, manifest.task)
 
     def add(self, names: Sequence[str], config: LoraXSConfig, task: Task, tensors: Mapping[str, Tensor]) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear, pad
 
-from loraxs_search.adapter import Family
 from loraxs_search.bank.layout import Layout
+from loraxs_search.methods.loraxs import FactorKey
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class BankLinear(nn.Module):
     """
 
     def __init__(
-        self, name: str, base_layer: nn.Module, board: Board, pairs: Mapping[tuple[Family, int], Pair]
+        self, name: str, base_layer: nn.Module, board: Board, pairs: Mapping[tuple[FactorKey, int], Pair]
     ) -> None:
         super().__init__()
         self.base_layer = base_layer

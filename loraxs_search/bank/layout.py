@@ -10,8 +10,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from loraxs_search.adapter import Family, LoraXSConfig, ModuleSettings
 from loraxs_search.errors import IntegrityError
+from loraxs_search.methods.loraxs import FactorKey, LoraXSConfig, ModuleSettings
 from loraxs_search.records import TaskKind
 
 ROOT = "base_model.model."
@@ -23,7 +23,7 @@ class Core:
     """Where one module's C (r, r) lies: R with its scale and singular values folded in."""
 
     rank: int
-    family: Family
+    family: FactorKey
     start: int
 
 
@@ -40,7 +40,7 @@ class Layout:
         pass_through: Head layers that are the identity.
     """
 
-    modules: tuple[tuple[str, int, Family], ...]
+    modules: tuple[tuple[str, int, FactorKey], ...]
     head: tuple[tuple[str, tuple[int, ...]], ...]
     kind: TaskKind
     num_labels: int

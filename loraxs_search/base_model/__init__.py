@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from loraxs_search.base_model._library import quiet
     from loraxs_search.base_model.attention import use_padded_attention
     from loraxs_search.base_model.head import (
-        absent_poolers,
         fresh_head,
         head_names,
         init_head,
+        missing_poolers,
         output_head,
         pass_through,
         with_labels,
@@ -28,16 +28,15 @@ if TYPE_CHECKING:
     from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
     from loraxs_search.base_model.padding import padding_side, widened
-    from loraxs_search.base_model.probing import alike, dummy_rows, ended, made_up_rows, rounding
+    from loraxs_search.base_model.probing import alike, dummy_inputs, ended, rounding, timing_inputs
     from loraxs_search.base_model.sharing import probe_sharing
 
 __all__ = [
     "Sharing",
-    "absent_poolers",
     "alike",
     "check_packable",
     "check_shared",
-    "dummy_rows",
+    "dummy_inputs",
     "ended",
     "fresh_head",
     "head_names",
@@ -48,14 +47,15 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "locate",
-    "made_up_rows",
     "matrix",
+    "missing_poolers",
     "output_head",
     "padding_side",
     "pass_through",
     "probe_sharing",
     "quiet",
     "rounding",
+    "timing_inputs",
     "use_padded_attention",
     "weight_bytes",
     "widened",
@@ -64,9 +64,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "absent_poolers": "head",
+    "missing_poolers": "head",
     "alike": "probing",
-    "dummy_rows": "probing",
+    "dummy_inputs": "probing",
     "ended": "probing",
     "fresh_head": "head",
     "head_names": "head",
@@ -76,7 +76,7 @@ _HOMES = {
     "linear_modules": "layers",
     "load_model": "load",
     "load_tokenizer": "load",
-    "made_up_rows": "probing",
+    "timing_inputs": "probing",
     "matrix": "layers",
     "output_head": "head",
     "padding_side": "padding",

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from loraxs_search.base_model.probing import alike, made_up_rows, rounding
+from loraxs_search.base_model.probing import alike, dummy_inputs, rounding
 
 PADDED = "loraxs_padded"  # what transformers knows it by
 _VECTOR_BYTES = 64  # the widest vector of a CPU
@@ -54,7 +54,7 @@ def use_padded_attention(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def _stays_the_same(model: PreTrainedModel) -> bool:
     try:
-        inputs = made_up_rows(model)
+        inputs = dummy_inputs(model)
         expected = _hidden_states(model, inputs)
         model.set_attn_implementation(PADDED)
         return alike(_hidden_states(model, inputs), expected, _ROUNDING * rounding(model))

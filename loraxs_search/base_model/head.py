@@ -63,7 +63,7 @@ def pass_through(model: nn.Module, names: Sequence[str]) -> None:
             layer.bias.zero_()
 
 
-def absent_poolers(model: PreTrainedModel) -> tuple[str, ...]:
+def missing_poolers(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the names of the body's pooling layers that its checkpoint lacks: `load_model` made them the identity."""
     heads = head_names(model)
     return tuple(

@@ -14,7 +14,7 @@ _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_TOLERANCE = 1e-2
 
 
-def made_up_rows(model: PreTrainedModel, num_rows: int = 2, width: int = _LENGTHS[0]) -> dict[str, Tensor]:
+def dummy_inputs(model: PreTrainedModel, num_rows: int = 2, width: int = _LENGTHS[0]) -> dict[str, Tensor]:
     """Return inputs of rows of 7 tokens, 5 and 4, and padding: `input_ids` and `attention_mask`, (num_rows, width).
 
     No token is the padding; each row of an encoder-decoder ends with its end token, which its head reads.
@@ -39,7 +39,7 @@ def made_up_rows(model: PreTrainedModel, num_rows: int = 2, width: int = _LENGTH
     return {"input_ids": ids, "attention_mask": (ids != config.pad_token_id).long()}
 
 
-def dummy_rows(model: PreTrainedModel, num_tokens: int, length: int = 32) -> dict[str, Tensor]:
+def timing_inputs(model: PreTrainedModel, num_tokens: int, length: int = 32) -> dict[str, Tensor]:
     """Return inputs of about so many tokens in rows of `length`, for timing: `input_ids` and `attention_mask`."""
     ids = torch.arange(max(1, num_tokens // length) * length, device=model.device).view(-1, length)
     ids = ended(ids % model.config.vocab_size, model.config)

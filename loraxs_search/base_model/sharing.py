@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from loraxs_search.base_model._packable import Sharing
 from loraxs_search.base_model.head import head_names
 from loraxs_search.base_model.padding import padding_side
-from loraxs_search.base_model.probing import alike, made_up_rows, rounding
+from loraxs_search.base_model.probing import alike, dummy_inputs, rounding
 
 _ROWS, _WIDTH, _WIDER = 3, 7, 20
 _FEWER = [2, 0]  # rows of other batches
@@ -55,12 +55,12 @@ def probe_sharing(model: PreTrainedModel, names: Collection[str]) -> Sharing:
     """
     heads = head_names(model)
     try:
-        first = _look(model, made_up_rows(model, _ROWS), [*names, *heads])
-        company = _look(model, _fewer(made_up_rows(model, _ROWS)), [*names, *heads])
+        first = _look(model, dummy_inputs(model, _ROWS), [*names, *heads])
+        company = _look(model, _fewer(dummy_inputs(model, _ROWS)), [*names, *heads])
         with _other_padding(model) as changed:
-            wider = _look(model, _fewer(made_up_rows(model, _ROWS, _WIDER)))
+            wider = _look(model, _fewer(dummy_inputs(model, _ROWS, _WIDER)))
             # In half precision other shapes round: only the same ones tell what a head makes of padding.
-            same = first if _is_exact(model) else _look(model, made_up_rows(model, _ROWS))
+            same = first if _is_exact(model) else _look(model, dummy_inputs(model, _ROWS))
     except Exception as error:  # noqa: BLE001  # whatever a foreign base does: nothing is known of it
         reason = next(iter(str(error).strip().splitlines()), "without a word")
         return Sharing(f"it takes no made-up rows ({type(error).__name__}: {reason})", frozenset(names))

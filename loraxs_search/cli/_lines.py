@@ -7,7 +7,7 @@ import time
 from typing import TextIO
 
 from loraxs_search.records import TrialRecord, TrialState
-from loraxs_search.search.view import SearchStarted
+from loraxs_search.search.ledger.view import SearchStarted
 
 
 class LinesView:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from loraxs_search.records import Scalar, TrialRecord, TrialState
 from loraxs_search.reports import LeaderboardRow, leaderboard
-from loraxs_search.search.view import SearchStarted
+from loraxs_search.search.ledger.view import SearchStarted
 
 _STYLES = {TrialState.COMPLETE: "green", TrialState.PRUNED: "dim", TrialState.FAIL: "red", TrialState.RUNNING: "bold"}
 _MAX_ROWS = 15

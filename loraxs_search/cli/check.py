@@ -14,7 +14,7 @@ from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit
 
 if TYPE_CHECKING:
     from loraxs_search.records import BaseModel, DataReport, LinearModule, Split
-    from loraxs_search.search.placement import PackSize
+    from loraxs_search.search.cluster.placement import PackSize
     from loraxs_search.search_space import Space, SpaceDescription
 
 DataOption = Annotated[bool, typer.Option("--data", help="Read the task's data as well: columns, labels, splits.")]
@@ -86,7 +86,7 @@ def _base_and_data(space: Space, data: bool) -> BaseModel:
 
 def _check_rows(space: Space, base: BaseModel, modules: Sequence[LinearModule], head_parameters: int) -> _Rows:
     from loraxs_search.base_model import load_tokenizer
-    from loraxs_search.search.expected import expected_pack_size
+    from loraxs_search.search.hosts.expected_pack_size import expected_pack_size
     from loraxs_search.tasks import data_warnings, prepare
 
     prepared = prepare(space.task, load_tokenizer(base))

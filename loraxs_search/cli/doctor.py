@@ -35,7 +35,7 @@ def command(
     files, where its base comes from, and the hub if it is needed; with --storage that it can be written from here.
     Exits 1 when something stands in the way.
     """
-    from loraxs_search.search.doctor import examine
+    from loraxs_search.search.cluster.doctor import examine
 
     findings = examine(space, address=address, tracking_uri=tracking_uri, runtime_env=runtime_env, storage=storage)
 

@@ -64,6 +64,6 @@ def _told(version: RegisteredAdapter) -> list[str]:
 
 
 def _spreads(version: RegisteredAdapter) -> dict[str, str]:
-    from loraxs_search.registry.spread import mean_and_spread
+    from loraxs_search.registry.seed_statistics import mean_and_spread
 
     return {name: str(spread) for name, spread in mean_and_spread(version.candidate).items() if spread.count > 1}

@@ -18,7 +18,7 @@ def command(
 
     Repeating it changes nothing. Exits 1 when records still wait, or a study is damaged.
     """
-    from loraxs_search.search.sync import sync
+    from loraxs_search.search.driver.sync import sync
 
     done = list(sync(study))
     columns = ("study", "records", "problem")

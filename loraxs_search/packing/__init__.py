@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loraxs_search.packing.host import TrialHost
     from loraxs_search.packing.pack import Pack
     from loraxs_search.packing.packed_host import PackedHost
+    from loraxs_search.packing.trial_host import TrialHost
 
 __all__ = ["Pack", "PackedHost", "TrialHost"]
 
-_HOMES = {"Pack": "pack", "PackedHost": "packed_host", "TrialHost": "host"}
+_HOMES = {"Pack": "pack", "PackedHost": "packed_host", "TrialHost": "trial_host"}
 
 
 def __getattr__(name: str) -> Any:

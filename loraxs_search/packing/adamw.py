@@ -19,7 +19,7 @@ _EPS = 1e-8  # torch's own
 
 
 @dataclass(frozen=True)
-class Trained:
+class AdamWUpdate:
     """A tensor in training, with what AdamW does to it. A tensor without a gradient is left as it is.
 
     Args:
@@ -50,7 +50,7 @@ def clip_factor(norm: float, limit: float) -> float:
 
 
 @torch.no_grad()
-def adamw(tensors: Sequence[Trained]) -> None:
+def adamw(tensors: Sequence[AdamWUpdate]) -> None:
     """Take the step of each tensor, as `torch.optim.AdamW` does of a gradient that was clipped."""
     trained = [t for t in tensors if t.parameter.grad is not None]
     if not trained:
@@ -61,7 +61,7 @@ def adamw(tensors: Sequence[Trained]) -> None:
     (one_by_one if grads[0].device.type == "cpu" else all_in_one)(trained, grads)
 
 
-def one_by_one(trained: Sequence[Trained], grads: Sequence[Tensor]) -> None:
+def one_by_one(trained: Sequence[AdamWUpdate], grads: Sequence[Tensor]) -> None:
     """Take the steps, a tensor a call."""
     for t, grad in zip(trained, grads, strict=True):
         torch._fused_adamw_(
@@ -81,7 +81,7 @@ def one_by_one(trained: Sequence[Trained], grads: Sequence[Tensor]) -> None:
         )
 
 
-def all_in_one(trained: Sequence[Trained], grads: Sequence[Tensor]) -> None:
+def all_in_one(trained: Sequence[AdamWUpdate], grads: Sequence[Tensor]) -> None:
     """Take the steps, an operation a call."""
     parameters, means, squares = zip(*((t.parameter, t.exp_avg, t.exp_avg_sq) for t in trained), strict=True)
     if any(t.weight_decay for t in trained):

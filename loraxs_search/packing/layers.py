@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.functional import linear, pad
 
 from loraxs_search.base_model import matrix
-from loraxs_search.packing.route import Board, Run
+from loraxs_search.packing.row_map import PassContext, RowRun
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PackedLinear(nn.Module):
     def __init__(
         self,
         base_layer: nn.Module,
-        board: Board,
+        board: PassContext,
         cores: Cores,
         pairs: tuple[Pair, ...],
         pair_of_seat: tuple[int | None, ...],
@@ -90,7 +90,7 @@ class _PackedUpdate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, _: Tensor, layer: PackedLinear, runs: tuple[Run, ...], num_rows: int, grad: Tensor
+        ctx: Any, x: Tensor, _: Tensor, layer: PackedLinear, runs: tuple[RowRun, ...], num_rows: int, grad: Tensor
     ) -> Tensor:
         y: Tensor = layer.base_layer(x)
         x_2d, y_2d = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])  # (n T, in), (n T, out)
@@ -128,7 +128,7 @@ class _PackedUpdate(torch.autograd.Function):
 _packed_update = cast("Callable[..., Tensor]", _PackedUpdate.apply)
 
 
-def _extent(run: Run, per_row: int) -> tuple[int, int, int]:
+def _extent(run: RowRun, per_row: int) -> tuple[int, int, int]:
     """Return a run's number of rows, and where its tokens start and stop."""
     return run.stop - run.start, run.start * per_row, run.stop * per_row
 
@@ -140,7 +140,9 @@ class PackedHead(nn.Module):
         states: For each lane, for each seat: the head module's parameters by name.
     """
 
-    def __init__(self, base_layer: nn.Module, board: Board, states: Sequence[Sequence[dict[str, Tensor]]]) -> None:
+    def __init__(
+        self, base_layer: nn.Module, board: PassContext, states: Sequence[Sequence[dict[str, Tensor]]]
+    ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self._board, self._states = board, states

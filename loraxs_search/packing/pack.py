@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import Sharing, check_packable, check_shared, dummy_rows, probe_sharing
+from loraxs_search.base_model import Sharing, check_packable, check_shared, probe_sharing, timing_inputs
 from loraxs_search.errors import LoraxsError, TrialDivergedError, UsageError
 from loraxs_search.factors import FactorStore
-from loraxs_search.packing.adamw import Trained, adamw, gradient_norms
-from loraxs_search.packing.anatomy import Anatomy
-from loraxs_search.packing.lanes import Lanes
+from loraxs_search.packing.adamw import AdamWUpdate, adamw, gradient_norms
+from loraxs_search.packing.adaptable import AdaptableLayers
+from loraxs_search.packing.packed_model import PackedModel
+from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.packing.passes import Output, Rows, run_pass, run_prefix
 from loraxs_search.packing.plan import Demand, Indices, Pass, padding, plan_passes
-from loraxs_search.packing.prefix import Prefix
-from loraxs_search.packing.seating import Seating
+from loraxs_search.packing.prefix_cache import PrefixCache
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import LinearModule, Split, TrialSpec
 from loraxs_search.tasks import PreparedTask
@@ -44,7 +44,7 @@ class Pack:
 
     Args:
         model: The frozen base with the task's head, as `load_model` gives it.
-        factors: Where factors come from; `ResidentFactors` when the base is not in its checkpoint's precision.
+        factors: Where factors come from; `LoadedFactors` when the base is not in its checkpoint's precision.
         modules: The linear layers that may be adapted.
         max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out. A longer row is computed
             by itself.
@@ -64,19 +64,19 @@ class Pack:
         modules: Sequence[LinearModule],
         *,
         max_tokens: int,
-        lanes: Lanes | None = None,
+        lanes: PassExecutor | None = None,
         cache_bytes: int | None = None,
         sharing: Sharing | None = None,
     ) -> None:
         self.max_tokens = max_tokens
-        self._lanes = lanes or Lanes(1)
+        self._lanes = lanes or PassExecutor(1)
         self._model = model
-        self._anatomy = Anatomy(model, modules)
+        self._anatomy = AdaptableLayers(model, modules)
         sharing = sharing or probe_sharing(model, tuple(self._anatomy.sizes))
         check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials take turns then, each alone")
         self.unpackable = sharing.unpackable
-        self._prefix = Prefix(model, self._anatomy.layers, cache_bytes)
-        self._seating = Seating(model, factors, self._anatomy, self._lanes.count, self._prefix)
+        self._prefix = PrefixCache(model, self._anatomy.layers, cache_bytes)
+        self._seating = PackedModel(model, factors, self._anatomy, self._lanes.count, self._prefix)
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or where its snapshot stands.
@@ -101,7 +101,7 @@ class Pack:
         norms = gradient_norms([slot.parameters for slot in slots])
         numbers = torch.stack([torch.stack([losses[slot.name] for slot in slots]), norms]).tolist()
         errors: dict[str, LoraxsError] = {}
-        updates: list[Trained] = []
+        updates: list[AdamWUpdate] = []
         for slot, loss, norm, num_tokens in zip(slots, *numbers, tokens, strict=True):
             try:
                 slot.check(loss, norm)
@@ -143,7 +143,7 @@ class Pack:
         """
         self.clear()
         try:
-            inputs = dummy_rows(self._model, num_tokens)
+            inputs = timing_inputs(self._model, num_tokens)
             return min(_seconds(lambda: self._model(**inputs), self._model.device) for _ in range(3))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):

@@ -16,12 +16,12 @@ import torch
 from loraxs_search.base_model import Sharing, probe_sharing
 from loraxs_search.errors import LoraxsError
 from loraxs_search.packing import capacity
-from loraxs_search.packing.host import TrialHost
-from loraxs_search.packing.lanes import Lanes, lanes_of
+from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.resident import Resident
+from loraxs_search.packing.pass_executor import PassExecutor, lanes_of
+from loraxs_search.packing.request import AdvanceRequest, admit, scored_now
 from loraxs_search.packing.slot import Slot
-from loraxs_search.packing.wish import Wish, admit, scored_now
+from loraxs_search.packing.trial_host import TrialHost
 from loraxs_search.records import (
     Answers,
     BaseModelRef,
@@ -81,9 +81,9 @@ class PackedHost:
     ) -> None:
         # oneDNN forgets kernels beyond this number, and a pack uses more of them than a lone trial; read at first use.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-        self._resident = resident = Resident(base, task, precision=precision, device=device)
+        self._resident = resident = LoadedBase(base, task, precision=precision, device=device)
         budget = max_tokens or capacity.token_budget(resident.modules, resident.dtype, resident.device)
-        lanes = Lanes(*lanes_of(resident.device))
+        lanes = PassExecutor(*lanes_of(resident.device))
         sharing = _sharing(resident, refuse=slots is not None)
         self._pack = Pack(
             resident.model, resident.factors, resident.modules, max_tokens=budget, lanes=lanes, sharing=sharing
@@ -97,7 +97,7 @@ class PackedHost:
         self._linger_s, self._gather_s = linger_s, gather_s
         self._kept: dict[str, Slot] = {}  # by the trial's name, oldest use first
         self._changed = threading.Condition()
-        self._arrived: list[Wish] = []
+        self._arrived: list[AdvanceRequest] = []
         self._chores: list[Callable[[], None]] = []
         self._closing, self._begun = False, False
         self._expected = 0
@@ -137,7 +137,7 @@ class PackedHost:
         """
         if self._may_go_alone(task) and not self._pack.unpackable.isdisjoint(spec.hyperparameters.target_modules):
             return self._on_bare_base(lambda: self._advance_alone(spec, until, snapshot))
-        wish = Wish(spec, until, Snapshot.from_bytes(snapshot) if snapshot else None, task)
+        wish = AdvanceRequest(spec, until, Snapshot.from_bytes(snapshot) if snapshot else None, task)
         with self._changed:
             self._refuse_when_closed()
             self._arrived.append(wish)
@@ -174,14 +174,14 @@ class PackedHost:
     # ---- the worker's side -------------------------------------------------------------------------------------------
     def _work(self) -> None:
         torch.get_num_threads()  # fixes this thread's number: another's setting would become its own
-        active: list[Wish] = []
+        active: list[AdvanceRequest] = []
         while True:
             with self._changed:
                 self._await_work(active)
                 if self._closing and not (active or self._arrived or self._chores):
                     break
                 chores, self._chores = self._chores, []
-                arrived: list[Wish] = []
+                arrived: list[AdvanceRequest] = []
                 if active or not chores:  # whoever comes meanwhile may begin with those who are there
                     arrived, self._arrived = admit(active, self._arrived, self._num_slots)
             for chore in chores:
@@ -191,7 +191,7 @@ class PackedHost:
                 active = self._round(active)
         self._pack.clear()
 
-    def _await_work(self, active: list[Wish]) -> None:
+    def _await_work(self, active: list[AdvanceRequest]) -> None:
         """Wait for something to do; then shortly for those who could share it: trials that were just answered."""
         wanted, self._expected = min(self._expected + len(active), self._num_slots), 0
         if not active:
@@ -214,7 +214,7 @@ class PackedHost:
     def _more_than(self, arrived: int) -> bool:
         return len(self._arrived) > arrived or bool(self._chores) or self._closing
 
-    def _take_up(self, wish: Wish) -> bool:
+    def _take_up(self, wish: AdvanceRequest) -> bool:
         """Give a wish its slot; False when it could not be had and is answered with the reason."""
         try:
             data = self._resident.prepared(wish.task)
@@ -228,7 +228,7 @@ class PackedHost:
         wish.slot = slot
         return True
 
-    def _round(self, active: list[Wish]) -> list[Wish]:
+    def _round(self, active: list[AdvanceRequest]) -> list[AdvanceRequest]:
         """Take a step of every trial that has one to take, answer those that are there, and return the others."""
         try:
             training = [wish for wish in active if not wish.there]
@@ -243,7 +243,7 @@ class PackedHost:
                     wish.answer.set_exception(error)
         return [wish for wish in active if not wish.answer.done()]
 
-    def _report(self, wishes: list[Wish]) -> None:
+    def _report(self, wishes: list[AdvanceRequest]) -> None:
         if not wishes:
             return
         scores = self._pack.evaluate([wish.at_hand for wish in wishes], "validation")
@@ -308,7 +308,7 @@ class PackedHost:
 
 
 def _peers(
-    wish: Wish, wishes: Sequence[Wish], scores: Mapping[str, Mapping[str, float] | LoraxsError]
+    wish: AdvanceRequest, wishes: Sequence[AdvanceRequest], scores: Mapping[str, Mapping[str, float] | LoraxsError]
 ) -> dict[str, tuple[int, float]]:
     """Return step and score of the other trials of the same study that were scored with this one."""
     metric = wish.at_hand.data.task.metric
@@ -320,7 +320,7 @@ def _peers(
     }
 
 
-def _sharing(resident: Resident, *, refuse: bool) -> Sharing:
+def _sharing(resident: LoadedBase, *, refuse: bool) -> Sharing:
     """Return which layers trials can share; of a base whose rows cannot share passes none, unless it is refused."""
     names = frozenset(module.name for module in resident.modules)
     sharing = probe_sharing(resident.exact, names)
@@ -330,12 +330,12 @@ def _sharing(resident: Resident, *, refuse: bool) -> Sharing:
     return Sharing("", names)
 
 
-def _full_slots(resident: Resident, pack: Pack, batch_size: int, lanes: int) -> int:
+def _full_slots(resident: LoadedBase, pack: Pack, batch_size: int, lanes: int) -> int:
     """Return how many trials of the first task fill the device."""
     tokens = capacity.full_tokens(resident.device, pack.max_tokens, pack.time_pass)
     return capacity.full_slots(tokens, lanes, batch_size * float(resident.data.lengths("train").mean()))
 
 
-def _fitting_slots(resident: Resident, wanted: int, rank: int, lanes: int) -> int:
+def _fitting_slots(resident: LoadedBase, wanted: int, rank: int, lanes: int) -> int:
     each = capacity.slot_bytes(resident.modules, rank, resident.info().head_parameters, lanes)
     return capacity.fitting_slots(wanted, each, resident.device)

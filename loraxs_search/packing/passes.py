@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from loraxs_search.base_model import padding_side, widened
+from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.plan import Indices, Pass
-from loraxs_search.packing.prefix import Prefix
-from loraxs_search.packing.route import Block, Route
-from loraxs_search.packing.seating import Seating
+from loraxs_search.packing.prefix_cache import PrefixCache
+from loraxs_search.packing.row_map import RowMap, RowSegment
 from loraxs_search.records import Split
 from loraxs_search.tasks import PreparedTask
 
@@ -53,7 +53,7 @@ class Output:
 
 
 def run_pass(
-    model: PreTrainedModel, seating: Seating, shared: Pass, split: Split, rows: Rows, lane: int
+    model: PreTrainedModel, seating: PackedModel, shared: Pass, split: Split, rows: Rows, lane: int
 ) -> list[Output]:
     """Compute a planned pass in a lane; `rows` are the row indices of each trial's demand."""
     device = next(model.parameters()).device
@@ -77,7 +77,7 @@ def run_pass(
 
 
 def run_prefix(
-    model: PreTrainedModel, prefix: Prefix, data: PreparedTask, split: Split, rows: Indices, shared: Pass
+    model: PreTrainedModel, prefix: PrefixCache, data: PreparedTask, split: Split, rows: Indices, shared: Pass
 ) -> tuple[Indices, tuple[Tensor, ...]]:
     """Compute the layers that passes skip for the planned ones of `rows`; return those rows, and what leaves each."""
     chosen = rows[shared.shares[0].positions]
@@ -86,10 +86,10 @@ def run_prefix(
     return chosen, prefix.compute(on_device, data.lengths(split)[chosen])
 
 
-def _route(chosen: list[tuple[int, npt.NDArray[np.int64]]], device: torch.device) -> Route:
+def _route(chosen: list[tuple[int, npt.NDArray[np.int64]]], device: torch.device) -> RowMap:
     edges = np.cumsum([0, *(len(indices) for _, indices in chosen)]).tolist()
-    blocks = [Block(seat, a, b) for (seat, _), a, b in zip(chosen, edges[:-1], edges[1:], strict=True)]
-    return Route(blocks, device)
+    blocks = [RowSegment(seat, a, b) for (seat, _), a, b in zip(chosen, edges[:-1], edges[1:], strict=True)]
+    return RowMap(blocks, device)
 
 
 def _joined(inputs: list[dict[str, Tensor]], width: int, config: PretrainedConfig) -> dict[str, Tensor]:

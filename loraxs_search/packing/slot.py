@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from loraxs_search.adapter import ModuleSettings, initial_r, module_settings
 from loraxs_search.errors import TargetModulesError, TrialDivergedError, unknown_name
-from loraxs_search.packing.adamw import Trained, clip_factor
-from loraxs_search.packing.anatomy import Anatomy
-from loraxs_search.packing.portable import Layout
+from loraxs_search.methods.loraxs import ModuleSettings, initial_r, module_settings
+from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
+from loraxs_search.packing.adaptable import AdaptableLayers
+from loraxs_search.packing.slot_state import SlotStateLayout
 from loraxs_search.records import Split, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
 from loraxs_search.trial import Snapshot, adapter_config, check_step, lr_factor
@@ -33,7 +33,7 @@ class Slot:
         self,
         spec: TrialSpec,
         data: PreparedTask,
-        anatomy: Anatomy,
+        anatomy: AdaptableLayers,
         snapshot: Snapshot | None = None,
     ) -> None:
         self.spec, self.data = spec, data
@@ -47,7 +47,7 @@ class Slot:
         head = anatomy.draw_head(hyper.head, data.head.num_labels, hyper.seed)
         self.head = {name: value.to(device).requires_grad_() for name, value in head.trained.items()}
         self.kept_head = {name: value.to(device) for name, value in head.kept.items()}
-        self._layout = Layout(tuple(self.settings), tuple(self.head), head.owners)
+        self._layout = SlotStateLayout(tuple(self.settings), tuple(self.head), head.owners)
         self._moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         self.size = self._layout.size(self.parameters)
         self.step, self.device_s, self.num_tokens = 0, 0.0, 0
@@ -86,14 +86,14 @@ class Slot:
         """
         check_step(loss, norm, self.step + 1)
 
-    def next_update(self, norm: float) -> list[Trained]:
+    def next_update(self, norm: float) -> list[AdamWUpdate]:
         """Return what `adamw` is to do to each tensor, the gradient's norm being `norm`."""
         hyper = self.spec.hyperparameters
         factor = lr_factor(self.step, hyper.max_steps, hyper.warmup_ratio, hyper.lr_schedule)
         rates = chain([hyper.learning_rate], repeat(hyper.head_learning_rate))
         betas, clip = (hyper.adam_beta1, hyper.adam_beta2), clip_factor(norm, hyper.max_grad_norm)
         return [
-            Trained(parameter, *moments, rate * factor, betas, hyper.weight_decay, clip, self.step + 1)
+            AdamWUpdate(parameter, *moments, rate * factor, betas, hyper.weight_decay, clip, self.step + 1)
             for parameter, moments, rate in zip(self.parameters, self._moments, rates, strict=False)
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraxs_search.records._adapter import Manifest, Prediction, Probe
+from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._data import DataReport, SplitOverlap
 from loraxs_search.records._host import Answers, Confirmation, HostInfo
@@ -52,9 +52,9 @@ __all__ = [
     "Manifest",
     "Precision",
     "Prediction",
-    "Probe",
     "PromotionRule",
     "RecordT",
+    "ReferenceLogits",
     "Refit",
     "Scalar",
     "SearchDevice",

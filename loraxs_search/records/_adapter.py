@@ -14,7 +14,7 @@ from loraxs_search.records._yardstick import Yardstick
 
 
 @dataclass(frozen=True)
-class Probe:
+class ReferenceLogits:
     """Inputs made by rule, not from data, and the logits an adapter gave for them in float32: an end-to-end check."""
 
     input_ids: tuple[tuple[int, ...], ...]
@@ -60,7 +60,7 @@ class Manifest:
     validation_metrics: Mapping[str, float]
     test_metrics: Mapping[str, float]
     size: AdapterSize
-    probe: Probe
+    probe: ReferenceLogits
     versions: Mapping[str, str]
     created_at: str
     run_id: str | None = None

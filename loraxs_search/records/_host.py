@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from loraxs_search.records._adapter import Probe
+from loraxs_search.records._adapter import ReferenceLogits
 from loraxs_search.records._base import BaseModel, LinearModule
 from loraxs_search.records._data import DataReport
 from loraxs_search.records._identity import Identity
@@ -56,7 +56,7 @@ class Confirmation:
 
     trial_id: str
     files: Mapping[str, bytes]
-    probe: Probe
+    probe: ReferenceLogits
     factors: Mapping[str, str] = field(default_factory=dict)
 
 

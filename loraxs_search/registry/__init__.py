@@ -15,7 +15,7 @@ from loraxs_search.registry.store import RegisteredAdapter, Registry, Rescored
 from loraxs_search.registry.summary import TaskSummary
 
 if TYPE_CHECKING:
-    from loraxs_search.registry.rows import ScoredRows
+    from loraxs_search.registry.test_predictions import ScoredRows
 
 __all__ = [
     "Choice",
@@ -46,7 +46,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "ScoredRows":  # numpy, which pulling does without
-        from loraxs_search.registry.rows import ScoredRows
+        from loraxs_search.registry.test_predictions import ScoredRows
 
         return ScoredRows
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from loraxs_search.records import DataSource, Decision, Latency, Manifest, Task, Yardstick
-from loraxs_search.registry.spread import mean_and_spread
+from loraxs_search.registry.seed_statistics import mean_and_spread
 
 
 def model_card(manifest: Manifest) -> str:

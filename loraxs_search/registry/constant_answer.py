@@ -8,7 +8,7 @@ import numpy as np
 
 from loraxs_search.records import Yardstick
 from loraxs_search.registry.criterion import Criterion
-from loraxs_search.registry.rows import ScoredRows
+from loraxs_search.registry.test_predictions import ScoredRows
 from loraxs_search.tasks.metrics import METRICS
 
 

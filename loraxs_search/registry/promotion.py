@@ -12,7 +12,7 @@ from loraxs_search.registry.finalist import identity, key, show_bytes
 from loraxs_search.registry.names import CHAMPION
 
 if TYPE_CHECKING:
-    from loraxs_search.registry.rows import ScoredRows
+    from loraxs_search.registry.test_predictions import ScoredRows
 
 CONSTANT = "constant"
 _TINY = 1e-4
@@ -75,7 +75,7 @@ class _Comparison:
         """Return the chance that `better` is ahead by luck; None where rows cannot tell."""
         if better is None or worse is None:
             return None
-        from loraxs_search.registry.paired import p_value  # numpy, where rows are there to compare
+        from loraxs_search.registry.significance import p_value  # numpy, where rows are there to compare
 
         return p_value(self.criterion.metric, self.criterion.sign, better, worse, self.level)
 

@@ -23,7 +23,7 @@ from loraxs_search.registry.summary import TaskSummary, summarise
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from loraxs_search.registry.rows import ScoredRows
+    from loraxs_search.registry.test_predictions import ScoredRows
 
 ResultT = TypeVar("ResultT")
 
@@ -111,21 +111,25 @@ class RegistryReader:
         return sorted([*told, *found], key=lambda decision: decision.at) if found else told
 
     def rows(self, adapter: RegisteredAdapter) -> ScoredRows | None:
-        """Return an adapter's answers to the test rows it was scored on; None when none were kept.
+        """Return an adapter's answers to the test rows it was scored on; None when none were test_predictions.
 
         Raises:
             IntegrityError: they are not what was registered.
         """
         if adapter.evidence is None:
             return None
-        from loraxs_search.registry import rows as kept
+        from loraxs_search.registry import test_predictions
 
         with tempfile.TemporaryDirectory() as folder:
             source = f"{adapter.source.rstrip('/')}/evidence"
-            content = _artifacts.fetch_file(self.uri, source, kept.FILE, Path(folder), kept.MAX_BYTES).read_bytes()
+            content = _artifacts.fetch_file(
+                self.uri, source, test_predictions.FILE, Path(folder), test_predictions.MAX_BYTES
+            ).read_bytes()
         if hashlib.sha256(content).hexdigest() != adapter.evidence:
-            raise IntegrityError(f"{kept.FILE} of {adapter.task}:{adapter.version} is not what was registered.")
-        return kept.ScoredRows.from_bytes(content)
+            raise IntegrityError(
+                f"{test_predictions.FILE} of {adapter.task}:{adapter.version} is not what was registered."
+            )
+        return test_predictions.ScoredRows.from_bytes(content)
 
     # ---- below -------------------------------------------------------------------------------------------------------
     @property

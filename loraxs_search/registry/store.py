@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Candidate, Decision, PromotionRule, Task, to_json
-from loraxs_search.registry import _signing, _turns, _versions, factor_sets
+from loraxs_search.registry import _promotion_lock, _signing, _versions, factor_sets
 from loraxs_search.registry._client import speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, fitted, version_tags
 from loraxs_search.registry.card import promoted_card
-from loraxs_search.registry.contest import Contest, Opponent, Rescore, Rescored, opponent
+from loraxs_search.registry.comparison import ComparedChampion, Contest, Rescore, Rescored, opponent
 from loraxs_search.registry.criterion import Criterion
 from loraxs_search.registry.finalist import Choice, choose, identity, key
 from loraxs_search.registry.manifest import folder_digest, verify
@@ -27,7 +27,7 @@ from loraxs_search.registry.summary import TAG as SUMMARY
 from loraxs_search.registry.summary import TaskSummary, summarise
 
 if TYPE_CHECKING:
-    from loraxs_search.registry.rows import ScoredRows
+    from loraxs_search.registry.test_predictions import ScoredRows
 
 __all__ = ["RegisteredAdapter", "Registry", "Rescored"]
 
@@ -91,7 +91,12 @@ class Registry(RegistryReader):
         raise RegistryError(f"The champion of {task.name} changed {_MAX_TRIES} times meanwhile.", hint="try again")
 
     def _promote(
-        self, folder: Path, candidate: Candidate, decision: Decision, check: _turns.Check, evidence: bytes | None
+        self,
+        folder: Path,
+        candidate: Candidate,
+        decision: Decision,
+        check: _promotion_lock.Check,
+        evidence: bytes | None,
     ) -> tuple[Decision, int]:
         manifest = verify(folder)
         if (manifest.task.name, manifest.study, manifest.trial_id) != (decision.task, candidate.study, decision.winner):
@@ -113,7 +118,7 @@ class Registry(RegistryReader):
                 lambda card: promoted_card(card, decision, candidate.latency),
             )
             if evidence is not None:
-                from loraxs_search.registry.rows import FILE
+                from loraxs_search.registry.test_predictions import FILE
 
                 _versions.add_evidence(client, task, version, FILE, evidence)
             factor_sets.publish(client, self.uri, manifest.base_digest, manifest.base_model.id, manifest.factors)
@@ -231,10 +236,10 @@ class Registry(RegistryReader):
         )
 
     # ---- below -------------------------------------------------------------------------------------------------------
-    def _opponents(self, task: str, finalist: Candidate, rescore: Rescore | None) -> dict[str, Opponent | None]:
+    def _opponents(self, task: str, finalist: Candidate, rescore: Rescore | None) -> dict[str, ComparedChampion | None]:
         """Return who holds the championships that a finalist is up for: the task's, and that of its base."""
-        made: dict[int, Opponent] = {}
-        found: dict[str, Opponent | None] = {}
+        made: dict[int, ComparedChampion] = {}
+        found: dict[str, ComparedChampion | None] = {}
         for alias in dict.fromkeys((CHAMPION, base_alias(finalist.base_model))):
             champion = self.champion(task, alias)
             if champion is not None and champion.version not in made:
@@ -243,7 +248,7 @@ class Registry(RegistryReader):
         return found
 
     def _sign_standing(
-        self, opponents: Mapping[str, Opponent | None], finalist: Candidate, folders: Mapping[str, Path]
+        self, opponents: Mapping[str, ComparedChampion | None], finalist: Candidate, folders: Mapping[str, Path]
     ) -> None:
         own = {
             alias: met.adapter
@@ -253,7 +258,7 @@ class Registry(RegistryReader):
         with speaking(self.uri):
             _signing.sign_standing(self._client, self.uri, own, folders)
 
-    def _moved(self, task: str, opponents: Mapping[str, Opponent | None]) -> bool:
+    def _moved(self, task: str, opponents: Mapping[str, ComparedChampion | None]) -> bool:
         """Whether another champion stands by now than the ones that were met."""
         for alias, met in opponents.items():
             now = self.champion(task, alias)
@@ -288,24 +293,24 @@ class Registry(RegistryReader):
             self._client.set_registered_model_tag(summary.task, SUMMARY, to_json(summary))
 
     @contextlib.contextmanager
-    def _turn(self, task: str) -> Iterator[_turns.Check]:
+    def _turn(self, task: str) -> Iterator[_promotion_lock.Check]:
         """Wait until no other promotion of the task runs; yields what raises once the turn is lost."""
         database = sqlite_path(self.uri)
         if database is not None:
             self._client  # noqa: B018  # refuses a store that is not there before a lock is made beside it
-            with _turns.file_turn(database) as check:
+            with _promotion_lock.file_turn(database) as check:
                 yield check
             return
         with speaking(self.uri):
             _versions.ensure_model(self._client, check_task(task))
-        with _turns.lease_turn(self._client, task) as check:
+        with _promotion_lock.lease_turn(self._client, task) as check:
             yield check
 
 
 def _read_rows(content: bytes | None) -> ScoredRows | None:
     if content is None:
         return None
-    from loraxs_search.registry.rows import ScoredRows
+    from loraxs_search.registry.test_predictions import ScoredRows
 
     return ScoredRows.from_bytes(content)
 

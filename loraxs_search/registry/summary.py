@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.records import Candidate, Decision
-from loraxs_search.registry.spread import mean_and_spread
+from loraxs_search.registry.seed_statistics import mean_and_spread
 
 TAG = "loraxs.champion"
 

@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loraxs_search.search._launch import launch, launch_together, resume
-    from loraxs_search.search.driver import SearchResult
-    from loraxs_search.search.interrupted import SearchInterruptedError, TrialsFailError
-    from loraxs_search.search.view import SearchStarted, SearchView, SilentView
+    from loraxs_search.search.driver.driver import SearchResult
+    from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
+    from loraxs_search.search.driver.launch import launch, launch_together, resume
+    from loraxs_search.search.ledger.view import SearchStarted, SearchView, SilentView
 
 __all__ = [
     "SearchInterruptedError",
@@ -27,15 +27,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "SearchInterruptedError": "interrupted",
-    "SearchResult": "driver",
-    "SearchStarted": "view",
-    "SearchView": "view",
-    "SilentView": "view",
-    "TrialsFailError": "interrupted",
-    "launch": "_launch",
-    "launch_together": "_launch",
-    "resume": "_launch",
+    "SearchInterruptedError": "driver.interrupted",
+    "SearchResult": "driver.driver",
+    "SearchStarted": "ledger.view",
+    "SearchView": "ledger.view",
+    "SilentView": "ledger.view",
+    "TrialsFailError": "driver.interrupted",
+    "launch": "driver.launch",
+    "launch_together": "driver.launch",
+    "resume": "driver.launch",
 }
 
 

@@ -11,13 +11,13 @@ from loraxs_search.records import Scalar
 from loraxs_search.search_space._distributions import Parameter
 from loraxs_search.search_space._document import Document
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
-from loraxs_search.search_space._laws import LAWS
+from loraxs_search.search_space._parameter_specs import PARAMETER_SPECS
 
 
 def check_conditions(document: Document, section: Mapping[str, Any], parameters: dict[str, Parameter]) -> None:
     """Add each declared condition to its parameter; faults go to the document."""
     for name, declared in section.items():
-        if isinstance(declared, dict) and "when" in declared and name in LAWS:
+        if isinstance(declared, dict) and "when" in declared and name in PARAMETER_SPECS:
             path: KeyPath = ("parameters", name, "when")
             when = _read_when(document, path, declared["when"], section, parameters)
             if name in parameters:
@@ -49,8 +49,8 @@ def _read_when(
     conditions = []
     for other, wanted in given.items():
         here = (*path, other)
-        if other not in section or other not in LAWS:
-            known = one_of([name for name in section if name in LAWS], other)
+        if other not in section or other not in PARAMETER_SPECS:
+            known = one_of([name for name in section if name in PARAMETER_SPECS], other)
             document.faults.add(here, f"must name a parameter of this space: {known}, but got {other!r}.")
         elif other in parameters:  # else its own fault is told already
             conditions.append((other, _wanted_values(document, here, wanted, parameters[other])))
@@ -69,7 +69,7 @@ def _wanted_values(document: Document, path: KeyPath, wanted: object, parent: Pa
     values: list[Scalar] = []
     for index, item in items:
         here = path if index is None else (*path, index)
-        law = LAWS[parent.name]
+        law = PARAMETER_SPECS[parent.name]
         try:
             value = law.check(item)
         except ValueError as error:

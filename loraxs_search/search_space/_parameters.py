@@ -11,7 +11,7 @@ from loraxs_search.search_space._conditions import check_conditions
 from loraxs_search.search_space._distributions import Choice, Constant, Distribution, Floats, Integers, Parameter
 from loraxs_search.search_space._document import Document, as_written
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
-from loraxs_search.search_space._laws import LAWS, REQUIRED, Law
+from loraxs_search.search_space._parameter_specs import PARAMETER_SPECS, REQUIRED, ParameterSpec
 
 _FORMS = ("value", "choice", "uniform", "log_uniform", "int")
 _OPTIONS = {"uniform": ("step",), "int": ("step", "log")}
@@ -25,7 +25,7 @@ def read_parameters(document: Document, section: object) -> dict[str, Parameter]
         return {}
     parameters: dict[str, Parameter] = {}
     for name, declared in section.items():
-        if name not in LAWS:
+        if name not in PARAMETER_SPECS:
             document.faults.add((_SECTION, name), _unknown(name))
             continue
         parameter = _Declaration(document, name).read(declared)
@@ -33,7 +33,7 @@ def read_parameters(document: Document, section: object) -> dict[str, Parameter]
             parameters[name] = parameter
     for name in REQUIRED:
         if name not in section:
-            document.faults.add((_SECTION, name), f"is required: {LAWS[name]}, or a range of them.")
+            document.faults.add((_SECTION, name), f"is required: {PARAMETER_SPECS[name]}, or a range of them.")
     check_conditions(document, section, parameters)
     return parameters
 
@@ -41,7 +41,7 @@ def read_parameters(document: Document, section: object) -> dict[str, Parameter]
 def _unknown(name: str) -> str:
     if name == "alpha":
         return "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."
-    return f"must be one of: {one_of(LAWS, name)}, but got {name!r}."
+    return f"must be one of: {one_of(PARAMETER_SPECS, name)}, but got {name!r}."
 
 
 class _Declaration:
@@ -49,7 +49,7 @@ class _Declaration:
 
     def __init__(self, document: Document, name: str) -> None:
         self._document = document
-        self._law: Law = LAWS[name]
+        self._law: ParameterSpec = PARAMETER_SPECS[name]
         self._name = name
         self._path: KeyPath = (_SECTION, name)
 
@@ -153,7 +153,7 @@ class _Declaration:
     def _step(self, given: object, bounds: tuple[float, float] | None) -> float | None:
         if given is None:
             return None
-        law = Law(self._law.kind, low=0, above=True)
+        law = ParameterSpec(self._law.kind, low=0, above=True)
         try:
             step = law.check(given)
         except ValueError as error:

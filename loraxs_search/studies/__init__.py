@@ -20,9 +20,9 @@ from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies, s
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.mirror import mirrored
 from loraxs_search.studies.next_step import next_step, next_step_of_task
+from loraxs_search.studies.remote_resume import check_new_in, fetch
 from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.studies.storage import Storage
-from loraxs_search.studies.takeover import check_new_in, fetch
 
 __all__ = [
     "Confirmations",

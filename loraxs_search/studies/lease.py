@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Holder:
+class LeaseInfo:
     """Who holds a lease.
 
     Args:
@@ -57,7 +57,7 @@ class Lease:
 
     def __init__(self, storage: Storage, study: str, clock: Clock | None = None) -> None:
         self._storage, self._study, self._clock = storage, study, clock or Clock()
-        self._mine = Holder(uuid.uuid4().hex, platform.node(), _boot(), str(home()))
+        self._mine = LeaseInfo(uuid.uuid4().hex, platform.node(), _boot(), str(home()))
         self._generation = 0
         self._version: str | None = None
         self._renewed_at = float("-inf")
@@ -181,10 +181,10 @@ class Lease:
         )
 
 
-def _holder(content: bytes | None) -> Holder | None:
+def _holder(content: bytes | None) -> LeaseInfo | None:
     """Return who an object names; None for one that is just being written, or is of another kind."""
     try:
-        return from_json(Holder, content) if content else None
+        return from_json(LeaseInfo, content) if content else None
     except ValueError:
         return None
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 from loraxs_search.errors import LoraxsError, StorageConflictError, StorageError, StudyError
 from loraxs_search.studies.clock import Clock
-from loraxs_search.studies.copies import READ_FIRST, files, is_behind
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import LEASE_S, Lease
+from loraxs_search.studies.mirror_files import READ_FIRST, files, is_behind
 from loraxs_search.studies.standstill import Standstill
 from loraxs_search.studies.storage import Storage
 

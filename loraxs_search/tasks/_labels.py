@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Task
-from loraxs_search.tasks._place import Place
+from loraxs_search.tasks._source_location import Place
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _MOST = float(np.finfo(np.float32).max)

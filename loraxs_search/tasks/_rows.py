@@ -17,9 +17,9 @@ from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._file_splits import local_splits
 from loraxs_search.tasks._hub_splits import hub_splits
-from loraxs_search.tasks._place import Place
 from loraxs_search.tasks._rows_cache import load_rows, rows_path, store_rows
 from loraxs_search.tasks._source import StoredSplit
+from loraxs_search.tasks._source_location import Place
 from loraxs_search.tasks._texts import blank_rows, check_texts
 from loraxs_search.tasks.kinds import TaskHead
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Task
-from loraxs_search.tasks._place import Place
+from loraxs_search.tasks._source_location import Place
 
 
 def check_texts(values: Sequence[Any], task: Task, column: str, place: Place) -> list[str]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from loraxs_search.errors import TaskDataError, TrialDivergedError, unknown_name
 from loraxs_search.records import Task
 from loraxs_search.tasks._labels import class_ids, numbers
-from loraxs_search.tasks._place import Place
+from loraxs_search.tasks._source_location import Place
 from loraxs_search.tasks.metrics import METRICS, Values, metric_fault
 
 

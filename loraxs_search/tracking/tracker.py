@@ -14,7 +14,7 @@ from loraxs_search.errors import HomeError
 from loraxs_search.home import disk_faults
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import Hyperparameters, Scalar, SearchPlan, TrialReport, TrialState, Yardstick
-from loraxs_search.tracking import _facts
+from loraxs_search.tracking import _environment
 from loraxs_search.tracking._recorder import AwayError, Recorder, RefusedError
 from loraxs_search.tracking._runs import StudyRuns
 from loraxs_search.tracking._spool import Entry, Spool
@@ -102,9 +102,9 @@ class Tracker:
         gpus: Sequence[str] = (),
     ) -> None:
         """The search starts, or goes on. Versions, git commit and hardware are added here."""
-        facts = {f"version.{k}": v for k, v in _facts.versions().items()}
-        facts |= {f"hardware.{k}": v for k, v in _facts.hardware(gpus).items()}
-        commit = _facts.git_commit(Path.cwd())
+        facts = {f"version.{k}": v for k, v in _environment.versions().items()}
+        facts |= {f"hardware.{k}": v for k, v in _environment.hardware(gpus).items()}
+        commit = _environment.git_commit(Path.cwd())
         facts |= {"mlflow.source.git.commit": commit} if commit else {}
         self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), facts | dict(tags or {})))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loraxs_search.adapter import LoraXSConfig
+from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records import Hyperparameters
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from loraxs_search.adapter import load_adapter_folder
-from loraxs_search.adapter.loading import read_manifest
 from loraxs_search.base_model import ended, load_model, load_tokenizer, locate
 from loraxs_search.errors import LoraxsError
+from loraxs_search.methods.loraxs import load_adapter_folder
+from loraxs_search.methods.loraxs.loading import read_manifest
 from loraxs_search.records import Latency
 from loraxs_search.torch_threads import single_thread
 

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import absent_poolers, head_names, init_head, output_head
+from loraxs_search.base_model import head_names, init_head, missing_poolers, output_head
 from loraxs_search.errors import BaseModelError, TrialDivergedError
 from loraxs_search.records import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
@@ -58,7 +58,7 @@ def attach(model: PreTrainedModel, spec: TrialSpec) -> PeftModel:
         task_type=None if idle else "SEQ_CLS",
         target_modules=list(hyper.target_modules),
         modules_to_save=trained,
-        pass_through=[*idle, *absent_poolers(model)],
+        pass_through=[*idle, *missing_poolers(model)],
     )
     peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
     peft_model.eval()  # dropout off: a result must not depend on who shares the device

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from loraxs_search import base_model
-from loraxs_search.adapter import load_adapter_folder
-from loraxs_search.adapter.loading import read_manifest
 from loraxs_search.errors import TaskDataError
+from loraxs_search.methods.loraxs import load_adapter_folder
+from loraxs_search.methods.loraxs.loading import read_manifest
 from loraxs_search.records import Task
 from loraxs_search.tasks import prepare
 from loraxs_search.trial.evaluate import answer

@@ -30,8 +30,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from loraxs_search import AdapterBank
-from loraxs_search.adapter import LoraXSConfig
 from loraxs_search.base_model import linear_modules, load_model, locate
+from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records import BaseModel
 from loraxs_search.search_space import load_space
 

@@ -25,8 +25,8 @@ import torch
 from bench_packing import MAX_STEPS, Bench, common_parser, table
 from transformers import AutoModel, LlamaConfig, PretrainedConfig, RobertaConfig
 
-from loraxs_search.adapter import use_factor_store
 from loraxs_search.base_model import load_tokenizer, locate
+from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import BaseModelRef
 from loraxs_search.search_space import load_space
 from loraxs_search.trial import TrialRun, attach

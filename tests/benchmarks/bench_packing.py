@@ -32,11 +32,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from loraxs_search.adapter import use_factor_store
-from loraxs_search.packing.anatomy import Anatomy
-from loraxs_search.packing.lanes import Lanes, lanes_of
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.packing.adaptable import AdaptableLayers
+from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.resident import Resident
+from loraxs_search.packing.pass_executor import PassExecutor, lanes_of
 from loraxs_search.records import BaseModelRef, Hyperparameters, TrialSpec
 from loraxs_search.search_space import load_space
 from loraxs_search.trial import TrialRun, attach, detach
@@ -64,7 +64,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, base: BaseModelRef | None = None) -> None:
         self._arguments = arguments
         space = load_space("movie_reviews")
-        self.resident = Resident(base or space.base_model, space.task, precision=arguments.precision)
+        self.resident = LoadedBase(base or space.base_model, space.task, precision=arguments.precision)
         modules = self.resident.modules
         self._work = 4 * sum(module.in_features * module.out_features for module in modules)  # FLOP per token
         self.peak = gemm_peak(self.resident.dtype, self.resident.device)
@@ -85,7 +85,7 @@ class Bench:
 
     def _target_modules(self) -> tuple[str, ...]:
         """Name the linear layers of the last K blocks, or all."""
-        anatomy = Anatomy(self.resident.model, self.resident.modules)
+        anatomy = AdaptableLayers(self.resident.model, self.resident.modules)
         first = len(anatomy.layers or ()) - self._arguments.last_k if self._arguments.last_k else 0
         return tuple(name for name in anatomy.sizes if anatomy.lowest([name]) >= first)
 
@@ -108,7 +108,11 @@ class Bench:
         """Time rounds of `num_slots` trials; with `prefix`, layers below the lowest adapted one are skipped."""
         resident = self.resident
         lanes = self._arguments.lanes
-        lanes = Lanes(lanes, max(1, self._arguments.threads // lanes)) if lanes else Lanes(*lanes_of(resident.device))
+        lanes = (
+            PassExecutor(lanes, max(1, self._arguments.threads // lanes))
+            if lanes
+            else PassExecutor(*lanes_of(resident.device))
+        )
         pack = Pack(
             resident.model,
             resident.factors,

@@ -35,7 +35,7 @@ import numpy.typing as npt
 from loraxs_search.records import Candidate, DataSource, Decision, PromotionRule, Task
 from loraxs_search.registry import RegisteredAdapter, Scored, ScoredRows, Terms, choose, decide
 from loraxs_search.registry.anchor import Anchor
-from loraxs_search.registry.contest import Contest, Opponent
+from loraxs_search.registry.comparison import ComparedChampion, Contest
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
 SEEDS, CHAIN = 2, 20
@@ -113,7 +113,7 @@ class ValidationRowsChoose:
         if self.champion is not None:
             held, last = self.champion.candidate, self.past[-1]
             adapter = RegisteredAdapter(TASK.name, self._version, ("champion",), "", held, last, "")
-            opponents = {"champion": Opponent(adapter, self.champion)}
+            opponents = {"champion": ComparedChampion(adapter, self.champion)}
         decision = Contest(self.rule, TASK, finalist, False, self.past).settle(opponents)
         if decision.promoted:
             self._version, self.champion = self._version + 1, finalist

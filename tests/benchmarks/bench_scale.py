@@ -101,7 +101,7 @@ class Counts:
         """Count while the block runs."""
         import mlflow
 
-        from loraxs_search.search.sampler import StudySearcher
+        from loraxs_search.search.tune.searcher import StudySearcher
 
         client, names = mlflow.MlflowClient, ("log_batch", "create_run", "update_run", "set_terminated", "search_runs")
         before = {name: getattr(client, name) for name in names}
@@ -135,7 +135,7 @@ class Counts:
 
 # ---- one size --------------------------------------------------------------------------------------------------------
 def search(num_trials: int, at_once: int, pace_s: float, profile: Path | None) -> dict[str, Any]:
-    """Run one search of `num_trials`, interrupted and resumed, in an empty home."""
+    """RowRun one search of `num_trials`, interrupted and resumed, in an empty home."""
     with tempfile.TemporaryDirectory(prefix="loraxs-scale-") as folder:
         os.environ["LORAXS_HOME"] = folder
         info, space = study(num_trials, at_once)
@@ -153,7 +153,7 @@ def search(num_trials: int, at_once: int, pace_s: float, profile: Path | None) -
 
 
 def study(num_trials: int, at_once: int) -> tuple[Any, Any]:
-    from loraxs_search.search._launch import new_study
+    from loraxs_search.search.driver.launch import new_study
     from loraxs_search.search_space import load_space
     from loraxs_search.tracking import ensure_store, resolve_uri
 
@@ -169,14 +169,15 @@ def run(info: Any, space: Any, pace_s: float, view: Gauge, stop: threading.Event
     """Drive the study on a Ray of its own with simulated hosts; return its result, None when it was interrupted."""
     import simulated_host
 
-    from loraxs_search.search.cluster import connected
-    from loraxs_search.search.driver import Driver, SearchInterruptedError
-    from loraxs_search.search.pool import HostPool, host_order
+    from loraxs_search.search.cluster.connection import connected
+    from loraxs_search.search.driver.driver import Driver
+    from loraxs_search.search.driver.interrupted import SearchInterruptedError
+    from loraxs_search.search.hosts.pool import HostPool, host_config
 
     with connected(None):
         make = functools.partial(simulated_host.simulated_host, pace_s=pace_s)
         functools.update_wrapper(make, simulated_host.simulated_host)  # a pool is known by the name of what makes hosts
-        pool = HostPool(replace(host_order([space]), make=make), [space.search])
+        pool = HostPool(replace(host_config([space]), make=make), [space.search])
         try:
             if profiler is not None:
                 return profiler.runcall(Driver(info, space, view, stop).run, pool)

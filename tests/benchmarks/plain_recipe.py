@@ -34,8 +34,8 @@ def train(config: dict[str, Any]) -> None:
     )
 
     import loraxs_search  # noqa: F401  # makes LORAXS known to PEFT
-    from loraxs_search.adapter import LoraXSConfig, use_factor_store
     from loraxs_search.factors import FactorStore
+    from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 
     files = {split: f"{config['data']}/{split}.jsonl.gz" for split in ("train", "validation")}
     tokenizer = AutoTokenizer.from_pretrained(config["base"])
@@ -93,7 +93,7 @@ def train(config: dict[str, Any]) -> None:
 
 
 def search(config: dict[str, Any]) -> dict[str, Any]:
-    """Run all trials; return their accuracies and the wall time of the whole."""
+    """RowRun all trials; return their accuracies and the wall time of the whole."""
     started = time.perf_counter()
     import ray
     from ray import tune

@@ -15,11 +15,11 @@ import optuna
 import psutil
 
 from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
-from loraxs_search.search.ledger import Ledger
-from loraxs_search.search.optuna_log import open_optuna_study
-from loraxs_search.search.proposals import Proposer
-from loraxs_search.search.scheduler import make_scheduler
-from loraxs_search.search.view import SilentView
+from loraxs_search.search.ledger.ledger import Ledger
+from loraxs_search.search.ledger.optuna_storage import open_optuna_study
+from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.search.tune.sampler import Sampler
+from loraxs_search.search.tune.schedulers.asha import make_scheduler
 from loraxs_search.search_space import Space, load_space
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tracking import Tracker
@@ -60,7 +60,7 @@ def take_up(num_trials: int, num_proposals: int = 10) -> dict[str, Any]:
             ledger.reconcile(folder)
         with laps.lap("asha"):
             make_scheduler(space.search, space.task, journal.reports)
-        proposer = Proposer(study, space)
+        proposer = Sampler(study, space)
         proposer.propose(seed=0)  # the first one ranks the history
         with laps.lap("proposals"):
             for seed in range(num_proposals):

@@ -22,14 +22,14 @@ from loraxs_search.records import (
     Confirmation,
     HostInfo,
     LinearModule,
-    Probe,
+    ReferenceLogits,
     Task,
     TrialReport,
     TrialSpec,
     Yardstick,
     to_json,
 )
-from loraxs_search.search.actors import HostOrder
+from loraxs_search.search.hosts.actors import HostConfig
 from loraxs_search.studies import read_reports
 
 LAYERS, WIDTH = 6, 384
@@ -76,7 +76,7 @@ class SimulatedHost:
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> Confirmation:
         files = {"adapter_config.json": json.dumps(spec.params).encode(), "adapter_model.safetensors": snapshot}
-        return Confirmation(spec.trial_id, files, Probe((), ()))
+        return Confirmation(spec.trial_id, files, ReferenceLogits((), ()))
 
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> Answers:
         labels = tuple(row % 2 for row in rows)
@@ -89,8 +89,8 @@ class SimulatedHost:
         return (Yardstick("constant", {task.metric: 0.5}, {task.metric: 0.5}, answer=0),)
 
 
-def simulated_host(order: HostOrder, task: Task, threads: int, *, pace_s: float) -> SimulatedHost:
-    """Return the host of an order; see `HostOrder.make`."""
+def simulated_host(order: HostConfig, task: Task, threads: int, *, pace_s: float) -> SimulatedHost:
+    """Return the host of an order; see `HostConfig.make`."""
     assert order.pack_size != "auto"
     return SimulatedHost(order.pack_size, pace_s)
 

@@ -90,12 +90,12 @@ def test_faults_of_the_data_are_told_even_where_the_base_is_not_found(say, tiny_
 
 def test_a_launch_tells_both_as_well(say, tiny_space):
     """The host that finds no base reads the rows all the same."""
-    from loraxs_search.packing.resident import Resident
+    from loraxs_search.packing.loaded_base import LoadedBase
     from loraxs_search.search_space import load_space
 
     space = load_space(str(tiny_space), overrides=("base_model=org/nowhere", "task.columns.text=sentense"))
     with pytest.raises(BaseModelError, match=r"(?s)'org/nowhere' was not found.*but got 'sentense'"):
-        Resident(space.base_model, space.task)
+        LoadedBase(space.base_model, space.task)
 
 
 def test_every_bad_label_is_told_with_its_line(say, tiny_space):

@@ -23,7 +23,7 @@ if importlib.util.find_spec("diffusers") is None:  # asked for at import, by tes
     stand_in.StableDiffusionPipeline = type("StableDiffusionPipeline", (), {})
     sys.modules["diffusers"] = stand_in
 
-from loraxs_search.adapter import LoraXSConfig
+from loraxs_search.methods.loraxs import LoraXSConfig
 
 
 class MatrixConfig(LoraXSConfig):

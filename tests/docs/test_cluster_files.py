@@ -21,7 +21,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from loraxs_search.cli._main import app
-from loraxs_search.search.cluster import _RAY_ENVIRONMENT
+from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
 from loraxs_search.search_space import shipped_spaces
 
 ROOT = Path(__file__).parents[2]

@@ -159,7 +159,7 @@ def test_the_python_runs(searched):
 
 EXPORT = """
 import pathlib
-from loraxs_search.adapter import export_lora
+from loraxs_search.methods.loraxs import export_lora
 export_lora(model, "default", pathlib.Path("exported"))
 assert pathlib.Path("exported/adapter_config.json").exists()
 assert type(model.merge_and_unload()).__name__ == "BertForSequenceClassification"
@@ -187,7 +187,7 @@ def test_every_shipped_yaml_is_sound(path):
 
 def test_the_grammar_table_names_every_key():
     """Each key of each section stands in the table, and what the table names is a key."""
-    from loraxs_search.search_space._laws import LAWS
+    from loraxs_search.search_space._parameter_specs import PARAMETER_SPECS
     from loraxs_search.search_space._sections import DataSection, PromotionSection, SearchSection, TaskSection
     from loraxs_search.tasks import catalogue_names
 
@@ -195,7 +195,7 @@ def test_the_grammar_table_names_every_key():
     for row, keys in {
         "task": {*TaskSection.model_fields, *catalogue_names(), "text", "text_pair", "label"},
         "task.data": set(DataSection.model_fields),
-        "parameters": set(LAWS),
+        "parameters": set(PARAMETER_SPECS),
         "search": set(SearchSection.model_fields) | {"asha", "none"},
         "promotion": set(PromotionSection.model_fields),
     }.items():

@@ -165,10 +165,10 @@ def _drive(world: World, study: str, num_trials: int) -> None:
 
     from faults import faulty_host
     from loraxs_search.search import SilentView
-    from loraxs_search.search._launch import new_study
-    from loraxs_search.search.cluster import connected
-    from loraxs_search.search.driver import Driver
-    from loraxs_search.search.pool import HostPool, host_order
+    from loraxs_search.search.cluster.connection import connected
+    from loraxs_search.search.driver.driver import Driver
+    from loraxs_search.search.driver.launch import new_study
+    from loraxs_search.search.hosts.pool import HostPool, host_config
     from loraxs_search.search_space import load_space
     from loraxs_search.tracking import ensure_store, resolve_uri
 
@@ -179,7 +179,7 @@ def _drive(world: World, study: str, num_trials: int) -> None:
     world.studies[study] = num_trials
     cloudpickle.register_pickle_by_value(faulty_host)  # hosts cannot import this folder
     with connected(None):
-        pool = HostPool(replace(host_order([space]), make=faulty_host.faulty_host), [space.search])
+        pool = HostPool(replace(host_config([space]), make=faulty_host.faulty_host), [space.search])
         try:
             Driver(info, space, SilentView(), threading.Event()).run(pool)
         finally:

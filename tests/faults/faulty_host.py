@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from loraxs_search.records import Task, TrialReport, TrialSpec
-from loraxs_search.search.actors import Host, HostOrder, training_host
+from loraxs_search.search.hosts.actors import Host, HostConfig, training_host
 
 SPOILT = {"00001": "raises", "00002": "memory", "00003": "metric"}
 
@@ -40,6 +40,6 @@ class FaultyHost:
         return report, state
 
 
-def faulty_host(order: HostOrder, task: Task, threads: int) -> Host:
-    """Return the host of an order; see `HostOrder.make`."""
+def faulty_host(order: HostConfig, task: Task, threads: int) -> Host:
+    """Return the host of an order; see `HostConfig.make`."""
     return FaultyHost(training_host(order, task, threads), SPOILT)

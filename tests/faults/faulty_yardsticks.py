@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraxs_search.records import Task, Yardstick
-from loraxs_search.search.actors import Host, HostOrder, training_host
+from loraxs_search.search.hosts.actors import Host, HostConfig, training_host
 
 Fault = Literal["dies once", "raises"]
 
@@ -36,8 +36,8 @@ class FaultyYardsticks:
         return self._host.yardsticks(task)
 
 
-def faulty_yardsticks(order: HostOrder, task: Task, threads: int, *, fault: Fault, marker: Path) -> Host:
-    """Return the host of an order; see `HostOrder.make`."""
+def faulty_yardsticks(order: HostConfig, task: Task, threads: int, *, fault: Fault, marker: Path) -> Host:
+    """Return the host of an order; see `HostConfig.make`."""
     return FaultyYardsticks(training_host(order, task, threads), fault, marker)
 
 

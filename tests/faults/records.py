@@ -42,7 +42,7 @@ def read_records(study: str) -> Records:
     """Read all three of a study in this process's home."""
     from mlflow import MlflowClient
 
-    from loraxs_search.search.optuna_log import open_optuna_study
+    from loraxs_search.search.ledger.optuna_storage import open_optuna_study
     from loraxs_search.studies import StudyFolder
 
     folder = StudyFolder.open(study)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from support.ports import free_port
 
-from loraxs_search.search.cluster import _RAY_ENVIRONMENT
+from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -120,7 +120,7 @@ def test_workers_are_started_for_the_trials_that_wait(
 
 NODES = """
 import json, sys
-from loraxs_search.search.cluster import connected, living_nodes
+from loraxs_search.search.cluster.connection import connected, living_nodes
 with connected(sys.argv[1]):
     print(json.dumps(sorted(node.num_cpus for node in living_nodes())))
 """

@@ -125,7 +125,7 @@ def test_a_late_node_that_cannot_install_ends_the_search_and_resume_goes_on_with
 
 WHERE = """
 import sys
-from loraxs_search.search.cluster import connected
+from loraxs_search.search.cluster.connection import connected
 with connected(sys.argv[1], runtime_env=sys.argv[2]):
     import ray
     @ray.remote(num_cpus=1)

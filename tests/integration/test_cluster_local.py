@@ -162,7 +162,7 @@ def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
 
 SHIPPED = """
 import pathlib, sys
-from loraxs_search.search.cluster import connected
+from loraxs_search.search.cluster.connection import connected
 with connected(sys.argv[1]):
     import ray
     pathlib.Path(sys.argv[2]).rename(sys.argv[2] + "-gone")

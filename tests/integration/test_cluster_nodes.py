@@ -16,7 +16,7 @@ import pytest
 
 from loraxs_search.records import TrialRecord, TrialState
 from loraxs_search.search import SearchResult, SearchStarted, SilentView, launch
-from loraxs_search.search.cluster import _RAY_ENVIRONMENT
+from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
 
 pytestmark = [
     pytest.mark.long,

@@ -17,7 +17,7 @@ from support.toys import TASK, adapter, candidate
 from loraxs_search.errors import RegistryError
 from loraxs_search.factors import FactorStore
 from loraxs_search.records import PromotionRule
-from loraxs_search.registry import Registry, _turns, lacks_factors, pull, verify
+from loraxs_search.registry import Registry, _promotion_lock, lacks_factors, pull, verify
 from loraxs_search.registry._client import connect
 
 pytestmark = pytest.mark.slow
@@ -71,7 +71,9 @@ def test_promoters_on_two_machines_never_overwrite_each_other(make_mlflow_server
     assert scores == sorted(scores), "each was decided against the champion of its time"
     for before, after in itertools.pairwise(crowned):
         assert after.champion == f"{before.study}/{before.winner}"
-    assert _turns.TAG not in connect(server.uri).get_registered_model("toy").tags, "nobody holds the lease any more"
+    assert _promotion_lock.TAG not in connect(server.uri).get_registered_model("toy").tags, (
+        "nobody holds the lease any more"
+    )
 
 
 def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(make_mlflow_server):
@@ -82,22 +84,22 @@ def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(make_mlflow_serv
 
     def hold(owner: str, seconds: float) -> None:
         lease = json.dumps({"owner": owner, "expires": time.time() + seconds})
-        client.set_registered_model_tag("toy", _turns.TAG, lease)
+        client.set_registered_model_tag("toy", _promotion_lock.TAG, lease)
 
     hold("a promoter that died", 2.0)
     began = time.monotonic()
     with (
         pytest.raises(RegistryError, match="but a promoter that died holds it"),
-        _turns.lease_turn(client, "toy", wait_s=0.5),
+        _promotion_lock.lease_turn(client, "toy", wait_s=0.5),
     ):
         pass
-    with _turns.lease_turn(client, "toy") as check:
+    with _promotion_lock.lease_turn(client, "toy") as check:
         assert time.monotonic() - began > 1.5
         check()
         hold("another", 60.0)
         with pytest.raises(RegistryError, match="but another holds it"):
             check()
-    assert "another" in client.get_registered_model("toy").tags[_turns.TAG], "it is not ours to give back"
+    assert "another" in client.get_registered_model("toy").tags[_promotion_lock.TAG], "it is not ours to give back"
 
 
 @pytest.mark.long

@@ -20,7 +20,8 @@ import loraxs_search
 from loraxs_search.errors import BaseModelError, StudyError
 from loraxs_search.records import TrialRecord, TrialState
 from loraxs_search.registry import ScoredRows, choose, verify
-from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, TrialsFailError, crew, launch, resume
+from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, TrialsFailError, launch, resume
+from loraxs_search.search.hosts import study_actors
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import connect
 
@@ -33,7 +34,7 @@ def ray_here(search_home: Path) -> Iterator[None]:
     """One Ray for the module: `launch` uses a connection that is there already."""
     import ray
 
-    from loraxs_search.search.cluster import connected
+    from loraxs_search.search.cluster.connection import connected
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(search_home))
@@ -279,8 +280,8 @@ def test_long_work_before_the_first_trial_says_how_far_it_is(
         def phase(self, text: str) -> None:
             phases.append(text)
 
-    monkeypatch.setattr(crew, "_SAY_EVERY_S", -1.0)
-    monkeypatch.setattr(crew, "_SHORT_WORK", 0.0)
+    monkeypatch.setattr(study_actors, "_SAY_EVERY_S", -1.0)
+    monkeypatch.setattr(study_actors, "_SHORT_WORK", 0.0)
     short = ("search.trials=1", "search.max_steps=2", "parameters.basis={choice: [top, bottom]}")
     launch(str(tiny_space), name="told", overrides=short, view=Watching())
     told = [text for text in phases if text.startswith("decomposing")]
@@ -292,7 +293,7 @@ def test_hosts_that_are_kept_serve_the_next_search_and_end_in_time(
 ) -> None:
     import ray
 
-    from loraxs_search.search.cluster import NAMESPACE
+    from loraxs_search.search.cluster.connection import NAMESPACE
 
     short = ("search.trials=1", "search.max_steps=2", "search.report_every=2")
     run("first-of-two", *short, "search.keep_hosts=8s")

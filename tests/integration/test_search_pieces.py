@@ -10,8 +10,8 @@ import pytest
 import ray
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.search.cluster import connected
-from loraxs_search.search.pieces import spread
+from loraxs_search.search.cluster.connection import connected
+from loraxs_search.search.hosts.pieces import spread
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 

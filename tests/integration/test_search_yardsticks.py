@@ -13,8 +13,8 @@ from faults import faulty_yardsticks
 
 from loraxs_search.records import TrialState
 from loraxs_search.search import SearchResult, SilentView, launch_together
-from loraxs_search.search._launch import new_study
-from loraxs_search.search.driver import Driver
+from loraxs_search.search.driver.driver import Driver
+from loraxs_search.search.driver.launch import new_study
 from loraxs_search.search_space import load_space
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking import ensure_store, resolve_uri
@@ -28,7 +28,7 @@ SHORT = ("search.trials=2", "search.scheduler=none", "promotion.seeds=0")
 @pytest.fixture(scope="module")
 def ray_here(search_home: Path) -> Iterator[None]:
     """One Ray for the module: `launch` uses a connection that is there already."""
-    from loraxs_search.search.cluster import connected
+    from loraxs_search.search.cluster.connection import connected
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(search_home))
@@ -45,7 +45,7 @@ def search_with(
     def search(fault: Literal["dies once", "raises"]) -> SearchResult:
         from ray import cloudpickle
 
-        from loraxs_search.search.pool import HostPool, host_order
+        from loraxs_search.search.hosts.pool import HostPool, host_config
 
         space = load_space(str(tiny_space), overrides=SHORT)
         uri = resolve_uri(None)
@@ -53,7 +53,7 @@ def search_with(
         info = new_study(space, fault.replace(" ", "-"), uri)
         cloudpickle.register_pickle_by_value(faulty_yardsticks)  # hosts cannot import this folder
         make = faulty_yardsticks.with_fault(fault, tmp_path / "died")
-        pool = HostPool(replace(host_order([space]), make=make), [space.search])
+        pool = HostPool(replace(host_config([space]), make=make), [space.search])
         try:
             return Driver(info, space, SilentView(), threading.Event()).run(pool)
         finally:

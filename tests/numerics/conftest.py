@@ -26,12 +26,12 @@ from transformers import (
     XLNetConfig,
 )
 
-from loraxs_search.adapter import use_factor_store
 from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
 from loraxs_search.factors import FactorStore
-from loraxs_search.packing.lanes import Lanes
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.packing.loaded_factors import LoadedFactors
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.resident_factors import ResidentFactors
+from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import BaseModel, DataSource, Hyperparameters, LinearModule, Task, TrialSpec
 from loraxs_search.search_space import load_space
@@ -162,7 +162,7 @@ class World:
         exact = load_model(self.base, "sequence-classification", 2)
         self.modules: tuple[LinearModule, ...] = linear_modules(self.base, "sequence-classification", 2)
         self.names = [module.name for module in self.modules]
-        self.factors: FactorStore = ResidentFactors(self.model, exact, self.names)
+        self.factors: FactorStore = LoadedFactors(self.model, exact, self.names)
 
     def spec(self, trial_id: str, **changes: Any) -> TrialSpec:
         values: dict[str, Any] = {
@@ -198,7 +198,7 @@ class World:
         ]
 
     def pack(self, max_tokens: int = 200, num_lanes: int = 1) -> Pack:
-        return Pack(self.model, self.factors, self.modules, max_tokens=max_tokens, lanes=Lanes(num_lanes))
+        return Pack(self.model, self.factors, self.modules, max_tokens=max_tokens, lanes=PassExecutor(num_lanes))
 
     def join(self, pack: Pack, specs: Sequence[TrialSpec], snapshots: Sequence[Snapshot] = ()) -> list[Slot]:
         padded = [*snapshots, *[None] * (len(specs) - len(snapshots))]
@@ -212,7 +212,7 @@ class World:
             assert self.distance(snapshot, self.lone(slot.spec, until)) < tolerance, slot.spec
 
     def lone(self, spec: TrialSpec, until: int, snapshot: Snapshot | None = None) -> Snapshot:
-        """Run a trial by itself, the reference, and return its state after a report."""
+        """RowRun a trial by itself, the reference, and return its state after a report."""
         with use_factor_store(self.factors):
             model = attach(self.model, spec)
         try:
@@ -243,7 +243,7 @@ def quickstart(in_warm_home: Path, world: World) -> World:
     world.model = load_model(world.base, space.task.kind, 2)
     world.modules = linear_modules(world.base, space.task.kind, 2)
     world.names = [module.name for module in world.modules]
-    world.factors = ResidentFactors(world.model, world.model, world.names)
+    world.factors = LoadedFactors(world.model, world.model, world.names)
     return world
 
 

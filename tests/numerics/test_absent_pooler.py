@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, PreTrainedModel
 
 from loraxs_search import AdapterBank
-from loraxs_search.adapter import export_lora, load_adapter_folder
-from loraxs_search.base_model import absent_poolers, linear_modules, load_model
+from loraxs_search.base_model import linear_modules, load_model, missing_poolers
+from loraxs_search.methods.loraxs import export_lora, load_adapter_folder
 from loraxs_search.records import BaseModel
 
 from .conftest import FAMILIES, save_base, tokenizer
@@ -67,8 +67,8 @@ def test_so_does_a_bank(base: BaseModel, folder: Path) -> None:
 
 
 def test_a_pooler_that_is_there_is_left_as_it_is(base: BaseModel, tmp_path: Path) -> None:
-    assert absent_poolers(load_model(base, "sequence-classification", 2)) == ("bert.pooler.dense",)
+    assert missing_poolers(load_model(base, "sequence-classification", 2)) == ("bert.pooler.dense",)
     whole = save_base(tmp_path / "whole")
     model = load_model(whole, "sequence-classification", 2)
-    assert absent_poolers(model) == ()
+    assert missing_poolers(model) == ()
     torch.testing.assert_close(logits(model), logits(plain(whole, 1)))

@@ -28,9 +28,9 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.adapter import LoraXSConfig, LoraXSLayer, export_lora, use_factor_store
 from loraxs_search.base_model import load_model, locate
 from loraxs_search.factors import FactorStore, check_fingerprint, compute_factors, fingerprint
+from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLayer, export_lora, use_factor_store
 from loraxs_search.records import BaseModelRef
 
 SIGMAS = ("input", "sqrt", "output", "none")
@@ -180,7 +180,7 @@ import torch
 from pathlib import Path
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
-import loraxs_search.adapter
+import loraxs_search.methods.loraxs
 root, ids = Path(sys.argv[1]), torch.tensor(json.loads(sys.argv[2]))
 answers = {}
 for folder in sorted(root.iterdir()):

@@ -28,8 +28,8 @@ from loraxs_search.records import (
     TrialSpec,
 )
 from loraxs_search.registry import ScoredRows, lacks_factors, seal, verify
-from loraxs_search.search.finishing import joined
-from loraxs_search.search.refits import refit_spec
+from loraxs_search.search.driver.finishing import joined
+from loraxs_search.search.hosts.refits import refit_spec
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.trial import measure_latency, score_folder
 from loraxs_search.trial.latency import judged

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, DistilBertConfig, GPT2Config, LlamaConfig, PretrainedConfig, RobertaConfig
 
 from loraxs_search.base_model import load_model
-from loraxs_search.packing.lanes import Lanes
 from loraxs_search.packing.layers import PackedLinear
 from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.records import TrialSpec
 from loraxs_search.tasks import PreparedTask
 
@@ -70,7 +70,7 @@ def pack_of(world: Any, cache_bytes: int | None = None, num_lanes: int = 2) -> P
         world.factors,
         world.modules,
         max_tokens=200,
-        lanes=Lanes(num_lanes),
+        lanes=PassExecutor(num_lanes),
         cache_bytes=cache_bytes,
     )
 

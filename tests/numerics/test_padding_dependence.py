@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from loraxs_search import AdapterBank
-from loraxs_search.adapter import use_factor_store
 from loraxs_search.base_model import load_tokenizer
 from loraxs_search.errors import BaseModelError, TargetModulesError
+from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import BaseModelRef
 from loraxs_search.tasks import encode

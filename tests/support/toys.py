@@ -13,7 +13,7 @@ from loraxs_search.records import (
     DataSource,
     Hyperparameters,
     Manifest,
-    Probe,
+    ReferenceLogits,
     Task,
 )
 from loraxs_search.registry import seal
@@ -44,7 +44,7 @@ def adapter(folder: Path, trial_id: str, content: bytes = bytes(100), **changes:
         validation_metrics={},
         test_metrics={},
         size=AdapterSize(16, 10, 400),
-        probe=Probe((), ()),
+        probe=ReferenceLogits((), ()),
         versions={},
         created_at="2026-01-01",
     )

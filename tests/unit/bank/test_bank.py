@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import loraxs_search
 from loraxs_search import AdapterBank
-from loraxs_search.adapter import LoraXSConfig, body_fingerprint, load_adapter_folder, use_factor_store
-from loraxs_search.bank.stock import Stock
+from loraxs_search.bank.adapter_store import AdapterStore
 from loraxs_search.bank.texts import tokenized
 from loraxs_search.base_model import load_model
 from loraxs_search.errors import (
@@ -31,6 +30,7 @@ from loraxs_search.errors import (
 from loraxs_search.factors import Factors, FactorStore, default_factor_rank
 from loraxs_search.factors._file import write_factors
 from loraxs_search.home import factor_path
+from loraxs_search.methods.loraxs import LoraXSConfig, body_fingerprint, load_adapter_folder, use_factor_store
 from loraxs_search.records import Candidate, DataSource, Manifest, PromotionRule, Task, from_json
 from loraxs_search.registry import Registry, install_factors, seal
 
@@ -286,14 +286,14 @@ def test_the_stock_is_touched_by_one_thread_at_a_time(base, folders, inputs, mon
     bank, seen = AdapterBank(base), set()
 
     def watch(method: str) -> None:
-        original = getattr(Stock, method)
+        original = getattr(AdapterStore, method)
 
         def watched(self, *args):
             assert bank._lock.locked()
             seen.add(method)
             return original(self, *args)
 
-        monkeypatch.setattr(Stock, method, watched)
+        monkeypatch.setattr(AdapterStore, method, watched)
 
     for method in ("make_room", "put", "take", "task", "drop"):
         watch(method)

@@ -7,7 +7,7 @@ import torch
 from support.bases import BART, BERT, XLNET, base
 from torch import Tensor
 
-from loraxs_search.base_model import alike, made_up_rows, rounding
+from loraxs_search.base_model import alike, dummy_inputs, rounding
 
 LOGITS = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
 
@@ -31,17 +31,17 @@ def test_what_does_not_tell_rows_apart_is_alike_to_nothing(logits: Tensor) -> No
 
 
 def test_no_made_up_token_is_the_padding_and_each_row_has_its_length() -> None:
-    rows = made_up_rows(base(BERT), num_rows=3, width=16)
+    rows = dummy_inputs(base(BERT), num_rows=3, width=16)
     assert rows["attention_mask"].tolist() == [[1] * n + [0] * (16 - n) for n in (7, 5, 4)]
     assert torch.equal(rows["input_ids"] == 0, rows["attention_mask"] == 0)
 
 
 def test_rows_are_made_up_as_a_base_takes_them() -> None:
-    left = made_up_rows(base(XLNET))
+    left = dummy_inputs(base(XLNET))
     assert left["attention_mask"].tolist() == [[1] * 7, [0] * 2 + [1] * 5]
-    ended = made_up_rows(base(BART))["input_ids"]
+    ended = dummy_inputs(base(BART))["input_ids"]
     assert [row.tolist().index(2) for row in ended] == [6, 4]
-    base(BART)(**made_up_rows(base(BART)))
+    base(BART)(**dummy_inputs(base(BART)))
 
 
 def test_single_precision_is_held_to_more_than_half() -> None:

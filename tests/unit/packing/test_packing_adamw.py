@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from loraxs_search.packing import adamw as room
-from loraxs_search.packing.adamw import Trained, adamw, clip_factor, gradient_norms
+from loraxs_search.packing.adamw import AdamWUpdate, adamw, clip_factor, gradient_norms
 
 
 @dataclass
@@ -41,11 +41,11 @@ class Trial:
             ours.grad = torch.randn(ours.shape, generator=self.draw)
             theirs.grad = ours.grad.clone()
 
-    def updates(self, norm: float) -> list[Trained]:
+    def updates(self, norm: float) -> list[AdamWUpdate]:
         self.step += 1
         clip = clip_factor(norm, self.limit)
         return [
-            Trained(p, *moments, rate, self.betas, self.decay, clip, self.step)
+            AdamWUpdate(p, *moments, rate, self.betas, self.decay, clip, self.step)
             for p, moments, rate in zip(self.ours, self.moments, self.rates, strict=True)
         ]
 
@@ -111,8 +111,8 @@ def test_a_tensor_without_a_gradient_is_left_as_it_is() -> None:
     moments = [torch.zeros(2) for _ in range(4)]
     adamw(
         [
-            Trained(kept, moments[0], moments[1], 0.1, (0.9, 0.99), 0.1, 1.0, 1),
-            Trained(moved, moments[2], moments[3], 0.1, (0.9, 0.99), 0.1, 1.0, 1),
+            AdamWUpdate(kept, moments[0], moments[1], 0.1, (0.9, 0.99), 0.1, 1.0, 1),
+            AdamWUpdate(moved, moments[2], moments[3], 0.1, (0.9, 0.99), 0.1, 1.0, 1),
         ]
     )
     assert kept.tolist() == [1, 1]

@@ -12,7 +12,7 @@ from loraxs_search.records import (
     DataSource,
     Hyperparameters,
     Manifest,
-    Probe,
+    ReferenceLogits,
     Task,
 )
 from loraxs_search.registry import model_card, seal
@@ -68,7 +68,7 @@ def manifest(task: Task) -> Callable[..., Manifest]:
             "validation_metrics": {"accuracy": 0.81, "f1": 0.8},
             "test_metrics": {"accuracy": 0.8},
             "size": AdapterSize(r_parameters=32, head_parameters=10, stored_bytes=400),
-            "probe": Probe(input_ids=((1, 2),), logits=((0.5, -0.25),)),
+            "probe": ReferenceLogits(input_ids=((1, 2),), logits=((0.5, -0.25),)),
             "versions": {"torch": "2.13.0"},
             "created_at": "2026-01-01T00:00:00Z",
         }

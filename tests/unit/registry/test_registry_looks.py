@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraxs_search.records import Decision, Look, PromotionRule
-from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, Scored, ScoredRows, _turns
+from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, Scored, ScoredRows, _promotion_lock
 from loraxs_search.registry._client import connect
 from loraxs_search.registry.anchor import Anchor, find_anchor
-from loraxs_search.registry.contest import Contest, Opponent
+from loraxs_search.registry.comparison import ComparedChampion, Contest
 from loraxs_search.registry.criterion import Criterion
 from loraxs_search.registry.looks import Looks
 
@@ -122,7 +122,7 @@ def test_a_promoter_that_is_killed_before_it_is_champion_spends_no_look(promote,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_turns, "file_turn", lambda database: contextlib.nullcontext(killed))
+        patch.setattr(_promotion_lock, "file_turn", lambda database: contextlib.nullcontext(killed))
         promote("t1", 399)
     assert numbers(promote("t2", 302)) == [2]
     assert numbers(promote("t1", 399)) == [3]
@@ -246,7 +246,7 @@ def test_looks_of_other_rows_and_the_same_two_again_are_not_counted():
 def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, asked):
     """Finalists of six studies, each of four sizes, in any order and again."""
     past: list[Decision] = []
-    champion: Opponent | None = None
+    champion: ComparedChampion | None = None
     for study, size in asked:
         found = candidate(f"t{size}", (300 + 20 * study) / 400, 1000 - size, study=f"s{study}")
         contest = Contest(SMALLER, task, Scored(found, rows(300 + 20 * study)), False, tuple(past))
@@ -256,7 +256,7 @@ def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, a
             version = 1 + sum(known.promoted for known in past)
             decision = dataclasses.replace(decision, version=version)
             adapter = RegisteredAdapter(task.name, version, ("champion",), "", found, decision, "")
-            champion = Opponent(adapter, contest.finalist)
+            champion = ComparedChampion(adapter, contest.finalist)
         past.append(decision)
         again = Contest(SMALLER, task, contest.finalist, False, tuple(past)).settle(
             {"champion": champion} if champion else {}

@@ -9,7 +9,7 @@ import pytest
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule, SearchPlan, TrialState
-from loraxs_search.registry import Registry, _turns
+from loraxs_search.registry import Registry, _promotion_lock
 from loraxs_search.registry._client import connect
 from loraxs_search.tracking import Tracker
 
@@ -87,7 +87,7 @@ def test_promoting_what_was_interrupted_uses_the_version_that_is_there(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_turns, "file_turn", lambda database: contextlib.nullcontext(killed))
+        patch.setattr(_promotion_lock, "file_turn", lambda database: contextlib.nullcontext(killed))
         champion.settle(RULE, task, [candidate("t1", 0.9)], {"t1": folder})
     assert champion.champion("movie-reviews").version == 1
     assert champion.settle(RULE, task, [candidate("t1", 0.9)], {"t1": folder})[1] == 2

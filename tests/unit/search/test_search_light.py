@@ -6,11 +6,20 @@ import sys
 import pytest
 
 HEAVY = ("torch", "transformers", "peft", "datasets")
-
-
-@pytest.mark.parametrize(
-    "module", ["crew", "sampler", "tuning", "candidates", "trainable", "actors", "ledger", "doctor", "sync"]
+MODULES = (
+    "hosts.study_actors",
+    "tune.searcher",
+    "tune.runner",
+    "driver.candidates",
+    "tune.trainable",
+    "hosts.actors",
+    "ledger.ledger",
+    "cluster.doctor",
+    "driver.sync",
 )
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_driver_keeper_and_trainables_load_no_torch(module: str) -> None:
     """Each is a process of its own on a cluster; only hosts pay for torch."""
     code = f"import sys, loraxs_search.search.{module}; print([m for m in {HEAVY} if m in sys.modules])"

@@ -12,7 +12,7 @@ import yaml
 from loraxs_search.errors import SpaceError
 from loraxs_search.records import BaseModelRef, DataSource, PromotionRule, SearchPlan, Task
 from loraxs_search.search_space import Choice, Constant, Floats, Integers, load_space, parse_space
-from loraxs_search.search_space._laws import LAWS
+from loraxs_search.search_space._parameter_specs import PARAMETER_SPECS
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection
 
 
@@ -80,7 +80,7 @@ def test_every_hyperparameter_is_a_parameter_or_comes_from_elsewhere():
     from loraxs_search.records import Hyperparameters
 
     elsewhere = {"max_steps", "seed", "factor_rank"}
-    assert {field.name for field in fields(Hyperparameters)} - elsewhere == set(LAWS)
+    assert {field.name for field in fields(Hyperparameters)} - elsewhere == set(PARAMETER_SPECS)
 
 
 # ---- overrides -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from support.studies import study
 from loraxs_search.cli import run
 from loraxs_search.errors import StudyError
 from loraxs_search.search import resume
-from loraxs_search.search.sync import sync
+from loraxs_search.search.driver.sync import sync
 from loraxs_search.studies import Journal, StudyFolder, studies_root
 
 

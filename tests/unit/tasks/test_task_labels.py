@@ -8,7 +8,7 @@ import pytest
 from loraxs_search.errors import TaskDataError
 from loraxs_search.tasks import prepare
 from loraxs_search.tasks._labels import class_ids, numbers
-from loraxs_search.tasks._place import Place
+from loraxs_search.tasks._source_location import Place
 
 PLACE = Place("rows.csv", lines=range(2, 1000))
 

@@ -10,9 +10,9 @@ from support.bases import BART, base
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from loraxs_search.adapter import use_factor_store
 from loraxs_search.base_model import locate
 from loraxs_search.factors import FactorStore
+from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import BaseModelRef
 from loraxs_search.trial import latency, measure_latency
 

@@ -1,0 +1,175 @@
+"""Which adapters a bank holds: by name, by when they were last used, and by where their numbers lie."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+
+from loraxs_search.bank.layout import Layout
+from loraxs_search.bank.vector_pool import Shelf
+from loraxs_search.errors import UsageError
+from loraxs_search.records import Task
+
+_MANY = 10_000  # names among which the nearest is not looked for
+
+
+@dataclass(eq=False)
+class LayoutGroup:
+    """The adapters of one layout.
+
+    Args:
+        names: Whose vector is at each position of the shelf.
+        rank: Place among the layouts when rows are sorted.
+    """
+
+    layout: Layout
+    shelf: Shelf
+    names: list[str] = field(default_factory=list)
+    rank: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    bay: LayoutGroup
+    position: int
+    task: Task
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that go side by side: those of one layout, or those that name no adapter.
+
+    Args:
+        rows: Indices into the batch.
+        vectors: Shape (rows, width), or (1, width) where all name the same adapter.
+    """
+
+    rows: tuple[int, ...]
+    layout: Layout | None
+    vectors: Tensor
+
+
+class AdapterStore:
+    """Adapters by name under a limit of bytes. One caller at a time.
+
+    Args:
+        max_bytes: Limit on the adapters' numbers; None means no limit.
+    """
+
+    def __init__(self, max_bytes: int | None, device: torch.device) -> None:
+        self._max_bytes, self._device = max_bytes, device
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # used longest ago first
+        self._bays: dict[Layout, LayoutGroup] = {}
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    @property
+    def names(self) -> list[str]:
+        """All names, used longest ago first."""
+        return list(self._entries)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Memory held for numbers, room for adapters to come included."""
+        return sum(bay.shelf.allocated_bytes for bay in self._bays.values())
+
+    def task(self, name: str) -> Task:
+        """Return the task of an adapter."""
+        return self._entry(name).task
+
+    def make_room(self, layout: Layout, names: Sequence[str]) -> None:
+        """Drop what these names mean now, and the adapters used longest ago until as many of a layout fit.
+
+        Raises:
+            UsageError: they would not fit into an empty stock; nothing is dropped.
+        """
+        wanted = 4 * layout.width * len(names)
+        if self._max_bytes is not None and wanted > self._max_bytes:
+            raise UsageError(
+                f"`max_bytes` must hold what is loaded at once, but {len(names)} adapters take {wanted:,} bytes "
+                f"of {self._max_bytes:,}.",
+                hint="raise max_bytes, or load fewer at a time",
+            )
+        for name in names:
+            if name in self._entries:
+                self.drop(name)
+        while self._max_bytes is not None and self.num_bytes + wanted > self._max_bytes:
+            self.drop(next(iter(self._entries)))
+
+    def put(self, layout: Layout, names: Sequence[str], vectors: Tensor, task: Task) -> None:
+        """Add adapters under names that are free, used last now; vectors (n, width)."""
+        bay = self._bays.get(layout) or self._open(layout)
+        with torch.inference_mode():
+            positions = bay.shelf.append(vectors)
+        for name, position in zip(names, positions, strict=True):
+            self._entries[name] = _Entry(bay, position, task)
+        bay.names.extend(names)
+        self.num_bytes += 4 * layout.width * len(names)
+
+    def drop(self, name: str) -> None:
+        """Take an adapter out.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        entry = self._entry(name)
+        bay = entry.bay
+        with torch.inference_mode():
+            last = bay.shelf.remove(entry.position)
+        moved = bay.names.pop()
+        if last != entry.position:
+            bay.names[entry.position] = moved
+            self._entries[moved].position = entry.position
+        del self._entries[name]
+        self.num_bytes -= 4 * bay.layout.width
+
+    def take(self, names: Sequence[str | None]) -> list[Part]:
+        """Return copies of the vectors of these adapters, rows of like layouts together; each counts as used.
+
+        Raises:
+            UsageError: a name is not there.
+        """
+        entries = {name: self._entry(name) for name in dict.fromkeys(names) if name is not None}
+        for known in entries:
+            self._entries.move_to_end(known)
+        rows_of: dict[LayoutGroup, list[int]] = {}
+        for row, name in enumerate(names):
+            if name is not None:
+                rows_of.setdefault(entries[name].bay, []).append(row)
+        parts = []
+        for bay in sorted(rows_of, key=lambda bay: bay.rank):
+            positions = [entries[str(names[row])].position for row in rows_of[bay]]
+            with torch.inference_mode():
+                vectors = bay.shelf.gather(positions[:1] if len(set(positions)) == 1 else positions)
+            parts.append(Part(tuple(rows_of[bay]), bay.layout, vectors))
+        if bare := tuple(row for row, name in enumerate(names) if name is None):
+            parts.append(Part(bare, None, torch.empty(0, device=self._device)))
+        return parts
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _entry(self, name: str) -> _Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise UsageError(self._unknown(name), hint="load it first; `max_bytes` may have evicted it") from None
+
+    def _unknown(self, name: str) -> str:
+        near: Iterable[str] = get_close_matches(name, self._entries) if len(self) <= _MANY else ()
+        nearest = f", the nearest being {', '.join(near)}" if near else ""
+        return f"A row must name an adapter that is in the bank, but {name!r} is none of {len(self)}{nearest}."
+
+    def _open(self, layout: Layout) -> LayoutGroup:
+        bay = self._bays[layout] = LayoutGroup(layout, Shelf(layout.width, self._device))
+        for rank, known in enumerate(sorted(self._bays.values(), key=lambda bay: bay.layout.order)):
+            known.rank = rank
+        return bay

@@ -1,0 +1,202 @@
+"""The base of a bank: layers in place, factors resident, and the heads that adapters start from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from loraxs_search.bank.layers import BankHead, BankLinear, Board, Pair, Segment
+from loraxs_search.bank.layout import Layout
+from loraxs_search.base_model import (
+    check_shared,
+    head_names,
+    load_model,
+    matrix,
+    missing_poolers,
+    pass_through,
+    probe_sharing,
+    with_labels,
+)
+from loraxs_search.errors import IntegrityError, TargetModulesError, unknown_name
+from loraxs_search.factors import Factors, agrees, fingerprint
+from loraxs_search.methods.loraxs import (
+    FactorKey,
+    LoraXSConfig,
+    ModuleSettings,
+    check_body,
+    checked_factors,
+    current_factor_store,
+    module_settings,
+)
+from loraxs_search.records import BaseModel, Sigma
+
+_Heads = Mapping[str, nn.Module]
+
+
+class BankModel:
+    """A frozen base that computes batches whose rows name adapters.
+
+    `run` may be called by several threads at once; the rest by one at a time.
+
+    Args:
+        num_labels: Outputs of the head that rows without an adapter go through.
+    Raises:
+        BaseModelError: the base does not compute each row by itself.
+    """
+
+    def __init__(self, base: BaseModel, num_labels: int, device: torch.device) -> None:
+        self.base, self.device = base, device
+        self.model = load_model(base, "sequence-classification", num_labels, device=device)
+        self._board = Board()
+        self._variants: dict[tuple[str, FactorKey], Factors] = {}
+        self._fingerprints: dict[tuple[str, FactorKey, int, Sigma], tuple[float, ...]] = {}
+        self._bodies: set[tuple[float, ...]] = set()  # fingerprints of configs that were found to be this one's
+        self._templates: dict[tuple[object, ...], _Heads] = {}
+        self.head_names = head_names(self.model)
+        self._missing_poolers = missing_poolers(self.model)
+        self._linears = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[0] not in self.head_names
+        }
+        sharing = probe_sharing(self.model, tuple(self._linears))
+        check_shared(sharing, "Adapters of a bank", "`load_adapter` takes one adapter for all rows")
+        self._unpackable = sharing.unpackable
+        self._pairs: dict[str, dict[tuple[FactorKey, int], Pair]] = {name: {} for name in self._linears}
+        self.own_heads: _Heads = {name: self.model.get_submodule(name) for name in self.head_names}
+        for name, layer in self._linears.items():
+            self.model.set_submodule(name, BankLinear(name, layer, self._board, self._pairs[name]))
+        for name, head in self.own_heads.items():
+            self.model.set_submodule(name, BankHead(name, head, self._board))
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, Tensor], segments: Sequence[Segment]) -> Tensor:
+        """Return the logits (n, widest), float32, of rows that the segments cover in order."""
+        self._board.segments = tuple(segments)
+        try:
+            logits: Tensor = self.model(**inputs).logits
+            return logits.float()
+        finally:
+            self._board.segments = ()
+
+    def segment(self, start: int, stop: int, layout: Layout | None, vectors: Tensor) -> Segment:
+        """Return these rows as the layers want them."""
+        return Segment(start, stop, layout, vectors, self.own_heads if layout is None else self.heads(layout))
+
+    def num_labels(self, layout: Layout | None) -> int:
+        """Return the outputs of rows of a layout; None for rows without an adapter."""
+        return int(self.model.config.num_labels) if layout is None else layout.num_labels
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether all of the base is, so that another machine's logits differ by rounding only."""
+        return all(parameter.dtype == torch.float32 for parameter in self.model.parameters())
+
+    def settings(self, config: LoraXSConfig, modules: Sequence[str]) -> dict[str, ModuleSettings]:
+        """Settle what an adapter is on each of its modules, in model order, and get their factors ready.
+
+        Raises:
+            TargetModulesError: the base has no such module, or computes it for all rows at once.
+            IntegrityError: a module of the config is missing.
+            FactorMismatchError: the config was made for other factors.
+            BaseModelError: the config was made for another body.
+        """
+        if unknown := sorted(set(modules) - set(self._linears)):
+            raise TargetModulesError(unknown_name("target_modules", unknown[0], self._linears))
+        if shared := [name for name in modules if name in self._unpackable]:
+            raise TargetModulesError(
+                "Adapters of a bank must adapt layers that each row has to itself, but this base gives"
+                f" {shared[0]} what all rows share, rows in another order, or nothing.",
+                hint="`load_adapter` takes one such adapter for all rows",
+            )
+        wanted = set(modules)
+        if config.factor_fingerprints and (amiss := sorted(wanted ^ config.factor_fingerprints.keys())):
+            raise IntegrityError(f"An adapter must hold an R for each module of its config, but {amiss[0]} is amiss.")
+        if (body := tuple(config.body_fingerprint)) not in self._bodies:
+            check_body(body, self.model)
+            self._bodies.add(body)
+        found = {}
+        for name in (name for name in self._linears if name in wanted):
+            own = module_settings(config, name, *matrix(self._linears[name]).shape)
+            found[name] = self._of_the_training(name, own, config.factor_fingerprints.get(name))
+            self._make_pair(name, found[name])
+        return found
+
+    def fold(self, module: str, settings: ModuleSettings) -> Tensor:
+        """Return what R of this module is multiplied with, shape (r, r)."""
+        return settings.fold(self._factors(module, settings.family).singular_values).to(self.device)
+
+    def heads(self, layout: Layout) -> _Heads:
+        """Return the head modules that adapters of a layout start from, what they do not store in place."""
+        key = (layout.kind, layout.num_labels, layout.head, layout.pass_through)
+        if key not in self._templates:
+            self._templates[key] = self._make_heads(layout)
+        return self._templates[key]
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _make_heads(self, layout: Layout) -> _Heads:
+        meta = with_labels(self.model, layout.num_labels)
+        shaped = self.own_heads if meta is self.model else {name: meta.get_submodule(name) for name in self.head_names}
+        heads = nn.ModuleDict({name: copy.deepcopy(head) for name, head in shaped.items()})
+        if meta is not self.model:
+            heads = heads.to_empty(device=self.device).float().requires_grad_(False).eval()
+        stored = dict(layout.head)
+        shapes = {name: tuple(parameter.shape) for name, parameter in heads.named_parameters()}
+        if wrong := [name for name, shape in layout.head if shapes.get(name) != shape]:
+            raise IntegrityError(
+                f"Beside R an adapter may hold parameters of the head only ({', '.join(shapes)}), each of its shape, "
+                f"but got {wrong[0]} of {stored[wrong[0]]}."
+            )
+        passed = self._passed_in_heads(layout)
+        identity = {f"{name}.{part}" for name in passed for part in ("weight", "bias")}
+        if missing := [name for name, _ in heads.named_parameters() if name not in stored.keys() | identity]:
+            # What `load_adapter` has there: the checkpoint's own head, or what is drawn in its place.
+            loaded = load_model(self.base, layout.kind, layout.num_labels, device=self.device)
+            for name in missing:
+                heads.get_parameter(name).copy_(loaded.get_parameter(name))
+        pass_through(heads, passed)
+        return dict(heads.items())
+
+    def _passed_in_heads(self, layout: Layout) -> list[str]:
+        """Return the head layers to be the identity; of the body all adapters share, none may be made so."""
+        within = [name for name in layout.pass_through if name.split(".")[0] in self.head_names]
+        if other := sorted({*layout.pass_through} - {*within} - {*self._missing_poolers}):
+            raise IntegrityError(
+                f"`pass_through` must name layers of the head, or a pooler that the base lacks, but names {other[0]}."
+            )
+        return within
+
+    def _of_the_training(self, module: str, own: ModuleSettings, recorded: list[float] | None) -> ModuleSettings:
+        """Return the settings with the variant of the factors that an adapter was trained in."""
+        if recorded is None or agrees(recorded, self._fingerprint(module, own)):
+            return own
+        weight = matrix(self._linears[module]).detach()
+        factors, variant = checked_factors(weight, own, module, {module: recorded})
+        settings = replace(own, variant=variant)
+        self._variants[module, settings.family] = factors
+        return settings
+
+    def _make_pair(self, module: str, settings: ModuleSettings) -> None:
+        key = (settings.family, settings.rank)
+        if key not in self._pairs[module]:
+            a, b = self._factors(module, settings.family).ab(settings.rank, "none")
+            weight = self._linears[module].get_parameter("weight")
+            self._pairs[module][key] = Pair(a.to(weight), b.to(weight).T.contiguous())
+
+    def _fingerprint(self, module: str, settings: ModuleSettings) -> tuple[float, ...]:
+        key = (module, settings.family, settings.rank, settings.sigma)
+        if key not in self._fingerprints:
+            factors = self._factors(module, settings.family)
+            self._fingerprints[key] = fingerprint(*factors.ab(settings.rank, settings.sigma))
+        return self._fingerprints[key]
+
+    def _factors(self, module: str, family: FactorKey) -> Factors:
+        if family.variant:
+            return self._variants[module, family]
+        weight = matrix(self._linears[module]).detach()
+        return current_factor_store().get(weight, rank=family.factor_rank, basis=family.basis, driver=family.driver)

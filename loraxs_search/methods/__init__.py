@@ -1,0 +1,1 @@
+"""Methods: what is trained on a frozen base."""

@@ -1,0 +1,76 @@
+"""An end-to-end check of a loaded adapter: inputs made by rule, and the logits they must give."""
+
+from __future__ import annotations
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from loraxs_search.base_model import ended
+from loraxs_search.errors import FactorMismatchError
+from loraxs_search.records import ReferenceLogits
+
+NUM_ROWS = 4
+NUM_TOKENS = 12
+
+
+def make_reference_logits(model: PeftModel, vocab_size: int) -> ReferenceLogits:
+    """Return the probe of a model as it stands: 4 rows of 12 tokens by a fixed rule, and their logits.
+
+    Args:
+        model: A float32 model, so that another machine's logits differ by rounding only.
+        vocab_size: Rows of the base's embedding; tokens come from its upper half, away from special tokens.
+    """
+    low = vocab_size // 2
+    tokens = [
+        [low + (37 * row + 13 * column + 7 * row * column) % (vocab_size - low) for column in range(NUM_TOKENS)]
+        for row in range(NUM_ROWS)
+    ]
+    input_ids = tuple(tuple(row) for row in ended(torch.tensor(tokens), model.get_base_model().config).tolist())
+    logits = _logits(model, input_ids)  # (rows, labels)
+    return ReferenceLogits(input_ids=input_ids, logits=tuple(tuple(row) for row in logits.tolist()))
+
+
+def check_reference_logits(model: PeftModel, probe: ReferenceLogits, atol: float = 1e-4) -> None:
+    """Raise unless the model gives the probe's logits within `atol`.
+
+    Raises:
+        FactorMismatchError: logits differ, are not finite, or are of another shape.
+    """
+    compare_reference_logits(_logits(model, probe.input_ids), probe, atol)
+
+
+def compare_reference_logits(actual: Tensor, probe: ReferenceLogits, atol: float = 1e-4) -> None:
+    """Raise unless logits, shape (rows, labels), are the probe's within `atol`.
+
+    Raises:
+        FactorMismatchError: logits differ, are not finite, or are of another shape.
+    """
+    expected = torch.tensor(probe.logits, dtype=torch.float32)
+    if actual.shape != expected.shape:
+        found = f"shape {tuple(actual.shape)} where the adapter has {tuple(expected.shape)}"
+    elif not (distance := (actual - expected).abs().max()) <= atol:  # also False for NaN
+        found = f"a difference of {float(distance):.3g}"
+    else:
+        return
+    raise FactorMismatchError(
+        f"Logits of the probe must agree within {atol:g}, but got {found}.",
+        hint="the base model, its factors or the adapter's files are not those of the training; pull it again",
+    )
+
+
+@torch.no_grad()
+def _logits(model: PeftModel, input_ids: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Return float32 logits on the CPU; row by row, so that models without a padding token answer too."""
+    was_training = model.training
+    model.eval()
+    try:
+        rows = torch.tensor(input_ids, device=model.device)[:, None]  # (rows, 1, tokens)
+        with torch.autocast(model.device.type, enabled=False):
+            return (
+                torch.cat([model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in rows])
+                .float()
+                .cpu()
+            )
+    finally:
+        model.train(was_training)

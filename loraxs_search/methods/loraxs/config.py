@@ -1,0 +1,140 @@
+"""What a LoRA-XS adapter is, as stored in `adapter_config.json`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from peft.config import PeftConfig
+
+from loraxs_search.errors import UsageError
+from loraxs_search.factors import Driver
+from loraxs_search.methods.loraxs._register import LORAXS
+from loraxs_search.records import Basis, Sigma
+
+
+@dataclass
+class LoraXSConfig(PeftConfig):  # type: ignore[misc]
+    """Configuration of a LoRA-XS adapter: delta_W = scale * B R A, R (r, r) trained, A and B from the base weight.
+
+    Trained parameters: the sum of r^2 over the adapted modules.
+
+    Args:
+        r: Rank; at most min(out, in) of each module. Cost per token and module is linear in it.
+        scale: Factor of the update; 1.0 unless given here or through `loraxs_alpha`.
+        loraxs_alpha: Other spelling: scale = loraxs_alpha / r.
+        sigma: Where the singular values go: `input` (A = S V^T, B = U), `sqrt`, `output` or `none`.
+        basis: Which singular vectors: `top`, `middle`, `bottom` or `random`.
+        factor_driver: How factors are computed: `exact`, `randomized`, or `auto` by size. After an adapter is made it
+            says what was used, or stays `auto` when its modules differ.
+        factor_rank: Rank at which factors are stored and cut to r; None means the bucket of `default_factor_rank`.
+            With the randomised driver it is part of what R means, so keep it when loading.
+        init_std: Standard deviation of R at the start; 0 begins at the base model.
+        init_seed: R of each module is drawn from (init_seed, module name) alone; None uses torch's global generator.
+        target_modules: Names, name endings, a regex, or `all-linear`; None means PEFT's LoRA default for the model.
+        exclude_modules: Names, name endings or a regex never adapted.
+        rank_pattern: Module name pattern to its own r.
+        scale_pattern: Module name pattern to its own scale.
+        layers_to_transform: Layer indices to adapt; all when None.
+        layers_pattern: Name of the list that holds the layers, when it is unusual.
+        fan_in_fan_out: A custom layer stores its weight as (in, out). `nn.Linear` and `Conv1D` are known.
+        bias: Only "none": biases are never trained.
+        modules_to_save: Modules trained and saved whole, such as the head.
+        pass_through: Layers made the identity when the adapter is put on a model, here or at any load: the rest of a
+            head whose output layer alone is trained, a pooler that the base's checkpoint lacks.
+        factor_fingerprints: Module name to the fingerprint of its A, B; filled when the adapter is made, compared when
+            it is loaded.
+        body_fingerprint: Numbers of the whole base below its head; compared, where there are any, when the adapter is
+            put on a model.
+    """
+
+    r: int = 16
+    scale: float | None = None
+    loraxs_alpha: float | None = None
+    sigma: Sigma = "input"
+    basis: Basis = "top"
+    factor_driver: Driver = "auto"
+    factor_rank: int | None = None
+    init_std: float = 1e-5
+    init_seed: int | None = None
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    scale_pattern: dict[str, float] = field(default_factory=dict)
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    fan_in_fan_out: bool = False
+    bias: str = "none"
+    modules_to_save: list[str] | None = None
+    pass_through: list[str] = field(default_factory=list)
+    factor_fingerprints: dict[str, list[float]] = field(default_factory=dict)
+    body_fingerprint: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = LORAXS
+        faults = [*self._wrong_choices(), *self._wrong_numbers()]
+        if faults:
+            raise UsageError("LoraXSConfig has faults:\n" + "\n".join(f"  - {fault}" for fault in faults))
+        if self.scale is None:
+            self.scale = 1.0 if self.loraxs_alpha is None else self.loraxs_alpha / self.r
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple)):
+                setattr(self, name, set(value))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values in a fixed order: sets sorted, repeated `modules_to_save` dropped."""
+        plain: dict[str, Any] = {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
+        if self.modules_to_save is not None:
+            plain["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
+        return plain
+
+    def _wrong_choices(self) -> list[str]:
+        known = {"sigma": get_args(Sigma), "basis": get_args(Basis), "factor_driver": get_args(Driver)}
+        known["bias"] = ("none",)
+        faults = [
+            f"`{name}` must be one of: {', '.join(values)}, but got {getattr(self, name)!r}."
+            for name, values in known.items()
+            if getattr(self, name) not in values
+        ]
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:  # PEFT would adapt all layers
+            told = f"`layers_to_transform` must stand beside a list of modules, but got {self.target_modules!r}."
+            faults.append(told)
+        return faults
+
+    def _wrong_numbers(self) -> list[str]:
+        ranks = {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}
+        if self.factor_rank is not None:
+            ranks["factor_rank"] = self.factor_rank
+        faults = [f"`{k}` must be a whole number >= 1, but got {v!r}." for k, v in ranks.items() if not _is_rank(v)]
+        largest = max((v for k, v in ranks.items() if k != "factor_rank" and _is_rank(v)), default=1)
+        if self.factor_rank is not None and _is_rank(self.factor_rank) and self.factor_rank < largest:
+            faults.append(f"`factor_rank` must be at least every rank, but got {self.factor_rank} < {largest}.")
+        numbers = {"scale": self.scale, "loraxs_alpha": self.loraxs_alpha, "init_std": self.init_std}
+        numbers |= {f"scale_pattern[{k!r}]": v for k, v in self.scale_pattern.items()}
+        faults += [
+            f"`{k}` must be finite, but got {v}." for k, v in numbers.items() if v is not None and not _finite(v)
+        ]
+        if self.init_std < 0:
+            faults.append(f"`init_std` must be >= 0, but got {self.init_std}.")
+        if not self._one_scale():
+            faults.append(
+                f"`scale` must be `loraxs_alpha` / `r` when both are given, "
+                f"but got scale={self.scale} loraxs_alpha={self.loraxs_alpha} r={self.r}."
+            )
+        return faults
+
+    def _one_scale(self) -> bool:
+        if self.scale is None or self.loraxs_alpha is None or not _is_rank(self.r):
+            return True
+        return math.isclose(self.scale * self.r, self.loraxs_alpha, rel_tol=1e-9)
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

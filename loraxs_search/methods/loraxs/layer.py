@@ -1,0 +1,251 @@
+"""One adapted linear layer: y = W x + B (scale R) A x, with A and B frozen and R (r, r) trained.
+
+Shapes: x (..., in), A (k, in), B (out, k), R (r, r), r <= k; k is the rank at which factors are stored.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any, cast
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils.other import transpose
+from peft.utils.quantization_utils import QuantizationBackend
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+from loraxs_search.errors import BaseModelError, UsageError
+from loraxs_search.factors import Factors
+from loraxs_search.methods.loraxs._frozen_pair import checked_factors
+from loraxs_search.methods.loraxs._mixed_batch import check_adapter_names, mixed_update
+from loraxs_search.methods.loraxs._parameters import Float32Parameters
+from loraxs_search.methods.loraxs._settings import ModuleSettings, initial_r
+from loraxs_search.methods.loraxs.config import LoraXSConfig
+
+
+class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
+    """Adapter state of a linear layer; PEFT calls its methods by name.
+
+    A and B are buffers outside the state dict, one pair per (driver, basis, sigma, factor rank), in the dtype of the
+    base weight; adapters of any rank use prefixes of the pair. They are computed when the adapter is made or, when the
+    base weight is still on the meta device, at first use.
+    """
+
+    adapter_layer_names = ("loraxs_R",)
+    other_param_names = ("settings", "_recorded")
+
+    # Supplied by PEFT's base class, which carries no types.
+    active_adapters: list[str]
+    disable_adapters: bool
+    merged: bool
+    get_base_weight: Callable[[], Tensor]
+    set_base_weight: Callable[[Tensor], None]
+    _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
+
+    def __init__(self, base_layer: nn.Module, *, backend: QuantizationBackend | None, fan_in_fan_out: bool) -> None:
+        self.base_layer = base_layer
+        self.quantization_backend = backend
+        self.loraxs_R = Float32Parameters({})
+        self.loraxs_factors = BufferDict({}, persistent=False)
+        self.settings: dict[str, ModuleSettings] = {}
+        self._recorded: dict[str, tuple[str, dict[str, list[float]]]] = {}  # this module's name, its config's record
+        self._unmerged: Tensor | None = None
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        base = self.get_base_layer()
+        self.fan_in_fan_out = isinstance(base, Conv1D) or (fan_in_fan_out and not isinstance(base, nn.Linear))
+        self.in_features, self.out_features = _get_in_out_features(base)
+
+    def update_layer(self, adapter_name: str, settings: ModuleSettings, config: LoraXSConfig, module: str) -> None:
+        """Add an adapter, or replace the one of this name.
+
+        Args:
+            config: Its config; the fingerprint of this module is checked against it, or recorded in it.
+            module: Full name of this layer in the base model.
+        Raises:
+            FactorMismatchError: the config was made for other factors.
+            UsageError: the weight is merged, so its factors cannot be computed.
+        """
+        self.settings[adapter_name] = settings
+        self._recorded[adapter_name] = (module, config.factor_fingerprints)
+        if self._base_device().type != "meta":
+            self._load_pair(adapter_name)
+        self.loraxs_R[adapter_name] = nn.Parameter(initial_r(config, settings.rank, module))
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def factor_pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """Return A (r, in) and B (out, r) of an adapter, views of the shared pair, in the base weight's dtype."""
+        settings = self.settings[adapter_name]
+        if f"A_{settings.pair_name}" not in self.loraxs_factors:
+            settings = self._load_pair(adapter_name)
+        a = self.loraxs_factors[f"A_{settings.pair_name}"][: settings.rank]
+        b = self.loraxs_factors[f"B_{settings.pair_name}"][:, : settings.rank]
+        return a, b
+
+    def scaled_r(self, adapter_name: str) -> Tensor:
+        """Return scale * R, shape (r, r), float32, attached to the graph."""
+        return torch.mul(self.loraxs_R[adapter_name], self.settings[adapter_name].scale)
+
+    def core(self, adapter_name: str) -> Tensor:
+        """Return scale * R as it stands between orthonormal factors, the singular values folded in, shape (r, r)."""
+        r, settings = self.loraxs_R[adapter_name], self.settings[adapter_name]
+        return torch.mul(r, settings.fold(self.factors_of(adapter_name).singular_values).to(r.device))
+
+    def factors_of(self, adapter_name: str) -> Factors:
+        """Return the factors of the base weight that an adapter was trained in, at their stored rank."""
+        own = replace(self.settings[adapter_name], variant="")
+        factors, _ = checked_factors(self._weight_to_decompose(), own, *self._recorded[adapter_name])
+        return factors
+
+    def to_lora(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """Return the same update as LoRA factors: A (r, in) and scale * B R (out, r), float32, no decomposition."""
+        a, b = self.factor_pair(adapter_name)
+        return a.float().contiguous(), torch.mm(b.float(), self.scaled_r(adapter_name).detach())
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """Return scale * B R A in float32, laid out as the layer stores its weight."""
+        lora_a, lora_b = self.to_lora(adapter_name)
+        return self._oriented(torch.mm(lora_b, lora_a))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Return True: the update is additive. `export_lora` converts exactly, PEFT's own converter by SVD."""
+        return True
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, and the factors that no other adapter uses."""
+        super().delete_adapter(adapter_name)
+        used = {f"{side}_{s.pair_name}" for s in self.settings.values() for side in "AB"}
+        for name in [n for n in self.loraxs_factors if n not in used]:
+            del self.loraxs_factors[name]
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add adapters to the base weight, summed in float32; the original weight is kept for `unmerge`.
+
+        Raises:
+            ValueError: `safe_merge` is set and the merged weight would not be finite; the weight is unchanged.
+        """
+        new = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.loraxs_R]
+        if not new:
+            return
+        base = self.get_base_weight()
+        # From the original, so that a second merge in low precision does not round twice.
+        start = base if self._unmerged is None else self._unmerged
+        adapters = new if self._unmerged is None else [*self.merged_adapters, *new]
+        merged = self._plus(start, adapters, sign=1.0)
+        if safe_merge and not torch.isfinite(merged).all():
+            # PEFT's own words, which tools may look for; infinity counts too.
+            raise ValueError(
+                f"NaNs detected in the merged weights. The adapter {', '.join(new)} seems to be broken: merged weights "
+                "must be finite, but some are NaN or infinite."
+            )
+        if self.quantization_backend is None:
+            self._unmerged = start
+        self.set_base_weight(merged)
+        self.merged_adapters.extend(new)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Bring back the base weight: the very same numbers, or for a quantised base by subtraction."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        base = self.get_base_weight()
+        original = self._unmerged
+        self.set_base_weight(
+            self._plus(base, self.merged_adapters, sign=-1.0) if original is None else original.to(base)
+        )
+        self._unmerged = None
+        self.merged_adapters.clear()
+
+    def _plus(self, weight: Tensor, adapter_names: Sequence[str], *, sign: float) -> Tensor:
+        total = weight.float()
+        for name in adapter_names:
+            total = total + sign * self.get_delta_weight(name)
+        return total.to(weight.dtype)
+
+    def _oriented(self, matrix: Tensor) -> Tensor:
+        """Swap between (out, in) and the layout of the layer's own weight."""
+        return cast("Tensor", transpose(matrix, self.fan_in_fan_out))
+
+    def _load_pair(self, adapter_name: str) -> ModuleSettings:
+        weight = self._weight_to_decompose()
+        own = replace(self.settings[adapter_name], variant="")
+        factors, variant = checked_factors(weight, own, *self._recorded[adapter_name])
+        settings = self.settings[adapter_name] = replace(own, variant=variant)
+        if f"A_{settings.pair_name}" not in self.loraxs_factors:
+            a, b = factors.ab(settings.factor_rank, settings.sigma)
+            self.loraxs_factors[f"A_{settings.pair_name}"] = a.to(weight.device, weight.dtype)
+            self.loraxs_factors[f"B_{settings.pair_name}"] = b.to(weight.device, weight.dtype)
+        return settings
+
+    def _weight_to_decompose(self) -> Tensor:
+        if self.merged:
+            raise UsageError(
+                f"Factors must come from the base weight, but it holds the merged adapters {self.merged_adapters}.",
+                hint="call unmerge_adapter() before adding another adapter",
+            )
+        if self.quantization_backend is None:
+            # Not `weight.data`: only `detach` shares the version counter that tells the store of changes in place.
+            return self._oriented(self.get_base_layer().weight.detach())
+        try:
+            return self._oriented(self.get_base_weight().detach())
+        except (TypeError, NotImplementedError) as error:
+            raise BaseModelError(
+                f"A base weight must be readable to be decomposed, but {self.quantization_backend.backend_name} "
+                f"layers cannot be dequantised: {error}",
+                hint="use an unquantised base, or one quantised with bitsandbytes, HQQ or torchao",
+            ) from error
+
+    def _base_device(self) -> torch.device:
+        base = self.get_base_layer()  # quantised layers keep their numbers under names of their own
+        return cast("torch.device", next(chain(base.parameters(), base.buffers())).device)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        target = self._base_device() if device is None else device
+        if adapter_name in self.loraxs_R and target.type != "meta" and not self.loraxs_R[adapter_name].is_meta:
+            r = self.loraxs_R[adapter_name]
+            r.data = r.data.to(target, torch.float32)
+
+
+class LoraXSLinear(nn.Module, LoraXSLayer):
+    """`nn.Linear`, `Conv1D` or a quantised linear layer with LoRA-XS adapters."""
+
+    def __init__(self, base_layer: nn.Module, *, backend: QuantizationBackend | None, fan_in_fan_out: bool) -> None:
+        super().__init__()
+        LoraXSLayer.__init__(self, base_layer, backend=backend, fan_in_fan_out=fan_in_fan_out)
+
+    def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
+        """Return the base layer's output plus the active adapters' updates.
+
+        Args:
+            x: Input, shape (..., in).
+            adapter_names: One adapter name (or "__base__") per row of x; then each row gets its own adapter.
+        """
+        if adapter_names is not None:
+            check_adapter_names(adapter_names, x, merged=self.merged)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        y: Tensor = self.base_layer(x, *args, **kwargs)  # (..., out)
+        if self.quantization_backend is not None:
+            y = self.quantization_backend.maybe_clone_base_result(y)
+        if self.disable_adapters or self.merged:
+            return y
+        if adapter_names is not None:
+            return mixed_update(self, x, y, adapter_names)
+        for name in self.active_adapters:
+            if name in self.loraxs_R:
+                y = y + self._update(x, name).to(y.dtype)
+        return y
+
+    def _update(self, x: Tensor, adapter_name: str) -> Tensor:
+        a, b = self.factor_pair(adapter_name)
+        z = linear(self._cast_input_dtype(x, a.dtype), a)  # (..., r); a is frozen, so x is not kept for backward
+        z = linear(z, self.scaled_r(adapter_name).to(z.dtype))  # (..., r)
+        return linear(z, b)  # (..., out)

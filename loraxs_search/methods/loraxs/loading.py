@@ -1,0 +1,122 @@
+"""From an adapter folder to a model that is known to be the one that was trained."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from pydantic import ValidationError
+
+from loraxs_search import base_model
+from loraxs_search.errors import BaseModelError, IntegrityError
+from loraxs_search.home import disk_faults
+from loraxs_search.methods.loraxs._reference_logits import check_reference_logits, make_reference_logits
+from loraxs_search.records import BaseModel, Manifest, from_json
+
+__all__ = [
+    "check_reference_logits",
+    "load_adapter_folder",
+    "make_reference_logits",
+    "read_manifest",
+    "verified_manifest",
+]
+
+MANIFEST = "manifest.json"
+
+
+def load_adapter_folder(
+    folder: Path, *, base: BaseModel | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> PeftModel:
+    """Load an adapter with its base, in eval mode, refusing whatever is not what its manifest says.
+
+    The model's config names the task's labels.
+
+    Files are compared by sha256, the base by weight digest, factors by fingerprint, and in float32 the logits of the
+    manifest's probe.
+
+    Args:
+        folder: Holds manifest.json and the files it lists.
+        base: The base model when it is at hand; located from the manifest otherwise.
+        dtype: Dtype of the base; None means the checkpoint's own. Factors always come from the checkpoint's weights,
+            before the cast; R and the head stay float32.
+    Raises:
+        IntegrityError: the manifest is missing or unreadable, or a file differs from it.
+        BaseModelError: the base cannot be found, or its weights are not those of the training.
+        FactorMismatchError: the factors or the probe's logits differ.
+    """
+    manifest, found = verified_manifest(folder, base)
+    num_labels = len(manifest.task.labels) or 1
+    body = base_model.load_model(found, manifest.task.kind, num_labels, device=device)
+    if manifest.task.labels:
+        body.config.id2label = dict(enumerate(manifest.task.labels))
+        body.config.label2id = {label: number for number, label in enumerate(manifest.task.labels)}
+    model = PeftModel.from_pretrained(body, str(folder), torch_device=device)
+    if all(p.dtype == torch.float32 for p in model.parameters()):
+        check_reference_logits(model, manifest.probe)
+    if dtype is not None:
+        _cast_body(model, dtype)
+    return model
+
+
+def verified_manifest(folder: Path, base: BaseModel | None = None) -> tuple[Manifest, BaseModel]:
+    """Return an adapter folder's manifest and its base, files and weights being what the manifest says.
+
+    Args:
+        base: The base model when it is at hand; located from the manifest otherwise.
+    Raises:
+        IntegrityError, BaseModelError: as `load_adapter_folder`.
+    """
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest)
+    found = base if base is not None else base_model.locate(manifest.base_model)
+    _check_base(found, manifest)
+    return manifest, found
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read an adapter folder's manifest.
+
+    Raises:
+        IntegrityError: it is missing, or is not a manifest.
+    """
+    path = folder / MANIFEST
+    try:
+        with disk_faults(path):
+            return from_json(Manifest, path.read_bytes())
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"An adapter folder must hold {MANIFEST}, but {folder} has none.",
+            hint="give a folder made by `loraxs-search pull`",
+        ) from error
+    except ValidationError as error:
+        raise IntegrityError(f"{path} is not a manifest: {error}", hint="pull the adapter again") from error
+
+
+def _cast_body(model: PeftModel, dtype: torch.dtype) -> None:
+    base = model.get_base_model()
+    heads = base_model.head_names(base)
+    for name, module in base.named_children():
+        if name not in heads:
+            module.to(dtype)
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    for name, expected in sorted(manifest.files.items()):
+        path = folder / name
+        actual = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+        if actual != expected:
+            raise IntegrityError(
+                f"sha256 of {path} must be {expected}, but got {actual}.", hint="pull the adapter again"
+            )
+
+
+def _check_base(found: BaseModel, manifest: Manifest) -> None:
+    if found.weight_digest != manifest.base_digest:
+        wanted, got = (f" (revision {its.revision})" if its.revision else "" for its in (manifest.base_model, found))
+        raise BaseModelError(
+            f"The adapter of trial {manifest.trial_id} was trained on {manifest.base_model.id}{wanted} with weights "
+            f"{manifest.base_digest[:16]}..., but {found.path}{got} holds weights {found.weight_digest[:16]}....",
+            hint="its R has no meaning on other weights: give the base it was trained on, at the same revision",
+        )

@@ -1,0 +1,174 @@
+"""The tuner that PEFT builds for `LORAXS` configs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, ModulesToSaveWrapper
+from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
+
+from loraxs_search.base_model import pass_through
+from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
+from loraxs_search.methods.loraxs._body import check_body
+from loraxs_search.methods.loraxs._mixed_batch import BASE, grouped_head_output
+from loraxs_search.methods.loraxs._register import PREFIX
+from loraxs_search.methods.loraxs._settings import module_settings
+from loraxs_search.methods.loraxs._weighted import fill_sum, sum_config
+from loraxs_search.methods.loraxs.config import LoraXSConfig
+from loraxs_search.methods.loraxs.layer import LoraXSLayer, LoraXSLinear
+
+
+class LoraXSModel(BaseTuner):  # type: ignore[misc]
+    """Wraps the targeted linear layers of a model in `LoraXSLinear`.
+
+    Built by `get_peft_model(model, LoraXSConfig(...))`; not called directly.
+    """
+
+    prefix = PREFIX
+    tuner_layer_cls = LoraXSLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter to every targeted layer or, when one of them refuses, to none.
+
+        Layers of `pass_through`, which the adapter neither trains nor stores, become the identity; the config records
+        which driver computed the factors.
+
+        Raises:
+            BaseModelError: the config has the fingerprint of another body.
+        """
+        pass_through(model, self.peft_config[adapter_name].pass_through)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            check_body(self.peft_config[adapter_name].body_fingerprint, model)
+        except BaseException:
+            for layer in _layers_with(model, adapter_name):
+                layer.delete_adapter(adapter_name)
+            raise
+        drivers = {layer.settings[adapter_name].driver for layer in _layers_with(model, adapter_name)}
+        if len(drivers) == 1:
+            self.peft_config[adapter_name].factor_driver = drivers.pop()
+
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
+    ) -> None:
+        """Add the adapter whose update is the weighted sum of others': exact, whatever their ranks, scales and sigmas.
+
+        Args:
+            combination_type: `linear` or `cat`, PEFT's names; both mean the sum here. A known name is left as it is.
+        Raises:
+            UsageError: an adapter is unknown, has a head of its own, or has another basis or factor rank.
+        """
+        if combination_type not in ("linear", "cat"):
+            raise UsageError(unknown_name("combination_type", combination_type, ("linear", "cat")))
+        if len(adapters) != len(weights) or not adapters:
+            raise UsageError(f"`weights` must be one for each adapter, but got {len(weights)} for {len(adapters)}.")
+        if adapter_name in self.peft_config:
+            return
+        layers = {name: module for name, module in self.model.named_modules() if isinstance(module, LoraXSLayer)}
+        self.peft_config[adapter_name] = sum_config(self.peft_config, layers, adapters)
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except BaseException:
+            del self.peft_config[adapter_name]
+            raise
+        summed: dict[str, float] = {}
+        for name, weight in zip(adapters, weights, strict=True):
+            summed[name] = summed.get(name, 0.0) + weight
+        for layer in _layers_with(self.model, adapter_name):
+            fill_sum(layer, adapter_name, summed)
+
+    def _create_and_replace(
+        self,
+        peft_config: LoraXSConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target if isinstance(target, LoraXSLayer) else self._wrap(peft_config, target, parent, current_key)
+        settings = module_settings(peft_config, current_key, layer.out_features, layer.in_features)
+        layer.update_layer(adapter_name, settings, peft_config, current_key)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+
+    def _wrap(self, config: LoraXSConfig, target: nn.Module, parent: nn.Module, module: str) -> LoraXSLinear:
+        backend = resolve_quantization_backend(target, **get_quantization_kwargs(self.model))
+        quantised = backend is not None and backend.layer_type == "linear"
+        # torch's attention reads the weight of its `out_proj` and never calls it: an adapter there would do nothing.
+        if not (quantised or _is_linear(target)) or isinstance(parent, nn.MultiheadAttention):
+            raise TargetModulesError(
+                f"`target_modules` must name linear layers, but {module} is a {type(target).__name__} "
+                f"in a {type(parent).__name__}.",
+                hint="name the layers inside it, or leave it out with exclude_modules",
+            )
+        return LoraXSLinear(target, backend=backend, fan_in_fan_out=config.fan_in_fan_out)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's own (0.21.2) copies `child.weight` on unloading, which a composite head such as RoBERTa's has not.
+        # Placing tensors is not needed here: update_layer has put them on the base weight's device.
+        setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
+        names: Sequence[str] | None = kwargs.pop("adapter_names", None)
+        handles = [] if names is None else self._mixed_batch_hooks(self._checked_names(names, kwargs))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _checked_names(self, names: Sequence[str], kwargs: dict[str, Any]) -> list[str]:
+        if self.training:
+            # A checkpointed layer runs again in backward, when the names are gone.
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        unknown = sorted(set(names) - set(self.peft_config) - {BASE})
+        if unknown:
+            raise ValueError(
+                f"`adapter_names` must be among {[*self.peft_config, BASE]}, but got {', '.join(unknown)}."
+            )
+        beams = kwargs.get("num_beams") or 1
+        return [name for name in names for _ in range(beams)]
+
+    def _mixed_batch_hooks(self, names: list[str]) -> list[RemovableHandle]:
+        handles = []
+        for module in self.modules():
+            if isinstance(module, LoraXSLinear):
+                give = partial(_give_names, adapter_names=names)
+                handles.append(module.register_forward_pre_hook(give, with_kwargs=True))
+            elif isinstance(module, ModulesToSaveWrapper):
+                replace = partial(_replace_head_output, adapter_names=names)
+                handles.append(module.register_forward_hook(replace, with_kwargs=True))
+        return handles
+
+
+def _layers_with(model: nn.Module, adapter_name: str) -> list[LoraXSLayer]:
+    return [m for m in model.modules() if isinstance(m, LoraXSLayer) and adapter_name in m.settings]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    custom = hasattr(module, "in_features") and hasattr(module, "out_features") and getattr(weight, "ndim", 0) == 2
+    return custom or isinstance(module, (nn.Linear, Conv1D))
+
+
+def _give_names(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, adapter_names: list[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, "adapter_names": adapter_names}
+
+
+def _replace_head_output(
+    wrapper: ModulesToSaveWrapper, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any, *, adapter_names: list[str]
+) -> Any:
+    return None if wrapper.disable_adapters else grouped_head_output(wrapper, args, kwargs, adapter_names)

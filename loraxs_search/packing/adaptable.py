@@ -1,0 +1,95 @@
+"""What of a base a trial may train, known before any packed layer stands in its way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraxs_search.base_model import fresh_head, head_names, output_head, with_labels
+from loraxs_search.errors import BaseModelError
+from loraxs_search.records import Head, LinearModule
+
+
+@dataclass(frozen=True)
+class InitialHead:
+    """A trial's head as it starts; names are full parameter names, values float32 on the CPU.
+
+    Args:
+        trained: In model order.
+        kept: Parameters that stay as they are and are not stored.
+        owners: The modules that PEFT stores whole, by full name.
+    """
+
+    trained: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor]
+    owners: tuple[str, ...]
+
+
+class AdaptableLayers:
+    """Layers and head of a base.
+
+    Args:
+        model: The base, with nothing of a trial on it.
+        modules: The linear layers that may be adapted.
+    """
+
+    def __init__(self, model: PreTrainedModel, modules: Iterable[LinearModule]) -> None:
+        self.device = next(model.parameters()).device
+        self.sizes = {module.name: (module.out_features, module.in_features) for module in modules}  # (out, in)
+        self._model = model
+        self._heads = head_names(model)
+        self._output, self._idle = output_head(model)
+        self._stack = _repeated(model, self.sizes)
+
+    @property
+    def layers(self) -> nn.ModuleList | None:
+        """The layers that the base repeats, None when it has more than one list of them or none."""
+        found = self._model.get_submodule(self._stack) if self._stack else None
+        return found if isinstance(found, nn.ModuleList) else None
+
+    def lowest(self, modules: Iterable[str]) -> int:
+        """Return the index of the lowest repeated layer that has one of these modules; 0 where one is in none."""
+        inside = re.compile(rf"{re.escape(self._stack)}\.(\d+)\.")
+        found = [inside.match(name) for name in modules]
+        return min((int(match[1]) if match else 0 for match in found), default=0)
+
+    def draw_head(self, which: Head, num_labels: int, seed: int) -> InitialHead:
+        """Draw the head that the lone trial starts with, for any number of labels.
+
+        Raises:
+            BaseModelError: with `head: output`, a layer before the output cannot be the identity.
+        """
+        drawn = fresh_head(with_labels(self._model, num_labels), seed)
+        if which == "full" or not self._idle:
+            return InitialHead(drawn, {}, self._heads)
+        trained = {name: value for name, value in drawn.items() if name.startswith(f"{self._output}.")}
+        kept = {name: value for name, value in drawn.items() if name not in trained}
+        return InitialHead(trained, kept | self._identities(kept), (self._output,))
+
+    def _identities(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters that make the layers before the output pass their input on."""
+        found = {}
+        for layer in self._idle:
+            weight = kept[f"{layer}.weight"]
+            if weight.shape[0] != weight.shape[1]:
+                raise BaseModelError(
+                    f"A head layer that is not trained must be a square linear layer, but {layer} is"
+                    f" {tuple(weight.shape)}.",
+                    hint="use `head: full` with this base",
+                )
+            found[f"{layer}.weight"] = torch.eye(weight.shape[0])
+            if (bias := kept.get(f"{layer}.bias")) is not None:
+                found[f"{layer}.bias"] = torch.zeros_like(bias)
+        return found
+
+
+def _repeated(model: nn.Module, names: Iterable[str]) -> str:
+    """Return the name of the one list whose members hold the modules of these names; empty when it is not one."""
+    lists = {match[1] for name in names if (match := re.match(r"(.+?)\.\d+\.", name))}
+    found = [name for name in lists if isinstance(model.get_submodule(name), nn.ModuleList)]
+    return found[0] if len(found) == 1 else ""

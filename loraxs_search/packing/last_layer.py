@@ -1,0 +1,107 @@
+"""Leaves out of the topmost layer what no head looks at: BERT's heads read the first token of each row alone.
+
+Attention still reads every token; what follows it in that layer is computed for the first token only. The numbers are
+those of the whole layer, gradients too, since nothing else of it reaches the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from loraxs_search.base_model import alike, dummy_inputs, rounding
+
+_Change = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+
+class Readout:
+    """Cuts the topmost layer's states to the first token of each row, right behind its attention.
+
+    A probe tells where that is and whether it changes anything; where it does, or there is no such place (decoders read
+    the last token), nothing is ever cut.
+
+    Args:
+        model: The base as it was loaded.
+        layers: Its repeated layers; None when it has no such list.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None) -> None:
+        self._handle: RemovableHandle | None = None
+        self._place = _place(model, layers[-1]) if layers is not None else None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a pass of this base is cut while the readout is in place."""
+        return self._place is not None
+
+    def place(self) -> None:
+        """Cut passes from now on."""
+        if self._place is not None and self._handle is None:
+            self._handle = self._place.register_forward_pre_hook(_first_tokens)
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Cut passes for a while."""
+        self.place()
+        try:
+            yield
+        finally:
+            self.remove()
+
+    def remove(self) -> None:
+        """Compute the whole layer again."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+
+@torch.no_grad()
+def _place(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
+    """Return the module whose inputs can be cut; None where that would change what the base computes."""
+    try:
+        inputs = dummy_inputs(model)
+        whole, joint = _joint(model, layer, inputs)
+        # First with the other tokens blotted out: a head that reads one of them would ask a GPU for what is not there.
+        sound = joint is not None and all(
+            alike(_logits_with(model, joint, change, inputs), whole, rounding(model))
+            for change in (_blot, _first_tokens)
+        )
+    except Exception:  # noqa: BLE001  # whatever a foreign base does: its layer is computed whole
+        return None
+    return joint if sound else None
+
+
+def _joint(model: PreTrainedModel, layer: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, nn.Module | None]:
+    """Return the logits, and the first module that is given two tensors alike: attention's output and its residual."""
+    found: list[nn.Module] = []
+
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if len(args) == 2 and all(isinstance(arg, Tensor) and arg.dim() == 3 for arg in args):
+            found.extend([module] if args[0].shape == args[1].shape else [])
+
+    with ExitStack() as hooks:
+        for module in layer.modules():
+            hooks.enter_context(module.register_forward_pre_hook(look))
+        logits = model(**inputs).logits
+    return logits, found[0] if found else None
+
+
+def _logits_with(model: PreTrainedModel, module: nn.Module, change: _Change, inputs: dict[str, Tensor]) -> Tensor:
+    with module.register_forward_pre_hook(change):
+        logits: Tensor = model(**inputs).logits
+    return logits
+
+
+def _first_tokens(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor[:, :1].contiguous() for tensor in states)
+
+
+def _blot(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Leave of each row the first token alone, and zeros."""
+    return tuple(torch.cat([tensor[:, :1], torch.zeros_like(tensor[:, 1:])], dim=1) for tensor in states)

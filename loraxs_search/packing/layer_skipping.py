@@ -1,0 +1,132 @@
+"""Stand-ins for the lowest layers of a base: they compute what leaves them and no more, or hand on what is known."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraxs_search.base_model import alike, dummy_inputs, rounding
+
+
+class Shortcut:
+    """Takes passes past the layers below a depth j. The base's layers are not touched, only hidden.
+
+    Args:
+        layers: The repeated layers of `model`.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList) -> None:
+        self._model, self._layers = model, layers
+        self._desk = _SkipState()
+        self._widths: dict[int, int] = {}  # by depth: bytes of one token's state, 0 where layers cannot be skipped
+        self.depth = 0
+
+    @property
+    def token_bytes(self) -> int:
+        """Memory of what enters layer j for one token."""
+        return self._widths[self.depth]
+
+    def place(self, depth: int) -> None:
+        """Stand in for the layers below `depth` if that changes nothing; the base must be as it was loaded.
+
+        A probe tells: not every base is a chain in which each layer takes one tensor from the one before.
+        """
+        if depth not in self._widths:
+            self._widths[depth] = self._probe(depth)
+        if self._widths[depth]:
+            self._stand_in(depth)
+
+    def remove(self) -> None:
+        """Put the layers back."""
+        for index in range(self.depth):
+            self._layers[index] = self._layers[index].get_submodule("layer")
+        self.depth = 0
+
+    @torch.no_grad()
+    def entering(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Compute what enters layer j for the model's inputs, shape (n, T, width), and nothing above."""
+        try:
+            self._model(**inputs)
+        except _Reached as reached:
+            return reached.states
+        raise AssertionError("a stand-in has let a pass through")
+
+    @contextmanager
+    def given(self, states: Tensor) -> Iterator[None]:
+        """Let passes of this thread begin at layer j with these states."""
+        self._desk.states = states
+        try:
+            yield
+        finally:
+            self._desk.states = None
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _stand_in(self, depth: int) -> None:
+        for index in range(depth):
+            self._layers[index] = _SkippedLayer(self._layers[index], self._desk, index == 0, index == depth - 1)
+        self.depth = depth
+
+    @torch.no_grad()
+    def _probe(self, depth: int) -> int:
+        """Return the bytes of one token's state if two made-up rows leave the base the same by the shortcut, else 0."""
+        try:
+            inputs = dummy_inputs(self._model)
+        except ValueError:
+            return 0
+        real = inputs["attention_mask"].bool()
+        left: list[Tensor] = []
+        hook = self._layers[-1].register_forward_hook(lambda _layer, _args, out: left.append(out[real]))
+        try:
+            whole = self._model(**inputs).logits
+            self._stand_in(depth)
+            states = self.entering(inputs) * real[..., None]  # padding is not kept
+            with self.given(states):
+                logits, limit = self._model(**inputs).logits, rounding(self._model)
+                same = alike(logits, whole, limit) and alike(left[1], left[0], limit)
+            return states[0, 0].nbytes if same else 0
+        except Exception:  # noqa: BLE001  # whatever a foreign base does: it is computed in full
+            return 0
+        finally:
+            hook.remove()
+            self.remove()
+
+
+class _SkipState(threading.local):
+    """What enters layer j in the pass at hand, None where it is yet to be computed; each thread has its own."""
+
+    states: Tensor | None = None
+
+
+class _Reached(Exception):  # noqa: N818  # it ends a forward that has done its work
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+
+class _SkippedLayer(nn.Module):
+    """Hides a layer below depth j."""
+
+    def __init__(self, layer: nn.Module, desk: _SkipState, first: bool, last: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self._desk, self._first, self._last = desk, first, last
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if (states := self._desk.states) is not None:
+            return states if self._first else x
+        y: Tensor = self.layer(x, *args, **kwargs)
+        if self._last:
+            raise _Reached(y)
+        return y
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer for the layer inside: some models ask their layers what kind they are."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)

@@ -1,0 +1,243 @@
+"""What a host keeps on its device for every trial: the base, the tasks' data, the factors."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from loraxs_search.base_model import (
+    head_names,
+    linear_modules,
+    load_model,
+    load_tokenizer,
+    locate,
+    matrix,
+    use_padded_attention,
+    weight_bytes,
+)
+from loraxs_search.home import factor_path
+from loraxs_search.methods.loraxs import body_fingerprint, make_reference_logits, module_settings, use_factor_store
+from loraxs_search.packing.adaptable import AdaptableLayers
+from loraxs_search.packing.last_layer import Readout
+from loraxs_search.packing.loaded_factors import LoadedFactors
+from loraxs_search.packing.pass_executor import lanes_of
+from loraxs_search.records import (
+    Answers,
+    BaseModelRef,
+    Basis,
+    Confirmation,
+    HostInfo,
+    Precision,
+    Task,
+    TaskKind,
+    TrialSpec,
+    Yardstick,
+    to_json,
+)
+from loraxs_search.tasks import PreparedTask, locate_for, prepare
+from loraxs_search.torch_threads import side_by_side
+from loraxs_search.trial import (
+    Snapshot,
+    adapter_config,
+    answer_rows,
+    attach,
+    bare_body,
+    choose_dtype,
+    detach,
+    load_parameters,
+    measure_yardsticks,
+)
+
+_PACKAGES = ("torch", "transformers", "peft", "loraxs-search")
+
+
+class LoadedBase:
+    """A base loaded once, in the precision trials run in and in the checkpoint's own; one model when they agree.
+
+    Not thread-safe where a task is new.
+
+    Args:
+        task: The first task; others are prepared when they are asked for.
+        device: `auto` takes the first accelerator this process sees, else the CPU.
+    """
+
+    def __init__(self, base: BaseModelRef, task: Task, *, precision: Precision = "auto", device: str = "auto") -> None:
+        self.device = _choose_device(device)
+        self._device_name = _device_name(self.device)  # now: another thread of a process may have its own setting
+        self._ref, self.base = base, locate_for(task, base)
+        self.task = task
+        self._prepared: dict[str, PreparedTask] = {}
+        self._exact: dict[tuple[TaskKind, int], tuple[PreTrainedModel, int]] = {}
+        self._readouts: dict[PreTrainedModel, Readout] = {}
+        self.exact, _ = self._exact_for(task)
+        self.dtype = choose_dtype(precision, self.device)
+        self.model = self.exact if self.dtype == self.exact.dtype else self._load(task, self.dtype)
+        self.modules = linear_modules(self.base, task.kind, self.data.head.num_labels)
+        self.factors = LoadedFactors(self.model, self.exact, [module.name for module in self.modules])
+        self._bare_body = bare_body(self.model)  # now, before any trial puts its adapter on
+
+    @property
+    def data(self) -> PreparedTask:
+        """The first task's data."""
+        return self.prepared()
+
+    def prepared(self, task: Task | None = None, *, anew: bool = False) -> PreparedTask:
+        """Return a task's data, the first task's for None.
+
+        Args:
+            anew: Read them again; the same rows are the same object.
+        Raises:
+            TaskDataError: the data do not fit the declaration.
+        """
+        task = task or self.task
+        key = to_json(task)
+        known = self._prepared.get(key)
+        if known is None or anew:
+            read = prepare(task, load_tokenizer(self.base))
+            if known is None or read.data_fingerprint != known.data_fingerprint:
+                self._prepared[key] = read
+        return self._prepared[key]
+
+    def base_changed(self) -> bool:
+        """Whether the base's weights on disk are others than those that were loaded."""
+        return locate(self._ref).weight_digest != self.base.weight_digest
+
+    def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
+        """Describe base, data and device; see `prepared`."""
+        data = self.prepared(task, anew=anew)
+        return HostInfo(
+            base=self.base,
+            modules=self.modules,
+            head_parameters=self._exact_for(data.task)[1],
+            data_fingerprint=data.data_fingerprint,
+            data=data.report,
+            test_fingerprint=data.test_fingerprint,
+            num_rows={split: data.num_rows(split) for split in ("train", "validation", "test")},
+            device=self._device_name,
+            dtype=str(self.dtype).removeprefix("torch."),
+            versions={name: version(name) for name in _PACKAGES},
+            base_bytes=weight_bytes(Path(self.base.path)),
+        )
+
+    def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
+        """Get the factors of these layers ahead of their use; quick when they are on disk."""
+        weights = {name: matrix(self.model.get_submodule(name)) for name in names}
+        self.factors.prepare(weights, rank=rank, basis=basis)
+
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
+        """Return a trained adapter's files, and the probe that says whether they were loaded as they should be.
+
+        The base is used in the checkpoint's own precision, which is what `from_pretrained` gives by default; no other
+        trial may be on it.
+        """
+        factors = self._factor_files(spec)
+        with self._trained(spec, snapshot, task) as (model, exact, _):
+            model.active_peft_config.body_fingerprint = list(self._body_fingerprint)
+            probe = make_reference_logits(model, exact.config.vocab_size)
+            return Confirmation(spec.trial_id, _adapter_files(model), probe, factors)
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
+        """Return a trained adapter's answers to these test rows, as it will be loaded; see `confirm`.
+
+        Of the topmost layer, what no head looks at is left out.
+        """
+        count, threads = lanes_of(self.device)
+        with self._trained(spec, snapshot, task) as (model, exact, data):
+            if exact not in self._readouts:
+                self._readouts[exact] = Readout(exact, AdaptableLayers(exact, self.modules).layers)
+            numbers = np.arange(rows.start, rows.stop)
+            with self._readouts[exact].placed(), side_by_side(count, threads) as pool:
+                used = pool if count > 1 else None
+                predictions, losses = answer_rows(model, data, "test", numbers, self.device, used)
+            labels = data.labels("test")[numbers]
+            return Answers(tuple(predictions.tolist()), tuple(labels.tolist()), float(losses.sum(dtype=np.float64)))
+
+    def yardsticks(self, data: PreparedTask) -> tuple[Yardstick, ...]:
+        """Return what simple models reach on a task's rows; any thread may ask, whatever trials do meanwhile."""
+        return measure_yardsticks(data, self._bare_body, self.device)
+
+    def factor_file(self, key: str) -> bytes:
+        """Return a factor file as it lies on this node."""
+        return factor_path(key, self.factors.root).read_bytes()
+
+    @cached_property
+    def _body_fingerprint(self) -> tuple[float, ...]:
+        """Of the one body that the models of all tasks share."""
+        return body_fingerprint(self.exact)
+
+    @contextlib.contextmanager
+    def _trained(
+        self, spec: TrialSpec, snapshot: bytes, task: Task | None
+    ) -> Iterator[tuple[PeftModel, PreTrainedModel, PreparedTask]]:
+        """Put a trained adapter on the base in the checkpoint's own precision, and take it off again."""
+        data = self.prepared(task)
+        exact, _ = self._exact_for(data.task)
+        with use_factor_store(self.factors):
+            model = attach(exact, spec)
+        try:
+            load_parameters(model, Snapshot.from_bytes(snapshot))
+            yield model, exact, data
+        finally:
+            detach(model)
+
+    def _factor_files(self, spec: TrialSpec) -> dict[str, str]:
+        """Return key and checksum of every factor file that a trial stands on."""
+        found = {}
+        config = adapter_config(spec.hyperparameters)
+        for name in spec.hyperparameters.target_modules:
+            weight = matrix(self.exact.get_submodule(name))
+            its = module_settings(config, name, *weight.shape)
+            key, checksum = self.factors.identify(weight, rank=its.factor_rank, basis=its.basis, driver=its.driver)
+            found[key] = checksum
+        return found
+
+    def _exact_for(self, task: Task) -> tuple[PreTrainedModel, int]:
+        """Return the base in the checkpoint's precision with a task's head, and the parameters of that head.
+
+        All share one body: an adapter is confirmed on the very weights it was trained on.
+        """
+        key = (task.kind, self.prepared(task).head.num_labels)
+        if key not in self._exact:
+            model = self._load(task, None)
+            if self._exact:
+                model.base_model.load_state_dict(self.exact.base_model.state_dict(keep_vars=True), assign=True)
+            # Counted before any trial puts its own head beside it.
+            heads = [model.get_submodule(name) for name in head_names(model)]
+            self._exact[key] = model, sum(p.numel() for head in heads for p in head.parameters())
+        return self._exact[key]
+
+    def _load(self, task: Task, dtype: torch.dtype | None) -> PreTrainedModel:
+        """Load the base in `dtype`; None means the checkpoint's own, which is what others load."""
+        num_labels = self.prepared(task).head.num_labels
+        model = load_model(self.base, task.kind, num_labels, dtype=dtype, device=self.device)
+        if self.device.type == "cpu":
+            use_padded_attention(model)
+        return model
+
+
+def _choose_device(device: str) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _adapter_files(model: PeftModel) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        keep = ("adapter_config.json", "adapter_model.safetensors")
+        return {name: (Path(folder) / name).read_bytes() for name in keep}

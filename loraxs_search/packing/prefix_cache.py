@@ -1,0 +1,161 @@
+"""The frozen layers below the lowest adapted one: computed once for each row, skipped by every pass.
+
+While dropout is off and no slot adapts a layer below j, what enters layer j depends on a row's tokens alone. Shapes:
+states (n, T, width), each row's real tokens on the left; kept without padding, (tokens, width) for each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraxs_search.base_model import padding_side
+from loraxs_search.packing.layer_skipping import Shortcut
+from loraxs_search.packing.plan import Indices
+from loraxs_search.records import Split
+from loraxs_search.tasks import PreparedTask
+
+Part = tuple[PreparedTask, Indices]  # rows of one task
+_Key = tuple[int, PreparedTask, Split]
+
+CPU_BYTES, DEVICE_BYTES = 1 << 30, 4 << 30
+
+
+@dataclass
+class _CacheEntry:
+    """What enters one layer for the rows of a split."""
+
+    rows: dict[int, Tensor] = field(default_factory=dict)
+    num_bytes: int = 0
+
+
+class PrefixCache:
+    """Skips the layers that no seated slot adapts, and remembers what leaves them, on the device of the base.
+
+    Memory that is full is no error: what no seated slot can use goes first, and rows that find no room all the same
+    are computed anew in each pass. Passes may run in several threads; everything else is for one caller at a time,
+    between passes.
+
+    Args:
+        layers: The repeated layers of `model`; None when it has no such list, then nothing is ever skipped, nor is it
+            where rows are padded on the left.
+        max_bytes: What is remembered at most; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 that nothing is skipped.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None, max_bytes: int | None = None) -> None:
+        default = CPU_BYTES if model.device.type == "cpu" else DEVICE_BYTES
+        self._max_bytes = default if max_bytes is None else max_bytes
+        can_skip = layers is not None and self._max_bytes > 0 and padding_side(model.config) == "right"
+        self._shortcut = Shortcut(model, layers) if layers is not None and can_skip else None
+        self._shelves: dict[_Key, _CacheEntry] = {}  # the oldest first
+        self._tasks: frozenset[PreparedTask] = frozenset()
+
+    @property
+    def depth(self) -> int:
+        """How many layers passes skip."""
+        return self._shortcut.depth if self._shortcut else 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of what is remembered."""
+        return sum(shelf.num_bytes for shelf in self._shelves.values())
+
+    def place(self, depth: int, tasks: Iterable[PreparedTask]) -> None:
+        """Skip the layers below `depth` for rows of `tasks` from now on; the base must be as it was loaded."""
+        self._tasks = frozenset(tasks)
+        if self._shortcut and depth:
+            self._shortcut.place(depth)
+
+    def remove(self) -> None:
+        """Put the layers back; what is remembered stays."""
+        if self._shortcut:
+            self._shortcut.remove()
+
+    def give_way(self) -> bool:
+        """Forget everything, and be content with half of it from now on: memory ran out elsewhere.
+
+        Returns:
+            Whether there was anything to forget.
+        """
+        if held := self.num_bytes:
+            self._max_bytes = held // 2
+            self._shelves.clear()
+        return held > 0
+
+    def lacking(self, data: PreparedTask, split: Split, rows: Indices) -> Indices:
+        """Return which of these rows are new and will find room, ascending; none where nothing is skipped."""
+        if not self._shortcut or not self.depth:
+            return np.empty(0, dtype=np.int64)
+        known = self._shelf(data, split).rows
+        new = np.array([row for row in np.unique(rows).tolist() if row not in known], dtype=np.int64)
+        wanted = np.cumsum(data.lengths(split)[new]) * self._shortcut.token_bytes
+        if len(new):
+            self._make_room(int(wanted[-1]))
+        return new[self.num_bytes + wanted <= self._max_bytes]
+
+    def compute(self, inputs: dict[str, Tensor], lengths: npt.NDArray[np.integer]) -> tuple[Tensor, ...]:
+        """Return what enters layer j for each row, without padding.
+
+        Args:
+            inputs: What the model takes, (n, T), on its device.
+            lengths: Real tokens of each row, (n,).
+        """
+        assert self._shortcut is not None  # otherwise no row is lacking
+        states = self._shortcut.entering(inputs)
+        packed = states.flatten(0, 1)[_places(lengths, states)]
+        return torch.split(packed, lengths.tolist())
+
+    def keep(self, data: PreparedTask, split: Split, rows: Indices, states: Sequence[Tensor]) -> None:
+        """Remember rows that were lacking."""
+        shelf = self._shelf(data, split)
+        shelf.rows.update(zip(rows.tolist(), states, strict=True))
+        shelf.num_bytes += sum(row.nbytes for row in states)
+
+    @contextmanager
+    def skipped(self, parts: Sequence[Part], split: Split, inputs: dict[str, Tensor]) -> Iterator[None]:
+        """Skip the layers while this thread computes a pass of these rows and inputs."""
+        if not self._shortcut or not self.depth:
+            yield
+            return
+        with self._shortcut.given(self._states(self._shortcut, parts, split, inputs)):
+            yield
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def _states(self, shortcut: Shortcut, parts: Sequence[Part], split: Split, inputs: dict[str, Tensor]) -> Tensor:
+        """Return what enters layer j, as wide as the inputs; zero in the padding, which no real token looks at."""
+        shelves = [(self._shelves.get((self.depth, data, split), _CacheEntry()), rows) for data, rows in parts]
+        found = [shelf.rows.get(row) for shelf, rows in shelves for row in rows.tolist()]
+        known = [states for states in found if states is not None]
+        if not known:
+            return shortcut.entering(inputs)
+        states = known[0].new_zeros(*inputs["input_ids"].shape, known[0].shape[-1])
+        lengths = np.array([0 if row is None else len(row) for row in found])
+        states.flatten(0, 1).index_copy_(0, _places(lengths, states), torch.cat(known))
+        if new := [i for i, row in enumerate(found) if row is None]:
+            states[new] = shortcut.entering({name: value[new] for name, value in inputs.items()})
+        return states
+
+    def _shelf(self, data: PreparedTask, split: Split) -> _CacheEntry:
+        return self._shelves.setdefault((self.depth, data, split), _CacheEntry())
+
+    def _make_room(self, num_bytes: int) -> None:
+        for key in list(self._shelves):
+            depth, data, _ = key
+            if self.num_bytes + num_bytes <= self._max_bytes:
+                return
+            if depth != self.depth or data not in self._tasks:
+                del self._shelves[key]
+
+
+def _places(lengths: npt.NDArray[np.integer], states: Tensor) -> Tensor:
+    """Return where the real tokens of rows are among all of `states`, row after row."""
+    rows, columns = np.nonzero(np.arange(states.shape[1]) < lengths[:, None])
+    return torch.from_numpy(rows * states.shape[1] + columns).to(states.device)

@@ -1,0 +1,134 @@
+"""The trial host with one slot: one base and its factors resident on one device, trials one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from loraxs_search.errors import UsageError
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.packing.loaded_base import LoadedBase
+from loraxs_search.records import (
+    Answers,
+    BaseModelRef,
+    Basis,
+    Confirmation,
+    HostInfo,
+    Precision,
+    Task,
+    TrialReport,
+    TrialSpec,
+    Yardstick,
+)
+from loraxs_search.trial import Snapshot, TrialRun, attach, detach
+
+
+class TrialHost:
+    """Advances trials, one at a time, on a base that is loaded once.
+
+    A host keeps no trial alive that it could not lose: each `advance` returns the trial's snapshot, and takes one up
+    when the trial is not the one at hand. Not thread-safe: one caller at a time, but for `yardsticks`.
+
+    Args:
+        device: `auto` takes the first accelerator this process sees, else the CPU.
+    """
+
+    def __init__(self, base: BaseModelRef, task: Task, *, precision: Precision = "auto", device: str = "auto") -> None:
+        self._resident = LoadedBase(base, task, precision=precision, device=device)
+        self._active: TrialRun | None = None
+
+    @classmethod
+    def on(cls, resident: LoadedBase) -> TrialHost:
+        """Return a host on a base that is loaded already; nobody else may use that base while a trial is at hand."""
+        host = cls.__new__(cls)
+        host._resident, host._active = resident, None
+        return host
+
+    def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
+        """Describe base, data and device.
+
+        Args:
+            anew: Read the task's rows again; trials go on with them if they have changed.
+        """
+        if anew:
+            self._park()
+        return self._resident.info(task, anew=anew)
+
+    def base_changed(self) -> bool:
+        """Whether the base's weights on disk are others than those that were loaded."""
+        return self._resident.base_changed()
+
+    def close(self) -> None:
+        """Take the trial at hand off the base."""
+        self._park()
+
+    def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
+        """Get the factors of these layers ahead of their use."""
+        self._resident.decompose(names, rank, basis)
+
+    def advance(
+        self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
+    ) -> tuple[TrialReport, bytes]:
+        """Train `spec` up to step `until` and score it; return the report and the state to keep.
+
+        Args:
+            snapshot: The trial's last state, None when it has none; a host that has the trial at hand ignores it.
+
+        Raises:
+            TrialDivergedError: the trial has no finite loss or metric; the host is ready for the next one.
+        """
+        try:
+            run = self._take_up(spec, Snapshot.from_bytes(snapshot) if snapshot else None, task)
+            report = run.advance(until)
+        except Exception:
+            self.release(spec)
+            raise
+        return report, run.snapshot().to_bytes()
+
+    def release(self, spec: TrialSpec) -> None:
+        """Forget a trial if it is the one at hand."""
+        if self._active is not None and self._active.spec.name == spec.name:
+            self._park()
+
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
+        """Return a trained adapter's files, as it will be loaded."""
+        self._park()
+        return self._resident.confirm(spec, snapshot, task)
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
+        """Return a trained adapter's answers to these test rows, as it will be loaded."""
+        self._park()
+        return self._resident.answer(spec, snapshot, rows, task)
+
+    def yardsticks(self, task: Task | None = None) -> tuple[Yardstick, ...]:
+        """Return what simple models reach on the task's rows; another thread may ask while a trial advances."""
+        return self._resident.yardsticks(self._resident.prepared(task))
+
+    def factor_file(self, key: str) -> bytes:
+        """Return a factor file, as `Confirmation.factors` names it."""
+        return self._resident.factor_file(key)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _take_up(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None) -> TrialRun:
+        data = self._resident.prepared(task)
+        if replace(data.task, validation_rows=self._resident.task.validation_rows) != self._resident.task:
+            raise UsageError(
+                f"A host of lone trials serves one task, but got {task.name if task else None} beside"
+                f" {self._resident.task.name}.",
+                hint="set `search.pack_size` to 2 or more to search several tasks on one device",
+            )
+        run = self._active
+        step = snapshot.step if snapshot else 0
+        if run is not None and run.spec == spec and run.data is data and run.step == step:
+            return run
+        self._park()
+        resident = self._resident
+        with use_factor_store(resident.factors):
+            model = attach(resident.model, spec)
+        self._active = TrialRun(spec, model, data, resident.device, snapshot)
+        return self._active
+
+    def _park(self) -> None:
+        if self._active is not None:
+            detach(self._active.model)
+            self._active = None

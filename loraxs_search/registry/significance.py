@@ -1,0 +1,151 @@
+"""Is one adapter better than another on the same test rows, or is it luck? Pure: answers in, a probability out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from loraxs_search.registry.test_predictions import ScoredRows, Values
+from loraxs_search.tasks.metrics import METRICS
+
+NUM_RESAMPLES = 2000
+_BEYOND = 20  # resamples that a chance of just the level is made of: fewer could not tell it from nothing
+_CHUNK_BYTES = 16 * 2**20
+_SEED = 0
+
+Numbers = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+
+
+def p_value(metric: str, sign: float, ours: ScoredRows, theirs: ScoredRows, level: float = 0.05) -> float | None:
+    """Return the chance of seeing `ours` ahead by this much if it were no better; None where rows cannot tell.
+
+    Accuracy: the exact one-sided McNemar test. Others: a paired bootstrap over rows; the share of resamples in which
+    `ours` is not ahead. The same rows give the same number, on every machine.
+
+    Args:
+        sign: 1 when more is better, -1 when less is.
+        level: Chance that the answer is held to: a small one takes more resamples.
+    """
+    if metric not in METRICS or not ours.same_rows(theirs) or not len(ours.labels):
+        return None
+    if metric == "accuracy":
+        return _mcnemar(ours, theirs)
+    num_resamples = max(NUM_RESAMPLES, math.ceil(_BEYOND / level))
+    gains = sign * _resampled_gains(metric, ours, theirs, num_resamples)
+    return float((1 + np.count_nonzero(gains <= 0)) / (1 + len(gains)))
+
+
+def _mcnemar(ours: ScoredRows, theirs: ScoredRows) -> float:
+    from scipy.stats import binomtest
+
+    right, other_right = ours.predictions == ours.labels, theirs.predictions == theirs.labels
+    won, lost = int(np.count_nonzero(right & ~other_right)), int(np.count_nonzero(~right & other_right))
+    return float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
+
+
+def _resampled_gains(metric: str, ours: ScoredRows, theirs: ScoredRows, num_resamples: int) -> Numbers:
+    random = np.random.default_rng(_SEED)
+    if metric in _OF_COUNTS:
+        return _gains_of_counts(_OF_COUNTS[metric], ours, theirs, random, num_resamples)
+    score, size, labels = METRICS[metric].score, len(ours.labels), ours.labels
+    gains = []
+    for _ in range(num_resamples):
+        rows = random.integers(size, size=size)
+        gains.append(score(ours.predictions[rows], labels[rows]) - score(theirs.predictions[rows], labels[rows]))
+    return np.array(gains)
+
+
+# ---- metrics of classes, of many resamples at once -------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class _Counts:
+    """How often each label is true, is answered, and is both, each of shape (resamples, labels)."""
+
+    true: Numbers
+    said: Numbers
+    hits: Numbers
+
+
+def _gains_of_counts(
+    score: Callable[[_Counts], Numbers],
+    ours: ScoredRows,
+    theirs: ScoredRows,
+    random: np.random.Generator,
+    num_resamples: int,
+) -> Numbers:
+    """Resample all rows at once: how often each (label, our answer, their answer) is drawn is multinomial.
+
+    Only combinations that occur take part, at most one a row, and resamples are drawn in chunks: memory grows with
+    neither the number of labels nor that of resamples.
+    """
+    triples = np.stack([ours.labels, ours.predictions, theirs.predictions])
+    cells, counts = np.unique(triples, axis=1, return_counts=True)  # (3, cells)
+    labels, our_answers, their_answers = cells
+    n, gains = 1 + int(cells.max()), []
+    for size in _chunks(num_resamples, max(len(counts), n)):
+        drawn = random.multinomial(counts.sum(), counts / counts.sum(), size=size).astype(np.float64)
+        true = _summed(drawn, labels, n)
+        mine, other = (
+            score(_Counts(true, _summed(drawn, said, n), _summed(drawn[:, said == labels], labels[said == labels], n)))
+            for said in (our_answers, their_answers)
+        )
+        gains.append(mine - other)
+    return np.concatenate(gains)
+
+
+def _chunks(total: int, width: int) -> Iterator[int]:
+    size = max(1, _CHUNK_BYTES // (8 * width))
+    for start in range(0, total, size):
+        yield min(size, total - start)
+
+
+def _summed(drawn: Numbers, ids: Ids, n: int) -> Numbers:
+    """Return the sum of `drawn`, shape (resamples, cells), over the cells of each id, shape (resamples, n)."""
+    sums = np.zeros((len(drawn), n))
+    if len(ids):
+        order = np.argsort(ids, kind="stable")
+        present, starts = np.unique(ids[order], return_index=True)
+        sums[:, present] = np.add.reduceat(drawn[:, order], starts, axis=1)
+    return sums
+
+
+def _ratio(top: Numbers, bottom: Numbers) -> Numbers:
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+
+def _f1_per_label(counts: _Counts) -> tuple[Numbers, npt.NDArray[np.bool_]]:
+    """F1 of each label, and whether it occurs at all."""
+    seen = counts.true + counts.said
+    return _ratio(2 * counts.hits, seen), seen > 0
+
+
+def _f1(counts: _Counts) -> Numbers:
+    scores = _f1_per_label(counts)[0]
+    return scores[:, 1] if scores.shape[1] > 1 else np.zeros(len(scores))
+
+
+def _macro_f1(counts: _Counts) -> Numbers:
+    scores, occurs = _f1_per_label(counts)
+    return _ratio((scores * occurs).sum(1), occurs.sum(1).astype(np.float64))
+
+
+def _matthews(counts: _Counts) -> Numbers:
+    true, said, size = counts.true, counts.said, counts.true.sum(1)
+    top = counts.hits.sum(1) * size - (true * said).sum(1)
+    bottom = np.sqrt((size**2 - (said**2).sum(1)) * (size**2 - (true**2).sum(1)))
+    return _ratio(top, bottom)
+
+
+_OF_COUNTS: dict[str, Callable[[_Counts], Numbers]] = {"f1": _f1, "macro_f1": _macro_f1, "matthews": _matthews}
+
+
+def count_score(metric: str, predictions: Values, labels: Values) -> float:
+    """Return a metric of classes as the resamples compute it; equal to the metric table's own."""
+    n = 1 + int(max(predictions.max(initial=1), labels.max(initial=1)))
+    counts = [np.bincount(ids, minlength=n).astype(np.float64)[None] for ids in (labels, predictions)]
+    hits = np.bincount(labels[predictions == labels], minlength=n).astype(np.float64)[None]
+    return float(_OF_COUNTS[metric](_Counts(counts[0], counts[1], hits))[0])

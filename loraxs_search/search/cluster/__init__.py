@@ -1,0 +1,1 @@
+"""The Ray cluster: connection, node checks, placement, runtime environment."""

@@ -1,0 +1,180 @@
+"""Where trials may run and how many at once: pure judgement over the nodes that are alive."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from loraxs_search.errors import ClusterError
+from loraxs_search.memory import available_bytes
+from loraxs_search.records import SearchDevice
+
+COUNT_EVERY_S = 3.0
+_PROCESS_BYTES, _SHARE = 75 << 20, 0.9  # what a trial's process takes, and of the free memory all may take
+_UNITS = 10_000  # Ray counts resources in ten-thousandths
+
+
+@dataclass(frozen=True)
+class Node:
+    """A living node, or one that an autoscaler could start; it offers whole CPUs and GPUs to trials."""
+
+    node_id: str
+    num_cpus: int
+    num_gpus: int = 0
+    address: str = ""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What one trial asks of the cluster, and how many fit at once on each node."""
+
+    resources: Mapping[str, float]
+    by_node: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def num_slots(self) -> int:
+        return sum(self.by_node.values())
+
+
+def share_out(nodes: Iterable[Node], pack_size: int, device: SearchDevice) -> Slots:
+    """Say what a trial asks for: a share of a GPU where there is any, else a share of the smallest node's CPUs.
+
+    A node with twice the CPUs of the smallest one takes twice the trials.
+
+    Args:
+        pack_size: Trials on a GPU, or on the smallest node.
+        device: `gpu` and `cpu` ask for that even where no node offers it yet.
+    """
+    nodes = list(nodes)
+    gpus = {node.node_id: node.num_gpus * pack_size for node in nodes if node.num_gpus > 0}
+    if device == "gpu" or (device == "auto" and gpus):
+        return Slots({"CPU": 0.0, "GPU": _part(1.0, pack_size)}, gpus)
+    cpus = {node.node_id: node.num_cpus for node in nodes if node.num_cpus > 0}
+    share = min(cpus.values(), default=1)
+    return Slots({"CPU": _part(share, pack_size)}, {key: n // share * pack_size for key, n in cpus.items()})
+
+
+def host_shape(node: Node | None, gpu: bool, nodes: Iterable[Node], spare_cpus: int) -> tuple[int, int]:
+    """Return a host's threads, and how many times the smallest node's trials it serves.
+
+    Args:
+        node: Where it is to be; None when it is not among the living.
+        spare_cpus: Threads on a node that offers trials nothing, like a head that only drives.
+    """
+    if gpu:
+        return 1, 1
+    if node is None or node.num_cpus < 1:
+        return spare_cpus, 1
+    smallest = min(n.num_cpus for n in (*nodes, node) if n.num_cpus > 0)
+    return node.num_cpus, node.num_cpus // smallest
+
+
+def first_place(nodes: Sequence[Node], device: SearchDevice, here: str) -> tuple[str, str | None]:
+    """Choose the node and the GPU for what one host does for all: facts, factors, scores.
+
+    A GPU if there is any; else the driver's own node if it offers CPUs, another that does, the driver's own at last.
+    """
+    if device != "cpu" and (with_gpu := [node for node in nodes if node.num_gpus > 0]):
+        return with_gpu[0].node_id, "0"
+    with_cpu = [node.node_id for node in nodes if node.num_cpus > 0]
+    return (with_cpu[0] if with_cpu and here not in with_cpu else here), None
+
+
+def check_can_run(nodes: Iterable[Node], to_come: Iterable[Node], concurrent: int | None) -> None:
+    """Refuse a cluster that can run no trial.
+
+    Args:
+        to_come: Nodes that an autoscaler can start.
+        concurrent: Slots that the user expects of one we know nothing of.
+
+    Raises:
+        ClusterError: no node offers anything, and none is expected.
+    """
+    if concurrent is None and not any(node.num_cpus or node.num_gpus for node in (*nodes, *to_come)):
+        raise ClusterError(
+            "A cluster must have a GPU or a CPU to run trials on, but its nodes offer none.",
+            hint="start Ray with --num-cpus or --num-gpus above 0; where workers are still to be started for the "
+            "search, say how many trials they shall hold with --set search.concurrent=N",
+        )
+
+
+def processes_that_fit() -> int:
+    """Return how many trials this node's memory has room for now, at least one: each has a process of its own."""
+    return max(1, int(_SHARE * available_bytes() / _PROCESS_BYTES))
+
+
+@dataclass(frozen=True)
+class PackSize:
+    """How many trials share a device, and why, for people."""
+
+    size: int
+    reason: str
+
+
+def choose_pack_size(
+    asked: int | Literal["auto"], *, fits: int, fills: int, num_trials: int, num_devices: int
+) -> PackSize:
+    """Choose how many trials share a device.
+
+    `auto` fills each device, and no more. Where all trials come in several rounds, the rounds are made even: as fast,
+    and the sampler knows more before each of them.
+
+    Args:
+        fits: Trials whose state and processes the memory of a device's node holds.
+        fills: Trials that fill a device.
+        num_trials: Of all studies that share the devices.
+    """
+    if asked != "auto":
+        return PackSize(min(asked, fits), "" if asked <= fits else f"memory holds {fits} trials at once, not {asked}")
+    full, devices = max(1, min(fills, fits)), max(1, num_devices)
+    rounds = math.ceil(num_trials / (full * devices))
+    size = math.ceil(num_trials / (rounds * devices))
+    why = f"{fills} trials fill a device" if full == fills else f"memory holds {full} trials at once"
+    if size < full:
+        several = f"{rounds} even rounds" if rounds > 1 else "one round"
+        why += f", and the {num_trials} trials make {several}{f' on {devices} devices' if devices > 1 else ''}"
+    return PackSize(size, why)
+
+
+class SlotCounter:
+    """How many trials one study may run now: the slots are counted anew every few seconds.
+
+    Args:
+        count: Counts the slots of the cluster as it is now.
+        concurrent: Slots the user wants, whether or not they are there: what does not fit waits, which is how an
+            autoscaler learns what is wanted. None means what there is, and one that waits where there is nothing.
+        num_studies: Studies that share the slots.
+    """
+
+    def __init__(
+        self,
+        count: Callable[[], Slots],
+        *,
+        concurrent: int | None,
+        num_studies: int = 1,
+        every_s: float = COUNT_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._count, self._concurrent, self._num_studies = count, concurrent, num_studies
+        self._every_s, self._clock = every_s, clock
+        self._slots, self._counted_at = count(), clock()
+
+    @property
+    def slots(self) -> Slots:
+        """The slots of the whole cluster, some seconds old at most."""
+        if self._clock() - self._counted_at >= self._every_s:
+            self._slots, self._counted_at = self._count(), self._clock()
+        return self._slots
+
+    @property
+    def width(self) -> int:
+        """Trials that this study may have in flight, at least one."""
+        return self._concurrent or max(1, self.slots.num_slots // self._num_studies)
+
+
+def _part(whole: float, parts: int) -> float:
+    """Return a share of which `parts` fit into `whole`: Ray rounds, and rounded up the last one would never fit."""
+    return math.floor(whole * _UNITS / parts) / _UNITS

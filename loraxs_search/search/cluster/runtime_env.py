@@ -1,0 +1,102 @@
+"""The environment that a search's processes get on every node: code, packages, versions; why it could not be made."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loraxs_search.errors import UsageError, unknown_name
+from loraxs_search.search.cluster import node_facts
+
+_OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` was told, where this driver is such a job
+_PACKAGE = Path(__file__).parents[2]
+_INSTALLERS = ("uv", "pip", "conda", "image_uri", "container")
+_PLUGINS = "RAY_RUNTIME_ENV_PLUGINS"  # who sets it has keys of their own
+_OUTPUT = "Last 50 lines of stdout:"  # of the installer, indented below it in Ray's message
+SETUP_HINT = (
+    "put right what --runtime-env asks for, or what the node lacks: `pip` and `uv` need the package virtualenv beside "
+    "its Ray, a way to the package index, and room in Ray's folder, as the whole environment is copied first"
+)
+
+
+def job_environment(file: str | None) -> dict[str, Any]:
+    """Return Ray's runtime environment of a search on a cluster.
+
+    The package itself goes to every node, so that all run the code of who launches, unless modules were chosen by the
+    file or by the Ray job that this driver is.
+
+    Args:
+        file: YAML with Ray's own keys; None adds nothing.
+
+    Raises:
+        UsageError: the file cannot be read, is no mapping, or Ray does not take what it says.
+    """
+    env = _read(file) if file is not None else {}
+    given = json.loads(os.environ.get(_OF_A_JOB) or "{}").get("runtime_env") or {}
+    if "py_modules" not in env | given:
+        env["py_modules"] = [str(_PACKAGE)]
+        if "excludes" not in env | given:
+            env["excludes"] = ["__pycache__"]
+    return env
+
+
+def installers() -> dict[str, Any]:
+    """Return the part of the environment, connected to Ray, for which nodes have to install something first."""
+    import ray
+
+    env = ray.get_runtime_context().runtime_env
+    return {key: env[key] for key in _INSTALLERS if key in env}
+
+
+def setup_problem(message: str) -> str:
+    """Return in one line why Ray could not make the environment on a node.
+
+    Ray tells it in a traceback of a page: what the installer calls an error is wanted, or else the last line.
+    """
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    said = lines[lines.index(_OUTPUT) + 1 :] if _OUTPUT in lines else []
+    errors = [index for index, line in enumerate(said) if line.lower().startswith("error")]
+    return " ".join(said[errors[0] :][:4]) if errors else (said or lines or [""])[-1]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the search's processes must have on every node: those of this one, connected to Ray."""
+    import ray
+
+    found = node_facts.versions()
+    if ray.get_runtime_context().runtime_env.get("py_modules"):
+        found.pop("loraxs-search", None)  # ours goes there, whatever a node has installed
+    return found
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"`--runtime-env` must be a YAML file, but {file}: {reason}.", hint=_EXAMPLE) from error
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UsageError(f"`--runtime-env` must hold keys and values, but {file} does not.", hint=_EXAMPLE)
+    _check(file, found)
+    return dict(found)
+
+
+def _check(file: str, env: dict[str, Any]) -> None:
+    """Refuse what Ray would leave out without a word, or refuse without naming the file."""
+    from ray.runtime_env import RuntimeEnv
+
+    known = {key for key in RuntimeEnv.known_fields if not key.startswith("_")} | {"nsight", "rocprof_sys"}
+    unknown = [] if _PLUGINS in os.environ else sorted(env.keys() - known)
+    if unknown:
+        raise UsageError(unknown_name(f"key of {file}", unknown[0], known), hint=_EXAMPLE)
+    try:
+        RuntimeEnv(**env)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"`--runtime-env` must be what Ray takes, but {file}: {error}", hint=_EXAMPLE) from error
+
+
+_EXAMPLE = "for instance one line: `uv: [transformers==5.24.0, peft==0.21.2]`"

@@ -1,0 +1,1 @@
+"""Launch and resume: one search from an empty cluster to scored candidates."""

@@ -1,0 +1,197 @@
+"""The end of a search: validation rows choose a finalist, test rows are answered by it alone, adapters are sealed.
+
+Every piece of work is found again in the study folder once it is done, so that a killed driver does none of it twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from loraxs_search.records import Candidate, Confirmation, Refit, Task, TrialRecord, TrialSpec, TrialState
+from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of
+from loraxs_search.search.driver.finishing import (
+    AdapterPiece,
+    AnswerPiece,
+    Trained,
+    ValidationPiece,
+    joined,
+    row_pieces,
+)
+from loraxs_search.search.driver.interrupted import SearchInterruptedError
+from loraxs_search.search.driver.manifests import make_candidate, make_manifest
+from loraxs_search.search.hosts.refits import RefitPiece, refit_spec
+from loraxs_search.search.hosts.study_actors import StudyActors
+from loraxs_search.search_space import Space
+from loraxs_search.studies import StudyFolder
+
+log = logging.getLogger(__name__)
+
+RunOf = Callable[[str], str | None]
+
+
+def completed_trials(records: Iterable[TrialRecord], task: Task) -> list[TrialRecord]:
+    """Return the trials that trained all their steps, best last validation score first; ties go to the older trial."""
+    done = [r for r in records if r.state is TrialState.COMPLETE]
+    sign = -1.0 if task.direction == "maximize" else 1.0
+    return sorted(done, key=lambda r: (sign * r.reports[-1].metrics[task.metric], r.trial_id))
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Brings one study to its end: trains its best recipes again, chooses the finalist, has all adapters written.
+
+    Args:
+        trials: Completed ones, best first; the first `promotion.candidates` of them and their refits are candidates.
+        stop: Ends the work from outside.
+    """
+
+    crew: StudyActors
+    folder: StudyFolder
+    space: Space
+    trials: Sequence[TrialRecord]
+    stop: threading.Event
+    _adapters: dict[str, Trained] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Sequence[TrialRecord]:
+        """The trials that are candidates."""
+        return self.trials[: self.space.promotion.candidates]
+
+    def refit(self) -> None:
+        """Train `promotion.seeds` refits of each of the best trials; those that are there already are left alone.
+
+        Raises:
+            SearchInterruptedError: stopped from outside.
+        """
+        confirmed, every = self.folder.confirmations(), self.space.search.report_every
+        specs = [spec for record in self.best for spec in self._refits(record)]
+        lacking = [spec for spec in specs if confirmed.refit(spec.trial_id) is None]
+        pieces = [RefitPiece(spec, self.space.task, every, self.folder) for spec in lacking]
+        self.crew.spread(pieces, self.check_stopped, shared=True)
+
+    def validate(self) -> list[Candidate]:
+        """Score the best trials and their refits on all validation rows; return them, best first."""
+        trained = [adapter for record in self.best for adapter in self._of_recipe(record)]
+        scores = {adapter.trial_id: adapter.validation_metrics for adapter in trained}
+        if self._were_some_rows():
+            confirmed = self.folder.confirmations()
+            lacking = [adapter for adapter in trained if confirmed.validation(adapter.trial_id) is None]
+            pieces = [ValidationPiece(adapter, self.space.task) for adapter in lacking]
+            self.crew.spread(pieces, self.check_stopped, shared=True)
+            scores = {name: confirmed.validation(name) or {} for name in scores}
+        made = [self._candidate(adapter, scores) for adapter in trained]
+        task = self.space.task
+        sign, worst = (-1.0, float("-inf")) if task.direction == "maximize" else (1.0, float("inf"))
+        return sorted(made, key=lambda c: (sign * c.validation_metrics.get(task.metric, worst), c.trial_id))
+
+    def seal(self, candidates: Sequence[Candidate], run_of: RunOf) -> list[Candidate]:
+        """Have the finalist answer all test rows and every adapter written out, on all hosts; return the candidates.
+
+        Where the rule has a `max_latency`, who is the finalist shows when candidates are timed, and `promote` has it
+        answer the test rows.
+
+        Args:
+            run_of: Trial id to its MLflow run.
+        """
+        rule, confirmed = self.space.promotion, self.folder.confirmations()
+        chosen = choose(rule, self.space.task, candidates).finalist if rule.max_latency is None else None
+        name = chosen.trial_id if chosen else ""
+        if name and (done := confirmed.candidate(name)):
+            chosen = done
+        known, finalist = {c.trial_id: c for c in candidates}, list[Confirmation]()
+
+        def keep(adapter: Trained, confirmation: Confirmation) -> None:
+            if adapter.trial_id == name:  # its card has test scores, which may not be there yet
+                finalist.append(confirmation)
+            else:
+                self._write(adapter, confirmation, known.get(adapter.trial_id), run_of)
+
+        untested = chosen is not None and not chosen.test_metrics
+        answers = self._answer_pieces(name) if untested else []
+        ids = list(dict.fromkeys((*known, *(record.trial_id for record in self.trials))))
+        adapters = [AdapterPiece(self._trained(i), self.space.task, keep) for i in ids if not self._is_sealed(i)]
+        self.crew.spread([*answers, *adapters], self.check_stopped)
+        if chosen is not None and untested:
+            metrics, rows = joined(list(confirmed.answers(name).values()), self.space.task)
+            chosen = replace(chosen, test_metrics=metrics, yardsticks=self.folder.yardsticks() or ())
+            for confirmation in finalist:  # none where it was written before the driver was killed
+                self._write(self._trained(name), confirmation, chosen, run_of)
+            confirmed.write_candidate(chosen, rows.to_bytes())
+        return [chosen if chosen is not None and c.trial_id == name else c for c in candidates]
+
+    def check_stopped(self) -> None:
+        if self.stop.is_set():
+            raise SearchInterruptedError(
+                f"Study {self.folder.name!r} was interrupted: its trials have ended, its candidates are not confirmed.",
+                hint=f"go on with `loraxs-search resume {self.folder.name}`",
+            )
+
+    # ---- adapters ----------------------------------------------------------------------------------------------------
+    def _refits(self, record: TrialRecord) -> list[TrialSpec]:
+        spec = self.crew.spec(record.trial_id, record.params)
+        return [refit_spec(spec, number) for number in range(1, self.space.promotion.seeds + 1)]
+
+    def _answer_pieces(self, name: str) -> list[AnswerPiece]:
+        """Return the test rows that an adapter has yet to answer, in parts for all hosts."""
+        confirmed, num_rows = self.folder.confirmations(), self.crew.info.num_rows["test"]
+        parts = row_pieces(num_rows, list(confirmed.answers(name)), self.crew.num_hosts())
+        return [AnswerPiece(self._trained(name), rows, self.space.task) for rows in parts]
+
+    def _of_recipe(self, record: TrialRecord) -> list[Trained]:
+        """Return a trial and its refits that came to their end."""
+        confirmed = self.folder.confirmations()
+        done = [s for s in self._refits(record) if (refit := confirmed.refit(s.trial_id)) and not refit.failed]
+        return [self._trained(name) for name in (record.trial_id, *(spec.trial_id for spec in done))]
+
+    def _trained(self, trial_id: str) -> Trained:
+        """Return a completed trial's adapter, or a refit's."""
+        if trial_id not in self._adapters:
+            record = next(r for r in self.trials if r.trial_id == trial_of(trial_id))
+            refit = self.folder.confirmations().refit(trial_id)
+            spec = self.crew.spec(record.trial_id, record.params)
+            if refit is not None:
+                spec = refit_spec(spec, int(trial_id.rpartition(".")[2]))
+            last = record.reports[-1]
+            metrics = refit.validation_metrics if refit is not None else last.metrics
+            self._adapters[trial_id] = Trained(spec, self.folder, metrics, last.size)
+        return self._adapters[trial_id]
+
+    def _were_some_rows(self) -> bool:
+        """Whether reports scored a part of the validation rows only."""
+        limit = self.space.task.validation_rows
+        return limit is not None and self.crew.info.num_rows["validation"] >= limit
+
+    # ---- records -----------------------------------------------------------------------------------------------------
+    def _candidate(self, adapter: Trained, scores: Mapping[str, Mapping[str, float]]) -> Candidate:
+        confirmed, trial_id = self.folder.confirmations(), trial_of(adapter.trial_id)
+        own = self._trained(trial_id)
+        recipe = {trial_id: Refit(own.spec.hyperparameters.seed)}
+        for number in range(1, self.space.promotion.seeds + 1):
+            if refit := confirmed.refit(f"{trial_id}.{number}"):
+                recipe[f"{trial_id}.{number}"] = refit
+        others = [
+            replace(refit, validation_metrics=scores.get(name, {}))
+            for name, refit in recipe.items()
+            if name != adapter.trial_id
+        ]
+        return make_candidate(self.folder, self.crew.info, adapter, scores[adapter.trial_id], others)
+
+    def _is_sealed(self, trial_id: str) -> bool:
+        return (self.folder.adapter_path(trial_id) / "manifest.json").exists()
+
+    def _write(self, adapter: Trained, confirmation: Confirmation, candidate: Candidate | None, run_of: RunOf) -> None:
+        if candidate is not None:
+            self._bring_factors(confirmation)
+        run_id = run_of(trial_of(adapter.trial_id))
+        manifest = make_manifest(self.folder, self.space, self.crew.info, adapter, confirmation, candidate, run_id)
+        files = {**confirmation.files, "README.md": model_card(manifest).encode()}
+        seal(self.folder.write_adapter(adapter.trial_id, files), manifest)
+
+    def _bring_factors(self, confirmation: Confirmation) -> None:
+        """Have the factors that the adapter stands on in this machine's cache: promotion registers them."""
+        for key, checksum in confirmation.factors.items():
+            if factors_at(key, checksum) is None:
+                install_factors(key, self.crew.factor_file(key))

@@ -1,0 +1,264 @@
+"""The driver: one search from an empty cluster to scored candidates."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
+from loraxs_search.registry import trial_of
+from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
+from loraxs_search.search.ledger.view import SearchStarted, SearchView
+from loraxs_search.search_space import Space
+from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
+from loraxs_search.tracking import Tracker
+
+if TYPE_CHECKING:
+    from loraxs_search.search.hosts.pool import HostPool
+    from loraxs_search.search.hosts.study_actors import StudyActors
+    from loraxs_search.search.ledger.ledger import Ledger
+    from loraxs_search.search.tune.searcher import StudySearcher
+
+
+_LATE = (
+    "hosts.study_actors",
+    "ledger.ledger",
+    "ledger.optuna_storage",
+    "ledger.rebuild",
+    "tune.searcher",
+    "tune.schedulers.asha",
+    "tune.runner",
+)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """How a search ended.
+
+    Args:
+        trials: Every trial, in the order they were started.
+        candidates: The best trials and their refits, best first by validation. The finalist alone has test scores.
+        wall_s: How long drivers have worked on it, all of them together.
+        notice: Why the search ended before its budget, for people; empty when it did not.
+    """
+
+    study: str
+    trials: tuple[TrialRecord, ...]
+    candidates: tuple[Candidate, ...]
+    wall_s: float
+    notice: str = ""
+
+
+class Driver:
+    """Runs one study on Ray. Every stage can be repeated: what a killed driver did is found in the study folder.
+
+    Args:
+        stop: Set from anywhere, it ends the search in order.
+    """
+
+    def __init__(self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event) -> None:
+        self._info, self._space, self._view, self._stop = info, space, view, stop
+        self._started_at = time.time()
+
+    def run(self, pool: HostPool) -> SearchResult:
+        """Search on the hosts of `pool`, score the best trials, and return the result.
+
+        Raises:
+            SearchInterruptedError: stopped before the budget was used.
+            TrialsFailError: nearly all of the latest trials failed for the same reason.
+        """
+        self._view.phase("loading the base model and the data")
+        for name in _LATE:  # while the host loads
+            importlib.import_module(f"loraxs_search.search.{name}")
+        from loraxs_search.search.hosts.study_actors import StudyActors
+
+        try:
+            begun = self._begun_folder()
+            crew = StudyActors(self._info, self._space, pool, recorded=begun.identity() if begun else None)
+            try:
+                crew.decompose(self._view.phase)
+                return self._run_with(crew, self._open_folder())
+            finally:
+                crew.dismiss()
+        finally:
+            self._view.finished()
+
+    def _run_with(self, crew: StudyActors, folder: StudyFolder) -> SearchResult:
+        with folder.lock(), mirrored(folder, self._stop.set) as mirror:
+            if folder.identity() is None:
+                folder.write_identity(crew.info.identity)
+            tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
+            try:
+                result = self._search(folder, crew, tracker)
+                tracker.search_finished("FINISHED", _summary(result))
+                return result
+            except BaseException as error:
+                if mirror is not None and mirror.lost_to is not None:
+                    raise mirror.lost_to from error
+                stopped = isinstance(error, (SearchInterruptedError, KeyboardInterrupt))
+                tracker.search_finished("KILLED" if stopped else "FAILED", {"notice": str(error)})
+                raise
+            finally:
+                self._view.phase("writing the last records to MLflow")
+                tracker.close()
+
+    def _search(self, folder: StudyFolder, crew: StudyActors, tracker: Tracker) -> SearchResult:
+        from loraxs_search.search.driver.yardsticks import StudyYardsticks
+        from loraxs_search.search.ledger.ledger import Ledger
+        from loraxs_search.search.ledger.optuna_storage import open_optuna_study, storage_faults
+        from loraxs_search.search.ledger.rebuild import rebuild
+        from loraxs_search.search.tune.runner import run_tuner
+        from loraxs_search.search.tune.schedulers.asha import make_scheduler, stopped
+        from loraxs_search.search.tune.searcher import StudySearcher
+
+        yardsticks = StudyYardsticks(folder, crew)  # begun first: Ray Tune takes seconds to start
+        plan, task = self._info.search, self._info.task
+        tracker.search_started(self._space.text, plan, params=crew.hardware(), gpus=crew.gpus())
+        journal = folder.journal()
+        deadline = self._deadline(journal)
+        journal.driver_started(self._started_at)
+        with storage_faults(folder.optuna_path):
+            study = open_optuna_study(folder.optuna_path, folder.name, task.direction)
+            rebuild(study, self._space, journal.records)
+            ledger = Ledger(journal, study, tracker, self._view, task.metric)
+            ledger.reconcile(folder)
+            scheduler = make_scheduler(plan, task, journal.reports)
+            self._view.started(self._facts(crew, ledger))
+            for trial_id, reason in stopped(scheduler).items():
+                ledger.ended(trial_id, TrialState.PRUNED, reason)
+        searcher = StudySearcher(study, ledger, self._space, plan, crew, scheduler, deadline, folder.optuna_path)
+        if journal.notice is None and folder.candidates() is None:
+            run_tuner(searcher, scheduler, plan, folder.path / "tune", deadline, self._stop)
+            if searcher.broken is not None:
+                raise searcher.broken
+            self._end_unfinished(ledger, searcher)
+            journal.search_ended(searcher.early_end or "")
+        tracker.yardsticks_measured(yardsticks.result())
+        if folder.candidates() is None:
+            self._keep_adapters(folder, crew, ledger, tracker)
+        journal.search_ended(journal.notice or "")
+        return _result(folder, journal)
+
+    # ---- stages ------------------------------------------------------------------------------------------------------
+    def _begun_folder(self) -> StudyFolder | None:
+        """Return the study's folder where it was begun before."""
+        if StudyFolder.exists(self._info.name):
+            folder = StudyFolder.open(self._info.name)
+            if folder.info.study_id == self._info.study_id:
+                return folder
+        return None
+
+    def _open_folder(self) -> StudyFolder:
+        # `create` refuses a name that was taken in the meantime.
+        return self._begun_folder() or StudyFolder.create(self._info, self._space.text)
+
+    def _deadline(self, journal: Journal) -> float | None:
+        """Return when the time budget is used up; drivers before this one have used some of it."""
+        budget_s = self._info.search.time_budget_s
+        return None if budget_s is None else self._started_at + budget_s - journal.spent_s
+
+    def _end_unfinished(self, ledger: Ledger, searcher: StudySearcher) -> None:
+        left, name = ledger.unfinished(), self._info.name
+        is_complete = not left and len(ledger.records) >= self._info.search.trials
+        if searcher.failing is not None and not is_complete:
+            raise TrialsFailError(
+                f"The trials of study {name!r} must be able to train, but {searcher.failing}",
+                hint=f"put that right and go on with `loraxs-search resume {name}`",
+            )
+        if searcher.out_of_time is not None:
+            for record in left:
+                ledger.ended(record.trial_id, TrialState.PRUNED, searcher.out_of_time)
+        elif not is_complete:
+            ended = len(ledger.records) - len(left)
+            raise SearchInterruptedError(
+                f"Study {name!r} was interrupted: {ended} of {self._info.search.trials} trials have ended, "
+                f"{len(left)} keep their last state.",
+                hint=f"go on with `loraxs-search resume {name}`",
+            )
+
+    def _keep_adapters(
+        self, folder: StudyFolder, crew: StudyActors, ledger: Ledger, tracker: Tracker
+    ) -> list[Candidate]:
+        from loraxs_search.search.driver.candidates import Finish, completed_trials
+
+        trials = completed_trials(ledger.records.values(), self._info.task)
+        finish, seeds = Finish(crew, folder, self._space, trials, self._stop), self._info.promotion.seeds
+        if seeds and trials:
+            self._view.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
+            finish.refit()
+        self._view.phase("scoring the candidates on all validation rows")
+        candidates = finish.validate()
+        self._view.phase("scoring the finalist on the test rows, writing adapters")
+        candidates = finish.seal(candidates, tracker.run_id)
+        _log_adapters(folder, tracker, trials, candidates)
+        folder.write_candidates(candidates)
+        return candidates
+
+    def _facts(self, crew: StudyActors, ledger: Ledger) -> SearchStarted:
+        plan = self._info.search
+        return SearchStarted(
+            study=self._info.name,
+            task=self._info.task,
+            num_trials=plan.trials,
+            max_steps=plan.max_steps,
+            device=crew.info.device,
+            dtype=crew.info.dtype,
+            num_slots=crew.census.width,
+            trials=tuple(ledger.records.values()),
+            why_slots=crew.pack_size.reason,
+        )
+
+
+def close_finished(folder: StudyFolder) -> SearchResult:
+    """Return the result of a search that had come to its end; MLflow and its copy get what they may still lack."""
+    info = folder.info
+    with (
+        folder.lock(),
+        mirrored(folder, lambda: None),
+        Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker,
+    ):
+        result = tell_finished(folder, tracker)
+        tracker.carry()
+        return result
+
+
+def tell_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
+    """Tell the tracker how a search that had come to its end stands; what it was told before changes nothing."""
+    journal = folder.journal()
+    result = _result(folder, journal)
+    _log_adapters(folder, tracker, result.trials, result.candidates)
+    tracker.yardsticks_measured(folder.yardsticks() or ())
+    if tracker.search_state != "FINISHED":  # killed between the last candidate and this
+        tracker.search_finished("FINISHED", _summary(result), at=journal.last_at)
+    return result
+
+
+def _result(folder: StudyFolder, journal: Journal) -> SearchResult:
+    return SearchResult(
+        study=folder.name,
+        trials=tuple(journal.records.values()),
+        candidates=tuple(folder.candidates() or ()),
+        wall_s=journal.spent_s,
+        notice=journal.notice or "",
+    )
+
+
+def _log_adapters(
+    folder: StudyFolder, tracker: Tracker, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
+) -> None:
+    """Have MLflow keep the adapter of every completed trial, and the finalist where that is a refit."""
+    names = [record.trial_id for record in trials if record.state is TrialState.COMPLETE]
+    names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
+    for name in dict.fromkeys(names):
+        tracker.adapter_logged(name, folder.adapter_path(name), trial_of(name))
+
+
+def _summary(result: SearchResult) -> Mapping[str, Scalar]:
+    states = [record.state.value for record in result.trials]
+    counts: dict[str, Scalar] = {f"num_{state.lower()}": states.count(state) for state in set(states)}
+    finalist = next((c.trial_id for c in result.candidates if c.test_metrics), "")
+    return counts | {"wall_s": result.wall_s, "notice": result.notice, "finalist": finalist}

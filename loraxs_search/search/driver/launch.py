@@ -1,0 +1,259 @@
+"""Start a search from a space, or go on with one from its study folder."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import astuple, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.search.cluster.connection import connected
+from loraxs_search.search.driver.driver import Driver, SearchResult, close_finished
+from loraxs_search.search.driver.interrupted import SearchInterruptedError
+from loraxs_search.search.ledger.view import SearchView, SilentView
+from loraxs_search.search_space import Space, load_space, parse_space
+from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
+from loraxs_search.tracking import ensure_store, resolve_uri
+
+if TYPE_CHECKING:
+    from loraxs_search.search.hosts.pool import HostPool
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Which Ray to search on, and what to bring there."""
+
+    address: str | None
+    runtime_env: str | None
+
+
+_PACKAGES = ("loraxs-search", "torch", "transformers", "peft", "ray", "optuna", "mlflow", "datasets")
+
+
+def launch(  # noqa: PLR0913  # each is a keyword
+    space: str | Space,
+    *,
+    name: str | None = None,
+    address: str | None = None,
+    runtime_env: str | None = None,
+    tracking_uri: str | None = None,
+    storage: str | None = None,
+    overrides: Sequence[str] = (),
+    view: SearchView | None = None,
+    stop: threading.Event | None = None,
+) -> SearchResult:
+    """Search `space` and return when it is done.
+
+    Nothing is written before the space, the base, the data and the tracker have been seen to be in order.
+
+    Args:
+        space: A space file, the name of a shipped one, or a loaded `Space`.
+        name: Name of the study; made from the space's name and the time by default.
+        address: Ray cluster; None starts one on this machine for the time of the search.
+        runtime_env: YAML file with Ray's environment for the cluster's nodes; our own code goes to them anyhow.
+        tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
+        storage: A folder that machines share, or s3://bucket/prefix: the study can be resumed from another machine.
+        overrides: `dotted.path=value` each, put into the YAML before it is checked.
+        stop: Set it from anywhere to end the search in order.
+
+    Raises:
+        SpaceError: the space has faults.
+        StudyError: the name is taken.
+        SearchInterruptedError: stopped from outside; go on with `resume`.
+    """
+    loaded = load_space(space, overrides=overrides) if isinstance(space, str) else space
+    uri = resolve_uri(tracking_uri)
+    info = new_study(loaded, name, uri, storage)
+    return _run_one(info, loaded, Cluster(address, runtime_env), view or SilentView(), stop)
+
+
+def launch_together(
+    spaces: Sequence[str | Space],
+    *,
+    address: str | None = None,
+    runtime_env: str | None = None,
+    tracking_uri: str | None = None,
+    storage: str | None = None,
+    overrides: Sequence[str] = (),
+    views: Callable[[str], SearchView] | None = None,
+    stop: threading.Event | None = None,
+) -> list[SearchResult]:
+    """Search several spaces at once on one pool of hosts, each with a study of its own.
+
+    Trials of different tasks share passes over the base, so all spaces must name the same one. A study that fails
+    does not stop the others.
+
+    Args:
+        views: Called with each study's name for who watches it.
+    Returns:
+        A result for each space, in order.
+    Raises:
+        SpaceError: a space has faults.
+        UsageError: the spaces do not agree in base and precision.
+        LoraxsError: studies ended with an error, each of which is told; the others have come to their end.
+    """
+    loaded = [load_space(space, overrides=overrides) if isinstance(space, str) else space for space in spaces]
+    uri = resolve_uri(tracking_uri)
+    infos = [new_study(space, None, uri, storage) for space in loaded]
+    _check_together(loaded)
+    stop = stop or threading.Event()
+    drivers = [
+        Driver(info, space, views(info.name) if views else SilentView(), stop)
+        for info, space in zip(infos, loaded, strict=True)
+    ]
+    with _ready(loaded, uri, Cluster(address, runtime_env)) as pool:
+        return _run_side_by_side(drivers, pool, stop)
+
+
+def _run_side_by_side(drivers: Sequence[Driver], pool: HostPool, stop: threading.Event) -> list[SearchResult]:
+    with ThreadPoolExecutor(len(drivers), "study") as threads:
+        futures = [threads.submit(driver.run, pool) for driver in drivers]
+        try:
+            wait(futures)
+        except BaseException:
+            stop.set()  # the studies come to rest before Ray is stopped
+            raise
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        raise _joined(errors)
+    return [future.result() for future in futures]
+
+
+def _check_together(spaces: Sequence[Space]) -> None:
+    first, *others = spaces
+    values: dict[str, Callable[[Space], object]] = {
+        "base_model": lambda space: " ".join(filter(None, astuple(space.base_model))),
+        "search.precision": lambda space: space.search.precision,
+        "search.device": lambda space: space.search.device,
+    }
+    for name, of in values.items():
+        if unlike := next((space for space in others if of(space) != of(first)), None):
+            raise UsageError(
+                f"Spaces that are searched together must agree in `{name}`, but {first.name} has {of(first)} and"
+                f" {unlike.name} has {of(unlike)}.",
+                hint="launch them one after the other, or give both the same",
+            )
+
+
+def _joined(errors: Sequence[BaseException]) -> BaseException:
+    """Return the only error, or one that tells all of them."""
+    if len(errors) == 1:
+        return errors[0]
+    kind = SearchInterruptedError if all(isinstance(e, SearchInterruptedError) for e in errors) else LoraxsError
+    hints = [error.hint for error in errors if isinstance(error, LoraxsError) and error.hint]
+    return kind("\n".join(map(str, errors)), hint="\n".join(dict.fromkeys(hints)))
+
+
+def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = None) -> StudyInfo:
+    """Return what a new study starts with, once its name is seen to be free.
+
+    Raises:
+        StudyError: the name is taken, here or in the storage.
+        StorageError: the storage cannot be used.
+    """
+    info = StudyInfo(
+        name=name or f"{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
+        study_id=uuid.uuid4().hex,
+        task=loaded.task,
+        base_model=loaded.base_model,
+        search=loaded.search,
+        promotion=loaded.promotion,
+        space_source=loaded.source,
+        space_folder=loaded.folder,
+        tracking_uri=uri,
+        created_at=time.time(),
+        versions=_versions(),
+        storage=_absolute(storage),
+    )
+    StudyFolder.check_new(info.name)
+    if info.storage is not None:
+        place = Storage(info.storage)
+        place.check()
+        check_new_in(place, info.name)
+    return info
+
+
+def _absolute(storage: str | None) -> str | None:
+    return str(Path(storage).expanduser().absolute()) if storage and "://" not in storage else storage
+
+
+def _run_one(
+    info: StudyInfo, space: Space, cluster: Cluster, view: SearchView, stop: threading.Event | None
+) -> SearchResult:
+    installing = ", which first makes the environment on every node" if cluster.runtime_env else ""
+    view.phase(f"starting Ray{installing}")
+    with _ready([space], info.tracking_uri, cluster) as pool:
+        return Driver(info, space, view, stop or threading.Event()).run(pool)
+
+
+@contextlib.contextmanager
+def _ready(spaces: Sequence[Space], tracking_uri: str, cluster: Cluster) -> Iterator[HostPool]:
+    """Connect to Ray and see that MLflow answers, both at once, and all nodes are fit; yield hosts for the spaces.
+
+    The first host loads while MLflow is still asked.
+
+    Raises:
+        ClusterError, TrackingError: one of them is not there, or not fit.
+    """
+    with ThreadPoolExecutor(1, "store") as beside:
+        store = beside.submit(ensure_store, tracking_uri)
+        with connected(cluster.address, runtime_env=cluster.runtime_env):
+            from loraxs_search.search.cluster.doctor import check_nodes
+            from loraxs_search.search.hosts.pool import HostPool, host_config
+
+            if cluster.address is not None:
+                store.result()
+                check_nodes(spaces, tracking_uri)
+
+            pool = HostPool(host_config(spaces), [space.search for space in spaces])
+            try:
+                pool.preload(spaces[0].task)
+                store.result()
+                yield pool
+            finally:
+                pool.close()
+
+
+def resume(
+    name: str,
+    *,
+    address: str | None = None,
+    runtime_env: str | None = None,
+    storage: str | None = None,
+    view: SearchView | None = None,
+    stop: threading.Event | None = None,
+) -> SearchResult:
+    """Go on with a study where its last reports left it; a finished one is returned as it is.
+
+    Args:
+        storage: Where the study was copied to, when another machine began it; one that began here knows.
+
+    Raises:
+        StudyError: there is no such study, or another process is at work on it.
+    """
+    place = _absolute(storage) or (StudyFolder.open(name).info.storage if StudyFolder.exists(name) else None)
+    folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
+    info = replace(folder.info, tracking_uri=resolve_uri(folder.info.tracking_uri))
+    if folder.candidates() is not None:
+        return close_finished(folder)
+    with folder.lock():  # told before Ray is started and the base loaded, where another is at work
+        pass
+    space = parse_space(folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name)
+    return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree that was never installed
+            continue
+    return found

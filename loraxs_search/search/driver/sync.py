@@ -1,0 +1,65 @@
+"""Carries to MLflow what studies could not write while it was away. Needs no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from loraxs_search.errors import StudyError
+from loraxs_search.mlflow_uri import resolve_uri
+from loraxs_search.search.driver.driver import tell_finished
+from loraxs_search.studies import StudyFolder, list_studies
+from loraxs_search.tracking import Tracker
+
+_AWAY_AFTER_S = 10.0
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What became of a study's records.
+
+    Args:
+        state: `complete` when MLflow has them all now; `running` when a search is at work on it and carries them
+            itself; `waiting` when MLflow is away; `damaged` when the study cannot be read.
+        problem: Why they wait, or what is damaged.
+    """
+
+    study: str
+    state: Literal["complete", "running", "waiting", "damaged"]
+    problem: str = ""
+
+
+def sync(study: str | None = None) -> Iterator[Synced]:
+    """Carry over what waits of one study, or of all, newest first; yield each as it is done.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    if study is not None:
+        yield _sync(StudyFolder.open(study))
+        return
+    for name in list_studies():
+        yield _try_to_sync(name)
+
+
+def _try_to_sync(name: str) -> Synced:
+    try:
+        return _sync(StudyFolder.open(name))
+    except StudyError as error:  # the others are carried over all the same
+        return Synced(name, "damaged", error.message)
+
+
+def _sync(folder: StudyFolder) -> Synced:
+    if folder.is_running():
+        return Synced(folder.name, "running")
+    info, uri = folder.info, resolve_uri(folder.info.tracking_uri)
+    with folder.lock():
+        tracker = Tracker(folder.name, folder.path, uri, info.task.name)
+        try:
+            if folder.candidates() is not None and tracker.search_state != "FINISHED":
+                tell_finished(folder, tracker)
+            problem = tracker.carry(_AWAY_AFTER_S)
+        finally:
+            tracker.close(0.0)
+    return Synced(folder.name, "waiting" if problem else "complete", problem)

@@ -1,0 +1,50 @@
+"""Training candidates' recipes again from fresh seeds: hosts that pack advance them in the same rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loraxs_search.records import Refit, Task, TrialReport, TrialSpec
+from loraxs_search.search.hosts.pieces import why
+from loraxs_search.studies import StudyFolder, read_reports
+
+_SEED_STRIDE = 1 << 32  # the seeds of a study's trials lie closer together than that
+
+
+def refit_spec(spec: TrialSpec, number: int) -> TrialSpec:
+    """Return the recipe of a trial with its `number`-th fresh seed, 1 for the first."""
+    hyper = replace(spec.hyperparameters, seed=spec.hyperparameters.seed + number * _SEED_STRIDE)
+    return replace(spec, trial_id=f"{spec.trial_id}.{number}", hyperparameters=hyper)
+
+
+@dataclass(frozen=True)
+class RefitPiece:
+    """A recipe to train to its last step, its state kept after every `every` steps."""
+
+    spec: TrialSpec
+    task: Task
+    every: int
+    folder: StudyFolder
+
+    def ask(self, host: Any) -> Any:
+        snapshot = self.folder.read_snapshot(self.spec.trial_id)
+        reports = read_reports(snapshot) if snapshot else ()
+        until = (reports[-1].step if reports else 0) + self.every
+        return host.advance.remote(self.spec, until, snapshot, self.task)
+
+    def take(self, answer: tuple[TrialReport, bytes]) -> bool:
+        report, snapshot = answer
+        self.folder.write_snapshot(self.spec.trial_id, snapshot)
+        if report.step < self.spec.hyperparameters.max_steps:
+            return True
+        self._ended(report.metrics)
+        return False
+
+    def failed(self, error: Exception) -> None:
+        self._ended({}, why(error))
+
+    def _ended(self, metrics: Mapping[str, float], failed: str = "") -> None:
+        refit = Refit(self.spec.hyperparameters.seed, metrics, failed=failed)
+        self.folder.confirmations().write_refit(self.spec.trial_id, refit)

@@ -1,0 +1,1 @@
+"""Where a trial's fate is recorded, and what follows from it."""

@@ -1,0 +1,106 @@
+"""The one place where a trial's fate is recorded: journal first, then the sampler's study, then tracker and view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from loraxs_search.records import Hyperparameters, Scalar, TrialRecord, TrialReport, TrialState
+from loraxs_search.search.ledger.view import SearchView
+from loraxs_search.studies import Journal, StudyFolder, read_reports
+from loraxs_search.tracking import Tracker
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class Ledger:
+    """Writes every event once and in one order.
+
+    The journal is the truth: an event it already holds is told to no one again, and after a kill between two of the
+    writes `reconcile` brings the others up to it.
+    """
+
+    def __init__(self, journal: Journal, study: optuna.Study, tracker: Tracker, view: SearchView, metric: str) -> None:
+        self._journal, self._study, self._tracker, self._view = journal, study, tracker, view
+        self._metric = metric
+        self._handles: dict[str, optuna.trial.Trial] = {}  # of unfinished trials
+
+    @property
+    def records(self) -> dict[str, TrialRecord]:
+        return self._journal.records
+
+    def unfinished(self) -> list[TrialRecord]:
+        """Return the trials that were started and have not ended."""
+        return [r for r in self.records.values() if r.state is TrialState.RUNNING]
+
+    def started(
+        self,
+        trial_id: str,
+        params: Mapping[str, Scalar],
+        hyper: Hyperparameters,
+        handle: optuna.trial.Trial | None = None,
+    ) -> None:
+        """A trial starts, or goes on; `handle` is Optuna's, when the caller has it at hand."""
+        if handle is not None:
+            self._handles[trial_id] = handle
+        record = self._journal.trial_started(trial_id, params)
+        self._tracker.trial_started(trial_id, params, hyper)
+        self._view.trial_changed(record)
+
+    def reported(self, report: TrialReport) -> None:
+        if self._journal.trial_reported(report):
+            self._tracker.trial_reported(report)
+            self._handle(report.trial_id).report(report.metrics[self._metric], report.step)
+            self._view.trial_changed(self.records[report.trial_id])
+
+    def ended(self, trial_id: str, state: TrialState, reason: str) -> None:
+        if self._journal.trial_ended(trial_id, state, reason):
+            self._tell_end(self.records[trial_id])
+            self._track_end(self.records[trial_id])
+            self._view.trial_changed(self.records[trial_id])
+
+    def reconcile(self, folder: StudyFolder) -> None:
+        """Bring journal, sampler's study and tracker into step after a restart.
+
+        A snapshot may hold a report that the driver died before journaling; the journal takes it up first.
+        """
+        for record in self.unfinished():
+            snapshot = folder.read_snapshot(record.trial_id)
+            for report in read_reports(snapshot) if snapshot else ():
+                self._journal.trial_reported(report)
+        optunas = self._study.get_trials(deepcopy=False)
+        for record in self.records.values():
+            frozen = optunas[int(record.trial_id)]
+            for report in record.reports:
+                if not frozen.state.is_finished() and report.step not in frozen.intermediate_values:
+                    self._handle(record.trial_id).report(report.metrics[self._metric], report.step)
+                self._tracker.trial_reported(report)
+            if record.state is not TrialState.RUNNING:
+                if not frozen.state.is_finished():
+                    self._tell_end(record)
+                self._track_end(record)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _handle(self, trial_id: str) -> optuna.trial.Trial:
+        from loraxs_search.search.ledger.optuna_storage import live_trial
+
+        if trial_id not in self._handles:  # an earlier process asked for it
+            frozen = self._study.get_trials(deepcopy=False)[int(trial_id)]
+            self._handles[trial_id] = live_trial(self._study, frozen)
+        return self._handles[trial_id]
+
+    def _tell_end(self, record: TrialRecord) -> None:
+        from optuna.trial import TrialState as OptunaState
+
+        handle = self._handle(record.trial_id)
+        handle.set_user_attr("reason", record.reason)
+        complete = record.state is TrialState.COMPLETE
+        value = record.reports[-1].metrics[self._metric] if complete else None
+        self._study.tell(handle, value, state=OptunaState[record.state.value])
+        del self._handles[record.trial_id]
+
+    def _track_end(self, record: TrialRecord) -> None:
+        wall_s = (record.ended_at or record.started_at) - record.started_at
+        device_s = record.reports[-1].device_s if record.reports else 0.0
+        self._tracker.trial_finished(record.trial_id, record.state, record.reason, wall_s, device_s)

@@ -1,0 +1,1 @@
+"""Ray Tune and Optuna: who is proposed, who goes on, what a trial's process does."""

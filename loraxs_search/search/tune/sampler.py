@@ -1,0 +1,111 @@
+"""Params for the next trial, in a time that does not grow with the study."""
+
+from __future__ import annotations
+
+import bisect
+import warnings
+from collections.abc import Container, Sequence
+from itertools import islice
+
+import optuna
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from loraxs_search.records import Scalar
+from loraxs_search.search.ledger.optuna_storage import as_one, live_trial
+from loraxs_search.search_space import Space
+
+# TPE looks at every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
+# MAX_HISTORY trials it sees the best and the latest, this many of each, and those that run. What it takes for good are
+# the 25 best ones at most, so these stay the same; the rest stand for all others.
+MAX_HISTORY, KEPT = 500, 200
+_TELLING = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class Sampler:
+    """Asks a study for trials and draws their params, which depend on a seed and the study's history only."""
+
+    def __init__(self, study: optuna.Study, space: Space) -> None:
+        self._study, self._space = study, space
+        self._history = History(study.direction)
+
+    def propose(self, seed: int, orphan: FrozenTrial | None = None) -> tuple[Trial, dict[str, Scalar]]:
+        """Return a new trial and its params, which are on disk all together: half drawn, they would be drawn anew to
+        other values than an undisturbed search has.
+
+        Args:
+            seed: Any whole number; the 32 bits that samplers take of it tell the seeds of all plans apart.
+            orphan: A trial that was asked for by a driver that died before it was recorded: finish asking.
+        """
+        before = self._study.sampler
+        with warnings.catch_warnings():
+            # `group` is what conditional spaces need; Optuna has called it experimental since 2.8, PartialFixedSampler
+            # since 2.4.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.sampler = self._sampler(seed % 2**32)
+        try:
+            with as_one(self._study):
+                trial = self._study.ask() if orphan is None else live_trial(self._study, orphan)
+                return trial, self._space.suggest(trial)
+        finally:
+            self._study.sampler = before
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        tpe = TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+        trials = self._study.get_trials(deepcopy=False)
+        if len(trials) <= MAX_HISTORY:
+            return tpe
+        shown = Showing(self._history.window(trials))
+        drawn = optuna.create_study(storage=shown, direction=self._study.direction, sampler=tpe).ask()
+        self._space.suggest(drawn)
+        return PartialFixedSampler(drawn.params, RandomSampler(seed=seed))
+
+
+class History:
+    """Knows which trials stand for a history of any length; each is ranked once, when it has ended.
+
+    The best are ranked as TPE does: complete ones by value, then pruned ones by how far they came.
+    """
+
+    def __init__(self, direction: StudyDirection) -> None:
+        self._sign = -1.0 if direction is StudyDirection.MAXIMIZE else 1.0
+        self._ranked: list[tuple[tuple[bool, int, float], int]] = []
+        self._running: list[int] = []
+        self._num_seen = 0
+
+    def window(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the best, the latest and those that run, in the order of their numbers.
+
+        Args:
+            trials: The whole history, by number; at least what it was at the last call.
+        """
+        fresh = [*self._running, *range(self._num_seen, len(trials))]
+        self._num_seen = len(trials)
+        self._running = [number for number in fresh if not trials[number].state.is_finished()]
+        for number in fresh:
+            if trials[number].state in _TELLING:
+                bisect.insort(self._ranked, (self._rank(trials[number]), number))
+        latest = islice((t.number for t in reversed(trials) if t.state in _TELLING), KEPT)
+        kept = {*latest, *(number for _, number in self._ranked[:KEPT]), *self._running}
+        return [trials[number] for number in sorted(kept)]
+
+    def _rank(self, trial: FrozenTrial) -> tuple[bool, int, float]:
+        pruned = trial.state is TrialState.PRUNED
+        return pruned, -(trial.last_step or 0) if pruned else 0, self._sign * (trial.value or 0.0)
+
+
+class Showing(InMemoryStorage):
+    """A storage that shows the trials it is given, uncopied, beside its own: adding them would copy each."""
+
+    def __init__(self, trials: Sequence[FrozenTrial]) -> None:
+        super().__init__()
+        self._shown = trials
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return the trials shown, then the storage's own."""
+        shown = [trial for trial in self._shown if states is None or trial.state in states]
+        return shown + super().get_all_trials(study_id, deepcopy, states)

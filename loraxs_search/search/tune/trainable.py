@@ -1,0 +1,123 @@
+"""The thin trainable: what Ray Tune schedules. It holds a slot and no torch; the host of its device does the work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from loraxs_search.errors import ClusterError, HomeError, LoraxsError
+from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
+from loraxs_search.search.cluster.connection import NAMESPACE
+from loraxs_search.search.cluster.lean_import import import_tune
+from loraxs_search.studies import read_reports
+
+if TYPE_CHECKING:
+    from ray import tune
+else:
+    tune = import_tune()
+
+OBJECTIVE = "objective"
+STEP = "step"
+SPEC = "spec"
+REPORT = "report"
+FAILED = "failed"
+FATAL = "broken"  # (message, hint) of what no trial is to blame for
+RESOURCES = "resources"
+
+
+class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
+    """One trial as Tune sees it: each `step` trains to the next report on the host of the device it was given.
+
+    Config: `spec` and `task` (a TrialSpec and a Task as JSON), `metric`, `report_every`, `max_failures`, `resources`
+    of a slot, and the names of the `keeper` and `directory` actors. A trial that fails of itself ends with a reason;
+    one whose host died goes on with a new host from its last snapshot; a disk that cannot be written, or a node that is
+    not fit, ends the search, not the trial.
+    """
+
+    _snapshot: bytes | None
+    _reports: tuple[TrialReport, ...]
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """Ask for what was a slot when the trial was proposed: nodes come and go during a search."""
+        return tune.PlacementGroupFactory([dict(config[RESOURCES])])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        last = self._reports[-1] if self._reports else None
+        if last is not None and last.step >= self._max_steps:  # taken up after its last report
+            return self._result(last)
+        step = last.step if last else 0
+        try:
+            report, snapshot = self._advance(step + self._every)
+            self._check(report)
+        except (HomeError, ClusterError) as error:  # the latter names the node itself
+            where = f"On node {ray.util.get_node_ip_address()}: " if isinstance(error, HomeError) else ""
+            return self._broken(step, error, where)
+        except LoraxsError as error:
+            return self._failure(step, f"{error.message} Hint: {error.hint}." if error.hint else error.message)
+        except RayTaskError as error:
+            return self._failure(step, f"{type(error.cause).__name__}: {error.cause}")
+        try:
+            ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
+        except HomeError as error:
+            return self._broken(step, error)
+        self._snapshot, self._reports = snapshot, (*self._reports, report)
+        return self._result(report)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._spec = from_json(TrialSpec, config[SPEC])
+        self._max_steps = self._spec.hyperparameters.max_steps
+        self._task = from_json(Task, config["task"])
+        self._metric, self._every = config["metric"], config["report_every"]
+        self._retries = config["max_failures"]
+        self._keeper = ray.get_actor(config["keeper"], NAMESPACE)
+        self._directory = ray.get_actor(config["directory"], NAMESPACE)
+        self._host = self._find_host()
+        self._snapshot = ray.get(self._keeper.read_snapshot.remote(self._spec.trial_id))
+        self._reports = read_reports(self._snapshot) if self._snapshot else ()
+
+    def _find_host(self, lost: Any = None) -> Any:
+        context = ray.get_runtime_context()
+        gpus = ray.get_gpu_ids()
+        gpu = str(gpus[0]) if gpus else None
+        return ray.get(self._directory.host_for.remote(context.get_node_id(), gpu, lost))
+
+    def _advance(self, until: int) -> tuple[TrialReport, bytes]:
+        while True:
+            try:
+                return ray.get(self._host.advance.remote(self._spec, until, self._snapshot, self._task))  # type: ignore[no-any-return]
+            except RayActorError:
+                if self._retries <= 0:
+                    raise
+                self._retries -= 1
+                self._host = self._find_host(lost=self._host)
+
+    def _check(self, report: TrialReport) -> None:
+        if self._metric not in report.metrics:
+            known = ", ".join(sorted(report.metrics)) or "none"
+            raise LoraxsError(f"`{self._metric}` must be among a report's metrics, but got {known}.")
+
+    def _result(self, report: TrialReport) -> dict[str, Any]:
+        return {
+            STEP: report.step,
+            OBJECTIVE: report.metrics[self._metric],
+            REPORT: to_json(report),
+            "done": report.step >= self._max_steps,
+        }
+
+    def _broken(self, step: int, error: LoraxsError, where: str = "") -> dict[str, Any]:
+        """Say what no trial is to blame for: it goes on from its last report when that is in order."""
+        return {STEP: step, FATAL: [where + error.message, error.hint], "done": True}
+
+    def _failure(self, step: int, reason: str) -> dict[str, Any]:
+        return {STEP: step, FAILED: reason, "done": True}

@@ -1,0 +1,157 @@
+"""Tiny random models for classification, and one factor store for all tests of the room."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from loraxs_search.base_model import locate
+from loraxs_search.factors import FactorStore
+from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLayer, make_reference_logits, use_factor_store
+from loraxs_search.records import AdapterSize, BaseModelRef, DataSource, Hyperparameters, Manifest, Task, to_json
+
+VOCAB = 64
+SMALL = {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+GPT2 = {"vocab_size": VOCAB, "n_embd": 24, "n_layer": 2, "n_head": 2, "eos_token_id": 1, "bos_token_id": 1}
+FAMILIES: dict[str, tuple[type[PreTrainedModel], Callable[[], object]]] = {
+    "bert": (BertForSequenceClassification, lambda: BertConfig(**SMALL, intermediate_size=40)),
+    "roberta": (RobertaForSequenceClassification, lambda: RobertaConfig(**SMALL, intermediate_size=40)),
+    "gpt2": (GPT2ForSequenceClassification, lambda: GPT2Config(**GPT2, pad_token_id=0)),
+    "llama": (LlamaForSequenceClassification, lambda: LlamaConfig(**SMALL, intermediate_size=40)),
+}
+HEAD = {"bert": "classifier", "roberta": "classifier", "gpt2": "score", "llama": "score"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _factor_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with use_factor_store(FactorStore(tmp_path_factory.mktemp("factors"))):
+        yield
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make_base() -> Callable[..., PreTrainedModel]:
+    def build(family: str = "bert", seed: int = 0) -> PreTrainedModel:
+        model_class, config = FAMILIES[family]
+        torch.manual_seed(seed)
+        return model_class(config()).eval()
+
+    return build
+
+
+@pytest.fixture
+def adapt(make_base) -> Callable[..., PeftModel]:
+    """A model with a LoRA-XS adapter whose R is far from zero."""
+
+    def build(family: str = "bert", **config) -> PeftModel:
+        config = {"r": 4, "target_modules": "all-linear", "task_type": "SEQ_CLS", "init_std": 0.5, **config}
+        config.setdefault("init_seed", 7)
+        return get_peft_model(make_base(family), LoraXSConfig(**config)).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def inputs() -> dict[str, torch.Tensor]:
+    ids = torch.randint(2, VOCAB, (5, 9), generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, inputs: dict[str, torch.Tensor], **kwargs) -> torch.Tensor:
+    return model(**inputs, **kwargs).logits
+
+
+def layers(model: torch.nn.Module) -> dict[str, LoraXSLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraXSLayer)}
+
+
+@pytest.fixture(name="logits")
+def _logits():
+    return logits
+
+
+@pytest.fixture(name="layers")
+def _layers():
+    return layers
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+TARGETS = ("bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.output.dense")
+TASK = Task(
+    name="t",
+    kind="sequence-classification",
+    source=DataSource(),
+    text="text",
+    label="label",
+    metric="accuracy",
+    direction="maximize",
+    metrics=("accuracy",),
+    labels=("no", "yes"),
+)
+
+
+def _save_base(model, folder):
+    model.save_pretrained(str(folder))
+    return locate(BaseModelRef(id=str(folder)))
+
+
+def _write_adapter(model, base, folder, **changes):
+    """Save an adapter with a manifest as the registry writes it."""
+    model.save_pretrained(str(folder))
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    manifest = Manifest(
+        task=TASK,
+        base_model=BaseModelRef(id=base.id),
+        base_digest=base.weight_digest,
+        data_fingerprint="d",
+        study="s",
+        trial_id="trial-1",
+        params={},
+        hyperparameters=Hyperparameters(rank=4, target_modules=TARGETS, learning_rate=1e-3, head_learning_rate=1e-3),
+        validation_metrics={},
+        test_metrics={},
+        size=AdapterSize(32, 50, 400),
+        probe=make_reference_logits(model, model.config.vocab_size),
+        versions={},
+        created_at="2026-01-01T00:00:00Z",
+        files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names},
+    )
+    (folder / "manifest.json").write_text(to_json(dataclasses.replace(manifest, **changes)))
+
+
+@pytest.fixture
+def targets() -> tuple[str, ...]:
+    return TARGETS
+
+
+@pytest.fixture
+def save_base():
+    """Save a model as a base, without a tokenizer; returns it as `locate` finds it."""
+    return _save_base
+
+
+@pytest.fixture
+def write_adapter():
+    """Save a PEFT model as a sealed adapter folder."""
+    return _write_adapter

@@ -1,0 +1,69 @@
+"""The config says what is wrong all at once, and its file is the same for the same adapter."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from peft import PeftConfig
+
+from loraxs_search.errors import UsageError
+from loraxs_search.methods.loraxs import LoraXSConfig
+
+
+def test_alpha_is_another_spelling_of_scale():
+    assert LoraXSConfig(r=8, loraxs_alpha=16).scale == 2.0
+    assert LoraXSConfig(r=8, scale=2.0, loraxs_alpha=16).scale == 2.0
+    assert LoraXSConfig(r=8).scale == 1.0
+    assert LoraXSConfig(r=8, scale=0.0).scale == 0.0
+
+
+def test_scale_and_alpha_that_disagree_are_refused():
+    with pytest.raises(UsageError, match=r"scale=1\.0 loraxs_alpha=16 r=8"):
+        LoraXSConfig(r=8, scale=1.0, loraxs_alpha=16)
+
+
+def test_all_faults_come_in_one_error():
+    with pytest.raises(UsageError) as caught:
+        LoraXSConfig(
+            r=0, sigma="inptu", basis="best", factor_driver="gpu", bias="all", init_std=-1, scale_pattern={"q": "high"}
+        )
+    for name in ("`r`", "`sigma`", "`basis`", "`factor_driver`", "`bias`", "`init_std`", "scale_pattern['q']"):
+        assert name in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"factor_rank": 8, "r": 16}, "8 < 16"),
+        ({"factor_rank": 16, "rank_pattern": {"query": 32}}, "16 < 32"),
+        ({"rank_pattern": {"query": 0}}, "query"),
+        ({"scale": float("nan")}, "finite"),
+        ({"r": 2.5}, "whole number"),
+        ({"target_modules": "all-linear", "layers_to_transform": [0]}, "beside a list"),
+    ],
+)
+def test_impossible_numbers_are_refused(wrong, match):
+    with pytest.raises(UsageError, match=match):
+        LoraXSConfig(**wrong)
+
+
+def test_a_saved_config_is_the_same_config(tmp_path):
+    config = LoraXSConfig(
+        r=8,
+        loraxs_alpha=4,
+        sigma="sqrt",
+        basis="middle",
+        target_modules=["value", "query"],
+        rank_pattern={"query": 2},
+        modules_to_save=["classifier", "score", "classifier"],
+        factor_fingerprints={"a.query": [0.1, -2.5]},
+    )
+    config.save_pretrained(str(tmp_path))
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["peft_type"] == "LORAXS"
+    assert written["target_modules"] == ["query", "value"]
+    assert written["modules_to_save"] == ["classifier", "score"]
+    loaded = PeftConfig.from_pretrained(str(tmp_path))
+    assert isinstance(loaded, LoraXSConfig)
+    assert loaded.to_dict() == config.to_dict()

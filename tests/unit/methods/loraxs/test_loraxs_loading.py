@@ -1,0 +1,264 @@
+"""A folder is loaded only as the model its manifest describes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from peft import get_peft_model
+from support.bases import BART
+from support.bases import base as small_base
+
+from loraxs_search.errors import BaseModelError, FactorMismatchError, IntegrityError
+from loraxs_search.factors import FactorStore
+from loraxs_search.factors._file import write_factors
+from loraxs_search.home import factor_path
+from loraxs_search.methods.loraxs import (
+    LoraXSConfig,
+    check_reference_logits,
+    load_adapter_folder,
+    make_reference_logits,
+    use_factor_store,
+)
+from loraxs_search.records import BaseModelRef, ReferenceLogits
+from loraxs_search.registry import install_factors, keep_unchecked
+
+
+@pytest.fixture
+def base(make_base, tmp_path, save_base):
+    return save_base(make_base(), tmp_path / "base")
+
+
+@pytest.fixture
+def trained(adapt, targets):
+    return adapt(target_modules=list(targets))
+
+
+@pytest.fixture
+def folder(trained, base, tmp_path, write_adapter):
+    write_adapter(trained, base, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_a_folder_becomes_the_trained_model(folder, trained, inputs, logits):
+    model = load_adapter_folder(folder)
+    assert not model.training
+    torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=1e-6, rtol=0)
+
+
+def test_its_config_has_the_names_of_the_tasks_labels(folder):
+    config = load_adapter_folder(folder).config
+    assert config.id2label == {0: "no", 1: "yes"}
+    assert config.label2id == {"no": 0, "yes": 1}
+
+
+def test_a_base_at_hand_is_used(folder, base, trained, inputs, logits, tmp_path):
+    (tmp_path / "base").rename(tmp_path / "moved")
+    moved = dataclasses.replace(base, path=str(tmp_path / "moved"))
+    loaded = load_adapter_folder(folder, base=moved)
+    torch.testing.assert_close(logits(loaded, inputs), logits(trained, inputs), atol=1e-6, rtol=0)
+
+
+def test_a_lower_precision_is_a_cast_of_the_same_model(folder, trained, inputs, logits, layers):
+    model = load_adapter_folder(folder, dtype=torch.bfloat16)
+    dtypes = {name.split(".")[2]: p.dtype for name, p in model.named_parameters() if "loraxs_R" not in name}
+    assert dtypes == {"bert": torch.bfloat16, "classifier": torch.float32}
+    assert all(layer.loraxs_R["default"].dtype == torch.float32 for layer in layers(model).values())
+    torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=0.05, rtol=0)
+
+
+def test_another_base_is_refused_by_its_digest(folder, make_base, tmp_path, save_base):
+    other = save_base(make_base(seed=1), tmp_path / "other")
+    with pytest.raises(BaseModelError, match=r"trial-1.*other holds weights") as caught:
+        load_adapter_folder(folder, base=other)
+    assert "trained on" in caught.value.hint
+
+
+def test_another_revision_is_refused_and_both_are_named(trained, base, make_base, tmp_path, save_base, write_adapter):
+    write_adapter(trained, base, tmp_path / "adapter", base_model=BaseModelRef(base.id, revision="aaa111"))
+    newer = dataclasses.replace(save_base(make_base(seed=1), tmp_path / "newer"), revision="bbb222")
+    with pytest.raises(BaseModelError, match=r"\(revision aaa111\) with weights.*\(revision bbb222\) holds weights"):
+        load_adapter_folder(tmp_path / "adapter", base=newer)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_tampered_or_missing_file_is_refused(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(IntegrityError, match=name):
+        load_adapter_folder(folder)
+    (folder / name).unlink()
+    with pytest.raises(IntegrityError, match="no file"):
+        load_adapter_folder(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1, 2"])
+def test_a_folder_without_a_manifest_is_no_adapter(folder, text):
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(IntegrityError, match="not a manifest"):
+        load_adapter_folder(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(IntegrityError, match=r"must hold manifest\.json"):
+        load_adapter_folder(folder)
+
+
+def test_a_wrong_basis_is_refused_by_fingerprint(trained, base, tmp_path, write_adapter):
+    trained.peft_config["default"].basis = "bottom"
+    write_adapter(trained, base, tmp_path / "adapter")
+    with pytest.raises(FactorMismatchError, match="query"):
+        load_adapter_folder(tmp_path / "adapter")
+
+
+def test_other_logits_are_refused_by_the_probe(trained, base, tmp_path, write_adapter):
+    probe = make_reference_logits(trained, trained.config.vocab_size)
+    trained.base_model.model.classifier.modules_to_save["default"].bias.data.add_(0.01)
+    write_adapter(trained, base, tmp_path / "adapter", probe=probe)
+    with pytest.raises(FactorMismatchError, match=r"within 0\.0001, but got a difference of 0\.01"):
+        load_adapter_folder(tmp_path / "adapter")
+
+
+def test_a_probe_sees_one_flipped_sign(adapt, layers):
+    model = adapt(scale=20.0, target_modules=["1.output.dense"])
+    probe = make_reference_logits(model, 64)
+    check_reference_logits(model, probe)
+    (layer,) = layers(model).values()
+    _, b = layer.factor_pair("default")
+    b[:, 1].neg_()
+    with pytest.raises(FactorMismatchError):
+        check_reference_logits(model, probe)
+
+
+def test_a_probe_is_made_by_rule_and_disturbs_nothing(adapt, family):
+    model = adapt(family).train()
+    probe = make_reference_logits(model, 64)
+    assert model.training
+    assert (len(probe.input_ids), len(probe.input_ids[0])) == (4, 12)
+    assert all(32 <= token < 64 for row in probe.input_ids for token in row)
+    assert len(set(probe.input_ids)) == 4
+    assert probe == make_reference_logits(model, 64)
+    assert len(probe.logits) == 4
+
+
+def test_a_probe_of_another_shape_or_without_numbers_never_agrees(adapt):
+    model = adapt(target_modules=["query"])
+    probe = make_reference_logits(model, 64)
+    with pytest.raises(FactorMismatchError, match="shape"):
+        check_reference_logits(model, dataclasses.replace(probe, logits=tuple(row[:1] for row in probe.logits)))
+    nan = ReferenceLogits(probe.input_ids, ((float("nan"),) * 2,) * 4)
+    with pytest.raises(FactorMismatchError, match="nan"):
+        check_reference_logits(model, nan)
+    check_reference_logits(
+        model, dataclasses.replace(probe, logits=tuple(tuple(x + 0.5 for x in r) for r in probe.logits)), atol=1
+    )
+
+
+def test_a_decoder_without_a_padding_token_has_a_probe(make_base):
+    base = make_base("gpt2")
+    base.config.pad_token_id = None
+    model = get_peft_model(base, LoraXSConfig(r=2, target_modules=["c_attn"], task_type="SEQ_CLS"))
+    check_reference_logits(model, make_reference_logits(model, 64))
+
+
+def test_a_base_whose_head_reads_the_end_token_has_a_probe():
+    model = get_peft_model(small_base(BART), LoraXSConfig(r=2, target_modules=["fc1"], task_type="SEQ_CLS"))
+    probe = make_reference_logits(model, 4)  # half of these tokens are the end
+    assert all([token == BART.eos_token_id for token in row] == [False] * 11 + [True] for row in probe.input_ids)
+    check_reference_logits(model, probe)
+
+
+def test_the_manifest_survives_json(folder):
+    assert json.loads((folder / "manifest.json").read_text())["trial_id"] == "trial-1"
+
+
+# ---- factors of another machine --------------------------------------------------------------------------------------
+def _turned(factors):
+    """The same subspace in another basis, as another machine may find it for nearly equal singular values."""
+    random = torch.Generator().manual_seed(1)
+    turn, _ = torch.linalg.qr(torch.randn(factors.rank, factors.rank, generator=random))
+    right = (turn.T @ factors.right).contiguous()
+    return dataclasses.replace(factors, left=(factors.left @ turn).contiguous(), right=right)
+
+
+def _flipped(factors):
+    """The same vectors with other signs, as another machine may find them."""
+    return dataclasses.replace(factors, left=-factors.left, right=-factors.right)
+
+
+@pytest.fixture
+def train_elsewhere(adapt, make_base, targets, base, write_adapter, tmp_path, logits, inputs):
+    """Train on a machine with other factors; returns the adapter's folder, factor files, logits it gave there."""
+
+    def train(change):
+        there = FactorStore(tmp_path / "there")
+        with use_factor_store(FactorStore(tmp_path / "plain")) as plain:
+            for name in targets:
+                weight = make_base().get_submodule(name).weight.detach()
+                key, _ = plain.identify(weight, rank=min(64, *weight.shape))
+                write_factors(factor_path(key, there.root), change(plain.get(weight, rank=min(64, *weight.shape))))
+        with use_factor_store(there):
+            model = adapt(target_modules=list(targets))
+            write_adapter(model, base, tmp_path / "from there")
+            return tmp_path / "from there", there.root, logits(model, inputs)
+
+    return train
+
+
+@pytest.fixture
+def trained_elsewhere(train_elsewhere):
+    return train_elsewhere(_turned)
+
+
+def test_factors_of_another_machine_are_refused_until_they_are_here(trained_elsewhere, inputs, logits, tmp_path):
+    folder, there, expected = trained_elsewhere
+    with use_factor_store(FactorStore(tmp_path / "here")) as here:
+        with pytest.raises(FactorMismatchError, match="query") as caught:
+            load_adapter_folder(folder)
+        assert "loraxs-search pull" in caught.value.hint
+        for file in there.glob("*/*.safetensors"):
+            install_factors(file.stem, file.read_bytes(), here.root)
+        torch.testing.assert_close(logits(load_adapter_folder(folder), inputs), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+def test_factors_that_are_not_the_weights_are_refused_and_named(
+    trained_elsewhere, folder, trained, inputs, logits, tmp_path, has_own
+):
+    elsewhere, there, _ = trained_elsewhere
+    with use_factor_store(FactorStore(tmp_path / "here")) as here:
+        if has_own:
+            load_adapter_folder(folder)
+        for file in there.glob("*/*.safetensors"):
+            keep_unchecked(file.stem, file.read_bytes(), here.root)
+        with pytest.raises(IntegrityError, match="must be of its weight") as caught:
+            load_adapter_folder(elsewhere)
+        assert "tell whoever keeps the registry" in caught.value.hint
+        found = logits(load_adapter_folder(folder), inputs)  # what was trained here keeps its meaning
+        torch.testing.assert_close(found, logits(trained, inputs), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+def test_honest_factors_from_a_registry_are_checked_and_used(
+    train_elsewhere, folder, inputs, logits, tmp_path, has_own
+):
+    elsewhere, there, expected = train_elsewhere(_flipped)
+    with use_factor_store(FactorStore(tmp_path / "here")) as here:
+        if has_own:
+            load_adapter_folder(folder)
+        for file in there.glob("*/*.safetensors"):
+            keep_unchecked(file.stem, file.read_bytes(), here.root)
+        torch.testing.assert_close(logits(load_adapter_folder(elsewhere), inputs), expected, atol=1e-6, rtol=0)
+
+
+def test_adapters_of_two_machines_share_a_model(trained_elsewhere, folder, trained, inputs, logits, tmp_path):
+    elsewhere, there, expected = trained_elsewhere
+    with use_factor_store(FactorStore(tmp_path / "here")) as here:
+        for file in there.glob("*/*.safetensors"):
+            here_is_own = load_adapter_folder(folder)  # computes this machine's own first
+            install_factors(file.stem, file.read_bytes(), here.root)
+        model = here_is_own
+        model.load_adapter(str(elsewhere), "elsewhere")
+        both = logits(model, inputs, adapter_names=["default"] * 2 + ["elsewhere"] * 3)
+        torch.testing.assert_close(both[:2], logits(trained, inputs)[:2], atol=1e-6, rtol=0)
+        torch.testing.assert_close(both[2:], expected[2:], atol=1e-6, rtol=0)

@@ -1,0 +1,116 @@
+"""Two adapters on the same rows: when is one ahead, and when is it luck."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from loraxs_search.errors import IntegrityError
+from loraxs_search.registry import ScoredRows
+from loraxs_search.registry.significance import count_score, p_value
+from loraxs_search.tasks import METRICS
+
+
+def rows(predictions, labels) -> ScoredRows:
+    return ScoredRows.of(list(predictions), list(labels))
+
+
+def noisy(labels: np.ndarray, share: float, seed: int) -> ScoredRows:
+    """Answers of which about `share` are right."""
+    random = np.random.default_rng(seed)
+    wrong = random.random(len(labels)) > share
+    return rows(np.where(wrong, 1 - labels, labels).tolist(), labels.tolist())
+
+
+LABELS = np.random.default_rng(5).integers(0, 2, 600)
+
+
+def test_accuracy_is_mcnemars_exact_test():
+    ours, theirs = noisy(LABELS, 0.8, 1), noisy(LABELS, 0.75, 2)
+    right, other = ours.predictions == LABELS, theirs.predictions == LABELS
+    won, lost = int((right & ~other).sum()), int((~right & other).sum())
+    assert p_value("accuracy", 1.0, ours, theirs) == binomtest(won, won + lost, alternative="greater").pvalue
+    assert p_value("accuracy", 1.0, rows([0] * 5, [0] * 5), rows([1] * 5, [0] * 5)) == pytest.approx(1 / 32)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "macro_f1", "matthews"])
+def test_sure_gains_are_told_from_luck(metric):
+    good, same, bad = noisy(LABELS, 0.9, 1), noisy(LABELS, 0.9, 2), noisy(LABELS, 0.7, 3)
+    assert p_value(metric, 1.0, good, bad) < 0.01
+    assert p_value(metric, 1.0, bad, good) > 0.99
+    assert 0.05 < p_value(metric, 1.0, good, same) < 0.95
+    assert p_value(metric, 1.0, good, good) == 1.0
+    assert p_value(metric, 1.0, good, bad) == p_value(metric, 1.0, good, bad)
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("pearson", 1.0), ("mse", -1.0)])
+def test_numbers_are_resampled_in_pairs(metric, sign):
+    random = np.random.default_rng(0)
+    labels = random.normal(size=80)
+    good, bad = (rows((labels + random.normal(size=80) * size).tolist(), labels.tolist()) for size in (0.3, 1.5))
+    assert p_value(metric, sign, good, bad) < 0.01
+    assert p_value(metric, sign, bad, good) > 0.99
+
+
+@pytest.mark.parametrize("metric", ["f1", "macro_f1", "matthews"])
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40))
+def test_resampled_tables_are_scored_as_the_metric_table_does(metric, pairs):
+    predictions, labels = (np.array(column) for column in zip(*pairs, strict=True))
+    assert count_score(metric, predictions, labels) == pytest.approx(METRICS[metric].score(predictions, labels))
+
+
+def test_three_labels_are_scored_as_the_metric_table_does():
+    random = np.random.default_rng(1)
+    predictions, labels = random.integers(0, 3, 90), random.integers(0, 3, 90)
+    for metric in ("macro_f1", "matthews"):
+        assert count_score(metric, predictions, labels) == pytest.approx(METRICS[metric].score(predictions, labels))
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "matthews"])
+def test_memory_does_not_grow_with_the_labels(metric):
+    """All combinations of 150 labels and two answers, 2,000 times, would be 50 GiB."""
+    random = np.random.default_rng(3)
+    labels = random.integers(0, 150, 3000)
+    good, bad = (
+        rows(np.where(random.random(3000) < share, labels, random.integers(0, 150, 3000)).tolist(), labels.tolist())
+        for share in (0.8, 0.75)
+    )
+    tracemalloc.start()
+    chance = p_value(metric, 1.0, good, bad)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert chance < 0.01
+    assert p_value(metric, 1.0, good, good) == 1.0
+    assert peak < 256 * 2**20
+
+
+def test_a_small_level_can_be_reached():
+    good, bad = noisy(LABELS, 0.9, 1), noisy(LABELS, 0.6, 3)
+    assert p_value("f1", 1.0, good, bad, level=0.05 / 200) <= 0.05 / 200
+
+
+def test_other_rows_and_unknown_metrics_are_not_compared():
+    ours = noisy(LABELS, 0.9, 1)
+    assert p_value("accuracy", 1.0, ours, noisy(1 - LABELS, 0.9, 1)) is None
+    assert p_value("accuracy", 1.0, ours, noisy(LABELS[:-1], 0.9, 1)) is None
+    assert p_value("error", 1.0, ours, ours) is None
+
+
+def test_rows_are_kept_in_a_file_that_is_not_code():
+    made = ScoredRows.of([0, 1, 1], [0, 1, 0])
+    read = ScoredRows.from_bytes(made.to_bytes())
+    for name in ("predictions", "labels"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(made, name))
+    from safetensors.numpy import load
+
+    assert load(made.to_bytes())["correct"].tolist() == [1, 1, 0]
+    numbers = ScoredRows.from_bytes(ScoredRows.of([0.5, 1.25], [0.5, 1.0]).to_bytes())
+    assert not numbers.is_classes
+    for bad in (b"", b"\x80\x04N.", made.to_bytes()[:-1]):
+        with pytest.raises(IntegrityError):
+            ScoredRows.from_bytes(bad)

@@ -1,0 +1,213 @@
+"""What doctor makes of what nodes say of themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraxs_search.search.cluster import node_facts
+from loraxs_search.search.cluster.node_checks import Expected, Finding, NodeFacts, failures, judge, unlike_files
+
+GIB = 2**30
+HERE = {
+    "python": "3.11.7",
+    "loraxs-search": "0.1.0",
+    "ray": "2.60.0",
+    "torch": "2.13.0+cpu",
+    "peft": "0.21.2",
+    "optuna": "5.0.0",
+}
+SOUND = NodeFacts(
+    "10.0.0.2",
+    HERE,
+    skew_s=0.4,
+    open_files=65536,
+    home="/home/me/.loraxs-search",
+    free_bytes=50 * GIB,
+    memory_bytes=64 * GIB,
+    free_memory_bytes=60 * GIB,
+    base_from="folder",
+)
+EXPECTED = Expected(HERE, "http://mlflow:5000", ["/data/train.csv"])
+
+
+def found(check: str, **changes: Any) -> Finding:
+    facts = replace(SOUND, **changes)
+    (finding,) = [it for it in judge(facts, EXPECTED) if it.check == check]
+    return finding
+
+
+def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well() -> None:
+    findings = list(judge(SOUND, EXPECTED))
+    checks = ["versions", "mlflow", "files", "storage", "memory", "open files", "clock", "base"]
+    assert [it.check for it in findings] == checks
+    assert {it.verdict for it in findings} == {"ok"}
+    assert not any(it.hint for it in findings)
+    assert failures(findings) == []
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "verdict"),
+    [
+        ("python", "3.12.1", "fail"),
+        ("python", "3.11.9", "warn"),
+        ("ray", "2.60.1", "fail"),
+        ("loraxs-search", "0.1.1", "fail"),
+        ("torch", "2.13.1", "fail"),
+        ("torch", "2.13.0+cu128", "warn"),
+        ("peft", None, "fail"),
+        ("optuna", "5.1.0", "warn"),
+        ("optuna", None, "warn"),
+    ],
+)
+def test_versions_that_change_results_fail_and_others_are_told(package: str, version: str | None, verdict: str) -> None:
+    theirs = {name: v for name, v in (HERE | {package: version}).items() if v is not None}
+    finding = found("versions", versions=theirs)
+    assert finding.verdict == verdict
+    assert f"{package} {version or 'missing'}, the driver has {HERE[package]}" in finding.value
+    assert "--runtime-env" in finding.hint
+
+
+GPU = ("NVIDIA H100", "81559", "80000")
+
+
+@pytest.mark.parametrize(
+    ("check", "changes", "verdict", "value"),
+    [
+        ("mlflow", {"mlflow_problem": "Connection refused"}, "fail", "Connection refused"),
+        ("files", {"missing_files": ["/data/train.csv"]}, "fail", "missing: /data/train.csv"),
+        ("storage", {"home_problem": "Read-only file system"}, "fail", "Read-only"),
+        ("storage", {"free_bytes": GIB // 4}, "fail", "0.2 GiB free"),
+        ("storage", {"free_bytes": 3 * GIB}, "warn", "3.0 GiB free"),
+        ("memory", {"free_memory_bytes": GIB}, "warn", "1.0 GiB of 64.0 GiB free"),
+        ("open files", {"open_files": 256}, "fail", "256"),
+        ("open files", {"open_files": 1024}, "warn", "1024"),
+        ("open files", {"open_files": -1}, "ok", "unlimited"),
+        ("clock", {"skew_s": -3.0}, "warn", "-3.0 s"),
+        ("clock", {"skew_s": 90.0}, "fail", "+90.0 s"),
+        ("hub", {"hub_problem": "timed out"}, "fail", "timed out"),
+        ("gpus", {"offers_gpus": 2}, "fail", "Ray offers 2, torch sees 0"),
+        ("gpus", {"offers_gpus": 1, "torch_gpus": 1, "gpus": [GPU]}, "ok", "NVIDIA H100 (78 of 80 GiB free)"),
+        ("gpus", {"offers_gpus": 1, "torch_gpus": 1, "gpus": [("T4", "16384", "900")]}, "warn", "1 of 16 GiB free"),
+        ("gpus", {"torch_gpus": 1, "gpus": [GPU]}, "warn", "Ray offers 0, torch sees 1"),
+    ],
+)
+def test_each_fault_has_its_verdict_its_value_and_a_hint(
+    check: str, changes: dict[str, Any], verdict: str, value: str
+) -> None:
+    finding = found(check, **changes)
+    assert (finding.node, finding.verdict) == ("10.0.0.2", verdict)
+    assert value in finding.value
+    assert bool(finding.hint) == (verdict != "ok")
+
+
+def test_the_fast_look_asks_for_less() -> None:
+    fast = NodeFacts("n", HERE)
+    assert [it.check for it in judge(fast, EXPECTED)] == ["versions", "mlflow", "files"]
+    assert [it.check for it in judge(fast, Expected(HERE))] == ["versions"]
+
+
+def test_a_file_that_differs_between_nodes_is_told_with_both_digests() -> None:
+    train, test = "/data/train.csv", "/data/test.csv"
+    nodes = [
+        NodeFacts("driver", HERE),  # it only drives
+        NodeFacts("10.0.0.2", HERE, file_digests={train: "a" * 64, test: "c" * 64}),
+        NodeFacts("10.0.0.3", HERE, file_digests={train: "b" * 64, test: "c" * 64}),
+        NodeFacts("10.0.0.4", HERE, file_digests={train: "a" * 64}),
+    ]
+    (finding,) = unlike_files(nodes)
+    assert (finding.node, finding.check, finding.verdict) == ("10.0.0.3", "files", "fail")
+    assert finding.value == f"/data/train.csv has sha256 {'b' * 16} here, {'a' * 16} on 10.0.0.2"
+
+
+@pytest.fixture
+def https_server(tmp_path: Path) -> Iterator[str]:
+    """A server whose certificate nobody else has signed, as one inside a company."""
+    if shutil.which("openssl") is None:
+        pytest.skip("`openssl` is not installed")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=mlflow.example.org"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"https://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """Answers /health alone."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+def test_a_certificate_is_the_drivers_to_trust(https_server: str) -> None:
+    """A node only has to find the server; MLFLOW_TRACKING_SERVER_CERT_PATH is set where records are sent from."""
+    question = {"files": [], "base": None, "hub": False, "thorough": False}
+    assert node_facts.facts_here(question | {"mlflow": https_server})["mlflow_problem"] is None
+    wrong = node_facts.facts_here(question | {"mlflow": f"{https_server}/elsewhere"})["mlflow_problem"]
+    assert wrong == "it answers with status 404"
+    closed = https_server.rpartition(":")[0] + ":9"
+    assert node_facts.facts_here(question | {"mlflow": closed})["mlflow_problem"] is not None
+
+
+def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real node_facts, here: every key is a field, and this machine is fit."""
+    question = {
+        "mlflow": "http://me:secret@127.0.0.1:9",
+        "files": [str(tmp_path), str(tmp_path / "rows.csv"), str(tmp_path / "none")],
+        "base": {"id": "org/nowhere", "package": None, "revision": None},
+        "hub": False,
+        "thorough": True,
+    }
+    (tmp_path / "rows.csv").write_bytes(b"rows")
+    said = node_facts.facts_here(question)
+    assert said.pop("at") > 1e9
+    facts = NodeFacts(node="here", **said)
+    assert facts.missing_files == [str(tmp_path / "none")]
+    assert facts.file_digests == {str(tmp_path / "rows.csv"): hashlib.sha256(b"rows").hexdigest()}
+    assert facts.mlflow_problem is not None
+    assert "secret" not in facts.mlflow_problem
+    assert facts.base_from == "the hub"
+    assert facts.hub_problem == "HF_HUB_OFFLINE is set"
+    assert facts.versions["ray"] == "2.60.0"
+    assert facts.home_problem is None
+    bad = {it.check for it in failures(judge(facts, Expected(facts.versions, "http://x", question["files"])))}
+    assert {"mlflow", "files", "hub"} <= bad
+    assert "versions" not in bad
+    monkeypatch.setenv("LORAXS_HOME", "/proc/nowhere")
+    assert node_facts.facts_here(question)["home_problem"]
+
+
+def test_a_storage_is_looked_at_before_a_search(tmp_path: Path) -> None:
+    assert examined(str(tmp_path)) == Finding("driver", "storage", "ok", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    missing = examined(str(tmp_path / "unmounted"))
+    assert (missing.verdict, bool(missing.hint)) == ("fail", True)
+    assert "must be a folder that is there" in missing.value
+    assert examined("gs://bucket").verdict == "fail"
+
+
+def examined(uri: str) -> Finding:
+    from loraxs_search.search.cluster.doctor import _storage
+
+    return _storage(uri)

@@ -1,0 +1,123 @@
+"""What a trial asks for, how many fit, and where the one host for all is: judged over nodes that come and go."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraxs_search.errors import ClusterError
+from loraxs_search.search.cluster.placement import (
+    Node,
+    SlotCounter,
+    Slots,
+    check_can_run,
+    choose_pack_size,
+    first_place,
+    host_shape,
+    share_out,
+)
+
+HEAD = Node("head", 0)
+SMALL, LARGE = Node("small", 2), Node("large", 8)
+GPUS = Node("gpus", 16, 4)
+
+
+def test_where_a_gpu_is_only_gpus_are_used() -> None:
+    slots = share_out([HEAD, SMALL, GPUS], 2, "auto")
+    assert slots == Slots({"CPU": 0.0, "GPU": 0.5}, {"gpus": 8})
+    assert share_out([SMALL, GPUS], 1, "cpu").resources == {"CPU": 2.0}
+
+
+def test_a_larger_node_takes_its_share_with_all_its_threads() -> None:
+    slots = share_out([HEAD, SMALL, LARGE], 2, "auto")
+    assert slots == Slots({"CPU": 1.0}, {"small": 2, "large": 8})
+    assert host_shape(LARGE, False, [HEAD, SMALL, LARGE], 64) == (8, 4)
+    assert host_shape(SMALL, False, [HEAD, SMALL, LARGE], 64) == (2, 1)
+    assert host_shape(GPUS, True, [GPUS], 64) == (1, 1)
+    assert host_shape(HEAD, False, [HEAD, SMALL], 64) == (64, 1)
+    assert host_shape(None, False, [SMALL], 64) == (64, 1)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_what_an_autoscaler_is_asked_for_is_known_without_a_node(device: str) -> None:
+    slots = share_out([HEAD], 4, device)  # type: ignore[arg-type]
+    assert slots.num_slots == 0
+    assert slots.resources == ({"CPU": 0.0, "GPU": 0.25} if device == "gpu" else {"CPU": 0.25})
+
+
+@given(st.integers(1, 64), st.integers(1, 8))
+def test_as_many_shares_fit_as_ray_counts_them(pack_size: int, cpus: int) -> None:
+    """Ray rounds a share to ten-thousandths; six times 0.1667 would be more than one GPU."""
+    for nodes, name, whole in (([Node("a", 1, 1)], "GPU", 1), ([Node("a", cpus)], "CPU", cpus)):
+        share = share_out(nodes, pack_size, "auto").resources[name]
+        assert round(share * 10_000) * pack_size <= whole * 10_000
+
+
+def test_the_first_host_is_on_a_living_node_that_fits() -> None:
+    assert first_place([HEAD, SMALL, GPUS], "auto", "head") == ("gpus", "0")
+    assert first_place([HEAD, SMALL, GPUS], "cpu", "head") == ("small", None)
+    assert first_place([SMALL, LARGE], "auto", "large") == ("large", None)
+    assert first_place([HEAD, SMALL], "gpu", "head") == ("small", None), "the GPUs are still to come"
+    assert first_place([HEAD], "auto", "head") == ("head", None)
+
+
+def test_a_cluster_without_anything_is_refused_unless_something_is_to_come() -> None:
+    with pytest.raises(ClusterError, match="GPU or a CPU") as caught:
+        check_can_run([HEAD], [], None)
+    assert "search.concurrent" in str(caught.value.hint)
+    check_can_run([HEAD, SMALL], [], None)
+    check_can_run([HEAD], [GPUS], None)
+    check_can_run([HEAD], [], 4)
+
+
+def test_slots_are_counted_anew_every_few_seconds() -> None:
+    now, nodes = [0.0], [SMALL]
+    census = SlotCounter(lambda: share_out(nodes, 1, "auto"), concurrent=None, every_s=3.0, clock=lambda: now[0])
+    assert census.width == 1
+    nodes.append(LARGE)
+    assert census.width == 1, "Ray is not asked at every turn of the loop"
+    now[0] = 3.0
+    assert census.width == 5
+    nodes.clear()
+    now[0] = 6.0
+    assert census.width == 1, "one trial waits, for a node to come"
+
+
+def test_the_number_asked_for_stands_whatever_there_is() -> None:
+    assert SlotCounter(lambda: share_out([], 1, "gpu"), concurrent=6).width == 6
+    assert SlotCounter(lambda: share_out([LARGE, SMALL], 1, "auto"), concurrent=2).width == 2
+
+
+def test_studies_share_the_slots() -> None:
+    census = SlotCounter(lambda: share_out([GPUS], 2, "auto"), concurrent=None, num_studies=3)
+    assert census.width == 2
+    assert census.slots.num_slots == 8
+
+
+def auto(num_trials: int, *, fits: int = 100, fills: int = 8, num_devices: int = 1) -> tuple[int, str]:
+    chosen = choose_pack_size("auto", fits=fits, fills=fills, num_trials=num_trials, num_devices=num_devices)
+    return chosen.size, chosen.reason
+
+
+def test_auto_fills_each_device_in_even_rounds_and_says_why() -> None:
+    assert auto(8) == (8, "8 trials fill a device")
+    assert auto(24) == (8, "8 trials fill a device")
+    assert auto(12) == (6, "8 trials fill a device, and the 12 trials make 2 even rounds")
+    assert auto(3) == (3, "8 trials fill a device, and the 3 trials make one round")
+    assert auto(100, fits=5) == (5, "memory holds 5 trials at once")
+    assert auto(12, num_devices=4) == (3, "8 trials fill a device, and the 12 trials make one round on 4 devices")
+    assert auto(16, num_devices=0)[0] == 8, "all nodes are still to come"
+
+
+def test_a_size_that_was_asked_for_stands_unless_memory_holds_less() -> None:
+    assert choose_pack_size(4, fits=9, fills=8, num_trials=2, num_devices=1).size == 4
+    assert choose_pack_size(64, fits=9, fills=8, num_trials=2, num_devices=1).size == 9
+
+
+@given(st.integers(1, 500), st.integers(1, 64), st.integers(1, 64), st.integers(1, 8))
+def test_auto_takes_no_more_rounds_than_full_devices_would(trials: int, fits: int, fills: int, devices: int) -> None:
+    size = auto(trials, fits=fits, fills=fills, num_devices=devices)[0]
+    full = min(fits, fills)
+    assert 1 <= size <= full
+    assert -(-trials // (size * devices)) == -(-trials // (full * devices))

@@ -1,0 +1,58 @@
+"""A finished study that is resumed is shown as it ended, and its records in MLflow stay as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.studies import study as new_study
+
+from loraxs_search.records import TrialState
+from loraxs_search.search.driver.driver import close_finished
+from loraxs_search.studies import StudyFolder
+from loraxs_search.tracking import Tracker
+from loraxs_search.tracking.store import connect
+
+NOTICE = "the time budget of 60 s is used up"
+BEGAN, ENDED = 1_000_000.0, 1_000_075.0
+
+
+@pytest.fixture
+def finished(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
+    """A study that a driver worked on for 75 s, long ago; MLflow has not been told of its end."""
+    folder = new_study("s", store_uri)
+    with Tracker("s", folder.path, store_uri, "t") as tracker:
+        tracker.search_started("", folder.info.search)
+    with monkeypatch.context() as patch:
+        patch.setattr("loraxs_search.studies.journal.time.time", lambda: ENDED)
+        journal = folder.journal()
+        journal.driver_started(BEGAN)
+        journal.trial_started("00000", {"rank": 4})
+        journal.trial_ended("00000", TrialState.PRUNED, NOTICE)
+        journal.search_ended(NOTICE)
+    folder.write_candidates([])
+    return folder
+
+
+def shown(uri: str) -> tuple[Any, ...]:
+    """Return what the search's own run says of its end."""
+    client = connect(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("t").experiment_id])
+    history = client.get_metric_history(run.info.run_id, "wall_s")
+    return run.info.status, run.info.end_time, [m.value for m in history], run.data.tags.get("loraxs.notice")
+
+
+def test_resuming_a_finished_study_leaves_its_run_as_it_is(finished: StudyFolder) -> None:
+    uri = finished.info.tracking_uri
+    with Tracker("s", finished.path, uri, "t") as tracker:
+        tracker.search_finished("FINISHED", {"wall_s": 75.5, "notice": NOTICE})
+    before = shown(uri)
+    for _ in range(2):
+        result = close_finished(finished)
+        assert (result.wall_s, result.notice) == (75.0, NOTICE)
+    assert shown(uri) == before
+
+
+def test_a_driver_killed_before_it_told_the_end_has_it_told_as_it_was(finished: StudyFolder) -> None:
+    close_finished(finished)
+    assert shown(finished.info.tracking_uri) == ("FINISHED", ENDED * 1000, [75.0], NOTICE)

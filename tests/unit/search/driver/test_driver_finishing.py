@@ -1,0 +1,68 @@
+"""The pieces of a search's end, without a cluster: which rows are left, and what answers add up to."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import studies
+from support.toys import HYPERPARAMETERS, TASK
+
+from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.records import AdapterSize, Answers, Refit, TrialSpec
+from loraxs_search.search.driver.finishing import AnswerPiece, Trained, joined, row_pieces
+from loraxs_search.studies import Confirmations
+
+
+@given(st.integers(1, 3000), st.lists(st.integers(0, 3000), max_size=8), st.integers(1, 9))
+def test_every_row_is_answered_once_also_after_a_kill(num_rows, cuts, num_hosts):
+    edges = sorted({cut for cut in cuts if cut <= num_rows})
+    done = [range(a, b) for a, b in list(itertools.pairwise(edges))[::2]]
+    lacking = row_pieces(num_rows, done, num_hosts)
+    assert sorted(row for part in (*done, *lacking) for row in part) == list(range(num_rows))
+
+
+def test_rows_are_spread_over_all_hosts_in_parts_that_are_worth_a_call():
+    assert row_pieces(1000, [], 1) == [range(1000)]
+    assert row_pieces(1000, [], 2) == [range(500), range(500, 1000)]
+    assert row_pieces(200, [], 4) == [range(128), range(128, 200)]
+    assert row_pieces(1000, [range(1000)], 2) == []
+
+
+def test_answers_of_several_hosts_add_up(tmp_path):
+    confirmed = Confirmations(tmp_path)
+    confirmed.write_answers("00001.2", range(2, 3), Answers((1,), (1,), 0.5))
+    confirmed.write_answers("00001.2", range(2), Answers((0, 1), (0, 0), 1.0))
+    confirmed.write_answers("00001", range(9), Answers((0,) * 9, (1,) * 9, 9.0))
+    found = confirmed.answers("00001.2")
+    assert list(found) == [range(2), range(2, 3)]
+    metrics, rows = joined(list(found.values()), replace(TASK, metrics=("accuracy",)))
+    assert metrics == {"accuracy": pytest.approx(2 / 3), "loss": 0.5}
+    assert (rows.predictions.tolist(), rows.labels.tolist()) == ([0, 1, 1], [0, 0, 1])
+
+
+def test_what_is_done_is_found_again(tmp_path):
+    confirmed = Confirmations(tmp_path)
+    assert confirmed.refit("00001.1") is None
+    assert confirmed.validation("00001") is None
+    confirmed.write_refit("00001.1", Refit(7, {"accuracy": 0.5}))
+    confirmed.write_validation("00001", {})
+    assert confirmed.refit("00001.1") == Refit(7, {"accuracy": 0.5})
+    assert confirmed.validation("00001") == {}, "it was tried, and has no score"
+
+
+def test_a_finalist_whose_answers_are_not_finite_has_no_score_and_ends_no_search(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
+    study = studies.study("s")
+    trained = Trained(TrialSpec("00001", {}, HYPERPARAMETERS), study, {}, AdapterSize(1, 1, 1))
+    piece = AnswerPiece(trained, range(2), TASK)
+    piece.failed(TrialDivergedError("Logits must be finite."))
+    with pytest.raises(TaskDataError):
+        piece.failed(TaskDataError("elsewhere"))
+    study.confirmations().write_answers("00001", range(2, 3), Answers((1,), (1,), 0.5))
+    metrics, _ = joined(list(study.confirmations().answers("00001").values()), TASK)
+    assert all(math.isnan(value) for value in metrics.values())

@@ -1,0 +1,81 @@
+"""`sync` carries over what waits, of one study or of all."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.studies import TASK
+from support.studies import study as new_study
+
+from loraxs_search.cli import run
+from loraxs_search.errors import StudyError
+from loraxs_search.records import TrialState
+from loraxs_search.search.driver import sync as sync_module
+from loraxs_search.search.driver.sync import Synced, sync
+from loraxs_search.studies import StudyFolder
+from loraxs_search.tracking import Tracker
+from loraxs_search.tracking.store import connect
+
+AWAY = "http://127.0.0.1:9"
+
+
+def study(name: str, uri: str, *, told_at: str = AWAY, finished: bool = False) -> StudyFolder:
+    """A study whose records were told while MLflow was away."""
+    folder = new_study(name, uri)
+    journal = folder.journal()
+    journal.trial_started("00000", {"rank": 4})
+    tracker = Tracker(name, folder.path, told_at, TASK.name)
+    tracker.search_started("", folder.info.search)
+    tracker.trial_started("00000", {"rank": 4})
+    journal.trial_ended("00000", TrialState.FAIL, "because")
+    tracker.trial_finished("00000", TrialState.FAIL, "because")
+    if finished:
+        folder.write_candidates([])
+    tracker.close(0.0)
+    return folder
+
+
+def states(uri: str) -> dict[str, str]:
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("t")
+    runs = client.search_runs([experiment.experiment_id])
+    return {run.info.run_name: run.info.status for run in runs if run.data.tags["loraxs.kind"] == "search"}
+
+
+def test_what_waits_is_carried_over_once(store_uri: str) -> None:
+    study("one", store_uri)
+    study("two", store_uri, finished=True)
+    for _ in range(2):
+        assert set(sync()) == {Synced("one", "complete"), Synced("two", "complete")}
+        assert states(store_uri) == {"one": "RUNNING", "two": "FINISHED"}
+    size = (StudyFolder.open("two").path / "tracking.jsonl").stat().st_size
+    list(sync("two"))
+    assert (StudyFolder.open("two").path / "tracking.jsonl").stat().st_size == size, "a repetition tells nothing"
+
+
+def test_records_wait_while_mlflow_is_away(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sync_module, "_AWAY_AFTER_S", 0.5)
+    study("gone", AWAY)
+    assert run(["sync", "gone", "--json"]) == 1
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["study"], told["state"]) == ("gone", "waiting")
+    assert "127.0.0.1:9" in told["problem"]
+
+
+def test_a_study_at_work_is_left_to_its_driver(store_uri: str) -> None:
+    folder = study("busy", store_uri)
+    with folder.lock():
+        assert list(sync("busy")) == [Synced("busy", "running")]
+    with pytest.raises(StudyError, match="must be one of: busy"):
+        list(sync("idle"))
+
+
+def test_the_command_prints_a_table(store_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    study("shown", store_uri)
+    assert run(["sync"]) == 0
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["study", "records", "problem"]
+    assert row.split() == ["shown", "complete"]

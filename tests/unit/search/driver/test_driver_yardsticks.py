@@ -1,0 +1,17 @@
+"""A study's yardsticks are measured once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from support.studies import study
+
+from loraxs_search.records import Yardstick
+from loraxs_search.search.driver.yardsticks import StudyYardsticks
+
+
+def test_yardsticks_that_are_in_the_folder_are_not_measured_again(fresh_home: Path) -> None:
+    folder, kept = study("s"), (Yardstick("constant", {"accuracy": 0.5}, answer=0), Yardstick("tfidf", failed="why"))
+    folder.write_yardsticks(kept)
+    nobody_to_ask: object = None
+    assert StudyYardsticks(folder, nobody_to_ask).result() == kept  # type: ignore[arg-type]

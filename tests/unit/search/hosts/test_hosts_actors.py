@@ -1,0 +1,235 @@
+"""What a host's process sees to before it trains."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from loraxs_search.errors import ClusterError, StudyError, TaskDataError
+from loraxs_search.records import (
+    BaseModel,
+    BaseModelRef,
+    DataSource,
+    HostInfo,
+    Hyperparameters,
+    Identity,
+    SearchPlan,
+    Task,
+    TrialSpec,
+)
+from loraxs_search.search.cluster import node_facts, placement
+from loraxs_search.search.cluster.placement import Node
+from loraxs_search.search.hosts import pool
+from loraxs_search.search.hosts.actors import MAX_CALLERS, HostActor, HostConfig, callers, check_versions
+from loraxs_search.search.hosts.identity import check_unchanged
+
+OTHER = Task("other", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
+TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
+ORDER = HostConfig(BaseModelRef("base"), "float32", 1, False, (8, 4))
+
+
+def test_versions_like_the_drivers_are_fine() -> None:
+    check_versions("10.0.0.7", node_facts.versions())
+    check_versions("10.0.0.7", node_facts.versions() | {"mlflow": "2.0.0"})  # only the driver needs it
+
+
+@pytest.mark.parametrize("package", ["loraxs-search", "ray", "torch", "transformers", "peft", "datasets"])
+def test_another_version_is_refused_with_node_package_and_both(package: str) -> None:
+    here = re.escape(node_facts.versions()[package])
+    with pytest.raises(ClusterError, match=rf"10\.0\.0\.7 has {package} {here}, the driver has 0\.0\.1\.") as caught:
+        check_versions("10.0.0.7", node_facts.versions() | {package: "0.0.1"})
+    assert "--runtime-env" in (caught.value.hint or "")
+
+
+def test_a_node_without_the_rows_is_told_as_the_nodes_fault_to_its_trials() -> None:
+    def make(*_: Any) -> Any:
+        raise TaskDataError("rows.csv must be there.", hint="put it there")
+
+    host = HostActor.__ray_metadata__.modified_class(replace(ORDER, make=make), 1, "10.0.0.7")
+    with pytest.raises(ClusterError, match=r"but 10\.0\.0\.7 is not: rows.csv must be there\.") as caught:
+        host.advance(None, 4, None, TASK)
+    assert caught.value.hint == "put it there"
+    with pytest.raises(TaskDataError):  # asked before any trial, it is the space's
+        host.info(TASK)
+
+
+def test_a_node_without_the_rows_of_a_second_task_is_told_so_too() -> None:
+    disk = Disk()
+    host = actor(disk, packed=True)
+    assert host.advance(SPEC, 4, None, TASK) == ("base", "rows of t")
+    disk.rows["other"] = None
+    with pytest.raises(ClusterError, match=r"but 10\.0\.0\.7 is not: other.csv must be there\."):
+        host.advance(SPEC, 4, None, OTHER)
+
+
+# ---- identity --------------------------------------------------------------------------------------------------------
+INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, num_slots=1000)
+HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
+SPEC = TrialSpec("00000", {}, HYPER)
+
+
+class Disk:
+    """A node's files: weights, and the rows of each task, by content."""
+
+    def __init__(self) -> None:
+        self.base = "base"
+        self.rows: dict[str, str | None] = {"t": "rows of t", "other": "rows of other"}
+        self.num_loads = 0
+
+    def make(self, order: HostConfig, task: Task, threads: int) -> Any:
+        self.num_loads += 1
+        return LoadedHost(self)
+
+
+class LoadedHost:
+    """Keeps what it has read, and trains on that."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk, self._base = disk, disk.base
+        self._rows: dict[str, str] = {}
+
+    def info(self, task: Task, *, anew: bool = False) -> HostInfo:
+        if anew or task.name not in self._rows:
+            rows = self._disk.rows[task.name]
+            if rows is None:
+                raise TaskDataError(f"{task.name}.csv must be there.")
+            self._rows[task.name] = rows
+        return replace(INFO, base=BaseModel("b", "/b", self._base), data_fingerprint=self._rows[task.name])
+
+    def base_changed(self) -> bool:
+        return self._disk.base != self._base
+
+    def close(self) -> None:
+        self._base = "closed"
+
+    def advance(self, spec: TrialSpec, until: int, snapshot: Any, task: Task) -> tuple[str, str]:
+        return self._base, self._rows[task.name]
+
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> tuple[str, str]:
+        return self._base, self._rows[task.name]
+
+
+def actor(disk: Disk, *, packed: bool = False) -> Any:
+    order = replace(ORDER, make=disk.make, packed=packed)
+    return HostActor.__ray_metadata__.modified_class(order, 1, "10.0.0.7")
+
+
+def begun_with(base: str, rows: str) -> TrialSpec:
+    return replace(SPEC, identity=Identity(base, rows))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_warm_host_describes_and_trains_on_the_rows_of_now(packed: bool) -> None:
+    disk = Disk()
+    host = actor(disk, packed=packed)
+    assert host.info(TASK).identity == Identity("base", "rows of t")
+    disk.rows["t"] = "edited"
+    assert host.info(TASK).identity == Identity("base", "edited")
+    assert host.advance(begun_with("base", "edited"), 4, None, TASK) == ("base", "edited")
+    assert disk.num_loads == 1
+
+
+def test_a_warm_host_that_no_study_has_asked_first_reads_again_what_differs() -> None:
+    """As on a second node: trials are given to it without more ado."""
+    disk = Disk()
+    host = actor(disk)
+    host.advance(begun_with("base", "rows of t"), 4, None, TASK)
+    disk.rows["t"], disk.base = "edited", "other weights"
+    assert host.advance(begun_with("other weights", "edited"), 4, None, TASK) == ("other weights", "edited")
+    assert host.confirm(begun_with("other weights", "edited"), b"", TASK) == ("other weights", "edited")
+    assert disk.num_loads == 2
+
+
+def test_a_warm_host_has_the_weights_of_now() -> None:
+    disk = Disk()
+    host = actor(disk)
+    host.info(TASK)
+    disk.base = "other weights"
+    assert host.info(TASK).identity == Identity("other weights", "rows of t")
+    assert disk.num_loads == 2
+
+
+@pytest.mark.parametrize("call", ["advance", "confirm"])
+@pytest.mark.parametrize("changed", ["rows", "weights"])
+def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values(call: str, changed: str) -> None:
+    """Trials, refits and confirmations go through these two calls."""
+    disk = Disk()
+    if changed == "rows":
+        disk.rows["t"], told = "edited", "data fingerprint edited, not rows of t"
+    else:
+        disk.base, told = "other weights", "weight digest other weights, not base"
+    host, spec = actor(disk, packed=True), begun_with("base", "rows of t")
+    with pytest.raises(ClusterError, match=rf"but 10\.0\.0\.7 is not: it has {told}\.") as caught:
+        host.advance(spec, 4, None, TASK) if call == "advance" else host.confirm(spec, b"", TASK)
+    assert "launch a new study" in (caught.value.hint or "")
+    disk.rows["t"], disk.base = "rows of t", "base"  # put back: no search need start anew
+    assert host.advance(spec, 4, None, TASK) == ("base", "rows of t")
+
+
+def test_studies_that_share_a_host_are_each_held_to_their_own_rows() -> None:
+    disk = Disk()
+    host = actor(disk, packed=True)
+    assert [host.info(task).data_fingerprint for task in (TASK, OTHER)] == ["rows of t", "rows of other"]
+    assert host.advance(begun_with("base", "rows of other"), 4, None, OTHER) == ("base", "rows of other")
+    with pytest.raises(ClusterError, match="data fingerprint rows of t, not rows of other"):
+        host.advance(begun_with("base", "rows of other"), 4, None, TASK)
+    assert host.advance(begun_with("base", "rows of t"), 4, None, TASK) == ("base", "rows of t")
+
+
+def test_a_host_of_lone_trials_that_was_kept_serves_another_task() -> None:
+    disk = Disk()
+    host = actor(disk)
+    host.info(TASK)
+    assert host.info(OTHER).data_fingerprint == "rows of other"
+    assert host.advance(begun_with("base", "rows of other"), 4, None, OTHER) == ("base", "rows of other")
+    assert disk.num_loads == 2
+
+
+def test_a_study_goes_on_with_what_it_began_with() -> None:
+    began = Identity("0123456789abcdef-base", "rows")
+    check_unchanged("s", None, began)  # it is new, or an older version began it
+    check_unchanged("s", began, began)
+    told = r"'s' must go on .* weight digest other, not 0123456789abcdef and data fingerprint edited, not rows\."
+    with pytest.raises(StudyError, match=told) as caught:
+        check_unchanged("s", began, Identity("other", "edited"))
+    assert "launch a new study" in (caught.value.hint or "")
+
+
+def test_a_host_has_threads_for_its_callers_and_not_for_any_number() -> None:
+    packed = replace(ORDER, packed=True, pack_size=4)
+    assert callers(ORDER, 1) == 1
+    assert callers(packed, 1) == 5
+    assert callers(replace(packed, pack_size="auto"), 2) == 129
+    assert callers(replace(packed, pack_size=100_000), 1) == MAX_CALLERS + 1  # as many threads kept it from starting
+
+
+def test_no_more_trials_are_held_than_their_processes_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Host:
+        def info(self, task: Task, *, anew: bool = False) -> HostInfo:
+            return INFO
+
+        def base_changed(self) -> bool:
+            return False
+
+    host = HostActor.__ray_metadata__.modified_class(replace(ORDER, make=lambda *_: Host()), 1, "10.0.0.7")
+    monkeypatch.setattr(placement, "available_bytes", lambda: 10 * (75 << 20))
+    assert host.info(TASK) == replace(INFO, num_slots=9)
+    monkeypatch.setattr(placement, "available_bytes", lambda: 0)
+    assert host.info(TASK).num_slots == 1
+
+
+def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pool, "living_nodes", lambda: [Node("n", 2)])
+    hosts = object.__new__(pool.HostPool)
+    hosts._order, hosts._device, hosts._plans = replace(ORDER, packed=True, pack_size=64), "auto", (SearchPlan(),)
+    with caplog.at_level(logging.WARNING):
+        assert hosts.pack_size(INFO).size == 64
+        assert not caplog.text
+        assert hosts.pack_size(replace(INFO, num_slots=9)).size == 9
+    assert "`search.pack_size` is 64, but memory holds 9 trials at once, not 64: it is 9" in caplog.text

@@ -1,0 +1,60 @@
+"""The sampler's database made anew from the journal is the one that was lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+
+from loraxs_search.records import TrialRecord, TrialState
+from loraxs_search.search.ledger.optuna_storage import open_optuna_study
+from loraxs_search.search.ledger.rebuild import rebuild
+from loraxs_search.search_space import Space, parse_space
+
+SPACE = """
+task: sst2
+base_model: org/base
+parameters:
+  rank: {choice: [4, 8]}
+  learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
+  sigma: {choice: [input, sqrt]}
+  init_std: {uniform: [1.0e-5, 1.0e-3], when: {sigma: sqrt}}
+  batch_size: 8
+"""
+
+
+def searched(path: Path, space: Space, num_trials: int) -> tuple[optuna.Study, dict[str, TrialRecord]]:
+    study = open_optuna_study(path, "s", "maximize")
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    records = {}
+    for _ in range(num_trials):
+        trial = study.ask()
+        name = f"{trial.number:05d}"
+        records[name] = TrialRecord(name, space.suggest(trial), TrialState.RUNNING)
+    return study, records
+
+
+def test_a_lost_database_is_made_anew(tmp_path: Path) -> None:
+    space = parse_space(SPACE, source="s.yaml", folder=tmp_path)
+    lost, records = searched(tmp_path / "lost.db", space, 12)
+    study = open_optuna_study(tmp_path / "new.db", "s", "maximize")
+    for _ in range(2):  # doing it again changes nothing
+        rebuild(study, space, records)
+        for before, after in zip(lost.get_trials(), study.get_trials(), strict=True):
+            assert (after.number, after.params, after.distributions) == (
+                before.number,
+                before.params,
+                before.distributions,
+            )
+            assert after.state is optuna.trial.TrialState.RUNNING
+    assert study.ask().number == 12
+
+
+def test_what_a_database_has_is_left_and_a_number_that_was_never_begun_stays_free(tmp_path: Path) -> None:
+    space = parse_space(SPACE, source="s.yaml", folder=tmp_path)
+    study, records = searched(tmp_path / "o.db", space, 2)
+    params = records["00000"].params
+    rebuild(study, space, records | {"00003": TrialRecord("00003", params, TrialState.RUNNING)})
+    trials = study.get_trials()
+    assert [bool(trial.params) for trial in trials] == [True, True, False, True]
+    assert trials[3].params["rank"] == params["rank"]

@@ -1,0 +1,87 @@
+"""When Tune's loop ends before its trials have, and how often a trial's process may be lost.
+
+A node's death is one loss, however often the dead node is offered again.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from loraxs_search.errors import ClusterError
+from loraxs_search.search.tune import runner
+from loraxs_search.search.tune.runner import ONE_LOSS_S, LoopWatch, _StoppedError
+
+# As Tune writes it at the end of a trial's file: of a process that died, and of a node that could not make one.
+DIED = "Failure # 1 (occurred at 2026-01-01_00-00-00)\nThe actor died unexpectedly.\n"
+UNFIT = """
+Failure # 2 (occurred at 2026-01-01_00-00-09)
+Failed to set up runtime environment.
+Could not create the actor because its associated runtime env failed to be created.
+[Node 10.0.0.7] Traceback (most recent call last):
+  File "pip.py", line 134, in __init__
+RuntimeError: Please install virtualenv `python -m pip install virtualenv`to enable pip runtime env.
+
+"""
+PENDING, RUNNING = SimpleNamespace(status="PENDING"), SimpleNamespace(status="RUNNING")
+
+
+def allowed(losses_at: list[float], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how many failures Tune allows a trial in all, after losses at these seconds."""
+    trial = SimpleNamespace(trial_id="t", max_failures=3, error_file=None)
+    watch = LoopWatch(lambda: False, lambda: None, pytest.fail)
+    for at in losses_at:
+        monkeypatch.setattr(runner.time, "monotonic", lambda now=at: now)
+        watch.on_trial_recover(0, [], trial)
+    return trial.max_failures
+
+
+def test_losses_that_follow_closely_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert allowed([5.0], monkeypatch) == 3
+    assert allowed([5.0, 6.0, 8.0, 5.0 + ONE_LOSS_S - 1], monkeypatch) == 3 + 3
+
+
+def test_a_trial_that_is_always_lost_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten losses a minute for an hour are sixty losses, not none."""
+    losses = [6.0 * n for n in range(600)]
+    assert len(losses) - (allowed(losses, monkeypatch) - 3) == 60
+
+
+def test_losses_far_apart_count_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert allowed([0.0, 100.0, 200.0], monkeypatch) == 3
+
+
+def test_the_loop_ends_when_it_is_told_to() -> None:
+    over, turns = [False], list[int]()
+    watch = LoopWatch(lambda: over[0], lambda: turns.append(1), pytest.fail)
+    watch.on_step_begin(0, [RUNNING])
+    over[0] = True
+    with pytest.raises(_StoppedError):
+        watch.on_step_begin(1, [RUNNING])
+    assert len(turns) == 2
+
+
+def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes() -> None:
+    def turn(deadline: float, *trials: object) -> None:
+        LoopWatch(lambda: False, lambda: None, pytest.fail, deadline).on_step_begin(0, list(trials))
+
+    turn(time.time() + 60, PENDING)
+    turn(time.time() - 1, PENDING, RUNNING)  # those that run are stopped at their next report
+    with pytest.raises(_StoppedError):
+        turn(time.time() - 1, PENDING)
+
+
+def test_a_node_that_cannot_make_the_environment_ends_the_search_and_blames_no_trial(tmp_path: Path) -> None:
+    told = list[ClusterError]()
+    trial = SimpleNamespace(trial_id="t", max_failures=3, error_file=str(tmp_path / "error.txt"))
+    watch = LoopWatch(lambda: False, lambda: None, told.append)
+    watch.on_trial_recover(0, [], trial)
+    for said, num_told in ((DIED, 0), (DIED + UNFIT, 1), (DIED + UNFIT + DIED, 1)):
+        (tmp_path / "error.txt").write_text(said)
+        watch.on_trial_recover(0, [], trial)
+        assert len(told) == num_told
+    assert "10.0.0.7 is not: RuntimeError: Please install virtualenv" in str(told[0])
+    assert "--runtime-env" in (told[0].hint or "")

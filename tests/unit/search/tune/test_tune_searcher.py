@@ -1,0 +1,145 @@
+"""A searcher that cannot record says so and touches nothing more: Tune would take its exception for the trial's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from ray.tune.search import Searcher
+
+from loraxs_search.errors import HomeError, LoraxsError
+from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
+from loraxs_search.search.ledger.ledger import Ledger
+from loraxs_search.search.ledger.optuna_storage import open_optuna_study
+from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.search.tune.sampler import Sampler
+from loraxs_search.search.tune.searcher import StudySearcher
+from loraxs_search.search.tune.trainable import FAILED, FATAL, REPORT, STEP
+from loraxs_search.search_space import load_space
+from loraxs_search.studies import Journal
+from loraxs_search.tracking import Tracker
+
+HYPER = Hyperparameters(4, ("a",), 1e-3, 1e-3)
+
+
+class FullView(SilentView):
+    """Raises where a full disk would, once it is full."""
+
+    full = False
+
+    def trial_changed(self, record: Any) -> None:
+        if self.full:
+            raise HomeError("No space left to write it.", hint="free some space")
+
+
+@pytest.fixture
+def make_searcher(tmp_path: Path, store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudySearcher]:
+    """Make the searcher of a study with these values of its plan."""
+    monkeypatch.setattr("loraxs_search.search.tune.searcher.to_json", lambda record: "")
+    return lambda **changes: _searcher(tmp_path, store_uri, changes)
+
+
+@pytest.fixture
+def searcher(make_searcher: Callable[..., StudySearcher]) -> StudySearcher:
+    return make_searcher()
+
+
+def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudySearcher:
+    space = load_space("movie_reviews")
+    path = tmp_path / "optuna.jsonl"
+    study = open_optuna_study(path, "s", "maximize")
+    tracker = Tracker("s", tmp_path / "s", store_uri, "t")
+    ledger = Ledger(Journal(tmp_path / "journal.jsonl"), study, tracker, FullView(), "accuracy")
+    # What of a crew needs no cluster: the names of actors, what params resolve to, and room for two trials.
+    crew: Any = SimpleNamespace(
+        actor_names={},
+        spec=lambda trial_id, params: SimpleNamespace(hyperparameters=HYPER),
+        census=SimpleNamespace(width=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
+    )
+    return StudySearcher(study, ledger, space, replace(space.search, **changes), crew, None, None, path)
+
+
+@pytest.fixture
+def started(searcher: StudySearcher) -> StudySearcher:
+    """A searcher with two trials under way."""
+    assert isinstance(searcher.suggest("x"), dict)
+    assert isinstance(searcher.suggest("y"), dict)
+    return searcher
+
+
+def _result(step: int, trial_id: str = "00000") -> dict[str, Any]:
+    report = TrialReport(trial_id, step, {"accuracy": 0.5}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
+    return {STEP: step, REPORT: to_json(report)}
+
+
+def states(searcher: StudySearcher) -> list[TrialState]:
+    return [record.state for record in searcher._ledger.records.values()]
+
+
+def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySearcher) -> None:
+    started.on_trial_complete("x", {STEP: 0, FATAL: ["On node 10.0.0.2: No space left.", "free some space"]})
+    assert isinstance(started.broken, LoraxsError)
+    assert (started.broken.message, started.broken.hint) == ("On node 10.0.0.2: No space left.", "free some space")
+    started.on_trial_complete("y", {STEP: 40, FAILED: "something"})
+    assert states(started) == [TrialState.RUNNING] * 2, "what comes after is not recorded: it is done again"
+    assert started.suggest("z") is None
+
+
+def test_what_the_ledger_cannot_write_is_kept_for_the_driver(started: StudySearcher) -> None:
+    started._ledger._view.full = True
+    started.on_trial_result("x", _result(40))
+    assert "No space left" in str(started.broken)
+    started._ledger._view.full = False
+    first = started.broken
+    started.on_trial_complete("y", {STEP: 0, FATAL: ["other", ""]})
+    assert started.broken is first, "the first cause is the one to tell"
+
+
+def test_a_trial_that_fails_is_recorded_with_its_reason(started: StudySearcher) -> None:
+    started.on_trial_complete("x", {STEP: 0, FAILED: "it diverged"})
+    started.on_trial_complete("y", None, error=True)
+    assert states(started) == [TrialState.FAIL] * 2
+    assert [r.reason for r in started._ledger.records.values()] == [
+        "it diverged",
+        "its process was lost more than 3 times",
+    ]
+    assert started.broken is None
+
+
+@pytest.mark.parametrize("seed", [4295, 2**31, 2**32 - 1])
+def test_every_seed_that_a_space_may_have_proposes(make_searcher: Callable[..., StudySearcher], seed: int) -> None:
+    """TPE takes 32 bits."""
+    searcher = make_searcher(seed=seed)
+    assert isinstance(searcher.suggest("x"), dict)
+    assert searcher.broken is None
+
+
+def test_a_small_seed_proposes_what_it_always_has(make_searcher: Callable[..., StudySearcher]) -> None:
+    searcher = make_searcher(seed=3)
+    searcher.suggest("x")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    _, params = Sampler(study, load_space("movie_reviews")).propose(3_000_009)
+    assert searcher._ledger.records["00000"].params == params
+
+
+def test_trials_that_nearly_all_fail_for_one_reason_end_the_search(searcher: StudySearcher) -> None:
+    for name in "abcde":
+        assert isinstance(searcher.suggest(name), dict)
+        searcher.on_trial_complete(name, {STEP: 0, FAILED: "it diverged"})
+    assert searcher.suggest("f") == Searcher.FINISHED
+    assert searcher.failing == "5 of the latest trials failed for the same reason: it diverged"
+
+
+def test_five_failures_among_many_trials_end_nothing(make_searcher: Callable[..., StudySearcher]) -> None:
+    searcher = make_searcher(trials=100, max_steps=40)
+    for number in range(30):
+        assert isinstance(searcher.suggest("x"), dict), f"after {number} trials"
+        result = _result(40, f"{number:05d}") if number % 5 else {STEP: 0, FAILED: "it diverged"}
+        searcher.on_trial_complete("x", result)
+    assert states(searcher).count(TrialState.FAIL) == 6
+    assert searcher.early_end is None
