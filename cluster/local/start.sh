@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Several Ray nodes on this one machine: a head without CPUs for trials, and workers, each a `ray start` of its own.
-# To see a search on a real cluster, to kill a node and watch its trials go on elsewhere; it is not faster than
-# `loraxs-search launch SPACE`, which starts one node for itself.
+# Several Ray nodes on this one machine: a head that runs no trials, and workers. Each is a `ray start` of its own.
+# Use it to see a search on a real cluster, or to kill a node and watch its trials continue on another. It is not faster
+# than `loraxs-search launch SPACE`, which starts one node for itself.
 #
-# Presumes: `ray` on PATH, from the environment that has loraxs-search.
+# Needs: `ray` on PATH, from the environment that has loraxs-search.
 #
-#     eval "$(cluster/local/start.sh 2 1)"        # 2 workers with 1 CPU each; lets this shell know the token
+#     eval "$(cluster/local/start.sh 2 1)"        # 2 workers with 1 CPU each; gives this shell the token
 #     loraxs-search launch movie_reviews --address 127.0.0.1:6379
 #     cluster/local/stop.sh
 #
-# The token is new at each start, and all that guards the cluster: Ray listens on every interface of this machine,
-# whatever address its nodes have. PORT (6379) is the head's port.
-# LORAXS_CLUSTER (/tmp/loraxs-UID) is the folder of token, pids and logs; keep it short: sockets below have long names.
+# Each start makes a new token. Only the token guards the cluster: Ray listens on every network interface of this
+# machine, whatever address its nodes have. PORT (6379) is the head's port. LORAXS_CLUSTER (/tmp/loraxs-UID) is the
+# folder of the token, the pids and the logs. Keep its path short, because the sockets in it have long names.
 set -euo pipefail
 umask 077
 

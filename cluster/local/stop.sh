@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Stops the nodes that start.sh started, and no other Ray on this machine (`ray stop` would stop all of them).
 #
-# Presumes: LORAXS_CLUSTER as it was for start.sh.
+# Needs: LORAXS_CLUSTER as it was for start.sh.
 #
 #     cluster/local/stop.sh
 #
-# One node alone, as if it were lost: kill -9 "$(cat /tmp/loraxs-UID/worker-1.pid)"
+# To lose one node: kill -9 "$(cat /tmp/loraxs-UID/worker-1.pid)"
 set -euo pipefail
 
 folder=${LORAXS_CLUSTER:-/tmp/loraxs-$(id -u)}

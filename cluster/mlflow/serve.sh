@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
 # An MLflow server for many machines: runs and accounts in PostgreSQL, artifacts in an S3-compatible store, passwords.
 #
-# Presumes: pip install 'mlflow[auth]>=3.15,<4' psycopg2-binary boto3; an empty database; a bucket; in the environment
+# Needs: pip install 'mlflow[auth]>=3.15,<4' psycopg2-binary boto3; an empty database; a bucket; in the environment
 #   PGHOST PGUSER PGDATABASE PGPASSWORD                 the database
 #   ARTIFACTS (s3://bucket/folder), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, and MLFLOW_S3_ENDPOINT_URL if not AWS
-#   MLFLOW_AUTH_ADMIN_PASSWORD                          12 or more characters; made the admin's at the first start
-#   MLFLOW_FLASK_SERVER_SECRET_KEY                      any long random text, the same for every process
+#   MLFLOW_AUTH_ADMIN_PASSWORD                          12 or more characters; the first start gives it to admin
+#   MLFLOW_FLASK_SERVER_SECRET_KEY                      any long random text, the same in every process
 #   ALLOWED_HOSTS                                       the names clients use, e.g. mlflow.example.org,127.0.0.1:5000
 #
 #     cluster/mlflow/serve.sh
 #     export MLFLOW_TRACKING_URI=https://mlflow.example.org MLFLOW_TRACKING_USERNAME=searcher   # and ..._PASSWORD
 #     loraxs-search launch movie_reviews
 #
-# An account for searches (an admin may do everything, a searcher owns what it makes and reads the rest):
+# An account for searches. It owns what it makes, and can read the rest. Admin may do everything.
 #     curl --user admin --json '{"username": "searcher", "password": "..."}' \
 #       https://mlflow.example.org/api/2.0/mlflow/users/create
 #
-# TLS: passwords travel in clear text, so the server listens on 127.0.0.1 and a proxy on the same machine speaks
-# https to the world. A whole Caddyfile for it: `mlflow.example.org { reverse_proxy 127.0.0.1:5000 }`.
-# HOST=0.0.0.0 only where something else keeps strangers out.
+# TLS: the server does not encrypt passwords. So it listens on 127.0.0.1, and a proxy on the same machine offers https
+# to others. A whole Caddyfile for it: `mlflow.example.org { reverse_proxy 127.0.0.1:5000 }`. Set HOST=0.0.0.0 only if
+# something else keeps strangers out.
 set -euo pipefail
 
 : "${PGHOST:?}" "${PGUSER:?}" "${PGDATABASE:?}" "${PGPASSWORD:?}" "${ARTIFACTS:?}"

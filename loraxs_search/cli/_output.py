@@ -20,7 +20,7 @@ TrackingOption = Annotated[
 ]
 BaseOption = Annotated[
     str | None,
-    typer.Option("--base", help="The task's champion on this base model, of several.", metavar="NAME"),
+    typer.Option("--base", help="The task's champion on this base model.", metavar="NAME"),
 ]
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="Ray cluster; default: Ray on this machine, for this search.")
@@ -37,7 +37,7 @@ StorageOption = Annotated[
     str | None,
     typer.Option(
         "--storage",
-        help="Where copies of the study are kept, to go on from another machine: a shared folder or s3://BUCKET/PREFIX.",
+        help="Where to copy the study, to resume it on another machine: a shared folder or s3://BUCKET/PREFIX.",
         metavar="URI",
     ),
 ]

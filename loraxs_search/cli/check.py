@@ -25,9 +25,11 @@ def command(
 ) -> None:
     """Check a space against its base model; nothing is trained.
 
-    Tells every fault of the file with its line. A space in order is described: how many params it holds, what the
-    smallest and the largest adapter store, and the modules that each group means. With --data: how many rows there
-    are, which of them splits share, and a warning for what makes scores mean less than they seem to.
+    Reports every mistake of the file, with its line. Of a valid space it prints how many combinations there are, the
+    smallest and the largest adapter, and the layers of each module group.
+
+    With --data it also reads the rows: how many there are, which of them splits share, and how many trials would share
+    this machine. It warns of rows that make scores mean less than they seem to.
     """
     from loraxs_search.base_model import head_shapes, linear_modules
     from loraxs_search.records import Head

@@ -21,7 +21,7 @@ from loraxs_search.cli._output import (
 
 def command(
     space: Annotated[
-        str | None, typer.Argument(help="A space whose base and files are to be there; default: none.")
+        str | None, typer.Argument(help="A space whose base and files every node needs; default: none.")
     ] = None,
     address: AddressOption = None,
     tracking_uri: TrackingOption = None,
@@ -31,9 +31,9 @@ def command(
 ) -> None:
     """Check a cluster, or this machine, before a search.
 
-    On each node: versions, GPUs and memory, storage, open files, the clock, the way to MLflow; with a space also its
-    files, where its base comes from, and the hub if it is needed; with --storage that it can be written from here.
-    Exits 1 when something stands in the way.
+    It looks at each node: versions, GPUs and memory, disk, open files, the clock, the way to MLflow. With a space it
+    also checks its files and their content, where its base comes from, and the hub if that is needed. With --storage it
+    checks that the storage can be written from here. Exits 1 if something would stop a search.
     """
     from loraxs_search.search.cluster.doctor import examine
 

@@ -17,7 +17,7 @@ def command(
 ) -> None:
     """Show every decision on a task's champion.
 
-    Oldest first, refusals, rollbacks and removals too, each with the rule's reasons and numbers.
+    The oldest comes first. Refusals, rollbacks and removals are there too, each with the rule's reasons and numbers.
     """
     from loraxs_search.api import history
 

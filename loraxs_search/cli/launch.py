@@ -31,12 +31,19 @@ def command(
 ) -> None:
     """Search a space; the finalist is scored on held-out rows.
 
-    Nothing is written before the space, the base, the data, MLflow and Ray are seen to be in order. Ctrl-C ends the
-    search in order (exit code 130), a second one at once; `loraxs-search resume` goes on after either, and after a
-    kill. Prints the leaderboard, best first.
+    It checks the space, the base, the data, MLflow and Ray before it writes anything. At the end it prints the
+    leaderboard, best first. Ctrl-C stops the search cleanly (exit code 130), a second one at once. `loraxs-search
+    resume` continues after either, and after a kill.
 
-    Several spaces with one base are searched at once, each in a study of its own: trials of all of them share the
-    passes over the base.
+    Several spaces with one base are searched together, each in a study of its own. Their trials share the passes over
+    the base.
+
+    A study accepts only the rows and the base weights that it began with. Every host and every `resume` compares their
+    content, and refuses others with both values.
+
+    A trial fails alone if its numbers become NaN. If nearly all of the latest trials fail for one reason, and at least
+    five, the search stops and names it. A full disk, here or on a node, stops the search too, and no trial is blamed.
+    `resume` continues once the cause is gone.
     """
     from loraxs_search.search import launch, launch_together
 

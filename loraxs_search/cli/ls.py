@@ -19,8 +19,8 @@ def command(
 ) -> None:
     """List all tasks with their champions.
 
-    The score is that of the champion on the test rows; beside it mean and standard deviation, on validation rows, over
-    the seeds that its recipe was trained from.
+    The score is the champion's on the test rows. Next to it are mean and standard deviation over the seeds that its
+    recipe was trained from, on validation rows.
     """
     from loraxs_search.api import ls
 

@@ -13,7 +13,7 @@ from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, em
 def command(
     name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias, TASK:version, or a folder: ./FOLDER.")],
     texts: Annotated[
-        list[str], typer.Argument(help="Texts to judge, a row each; for pairs, first and second in turn.")
+        list[str], typer.Argument(help="One text for each row; for pairs, first and second in turn.")
     ],
     base: BaseOption = None,
     tracking_uri: TrackingOption = None,
@@ -21,7 +21,8 @@ def command(
 ) -> None:
     """Apply a promoted adapter to texts.
 
-    Prints a line a text: label, probability, text, separated by tabs (for regression: number, text).
+    Prints one line for each text: label, probability and text, separated by tabs. For a regression: number and text. A
+    folder is given as ./FOLDER, ~/FOLDER or an absolute path.
     """
     from loraxs_search.api import predict
 

@@ -19,10 +19,11 @@ def command(
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a search that was interrupted or killed.
+    """Continue a search that was interrupted or killed.
 
-    Unfinished trials go on from their last report. A study that is finished is printed as it is. With --storage the
-    search may have been another machine's.
+    Unfinished trials continue from their last report. A trial alone on a CPU repeats bit for bit. In a pack it repeats
+    up to the rounding of shared passes. A finished study is printed as it is. With --storage, another machine may have
+    begun the search; one machine at a time works on it.
     """
     from loraxs_search.search import resume
 

@@ -17,7 +17,7 @@ def command(
 ) -> None:
     """Remove one version of a task from the registry.
 
-    A champion is not removed without --force. Copies that were pulled stay where they are.
+    A champion is removed only with --force. Copies that were pulled stay where they are.
     """
     from loraxs_search.api import remove
 

@@ -17,7 +17,7 @@ def command(
 ) -> None:
     """Make an earlier version of a task its champion again.
 
-    Who pulls the task gets that version from then on. It is recorded, as `history` shows.
+    From then on, `pull TASK` gets that version. `history` shows the change.
     """
     from loraxs_search.api import rollback
 

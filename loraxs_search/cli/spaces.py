@@ -40,7 +40,7 @@ def copy(
 ) -> None:
     """Copy a shipped space to a file of yours.
 
-    Comments are kept; paths of data files are made absolute, so that the copy can lie anywhere.
+    It keeps the comments and makes the paths of data files absolute, so the copy works anywhere.
     """
     from loraxs_search.search_space import portable_text, shipped_space_path
 

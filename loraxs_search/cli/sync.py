@@ -16,7 +16,8 @@ def command(
 ) -> None:
     """Write to MLflow what studies could not while it was away.
 
-    Repeating it changes nothing. Exits 1 when records still wait, or a study is damaged.
+    You can repeat it: records that are there already do not change. Exits 1 if records still wait, or if a study is
+    damaged.
     """
     from loraxs_search.search.driver.sync import sync
 

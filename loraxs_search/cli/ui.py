@@ -17,8 +17,9 @@ def command(
 ) -> None:
     """Serve the MLflow UI on the embedded store.
 
-    Until Ctrl-C. Choose "Model training" at the top left: each task is an experiment, each search a run with its
-    trials below it, each champion a registered model. A server given with --tracking-uri has a UI of its own.
+    It runs until Ctrl-C. Choose "Model training" at the top left: each task is an experiment, each search a run with
+    its trials below it, each champion a registered model. A search has its YAML, versions and hardware. A trial has its
+    params, metrics, adapter size and why it ended. A server given with --tracking-uri has a UI of its own.
     """
     from loraxs_search.tracking import resolve_uri, run_ui
 

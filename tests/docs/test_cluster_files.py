@@ -57,11 +57,11 @@ def test_every_file_is_known_here():
 
 
 @pytest.mark.parametrize("name", [*LAUNCHERS, *SCRIPTS, *MANIFESTS, "kuberay/Dockerfile", "mlflow/basic_auth.ini"])
-def test_a_file_opens_with_what_it_is_presumes_and_its_commands(name):
+def test_a_file_opens_with_what_it_is_and_needs_and_its_commands(name):
     lines = read(name).removeprefix("#!/usr/bin/env bash\n").splitlines()
     head = "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
     assert re.match(r"# [A-Z]", head)
-    assert "# Presumes: " in head
+    assert "# Needs: " in head
     programs = r"(cluster/|ray |kubectl |sbatch |docker )"
     assert re.search(rf'^#( Run:)? {{4,}}(eval "\$\()?{programs}', head, re.MULTILINE), head
 

@@ -43,7 +43,7 @@ def test_a_shipped_space_is_sound_and_can_be_drawn_from(name):
 @pytest.mark.parametrize("name", SPACES)
 def test_a_shipped_space_opens_with_its_command_and_an_override_that_works(name):
     opening = shipped_space_path(name).read_text().split("\n\n")[0]
-    assert "# Presumes: " in opening
+    assert "# Needs: " in opening
     assert f"# Run:       loraxs-search launch {name}\n" in opening
     found = re.search(rf"# Override:  loraxs-search launch {name} (--set .*)", opening)
     assert found is not None

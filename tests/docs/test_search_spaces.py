@@ -1,0 +1,176 @@
+"""search_spaces/README.md cannot drift: keys, defaults and sizes are the code's, its YAML is valid, its commands run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic_core import PydanticUndefined
+from support.pages import README, ROOT, SEARCH_SPACES
+
+from loraxs_search.base_model import head_shapes, linear_modules, locate
+from loraxs_search.errors import LoraxsError
+from loraxs_search.records import BaseModel, Hyperparameters
+from loraxs_search.search_space import Space, describe, load_space, parse_space, shipped_space_path, shipped_spaces
+from loraxs_search.search_space._laws import LAWS
+from loraxs_search.search_space._sections import (
+    BaseModelSection,
+    DataSection,
+    PromotionSection,
+    SearchSection,
+    TaskSection,
+)
+from loraxs_search.tasks import catalogue_names
+from loraxs_search.tasks.metrics import METRICS
+
+OURS = SEARCH_SPACES.commands("loraxs-search")
+LAUNCHES = [command for command in OURS if command.args[0] == "launch"]
+RUN = [command for command in OURS if command not in LAUNCHES]
+SECTIONS = {
+    "task": TaskSection,
+    "task.data": DataSection,
+    "base_model": BaseModelSection,
+    "search": SearchSection,
+    "promotion": PromotionSection,
+}
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a reader who goes from top to bottom is."""
+    return tmp_path_factory.mktemp("spaces")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [pytest.param(c, id=c.line.removeprefix("loraxs-search ")) for c in RUN])
+def test_a_command_runs(command, searched, folder):
+    assert replace(searched.shell, folder=folder).ok(*command.args)
+
+
+@pytest.mark.slow
+def test_two_spaces_are_launched_together(searched, sized_down, tmp_path):
+    (together,) = LAUNCHES
+    shell = replace(searched.shell, folder=tmp_path)
+    shell.ok("spaces", "copy", "movie_reviews", "mine.yaml")
+    done = shell.run(*together.args, *sized_down)
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("trial ") for line in done.stdout.splitlines()) == 2, "two leaderboards"
+    assert re.findall(r"^study (\w+?)-", done.stderr, re.MULTILINE) == ["movie_reviews", "mine"]
+    assert re.search(r"s  mine-\S+  trial 00000  COMPLETE", done.stderr), "lines say whose they are"
+
+
+# ---- yaml ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("page", [README, SEARCH_SPACES], ids=lambda page: page.path)
+def test_a_yaml_block_is_a_valid_space(page, tmp_path):
+    """One that has parameters alone is put in place of those of the whole file."""
+    (tmp_path / "reviews.csv").write_text("sentence,label\n")
+    whole, *parts = page.blocks("yaml")
+    space = parse_space(whole, source=page.path, folder=tmp_path)
+    assert space.grid_size() is None
+    for part in parts:
+        text = yaml.safe_dump(yaml.safe_load(whole) | yaml.safe_load(part))
+        assert parse_space(text, source=page.path, folder=tmp_path).parameters.keys() > {"rank", "learning_rate"}
+
+
+def test_the_forms_show_every_form():
+    forms = " ".join(SEARCH_SPACES.blocks("yaml")[1:])
+    for form in ("choice", "int", "uniform", "log_uniform", "value", "step", "log", "when", "else"):
+        assert re.search(rf"\b{form}: ", forms), form
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_yaml_is_valid(path):
+    assert load_space(str(path)).name in shipped_spaces()
+
+
+# ---- keys ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_table_names_every_key_and_its_default(section):
+    table = SEARCH_SPACES.table(f"key of `{section}`")
+    model = SECTIONS[section].model_fields
+    assert {name.strip("`") for name in table} == set(model)
+    for name, field in model.items():
+        default = PydanticUndefined if field.is_required() else field.default
+        assert_default(table[f"`{name}`"][0], default, name)
+
+
+def test_the_table_of_parameters_names_every_key_default_and_word():
+    table = SEARCH_SPACES.table("key of `parameters`")
+    assert {name.strip("`") for name in table} == set(LAWS)
+    code = {field.name: field.default for field in fields(Hyperparameters)}
+    for name, law in LAWS.items():
+        default, meaning = table[f"`{name}`"]
+        assert set(law.names) <= set(re.findall(r"`(\w+)`", meaning)), name
+        if name in ("head_learning_rate", "target_modules"):  # what a space resolves them to
+            assert default == {"head_learning_rate": "`learning_rate`", "target_modules": "`all-linear`"}[name]
+        else:
+            assert_default(default, PydanticUndefined if code[name] is MISSING else code[name], name)
+
+
+def assert_default(said: str, default: Any, name: str) -> None:
+    """Compare what a table says with a key's default; words stand for what is required, or nothing at all."""
+    written = re.fullmatch(r"`([^`]*)`", said)
+    if written is not None:
+        assert yaml.safe_load(written[1]) == default, name
+    elif name == "metrics":  # one of the two must be given
+        assert said == "required"
+    else:
+        assert (said == "required") == (default is PydanticUndefined), name
+        assert default in (PydanticUndefined, None, [], {}), f"{name}: say its default"
+
+
+def test_every_task_metric_and_column_is_named():
+    named = set(re.findall(r"`(\w+)`", SEARCH_SPACES.text.partition("## task")[2].partition("## base_model")[0]))
+    assert {*catalogue_names(), *METRICS, "text", "text_pair", "label", "train", "validation", "test"} <= named
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------------------
+def test_the_table_of_sizes_is_true(in_warm_home, tmp_path):
+    """Made anew and compared; to change it, paste what this test prints."""
+    expected = "\n".join(size_table(tmp_path))
+    found = re.search(r"<!-- sizes[^>]*-->\n(.*?)<!-- /sizes -->", SEARCH_SPACES.text, re.DOTALL)
+    assert found is not None
+    assert found[1].strip() == expected, f"\n{expected}\n"
+
+
+def size_table(folder: Path) -> Iterator[str]:
+    yield "| space | base | smallest: rank, modules | R | head | bytes | largest: rank, modules | R | head | bytes |"
+    yield "|---|---|---|--:|--:|--:|---|--:|--:|--:|"
+    for name in shipped_spaces():
+        space = load_space(str(shipped_space_path(name)))
+        base, task = _base(space, folder), space.task
+        modules = linear_modules(base, task.kind, len(task.labels))
+        heads = {head: head_shapes(base, task.kind, len(task.labels), head) for head in ("full", "output")}
+        said = describe(space, modules, heads=heads)
+        cells = [name, space.base_model.id.rpartition("/")[2]]
+        for it in (said.smallest, said.largest):
+            size = (it.size.r_parameters, it.size.head_parameters, it.size.stored_bytes)
+            cells += [f"{it.rank}, {it.target_modules}", *(f"{number:,}" for number in size)]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _base(space: Space, folder: Path) -> BaseModel:
+    """The space's base where it is installed; else its configuration, which is all that sizes depend on."""
+    try:
+        return locate(space.base_model)
+    except LoraxsError:
+        from transformers import RobertaConfig
+
+        assert space.base_model.id == "FacebookAI/roberta-large"
+        config = RobertaConfig(
+            vocab_size=50265,
+            hidden_size=1024,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            intermediate_size=4096,
+            max_position_embeddings=514,
+            type_vocab_size=1,
+        )
+        config.save_pretrained(folder)
+        return BaseModel(space.base_model.id, str(folder), "")
