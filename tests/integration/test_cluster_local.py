@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.pages import README
 from support.ports import free_port
 
 import loraxs_search
@@ -41,6 +43,14 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def as_in_the_readme(verb: str, cluster: LocalCluster, space: Path, name: str) -> list[str]:
+    """The line that README.md shows for a verb on a cluster, on this cluster, for another space and study."""
+    (line,) = [it.line for it in README.commands("loraxs-search") if it.args[0] == verb and "--address" in it.args]
+    ours = {"loraxs-search": f"{sys.executable} -m loraxs_search", "movie_reviews": str(space), "reviews": name}
+    words = [ours.get(word, word) for word in line.replace("--address auto", f"--address {cluster.address}").split()]
+    return shlex.split(" ".join(words))
 
 
 def ours(cluster: LocalCluster, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -78,10 +88,10 @@ def test_a_search_on_two_workers_then_nothing_is_left(
     token = Path(cluster.env["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o077 == 0
     assert len(token.read_text()) == 64
-    command = [sys.executable, "-m", "loraxs_search", "launch", str(tiny_space), "--name", "local"]
+    command = as_in_the_readme("launch", cluster, tiny_space, "local")
     shorter = ["--set", "search.trials=2", "--set", "search.max_steps=4"]
     done = subprocess.run(
-        [*command, "--address", cluster.address, *shorter],
+        [*command, *shorter],
         env=cluster.env,
         capture_output=True,
         text=True,
@@ -107,7 +117,14 @@ def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
     cluster: LocalCluster, tiny_space: Path, tmp_path: Path
 ) -> None:
     # Sound: every node has a verdict on everything.
-    done = ours(cluster, "doctor", str(tiny_space), "--json")
+    done = subprocess.run(
+        [*as_in_the_readme("doctor", cluster, tiny_space, ""), "--json"],
+        env=cluster.env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     findings = json.loads(done.stdout)
     failed = [finding for finding in findings if finding["verdict"] == "fail"]
     assert (done.returncode == 1) == bool(failed), findings
