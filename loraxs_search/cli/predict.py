@@ -12,9 +12,7 @@ from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, em
 
 def command(
     name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias, TASK:version, or a folder: ./FOLDER.")],
-    texts: Annotated[
-        list[str], typer.Argument(help="One text for each row; for pairs, first and second in turn.")
-    ],
+    texts: Annotated[list[str], typer.Argument(help="One text for each row; for pairs, first and second in turn.")],
     base: BaseOption = None,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,

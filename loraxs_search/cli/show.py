@@ -22,9 +22,9 @@ def command(
 ) -> None:
     """Show the adapters of a task, newest first.
 
-    It shows the last hundred versions. Test metrics are those of the adapter itself. Next to them is what the yardsticks
-    of its search reach on the metric that decided. Mean and standard deviation over the seeds that its recipe was
-    trained from are of validation metrics.
+    It shows the last hundred versions. Test metrics are those of the adapter itself. Next to them is what the
+    yardsticks of its search reach on the metric that decided. Mean and standard deviation over the seeds that its
+    recipe was trained from are of validation metrics.
     """
     from loraxs_search.api import show as versions
 

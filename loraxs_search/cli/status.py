@@ -21,13 +21,14 @@ def command(
     """List all studies, or the trials of one.
 
     Works from any terminal, also while the search runs. Trials come best first: complete ones, then running ones, those
-    that were stopped early (PRUNED), and failed ones. `--json` has the reason. A name like (00002.1) behind a test score
-    is the refit that has it.
+    that were stopped early (PRUNED), and failed ones. `--json` has the reason. A name like (00002.1) behind a test
+    score is the refit that has it.
 
     Below them are the yardsticks: what the best constant answer, TF-IDF, and the untouched base's features reach on the
-    same rows. The last two use ridge regression; the features are of 500 train rows. Yardsticks are measured once for each
-    study, while trials train. All three take ten seconds of one core at most. One that would need more has no score, and
-    `--json` says why. Their test scores appear when the search has chosen, also in MLflow, `show` and the model card.
+    same rows. The last two use ridge regression; the features are of 500 train rows. Yardsticks are measured once for
+    each study, while trials train. All three take ten seconds of one core at most. One that would need more has no
+    score, and `--json` says why. Their test scores appear when the search has chosen, also in MLflow, `show` and the
+    model card.
 
     Scores of reports are on at most `validation_rows` rows. At the end, candidates are scored on all validation rows,
     and the finalist on all test rows.

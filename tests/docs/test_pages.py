@@ -17,7 +17,8 @@ from loraxs_search.cli._main import app
 SCRIPTS = ROOT / "tests" / "benchmarks"
 LONGEST_SENTENCE = 30  # words
 # Words that names.md and style.md give up, and turns that have to be read twice.
-OUTDATED = r"told|tells|amiss|mended|anew|hence|thereof|beforehand|of itself|of themselves|in order(?! to)|what a name last"
+OUTDATED = r"told|tells|amiss|mended|anew|hence|thereof|beforehand|of itself|of themselves|in order(?! to)"
+YAML_FILES = [path for folder in ("search_spaces", "cluster") for path in sorted((ROOT / folder).rglob("*.yaml"))]
 GROUP: Any = typer.main.get_command(app)
 
 
@@ -114,7 +115,7 @@ def test_help_is_short_and_plain(verb):
     assert [s for s in said if re.search(rf"\b({OUTDATED})\b", s)] == []
 
 
-@pytest.mark.parametrize("path", [p for f in ("search_spaces", "cluster") for p in sorted((ROOT / f).rglob("*.yaml"))], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.name)
 def test_the_head_of_a_yaml_is_short_and_plain(path):
     head = re.sub(r"^# ?", "", path.read_text().partition("\n\n")[0], flags=re.MULTILINE)
     said = sentences(re.sub(r"^( {4,}|\w+: {3,}).*$", "", head, flags=re.MULTILINE))

@@ -109,7 +109,7 @@ assert type(model).__name__ == "PeftModelForSequenceClassification" and not mode
 assert model.config.id2label == {0: "negative", 1: "positive"}
 assert tokenizer("a text")["input_ids"]
 assert [answer.label in ("negative", "positive") for answer in answers] == [True, True]
-from loraxs_search.adapter import export_lora
+from loraxs_search.methods.loraxs import export_lora
 export_lora(model, "default", pathlib.Path("exported"))
 assert pathlib.Path("exported/adapter_config.json").exists()
 assert type(model.merge_and_unload()).__name__ == "BertForSequenceClassification"

@@ -1,4 +1,4 @@
-"""search_spaces/README.md cannot drift: keys, defaults and sizes are the code's, its YAML is valid, its commands run."""
+"""search_spaces/README.md cannot drift: its keys and sizes are the code's, its YAML is valid, its commands run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loraxs_search.base_model import head_shapes, linear_modules, locate
 from loraxs_search.errors import LoraxsError
 from loraxs_search.records import BaseModel, Hyperparameters
 from loraxs_search.search_space import Space, describe, load_space, parse_space, shipped_space_path, shipped_spaces
-from loraxs_search.search_space._laws import LAWS
+from loraxs_search.search_space._parameter_specs import PARAMETER_SPECS
 from loraxs_search.search_space._sections import (
     BaseModelSection,
     DataSection,
@@ -102,11 +102,11 @@ def test_a_table_names_every_key_and_its_default(section):
 
 def test_the_table_of_parameters_names_every_key_default_and_word():
     table = SEARCH_SPACES.table("key of `parameters`")
-    assert {name.strip("`") for name in table} == set(LAWS)
+    assert {name.strip("`") for name in table} == set(PARAMETER_SPECS)
     code = {field.name: field.default for field in fields(Hyperparameters)}
-    for name, law in LAWS.items():
+    for name, spec in PARAMETER_SPECS.items():
         default, meaning = table[f"`{name}`"]
-        assert set(law.names) <= set(re.findall(r"`(\w+)`", meaning)), name
+        assert set(spec.names) <= set(re.findall(r"`(\w+)`", meaning)), name
         if name in ("head_learning_rate", "target_modules"):  # what a space resolves them to
             assert default == {"head_learning_rate": "`learning_rate`", "target_modules": "`all-linear`"}[name]
         else:
