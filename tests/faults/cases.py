@@ -146,7 +146,7 @@ def mlflow_away_throughout(world: World, rng: random.Random) -> Losses:
         return _without_failures(world, "gone")
 
 
-# ---- d: trials that fail of themselves -------------------------------------------------------------------------------
+# ---- d: trials that fail by themselves -------------------------------------------------------------------------------
 def trials_fail(world: World, rng: random.Random) -> Losses:
     """One raises, one runs out of memory, one lacks its metric: each FAILs with its reason, the others go on."""
     _drive(world, "spoilt", 6)
@@ -320,7 +320,7 @@ CASES: dict[str, tuple[str, Case]] = {
     "MLflow away at first": ("c", mlflow_away_at_first),
     "MLflow away in between": ("c", mlflow_away_in_between),
     "MLflow away throughout": ("c", mlflow_away_throughout),
-    "trials fail of themselves": ("d", trials_fail),
+    "trials fail by themselves": ("d", trials_fail),
     "all trials fail": ("d", all_trials_fail),
     "two searches, two promotions at once": ("e", two_searches),
     "driver's disk full": ("f", disk_full),
