@@ -38,7 +38,7 @@ class AdapterBank:
     adapters may come and go meanwhile; batches of several threads are computed side by side.
 
     Args:
-        base: The base model of all adapters.
+        base: The base model of all adapters; held in its checkpoint's own precision.
         max_bytes: Limit on the adapters' numbers; those used longest ago make room. None means no limit.
         num_labels: Outputs of the head that rows without an adapter go through; random unless the checkpoint has one.
     """

@@ -32,8 +32,9 @@ def command(
     """Search a space; the finalist is scored on held-out rows.
 
     It checks the space, the base, the data, MLflow and Ray before it writes anything. At the end it prints the
-    leaderboard, best first. Ctrl-C stops the search cleanly (exit code 130), a second one at once.
-    `loraxs-search resume` continues after either, and after a kill.
+    leaderboard, best first. That is all that stdout has, or JSON with --json. While one space is searched, a terminal
+    shows a live table, and a pipe gets plain lines. Ctrl-C stops the search cleanly (exit code 130), a second one at
+    once. `loraxs-search resume` continues after either, and after a kill.
 
     Several spaces with one base are searched together, each in a study of its own. Their trials share the passes over
     the base.

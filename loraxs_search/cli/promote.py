@@ -12,7 +12,9 @@ from loraxs_search.cli._output import JsonOption, TrackingOption, emit, whose
 
 def command(
     study: Annotated[str | None, typer.Argument(help="Name of the study; default: the newest one.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Promote the finalist whatever the rule says.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote the finalist whatever the rule says; recorded.")
+    ] = False,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,7 +50,7 @@ def command(
     Latency: `max_latency: 1.3` lets a batch take up to 1.3 times as long with the adapter as without. This command
     measures it: 8 rows of 64 tokens (fewer if the task has fewer), the CPU time of one thread, the shortest of up to 24
     rounds. If odd and even rounds differ by more than 5 %, this machine was too busy, and the candidate is out. Each
-    recipe is measured once.
+    recipe is measured once, and the study keeps the ratio. The reasons and the model card show it.
 
     On an MLflow server, commands that change a champion take turns. With LORAXS_SIGNING_KEY_FILE they sign what they
     decide; `loraxs-search pull --help` says more.

@@ -24,7 +24,7 @@ def command(
 
     It shows the last hundred versions. Test metrics are those of the adapter itself. Next to them is what the
     yardsticks of its search reach on the metric that decided. Mean and standard deviation over the seeds that its
-    recipe was trained from are of validation metrics.
+    recipe was trained from are of validation metrics. The model card has both too.
     """
     from loraxs_search.api import show as versions
 

@@ -44,6 +44,7 @@ def options_of_script(path: Path) -> set[str]:
 def test_links_to_files_lead_somewhere(page):
     for written, path in page.links():
         assert path.exists(), written
+    assert set(re.findall(r"\]\(#([^)]+)\)", page.text)) <= page.anchors()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)

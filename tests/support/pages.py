@@ -52,6 +52,11 @@ class Page:
         targets = re.findall(r"\]\(([^)#]+)\)", self.text)
         return [(to, (ROOT / self.path).parent / to) for to in targets if not to.startswith("https://")]
 
+    def anchors(self) -> set[str]:
+        """Return what a link to a heading of this page may name."""
+        headings = re.findall(r"^#+ (.*)$", self.text, re.MULTILINE)
+        return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
     def table(self, key: str) -> dict[str, tuple[str, ...]]:
         """Return the rows of the table whose first column is headed `key`: first cell to the others."""
         _, found, rest = self.text.partition(f"\n| {key} |")
