@@ -1,0 +1,97 @@
+"""What version 0.1.0 left on disk is taken up: its interrupted studies go on, its adapters load and answer the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.shell import Shell
+
+import loraxs_search
+from loraxs_search.records import TrialState
+from loraxs_search.studies import StudyFolder
+
+LANDED = Path(__file__).parents[1] / "fixtures" / "landed"
+RECORDED_AT = "/tmp/loraxs-landed"  # see record.py there
+STUDY, TASK = "interrupted", "landed-reviews"
+
+
+@pytest.fixture
+def landed_home(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The recorded state folder as this test's home, the data beside it, and the base installed."""
+    shutil.copytree(LANDED / "home", fresh_home)
+    shutil.copytree(LANDED / "data", tmp_path / "data")
+    study = fresh_home / "studies" / STUDY / "study.json"
+    study.write_text(study.read_text().replace(RECORDED_AT, str(tmp_path)))
+    store = sqlite3.connect(fresh_home / "mlflow.db")
+    store.executescript((LANDED / "store.sql").read_text().replace(RECORDED_AT, str(tmp_path)))
+    store.close()
+    monkeypatch.syspath_prepend(LANDED / "base")
+    path = filter(None, (str(LANDED / "base"), os.environ.get("PYTHONPATH")))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))  # for Ray's processes
+    return fresh_home
+
+
+def recorded_adapter() -> Path:
+    """Return the folder that `pull` laid down."""
+    (manifest,) = LANDED.glob("home/adapters/*/manifest.json")
+    return manifest.parent
+
+
+def assert_answers_as_recorded(name: str | Path, uri: str | None = None) -> None:
+    recorded = json.loads((LANDED / "predictions.json").read_text())
+    predictions = loraxs_search.predict(name, [row["text"] for row in recorded], tracking_uri=uri)
+    assert [(row.text, row.label) for row in predictions] == [(row["text"], row["label"]) for row in recorded]
+    # Another processor sums float32 in another order; here that moves a probability by some 1e-7.
+    assert [row.score for row in predictions] == pytest.approx([row["score"] for row in recorded], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_an_interrupted_study_goes_on_to_its_end_and_can_be_promoted(
+    landed_home: Path, agree: Callable[..., object]
+) -> None:
+    folder = StudyFolder.open(STUDY)
+    journal, before = folder.path / "journal.jsonl", folder.journal().records
+    (under_way,) = (r for r in before.values() if r.state is TrialState.RUNNING and r.reports)
+    snapshot = folder.path / "snapshots" / f"{under_way.trial_id}.safetensors"
+    recorded, state = journal.read_bytes(), snapshot.read_bytes()
+    assert TrialState.COMPLETE in {record.state for record in before.values()}
+
+    result = json.loads(Shell(landed_home, landed_home.parent).ok("resume", STUDY, "--json"))
+
+    agree(STUDY, 6)
+    assert len(result["trials"]) == 6
+    assert journal.read_bytes().startswith(recorded), "what was recorded stands, bit for bit"
+    after = folder.journal().records
+    for trial_id, record in before.items():
+        assert after[trial_id].params == record.params
+        assert after[trial_id].reports[: len(record.reports)] == record.reports
+    assert TrialState.FAIL not in {record.state for record in after.values()}
+    assert after[under_way.trial_id].reports[-1].step > under_way.reports[-1].step
+    assert snapshot.read_bytes() != state, "its state was taken up and replaced"
+    assert folder.candidates()
+
+    decision = loraxs_search.promote(STUDY, force=True)  # on another machine scores may differ, and the rule refuse
+    assert (decision.promoted, decision.version, decision.champion) == (True, 2, "champion/00001"), decision
+    assert [look.number for look in decision.looks] == [2], "the landed version's look at these rows counts"
+
+
+def test_an_adapter_that_was_pulled_answers_as_it_did(landed_home: Path) -> None:
+    assert_answers_as_recorded(landed_home / "adapters" / recorded_adapter().name)
+
+
+def test_an_adapter_that_was_promoted_is_pulled_and_answers_as_it_did(
+    landed_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{landed_home / 'mlflow.db'}"
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "another-home"))
+    pulled = loraxs_search.pull(TASK, tracking_uri=uri)
+    files = {path.name: path.read_bytes() for path in pulled.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in recorded_adapter().iterdir()}
+    assert_answers_as_recorded(TASK, uri)
