@@ -14,7 +14,7 @@ from support.shell import Shell
 
 import loraxs_search
 from loraxs_search.records import TrialState
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies import StudyFolder, read_reports
 
 LANDED = Path(__file__).parents[1] / "fixtures" / "landed"
 RECORDED_AT = "/tmp/loraxs-landed"  # see record.py there
@@ -74,7 +74,9 @@ def test_an_interrupted_study_goes_on_to_its_end_and_can_be_promoted(
         assert after[trial_id].reports[: len(record.reports)] == record.reports
     assert TrialState.FAIL not in {record.state for record in after.values()}
     assert after[under_way.trial_id].reports[-1].step > under_way.reports[-1].step
-    assert snapshot.read_bytes() != state, "its state was taken up and replaced"
+    assert snapshot.read_bytes() != state
+    reports = read_reports(snapshot.read_bytes())
+    assert reports[: len(under_way.reports)] == under_way.reports, "its state was taken up, seconds and all"
     assert folder.candidates()
 
     decision = loraxs_search.promote(STUDY, force=True)  # on another machine scores may differ, and the rule refuse
