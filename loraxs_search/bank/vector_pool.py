@@ -25,9 +25,6 @@ class VectorPool:
         self._starts: list[int] = []
         self._len = 0
 
-    def __len__(self) -> int:
-        return self._len
-
     @property
     def allocated_bytes(self) -> int:
         """Memory held, space for vectors to come included."""

@@ -25,7 +25,7 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self._context: PassContext[Any] = context
-        self._updates: tuple[LayerUpdate[Any], ...] = tuple(updates)
+        self.updates: tuple[LayerUpdate[Any], ...] = tuple(updates)
 
     @property
     def weight(self) -> Tensor:
@@ -35,7 +35,7 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base_layer(x)  # (n, ..., out)
         row_map: RowMap[Any] = self._context.row_map
-        updates = [update for update in self._updates if update.adapts(row_map)]
+        updates = [update for update in self.updates if update.adapts(row_map)]
         if updates:
             rows = LayerRows(row_map, num_positions(x, row_map))
             x_2d, y_2d = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])  # (n T, in), (n T, out)

@@ -18,7 +18,7 @@ from loraxs_search.multiplexed.row_map import PassContext, RowMapT
 class TrainedLinear(AdaptedLinear):
     """An `AdaptedLinear` for passes with gradients too; W stays frozen."""
 
-    _updates: tuple[TrainableUpdate[Any], ...]
+    updates: tuple[TrainableUpdate[Any], ...]
 
     def __init__(
         self, base_layer: nn.Module, context: PassContext[RowMapT], updates: Sequence[TrainableUpdate[RowMapT]]
@@ -36,7 +36,7 @@ class TrainedLinear(AdaptedLinear):
         if not torch.is_grad_enabled():
             return super().forward(x)
         row_map = self._context.row_map
-        updates = [update for update in self._updates if update.adapts(row_map)]
+        updates = [update for update in self.updates if update.adapts(row_map)]
         if not updates:
             y: Tensor = self.base_layer(x)
             return y

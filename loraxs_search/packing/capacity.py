@@ -82,6 +82,6 @@ def fitting_slots(wanted: int, slot_bytes: int, device: torch.device) -> int:
 
 def slot_bytes(modules: Sequence[LinearModule], rank: int, head_parameters: int, num_workers: int) -> int:
     """Return the memory of one slot outside activations: R and head with gradient and moments, and R's part of C."""
-    # Each with its gradient and two moments; exact, rounded and a gradient for each worker in the pack.
+    # Each with its gradient and two moments; in the pack C, what R is multiplied with, and gradients for each worker.
     num_r = rank * rank * len(modules)
     return 4 * (num_r * (4 + 2 + num_workers) + head_parameters * (4 + num_workers))

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from loraxs_search.multiplexed import HeadState, RowSegment
-
-
-class HeadSlot(Protocol):
-    """A slot with its head: parameters that it trains and others, by full name, on the device of the base."""
-
-    @property
-    def head(self) -> Mapping[str, Tensor]: ...
-
-    @property
-    def kept_head(self) -> Mapping[str, Tensor]: ...
+from loraxs_search.packing.slot import Slot
 
 
 class PackedHeads:
     """Gives rows their slot's head, through leaves on the same memory whose gradients are a worker's own."""
 
-    def __init__(self, slots: Sequence[HeadSlot], num_workers: int) -> None:
+    def __init__(self, slots: Sequence[Slot], num_workers: int) -> None:
         self._slots = slots
         self._leaves = [[_leaves(slot.head) for slot in slots] for _ in range(num_workers)]
 

@@ -62,7 +62,8 @@ class TrainedCores:
     def __init__(
         self, cores: Tensor, grads: Tensor, pairs: Sequence[FactorPair], pair_of_slot: tuple[int | None, ...]
     ) -> None:
-        self._cores, self._grads, self._pairs, self._pair_of_slot = cores, grads, pairs, pair_of_slot
+        self.cores = cores
+        self._grads, self._pairs, self._pair_of_slot = grads, pairs, pair_of_slot
 
     def adapts(self, row_map: SlotRowMap) -> bool:
         return bool(row_map.runs(self._pair_of_slot))
@@ -70,7 +71,7 @@ class TrainedCores:
     def add_(self, x: Tensor, y: Tensor, rows: LayerRows[SlotRowMap]) -> list[Tensor]:
         saved = []
         for run in rows.row_map.runs(self._pair_of_slot):
-            at, cores = rows.positions(run.start, run.stop), self._cores[run.slots]  # (m, k, k)
+            at, cores = rows.positions(run.start, run.stop), self.cores[run.slots]  # (m, k, k)
             saved += [add_core_update_(x[at], y[at], self._pairs[run.label], cores), cores]
         return saved
 
@@ -110,9 +111,9 @@ class PackedCores:
         self.modules = [name for name in linears if any(name in slot.settings for slot in slots)]
         self._rank = max(s.rank for slot in slots for s in slot.settings.values())
         device, dtype = slots[0].r.device, linears[self.modules[0]].get_parameter("weight").dtype
-        self._exact = torch.zeros(len(self.modules), len(slots), self._rank, self._rank, device=device)
-        self._rounded = self._exact.to(dtype, copy=True)
-        self._grads = torch.zeros(num_workers, *self._exact.shape, device=device)
+        shape = len(self.modules), len(slots), self._rank, self._rank
+        self._cores = torch.zeros(shape, dtype=dtype, device=device)  # in the dtype that passes compute with
+        self._grads = torch.zeros(num_workers, *shape, device=device)
         index = {name: i for i, name in enumerate(self.modules)}
         self._rows = [torch.tensor([index[name] for name in slot.settings], device=device) for slot in slots]
         self._scales = [self._scale(slot) for slot in slots]
@@ -121,8 +122,8 @@ class PackedCores:
     @property
     def slot_bytes(self) -> int:
         """Memory of one slot: its share of C and of its gradient, and what R is multiplied with."""
-        packed = [self._exact, self._rounded, self._grads]
-        return sum(tensor.nbytes for tensor in packed) // len(self._slots) + max(s.nbytes for s in self._scales)
+        packed = self._cores.nbytes + self._grads.nbytes
+        return packed // len(self._slots) + max(scale.nbytes for scale in self._scales)
 
     def update(self, module: str) -> TrainedCores:
         """Return what is added to the output of one of `modules`."""
@@ -131,7 +132,7 @@ class PackedCores:
         pairs = [self._pairs.pair(module, key, self._rank) for key in known]
         pair_of_slot = tuple(None if key is None else known.index(key) for key in keys)
         i = self.modules.index(module)
-        return TrainedCores(self._rounded[i], self._grads[:, i], pairs, pair_of_slot)
+        return TrainedCores(self._cores[i], self._grads[:, i], pairs, pair_of_slot)
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -139,8 +140,7 @@ class PackedCores:
         self._grads.zero_()
         for i, (slot, rows, scale) in enumerate(zip(self._slots, self._rows, self._scales, strict=True)):
             rank = slot.r.shape[-1]
-            self._exact[rows, i, :rank, :rank] = slot.r * scale
-        self._rounded.copy_(self._exact)
+            self._cores[rows, i, :rank, :rank] = (slot.r * scale).to(self._cores.dtype)
 
     @torch.no_grad()
     def collect(self) -> None:
