@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -77,23 +78,39 @@ def test_a_head_is_float32_whatever_enters() -> None:
     assert y.dtype == torch.float32
 
 
+class Patient(nn.Module):
+    """Reads its weights once all threads have come to the head."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self.inner, self.arrived = nn.Linear(WIDTH, 2), threading.Barrier(threads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(1000):  # whoever could come in now does
+            time.sleep(0)
+        return self.inner(x)
+
+
 def test_threads_do_not_see_each_others_weights() -> None:
     """`functional_call` puts values into a module that all threads share."""
-    module, context = deep(2), PassContext()
-    heads = [drawn(module) for _ in range(4)]
-    head = AdaptedHead(module, context, lambda segment, worker: HeadState(module, heads[worker]))
-    x = torch.randn(5, WIDTH)
-    expected = [alone(module, own, x) for own in heads]
-    wrong = []
+    num = 3
+    module, context = Patient(num), PassContext()
+    heads = [drawn(module) for _ in range(num)]
+
+    def state(segment: RowSegment[int], worker: int) -> HeadState:
+        module.arrived.wait(30)
+        return HeadState(module, heads[worker])
+
+    head, x, outputs = AdaptedHead(module, context, state), torch.randn(5, WIDTH), {}
 
     def compute(worker: int) -> None:
-        for _ in range(50):
-            with torch.no_grad(), context.computing(RowMap([RowSegment(0, 0, 5)]), worker):
-                wrong.extend([worker] if not torch.allclose(head(x), expected[worker], atol=1e-6) else [])
+        with torch.no_grad(), context.computing(RowMap([RowSegment(0, 0, 5)]), worker):
+            outputs[worker] = head(x)
 
-    threads = [threading.Thread(target=compute, args=(worker,)) for worker in range(4)]
+    threads = [threading.Thread(target=compute, args=(worker,)) for worker in range(num)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == []
+    for worker, own in enumerate(heads):
+        torch.testing.assert_close(outputs[worker], alone(module, own, x))
