@@ -1,11 +1,11 @@
-"""One pass over a frozen base for rows of many adapters: what packs train with and banks answer with.
+"""One pass over a frozen base for rows of many adapters: packs train with it, banks answer with it.
 
-A method hands in what it adds to a layer (`LayerUpdate`, `TrainableUpdate`); nothing here knows a method.
+A method hands in what it adds to a layer, see `_base.py`; nothing here knows a method.
 """
 
 from __future__ import annotations
 
-from loraxs_search.multiplexed._base import LayerRows, LayerUpdate, TrainableUpdate
+from loraxs_search.multiplexed._base import LayerRows, LayerUpdate, SlotUpdates, TrainableUpdate
 from loraxs_search.multiplexed.head import AdaptedHead, HeadState
 from loraxs_search.multiplexed.linear import AdaptedLinear
 from loraxs_search.multiplexed.row_map import PassContext, RowMap, RowRun, RowSegment, SlotRowMap
@@ -22,6 +22,7 @@ __all__ = [
     "RowRun",
     "RowSegment",
     "SlotRowMap",
+    "SlotUpdates",
     "TrainableUpdate",
     "TrainedLinear",
 ]

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from loraxs_search.multiplexed.row_map import RowMap
+from loraxs_search.multiplexed.row_map import RowMap, SlotRowMap
 
 RowMapT_co = TypeVar("RowMapT_co", bound="RowMap[Any]", covariant=True)
 RowMapT_contra = TypeVar("RowMapT_contra", bound="RowMap[Any]", contravariant=True)
@@ -35,8 +35,8 @@ class LayerRows(Generic[RowMapT_co]):
 class LayerUpdate(Protocol[RowMapT_contra]):
     """What adapters of one method add to the output of one linear layer, row by row.
 
-    Letters: n rows of T positions each. A row's update depends on that row and its adapter alone. Workers' threads call
-    at the same time, each with rows of its own, so an update changes nothing of itself in `adapts` and `add_`.
+    Letters: n rows of T positions each. A row's update depends on that row and its adapter alone. Several threads call
+    at the same time, each for a pass of its own, so `adapts` and `add_` change nothing of the update itself.
     """
 
     def adapts(self, row_map: RowMapT_contra) -> bool:
@@ -44,9 +44,9 @@ class LayerUpdate(Protocol[RowMapT_contra]):
         ...
 
     def add_(self, x: Tensor, y: Tensor, rows: LayerRows[RowMapT_contra]) -> Sequence[Tensor]:
-        """Add to y, in place, and return the tensors that `backward_` will need, fewest and smallest first of all.
+        """Add to y, in place, and return the tensors that `backward_` will need: they are held until then.
 
-        Called with gradients off.
+        Called with gradients off, in the order in which the layer's updates stand.
 
         Args:
             x: What enters the layer, shape (n T, in), in the dtype of the base; read only.
@@ -56,9 +56,10 @@ class LayerUpdate(Protocol[RowMapT_contra]):
 
 
 class TrainableUpdate(LayerUpdate[RowMapT_contra], Protocol[RowMapT_contra]):
-    """An update with gradients. It keeps its own, one for each worker, so that sums do not depend on timing.
+    """An update with gradients. It gathers them for each worker apart, so that sums do not depend on timing.
 
-    In the thread of a worker: `add_`, then at most one `backward_` for it; none where rows are only scored.
+    At most one `backward_` follows each `add_`, none where rows are only scored; both name the same worker, and
+    nothing else runs for that worker meanwhile.
     """
 
     def backward_(
@@ -71,4 +72,34 @@ class TrainableUpdate(LayerUpdate[RowMapT_contra], Protocol[RowMapT_contra]):
             dx: Gradient of x so far, shape (n T, in); None where nobody needs it.
             saved: What `add_` returned.
         """
+        ...
+
+
+class SlotUpdates(Protocol):
+    """What the slots of one method add to a base, as long as a pack has just these slots.
+
+    For one thread, between passes. In a round: `begin`, then passes through the updates of all layers, then `collect`
+    where they had gradients.
+    """
+
+    @property
+    def modules(self) -> Sequence[str]:
+        """Full names of the layers that some slot adapts, in model order."""
+        ...
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory that one slot takes here, beside what it holds itself."""
+        ...
+
+    def update(self, module: str) -> TrainableUpdate[SlotRowMap]:
+        """Return what is added to the output of one of `modules`; slots are numbered as they were given."""
+        ...
+
+    def begin(self) -> None:
+        """Take every slot's tensors as they stand, and start gradients at zero."""
+        ...
+
+    def collect(self) -> None:
+        """Set `grad` of every slot's tensors: summed over all passes, worker by worker in their order."""
         ...

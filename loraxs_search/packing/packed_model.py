@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from loraxs_search.base_model import head_names
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loraxs.packed import FactorPairs, PackedCores
-from loraxs_search.multiplexed import AdaptedHead, PassContext, SlotRowMap, TrainedLinear
+from loraxs_search.multiplexed import AdaptedHead, PassContext, SlotRowMap, SlotUpdates, TrainedLinear
 from loraxs_search.packing.adaptable import AdaptableLayers
 from loraxs_search.packing.last_layer import Readout
 from loraxs_search.packing.packed_heads import PackedHeads
@@ -51,11 +51,13 @@ class PackedModel:
         if wanted == self.slots:
             return
         self.clear()
-        self._cores = PackedCores(wanted, self._linears, self._pairs, self._num_workers)
+        self._updates = self._slot_updates(wanted)
         self._heads = PackedHeads(wanted, self._num_workers)
-        self.prefix.place(self._adaptable.lowest(self._cores.modules), (slot.data for slot in wanted))
-        for name in self._cores.modules:
-            self._put(name, TrainedLinear(self._linears[name], self.context, [self._cores.update(name)]))
+        modules = [name for name in self._linears if any(name in updates.modules for updates in self._updates)]
+        self.prefix.place(self._adaptable.lowest(modules), (slot.data for slot in wanted))
+        for name in modules:
+            updates = [updates.update(name) for updates in self._updates if name in updates.modules]
+            self._put(name, TrainedLinear(self._linears[name], self.context, updates))
         for name, head in self._head_modules.items():
             self._put(name, AdaptedHead(head, self.context, self._heads.state(name, head)))
         self._readout.place()
@@ -64,7 +66,7 @@ class PackedModel:
     @property
     def slot_bytes(self) -> int:
         """Memory of one slot in place, beside its own."""
-        return self._cores.slot_bytes
+        return max(updates.slot_bytes for updates in self._updates)
 
     def clear(self) -> None:
         """Give the base back as it was."""
@@ -77,13 +79,19 @@ class PackedModel:
 
     def begin(self) -> None:
         """Take every slot's numbers as they stand, and start gradients at zero."""
-        self._cores.begin()
+        for updates in self._updates:
+            updates.begin()
         self._heads.begin()
 
     def collect(self) -> None:
         """Hand each slot its gradients, summed over the workers in their order."""
-        self._cores.collect()
+        for updates in self._updates:
+            updates.collect()
         self._heads.collect()
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _slot_updates(self, slots: tuple[Slot, ...]) -> tuple[SlotUpdates, ...]:
+        return (PackedCores(slots, self._linears, self._pairs, self._num_workers),)
 
     def _put(self, name: str, module: nn.Module) -> None:
         self._originals[name] = self._model.get_submodule(name)

@@ -96,7 +96,8 @@ class CoreSlot(Protocol):
 class PackedCores:
     """C of every slot on every module, and its gradient: (modules, slots, k, k), k being the widest rank of them.
 
-    A slot reads and writes its own r x r blocks only, so what is outside them is zero for ever.
+    The `SlotUpdates` of LoRA-XS. A slot reads and writes its own r x r blocks only, so what is outside them is zero for
+    ever.
 
     Args:
         linears: The base's linear layers, by full name.
