@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loraxs_search.bank.layout import Layout
-from loraxs_search.bank.vector_pool import Shelf
+from loraxs_search.bank.vector_pool import VectorPool
 from loraxs_search.errors import UsageError
 from loraxs_search.records import Task
 
@@ -23,19 +23,19 @@ class LayoutGroup:
     """The adapters of one layout.
 
     Args:
-        names: Whose vector is at each position of the shelf.
-        rank: Place among the layouts when rows are sorted.
+        names: Whose vector is at each position of the pool.
+        place: Among the groups when rows are sorted.
     """
 
     layout: Layout
-    shelf: Shelf
+    pool: VectorPool
     names: list[str] = field(default_factory=list)
-    rank: int = 0
+    place: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    bay: LayoutGroup
+    group: LayoutGroup
     position: int
     task: Task
 
@@ -64,7 +64,7 @@ class AdapterStore:
     def __init__(self, max_bytes: int | None, device: torch.device) -> None:
         self._max_bytes, self._device = max_bytes, device
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # used longest ago first
-        self._bays: dict[Layout, LayoutGroup] = {}
+        self._groups: dict[Layout, LayoutGroup] = {}
         self.num_bytes = 0
 
     def __len__(self) -> int:
@@ -80,8 +80,8 @@ class AdapterStore:
 
     @property
     def allocated_bytes(self) -> int:
-        """Memory held for numbers, room for adapters to come included."""
-        return sum(bay.shelf.allocated_bytes for bay in self._bays.values())
+        """Memory held for numbers, space for adapters to come included."""
+        return sum(group.pool.allocated_bytes for group in self._groups.values())
 
     def task(self, name: str) -> Task:
         """Return the task of an adapter."""
@@ -91,7 +91,7 @@ class AdapterStore:
         """Drop what these names mean now, and the adapters used longest ago until as many of a layout fit.
 
         Raises:
-            UsageError: they would not fit into an empty stock; nothing is dropped.
+            UsageError: they would not fit into an empty store; nothing is dropped.
         """
         wanted = 4 * layout.width * len(names)
         if self._max_bytes is not None and wanted > self._max_bytes:
@@ -108,12 +108,12 @@ class AdapterStore:
 
     def put(self, layout: Layout, names: Sequence[str], vectors: Tensor, task: Task) -> None:
         """Add adapters under names that are free, used last now; vectors (n, width)."""
-        bay = self._bays.get(layout) or self._open(layout)
+        group = self._groups.get(layout) or self._open(layout)
         with torch.inference_mode():
-            positions = bay.shelf.append(vectors)
+            positions = group.pool.append(vectors)
         for name, position in zip(names, positions, strict=True):
-            self._entries[name] = _Entry(bay, position, task)
-        bay.names.extend(names)
+            self._entries[name] = _Entry(group, position, task)
+        group.names.extend(names)
         self.num_bytes += 4 * layout.width * len(names)
 
     def drop(self, name: str) -> None:
@@ -123,35 +123,35 @@ class AdapterStore:
             UsageError: there is none of this name.
         """
         entry = self._entry(name)
-        bay = entry.bay
+        group = entry.group
         with torch.inference_mode():
-            last = bay.shelf.remove(entry.position)
-        moved = bay.names.pop()
+            last = group.pool.remove(entry.position)
+        moved = group.names.pop()
         if last != entry.position:
-            bay.names[entry.position] = moved
+            group.names[entry.position] = moved
             self._entries[moved].position = entry.position
         del self._entries[name]
-        self.num_bytes -= 4 * bay.layout.width
+        self.num_bytes -= 4 * group.layout.width
 
     def take(self, names: Sequence[str | None]) -> list[Part]:
         """Return copies of the vectors of these adapters, rows of like layouts together; each counts as used.
 
         Raises:
-            UsageError: a name is not there.
+            UsageError: there is none of a name.
         """
         entries = {name: self._entry(name) for name in dict.fromkeys(names) if name is not None}
-        for known in entries:
-            self._entries.move_to_end(known)
+        for used in entries:
+            self._entries.move_to_end(used)
         rows_of: dict[LayoutGroup, list[int]] = {}
         for row, name in enumerate(names):
             if name is not None:
-                rows_of.setdefault(entries[name].bay, []).append(row)
+                rows_of.setdefault(entries[name].group, []).append(row)
         parts = []
-        for bay in sorted(rows_of, key=lambda bay: bay.rank):
-            positions = [entries[str(names[row])].position for row in rows_of[bay]]
+        for group in sorted(rows_of, key=lambda group: group.place):
+            positions = [entries[str(names[row])].position for row in rows_of[group]]
             with torch.inference_mode():
-                vectors = bay.shelf.gather(positions[:1] if len(set(positions)) == 1 else positions)
-            parts.append(Part(tuple(rows_of[bay]), bay.layout, vectors))
+                vectors = group.pool.gather(positions[:1] if len(set(positions)) == 1 else positions)
+            parts.append(Part(tuple(rows_of[group]), group.layout, vectors))
         if bare := tuple(row for row, name in enumerate(names) if name is None):
             parts.append(Part(bare, None, torch.empty(0, device=self._device)))
         return parts
@@ -169,7 +169,7 @@ class AdapterStore:
         return f"A row must name an adapter that is in the bank, but {name!r} is none of {len(self)}{nearest}."
 
     def _open(self, layout: Layout) -> LayoutGroup:
-        bay = self._bays[layout] = LayoutGroup(layout, Shelf(layout.width, self._device))
-        for rank, known in enumerate(sorted(self._bays.values(), key=lambda bay: bay.layout.order)):
-            known.rank = rank
-        return bay
+        group = self._groups[layout] = LayoutGroup(layout, VectorPool(layout.width, self._device))
+        for place, known in enumerate(sorted(self._groups.values(), key=lambda group: group.layout.sort_key)):
+            known.place = place
+        return group

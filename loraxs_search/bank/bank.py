@@ -212,7 +212,7 @@ class AdapterBank:
             start += len(part.rows)
         on_device = {name: value[sorted_rows].to(self._device) for name, value in inputs.items()}
         logits = self._body.run(on_device, segments)
-        widths = [self._body.num_labels(segment.layout) for segment in segments for _ in range(segment.num_rows)]
+        widths = [self._body.num_labels(part.layout) for part in parts for _ in part.rows]
         found: dict[int, Tensor] = {row: line[:width] for row, line, width in zip(order, logits, widths, strict=True)}
         return [found[row] for row in range(len(order))]
 
@@ -231,7 +231,8 @@ class AdapterBank:
             layout = make_layout(settings, head, config, task.kind, len(task.labels) or 1)
             check_tensors(layout, r, head, num)
             self._body.heads(layout)
-            cores = {name: r[name][rows].to(self._device) * self._body.fold(name, s) for name, s in settings.items()}
+            scales = {name: self._body.core_scale(name, s) for name, s in settings.items()}
+            cores = {name: r[name][rows].to(self._device) * scale for name, scale in scales.items()}
             chosen = {name: value[rows] for name, value in head.items()}
             return layout, fill(layout, cores, chosen, len(range(num)[rows]), self._device)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.bank.layers import BankHead, BankLinear, Board, Pair, Segment
 from loraxs_search.bank.layout import Layout
+from loraxs_search.bank.stored_rows import StoredCores, StoredRows
 from loraxs_search.base_model import (
     check_shared,
     head_names,
@@ -23,7 +24,7 @@ from loraxs_search.base_model import (
     with_labels,
 )
 from loraxs_search.errors import IntegrityError, TargetModulesError, unknown_name
-from loraxs_search.factors import Factors, agrees, fingerprint
+from loraxs_search.factors import agrees, fingerprint
 from loraxs_search.methods.loraxs import (
     FactorKey,
     LoraXSConfig,
@@ -33,6 +34,8 @@ from loraxs_search.methods.loraxs import (
     current_factor_store,
     module_settings,
 )
+from loraxs_search.methods.loraxs.packed import FactorPairs
+from loraxs_search.multiplexed import AdaptedHead, AdaptedLinear, HeadState, PassContext, RowMap, RowSegment
 from loraxs_search.records import BaseModel, Sigma
 
 _Heads = Mapping[str, nn.Module]
@@ -52,10 +55,9 @@ class BankModel:
     def __init__(self, base: BaseModel, num_labels: int, device: torch.device) -> None:
         self.base, self.device = base, device
         self.model = load_model(base, "sequence-classification", num_labels, device=device)
-        self._board = Board()
-        self._variants: dict[tuple[str, FactorKey], Factors] = {}
+        self._context: PassContext[RowMap[StoredRows]] = PassContext()
         self._fingerprints: dict[tuple[str, FactorKey, int, Sigma], tuple[float, ...]] = {}
-        self._bodies: set[tuple[float, ...]] = set()  # fingerprints of configs that were found to be this one's
+        self._bodies: set[tuple[float, ...]] = set()  # fingerprints of configs that are known to be this one's
         self._templates: dict[tuple[object, ...], _Heads] = {}
         self.head_names = head_names(self.model)
         self._missing_poolers = missing_poolers(self.model)
@@ -67,26 +69,24 @@ class BankModel:
         sharing = probe_sharing(self.model, tuple(self._linears))
         check_shared(sharing, "Adapters of a bank", "`load_adapter` takes one adapter for all rows")
         self._unpackable = sharing.unpackable
-        self._pairs: dict[str, dict[tuple[FactorKey, int], Pair]] = {name: {} for name in self._linears}
+        self._pairs = FactorPairs(self._linears, current_factor_store)
         self.own_heads: _Heads = {name: self.model.get_submodule(name) for name in self.head_names}
         for name, layer in self._linears.items():
-            self.model.set_submodule(name, BankLinear(name, layer, self._board, self._pairs[name]))
+            self.model.set_submodule(name, AdaptedLinear(layer, self._context, [StoredCores(name, self._pairs)]))
         for name, head in self.own_heads.items():
-            self.model.set_submodule(name, BankHead(name, head, self._board))
+            self.model.set_submodule(name, AdaptedHead(head, self._context, partial(_head_state, name)))
 
     @torch.inference_mode()
-    def run(self, inputs: Mapping[str, Tensor], segments: Sequence[Segment]) -> Tensor:
-        """Return the logits (n, widest), float32, of rows that the segments cover in order."""
-        self._board.segments = tuple(segments)
-        try:
+    def run(self, inputs: Mapping[str, Tensor], segments: Sequence[RowSegment[StoredRows]]) -> Tensor:
+        """Return the logits (n, widest), float32, of rows that the segments cover one after another."""
+        with self._context.computing(RowMap(segments)):
             logits: Tensor = self.model(**inputs).logits
-            return logits.float()
-        finally:
-            self._board.segments = ()
+        return logits.float()
 
-    def segment(self, start: int, stop: int, layout: Layout | None, vectors: Tensor) -> Segment:
-        """Return these rows as the layers want them."""
-        return Segment(start, stop, layout, vectors, self.own_heads if layout is None else self.heads(layout))
+    def segment(self, start: int, stop: int, layout: Layout | None, vectors: Tensor) -> RowSegment[StoredRows]:
+        """Return these rows with their adapters."""
+        heads = self.own_heads if layout is None else self.heads(layout)
+        return RowSegment(StoredRows(layout, vectors, heads), start, stop)
 
     def num_labels(self, layout: Layout | None) -> int:
         """Return the outputs of rows of a layout; None for rows without an adapter."""
@@ -115,25 +115,27 @@ class BankModel:
                 hint="`load_adapter` takes one such adapter for all rows",
             )
         wanted = set(modules)
-        if config.factor_fingerprints and (amiss := sorted(wanted ^ config.factor_fingerprints.keys())):
-            raise IntegrityError(f"An adapter must hold an R for each module of its config, but {amiss[0]} is amiss.")
+        if config.factor_fingerprints and (missing := sorted(wanted ^ config.factor_fingerprints.keys())):
+            raise IntegrityError(
+                f"An adapter must hold an R for each module of its config, but {missing[0]} is missing."
+            )
         if (body := tuple(config.body_fingerprint)) not in self._bodies:
             check_body(body, self.model)
             self._bodies.add(body)
-        found = {}
+        settings = {}
         for name in (name for name in self._linears if name in wanted):
             own = module_settings(config, name, *matrix(self._linears[name]).shape)
-            found[name] = self._of_the_training(name, own, config.factor_fingerprints.get(name))
-            self._make_pair(name, found[name])
-        return found
+            settings[name] = chosen = self._with_variant(name, own, config.factor_fingerprints.get(name))
+            self._pairs.pair(name, chosen.family, chosen.rank)
+        return settings
 
-    def fold(self, module: str, settings: ModuleSettings) -> Tensor:
-        """Return what R of this module is multiplied with, shape (r, r)."""
-        return settings.fold(self._factors(module, settings.family).singular_values).to(self.device)
+    def core_scale(self, module: str, settings: ModuleSettings) -> Tensor:
+        """Return what R of this module is multiplied with to be C, shape (r, r)."""
+        return settings.fold(self._pairs.factors(module, settings.family).singular_values).to(self.device)
 
     def heads(self, layout: Layout) -> _Heads:
         """Return the head modules that adapters of a layout start from, what they do not store in place."""
-        key = (layout.kind, layout.num_labels, layout.head, layout.pass_through)
+        key = (layout.kind, layout.num_labels, layout.head, layout.identity_layers)
         if key not in self._templates:
             self._templates[key] = self._make_heads(layout)
         return self._templates[key]
@@ -152,51 +154,42 @@ class BankModel:
                 f"Beside R an adapter may hold parameters of the head only ({', '.join(shapes)}), each of its shape, "
                 f"but got {wrong[0]} of {stored[wrong[0]]}."
             )
-        passed = self._passed_in_heads(layout)
-        identity = {f"{name}.{part}" for name in passed for part in ("weight", "bias")}
+        identities = self._identities_in_heads(layout)
+        identity = {f"{name}.{part}" for name in identities for part in ("weight", "bias")}
         if missing := [name for name, _ in heads.named_parameters() if name not in stored.keys() | identity]:
             # What `load_adapter` has there: the checkpoint's own head, or what is drawn in its place.
             loaded = load_model(self.base, layout.kind, layout.num_labels, device=self.device)
             for name in missing:
                 heads.get_parameter(name).copy_(loaded.get_parameter(name))
-        pass_through(heads, passed)
+        pass_through(heads, identities)
         return dict(heads.items())
 
-    def _passed_in_heads(self, layout: Layout) -> list[str]:
+    def _identities_in_heads(self, layout: Layout) -> list[str]:
         """Return the head layers to be the identity; of the body all adapters share, none may be made so."""
-        within = [name for name in layout.pass_through if name.split(".")[0] in self.head_names]
-        if other := sorted({*layout.pass_through} - {*within} - {*self._missing_poolers}):
+        within = [name for name in layout.identity_layers if name.split(".")[0] in self.head_names]
+        if other := sorted({*layout.identity_layers} - {*within} - {*self._missing_poolers}):
             raise IntegrityError(
                 f"`pass_through` must name layers of the head, or a pooler that the base lacks, but names {other[0]}."
             )
         return within
 
-    def _of_the_training(self, module: str, own: ModuleSettings, recorded: list[float] | None) -> ModuleSettings:
+    def _with_variant(self, module: str, own: ModuleSettings, recorded: list[float] | None) -> ModuleSettings:
         """Return the settings with the variant of the factors that an adapter was trained in."""
         if recorded is None or agrees(recorded, self._fingerprint(module, own)):
             return own
         weight = matrix(self._linears[module]).detach()
         factors, variant = checked_factors(weight, own, module, {module: recorded})
         settings = replace(own, variant=variant)
-        self._variants[module, settings.family] = factors
+        self._pairs.add_variant(module, settings.family, factors)
         return settings
-
-    def _make_pair(self, module: str, settings: ModuleSettings) -> None:
-        key = (settings.family, settings.rank)
-        if key not in self._pairs[module]:
-            a, b = self._factors(module, settings.family).ab(settings.rank, "none")
-            weight = self._linears[module].get_parameter("weight")
-            self._pairs[module][key] = Pair(a.to(weight), b.to(weight).T.contiguous())
 
     def _fingerprint(self, module: str, settings: ModuleSettings) -> tuple[float, ...]:
         key = (module, settings.family, settings.rank, settings.sigma)
         if key not in self._fingerprints:
-            factors = self._factors(module, settings.family)
+            factors = self._pairs.factors(module, settings.family)
             self._fingerprints[key] = fingerprint(*factors.ab(settings.rank, settings.sigma))
         return self._fingerprints[key]
 
-    def _factors(self, module: str, family: FactorKey) -> Factors:
-        if family.variant:
-            return self._variants[module, family]
-        weight = matrix(self._linears[module]).detach()
-        return current_factor_store().get(weight, rank=family.factor_rank, basis=family.basis, driver=family.driver)
+
+def _head_state(name: str, segment: RowSegment[StoredRows], _worker: int) -> HeadState:
+    return segment.adapter.head_state(name)

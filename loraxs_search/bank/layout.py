@@ -19,11 +19,11 @@ _R = ".loraxs_R"
 
 
 @dataclass(frozen=True)
-class Core:
-    """Where one module's C (r, r) lies: R with its scale and singular values folded in."""
+class CorePlace:
+    """Where one module's C (r, r) lies: R with its scale and singular values multiplied in."""
 
     rank: int
-    family: FactorKey
+    factor_key: FactorKey
     start: int
 
 
@@ -34,26 +34,26 @@ class Layout:
     Scale, sigma and the numbers themselves are not part of it.
 
     Args:
-        modules: Adapted modules with rank and factor family, in the order in which they are stored.
+        modules: Adapted modules with rank and factors, in the order in which they are stored.
         head: Full names and shapes of the head parameters that are stored, after the modules.
         kind, num_labels: What head the base is given for them.
-        pass_through: Head layers that are the identity.
+        identity_layers: Head layers that are the identity.
     """
 
     modules: tuple[tuple[str, int, FactorKey], ...]
     head: tuple[tuple[str, tuple[int, ...]], ...]
     kind: TaskKind
     num_labels: int
-    pass_through: tuple[str, ...]
+    identity_layers: tuple[str, ...]
 
     @cached_property
-    def cores(self) -> dict[str, Core]:
+    def cores(self) -> dict[str, CorePlace]:
         """The module's name to its place."""
-        found, start = {}, 0
-        for name, rank, family in self.modules:
-            found[name] = Core(rank, family, start)
+        places, start = {}, 0
+        for name, rank, factor_key in self.modules:
+            places[name] = CorePlace(rank, factor_key, start)
             start += rank * rank
-        return found
+        return places
 
     @cached_property
     def num_r(self) -> int:
@@ -68,21 +68,21 @@ class Layout:
     @cached_property
     def head_places(self) -> dict[str, tuple[int, tuple[int, ...]]]:
         """The head parameter's name to its start and shape."""
-        found, start = {}, self.num_r
+        places, start = {}, self.num_r
         for name, shape in self.head:
-            found[name] = (start, shape)
+            places[name] = (start, shape)
             start += prod(shape)
-        return found
+        return places
 
     @cached_property
-    def order(self) -> str:
-        """Rows of a batch go by this, so that those of like modules and ranks are neighbours."""
+    def sort_key(self) -> str:
+        """Rows of a batch are sorted by this, so that those of like modules and ranks are neighbours."""
         return repr((self.modules, self.num_labels, self.head))
 
     def core(self, vectors: Tensor, module: str) -> Tensor:
         """Return C of a module, shape (n, r, r), a view of vectors (n, width)."""
-        at = self.cores[module]
-        return _block(vectors, at.start, (at.rank, at.rank))
+        place = self.cores[module]
+        return _block(vectors, place.start, (place.rank, place.rank))
 
     def head_parameters(self, vectors: Tensor, module: str) -> dict[str, Tensor]:
         """Return a head module's stored parameters by their own names, each (n, *shape), views of vectors."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 _SLAB_BYTES = 1 << 26  # a slab at most, so that little is held for nothing when vectors go
-_GROWTH = 20  # a slab is this fraction of what is there, so that little is held for what may yet come
+_GROWTH = 20  # a slab is this fraction of what is held, so that little is free for what may yet come
 
 
-class Shelf:
+class VectorPool:
     """Holds vectors at positions 0..n-1 without gaps; memory beyond theirs is a twentieth, or one slab of 64 MiB.
 
     Args:
@@ -25,19 +25,16 @@ class Shelf:
         self._starts: list[int] = []
         self._len = 0
 
-    def __len__(self) -> int:
-        return self._len
-
     @property
     def allocated_bytes(self) -> int:
-        """Memory held, room for vectors to come included."""
+        """Memory held, space for vectors to come included."""
         return sum(slab.nbytes for slab in self._slabs)
 
     def append(self, vectors: Tensor) -> range:
         """Add vectors (n, width) at the end and return their positions."""
         first, done = self._len, 0
         while done < len(vectors):
-            if self._len == self._room:
+            if self._len == self._capacity:
                 self._add_slab(len(vectors) - done)
             slab, at = self._place(self._len)
             count = min(len(vectors) - done, len(slab) - at)
@@ -46,11 +43,11 @@ class Shelf:
         return range(first, self._len)
 
     def remove(self, position: int) -> int:
-        """Take a vector away; the last one takes its place. Return the position that is there no more."""
+        """Take a vector away; the last one takes its place. Return the position that is free now, the last."""
         last = self._len - 1
         if position != last:
-            (slab, at), (from_, there) = self._place(position), self._place(last)
-            slab[at] = from_[there]
+            (slab, at), (last_slab, last_at) = self._place(position), self._place(last)
+            slab[at] = last_slab[last_at]
         self._len = last
         if self._slabs and self._len <= self._starts[-1]:
             self._slabs.pop()
@@ -66,13 +63,13 @@ class Shelf:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @property
-    def _room(self) -> int:
+    def _capacity(self) -> int:
         return self._starts[-1] + len(self._slabs[-1]) if self._slabs else 0
 
     def _add_slab(self, wanted: int) -> None:
         most = max(1, _SLAB_BYTES // (4 * self._width))
         size = min(most, max(wanted, self._len // _GROWTH))
-        self._starts.append(self._room)
+        self._starts.append(self._capacity)
         self._slabs.append(torch.empty(size, self._width, device=self._device))
 
     def _place(self, position: int) -> tuple[Tensor, int]:

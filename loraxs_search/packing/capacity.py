@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 
 # Padded tokens of one pass beyond which a pass was no faster for being larger.
 _CPU_TOKENS, _DEVICE_TOKENS = 3072, 65536
-_LEAST_TOKENS = 256
-# Tokens of a pass that fill one lane of a CPU: from 8 trials of 16 rows of 27 tokens on two lanes, a step took as long
-# with 16, 32 and 64 (`bench_packing.py`).
+_MIN_TOKENS = 256
+# Tokens of a pass that fill one worker of a CPU: from 8 trials of 16 rows of 27 tokens on two workers, a step took as
+# long with 16, 32 and 64 (`bench_packing.py`).
 _CPU_FULL_TOKENS = 1728
-_WORTH = 1.1  # what twice the tokens must gain in tokens a second
-_SHARE = 0.5  # of the free memory, since others use it too
+_MIN_GAIN = 1.1  # what twice the tokens must gain in tokens a second
+_MEMORY_SHARE = 0.5  # of the free memory, since others use it too
 
 
 def free_bytes(device: torch.device) -> int:
@@ -36,49 +36,52 @@ def token_budget(modules: Iterable[LinearModule], dtype: torch.dtype, device: to
     the safe side; a pass that runs out of memory all the same halves the budget and is done again.
     """
     per_token = 2 * dtype.itemsize * sum(module.in_features + module.out_features for module in modules)
-    most = _CPU_TOKENS if device.type == "cpu" else _DEVICE_TOKENS
-    return max(_LEAST_TOKENS, min(most, int(_SHARE * free_bytes(device) / per_token)))
+    limit = _CPU_TOKENS if device.type == "cpu" else _DEVICE_TOKENS
+    return max(_MIN_TOKENS, min(limit, int(_MEMORY_SHARE * free_bytes(device) / per_token)))
 
 
 def full_tokens(device: torch.device, max_tokens: int, time_pass: Callable[[int], float]) -> int:
-    """Return the tokens of a pass that fill a device, or one lane of a CPU.
+    """Return the tokens of a pass that fill a device, or one worker of a CPU.
 
-    A CPU's are known. On an accelerator passes are timed, each of twice the tokens, until that gains less than a tenth.
+    A CPU's number is known. On an accelerator passes are timed, each of twice the tokens, until that gains less than a
+    tenth.
 
     Args:
         time_pass: Returns the seconds that a pass of so many tokens takes.
     """
     if device.type == "cpu":
         return min(max_tokens, _CPU_FULL_TOKENS)
-    tokens, seconds = _LEAST_TOKENS, time_pass(_LEAST_TOKENS)
+    tokens, seconds = _MIN_TOKENS, time_pass(_MIN_TOKENS)
     while 2 * tokens <= max_tokens:
         longer = time_pass(2 * tokens)
-        if 2 * seconds < _WORTH * longer:
+        if 2 * seconds < _MIN_GAIN * longer:
             break
         tokens, seconds = 2 * tokens, longer
     return tokens
 
 
-def full_slots(tokens: int, lanes: int, batch_tokens: float) -> int:
+def full_slots(tokens: int, num_workers: int, batch_tokens: float) -> int:
     """Return how many trials fill a device, at least one.
 
     Args:
-        tokens: What fills one lane.
+        tokens: What fills one worker.
         batch_tokens: Real tokens of one trial's batch.
     """
-    return max(1, min(MAX_AUTO_PACK_SIZE, round(lanes * tokens / max(1.0, batch_tokens))))
+    return max(1, min(MAX_AUTO_PACK_SIZE, round(num_workers * tokens / max(1.0, batch_tokens))))
 
 
 def fitting_slots(wanted: int, slot_bytes: int, device: torch.device) -> int:
     """Return `wanted`, or with a warning the number of slots that the free memory holds, at least one."""
-    fit = max(1, int(_SHARE * free_bytes(device) / max(1, slot_bytes)))
-    if fit < wanted:
-        log.warning("pack_size is %d, but memory holds the state of %d trials only: %d it is", wanted, fit, fit)
-    return min(wanted, fit)
+    fitting = max(1, int(_MEMORY_SHARE * free_bytes(device) / max(1, slot_bytes)))
+    if fitting < wanted:
+        log.warning(
+            "pack_size is %d, but memory holds the state of %d trials only: %d are used", wanted, fitting, fitting
+        )
+    return min(wanted, fitting)
 
 
-def slot_bytes(modules: Sequence[LinearModule], rank: int, head_parameters: int, lanes: int) -> int:
-    """Return the memory of one slot outside activations: R and head with gradient and moments, and R's place in C."""
-    # Each with its gradient and two moments; exact, rounded and a gradient for each lane in the pack.
+def slot_bytes(modules: Sequence[LinearModule], rank: int, head_parameters: int, num_workers: int) -> int:
+    """Return the memory of one slot outside activations: R and head with gradient and moments, and R's part of C."""
+    # Each with its gradient and two moments; in the pack C, what R is multiplied with, and gradients for each worker.
     num_r = rank * rank * len(modules)
-    return 4 * (num_r * (4 + 2 + lanes) + head_parameters * (4 + lanes))
+    return 4 * (num_r * (4 + 2 + num_workers) + head_parameters * (4 + num_workers))

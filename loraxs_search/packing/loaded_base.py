@@ -29,7 +29,7 @@ from loraxs_search.methods.loraxs import body_fingerprint, make_reference_logits
 from loraxs_search.packing.adaptable import AdaptableLayers
 from loraxs_search.packing.last_layer import Readout
 from loraxs_search.packing.loaded_factors import LoadedFactors
-from loraxs_search.packing.pass_executor import lanes_of
+from loraxs_search.packing.pass_executor import workers_for
 from loraxs_search.records import (
     Answers,
     BaseModelRef,
@@ -150,7 +150,7 @@ class LoadedBase:
 
         Of the topmost layer, what no head looks at is left out.
         """
-        count, threads = lanes_of(self.device)
+        count, threads = workers_for(self.device)
         with self._trained(spec, snapshot, task) as (model, exact, data):
             if exact not in self._readouts:
                 self._readouts[exact] = Readout(exact, AdaptableLayers(exact, self.modules).layers)

@@ -76,7 +76,7 @@ class Pack:
         check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials take turns then, each alone")
         self.unpackable = sharing.unpackable
         self._prefix = PrefixCache(model, self._anatomy.layers, cache_bytes)
-        self._seating = PackedModel(model, factors, self._anatomy, self._lanes.count, self._prefix)
+        self._seating = PackedModel(model, factors, self._anatomy, self._lanes.num_workers, self._prefix)
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or where its snapshot stands.
@@ -130,7 +130,7 @@ class Pack:
 
     def shape_of_round(self, slots: Sequence[Slot]) -> tuple[int, float]:
         """Return the passes that the next round of these slots takes, and its padded tokens over its real ones."""
-        self._seating.seat(slots)
+        self._seating.place(slots)
         rows = {slot.name: slot.next_rows() for slot in slots}
         passes = self._plan("train", rows)
         return len(passes), padding(_demands(slots, "train", rows), passes)
@@ -151,9 +151,9 @@ class Pack:
             return math.inf
 
     @property
-    def seat_bytes(self) -> int:
-        """Memory that each seated slot takes beside its own."""
-        return self._seating.seat_bytes
+    def slot_bytes(self) -> int:
+        """Memory that each slot in place takes beside its own."""
+        return self._seating.slot_bytes
 
     @property
     def num_skipped(self) -> int:
@@ -172,7 +172,7 @@ class Pack:
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _gradients(self, slots: Sequence[Slot], rows: Rows) -> dict[str, Tensor]:
         """Leave its whole gradient with each slot, and return its mean loss, a scalar on the device."""
-        self._seating.seat(slots)
+        self._seating.place(slots)
         self._seating.begin()
         self._look_ahead("train", rows)
         losses = {slot.name: torch.zeros((), device=slot.r.device) for slot in slots}
@@ -191,7 +191,7 @@ class Pack:
 
     def _outputs(self, slots: Sequence[Slot], split: Split) -> dict[str, tuple[Tensor, Tensor]]:
         """Return each slot's logits (rows, labels) and losses (rows,), on the CPU, in the split's order."""
-        self._seating.seat(slots)
+        self._seating.place(slots)
         self._seating.begin()
         rows = {slot.name: np.arange(slot.data.num_rows(split)) for slot in slots}
         self._look_ahead(split, rows)
@@ -236,7 +236,7 @@ class Pack:
         total = sum(int(demand.lengths.sum()) for demand in demands)
         # Large passes have fewer calls, small ones keep every lane busy to the end: the plan that is done first wins.
         # A lone lane is busy anyway.
-        num_lanes = self._lanes.count
+        num_lanes = self._lanes.num_workers
         shares = [math.ceil(_ROOM * total / (num_lanes * parts)) for parts in (_PARTS if num_lanes > 1 else (1,))]
         budgets = dict.fromkeys(max(longest, min(self.max_tokens, share)) for share in shares)
         return min((plan_passes(demands, budget) for budget in budgets), key=self._lanes.makespan)

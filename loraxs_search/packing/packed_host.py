@@ -18,7 +18,7 @@ from loraxs_search.errors import LoraxsError
 from loraxs_search.packing import capacity
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.pass_executor import PassExecutor, lanes_of
+from loraxs_search.packing.pass_executor import PassExecutor, workers_for
 from loraxs_search.packing.request import AdvanceRequest, admit, scored_now
 from loraxs_search.packing.slot import Slot
 from loraxs_search.packing.trial_host import TrialHost
@@ -83,17 +83,17 @@ class PackedHost:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
         self._resident = resident = LoadedBase(base, task, precision=precision, device=device)
         budget = max_tokens or capacity.token_budget(resident.modules, resident.dtype, resident.device)
-        lanes = PassExecutor(*lanes_of(resident.device))
+        lanes = PassExecutor(*workers_for(resident.device))
         sharing = _sharing(resident, refuse=slots is not None)
         self._pack = Pack(
             resident.model, resident.factors, resident.modules, max_tokens=budget, lanes=lanes, sharing=sharing
         )
         self._alone = TrialHost.on(resident) if slots is None else None
-        self._full_slots = _full_slots(resident, self._pack, largest[0], lanes.count)
+        self._full_slots = _full_slots(resident, self._pack, largest[0], lanes.num_workers)
         if self._alone and len(sharing.unpackable) == len(resident.modules):
             self._full_slots = slots = 1
         wanted = self._full_slots if slots is None else slots
-        self._num_slots = _fitting_slots(resident, wanted, largest[1], lanes.count)
+        self._num_slots = _fitting_slots(resident, wanted, largest[1], lanes.num_workers)
         self._linger_s, self._gather_s = linger_s, gather_s
         self._kept: dict[str, Slot] = {}  # by the trial's name, oldest use first
         self._changed = threading.Condition()

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from loraxs_search.base_model import padding_side, widened
+from loraxs_search.multiplexed import RowSegment, SlotRowMap
 from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.plan import Indices, Pass
 from loraxs_search.packing.prefix_cache import PrefixCache
-from loraxs_search.packing.row_map import RowMap, RowSegment
 from loraxs_search.records import Split
 from loraxs_search.tasks import PreparedTask
 
@@ -59,13 +59,13 @@ def run_pass(
     device = next(model.parameters()).device
     seats = {slot.name: seat for seat, slot in enumerate(seating.slots)}
     chosen = [(seats[str(share.trial)], rows[str(share.trial)][share.positions]) for share in shared.shares]
-    seating.board.post(_route(chosen, device), lane)
     groups = [(data, list(group)) for data, group in groupby(chosen, key=lambda part: seating.slots[part[0]].data)]
     parts = [(data, np.concatenate([indices for _, indices in group])) for data, group in groups]
     batches = [data.collate(split, indices) for data, indices in parts]
     inputs = _joined([batch.inputs for batch in batches], shared.width, model.config)
     inputs = {name: value.to(device) for name, value in inputs.items()}
-    with seating.prefix.skipped(parts, split, inputs):
+    computing = seating.context.computing(_row_map(chosen, device), lane)
+    with computing, seating.prefix.skipped(parts, split, inputs):
         logits = model(**inputs).logits.float()
     outputs, start = [], 0
     for (data, group), batch in zip(groups, batches, strict=True):
@@ -86,10 +86,10 @@ def run_prefix(
     return chosen, prefix.compute(on_device, data.lengths(split)[chosen])
 
 
-def _route(chosen: list[tuple[int, npt.NDArray[np.int64]]], device: torch.device) -> RowMap:
+def _row_map(chosen: list[tuple[int, npt.NDArray[np.int64]]], device: torch.device) -> SlotRowMap:
     edges = np.cumsum([0, *(len(indices) for _, indices in chosen)]).tolist()
-    blocks = [RowSegment(seat, a, b) for (seat, _), a, b in zip(chosen, edges[:-1], edges[1:], strict=True)]
-    return RowMap(blocks, device)
+    segments = [RowSegment(slot, a, b) for (slot, _), a, b in zip(chosen, edges[:-1], edges[1:], strict=True)]
+    return SlotRowMap(segments, device)
 
 
 def _joined(inputs: list[dict[str, Tensor]], width: int, config: PretrainedConfig) -> dict[str, Tensor]:

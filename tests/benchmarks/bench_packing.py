@@ -36,7 +36,7 @@ from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.adaptable import AdaptableLayers
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.pass_executor import PassExecutor, lanes_of
+from loraxs_search.packing.pass_executor import PassExecutor, workers_for
 from loraxs_search.records import BaseModelRef, Hyperparameters, TrialSpec
 from loraxs_search.search_space import load_space
 from loraxs_search.trial import TrialRun, attach, detach
@@ -111,7 +111,7 @@ class Bench:
         lanes = (
             PassExecutor(lanes, max(1, self._arguments.threads // lanes))
             if lanes
-            else PassExecutor(*lanes_of(resident.device))
+            else PassExecutor(*workers_for(resident.device))
         )
         pack = Pack(
             resident.model,
@@ -132,7 +132,7 @@ class Bench:
                 raise SystemExit(f"trials diverged: {errors}")
 
         seconds, tokens = self._timed(round_, lambda: sum(slot.num_tokens for slot in slots))
-        size = max(slot.num_bytes for slot in slots) + pack.seat_bytes
+        size = max(slot.num_bytes for slot in slots) + pack.slot_bytes
         pack.clear()
         means = (statistics.mean(p for p, _ in plans), statistics.mean(w for _, w in plans))
         name = num_slots if prefix else f"{num_slots} (no prefix)"

@@ -212,8 +212,8 @@ def test_nothing_outside_a_slots_own_rank_is_ever_trained(world: Any) -> None:
     pack = world.pack()
     slots = world.join(pack, [world.spec("1", rank=2), world.spec("2", rank=8)])
     train(pack, slots, 5)
-    layer = world.model.get_submodule(world.names[0])
-    cores = layer.cores.exact.detach()  # (seats, 8, 8)
+    (update,) = world.model.get_submodule(world.names[0]).updates
+    cores = update.cores  # (slots, 8, 8)
     assert cores[1].count_nonzero() == 64
     assert cores[0, :2, :2].count_nonzero() == 4
     assert cores[0].count_nonzero() == 4

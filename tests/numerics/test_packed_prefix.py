@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, DistilBertConfig, GPT2Config, LlamaConfig, PretrainedConfig, RobertaConfig
 
 from loraxs_search.base_model import load_model
-from loraxs_search.packing.layers import PackedLinear
+from loraxs_search.multiplexed import TrainedLinear
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.records import TrialSpec
@@ -85,7 +85,7 @@ def rows_through(world: Any, block: int) -> Iterator[list[int]]:
     """Collect how many rows go through a block's first linear layer, call by call."""
     name = next(name for name in world.names if f".{block}." in name)
     layer = world.model.get_submodule(name)
-    layer = layer.base_layer if isinstance(layer, PackedLinear) else layer
+    layer = layer.base_layer if isinstance(layer, TrainedLinear) else layer
     seen: list[int] = []
     hook = layer.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
     try:
@@ -275,10 +275,10 @@ def test_backward_stops_at_the_lowest_adapted_module(
             lambda _, args: entered.append(args[0].requires_grad)
         )
     )
-    transposed: list[PackedLinear] = []
-    matrix = PackedLinear.matrix.fget
+    transposed: list[TrainedLinear] = []
+    matrix = TrainedLinear.matrix.fget
     assert matrix is not None
-    monkeypatch.setattr(PackedLinear, "matrix", property(lambda self: (transposed.append(self), matrix(self))[1]))
+    monkeypatch.setattr(TrainedLinear, "matrix", property(lambda self: (transposed.append(self), matrix(self))[1]))
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
         train(pack, slots, 1)

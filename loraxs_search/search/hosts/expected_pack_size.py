@@ -21,12 +21,12 @@ def expected_pack_size(
     import torch
 
     from loraxs_search.packing.capacity import fitting_slots, full_slots, full_tokens, slot_bytes, token_budget
-    from loraxs_search.packing.pass_executor import lanes_of
+    from loraxs_search.packing.pass_executor import workers_for
 
     if torch.cuda.is_available():
         return None
     device = torch.device("cpu")
-    (batch_size, rank), (lanes, _) = space.largest(), lanes_of(device)
+    (batch_size, rank), (lanes, _) = space.largest(), workers_for(device)
     budget = token_budget(modules, torch.float32, device)
     fills = full_slots(full_tokens(device, budget, lambda _: 0.0), lanes, batch_size * row_tokens)
     asked = space.search.pack_size

@@ -204,7 +204,7 @@ REFUSED = {
     "another scale": ({"config": {"scale": 3.0}}, FactorMismatchError, "probe must agree"),
     "another rank": ({"config": {"r": 3, "factor_fingerprints": {}}}, IntegrityError, r"of shape \(1, 3, 3\)"),
     "another module": ({"tensors": renamed("query", "quarry")}, TargetModulesError, "query"),
-    "a missing module": ({"tensors": without("layer.1")}, IntegrityError, "layer.1.attention.self.query is amiss"),
+    "a missing module": ({"tensors": without("layer.1")}, IntegrityError, "layer.1.attention.self.query is missing"),
     "another parameter": ({"tensors": renamed("classifier", "pooler")}, IntegrityError, "of the head only"),
     "a layer passed": ({"config": {"pass_through": ["bert.encoder.layer.0.output.dense"]}}, IntegrityError, "layer.0"),
     "another root": ({"tensors": renamed("base_model.model.", "")}, IntegrityError, "must be named base_model"),
@@ -281,8 +281,8 @@ def test_batches_of_many_threads_are_undisturbed_by_what_comes_and_goes(bank, fo
     assert {"a", "b", "d"} <= set(bank.names)
 
 
-def test_the_stock_is_touched_by_one_thread_at_a_time(base, folders, inputs, monkeypatch):
-    """Deterministic where the test above has to be lucky: whoever comes to the stock holds the lock."""
+def test_the_store_is_touched_by_one_thread_at_a_time(base, folders, inputs, monkeypatch):
+    """Deterministic where the test above has to be lucky: whoever comes to the store holds the lock."""
     bank, seen = AdapterBank(base), set()
 
     def watch(method: str) -> None:

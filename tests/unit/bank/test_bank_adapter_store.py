@@ -20,14 +20,14 @@ def layout(rank: int) -> Layout:
     return Layout((("m", rank, ("exact", "top", 8)),), (), "sequence-classification", 2, ())
 
 
-def put(stock: AdapterStore, name: str, rank: int = 2) -> None:
+def put(store: AdapterStore, name: str, rank: int = 2) -> None:
     value = float(sum(map(ord, name)))
-    stock.make_room(layout(rank), [name])
-    stock.put(layout(rank), [name], torch.full((1, rank * rank), value), TASK)
+    store.make_room(layout(rank), [name])
+    store.put(layout(rank), [name], torch.full((1, rank * rank), value), TASK)
 
 
-def value(stock: AdapterStore, name: str) -> float:
-    (part,) = stock.take([name])
+def value(store: AdapterStore, name: str) -> float:
+    (part,) = store.take([name])
     assert bool((part.vectors == part.vectors[0, 0]).all())
     return float(part.vectors[0, 0])
 
@@ -36,8 +36,8 @@ NAMES = [f"{letter}{rank}" for letter in "abcdef" for rank in (1, 2, 3)]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["put", "drop", "use"]), st.sampled_from(NAMES)), max_size=60))
-def test_a_stock_is_a_dictionary_that_forgets_the_least_recently_used(steps):
-    stock, expected = AdapterStore(100, CPU), {}
+def test_a_store_is_a_dictionary_that_forgets_the_least_recently_used(steps):
+    store, expected = AdapterStore(100, CPU), {}
     for step, name in steps:
         size = 4 * int(name[1]) ** 2
         if step == "put":
@@ -45,47 +45,47 @@ def test_a_stock_is_a_dictionary_that_forgets_the_least_recently_used(steps):
             while sum(4 * int(n[1]) ** 2 for n in expected) + size > 100:
                 expected.pop(next(iter(expected)))
             expected[name] = float(sum(map(ord, name)))
-            put(stock, name, int(name[1]))
+            put(store, name, int(name[1]))
         elif name not in expected:
             with pytest.raises(UsageError, match="is none of"):
-                stock.drop(name) if step == "drop" else stock.take([name])
+                store.drop(name) if step == "drop" else store.take([name])
         elif step == "drop":
-            stock.drop(name)
+            store.drop(name)
             expected.pop(name)
         else:
-            assert value(stock, name) == expected[name]
+            assert value(store, name) == expected[name]
             expected[name] = expected.pop(name)
-        assert stock.names == list(expected)
-        assert stock.num_bytes == sum(4 * int(n[1]) ** 2 for n in expected) <= 100
-        assert stock.allocated_bytes <= stock.num_bytes * 1.05 + 4
+        assert store.names == list(expected)
+        assert store.num_bytes == sum(4 * int(n[1]) ** 2 for n in expected) <= 100
+        assert store.allocated_bytes <= store.num_bytes * 1.05 + 4
     for name, number in expected.items():
-        assert value(stock, name) == number
+        assert value(store, name) == number
 
 
 def test_rows_of_one_layout_go_together_and_bare_ones_last():
-    stock = AdapterStore(None, CPU)
+    store = AdapterStore(None, CPU)
     for name, rank in (("a", 2), ("b", 3), ("c", 2)):
-        put(stock, name, rank)
-    parts = stock.take(["a", None, "b", "c", "a", None, "b"])
+        put(store, name, rank)
+    parts = store.take(["a", None, "b", "c", "a", None, "b"])
     assert [part.rows for part in parts] == [(0, 3, 4), (2, 6), (1, 5)]
     assert [part.layout and part.layout.modules[0][1] for part in parts] == [2, 3, None]
     assert [len(part.vectors) for part in parts] == [3, 1, 0]  # "b" alone is there once
 
 
 def test_what_can_never_fit_is_refused_and_nothing_is_lost():
-    stock = AdapterStore(40, CPU)
-    put(stock, "a", 3)
+    store = AdapterStore(40, CPU)
+    put(store, "a", 3)
     with pytest.raises(UsageError, match="100 bytes of 40"):
-        put(stock, "b", 5)
-    assert stock.names == ["a"]
+        put(store, "b", 5)
+    assert store.names == ["a"]
 
 
-def test_the_nearest_names_are_told_unless_there_are_too_many(monkeypatch):
-    stock = AdapterStore(None, CPU)
-    put(stock, "movie-reviews")
+def test_the_nearest_names_are_listed_unless_there_are_too_many(monkeypatch):
+    store = AdapterStore(None, CPU)
+    put(store, "movie-reviews")
     with pytest.raises(UsageError, match="'movie-review' is none of 1, the nearest being movie-reviews") as caught:
-        stock.take(["movie-review"])
+        store.take(["movie-review"])
     assert "load it first" in caught.value.hint
     monkeypatch.setattr("loraxs_search.bank.adapter_store._MANY", 0)
     with pytest.raises(UsageError, match=r"none of 1\."):
-        stock.take(["movie-review"])
+        store.take(["movie-review"])

@@ -36,11 +36,11 @@ def test_the_budget_is_bounded_on_both_sides(free):
 
 
 @pytest.mark.parametrize(("batch_tokens", "slots"), [(400.0, 15), (3072.0, 2), (1e6, 1), (1.0, 64), (0.0, 64)])
-def test_slots_fill_every_lane_once(batch_tokens, slots):
+def test_slots_fill_every_worker_once(batch_tokens, slots):
     assert capacity.full_slots(3072, 2, batch_tokens) == slots
 
 
-def test_the_quickstarts_trials_fill_two_lanes_of_a_cpu_at_eight():
+def test_the_quickstarts_trials_fill_two_workers_of_a_cpu_at_eight():
     tokens = capacity.full_tokens(CPU, 3072, lambda tokens: pytest.fail("a CPU is not timed"))
     assert capacity.full_slots(tokens, 2, 16 * 27.0) == 8
     assert capacity.full_tokens(CPU, 1000, lambda tokens: 1.0) == 1000
@@ -76,7 +76,7 @@ def test_a_slot_at_rank_16_is_under_a_megabyte():
 
 
 def test_a_deep_head_is_most_of_a_slot():
-    head = 1_051_650  # RoBERTa-large's: parameters, gradient and two moments, a gradient for each lane
+    head = 1_051_650  # RoBERTa-large's: parameters, gradient and two moments, a gradient for each worker
     assert capacity.slot_bytes(MODULES, 16, head, 2) - capacity.slot_bytes(MODULES, 16, 0, 2) == 4 * 6 * head
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from loraxs_search.packing.pass_executor import PassExecutor, lanes_of
+from loraxs_search.packing.pass_executor import PassExecutor, workers_for
 from loraxs_search.packing.plan import Pass, Share
 
 
@@ -21,27 +21,27 @@ PASSES = [a_pass(width) for width in (9, 1, 5, 5, 3)]
 
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_results_come_in_the_order_of_the_passes(count: int) -> None:
-    assert PassExecutor(count).run(PASSES, lambda lane, shared: shared.width) == [9, 1, 5, 5, 3]
+    assert PassExecutor(count).run(PASSES, lambda worker, shared: shared.width) == [9, 1, 5, 5, 3]
 
 
-def test_a_pass_goes_to_the_lane_with_least_to_do_whatever_the_timing() -> None:
-    lanes = PassExecutor(2)
-    assert [lanes.run(PASSES, lambda lane, shared: lane) for _ in range(3)] == [[0, 1, 1, 1, 0]] * 3
+def test_a_pass_goes_to_the_worker_with_least_to_do_whatever_the_timing() -> None:
+    executor = PassExecutor(2)
+    assert [executor.run(PASSES, lambda worker, shared: worker) for _ in range(3)] == [[0, 1, 1, 1, 0]] * 3
 
 
-def test_a_lane_is_one_thread_with_its_own_number_of_threads() -> None:
+def test_a_worker_is_one_thread_with_its_own_number_of_threads() -> None:
     before = torch.get_num_threads()
-    lanes = PassExecutor(2, threads=1)
-    names = lanes.run(PASSES, lambda lane, shared: (threading.current_thread().name, torch.get_num_threads()))
+    executor = PassExecutor(2, threads=1)
+    names = executor.run(PASSES, lambda worker, shared: (threading.current_thread().name, torch.get_num_threads()))
     assert {threads for _, threads in names} == {1}
     assert torch.get_num_threads() == before
 
 
-def test_a_fault_is_raised_once_all_lanes_have_come_to_rest() -> None:
+def test_a_fault_is_raised_once_all_workers_are_done() -> None:
     finished = threading.Event()
 
-    def compute(lane: int, shared: Pass) -> None:
-        if lane == 0:
+    def compute(worker: int, shared: Pass) -> None:
+        if worker == 0:
             raise ZeroDivisionError
         if shared is PASSES[-2]:
             finished.set()
@@ -51,7 +51,7 @@ def test_a_fault_is_raised_once_all_lanes_have_come_to_rest() -> None:
     assert finished.is_set()
 
 
-def test_an_accelerator_has_one_lane() -> None:
-    assert lanes_of(torch.device("cuda")) == (1, 1)
-    count, threads = lanes_of(torch.device("cpu"))
+def test_an_accelerator_has_one_worker() -> None:
+    assert workers_for(torch.device("cuda")) == (1, 1)
+    count, threads = workers_for(torch.device("cpu"))
     assert 1 <= count * threads <= torch.get_num_threads()

@@ -1,0 +1,159 @@
+"""LoRA-XS for many adapters in one pass: y_i += B C_i A x_i for the positions of row i.
+
+C (k, k) is R with scale and singular values multiplied in, zero outside the adapter's own rank; A and B are
+orthonormal, so adapters of any sigma share them. Letters: m rows of T positions, k the rank of the pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from loraxs_search.methods.loraxs._factor_pairs import FactorPair, FactorPairs
+from loraxs_search.methods.loraxs._settings import FactorKey, ModuleSettings
+from loraxs_search.multiplexed import LayerRows, SlotRowMap
+
+__all__ = ["FactorPair", "FactorPairs", "PackedCores", "TrainedCores", "add_core_update_", "core_update_backward_"]
+
+
+def add_core_update_(x: Tensor, y: Tensor, pair: FactorPair, cores: Tensor) -> Tensor:
+    """Add B C_i A x_i to y, in place, and return z = A x, shape (m T, k).
+
+    Args:
+        x, y: Shapes (m T, in) and (m T, out), row after row.
+        cores: C of each row, shape (m, k, k), or (1, k, k) for all of them; in the dtype of x.
+    """
+    z = torch.mm(x, pair.a.T)  # (m T, k)
+    u = torch.mm(z, cores[0].T) if len(cores) == 1 else torch.bmm(_by_core(z, cores), cores.mT).view_as(z)
+    y.addmm_(u, pair.b_t)
+    return z
+
+
+def core_update_backward_(dy: Tensor, dx: Tensor | None, pair: FactorPair, z: Tensor, cores: Tensor) -> Tensor:
+    """Add the update's part to dx, in place, and return the gradients of `cores`, in their shape and dtype.
+
+    Args:
+        dy, dx: Gradients of y and x, shapes (m T, out) and (m T, in); dx None where nobody needs it.
+        z: What `add_core_update_` returned.
+    """
+    g = _by_core(torch.mm(dy, pair.b_t.T), cores)  # (m, T, k)
+    if dx is not None:
+        dx.addmm_(torch.bmm(g, cores).view_as(z), pair.a)
+    return torch.bmm(g.mT, _by_core(z, cores))
+
+
+def _by_core(z: Tensor, cores: Tensor) -> Tensor:
+    """View (m T, k) as the positions that each core serves: (m, T, k) or (1, m T, k)."""
+    return z.view(len(cores), -1, z.shape[-1])
+
+
+class TrainedCores:
+    """What the slots of a pack add to one layer; a `TrainableUpdate`.
+
+    Args:
+        cores: C of each slot, shape (slots, k, k), in the dtype of the base.
+        grads: Where their gradients are summed, in float32 over all passes of a round, shape (workers, slots, k, k).
+        pair_of_slot: Index into `pairs` for each slot; None where the slot does not adapt this layer.
+    """
+
+    def __init__(
+        self, cores: Tensor, grads: Tensor, pairs: Sequence[FactorPair], pair_of_slot: tuple[int | None, ...]
+    ) -> None:
+        self.cores = cores
+        self._grads, self._pairs, self._pair_of_slot = grads, pairs, pair_of_slot
+
+    def adapts(self, row_map: SlotRowMap) -> bool:
+        return bool(row_map.runs(self._pair_of_slot))
+
+    def add_(self, x: Tensor, y: Tensor, rows: LayerRows[SlotRowMap]) -> list[Tensor]:
+        saved = []
+        for run in rows.row_map.runs(self._pair_of_slot):
+            at, cores = rows.positions(run.start, run.stop), self.cores[run.slots]  # (m, k, k)
+            saved += [add_core_update_(x[at], y[at], self._pairs[run.label], cores), cores]
+        return saved
+
+    def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: LayerRows[SlotRowMap]) -> None:
+        grads, tensors = self._grads[rows.worker], iter(saved)
+        for run, z, cores in zip(rows.row_map.runs(self._pair_of_slot), tensors, tensors, strict=True):
+            at = rows.positions(run.start, run.stop)
+            part = core_update_backward_(dy[at], None if dx is None else dx[at], self._pairs[run.label], z, cores)
+            grads.index_add_(0, run.slots, part.to(grads.dtype))
+
+
+class CoreSlot(Protocol):
+    """A slot of a pack whose trial trains R (modules, r, r), one for each of `settings`, in their order."""
+
+    @property
+    def settings(self) -> Mapping[str, ModuleSettings]: ...
+
+    @property
+    def r(self) -> Tensor: ...
+
+
+class PackedCores:
+    """C of every slot on every module, and its gradient: (modules, slots, k, k), k being the widest rank of them.
+
+    The `SlotUpdates` of LoRA-XS. A slot reads and writes its own r x r blocks only, so what is outside them is zero for
+    ever.
+
+    Args:
+        linears: The base's linear layers, by full name.
+        pairs: Of the same layers; those of other ranks are forgotten.
+        num_workers: Passes that may be computed at the same time.
+    """
+
+    def __init__(
+        self, slots: Sequence[CoreSlot], linears: Mapping[str, nn.Module], pairs: FactorPairs, num_workers: int
+    ) -> None:
+        self._slots, self._pairs = slots, pairs
+        self.modules = [name for name in linears if any(name in slot.settings for slot in slots)]
+        self._rank = max(s.rank for slot in slots for s in slot.settings.values())
+        device, dtype = slots[0].r.device, linears[self.modules[0]].get_parameter("weight").dtype
+        shape = len(self.modules), len(slots), self._rank, self._rank
+        self._cores = torch.zeros(shape, dtype=dtype, device=device)  # in the dtype that passes compute with
+        self._grads = torch.zeros(num_workers, *shape, device=device)
+        index = {name: i for i, name in enumerate(self.modules)}
+        self._rows = [torch.tensor([index[name] for name in slot.settings], device=device) for slot in slots]
+        self._scales = [self._scale(slot) for slot in slots]
+        pairs.keep_rank(self._rank)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory of one slot: its share of C and of its gradient, and what R is multiplied with."""
+        packed = self._cores.nbytes + self._grads.nbytes
+        return packed // len(self._slots) + max(scale.nbytes for scale in self._scales)
+
+    def update(self, module: str) -> TrainedCores:
+        """Return what is added to the output of one of `modules`."""
+        keys = [slot.settings[module].family if module in slot.settings else None for slot in self._slots]
+        known: list[FactorKey] = list(dict.fromkeys(key for key in keys if key is not None))
+        pairs = [self._pairs.pair(module, key, self._rank) for key in known]
+        pair_of_slot = tuple(None if key is None else known.index(key) for key in keys)
+        i = self.modules.index(module)
+        return TrainedCores(self._cores[i], self._grads[:, i], pairs, pair_of_slot)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Take every slot's R as it stands, and start gradients at zero."""
+        self._grads.zero_()
+        for i, (slot, rows, scale) in enumerate(zip(self._slots, self._rows, self._scales, strict=True)):
+            rank = slot.r.shape[-1]
+            self._cores[rows, i, :rank, :rank] = (slot.r * scale).to(self._cores.dtype)
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Set the gradient of every slot's R, summed over the workers in their order."""
+        total = self._grads[0]
+        for grads in self._grads[1:]:
+            total = total + grads
+        for i, (slot, rows, scale) in enumerate(zip(self._slots, self._rows, self._scales, strict=True)):
+            rank = slot.r.shape[-1]
+            slot.r.grad = total[rows, i, :rank, :rank] * scale
+
+    def _scale(self, slot: CoreSlot) -> Tensor:
+        """Return what R is multiplied with, entry by entry, shape (modules, r, r)."""
+        scales = [s.fold(self._pairs.factors(name, s.family).singular_values) for name, s in slot.settings.items()]
+        return torch.stack(scales).to(slot.r.device)

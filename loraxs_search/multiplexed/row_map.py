@@ -1,0 +1,112 @@
+"""Which rows of a pass belong to which adapter; adapted layers read it at each forward."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+AdapterT = TypeVar("AdapterT")
+RowMapT = TypeVar("RowMapT", bound="RowMap[Any]")
+
+
+@dataclass(frozen=True)
+class RowSegment(Generic[AdapterT]):
+    """Rows start..stop of a pass, side by side.
+
+    Args:
+        adapter: Whose they are: a slot's index in a pack, stored adapters in a bank.
+    """
+
+    adapter: AdapterT
+    start: int
+    stop: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop - self.start
+
+
+class RowMap(Generic[AdapterT]):
+    """The rows of one pass, segment after segment, without gaps; at least one."""
+
+    def __init__(self, segments: Sequence[RowSegment[AdapterT]]) -> None:
+        self.segments = tuple(segments)
+        self.num_rows = self.segments[-1].stop
+
+
+@dataclass(frozen=True)
+class RowRun:
+    """Neighbouring rows whose slots have one label.
+
+    Args:
+        slots: Slot index of each row, shape (n,), int64, on the device of the pass.
+    """
+
+    start: int
+    stop: int
+    slots: Tensor
+    label: int
+
+
+class SlotRowMap(RowMap[int]):
+    """The rows of slots that are numbered from 0. For one thread."""
+
+    def __init__(self, segments: Sequence[RowSegment[int]], device: torch.device) -> None:
+        super().__init__(segments)
+        sizes = [segment.num_rows for segment in self.segments]
+        slots = torch.tensor([segment.adapter for segment in self.segments])
+        self._slots = slots.repeat_interleave(torch.tensor(sizes)).to(device)  # (num_rows,)
+        self._runs: dict[Hashable, tuple[RowRun, ...]] = {}
+
+    def runs(self, label_of_slot: tuple[int | None, ...]) -> tuple[RowRun, ...]:
+        """Return the longest runs of rows with one label, given each slot's; None where a layer adds nothing.
+
+        Rows of such slots are in no run, so they cost nothing. Cached, since many layers are alike.
+        """
+        if label_of_slot not in self._runs:
+            self._runs[label_of_slot] = tuple(self._make_runs(label_of_slot))
+        return self._runs[label_of_slot]
+
+    def _make_runs(self, label_of_slot: tuple[int | None, ...]) -> list[RowRun]:
+        spans: list[tuple[int, int, int]] = []
+        for segment in self.segments:
+            label = label_of_slot[segment.adapter]
+            if label is None:
+                continue
+            if spans and spans[-1][1:] == (segment.start, label):
+                spans[-1] = (spans[-1][0], segment.stop, label)
+            else:
+                spans.append((segment.start, segment.stop, label))
+        return [RowRun(start, stop, self._slots[start:stop], label) for start, stop, label in spans]
+
+
+class PassContext(threading.local, Generic[RowMapT]):
+    """Where layers find the row map of the pass that their thread computes; each thread has its own.
+
+    Args:
+        worker: Which worker computes the pass; gradients of different workers are kept apart.
+    """
+
+    def __init__(self) -> None:
+        self.worker = 0
+        self._row_map: RowMapT | None = None
+
+    @property
+    def row_map(self) -> RowMapT:
+        assert self._row_map is not None  # adapted layers run within a pass only
+        return self._row_map
+
+    @contextmanager
+    def computing(self, row_map: RowMapT, worker: int = 0) -> Iterator[None]:
+        """Have this thread's layers serve the rows of a pass."""
+        self._row_map, self.worker = row_map, worker
+        try:
+            yield
+        finally:
+            self._row_map = None

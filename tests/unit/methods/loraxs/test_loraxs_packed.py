@@ -1,0 +1,151 @@
+"""LoRA-XS for many adapters in one pass: rows, gradients and factors are those of each adapter alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from loraxs_search.factors import FactorStore
+from loraxs_search.methods.loraxs import ModuleSettings
+from loraxs_search.methods.loraxs.packed import (
+    FactorPair,
+    FactorPairs,
+    PackedCores,
+    add_core_update_,
+    core_update_backward_,
+)
+from loraxs_search.multiplexed import PassContext, RowSegment, SlotRowMap, TrainedLinear
+
+IN, OUT = 8, 6
+
+
+def a_pair(rank: int) -> FactorPair:
+    return FactorPair(torch.randn(rank, IN, dtype=torch.float64), torch.randn(rank, OUT, dtype=torch.float64))
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.booleans())
+def test_an_update_and_its_gradients_are_autograds(rank, rows, positions, shared) -> None:
+    """y_i + B C_i A x_i, each row with a core of its own, or one for all."""
+    pair = a_pair(rank)
+    x = torch.randn(rows, positions, IN, dtype=torch.float64, requires_grad=True)
+    cores = torch.randn(1 if shared else rows, rank, rank, dtype=torch.float64, requires_grad=True)
+    y, dy = torch.randn(2, rows, positions, OUT, dtype=torch.float64)
+    expected = y + torch.einsum("ko,nkj,ji,nti->nto", pair.b_t, cores.expand(rows, -1, -1), pair.a, x)
+    expected.backward(dy)
+    flat, dx = y.clone().view(-1, OUT), torch.zeros(rows * positions, IN, dtype=torch.float64)
+    with torch.no_grad():
+        z = add_core_update_(x.view(-1, IN), flat, pair, cores)
+        grads = core_update_backward_(dy.view(-1, OUT), dx, pair, z, cores)
+        without = core_update_backward_(dy.view(-1, OUT), None, pair, z, cores)
+    torch.testing.assert_close(flat.view_as(y), expected.detach())
+    torch.testing.assert_close(dx.view_as(x), x.grad)
+    torch.testing.assert_close(grads, cores.grad)
+    assert torch.equal(grads, without)
+
+
+@dataclass
+class OneSlot:
+    """What a pack knows of a trial."""
+
+    settings: dict[str, ModuleSettings]
+    r: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        rank = next(iter(self.settings.values())).rank
+        self.r = torch.randn(len(self.settings), rank, rank, requires_grad=True)
+
+
+def settings(rank: int, basis: str = "top", sigma: str = "input", scale: float = 1.0) -> ModuleSettings:
+    return ModuleSettings(rank, scale, sigma, basis, "exact", 4)
+
+
+@pytest.fixture
+def linears() -> dict[str, nn.Module]:
+    layers = {"first": nn.Linear(IN, OUT), "second": Conv1D(OUT, IN)}
+    return {name: layer.requires_grad_(False) for name, layer in layers.items()}
+
+
+@pytest.fixture
+def pairs(linears, tmp_path) -> FactorPairs:
+    store = FactorStore(tmp_path / "factors")
+    return FactorPairs(linears, lambda: store)
+
+
+def test_slots_of_any_rank_basis_sigma_and_modules_train_side_by_side(linears, pairs) -> None:
+    slots = [
+        OneSlot({"first": settings(2), "second": settings(2)}),
+        OneSlot({"second": settings(3, "bottom", "sqrt", 0.5)}),
+        OneSlot({"first": settings(4, sigma="none", scale=2.0)}),
+    ]
+    packed, context = PackedCores(slots, linears, pairs, num_workers=2), PassContext()
+    assert packed.modules == ["first", "second"]
+    layers = {name: TrainedLinear(linears[name], context, [packed.update(name)]) for name in packed.modules}
+    x = torch.randn(6, 2, IN)
+    alone = [slot.r.detach().clone().requires_grad_() for slot in slots]
+    for _ in range(2):  # gradients of a round are its own
+        packed.begin()
+        for worker, start in enumerate((0, 3)):
+            rows = SlotRowMap([RowSegment(slot, slot, slot + 1) for slot in range(3)], torch.device("cpu"))
+            for name, layer in layers.items():
+                with context.computing(rows, worker):
+                    y = layer(x[start : start + 3])
+                expected = [
+                    _alone(linears, pairs, slot, r, name, row)
+                    for slot, r, row in zip(slots, alone, x[start : start + 3], strict=True)
+                ]
+                torch.testing.assert_close(y, torch.stack(expected))
+                y.square().sum().backward()
+        packed.collect()
+    for slot, r in zip(slots, alone, strict=True):
+        total = sum(
+            _alone(linears, pairs, slot, r, name, x[row]).square().sum()
+            for name in linears
+            for row in (slots.index(slot), slots.index(slot) + 3)
+        )
+        torch.testing.assert_close(slot.r.grad, torch.autograd.grad(total, r)[0])
+
+
+def _alone(linears, pairs, slot: OneSlot, r: Tensor, module: str, x: Tensor) -> Tensor:
+    """The method's own formula: y = W x + scale B R A x with sigma's factors."""
+    y = linears[module](x)
+    if module not in slot.settings:
+        return y
+    own = slot.settings[module]
+    a, b = pairs.factors(module, own.family).ab(own.rank, own.sigma)
+    return y + own.scale * x @ a.T @ r[list(slot.settings).index(module)].T @ b.T
+
+
+def test_a_pair_is_made_once_and_forgotten_with_its_rank(linears, pairs) -> None:
+    key = settings(2).family
+    pair = pairs.pair("second", key, 2)
+    assert pairs.pair("second", key, 2) is pair
+    assert (pair.a.shape, pair.b_t.shape) == ((2, IN), (2, OUT))
+    assert pair.a.is_contiguous()
+    assert pair.b_t.is_contiguous()
+    pairs.keep_rank(3)
+    assert pairs.pair("second", key, 2) is not pair
+
+
+def test_a_pair_wider_than_its_factors_is_zero_beyond_them(linears, pairs) -> None:
+    key = settings(2).family
+    pair = pairs.pair("first", key, 6)
+    whole = pairs.factors("first", key)
+    assert whole.rank == 4
+    torch.testing.assert_close(pair.a[:4], whole.ab(4, "none")[0])
+    assert not pair.a[4:].any()
+    assert not pair.b_t[4:].any()
+
+
+def test_a_pair_has_the_bases_dtype_and_a_variant_its_own_factors(linears, pairs) -> None:
+    linears["first"].bfloat16()
+    key = settings(2).family
+    assert pairs.pair("first", key, 2).a.dtype == torch.bfloat16
+    other = key._replace(variant="elsewhere")
+    pairs.add_variant("first", other, pairs.factors("second", key))
+    assert torch.equal(pairs.pair("first", other, 2).a, pairs.pair("second", key, 2).a.bfloat16())
