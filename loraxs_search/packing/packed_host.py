@@ -1,4 +1,4 @@
-"""The trial host with many slots: whoever waits shares the next round."""
+"""The host with many slots: whoever waits shares the next round."""
 
 from __future__ import annotations
 
@@ -43,14 +43,11 @@ LINGER_S = 0.05
 
 
 class PackedHost:
-    """Advances many trials at once on a base that is loaded once; the interface of `TrialHost`, for several threads.
+    """A `Host` that advances many trials at once, of one task or several; None is the task that it began with.
 
-    Trials may be of several tasks: `task` says which where it is not the one the host began with.
-
-    `advance`, `release`, `confirm` and `info` may be called from any thread and block until they are done. One thread
-    of the host's own does all computation: it forms a round of every trial that waits, so trials join and leave
-    between rounds, and each caller gets its answer when its own trial is where it was asked to be. Up to `slots`
-    trials are kept at hand between calls; a trial that is not is taken up from its snapshot.
+    One thread of its own does all computation but yardsticks: it forms a round of every trial that waits, so trials
+    join and leave between rounds, and each caller gets its answer when its own trial is where it was asked to be. Up to
+    `slots` trials stay on the device between calls.
 
     Args:
         slots: Trials in one round; callers beyond that wait for their turn, first come, first served. None means what
@@ -81,88 +78,72 @@ class PackedHost:
     ) -> None:
         # oneDNN forgets kernels beyond this number, and a pack uses more of them than a lone trial; read at first use.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-        self._resident = resident = LoadedBase(base, task, precision=precision, device=device)
-        budget = max_tokens or capacity.token_budget(resident.modules, resident.dtype, resident.device)
-        lanes = PassExecutor(*workers_for(resident.device))
-        sharing = _sharing(resident, refuse=slots is not None)
+        self._loaded = loaded = LoadedBase(base, task, precision=precision, device=device)
+        budget = max_tokens or capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
+        executor = PassExecutor(*workers_for(loaded.device))
+        sharing = _sharing(loaded, refuse=slots is not None)
         self._pack = Pack(
-            resident.model, resident.factors, resident.modules, max_tokens=budget, lanes=lanes, sharing=sharing
+            loaded.model, loaded.factors, loaded.modules, max_tokens=budget, lanes=executor, sharing=sharing
         )
-        self._alone = TrialHost.on(resident) if slots is None else None
-        self._full_slots = _full_slots(resident, self._pack, largest[0], lanes.num_workers)
-        if self._alone and len(sharing.unpackable) == len(resident.modules):
+        self._alone = TrialHost.on(loaded) if slots is None else None
+        self._full_slots = _full_slots(loaded, self._pack, largest[0], executor.num_workers)
+        if self._alone and len(sharing.unpackable) == len(loaded.modules):
             self._full_slots = slots = 1
         wanted = self._full_slots if slots is None else slots
-        self._num_slots = _fitting_slots(resident, wanted, largest[1], lanes.num_workers)
+        self._num_slots = _fitting_slots(loaded, wanted, largest[1], executor.num_workers)
         self._linger_s, self._gather_s = linger_s, gather_s
-        self._kept: dict[str, Slot] = {}  # by the trial's name, oldest use first
+        self._idle: dict[str, Slot] = {}  # by the trial's name, oldest use first
         self._changed = threading.Condition()
         self._arrived: list[AdvanceRequest] = []
-        self._chores: list[Callable[[], None]] = []
+        self._jobs: list[Callable[[], None]] = []
         self._closing, self._begun = False, False
         self._expected = 0
         self._worker = threading.Thread(target=self._work, name="packed-host", daemon=True)
         self._worker.start()
 
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
-        """Describe base, data and device.
-
-        Args:
-            anew: Read the task's rows again; trials that are taken up from now on have them if they have changed.
-        """
-        info = self._on_bare_base(lambda: self._resident.info(task, anew=anew))
+        """Describe base, data and device; rounds wait."""
+        info = self._on_bare_base(lambda: self._loaded.info(task, anew=anew))
         unpackable = frozenset[str]() if self._may_go_alone(task) else self._pack.unpackable
         slots, full = self._num_slots, self._full_slots
         return replace(info, num_slots=slots, full_slots=full, unpackable=unpackable)
 
     def base_changed(self) -> bool:
         """Whether the base's weights on disk are others than those that were loaded."""
-        return self._resident.base_changed()
+        return self._loaded.base_changed()
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use; rounds wait."""
-        self._on_bare_base(lambda: self._resident.decompose(names, rank, basis))
+        self._on_bare_base(lambda: self._loaded.decompose(names, rank, basis))
 
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
     ) -> tuple[TrialReport, bytes]:
-        """Train `spec` up to step `until` and score it; return the report and the state to keep.
-
-        Args:
-            snapshot: The trial's last state, None when it has none; a host that has the trial at hand ignores it.
-
-        Raises:
-            TrialDivergedError: the trial has no finite loss or metric; others go on.
-            TargetModulesError, RankError: the trial asks for what the base does not have.
-        """
+        """Train with whoever else waits; trials that are in step are scored in one evaluation, each others' peers."""
         if self._may_go_alone(task) and not self._pack.unpackable.isdisjoint(spec.hyperparameters.target_modules):
             return self._on_bare_base(lambda: self._advance_alone(spec, until, snapshot))
-        wish = AdvanceRequest(spec, until, Snapshot.from_bytes(snapshot) if snapshot else None, task)
+        request = AdvanceRequest(spec, until, Snapshot.from_bytes(snapshot) if snapshot else None, task)
         with self._changed:
             self._refuse_when_closed()
-            self._arrived.append(wish)
+            self._arrived.append(request)
             self._changed.notify_all()
-        return wish.answer.result()
-
-    def release(self, spec: TrialSpec) -> None:
-        """Forget a trial that nobody advances at the moment."""
-        self._have_done(lambda: self._kept.pop(spec.name, None))
+        return request.answer.result()
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
         """Return a trained adapter's files, as it will be loaded; rounds wait."""
-        return self._on_bare_base(lambda: self._resident.confirm(spec, snapshot, task))
+        return self._on_bare_base(lambda: self._loaded.confirm(spec, snapshot, task))
 
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded; rounds wait."""
-        return self._on_bare_base(lambda: self._resident.answer(spec, snapshot, rows, task))
+        return self._on_bare_base(lambda: self._loaded.answer(spec, snapshot, rows, task))
 
     def yardsticks(self, task: Task | None = None) -> tuple[Yardstick, ...]:
         """Return what simple models reach on a task's rows; the caller's thread computes, and rounds go on."""
-        return self._resident.yardsticks(self._have_done(lambda: self._resident.prepared(task)))
+        return self._loaded.yardsticks(self._run(lambda: self._loaded.prepared(task)))
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file, as `Confirmation.factors` names it."""
-        return self._resident.factor_file(key)
+        return self._loaded.factor_file(key)
 
     def close(self) -> None:
         """End the host's thread once all who wait are answered; the host takes no more calls."""
@@ -178,15 +159,15 @@ class PackedHost:
         while True:
             with self._changed:
                 self._await_work(active)
-                if self._closing and not (active or self._arrived or self._chores):
+                if self._closing and not (active or self._arrived or self._jobs):
                     break
-                chores, self._chores = self._chores, []
+                jobs, self._jobs = self._jobs, []
                 arrived: list[AdvanceRequest] = []
-                if active or not chores:  # whoever comes meanwhile may begin with those who are there
+                if active or not jobs:  # whoever comes meanwhile may begin with those who are there
                     arrived, self._arrived = admit(active, self._arrived, self._num_slots)
-            for chore in chores:
-                chore()
-            active += [wish for wish in arrived if self._take_up(wish)]
+            for job in jobs:
+                job()
+            active += [request for request in arrived if self._assign(request)]
             if active:
                 active = self._round(active)
         self._pack.clear()
@@ -195,12 +176,12 @@ class PackedHost:
         """Wait for something to do; then shortly for those who could share it: trials that were just answered."""
         wanted, self._expected = min(self._expected + len(active), self._num_slots), 0
         if not active:
-            self._changed.wait_for(lambda: bool(self._arrived or self._chores or self._closing))
+            self._changed.wait_for(lambda: bool(self._arrived or self._jobs or self._closing))
             wanted = self._num_slots
             self._gather()
         if wanted > len(active):
             self._changed.wait_for(
-                lambda: len(active) + len(self._arrived) >= wanted or self._chores or self._closing, self._linger_s
+                lambda: len(active) + len(self._arrived) >= wanted or self._jobs or self._closing, self._linger_s
             )
 
     def _gather(self) -> None:
@@ -209,62 +190,64 @@ class PackedHost:
         while self._gather_s and not self._begun and arrived < len(self._arrived) < self._num_slots:
             arrived = len(self._arrived)
             self._changed.wait_for(functools.partial(self._more_than, arrived), self._gather_s)
-        self._begun = self._begun or (bool(self._arrived) and not self._chores)
+        self._begun = self._begun or (bool(self._arrived) and not self._jobs)
 
     def _more_than(self, arrived: int) -> bool:
-        return len(self._arrived) > arrived or bool(self._chores) or self._closing
+        return len(self._arrived) > arrived or bool(self._jobs) or self._closing
 
-    def _take_up(self, wish: AdvanceRequest) -> bool:
-        """Give a wish its slot; False when it could not be had and is answered with the reason."""
+    def _assign(self, request: AdvanceRequest) -> bool:
+        """Give a request its slot; False where it cannot have one and is answered with the reason."""
         try:
-            data = self._resident.prepared(wish.task)
-            slot = self._kept.pop(wish.spec.name, None)
-            is_here = slot is not None and slot.spec == wish.spec and slot.data is data and slot.step == wish.first_step
+            data = self._loaded.prepared(request.task)
+            slot = self._idle.pop(request.spec.name, None)
+            is_here = (
+                slot is not None and slot.spec == request.spec and slot.data is data and slot.step == request.first_step
+            )
             if slot is None or not is_here:
-                slot = self._pack.join(wish.spec, data, wish.snapshot)
+                slot = self._pack.join(request.spec, data, request.snapshot)
         except Exception as error:  # noqa: BLE001  # the caller's to handle, whatever it is
-            wish.answer.set_exception(error)
+            request.answer.set_exception(error)
             return False
-        wish.slot = slot
+        request.assigned = slot
         return True
 
     def _round(self, active: list[AdvanceRequest]) -> list[AdvanceRequest]:
-        """Take a step of every trial that has one to take, answer those that are there, and return the others."""
+        """Take a step of every trial that has one to take, answer those that have reached theirs, return the others."""
         try:
-            training = [wish for wish in active if not wish.there]
-            errors = self._pack.step([wish.at_hand for wish in training]) if training else {}
-            for wish in training:
-                if error := errors.get(wish.spec.name):
-                    wish.answer.set_exception(error)
-            self._report(scored_now([wish for wish in active if not wish.answer.done()]))
+            training = [request for request in active if not request.reached]
+            errors = self._pack.step([request.slot for request in training]) if training else {}
+            for request in training:
+                if error := errors.get(request.spec.name):
+                    request.answer.set_exception(error)
+            self._report(scored_now([request for request in active if not request.answer.done()]))
         except Exception as error:  # noqa: BLE001  # nobody is left waiting for ever
-            for wish in active:
-                if not wish.answer.done():
-                    wish.answer.set_exception(error)
-        return [wish for wish in active if not wish.answer.done()]
+            for request in active:
+                if not request.answer.done():
+                    request.answer.set_exception(error)
+        return [request for request in active if not request.answer.done()]
 
-    def _report(self, wishes: list[AdvanceRequest]) -> None:
-        if not wishes:
+    def _report(self, requests: list[AdvanceRequest]) -> None:
+        if not requests:
             return
-        scores = self._pack.evaluate([wish.at_hand for wish in wishes], "validation")
-        for wish in wishes:
-            metrics, slot = scores[wish.spec.name], wish.at_hand
+        scores = self._pack.evaluate([request.slot for request in requests], "validation")
+        for request in requests:
+            metrics, slot = scores[request.spec.name], request.slot
             if isinstance(metrics, LoraxsError):
-                wish.answer.set_exception(metrics)
+                request.answer.set_exception(metrics)
                 continue
             report = slot.report(metrics)
-            self._keep(slot)
-            answer = replace(report, peers=_peers(wish, wishes, scores))
-            wish.answer.set_result((answer, slot.snapshot().to_bytes()))
-        self._expected += len(wishes)
+            self._keep_idle(slot)
+            answer = replace(report, peers=_peers(request, requests, scores))
+            request.answer.set_result((answer, slot.snapshot().to_bytes()))
+        self._expected += len(requests)
         with self._changed:
             for waiting in self._arrived:
                 waiting.may_start = True
 
-    def _keep(self, slot: Slot) -> None:
-        self._kept[slot.name] = slot
-        while len(self._kept) > self._num_slots:
-            self._kept.pop(next(iter(self._kept)))
+    def _keep_idle(self, slot: Slot) -> None:
+        self._idle[slot.name] = slot
+        while len(self._idle) > self._num_slots:
+            self._idle.pop(next(iter(self._idle)))
 
     def _advance_alone(self, spec: TrialSpec, until: int, snapshot: bytes | None) -> tuple[TrialReport, bytes]:
         assert self._alone is not None
@@ -276,29 +259,29 @@ class PackedHost:
     # ---- the callers' side -------------------------------------------------------------------------------------------
     def _may_go_alone(self, task: Task | None) -> bool:
         """Whether trials of a task that cannot share passes are advanced all the same."""
-        return self._alone is not None and task in (None, self._resident.task)
+        return self._alone is not None and task in (None, self._loaded.task)
 
-    def _on_bare_base(self, chore: Callable[[], ResultT]) -> ResultT:
+    def _on_bare_base(self, job: Callable[[], ResultT]) -> ResultT:
         """Have the host's own thread do what needs the base as it was loaded, with no packed layer on it."""
 
         def run() -> ResultT:
             self._pack.clear()
-            return chore()
+            return job()
 
-        return self._have_done(run)
+        return self._run(run)
 
-    def _have_done(self, chore: Callable[[], ResultT]) -> ResultT:
+    def _run(self, job: Callable[[], ResultT]) -> ResultT:
         answer: Future[ResultT] = Future()
 
         def run() -> None:
             try:
-                answer.set_result(chore())
+                answer.set_result(job())
             except Exception as error:  # noqa: BLE001  # the caller's to handle, whatever it is
                 answer.set_exception(error)
 
         with self._changed:
             self._refuse_when_closed()
-            self._chores.append(run)
+            self._jobs.append(run)
             self._changed.notify_all()
         return answer.result()
 
@@ -308,34 +291,34 @@ class PackedHost:
 
 
 def _peers(
-    wish: AdvanceRequest, wishes: Sequence[AdvanceRequest], scores: Mapping[str, Mapping[str, float] | LoraxsError]
+    request: AdvanceRequest, requests: Sequence[AdvanceRequest], scores: Mapping[str, Mapping[str, float] | LoraxsError]
 ) -> dict[str, tuple[int, float]]:
     """Return step and score of the other trials of the same study that were scored with this one."""
-    metric = wish.at_hand.data.task.metric
+    metric = request.slot.data.task.metric
     return {
-        other.spec.trial_id: (other.at_hand.step, metrics[metric])
-        for other in wishes
-        if other is not wish and other.spec.study == wish.spec.study
+        other.spec.trial_id: (other.slot.step, metrics[metric])
+        for other in requests
+        if other is not request and other.spec.study == request.spec.study
         if not isinstance(metrics := scores[other.spec.name], LoraxsError) and metric in metrics
     }
 
 
-def _sharing(resident: LoadedBase, *, refuse: bool) -> Sharing:
+def _sharing(loaded: LoadedBase, *, refuse: bool) -> Sharing:
     """Return which layers trials can share; of a base whose rows cannot share passes none, unless it is refused."""
-    names = frozenset(module.name for module in resident.modules)
-    sharing = probe_sharing(resident.exact, names)
+    names = frozenset(module.name for module in loaded.modules)
+    sharing = probe_sharing(loaded.exact, names)
     if not sharing.fault or refuse:
         return sharing
     log.warning("Trials take turns, each alone, since of this base %s.", sharing.fault)
     return Sharing("", names)
 
 
-def _full_slots(resident: LoadedBase, pack: Pack, batch_size: int, lanes: int) -> int:
+def _full_slots(loaded: LoadedBase, pack: Pack, batch_size: int, lanes: int) -> int:
     """Return how many trials of the first task fill the device."""
-    tokens = capacity.full_tokens(resident.device, pack.max_tokens, pack.time_pass)
-    return capacity.full_slots(tokens, lanes, batch_size * float(resident.data.lengths("train").mean()))
+    tokens = capacity.full_tokens(loaded.device, pack.max_tokens, pack.time_pass)
+    return capacity.full_slots(tokens, lanes, batch_size * float(loaded.data.lengths("train").mean()))
 
 
-def _fitting_slots(resident: LoadedBase, wanted: int, rank: int, lanes: int) -> int:
-    each = capacity.slot_bytes(resident.modules, rank, resident.info().head_parameters, lanes)
-    return capacity.fitting_slots(wanted, each, resident.device)
+def _fitting_slots(loaded: LoadedBase, wanted: int, rank: int, lanes: int) -> int:
+    each = capacity.slot_bytes(loaded.modules, rank, loaded.info().head_parameters, lanes)
+    return capacity.fitting_slots(wanted, each, loaded.device)

@@ -1,4 +1,4 @@
-"""What a caller of a packed host waits for, who is let in next, and when those who are there are scored.
+"""What a caller of a packed host waits for, who is let in next, and who is scored when.
 
 Trials that are in step are scored in one evaluation, and their scheduler decides about all of them at once. A trial
 that comes soon after the others have begun joins them, and they wait for it before they are scored; one that comes
@@ -33,13 +33,13 @@ class AdvanceRequest:
     task: Task | None = None
     may_start: bool = False
     answer: Future[tuple[TrialReport, bytes]] = field(default_factory=Future)
-    slot: Slot | None = None
+    assigned: Slot | None = None
 
     @property
-    def at_hand(self) -> Slot:
-        """The slot, once the wish has been taken up."""
-        assert self.slot is not None
-        return self.slot
+    def slot(self) -> Slot:
+        """The slot, once it has one."""
+        assert self.assigned is not None
+        return self.assigned
 
     @property
     def first_step(self) -> int:
@@ -54,10 +54,10 @@ class AdvanceRequest:
     @property
     def steps_left(self) -> int:
         """Steps that it still has to take, once it has been taken up."""
-        return self.first_step + self.num_steps - self.at_hand.step
+        return self.first_step + self.num_steps - self.slot.step
 
     @property
-    def there(self) -> bool:
+    def reached(self) -> bool:
         """Whether the trial is where it was asked to be."""
         return self.steps_left <= 0
 
@@ -69,22 +69,23 @@ def admit(
 
     A trial is in a pack once at most: a second caller (its first one may have died) waits for the first to be done.
     """
-    inside = {wish.spec.name for wish in active}
-    next_score = min((wish.steps_left for wish in active), default=None)
+    inside = {request.spec.name for request in active}
+    next_score = min((request.steps_left for request in active), default=None)
     admitted: list[AdvanceRequest] = []
     left: list[AdvanceRequest] = []
-    for wish in waiting:
-        fits = len(inside) < num_slots and wish.spec.name not in inside
-        if fits and (next_score is None or wish.may_start or wish.num_steps - next_score <= wish.num_steps // _LAG):
-            inside.add(wish.spec.name)
-            admitted.append(wish)
+    for request in waiting:
+        fits = len(inside) < num_slots and request.spec.name not in inside
+        lag = request.num_steps - (next_score or 0)
+        if fits and (next_score is None or request.may_start or lag <= request.num_steps // _LAG):
+            inside.add(request.spec.name)
+            admitted.append(request)
         else:
-            left.append(wish)
+            left.append(request)
     return admitted, left
 
 
 def scored_now(active: Sequence[AdvanceRequest]) -> list[AdvanceRequest]:
-    """Return those who are there, unless others are so near that they are waited for."""
-    if any(0 < wish.steps_left <= wish.num_steps // _LAG for wish in active):
+    """Return those that have reached their step, unless others are so near that they are waited for."""
+    if any(0 < request.steps_left <= request.num_steps // _LAG for request in active):
         return []
-    return [wish for wish in active if wish.there]
+    return [request for request in active if request.reached]

@@ -11,14 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from loraxs_search.errors import TargetModulesError, TrialDivergedError, unknown_name
+from loraxs_search.errors import TrialDivergedError
 from loraxs_search.methods.loraxs import ModuleSettings, initial_r, module_settings
+from loraxs_search.packing._checks import check_target_modules
 from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
 from loraxs_search.packing.adaptable import AdaptableLayers
 from loraxs_search.packing.slot_state import SlotStateLayout
 from loraxs_search.records import Split, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
-from loraxs_search.trial import Snapshot, adapter_config, check_step, lr_factor
+from loraxs_search.trial import Snapshot, adapter_config, check_step, lr_factor, make_report
 
 
 class Slot:
@@ -121,11 +122,11 @@ class Slot:
 
     def report(self, metrics: Mapping[str, float]) -> TrialReport:
         """Make and keep the report of these scores at the current step."""
-        report = TrialReport(
-            trial_id=self.spec.trial_id,
+        report = make_report(
+            self.spec,
+            metrics,
+            self._losses,
             step=self.step,
-            metrics=metrics,
-            train_loss=sum(self._losses) / max(1, len(self._losses)),
             device_s=self.device_s,
             num_tokens=self.num_tokens,
             size=self.size,
@@ -149,10 +150,7 @@ class Slot:
 
 def _settings(spec: TrialSpec, sizes: Mapping[str, tuple[int, int]]) -> dict[str, ModuleSettings]:
     """Settle rank, scale and factors of every adapted layer, in model order."""
+    check_target_modules(spec, sizes)
     wanted = set(spec.hyperparameters.target_modules)
-    if unknown := sorted(wanted - set(sizes)):
-        raise TargetModulesError(unknown_name("target_modules", unknown[0], sizes))
-    if not wanted:
-        raise TargetModulesError(f"`target_modules` must name a layer, but trial {spec.trial_id} names none.")
     config = adapter_config(spec.hyperparameters)
     return {name: module_settings(config, name, *size) for name, size in sizes.items() if name in wanted}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.packing._checks import check_target_modules
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.records import (
     Answers,
@@ -117,6 +118,7 @@ class TrialHost:
                 f" {self._resident.task.name}.",
                 hint="set `search.pack_size` to 2 or more to search several tasks on one device",
             )
+        check_target_modules(spec, [module.name for module in self._resident.modules])
         run = self._active
         step = snapshot.step if snapshot else 0
         if run is not None and run.spec == spec and run.data is data and run.step == step:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.records._words import Precision, SearchDevice
+from loraxs_search.records._words import Precision, Scalar, SearchDevice
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,9 @@ class SearchPlan:
         concurrent: Trials in flight at once; None means as many as the devices hold, counted anew as nodes come and
             go. An autoscaler starts nodes for those that do not fit.
         report_every: Steps between two reports; also ASHA's first rung.
-        scheduler: `asha` stops weak trials at rungs, `none` lets all finish.
+        scheduler: A name of `loraxs_search.schedulers`: `asha` stops weak trials at rungs, `none` lets all finish.
         reduction_factor: ASHA keeps the best 1/reduction_factor at each rung.
+        scheduler_params: What the scheduler takes beside that, by the names that it declares.
         time_budget_s: The search stops proposing and running trials after this, over all drivers; None means no limit.
         keep_hosts_s: How long hosts stay loaded after the search, for the next one on the same cluster; None ends them.
         max_failures: How often a trial is restarted after losing its node or process.
@@ -30,7 +32,7 @@ class SearchPlan:
     max_steps: int = 160
     report_every: int = 40
     concurrent: int | None = None
-    scheduler: Literal["asha", "none"] = "asha"
+    scheduler: str = "asha"
     reduction_factor: int = 2
     time_budget_s: float | None = None
     keep_hosts_s: float | None = None
@@ -39,3 +41,4 @@ class SearchPlan:
     precision: Precision = "auto"
     device: SearchDevice = "auto"
     seed: int = 0
+    scheduler_params: Mapping[str, Scalar] = field(default_factory=dict)

@@ -17,7 +17,8 @@ from loraxs_search.search_space._files import find_file, read_file
 from loraxs_search.search_space._overrides import apply_overrides
 from loraxs_search.search_space._parameters import read_parameters
 from loraxs_search.search_space._reading import read_section
-from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection
+from loraxs_search.search_space._schedulers import taken_keys
+from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection, search_section
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import read_task
 
@@ -118,17 +119,20 @@ def _base_model(document: Document, given: object, folder: Path) -> BaseModelRef
 
 
 def _search(document: Document, given: object) -> SearchPlan:
-    section = read_section(document, ("search",), SearchSection, given)
+    section = read_section(document, ("search",), search_section(), given)
     every, steps = (_sound(document, given, key, getattr(SearchPlan, key)) for key in ("report_every", "max_steps"))
     if every is not None and steps is not None and every > steps:
         got = f"report_every={every} and max_steps={steps}"
         document.faults.add(("search", "report_every"), f"must be at most max_steps, but got {got}.")
     if section is None:
         return SearchPlan()
-    found = section.model_dump()
-    found["time_budget_s"] = found.pop("time_budget")
-    found["keep_hosts_s"] = found.pop("keep_hosts")
-    return SearchPlan(**found)
+    values = section.model_dump()
+    params = {key: values.pop(key) for key in values.keys() - SearchSection.model_fields.keys()}
+    factor = params.pop("reduction_factor")  # stored as a field, whichever scheduler is chosen
+    taken = {key: value for key, value in params.items() if key in taken_keys(section.scheduler)}
+    values["time_budget_s"] = values.pop("time_budget")
+    values["keep_hosts_s"] = values.pop("keep_hosts")
+    return SearchPlan(**values, reduction_factor=factor, scheduler_params=taken)
 
 
 def _sound(document: Document, given: object, key: str, default: int) -> int | None:

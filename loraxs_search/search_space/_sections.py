@@ -14,9 +14,11 @@ from pydantic import (
     Field,
     PlainValidator,
     StringConstraints,
+    create_model,
 )
 
 from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan, TaskKind
+from loraxs_search.search_space._schedulers import check_scheduler, scheduler_keys
 
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -64,14 +66,13 @@ Duration = Annotated[float, Field(gt=0), BeforeValidator(_seconds)]
 
 
 class SearchSection(Section):
-    """`search:`, the fields of `SearchPlan`."""
+    """`search:`, the fields of `SearchPlan` but those that schedulers take; see `search_section`."""
 
     trials: Count = SearchPlan.trials
     max_steps: Count = SearchPlan.max_steps
     report_every: Count = SearchPlan.report_every
     concurrent: Count | None = None
-    scheduler: Literal["asha", "none"] = SearchPlan.scheduler
-    reduction_factor: Annotated[int, Field(ge=2)] = SearchPlan.reduction_factor
+    scheduler: Annotated[str, AfterValidator(check_scheduler)] = SearchPlan.scheduler
     time_budget: Duration | None = None
     keep_hosts: Duration | None = None
     max_failures: Annotated[int, Field(ge=0)] = SearchPlan.max_failures
@@ -79,6 +80,11 @@ class SearchSection(Section):
     precision: Precision = SearchPlan.precision
     device: SearchDevice = SearchPlan.device
     seed: Annotated[int, Field(ge=0, lt=2**32)] = SearchPlan.seed
+
+
+def search_section() -> type[SearchSection]:
+    """Return the section with the keys of every scheduler, as they are known by now."""
+    return create_model("SearchSection", __base__=SearchSection, **scheduler_keys())
 
 
 class PromotionSection(Section):

@@ -73,6 +73,7 @@ class Recorder:
     def _search_started(self, event: SearchStarted) -> None:
         run_id = self._runs.run(SEARCH, event.at)
         plan = {f"search.{f.name}": getattr(event.plan, f.name) for f in dataclasses.fields(event.plan)}
+        plan |= {f"search.{key}": value for key, value in plan.pop("search.scheduler_params").items()}
         # MLflow never changes a param: a search that goes on keeps its first ones, and says what is new in tags.
         known = self._runs.client.get_run(run_id).data.params
         params = {key: value for key, value in (plan | dict(event.params)).items() if key not in known}

@@ -18,6 +18,7 @@ from loraxs_search.records import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
 from loraxs_search.trial.adapter_config import adapter_config
 from loraxs_search.trial.evaluate import evaluate
+from loraxs_search.trial.report import make_report
 from loraxs_search.trial.schedule import lr_factor
 from loraxs_search.trial.snapshot import Snapshot
 
@@ -125,14 +126,14 @@ class TrialRun:
         """
         started, first = time.perf_counter(), self.step
         until = min(until, self.spec.hyperparameters.max_steps)
-        total = sum(self._train_step() for _ in range(first, until))
+        losses = [self._train_step() for _ in range(first, until)]
         metrics = evaluate(self.model, self.data, "validation", self._device)
         self._device_s += time.perf_counter() - started
-        report = TrialReport(
-            trial_id=self.spec.trial_id,
+        report = make_report(
+            self.spec,
+            metrics,
+            losses,
             step=self.step,
-            metrics=metrics,
-            train_loss=total / max(1, until - first),
             device_s=self._device_s,
             num_tokens=self._num_tokens,
             size=self._size,

@@ -172,7 +172,8 @@ def run(info: Any, space: Any, pace_s: float, view: Gauge, stop: threading.Event
     from loraxs_search.search.cluster.connection import connected
     from loraxs_search.search.driver.driver import Driver
     from loraxs_search.search.driver.interrupted import SearchInterruptedError
-    from loraxs_search.search.hosts.pool import HostPool, host_config
+    from loraxs_search.search.hosts.host_config import host_config
+    from loraxs_search.search.hosts.pool import HostPool
 
     with connected(None):
         make = functools.partial(simulated_host.simulated_host, pace_s=pace_s)

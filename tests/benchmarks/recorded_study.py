@@ -15,11 +15,11 @@ import optuna
 import psutil
 
 from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
+from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.search.ledger.optuna_storage import open_optuna_study
 from loraxs_search.search.ledger.view import SilentView
 from loraxs_search.search.tune.sampler import Sampler
-from loraxs_search.search.tune.schedulers.asha import make_scheduler
 from loraxs_search.search_space import Space, load_space
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tracking import Tracker
@@ -59,7 +59,7 @@ def take_up(num_trials: int, num_proposals: int = 10) -> dict[str, Any]:
         with laps.lap("reconcile"):
             ledger.reconcile(folder)
         with laps.lap("asha"):
-            make_scheduler(space.search, space.task, journal.reports)
+            make_scheduler(space.search, space.task.direction).replay(journal.reports, space.task.metric)
         proposer = Sampler(study, space)
         proposer.propose(seed=0)  # the first one ranks the history
         with laps.lap("proposals"):

@@ -29,7 +29,7 @@ from loraxs_search.records import (
     Yardstick,
     to_json,
 )
-from loraxs_search.search.hosts.actors import HostConfig
+from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.studies import read_reports
 
 LAYERS, WIDTH = 6, 384
@@ -89,10 +89,10 @@ class SimulatedHost:
         return (Yardstick("constant", {task.metric: 0.5}, {task.metric: 0.5}, answer=0),)
 
 
-def simulated_host(order: HostConfig, task: Task, threads: int, *, pace_s: float) -> SimulatedHost:
-    """Return the host of an order; see `HostConfig.make`."""
-    assert order.pack_size != "auto"
-    return SimulatedHost(order.pack_size, pace_s)
+def simulated_host(config: HostConfig, task: Task, threads: int, *, pace_s: float) -> SimulatedHost:
+    """Return the host of a config; see `HostConfig.make`."""
+    assert config.pack_size != "auto"
+    return SimulatedHost(config.pack_size, pace_s)
 
 
 def accuracy(spec: TrialSpec, step: int) -> float:

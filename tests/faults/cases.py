@@ -168,7 +168,8 @@ def _drive(world: World, study: str, num_trials: int) -> None:
     from loraxs_search.search.cluster.connection import connected
     from loraxs_search.search.driver.driver import Driver
     from loraxs_search.search.driver.launch import new_study
-    from loraxs_search.search.hosts.pool import HostPool, host_config
+    from loraxs_search.search.hosts.host_config import host_config
+    from loraxs_search.search.hosts.pool import HostPool
     from loraxs_search.search_space import load_space
     from loraxs_search.tracking import ensure_store, resolve_uri
 

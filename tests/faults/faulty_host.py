@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from loraxs_search.packing._base import Host
 from loraxs_search.records import Task, TrialReport, TrialSpec
-from loraxs_search.search.hosts.actors import Host, HostConfig, training_host
+from loraxs_search.search.hosts.host_config import HostConfig, training_host
 
 SPOILT = {"00001": "raises", "00002": "memory", "00003": "metric"}
 
@@ -40,6 +41,6 @@ class FaultyHost:
         return report, state
 
 
-def faulty_host(order: HostConfig, task: Task, threads: int) -> Host:
-    """Return the host of an order; see `HostConfig.make`."""
-    return FaultyHost(training_host(order, task, threads), SPOILT)
+def faulty_host(config: HostConfig, task: Task, threads: int) -> Host:
+    """Return the host of a config; see `HostConfig.make`."""
+    return FaultyHost(training_host(config, task, threads), SPOILT)

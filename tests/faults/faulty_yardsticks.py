@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from loraxs_search.packing._base import Host
 from loraxs_search.records import Task, Yardstick
-from loraxs_search.search.hosts.actors import Host, HostConfig, training_host
+from loraxs_search.search.hosts.host_config import HostConfig, training_host
 
 Fault = Literal["dies once", "raises"]
 
@@ -36,9 +37,9 @@ class FaultyYardsticks:
         return self._host.yardsticks(task)
 
 
-def faulty_yardsticks(order: HostConfig, task: Task, threads: int, *, fault: Fault, marker: Path) -> Host:
-    """Return the host of an order; see `HostConfig.make`."""
-    return FaultyYardsticks(training_host(order, task, threads), fault, marker)
+def faulty_yardsticks(config: HostConfig, task: Task, threads: int, *, fault: Fault, marker: Path) -> Host:
+    """Return the host of a config; see `HostConfig.make`."""
+    return FaultyYardsticks(training_host(config, task, threads), fault, marker)
 
 
 def with_fault(fault: Fault, marker: Path) -> Callable[..., Host]:

@@ -11,6 +11,7 @@ import ray
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.search.cluster.connection import connected
+from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.hosts.pieces import spread
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -39,17 +40,9 @@ class Worker:
         return number, self._name
 
 
-class Workers:
-    """What `spread` asks of a pool of hosts."""
-
-    def __init__(self, *workers: Any) -> None:
-        self._workers = list(workers)
-
-    def hosts(self) -> list[Any]:
-        return self._workers
-
-    def replacement(self, lost: Any) -> Any:
-        return Worker.remote("another")  # type: ignore[attr-defined]
+def workers(*actors: Any) -> Any:
+    """Return what `spread` asks for hosts."""
+    return lambda: [HostClient(lambda lost: Worker.remote("another"), actor) for actor in actors]
 
 
 class Number:
@@ -59,7 +52,7 @@ class Number:
         self.error: Exception | None = None
 
     def ask(self, host: Any) -> Any:
-        return host.work.remote(self.number)
+        return host.actor.work.remote(self.number)
 
     def take(self, answer: tuple[int, str]) -> bool:
         assert answer[0] == self.number
@@ -75,28 +68,27 @@ def go_on() -> None: ...
 
 def test_every_piece_is_done_once_and_every_host_has_some(ray_here: None) -> None:
     pieces = [Number(n) for n in range(12)]
-    spread(Workers(Worker.remote("a"), Worker.remote("b")), pieces, go_on)  # type: ignore[arg-type, attr-defined]
+    spread(workers(Worker.remote("a"), Worker.remote("b")), pieces, go_on)
     assert all(len(piece.answers) == 1 for piece in pieces)
     assert {name for piece in pieces for name in piece.answers} == {"a", "b"}
 
 
 def test_a_piece_is_asked_for_until_it_is_done_and_at_once_where_passes_are_shared(ray_here: None) -> None:
     pieces = [Number(n, times=3) for n in range(4)]
-    spread(Workers(Worker.remote("a")), pieces, go_on, at_once=4)  # type: ignore[arg-type, attr-defined]
+    spread(workers(Worker.remote("a")), pieces, go_on, at_once=4)
     assert [piece.answers for piece in pieces] == [["a"] * 3] * 4
 
 
 def test_a_host_that_dies_is_replaced_and_its_piece_is_not_lost(ray_here: None) -> None:
     pieces = [Number(n) for n in range(6)]
-    workers = Workers(Worker.remote("a", fatal=True), Worker.remote("b"))  # type: ignore[attr-defined]
-    spread(workers, pieces, go_on)  # type: ignore[arg-type]
+    spread(workers(Worker.remote("a", fatal=True), Worker.remote("b")), pieces, go_on)
     assert all(len(piece.answers) == 1 for piece in pieces)
     assert "another" in {name for piece in pieces for name in piece.answers}
 
 
 def test_what_a_host_cannot_do_is_the_pieces_own_fault_and_the_others_go_on(ray_here: None) -> None:
     pieces = [Number(-1), Number(1)]
-    spread(Workers(Worker.remote("a")), pieces, go_on)  # type: ignore[arg-type, attr-defined]
+    spread(workers(Worker.remote("a")), pieces, go_on)
     assert isinstance(pieces[0].error, TaskDataError)
     assert pieces[1].answers == ["a"]
 
@@ -106,5 +98,5 @@ def test_it_stops_when_the_search_is_stopped(ray_here: None) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        spread(Workers(Worker.remote("a")), [Number(1)], stop)  # type: ignore[arg-type, attr-defined]
-    spread(Workers(), [], stop)  # type: ignore[arg-type]
+        spread(workers(Worker.remote("a")), [Number(1)], stop)
+    spread(workers(), [], stop)

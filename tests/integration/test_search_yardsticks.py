@@ -45,7 +45,8 @@ def search_with(
     def search(fault: Literal["dies once", "raises"]) -> SearchResult:
         from ray import cloudpickle
 
-        from loraxs_search.search.hosts.pool import HostPool, host_config
+        from loraxs_search.search.hosts.host_config import host_config
+        from loraxs_search.search.hosts.pool import HostPool
 
         space = load_space(str(tiny_space), overrides=SHORT)
         uri = resolve_uri(None)

@@ -75,7 +75,7 @@ def test_a_trial_that_diverges_fails_its_own_caller_only(world: Any, make_host: 
     assert host.advance(good, 25, healthy.result()[1])[0].step == 25
 
 
-def test_a_wish_that_cannot_be_had_is_answered_with_the_reason(world: Any, make_host: Make) -> None:
+def test_a_request_that_cannot_be_had_is_answered_with_the_reason(world: Any, make_host: Make) -> None:
     host = make_host()
     with pytest.raises(TargetModulesError):
         host.advance(world.spec("1", target_modules=("nowhere",)), 5, None)
@@ -84,16 +84,13 @@ def test_a_wish_that_cannot_be_had_is_answered_with_the_reason(world: Any, make_
     assert host.advance(world.spec("1"), 2, None)[0].step == 2
 
 
-def test_a_released_or_forgotten_trial_goes_on_from_its_snapshot(
-    world: Any, make_host: Make, distance: Distance
-) -> None:
+def test_a_forgotten_trial_goes_on_from_its_snapshot(world: Any, make_host: Make, distance: Distance) -> None:
     host, spec = make_host(slots=1), world.spec("1")
-    _, at_hand = host.advance(spec, 6, host.advance(spec, 3, None)[1])
+    _, going_on = host.advance(spec, 6, host.advance(spec, 3, None)[1])
     _, state = host.advance(spec, 3, None)  # an older state than the host's: the caller's counts
-    host.release(spec)
     host.advance(world.spec("2"), 2, None)
     _, taken_up = host.advance(spec, 6, state)
-    assert distance(taken_up, at_hand) == 0.0
+    assert distance(taken_up, going_on) == 0.0
 
 
 def test_two_callers_of_one_trial_are_served_one_after_the_other(

@@ -28,7 +28,7 @@ class Shell:
     Args:
         home: Its state folder.
         folder: Its working directory.
-        package: Folder to import the package from; None means the checkout.
+        package: Folder to import from ahead of others; None means the checkout.
     """
 
     home: Path
@@ -39,7 +39,8 @@ class Shell:
         return [sys.executable, "-m", "loraxs_search", *args]
 
     def environment(self) -> dict[str, str]:
-        path = {"PYTHONPATH": str(self.package)} if self.package else {}
+        folders = [str(self.package), *filter(None, [os.environ.get("PYTHONPATH")])] if self.package else []
+        path = {"PYTHONPATH": os.pathsep.join(folders)} if folders else {}
         return os.environ | {"LORAXS_HOME": str(self.home), "COLUMNS": "120"} | path
 
     def run(self, *args: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:

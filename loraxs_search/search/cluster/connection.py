@@ -70,7 +70,7 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
                 namespace=NAMESPACE,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 runtime_env=env,
             )
     except AuthenticationError as error:
@@ -104,8 +104,8 @@ def living_nodes() -> list[Node]:
     """Return the nodes that are alive now, in an order that stays."""
     import ray
 
-    found = [_node(node) for node in ray.nodes() if node["Alive"]]
-    return sorted(found, key=lambda node: (node.address, node.node_id))
+    alive: list[Mapping[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return sorted(map(_node, alive), key=lambda node: (node.address, node.node_id))
 
 
 def _node(node: Mapping[str, Any]) -> Node:

@@ -13,7 +13,15 @@ from loraxs_search.errors import ClusterError, LoraxsError
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.search.cluster import node_facts, runtime_env
 from loraxs_search.search.cluster.connection import connected, living_nodes
-from loraxs_search.search.cluster.node_checks import Expected, Finding, NodeFacts, failures, judge, silent, unlike_files
+from loraxs_search.search.cluster.node_checks import (
+    Expected,
+    Finding,
+    NodeFacts,
+    evaluate,
+    failures,
+    silent,
+    unlike_files,
+)
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search_space import Space, load_space
 from loraxs_search.studies import Storage
@@ -128,7 +136,7 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
         said = _said(node, at, answer, limit_s)
         if isinstance(said, NodeFacts):
             told.append(said)
-            found += judge(said, Expected(versions, redact(server) if server else None, theirs))
+            found += evaluate(said, Expected(versions, redact(server) if server else None, theirs))
         elif said is not None:
             found.append(said)
     return [*found, *unlike_files(told)]
@@ -147,7 +155,7 @@ def _ask(node: Node, question: dict[str, Any]) -> ray.ObjectRef[Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ray.cloudpickle.register_pickle_by_value(node_facts)  # a node may lack the package
+    ray.cloudpickle.register_pickle_by_value(node_facts)  # type: ignore[no-untyped-call]  # a node may lack the package
     where = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
     task = ray.remote(node_facts.facts_here).options(num_cpus=0, scheduling_strategy=where, max_retries=0)
     return task.remote(question)

@@ -71,7 +71,7 @@ class Expected:
     files: Sequence[str] = ()
 
 
-def judge(facts: NodeFacts, expected: Expected) -> Iterator[Finding]:
+def evaluate(facts: NodeFacts, expected: Expected) -> Iterator[Finding]:
     """Yield a finding for each thing known of a node."""
     yield _versions(facts, expected.versions)
     if expected.mlflow is not None:

@@ -170,7 +170,7 @@ class SlotCounter:
         return self._slots
 
     @property
-    def width(self) -> int:
+    def max_concurrent(self) -> int:
         """Trials that this study may have in flight, at least one."""
         return self._concurrent or max(1, self.slots.num_slots // self._num_studies)
 

@@ -5,10 +5,12 @@ Every piece of work is found again in the study folder once it is done, so that 
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from loraxs_search.records import Candidate, Confirmation, Refit, Task, TrialRecord, TrialSpec, TrialState
 from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of
@@ -22,6 +24,8 @@ from loraxs_search.search.driver.finishing import (
 )
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.manifests import make_candidate, make_manifest
+from loraxs_search.search.hosts.client import HostClient
+from loraxs_search.search.hosts.pieces import Piece, spread
 from loraxs_search.search.hosts.refits import RefitPiece, refit_spec
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search_space import Space
@@ -48,7 +52,7 @@ class Finish:
         stop: Ends the work from outside.
     """
 
-    crew: StudyActors
+    actors: StudyActors
     folder: StudyFolder
     space: Space
     trials: Sequence[TrialRecord]
@@ -68,9 +72,9 @@ class Finish:
         """
         confirmed, every = self.folder.confirmations(), self.space.search.report_every
         specs = [spec for record in self.best for spec in self._refits(record)]
-        lacking = [spec for spec in specs if confirmed.refit(spec.trial_id) is None]
-        pieces = [RefitPiece(spec, self.space.task, every, self.folder) for spec in lacking]
-        self.crew.spread(pieces, self.check_stopped, shared=True)
+        missing = [spec for spec in specs if confirmed.refit(spec.trial_id) is None]
+        pieces = [RefitPiece(spec, self.space.task, every, self.folder) for spec in missing]
+        self._spread(pieces, shared=True)
 
     def validate(self) -> list[Candidate]:
         """Score the best trials and their refits on all validation rows; return them, best first."""
@@ -78,9 +82,9 @@ class Finish:
         scores = {adapter.trial_id: adapter.validation_metrics for adapter in trained}
         if self._were_some_rows():
             confirmed = self.folder.confirmations()
-            lacking = [adapter for adapter in trained if confirmed.validation(adapter.trial_id) is None]
-            pieces = [ValidationPiece(adapter, self.space.task) for adapter in lacking]
-            self.crew.spread(pieces, self.check_stopped, shared=True)
+            missing = [adapter for adapter in trained if confirmed.validation(adapter.trial_id) is None]
+            pieces = [ValidationPiece(adapter, self.space.task) for adapter in missing]
+            self._spread(pieces, shared=True)
             scores = {name: confirmed.validation(name) or {} for name in scores}
         made = [self._candidate(adapter, scores) for adapter in trained]
         task = self.space.task
@@ -113,7 +117,7 @@ class Finish:
         answers = self._answer_pieces(name) if untested else []
         ids = list(dict.fromkeys((*known, *(record.trial_id for record in self.trials))))
         adapters = [AdapterPiece(self._trained(i), self.space.task, keep) for i in ids if not self._is_sealed(i)]
-        self.crew.spread([*answers, *adapters], self.check_stopped)
+        self._spread([*answers, *adapters])
         if chosen is not None and untested:
             metrics, rows = joined(list(confirmed.answers(name).values()), self.space.task)
             chosen = replace(chosen, test_metrics=metrics, yardsticks=self.folder.yardsticks() or ())
@@ -129,29 +133,38 @@ class Finish:
                 hint=f"go on with `loraxs-search resume {self.folder.name}`",
             )
 
+    def _spread(self, pieces: Sequence[Piece[Any]], *, shared: bool = False) -> None:
+        """Have every piece done on all hosts.
+
+        Args:
+            shared: Pieces share passes where hosts pack.
+        """
+        pool = self.actors.pool
+        spread(pool.hosts, pieces, self.check_stopped, at_once=pool.config.max_trials if shared else 1)
+
     # ---- adapters ----------------------------------------------------------------------------------------------------
     def _refits(self, record: TrialRecord) -> list[TrialSpec]:
-        spec = self.crew.spec(record.trial_id, record.params)
+        spec = self.actors.spec(record.trial_id, record.params)
         return [refit_spec(spec, number) for number in range(1, self.space.promotion.seeds + 1)]
 
     def _answer_pieces(self, name: str) -> list[AnswerPiece]:
         """Return the test rows that an adapter has yet to answer, in parts for all hosts."""
-        confirmed, num_rows = self.folder.confirmations(), self.crew.info.num_rows["test"]
-        parts = row_pieces(num_rows, list(confirmed.answers(name)), self.crew.num_hosts())
+        confirmed, num_rows = self.folder.confirmations(), self.actors.info.num_rows["test"]
+        parts = row_pieces(num_rows, list(confirmed.answers(name)), len(self.actors.pool.hosts()))
         return [AnswerPiece(self._trained(name), rows, self.space.task) for rows in parts]
 
     def _of_recipe(self, record: TrialRecord) -> list[Trained]:
         """Return a trial and its refits that came to their end."""
         confirmed = self.folder.confirmations()
-        done = [s for s in self._refits(record) if (refit := confirmed.refit(s.trial_id)) and not refit.failed]
-        return [self._trained(name) for name in (record.trial_id, *(spec.trial_id for spec in done))]
+        ended = [s for s in self._refits(record) if (refit := confirmed.refit(s.trial_id)) and not refit.failed]
+        return [self._trained(name) for name in (record.trial_id, *(spec.trial_id for spec in ended))]
 
     def _trained(self, trial_id: str) -> Trained:
         """Return a completed trial's adapter, or a refit's."""
         if trial_id not in self._adapters:
             record = next(r for r in self.trials if r.trial_id == trial_of(trial_id))
             refit = self.folder.confirmations().refit(trial_id)
-            spec = self.crew.spec(record.trial_id, record.params)
+            spec = self.actors.spec(record.trial_id, record.params)
             if refit is not None:
                 spec = refit_spec(spec, int(trial_id.rpartition(".")[2]))
             last = record.reports[-1]
@@ -162,7 +175,7 @@ class Finish:
     def _were_some_rows(self) -> bool:
         """Whether reports scored a part of the validation rows only."""
         limit = self.space.task.validation_rows
-        return limit is not None and self.crew.info.num_rows["validation"] >= limit
+        return limit is not None and self.actors.info.num_rows["validation"] >= limit
 
     # ---- records -----------------------------------------------------------------------------------------------------
     def _candidate(self, adapter: Trained, scores: Mapping[str, Mapping[str, float]]) -> Candidate:
@@ -177,7 +190,7 @@ class Finish:
             for name, refit in recipe.items()
             if name != adapter.trial_id
         ]
-        return make_candidate(self.folder, self.crew.info, adapter, scores[adapter.trial_id], others)
+        return make_candidate(self.folder, self.actors.info, adapter, scores[adapter.trial_id], others)
 
     def _is_sealed(self, trial_id: str) -> bool:
         return (self.folder.adapter_path(trial_id) / "manifest.json").exists()
@@ -186,12 +199,14 @@ class Finish:
         if candidate is not None:
             self._bring_factors(confirmation)
         run_id = run_of(trial_of(adapter.trial_id))
-        manifest = make_manifest(self.folder, self.space, self.crew.info, adapter, confirmation, candidate, run_id)
+        manifest = make_manifest(self.folder, self.space, self.actors.info, adapter, confirmation, candidate, run_id)
         files = {**confirmation.files, "README.md": model_card(manifest).encode()}
         seal(self.folder.write_adapter(adapter.trial_id, files), manifest)
 
     def _bring_factors(self, confirmation: Confirmation) -> None:
         """Have the factors that the adapter stands on in this machine's cache: promotion registers them."""
+        task = self.space.task
         for key, checksum in confirmation.factors.items():
             if factors_at(key, checksum) is None:
-                install_factors(key, self.crew.factor_file(key))
+                ask = functools.partial(HostClient.factor_file, task=task, key=key)
+                install_factors(key, self.actors.pool.host().result(ask))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
+from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space
@@ -30,7 +31,7 @@ _LATE = (
     "ledger.optuna_storage",
     "ledger.rebuild",
     "tune.searcher",
-    "tune.schedulers.asha",
+    "tune.scheduler",
     "tune.runner",
 )
 
@@ -57,7 +58,7 @@ class Driver:
     """Runs one study on Ray. Every stage can be repeated: what a killed driver did is found in the study folder.
 
     Args:
-        stop: Set from anywhere, it ends the search in order.
+        stop: Set from anywhere, it ends the search cleanly.
     """
 
     def __init__(self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event) -> None:
@@ -78,22 +79,22 @@ class Driver:
 
         try:
             begun = self._begun_folder()
-            crew = StudyActors(self._info, self._space, pool, recorded=begun.identity() if begun else None)
+            actors = StudyActors(self._info, self._space, pool, recorded=begun.identity() if begun else None)
             try:
-                crew.decompose(self._view.phase)
-                return self._run_with(crew, self._open_folder())
+                actors.prepare_factors(self._view.phase)
+                return self._run_with(actors, self._open_folder())
             finally:
-                crew.dismiss()
+                actors.close()
         finally:
             self._view.finished()
 
-    def _run_with(self, crew: StudyActors, folder: StudyFolder) -> SearchResult:
+    def _run_with(self, actors: StudyActors, folder: StudyFolder) -> SearchResult:
         with folder.lock(), mirrored(folder, self._stop.set) as mirror:
             if folder.identity() is None:
-                folder.write_identity(crew.info.identity)
+                folder.write_identity(actors.info.identity)
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
-                result = self._search(folder, crew, tracker)
+                result = self._search(folder, actors, tracker)
                 tracker.search_finished("FINISHED", _summary(result))
                 return result
             except BaseException as error:
@@ -106,18 +107,18 @@ class Driver:
                 self._view.phase("writing the last records to MLflow")
                 tracker.close()
 
-    def _search(self, folder: StudyFolder, crew: StudyActors, tracker: Tracker) -> SearchResult:
+    def _search(self, folder: StudyFolder, actors: StudyActors, tracker: Tracker) -> SearchResult:
         from loraxs_search.search.driver.yardsticks import StudyYardsticks
         from loraxs_search.search.ledger.ledger import Ledger
         from loraxs_search.search.ledger.optuna_storage import open_optuna_study, storage_faults
         from loraxs_search.search.ledger.rebuild import rebuild
         from loraxs_search.search.tune.runner import run_tuner
-        from loraxs_search.search.tune.schedulers.asha import make_scheduler, stopped
+        from loraxs_search.search.tune.scheduler import TuneScheduler
         from loraxs_search.search.tune.searcher import StudySearcher
 
-        yardsticks = StudyYardsticks(folder, crew)  # begun first: Ray Tune takes seconds to start
+        yardsticks = StudyYardsticks(folder, actors, self._space.task)  # begun first: Ray Tune takes seconds to start
         plan, task = self._info.search, self._info.task
-        tracker.search_started(self._space.text, plan, params=crew.hardware(), gpus=crew.gpus())
+        tracker.search_started(self._space.text, plan, params=actors.hardware(), gpus=actors.gpus())
         journal = folder.journal()
         deadline = self._deadline(journal)
         journal.driver_started(self._started_at)
@@ -126,20 +127,22 @@ class Driver:
             rebuild(study, self._space, journal.records)
             ledger = Ledger(journal, study, tracker, self._view, task.metric)
             ledger.reconcile(folder)
-            scheduler = make_scheduler(plan, task, journal.reports)
-            self._view.started(self._facts(crew, ledger))
-            for trial_id, reason in stopped(scheduler).items():
+            scheduler = make_scheduler(plan, task.direction)
+            scheduler.replay(journal.reports, task.metric)
+            self._view.started(self._facts(actors, ledger))
+            for trial_id, reason in scheduler.stopped.items():
                 ledger.ended(trial_id, TrialState.PRUNED, reason)
-        searcher = StudySearcher(study, ledger, self._space, plan, crew, scheduler, deadline, folder.optuna_path)
+        searcher = StudySearcher(study, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path)
         if journal.notice is None and folder.candidates() is None:
-            run_tuner(searcher, scheduler, plan, folder.path / "tune", deadline, self._stop)
-            if searcher.broken is not None:
-                raise searcher.broken
+            tune_scheduler = TuneScheduler(scheduler, task.metric, searcher.break_off)
+            run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
+            if searcher.fatal_error is not None:
+                raise searcher.fatal_error
             self._end_unfinished(ledger, searcher)
             journal.search_ended(searcher.early_end or "")
         tracker.yardsticks_measured(yardsticks.result())
         if folder.candidates() is None:
-            self._keep_adapters(folder, crew, ledger, tracker)
+            self._keep_adapters(folder, actors, ledger, tracker)
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)
 
@@ -181,12 +184,12 @@ class Driver:
             )
 
     def _keep_adapters(
-        self, folder: StudyFolder, crew: StudyActors, ledger: Ledger, tracker: Tracker
+        self, folder: StudyFolder, actors: StudyActors, ledger: Ledger, tracker: Tracker
     ) -> list[Candidate]:
         from loraxs_search.search.driver.candidates import Finish, completed_trials
 
         trials = completed_trials(ledger.records.values(), self._info.task)
-        finish, seeds = Finish(crew, folder, self._space, trials, self._stop), self._info.promotion.seeds
+        finish, seeds = Finish(actors, folder, self._space, trials, self._stop), self._info.promotion.seeds
         if seeds and trials:
             self._view.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
             finish.refit()
@@ -198,18 +201,18 @@ class Driver:
         folder.write_candidates(candidates)
         return candidates
 
-    def _facts(self, crew: StudyActors, ledger: Ledger) -> SearchStarted:
+    def _facts(self, actors: StudyActors, ledger: Ledger) -> SearchStarted:
         plan = self._info.search
         return SearchStarted(
             study=self._info.name,
             task=self._info.task,
             num_trials=plan.trials,
             max_steps=plan.max_steps,
-            device=crew.info.device,
-            dtype=crew.info.dtype,
-            num_slots=crew.census.width,
+            device=actors.info.device,
+            dtype=actors.info.dtype,
+            num_slots=actors.slot_counter.max_concurrent,
             trials=tuple(ledger.records.values()),
-            why_slots=crew.pack_size.reason,
+            why_slots=actors.pack_size.reason,
         )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+
+from ray import ObjectRef
 
 from loraxs_search.errors import StudyError, TrialDivergedError
 from loraxs_search.records import AdapterSize, Answers, Confirmation, Task, TrialReport, TrialSpec
 from loraxs_search.registry import ScoredRows
+from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.studies import StudyFolder
 
 _MIN_ROWS = 128  # fewer take as long: every piece puts the adapter on the base
@@ -53,10 +55,10 @@ class ValidationPiece:
     trained: Trained
     task: Task
 
-    def ask(self, host: Any) -> Any:
+    def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
         spec = self.trained.spec
         every_row = replace(self.task, validation_rows=None)
-        return host.advance.remote(spec, spec.hyperparameters.max_steps, self.trained.snapshot(), every_row)
+        return host.advance(spec, spec.hyperparameters.max_steps, self.trained.snapshot(), every_row)
 
     def take(self, answer: tuple[TrialReport, bytes]) -> bool:
         self.trained.folder.confirmations().write_validation(self.trained.trial_id, answer[0].metrics)
@@ -74,8 +76,8 @@ class AnswerPiece:
     rows: range
     task: Task
 
-    def ask(self, host: Any) -> Any:
-        return host.answer.remote(self.trained.spec, self.trained.snapshot(), self.rows, self.task)
+    def ask(self, host: HostClient) -> ObjectRef[Answers]:
+        return host.answer(self.trained.spec, self.trained.snapshot(), self.rows, self.task)
 
     def take(self, answer: Answers) -> bool:
         self.trained.folder.confirmations().write_answers(self.trained.trial_id, self.rows, answer)
@@ -96,8 +98,8 @@ class AdapterPiece:
     task: Task
     keep: Callable[[Trained, Confirmation], None]
 
-    def ask(self, host: Any) -> Any:
-        return host.confirm.remote(self.trained.spec, self.trained.snapshot(), self.task)
+    def ask(self, host: HostClient) -> ObjectRef[Confirmation]:
+        return host.confirm(self.trained.spec, self.trained.snapshot(), self.task)
 
     def take(self, answer: Confirmation) -> bool:
         self.keep(self.trained, answer)

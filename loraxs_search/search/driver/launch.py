@@ -206,7 +206,8 @@ def _ready(spaces: Sequence[Space], tracking_uri: str, cluster: Cluster) -> Iter
         store = beside.submit(ensure_store, tracking_uri)
         with connected(cluster.address, runtime_env=cluster.runtime_env):
             from loraxs_search.search.cluster.doctor import check_nodes
-            from loraxs_search.search.hosts.pool import HostPool, host_config
+            from loraxs_search.search.hosts.host_config import host_config
+            from loraxs_search.search.hosts.pool import HostPool
 
             if cluster.address is not None:
                 store.result()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import HomeError
-from loraxs_search.records import Yardstick, YardstickName
-from loraxs_search.search.hosts.pool import HOST_LOST
+from loraxs_search.records import Task, Yardstick, YardstickName
+from loraxs_search.search.hosts.client import HOST_LOST
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.studies import StudyFolder
 
@@ -21,11 +21,17 @@ _NAMES: tuple[YardstickName, ...] = ("constant", "tfidf", "features")
 
 
 class StudyYardsticks:
-    """Begins to measure a study's yardsticks, unless they are in its folder, and waits for them at the end."""
+    """Begins to measure a study's yardsticks, unless they are in its folder, and waits for them at the end.
 
-    def __init__(self, folder: StudyFolder, crew: StudyActors) -> None:
-        self._folder, self._crew = folder, crew
-        self._written: Any = None if folder.yardsticks() is not None else crew.begin_yardsticks()
+    The first host measures, and Ray hands its answer to the keeper, which writes it: what the driver itself asks of the
+    keeper later waits for that.
+    """
+
+    def __init__(self, folder: StudyFolder, actors: StudyActors, task: Task) -> None:
+        self._folder, self._actors, self._task = folder, actors, task
+        self._written: ObjectRef[None] | None = None
+        if folder.yardsticks() is None:
+            self._written = actors.keeper.write_yardsticks.remote(actors.pool.host().yardsticks(task))
 
     def result(self) -> tuple[Yardstick, ...]:
         """Return the yardsticks once they are in the study folder; those that cannot be had say why.
@@ -33,8 +39,8 @@ class StudyYardsticks:
         Raises:
             HomeError: the folder cannot be written.
         """
-        if self._written is not None:
-            self._finish(lambda: ray.get(self._written), self._measure_again)
+        if (written := self._written) is not None:
+            self._finish(lambda: ray.get(written), self._measure_again)
             self._written = None
         return self._folder.yardsticks() or ()
 
@@ -54,4 +60,5 @@ class StudyYardsticks:
         self._folder.write_yardsticks([Yardstick(name, failed=reason[:200]) for name in _NAMES])
 
     def _measure_again(self) -> None:
-        self._folder.write_yardsticks(self._crew.yardsticks())
+        measured = self._actors.pool.host().result(lambda host: host.yardsticks(self._task))
+        self._folder.write_yardsticks(measured)

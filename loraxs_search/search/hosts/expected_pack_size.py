@@ -1,4 +1,4 @@
-"""How many trials would share this machine's device: what `auto` comes to, told before anything is loaded."""
+"""How many trials would share this machine's device: what `auto` comes to, before anything is loaded."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def difference(expected: Identity, actual: Identity) -> str:
         "data fingerprint": (expected.data_fingerprint, actual.data_fingerprint),
     }
     return " and ".join(
-        f"{name} {here[:_SHOWN]}, not {wanted[:_SHOWN]}" for name, (wanted, here) in values.items() if here != wanted
+        f"{name} {found[:_SHOWN]}, not {wanted[:_SHOWN]}" for name, (wanted, found) in values.items() if found != wanted
     )
 
 

@@ -14,7 +14,7 @@ class Leases:
     """Leases of searches on the hosts of one directory; safe for several threads.
 
     A lease that is not renewed for `EXPIRE_S` has run out: its search was killed. The hosts are over once no lease is
-    left and the longest wish of those who left is fulfilled.
+    left and the longest time that those who left asked for is over.
 
     Args:
         now: A clock in seconds that never goes back.
@@ -22,7 +22,7 @@ class Leases:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._renewed: dict[str, tuple[float, float]] = {}  # holder -> (when, how long hosts are kept after it)
+        self._renewed: dict[str, tuple[float, float]] = {}  # holder -> (when, how long hosts stay after it)
         self._until = now() + EXPIRE_S  # time for a first one
         self._is_new = True
         self._lock = threading.Lock()

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import ClusterError, LoraxsError
-from loraxs_search.search.hosts.pool import HOST_LOST, HostPool
+from loraxs_search.search.hosts.client import HOST_LOST, HostClient
 
 _MAX_LOST_HOSTS = 3
 
+AnswerT = TypeVar("AnswerT")
 
-class Piece(Protocol):
+
+class Piece(Protocol[AnswerT]):
     """One piece of work; it keeps its own results, so that a killed driver finds what was done."""
 
-    def ask(self, host: Any) -> Any:
-        """Ask a host for it, and return Ray's reference to the answer. May be repeated, on another host."""
+    def ask(self, host: HostClient) -> ObjectRef[AnswerT]:
+        """Ask a host for it. May be repeated, on another host."""
         ...
 
-    def take(self, answer: Any) -> bool:
+    def take(self, answer: AnswerT) -> bool:
         """Keep what a host answers; whether there is more to ask for."""
         ...
 
@@ -31,23 +34,31 @@ class Piece(Protocol):
         ...
 
 
-def spread(pool: HostPool, pieces: Sequence[Piece], check_stopped: Callable[[], None], *, at_once: int = 1) -> None:
+def spread(
+    hosts: Callable[[], Sequence[HostClient]],
+    pieces: Sequence[Piece[Any]],
+    check_stopped: Callable[[], None],
+    *,
+    at_once: int = 1,
+) -> None:
     """Do every piece, `at_once` on each host at a time.
 
     A piece whose host died is asked of another.
 
     Args:
+        hosts: Returns the hosts there are, one at least; not asked where there is nothing to do.
         check_stopped: Raises when the search was stopped from outside.
+        at_once: More than 1 where pieces share passes.
     Raises:
         RayActorError: hosts keep dying.
     """
-    waiting, pending = deque(pieces), dict[Any, tuple[Piece, Any]]()
-    lives, hosts = _MAX_LOST_HOSTS * len(pieces), pool.hosts() if pieces else []
+    waiting, pending = deque(pieces), dict[ObjectRef[Any], tuple[Piece[Any], HostClient]]()
+    losses_left, clients = _MAX_LOST_HOSTS * len(pieces), hosts() if pieces else []
 
-    def go_on(piece: Piece, host: Any) -> None:
+    def go_on(piece: Piece[Any], host: HostClient) -> None:
         pending[piece.ask(host)] = piece, host
 
-    for host in [host for _ in range(at_once) for host in hosts]:
+    for host in [host for _ in range(at_once) for host in clients]:
         if waiting:
             go_on(waiting.popleft(), host)
     while pending:
@@ -56,18 +67,19 @@ def spread(pool: HostPool, pieces: Sequence[Piece], check_stopped: Callable[[], 
         for answer in done:
             piece, host = pending.pop(answer)
             try:
-                if _taken(piece, answer):
+                if _has_more(piece, answer):
                     go_on(piece, host)
                 elif waiting:
                     go_on(waiting.popleft(), host)
             except HOST_LOST:
-                lives -= 1
-                if lives < 0:
+                losses_left -= 1
+                if losses_left < 0:
                     raise
-                go_on(piece, pool.replacement(host))
+                go_on(piece, host.replacement())
 
 
-def _taken(piece: Piece, answer: Any) -> bool:
+def _has_more(piece: Piece[AnswerT], answer: ObjectRef[AnswerT]) -> bool:
+    """Give a piece its answer, or the error that it ended with; whether there is more to ask for."""
     try:
         value = ray.get(answer)
     except (*HOST_LOST, ClusterError):  # the latter is a node's fault, not the piece's
@@ -78,7 +90,7 @@ def _taken(piece: Piece, answer: Any) -> bool:
     return piece.take(value)
 
 
-def why(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return what went wrong on a host, for people."""
     if isinstance(error, LoraxsError):
         return error.message

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+
+from ray import ObjectRef
 
 from loraxs_search.records import Refit, Task, TrialReport, TrialSpec
-from loraxs_search.search.hosts.pieces import why
+from loraxs_search.search.hosts.client import HostClient
+from loraxs_search.search.hosts.pieces import reason_of
 from loraxs_search.studies import StudyFolder, read_reports
 
 _SEED_STRIDE = 1 << 32  # the seeds of a study's trials lie closer together than that
@@ -28,11 +30,11 @@ class RefitPiece:
     every: int
     folder: StudyFolder
 
-    def ask(self, host: Any) -> Any:
+    def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
         snapshot = self.folder.read_snapshot(self.spec.trial_id)
         reports = read_reports(snapshot) if snapshot else ()
         until = (reports[-1].step if reports else 0) + self.every
-        return host.advance.remote(self.spec, until, snapshot, self.task)
+        return host.advance(self.spec, until, snapshot, self.task)
 
     def take(self, answer: tuple[TrialReport, bytes]) -> bool:
         report, snapshot = answer
@@ -43,7 +45,7 @@ class RefitPiece:
         return False
 
     def failed(self, error: Exception) -> None:
-        self._ended({}, why(error))
+        self._ended({}, reason_of(error))
 
     def _ended(self, metrics: Mapping[str, float], failed: str = "") -> None:
         refit = Refit(self.spec.hyperparameters.seed, metrics, failed=failed)

@@ -1,24 +1,21 @@
-"""The actors that serve one study, and the facts its first host found."""
+"""The actors that serve one study, and what its first host has found."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import ray
 
 from loraxs_search.base_model import check_packable
-from loraxs_search.home import home
-from loraxs_search.records import HostInfo, Identity, Scalar, Task, TrialSpec, Yardstick
-from loraxs_search.search.cluster.connection import NAMESPACE
-from loraxs_search.search.hosts.actors import StudyKeeper, here, pinned
+from loraxs_search.records import HostInfo, Identity, Scalar, Task, TrialSpec
+from loraxs_search.search.hosts.client import HOST_LOST
+from loraxs_search.search.hosts.handles import kill
 from loraxs_search.search.hosts.identity import check_unchanged
-from loraxs_search.search.hosts.pieces import Piece, spread
-from loraxs_search.search.hosts.pool import HOST_LOST, HostPool
+from loraxs_search.search.hosts.pool import HostPool
+from loraxs_search.search.hosts.study_keeper import start_keeper
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyInfo
 from loraxs_search.tasks import data_warnings, overlap_counts
@@ -29,49 +26,40 @@ _SHORT_WORK = 2e10  # out x in x min(out, in), summed: some eight seconds on one
 
 
 class StudyActors:
-    """The study's keeper, and its part of a pool of hosts; the keeper ends with it.
+    """The study's keeper, which ends with it, and the pool of hosts that it has a part of.
 
     Args:
         recorded: What the study began with; None where that is not known.
     Raises:
         StudyError: the first host has another base or other rows than those recorded.
-        BaseModelError, TaskDataError: the base or the data is not in order on the first host.
+        BaseModelError, TaskDataError: the first host cannot use the base or the data.
         RankError, TargetModulesError: the space asks for modules or ranks that the base does not have.
     """
 
     def __init__(self, study: StudyInfo, space: Space, pool: HostPool, recorded: Identity | None = None) -> None:
-        self._study, self._space, self._pool = study, space, pool
-        keeper_name = f"keeper-{uuid.uuid4().hex}"
-        options = {
-            "name": keeper_name,
-            "namespace": NAMESPACE,
-            # The driver's home, whatever this node's Ray was started with.
-            "runtime_env": {"env_vars": {"LORAXS_HOME": str(home())}},
-            **pinned(here()),
-        }
-        # It starts while the host loads.
-        self._keeper: Any = StudyKeeper.options(**options).remote(study.name)  # type: ignore[attr-defined]
+        self._study, self._space, self.pool = study, space, pool
+        keeper_name, self.keeper = start_keeper(study.name)  # it starts while the host loads
         try:
-            self.info: HostInfo = pool.info(space.task)
+            self.info: HostInfo = pool.host().result(lambda host: host.info(space.task))
             check_unchanged(study.name, recorded, self.info.identity)
             warn_of_data(space.task, self.info)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
             check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
             self.pack_size = pool.pack_size(self.info)
-            self.census = pool.census(self.pack_size.size, study.search)
+            self.slot_counter = pool.slot_counter(self.pack_size.size, study.search)
             # By role: the names under which trainables find these actors.
             self.actor_names = {"directory": pool.directory_name, "keeper": keeper_name}
-            ray.get(self._keeper.__ray_ready__.remote())
+            ray.get(self.keeper.__ray_ready__.remote())
         except BaseException:
-            self.dismiss()
+            self.close()
             raise
 
-    def decompose(self, say: Callable[[str], None]) -> None:
+    def prepare_factors(self, say: Callable[[str], None]) -> None:
         """Have the first host get the factors of every layer that a trial may adapt, before it trains the first one.
 
         Large bases take minutes, once: that is waited for, and it says how far it is. With small ones the processes of
-        trials start meanwhile.
+        trials start meanwhile. A host that dies meanwhile is no loss: whatever needs a factor gets it.
 
         Raises:
             HomeError: the factors cannot be kept.
@@ -79,50 +67,23 @@ class StudyActors:
         adaptable = [module for module in self.info.modules if module.name in self._adaptable]
         names = [module.name for module in adaptable]
         parts = [names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE)]
-        rank, task = self._space.factor_rank(), self._space.task
-        pending = [self._pool.decompose(task, part, rank, basis) for basis in self._space.bases() for part in parts]
+        rank, task, bases, host = self._space.factor_rank(), self._space.task, self._space.bases(), self.pool.host()
+        pending = [host.decompose(task, part, rank, basis) for basis in bases for part in parts]
         work = sum(m.out_features * m.in_features * min(m.out_features, m.in_features) for m in adaptable)
-        if work * len(self._space.bases()) <= _SHORT_WORK:
+        if work * len(bases) <= _SHORT_WORK:
             return
-        total, said = len(pending), time.monotonic()
+        total, said_at = len(pending), time.monotonic()
         while pending:
             done, pending = ray.wait(pending)
             with contextlib.suppress(*HOST_LOST):  # trials go on with another one, which gets what it needs
                 ray.get(done)
-            if pending and time.monotonic() - said > _SAY_EVERY_S:
+            if pending and time.monotonic() - said_at > _SAY_EVERY_S:
                 say(f"decomposing the base's weights: {total - len(pending)} of {total} parts")
-                said = time.monotonic()
+                said_at = time.monotonic()
 
-    def begin_yardsticks(self) -> Any:
-        """Have the first host measure the study's yardsticks and the keeper write them; return Ray's reference.
-
-        Ray hands to the keeper what the host returns. What the driver itself asks of the keeper later waits for that.
-        """
-        return self._keeper.write_yardsticks.remote(self._pool.begin_yardsticks(self._space.task))
-
-    def yardsticks(self) -> tuple[Yardstick, ...]:
-        """Have the first host measure the study's yardsticks, and wait for them."""
-        return self._pool.yardsticks(self._space.task)
-
-    def dismiss(self) -> None:
+    def close(self) -> None:
         """End the keeper now."""
-        ray.kill(self._keeper)
-
-    def spread(self, pieces: Sequence[Piece], check_stopped: Callable[[], None], *, shared: bool = False) -> None:
-        """Have every piece done on the pool's hosts; see `pieces.spread`.
-
-        Args:
-            shared: Pieces share passes where hosts pack.
-        """
-        spread(self._pool, pieces, check_stopped, at_once=self._pool.trials_at_once if shared else 1)
-
-    def num_hosts(self) -> int:
-        """Return how many hosts there are by now."""
-        return len(self._pool.hosts())
-
-    def factor_file(self, key: str) -> bytes:
-        """Fetch a factor file from the first host."""
-        return self._pool.factor_file(key, self._space.task)
+        kill(self.keeper)
 
     def spec(self, trial_id: str, params: Mapping[str, Scalar]) -> TrialSpec:
         """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""
@@ -132,14 +93,14 @@ class StudyActors:
 
     def hardware(self) -> dict[str, Scalar]:
         """Describe the cluster for the record."""
-        total = ray.cluster_resources()
+        total: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         return {
             "device": self.info.device,
             "dtype": self.info.dtype,
             "base_digest": self.info.base.weight_digest,
             "data_fingerprint": self.info.data_fingerprint,
             **overlap_counts(self.info.data),
-            "num_nodes": len([node for node in ray.nodes() if node["Alive"]]),
+            "num_nodes": len([node for node in ray.nodes() if node["Alive"]]),  # type: ignore[no-untyped-call]
             "num_cpus": int(total.get("CPU", 0)),
             "num_gpus": int(total.get("GPU", 0)),
             "trials_per_device": self.pack_size.size,
@@ -147,7 +108,8 @@ class StudyActors:
 
     def gpus(self) -> list[str]:
         """Return the kinds of accelerator in the cluster, as Ray names them."""
-        kinds = (name.removeprefix("accelerator_type:") for name in ray.cluster_resources() if ":" in name)
+        resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        kinds = (name.removeprefix("accelerator_type:") for name in resources if ":" in name)
         return sorted(kind for kind in kinds if not kind.startswith(("node", "bundle")))
 
 

@@ -12,23 +12,24 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from loraxs_search.search.hosts.actors import HostConfig
+from loraxs_search.search.hosts.handles import DirectoryHandle
+from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search.hosts.leases import RENEW_S
 
 _PACKAGE = Path(__file__).parents[2]
 
 
-def directory_name(order: HostConfig, installed: Mapping[str, Any]) -> str:
-    """Return the name of the directory whose hosts may serve an order: the same order, made by the same code.
+def directory_name(config: HostConfig, installed: Mapping[str, Any]) -> str:
+    """Return the name of the directory whose hosts may serve: of the same config, made by the same code.
 
     Args:
         installed: What nodes have to install for the search.
     """
-    whole = asdict(order) | {"make": order.make.__qualname__, "installed": installed}
-    seen = hashlib.sha256(repr(whole).encode())
+    settings = asdict(config) | {"make": config.make.__qualname__, "installed": installed}
+    digest = hashlib.sha256(repr(settings).encode())
     for path in sorted(_PACKAGE.rglob("*.py")):
-        seen.update(path.relative_to(_PACKAGE).as_posix().encode() + path.read_bytes())
-    return f"directory-{seen.hexdigest()[:32]}"
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode() + path.read_bytes())
+    return f"directory-{digest.hexdigest()[:32]}"
 
 
 class HeldLease:
@@ -39,7 +40,7 @@ class HeldLease:
         keep_s: How long its hosts are to stay after this search.
     """
 
-    def __init__(self, directory: Any, keep_s: float) -> None:
+    def __init__(self, directory: DirectoryHandle, keep_s: float) -> None:
         self._directory, self._keep_s, self._holder = directory, keep_s, uuid.uuid4().hex
         self._ending = threading.Event()
         self._directory.renew.remote(self._holder, keep_s)
@@ -56,5 +57,5 @@ class HeldLease:
         while not self._ending.wait(RENEW_S):
             try:
                 self._directory.renew.remote(self._holder, self._keep_s)
-            except RayError:  # the cluster is going: whoever asks a host next is told
+            except RayError:  # the cluster is going: whoever asks a host next gets the error
                 return

@@ -18,11 +18,12 @@ from ray.tune.stopper import Stopper
 from loraxs_search.errors import ClusterError
 from loraxs_search.records import SearchPlan
 from loraxs_search.search.cluster import runtime_env
+from loraxs_search.search.tune.scheduler import TuneScheduler
 from loraxs_search.search.tune.searcher import StudySearcher
 from loraxs_search.search.tune.trainable import TrialTrainable
 
 
-class DeadlineStopper(Stopper):  # type: ignore[misc]  # ray is untyped
+class DeadlineStopper(Stopper):
     """Stops each trial at its first report after the deadline (seconds since the epoch)."""
 
     def __init__(self, deadline: float) -> None:
@@ -51,8 +52,8 @@ class _StoppedError(Exception):
     """Ends Tune's loop."""
 
 
-class LoopWatch(Callback):  # type: ignore[misc]  # ray is untyped
-    """Ends Tune's loop in order once it is time: trials keep their last state and stay unfinished.
+class LoopWatch(Callback):
+    """Ends Tune's loop cleanly once it is time: trials keep their last state and stay unfinished.
 
     Tune itself can be stopped by a signal in the main thread only, and its stoppers wait for each trial's report.
 
@@ -102,30 +103,30 @@ def _setup_error(trial: Any) -> ClusterError | None:
     """
     if not trial.error_file or not Path(trial.error_file).exists():
         return None
-    _, _, said = Path(trial.error_file).read_text(encoding="utf-8").rpartition("\nFailure # ")
-    node = _SETUP_FAILED.search(said)
+    _, _, failure = Path(trial.error_file).read_text(encoding="utf-8").rpartition("\nFailure # ")
+    node = _SETUP_FAILED.search(failure)
     if node is None:
         return None
-    why = runtime_env.setup_problem(said)
-    told = f"Every node must be able to make the search's environment, but {node[1]} is not: {why}"
-    return ClusterError(told, hint=runtime_env.SETUP_HINT)
+    why = runtime_env.setup_problem(failure)
+    message = f"Every node must be able to make the search's environment, but {node[1]} is not: {why}"
+    return ClusterError(message, hint=runtime_env.SETUP_HINT)
 
 
 def run_tuner(
     searcher: StudySearcher,
-    scheduler: Any,
+    scheduler: TuneScheduler,
     plan: SearchPlan,
     storage: Path,
     deadline: float | None,
     stop: threading.Event,
 ) -> None:
-    """Run trials until the searcher has no more or is broken, or `stop` is set.
+    """Run trials until the searcher has no more or has a fatal error, or `stop` is set.
 
     Results are in the study folder, not in Tune's grid.
     """
 
     def over() -> bool:
-        return stop.is_set() or searcher.broken is not None
+        return stop.is_set() or searcher.fatal_error is not None
 
     with contextlib.suppress(_StoppedError), contextlib.ExitStack() as setting_up:
         setting_up.enter_context(_SETTING_UP)
@@ -143,7 +144,7 @@ def run_tuner(
             run_config=RunConfig(
                 name=uuid.uuid4().hex,  # every run of the driver is a fresh experiment to Tune
                 storage_path=str(storage),
-                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # snapshots are ours, see StudyKeeper
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the StudyKeeper keeps snapshots
                 failure_config=FailureConfig(max_failures=plan.max_failures),
                 stop=DeadlineStopper(deadline) if deadline else None,
                 callbacks=[LoopWatch(over, setting_up.close, searcher.break_off, deadline)],

@@ -8,38 +8,37 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
-from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from loraxs_search.errors import LoraxsError
 from loraxs_search.records import SearchPlan, TrialReport, TrialState, from_json, to_json
+from loraxs_search.schedulers import Scheduler
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.search.ledger.optuna_storage import storage_faults, sync
 from loraxs_search.search.tune.failures import Outcomes
 from loraxs_search.search.tune.sampler import Sampler
-from loraxs_search.search.tune.schedulers.asha import StudyASHA, stopped
 from loraxs_search.search.tune.trainable import FAILED, FATAL, REPORT, RESOURCES, SPEC, STEP
 from loraxs_search.search_space import Space
 
 _ResultT = TypeVar("_ResultT")
 
 
-class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
+class StudySearcher(Searcher):
     """Proposes unfinished trials first, then new ones; records how each ends.
 
     A trial's id is its Optuna number, so study, journal, MLflow and Tune speak of the same trial. Proposals depend on
     the plan's seed, the number and the history only: a resumed search proposes what an undisturbed one would.
 
     Tune takes an exception of its searcher for a failure of the trial. What keeps this one from recording is in
-    `broken` instead: from then on it records nothing and proposes nothing, and trials keep their last state.
+    `fatal_error` instead: from then on it records nothing and proposes nothing, and trials keep their last state.
 
     Args:
         deadline: When the time budget is used up, seconds since 1970.
         path: The study's storage.
     """
 
-    broken: LoraxsError | None = None
+    fatal_error: LoraxsError | None = None
     failing: str | None = None
 
     def __init__(
@@ -48,20 +47,20 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         ledger: Ledger,
         space: Space,
         plan: SearchPlan,
-        crew: StudyActors,
-        scheduler: StudyASHA | FIFOScheduler,
+        actors: StudyActors,
+        scheduler: Scheduler,
         deadline: float | None,
         path: Path,
     ) -> None:
         super().__init__()
         self._path = path
-        self._ledger, self._space, self._plan, self._crew = ledger, space, plan, crew
+        self._ledger, self._space, self._plan, self._actors = ledger, space, plan, actors
         self._proposer = Sampler(study, space)
         self._scheduler, self._deadline = scheduler, deadline
         self._pending = [record.trial_id for record in ledger.unfinished()]
         self._orphans = [t for t in study.get_trials(deepcopy=False) if trial_name(t.number) not in ledger.records]
         self._task_json = to_json(space.task)
-        self._trial_ids: dict[str, str] = {}
+        self._trial_ids: dict[str, str] = {}  # by Tune's id, which is another one after each restart
         self._outcomes = Outcomes()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,12 +80,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def break_off(self, error: LoraxsError) -> None:
         """End the search for what no trial is to blame for; the first error stands."""
-        self.broken = self.broken or error
+        self.fatal_error = self.fatal_error or error
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         return True  # it holds back itself, by what the cluster has room for at the time
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         return self._recording(lambda: self._suggest(trial_id))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -110,54 +109,54 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
             self.break_off(error)
             return None
 
-    def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.broken is not None:
+    def _suggest(self, tune_id: str) -> Any:  # Ray's type forgets `FINISHED`, a text
+        if self.fatal_error is not None:
             return None
         if self._is_over():
-            return str(Searcher.FINISHED)
-        if len(self._trial_ids) >= self._crew.census.width:
+            return Searcher.FINISHED
+        if len(self._trial_ids) >= self._actors.slot_counter.max_concurrent:
             return None
         if self._pending:
-            ours = self._pending.pop(0)
-            trial, params = None, dict(self._ledger.records[ours].params)
+            trial_id = self._pending.pop(0)
+            trial, params = None, dict(self._ledger.records[trial_id].params)
         else:
             trial, params = self._propose()
-            ours = trial_name(trial.number)
-        spec = self._crew.spec(ours, params)
-        self._ledger.started(ours, params, spec.hyperparameters, trial)
-        self._trial_ids[trial_id] = ours
+            trial_id = trial_name(trial.number)
+        spec = self._actors.spec(trial_id, params)
+        self._ledger.started(trial_id, params, spec.hyperparameters, trial)
+        self._trial_ids[tune_id] = trial_id
         return {
             SPEC: to_json(spec),
             "task": self._task_json,
             "metric": self._space.task.metric,
             "report_every": self._plan.report_every,
             "max_failures": self._plan.max_failures,
-            RESOURCES: dict(self._crew.census.slots.resources),
-            **self._crew.actor_names,
+            RESOURCES: dict(self._actors.slot_counter.slots.resources),
+            **self._actors.actor_names,
         }
 
     def _reported(self, result: dict[str, Any]) -> None:
-        if REPORT in result and self.broken is None:
+        if REPORT in result and self.fatal_error is None:
             report = from_json(TrialReport, result[REPORT])
             self._ledger.reported(report)
             self._outcomes.went_on(report.trial_id)
 
-    def _completed(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
-        ours = self._trial_ids.pop(trial_id, None)
-        if ours is None or (result is None and not error):
+    def _completed(self, tune_id: str, result: dict[str, Any] | None, error: bool) -> None:
+        trial_id = self._trial_ids.pop(tune_id, None)
+        if trial_id is None or (result is None and not error):
             return  # never ran: it stays unfinished and is proposed again on resume
         if result is not None and FATAL in result:
             message, hint = result[FATAL]
             raise LoraxsError(message, hint=hint)
-        if self.broken is not None:
+        if self.fatal_error is not None:
             return
         if error or result is None:
-            self._fail(ours, f"its process was lost more than {self._plan.max_failures} times")
+            self._fail(trial_id, f"its process was lost more than {self._plan.max_failures} times")
         elif FAILED in result:
-            self._fail(ours, result[FAILED])
+            self._fail(trial_id, result[FAILED])
         else:
             self._reported(result)
-            self._end(ours, result[STEP])
+            self._end(trial_id, result[STEP])
 
     def _is_over(self) -> bool:
         enough = not self._pending and len(self._ledger.records) >= self._plan.trials
@@ -167,20 +166,20 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
         orphan = self._orphans.pop(0) if self._orphans else None
         seed = self._plan.seed * 1_000_003 + len(self._ledger.records)
         proposed = self._proposer.propose(seed, orphan)
-        sync(self._path)  # whatever the journal tells of a trial, Optuna knows the trial
+        sync(self._path)  # of whatever trial the journal has an event, Optuna knows it
         return proposed
 
-    def _end(self, ours: str, step: int) -> None:
+    def _end(self, trial_id: str, step: int) -> None:
         if step >= self._plan.max_steps:
-            self._ledger.ended(ours, TrialState.COMPLETE, f"trained all {step} steps")
+            self._ledger.ended(trial_id, TrialState.COMPLETE, f"trained all {step} steps")
             return
-        reason = stopped(self._scheduler).get(ours, f"the search's time was up at step {step}")
-        self._ledger.ended(ours, TrialState.PRUNED, reason)
+        reason = self._scheduler.stopped.get(trial_id, f"the search's time was up at step {step}")
+        self._ledger.ended(trial_id, TrialState.PRUNED, reason)
 
-    def _fail(self, ours: str, reason: str) -> None:
-        self._ledger.ended(ours, TrialState.FAIL, reason)
-        self._outcomes.failed(ours, reason)
-        common = self._outcomes.common_failure(self._crew.census.width)
+    def _fail(self, trial_id: str, reason: str) -> None:
+        self._ledger.ended(trial_id, TrialState.FAIL, reason)
+        self._outcomes.failed(trial_id, reason)
+        common = self._outcomes.common_failure(self._actors.slot_counter.max_concurrent)
         if common is not None and self.failing is None:
             self.failing = f"{common[0]} of the latest trials failed for the same reason: {common[1]}"
 

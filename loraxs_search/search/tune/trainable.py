@@ -9,8 +9,9 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
-from loraxs_search.search.cluster.connection import NAMESPACE
 from loraxs_search.search.cluster.lean_import import import_tune
+from loraxs_search.search.hosts.client import HostClient
+from loraxs_search.search.hosts.handles import HostHandle, find_directory, find_keeper
 from loraxs_search.studies import read_reports
 
 if TYPE_CHECKING:
@@ -23,15 +24,15 @@ STEP = "step"
 SPEC = "spec"
 REPORT = "report"
 FAILED = "failed"
-FATAL = "broken"  # (message, hint) of what no trial is to blame for
+FATAL = "fatal_error"  # (message, hint) of what no trial is to blame for
 RESOURCES = "resources"
 
 
-class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
+class TrialTrainable(tune.Trainable):
     """One trial as Tune sees it: each `step` trains to the next report on the host of the device it was given.
 
     Config: `spec` and `task` (a TrialSpec and a Task as JSON), `metric`, `report_every`, `max_failures`, `resources`
-    of a slot, and the names of the `keeper` and `directory` actors. A trial that fails of itself ends with a reason;
+    of a slot, and the names of the `keeper` and `directory` actors. A trial that fails ends with a reason;
     one whose host died goes on with a new host from its last snapshot; a disk that cannot be written, or a node that is
     not fit, ends the search, not the trial.
     """
@@ -60,8 +61,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
             report, snapshot = self._advance(step + self._every)
             self._check(report)
         except (HomeError, ClusterError) as error:  # the latter names the node itself
-            where = f"On node {ray.util.get_node_ip_address()}: " if isinstance(error, HomeError) else ""
-            return self._broken(step, error, where)
+            address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            where = f"On node {address}: " if isinstance(error, HomeError) else ""
+            return self._fatal(step, error, where)
         except LoraxsError as error:
             return self._failure(step, f"{error.message} Hint: {error.hint}." if error.hint else error.message)
         except RayTaskError as error:
@@ -69,7 +71,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
         try:
             ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
         except HomeError as error:
-            return self._broken(step, error)
+            return self._fatal(step, error)
         self._snapshot, self._reports = snapshot, (*self._reports, report)
         return self._result(report)
 
@@ -80,13 +82,13 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
         self._task = from_json(Task, config["task"])
         self._metric, self._every = config["metric"], config["report_every"]
         self._retries = config["max_failures"]
-        self._keeper = ray.get_actor(config["keeper"], NAMESPACE)
-        self._directory = ray.get_actor(config["directory"], NAMESPACE)
-        self._host = self._find_host()
+        self._keeper = find_keeper(config["keeper"])
+        self._directory = find_directory(config["directory"])
+        self._host = HostClient.found(self._find_host)
         self._snapshot = ray.get(self._keeper.read_snapshot.remote(self._spec.trial_id))
         self._reports = read_reports(self._snapshot) if self._snapshot else ()
 
-    def _find_host(self, lost: Any = None) -> Any:
+    def _find_host(self, lost: HostHandle | None) -> HostHandle:
         context = ray.get_runtime_context()
         gpus = ray.get_gpu_ids()
         gpu = str(gpus[0]) if gpus else None
@@ -95,12 +97,12 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
     def _advance(self, until: int) -> tuple[TrialReport, bytes]:
         while True:
             try:
-                return ray.get(self._host.advance.remote(self._spec, until, self._snapshot, self._task))  # type: ignore[no-any-return]
+                return ray.get(self._host.advance(self._spec, until, self._snapshot, self._task))
             except RayActorError:
                 if self._retries <= 0:
                     raise
                 self._retries -= 1
-                self._host = self._find_host(lost=self._host)
+                self._host = self._host.replacement()
 
     def _check(self, report: TrialReport) -> None:
         if self._metric not in report.metrics:
@@ -115,8 +117,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # ray is untyped
             "done": report.step >= self._max_steps,
         }
 
-    def _broken(self, step: int, error: LoraxsError, where: str = "") -> dict[str, Any]:
-        """Say what no trial is to blame for: it goes on from its last report when that is in order."""
+    def _fatal(self, step: int, error: LoraxsError, where: str = "") -> dict[str, Any]:
+        """Say what no trial is to blame for: it goes on from its last report once that is put right."""
         return {STEP: step, FATAL: [where + error.message, error.hint], "done": True}
 
     def _failure(self, step: int, reason: str) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from loraxs_search.packing.request import AdvanceRequest, admit, scored_now
 from loraxs_search.records import Hyperparameters, TrialSpec
 
 
-def wish(trial_id: str, num_steps: int = 1) -> AdvanceRequest:
+def request(trial_id: str, num_steps: int = 1) -> AdvanceRequest:
     hyper = Hyperparameters(rank=1, target_modules=("m",), learning_rate=1.0, head_learning_rate=1.0, max_steps=1000)
     made: Any = AdvanceRequest(TrialSpec(trial_id, {}, hyper), num_steps, None)
-    made.slot = SimpleNamespace(step=0)
+    made.assigned = SimpleNamespace(step=0)
     return made
 
 
@@ -34,8 +34,8 @@ def play(arrivals: dict[int, list[AdvanceRequest]], num_slots: int) -> list[tupl
         admitted, waiting = admit(active, waiting, num_slots)
         active += admitted
         for one in active:
-            if not one.there:
-                one.at_hand.step += 1
+            if not one.reached:
+                one.slot.step += 1
         if done := scored_now(active):
             scored.append((number, [one.spec.trial_id for one in done]))
             active = [one for one in active if one not in done]
@@ -47,7 +47,7 @@ def play(arrivals: dict[int, list[AdvanceRequest]], num_slots: int) -> list[tupl
 
 
 def test_trials_are_let_in_by_arrival_up_to_the_slots_and_once_each() -> None:
-    a, b, again, c, d = wish("a"), wish("b"), wish("a"), wish("c"), wish("d")
+    a, b, again, c, d = request("a"), request("b"), request("a"), request("c"), request("d")
     admitted, left = admit([a], [again, b, c, d], 3)
     assert admitted == [b, c]
     assert left == [again, d]
@@ -58,7 +58,7 @@ def test_trials_are_let_in_by_arrival_up_to_the_slots_and_once_each() -> None:
 def test_no_trial_starves_whoever_comes_and_goes(arrivals: list[str], num_slots: int, data: st.DataObject) -> None:
     """Whoever waits is passed by those only who came before, or whose own trial is in; all are served in the end."""
     active: list[AdvanceRequest] = []
-    waiting = [wish(name) for name in arrivals]
+    waiting = [request(name) for name in arrivals]
     served: list[AdvanceRequest] = []
     while active or waiting:
         before = list(waiting)
@@ -80,28 +80,28 @@ def test_no_trial_starves_whoever_comes_and_goes(arrivals: list[str], num_slots:
 
 
 def test_a_trial_that_comes_soon_after_the_others_is_scored_with_them() -> None:
-    assert play({0: [wish("a", 40), wish("b", 40)], 10: [wish("c", 40)]}, 3) == [(49, ["a", "b", "c"])]
+    assert play({0: [request("a", 40), request("b", 40)], 10: [request("c", 40)]}, 3) == [(49, ["a", "b", "c"])]
 
 
 def test_a_trial_that_comes_late_begins_when_the_others_are_scored() -> None:
-    assert play({0: [wish("a", 40)], 11: [wish("c", 40)]}, 2) == [(39, ["a"]), (79, ["c"])]
+    assert play({0: [request("a", 40)], 11: [request("c", 40)]}, 2) == [(39, ["a"]), (79, ["c"])]
 
 
 def test_a_trial_waits_for_one_score_at_most_whoever_trains_on() -> None:
     """Others that report often would keep it out for ever."""
-    going, late = wish("a", 100), wish("c", 200)
+    going, late = request("a", 100), request("c", 200)
     assert admit([going], [late], 2) == ([], [late])
     late.may_start = True
     assert admit([going], [late], 2) == ([late], [])
 
 
 def test_a_trial_that_reports_sooner_than_all_others_does_not_wait() -> None:
-    assert play({0: [wish("a", 40)], 11: [wish("c", 10)]}, 2) == [(20, ["c"]), (39, ["a"])]
+    assert play({0: [request("a", 40)], 11: [request("c", 10)]}, 2) == [(20, ["c"]), (39, ["a"])]
 
 
 def test_trials_that_start_one_after_another_come_into_step() -> None:
     """The third is more than ten steps behind the first: it waits, and the fourth begins with it."""
-    arrivals = {10 * place: [wish(name, 40)] for place, name in enumerate("abcd")}
+    arrivals = {10 * place: [request(name, 40)] for place, name in enumerate("abcd")}
     assert play(arrivals, 4) == [(49, ["a", "b"]), (89, ["c", "d"])]
 
 
@@ -112,6 +112,6 @@ def test_trials_that_start_one_after_another_come_into_step() -> None:
 def test_every_trial_is_scored_once_whenever_it_comes(comers: list[tuple[int, int]], num_slots: int) -> None:
     arrivals: dict[int, list[AdvanceRequest]] = {}
     for place, (number, num_steps) in enumerate(comers):
-        arrivals.setdefault(number, []).append(wish(str(place), num_steps))
+        arrivals.setdefault(number, []).append(request(str(place), num_steps))
     names = [name for _, together in play(arrivals, num_slots) for name in together]
     assert sorted(names) == sorted(str(place) for place in range(len(comers)))

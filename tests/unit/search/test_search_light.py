@@ -12,7 +12,7 @@ MODULES = (
     "tune.runner",
     "driver.candidates",
     "tune.trainable",
-    "hosts.actors",
+    "hosts.directory",
     "ledger.ledger",
     "cluster.doctor",
     "driver.sync",

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from loraxs_search.search.cluster import node_facts
-from loraxs_search.search.cluster.node_checks import Expected, Finding, NodeFacts, failures, judge, unlike_files
+from loraxs_search.search.cluster.node_checks import Expected, Finding, NodeFacts, evaluate, failures, unlike_files
 
 GIB = 2**30
 HERE = {
@@ -43,12 +43,12 @@ EXPECTED = Expected(HERE, "http://mlflow:5000", ["/data/train.csv"])
 
 def found(check: str, **changes: Any) -> Finding:
     facts = replace(SOUND, **changes)
-    (finding,) = [it for it in judge(facts, EXPECTED) if it.check == check]
+    (finding,) = [it for it in evaluate(facts, EXPECTED) if it.check == check]
     return finding
 
 
 def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well() -> None:
-    findings = list(judge(SOUND, EXPECTED))
+    findings = list(evaluate(SOUND, EXPECTED))
     checks = ["versions", "mlflow", "files", "storage", "memory", "open files", "clock", "base"]
     assert [it.check for it in findings] == checks
     assert {it.verdict for it in findings} == {"ok"}
@@ -113,8 +113,8 @@ def test_each_fault_has_its_verdict_its_value_and_a_hint(
 
 def test_the_fast_look_asks_for_less() -> None:
     fast = NodeFacts("n", HERE)
-    assert [it.check for it in judge(fast, EXPECTED)] == ["versions", "mlflow", "files"]
-    assert [it.check for it in judge(fast, Expected(HERE))] == ["versions"]
+    assert [it.check for it in evaluate(fast, EXPECTED)] == ["versions", "mlflow", "files"]
+    assert [it.check for it in evaluate(fast, Expected(HERE))] == ["versions"]
 
 
 def test_a_file_that_differs_between_nodes_is_told_with_both_digests() -> None:
@@ -191,7 +191,7 @@ def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytes
     assert facts.hub_problem == "HF_HUB_OFFLINE is set"
     assert facts.versions["ray"] == "2.60.0"
     assert facts.home_problem is None
-    bad = {it.check for it in failures(judge(facts, Expected(facts.versions, "http://x", question["files"])))}
+    bad = {it.check for it in failures(evaluate(facts, Expected(facts.versions, "http://x", question["files"])))}
     assert {"mlflow", "files", "hub"} <= bad
     assert "versions" not in bad
     monkeypatch.setenv("LORAXS_HOME", "/proc/nowhere")

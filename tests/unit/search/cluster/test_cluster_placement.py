@@ -73,26 +73,26 @@ def test_a_cluster_without_anything_is_refused_unless_something_is_to_come() -> 
 
 def test_slots_are_counted_anew_every_few_seconds() -> None:
     now, nodes = [0.0], [SMALL]
-    census = SlotCounter(lambda: share_out(nodes, 1, "auto"), concurrent=None, every_s=3.0, clock=lambda: now[0])
-    assert census.width == 1
+    counter = SlotCounter(lambda: share_out(nodes, 1, "auto"), concurrent=None, every_s=3.0, clock=lambda: now[0])
+    assert counter.max_concurrent == 1
     nodes.append(LARGE)
-    assert census.width == 1, "Ray is not asked at every turn of the loop"
+    assert counter.max_concurrent == 1, "Ray is not asked at every turn of the loop"
     now[0] = 3.0
-    assert census.width == 5
+    assert counter.max_concurrent == 5
     nodes.clear()
     now[0] = 6.0
-    assert census.width == 1, "one trial waits, for a node to come"
+    assert counter.max_concurrent == 1, "one trial waits, for a node to come"
 
 
 def test_the_number_asked_for_stands_whatever_there_is() -> None:
-    assert SlotCounter(lambda: share_out([], 1, "gpu"), concurrent=6).width == 6
-    assert SlotCounter(lambda: share_out([LARGE, SMALL], 1, "auto"), concurrent=2).width == 2
+    assert SlotCounter(lambda: share_out([], 1, "gpu"), concurrent=6).max_concurrent == 6
+    assert SlotCounter(lambda: share_out([LARGE, SMALL], 1, "auto"), concurrent=2).max_concurrent == 2
 
 
 def test_studies_share_the_slots() -> None:
-    census = SlotCounter(lambda: share_out([GPUS], 2, "auto"), concurrent=None, num_studies=3)
-    assert census.width == 2
-    assert census.slots.num_slots == 8
+    counter = SlotCounter(lambda: share_out([GPUS], 2, "auto"), concurrent=None, num_studies=3)
+    assert counter.max_concurrent == 2
+    assert counter.slots.num_slots == 8
 
 
 def auto(num_trials: int, *, fits: int = 100, fills: int = 8, num_devices: int = 1) -> tuple[int, str]:

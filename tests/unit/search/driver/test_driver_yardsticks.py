@@ -14,4 +14,4 @@ def test_yardsticks_that_are_in_the_folder_are_not_measured_again(fresh_home: Pa
     folder, kept = study("s"), (Yardstick("constant", {"accuracy": 0.5}, answer=0), Yardstick("tfidf", failed="why"))
     folder.write_yardsticks(kept)
     nobody_to_ask: object = None
-    assert StudyYardsticks(folder, nobody_to_ask).result() == kept  # type: ignore[arg-type]
+    assert StudyYardsticks(folder, nobody_to_ask, folder.info.task).result() == kept  # type: ignore[arg-type]

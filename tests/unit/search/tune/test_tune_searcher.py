@@ -55,13 +55,13 @@ def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudyS
     study = open_optuna_study(path, "s", "maximize")
     tracker = Tracker("s", tmp_path / "s", store_uri, "t")
     ledger = Ledger(Journal(tmp_path / "journal.jsonl"), study, tracker, FullView(), "accuracy")
-    # What of a crew needs no cluster: the names of actors, what params resolve to, and room for two trials.
-    crew: Any = SimpleNamespace(
+    # What of the actors needs no cluster: the names of actors, what params resolve to, and room for two trials.
+    actors: Any = SimpleNamespace(
         actor_names={},
         spec=lambda trial_id, params: SimpleNamespace(hyperparameters=HYPER),
-        census=SimpleNamespace(width=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
+        slot_counter=SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
     )
-    return StudySearcher(study, ledger, space, replace(space.search, **changes), crew, None, None, path)
+    return StudySearcher(study, ledger, space, replace(space.search, **changes), actors, None, None, path)
 
 
 @pytest.fixture
@@ -83,8 +83,11 @@ def states(searcher: StudySearcher) -> list[TrialState]:
 
 def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySearcher) -> None:
     started.on_trial_complete("x", {STEP: 0, FATAL: ["On node 10.0.0.2: No space left.", "free some space"]})
-    assert isinstance(started.broken, LoraxsError)
-    assert (started.broken.message, started.broken.hint) == ("On node 10.0.0.2: No space left.", "free some space")
+    assert isinstance(started.fatal_error, LoraxsError)
+    assert (started.fatal_error.message, started.fatal_error.hint) == (
+        "On node 10.0.0.2: No space left.",
+        "free some space",
+    )
     started.on_trial_complete("y", {STEP: 40, FAILED: "something"})
     assert states(started) == [TrialState.RUNNING] * 2, "what comes after is not recorded: it is done again"
     assert started.suggest("z") is None
@@ -93,11 +96,11 @@ def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySear
 def test_what_the_ledger_cannot_write_is_kept_for_the_driver(started: StudySearcher) -> None:
     started._ledger._view.full = True
     started.on_trial_result("x", _result(40))
-    assert "No space left" in str(started.broken)
+    assert "No space left" in str(started.fatal_error)
     started._ledger._view.full = False
-    first = started.broken
+    first = started.fatal_error
     started.on_trial_complete("y", {STEP: 0, FATAL: ["other", ""]})
-    assert started.broken is first, "the first cause is the one to tell"
+    assert started.fatal_error is first, "the first cause is the one to tell"
 
 
 def test_a_trial_that_fails_is_recorded_with_its_reason(started: StudySearcher) -> None:
@@ -108,7 +111,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason(started: StudySearcher) 
         "it diverged",
         "its process was lost more than 3 times",
     ]
-    assert started.broken is None
+    assert started.fatal_error is None
 
 
 @pytest.mark.parametrize("seed", [4295, 2**31, 2**32 - 1])
@@ -116,7 +119,7 @@ def test_every_seed_that_a_space_may_have_proposes(make_searcher: Callable[..., 
     """TPE takes 32 bits."""
     searcher = make_searcher(seed=seed)
     assert isinstance(searcher.suggest("x"), dict)
-    assert searcher.broken is None
+    assert searcher.fatal_error is None
 
 
 def test_a_small_seed_proposes_what_it_always_has(make_searcher: Callable[..., StudySearcher]) -> None:

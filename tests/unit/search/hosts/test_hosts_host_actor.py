@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import replace
 from typing import Any
@@ -17,19 +16,17 @@ from loraxs_search.records import (
     HostInfo,
     Hyperparameters,
     Identity,
-    SearchPlan,
     Task,
     TrialSpec,
 )
 from loraxs_search.search.cluster import node_facts, placement
-from loraxs_search.search.cluster.placement import Node
-from loraxs_search.search.hosts import pool
-from loraxs_search.search.hosts.actors import MAX_CALLERS, HostActor, HostConfig, callers, check_versions
+from loraxs_search.search.hosts.host_actor import HostActor, check_versions
+from loraxs_search.search.hosts.host_config import MAX_CALLERS, HostConfig
 from loraxs_search.search.hosts.identity import check_unchanged
 
 OTHER = Task("other", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
-ORDER = HostConfig(BaseModelRef("base"), "float32", 1, False, (8, 4))
+CONFIG = HostConfig(BaseModelRef("base"), "float32", 1, False, (8, 4))
 
 
 def test_versions_like_the_drivers_are_fine() -> None:
@@ -45,25 +42,25 @@ def test_another_version_is_refused_with_node_package_and_both(package: str) -> 
     assert "--runtime-env" in (caught.value.hint or "")
 
 
-def test_a_node_without_the_rows_is_told_as_the_nodes_fault_to_its_trials() -> None:
+def test_a_node_without_the_rows_is_at_fault_to_its_trials() -> None:
     def make(*_: Any) -> Any:
         raise TaskDataError("rows.csv must be there.", hint="put it there")
 
-    host = HostActor.__ray_metadata__.modified_class(replace(ORDER, make=make), 1, "10.0.0.7")
+    host = HostActor(replace(CONFIG, make=make), 1, "10.0.0.7")
     with pytest.raises(ClusterError, match=r"but 10\.0\.0\.7 is not: rows.csv must be there\.") as caught:
-        host.advance(None, 4, None, TASK)
+        advance(host, SPEC, TASK)
     assert caught.value.hint == "put it there"
     with pytest.raises(TaskDataError):  # asked before any trial, it is the space's
         host.info(TASK)
 
 
-def test_a_node_without_the_rows_of_a_second_task_is_told_so_too() -> None:
+def test_a_node_without_the_rows_of_a_second_task_is_at_fault_too() -> None:
     disk = Disk()
     host = actor(disk, packed=True)
-    assert host.advance(SPEC, 4, None, TASK) == ("base", "rows of t")
+    assert advance(host, SPEC, TASK) == ("base", "rows of t")
     disk.rows["other"] = None
     with pytest.raises(ClusterError, match=r"but 10\.0\.0\.7 is not: other.csv must be there\."):
-        host.advance(SPEC, 4, None, OTHER)
+        advance(host, SPEC, OTHER)
 
 
 # ---- identity --------------------------------------------------------------------------------------------------------
@@ -80,7 +77,7 @@ class Disk:
         self.rows: dict[str, str | None] = {"t": "rows of t", "other": "rows of other"}
         self.num_loads = 0
 
-    def make(self, order: HostConfig, task: Task, threads: int) -> Any:
+    def make(self, config: HostConfig, task: Task, threads: int) -> Any:
         self.num_loads += 1
         return LoadedHost(self)
 
@@ -113,9 +110,16 @@ class LoadedHost:
         return self._base, self._rows[task.name]
 
 
-def actor(disk: Disk, *, packed: bool = False) -> Any:
-    order = replace(ORDER, make=disk.make, packed=packed)
-    return HostActor.__ray_metadata__.modified_class(order, 1, "10.0.0.7")
+def actor(disk: Disk, *, packed: bool = False) -> HostActor:
+    return HostActor(replace(CONFIG, make=disk.make, packed=packed), 1, "10.0.0.7")
+
+
+def advance(host: HostActor, spec: TrialSpec, task: Task) -> Any:
+    return host.call("advance", task, (spec, 4, None, task))
+
+
+def confirm(host: HostActor, spec: TrialSpec, task: Task) -> Any:
+    return host.call("confirm", task, (spec, b"", task))
 
 
 def begun_with(base: str, rows: str) -> TrialSpec:
@@ -129,7 +133,7 @@ def test_a_warm_host_describes_and_trains_on_the_rows_of_now(packed: bool) -> No
     assert host.info(TASK).identity == Identity("base", "rows of t")
     disk.rows["t"] = "edited"
     assert host.info(TASK).identity == Identity("base", "edited")
-    assert host.advance(begun_with("base", "edited"), 4, None, TASK) == ("base", "edited")
+    assert advance(host, begun_with("base", "edited"), TASK) == ("base", "edited")
     assert disk.num_loads == 1
 
 
@@ -137,10 +141,10 @@ def test_a_warm_host_that_no_study_has_asked_first_reads_again_what_differs() ->
     """As on a second node: trials are given to it without more ado."""
     disk = Disk()
     host = actor(disk)
-    host.advance(begun_with("base", "rows of t"), 4, None, TASK)
+    advance(host, begun_with("base", "rows of t"), TASK)
     disk.rows["t"], disk.base = "edited", "other weights"
-    assert host.advance(begun_with("other weights", "edited"), 4, None, TASK) == ("other weights", "edited")
-    assert host.confirm(begun_with("other weights", "edited"), b"", TASK) == ("other weights", "edited")
+    assert advance(host, begun_with("other weights", "edited"), TASK) == ("other weights", "edited")
+    assert confirm(host, begun_with("other weights", "edited"), TASK) == ("other weights", "edited")
     assert disk.num_loads == 2
 
 
@@ -153,31 +157,31 @@ def test_a_warm_host_has_the_weights_of_now() -> None:
     assert disk.num_loads == 2
 
 
-@pytest.mark.parametrize("call", ["advance", "confirm"])
+@pytest.mark.parametrize("call", [advance, confirm])
 @pytest.mark.parametrize("changed", ["rows", "weights"])
-def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values(call: str, changed: str) -> None:
+def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values(call: Any, changed: str) -> None:
     """Trials, refits and confirmations go through these two calls."""
     disk = Disk()
     if changed == "rows":
-        disk.rows["t"], told = "edited", "data fingerprint edited, not rows of t"
+        disk.rows["t"], differs = "edited", "data fingerprint edited, not rows of t"
     else:
-        disk.base, told = "other weights", "weight digest other weights, not base"
+        disk.base, differs = "other weights", "weight digest other weights, not base"
     host, spec = actor(disk, packed=True), begun_with("base", "rows of t")
-    with pytest.raises(ClusterError, match=rf"but 10\.0\.0\.7 is not: it has {told}\.") as caught:
-        host.advance(spec, 4, None, TASK) if call == "advance" else host.confirm(spec, b"", TASK)
+    with pytest.raises(ClusterError, match=rf"but 10\.0\.0\.7 is not: it has {differs}\.") as caught:
+        call(host, spec, TASK)
     assert "launch a new study" in (caught.value.hint or "")
     disk.rows["t"], disk.base = "rows of t", "base"  # put back: no search need start anew
-    assert host.advance(spec, 4, None, TASK) == ("base", "rows of t")
+    assert advance(host, spec, TASK) == ("base", "rows of t")
 
 
 def test_studies_that_share_a_host_are_each_held_to_their_own_rows() -> None:
     disk = Disk()
     host = actor(disk, packed=True)
     assert [host.info(task).data_fingerprint for task in (TASK, OTHER)] == ["rows of t", "rows of other"]
-    assert host.advance(begun_with("base", "rows of other"), 4, None, OTHER) == ("base", "rows of other")
+    assert advance(host, begun_with("base", "rows of other"), OTHER) == ("base", "rows of other")
     with pytest.raises(ClusterError, match="data fingerprint rows of t, not rows of other"):
-        host.advance(begun_with("base", "rows of other"), 4, None, TASK)
-    assert host.advance(begun_with("base", "rows of t"), 4, None, TASK) == ("base", "rows of t")
+        advance(host, begun_with("base", "rows of other"), TASK)
+    assert advance(host, begun_with("base", "rows of t"), TASK) == ("base", "rows of t")
 
 
 def test_a_host_of_lone_trials_that_was_kept_serves_another_task() -> None:
@@ -185,7 +189,7 @@ def test_a_host_of_lone_trials_that_was_kept_serves_another_task() -> None:
     host = actor(disk)
     host.info(TASK)
     assert host.info(OTHER).data_fingerprint == "rows of other"
-    assert host.advance(begun_with("base", "rows of other"), 4, None, OTHER) == ("base", "rows of other")
+    assert advance(host, begun_with("base", "rows of other"), OTHER) == ("base", "rows of other")
     assert disk.num_loads == 2
 
 
@@ -200,11 +204,13 @@ def test_a_study_goes_on_with_what_it_began_with() -> None:
 
 
 def test_a_host_has_threads_for_its_callers_and_not_for_any_number() -> None:
-    packed = replace(ORDER, packed=True, pack_size=4)
-    assert callers(ORDER, 1) == 1
-    assert callers(packed, 1) == 5
-    assert callers(replace(packed, pack_size="auto"), 2) == 129
-    assert callers(replace(packed, pack_size=100_000), 1) == MAX_CALLERS + 1  # as many threads kept it from starting
+    packed = replace(CONFIG, packed=True, pack_size=4)
+    assert CONFIG.max_callers(1) == 1
+    assert packed.max_callers(1) == 5
+    assert replace(packed, pack_size="auto").max_callers(2) == 129
+    assert (
+        replace(packed, pack_size=100_000).max_callers(1) == MAX_CALLERS + 1
+    )  # that many threads kept it from starting
 
 
 def test_no_more_trials_are_held_than_their_processes_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,21 +221,8 @@ def test_no_more_trials_are_held_than_their_processes_have_room_for(monkeypatch:
         def base_changed(self) -> bool:
             return False
 
-    host = HostActor.__ray_metadata__.modified_class(replace(ORDER, make=lambda *_: Host()), 1, "10.0.0.7")
+    host = HostActor(replace(CONFIG, make=lambda *_: Host()), 1, "10.0.0.7")
     monkeypatch.setattr(placement, "available_bytes", lambda: 10 * (75 << 20))
     assert host.info(TASK) == replace(INFO, num_slots=9)
     monkeypatch.setattr(placement, "available_bytes", lambda: 0)
     assert host.info(TASK).num_slots == 1
-
-
-def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(pool, "living_nodes", lambda: [Node("n", 2)])
-    hosts = object.__new__(pool.HostPool)
-    hosts._order, hosts._device, hosts._plans = replace(ORDER, packed=True, pack_size=64), "auto", (SearchPlan(),)
-    with caplog.at_level(logging.WARNING):
-        assert hosts.pack_size(INFO).size == 64
-        assert not caplog.text
-        assert hosts.pack_size(replace(INFO, num_slots=9)).size == 9
-    assert "`search.pack_size` is 64, but memory holds 9 trials at once, not 64: it is 9" in caplog.text

@@ -1,0 +1,108 @@
+"""The contract of a host: what trains trials on one device, between the search's engine and the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from loraxs_search.records import (
+    Answers,
+    Basis,
+    Confirmation,
+    HostInfo,
+    Task,
+    TrialReport,
+    TrialSpec,
+    Yardstick,
+)
+
+
+class Host(Protocol):
+    """Holds one base and its factors on one device, and trains trials on them.
+
+    Who calls: one `HostActor` in a process of its own, whose callers are trials and the driver. A host is built for a
+    base and a first task; building it loads both.
+
+    Threads: a host that packs (`PackedHost`) is called from many threads at once, each blocks until it is answered, and
+    who waits shares passes. A host of lone trials (`TrialHost`) is called from one thread at a time. `yardsticks` comes
+    from a thread of its own in both cases, beside any other call. Nothing is called after `close`.
+
+    Tasks: a host that packs serves any number of tasks on its base, a host of lone trials the one it began with. Every
+    call on behalf of a trial names the trial's task.
+
+    What is kept: a host may keep trials, rows and factors between calls, and owns none of them. Each `advance` returns
+    the whole state of its trial as a snapshot, and the snapshot that a caller brings is the truth: where the host has
+    the same trial at another step, or with other hyperparameters, it takes up the caller's. So a host may die at any
+    time, a call may be repeated, on another host too, and the numbers are the same: on one device, at one number of
+    threads and in the same company to the last bit, otherwise within the rounding of float32.
+
+    Raises, in any call: what goes wrong with one trial is raised to its own caller, and the host serves the next call
+    as if nothing had been. `LoraxsError` says whose fault it is:
+
+    - BaseModelError, TaskDataError: the base or the rows are not what the node must have. The engine takes that for the
+      node's fault where another host has had both.
+    - TrialDivergedError: the trial's loss, gradient or a metric is not finite.
+    - RankError, TargetModulesError: the trial asks for what the base does not have.
+    - StudyError: a snapshot cannot be read.
+    - UsageError: the host cannot serve this task beside its first one.
+
+    Any other exception is the trial's own failure too, and is reported with its type.
+
+    A host knows trials by `TrialSpec.name`, unique across studies. Metrics are plain floats, finite. Snapshots are
+    safetensors with the trial's reports in the header (`trial.Snapshot`).
+    `tests/contracts/test_hosts.py` runs on every host.
+    """
+
+    def info(self, task: Task, *, anew: bool = False) -> HostInfo:
+        """Describe base, rows and device; a task that is new to the host is read first.
+
+        Args:
+            anew: Read the rows again; where they differ from those in use, trials that are taken up from now on have
+                the new ones.
+        """
+        ...
+
+    def base_changed(self) -> bool:
+        """Whether the base's weights on disk are others than those that were loaded."""
+        ...
+
+    def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
+        """Get the factors of these layers ahead of their use; quick where they are on disk. Changes no result."""
+        ...
+
+    def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
+        """Train a trial up to a step, score the validation rows, and return the report and the state to keep.
+
+        Args:
+            until: Step to stop at; the trial's `max_steps` where that is less. Where the trial stands there already, it
+                is scored without training.
+            snapshot: The trial's last state; None starts at step 0.
+        Returns:
+            The report of that step; trials of the study that were scored in the same evaluation are its peers. And a
+            snapshot that holds all of the trial's reports, this one last.
+        """
+        ...
+
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> Confirmation:
+        """Return a trained adapter's files, and reference logits of the base with it in the checkpoint's precision."""
+        ...
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> Answers:
+        """Return a trained adapter's answers to consecutive test rows, in the checkpoint's precision.
+
+        Raises:
+            TrialDivergedError: an answer is not finite.
+        """
+        ...
+
+    def yardsticks(self, task: Task) -> tuple[Yardstick, ...]:
+        """Return what simple models reach on a task's rows; trials go on meanwhile."""
+        ...
+
+    def factor_file(self, key: str) -> bytes:
+        """Return a factor file, as `Confirmation.factors` names it."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the host holds, once all who wait are answered; a second call does nothing."""
+        ...

@@ -1,0 +1,68 @@
+"""The entries of a seam by name: the package's own, those registered here, those of installed distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from loraxs_search.errors import UsageError, unknown_name
+
+EntryT = TypeVar("EntryT")
+
+
+class Registry(Generic[EntryT]):
+    """What is known under which name. Reading is safe from any thread; `register` belongs to a program's start.
+
+    A distribution adds an entry by an entry point: its name, and the object that it loads. The package's own names
+    cannot be taken. Distributions are looked at once, when a name is first asked for.
+
+    Args:
+        kind: What an entry is called in messages.
+        group: Of the entry points.
+        built_in: The package's own entries.
+    """
+
+    def __init__(self, kind: str, group: str, built_in: Mapping[str, EntryT]) -> None:
+        self._kind, self._group = kind, group
+        self._entries = dict(built_in)
+
+    def register(self, name: str, entry: EntryT) -> None:
+        """Add an entry in this process alone; an entry point adds one in the processes of a whole cluster.
+
+        Raises:
+            ValueError: the name is taken by another entry.
+        """
+        if self._entries.setdefault(name, entry) is not entry:
+            raise ValueError(f"`{self._kind}` must have a name of its own, but {name!r} is taken.")
+
+    def names(self) -> list[str]:
+        """Return all names: the package's own, then those registered here, then those of distributions."""
+        return list(dict.fromkeys((*self._entries, *self._installed)))
+
+    def get(self, name: str) -> EntryT:
+        """Return the entry of a name; one of a distribution is imported now.
+
+        Raises:
+            UsageError: nothing has this name, or the distribution's object cannot be imported.
+        """
+        if name not in self._entries:
+            self._entries[name] = self._load(name)
+        return self._entries[name]
+
+    @cached_property
+    def _installed(self) -> dict[str, str]:
+        return {point.name: point.value for point in entry_points(group=self._group)}
+
+    def _load(self, name: str) -> EntryT:
+        found = [point for point in entry_points(group=self._group) if point.name == name]
+        if not found:
+            raise UsageError(unknown_name(self._kind, name, self.names()))
+        try:
+            return found[0].load()  # type: ignore[no-any-return]
+        except (ImportError, AttributeError) as error:
+            raise UsageError(
+                f"`{self._kind}` {name} must be importable from {found[0].value}, but: {error}.",
+                hint=f"install the distribution that brings it anew, or use one of: {', '.join(self._entries)}",
+            ) from error

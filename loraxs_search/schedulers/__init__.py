@@ -1,0 +1,41 @@
+"""Schedulers: which trials stop early. Pure decisions, without Ray; `search/tune/scheduler.py` hands them to Ray Tune.
+
+_base.py   the contract
+asha.py    asynchronous successive halving
+none.py    every trial trains all its steps
+"""
+
+from __future__ import annotations
+
+from loraxs_search.plugins import Registry
+from loraxs_search.records import Direction, Scalar, SearchPlan
+from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, SchedulerParameter, ScoredTrial
+from loraxs_search.schedulers.asha import ASHA
+from loraxs_search.schedulers.none import NoScheduler
+
+__all__ = [
+    "ASHA",
+    "SCHEDULERS",
+    "NoScheduler",
+    "Scheduler",
+    "SchedulerConfig",
+    "SchedulerParameter",
+    "ScoredTrial",
+    "make_scheduler",
+]
+
+SCHEDULERS: Registry[type[Scheduler]] = Registry(
+    "search.scheduler", "loraxs_search.schedulers", {entry.name: entry for entry in (ASHA, NoScheduler)}
+)
+
+
+def make_scheduler(plan: SearchPlan, direction: Direction) -> Scheduler:
+    """Return the plan's scheduler, before any report.
+
+    Raises:
+        UsageError: there is no scheduler of this name.
+    """
+    entry = SCHEDULERS.get(plan.scheduler)
+    given: dict[str, Scalar] = {"reduction_factor": plan.reduction_factor, **plan.scheduler_params}
+    parameters = {name: given.get(name, law.default) for name, law in entry.parameters.items()}
+    return entry(SchedulerConfig(direction, plan.max_steps, plan.report_every, parameters))

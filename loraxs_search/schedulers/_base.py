@@ -1,0 +1,117 @@
+"""The contract of a scheduler: which trials stop before their last step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from loraxs_search.records import Direction, Scalar, TrialReport
+
+
+@dataclass(frozen=True)
+class SchedulerParameter:
+    """A key of a space's `search:` section that a scheduler takes.
+
+    Args:
+        annotation: Its type and law as pydantic reads them, such as `Annotated[int, Field(ge=2)]`.
+        default: Where the space does not give it.
+    """
+
+    annotation: Any
+    default: Scalar
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """What a scheduler decides by.
+
+    Args:
+        direction: Whether larger or smaller scores are better.
+        max_steps: Of every trial.
+        report_every: Steps between two reports of a trial; the last one comes at `max_steps`.
+        parameters: A value for each of the scheduler's `parameters`.
+    """
+
+    direction: Direction
+    max_steps: int
+    report_every: int
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoredTrial:
+    """A trial that has just been scored.
+
+    Args:
+        step: Optimizer steps it has taken, at most `max_steps`.
+        score: Validation value of the task's metric; may be NaN.
+        peers: Trials of the study that were scored in the same evaluation: id to (step, score). Their own reports come
+            before or after this one; one that dies in between never comes.
+    """
+
+    trial_id: str
+    step: int
+    score: float
+    peers: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+
+
+class Scheduler(ABC):
+    """Decides about each report of a study whether its trial goes on; a subclass writes `decide`.
+
+    Who calls: the search's loop, from one thread, once for each report in the order in which reports come. It waits for
+    the answer: `decide` takes microseconds, reads no clock, draws no random number that is not seeded by the config,
+    and touches no file.
+
+    What a trial's scheduler can say: it stops, with the reason, or it goes on. It cannot pause a trial or change it.
+    Trials that fail or are lost are not reported, so a decision depends on reports alone. A trial that has been stopped
+    reports no more, except where an earlier version of this package let it go on.
+
+    Restarts: a scheduler is not stored. A driver that goes on with a study makes a new one and gives it by `replay` all
+    reports from before, in the order in which they came; it must then stand where the old one stood. Hence the same
+    config and the same reports give the same decisions.
+
+    Raises: `decide` raises nothing for any score, NaN included. An exception ends the search, and no trial is to blame.
+
+    A subclass is registered under its `name`: in `SCHEDULERS`, or by an entry point of the group
+    `loraxs_search.schedulers`. A space names it in `search.scheduler` and gives its parameters beside that.
+    `tests/contracts/test_schedulers.py` runs on every entry.
+
+    Args:
+        config: What to decide by.
+    """
+
+    name: ClassVar[str]
+    parameters: ClassVar[Mapping[str, SchedulerParameter]] = {}
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.stopped: dict[str, str] = {}  # trials that their last report stopped before all their steps: why
+        self._steps: dict[str, int] = {}  # of each trial's latest report
+
+    @abstractmethod
+    def decide(self, trial: ScoredTrial) -> str | None:
+        """Take in one report; return why the trial stops, for people, or None where it goes on.
+
+        Called once for each step of a trial. About a trial at its last step too, whose answer counts for nothing.
+        """
+
+    def report(self, report: TrialReport, metric: str) -> str | None:
+        """Take in a report and return why its trial stops before all its steps, or None.
+
+        A report that has been taken in before changes nothing and gets the same answer.
+        """
+        trial_id, step = report.trial_id, report.step
+        if step > self._steps.get(trial_id, 0):
+            self._steps[trial_id] = step
+            reason = self.decide(ScoredTrial(trial_id, step, report.metrics[metric], report.peers))
+            self.stopped.pop(trial_id, None)  # it has gone on all the same, in a study of an earlier version
+            if reason is not None and step < self.config.max_steps:
+                self.stopped[trial_id] = reason
+        return self.stopped.get(trial_id)
+
+    def replay(self, reports: Iterable[TrialReport], metric: str) -> None:
+        """Take in what was reported before a restart, in the order in which it came."""
+        for report in reports:
+            self.report(report, metric)

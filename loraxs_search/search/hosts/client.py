@@ -1,0 +1,101 @@
+"""The one typed client of a host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Concatenate, ParamSpec, TypeVar
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import ActorUnschedulableError, RayActorError
+
+from loraxs_search.packing._base import Host
+from loraxs_search.records import (
+    Answers,
+    Basis,
+    Confirmation,
+    HostInfo,
+    Task,
+    TrialReport,
+    TrialSpec,
+    Yardstick,
+)
+from loraxs_search.search.hosts.handles import HostHandle
+
+P = ParamSpec("P")
+ResultT = TypeVar("ResultT")
+
+HOST_LOST = (RayActorError, ActorUnschedulableError)  # the host died, or its node did
+_MAX_LOSSES = 3
+
+
+@dataclass(frozen=True)
+class HostClient:
+    """A host in another process: each call returns at once a reference to the answer; `packing.Host` says what it is.
+
+    `ray.get` on a reference raises what the host raised; one of `HOST_LOST` when it is gone; ClusterError when its node
+    is not fit for the search.
+
+    Args:
+        find: Returns the host to ask, or the one that takes the place of a lost one.
+        actor: The host.
+    """
+
+    find: Callable[[HostHandle | None], HostHandle]
+    actor: HostHandle
+
+    @classmethod
+    def found(cls, find: Callable[[HostHandle | None], HostHandle]) -> HostClient:
+        """Return the client of the host to ask."""
+        return cls(find, find(None))
+
+    def replacement(self) -> HostClient:
+        """Return the client of the host to ask now that this one is lost."""
+        return HostClient(self.find, self.find(self.actor))
+
+    def result(self, ask: Callable[[HostClient], ObjectRef[ResultT]]) -> ResultT:
+        """Ask and wait for the answer; a host that dies, or whose node does, is replaced a few times."""
+        host = self
+        for losses_left in reversed(range(_MAX_LOSSES + 1)):
+            try:
+                return ray.get(ask(host))
+            except HOST_LOST:
+                if not losses_left:
+                    raise
+                host = host.replacement()
+        raise AssertionError("unreachable")
+
+    # ---- calls -------------------------------------------------------------------------------------------------------
+    def info(self, task: Task) -> ObjectRef[HostInfo]:
+        """Describe base, rows and device as their files are now; loads what is not loaded."""
+        return self.actor.info.remote(task)
+
+    def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> ObjectRef[None]:
+        return self._call(task, Host.decompose, names, rank, basis)
+
+    def advance(
+        self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task
+    ) -> ObjectRef[tuple[TrialReport, bytes]]:
+        return self._call(task, Host.advance, spec, until, snapshot, task)
+
+    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> ObjectRef[Confirmation]:
+        return self._call(task, Host.confirm, spec, snapshot, task)
+
+    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> ObjectRef[Answers]:
+        return self._call(task, Host.answer, spec, snapshot, rows, task)
+
+    def factor_file(self, task: Task, key: str) -> ObjectRef[bytes]:
+        return self._call(task, Host.factor_file, key)
+
+    def yardsticks(self, task: Task) -> ObjectRef[tuple[Yardstick, ...]]:
+        """Asked in a thread of its own: no trial waits for it."""
+        call = self.actor.call.options(concurrency_group="yardsticks")
+        return call.remote(Host.yardsticks.__name__, task, (task,))
+
+    def _call(
+        self, task: Task, method: Callable[Concatenate[Host, P], ResultT], *args: P.args, **kwargs: P.kwargs
+    ) -> ObjectRef[ResultT]:
+        """Have a method of the host called, once it has the task's rows."""
+        assert not kwargs, "arguments go by place"
+        return self.actor.call.remote(method.__name__, task, args)

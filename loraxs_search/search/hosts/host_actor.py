@@ -1,0 +1,117 @@
+"""The process of a host: it has the base and the rows that each study began with, or refuses the study's trials."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
+from loraxs_search.packing._base import Host
+from loraxs_search.records import HostInfo, Identity, Task, TrialSpec, to_json
+from loraxs_search.search.cluster import node_facts
+from loraxs_search.search.cluster.node_checks import Expected, NodeFacts, evaluate, failures
+from loraxs_search.search.cluster.placement import processes_that_fit
+from loraxs_search.search.hosts.host_config import HostConfig
+from loraxs_search.search.hosts.identity import difference
+
+
+class HostActor:
+    """A host in a process of its own. It is built at the first call, so that its errors keep their type.
+
+    Ray calls it from `HostConfig.max_callers` threads, and from one more for the group `yardsticks`. A node may have
+    joined after the driver looked at all there were: whatever keeps a host from being built there is a `ClusterError`
+    to the trials that were given to it.
+
+    Args:
+        threads: CPU threads for computation.
+        address: Of its node, as the cluster knows it.
+    """
+
+    def __init__(self, config: HostConfig, threads: int, address: str) -> None:
+        self._config, self._threads, self._address = config, threads, address
+        self._host: Host | None = None
+        self._loaded: dict[str, Identity] = {}  # by task: what was there when its rows were last read
+        self._loading = threading.RLock()
+
+    def info(self, task: Task) -> HostInfo:
+        """Describe base and data as their files are now, whatever an earlier search has left here."""
+        with self._loading:
+            info = self._load(task)
+        return replace(info, num_slots=min(info.num_slots, processes_that_fit()))
+
+    def call(self, method: str, task: Task, args: tuple[Any, ...]) -> Any:
+        """Call a method of the host, which has the task's rows; `HostClient` has the methods with their types.
+
+        A call on behalf of a trial names it first. It is answered by a host that holds what the trial's study began
+        with.
+        """
+        spec = args[0] if args and isinstance(args[0], TrialSpec) else None
+        host = self._host_with(task) if spec is None else self._host_for(spec, task)
+        return getattr(host, method)(*args)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _host_for(self, spec: TrialSpec, task: Task) -> Host:
+        """Return the host when it holds what the trial's study began with; what differs is read once more.
+
+        Raises:
+            ClusterError: this node has another base or other rows, or lacks them.
+        """
+        with self._loading:
+            try:
+                host, loaded = self._host_with(task), self._loaded[to_json(task)]
+                if spec.identity not in (None, loaded):
+                    self._load(task)
+                    host, loaded = self._host_with(task), self._loaded[to_json(task)]
+            except (BaseModelError, TaskDataError) as error:  # both were there on the host that the search began with
+                raise self._unfit(str(error), error.hint) from error
+        if spec.identity is not None and (differs := difference(spec.identity, loaded)):
+            raise self._unfit(
+                f"it has {differs}.",
+                "put the files that the study began with at the same path on every node, or launch a new study",
+            )
+        return host
+
+    def _unfit(self, why: str, hint: str | None) -> ClusterError:
+        return ClusterError(f"Every node must be fit for the search, but {self._address} is not: {why}", hint=hint)
+
+    def _host_with(self, task: Task) -> Host:
+        """Return the host with this task's rows; they are read where that has not been done."""
+        with self._loading:
+            if self._host is None or to_json(task) not in self._loaded:
+                self._load(task)
+            assert self._host is not None
+            return self._host
+
+    def _load(self, task: Task) -> HostInfo:
+        """Have base and rows as their files are now; what has not changed stays as it is."""
+        if self._host is not None and (self._serves_another_task(task) or self._host.base_changed()):
+            self._host.close()
+            self._host = None
+            self._loaded.clear()
+        if self._host is None:
+            check_versions(self._address, self._config.versions)
+            self._host = self._config.make(self._config, task, self._threads)
+            info = self._host.info(task)
+        else:
+            info = self._host.info(task, anew=True)
+        self._loaded[to_json(task)] = info.identity
+        return info
+
+    def _serves_another_task(self, task: Task) -> bool:
+        """Whether this is a host of lone trials, which serves one task, that an earlier search has left here."""
+        return not self._config.packed and to_json(task) not in self._loaded
+
+
+def check_versions(node: str, expected: Mapping[str, str]) -> None:
+    """Refuse to train in this process when its versions are not the driver's.
+
+    Raises:
+        ClusterError: with the node, the packages, and both versions of each.
+    """
+    facts = NodeFacts(node=node, versions=node_facts.versions())
+    for failure in failures(evaluate(facts, Expected(expected))):
+        raise ClusterError(
+            f"Every node must have the driver's versions, but {node} has {failure.value}.", hint=failure.hint
+        )

@@ -1,0 +1,85 @@
+"""What the hosts of a search are to be, and how one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from loraxs_search.packing._base import Host
+from loraxs_search.records import MAX_AUTO_PACK_SIZE, BaseModelRef, Precision, Task
+from loraxs_search.search_space import Space
+
+MAX_CALLERS = 1000
+_GATHER_S = 1.0  # between the first calls of trials whose processes start together
+
+
+def training_host(config: HostConfig, task: Task, threads: int) -> Host:
+    """Return the host that trains: packed, or with trials taking turns."""
+    import torch  # here, so that the driver, the keeper and the directory stay without it
+
+    from loraxs_search.packing import PackedHost, TrialHost
+
+    torch.set_num_threads(threads)
+    if not config.packed:
+        return TrialHost(config.base, task, precision=config.precision)
+    slots = None if config.pack_size == "auto" else config.pack_size
+    return PackedHost(
+        config.base, task, slots=slots, precision=config.precision, largest=config.largest, gather_s=_GATHER_S
+    )
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """What a host is to be: its base, and how it uses its device.
+
+    Args:
+        pack_size: Trials on a device; a node with twice the CPUs of the smallest one has twice as many.
+        packed: Whether they share passes; otherwise they take turns, each alone.
+        largest: (batch size, rank) of the largest trial to come.
+        make: Makes the host in the actor's process, with a number of threads; a simulation names another, by a module
+            the cluster can import.
+        versions: The driver's, which a host's process must have too.
+    """
+
+    base: BaseModelRef
+    precision: Precision
+    pack_size: int | Literal["auto"]
+    packed: bool
+    largest: tuple[int, int]
+    make: Callable[[HostConfig, Task, int], Host] = training_host
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def max_trials(self) -> int:
+        """Trials that a host of the smallest node advances at once, at most."""
+        if not self.packed:
+            return 1
+        return MAX_AUTO_PACK_SIZE if self.pack_size == "auto" else self.pack_size
+
+    def max_callers(self, times: int) -> int:
+        """Return how many may be inside a host at once: one more than wait for a round, so that a question is answered.
+
+        Ray makes a thread for each beforehand. Trials beyond `MAX_CALLERS` wait before the actor.
+
+        Args:
+            times: What an `auto` host may take over one of the smallest node.
+        """
+        if not self.packed:
+            return 1
+        return 1 + min(self.max_trials * (times if self.pack_size == "auto" else 1), MAX_CALLERS)
+
+
+def host_config(spaces: Sequence[Space]) -> HostConfig:
+    """Return the hosts that serve all of these spaces, which agree in base and precision."""
+    sizes = [space.search.pack_size for space in spaces]
+    fixed = [size for size in sizes if size != "auto"]
+    largest = [space.largest() for space in spaces]
+    return HostConfig(
+        base=spaces[0].base_model,
+        precision=spaces[0].search.precision,
+        # Each study has a slot of its own at least.
+        pack_size=max(*fixed, len(spaces)) if len(fixed) == len(sizes) else "auto",
+        packed=len(spaces) > 1 or sizes[0] != 1,
+        largest=(max(size for size, _ in largest), max(rank for _, rank in largest)),
+    )

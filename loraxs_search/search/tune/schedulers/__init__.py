@@ -1,1 +1,0 @@
-"""Schedulers: which trials stop early."""

@@ -1,0 +1,204 @@
+"""What every host keeps to, alone or packed; see `packing/_base.py`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.spaces import SPACE
+
+from loraxs_search.errors import LoraxsError, RankError, StudyError, TargetModulesError, TrialDivergedError, UsageError
+from loraxs_search.packing import PackedHost, TrialHost
+from loraxs_search.packing._base import Host
+from loraxs_search.records import Hyperparameters, Task, TrialSpec
+from loraxs_search.search.hosts.host_config import HostConfig, training_host
+from loraxs_search.search_space import Space, parse_space
+from loraxs_search.studies import read_reports
+from loraxs_search.trial import Snapshot
+
+# How a search asks for each: the size of its packs, and whether trials share passes.
+HOSTS: dict[str, tuple[Any, bool]] = {"alone": (1, False), "packed": (4, True), "auto": ("auto", True)}
+CLASSES = [TrialHost, PackedHost]
+pytestmark = pytest.mark.usefixtures("in_warm_home")  # factors stay there for the whole module
+
+
+@pytest.fixture(scope="module")
+def space(tiny_base: Path) -> Space:
+    text = SPACE.format(task="contract", base=tiny_base, trials=1, steps=8, every=2, promotion="{}")
+    return parse_space(text, source="contract.yaml", folder=Path("/"))
+
+
+@pytest.fixture(scope="module")
+def task(space: Space) -> Task:
+    return space.task
+
+
+@pytest.fixture(scope="module")
+def make(space: Space, warm_home: Path) -> Callable[[str], Host]:
+    def host(name: str) -> Host:
+        pack_size, packed = HOSTS[name]
+        config = HostConfig(space.base_model, "float32", pack_size, packed, (8, 4))
+        return training_host(config, space.task, torch.get_num_threads())
+
+    return host
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def host(request: pytest.FixtureRequest, make: Callable[[str], Host], warm_home: Path) -> Iterator[Host]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(warm_home))
+        made = make(request.param)
+    yield made
+    made.close()
+    made.close()  # a second time does nothing
+
+
+@pytest.fixture
+def make_spec(host: Host, task: Task) -> Callable[..., TrialSpec]:
+    names = tuple(module.name for module in host.info(task).modules)
+
+    def spec(trial_id: str, **changes: Any) -> TrialSpec:
+        values: dict[str, Any] = {"rank": 2, "target_modules": names[:4], "batch_size": 8, "max_steps": 8}
+        rates = {"learning_rate": 1e-2, "head_learning_rate": 1e-2, "init_std": 1e-2, "seed": int(trial_id)}
+        return TrialSpec(trial_id, {}, Hyperparameters(**{**values, **rates, **changes}))
+
+    return spec
+
+
+def numbers(snapshot: bytes) -> dict[str, Any]:
+    read = Snapshot.from_bytes(snapshot)
+    return {name: value.tolist() for name, value in (read.parameters | read.moments).items()}
+
+
+@pytest.mark.parametrize("entry", CLASSES)
+@pytest.mark.parametrize("name", [name for name, _ in inspect.getmembers(Host, inspect.isfunction) if name[0] != "_"])
+def test_every_call_of_the_contract_is_taken_as_it_is_written(entry: type, name: str) -> None:
+    asked, taken = (inspect.signature(getattr(of, name)).parameters for of in (Host, entry))
+    assert list(asked) == list(taken)
+    assert all(asked[key].kind == taken[key].kind for key in asked)
+
+
+def test_a_report_and_a_state_that_holds_all_reports(host: Host, make_spec: Any, task: Task) -> None:
+    spec = make_spec("1")
+    first, state = host.advance(spec, 3, None, task)
+    second, state = host.advance(spec, 5, state, task)
+    assert [(r.trial_id, r.step) for r in (first, second)] == [("1", 3), ("1", 5)]
+    assert set(second.metrics) == {*task.metrics, "loss"}
+    assert all(type(value) is float for value in second.metrics.values())
+    assert read_reports(state) == (first, second)
+    assert host.advance(spec, 100, state, task)[0].step == 8, "a trial has `max_steps` and no more"
+
+
+def test_a_call_that_is_repeated_gives_the_same_numbers(host: Host, make_spec: Any, task: Task) -> None:
+    """As a caller does whose host, or whose node, was lost before it answered."""
+    spec = make_spec("2")
+    _, early = host.advance(spec, 2, None, task)
+    report, late = host.advance(spec, 6, early, task)
+    again, repeated = host.advance(spec, 6, early, task)  # the host has the trial at step 6: the caller's state counts
+    assert again.metrics == report.metrics
+    assert numbers(repeated) == numbers(late)
+    anew, restarted = host.advance(spec, 2, None, task)
+    assert anew.step == 2
+    assert numbers(restarted) == numbers(early)
+
+
+def test_another_trial_of_the_same_name_is_not_taken_for_this_one(host: Host, make_spec: Any, task: Task) -> None:
+    spec = make_spec("3")
+    _, state = host.advance(spec, 2, None, task)
+    slower = replace(spec, hyperparameters=replace(spec.hyperparameters, learning_rate=1e-4))
+    assert numbers(host.advance(slower, 4, state, task)[1]) != numbers(host.advance(spec, 4, state, task)[1])
+
+
+def test_a_trial_that_stands_there_already_is_scored_without_training(host: Host, make_spec: Any, task: Task) -> None:
+    spec = make_spec("4")
+    report, state = host.advance(spec, 4, None, task)
+    again, same = host.advance(spec, 4, state, task)
+    assert (again.step, again.metrics, again.num_tokens) == (4, report.metrics, report.num_tokens)
+    assert numbers(same) == numbers(state)
+
+
+FAULTS: dict[str, tuple[dict[str, Any], bytes | None, type[LoraxsError]]] = {
+    "diverges": ({"learning_rate": 1e30, "head_learning_rate": 1e30, "warmup_ratio": 0.0}, None, TrialDivergedError),
+    "no such layer": ({"target_modules": ("nowhere",)}, None, TargetModulesError),
+    "too large a rank": ({"rank": 1000}, None, RankError),
+    "torn snapshot": ({}, b"torn", StudyError),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_goes_wrong_with_a_trial_is_its_callers_alone(host: Host, make_spec: Any, task: Task, fault: str) -> None:
+    changes, snapshot, error = FAULTS[fault]
+    good = make_spec("5")
+    _, state = host.advance(good, 2, None, task)
+    with pytest.raises(error):
+        host.advance(make_spec("6", **changes), 8, snapshot, task)
+    report, _ = host.advance(good, 4, state, task)
+    assert report.step == 4
+
+
+def test_an_adapter_is_written_and_asked_between_rounds(host: Host, make_spec: Any, task: Task) -> None:
+    spec, other = make_spec("7"), make_spec("8")
+    _, state = host.advance(spec, 4, None, task)
+    _, others = host.advance(other, 2, None, task)
+    confirmation = host.confirm(spec, state, task)
+    assert set(confirmation.files) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert host.confirm(spec, state, task) == confirmation
+    assert len(confirmation.factors) == len(spec.hyperparameters.target_modules)
+    assert all(host.factor_file(key) for key in confirmation.factors)
+    whole, parts = host.answer(spec, state, range(40), task), [range(25), range(25, 40)]
+    predictions = [value for rows in parts for value in host.answer(spec, state, rows, task).predictions]
+    assert list(whole.predictions) == predictions
+    assert len(whole.labels) == 40
+    undisturbed = host.advance(other, 4, others, task)
+    assert undisturbed[0].step == 4
+
+
+def test_yardsticks_are_measured_beside_a_trial(host: Host, make_spec: Any, task: Task) -> None:
+    with ThreadPoolExecutor(1) as beside:
+        yardsticks = beside.submit(host.yardsticks, task)
+        report, _ = host.advance(make_spec("9"), 8, None, task)
+    assert report.step == 8
+    assert [yardstick.name for yardstick in yardsticks.result()] == ["constant", "tfidf", "features"]
+
+
+def test_factors_that_are_there_beforehand_change_nothing(host: Host, make_spec: Any, task: Task) -> None:
+    spec = make_spec("10")
+    _, before = host.advance(spec, 3, None, task)
+    host.decompose(spec.hyperparameters.target_modules, 4, "top")
+    _, after = host.advance(spec, 3, None, task)
+    assert numbers(after) == numbers(before)
+
+
+def test_it_says_what_it_has_loaded(host: Host, task: Task) -> None:
+    info = host.info(task)
+    assert host.info(task, anew=True) == info
+    assert info.num_rows["train"] > 0
+    assert info.num_slots >= 1
+    assert not host.base_changed()
+
+
+def test_a_second_task_is_served_or_refused(host: Host, make_spec: Any, task: Task) -> None:
+    other, spec = replace(task, name="other", max_length=16), make_spec("11")
+    if isinstance(host, TrialHost):
+        with pytest.raises(UsageError, match="serves one task"):
+            host.advance(spec, 2, None, other)
+    else:
+        assert host.advance(spec, 2, None, other)[0].step == 2
+    assert host.advance(spec, 2, None, task)[0].step == 2
+
+
+def test_a_pack_serves_callers_at_once(
+    make: Callable[[str], Host], make_spec: Any, task: Task, in_warm_home: Path
+) -> None:
+    host = make("packed")
+    with ThreadPoolExecutor(6) as callers:  # two more than slots
+        answers = list(callers.map(lambda n: host.advance(make_spec(str(n)), 8, None, task), range(20, 26)))
+    host.close()
+    assert [(report.trial_id, report.step) for report, _ in answers] == [(str(n), 8) for n in range(20, 26)]
+    assert any(report.peers for report, _ in answers), "trials that were scored in one evaluation know of each other"

@@ -1,0 +1,73 @@
+"""A search with a scheduler that another distribution brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.plugins import write_distribution
+from support.shell import Shell
+
+from loraxs_search.records import TrialState
+from loraxs_search.studies import StudyFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+
+EVERY_SECOND = '''
+from typing import Annotated
+
+from pydantic import Field
+
+from loraxs_search.schedulers import Scheduler, SchedulerParameter
+
+
+class EverySecond(Scheduler):
+    """Stops every second trial that reaches a step."""
+
+    name = "every-second"
+    parameters = {"patience": SchedulerParameter(Annotated[int, Field(ge=1)], 2)}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self._reached = []
+
+    def decide(self, trial):
+        if trial.step < self.config.parameters["patience"] or trial.trial_id in self._reached:
+            return None
+        self._reached.append(trial.trial_id)
+        return None if len(self._reached) % 2 else f"it was the second one at step {trial.step}"
+'''
+
+
+@pytest.fixture
+def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
+    folder = tmp_path / "site"
+    group = {"loraxs_search.schedulers": {"every-second": "EverySecond", "gone": "Gone"}}
+    write_distribution(folder, "toy_schedulers", EVERY_SECOND, group)
+    return Shell(search_home, tmp_path, folder)
+
+
+def test_a_scheduler_from_outside_stops_trials_of_a_real_search(
+    shell: Shell, tiny_space: Path, agree: Callable[..., object]
+) -> None:
+    plan = ("search.scheduler=every-second", "search.patience=4", "search.trials=4", "promotion.seeds=0")
+    shell.ok("launch", str(tiny_space), "--name", "second", *(part for item in plan for part in ("--set", item)))
+    agree("second", 4)
+    folder = StudyFolder.open("second")
+    assert folder.info.search.scheduler_params == {"patience": 4}
+    records = folder.journal().records
+    pruned = [record for record in records.values() if record.state is TrialState.PRUNED]
+    assert len(pruned) == 2
+    assert {(record.reason, record.reports[-1].step) for record in pruned} == {("it was the second one at step 4", 4)}
+
+
+def test_its_keys_are_held_to_its_own_laws(shell: Shell, tiny_space: Path) -> None:
+    for plan, message in (
+        ("search.patience=0", "search.patience: must be at least 1, but got 0."),
+        ("search.scheduler=every", "search.scheduler: must be one of: every-second, asha, none, gone, but got"),
+        ("search.scheduler=gone", "search.scheduler: must be a scheduler that can be imported"),
+    ):
+        done = shell.run("check", str(tiny_space), "--set", plan)
+        assert done.returncode == 2
+        assert message in " ".join(done.stderr.split())
