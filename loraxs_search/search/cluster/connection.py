@@ -114,7 +114,7 @@ def _node(node: Mapping[str, Any]) -> Node:
 
 
 def nodes_to_come() -> list[Node]:
-    """Return one node of each kind that the cluster's autoscaler can start; empty where it has told of none."""
+    """Return one node of each kind that the cluster's autoscaler can start; empty where it has reported none."""
     import ray
 
     config = ray._private.state.state.get_cluster_config()  # what KubeRay's autoscaler reports; there is no public way
