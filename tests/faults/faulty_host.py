@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from loraxs_search.packing._base import Host
+from loraxs_search.packing import Host
 from loraxs_search.records import Task, TrialReport, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 

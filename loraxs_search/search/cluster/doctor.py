@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.base_model import with_known_package
 from loraxs_search.errors import ClusterError, LoraxsError
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
-from loraxs_search.search.cluster import node_facts, runtime_env
+from loraxs_search.search.cluster import node_facts, ray_private, runtime_env
 from loraxs_search.search.cluster.connection import connected, living_nodes
 from loraxs_search.search.cluster.node_checks import (
     CheckResult,
@@ -107,9 +107,7 @@ def _cluster(address: str | None) -> Iterable[CheckResult]:
 
 
 def _auth() -> CheckResult:
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
-
-    if is_token_auth_enabled():
+    if ray_private.is_token_auth_enabled():
         return CheckResult(CLUSTER, "token", "ok", "every node and client must show it")
     hint = "set RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN on all nodes and here; cluster/README.md says how"
     return CheckResult(CLUSTER, "token", "warn", "none: whoever reaches Ray's port runs code there", hint)
