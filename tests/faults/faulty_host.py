@@ -36,8 +36,8 @@ class FaultyHost:
         if fault == "memory":
             torch.empty(2**60)  # the allocator's own error
         if fault == "metric":
-            kept = {name: value for name, value in report.metrics.items() if name != task.metric}
-            return replace(report, metrics=kept), state
+            others = {name: value for name, value in report.metrics.items() if name != task.metric}
+            return replace(report, metrics=others), state
         return report, state
 
 

@@ -41,7 +41,7 @@ SOUND = NodeFacts(
 EXPECTED = Expected(HERE, "http://mlflow:5000", ["/data/train.csv"])
 
 
-def found(check: str, **changes: Any) -> CheckResult:
+def result_of(check: str, **changes: Any) -> CheckResult:
     facts = replace(SOUND, **changes)
     (result,) = [it for it in evaluate(facts, EXPECTED) if it.check == check]
     return result
@@ -70,9 +70,9 @@ def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well() -> None:
         ("optuna", None, "warn"),
     ],
 )
-def test_versions_that_change_results_fail_and_others_are_told(package: str, version: str | None, verdict: str) -> None:
+def test_versions_that_change_results_fail_and_others_warn(package: str, version: str | None, verdict: str) -> None:
     theirs = {name: v for name, v in (HERE | {package: version}).items() if v is not None}
-    result = found("versions", versions=theirs)
+    result = result_of("versions", versions=theirs)
     assert result.verdict == verdict
     assert f"{package} {version or 'missing'}, the driver has {HERE[package]}" in result.value
     assert "--runtime-env" in result.hint
@@ -105,7 +105,7 @@ GPU = ("NVIDIA H100", "81559", "80000")
 def test_each_fault_has_its_verdict_its_value_and_a_hint(
     check: str, changes: dict[str, Any], verdict: str, value: str
 ) -> None:
-    result = found(check, **changes)
+    result = result_of(check, **changes)
     assert (result.node, result.verdict) == ("10.0.0.2", verdict)
     assert value in result.value
     assert bool(result.hint) == (verdict != "ok")
@@ -117,7 +117,7 @@ def test_the_fast_look_asks_for_less() -> None:
     assert [it.check for it in evaluate(fast, Expected(HERE))] == ["versions"]
 
 
-def test_a_file_that_differs_between_nodes_is_told_with_both_digests() -> None:
+def test_a_file_that_differs_between_nodes_is_named_with_both_digests() -> None:
     train, test = "/data/train.csv", "/data/test.csv"
     nodes = [
         NodeFacts("driver", HERE),  # it only drives
@@ -180,9 +180,9 @@ def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytes
         "thorough": True,
     }
     (tmp_path / "rows.csv").write_bytes(b"rows")
-    said = node_facts.facts_here(question)
-    assert said.pop("at") > 1e9
-    facts = NodeFacts(node="here", **said)
+    answer = node_facts.facts_here(question)
+    assert answer.pop("at") > 1e9
+    facts = NodeFacts(node="here", **answer)
     assert facts.missing_files == [str(tmp_path / "none")]
     assert facts.file_digests == {str(tmp_path / "rows.csv"): hashlib.sha256(b"rows").hexdigest()}
     assert facts.mlflow_problem is not None
