@@ -37,14 +37,14 @@ def command(
     """
     from loraxs_search.search.cluster.doctor import examine
 
-    findings = examine(space, address=address, tracking_uri=tracking_uri, runtime_env=runtime_env, storage=storage)
+    results = examine(space, address=address, tracking_uri=tracking_uri, runtime_env=runtime_env, storage=storage)
 
     def show() -> None:
         columns = ("node", "check", "verdict", "value")
-        print_table(columns, [(f.node, f.check, f.verdict, f.value) for f in findings])
-        for hint in dict.fromkeys(f"{f.check}: {f.hint}" for f in findings if f.hint):
+        print_table(columns, [(f.node, f.check, f.verdict, f.value) for f in results])
+        for hint in dict.fromkeys(f"{f.check}: {f.hint}" for f in results if f.hint):
             print(f"\nhint: {hint}", file=sys.stderr)
 
-    emit(as_json, findings, show)
-    if any(finding.verdict == "fail" for finding in findings):
+    emit(as_json, results, show)
+    if any(result.verdict == "fail" for result in results):
         raise Exit(1)

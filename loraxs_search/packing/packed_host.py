@@ -313,12 +313,12 @@ def _sharing(loaded: LoadedBase, *, refuse: bool) -> Sharing:
     return Sharing("", names)
 
 
-def _full_slots(loaded: LoadedBase, pack: Pack, batch_size: int, lanes: int) -> int:
+def _full_slots(loaded: LoadedBase, pack: Pack, batch_size: int, num_workers: int) -> int:
     """Return how many trials of the first task fill the device."""
     tokens = capacity.full_tokens(loaded.device, pack.max_tokens, pack.time_pass)
-    return capacity.full_slots(tokens, lanes, batch_size * float(loaded.data.lengths("train").mean()))
+    return capacity.full_slots(tokens, num_workers, batch_size * float(loaded.data.lengths("train").mean()))
 
 
-def _fitting_slots(loaded: LoadedBase, wanted: int, rank: int, lanes: int) -> int:
-    each = capacity.slot_bytes(loaded.modules, rank, loaded.info().head_parameters, lanes)
+def _fitting_slots(loaded: LoadedBase, wanted: int, rank: int, num_workers: int) -> int:
+    each = capacity.slot_bytes(loaded.modules, rank, loaded.info().head_parameters, num_workers)
     return capacity.fitting_slots(wanted, each, loaded.device)

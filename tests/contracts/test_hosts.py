@@ -14,8 +14,7 @@ import torch
 from support.spaces import SPACE
 
 from loraxs_search.errors import LoraxsError, RankError, StudyError, TargetModulesError, TrialDivergedError, UsageError
-from loraxs_search.packing import PackedHost, TrialHost
-from loraxs_search.packing._base import Host
+from loraxs_search.packing import Host, PackedHost, TrialHost
 from loraxs_search.records import Hyperparameters, Task, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 from loraxs_search.search_space import Space, parse_space

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from loraxs_search.packing._base import Host
+from loraxs_search.packing import Host
 from loraxs_search.records import Task, TrialReport, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 
@@ -36,8 +36,8 @@ class FaultyHost:
         if fault == "memory":
             torch.empty(2**60)  # the allocator's own error
         if fault == "metric":
-            kept = {name: value for name, value in report.metrics.items() if name != task.metric}
-            return replace(report, metrics=kept), state
+            others = {name: value for name, value in report.metrics.items() if name != task.metric}
+            return replace(report, metrics=others), state
         return report, state
 
 

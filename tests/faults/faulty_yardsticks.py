@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from loraxs_search.packing._base import Host
+from loraxs_search.packing import Host
 from loraxs_search.records import Task, Yardstick
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 

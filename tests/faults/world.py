@@ -125,7 +125,7 @@ class World:
         return sum((losses(read_records(study), num) for study, num in self.studies.items()), Losses())
 
 
-def told(study: str) -> list[tuple[object, ...]]:
+def trials_of(study: str) -> list[tuple[object, ...]]:
     """Return what a study's trials were and found, without times."""
     from loraxs_search.studies import StudyFolder
 
@@ -134,8 +134,8 @@ def told(study: str) -> list[tuple[object, ...]]:
 
 
 def unlike(study: str, other: str) -> list[tuple[object, object]]:
-    """Return how two studies tell the trials that they do not tell alike; none when they are the same to the bit."""
-    return [pair for pair in itertools.zip_longest(told(study), told(other)) if pair[0] != pair[1]]
+    """Return the trials that two studies do not have alike; none when they are the same to the bit."""
+    return [pair for pair in itertools.zip_longest(trials_of(study), trials_of(other)) if pair[0] != pair[1]]
 
 
 def reasons(study: str) -> list[tuple[str, str]]:

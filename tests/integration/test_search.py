@@ -79,7 +79,7 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
     assert finalist.test_metrics["accuracy"] == pytest.approx(float((rows.predictions == rows.labels).mean()))
 
 
-def test_rows_that_splits_share_are_told_and_recorded(
+def test_rows_that_splits_share_are_logged_and_recorded(
     run: Callable[..., SearchResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train, test = tmp_path / "train.csv", tmp_path / "test.csv"
@@ -283,14 +283,12 @@ def test_long_work_before_the_first_trial_says_how_far_it_is(
     monkeypatch.setattr(study_actors, "_SAY_EVERY_S", -1.0)
     monkeypatch.setattr(study_actors, "_SHORT_WORK", 0.0)
     short = ("search.trials=1", "search.max_steps=2", "parameters.basis={choice: [top, bottom]}")
-    launch(str(tiny_space), name="told", overrides=short, view=Watching())
-    told = [text for text in phases if text.startswith("decomposing")]
-    assert told == [f"decomposing the base's weights: {done} of 6 parts" for done in range(1, 6)]
+    launch(str(tiny_space), name="phases", overrides=short, view=Watching())
+    decomposing = [text for text in phases if text.startswith("decomposing")]
+    assert decomposing == [f"decomposing the base's weights: {done} of 6 parts" for done in range(1, 6)]
 
 
-def test_hosts_that_are_kept_serve_the_next_search_and_end_in_time(
-    run: Callable[..., SearchResult], tiny_space: Path
-) -> None:
+def test_warm_hosts_serve_the_next_search_and_end_in_time(run: Callable[..., SearchResult], tiny_space: Path) -> None:
     import ray
 
     from loraxs_search.search.cluster.connection import NAMESPACE
@@ -340,7 +338,7 @@ SHORT = ("search.trials=1", "search.max_steps=2", "search.report_every=2", "prom
 
 
 @pytest.mark.parametrize("pack_size", [1, 2])
-def test_a_kept_host_trains_on_the_rows_and_weights_of_now(
+def test_a_warm_host_trains_on_the_rows_and_weights_of_now(
     run: Callable[..., SearchResult], own_files: dict[str, Path], pack_size: int
 ) -> None:
     def search(name: str) -> tuple[str, str, float]:

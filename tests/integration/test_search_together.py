@@ -89,14 +89,14 @@ def test_studies_that_are_searched_together_share_a_full_device(
     facts: list[SearchStarted] = []
 
     class Watching(SilentView):
-        def started(self, told: SearchStarted) -> None:
-            facts.append(told)
+        def started(self, facts_known: SearchStarted) -> None:
+            facts.append(facts_known)
 
     plan = ("search.trials=6", "search.max_steps=4", "promotion.seeds=0")
     for result in launch_together([str(tiny_space), str(ratings)], overrides=plan, views=lambda _: Watching()):
         agree(result.study, 6)
         assert not any(trial.state is TrialState.FAIL for trial in result.trials)
-    assert [told.num_slots for told in facts] == [6, 6]
-    assert all("12 trials" in told.why_slots for told in facts)
+    assert [started.num_slots for started in facts] == [6, 6]
+    assert all("12 trials" in started.why_slots for started in facts)
     with pytest.raises(LoraxsError, match="pack_size"):
         launch(str(tiny_space), overrides=("search.pack_size=many",))

@@ -12,6 +12,7 @@ from typing import Any
 
 from loraxs_search.errors import ClusterError, UsageError
 from loraxs_search.home import home
+from loraxs_search.search.cluster import ray_private
 from loraxs_search.search.cluster.connection_check import check_answers, token_error
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search.cluster.runtime_env import job_environment
@@ -114,13 +115,9 @@ def _node(node: Mapping[str, Any]) -> Node:
 
 
 def nodes_to_come() -> list[Node]:
-    """Return one node of each kind that the cluster's autoscaler can start; empty where it has told of none."""
-    import ray
-
-    config = ray._private.state.state.get_cluster_config()  # what KubeRay's autoscaler reports; there is no public way
-    groups = config.node_group_configs if config is not None else ()
+    """Return one node of each kind that the cluster's autoscaler can start; empty where it has reported none."""
     return [
         Node(group.name, int(group.resources.get("CPU", 0)), int(group.resources.get("GPU", 0)))
-        for group in groups
+        for group in ray_private.node_groups()
         if group.max_count != 0
     ]

@@ -7,6 +7,7 @@ import socket
 import urllib.parse
 
 from loraxs_search.errors import ClusterError, UsageError
+from loraxs_search.search.cluster import ray_private
 
 _CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 5.0, 20.0
 # How a client opens HTTP/2, which Ray speaks, with settings of its own, none. The server's come back at once.
@@ -50,10 +51,8 @@ def token_error(address: str | None) -> ClusterError:
 def _place(address: str | None) -> tuple[str, int] | None:
     """Return host and port; None where there are none yet, as with `local`."""
     if address == "auto":
-        from ray._private.services import get_ray_address_from_environment
-
         try:
-            address = get_ray_address_from_environment("auto", None)
+            address = ray_private.address_of_this_node()
         except ConnectionError:  # no Ray runs here
             return None
     parts = urllib.parse.urlsplit(f"//{address or ''}")
@@ -91,13 +90,10 @@ def _speaks_grpc(connection: socket.socket) -> bool:
 
 def _check_token(address: str, place: str) -> None:
     """Refuse a wrong or missing token: Ray itself tries for 20 s, and then says nothing of tokens."""
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
     from ray.exceptions import AuthenticationError, RayError
 
     try:
-        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, the client below ends the process
-        GcsClient(address=place).internal_kv_get(b"loraxs-search", None, timeout=_CONNECT_TIMEOUT_S)
+        ray_private.ask_head(place, _CONNECT_TIMEOUT_S)
     except AuthenticationError as error:
         raise token_error(address) from error
     except (RayError, RuntimeError, ConnectionError):

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.base_model import with_known_package
 from loraxs_search.errors import ClusterError, LoraxsError
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
-from loraxs_search.search.cluster import node_facts, runtime_env
+from loraxs_search.search.cluster import node_facts, ray_private, runtime_env
 from loraxs_search.search.cluster.connection import connected, living_nodes
 from loraxs_search.search.cluster.node_checks import (
+    CheckResult,
     Expected,
-    Finding,
     NodeFacts,
     evaluate,
     failures,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import ray
 
 _ANSWER_S, _FAST_ANSWER_S = 180.0, 60.0
-_INSTALL_S = 900.0  # a node that is told to install packages first
+_INSTALL_S = 900.0  # a node that has to install packages first
 CLUSTER = "cluster"
 
 
@@ -42,7 +42,7 @@ def examine(
     tracking_uri: str | None = None,
     runtime_env: str | None = None,
     storage: str | None = None,
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Check a cluster before a search on it, or this machine; trains nothing, and leaves nothing behind.
 
     Args:
@@ -55,68 +55,66 @@ def examine(
     """
     loaded = load_space(space) if space is not None else None
     uri = resolve_uri(tracking_uri)
-    found = [_tracking(uri), *([_storage(storage)] if storage is not None else [])]
+    results = [_tracking(uri), *([_storage(storage)] if storage is not None else [])]
     try:
         with connected(address, runtime_env=runtime_env):
-            found += _cluster(address)
-            found += _ask_all(living_nodes(), [loaded] if loaded else [], uri, thorough=True)
+            results += _cluster(address)
+            results += _ask_all(living_nodes(), [loaded] if loaded else [], uri, thorough=True)
     except ClusterError as error:
-        found.append(Finding(CLUSTER, "ray", "fail", error.message, error.hint or ""))
-    return found
+        results.append(CheckResult(CLUSTER, "ray", "fail", error.message, error.hint or ""))
+    return results
 
 
 def check_nodes(spaces: Sequence[Space], tracking_uri: str) -> None:
     """See in a few seconds that every node has the driver's versions, the spaces' files and a way to MLflow.
 
     Raises:
-        ClusterError: one has not; every fault of every node is told.
+        ClusterError: one has not; the message has every fault of every node.
     """
     wrong = failures(_ask_all(living_nodes(), spaces, tracking_uri, thorough=False))
     if wrong:
-        faults = "\n".join(f"  {finding.node}: {finding.check}: {finding.value}" for finding in wrong)
-        hints = list(dict.fromkeys(finding.hint for finding in wrong))
+        faults = "\n".join(f"  {failure.node}: {failure.check}: {failure.value}" for failure in wrong)
+        hints = list(dict.fromkeys(failure.hint for failure in wrong))
         hint = "\n".join([*hints, "`loraxs-search doctor --address ADDRESS` checks more"])
         raise ClusterError(f"Every node of a cluster must be fit for the search, but:\n{faults}", hint=hint)
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------
-def _tracking(uri: str) -> Finding:
+def _tracking(uri: str) -> CheckResult:
     try:
         ensure_store(uri)
     except LoraxsError as error:
-        return Finding("driver", "mlflow", "fail", error.message, error.hint or "")
-    return Finding("driver", "mlflow", "ok", redact(uri))
+        return CheckResult("driver", "mlflow", "fail", error.message, error.hint or "")
+    return CheckResult("driver", "mlflow", "ok", redact(uri))
 
 
-def _storage(uri: str) -> Finding:
+def _storage(uri: str) -> CheckResult:
     try:
         Storage(uri).check()
     except LoraxsError as error:
-        return Finding("driver", "storage", "fail", error.message, error.hint or "")
-    return Finding("driver", "storage", "ok", uri)
+        return CheckResult("driver", "storage", "fail", error.message, error.hint or "")
+    return CheckResult("driver", "storage", "ok", uri)
 
 
-def _cluster(address: str | None) -> Iterable[Finding]:
+def _cluster(address: str | None) -> Iterable[CheckResult]:
     nodes = living_nodes()
     cpus, gpus = sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes)
     value = f"{len(nodes)} nodes offer {cpus} CPUs and {gpus} GPUs"
     hint = "" if cpus or gpus else "start Ray with --num-cpus or --num-gpus above 0, or give search.concurrent"
-    yield Finding(CLUSTER, "ray", "ok" if cpus or gpus else "warn", value, hint)
+    yield CheckResult(CLUSTER, "ray", "ok" if cpus or gpus else "warn", value, hint)
     if address is not None:
         yield _auth()
 
 
-def _auth() -> Finding:
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
-
-    if is_token_auth_enabled():
-        return Finding(CLUSTER, "token", "ok", "every node and client must show it")
+def _auth() -> CheckResult:
+    if ray_private.is_token_auth_enabled():
+        return CheckResult(CLUSTER, "token", "ok", "every node and client must show it")
     hint = "set RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN on all nodes and here; cluster/README.md says how"
-    return Finding(CLUSTER, "token", "warn", "none: whoever reaches Ray's port runs code there", hint)
+    return CheckResult(CLUSTER, "token", "warn", "none: whoever reaches Ray's port runs code there", hint)
 
 
 # ---- every node ------------------------------------------------------------------------------------------------------
-def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorough: bool) -> list[Finding]:
+def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorough: bool) -> list[CheckResult]:
     server = None if sqlite_path(uri) is not None else uri
     files = sorted({file for space in spaces for file in _files(space)})
     question = {
@@ -129,17 +127,17 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
     asked = []
     for node in nodes:
         # Who only drives needs no rows.
-        theirs = files if node.num_cpus or node.num_gpus or len(nodes) == 1 else []
-        asked.append((node, theirs, time.time(), _ask(node, question | {"files": theirs})))
-    limit_s, found, told = _patience(thorough), list[Finding](), list[NodeFacts]()
-    for node, theirs, at, answer in asked:
-        said = _said(node, at, answer, limit_s)
-        if isinstance(said, NodeFacts):
-            told.append(said)
-            found += evaluate(said, Expected(versions, redact(server) if server else None, theirs))
-        elif said is not None:
-            found.append(said)
-    return [*found, *unlike_files(told)]
+        needed = files if node.num_cpus or node.num_gpus or len(nodes) == 1 else []
+        asked.append((node, needed, time.time(), _ask(node, question | {"files": needed})))
+    limit_s, results, facts = _patience(thorough), list[CheckResult](), list[NodeFacts]()
+    for node, needed, at, reference in asked:
+        answer = _answer(node, at, reference, limit_s)
+        if isinstance(answer, NodeFacts):
+            facts.append(answer)
+            results += evaluate(answer, Expected(versions, redact(server) if server else None, needed))
+        elif answer is not None:
+            results.append(answer)
+    return [*results, *unlike_files(facts)]
 
 
 def _patience(thorough: bool) -> float:
@@ -161,13 +159,15 @@ def _ask(node: Node, question: dict[str, Any]) -> ray.ObjectRef[Any]:
     return task.remote(question)
 
 
-def _said(node: Node, asked_at: float, answer: Any, limit_s: float) -> NodeFacts | Finding | None:
-    """Return what a node says of itself, or why it says nothing; None when it has left."""
+def _answer(
+    node: Node, asked_at: float, reference: ray.ObjectRef[Any], limit_s: float
+) -> NodeFacts | CheckResult | None:
+    """Return what a node reports of itself, or why it does not; None when it has left."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError, RuntimeEnvSetupError
 
     try:
-        ready = ray.get(answer, timeout=max(0.1, asked_at + limit_s - time.time()))
+        facts = ray.get(reference, timeout=max(0.1, asked_at + limit_s - time.time()))
     except GetTimeoutError:
         return silent(node.address, f"none within {limit_s:.0f} s")
     except RayError as error:
@@ -175,10 +175,10 @@ def _said(node: Node, asked_at: float, answer: Any, limit_s: float) -> NodeFacts
             return None  # as it may during a search
         if isinstance(error, RuntimeEnvSetupError):
             problem = runtime_env.setup_problem(str(error))
-            return Finding(node.address, "environment", "fail", problem, runtime_env.SETUP_HINT)
+            return CheckResult(node.address, "environment", "fail", problem, runtime_env.SETUP_HINT)
         return silent(node.address, str(error).strip().splitlines()[-1])
-    answered_at, said_at = time.time(), ready.pop("at")
+    answered_at, read_at = time.time(), facts.pop("at")
     # Its clock was read at some time between question and answer: only what lies outside is skew.
-    skew_s = max(0.0, said_at - answered_at) + min(0.0, said_at - asked_at)
-    name = node.address if not ready["host"] else f"{node.address} ({ready['host']})"
-    return NodeFacts(node=name, skew_s=skew_s, offers_gpus=node.num_gpus, **ready)
+    skew_s = max(0.0, read_at - answered_at) + min(0.0, read_at - asked_at)
+    name = node.address if not facts["host"] else f"{node.address} ({facts['host']})"
+    return NodeFacts(node=name, skew_s=skew_s, offers_gpus=node.num_gpus, **facts)

@@ -11,8 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-import ray
-from ray._private import worker
+from loraxs_search.search.cluster import ray_private
 
 _UNUSED = ("pandas", "ray.data")
 
@@ -23,7 +22,7 @@ def import_tune() -> Any:
     Ray Tune imports both for tables of results, which are made in the driver only. There is a process for each trial
     in flight, so they would be most of what a slot costs. A Ray that cannot be imported this way is imported whole.
     """
-    if worker.global_worker.mode == ray.WORKER_MODE:
+    if ray_private.in_worker():
         with contextlib.suppress(Exception):  # a Ray that makes more of them than names
             return import_without("ray.tune", _UNUSED)
     return importlib.import_module("ray.tune")

@@ -1,4 +1,4 @@
-"""From what nodes say of themselves to what is wrong with a cluster: pure judgement."""
+"""From what nodes report of themselves to what is wrong with a cluster: pure evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SKEW_WARN_S, _SKEW_FAIL_S = 2.0, 60.0
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node says of itself.
+    """What a node reports of itself.
 
     Args:
         skew_s: Its clock against the driver's, less what the question itself took.
@@ -48,7 +48,7 @@ class NodeFacts:
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One check of one node."""
 
     node: str
@@ -71,8 +71,8 @@ class Expected:
     files: Sequence[str] = ()
 
 
-def evaluate(facts: NodeFacts, expected: Expected) -> Iterator[Finding]:
-    """Yield a finding for each thing known of a node."""
+def evaluate(facts: NodeFacts, expected: Expected) -> Iterator[CheckResult]:
+    """Yield a result for each thing known of a node."""
     yield _versions(facts, expected.versions)
     if expected.mlflow is not None:
         hint = f"open the way from {facts.node} to {expected.mlflow}: its address, firewall, proxy (no_proxy)"
@@ -85,57 +85,59 @@ def evaluate(facts: NodeFacts, expected: Expected) -> Iterator[Finding]:
         yield from _thorough(facts)
 
 
-def unlike_files(nodes: Iterable[NodeFacts]) -> Iterator[Finding]:
-    """Yield a finding for each file that is another one than on the first node that has it."""
+def unlike_files(nodes: Iterable[NodeFacts]) -> Iterator[CheckResult]:
+    """Yield a result for each file that is another one than on the first node that has it."""
     first: dict[str, tuple[str, str]] = {}
     for facts in nodes:
         for path, digest in facts.file_digests.items():
             node, expected = first.setdefault(path, (facts.node, digest))
             if digest != expected:
                 value = f"{path} has sha256 {digest[:16]} here, {expected[:16]} on {node}"
-                yield Finding(facts.node, "files", "fail", value, "bring the same file to every node")
+                yield CheckResult(facts.node, "files", "fail", value, "bring the same file to every node")
 
 
-def silent(node: str, problem: str) -> Finding:
+def silent(node: str, problem: str) -> CheckResult:
     """Say that a node gave no answer."""
-    return Finding(node, "answer", "fail", problem, "see the node's logs below its Ray folder; is it overloaded?")
+    return CheckResult(node, "answer", "fail", problem, "see the node's logs below its Ray folder; is it overloaded?")
 
 
-def failures(findings: Iterable[Finding]) -> list[Finding]:
-    """Return the findings that stand in the way of a search."""
-    return [finding for finding in findings if finding.verdict == "fail"]
+def failures(results: Iterable[CheckResult]) -> list[CheckResult]:
+    """Return the results that stand in the way of a search."""
+    return [result for result in results if result.verdict == "fail"]
 
 
 # ---- one check each --------------------------------------------------------------------------------------------------
-def _either(facts: NodeFacts, check: str, problem: str | None, fine: str, hint: str) -> Finding:
+def _either(facts: NodeFacts, check: str, problem: str | None, fine: str, hint: str) -> CheckResult:
     if problem:
-        return Finding(facts.node, check, "fail", problem, hint)
-    return Finding(facts.node, check, "ok", fine)
+        return CheckResult(facts.node, check, "fail", problem, hint)
+    return CheckResult(facts.node, check, "ok", fine)
 
 
-def _versions(facts: NodeFacts, expected: Mapping[str, str]) -> Finding:
+def _versions(facts: NodeFacts, expected: Mapping[str, str]) -> CheckResult:
     grave, slight = list[str](), list[str]()
     for package, wanted in expected.items():
-        found = facts.versions.get(package)
-        if found == wanted:
+        installed = facts.versions.get(package)
+        if installed == wanted:
             continue
-        text = f"{package} {found or 'missing'}, the driver has {wanted}"
-        (grave if _is_grave(package, found, wanted) else slight).append(text)
+        text = f"{package} {installed or 'missing'}, the driver has {wanted}"
+        (grave if _is_grave(package, installed, wanted) else slight).append(text)
     if grave or slight:
         hint = "install the same versions on every node, or have `uv` or `pip` in a --runtime-env FILE ask for them"
-        return Finding(facts.node, "versions", "fail" if grave else "warn", "; ".join(grave + slight), hint)
-    return Finding(facts.node, "versions", "ok", f"Python {facts.versions.get('python')}, packages as the driver's")
+        return CheckResult(facts.node, "versions", "fail" if grave else "warn", "; ".join(grave + slight), hint)
+    return CheckResult(facts.node, "versions", "ok", f"Python {facts.versions.get('python')}, packages as the driver's")
 
 
-def _is_grave(package: str, found: str | None, wanted: str) -> bool:
+def _is_grave(package: str, installed: str | None, wanted: str) -> bool:
     if package == "python":  # what one minor version pickles, another need not read
-        return found is None or found.split(".")[:2] != wanted.split(".")[:2]
+        return installed is None or installed.split(".")[:2] != wanted.split(".")[:2]
     if package not in _MUST_AGREE:
         return False
-    return found is None or re.split(r"\+", found)[0] != re.split(r"\+", wanted)[0]  # 2.13.0+cpu and +cu128 agree
+    return (
+        installed is None or re.split(r"\+", installed)[0] != re.split(r"\+", wanted)[0]
+    )  # 2.13.0+cpu and +cu128 agree
 
 
-def _thorough(facts: NodeFacts) -> Iterator[Finding]:
+def _thorough(facts: NodeFacts) -> Iterator[CheckResult]:
     yield _disk(facts)
     yield _memory(facts)
     if facts.offers_gpus or facts.gpus:
@@ -143,56 +145,60 @@ def _thorough(facts: NodeFacts) -> Iterator[Finding]:
     yield _open_files(facts)
     yield _clock(facts)
     if facts.base_from is not None:
-        yield Finding(facts.node, "base", "ok", facts.base_from)
+        yield CheckResult(facts.node, "base", "ok", facts.base_from)
     if facts.hub_problem is not None:
         hint = "let the node reach the hub, set HF_ENDPOINT to a mirror, or bring the base as a folder or package"
-        yield Finding(facts.node, "hub", "fail", facts.hub_problem, hint)
+        yield CheckResult(facts.node, "hub", "fail", facts.hub_problem, hint)
 
 
-def _disk(facts: NodeFacts) -> Finding:
+def _disk(facts: NodeFacts) -> CheckResult:
     hint = "set LORAXS_HOME, when its Ray is started, to a folder with room that it can write to"
     if facts.home_problem:
-        return Finding(facts.node, "storage", "fail", f"{facts.home}: {facts.home_problem}", hint)
+        return CheckResult(facts.node, "storage", "fail", f"{facts.home}: {facts.home_problem}", hint)
     free = facts.free_bytes or 0
     verdict: Verdict = "fail" if free < _GIB / 2 else "warn" if free < 5 * _GIB else "ok"
-    return Finding(facts.node, "storage", verdict, f"{facts.home}: {_gib(free)} free", "" if verdict == "ok" else hint)
+    return CheckResult(
+        facts.node, "storage", verdict, f"{facts.home}: {_gib(free)} free", "" if verdict == "ok" else hint
+    )
 
 
-def _memory(facts: NodeFacts) -> Finding:
+def _memory(facts: NodeFacts) -> CheckResult:
     free, total = facts.free_memory_bytes or 0, facts.memory_bytes or 0
     value = f"{_gib(free)} of {_gib(total)} free"
     if total and free < 2 * _GIB:
-        return Finding(facts.node, "memory", "warn", value, "a host needs the base, its factors and the rows in memory")
-    return Finding(facts.node, "memory", "ok", value)
+        return CheckResult(
+            facts.node, "memory", "warn", value, "a host needs the base, its factors and the rows in memory"
+        )
+    return CheckResult(facts.node, "memory", "ok", value)
 
 
-def _gpus(facts: NodeFacts) -> Finding:
+def _gpus(facts: NodeFacts) -> CheckResult:
     sizes = [(name, int(total) / 1024, int(free) / 1024) for name, total, free in facts.gpus]
     kinds = ", ".join(f"{name} ({free:.0f} of {total:.0f} GiB free)" for name, total, free in sizes)
     value = f"Ray offers {facts.offers_gpus}, torch sees {facts.torch_gpus}" + (f": {kinds}" if kinds else "")
     if facts.torch_gpus < facts.offers_gpus:
         hint = "install a torch built for the node's driver, or start its Ray with the --num-gpus it has"
-        return Finding(facts.node, "gpus", "fail", value, hint)
+        return CheckResult(facts.node, "gpus", "fail", value, hint)
     if facts.torch_gpus > facts.offers_gpus:
-        return Finding(facts.node, "gpus", "warn", value, "start its Ray with --num-gpus to have them used")
+        return CheckResult(facts.node, "gpus", "warn", value, "start its Ray with --num-gpus to have them used")
     if any(free < total / 2 for _, total, free in sizes):
-        return Finding(facts.node, "gpus", "warn", value, "another program holds their memory")
-    return Finding(facts.node, "gpus", "ok", value)
+        return CheckResult(facts.node, "gpus", "warn", value, "another program holds their memory")
+    return CheckResult(facts.node, "gpus", "ok", value)
 
 
-def _open_files(facts: NodeFacts) -> Finding:
+def _open_files(facts: NodeFacts) -> CheckResult:
     limit = facts.open_files
     if limit is None or limit < 0 or limit >= _MANY_FILES:  # -1: no limit
-        return Finding(facts.node, "open files", "ok", "unlimited" if limit in (None, -1) else str(limit))
+        return CheckResult(facts.node, "open files", "ok", "unlimited" if limit in (None, -1) else str(limit))
     hint = f"`ulimit -n {_MANY_FILES * 16}` before its Ray is started"
-    return Finding(facts.node, "open files", "fail" if limit < _FEW_FILES else "warn", str(limit), hint)
+    return CheckResult(facts.node, "open files", "fail" if limit < _FEW_FILES else "warn", str(limit), hint)
 
 
-def _clock(facts: NodeFacts) -> Finding:
+def _clock(facts: NodeFacts) -> CheckResult:
     skew = abs(facts.skew_s)
     verdict: Verdict = "fail" if skew > _SKEW_FAIL_S else "warn" if skew > _SKEW_WARN_S else "ok"
     hint = "" if verdict == "ok" else "let NTP or chrony set the clock: times of records come from it"
-    return Finding(facts.node, "clock", verdict, f"{facts.skew_s:+.1f} s against the driver", hint)
+    return CheckResult(facts.node, "clock", verdict, f"{facts.skew_s:+.1f} s against the driver", hint)
 
 
 def _gib(size: int) -> str:

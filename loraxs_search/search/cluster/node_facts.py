@@ -1,4 +1,4 @@
-"""What a node says of itself. Sent to nodes as code, to those without the package too: standard library only."""
+"""What a node reports of itself. Sent to nodes as code, to those without the package too: standard library only."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def facts_here(question: dict[str, Any]) -> dict[str, Any]:
 
 def _digests(paths: list[str]) -> dict[str, str]:
     """Return the sha256 of each path that is a file of no great size and can be read."""
-    found = {}
+    digests = {}
     for path in map(Path, paths):
         with contextlib.suppress(OSError):
             if path.is_file() and path.stat().st_size <= _HASHED_BYTES:
                 with path.open("rb") as file:
-                    found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+                    digests[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def versions() -> dict[str, str]:
@@ -77,8 +77,8 @@ def _home() -> dict[str, Any]:
             pass
     except OSError as error:
         problem = error.strerror or str(error)
-    there = next(folder for folder in (home, *home.parents) if folder.exists())
-    return {"home": str(home), "home_problem": problem, "free_bytes": shutil.disk_usage(there).free}
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    return {"home": str(home), "home_problem": problem, "free_bytes": shutil.disk_usage(existing).free}
 
 
 def _memory() -> dict[str, Any]:
@@ -92,17 +92,17 @@ def _gpus() -> dict[str, Any]:
     command = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     gpus: list[list[str]] = []
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        if said.returncode == 0:
-            gpus = [[cell.strip() for cell in line.split(",")] for line in said.stdout.splitlines()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        if done.returncode == 0:
+            gpus = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
     if not gpus:
         return {"gpus": [], "torch_gpus": 0}
     environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
     with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):
-        said = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", _TORCH], env=environment, capture_output=True, text=True, timeout=120, check=False
         )
-        return {"gpus": gpus, "torch_gpus": int(said.stdout or 0)}
+        return {"gpus": gpus, "torch_gpus": int(done.stdout or 0)}
     return {"gpus": gpus, "torch_gpus": 0}
 
 
@@ -133,7 +133,7 @@ def _hub_problem() -> str | None:
 def _mlflow_problem(uri: str) -> str | None:
     scheme, _, rest = uri.partition("://")
     host, slash, path = rest.partition("/")
-    anybody = ssl.create_default_context()  # a node sends it nothing: whom to trust is the driver's to say
+    anybody = ssl.create_default_context()  # a node sends it nothing: the driver decides whom to trust
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
     return _problem(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}/health", anybody)
 

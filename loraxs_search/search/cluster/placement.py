@@ -1,4 +1,4 @@
-"""Where trials may run and how many at once: pure judgement over the nodes that are alive."""
+"""Where trials may run and how many at once: pure decisions over the nodes that are alive."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import yaml
 from loraxs_search.errors import UsageError, unknown_name
 from loraxs_search.search.cluster import node_facts
 
-_OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` was told, where this driver is such a job
+_OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` was given, where this driver is such a job
 _PACKAGE = Path(__file__).parents[2]
 _INSTALLERS = ("uv", "pip", "conda", "image_uri", "container")
 _PLUGINS = "RAY_RUNTIME_ENV_PLUGINS"  # who sets it has keys of their own
@@ -55,34 +55,34 @@ def installers() -> dict[str, Any]:
 def setup_problem(message: str) -> str:
     """Return in one line why Ray could not make the environment on a node.
 
-    Ray tells it in a traceback of a page: what the installer calls an error is wanted, or else the last line.
+    Ray has it in a traceback of a page: what the installer calls an error is wanted, or else the last line.
     """
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    said = lines[lines.index(_OUTPUT) + 1 :] if _OUTPUT in lines else []
-    errors = [index for index, line in enumerate(said) if line.lower().startswith("error")]
-    return " ".join(said[errors[0] :][:4]) if errors else (said or lines or [""])[-1]
+    output = lines[lines.index(_OUTPUT) + 1 :] if _OUTPUT in lines else []
+    errors = [index for index, line in enumerate(output) if line.lower().startswith("error")]
+    return " ".join(output[errors[0] :][:4]) if errors else (output or lines or [""])[-1]
 
 
 def versions() -> dict[str, str]:
     """Return the versions that the search's processes must have on every node: those of this one, connected to Ray."""
     import ray
 
-    found = node_facts.versions()
+    here = node_facts.versions()
     if ray.get_runtime_context().runtime_env.get("py_modules"):
-        found.pop("loraxs-search", None)  # ours goes there, whatever a node has installed
-    return found
+        here.pop("loraxs-search", None)  # this one goes there, whatever a node has installed
+    return here
 
 
 def _read(file: str) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        env = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"`--runtime-env` must be a YAML file, but {file}: {reason}.", hint=_EXAMPLE) from error
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+    if not isinstance(env, dict) or not all(isinstance(key, str) for key in env):
         raise UsageError(f"`--runtime-env` must hold keys and values, but {file} does not.", hint=_EXAMPLE)
-    _check(file, found)
-    return dict(found)
+    _check(file, env)
+    return dict(env)
 
 
 def _check(file: str, env: dict[str, Any]) -> None:

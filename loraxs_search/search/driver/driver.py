@@ -78,8 +78,8 @@ class Driver:
         from loraxs_search.search.hosts.study_actors import StudyActors
 
         try:
-            begun = self._begun_folder()
-            actors = StudyActors(self._info, self._space, pool, recorded=begun.identity() if begun else None)
+            folder = self._begun_folder()
+            actors = StudyActors(self._info, self._space, pool, recorded=folder.identity() if folder else None)
             try:
                 actors.prepare_factors(self._view.phase)
                 return self._run_with(actors, self._open_folder())
@@ -148,7 +148,7 @@ class Driver:
 
     # ---- stages ------------------------------------------------------------------------------------------------------
     def _begun_folder(self) -> StudyFolder | None:
-        """Return the study's folder where it was begun before."""
+        """Return the study's folder, where an earlier driver began it."""
         if StudyFolder.exists(self._info.name):
             folder = StudyFolder.open(self._info.name)
             if folder.info.study_id == self._info.study_id:
@@ -217,20 +217,20 @@ class Driver:
 
 
 def close_finished(folder: StudyFolder) -> SearchResult:
-    """Return the result of a search that had come to its end; MLflow and its copy get what they may still lack."""
+    """Return the result of a search that had ended; MLflow and its copy get what they may still lack."""
     info = folder.info
     with (
         folder.lock(),
         mirrored(folder, lambda: None),
         Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker,
     ):
-        result = tell_finished(folder, tracker)
+        result = record_finished(folder, tracker)
         tracker.carry()
         return result
 
 
-def tell_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
-    """Tell the tracker how a search that had come to its end stands; what it was told before changes nothing."""
+def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
+    """Have the tracker record how a search that had ended stands; what it has recorded before changes nothing."""
     journal = folder.journal()
     result = _result(folder, journal)
     _log_adapters(folder, tracker, result.trials, result.candidates)

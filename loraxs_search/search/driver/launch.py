@@ -51,7 +51,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
 ) -> SearchResult:
     """Search `space` and return when it is done.
 
-    Nothing is written before the space, the base, the data and the tracker have been seen to be in order.
+    Nothing is written before the space, the base, the data and the tracker have been checked.
 
     Args:
         space: A space file, the name of a shipped one, or a loaded `Space`.
@@ -61,7 +61,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
         tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
         storage: A folder that machines share, or s3://bucket/prefix: the study can be resumed from another machine.
         overrides: `dotted.path=value` each, put into the YAML before it is checked.
-        stop: Set it from anywhere to end the search in order.
+        stop: Set it from anywhere to end the search cleanly.
 
     Raises:
         SpaceError: the space has faults.
@@ -93,11 +93,11 @@ def launch_together(
     Args:
         views: Called with each study's name for who watches it.
     Returns:
-        A result for each space, in order.
+        A result for each space, in their order.
     Raises:
         SpaceError: a space has faults.
         UsageError: the spaces do not agree in base and precision.
-        LoraxsError: studies ended with an error, each of which is told; the others have come to their end.
+        LoraxsError: studies ended with an error; the message has them all. The others have finished.
     """
     loaded = [load_space(space, overrides=overrides) if isinstance(space, str) else space for space in spaces]
     uri = resolve_uri(tracking_uri)
@@ -143,7 +143,7 @@ def _check_together(spaces: Sequence[Space]) -> None:
 
 
 def _joined(errors: Sequence[BaseException]) -> BaseException:
-    """Return the only error, or one that tells all of them."""
+    """Return the only error, or one with the messages of all."""
     if len(errors) == 1:
         return errors[0]
     kind = SearchInterruptedError if all(isinstance(e, SearchInterruptedError) for e in errors) else LoraxsError
@@ -152,7 +152,7 @@ def _joined(errors: Sequence[BaseException]) -> BaseException:
 
 
 def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = None) -> StudyInfo:
-    """Return what a new study starts with, once its name is seen to be free.
+    """Return what a new study starts with, once its name is known to be free.
 
     Raises:
         StudyError: the name is taken, here or in the storage.
@@ -244,7 +244,7 @@ def resume(
     info = replace(folder.info, tracking_uri=resolve_uri(folder.info.tracking_uri))
     if folder.candidates() is not None:
         return close_finished(folder)
-    with folder.lock():  # told before Ray is started and the base loaded, where another is at work
+    with folder.lock():  # refuses before Ray is started and the base loaded, where another is at work
         pass
     space = parse_space(folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name)
     return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)

@@ -1,4 +1,4 @@
-"""Carries to MLflow what studies could not write while it was away. Needs no Ray."""
+"""Brings to MLflow what studies could not write while it was away. Needs no Ray."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from loraxs_search.errors import StudyError
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.search.driver.driver import tell_finished
+from loraxs_search.search.driver.driver import record_finished
 from loraxs_search.studies import StudyFolder, list_studies
 from loraxs_search.tracking import Tracker
 
@@ -20,7 +20,7 @@ class Synced:
     """What became of a study's records.
 
     Args:
-        state: `complete` when MLflow has them all now; `running` when a search is at work on it and carries them
+        state: `complete` when MLflow has them all now; `running` when a search is at work on it and brings them
             itself; `waiting` when MLflow is away; `damaged` when the study cannot be read.
         problem: Why they wait, or what is damaged.
     """
@@ -31,7 +31,7 @@ class Synced:
 
 
 def sync(study: str | None = None) -> Iterator[Synced]:
-    """Carry over what waits of one study, or of all, newest first; yield each as it is done.
+    """Bring over what waits of one study, or of all, newest first; yield each as it is done.
 
     Raises:
         StudyError: there is no such study.
@@ -46,7 +46,7 @@ def sync(study: str | None = None) -> Iterator[Synced]:
 def _try_to_sync(name: str) -> Synced:
     try:
         return _sync(StudyFolder.open(name))
-    except StudyError as error:  # the others are carried over all the same
+    except StudyError as error:  # the others are brought over all the same
         return Synced(name, "damaged", error.message)
 
 
@@ -58,7 +58,7 @@ def _sync(folder: StudyFolder) -> Synced:
         tracker = Tracker(folder.name, folder.path, uri, info.task.name)
         try:
             if folder.candidates() is not None and tracker.search_state != "FINISHED":
-                tell_finished(folder, tracker)
+                record_finished(folder, tracker)
             problem = tracker.carry(_AWAY_AFTER_S)
         finally:
             tracker.close(0.0)

@@ -10,7 +10,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import ActorUnschedulableError, RayActorError
 
-from loraxs_search.packing._base import Host
+from loraxs_search.packing import Host
 from loraxs_search.records import (
     Answers,
     Basis,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
-from loraxs_search.packing._base import Host
+from loraxs_search.packing import Host
 from loraxs_search.records import HostInfo, Identity, Task, TrialSpec, to_json
 from loraxs_search.search.cluster import node_facts
 from loraxs_search.search.cluster.node_checks import Expected, NodeFacts, evaluate, failures

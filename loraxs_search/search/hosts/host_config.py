@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.packing._base import Host
+from loraxs_search.packing import Host
 from loraxs_search.records import MAX_AUTO_PACK_SIZE, BaseModelRef, Precision, Task
 from loraxs_search.search_space import Space
 

@@ -80,8 +80,8 @@ class HostPool:
             num_devices=share_out(living_nodes(), 1, self._device).num_slots,
         )
         if asked != "auto" and chosen.size < asked:
-            said = "`search.pack_size` is %d, but %s: it is %d for this search."
-            log.warning(said, asked, chosen.reason, chosen.size)
+            message = "`search.pack_size` is %d, but %s: it is %d for this search."
+            log.warning(message, asked, chosen.reason, chosen.size)
         return chosen
 
     def slot_counter(self, size: int, plan: SearchPlan) -> SlotCounter:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Ledger:
     """Writes every event once and in one order.
 
-    The journal is the truth: an event it already holds is told to no one again, and after a kill between two of the
+    The journal is the truth: an event it already holds goes to nobody again, and after a kill between two of the
     writes `reconcile` brings the others up to it.
     """
 
@@ -56,8 +56,8 @@ class Ledger:
 
     def ended(self, trial_id: str, state: TrialState, reason: str) -> None:
         if self._journal.trial_ended(trial_id, state, reason):
-            self._tell_end(self.records[trial_id])
-            self._track_end(self.records[trial_id])
+            self._end_in_study(self.records[trial_id])
+            self._end_in_tracker(self.records[trial_id])
             self._view.trial_changed(self.records[trial_id])
 
     def reconcile(self, folder: StudyFolder) -> None:
@@ -78,8 +78,8 @@ class Ledger:
                 self._tracker.trial_reported(report)
             if record.state is not TrialState.RUNNING:
                 if not frozen.state.is_finished():
-                    self._tell_end(record)
-                self._track_end(record)
+                    self._end_in_study(record)
+                self._end_in_tracker(record)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _handle(self, trial_id: str) -> optuna.trial.Trial:
@@ -90,7 +90,7 @@ class Ledger:
             self._handles[trial_id] = live_trial(self._study, frozen)
         return self._handles[trial_id]
 
-    def _tell_end(self, record: TrialRecord) -> None:
+    def _end_in_study(self, record: TrialRecord) -> None:
         from optuna.trial import TrialState as OptunaState
 
         handle = self._handle(record.trial_id)
@@ -100,7 +100,7 @@ class Ledger:
         self._study.tell(handle, value, state=OptunaState[record.state.value])
         del self._handles[record.trial_id]
 
-    def _track_end(self, record: TrialRecord) -> None:
+    def _end_in_tracker(self, record: TrialRecord) -> None:
         wall_s = (record.ended_at or record.started_at) - record.started_at
         device_s = record.reports[-1].device_s if record.reports else 0.0
         self._tracker.trial_finished(record.trial_id, record.state, record.reason, wall_s, device_s)

@@ -77,8 +77,8 @@ class SingleWriterJournal(BaseJournalBackend):
         self._end += len(content)
 
 
-class OwnedStorage(JournalStorage):
-    """Optuna's storage on a journal of ours."""
+class SingleWriterStorage(JournalStorage):
+    """Optuna's storage on a `SingleWriterJournal`."""
 
     def __init__(self, log: SingleWriterJournal) -> None:
         super().__init__(log)
@@ -86,9 +86,9 @@ class OwnedStorage(JournalStorage):
 
 
 def as_one(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
-    """Let what the study is told meanwhile be on disk whole or not at all; a database takes each value by itself."""
+    """Let what is written meanwhile be on disk whole or not at all; a database takes each value by itself."""
     storage = study._storage  # no public accessor
-    return storage.log.held() if isinstance(storage, OwnedStorage) else contextlib.nullcontext()
+    return storage.log.held() if isinstance(storage, SingleWriterStorage) else contextlib.nullcontext()
 
 
 def open_optuna_study(path: Path, name: str, direction: Direction) -> optuna.Study:
@@ -133,7 +133,7 @@ def storage_faults(path: Path) -> Iterator[None]:
 def _storage(path: Path) -> BaseStorage:
     if path.suffix == ".db":
         return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-    return OwnedStorage(SingleWriterJournal(path))
+    return SingleWriterStorage(SingleWriterJournal(path))
 
 
 def live_trial(study: optuna.Study, frozen: FrozenTrial) -> Trial:

@@ -1,4 +1,4 @@
-"""The sampler's memory made anew from the journal: on another machine, or after its database was lost."""
+"""The sampler's memory rebuilt from the journal: on another machine, or after its database was lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loraxs_search.search_space import Space
 def rebuild(study: optuna.Study, space: Space, records: Mapping[str, TrialRecord]) -> None:
     """Give the study the trials that only the journal knows, running, under their own numbers.
 
-    Their reports and ends are told as after any restart. A number that the journal lacks was asked for and never
+    Their reports and ends follow as after any restart. A number that the journal lacks was asked for and never
     begun: it becomes a trial without params, which the searcher finishes asking for.
     """
     known = len(study.get_trials(deepcopy=False))

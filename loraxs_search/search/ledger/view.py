@@ -1,4 +1,4 @@
-"""What a search tells whoever watches it."""
+"""What whoever watches a search is shown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SearchStarted:
 
 
 class SearchView(Protocol):
-    """Told of a search as it goes; every call returns at once and raises nothing."""
+    """Watches a search as it goes; every call returns at once and raises nothing."""
 
     def phase(self, text: str) -> None:
         """Say in a few words what is being done now."""
@@ -43,7 +43,7 @@ class SearchView(Protocol):
         """A trial was started, reported or ended."""
 
     def finished(self) -> None:
-        """Nothing more will be told."""
+        """No more calls follow."""
 
 
 class SilentView:

@@ -1,4 +1,4 @@
-"""Whether a search's latest trials fail for one reason, which is then rather the search's fault than theirs."""
+"""Whether a search's latest trials fail for one reason, which is then the search's fault rather than the trials'."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHARE = 0.9
 class Outcomes:
     """What became of the trials that this driver has run, the latest news last: a reason, or none for going on.
 
-    A driver that goes on with a study begins with none, so that whatever was put right meanwhile gets its chance.
+    A driver that goes on with a study begins with none, so that whatever was fixed meanwhile gets its chance.
     """
 
     def __init__(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from ray.tune.experiment import Trial
 from ray.tune.stopper import Stopper
 
 from loraxs_search.errors import ClusterError
@@ -79,13 +80,13 @@ class LoopWatch(Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # pickled into snapshots that we never read
 
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: object) -> None:
         self._begun()
         late = self._deadline is not None and time.time() >= self._deadline
         if self._is_over() or (late and not any(trial.status == "RUNNING" for trial in trials)):
             raise _StoppedError
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Count losses of a trial's process that follow one another closely as one; tell of a node that is unfit."""
         if (error := _setup_error(trial)) is not None:
             self._unfit(error)
@@ -96,7 +97,7 @@ class LoopWatch(Callback):
             self._lost_at[trial.trial_id] = now
 
 
-def _setup_error(trial: Any) -> ClusterError | None:
+def _setup_error(trial: Trial) -> ClusterError | None:
     """Return what is wrong with the node that could not make a trial's environment, if that is why it was lost.
 
     Tune hands the error itself to nobody; it has just been written to the end of the trial's file.

@@ -18,10 +18,10 @@ from loraxs_search.search.ledger.optuna_storage import as_one, live_trial
 from loraxs_search.search_space import Space
 
 # TPE looks at every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
-# MAX_HISTORY trials it sees the best and the latest, this many of each, and those that run. What it takes for good are
+# MAX_HISTORY trials it sees the best and the latest, WINDOW of each, and those that run. What it takes for good are
 # the 25 best ones at most, so these stay the same; the rest stand for all others.
-MAX_HISTORY, KEPT = 500, 200
-_TELLING = (TrialState.COMPLETE, TrialState.PRUNED)
+MAX_HISTORY, WINDOW = 500, 200
+_INFORMATIVE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Sampler:
@@ -57,7 +57,7 @@ class Sampler:
         trials = self._study.get_trials(deepcopy=False)
         if len(trials) <= MAX_HISTORY:
             return tpe
-        shown = Showing(self._history.window(trials))
+        shown = ShownHistory(self._history.window(trials))
         drawn = optuna.create_study(storage=shown, direction=self._study.direction, sampler=tpe).ask()
         self._space.suggest(drawn)
         return PartialFixedSampler(drawn.params, RandomSampler(seed=seed))
@@ -85,18 +85,18 @@ class History:
         self._num_seen = len(trials)
         self._running = [number for number in fresh if not trials[number].state.is_finished()]
         for number in fresh:
-            if trials[number].state in _TELLING:
+            if trials[number].state in _INFORMATIVE:
                 bisect.insort(self._ranked, (self._rank(trials[number]), number))
-        latest = islice((t.number for t in reversed(trials) if t.state in _TELLING), KEPT)
-        kept = {*latest, *(number for _, number in self._ranked[:KEPT]), *self._running}
-        return [trials[number] for number in sorted(kept)]
+        latest = islice((t.number for t in reversed(trials) if t.state in _INFORMATIVE), WINDOW)
+        window = {*latest, *(number for _, number in self._ranked[:WINDOW]), *self._running}
+        return [trials[number] for number in sorted(window)]
 
     def _rank(self, trial: FrozenTrial) -> tuple[bool, int, float]:
         pruned = trial.state is TrialState.PRUNED
         return pruned, -(trial.last_step or 0) if pruned else 0, self._sign * (trial.value or 0.0)
 
 
-class Showing(InMemoryStorage):
+class ShownHistory(InMemoryStorage):
     """A storage that shows the trials it is given, uncopied, beside its own: adding them would copy each."""
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:

@@ -38,11 +38,10 @@ class TuneScheduler(FIFOScheduler):
             reason = self._scheduler.report(from_json(TrialReport, result[REPORT]), self._study_metric)
         except Exception as error:  # noqa: BLE001  # a scheduler from elsewhere may raise anything
             trial_id = json.loads(trial.config[SPEC])["trial_id"]
-            told = f"{type(error).__name__}: {error}"
             self._break_off(
                 LoraxsError(
                     f"The scheduler {self._scheduler.name!r} must decide about every report, but of trial {trial_id}"
-                    f" it raised {told}.",
+                    f" it raised {type(error).__name__}: {error}.",
                     hint="`resume` goes on with the study once the scheduler is put right",
                 )
             )

@@ -39,22 +39,22 @@ SCORES = st.one_of(st.floats(-1e6, 1e6), st.just(math.nan), st.integers(0, 3).ma
     st.sampled_from(["maximize", "minimize"]),
 )
 def test_it_decides_as_rays_own_does(
-    told: list[tuple[int, float]], shape: tuple[int, int, int], direction: Any
+    reports: list[tuple[int, float]], shape: tuple[int, int, int], direction: Any
 ) -> None:
     every, steps, factor = shape
-    ours = asha(plan=SearchPlan(max_steps=steps, report_every=every, reduction_factor=factor), direction=direction)
+    scheduler = asha(plan=SearchPlan(max_steps=steps, report_every=every, reduction_factor=factor), direction=direction)
     rays = AsyncHyperBandScheduler(
         time_attr="step", metric="score", mode=direction[:3], max_t=steps, grace_period=every, reduction_factor=factor
     )
     reached: dict[int, int] = {}
-    for number, score in told:
+    for number, score in reports:
         trial: Any = SimpleNamespace(trial_id=str(number))
         if number not in reached:
             rays.on_trial_add(None, trial)  # type: ignore[arg-type]
         reached[number] = step = min(reached.get(number, 0) + every, steps)
         if step < steps:  # about the last report nobody asks
             decision = rays.on_trial_result(None, trial, {"step": step, "score": score})  # type: ignore[arg-type]
-            assert goes_on(ours, str(number), step, score) == (decision == "CONTINUE")
+            assert goes_on(scheduler, str(number), step, score) == (decision == "CONTINUE")
 
 
 def test_a_decision_costs_the_same_with_many_trials_behind_it() -> None:

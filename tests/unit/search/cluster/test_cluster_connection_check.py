@@ -26,14 +26,14 @@ def web_server() -> Iterator[int]:
         thread.join()
 
 
-def test_another_program_is_told_from_ray_at_once(web_server: int) -> None:
+def test_another_program_is_not_taken_for_ray(web_server: int) -> None:
     began = time.monotonic()
     with pytest.raises(
         ClusterError, match=f"at 127.0.0.1:{web_server} must be reachable, but: another program"
-    ) as said:
+    ) as caught:
         check_answers(f"127.0.0.1:{web_server}")
     assert time.monotonic() - began < 5
-    assert "6379" in str(said.value.hint)
+    assert "6379" in str(caught.value.hint)
 
 
 def test_who_says_nothing_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,16 +45,16 @@ def test_who_says_nothing_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch
         check_answers(f"127.0.0.1:{silent.getsockname()[1]}")
 
 
-def test_nobody_there_is_told() -> None:
+def test_an_address_where_nobody_is_is_refused() -> None:
     with pytest.raises(ClusterError, match=r"at 127\.0\.0\.1:9 must be reachable, but: Connection refused"):
         check_answers("127.0.0.1:9")
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
 def test_an_address_that_no_search_can_be_driven_from_is_refused_with_the_way_that_can(address: str) -> None:
-    with pytest.raises(UsageError, match=f"must be HOST:PORT .* but got {address}") as said:
+    with pytest.raises(UsageError, match=f"must be HOST:PORT .* but got {address}") as caught:
         check_answers(address)
-    assert "ray job submit" in str(said.value.hint)
+    assert "ray job submit" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("address", [None, "", "local", "head", "head:abc", "head:99999"])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 
-def said(code: str) -> str:
+def printed(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -24,12 +24,12 @@ assert not [m for m in sys.modules if m.split('.')[0] == 'pandas' or m.startswit
 import pandas
 print(pandas.DataFrame({{'a': [1, 2]}}).a.sum(), ray.data.__name__)
 """
-    assert said(code) == "3 ray.data"
+    assert printed(code) == "3 ray.data"
 
 
 def test_a_driver_has_the_whole() -> None:
     code = "import sys, loraxs_search.search.tune.trainable; print('pandas' in sys.modules, 'ray.data' in sys.modules)"
-    assert said(code) == "True True"
+    assert printed(code) == "True True"
 
 
 def test_what_cannot_be_left_out_is_imported_whole() -> None:
@@ -40,4 +40,4 @@ tune = lean_import.import_tune()
 import pyarrow
 print(tune.Tuner.__module__, "pandas" in sys.modules, pyarrow.__version__ != "")
 """
-    assert said(code) == "ray.tune.tuner True True"
+    assert printed(code) == "ray.tune.tuner True True"

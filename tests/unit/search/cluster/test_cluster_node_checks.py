@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from loraxs_search.search.cluster import node_facts
-from loraxs_search.search.cluster.node_checks import Expected, Finding, NodeFacts, evaluate, failures, unlike_files
+from loraxs_search.search.cluster.node_checks import CheckResult, Expected, NodeFacts, evaluate, failures, unlike_files
 
 GIB = 2**30
 HERE = {
@@ -41,19 +41,19 @@ SOUND = NodeFacts(
 EXPECTED = Expected(HERE, "http://mlflow:5000", ["/data/train.csv"])
 
 
-def found(check: str, **changes: Any) -> Finding:
+def result_of(check: str, **changes: Any) -> CheckResult:
     facts = replace(SOUND, **changes)
-    (finding,) = [it for it in evaluate(facts, EXPECTED) if it.check == check]
-    return finding
+    (result,) = [it for it in evaluate(facts, EXPECTED) if it.check == check]
+    return result
 
 
 def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well() -> None:
-    findings = list(evaluate(SOUND, EXPECTED))
+    results = list(evaluate(SOUND, EXPECTED))
     checks = ["versions", "mlflow", "files", "storage", "memory", "open files", "clock", "base"]
-    assert [it.check for it in findings] == checks
-    assert {it.verdict for it in findings} == {"ok"}
-    assert not any(it.hint for it in findings)
-    assert failures(findings) == []
+    assert [it.check for it in results] == checks
+    assert {it.verdict for it in results} == {"ok"}
+    assert not any(it.hint for it in results)
+    assert failures(results) == []
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_a_sound_node_has_a_finding_for_each_check_and_all_are_well() -> None:
         ("optuna", None, "warn"),
     ],
 )
-def test_versions_that_change_results_fail_and_others_are_told(package: str, version: str | None, verdict: str) -> None:
+def test_versions_that_change_results_fail_and_others_warn(package: str, version: str | None, verdict: str) -> None:
     theirs = {name: v for name, v in (HERE | {package: version}).items() if v is not None}
-    finding = found("versions", versions=theirs)
-    assert finding.verdict == verdict
-    assert f"{package} {version or 'missing'}, the driver has {HERE[package]}" in finding.value
-    assert "--runtime-env" in finding.hint
+    result = result_of("versions", versions=theirs)
+    assert result.verdict == verdict
+    assert f"{package} {version or 'missing'}, the driver has {HERE[package]}" in result.value
+    assert "--runtime-env" in result.hint
 
 
 GPU = ("NVIDIA H100", "81559", "80000")
@@ -105,10 +105,10 @@ GPU = ("NVIDIA H100", "81559", "80000")
 def test_each_fault_has_its_verdict_its_value_and_a_hint(
     check: str, changes: dict[str, Any], verdict: str, value: str
 ) -> None:
-    finding = found(check, **changes)
-    assert (finding.node, finding.verdict) == ("10.0.0.2", verdict)
-    assert value in finding.value
-    assert bool(finding.hint) == (verdict != "ok")
+    result = result_of(check, **changes)
+    assert (result.node, result.verdict) == ("10.0.0.2", verdict)
+    assert value in result.value
+    assert bool(result.hint) == (verdict != "ok")
 
 
 def test_the_fast_look_asks_for_less() -> None:
@@ -117,7 +117,7 @@ def test_the_fast_look_asks_for_less() -> None:
     assert [it.check for it in evaluate(fast, Expected(HERE))] == ["versions"]
 
 
-def test_a_file_that_differs_between_nodes_is_told_with_both_digests() -> None:
+def test_a_file_that_differs_between_nodes_is_named_with_both_digests() -> None:
     train, test = "/data/train.csv", "/data/test.csv"
     nodes = [
         NodeFacts("driver", HERE),  # it only drives
@@ -125,9 +125,9 @@ def test_a_file_that_differs_between_nodes_is_told_with_both_digests() -> None:
         NodeFacts("10.0.0.3", HERE, file_digests={train: "b" * 64, test: "c" * 64}),
         NodeFacts("10.0.0.4", HERE, file_digests={train: "a" * 64}),
     ]
-    (finding,) = unlike_files(nodes)
-    assert (finding.node, finding.check, finding.verdict) == ("10.0.0.3", "files", "fail")
-    assert finding.value == f"/data/train.csv has sha256 {'b' * 16} here, {'a' * 16} on 10.0.0.2"
+    (result,) = unlike_files(nodes)
+    assert (result.node, result.check, result.verdict) == ("10.0.0.3", "files", "fail")
+    assert result.value == f"/data/train.csv has sha256 {'b' * 16} here, {'a' * 16} on 10.0.0.2"
 
 
 @pytest.fixture
@@ -180,9 +180,9 @@ def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytes
         "thorough": True,
     }
     (tmp_path / "rows.csv").write_bytes(b"rows")
-    said = node_facts.facts_here(question)
-    assert said.pop("at") > 1e9
-    facts = NodeFacts(node="here", **said)
+    answer = node_facts.facts_here(question)
+    assert answer.pop("at") > 1e9
+    facts = NodeFacts(node="here", **answer)
     assert facts.missing_files == [str(tmp_path / "none")]
     assert facts.file_digests == {str(tmp_path / "rows.csv"): hashlib.sha256(b"rows").hexdigest()}
     assert facts.mlflow_problem is not None
@@ -199,7 +199,7 @@ def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytes
 
 
 def test_a_storage_is_looked_at_before_a_search(tmp_path: Path) -> None:
-    assert examined(str(tmp_path)) == Finding("driver", "storage", "ok", str(tmp_path))
+    assert examined(str(tmp_path)) == CheckResult("driver", "storage", "ok", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     missing = examined(str(tmp_path / "unmounted"))
     assert (missing.verdict, bool(missing.hint)) == ("fail", True)
@@ -207,7 +207,7 @@ def test_a_storage_is_looked_at_before_a_search(tmp_path: Path) -> None:
     assert examined("gs://bucket").verdict == "fail"
 
 
-def examined(uri: str) -> Finding:
+def examined(uri: str) -> CheckResult:
     from loraxs_search.search.cluster.doctor import _storage
 
     return _storage(uri)

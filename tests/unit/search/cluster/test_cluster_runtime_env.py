@@ -46,7 +46,7 @@ def test_a_file_that_is_no_environment_is_refused(text: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("pipp: [cowsay]", r"env\.yaml` must be one of: pip, .*, but got 'pipp'"),
         ("pip: [cowsay]\nuv: [cowsay]", "cannot be specified at the same time"),
@@ -56,10 +56,10 @@ def test_a_file_that_is_no_environment_is_refused(text: str, tmp_path: Path) -> 
         ("working_dir: /none/such", "/none/such"),
     ],
 )
-def test_what_ray_does_not_take_is_refused_with_the_file(text: str, told: str, tmp_path: Path) -> None:
+def test_what_ray_does_not_take_is_refused_with_the_file(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "env.yaml"
     file.write_text(text)
-    with pytest.raises(UsageError, match=told) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         job_environment(str(file))
     assert str(file) in str(caught.value)
 
@@ -94,7 +94,7 @@ RuntimeError: Changing the ray version is not allowed:
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("output", "problem"),
     [
         (COMMAND + PIP, "ERROR: Could not find .* cow==1.0 .* ERROR: No matching distribution found for cow==1.0"),
         (COMMAND + UV, "error: No solution found .* cause: Because cow was not found .* unsatisfiable."),
@@ -102,14 +102,14 @@ RuntimeError: Changing the ray version is not allowed:
         (RAY, "current version: 2.59.0, .*"),
     ],
 )
-def test_why_an_environment_was_not_made_is_one_line(message: str, told: str) -> None:
-    assert re.fullmatch(told, setup_problem(message))
+def test_why_an_environment_was_not_made_is_one_line(output: str, problem: str) -> None:
+    assert re.fullmatch(problem, setup_problem(output))
 
 
-def test_kept_hosts_serve_only_who_asks_for_the_same_packages() -> None:
-    order = HostConfig(BaseModelRef("base"), "float32", 1, False, (8, 4))
-    assert directory_name(order, {}) == directory_name(order, {})
-    assert directory_name(order, {}) != directory_name(order, {"pip": ["cowsay"]})
+def test_warm_hosts_serve_only_who_asks_for_the_same_packages() -> None:
+    config = HostConfig(BaseModelRef("base"), "float32", 1, False, (8, 4))
+    assert directory_name(config, {}) == directory_name(config, {})
+    assert directory_name(config, {}) != directory_name(config, {"pip": ["cowsay"]})
 
 
 def test_an_environment_without_a_cluster_is_refused() -> None:

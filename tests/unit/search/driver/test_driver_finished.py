@@ -19,7 +19,7 @@ BEGAN, ENDED = 1_000_000.0, 1_000_075.0
 
 @pytest.fixture
 def finished(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
-    """A study that a driver worked on for 75 s, long ago; MLflow has not been told of its end."""
+    """A study that a driver worked on for 75 s, long ago; MLflow does not know of its end."""
     folder = new_study("s", store_uri)
     with Tracker("s", folder.path, store_uri, "t") as tracker:
         tracker.search_started("", folder.info.search)
@@ -53,6 +53,6 @@ def test_resuming_a_finished_study_leaves_its_run_as_it_is(finished: StudyFolder
     assert shown(uri) == before
 
 
-def test_a_driver_killed_before_it_told_the_end_has_it_told_as_it_was(finished: StudyFolder) -> None:
+def test_an_end_that_a_killed_driver_did_not_record_is_recorded_as_it_was(finished: StudyFolder) -> None:
     close_finished(finished)
     assert shown(finished.info.tracking_uri) == ("FINISHED", ENDED * 1000, [75.0], NOTICE)

@@ -21,7 +21,7 @@ AWAY = "http://127.0.0.1:9"
 
 
 def study(name: str, uri: str, *, told_at: str = AWAY, finished: bool = False) -> StudyFolder:
-    """A study whose records were told while MLflow was away."""
+    """A study whose records were written while MLflow was away."""
     folder = new_study(name, uri)
     journal = folder.journal()
     journal.trial_started("00000", {"rank": 4})
@@ -60,9 +60,9 @@ def test_records_wait_while_mlflow_is_away(
     monkeypatch.setattr(sync_module, "_AWAY_AFTER_S", 0.5)
     study("gone", AWAY)
     assert run(["sync", "gone", "--json"]) == 1
-    (told,) = json.loads(capsys.readouterr().out)
-    assert (told["study"], told["state"]) == ("gone", "waiting")
-    assert "127.0.0.1:9" in told["problem"]
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert (shown["study"], shown["state"]) == ("gone", "waiting")
+    assert "127.0.0.1:9" in shown["problem"]
 
 
 def test_a_study_at_work_is_left_to_its_driver(store_uri: str) -> None:

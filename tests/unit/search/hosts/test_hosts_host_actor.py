@@ -184,7 +184,7 @@ def test_studies_that_share_a_host_are_each_held_to_their_own_rows() -> None:
     assert advance(host, begun_with("base", "rows of t"), TASK) == ("base", "rows of t")
 
 
-def test_a_host_of_lone_trials_that_was_kept_serves_another_task() -> None:
+def test_a_warm_host_of_lone_trials_serves_another_task() -> None:
     disk = Disk()
     host = actor(disk)
     host.info(TASK)
@@ -197,8 +197,8 @@ def test_a_study_goes_on_with_what_it_began_with() -> None:
     began = Identity("0123456789abcdef-base", "rows")
     check_unchanged("s", None, began)  # it is new, or an older version began it
     check_unchanged("s", began, began)
-    told = r"'s' must go on .* weight digest other, not 0123456789abcdef and data fingerprint edited, not rows\."
-    with pytest.raises(StudyError, match=told) as caught:
+    message = r"'s' must go on .* weight digest other, not 0123456789abcdef and data fingerprint edited, not rows\."
+    with pytest.raises(StudyError, match=message) as caught:
         check_unchanged("s", began, Identity("other", "edited"))
     assert "launch a new study" in (caught.value.hint or "")
 

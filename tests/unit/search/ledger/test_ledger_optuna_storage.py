@@ -1,4 +1,4 @@
-"""The sampler's memory on disk: read by Optuna, safe against torn lines, told of with its place when it cannot be."""
+"""The sampler's memory on disk: read by Optuna, safe against torn lines, refused with its place when it cannot be."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from loraxs_search.search.tune.sampler import live_trial
 
 
 @pytest.mark.parametrize("name", ["o.jsonl", "o.db"])
-def test_what_was_told_is_there_when_it_is_opened_again(name: str, tmp_path: Path) -> None:
+def test_what_was_written_is_there_when_it_is_opened_again(name: str, tmp_path: Path) -> None:
     first = open_optuna_study(tmp_path / name, "s", "minimize")
     for value in (0.3, 0.1, 0.2):
         trial = first.ask()
@@ -55,7 +55,7 @@ def test_a_log_keeps_only_what_was_not_read(tmp_path: Path) -> None:
     assert log.read_logs(3) == []
 
 
-def test_a_trial_asked_for_in_another_process_can_be_told(tmp_path: Path) -> None:
+def test_a_trial_asked_for_in_another_process_can_end(tmp_path: Path) -> None:
     """Holds the one private name we use, `FrozenTrial._trial_id`, to its meaning."""
     first = open_optuna_study(tmp_path / "o.jsonl", "s", "maximize")
     first.ask().suggest_float("lr", 0, 1)
@@ -69,14 +69,14 @@ def test_a_trial_asked_for_in_another_process_can_be_told(tmp_path: Path) -> Non
     assert optuna.load_study(study_name="s", storage=theirs).trials[0].value == 0.5, "Optuna itself reads it"
 
 
-def test_a_database_that_cannot_be_opened_is_told_with_its_place(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_opened_is_refused_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "optuna.db"
-    told = r"nowhere/optuna\.db must be writable, but the system says: unable to open"
-    with pytest.raises(HomeError, match=told), storage_faults(path):
+    message = r"nowhere/optuna\.db must be writable, but the system says: unable to open"
+    with pytest.raises(HomeError, match=message), storage_faults(path):
         open_optuna_study(path, "s", "maximize")
 
 
-def test_a_log_that_cannot_be_opened_is_told_with_its_place(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_opened_is_refused_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HomeError, match="file/o"):
         open_optuna_study(tmp_path / "file" / "o.jsonl", "s", "minimize")

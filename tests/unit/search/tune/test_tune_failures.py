@@ -9,13 +9,13 @@ WHY = "`loss` must be finite, but got nan."
 
 def outcomes(*reasons: str) -> Outcomes:
     """Trials that failed for these reasons, one after the other; no reason is a trial that reported."""
-    told = Outcomes()
+    outcomes = Outcomes()
     for number, reason in enumerate(reasons):
         if reason:
-            told.failed(f"{number:05d}", reason)
+            outcomes.failed(f"{number:05d}", reason)
         else:
-            told.went_on(f"{number:05d}")
-    return told
+            outcomes.went_on(f"{number:05d}")
+    return outcomes
 
 
 def test_five_of_a_hundred_end_nothing() -> None:
@@ -49,10 +49,10 @@ def test_as_many_must_fail_as_run_side_by_side() -> None:
 
 
 def test_a_trial_that_reports_and_then_fails_is_a_failure() -> None:
-    told = Outcomes()
+    outcomes = Outcomes()
     for number in range(5):
-        told.went_on(f"{number:05d}")
+        outcomes.went_on(f"{number:05d}")
     for number in range(5):
-        told.went_on(f"{number:05d}")
-        told.failed(f"{number:05d}", WHY)
-    assert told.common_failure(num_slots=1) == (5, WHY)
+        outcomes.went_on(f"{number:05d}")
+        outcomes.failed(f"{number:05d}", WHY)
+    assert outcomes.common_failure(num_slots=1) == (5, WHY)

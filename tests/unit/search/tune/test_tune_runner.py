@@ -54,7 +54,7 @@ def test_losses_far_apart_count_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert allowed([0.0, 100.0, 200.0], monkeypatch) == 3
 
 
-def test_the_loop_ends_when_it_is_told_to() -> None:
+def test_the_loop_ends_when_it_should() -> None:
     over, turns = [False], list[int]()
     watch = LoopWatch(lambda: over[0], lambda: turns.append(1), pytest.fail)
     watch.on_step_begin(0, [RUNNING])
@@ -75,13 +75,13 @@ def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes() -> None
 
 
 def test_a_node_that_cannot_make_the_environment_ends_the_search_and_blames_no_trial(tmp_path: Path) -> None:
-    told = list[ClusterError]()
+    errors = list[ClusterError]()
     trial = SimpleNamespace(trial_id="t", max_failures=3, error_file=str(tmp_path / "error.txt"))
-    watch = LoopWatch(lambda: False, lambda: None, told.append)
+    watch = LoopWatch(lambda: False, lambda: None, errors.append)
     watch.on_trial_recover(0, [], trial)
-    for said, num_told in ((DIED, 0), (DIED + UNFIT, 1), (DIED + UNFIT + DIED, 1)):
-        (tmp_path / "error.txt").write_text(said)
+    for failures, num_errors in ((DIED, 0), (DIED + UNFIT, 1), (DIED + UNFIT + DIED, 1)):
+        (tmp_path / "error.txt").write_text(failures)
         watch.on_trial_recover(0, [], trial)
-        assert len(told) == num_told
-    assert "10.0.0.7 is not: RuntimeError: Please install virtualenv" in str(told[0])
-    assert "--runtime-env" in (told[0].hint or "")
+        assert len(errors) == num_errors
+    assert "10.0.0.7 is not: RuntimeError: Please install virtualenv" in str(errors[0])
+    assert "--runtime-env" in (errors[0].hint or "")

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from loraxs_search.search.ledger.optuna_storage import SingleWriterJournal, open_optuna_study
 from loraxs_search.search.tune import sampler
-from loraxs_search.search.tune.sampler import KEPT, History, Sampler
+from loraxs_search.search.tune.sampler import WINDOW, History, Sampler
 from loraxs_search.search_space import Space, load_space
 
 DISTRIBUTIONS = {
@@ -54,20 +54,20 @@ def test_a_window_holds_the_best_the_latest_and_those_that_run() -> None:
     history.insert(200, _ended(0.999, TrialState.PRUNED, last_step=40))
     for number, trial in enumerate(history):
         trial.number = number
-    kept = History(StudyDirection.MAXIMIZE).window(history)
+    window = History(StudyDirection.MAXIMIZE).window(history)
     values = sorted((t.value for t in history if t.state is TrialState.COMPLETE), reverse=True)
-    assert history[100] in kept
-    assert history[200] not in kept, "a pruned trial is behind every complete one"
-    assert {t.value for t in kept} >= set(values[:KEPT])
-    assert set(map(id, kept)) >= set(map(id, history[-KEPT:]))
-    assert len(kept) <= 2 * KEPT + 1
-    assert [t.number for t in kept] == sorted(t.number for t in kept)
+    assert history[100] in window
+    assert history[200] not in window, "a pruned trial is behind every complete one"
+    assert {t.value for t in window} >= set(values[:WINDOW])
+    assert set(map(id, window)) >= set(map(id, history[-WINDOW:]))
+    assert len(window) <= 2 * WINDOW + 1
+    assert [t.number for t in window] == sorted(t.number for t in window)
     grown = History(StudyDirection.MAXIMIZE)
     for length in (1, 150, 600):
         grown.window(history[:length])
-    assert grown.window(history) == kept, "what was looked at before makes no difference"
+    assert grown.window(history) == window, "what was looked at before makes no difference"
     worst = History(StudyDirection.MINIMIZE).window(history)
-    assert {t.value for t in worst} >= set(values[-KEPT:])
+    assert {t.value for t in worst} >= set(values[-WINDOW:])
 
 
 @pytest.mark.parametrize("longest", [1000, 30])

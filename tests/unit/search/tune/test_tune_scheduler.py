@@ -28,19 +28,19 @@ def asked(scheduler: TuneScheduler, trial_id: str, step: int, score: float) -> s
 
 
 def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing() -> None:
-    ours = make_scheduler(SearchPlan(max_steps=16, report_every=4), "maximize")
-    scheduler = TuneScheduler(ours, METRIC, pytest.fail)
+    asha = make_scheduler(SearchPlan(max_steps=16, report_every=4), "maximize")
+    scheduler = TuneScheduler(asha, METRIC, pytest.fail)
     assert [asked(scheduler, "00000", 4, 0.8), asked(scheduler, "00001", 4, 0.6)] == ["CONTINUE", "STOP"]
-    stopped = dict(ours.stopped)
+    stopped = dict(asha.stopped)
     controller: Any = None
     scheduler.on_trial_complete(controller, trial("00001"), {STEP: 4, REPORT: to_json(report("00001", 4, 0.6))})
-    assert ours.stopped == stopped
+    assert asha.stopped == stopped
     assert list(stopped) == ["00001"]
 
 
 def test_a_failed_trial_is_no_report() -> None:
-    ours = make_scheduler(SearchPlan(max_steps=16, report_every=4), "maximize")
-    scheduler = TuneScheduler(ours, METRIC, pytest.fail)
+    asha = make_scheduler(SearchPlan(max_steps=16, report_every=4), "maximize")
+    scheduler = TuneScheduler(asha, METRIC, pytest.fail)
     controller: Any = None
     scheduler.on_trial_complete(controller, trial("x"), {STEP: 0, FAILED: "diverged"})
     assert asked(scheduler, "a", 4, 0.1) == "CONTINUE"

@@ -93,7 +93,7 @@ def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySear
     assert started.suggest("z") is None
 
 
-def test_what_the_ledger_cannot_write_is_kept_for_the_driver(started: StudySearcher) -> None:
+def test_what_the_ledger_cannot_write_is_left_to_the_driver(started: StudySearcher) -> None:
     started._ledger._view.full = True
     started.on_trial_result("x", _result(40))
     assert "No space left" in str(started.fatal_error)

@@ -1,0 +1,72 @@
+"""The private names of Ray that a search needs, each with its reason; `test_cluster_ray_private.py` holds them.
+
+There is no public way to any of these. They load on first use: an address is checked before Ray is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NodeGroup:
+    """Nodes of one kind that the cluster's autoscaler can start.
+
+    Args:
+        resources: What each offers.
+        max_count: How many there may be; -1 means no limit.
+    """
+
+    name: str
+    resources: Mapping[str, int]
+    max_count: int
+
+
+def in_worker() -> bool:
+    """Whether this process is one of Ray's own, in which trials run."""
+    import ray
+    from ray._private import worker
+
+    return bool(worker.global_worker.mode == ray.WORKER_MODE)
+
+
+def node_groups() -> list[NodeGroup]:
+    """Return what the autoscaler can start, as KubeRay's reports it; empty without one."""
+    import ray
+
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return [NodeGroup(group.name, group.resources, group.max_count) for group in groups]
+
+
+def address_of_this_node() -> str:
+    """Return the address that `auto` stands for.
+
+    Raises:
+        ConnectionError: no Ray runs here.
+    """
+    from ray._private.services import get_ray_address_from_environment
+
+    return str(get_ray_address_from_environment("auto", None))
+
+
+def is_token_auth_enabled() -> bool:
+    """Whether this process shows a token to its cluster."""
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled as enabled
+
+    return bool(enabled())
+
+
+def ask_head(address: str, timeout_s: float) -> None:
+    """Ask the head of a cluster for anything, with the token of this process: `ray.init` tries for 20 s first.
+
+    Raises:
+        AuthenticationError: the head asks for another token, or this process has none where it should.
+        RayError, RuntimeError, ConnectionError: the head does not answer.
+    """
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+
+    ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, the client below ends the process
+    GcsClient(address=address).internal_kv_get(b"loraxs-search", None, timeout=timeout_s)

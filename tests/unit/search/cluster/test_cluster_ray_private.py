@@ -1,0 +1,53 @@
+"""The private names of Ray that we need are what we take them for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import ray
+from ray._private.state import GlobalState
+from ray.exceptions import RayError
+
+from loraxs_search.search.cluster import ray_private
+from loraxs_search.search.cluster.ray_private import NodeGroup
+
+
+def test_this_process_is_none_of_rays_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not ray_private.in_worker()
+    monkeypatch.setattr(ray._private.worker.global_worker, "mode", ray.WORKER_MODE)
+    assert ray_private.in_worker()
+
+
+def test_auto_is_the_address_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
+    assert ray_private.address_of_this_node() == "10.0.0.7:6379"
+
+
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_a_token_is_shown_where_the_environment_asks_for_it(mode: str) -> None:
+    code = "from loraxs_search.search.cluster import ray_private; print(ray_private.is_token_auth_enabled())"
+    env = os.environ | {"RAY_AUTH_MODE": mode}  # read once in a process
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(mode == "token")
+
+
+def test_a_head_that_is_not_there_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises((RayError, RuntimeError, ConnectionError)):
+        ray_private.ask_head(f"127.0.0.1:{port}", 0.5)
+
+
+def test_groups_of_nodes_are_read_as_the_autoscaler_reports_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig
+
+    config = ClusterConfig()
+    config.node_group_configs.add(name="gpus", resources={"GPU": 8}, max_count=-1)
+    monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: config)
+    assert ray_private.node_groups() == [NodeGroup("gpus", {"GPU": 8}, -1)]
+    monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: None)
+    assert ray_private.node_groups() == []

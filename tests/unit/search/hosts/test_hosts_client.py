@@ -1,0 +1,90 @@
+"""The one client of a host asks what the contract has, and another host where one is lost."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from loraxs_search.packing import Host
+from loraxs_search.records import DataSource, Hyperparameters, Task, TrialSpec
+from loraxs_search.search.hosts import client
+from loraxs_search.search.hosts.client import HostClient
+
+TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
+HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
+SPEC = TrialSpec("00000", {}, HYPER)
+
+
+class Method:
+    """A method of an actor that notes what it is asked, and in which threads."""
+
+    def __init__(self, group: str = "") -> None:
+        self.group = group
+
+    def options(self, *, concurrency_group: str) -> Method:
+        return Method(concurrency_group)
+
+    def remote(self, *args: Any) -> Any:
+        return (self.group, *args)
+
+
+class Actor:
+    """A host's actor, which may be lost."""
+
+    call = Method()
+
+    def __init__(self, lost: bool = False) -> None:
+        self.lost = lost
+
+
+CALLS: dict[str, Callable[[HostClient], Any]] = {
+    "advance": lambda host: host.advance(SPEC, 4, None, TASK),
+    "confirm": lambda host: host.confirm(SPEC, b"", TASK),
+    "answer": lambda host: host.answer(SPEC, b"", range(3), TASK),
+    "decompose": lambda host: host.decompose(TASK, ["q"], 4, "top"),
+    "factor_file": lambda host: host.factor_file(TASK, "key"),
+    "yardsticks": lambda host: host.yardsticks(TASK),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_each_call_is_one_of_the_contract_and_fits_it(name: str) -> None:
+    group, method, task, args = CALLS[name](HostClient(lambda lost: Actor(), Actor()))  # type: ignore[arg-type, return-value]
+    assert (method, task) == (name, TASK)
+    inspect.signature(getattr(Host, method)).bind(None, *args)
+    assert group == ("yardsticks" if name == "yardsticks" else "")
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The actors that were lost when another was looked for."""
+
+    def get(actor: Any) -> str:
+        if actor.lost:
+            raise RayActorError
+        return "answer"
+
+    monkeypatch.setattr(client.ray, "get", get)
+    return []
+
+
+@pytest.mark.parametrize("num_losses", [0, 3])
+def test_a_lost_host_is_replaced_and_the_question_asked_again(found: list[Any], num_losses: int) -> None:
+    def find(lost: Any) -> Any:
+        found.append(lost)
+        return Actor(lost=len(found) <= num_losses)
+
+    host = HostClient.found(find)
+    assert host.result(lambda asked: asked.actor) == "answer"  # type: ignore[arg-type, return-value]
+    assert len(found) == 1 + num_losses
+    assert found[0] is None
+    assert all(actor.lost for actor in found[1:])
+
+
+def test_hosts_that_keep_dying_end_it(found: list[Any]) -> None:
+    with pytest.raises(RayActorError):
+        HostClient.found(lambda lost: Actor(lost=True)).result(lambda host: host.actor)  # type: ignore[arg-type, return-value]
