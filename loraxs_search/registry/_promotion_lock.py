@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import random
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import RegistryError
-from loraxs_search.home import disk_faults
+from loraxs_search.home import disk_faults, file_lock
 from loraxs_search.registry import _versions
 
 if TYPE_CHECKING:
@@ -35,8 +34,7 @@ Check = Callable[[], None]
 def file_turn(database: Path) -> Iterator[Check]:
     """Hold the turn on an embedded store: a file lock beside it, which the system frees when its holder dies."""
     path = database.with_name(f"{database.name}.promote.lock")
-    with disk_faults(path), path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with disk_faults(path), file_lock(path):
         yield lambda: None
 
 

@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, Trial
 
+from loraxs_search.append_log import AppendLog
 from loraxs_search.errors import HomeError
 from loraxs_search.home import ENV_HOME, disk_faults
 from loraxs_search.records import Direction
@@ -27,18 +28,12 @@ class SingleWriterJournal(BaseJournalBackend):
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._end = 0
+        self._log = AppendLog(path)
         self._first = 0  # number of the first of the events that the storage has not read
         self._unread: list[dict[str, Any]] = []
         self._held: bytes | None = None  # what is to be written as one
-        with disk_faults(path), path.open("ab+") as file:
-            file.seek(0)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._unread.append(json.loads(line))
-                self._end += len(line)
+        with disk_faults(path):
+            self._unread += map(json.loads, self._log.new_lines())
 
     def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
         """Return the events from a number on; the storage never asks for those before again."""
@@ -51,7 +46,7 @@ class SingleWriterJournal(BaseJournalBackend):
         lines = [json.dumps(log, separators=(",", ":")) for log in logs]
         content = "".join(f"{line}\n" for line in lines).encode()
         if self._held is None:
-            self._write(content)
+            self._log.append(content)
         else:
             self._held += content
         self._unread += map(json.loads, lines)
@@ -67,14 +62,7 @@ class SingleWriterJournal(BaseJournalBackend):
             yield
         finally:
             content, self._held = self._held, None
-            self._write(content)
-
-    def _write(self, content: bytes) -> None:
-        with disk_faults(self._path), self._path.open("r+b") as file:
-            file.truncate(self._end)
-            file.seek(self._end)
-            file.write(content)
-        self._end += len(content)
+            self._log.append(content)
 
 
 class OwnedStorage(JournalStorage):
