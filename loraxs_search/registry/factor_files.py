@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path, write_atomic
 from loraxs_search.registry.names import is_sha256
+from loraxs_search.safetensors_header import entry_of
 
-_MAX_HEADER = 2**20
 _NAMES = ("left", "singular_values", "right")
 
 
@@ -70,10 +69,7 @@ def _checked(digest: str, what: str = "factor key") -> str:
 def _said_checksum(path: Path) -> str | None:
     """Return the checksum in a factor file's header; None when there is no such file."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, _MAX_HEADER)))
-        return str(json.loads(header["__metadata__"]["factors"])["checksum"])
+        return str(entry_of(path, "factors")["checksum"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a damaged file is made anew by whoever needs it
 
@@ -83,8 +79,7 @@ def _true_checksum(content: bytes) -> str:
     from safetensors.numpy import load
 
     try:
-        length = int.from_bytes(content[:8], "little")
-        said = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["factors"])["checksum"]
+        said = entry_of(content, "factors")["checksum"]
         tensors = load(content)
         digest = hashlib.sha256()
         for name in _NAMES:

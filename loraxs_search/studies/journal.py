@@ -66,7 +66,8 @@ class Journal:
                 self._apply(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:  # no JSON, or none that is an event
                 raise StudyError(
-                    f"Every line of a journal must be an event, but {self._log.path} is damaged at byte {self._log.end}.",
+                    f"Every line of a journal must be an event, but {self._log.path} is damaged "
+                    f"at byte {self._log.end}.",
                     hint=DAMAGED_HINT,
                 ) from error
 

@@ -102,11 +102,8 @@ class Tracker:
         gpus: Sequence[str] = (),
     ) -> None:
         """The search starts, or goes on. Versions, git commit and hardware are added here."""
-        facts = {f"version.{k}": v for k, v in _environment.versions().items()}
-        facts |= {f"hardware.{k}": v for k, v in _environment.hardware(gpus).items()}
-        commit = _environment.git_commit(Path.cwd())
-        facts |= {"mlflow.source.git.commit": commit} if commit else {}
-        self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), facts | dict(tags or {})))
+        environment = _environment.tags(gpus)
+        self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), environment | dict(tags or {})))
 
     def trial_started(
         self,
