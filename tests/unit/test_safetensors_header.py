@@ -26,7 +26,7 @@ def test_an_entry_is_read_from_bytes_and_from_a_file(tmp_path: Path) -> None:
         (CONTENT, "must have an entry 'other'"),
         (save({"x": np.arange(3.0)}), "must have an entry 'other'"),
         (b"", "Expecting value"),
-        (CONTENT[:20], ""),
+        (CONTENT[:20], "Unterminated string"),
         (b"\x02" + bytes(7) + b"[]", "must have an entry"),
         ((MAX_BYTES + 1).to_bytes(8, "little") + b"{}", "must have at most"),
     ],
