@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.append_log import AppendLog
 from loraxs_search.home import disk_faults
-from loraxs_search.mlflow_uri import artifact_root, check_server
+from loraxs_search.mlflow_http import check_server
+from loraxs_search.mlflow_uri import artifact_root
 from loraxs_search.tracking.store import connect, ensure_store
 
 if TYPE_CHECKING:

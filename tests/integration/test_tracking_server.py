@@ -13,7 +13,7 @@ import pytest
 from support.toys import HYPERPARAMETERS, TASK, adapter, candidate
 
 from loraxs_search.errors import TrackingError
-from loraxs_search.mlflow_uri import check_server
+from loraxs_search.mlflow_http import check_server
 from loraxs_search.records import (
     AdapterSize,
     PromotionRule,
