@@ -35,13 +35,14 @@ def get(
         requests.RequestException: nothing that is an answer came; an `OSError`.
     """
     import requests
+    from requests.auth import HTTPBasicAuth
 
     user, password = os.environ.get(ENV_USER, ""), os.environ.get(ENV_PASSWORD, "")
     return requests.get(
         url,
         params=params,
         # Bytes, as MLflow sends them: `requests` would take them for Latin-1.
-        auth=(user.encode(), password.encode()) if user else None,
+        auth=HTTPBasicAuth(user.encode(), password.encode()) if user else None,
         verify=False if _is_true(_INSECURE) else os.environ.get(_CERTIFICATE) or True,
         timeout=timeout_s,
         stream=stream,

@@ -68,8 +68,8 @@ def list_studies() -> list[str]:
     root = studies_root()
     if not root.is_dir():
         return []
-    found = [path for path in root.iterdir() if path.name[0] != "." and (path / "study.json").is_file()]
-    return [p.name for p in sorted(found, key=lambda p: (p / "study.json").stat().st_mtime, reverse=True)]
+    folders = [path for path in root.iterdir() if path.name[0] != "." and (path / "study.json").is_file()]
+    return [p.name for p in sorted(folders, key=lambda p: (p / "study.json").stat().st_mtime, reverse=True)]
 
 
 class StudyFolder:
@@ -171,7 +171,7 @@ class StudyFolder:
         return Journal(self.path / "journal.jsonl")
 
     def is_running(self) -> bool:
-        """Say whether a driver on this machine holds the study now; nothing is written, and no other is told so."""
+        """Say whether a driver on this machine holds the study now; nothing is written, and none is kept out."""
         return is_locked(self.path / "study.lock")
 
     @contextlib.contextmanager

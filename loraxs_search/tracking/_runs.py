@@ -40,17 +40,24 @@ class StudyRuns:
     """One parent run and a child per trial. Blocking, one thread; every call may be repeated without effect.
 
     What was found or created is remembered in `map_path`. The store is asked for a run only when one may exist that
-    the map lacks: its trial was told of before this process, or creating it failed half-way.
+    the map lacks: its trial is of an earlier process, or creating it failed half-way.
 
     Args:
-        told: Trials told of before, whether or not they got a run.
+        earlier_trials: Trials of earlier processes, whether or not they got a run.
     """
 
     def __init__(
-        self, uri: str, *, study: str, study_id: str, experiment: str, map_path: Path, told: Collection[str] = ()
+        self,
+        uri: str,
+        *,
+        study: str,
+        study_id: str,
+        experiment: str,
+        map_path: Path,
+        earlier_trials: Collection[str] = (),
     ) -> None:
         self._uri, self._experiment = uri, experiment
-        self._doubtful = {SEARCH, *told}
+        self._doubtful = {SEARCH, *earlier_trials}
         self._running: set[str] = set()
         self._identity = {STUDY: study, STUDY_ID: study_id}
         self._map = _RunMap(map_path)

@@ -83,7 +83,7 @@ def run_ui(uri: str, *, host: str = "127.0.0.1", port: int = 5000) -> int:
     _check_port(host, port)
     ensure_store(uri)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the server would outlive us
-    # A group of its own: Ctrl-C in a terminal goes to us alone, and its processes are ended together, in order.
+    # A group of its own: Ctrl-C in a terminal goes to us alone, and all its processes are ended together.
     with subprocess.Popen(command, env=server_environment(), start_new_session=True) as process:
         try:
             return process.wait()

@@ -225,7 +225,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
         Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker,
     ):
         result = tell_finished(folder, tracker)
-        tracker.carry()
+        tracker.drain()
         return result
 
 
