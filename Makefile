@@ -40,7 +40,7 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
-	$(BIN)/deptry tests --exclude none --ignore DEP002,DEP004 $(TEST_MODULES)
+	$(BIN)/deptry tests --exclude none --ignore DEP002,DEP004
 
 # Unit tests and equivalences, then the searches: these wait for processes half of the time, so files run two at once.
 test: lint browser postgres

@@ -162,9 +162,8 @@ class StudyFolder:
 
     @property
     def optuna_path(self) -> Path:
-        """The sampler's memory: Optuna's journal, or the database of a study that an older version began."""
-        database = self.path / "optuna.db"
-        return database if database.exists() else self.path / "optuna.jsonl"
+        """The sampler's memory, in Optuna's own journal format."""
+        return self.path / "optuna.jsonl"
 
     def journal(self) -> Journal:
         """Read the journal as it stands now."""

@@ -79,8 +79,7 @@ def _is_at(info: StudyInfo, storage: Storage) -> bool:
 
 
 def _download(name: str, storage: Storage, path: Path) -> None:
-    for leftover in path.glob("optuna.*"):  # the sampler's memory in either form: behind the journal that comes
-        leftover.unlink()  # and rebuilt from it
+    (path / "optuna.jsonl").unlink(missing_ok=True)  # behind the journal that comes, and rebuilt from it
     shutil.rmtree(path / "tune", ignore_errors=True)
     ensure_dir(path / "snapshots")
     keys = [key.removeprefix(f"{name}/") for key in storage.keys(name)]

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, Trial
 
 from loraxs_search.append_log import AppendLog
-from loraxs_search.errors import HomeError
-from loraxs_search.home import ENV_HOME, disk_faults
+from loraxs_search.home import disk_faults
 from loraxs_search.records import Direction
 
 
@@ -74,18 +73,18 @@ class OwnedStorage(JournalStorage):
 
 
 def as_one(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
-    """Let what the study is told meanwhile be on disk whole or not at all; a database takes each value by itself."""
+    """Let what the study takes in meanwhile be on disk whole or not at all; a study in memory needs no such care."""
     storage = study._storage  # no public accessor
     return storage.log.held() if isinstance(storage, OwnedStorage) else contextlib.nullcontext()
 
 
 def open_optuna_study(path: Path, name: str, direction: Direction) -> optuna.Study:
-    """Open the study's storage, created at the first call; a name that ends with `.db` is a SQLite database.
+    """Open the study's storage, created at the first call.
 
     Its sampler is one that costs nothing: Optuna asks it whenever a trial is taken up. `propose` brings its own.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = _storage(path)
+    storage = OwnedStorage(SingleWriterJournal(path))
     sampler = optuna.samplers.RandomSampler(seed=0)
     try:
         return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
@@ -97,31 +96,6 @@ def sync(path: Path) -> None:
     """Flush to the device what was written to a file, by whomever."""
     with disk_faults(path), path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def storage_faults(path: Path) -> Iterator[None]:
-    """Turn what Optuna says of a database that cannot be written into `HomeError`.
-
-    Raises:
-        HomeError: the study's storage cannot be read or written.
-    """
-    from sqlalchemy.exc import OperationalError
-
-    try:
-        yield
-    except (optuna.exceptions.StorageInternalError, OperationalError) as error:
-        cause = error if isinstance(error, OperationalError) else error.__cause__
-        raise HomeError(
-            f"{path} must be writable, but the system says: {getattr(cause, 'orig', cause)}.",
-            hint=f"free some space, or see that {ENV_HOME} is on a disk that can be written",
-        ) from error
-
-
-def _storage(path: Path) -> BaseStorage:
-    if path.suffix == ".db":
-        return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-    return OwnedStorage(SingleWriterJournal(path))
 
 
 def live_trial(study: optuna.Study, frozen: FrozenTrial) -> Trial:

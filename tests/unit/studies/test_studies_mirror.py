@@ -175,7 +175,7 @@ def fail(error: OSError) -> bytes:
 # ---- copies ----------------------------------------------------------------------------------------------------------
 def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine: Callable[[str], Path]) -> None:
     first = study(machine("one"), storage)
-    (first.path / "optuna.db").write_text("rebuilt elsewhere")
+    first.optuna_path.write_text("rebuilt elsewhere")
     (first.path / "tracking.offset").write_text("17")
     with keep(first, storage):
         begin(first, 2, 4)
