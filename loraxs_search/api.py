@@ -65,7 +65,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
     uri = resolve_uri(tracking_uri or folder.info.tracking_uri)
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
-    decision, _ = registry.Registry(uri).settle(
+    decision, _ = registry.Registry(uri).promote(
         folder.info.promotion,
         task,
         candidates,
@@ -263,7 +263,7 @@ def _tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]
     from loraxs_search.trial import score_folder
 
     scores = score_folder(folder.adapter_path(finalist.trial_id), info.task)
-    if finalist.test_fingerprint and scores.test_fingerprint != finalist.test_fingerprint:
+    if scores.test_fingerprint != finalist.test_fingerprint:
         raise TaskDataError(
             f"The test rows of {info.task.name} must be those of the search, with fingerprint"
             f" {finalist.test_fingerprint[:16]}, but got {scores.test_fingerprint[:16]}.",

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_MAX_SHOWN = 80  # characters of a value in a message
+
 
 class LoraxsError(Exception):
     """Root of every error this package raises on purpose."""
@@ -111,7 +113,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"`{kind}` must be one of: {listing}, but got {shortened(name)}."
 
 
-def shortened(value: object, most: int = 80) -> str:
+def shortened(value: object) -> str:
     """Return how Python writes a value, cut short when that is long."""
     text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

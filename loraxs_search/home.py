@@ -1,4 +1,4 @@
-"""Where state lives on disk, and the only way it is written: whole or not at all."""
+"""Where state lives on disk, the only way it is written (whole or not at all), and the locks on it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraxs_search.errors import HomeError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 ENV_HOME = "LORAXS_HOME"
 
@@ -100,27 +104,44 @@ def disk_faults(path: Path, setting: str | None = None) -> Iterator[None]:
         raise
 
 
+def file_lock(path: Path) -> BaseFileLock:
+    """Return the lock that a file stands for: one holder among all processes and threads of the machines that see it.
+
+    Use it as a context manager to wait for it, or `acquire(blocking=False)`, which raises `filelock.Timeout` where
+    another one holds it. The system frees it when its process dies. The file itself stays.
+    """
+    from filelock import FileLock  # late: it costs as much as the rest of this module
+
+    mode = 0o666 & ~_umask()  # its own 0600 would shut out the people a home is shared with
+    return FileLock(path, mode=mode, thread_local=False)
+
+
+def is_locked(path: Path) -> bool:
+    """Say whether somebody holds the lock that a file stands for. Nothing is written, and nobody is kept out meanwhile.
+
+    filelock can only ask by taking the lock, which needs the right to write and would refuse two who ask at once.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:  # nobody has ever held it
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
 @contextlib.contextmanager
 def alone(partial: Path) -> Iterator[None]:
-    """Let one process and thread make a folder at a time; the lock beside it goes with the process that dies."""
+    """Let one process and thread make a folder at a time; the lock beside it is taken away with the work."""
     path = partial.with_name(f"{partial.name}.lock")
-    while True:
-        with path.open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_file_of(lock.fileno(), path):  # whoever held it has taken it away: another one counts now
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _is_file_of(descriptor: int, path: Path) -> bool:
-    try:
-        return path.stat().st_ino == os.fstat(descriptor).st_ino
-    except FileNotFoundError:
-        return False
+    with file_lock(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is held: who waits for it notices, and makes another
 
 
 def _umask() -> int:

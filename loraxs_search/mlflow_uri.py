@@ -1,18 +1,14 @@
-"""Where the MLflow store is: its address, whether it answers, and how its account is kept out of whatever is stored.
+"""Where the MLflow store is, and how its account is kept out of whatever is stored.
 
 Plain standard library: both rooms that speak MLflow need this before they pay for importing it.
 """
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
 import re
-import ssl
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -139,53 +135,3 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
     # It logs each database error with its traceback; whoever called tells the error, in a line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-
-
-def check_server(uri: str, *, timeout_s: float = 5.0) -> None:
-    """Ask a server whether it is alive.
-
-    Raises:
-        TrackingError: no MLflow server answers at `uri` within `timeout_s`.
-    """
-    try:
-        with urllib.request.urlopen(request_to(f"{uri}/health"), timeout=timeout_s, context=tls_context(uri)):
-            return
-    except urllib.error.HTTPError as error:
-        status = error.code
-        error.close()
-        if status in (401, 403):  # a proxy that wants credentials: alive; MLflow's client sends its own
-            return
-        problem = f"it answers /health with status {status}"
-    except (OSError, ValueError) as error:
-        problem = str(getattr(error, "reason", error)) or type(error).__name__
-    raise TrackingError(
-        f"The MLflow server at {redact(uri)} must be reachable, but: {redact(problem)}.",
-        hint=f"start it, or check --tracking-uri and {ENV_URI}; without either, runs go to a local database",
-    )
-
-
-def request_to(url: str) -> urllib.request.Request:
-    """Return a request with the user and password of the address or of MLflow's variables."""
-    parts = urllib.parse.urlsplit(url)
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    request = urllib.request.Request(bare)
-    account = {name: os.environ.get(name, "") for name in (ENV_USER, ENV_PASSWORD)} | _account_in(parts)
-    if account[ENV_USER]:
-        request.add_unredirected_header("Authorization", basic_auth(account[ENV_USER], account[ENV_PASSWORD]))
-    return request
-
-
-def basic_auth(user: str, password: str) -> str:
-    """Return the header that names a user to a server with accounts."""
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-
-
-def tls_context(uri: str) -> ssl.SSLContext | None:
-    """Return how certificates are checked, as MLflow's variables say; None without TLS."""
-    if not uri.startswith("https://"):
-        return None
-    context = ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
-    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do during a search: once ends it in order, twice ends it at once."""
+"""What Ctrl-C and SIGTERM do during a search: once ends it cleanly, twice ends it at once."""
 
 from __future__ import annotations
 

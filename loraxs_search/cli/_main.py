@@ -98,7 +98,7 @@ def main() -> NoReturn:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one command line and return its exit code; errors are told on stderr, with a traceback if it is asked for."""
+    """Run one command line and return its exit code; errors go to stderr, with a traceback where it is asked for."""
     args, traceback = _split(argv)
     try:
         code = app(args, prog_name=PROGRAM, standalone_mode=False)
@@ -111,7 +111,7 @@ def run(argv: Sequence[str]) -> int:
             import traceback as printer
 
             printer.print_exception(error)
-        return _tell(error)
+        return _report(error)
     if code == INTERRUPTED:  # Typer's way to say that Ctrl-C was pressed
         return _fail("interrupted", None, INTERRUPTED)
     return code if isinstance(code, int) else 0
@@ -125,18 +125,18 @@ def _split(argv: Sequence[str]) -> tuple[list[str], bool]:
     return [*options, *argv[end:]], len(options) < end
 
 
-def _tell(error: BaseException) -> int:
+def _report(error: BaseException) -> int:
     if isinstance(error, LoraxsError):
         return _fail(error.message, error.hint, error.exit_code)
     if isinstance(error, (Abort, KeyboardInterrupt)):
         return _fail("interrupted", None, INTERRUPTED)
     if isinstance(error, TyperException):
-        return _tell_usage(error)
+        return _report_usage(error)
     name = type(error).__name__
     return _fail(f"{name}: {error}", f"this is a fault of {PROGRAM}: run again with {_TRACEBACK} and report it", 1)
 
 
-def _tell_usage(error: TyperException) -> int:
+def _report_usage(error: TyperException) -> int:
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context is not None else PROGRAM
     if context is not None and error.format_message() == context.get_help():  # a group that was given no verb

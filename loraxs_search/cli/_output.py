@@ -57,7 +57,7 @@ def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
         show()
 
 
-def whose(decision: Decision) -> str:
+def describe_decision(decision: Decision) -> str:
     """Return what a decision was on, for people."""
     return f"{'no trial' if decision.winner is None else f'trial {decision.winner}'} of {decision.study or 'no study'}"
 

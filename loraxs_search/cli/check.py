@@ -74,7 +74,7 @@ class _Rows:
 
 
 def _base_and_data(space: Space, data: bool) -> BaseModel:
-    """Find the base and, if that is wanted, read the rows: the faults of both are told at once."""
+    """Find the base and, if that is wanted, read the rows: the faults of both are reported at once."""
     from loraxs_search.base_model import locate
 
     if not data:
@@ -98,7 +98,7 @@ def _check_rows(space: Space, base: BaseModel, modules: Sequence[LinearModule], 
 
 
 def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> None:
-    for key, value in _facts(space, base, description, rows).items():
+    for key, value in _summary(space, base, description, rows).items():
         print(f"{key:<11} {value}")
     print()
     columns = ("adapter", "rank", "modules", "R", "head", "bytes")
@@ -118,7 +118,7 @@ def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _R
         print("\n".join(f"  {name}" for name in fold_layers(group.modules)))
 
 
-def _facts(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> dict[str, Any]:
+def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> dict[str, Any]:
     task, plan = space.task, space.search
     searched = [name for name, parameter in space.parameters.items() if parameter.distribution.size != 1]
     size = "continuous" if description.combinations is None else f"{description.combinations:,} combinations"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._output import JsonOption, TrackingOption, emit, whose
+from loraxs_search.cli._output import JsonOption, TrackingOption, describe_decision, emit
 
 
 def command(
@@ -33,7 +33,7 @@ def command(
             called = f", now {' and '.join(decision.aliases)}" if decision.promoted and decision.aliases else ""
             by = ", by force" if decision.forced else ""
             at = f"{decision.at[:16].replace('T', ' ')}  " if decision.at else ""
-            print(f"{at}{verdict}  {whose(decision)}{called}{by}")
+            print(f"{at}{verdict}  {describe_decision(decision)}{called}{by}")
             print("\n".join(f"    {reason}" for reason in decision.reasons))
 
     emit(as_json, decisions, show)

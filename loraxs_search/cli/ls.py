@@ -24,11 +24,11 @@ def command(
     """
     from loraxs_search.api import ls
 
-    found = ls(limit=limit, tracking_uri=tracking_uri)
+    tasks = ls(limit=limit, tracking_uri=tracking_uri)
 
     def show() -> None:
         rows = []
-        for task in found:
+        for task in tasks:
             spread = (
                 f"{task.mean:.4f} ± {task.spread:.4f}" if task.mean is not None and task.spread is not None else "-"
             )
@@ -47,4 +47,4 @@ def command(
         if not rows:
             print("\nno tasks yet: `loraxs-search promote STUDY` makes one", file=sys.stderr)
 
-    emit(as_json, found, show)
+    emit(as_json, tasks, show)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._output import JsonOption, TrackingOption, emit, whose
+from loraxs_search.cli._output import JsonOption, TrackingOption, describe_decision, emit
 
 
 def command(
@@ -63,7 +63,7 @@ def command(
         verdict = f"promoted to {decision.aliases[0]}"
 
     def show() -> None:
-        print(f"{decision.task}: {verdict}, {whose(decision)}")
+        print(f"{decision.task}: {verdict}, {describe_decision(decision)}")
         print("\n".join(f"  {reason}" for reason in decision.reasons))
 
     emit(as_json, decision, show)

@@ -6,7 +6,6 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from loraxs_search import versions
 from loraxs_search.base_model import (
     head_names,
     linear_modules,
@@ -56,8 +56,6 @@ from loraxs_search.trial import (
     load_parameters,
     measure_yardsticks,
 )
-
-_PACKAGES = ("torch", "transformers", "peft", "loraxs-search")
 
 
 class LoadedBase:
@@ -124,7 +122,7 @@ class LoadedBase:
             num_rows={split: data.num_rows(split) for split in ("train", "validation", "test")},
             device=self._device_name,
             dtype=str(self.dtype).removeprefix("torch."),
-            versions={name: version(name) for name in _PACKAGES},
+            versions=versions.installed(versions.TRAINING),
             base_bytes=weight_bytes(Path(self.base.path)),
         )
 

@@ -47,13 +47,11 @@ class Refit:
     """A candidate's recipe trained again from another seed, and scored on the same validation rows.
 
     Args:
-        test_metrics: Of studies that scored refits on test rows too; empty today.
         failed: Why it has no scores; empty when it has.
     """
 
     seed: int
     validation_metrics: Mapping[str, float] = field(default_factory=dict)
-    test_metrics: Mapping[str, float] = field(default_factory=dict)
     failed: str = ""
 
 
@@ -88,7 +86,7 @@ class Candidate:
         latency: None where no rule has asked for it.
         study_id: The study's own, which no other has: on a shared registry names are used twice.
         yardsticks: What simple models reach on the same rows; the finalist's alone.
-        test_fingerprint: Of the test rows alone; empty in records of older versions.
+        test_fingerprint: Of the test rows alone.
     """
 
     study: str

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import RegistryError, TrackingError
-from loraxs_search.mlflow_uri import check_server, prepare_environment, redact, sqlite_path
+from loraxs_search.mlflow_http import check_server
+from loraxs_search.mlflow_uri import prepare_environment, redact, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,9 +1,8 @@
-"""Whose turn it is to change a task's champion: aliases have no compare-and-swap, so promoters take turns."""
+"""One promoter at a time changes a task's champion: aliases have no compare-and-swap."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import random
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import RegistryError
-from loraxs_search.home import disk_faults
+from loraxs_search.home import disk_faults, file_lock
 from loraxs_search.registry import _versions
 
 if TYPE_CHECKING:
@@ -32,17 +31,16 @@ Check = Callable[[], None]
 
 
 @contextlib.contextmanager
-def file_turn(database: Path) -> Iterator[Check]:
-    """Hold the turn on an embedded store: a file lock beside it, which the system frees when its holder dies."""
+def file_promotion_lock(database: Path) -> Iterator[Check]:
+    """Hold an embedded store's lock: a file beside it, which the system frees when its holder dies."""
     path = database.with_name(f"{database.name}.promote.lock")
-    with disk_faults(path), path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with disk_faults(path), file_lock(path):
         yield lambda: None
 
 
 @contextlib.contextmanager
-def lease_turn(client: MlflowClient, task: str, *, ttl_s: float = TTL_S, wait_s: float = WAIT_S) -> Iterator[Check]:
-    """Hold the turn on a server: a lease in a tag of the task's registered model, which must exist.
+def lease_promotion_lock(client: MlflowClient, task: str, *, wait_s: float = WAIT_S) -> Iterator[Check]:
+    """Hold a task's lock on a server: a lease in a tag of its registered model, which must exist.
 
     Whoever finds it free or run out writes its name, waits a moment, and holds it if its name still stands there: of
     two that wrote, the last one. Not proof against a promoter that sleeps between reading and writing for longer than
@@ -52,7 +50,7 @@ def lease_turn(client: MlflowClient, task: str, *, ttl_s: float = TTL_S, wait_s:
     Raises:
         RegistryError: another promoter holds the lease for longer than `wait_s`.
     """
-    lease = _Lease(client, task, ttl_s)
+    lease = _Lease(client, task)
     lease.acquire(wait_s)
     try:
         yield lease.check
@@ -61,8 +59,8 @@ def lease_turn(client: MlflowClient, task: str, *, ttl_s: float = TTL_S, wait_s:
 
 
 class _Lease:
-    def __init__(self, client: MlflowClient, task: str, ttl_s: float) -> None:
-        self._client, self._task, self._ttl_s = client, task, ttl_s
+    def __init__(self, client: MlflowClient, task: str) -> None:
+        self._client, self._task = client, task
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
 
     def acquire(self, wait_s: float) -> None:
@@ -103,5 +101,5 @@ class _Lease:
             return None, 0.0
 
     def _write(self) -> None:
-        lease = {"owner": self._owner, "expires": time.time() + self._ttl_s}
+        lease = {"owner": self._owner, "expires": time.time() + TTL_S}
         self._client.set_registered_model_tag(self._task, TAG, json.dumps(lease))

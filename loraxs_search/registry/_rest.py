@@ -1,24 +1,24 @@
-"""Plain requests to a server's REST API, for what `pull` and `ls` ask: importing MLflow takes longer."""
+"""Calls of a server's REST API, for what `pull` and `ls` ask: importing MLflow takes longer."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.home import disk_faults
-from loraxs_search.mlflow_uri import redact, request_to, sqlite_path, tls_context
+from loraxs_search.mlflow_http import get
+from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.registry._client import speaking
 from loraxs_search.registry.names import AdapterName
+
+if TYPE_CHECKING:
+    import requests
 
 _T = TypeVar("_T")
 _FILES, _SCHEME = "mlflow-artifacts/artifacts", "mlflow-artifacts:"
@@ -101,16 +101,15 @@ def fetch_file(uri: str, source: str, name: str, target: Path, max_bytes: int) -
     call = f"{_FILES}/{urllib.parse.quote(f'{_handed_out(source)}/{name}')}"
     num_bytes = 0
     with (
-        _answered(lambda: _open(uri, call, {}, _PAGE_TIMEOUT_S)) as answer,
+        _answered(lambda: _open(uri, call, {}, _PAGE_TIMEOUT_S, stream=True)) as answer,
         disk_faults(target),
         target.open("wb") as file,
     ):
-        while chunk := _answered(lambda: answer.read(_CHUNK_BYTES)):
+        chunks = answer.iter_content(_CHUNK_BYTES)  # raises where fewer bytes come than were announced
+        while chunk := _answered(lambda: next(chunks, b"")):
             num_bytes += len(chunk)
             check_size(uri, name, num_bytes, max_bytes)
             file.write(chunk)
-        if answer.headers.get("Content-Length") not in (None, str(num_bytes)):  # cut short, which urllib passes over
-            raise UnansweredError
 
 
 def check_size(uri: str, name: str, num_bytes: int, max_bytes: int) -> None:
@@ -144,21 +143,23 @@ def _answered(ask: Callable[[], _T]) -> _T:
         raise UnansweredError
     try:
         return ask()
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise UnansweredError from error
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:  # all of `requests` is an OSError
         raise UnansweredError from error
 
 
 def _get(uri: str, call: str, query: Mapping[str, str], timeout_s: float = _TIMEOUT_S) -> Any:
     with _open(uri, call, query, timeout_s) as answer:
-        return json.load(answer)
+        return answer.json()
 
 
-def _open(uri: str, call: str, query: Mapping[str, str], timeout_s: float) -> Any:
-    request = request_to(f"{uri}/api/2.0/{call}?{urllib.parse.urlencode(query)}")
-    return urllib.request.urlopen(request, timeout=timeout_s, context=tls_context(uri))
+def _open(uri: str, call: str, query: Mapping[str, str], timeout_s: float, stream: bool = False) -> requests.Response:
+    answer = get(f"{uri}/api/2.0/{call}", params=query, timeout_s=timeout_s, stream=stream)
+    try:
+        answer.raise_for_status()
+    except OSError:
+        answer.close()
+        raise
+    return answer
 
 
 def _version(found: Mapping[str, Any]) -> Any:

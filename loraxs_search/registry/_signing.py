@@ -1,4 +1,4 @@
-"""Signing what aliases mean, where the team has a key. Called by whoever holds the turn."""
+"""Signing what aliases mean, where the team has a key. Called by whoever holds the promotion lock."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sign_aliases(client: MlflowClient, uri: str, task: str, aliases: Iterable[st
     client.set_registered_model_tag(task, SEQUENCE, str(number))
     for alias in wanted:
         signature = sign(Statement(task, alias, version, number, digest))
-        client.set_model_version_tag(task, str(version), f"{SIGNATURE}.{alias}", signature)
+        client.set_model_version_tag(task, str(version), f"{SIGNATURE}{alias}", signature)
         seen.accept(task, alias, number)
 
 
@@ -62,7 +62,7 @@ def check_vouched_for(adapter: RegisteredAdapter) -> None:
         )
 
 
-def sign_standing(
+def sign_present(
     client: MlflowClient, uri: str, holders: Mapping[str, RegisteredAdapter], folders: Mapping[str, Path]
 ) -> None:
     """Sign for adapters that hold an alias unsigned, where the study's own folder has the very same content.

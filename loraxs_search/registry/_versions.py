@@ -121,7 +121,7 @@ def register(
     return int(made.version)
 
 
-def add_evidence(client: MlflowClient, task: str, version: int, name: str, content: bytes) -> None:
+def add_test_predictions(client: MlflowClient, task: str, version: int, name: str, content: bytes) -> None:
     """Lay a file beside a version's adapter, in `evidence/`, unless it is there; its sha256 becomes a tag."""
     tags = client.get_model_version(task, str(version)).tags
     digest = hashlib.sha256(content).hexdigest()

@@ -14,7 +14,7 @@ from loraxs_search.registry._versions import EVIDENCE
 from loraxs_search.registry.names import is_sha256
 
 _MAX_TAG = 5000  # characters a registered model's tag may have in MLflow's tables
-SIGNATURE = "loraxs.signature"  # of a version: with a dot and the alias that was signed
+SIGNATURE = "loraxs.signature."  # of a version: with the alias that was signed behind it
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_version(version: Any) -> RegisteredAdapter:
             source=version.source,
             run_id=version.run_id or None,
             evidence=tags.get(EVIDENCE),
-            signatures={k.removeprefix(SIGNATURE)[1:]: v for k, v in tags.items() if k.startswith(SIGNATURE)},
+            signatures={k.removeprefix(SIGNATURE): v for k, v in tags.items() if k.startswith(SIGNATURE)},
             created_at=datetime.fromtimestamp(int(version.creation_timestamp) / 1000, UTC).isoformat("T", "seconds"),
         )
     except (KeyError, ValueError) as error:

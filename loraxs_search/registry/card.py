@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from loraxs_search.records import DataSource, Decision, Latency, Manifest, Task, Yardstick
-from loraxs_search.registry.seed_statistics import mean_and_spread
+from loraxs_search.registry.seed_statistics import seed_statistics
 
 
 def model_card(manifest: Manifest) -> str:
@@ -80,7 +80,7 @@ def _scores(manifest: Manifest) -> str:
     names = [
         name for name in manifest.task.metrics if name in manifest.test_metrics or name in manifest.validation_metrics
     ]
-    spreads = mean_and_spread(manifest)
+    spreads = seed_statistics(manifest)
     rows = ["| metric | test | validation | validation over seeds |", "|---|---|---|---|"]
     rows += [
         f"| {name} | {_number(manifest.test_metrics, name)} | {_number(manifest.validation_metrics, name)} "

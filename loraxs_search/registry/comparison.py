@@ -1,4 +1,4 @@
-"""A contest for the championship: every champion is made comparable first, then the rule decides."""
+"""A finalist and the champions it is compared with: each is made comparable first, then the rule decides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loraxs_search.registry.criterion import Criterion
 from loraxs_search.registry.finalist import key
 from loraxs_search.registry.looks import Looks
 from loraxs_search.registry.names import CHAMPION, base_alias
-from loraxs_search.registry.promotion import CONSTANT, Scored, Terms, decide, same_test_rows, test_rows_of
+from loraxs_search.registry.promotion import CONSTANT, Scored, Terms, decide
 
 if TYPE_CHECKING:
     from loraxs_search.registry.test_predictions import ScoredRows
@@ -27,7 +27,7 @@ class Rescored:
     test_metrics: Mapping[str, float]
     data_fingerprint: str
     rows: ScoredRows
-    test_fingerprint: str = ""
+    test_fingerprint: str
 
 
 Rescore = Callable[[RegisteredAdapter], Rescored]
@@ -36,7 +36,7 @@ ReadRows = Callable[[RegisteredAdapter], "ScoredRows | None"]
 
 @dataclass(frozen=True, eq=False)
 class ComparedChampion:
-    """A champion as the finalist meets it.
+    """A champion as the finalist is compared with it.
 
     Args:
         note: How its scores came about, where they are not the recorded ones; for people.
@@ -47,16 +47,16 @@ class ComparedChampion:
     note: str = ""
 
 
-def opponent(
+def comparable(
     champion: RegisteredAdapter, finalist: Candidate, rescore: Rescore | None, read_rows: ReadRows
 ) -> ComparedChampion:
     """Make a champion comparable: one of other test rows or another base, or without answers, is scored anew.
 
-    Where it cannot be, its recorded scores serve if they are on the same rows; otherwise it is met as it is, and the
+    Where it cannot be, its recorded scores serve if they are on the same rows; otherwise it stays as it is, and the
     rule says that it is not comparable.
     """
     recorded = champion.candidate
-    rows = read_rows(champion) if same_test_rows(recorded, finalist) else None
+    rows = read_rows(champion) if recorded.test_fingerprint == finalist.test_fingerprint else None
     if key(recorded) == key(finalist) or (rows is not None and recorded.base_digest == finalist.base_digest):
         return ComparedChampion(champion, Scored(recorded, rows))
     name = f"{champion.task}:{champion.version}"
@@ -64,23 +64,23 @@ def opponent(
     try:
         if rescore is None:
             raise LoraxsError("nobody here can score it")
-        found = rescore(champion)
+        rescored = rescore(champion)
     except LoraxsError as error:
         note = f"the champion {name} {lacking} and could not be scored anew: {error.message}"
         return ComparedChampion(champion, Scored(recorded, rows), note)
     anew = replace(
         recorded,
-        test_metrics=found.test_metrics,
-        data_fingerprint=found.data_fingerprint,
-        test_fingerprint=found.test_fingerprint,
+        test_metrics=rescored.test_metrics,
+        data_fingerprint=rescored.data_fingerprint,
+        test_fingerprint=rescored.test_fingerprint,
     )
     note = f"the champion {name} {lacking}: it was scored anew"
-    return ComparedChampion(champion, Scored(anew, found.rows), note)
+    return ComparedChampion(champion, Scored(anew, rescored.rows), note)
 
 
 @dataclass(frozen=True, eq=False)
-class Contest:
-    """A finalist, and the rule it is judged by.
+class Comparison:
+    """A finalist, the rule that decides on it, and what was decided before.
 
     Args:
         past: Every decision on the task, oldest first.
@@ -92,23 +92,23 @@ class Contest:
     forced: bool
     past: Sequence[Decision]
 
-    def settle(self, opponents: Mapping[str, ComparedChampion]) -> Decision:
+    def decide(self, champions: Mapping[str, ComparedChampion]) -> Decision:
         """Decide whether the finalist becomes champion of the task, and if not, whether it leads its own base.
 
         Args:
-            opponents: Alias to the champion it is on.
+            champions: Alias to the champion that holds it.
         """
-        looks = Looks(self.past, test_rows_of(self.finalist.candidate))
-        overall, own = opponents.get(CHAMPION), base_alias(self.finalist.candidate.base_model)
+        looks = Looks(self.past, self.finalist.candidate.test_fingerprint)
+        overall, own = champions.get(CHAMPION), base_alias(self.finalist.candidate.base_model)
         decision = self._against(CHAMPION, overall, looks, self.forced)
         if decision.promoted:
             return replace(decision, aliases=tuple(dict.fromkeys((CHAMPION, own))))
         on_own_base = overall is not None and base_alias(overall.scored.candidate.base_model) == own
-        there = opponents.get(own, overall if on_own_base else None)
-        if own == CHAMPION or _version(there) == _version(overall):
+        of_base = champions.get(own, overall if on_own_base else None)
+        if own == CHAMPION or _version(of_base) == _version(overall):
             return decision
         looks.take(decision)
-        second = self._against(own, there, looks, forced=False)
+        second = self._against(own, of_base, looks, forced=False)
         both = replace(
             second if second.promoted else decision,
             reasons=(*decision.reasons, f"for {own}:", *second.reasons),
@@ -131,12 +131,12 @@ class Contest:
     def _anchor(self, alias: str, champion: ComparedChampion | None) -> Anchor | None:
         criterion, finalist = Criterion.of(self.rule, self.task), self.finalist.candidate
         present = None
-        if champion is not None and same_test_rows(champion.scored.candidate, finalist):
+        if champion is not None and champion.scored.candidate.test_fingerprint == finalist.test_fingerprint:
             metrics = champion.scored.candidate.test_metrics
             if criterion.fault(metrics, "test") is None:
                 present = Anchor(champion.adapter.version, metrics[criterion.metric])
-        return find_anchor(alias, criterion, test_rows_of(finalist), self.past, present)
+        return find_anchor(alias, criterion, finalist.test_fingerprint, self.past, present)
 
 
-def _version(opponent: ComparedChampion | None) -> int | None:
-    return opponent.adapter.version if opponent else None
+def _version(champion: ComparedChampion | None) -> int | None:
+    return champion.adapter.version if champion else None

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path, write_atomic
 from loraxs_search.registry.names import is_sha256
+from loraxs_search.safetensors_header import entry_of
 
-_MAX_HEADER = 2**20
 _NAMES = ("left", "singular_values", "right")
 
 
-def lacks_factors(key: str, checksum: str, root: Path | None = None) -> bool:
+def lacks_factors(key: str, checksum: str) -> bool:
     """Whether this machine has no factors of that key with these numbers, checked or not."""
-    if factors_at(key, checksum, root) is not None:
+    if factors_at(key, checksum) is not None:
         return False
-    return _said_checksum(unchecked_factor_path(key, checksum, root)) != checksum
+    return _recorded_checksum(unchecked_factor_path(key, checksum)) != checksum
 
 
 def factors_at(key: str, checksum: str, root: Path | None = None) -> Path | None:
     """Return the file with these factors: this machine's own, or another machine's that were checked here."""
     _checked(checksum, "factor checksum")
     for path in (factor_path(_checked(key), root), factor_variant_path(key, checksum, root)):
-        if _said_checksum(path) == checksum:
+        if _recorded_checksum(path) == checksum:
             return path
     return None
 
@@ -43,7 +42,7 @@ def install_factors(key: str, content: bytes, root: Path | None = None) -> Path:
     checksum = _true_checksum(content)
     own = factor_path(_checked(key), root)
     path = factor_variant_path(key, checksum, root) if own.exists() else own
-    if _said_checksum(own) == checksum:
+    if _recorded_checksum(own) == checksum:
         return own
     write_atomic(path, content)
     return path
@@ -67,13 +66,10 @@ def _checked(digest: str, what: str = "factor key") -> str:
     return digest
 
 
-def _said_checksum(path: Path) -> str | None:
+def _recorded_checksum(path: Path) -> str | None:
     """Return the checksum in a factor file's header; None when there is no such file."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, _MAX_HEADER)))
-        return str(json.loads(header["__metadata__"]["factors"])["checksum"])
+        return str(entry_of(path, "factors")["checksum"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a damaged file is made anew by whoever needs it
 
@@ -83,14 +79,15 @@ def _true_checksum(content: bytes) -> str:
     from safetensors.numpy import load
 
     try:
-        length = int.from_bytes(content[:8], "little")
-        said = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["factors"])["checksum"]
+        recorded = entry_of(content, "factors")["checksum"]
         tensors = load(content)
         digest = hashlib.sha256()
         for name in _NAMES:
             digest.update(tensors[name].tobytes())
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"A factor file must be safetensors with a checksum, but: {error}.") from error
-    if digest.hexdigest() != said:
-        raise IntegrityError(f"A factor file must have checksum {said[:16]}..., but got {digest.hexdigest()[:16]}...")
-    return str(said)
+    if digest.hexdigest() != recorded:
+        raise IntegrityError(
+            f"A factor file must have checksum {recorded[:16]}..., but got {digest.hexdigest()[:16]}..."
+        )
+    return str(recorded)

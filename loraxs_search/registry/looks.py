@@ -8,7 +8,7 @@ from loraxs_search.records import Decision
 
 
 class Looks:
-    """Comparisons on the same test rows, by finalist and opponent: the same two compared again are one look.
+    """Comparisons on the same test rows, by finalist and whom it was compared with: the same two again are one look.
 
     Args:
         past: Every decision on the task.

@@ -59,9 +59,9 @@ def check_base(base_model: str | None, actual: str) -> None:
     Raises:
         RegistryError: they are two.
     """
-    asked, its = (base_model or "").rstrip("/"), actual.rstrip("/")
-    if "/" in asked and "/" in its and asked.lower() != its.lower():
-        end = its.rpartition("/")[2]
+    asked, have = (base_model or "").rstrip("/"), actual.rstrip("/")
+    if "/" in asked and "/" in have and asked.lower() != have.lower():
+        end = have.rpartition("/")[2]
         raise RegistryError(
             f"`--base` must be the base of the adapter that holds {base_alias(asked)}, but got {base_model!r}, "
             f"and its base is {actual}.",

@@ -52,8 +52,8 @@ class _Verdict:
 
 
 @dataclass(frozen=True, eq=False)
-class _Comparison:
-    """A finalist before the rule."""
+class _AppliedRule:
+    """A rule, as it is applied to one finalist on stated terms."""
 
     rule: PromotionRule
     criterion: Criterion
@@ -180,16 +180,16 @@ def decide(
     """
     criterion, terms = Criterion.of(rule, task), terms or Terms()
     candidate = finalist.candidate
-    comparison = _Comparison(rule, criterion, terms, finalist)
+    applied = _AppliedRule(rule, criterion, terms, finalist)
     forcible = True
     if fault := criterion.fault(candidate.test_metrics, "test"):
         verdict, forcible = _Verdict(False, f"{candidate.trial_id} cannot be judged: {fault}"), False
     elif champion is None:
-        verdict = comparison.with_constant()
+        verdict = applied.with_constant()
     elif key(candidate) == key(champion.candidate):
         verdict, forcible = _Verdict(False, f"{identity(candidate)} already is the champion"), False
     else:
-        verdict = comparison.with_champion(champion)
+        verdict = applied.with_champion(champion)
     forced = terms.forced and forcible and not verdict.promoted
     score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
     return Decision(
@@ -205,27 +205,15 @@ def decide(
         champion=identity(champion.candidate) if champion else None,
         p_value=verdict.look.p_value if verdict.look else None,
         latency=candidate.latency.ratio if candidate.latency else None,
-        test_fingerprint=test_rows_of(candidate),
+        test_fingerprint=candidate.test_fingerprint,
         looks=(verdict.look,) if verdict.look else (),
     )
 
 
-def test_rows_of(candidate: Candidate) -> str:
-    """Return the fingerprint of the test rows that a candidate was scored on; of all data in older records."""
-    return candidate.test_fingerprint or candidate.data_fingerprint
-
-
-def same_test_rows(one: Candidate, other: Candidate) -> bool:
-    """Whether two were scored on the same test rows."""
-    if one.test_fingerprint and other.test_fingerprint:
-        return one.test_fingerprint == other.test_fingerprint
-    return one.data_fingerprint == other.data_fingerprint
-
-
 def _incomparable(criterion: Criterion, finalist: Candidate, champion: Candidate) -> str | None:
-    if not same_test_rows(finalist, champion):
-        theirs, ours = test_rows_of(champion)[:12], test_rows_of(finalist)[:12]
-        return f"the champion was scored on other test rows ({theirs}, not {ours})"
+    if finalist.test_fingerprint != champion.test_fingerprint:
+        both = f"{champion.test_fingerprint[:12]}, not {finalist.test_fingerprint[:12]}"
+        return f"the champion was scored on other test rows ({both})"
     if fault := criterion.fault(champion.test_metrics, "test"):
         return f"the champion has no finite test {criterion.metric} ({fault})"
     return None

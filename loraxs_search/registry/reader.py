@@ -53,11 +53,11 @@ class RegistryReader:
             TrackingError: the server does not answer.
         """
         parsed = parse_name(name)
-        found = self._find(parsed) if exists(self.uri) else None
-        if found is None:
+        adapter = self._find(parsed) if exists(self.uri) else None
+        if adapter is None:
             with speaking(self.uri):
                 raise self._unknown(parsed)
-        return found
+        return adapter
 
     def check_known(self, task: str) -> None:
         """Refuse a task that nothing was ever decided on.
@@ -67,18 +67,12 @@ class RegistryReader:
         """
         self._known_model(task)
 
-    def tasks(self) -> list[str]:
-        """Return the names of all tasks that adapters were decided on, sorted."""
-        if not exists(self.uri):
-            return []
-        return sorted(model.name for model in _listing.models(self._ask))
-
     def summaries(self, limit: int | None = None) -> list[TaskSummary]:
         """Return every task with its champion, by name; the first `limit` of them."""
         if not exists(self.uri):
             return []
-        found = [self._summary(model) for model in _listing.models(self._ask, limit)]
-        return sorted(found, key=lambda summary: summary.task)
+        summaries = [self._summary(model) for model in _listing.models(self._ask, limit)]
+        return sorted(summaries, key=lambda summary: summary.task)
 
     def versions(self, task: str) -> list[RegisteredAdapter]:
         """Return the task's adapters, newest first, the last hundred when there are more.
@@ -92,8 +86,8 @@ class RegistryReader:
             aliases.setdefault(int(number), []).append(alias)
         with speaking(self.uri):
             listed = _versions.versions(self._client, task)
-        found = [read_version(version) for version in listed if "loraxs.digest" in version.tags]
-        return [replace(version, aliases=tuple(sorted(aliases.get(version.version, ())))) for version in found]
+        adapters = [read_version(version) for version in listed if "loraxs.digest" in version.tags]
+        return [replace(version, aliases=tuple(sorted(aliases.get(version.version, ())))) for version in adapters]
 
     def history(self, task: str) -> list[Decision]:
         """Return every decision on the task, refusals too, oldest first.
@@ -104,14 +98,15 @@ class RegistryReader:
             return []
         model = self._model(task)
         tags = sorted(model.tags.items()) if model is not None else []
-        told = [from_json(Decision, value) for key, value in tags if key.startswith(DECISION)]
+        recorded = [from_json(Decision, value) for key, value in tags if key.startswith(DECISION)]
         named = {int(number) for number in model.aliases.values()} if model is not None else set()
-        untold = [self.resolve(f"{task}:{number}") for number in named - {decision.version for decision in told}]
-        found = [replace(adapter.decision, version=adapter.version) for adapter in untold]
-        return sorted([*told, *found], key=lambda decision: decision.at) if found else told
+        unrecorded = named - {decision.version for decision in recorded}
+        adapters = [self.resolve(f"{task}:{number}") for number in unrecorded]
+        decisions = [*recorded, *(replace(adapter.decision, version=adapter.version) for adapter in adapters)]
+        return sorted(decisions, key=lambda decision: decision.at) if adapters else recorded
 
-    def rows(self, adapter: RegisteredAdapter) -> ScoredRows | None:
-        """Return an adapter's answers to the test rows it was scored on; None when none were test_predictions.
+    def test_predictions(self, adapter: RegisteredAdapter) -> ScoredRows | None:
+        """Return an adapter's answers to the test rows it was scored on; None when none were kept.
 
         Raises:
             IntegrityError: they are not what was registered.
@@ -145,12 +140,12 @@ class RegistryReader:
         if champion is None:
             return TaskSummary(model.name, aliases=aliases)
         with contextlib.suppress(KeyError, ValueError):
-            kept = from_json(TaskSummary, model.tags[SUMMARY])
-            if kept.version == champion:
-                return replace(kept, aliases=aliases)
+            recorded = from_json(TaskSummary, model.tags[SUMMARY])
+            if recorded.version == champion:
+                return replace(recorded, aliases=aliases)
         newest = [version for version in model.latest_versions if int(version.version) == champion]
-        found = read_version(newest[0]) if newest else self.resolve(f"{model.name}:{champion}")
-        return replace(summarise(model.name, champion, found.candidate, found.decision), aliases=aliases)
+        adapter = read_version(newest[0]) if newest else self.resolve(f"{model.name}:{champion}")
+        return replace(summarise(model.name, champion, adapter.candidate, adapter.decision), aliases=aliases)
 
     def _plainly(self, ask: Callable[[], ResultT], by_client: Callable[[], ResultT]) -> ResultT:
         return _rest.plainly(self.uri, ask, by_client, when=self._connected is None)
@@ -176,17 +171,17 @@ class RegistryReader:
         return model
 
     def _find(self, name: AdapterName) -> RegisteredAdapter | None:
-        found = self._plainly(lambda: _rest.find_version(self.uri, name), lambda: self._version(name))
-        return None if found is None else read_version(found)
+        version = self._plainly(lambda: _rest.find_version(self.uri, name), lambda: self._version(name))
+        return None if version is None else read_version(version)
 
     def _version(self, name: AdapterName) -> Any | None:
         client = self._client
         from mlflow.exceptions import MlflowException
 
         try:
-            if name.version is not None:
-                return client.get_model_version(name.task, str(name.version))
-            return client.get_model_version_by_alias(name.task, name.alias)
+            if name.alias is not None:
+                return client.get_model_version_by_alias(name.task, name.alias)
+            return client.get_model_version(name.task, str(name.version))
         except MlflowException as error:
             # A server with accounts forbids to read versions of a model that does not exist.
             absent = is_denied(error) and _versions.registered_model(client, name.task) is None

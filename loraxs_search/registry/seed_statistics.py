@@ -1,17 +1,16 @@
-"""How much of a score is luck of the seed: mean and spread over a candidate and its refits."""
+"""How much of a score is luck of the seed: mean and deviation over a candidate and its refits."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loraxs_search.records import Candidate, Manifest, Refit
+from loraxs_search.records import Candidate, Manifest
 
 
 @dataclass(frozen=True)
-class Spread:
+class SeedStatistics:
     """A metric over seeds.
 
     Args:
@@ -27,17 +26,13 @@ class Spread:
         return f"{self.mean:.4f}" + (f" ± {self.deviation:.4f}" if self.deviation is not None else "")
 
 
-def mean_and_spread(of: Candidate | Manifest) -> dict[str, Spread]:
-    """Return validation metric to its spread over the adapter itself and the same recipe from other seeds."""
-    return _spreads(of.validation_metrics, of.refits)
-
-
-def _spreads(own: Mapping[str, float], refits: Sequence[Refit]) -> dict[str, Spread]:
-    found = {}
-    for name, value in own.items():
-        others = [refit.validation_metrics[name] for refit in refits if name in refit.validation_metrics]
+def seed_statistics(of: Candidate | Manifest) -> dict[str, SeedStatistics]:
+    """Return each validation metric over the adapter itself and the same recipe from other seeds."""
+    statistics_of = {}
+    for name, value in of.validation_metrics.items():
+        others = [refit.validation_metrics[name] for refit in of.refits if name in refit.validation_metrics]
         values = [number for number in (value, *others) if math.isfinite(number)]
         if values:
             deviation = statistics.stdev(values) if len(values) > 1 else None
-            found[name] = Spread(statistics.fmean(values), deviation, len(values))
-    return found
+            statistics_of[name] = SeedStatistics(statistics.fmean(values), deviation, len(values))
+    return statistics_of

@@ -19,7 +19,6 @@ from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.registry.names import AdapterName
 
 ENV_KEY = "LORAXS_SIGNING_KEY_FILE"
-OLD = ""  # stands for the alias in signatures of task and digest alone, as older versions made them
 _MIN_BYTES, _MAX_BYTES = 16, 64 * 1024
 
 
@@ -65,10 +64,7 @@ def signed_sequence(task: str, alias: str, version: int, digest: str, signature:
 def is_vouched_for(task: str, version: int, digest: str, signatures: Mapping[str, str]) -> bool:
     """Whether the team has ever signed this version of the task with this content, whatever it was called then."""
     return any(
-        hmac.compare_digest(_hmac(f"{task}\n{digest}"), signature)
-        if alias == OLD
-        else signed_sequence(task, alias, version, digest, signature) is not None
-        for alias, signature in signatures.items()
+        signed_sequence(task, alias, version, digest, signature) is not None for alias, signature in signatures.items()
     )
 
 
@@ -86,8 +82,7 @@ def check_signature(asked: AdapterName, version: int, digest: str, signatures: M
     if not has_key():
         return None
     if asked.alias is None:
-        new = {alias: signature for alias, signature in signatures.items() if alias != OLD}
-        if version == asked.version and is_vouched_for(asked.task, version, digest, new):
+        if version == asked.version and is_vouched_for(asked.task, version, digest, signatures):
             return None
     else:
         signature = signatures.get(asked.alias, "")
@@ -97,24 +92,16 @@ def check_signature(asked: AdapterName, version: int, digest: str, signatures: M
     raise IntegrityError(
         f"`signature` of {asked} (version {version}, {digest[:16]}...) must be made with the key in {ENV_KEY}, "
         f"but {_fault(asked, signatures)}.",
-        hint=_remedy(asked, version, signatures),
+        hint=f"run `loraxs-search promote STUDY` on the study it comes from, where {ENV_KEY} is set, or do not use it",
     )
 
 
 def _fault(asked: AdapterName, signatures: Mapping[str, str]) -> str:
     if not signatures:
         return "it has none"
-    if set(signatures) == {OLD}:
-        return "it was made by an older version of loraxs-search, which signed neither alias nor version"
     if asked.alias is not None and asked.alias not in signatures:
-        return f"it has none under this name, only as {', '.join(sorted(alias for alias in signatures if alias))}"
+        return f"it has none under this name, only as {', '.join(sorted(signatures))}"
     return "it is of another key, task, alias, version or content"
-
-
-def _remedy(asked: AdapterName, version: int, signatures: Mapping[str, str]) -> str:
-    if set(signatures) == {OLD}:
-        return f"where {ENV_KEY} is set, sign it anew with `loraxs-search rollback {asked.task} --to {version}`"
-    return f"run `loraxs-search promote STUDY` on the study it comes from, where {ENV_KEY} is set, or do not use it"
 
 
 def _hmac(text: str) -> str:

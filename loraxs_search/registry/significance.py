@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.registry.test_predictions import ScoredRows, Values
+from loraxs_search.registry.test_predictions import ScoredRows
 from loraxs_search.tasks.metrics import METRICS
 
 NUM_RESAMPLES = 2000
@@ -50,8 +50,8 @@ def _mcnemar(ours: ScoredRows, theirs: ScoredRows) -> float:
 
 def _resampled_gains(metric: str, ours: ScoredRows, theirs: ScoredRows, num_resamples: int) -> Numbers:
     random = np.random.default_rng(_SEED)
-    if metric in _OF_COUNTS:
-        return _gains_of_counts(_OF_COUNTS[metric], ours, theirs, random, num_resamples)
+    if metric in OF_COUNTS:
+        return _gains_of_counts(OF_COUNTS[metric], ours, theirs, random, num_resamples)
     score, size, labels = METRICS[metric].score, len(ours.labels), ours.labels
     gains = []
     for _ in range(num_resamples):
@@ -62,7 +62,7 @@ def _resampled_gains(metric: str, ours: ScoredRows, theirs: ScoredRows, num_resa
 
 # ---- metrics of classes, of many resamples at once -------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
-class _Counts:
+class Counts:
     """How often each label is true, is answered, and is both, each of shape (resamples, labels)."""
 
     true: Numbers
@@ -71,7 +71,7 @@ class _Counts:
 
 
 def _gains_of_counts(
-    score: Callable[[_Counts], Numbers],
+    score: Callable[[Counts], Numbers],
     ours: ScoredRows,
     theirs: ScoredRows,
     random: np.random.Generator,
@@ -90,7 +90,7 @@ def _gains_of_counts(
         drawn = random.multinomial(counts.sum(), counts / counts.sum(), size=size).astype(np.float64)
         true = _summed(drawn, labels, n)
         mine, other = (
-            score(_Counts(true, _summed(drawn, said, n), _summed(drawn[:, said == labels], labels[said == labels], n)))
+            score(Counts(true, _summed(drawn, said, n), _summed(drawn[:, said == labels], labels[said == labels], n)))
             for said in (our_answers, their_answers)
         )
         gains.append(mine - other)
@@ -117,35 +117,27 @@ def _ratio(top: Numbers, bottom: Numbers) -> Numbers:
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
 
-def _f1_per_label(counts: _Counts) -> tuple[Numbers, npt.NDArray[np.bool_]]:
+def _f1_per_label(counts: Counts) -> tuple[Numbers, npt.NDArray[np.bool_]]:
     """F1 of each label, and whether it occurs at all."""
     seen = counts.true + counts.said
     return _ratio(2 * counts.hits, seen), seen > 0
 
 
-def _f1(counts: _Counts) -> Numbers:
+def _f1(counts: Counts) -> Numbers:
     scores = _f1_per_label(counts)[0]
     return scores[:, 1] if scores.shape[1] > 1 else np.zeros(len(scores))
 
 
-def _macro_f1(counts: _Counts) -> Numbers:
+def _macro_f1(counts: Counts) -> Numbers:
     scores, occurs = _f1_per_label(counts)
     return _ratio((scores * occurs).sum(1), occurs.sum(1).astype(np.float64))
 
 
-def _matthews(counts: _Counts) -> Numbers:
+def _matthews(counts: Counts) -> Numbers:
     true, said, size = counts.true, counts.said, counts.true.sum(1)
     top = counts.hits.sum(1) * size - (true * said).sum(1)
     bottom = np.sqrt((size**2 - (said**2).sum(1)) * (size**2 - (true**2).sum(1)))
     return _ratio(top, bottom)
 
 
-_OF_COUNTS: dict[str, Callable[[_Counts], Numbers]] = {"f1": _f1, "macro_f1": _macro_f1, "matthews": _matthews}
-
-
-def count_score(metric: str, predictions: Values, labels: Values) -> float:
-    """Return a metric of classes as the resamples compute it; equal to the metric table's own."""
-    n = 1 + int(max(predictions.max(initial=1), labels.max(initial=1)))
-    counts = [np.bincount(ids, minlength=n).astype(np.float64)[None] for ids in (labels, predictions)]
-    hits = np.bincount(labels[predictions == labels], minlength=n).astype(np.float64)[None]
-    return float(_OF_COUNTS[metric](_Counts(counts[0], counts[1], hits))[0])
+OF_COUNTS: dict[str, Callable[[Counts], Numbers]] = {"f1": _f1, "macro_f1": _macro_f1, "matthews": _matthews}

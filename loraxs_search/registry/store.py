@@ -16,7 +16,7 @@ from loraxs_search.registry import _promotion_lock, _signing, _versions, factor_
 from loraxs_search.registry._client import speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, fitted, version_tags
 from loraxs_search.registry.card import promoted_card
-from loraxs_search.registry.comparison import ComparedChampion, Contest, Rescore, Rescored, opponent
+from loraxs_search.registry.comparison import ComparedChampion, Comparison, Rescore, Rescored, comparable
 from loraxs_search.registry.criterion import Criterion
 from loraxs_search.registry.finalist import Choice, choose, identity, key
 from loraxs_search.registry.manifest import folder_digest, verify
@@ -32,25 +32,25 @@ if TYPE_CHECKING:
 __all__ = ["RegisteredAdapter", "Registry", "Rescored"]
 
 _MAX_TRIES = 5
-_NO_ROWS: Mapping[str, Path] = {}
+_NO_PREDICTIONS: Mapping[str, Path] = {}
 
 
 class Registry(RegistryReader):
     """The adapters registered in the MLflow store at `uri`, and changing who is champion.
 
-    Promotions take turns: under a file lock on an embedded store, under a lease on a server; and the champion is read
-    again before it is replaced.
+    One promotion of a task runs at a time: under a file lock on an embedded store, under a lease on a server; and the
+    champion is read again before it is replaced.
     """
 
     # ---- deciding ----------------------------------------------------------------------------------------------------
-    def settle(
+    def promote(
         self,
         rule: PromotionRule,
         task: Task,
         candidates: Sequence[Candidate],
         folders: Mapping[str, Path],
         forced: bool = False,
-        rows: Mapping[str, Path] = _NO_ROWS,
+        predictions: Mapping[str, Path] = _NO_PREDICTIONS,
         rescore: Rescore | None = None,
         study: str = "",
     ) -> tuple[Decision, int | None]:
@@ -60,7 +60,7 @@ class Registry(RegistryReader):
 
         Args:
             folders: Trial id to sealed adapter folder.
-            rows: Trial id to the file of its answers to the test rows.
+            predictions: Trial id to the file of its answers to the test rows.
             rescore: Scores a champion anew where it has no answers to these test rows, or stands on another base.
             study: Whose candidates they are, for the record where there are none.
         Returns:
@@ -69,34 +69,35 @@ class Registry(RegistryReader):
         choice = choose(rule, task, candidates)
         if choice.finalist is None:
             decision = self._refusal(rule, task, study or ", ".join(sorted({c.study for c in candidates})), choice)
-            with self._turn(task.name):
+            with self._locked(task.name):
                 self._record(decision)
             return decision, None
-        evidence = rows[choice.finalist.trial_id].read_bytes() if choice.finalist.trial_id in rows else None
-        finalist = Scored(choice.finalist, _read_rows(evidence))
+        file = predictions.get(choice.finalist.trial_id)
+        answers = file.read_bytes() if file is not None else None
+        finalist = Scored(choice.finalist, _read_predictions(answers))
         for _ in range(_MAX_TRIES):
-            opponents = self._opponents(task.name, finalist.candidate, rescore)  # may take minutes: before the turn
-            with self._turn(task.name) as check:
-                if self._moved(task.name, opponents):
+            champions = self._champions(task.name, finalist.candidate, rescore)  # may take minutes: before the lock
+            with self._locked(task.name) as check:
+                if self._moved(task.name, champions):
                     continue
-                contest = Contest(rule, task, finalist, forced, self.history(task.name))
-                decision = contest.settle({alias: o for alias, o in opponents.items() if o is not None})
+                comparison = Comparison(rule, task, finalist, forced, self.history(task.name))
+                decision = comparison.decide({alias: one for alias, one in champions.items() if one is not None})
                 decision = replace(decision, reasons=(*choice.reasons, *decision.reasons), at=_now())
                 if not decision.promoted:
-                    self._sign_standing(opponents, finalist.candidate, folders)
+                    self._sign_present(champions, finalist.candidate, folders)
                     self._record(decision)
                     return decision, None
                 folder = folders[finalist.candidate.trial_id]
-                return self._promote(folder, finalist.candidate, decision, check, evidence)
+                return self._register(folder, finalist.candidate, decision, check, answers)
         raise RegistryError(f"The champion of {task.name} changed {_MAX_TRIES} times meanwhile.", hint="try again")
 
-    def _promote(
+    def _register(
         self,
         folder: Path,
         candidate: Candidate,
         decision: Decision,
         check: _promotion_lock.Check,
-        evidence: bytes | None,
+        answers: bytes | None,
     ) -> tuple[Decision, int]:
         manifest = verify(folder)
         if (manifest.task.name, manifest.study, manifest.trial_id) != (decision.task, candidate.study, decision.winner):
@@ -117,10 +118,10 @@ class Registry(RegistryReader):
                 tags,
                 lambda card: promoted_card(card, decision, candidate.latency),
             )
-            if evidence is not None:
+            if answers is not None:
                 from loraxs_search.registry.test_predictions import FILE
 
-                _versions.add_evidence(client, task, version, FILE, evidence)
+                _versions.add_test_predictions(client, task, version, FILE, answers)
             factor_sets.publish(client, self.uri, manifest.base_digest, manifest.base_model.id, manifest.factors)
             check()  # registering took a while, and a server has other clients
             _signing.sign_aliases(client, self.uri, task, aliases, version, digest)
@@ -143,7 +144,7 @@ class Registry(RegistryReader):
             RegistryError: there is no champion, no such version, or none before it.
             IntegrityError: the team has never signed that version.
         """
-        with self._turn(check_task(task)) as check:
+        with self._locked(check_task(task)) as check:
             champion = self.resolve(task)
             known = {version.version: version for version in self.versions(task)}
             number = to if to is not None else self._previous(task, champion.version, known)
@@ -154,8 +155,8 @@ class Registry(RegistryReader):
                     f"{task}:{number} already is the champion.", hint=f"see `loraxs-search show {task}`"
                 )
             own = base_alias(target.candidate.base_model)
-            there = self.champion(task, own) if own != CHAMPION else None
-            aliases = (CHAMPION, own) if there and there.version == champion.version else (CHAMPION,)
+            of_base = self.champion(task, own) if own != CHAMPION else None
+            aliases = (CHAMPION, own) if of_base and of_base.version == champion.version else (CHAMPION,)
             decision = self._decision_on(target, champion, "rollback", aliases)
             check()
             with speaking(self.uri):
@@ -175,7 +176,7 @@ class Registry(RegistryReader):
         parsed = parse_name(name)
         if parsed.version is None:
             raise RegistryError(f"`version` must be given to remove one, but got {name!r}.", hint="write TASK:3")
-        with self._turn(parsed.task) as check:
+        with self._locked(parsed.task) as check:
             target = self.resolve(name)
             champion = self.champion(parsed.task)
             if target.aliases and not forced:
@@ -197,8 +198,8 @@ class Registry(RegistryReader):
     def _decision_on(
         self, target: RegisteredAdapter, champion: RegisteredAdapter | None, action: Any, aliases: tuple[str, ...]
     ) -> Decision:
-        metric, was = target.decision.metric, champion.candidate if champion else None
-        said = {"rollback": f"from version {champion.version if champion else '-'} back to", "remove": "removed"}[
+        metric, before = target.decision.metric, champion.candidate if champion else None
+        reason = {"rollback": f"from version {champion.version if champion else '-'} back to", "remove": "removed"}[
             action
         ]
         return Decision(
@@ -207,10 +208,10 @@ class Registry(RegistryReader):
             promoted=action == "rollback",
             winner=target.candidate.trial_id,
             winner_metric=target.candidate.test_metrics.get(metric),
-            champion_metric=was.test_metrics.get(metric) if was else None,
+            champion_metric=before.test_metrics.get(metric) if before else None,
             metric=metric,
-            reasons=(f"{said} version {target.version}",),
-            champion=identity(was) if was else None,
+            reasons=(f"{reason} version {target.version}",),
+            champion=identity(before) if before else None,
             action=action,
             aliases=aliases,
             version=target.version,
@@ -236,33 +237,33 @@ class Registry(RegistryReader):
         )
 
     # ---- below -------------------------------------------------------------------------------------------------------
-    def _opponents(self, task: str, finalist: Candidate, rescore: Rescore | None) -> dict[str, ComparedChampion | None]:
-        """Return who holds the championships that a finalist is up for: the task's, and that of its base."""
-        made: dict[int, ComparedChampion] = {}
-        found: dict[str, ComparedChampion | None] = {}
+    def _champions(self, task: str, finalist: Candidate, rescore: Rescore | None) -> dict[str, ComparedChampion | None]:
+        """Return the champions that a finalist is compared with: the task's, and that of its base."""
+        by_version: dict[int, ComparedChampion] = {}
+        by_alias: dict[str, ComparedChampion | None] = {}
         for alias in dict.fromkeys((CHAMPION, base_alias(finalist.base_model))):
             champion = self.champion(task, alias)
-            if champion is not None and champion.version not in made:
-                made[champion.version] = opponent(champion, finalist, rescore, self.rows)
-            found[alias] = made[champion.version] if champion is not None else None
-        return found
+            if champion is not None and champion.version not in by_version:
+                by_version[champion.version] = comparable(champion, finalist, rescore, self.test_predictions)
+            by_alias[alias] = by_version[champion.version] if champion is not None else None
+        return by_alias
 
-    def _sign_standing(
-        self, opponents: Mapping[str, ComparedChampion | None], finalist: Candidate, folders: Mapping[str, Path]
+    def _sign_present(
+        self, champions: Mapping[str, ComparedChampion | None], finalist: Candidate, folders: Mapping[str, Path]
     ) -> None:
         own = {
-            alias: met.adapter
-            for alias, met in opponents.items()
-            if met is not None and key(met.adapter.candidate) == key(finalist)
+            alias: compared.adapter
+            for alias, compared in champions.items()
+            if compared is not None and key(compared.adapter.candidate) == key(finalist)
         }
         with speaking(self.uri):
-            _signing.sign_standing(self._client, self.uri, own, folders)
+            _signing.sign_present(self._client, self.uri, own, folders)
 
-    def _moved(self, task: str, opponents: Mapping[str, ComparedChampion | None]) -> bool:
-        """Whether another champion stands by now than the ones that were met."""
-        for alias, met in opponents.items():
+    def _moved(self, task: str, champions: Mapping[str, ComparedChampion | None]) -> bool:
+        """Whether a champion is another one by now than when it was compared."""
+        for alias, compared in champions.items():
             now = self.champion(task, alias)
-            if (now.version if now else None) != (met.adapter.version if met else None):
+            if (now.version if now else None) != (compared.adapter.version if compared else None):
                 return True
         return False
 
@@ -293,21 +294,21 @@ class Registry(RegistryReader):
             self._client.set_registered_model_tag(summary.task, SUMMARY, to_json(summary))
 
     @contextlib.contextmanager
-    def _turn(self, task: str) -> Iterator[_promotion_lock.Check]:
-        """Wait until no other promotion of the task runs; yields what raises once the turn is lost."""
+    def _locked(self, task: str) -> Iterator[_promotion_lock.Check]:
+        """Wait until no other promotion of the task runs; yields what raises once the lock is lost."""
         database = sqlite_path(self.uri)
         if database is not None:
             self._client  # noqa: B018  # refuses a store that is not there before a lock is made beside it
-            with _promotion_lock.file_turn(database) as check:
+            with _promotion_lock.file_promotion_lock(database) as check:
                 yield check
             return
         with speaking(self.uri):
             _versions.ensure_model(self._client, check_task(task))
-        with _promotion_lock.lease_turn(self._client, task) as check:
+        with _promotion_lock.lease_promotion_lock(self._client, task) as check:
             yield check
 
 
-def _read_rows(content: bytes | None) -> ScoredRows | None:
+def _read_predictions(content: bytes | None) -> ScoredRows | None:
     if content is None:
         return None
     from loraxs_search.registry.test_predictions import ScoredRows

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.records import Candidate, Decision
-from loraxs_search.registry.seed_statistics import mean_and_spread
+from loraxs_search.registry.seed_statistics import seed_statistics
 
 TAG = "loraxs.champion"
 
@@ -37,14 +37,14 @@ class TaskSummary:
 
 def summarise(task: str, version: int, candidate: Candidate, decision: Decision) -> TaskSummary:
     """Return the line of a task whose champion is `version`."""
-    spread = mean_and_spread(candidate).get(decision.metric)
+    over_seeds = seed_statistics(candidate).get(decision.metric)
     return TaskSummary(
         task=task,
         version=version,
         metric=decision.metric,
         score=candidate.test_metrics.get(decision.metric),
-        mean=spread.mean if spread else None,
-        spread=spread.deviation if spread else None,
+        mean=over_seeds.mean if over_seeds else None,
+        spread=over_seeds.deviation if over_seeds else None,
         stored_bytes=candidate.stored_bytes,
         base_model=candidate.base_model,
         promoted_at=decision.at,

@@ -20,7 +20,6 @@ HINT = (
     "check the address and the account: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile of ~/.aws/credentials, "
     "or the machine's role; AWS_ENDPOINT_URL for a server that is not AWS, which must know conditional writes"
 )
-_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
 class Bucket:
@@ -37,11 +36,6 @@ class Bucket:
 
         self._store = _store(uri)
         self.faults: tuple[type[Exception], ...] = (OSError, BaseError)
-
-    def put(self, key: str, content: bytes) -> None:
-        import obstore
-
-        obstore.put(self._store, key, content, use_multipart=False)
 
     def create(self, key: str, content: bytes) -> str | None:
         import obstore
@@ -87,7 +81,7 @@ class Bucket:
         import obstore
 
         pages: Iterable[Iterable[Mapping[str, object]]] = obstore.list(self._store, prefix or None)
-        return {str(found["path"]): str(found["e_tag"]) for page in pages for found in page}
+        return {str(item["path"]): str(item["e_tag"]) for page in pages for item in page}
 
 
 def _store(uri: str) -> S3Store:
@@ -133,5 +127,5 @@ def _profile() -> dict[str, str]:
     read = configparser.ConfigParser(interpolation=None)
     read.read(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
     section = os.environ.get("AWS_PROFILE") or "default"
-    found = dict(read[section]) if section in read else {}
-    return found if {"aws_access_key_id", "aws_secret_access_key"} <= found.keys() else {}
+    profile = dict(read[section]) if section in read else {}
+    return profile if {"aws_access_key_id", "aws_secret_access_key"} <= profile.keys() else {}

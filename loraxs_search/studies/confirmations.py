@@ -1,4 +1,4 @@
-"""What has been found out of a study's candidates, file by file: a killed driver finds here what it has done."""
+"""What is known of a study's candidates, file by file: a killed driver finds here what it has done."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class Confirmations:
         write_atomic(self._path / f"{name}.validation.json", to_json(_ValidationFile(metrics)))
 
     def answers(self, name: str) -> dict[range, Answers]:
-        """Return the finalist's answers to test rows, by the rows that they are to, in order."""
-        found = {}
+        """Return the finalist's answers to test rows, by the rows that they are to, first rows first."""
+        by_rows = {}
         for path in self._path.glob(f"{name}.test-*-*.json"):
             start, stop = path.stem.rpartition(".")[2].split("-")[1:]
-            found[range(int(start), int(stop))] = from_json(Answers, path.read_bytes())
-        return dict(sorted(found.items(), key=lambda item: item[0].start))
+            by_rows[range(int(start), int(stop))] = from_json(Answers, path.read_bytes())
+        return dict(sorted(by_rows.items(), key=lambda item: item[0].start))
 
     def write_answers(self, name: str, rows: range, answers: Answers) -> None:
         """Keep the finalist's answers to these test rows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loraxs_search.errors import StudyError, unknown_name
-from loraxs_search.home import disk_faults, ensure_dir, home, write_atomic
+from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_locked, write_atomic
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records import (
     BaseModelRef,
@@ -69,8 +68,8 @@ def list_studies() -> list[str]:
     root = studies_root()
     if not root.is_dir():
         return []
-    found = [path for path in root.iterdir() if path.name[0] != "." and (path / "study.json").is_file()]
-    return [p.name for p in sorted(found, key=lambda p: (p / "study.json").stat().st_mtime, reverse=True)]
+    folders = [path for path in root.iterdir() if path.name[0] != "." and (path / "study.json").is_file()]
+    return [p.name for p in sorted(folders, key=lambda p: (p / "study.json").stat().st_mtime, reverse=True)]
 
 
 class StudyFolder:
@@ -163,26 +162,16 @@ class StudyFolder:
 
     @property
     def optuna_path(self) -> Path:
-        """The sampler's memory: Optuna's journal, or the database of a study that an older version began."""
-        database = self.path / "optuna.db"
-        return database if database.exists() else self.path / "optuna.jsonl"
+        """The sampler's memory, in Optuna's own journal format."""
+        return self.path / "optuna.jsonl"
 
     def journal(self) -> Journal:
         """Read the journal as it stands now."""
         return Journal(self.path / "journal.jsonl")
 
     def is_running(self) -> bool:
-        """Say whether a driver on this machine holds the study now; nothing is written, and no other is told so."""
-        try:
-            file = (self.path / "study.lock").open("rb")
-        except FileNotFoundError:  # no driver has been at work yet
-            return False
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            return False
+        """Say whether a driver on this machine holds the study now; nothing is written, and none is kept out."""
+        return is_locked(self.path / "study.lock")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -191,16 +180,18 @@ class StudyFolder:
         Raises:
             StudyError: another process holds it.
         """
-        with disk_faults(self.path):
-            file = (self.path / "study.lock").open("a")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StudyError(
-                    f"Study {self.name!r} must have one driver at a time, but another process is at work on it.",
-                    hint=f"watch it with `loraxs-search status {self.name}`",
-                ) from error
+        from filelock import Timeout
+
+        lock = file_lock(self.path / "study.lock")
+        try:
+            with disk_faults(self.path):
+                held = lock.acquire(blocking=False)
+        except Timeout as error:
+            raise StudyError(
+                f"Study {self.name!r} must have one driver at a time, but another process is at work on it.",
+                hint=f"watch it with `loraxs-search status {self.name}`",
+            ) from error
+        with held:
             yield
 
     def write_identity(self, identity: Identity) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loraxs_search.append_log import AppendLog
 from loraxs_search.errors import StudyError
-from loraxs_search.home import disk_faults
 from loraxs_search.records import Scalar, TrialRecord, TrialReport, TrialState, from_json, to_json
 from loraxs_search.studies.reading import DAMAGED_HINT
 from loraxs_search.studies.work_time import WorkTime
@@ -23,18 +22,16 @@ logger = logging.getLogger(__name__)
 class Journal:
     """Append events and replay them into `TrialRecord`s.
 
-    One driver writes, anyone reads. A line cut short by a kill is ignored by readers and cut off by the next writer,
-    so that a journal is always a sequence of whole events. Recording the same report or the same end twice changes
-    nothing: the first one stands.
+    One driver writes, anyone reads. Recording the same report or the same end twice changes nothing: the first one
+    stands.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._log = AppendLog(path)
         self._records: dict[str, TrialRecord] = {}
         self._reports: list[TrialReport] = []
         self._work_time = WorkTime()
         self._notice: str | None = None
-        self._end = 0
         self.refresh()
 
     @property
@@ -64,15 +61,15 @@ class Journal:
 
     def refresh(self) -> None:
         """Read what was appended since the last look."""
-        for line in self._new_lines():
+        for line in self._log.new_lines():
             try:
                 self._apply(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:  # no JSON, or none that is an event
                 raise StudyError(
-                    f"Every line of a journal must be an event, but {self._path} is damaged at byte {self._end}.",
+                    f"Every line of a journal must be an event, but {self._log.path} is damaged "
+                    f"at byte {self._log.end}.",
                     hint=DAMAGED_HINT,
                 ) from error
-            self._end += len(line)
 
     # ---- what a driver records -------------------------------------------------------------------------------------
     def driver_started(self, since: float) -> None:
@@ -110,26 +107,8 @@ class Journal:
 
     def _append(self, event: dict[str, Any], *, sync: bool) -> None:
         event["at"] = time.time()
-        line = json.dumps(event).encode() + b"\n"
-        with disk_faults(self._path), self._path.open("r+b" if self._path.exists() else "w+b") as file:
-            file.truncate(self._end)  # a torn line of a killed driver, or of a write that met a full disk
-            file.seek(self._end)
-            file.write(line)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        self._end += len(line)
+        self._log.append(json.dumps(event).encode() + b"\n", flush_to_device=sync)
         self._apply(event)
-
-    def _new_lines(self) -> Iterator[bytes]:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._end)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                yield line
 
     def _apply(self, event: dict[str, Any]) -> None:
         kind, at = event["event"], event["at"]
@@ -154,4 +133,4 @@ class Journal:
         elif kind == "search_ended":
             self._notice = event["notice"]
         else:
-            logger.warning("journal %s holds an unknown event %r; it is ignored", self._path, kind)
+            logger.warning("journal %s holds an unknown event %r; it is ignored", self._log.path, kind)

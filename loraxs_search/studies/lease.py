@@ -57,11 +57,11 @@ class Lease:
 
     def __init__(self, storage: Storage, study: str, clock: Clock | None = None) -> None:
         self._storage, self._study, self._clock = storage, study, clock or Clock()
-        self._mine = LeaseInfo(uuid.uuid4().hex, platform.node(), _boot(), str(home()))
+        self._info = LeaseInfo(uuid.uuid4().hex, platform.node(), _boot(), str(home()))
         self._generation = 0
         self._version: str | None = None
         self._renewed_at = float("-inf")
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     @property
     def is_sure(self) -> bool:
@@ -77,9 +77,9 @@ class Lease:
             StudyError: another driver holds it.
         """
         self._generation, began = self._await_silence() + 1, self._clock.now()
-        self._version = self._storage.create(self._key(self._generation), to_json(self._mine).encode())
+        self._version = self._storage.create(self._key(self._generation), to_json(self._info).encode())
         if self._version is None:
-            self._version = self._version_of_mine()
+            self._version = self._own_version()
         self._renewed_at = began
         for older in self._generations():
             if older < self._generation:
@@ -91,19 +91,19 @@ class Lease:
         Raises:
             StudyError: another driver has taken the lease.
         """
-        with self._turn:
+        with self._lock:
             began = self._clock.now()
             if max(self._generations(), default=0) > self._generation:
                 raise self._lost()
-            self._mine = replace(self._mine, beat=self._mine.beat + 1)
-            self._write_mine()
+            self._info = replace(self._info, beat=self._info.beat + 1)
+            self._write_info()
             self._renewed_at = began
 
     def release(self) -> None:
         """Let another driver go on at once; where the storage is away, it waits as after a kill."""
-        with self._turn, contextlib.suppress(LoraxsError):
-            self._mine = replace(self._mine, released=True)
-            self._write_mine()
+        with self._lock, contextlib.suppress(LoraxsError):
+            self._info = replace(self._info, released=True)
+            self._write_info()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -119,19 +119,19 @@ class Lease:
             self.release()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _write_mine(self) -> None:
-        content = to_json(self._mine).encode()
+    def _write_info(self) -> None:
+        content = to_json(self._info).encode()
         try:
             self._version = self._storage.write(self._key(self._generation), content, self._version)
         except StorageConflictError:  # taken over, or written by a try of ours that was given up
-            self._version = self._version_of_mine()
+            self._version = self._own_version()
             self._version = self._storage.write(self._key(self._generation), content, self._version)
 
-    def _version_of_mine(self) -> str:
+    def _own_version(self) -> str:
         key = self._key(self._generation)
         version, content = self._storage.versions(self._prefix).get(key), self._storage.get(key)
         holder = _holder(content)
-        if version is None or holder is None or holder.token != self._mine.token:
+        if version is None or holder is None or holder.token != self._info.token:
             raise self._lost()
         return version
 
@@ -139,7 +139,7 @@ class Lease:
         """Return the generation to follow, once nobody is at work in it."""
         seen = generation, content = self._latest()
         holder = _holder(content)
-        if content is None or (holder is not None and (holder.released or holder.place == self._mine.place)):
+        if content is None or (holder is not None and (holder.released or holder.place == self._info.place)):
             return generation
         host, seen_at = "another machine" if holder is None else holder.host, self._clock.now()
         _logger.warning(

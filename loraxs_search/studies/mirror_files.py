@@ -18,7 +18,7 @@ _ORDER = (
 READ_FIRST = ("tracking.offset", "tracking.jsonl", "journal.jsonl")
 
 
-def place(key: str) -> int | None:
+def copy_order(key: str) -> int | None:
     """Return a file's place in the order of copying; None when it is not copied."""
     if any(part.startswith(".") for part in key.split("/")):
         return None
@@ -26,9 +26,9 @@ def place(key: str) -> int | None:
 
 
 def files(path: Path) -> list[str]:
-    """Return the keys of what is copied, in order."""
+    """Return the keys of what is copied, in the order of copying."""
     keys = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
-    return sorted((key for key in keys if place(key) is not None), key=lambda key: (place(key), key))
+    return sorted((key for key in keys if copy_order(key) is not None), key=lambda key: (copy_order(key), key))
 
 
 def is_behind(path: Path, storage: Storage, name: str) -> bool:

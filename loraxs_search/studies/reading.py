@@ -1,4 +1,4 @@
-"""Reading a study's files: what a disk or a hand has damaged is told with its place."""
+"""Reading a study's files: what a disk or a hand has damaged is reported with its place."""
 
 from __future__ import annotations
 

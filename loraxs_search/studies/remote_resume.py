@@ -1,4 +1,4 @@
-"""Taking a study up from its storage, on whatever machine."""
+"""Resuming a study from its storage, on whatever machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records import from_json, to_json
 from loraxs_search.studies.folder import StudyFolder, StudyInfo, studies_root
 from loraxs_search.studies.lease import Lease
-from loraxs_search.studies.mirror_files import is_behind, place
+from loraxs_search.studies.mirror_files import copy_order, is_behind
 from loraxs_search.studies.storage import Storage
 
-_OF_ONE_STORE = ("tracking.offset", "tracking.runs.jsonl")
+_OF_ONE_MLFLOW_STORE = ("tracking.offset", "tracking.runs.jsonl")
 
 
 def check_new_in(storage: Storage, name: str) -> None:
@@ -58,7 +58,7 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
             return here
         _download(name, storage, path)
         info = from_json(StudyInfo, storage.get(f"{name}/study.json") or content)
-        _settle(path, replace(info, storage=storage.uri))
+        _write_study(path, replace(info, storage=storage.uri))
         return StudyFolder(path)
 
 
@@ -79,21 +79,20 @@ def _is_at(info: StudyInfo, storage: Storage) -> bool:
 
 
 def _download(name: str, storage: Storage, path: Path) -> None:
-    for leftover in path.glob("optuna.*"):  # the sampler's memory in either form: behind the journal that comes
-        leftover.unlink()  # and rebuilt from it
+    (path / "optuna.jsonl").unlink(missing_ok=True)  # behind the journal that comes, and rebuilt from it
     shutil.rmtree(path / "tune", ignore_errors=True)
     ensure_dir(path / "snapshots")
     keys = [key.removeprefix(f"{name}/") for key in storage.keys(name)]
-    for key in sorted((key for key in keys if place(key) is not None), key=lambda key: place(key) or 0):
+    for key in sorted((key for key in keys if copy_order(key) is not None), key=lambda key: copy_order(key) or 0):
         if key != "study.json" and (content := storage.get(f"{name}/{key}")) is not None:
             write_atomic(path / key, content)
 
 
-def _settle(path: Path, info: StudyInfo) -> None:
+def _write_study(path: Path, info: StudyInfo) -> None:
     """Write `study.json`, with which the study exists here."""
     embedded = sqlite_path(info.tracking_uri)
     if embedded is not None:
-        for name in _OF_ONE_STORE:  # what came speaks of another machine's, whose path may be that of one here
+        for name in _OF_ONE_MLFLOW_STORE:  # what came speaks of another machine's, whose path may be that of one here
             (path / name).unlink(missing_ok=True)
         if not embedded.exists():
             info = replace(info, tracking_uri=resolve_uri())

@@ -34,11 +34,8 @@ class SharedFolder:
                 hint="name one beside it, on a file system that machines share",
             )
 
-    def put(self, key: str, content: bytes) -> None:
-        write_atomic(self._place(key), content)
-
     def create(self, key: str, content: bytes) -> str | None:
-        path = self._place(key)
+        path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -51,7 +48,7 @@ class SharedFolder:
             return _version(os.fstat(file.fileno()))
 
     def write(self, key: str, content: bytes, version: str | None) -> str:
-        path = self._place(key)
+        path = self._path(key)
         if _version_at(path) != version:
             raise StorageConflictError(f"{path} must be as this driver left it, but another one has written it.")
         write_atomic(path, content)
@@ -59,19 +56,19 @@ class SharedFolder:
 
     def get(self, key: str) -> bytes | None:
         try:
-            return _read(self._place(key))
+            return _read(self._path(key))
         except FileNotFoundError:
             return None
 
     def delete(self, key: str) -> None:
-        self._place(key).unlink(missing_ok=True)
+        self._path(key).unlink(missing_ok=True)
 
     def versions(self, prefix: str) -> Mapping[str, str]:
-        paths = [path for path in self._place(prefix).rglob("*") if path.is_file()]
-        found = {str(path.relative_to(self._folder)): _version_at(path) for path in paths}
-        return {key: version for key, version in found.items() if version is not None}
+        paths = [path for path in self._path(prefix).rglob("*") if path.is_file()]
+        versions = {str(path.relative_to(self._folder)): _version_at(path) for path in paths}
+        return {key: version for key, version in versions.items() if version is not None}
 
-    def _place(self, key: str) -> Path:
+    def _path(self, key: str) -> Path:
         if not self._folder.is_dir():
             raise StorageError(
                 f"The storage at {self._uri} must be a folder that is there, but it is not.",

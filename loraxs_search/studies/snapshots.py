@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
 from loraxs_search.errors import StudyError
 from loraxs_search.records import TrialReport, from_json
+from loraxs_search.safetensors_header import entry_of
 
 
 def read_reports(snapshot: bytes) -> tuple[TrialReport, ...]:
     """Return all reports of a trial from its snapshot, without reading tensors.
 
-    A snapshot is a safetensors file; the header is JSON behind its length in 8 bytes, little-endian, and its
-    `__metadata__` holds the trial's header with its reports.
-
     Raises:
         StudyError: the bytes are no snapshot.
     """
     try:
-        (length,) = struct.unpack_from("<Q", snapshot)
-        metadata = json.loads(snapshot[8 : 8 + length])["__metadata__"]
-        reports = json.loads(metadata["trial"])["reports"]
-        return from_json(tuple[TrialReport, ...], json.dumps(reports))
-    except (struct.error, ValueError, KeyError) as error:
+        return from_json(tuple[TrialReport, ...], json.dumps(entry_of(snapshot, "trial")["reports"]))
+    except (ValueError, KeyError) as error:
         raise StudyError(f"A snapshot must be a safetensors file with reports, but: {error}.") from error
 
 

@@ -22,9 +22,9 @@ class Standstill:
 
     def moved(self) -> str | None:
         """Something came through; return what to say if it was said that nothing did."""
-        was_told = self._reason != "" or self._next_s > PATIENCE_S
+        was_reported = self._reason != "" or self._next_s > PATIENCE_S
         self._moved_at, self._next_s, self._reason = self._clock.now(), PATIENCE_S, ""
-        return f"the copy of {self._place} goes on" if was_told else None
+        return f"the copy of {self._place} goes on" if was_reported else None
 
     def stuck(self, reason: str) -> str | None:
         """Nothing came through; return what to say the first time."""

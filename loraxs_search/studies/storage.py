@@ -12,13 +12,11 @@ from loraxs_search.studies.bucket import Bucket
 from loraxs_search.studies.shared_folder import SharedFolder
 
 
-class _Place(Protocol):
+class _ObjectStore(Protocol):
     """Where objects lie; `Storage` has the contract, and turns what goes wrong here into its errors."""
 
     hint: str
     faults: tuple[type[Exception], ...]  # what it raises where it cannot
-
-    def put(self, key: str, content: bytes) -> None: ...
 
     def create(self, key: str, content: bytes) -> str | None: ...
 
@@ -46,7 +44,7 @@ class Storage:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         is_folder = uri.strip() and "://" not in uri
-        self._place: _Place = SharedFolder(uri) if is_folder else Bucket(uri)
+        self._objects: _ObjectStore = SharedFolder(uri) if is_folder else Bucket(uri)
 
     def check(self) -> None:
         """See that objects can be written and deleted, and that what another driver has written is not replaced.
@@ -68,15 +66,6 @@ class Storage:
                 hint="its server must know conditional writes (If-None-Match and If-Match)",
             )
 
-    def put(self, key: str, content: bytes) -> None:
-        """Write an object, whatever is there.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        with self._faults("writable", key):
-            self._place.put(key, content)
-
     def create(self, key: str, content: bytes) -> str | None:
         """Make an object and return its version; None when there is one: of many at once one succeeds.
 
@@ -84,7 +73,7 @@ class Storage:
             StorageError: it cannot be written.
         """
         with self._faults("writable", key):
-            return self._place.create(key, content)
+            return self._objects.create(key, content)
 
     def write(self, key: str, content: bytes, version: str | None) -> str:
         """Replace an object of that version, None for none, and return its new one.
@@ -96,7 +85,7 @@ class Storage:
             StorageError: it cannot be written.
         """
         with self._faults("writable", key):
-            return self._place.write(key, content, version)
+            return self._objects.write(key, content, version)
 
     def get(self, key: str) -> bytes | None:
         """Return an object; None when there is none.
@@ -105,12 +94,12 @@ class Storage:
             StorageError: it cannot be read.
         """
         with self._faults("readable", key):
-            return self._place.get(key)
+            return self._objects.get(key)
 
     def delete(self, key: str) -> None:
         """Delete an object; one that is not there is no error."""
         with self._faults("writable", key), contextlib.suppress(FileNotFoundError):
-            self._place.delete(key)
+            self._objects.delete(key)
 
     def keys(self, prefix: str) -> list[str]:
         """Return the keys below `prefix`, in order; temporary files are left out.
@@ -127,7 +116,7 @@ class Storage:
             StorageError: they cannot be listed.
         """
         with self._faults("readable", prefix):
-            versions = self._place.versions(prefix)
+            versions = self._objects.versions(prefix)
         return {key: version for key, version in versions.items() if not key.rpartition("/")[2].startswith(".")}
 
     def _keeps_what_is_newer(self, key: str, version: str | None) -> bool:
@@ -142,8 +131,8 @@ class Storage:
     def _faults(self, what: str, key: str) -> Iterator[None]:
         try:
             yield
-        except self._place.faults as error:
+        except self._objects.faults as error:
             reason = str(error).partition("\n")[0].partition(": <?xml")[0].rstrip(".")
             raise StorageError(
-                f"The storage at {self.uri} must be {what}, but {key}: {reason}.", hint=self._place.hint
+                f"The storage at {self.uri} must be {what}, but {key}: {reason}.", hint=self._objects.hint
             ) from error

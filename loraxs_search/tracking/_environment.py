@@ -7,19 +7,24 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("loraxs-search", "torch", "transformers", "peft", "ray", "optuna", "mlflow", "datasets")
+from loraxs_search.versions import installed
 
 
-def versions() -> dict[str, str]:
-    """Return the installed version of each package that decides a search's numbers."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+def tags(gpus: Sequence[str] = ()) -> dict[str, str]:
+    """Return what is recorded as tags of a search's run: versions, hardware, and the commit it was started from.
+
+    Args:
+        gpus: Names of the GPUs that the caller found.
+    """
+    versions = {"python": platform.python_version()} | installed()
+    commit = git_commit(Path.cwd())
+    return (
+        {f"version.{name}": version for name, version in versions.items()}
+        | {f"hardware.{name}": value for name, value in hardware(gpus).items()}
+        | ({"mlflow.source.git.commit": commit} if commit else {})
+    )
 
 
 def git_commit(folder: Path) -> str | None:

@@ -16,7 +16,6 @@ from loraxs_search.tracking.events import (
     Event,
     SearchFinished,
     SearchStarted,
-    TrialAbandoned,
     TrialFinished,
     TrialReported,
     TrialStarted,
@@ -48,14 +47,13 @@ class Recorder:
             TrialStarted: self._trial_started,
             TrialReported: self._trial_reported,
             TrialFinished: self._trial_finished,
-            TrialAbandoned: self._trial_abandoned,
             AdapterLogged: self._adapter_logged,
             YardsticksMeasured: self._yardsticks_measured,
             SearchFinished: self._search_finished,
         }
 
     def apply(self, events: Iterable[Event]) -> None:
-        """Record `events`, in order.
+        """Record `events`, one after the other.
 
         Raises:
             RefusedError: the store answers and refuses one of them; those before it may be recorded.
@@ -83,7 +81,7 @@ class Recorder:
 
     def _trial_started(self, event: TrialStarted) -> None:
         run_id = self._runs.run(event.trial_id, event.at)
-        self._runs.add(run_id, params=_resolved(event.hyperparameters) | dict(event.params), tags=event.tags)
+        self._runs.add(run_id, params=_resolved(event.hyperparameters) | dict(event.params))
         self._runs.reopen(run_id)
 
     def _trial_reported(self, event: TrialReported) -> None:
@@ -98,10 +96,6 @@ class Recorder:
         run_id = self._runs.run(event.trial_id, event.at)
         self._runs.add(run_id, metrics={"wall_s": event.wall_s, "total_device_s": event.device_s}, at=event.at)
         self._runs.end(run_id, _STATUS[event.state], event.at, {STATE: event.state.value, REASON: event.reason})
-
-    def _trial_abandoned(self, event: TrialAbandoned) -> None:
-        run_id = self._runs.run(event.trial_id, event.at)
-        self._runs.end(run_id, "KILLED", event.at, {STATE: "ABANDONED", REASON: event.reason})
 
     def _adapter_logged(self, event: AdapterLogged) -> None:
         folder = Path(event.folder)

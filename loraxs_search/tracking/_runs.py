@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import re
@@ -10,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraxs_search.append_log import AppendLog
 from loraxs_search.home import disk_faults
-from loraxs_search.mlflow_uri import artifact_root, check_server
+from loraxs_search.mlflow_http import check_server
+from loraxs_search.mlflow_uri import artifact_root
 from loraxs_search.tracking.store import connect, ensure_store
 
 if TYPE_CHECKING:
@@ -37,17 +40,24 @@ class StudyRuns:
     """One parent run and a child per trial. Blocking, one thread; every call may be repeated without effect.
 
     What was found or created is remembered in `map_path`. The store is asked for a run only when one may exist that
-    the map lacks: its trial was told of before this process, or creating it failed half-way.
+    the map lacks: its trial is of an earlier process, or creating it failed half-way.
 
     Args:
-        told: Trials told of before, whether or not they got a run.
+        earlier_trials: Trials of earlier processes, whether or not they got a run.
     """
 
     def __init__(
-        self, uri: str, *, study: str, study_id: str, experiment: str, map_path: Path, told: Collection[str] = ()
+        self,
+        uri: str,
+        *,
+        study: str,
+        study_id: str,
+        experiment: str,
+        map_path: Path,
+        earlier_trials: Collection[str] = (),
     ) -> None:
         self._uri, self._experiment = uri, experiment
-        self._doubtful = {SEARCH, *told}
+        self._doubtful = {SEARCH, *earlier_trials}
         self._running: set[str] = set()
         self._identity = {STUDY: study, STUDY_ID: study_id}
         self._map = _RunMap(map_path)
@@ -188,28 +198,31 @@ class StudyRuns:
 
 
 class _RunMap:
-    """Trial id to run and model ids, appended to a file; a line torn by a kill is skipped."""
+    """Trial id to run and model ids, in a file; what a kill tore off is found again by its tags."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        _end_last_line(path)
+        self._log = AppendLog(path)
         self._ids: dict[tuple[str, str], str] = {}
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
+        for line in self._log.new_lines():
+            with contextlib.suppress(ValueError):  # a line that is damaged
                 trial_id, kind, value = json.loads(line)
-            except ValueError:
-                continue  # that run is found by its tags
-            self._ids[trial_id, kind] = value
+                self._ids[trial_id, kind] = value
 
     def get(self, trial_id: str, kind: str) -> str | None:
         return self._ids.get((trial_id, kind))
 
     def put(self, trial_id: str, kind: str, value: str) -> None:
-        if self._ids.get((trial_id, kind)) == value:
-            return
-        with disk_faults(self._path), self._path.open("a") as file:
-            # The newline comes first: it also closes a line that was torn.
-            file.write("\n" + json.dumps([trial_id, kind, value]))
-        self._ids[trial_id, kind] = value
+        if self._ids.get((trial_id, kind)) != value:
+            self._log.append(json.dumps([trial_id, kind, value]).encode() + b"\n")
+            self._ids[trial_id, kind] = value
+
+
+def _end_last_line(path: Path) -> None:
+    """End the last line of a file in which newlines stand before lines, as version 0.1.0 wrote them."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with disk_faults(path), path.open("ab") as file:
+            file.write(b"\n")
 
 
 def _ensure_experiment(client: MlflowClient, name: str, uri: str) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
+from loraxs_search.append_log import AppendLog, lines_from
 from loraxs_search.errors import StudyError
-from loraxs_search.home import disk_faults, ensure_dir, write_atomic
+from loraxs_search.home import disk_faults, ensure_dir, file_lock, write_atomic
 from loraxs_search.tracking.events import FINAL, Event, from_line, to_line
 
 _logger = logging.getLogger(__name__)
@@ -38,37 +37,34 @@ class Spool:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = ensure_dir(folder) / "tracking.jsonl"
+        self._log = AppendLog(ensure_dir(folder) / "tracking.jsonl")
+        self._lock = file_lock(folder / ".tracking.lock")  # hidden: it is of this machine alone, and not copied
         self._offset_path = folder / "tracking.offset"
-        with disk_faults(self.path):
-            self._file = self.path.open("ab", buffering=0)  # a buffer would keep what a full disk did not take
         self._own()
-        self._mend()
-        self.size = self.path.stat().st_size
+        self._log.skip()
         self.offset = min(self._read_offset(), self.size)
         self.study_id = self._study_id(folder)
 
+    @property
+    def path(self) -> Path:
+        return self._log.path
+
+    @property
+    def size(self) -> int:
+        """Offset behind the last event."""
+        return self._log.end
+
     def append(self, event: Event) -> None:
         """Add one event at the end, whole or not at all."""
-        line = to_line(event)
-        with disk_faults(self.path):
-            self._write(line)
-            if isinstance(event, FINAL):
-                os.fsync(self._file.fileno())
-        self.size += len(line)
+        self._log.append(to_line(event), flush_to_device=isinstance(event, FINAL))
 
     def read(self, start: int, limit: int) -> list[Entry]:
         """Return up to `limit` entries from offset `start` on."""
-        with self.path.open("rb") as file:
-            file.seek(start)
-            return [entry for entry, _ in zip(_entries(file, start), range(limit), strict=False)]
+        return list(islice(self._entries(start), limit))
 
     def history(self) -> Iterator[Event]:
         """Yield every event of the file, from its beginning."""
-        with self.path.open("rb") as file:
-            for entry in _entries(file, 0):
-                if entry.event is not None:
-                    yield entry.event
+        return (entry.event for entry in self._entries(0) if entry.event is not None)
 
     def commit(self, offset: int) -> None:
         """Remember that everything before `offset` has been applied."""
@@ -77,41 +73,27 @@ class Spool:
 
     def close(self) -> None:
         """Let the spool go: another owner may open it."""
-        self._file.close()
-
-    def _write(self, line: bytes) -> None:
-        left = memoryview(line)
-        try:
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError:
-            self._file.truncate(self.size)
-            raise
+        self._lock.release()
 
     def _own(self) -> None:
+        from filelock import Timeout
+
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
+            with disk_faults(self.path):
+                self._lock.acquire(blocking=False)
+        except Timeout as error:
             raise StudyError(
                 f"`{self.path.parent}` must have one writer, but another process is recording this study.",
                 hint="wait until it ends, or stop it, and try again",
             ) from error
 
-    def _mend(self) -> None:
-        """Complete or cut a last line that a killed process left without its newline."""
-        with disk_faults(self.path), self.path.open("rb+") as file:
-            tail_start = _last_line_start(file)
-            file.seek(tail_start)
-            tail = file.read()
-            if not tail:
-                return
+    def _entries(self, start: int) -> Iterator[Entry]:
+        for line, end in lines_from(self.path, start):
             try:
-                from_line(tail)
+                yield Entry(from_line(line), end)
             except ValueError:
-                file.truncate(tail_start)
-            else:
-                file.write(b"\n")
+                _logger.warning("skipping a line of the spool that is no event, before byte %d", end)
+                yield Entry(None, end)
 
     def _read_offset(self) -> int:
         try:
@@ -125,29 +107,3 @@ class Spool:
         if not path.exists():
             write_atomic(path, f"{folder.name}-{secrets.token_hex(4)}")
         return path.read_text().strip()
-
-
-def _entries(file: BinaryIO, start: int) -> Iterator[Entry]:
-    end = start
-    for line in file:
-        if not line.endswith(b"\n"):
-            return  # being written at this moment
-        end += len(line)
-        try:
-            yield Entry(from_line(line), end)
-        except ValueError:
-            _logger.warning("skipping a line of the spool that is no event, before byte %d", end)
-            yield Entry(None, end)
-
-
-def _last_line_start(file: BinaryIO) -> int:
-    """Return the offset behind the last newline."""
-    position = file.seek(0, os.SEEK_END)
-    while position > 0:
-        begin = max(0, position - 65536)
-        file.seek(begin)
-        newline = file.read(position - begin).rfind(b"\n")
-        if newline >= 0:
-            return begin + newline + 1
-        position = begin
-    return 0

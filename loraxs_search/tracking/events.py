@@ -35,7 +35,6 @@ class TrialStarted:
     trial_id: str
     params: Mapping[str, Scalar]
     hyperparameters: Hyperparameters | None
-    tags: Mapping[str, str] = field(default_factory=dict)
     event: Literal["trial_started"] = "trial_started"
 
 
@@ -60,16 +59,6 @@ class TrialFinished:
     wall_s: float
     device_s: float
     event: Literal["trial_finished"] = "trial_finished"
-
-
-@dataclass(frozen=True)
-class TrialAbandoned:
-    """A trial that was running will not be continued."""
-
-    at: float
-    trial_id: str
-    reason: str
-    event: Literal["trial_abandoned"] = "trial_abandoned"
 
 
 @dataclass(frozen=True)
@@ -107,16 +96,9 @@ class SearchFinished:
 
 
 Event = (
-    SearchStarted
-    | TrialStarted
-    | TrialReported
-    | TrialFinished
-    | TrialAbandoned
-    | AdapterLogged
-    | YardsticksMeasured
-    | SearchFinished
+    SearchStarted | TrialStarted | TrialReported | TrialFinished | AdapterLogged | YardsticksMeasured | SearchFinished
 )
-FINAL = (TrialFinished, TrialAbandoned, AdapterLogged, YardsticksMeasured, SearchFinished)
+FINAL = (TrialFinished, AdapterLogged, YardsticksMeasured, SearchFinished)
 
 
 def to_line(event: Event) -> bytes:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import TrackingError
-from loraxs_search.home import disk_faults, ensure_dir
+from loraxs_search.home import disk_faults, ensure_dir, file_lock
+from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import (
     ENV_PASSWORD,
     ENV_USER,
     artifact_root,
-    check_server,
     prepare_environment,
     redact,
     resolve_uri,
@@ -47,7 +44,8 @@ def ensure_store(uri: str) -> None:
         check_server(uri)
         _check_access(uri)
     elif not path.exists():
-        with _creation_lock(path):
+        ensure_dir(path.parent)
+        with disk_faults(path), file_lock(path.with_name(f"{path.name}.lock")):
             if not path.exists():
                 _create(path)
 
@@ -85,7 +83,7 @@ def run_ui(uri: str, *, host: str = "127.0.0.1", port: int = 5000) -> int:
     _check_port(host, port)
     ensure_store(uri)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the server would outlive us
-    # A group of its own: Ctrl-C in a terminal goes to us alone, and its processes are ended together, in order.
+    # A group of its own: Ctrl-C in a terminal goes to us alone, and all its processes are ended together.
     with subprocess.Popen(command, env=server_environment(), start_new_session=True) as process:
         try:
             return process.wait()
@@ -139,11 +137,3 @@ def _create(path: Path) -> None:
         finally:
             for leftover in path.parent.glob(f"{temporary.name}*"):
                 leftover.unlink()
-
-
-@contextlib.contextmanager
-def _creation_lock(path: Path) -> Iterator[None]:
-    ensure_dir(path.parent)
-    with disk_faults(path), path.with_name(f"{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from loraxs_search.tracking.events import (
     SearchFinished,
     SearchStarted,
     SearchState,
-    TrialAbandoned,
     TrialFinished,
     TrialReported,
     TrialStarted,
@@ -40,11 +39,10 @@ _SILENT_S = 60.0
 
 
 @dataclass
-class _Told:
-    """What was told of a trial."""
+class _TrialStatus:
+    """What is recorded of a trial: its steps, and how it ended."""
 
     steps: set[int] = field(default_factory=set)
-    is_open: bool = False
     ended: TrialState | None = None
 
 
@@ -70,7 +68,7 @@ class Tracker:
         self._spool = Spool(study_dir)
         self._uri = uri
         self._refused_path = study_dir / "tracking.refused.jsonl"
-        self._told: defaultdict[str, _Told] = defaultdict(_Told)
+        self._trials: defaultdict[str, _TrialStatus] = defaultdict(_TrialStatus)
         self._search_state: SearchState | None = None
         self._yardsticks: tuple[Yardstick, ...] = ()
         for event in self._spool.history():
@@ -81,7 +79,7 @@ class Tracker:
             study_id=self._spool.study_id,
             experiment=experiment,
             map_path=study_dir / "tracking.runs.jsonl",
-            told=self._told.keys(),
+            earlier_trials=self._trials.keys(),
         )
         self._recorder = Recorder(self._runs)
         self._trouble: str | None = None
@@ -98,37 +96,28 @@ class Tracker:
         plan: SearchPlan,
         *,
         params: Mapping[str, Scalar] | None = None,
-        tags: Mapping[str, str] | None = None,
         gpus: Sequence[str] = (),
     ) -> None:
         """The search starts, or goes on. Versions, git commit and hardware are added here."""
-        facts = {f"version.{k}": v for k, v in _environment.versions().items()}
-        facts |= {f"hardware.{k}": v for k, v in _environment.hardware(gpus).items()}
-        commit = _environment.git_commit(Path.cwd())
-        facts |= {"mlflow.source.git.commit": commit} if commit else {}
-        self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), facts | dict(tags or {})))
+        self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), _environment.tags(gpus)))
 
     def trial_started(
-        self,
-        trial_id: str,
-        params: Mapping[str, Scalar],
-        hyperparameters: Hyperparameters | None = None,
-        tags: Mapping[str, str] | None = None,
+        self, trial_id: str, params: Mapping[str, Scalar], hyperparameters: Hyperparameters | None = None
     ) -> None:
         """A trial starts, or starts again elsewhere; without hyperparameters when its params resolve to none."""
-        self._append(TrialStarted(time.time(), trial_id, dict(params), hyperparameters, dict(tags or {})))
+        self._append(TrialStarted(time.time(), trial_id, dict(params), hyperparameters))
 
     def trial_reported(self, report: TrialReport) -> None:
         """A trial reports; a step it has reported before is left as it was."""
-        steps = self._told[report.trial_id].steps
+        steps = self._trials[report.trial_id].steps
         if report.step not in steps:
             self._append(TrialReported(time.time(), report, first=not steps))
 
     def trial_finished(
         self, trial_id: str, state: TrialState, reason: str = "", wall_s: float = 0.0, device_s: float = 0.0
     ) -> None:
-        """A trial ends; the same end told twice is one end."""
-        if self._told[trial_id].ended is not state:
+        """A trial ends; the same end reported twice is one end."""
+        if self._trials[trial_id].ended is not state:
             self._append(TrialFinished(time.time(), trial_id, state, reason, wall_s, device_s))
 
     def adapter_logged(self, trial_id: str, folder: Path, run_of: str = "") -> None:
@@ -140,16 +129,9 @@ class Tracker:
         self._append(AdapterLogged(time.time(), trial_id, str(folder.resolve()), run_of))
 
     def yardsticks_measured(self, yardsticks: Sequence[Yardstick]) -> None:
-        """The study's yardsticks are known; the same ones told twice count once."""
+        """The study's yardsticks are known; the same ones reported twice count once."""
         if yardsticks and tuple(yardsticks) != self._yardsticks:
             self._append(YardsticksMeasured(time.time(), tuple(yardsticks)))
-
-    def abandon(self, keep: Collection[str] = (), reason: str = "not continued") -> tuple[str, ...]:
-        """Close every unfinished trial not in `keep` as KILLED, and return their ids."""
-        gone = tuple(sorted(t for t, told in self._told.items() if told.is_open and t not in keep))
-        for trial_id in gone:
-            self._append(TrialAbandoned(time.time(), trial_id, reason))
-        return gone
 
     def search_finished(
         self, state: SearchState, summary: Mapping[str, Scalar] | None = None, *, at: float | None = None
@@ -182,13 +164,13 @@ class Tracker:
         return self._runs.known(trial_id, "model_id")
 
     def flush(self, timeout: float = 30.0) -> bool:
-        """Wait until every event told so far is in the store; False when it is not after `timeout` seconds."""
+        """Wait until every event so far is in the store; False when it is not after `timeout` seconds."""
         with self._changed:
             target = self._spool.size
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self._spool.offset >= target, timeout)
 
-    def carry(self, away_after_s: float = 10.0) -> str:
+    def drain(self, away_after_s: float = 10.0) -> str:
         """Wait while events go over, however many; return why some wait when none has gone over for that long.
 
         A store that says nothing, neither takes an event nor fails, is given longer: it may be slow. With 0 nothing is
@@ -213,7 +195,7 @@ class Tracker:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        done = not self.waiting if self._stopped else not self.carry(timeout)
+        done = not self.waiting if self._stopped else not self.drain(timeout)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -240,17 +222,13 @@ class Tracker:
         """Remember what decides whether a later event is news."""
         match event:
             case TrialStarted():
-                self._told[event.trial_id].is_open = True
-                self._told[event.trial_id].ended = None
+                self._trials[event.trial_id].ended = None
             case TrialReported():
-                self._told[event.report.trial_id].steps.add(event.report.step)
+                self._trials[event.report.trial_id].steps.add(event.report.step)
             case TrialFinished():
-                self._told[event.trial_id].is_open = False
-                self._told[event.trial_id].ended = event.state
-            case TrialAbandoned():
-                self._told[event.trial_id].is_open = False
+                self._trials[event.trial_id].ended = event.state
             case AdapterLogged():
-                self._told.setdefault(event.trial_id, _Told())
+                self._trials.setdefault(event.trial_id, _TrialStatus())
             case YardsticksMeasured():
                 self._yardsticks = event.yardsticks
             case SearchStarted():

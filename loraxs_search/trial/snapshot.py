@@ -11,6 +11,7 @@ import torch
 
 from loraxs_search.errors import StudyError
 from loraxs_search.records import TrialReport, from_json, to_json
+from loraxs_search.safetensors_header import entry_of
 
 VERSION = 1
 
@@ -58,14 +59,12 @@ class Snapshot:
         """
         try:
             tensors = safetensors.torch.load(content)
-            length = int.from_bytes(content[:8], "little")
-            metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-            header = json.loads(metadata["trial"])
+            header = entry_of(content, "trial")
             reports = from_json(tuple[TrialReport, ...], json.dumps(header.pop("reports")))
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise StudyError(f"A snapshot must be whole, but: {error}.") from error
-        if header.pop("version") != VERSION:
-            raise StudyError(f"A snapshot must be of version {VERSION}, but got {metadata['trial']}.")
+        if (version := header.pop("version")) != VERSION:
+            raise StudyError(f"A snapshot must be of version {VERSION}, but got {version}.")
         return cls(
             parameters=_under("parameter/", tensors), moments=_under("moment/", tensors), reports=reports, **header
         )

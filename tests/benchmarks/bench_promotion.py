@@ -35,7 +35,7 @@ import numpy.typing as npt
 from loraxs_search.records import Candidate, DataSource, Decision, PromotionRule, Task
 from loraxs_search.registry import RegisteredAdapter, Scored, ScoredRows, Terms, choose, decide
 from loraxs_search.registry.anchor import Anchor
-from loraxs_search.registry.comparison import ComparedChampion, Contest
+from loraxs_search.registry.comparison import ComparedChampion, Comparison
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
 SEEDS, CHAIN = 2, 20
@@ -114,7 +114,7 @@ class ValidationRowsChoose:
             held, last = self.champion.candidate, self.past[-1]
             adapter = RegisteredAdapter(TASK.name, self._version, ("champion",), "", held, last, "")
             opponents = {"champion": ComparedChampion(adapter, self.champion)}
-        decision = Contest(self.rule, TASK, finalist, False, self.past).settle(opponents)
+        decision = Comparison(self.rule, TASK, finalist, False, self.past).promote(opponents)
         if decision.promoted:
             self._version, self.champion = self._version + 1, finalist
             decision = _of_version(decision, self._version)

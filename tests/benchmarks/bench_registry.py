@@ -80,7 +80,7 @@ def promoted(uri: str, folder: Path) -> None:
     """Promote one adapter of the usual size of this package, with the factors of a base that is as large as MiniLM."""
     adapter(folder, "t0", os.urandom(17_000), size=AdapterSize(16, 10, 17_000), factors=_factors())
     found = replace(candidate("t0", 0.8), stored_bytes=17_000)
-    Registry(uri).settle(PromotionRule(confidence=0), TASK, [found], {"t0": folder})
+    Registry(uri).promote(PromotionRule(confidence=0), TASK, [found], {"t0": folder})
 
 
 def _factors() -> dict[str, str]:

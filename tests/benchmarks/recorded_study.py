@@ -114,7 +114,7 @@ def _journal(trial_id: str, params: dict[str, Any], reports: list[TrialReport], 
 
 
 def _spool(trial_id: str, params: dict[str, Any], reports: list[TrialReport], state: TrialState) -> Iterator[bytes]:
-    yield to_line(TrialStarted(1.0, trial_id, params, HYPER, {}))
+    yield to_line(TrialStarted(1.0, trial_id, params, HYPER))
     for report in reports:
         yield to_line(TrialReported(1.5, report, first=report.step == 40))
     yield to_line(TrialFinished(2.0, trial_id, state, "so", 1.0, 1.0))

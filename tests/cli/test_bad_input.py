@@ -173,7 +173,7 @@ def test_a_task_that_nobody_knows(say, store_uri):
 
 def test_a_task_without_a_champion(say, store_uri):
     task = Task("hopeless", "regression", DataSource(hub="a/b"), "text", "label", "pearson", "maximize", ("pearson",))
-    decision, version = Registry(store_uri).settle(PromotionRule(), task, [], {}, study="in-vain")
+    decision, version = Registry(store_uri).promote(PromotionRule(), task, [], {}, study="in-vain")
     assert (decision.promoted, version, decision.study) == (False, None, "in-vain")
     assert say("pull", "hopeless").is_error(1, "Task hopeless has no champion", "promote")
     told = say("history", "hopeless").out

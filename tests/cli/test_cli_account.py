@@ -5,12 +5,11 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from loraxs_search.mlflow_uri import basic_auth
 
 PROCESSES = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are listed in /proc")
 
@@ -28,7 +27,7 @@ def test_the_command_line_of_a_running_process_shows_no_password(write: Callable
                 line = Path(f"/proc/{process.pid}/cmdline").read_text()
                 process.kill()
             said = "".join(process.communicate())
-    assert f"Authorization: {basic_auth('me', 'secret')}" in request
+    assert f"Authorization: Basic {b64encode(b'me:secret').decode()}" in request
     assert f"http://127.0.0.1:{uri.rpartition(':')[2]}" in line
     assert "secret" not in line + said
 

@@ -70,7 +70,7 @@ def test_a_study_without_yardsticks_has_its_trials_alone(say, measured):
 def test_show_has_them_beside_the_adapters_own_score(say, store_uri, tmp_path):
     better = replace(candidate("00000", 0.9), yardsticks=YARDSTICKS)
     rule = PromotionRule(confidence=0.0)
-    Registry(store_uri).settle(rule, TASK, [better], {"00000": adapter(tmp_path / "a", "00000")}, True)
+    Registry(store_uri).promote(rule, TASK, [better], {"00000": adapter(tmp_path / "a", "00000")}, True)
     heading, row = say("show", "toy").out.splitlines()
     own = ["version", "accuracy", "validation", "accuracy", "over", "seeds"]
     assert heading.split()[:9] == [*own, "constant", "tfidf", "features"]

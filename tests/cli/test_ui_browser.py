@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import TrackingError
-from loraxs_search.mlflow_uri import check_server
+from loraxs_search.mlflow_http import check_server
 
 CHROMIUM = Path("/usr/bin/chromium")  # Debian's package `chromium`
 pytestmark = [

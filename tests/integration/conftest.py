@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import requests
 from faults.records import Losses, Records, losses, read_records
 from support.servers import MlflowServer
-
-from loraxs_search.mlflow_uri import basic_auth
 
 PASSWORD = "a long enough p@ssword"
 
@@ -63,9 +60,11 @@ def server_with_accounts(
     monkeypatch.delenv("MLFLOW_AUTH_ADMIN_PASSWORD")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "searcher")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    user = json.dumps({"username": "searcher", "password": PASSWORD}).encode()
-    request = urllib.request.Request(f"{server.uri}/api/2.0/mlflow/users/create", user)
-    request.add_header("Content-Type", "application/json")
-    request.add_header("Authorization", basic_auth("admin", PASSWORD))
-    with urllib.request.urlopen(request, timeout=30):
-        return server
+    made = requests.post(
+        f"{server.uri}/api/2.0/mlflow/users/create",
+        json={"username": "searcher", "password": PASSWORD},
+        auth=("admin", PASSWORD),
+        timeout=30,
+    )
+    made.raise_for_status()
+    return server

@@ -40,7 +40,7 @@ for round_number in range(rounds):
     score = 0.5 + round_number / 10 + ((number + round_number) % promoters) / 100
     trial_id = f"p{number}r{round_number}"
     made = adapter(folder / trial_id, trial_id)
-    Registry(uri).settle(PromotionRule(confidence=0), TASK, [candidate(trial_id, score)], {trial_id: made})
+    Registry(uri).promote(PromotionRule(confidence=0), TASK, [candidate(trial_id, score)], {trial_id: made})
 """
 
 
@@ -90,10 +90,10 @@ def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(make_mlflow_serv
     began = time.monotonic()
     with (
         pytest.raises(RegistryError, match="but a promoter that died holds it"),
-        _promotion_lock.lease_turn(client, "toy", wait_s=0.5),
+        _promotion_lock.lease_promotion_lock(client, "toy", wait_s=0.5),
     ):
         pass
-    with _promotion_lock.lease_turn(client, "toy") as check:
+    with _promotion_lock.lease_promotion_lock(client, "toy") as check:
         assert time.monotonic() - began > 1.5
         check()
         hold("another", 60.0)
@@ -108,7 +108,7 @@ def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, 
     assert registry.champion("toy") is None
     with pytest.raises(RegistryError, match="`task` must be one of: none"):
         registry.resolve("toy")
-    decision, version = registry.settle(
+    decision, version = registry.promote(
         PromotionRule(confidence=0), TASK, [candidate("t0", 0.8)], {"t0": adapter(tmp_path / "t0", "t0")}
     )
     assert (decision.promoted, version) == (True, 1)
@@ -119,7 +119,7 @@ def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, 
 def test_pulling_what_is_cached_and_listing_need_no_mlflow(make_mlflow_server, tmp_path):
     server = make_mlflow_server()
     server.start()
-    Registry(server.uri).settle(
+    Registry(server.uri).promote(
         PromotionRule(confidence=0), TASK, [candidate("t0", 0.8)], {"t0": adapter(tmp_path / "t0", "t0")}
     )
     pulled = pull("toy", uri=server.uri)
@@ -136,7 +136,7 @@ def test_a_server_hands_out_the_factors_of_a_base(make_mlflow_server, tmp_path, 
     server.start()
     key, checksum = FactorStore().identify(torch.randn(12, 10, generator=torch.Generator().manual_seed(3)), rank=4)
     folder = adapter(tmp_path / "t0", "t0", factors={key: checksum})
-    Registry(server.uri).settle(PromotionRule(confidence=0), TASK, [candidate("t0", 0.8)], {"t0": folder})
+    Registry(server.uri).promote(PromotionRule(confidence=0), TASK, [candidate("t0", 0.8)], {"t0": folder})
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "elsewhere"))
     assert lacks_factors(key, checksum)
     code = "import sys; from loraxs_search.registry import pull; pull('toy', uri=sys.argv[1])\n"

@@ -43,7 +43,7 @@ def card_code(make_adapter, store_uri, tmp_path, warm_home, monkeypatch):
         seal(made, manifest)
         scores = {"accuracy": 0.9}
         candidate = Candidate("s", "0", "task-2", scores, scores, 100, "", manifest.base_digest)
-        Registry(store_uri).settle(PromotionRule(confidence=0), manifest.task, [candidate], {"0": made})
+        Registry(store_uri).promote(PromotionRule(confidence=0), manifest.task, [candidate], {"0": made})
         pulled = loraxs_search.pull("task-2")
         code = re.findall(r"```python\n(.*?)```", (pulled / "README.md").read_text(), flags=re.S)[block]
         done = subprocess.run(

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraxs_search import versions as package_versions
 from loraxs_search.base_model import with_known_package
 from loraxs_search.errors import ClusterError, LoraxsError
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
@@ -153,7 +154,8 @@ def _ask(node: Node, question: dict[str, Any]) -> ray.ObjectRef[Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ray.cloudpickle.register_pickle_by_value(node_facts)  # type: ignore[no-untyped-call]  # a node may lack the package
+    for module in (node_facts, package_versions):  # a node may lack the package
+        ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
     where = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
     task = ray.remote(node_facts.facts_here).options(num_cpus=0, scheduling_strategy=where, max_retries=0)
     return task.remote(question)

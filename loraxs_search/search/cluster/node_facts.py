@@ -1,4 +1,7 @@
-"""What a node reports of itself. Sent to nodes as code, to those without the package too: standard library only."""
+"""What a node says of itself. Sent to nodes as code, to those without the package too.
+
+It imports the standard library, and of ours `versions` alone, which is sent along.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("loraxs-search", "ray", "torch", "transformers", "peft", "datasets", "optuna", "mlflow")
+from loraxs_search.versions import installed
+
 _HASHED_BYTES = 1 << 30  # of a file; a larger one is compared by content as its host joins
 _TORCH = "import torch; print(torch.cuda.device_count())"
 
@@ -60,11 +64,7 @@ def _digests(paths: list[str]) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a search stands on, as this process would import them."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+    return {"python": platform.python_version()} | installed()
 
 
 def _home() -> dict[str, Any]:

@@ -110,7 +110,7 @@ class Driver:
     def _search(self, folder: StudyFolder, actors: StudyActors, tracker: Tracker) -> SearchResult:
         from loraxs_search.search.driver.yardsticks import StudyYardsticks
         from loraxs_search.search.ledger.ledger import Ledger
-        from loraxs_search.search.ledger.optuna_storage import open_optuna_study, storage_faults
+        from loraxs_search.search.ledger.optuna_storage import open_optuna_study
         from loraxs_search.search.ledger.rebuild import rebuild
         from loraxs_search.search.tune.runner import run_tuner
         from loraxs_search.search.tune.scheduler import TuneScheduler
@@ -122,16 +122,15 @@ class Driver:
         journal = folder.journal()
         deadline = self._deadline(journal)
         journal.driver_started(self._started_at)
-        with storage_faults(folder.optuna_path):
-            study = open_optuna_study(folder.optuna_path, folder.name, task.direction)
-            rebuild(study, self._space, journal.records)
-            ledger = Ledger(journal, study, tracker, self._view, task.metric)
-            ledger.reconcile(folder)
-            scheduler = make_scheduler(plan, task.direction)
-            scheduler.replay(journal.reports, task.metric)
-            self._view.started(self._facts(actors, ledger))
-            for trial_id, reason in scheduler.stopped.items():
-                ledger.ended(trial_id, TrialState.PRUNED, reason)
+        study = open_optuna_study(folder.optuna_path, folder.name, task.direction)
+        rebuild(study, self._space, journal.records)
+        ledger = Ledger(journal, study, tracker, self._view, task.metric)
+        ledger.reconcile(folder)
+        scheduler = make_scheduler(plan, task.direction)
+        scheduler.replay(journal.reports, task.metric)
+        self._view.started(self._facts(actors, ledger))
+        for trial_id, reason in scheduler.stopped.items():
+            ledger.ended(trial_id, TrialState.PRUNED, reason)
         searcher = StudySearcher(study, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path)
         if journal.notice is None and folder.candidates() is None:
             tune_scheduler = TuneScheduler(scheduler, task.metric, searcher.break_off)
@@ -225,7 +224,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
         Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker,
     ):
         result = record_finished(folder, tracker)
-        tracker.carry()
+        tracker.drain()
         return result
 
 

@@ -9,10 +9,10 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import astuple, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraxs_search import versions
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.search.cluster.connection import connected
 from loraxs_search.search.driver.driver import Driver, SearchResult, close_finished
@@ -32,9 +32,6 @@ class Cluster:
 
     address: str | None
     runtime_env: str | None
-
-
-_PACKAGES = ("loraxs-search", "torch", "transformers", "peft", "ray", "optuna", "mlflow", "datasets")
 
 
 def launch(  # noqa: PLR0913  # each is a keyword
@@ -169,7 +166,7 @@ def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = N
         space_folder=loaded.folder,
         tracking_uri=uri,
         created_at=time.time(),
-        versions=_versions(),
+        versions=versions.installed(),
         storage=_absolute(storage),
     )
     StudyFolder.check_new(info.name)
@@ -248,13 +245,3 @@ def resume(
         pass
     space = parse_space(folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name)
     return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree that was never installed
-            continue
-    return found

@@ -59,7 +59,7 @@ def _sync(folder: StudyFolder) -> Synced:
         try:
             if folder.candidates() is not None and tracker.search_state != "FINISHED":
                 record_finished(folder, tracker)
-            problem = tracker.carry(_AWAY_AFTER_S)
+            problem = tracker.drain(_AWAY_AFTER_S)
         finally:
             tracker.close(0.0)
     return Synced(folder.name, "waiting" if problem else "complete", problem)

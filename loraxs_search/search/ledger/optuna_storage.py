@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, Trial
 
-from loraxs_search.errors import HomeError
-from loraxs_search.home import ENV_HOME, disk_faults
+from loraxs_search.append_log import AppendLog
+from loraxs_search.home import disk_faults
 from loraxs_search.records import Direction
 
 
@@ -27,18 +27,12 @@ class SingleWriterJournal(BaseJournalBackend):
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._end = 0
+        self._log = AppendLog(path)
         self._first = 0  # number of the first of the events that the storage has not read
         self._unread: list[dict[str, Any]] = []
         self._held: bytes | None = None  # what is to be written as one
-        with disk_faults(path), path.open("ab+") as file:
-            file.seek(0)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._unread.append(json.loads(line))
-                self._end += len(line)
+        with disk_faults(path):
+            self._unread += map(json.loads, self._log.new_lines())
 
     def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
         """Return the events from a number on; the storage never asks for those before again."""
@@ -51,7 +45,7 @@ class SingleWriterJournal(BaseJournalBackend):
         lines = [json.dumps(log, separators=(",", ":")) for log in logs]
         content = "".join(f"{line}\n" for line in lines).encode()
         if self._held is None:
-            self._write(content)
+            self._log.append(content)
         else:
             self._held += content
         self._unread += map(json.loads, lines)
@@ -67,14 +61,7 @@ class SingleWriterJournal(BaseJournalBackend):
             yield
         finally:
             content, self._held = self._held, None
-            self._write(content)
-
-    def _write(self, content: bytes) -> None:
-        with disk_faults(self._path), self._path.open("r+b") as file:
-            file.truncate(self._end)
-            file.seek(self._end)
-            file.write(content)
-        self._end += len(content)
+            self._log.append(content)
 
 
 class SingleWriterStorage(JournalStorage):
@@ -86,18 +73,18 @@ class SingleWriterStorage(JournalStorage):
 
 
 def as_one(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
-    """Let what is written meanwhile be on disk whole or not at all; a database takes each value by itself."""
+    """Let what the study takes in meanwhile be on disk whole or not at all; a study in memory needs no such care."""
     storage = study._storage  # no public accessor
     return storage.log.held() if isinstance(storage, SingleWriterStorage) else contextlib.nullcontext()
 
 
 def open_optuna_study(path: Path, name: str, direction: Direction) -> optuna.Study:
-    """Open the study's storage, created at the first call; a name that ends with `.db` is a SQLite database.
+    """Open the study's storage, created at the first call.
 
     Its sampler is one that costs nothing: Optuna asks it whenever a trial is taken up. `propose` brings its own.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = _storage(path)
+    storage = SingleWriterStorage(SingleWriterJournal(path))
     sampler = optuna.samplers.RandomSampler(seed=0)
     try:
         return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
@@ -109,31 +96,6 @@ def sync(path: Path) -> None:
     """Flush to the device what was written to a file, by whomever."""
     with disk_faults(path), path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def storage_faults(path: Path) -> Iterator[None]:
-    """Turn what Optuna says of a database that cannot be written into `HomeError`.
-
-    Raises:
-        HomeError: the study's storage cannot be read or written.
-    """
-    from sqlalchemy.exc import OperationalError
-
-    try:
-        yield
-    except (optuna.exceptions.StorageInternalError, OperationalError) as error:
-        cause = error if isinstance(error, OperationalError) else error.__cause__
-        raise HomeError(
-            f"{path} must be writable, but the system says: {getattr(cause, 'orig', cause)}.",
-            hint=f"free some space, or see that {ENV_HOME} is on a disk that can be written",
-        ) from error
-
-
-def _storage(path: Path) -> BaseStorage:
-    if path.suffix == ".db":
-        return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-    return SingleWriterStorage(SingleWriterJournal(path))
 
 
 def live_trial(study: optuna.Study, frozen: FrozenTrial) -> Trial:

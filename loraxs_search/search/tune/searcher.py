@@ -15,7 +15,7 @@ from loraxs_search.records import SearchPlan, TrialReport, TrialState, from_json
 from loraxs_search.schedulers import Scheduler
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger.ledger import Ledger
-from loraxs_search.search.ledger.optuna_storage import storage_faults, sync
+from loraxs_search.search.ledger.optuna_storage import sync
 from loraxs_search.search.tune.failures import Outcomes
 from loraxs_search.search.tune.sampler import Sampler
 from loraxs_search.search.tune.trainable import FAILED, FATAL, REPORT, RESOURCES, SPEC, STEP
@@ -103,8 +103,7 @@ class StudySearcher(Searcher):
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _recording(self, act: Callable[[], _ResultT]) -> _ResultT | None:
         try:
-            with storage_faults(self._path):
-                return act()
+            return act()
         except LoraxsError as error:
             self.break_off(error)
             return None

@@ -314,7 +314,7 @@ def test_a_bank_takes_what_the_registry_hands_out(base, folders, store_uri, inpu
     sealed = tmp_path / "sealed"
     shutil.copytree(folder, sealed)
     seal(sealed, manifest)
-    decision, version = Registry(store_uri).settle(
+    decision, version = Registry(store_uri).promote(
         PromotionRule(confidence=0), manifest.task, [candidate], {"0": sealed}
     )
     assert (decision.promoted, version) == (True, 1)

@@ -29,18 +29,18 @@ def registry(store_uri):
 
 @pytest.fixture
 def promote(registry, task, candidate, make_folder, tmp_path):
-    """Settle one candidate with its answers to 400 rows; returns the decision and the version."""
+    """Promote one candidate with its answers to 400 rows; returns the decision and the version."""
 
-    def settle(trial_id, right, *, base="org/Tiny", rule=RULE, rescore=None, forced=False, data="data", **other):
+    def promote(trial_id, right, *, base="org/Tiny", rule=RULE, rescore=None, forced=False, data="data", **other):
         digest = f"digest of {base}"
-        own = {"base_model": base, "base_digest": digest, "data_fingerprint": data} | other
+        own = {"base_model": base, "base_digest": digest, "data_fingerprint": data, "test_fingerprint": data} | other
         found = candidate(trial_id, right / len(LABELS), **own)
         path = tmp_path / f"{trial_id}.safetensors"
         path.write_bytes(rows(right).to_bytes())
         folders = {trial_id: make_folder(trial_id, base_digest=digest, data_fingerprint=data)}
-        return registry.settle(rule, task, [found], folders, forced, {trial_id: path}, rescore)
+        return registry.promote(rule, task, [found], folders, forced, {trial_id: path}, rescore)
 
-    return settle
+    return promote
 
 
 def never(champion):
@@ -81,18 +81,18 @@ def test_a_champion_leads_its_task_and_its_base(registry, promote):
 def test_another_base_may_lead_its_own_without_leading_the_task(registry, promote):
     promote("t0", 340)
     decision, version = promote(
-        "t1", 300, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "data", rows(340))
+        "t1", 300, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "data", rows(340), "data")
     )
     assert (decision.promoted, decision.aliases, version) == (True, ("champion-large",), 2)
     assert "for champion-large:" in decision.reasons
     assert registry.champion("movie-reviews").version == 1
     assert registry.resolve(on_base("movie-reviews", "Large")).candidate.trial_id == "t1"
     weaker, none = promote(
-        "t2", 280, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "data", rows(340))
+        "t2", 280, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "data", rows(340), "data")
     )
     assert (weaker.promoted, none) == (False, None)
     better, version = promote(
-        "t3", 390, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "data", rows(340))
+        "t3", 390, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "data", rows(340), "data")
     )
     assert better.aliases == ("champion", "champion-large")
     assert registry.resolve("movie-reviews@champion-tiny").version == 1
@@ -101,7 +101,9 @@ def test_another_base_may_lead_its_own_without_leading_the_task(registry, promot
 # ---- scored anew -----------------------------------------------------------------------------------------------------
 def test_rows_of_the_champion_are_fetched_and_compared(registry, promote):
     promote("t0", 320)
-    np.testing.assert_array_equal(registry.rows(registry.champion("movie-reviews")).predictions, rows(320).predictions)
+    np.testing.assert_array_equal(
+        registry.test_predictions(registry.champion("movie-reviews")).predictions, rows(320).predictions
+    )
     unsure, _ = promote("t1", 323, rescore=never)
     assert not unsure.promoted
     assert unsure.p_value == pytest.approx(1 / 8)
@@ -117,7 +119,7 @@ def test_a_champion_of_other_data_is_scored_anew_and_then_compared(registry, pro
 
     def rescore(champion):
         asked.append((champion.version, champion.candidate.trial_id))
-        return Rescored({"accuracy": 0.70}, "data", rows(280))
+        return Rescored({"accuracy": 0.70}, "data", rows(280), "data")
 
     decision, version = promote("t1", 320, rescore=rescore)
     assert asked == [(1, "t0")]
@@ -158,15 +160,15 @@ def test_answers_that_were_exchanged_are_refused(registry, promote, store_uri):
 
 
 def test_two_people_who_name_their_studies_alike_meet_each_other(registry, task, candidate, make_folder, tmp_path):
-    def settle(person, right):
+    def promote(person, right):
         found = candidate("t0", right / len(LABELS), study_id=person, base_model="org/Tiny")
         path = tmp_path / f"{person}.safetensors"
         path.write_bytes(rows(right).to_bytes())
         folder = make_folder("t0", created_at=person).rename(tmp_path / person)
-        return registry.settle(RULE, task, [found], {"t0": folder}, rows={"t0": path})[0]
+        return registry.promote(RULE, task, [found], {"t0": folder}, predictions={"t0": path})[0]
 
-    assert settle("alice", 320).promoted
-    better = settle("bob", 360)
+    assert promote("alice", 320).promoted
+    better = promote("bob", 360)
     assert (better.promoted, better.version) == (True, 2)
     assert better.p_value == pytest.approx(2**-40)
 
@@ -176,7 +178,7 @@ def test_the_list_has_every_task_with_its_champion(registry, promote, task, cand
     refits = (Refit(7, {"accuracy": 0.78}), Refit(8, failed="diverged"))
     promote("t0", 320, refits=refits)
     other = dataclasses.replace(task, name="another")
-    registry.settle(PromotionRule(max_bytes=1), other, [candidate("t9", task="another")], {})
+    registry.promote(PromotionRule(max_bytes=1), other, [candidate("t9", task="another")], {})
     none, found = registry.summaries()
     assert (none.task, none.version, none.score) == ("another", None, None)
     assert (found.task, found.version, found.metric, found.score) == ("movie-reviews", 1, "accuracy", 0.8)

@@ -59,13 +59,13 @@ def elsewhere(monkeypatch, tmp_path):
 
 @pytest.fixture
 def promote(store_uri, task, candidate, make_folder):
-    def settle(trial_id, accuracy, factors):
+    def promote(trial_id, accuracy, factors):
         folder = make_folder(trial_id, factors=factors)
-        Registry(store_uri).settle(
+        Registry(store_uri).promote(
             PromotionRule(confidence=0), task, [candidate(trial_id, accuracy)], {trial_id: folder}
         )
 
-    return settle
+    return promote
 
 
 def test_pulling_brings_the_factors_that_lack_and_they_are_used(key_and_checksum, promote, elsewhere, store_uri):
@@ -140,7 +140,7 @@ def test_a_set_is_one_for_all_adapters_and_only_grows(key_and_checksum, promote,
     (version,) = client.search_model_versions("name = 'factors-base'")
     files = {path.name for path in Path(version.source).iterdir()}
     assert files == {f"{key}-{first[:16]}.safetensors", f"{second_key}-{second[:16]}.safetensors"}
-    assert Registry(store_uri).tasks() == ["movie-reviews"], "a set is no task"
+    assert [summary.task for summary in Registry(store_uri).summaries()] == ["movie-reviews"], "a set is no task"
 
 
 def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promote, elsewhere, store_uri):

@@ -15,7 +15,7 @@ from loraxs_search.records import Decision, Look, PromotionRule
 from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, Scored, ScoredRows, _promotion_lock
 from loraxs_search.registry._client import connect
 from loraxs_search.registry.anchor import Anchor, find_anchor
-from loraxs_search.registry.comparison import ComparedChampion, Contest
+from loraxs_search.registry.comparison import ComparedChampion, Comparison
 from loraxs_search.registry.criterion import Criterion
 from loraxs_search.registry.looks import Looks
 
@@ -36,16 +36,16 @@ def registry(store_uri):
 def promote(registry, task, candidate, make_folder, tmp_path):
     """Decide on one finalist with its answers to 400 rows; again with the same name, on the same study."""
 
-    def settle(trial_id, right, *, rule=RULE, forced=False, test="rows", base="org/Tiny", rescore=None, **other):
+    def promote(trial_id, right, *, rule=RULE, forced=False, test="rows", base="org/Tiny", rescore=None, **other):
         digest = f"digest of {base}"
         own = {"base_model": base, "base_digest": digest, "test_fingerprint": test, "data_fingerprint": test}
         found = candidate(trial_id, right / len(LABELS), **(own | other))
         path, folder = tmp_path / f"{trial_id}.safetensors", tmp_path / "made" / trial_id
         path.write_bytes(rows(right).to_bytes())
         folders = {trial_id: folder if folder.exists() else make_folder(trial_id, base_digest=digest)}
-        return registry.settle(rule, task, [found], folders, forced, {trial_id: path}, rescore)[0]
+        return registry.promote(rule, task, [found], folders, forced, {trial_id: path}, rescore)[0]
 
-    return settle
+    return promote
 
 
 def numbers(decision: Decision) -> list[int]:
@@ -91,7 +91,9 @@ def test_more_train_rows_leave_the_count_as_it_is(promote):
 
 def test_a_bases_own_championship_is_a_look_of_its_own(promote):
     promote("t0", 340)
-    decision = promote("t1", 300, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "rows", rows(340)))
+    decision = promote(
+        "t1", 300, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "rows", rows(340), "rows")
+    )
     assert [(look.alias, look.opponent, look.number) for look in decision.looks] == [
         ("champion", "s1/t0", 2),
         ("champion-large", "constant", 3),
@@ -122,7 +124,7 @@ def test_a_promoter_that_is_killed_before_it_is_champion_spends_no_look(promote,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_promotion_lock, "file_turn", lambda database: contextlib.nullcontext(killed))
+        patch.setattr(_promotion_lock, "file_promotion_lock", lambda database: contextlib.nullcontext(killed))
         promote("t1", 399)
     assert numbers(promote("t2", 302)) == [2]
     assert numbers(promote("t1", 399)) == [3]
@@ -149,7 +151,7 @@ def test_promoters_at_once_never_share_a_number(store_uri, task, candidate, make
             path, right = tmp_path / f"{number}.safetensors", 300 + number
             path.write_bytes(rows(right).to_bytes())
             own = candidate(f"t{number}", right / 400)
-            Registry(store_uri).settle(RULE, task, [own], folders, rows={own.trial_id: path})
+            Registry(store_uri).promote(RULE, task, [own], folders, predictions={own.trial_id: path})
         except Exception as error:  # noqa: BLE001 (a thread's error is shown by the test)
             faults.append(error)
 
@@ -249,16 +251,16 @@ def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, a
     champion: ComparedChampion | None = None
     for study, size in asked:
         found = candidate(f"t{size}", (300 + 20 * study) / 400, 1000 - size, study=f"s{study}")
-        contest = Contest(SMALLER, task, Scored(found, rows(300 + 20 * study)), False, tuple(past))
-        decision = contest.settle({"champion": champion} if champion else {})
-        assert contest.settle({"champion": champion} if champion else {}) == decision
+        comparison = Comparison(SMALLER, task, Scored(found, rows(300 + 20 * study)), False, tuple(past))
+        decision = comparison.decide({"champion": champion} if champion else {})
+        assert comparison.decide({"champion": champion} if champion else {}) == decision
         if decision.promoted:
             version = 1 + sum(known.promoted for known in past)
             decision = dataclasses.replace(decision, version=version)
             adapter = RegisteredAdapter(task.name, version, ("champion",), "", found, decision, "")
-            champion = ComparedChampion(adapter, contest.finalist)
+            champion = ComparedChampion(adapter, comparison.finalist)
         past.append(decision)
-        again = Contest(SMALLER, task, contest.finalist, False, tuple(past)).settle(
+        again = Comparison(SMALLER, task, comparison.finalist, False, tuple(past)).decide(
             {"champion": champion} if champion else {}
         )
         assert not again.promoted

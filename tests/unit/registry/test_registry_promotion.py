@@ -185,7 +185,7 @@ def test_a_smaller_one_that_is_surely_worse_stays_out():
 # ---- what is not compared --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("other", "why"),
-    [({"data_fingerprint": "d2"}, "other test rows"), ({"test_metrics": {"f1": 0.1}}, "no finite test")],
+    [({"test_fingerprint": "d2"}, "other test rows"), ({"test_metrics": {"f1": 0.1}}, "no finite test")],
 )
 def test_a_champion_that_cannot_be_compared_stays_unless_forced(other, why):
     champion = _old(100, **other)

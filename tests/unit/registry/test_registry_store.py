@@ -24,7 +24,7 @@ def registry(store_uri):
 @pytest.fixture
 def champion(registry, task, candidate, make_folder):
     """A registry whose champion is t0 at 0.80 and 1000 bytes."""
-    _, version = registry.settle(RULE, task, [candidate("t0", 0.80)], {"t0": make_folder("t0")})
+    _, version = registry.promote(RULE, task, [candidate("t0", 0.80)], {"t0": make_folder("t0")})
     assert version == 1
     return registry
 
@@ -41,7 +41,7 @@ def test_a_promoted_adapter_is_champion_with_all_that_is_known_of_it(champion, c
 
 
 def test_a_better_one_takes_the_alias_and_the_old_version_stays(champion, task, candidate, make_folder):
-    decision, version = champion.settle(RULE, task, [candidate("t1", 0.85)], {"t1": make_folder("t1")})
+    decision, version = champion.promote(RULE, task, [candidate("t1", 0.85)], {"t1": make_folder("t1")})
     assert decision.promoted
     assert version == 2
     assert champion.champion("movie-reviews").candidate.trial_id == "t1"
@@ -50,7 +50,7 @@ def test_a_better_one_takes_the_alias_and_the_old_version_stays(champion, task, 
 
 
 def test_a_refusal_is_recorded_and_moves_nothing(champion, task, candidate, make_folder):
-    decision, version = champion.settle(RULE, task, [candidate("t1", 0.75)], {"t1": make_folder("t1")})
+    decision, version = champion.promote(RULE, task, [candidate("t1", 0.75)], {"t1": make_folder("t1")})
     assert version is None
     assert champion.champion("movie-reviews").version == 1
     history = champion.history("movie-reviews")
@@ -61,7 +61,7 @@ def test_a_refusal_is_recorded_and_moves_nothing(champion, task, candidate, make
 
 
 def test_settling_twice_promotes_once(champion, task, candidate, make_folder, tmp_path):
-    decision, version = champion.settle(RULE, task, [candidate("t0", 0.80)], {"t0": tmp_path / "made" / "t0"})
+    decision, version = champion.promote(RULE, task, [candidate("t0", 0.80)], {"t0": tmp_path / "made" / "t0"})
     assert not decision.promoted
     assert version is None
     assert decision.reasons[-1] == "s1/t0 already is the champion"
@@ -69,10 +69,10 @@ def test_settling_twice_promotes_once(champion, task, candidate, make_folder, tm
 
 def test_a_task_that_was_only_refused_has_history_and_no_champion(registry, task, candidate):
     rule = PromotionRule(max_bytes=10)
-    registry.settle(rule, task, [candidate("t0")], {})
+    registry.promote(rule, task, [candidate("t0")], {})
     assert registry.champion("movie-reviews") is None
     assert len(registry.history("movie-reviews")) == 1
-    assert registry.tasks() == ["movie-reviews"]
+    assert [summary.task for summary in registry.summaries()] == ["movie-reviews"]
     with pytest.raises(RegistryError, match="movie-reviews has no champion") as none:
         registry.resolve("movie-reviews")
     assert "loraxs-search promote" in str(none.value.hint)
@@ -87,10 +87,10 @@ def test_promoting_what_was_interrupted_uses_the_version_that_is_there(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_promotion_lock, "file_turn", lambda database: contextlib.nullcontext(killed))
-        champion.settle(RULE, task, [candidate("t1", 0.9)], {"t1": folder})
+        patch.setattr(_promotion_lock, "file_promotion_lock", lambda database: contextlib.nullcontext(killed))
+        champion.promote(RULE, task, [candidate("t1", 0.9)], {"t1": folder})
     assert champion.champion("movie-reviews").version == 1
-    assert champion.settle(RULE, task, [candidate("t1", 0.9)], {"t1": folder})[1] == 2
+    assert champion.promote(RULE, task, [candidate("t1", 0.9)], {"t1": folder})[1] == 2
     with pytest.raises(RegistryError):
         champion.resolve("movie-reviews:3")
 
@@ -99,13 +99,13 @@ def test_a_changed_folder_is_not_registered(registry, task, candidate, make_fold
     folder = make_folder("t0")
     (folder / "adapter_model.safetensors").write_bytes(b"other")
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
-        registry.settle(RULE, task, [candidate("t0")], {"t0": folder})
+        registry.promote(RULE, task, [candidate("t0")], {"t0": folder})
     assert registry.champion("movie-reviews") is None
 
 
 def test_the_folder_must_be_the_winners(registry, task, candidate, make_folder):
     with pytest.raises(IntegrityError, match="must hold the winner s1/t1"):
-        registry.settle(RULE, task, [candidate("t1")], {"t1": make_folder("t0")})
+        registry.promote(RULE, task, [candidate("t1")], {"t1": make_folder("t0")})
 
 
 def test_unknown_names_list_what_there_is_nearest_first(champion):
@@ -121,7 +121,7 @@ def test_asking_where_there_is_no_store_creates_none(fresh_home):
     registry = Registry(uri)
     assert registry.champion("movie-reviews") is None
     assert registry.history("movie-reviews") == []
-    assert registry.tasks() == []
+    assert registry.summaries() == []
     with pytest.raises(RegistryError, match="`task` must be one of: none") as none:
         registry.resolve("movie-reviews")
     assert "loraxs-search launch" in str(none.value.hint)
@@ -130,7 +130,7 @@ def test_asking_where_there_is_no_store_creates_none(fresh_home):
 
 def test_long_reasons_keep_their_end(registry, task, candidate):
     bad = [candidate(f"t{n:04d}", stored_bytes=10**9) for n in range(200)]
-    registry.settle(PromotionRule(max_bytes=10), task, bad, {})
+    registry.promote(PromotionRule(max_bytes=10), task, bad, {})
     (kept,) = registry.history("movie-reviews")
     assert kept.reasons[-1] == "no candidate may be promoted"
     assert "more reasons" in kept.reasons[0]
@@ -147,21 +147,21 @@ def test_a_version_of_someone_else_is_said(registry, store_uri, champion):
 def test_a_task_name_the_registry_cannot_hold_is_refused(registry, task, candidate, name):
     odd = dataclasses.replace(task, name=name)
     with pytest.raises(RegistryError, match="`task name` must"):
-        registry.settle(RULE, odd, [candidate("t0", task=name)], {})
+        registry.promote(RULE, odd, [candidate("t0", task=name)], {})
 
 
 def test_history_has_what_a_promoter_that_died_did_not_write_down(registry, task, candidate, make_folder, monkeypatch):
-    registry.settle(RULE, task, [candidate("t0", 0.80)], {"t0": make_folder("t0")})
+    registry.promote(RULE, task, [candidate("t0", 0.80)], {"t0": make_folder("t0")})
 
     def killed(_decision: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(registry, "_record", killed)
-        registry.settle(RULE, task, [candidate("t1", 0.90)], {"t1": make_folder("t1")})
+        registry.promote(RULE, task, [candidate("t1", 0.90)], {"t1": make_folder("t1")})
     history = registry.history("movie-reviews")
     assert [(past.winner, past.promoted, past.version) for past in history] == [("t0", True, 1), ("t1", True, 2)]
-    refused, _ = registry.settle(RULE, task, [candidate("t2", 0.85)], {"t2": make_folder("t2")})
+    refused, _ = registry.promote(RULE, task, [candidate("t2", 0.85)], {"t2": make_folder("t2")})
     assert registry.history("movie-reviews") == [*history, refused]
 
 
@@ -172,7 +172,7 @@ def test_two_promoters_at_once_leave_the_better_one(store_uri, task, candidate, 
     def promote(number: int) -> None:
         try:
             own = candidate(f"t{number}", 0.80 + number / 100)
-            Registry(store_uri).settle(RULE, task, [own], folders)
+            Registry(store_uri).promote(RULE, task, [own], folders)
         except Exception as error:  # noqa: BLE001 (a thread's error is shown by the test)
             faults.append(error)
 
@@ -201,7 +201,7 @@ def test_the_logged_model_of_the_search_is_the_one_registered(
     folder = make_folder("t0", run_id=tracker.run_id("t0") if knows_run else None)
     tracker.adapter_logged("t0", folder)
     assert tracker.close()
-    registry.settle(RULE, task, [candidate("t0")], {"t0": folder})
+    registry.promote(RULE, task, [candidate("t0")], {"t0": folder})
     client = connect(store_uri)
     version = client.get_model_version("movie-reviews", "1")
     assert version.run_id == tracker.run_id("t0")
@@ -212,7 +212,7 @@ def test_the_logged_model_of_the_search_is_the_one_registered(
 def test_an_adapter_that_no_search_logged_is_logged_with_its_run(registry, store_uri, task, candidate, make_folder):
     client = connect(store_uri)
     run_id = client.create_run("0").info.run_id
-    registry.settle(RULE, task, [candidate("t0", 0.8)], {"t0": make_folder("t0", run_id=run_id)})
-    registry.settle(RULE, task, [candidate("t1", 0.9)], {"t1": make_folder("t1", run_id="f" * 32)})  # of another store
+    registry.promote(RULE, task, [candidate("t0", 0.8)], {"t0": make_folder("t0", run_id=run_id)})
+    registry.promote(RULE, task, [candidate("t1", 0.9)], {"t1": make_folder("t1", run_id="f" * 32)})  # of another store
     assert client.get_model_version("movie-reviews", "1").run_id == run_id
     assert not client.get_model_version("movie-reviews", "2").run_id

@@ -15,7 +15,7 @@ from support.studies import study as new_study
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.records import TrialState, to_json
 from loraxs_search.studies import Storage, StudyFolder, fetch, mirror
-from loraxs_search.studies.lease import LEASE_S, Lease
+from loraxs_search.studies.lease import LEASE_S, Lease, LeaseInfo
 from loraxs_search.studies.mirror import Mirror
 from loraxs_search.studies.standstill import PATIENCE_S, Standstill
 
@@ -151,7 +151,7 @@ def test_an_object_that_is_just_being_written_is_somebodys(
     storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock
 ) -> None:
     machine("two")
-    storage.put("s/lease/00000007.json", b"")
+    storage.create("s/lease/00000007.json", b"")
     clock = make_clock()
     Lease(storage, "s", clock).take()
     assert clock.slept_s == LEASE_S
@@ -192,7 +192,8 @@ def test_what_a_late_driver_got_through_is_replaced_by_the_one_that_took_over(
         machine("two")
         second = fetch_now(storage, make_clock)
         with Mirror(second, storage, pytest.fail, make_clock()) as new:
-            storage.put("s/journal.jsonl", b"what was under way to the storage for a minute")
+            late = b"what was under way to the storage for a minute"
+            storage.write("s/journal.jsonl", late, storage.versions("s")["s/journal.jsonl"])
             second.journal().trial_ended("00000", TrialState.COMPLETE, "there")
             new.copy()
             assert storage.get("s/journal.jsonl") == (second.path / "journal.jsonl").read_bytes()
@@ -230,7 +231,7 @@ def test_a_driver_that_works_on_is_told_that_it_was_taken_over(
     first = study(machine("one"), storage)
     with Mirror(first, storage, lost.set) as kept:
         machine("two")
-        storage.create("s/lease/00000002.json", to_json(Lease(storage, "s")._mine).encode())
+        storage.create("s/lease/00000002.json", to_json(LeaseInfo("theirs", "two", "boot", "home")).encode())
         within(lost)
         first.journal().trial_started("00000", {"rank": 4})
     assert "one on two took over" in str(kept.lost_to)

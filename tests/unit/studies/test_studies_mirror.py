@@ -52,10 +52,9 @@ def begin(folder: StudyFolder, *steps: int) -> None:
 def test_a_storage_keeps_whole_objects(storage: Storage) -> None:
     assert storage.get("a/b") is None
     assert storage.keys("a") == []
-    storage.put("a/b", b"one")
-    storage.put("a/b", b"two")
-    storage.put("a/c/d", bytes(3_000_000))
-    storage.put("other", b"")
+    storage.write("a/b", b"two", storage.create("a/b", b"one"))
+    storage.create("a/c/d", bytes(3_000_000))
+    storage.create("other", b"")
     assert storage.get("a/b") == b"two"
     assert storage.keys("a") == ["a/b", "a/c/d"]
     assert len(storage.get("a/c/d") or b"") == 3_000_000
@@ -96,7 +95,7 @@ def test_a_storage_is_seen_to_be_usable_before_a_search(
     assert storage.keys("") == []
     for careless in ("create", "write"):
         with monkeypatch.context() as patch:  # a server that passes over conditions
-            patch.setattr(Storage, careless, lambda storage, key, *_: storage.put(key, b"") or "version")
+            patch.setattr(Storage, careless, lambda *_: "version")
             with pytest.raises(StorageError, match="must refuse to replace what another driver has written"):
                 storage.check()
     assert storage.keys("") == []
@@ -106,8 +105,8 @@ def test_a_storage_is_seen_to_be_usable_before_a_search(
 
 
 def test_slashes_too_many_are_passed_over(storage: Storage) -> None:
-    storage.put("below/b", b"")  # a folder is not made
-    Storage(f"{storage.uri}//below//").put("a", b"one")
+    storage.create("below/b", b"")  # a folder is not made
+    Storage(f"{storage.uri}//below//").create("a", b"one")
     assert storage.get("below/a") == b"one"
 
 
@@ -121,7 +120,7 @@ def test_the_account_may_be_a_profile_of_awss_own_file(
     monkeypatch.setenv("AWS_PROFILE", "team")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     storage = Storage(s3_bucket)
-    storage.put("a", b"one")
+    storage.create("a", b"one")
     assert storage.get("a") == b"one"
 
 
@@ -139,7 +138,7 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, machine: Callabl
     """Where its share is not mounted, the copy would go to this machine's own disk."""
     machine("one")
     shared = tmp_path / "mount" / "studies"
-    for use in (lambda: Storage(str(shared)).put("a", b""), lambda: check_new_in(Storage(str(shared)), "s")):
+    for use in (lambda: Storage(str(shared)).create("a", b""), lambda: check_new_in(Storage(str(shared)), "s")):
         with pytest.raises(StorageError, match="must be a folder that is there") as caught:
             use()
         assert f"mkdir -p {shared}" in str(caught.value.hint)
@@ -158,7 +157,7 @@ def test_a_file_that_another_machine_replaces_while_it_is_read_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage, stale = Storage(str(tmp_path)), [OSError(errno.ESTALE, "Stale file handle")]
-    storage.put("a", b"content")
+    storage.create("a", b"content")
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) if not stale else fail(stale.pop()))
     assert storage.get("a") == b"content"
@@ -176,7 +175,7 @@ def fail(error: OSError) -> bytes:
 # ---- copies ----------------------------------------------------------------------------------------------------------
 def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine: Callable[[str], Path]) -> None:
     first = study(machine("one"), storage)
-    (first.path / "optuna.db").write_text("rebuilt elsewhere")
+    first.optuna_path.write_text("rebuilt elsewhere")
     (first.path / "tracking.offset").write_text("17")
     with keep(first, storage):
         begin(first, 2, 4)
@@ -291,7 +290,7 @@ def test_a_study_is_not_copied_onto_itself(machine: Callable[[str], Path], tmp_p
         with pytest.raises(StorageError, match="must be another folder than that of the studies"):
             Storage(uri)
     (home / "copies").mkdir()
-    Storage(str(home / "copies")).put("a", b"")
+    Storage(str(home / "copies")).create("a", b"")
 
 
 def test_two_histories_of_one_study_are_refused(storage: Storage, machine: Callable[[str], Path]) -> None:

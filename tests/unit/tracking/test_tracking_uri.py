@@ -1,27 +1,12 @@
 from __future__ import annotations
 
-import contextlib
-import http.server
 import os
-import socket
-import threading
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from loraxs_search.errors import TrackingError
-from loraxs_search.mlflow_uri import (
-    artifact_root,
-    basic_auth,
-    check_server,
-    redact,
-    request_to,
-    resolve_uri,
-    sqlite_path,
-)
+from loraxs_search.mlflow_uri import artifact_root, redact, resolve_uri, sqlite_path
 
 
 def test_without_anything_the_store_is_in_the_state_folder(fresh_home):
@@ -60,16 +45,12 @@ def test_an_account_in_an_address_is_taken_out_of_it_and_becomes_mlflows_own_var
     assert account() == ("me", "p@ss")
     assert resolve_uri("https://mlflow.example:5000/below") == "https://mlflow.example:5000/below"
     assert account() == ("me", "p@ss"), "the same server, as a study names it"
-    header = request_to("https://mlflow.example:5000/below/health").get_header("Authorization")
-    assert header == basic_auth("me", "p@ss")
 
 
 def test_a_user_alone_goes_with_the_password_of_the_environment(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "100%25")
     assert resolve_uri("https://me@mlflow.example") == "https://mlflow.example"
-    assert account() == ("me", "100%25")
-    header = request_to("https://mlflow.example/health").get_header("Authorization")
-    assert header == basic_auth("me", "100%25"), "variables are taken as they are"
+    assert account() == ("me", "100%25"), "variables are taken as they are"
 
 
 def test_an_account_goes_to_the_server_that_it_was_given_for(monkeypatch):
@@ -105,62 +86,7 @@ def test_redact_hides_user_and_password_wherever_they_stand():
     assert redact("postgresql+psycopg2://u:a/b?c@db/x") == "postgresql+psycopg2://***@db/x"
 
 
-def test_a_server_that_is_not_there_is_said_at_once_without_its_password():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    began = time.monotonic()
-    with pytest.raises(TrackingError, match=f"http://\\*\\*\\*@127.0.0.1:{port} must be reachable") as away:
-        check_server(f"http://user:secret@127.0.0.1:{port}")
-    assert time.monotonic() - began < 2
-    assert "secret" not in str(away.value)
-    assert away.value.hint is not None
-    assert "--tracking-uri" in away.value.hint
-
-
-def test_a_server_that_hangs_is_given_up_in_time():
-    with socket.socket() as mute:
-        mute.bind(("127.0.0.1", 0))
-        mute.listen()
-        began = time.monotonic()
-        with pytest.raises(TrackingError, match="must be reachable"):
-            check_server(f"http://127.0.0.1:{mute.getsockname()[1]}", timeout_s=0.3)
-        assert time.monotonic() - began < 2
-
-
 def test_home_with_odd_characters_is_kept_as_it_is(monkeypatch, tmp_path):
     odd = tmp_path / "a b%20c"
     monkeypatch.setenv("LORAXS_HOME", str(odd))
     assert sqlite_path(resolve_uri(None)) == Path(odd) / "mlflow.db"
-
-
-@contextlib.contextmanager
-def server(location: str | None, seen: list[str | None]) -> Iterator[str]:
-    """Serve until the end: what was sent as credentials goes to `seen`; `location` is where it sends on to."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            seen.append(self.headers["Authorization"])
-            self.send_response(302 if location else 200)
-            if location:
-                self.send_header("Location", location)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None: ...
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{listening.server_port}"
-        finally:
-            listening.shutdown()
-            thread.join()
-
-
-def test_a_server_that_sends_on_to_another_does_not_send_the_password_there():
-    here, there = [], []
-    with server(None, there) as other, server(f"http://{other}/", here) as first:
-        urllib.request.urlopen(request_to(f"http://me:secret@{first}/"), timeout=5).close()
-    assert here[0].startswith("Basic ")
-    assert there == [None]

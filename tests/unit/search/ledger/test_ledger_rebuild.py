@@ -34,10 +34,10 @@ def searched(path: Path, space: Space, num_trials: int) -> tuple[optuna.Study, d
     return study, records
 
 
-def test_a_lost_database_is_made_anew(tmp_path: Path) -> None:
+def test_a_lost_memory_is_made_anew(tmp_path: Path) -> None:
     space = parse_space(SPACE, source="s.yaml", folder=tmp_path)
-    lost, records = searched(tmp_path / "lost.db", space, 12)
-    study = open_optuna_study(tmp_path / "new.db", "s", "maximize")
+    lost, records = searched(tmp_path / "lost.jsonl", space, 12)
+    study = open_optuna_study(tmp_path / "new.jsonl", "s", "maximize")
     for _ in range(2):  # doing it again changes nothing
         rebuild(study, space, records)
         for before, after in zip(lost.get_trials(), study.get_trials(), strict=True):
@@ -50,9 +50,9 @@ def test_a_lost_database_is_made_anew(tmp_path: Path) -> None:
     assert study.ask().number == 12
 
 
-def test_what_a_database_has_is_left_and_a_number_that_was_never_begun_stays_free(tmp_path: Path) -> None:
+def test_what_it_has_is_left_and_a_number_that_was_never_begun_stays_free(tmp_path: Path) -> None:
     space = parse_space(SPACE, source="s.yaml", folder=tmp_path)
-    study, records = searched(tmp_path / "o.db", space, 2)
+    study, records = searched(tmp_path / "o.jsonl", space, 2)
     params = records["00000"].params
     rebuild(study, space, records | {"00003": TrialRecord("00003", params, TrialState.RUNNING)})
     trials = study.get_trials()
