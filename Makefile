@@ -40,13 +40,13 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Unit tests and equivalences, then the searches: these wait for processes half of the time, so files run two at once.
+# Unit tests and equivalences, then the searches; each two files at once (tests/conftest.py groups them).
 test: lint browser postgres
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
 	$(BIN)/python -m pytest -n 2 tests/unit tests/numerics
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25 --ignore tests/unit --ignore tests/numerics
+	$(BIN)/python -m pytest -n 2 --durations 25 --ignore tests/unit --ignore tests/numerics
 endif
 
 # What takes many minutes: PEFT's own test matrices on our method, more faults, an autoscaler.
