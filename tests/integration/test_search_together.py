@@ -59,7 +59,7 @@ def test_tasks_that_share_passes_find_what_each_finds_alone(
 
 
 def test_a_study_that_fails_leaves_the_others_to_their_end(
-    in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
+    ray_here: None, in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
 ) -> None:
     ratings.write_text(ratings.read_text().replace("label: rating", "label: nowhere").replace("ratings", "broken"))
     before = set(list_studies())
@@ -83,7 +83,7 @@ def test_bases_that_differ_are_refused_before_anything_is_written(
 
 
 def test_studies_that_are_searched_together_share_a_full_device(
-    in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
+    ray_here: None, in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
 ) -> None:
     """Nobody asks for a pack size. Each study once had one slot, whatever the device held."""
     facts: list[SearchStarted] = []
@@ -92,11 +92,11 @@ def test_studies_that_are_searched_together_share_a_full_device(
         def started(self, facts_known: SearchStarted) -> None:
             facts.append(facts_known)
 
-    plan = ("search.trials=6", "search.max_steps=4", "promotion.seeds=0")
+    plan = ("search.trials=3", "search.max_steps=4", "promotion.seeds=0")
     for result in launch_together([str(tiny_space), str(ratings)], overrides=plan, views=lambda _: Watching()):
-        agree(result.study, 6)
+        agree(result.study, 3)
         assert not any(trial.state is TrialState.FAIL for trial in result.trials)
-    assert [started.num_slots for started in facts] == [6, 6]
-    assert all("12 trials" in started.why_slots for started in facts)
+    assert [started.num_slots for started in facts] == [3, 3]
+    assert all("6 trials" in started.why_slots for started in facts)
     with pytest.raises(LoraxsError, match="pack_size"):
         launch(str(tiny_space), overrides=("search.pack_size=many",))

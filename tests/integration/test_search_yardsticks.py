@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -23,17 +23,6 @@ from loraxs_search.tracking.store import connect
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 NAMES = ["constant", "tfidf", "features"]
 SHORT = ("search.trials=2", "search.scheduler=none", "promotion.seeds=0")
-
-
-@pytest.fixture(scope="module")
-def ray_here(search_home: Path) -> Iterator[None]:
-    """One Ray for the module: `launch` uses a connection that is there already."""
-    from loraxs_search.search.cluster.connection import connected
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAXS_HOME", str(search_home))
-        with connected(None):
-            yield
 
 
 @pytest.fixture

