@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from loraxs_search.errors import HomeError, UsageError
 from loraxs_search.methods.loraxs import export_lora
 
-from .conftest import FAMILIES
+from ..conftest import FAMILIES
 
 
 def test_the_exported_adapter_gives_the_same_logits(adapt, make_base, family, inputs, logits, tmp_path):

@@ -16,7 +16,9 @@ from tokenizers.models import WordLevel
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from loraxs_search.errors import UsageError
-from loraxs_search.methods.loraxs import converted, formats, load_adapter_folder
+from loraxs_search.methods import LoraXS
+from loraxs_search.methods.formats import converted
+from loraxs_search.methods.loading import load_adapter_folder
 
 ALONE = {"PATH": "", "HF_HUB_OFFLINE": "1"}  # no PYTHONPATH
 PLAIN = """
@@ -146,8 +148,9 @@ def test_of_several_at_once_one_makes_it_and_what_a_killed_one_left_goes(sealed,
     left.mkdir()
     (left / "half.safetensors").write_bytes(b"cut sho")
     calls = []
-    export = formats.export_lora
-    monkeypatch.setattr(formats, "export_lora", lambda *args, **given: (calls.append(1), export(*args, **given)))
+    convert = LoraXS.conversions["lora"]
+    counted = {"lora": lambda *args: (calls.append(1), convert(*args))}
+    monkeypatch.setattr(LoraXS, "conversions", counted)
     with ThreadPoolExecutor(4) as threads:
         made = set(threads.map(lambda _: converted(folder, "lora"), range(4)))
     assert made == {folder.with_name(f"{folder.name}.lora")}
