@@ -153,7 +153,7 @@ def pull(
     target = None if out is None else _new_folder(Path(out))
     folder = _found(registry.pull, name, base, tracking_uri)
     if form != "native":
-        from loraxs_search.methods.loraxs import converted
+        from loraxs_search.methods.formats import converted
 
         folder = converted(folder, form, rank=rank)
     if target is None:
@@ -178,7 +178,7 @@ def load_adapter(
         BaseModelError: the base cannot be found or is not the one the adapter was trained on.
         FactorMismatchError: its factors differ from those the adapter was trained in.
     """
-    from loraxs_search.methods.loraxs import load_adapter_folder
+    from loraxs_search.methods.loading import load_adapter_folder
 
     folder = _found(registry.adapter_folder, name, base, tracking_uri)
     return load_adapter_folder(folder, dtype=dtype, device=device)
@@ -211,7 +211,7 @@ def predict(
             row in turn.
     """
     from loraxs_search.base_model import load_tokenizer, locate
-    from loraxs_search.methods.loraxs import load_adapter_folder
+    from loraxs_search.methods.loading import load_adapter_folder
     from loraxs_search.tasks import answer, encode
 
     folder = _found(registry.adapter_folder, name, base, tracking_uri)

@@ -106,11 +106,14 @@ class IntegrityError(RegistryError):
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is no known `kind`, listing the known ones, nearest first."""
-    names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
-    ordered = near + [n for n in names if n not in near]
-    listing = ", ".join(ordered) if ordered else "none"
-    return f"`{kind}` must be one of: {listing}, but got {shortened(name)}."
+    return f"`{kind}` must be one of: {one_of(sorted(known), name) or 'none'}, but got {shortened(name)}."
+
+
+def one_of(names: Iterable[str], wanted: object = None) -> str:
+    """List `names`, those nearest to `wanted` first."""
+    known = list(names)
+    near = get_close_matches(str(wanted), known, n=3, cutoff=0.5) if wanted is not None else []
+    return ", ".join([*near, *(name for name in known if name not in near)])
 
 
 def shortened(value: object) -> str:

@@ -14,11 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.adapter_store import AdapterStore, Part
 from loraxs_search.bank.bank_model import BankModel
-from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout, split_tensors
+from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
 from loraxs_search.bank.texts import shown, tokenized
 from loraxs_search.base_model import load_tokenizer, locate
 from loraxs_search.errors import IntegrityError, UsageError
-from loraxs_search.methods.loraxs import LoraXSConfig, compare_reference_logits, verified_manifest
+from loraxs_search.methods.loading import verified_manifest
+from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
+from loraxs_search.methods.reference_logits import compare_reference_logits
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, to_json
 from loraxs_search.registry import adapter_folder

@@ -25,11 +25,11 @@ from loraxs_search.base_model import (
 )
 from loraxs_search.errors import IntegrityError, TargetModulesError, unknown_name
 from loraxs_search.factors import agrees, fingerprint
+from loraxs_search.methods.body import check_body
 from loraxs_search.methods.loraxs import (
     FactorKey,
     LoraXSConfig,
     ModuleSettings,
-    check_body,
     checked_factors,
     current_factor_store,
     module_settings,

@@ -14,9 +14,6 @@ from loraxs_search.errors import IntegrityError
 from loraxs_search.methods.loraxs import FactorKey, LoraXSConfig, ModuleSettings
 from loraxs_search.records import TaskKind
 
-ROOT = "base_model.model."
-_R = ".loraxs_R"
-
 
 @dataclass(frozen=True)
 class CorePlace:
@@ -92,24 +89,6 @@ class Layout:
             for name, (start, shape) in self.head_places.items()
             if name.startswith(prefix)
         }
-
-
-def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tell R by module from head parameters by full name, the names of `adapter_model.safetensors` taken off.
-
-    Raises:
-        IntegrityError: a name is not one that PEFT writes for LoRA-XS.
-    """
-    r, head = {}, {}
-    for key, value in tensors.items():
-        name = key.removeprefix(ROOT)
-        if name == key:
-            raise IntegrityError(f"Tensors of an adapter must be named {ROOT}..., but got {key!r}.")
-        if name.endswith(_R):
-            r[name.removesuffix(_R)] = value
-        else:
-            head[name] = value
-    return r, head
 
 
 def make_layout(

@@ -98,33 +98,39 @@ def _check_rows(space: Space, base: BaseModel, modules: Sequence[LinearModule], 
 
 
 def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> None:
+    from loraxs_search.methods import get_method
+
     for key, value in _summary(space, base, description, rows).items():
         print(f"{key:<11} {value}")
     print()
-    columns = ("adapter", "rank", "modules", "R", "head", "bytes")
     extremes = {"smallest": description.smallest, "largest": description.largest}
+    numbers = (get_method(space.method).symbol, "head", "bytes")
+    columns = ("adapter", *description.smallest.params, "modules", *numbers)
     body = [
         (
             name,
-            str(it.rank),
+            *map(str, it.params.values()),
             it.target_modules,
             *map(_count, (it.size.r_parameters, it.size.head_parameters, it.size.stored_bytes)),
         )
         for name, it in extremes.items()
     ]
-    print_table(columns, body, right=frozenset({"rank", "R", "head", "bytes"}))
+    print_table(columns, body, right=frozenset({*description.smallest.params, *numbers}))
     for group in description.groups:
         print(f"\n{group.expression}: {len(group.modules)} modules")
         print("\n".join(f"  {name}" for name in fold_layers(group.modules)))
 
 
 def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> dict[str, Any]:
+    from loraxs_search.methods import get_method
+
     task, plan = space.task, space.search
     searched = [name for name, parameter in space.parameters.items() if parameter.distribution.size != 1]
     size = "continuous" if description.combinations is None else f"{description.combinations:,} combinations"
     facts = {
         "space": f"{space.name} ({space.source})",
         "task": f"{task.name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}",
+        "method": get_method(space.method).title,
         "base model": f"{base.id}, weights {base.weight_digest[:12]}",
         "searched": f"{', '.join(searched) or 'nothing'}: {size}",
         "budget": f"{plan.trials} trials of at most {plan.max_steps} steps, scored every {plan.report_every}",

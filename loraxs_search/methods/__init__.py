@@ -1,1 +1,61 @@
-"""Methods: what is trained on a frozen base."""
+"""Methods: what is trained on a frozen base. Reading this package needs no torch.
+
+_base.py    the contract
+_peft.py    a method whose adapter PEFT builds: what is left to say is its config
+lora_xs.py  LoRA-XS; its PEFT tuner is `loraxs/`, in PEFT's own file shape
+loading.py  from an adapter folder to a model; formats.py: to other folders
+
+A distribution adds a method by an entry point of the group `loraxs_search.methods`: its name to its class.
+"""
+
+from __future__ import annotations
+
+from loraxs_search.methods._base import (
+    Conversion,
+    FactorRequest,
+    FactorSet,
+    HeadPlan,
+    Method,
+    PackedAdapter,
+    PackedBase,
+    PackedMethod,
+    Possible,
+    Sizes,
+)
+from loraxs_search.methods._names import ADAPTER, Shapes, head_parameter
+from loraxs_search.methods._parameter_spec import ParameterSpec
+from loraxs_search.methods._peft import PeftMethod
+from loraxs_search.methods.lora_xs import LoraXS
+from loraxs_search.plugins import Registry
+
+__all__ = [
+    "ADAPTER",
+    "METHODS",
+    "Conversion",
+    "FactorRequest",
+    "FactorSet",
+    "HeadPlan",
+    "LoraXS",
+    "Method",
+    "PackedAdapter",
+    "PackedBase",
+    "PackedMethod",
+    "ParameterSpec",
+    "PeftMethod",
+    "Possible",
+    "Shapes",
+    "Sizes",
+    "get_method",
+    "head_parameter",
+]
+
+METHODS: Registry[type[Method]] = Registry("method", "loraxs_search.methods", {LoraXS.name: LoraXS})
+
+
+def get_method(name: str) -> Method:
+    """Return the method of a name.
+
+    Raises:
+        UsageError: nothing has this name, or the distribution's class cannot be imported.
+    """
+    return METHODS.get(name)()

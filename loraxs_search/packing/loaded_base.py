@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +24,9 @@ from loraxs_search.base_model import (
     weight_bytes,
 )
 from loraxs_search.home import factor_path
-from loraxs_search.methods.loraxs import body_fingerprint, make_reference_logits, module_settings, use_factor_store
+from loraxs_search.methods import get_method
+from loraxs_search.methods.body import body_fingerprint
+from loraxs_search.methods.reference_logits import make_reference_logits
 from loraxs_search.packing.adaptable import AdaptableLayers
 from loraxs_search.packing.last_layer import Readout
 from loraxs_search.packing.loaded_factors import LoadedFactors
@@ -47,7 +48,6 @@ from loraxs_search.tasks import PreparedTask, locate_for, prepare
 from loraxs_search.torch_threads import side_by_side
 from loraxs_search.trial import (
     Snapshot,
-    adapter_config,
     answer_rows,
     attach,
     bare_body,
@@ -138,10 +138,10 @@ class LoadedBase:
         trial may be on it.
         """
         factors = self._factor_files(spec)
+        method = get_method(spec.hyperparameters.method)
         with self._trained(spec, snapshot, task) as (model, exact, _):
-            model.active_peft_config.body_fingerprint = list(self._body_fingerprint)
             probe = make_reference_logits(model, exact.config.vocab_size)
-            return Confirmation(spec.trial_id, _adapter_files(model), probe, factors)
+            return Confirmation(spec.trial_id, method.files(model, self._body_fingerprint), probe, factors)
 
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded; see `confirm`.
@@ -175,28 +175,26 @@ class LoadedBase:
     @contextlib.contextmanager
     def _trained(
         self, spec: TrialSpec, snapshot: bytes, task: Task | None
-    ) -> Iterator[tuple[PeftModel, PreTrainedModel, PreparedTask]]:
+    ) -> Iterator[tuple[PeftModel | PreTrainedModel, PreTrainedModel, PreparedTask]]:
         """Put a trained adapter on the base in the checkpoint's own precision, and take it off again."""
         data = self.prepared(task)
         exact, _ = self._exact_for(data.task)
-        with use_factor_store(self.factors):
-            model = attach(exact, spec)
+        model = attach(exact, spec, self.factors)
         try:
             load_parameters(model, Snapshot.from_bytes(snapshot))
             yield model, exact, data
         finally:
-            detach(model)
+            detach(model, spec)
 
     def _factor_files(self, spec: TrialSpec) -> dict[str, str]:
         """Return key and checksum of every factor file that a trial stands on."""
-        found = {}
-        config = adapter_config(spec.hyperparameters)
-        for name in spec.hyperparameters.target_modules:
-            weight = matrix(self.exact.get_submodule(name))
-            its = module_settings(config, name, *weight.shape)
-            key, checksum = self.factors.identify(weight, rank=its.factor_rank, basis=its.basis, driver=its.driver)
-            found[key] = checksum
-        return found
+        hyper = spec.hyperparameters
+        weights = {name: matrix(self.exact.get_submodule(name)) for name in hyper.target_modules}
+        sizes = {name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()}
+        requests = get_method(hyper.method).factors(hyper, sizes)
+        return dict(
+            self.factors.identify(weights[it.module], rank=it.rank, basis=it.basis, driver=it.driver) for it in requests
+        )
 
     def _exact_for(self, task: Task) -> tuple[PreTrainedModel, int]:
         """Return the base in the checkpoint's precision with a task's head, and the parameters of that head.
@@ -232,10 +230,3 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads"
-
-
-def _adapter_files(model: PeftModel) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        keep = ("adapter_config.json", "adapter_model.safetensors")
-        return {name: (Path(folder) / name).read_bytes() for name in keep}

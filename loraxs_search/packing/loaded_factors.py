@@ -1,4 +1,4 @@
-"""Factors for a base that is resident in another precision than its checkpoint."""
+"""Factors for a base that was loaded in another precision than its checkpoint's."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from loraxs_search.factors import Factors, FactorStore
 
 
 class LoadedFactors(FactorStore):
-    """A factor store that decomposes the checkpoint's weight wherever it is asked for the resident one's.
+    """A factor store that decomposes the checkpoint's weight wherever it is asked for the loaded one's.
 
     Rounding a weight to bfloat16 rotates nearly equal singular vectors, and an R trained in that basis would mean
     another model to whoever loads the checkpoint as it is.
 
     Args:
-        resident: The base that trials run on.
+        loaded: The base that trials run on.
         exact: The same base in the checkpoint's own precision.
         modules: Names of the linear layers, alike in both.
     """
 
-    def __init__(self, resident: PreTrainedModel, exact: PreTrainedModel, modules: Iterable[str]) -> None:
+    def __init__(self, loaded: PreTrainedModel, exact: PreTrainedModel, modules: Iterable[str]) -> None:
         super().__init__()
         self._exact: dict[int, Tensor] = {}
         for name in modules:
-            weight = resident.get_submodule(name).weight
+            weight = loaded.get_submodule(name).weight
             self._exact[weight.data_ptr()] = exact.get_submodule(name).weight.detach()
 
     def get(self, weight: Tensor, **request: Any) -> Factors:

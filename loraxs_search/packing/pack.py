@@ -175,7 +175,7 @@ class Pack:
         self._seating.place(slots)
         self._seating.begin()
         self._look_ahead("train", rows)
-        losses = {slot.name: torch.zeros((), device=slot.r.device) for slot in slots}
+        losses = {slot.name: torch.zeros((), device=slot.parameters[0].device) for slot in slots}
 
         def compute(lane: int, shared: Pass) -> list[Output]:
             outputs = run_pass(self._model, self._seating, shared, "train", rows, lane)

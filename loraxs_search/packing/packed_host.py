@@ -15,6 +15,7 @@ import torch
 
 from loraxs_search.base_model import Sharing, probe_sharing
 from loraxs_search.errors import LoraxsError
+from loraxs_search.methods import get_method
 from loraxs_search.packing import capacity
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
@@ -51,8 +52,8 @@ class PackedHost:
 
     Args:
         slots: Trials in one round; callers beyond that wait for their turn, first come, first served. None means what
-            suits the device, and that trials which cannot share a pass are advanced between rounds, each alone. Too
-            many for the device's memory become fewer, with a warning.
+            suits the device, and that trials whose layers cannot share a pass are advanced between rounds, each alone,
+            as those of a method that cannot always are. Too many for the device's memory become fewer, with a warning.
         largest: (batch size, rank) of the largest trial to come, by which slots are counted.
         max_tokens: Padded tokens of one pass; None means what suits the device.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
@@ -85,9 +86,9 @@ class PackedHost:
         self._pack = Pack(
             loaded.model, loaded.factors, loaded.modules, max_tokens=budget, lanes=executor, sharing=sharing
         )
-        self._alone = TrialHost.on(loaded) if slots is None else None
+        self._alone, self._takes_turns = TrialHost.on(loaded), slots is None
         self._full_slots = _full_slots(loaded, self._pack, largest[0], executor.num_workers)
-        if self._alone and len(sharing.unpackable) == len(loaded.modules):
+        if self._takes_turns and len(sharing.unpackable) == len(loaded.modules):
             self._full_slots = slots = 1
         wanted = self._full_slots if slots is None else slots
         self._num_slots = _fitting_slots(loaded, wanted, largest[1], executor.num_workers)
@@ -120,8 +121,8 @@ class PackedHost:
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
     ) -> tuple[TrialReport, bytes]:
         """Train with whoever else waits; trials that are in step are scored in one evaluation, each others' peers."""
-        if self._may_go_alone(task) and not self._pack.unpackable.isdisjoint(spec.hyperparameters.target_modules):
-            return self._on_bare_base(lambda: self._advance_alone(spec, until, snapshot))
+        if self._goes_alone(spec, task):
+            return self._on_bare_base(lambda: self._advance_alone(spec, until, snapshot, task))
         request = AdvanceRequest(spec, until, Snapshot.from_bytes(snapshot) if snapshot else None, task)
         with self._changed:
             self._refuse_when_closed()
@@ -249,17 +250,25 @@ class PackedHost:
         while len(self._idle) > self._num_slots:
             self._idle.pop(next(iter(self._idle)))
 
-    def _advance_alone(self, spec: TrialSpec, until: int, snapshot: bytes | None) -> tuple[TrialReport, bytes]:
-        assert self._alone is not None
+    def _advance_alone(
+        self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None
+    ) -> tuple[TrialReport, bytes]:
         try:
-            return self._alone.advance(spec, until, snapshot)
+            return self._alone.advance(spec, until, snapshot, task)
         finally:
             self._alone.release(spec)
 
     # ---- the callers' side -------------------------------------------------------------------------------------------
     def _may_go_alone(self, task: Task | None) -> bool:
-        """Whether trials of a task that cannot share passes are advanced all the same."""
-        return self._alone is not None and task in (None, self._loaded.task)
+        """Whether trials of a task that adapt layers which cannot share passes are advanced all the same."""
+        return self._takes_turns and self._alone.serves(task)
+
+    def _goes_alone(self, spec: TrialSpec, task: Task | None) -> bool:
+        """Whether a trial is advanced between rounds: its method cannot share passes, or a layer that it adapts."""
+        hyper = spec.hyperparameters
+        if get_method(hyper.method).packed is None:
+            return self._alone.serves(task)
+        return self._may_go_alone(task) and not self._pack.unpackable.isdisjoint(hyper.target_modules)
 
     def _on_bare_base(self, job: Callable[[], ResultT]) -> ResultT:
         """Have the host's own thread do what needs the base as it was loaded, with no packed layer on it."""

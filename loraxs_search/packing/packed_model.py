@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model import head_names
 from loraxs_search.factors import FactorStore
-from loraxs_search.methods.loraxs.packed import FactorPairs, PackedCores
+from loraxs_search.methods import PackedBase, get_method
 from loraxs_search.multiplexed import AdaptedHead, PassContext, SlotRowMap, SlotUpdates, TrainedLinear
 from loraxs_search.packing.adaptable import AdaptableLayers
 from loraxs_search.packing.last_layer import Readout
@@ -39,11 +39,12 @@ class PackedModel:
         self.prefix = prefix
         self.slots: tuple[Slot, ...] = ()  # a slot's index is its place here
         self._model, self._adaptable, self._num_workers = model, adaptable, num_workers
+        self._factors = factors
         self._readout = Readout(model, adaptable.layers)
         self._linears = {name: model.get_submodule(name) for name in adaptable.sizes}
         self._head_modules = {name: model.get_submodule(name) for name in head_names(model)}
         self._originals: dict[str, nn.Module] = {}
-        self._pairs = FactorPairs(self._linears, lambda: factors)
+        self._bases: dict[str, PackedBase] = {}  # by method
 
     def place(self, slots: Iterable[Slot]) -> None:
         """Serve exactly these slots from now on; does nothing when they are in place already."""
@@ -91,7 +92,21 @@ class PackedModel:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _slot_updates(self, slots: tuple[Slot, ...]) -> tuple[SlotUpdates, ...]:
-        return (PackedCores(slots, self._linears, self._pairs, self._num_workers),)
+        """Return the updates of each method that some slot trains."""
+        methods = [slot.spec.hyperparameters.method for slot in slots]
+        return tuple(
+            self._packed(name).updates(
+                [slot.adapter if own == name else None for own, slot in zip(methods, slots, strict=True)]
+            )
+            for name in dict.fromkeys(methods)
+        )
+
+    def _packed(self, method: str) -> PackedBase:
+        if method not in self._bases:
+            packed = get_method(method).packed
+            assert packed is not None  # or there would be no slot
+            self._bases[method] = packed.on(self._linears, self._factors, self._num_workers)
+        return self._bases[method]
 
     def _put(self, name: str, module: nn.Module) -> None:
         self._originals[name] = self._model.get_submodule(name)
@@ -100,6 +115,5 @@ class PackedModel:
 
 def _neighbourly(slot: Slot) -> tuple[object, ...]:
     """Sort slots so that those of one task, basis and module set are neighbours, and runs of rows are long."""
-    modules = tuple(slot.settings)
-    hyper = slot.spec.hyperparameters
-    return slot.data.task.name, hyper.basis, modules[0], modules[-1], modules, slot.name
+    modules, hyper = slot.adapter.modules, slot.spec.hyperparameters
+    return slot.data.task.name, hyper.method, hyper.basis, modules[0], modules[-1], modules, slot.name

@@ -1,4 +1,4 @@
-"""One trial in a pack: its R, head and optimizer, apart from the layers that serve it."""
+"""One trial in a pack: its adapter, head and optimizer, apart from the layers that serve it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from loraxs_search.errors import TrialDivergedError
-from loraxs_search.methods.loraxs import ModuleSettings, initial_r, module_settings
+from loraxs_search.errors import TrialDivergedError, UsageError
+from loraxs_search.methods import PackedAdapter, get_method
 from loraxs_search.packing._checks import check_target_modules
 from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
 from loraxs_search.packing.adaptable import AdaptableLayers
 from loraxs_search.packing.slot_state import SlotStateLayout
-from loraxs_search.records import Split, TrialReport, TrialSpec
+from loraxs_search.records import AdapterSize, LinearModule, Split, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
-from loraxs_search.trial import Snapshot, adapter_config, check_step, lr_factor, make_report
+from loraxs_search.trial import Snapshot, check_step, lr_factor, make_report
 
 
 class Slot:
-    """What `TrialRun` keeps in a PEFT model, kept by itself: R (modules, r, r), head, AdamW's moments, reports.
+    """What `TrialRun` keeps in a PEFT model, kept by itself: adapter, head, AdamW's moments, reports.
 
     Args:
-        anatomy: What the base has to train.
+        adaptable: What the base has to train.
         snapshot: Where to take up; None starts at step 0.
     """
 
@@ -34,23 +34,20 @@ class Slot:
         self,
         spec: TrialSpec,
         data: PreparedTask,
-        anatomy: AdaptableLayers,
+        adaptable: AdaptableLayers,
         snapshot: Snapshot | None = None,
     ) -> None:
         self.spec, self.data = spec, data
-        self.settings = _settings(spec, anatomy.sizes)
+        self.adapter = _adapter(spec, adaptable)
         hyper = spec.hyperparameters
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
-        device = anatomy.device
-        config = adapter_config(hyper)
-        drawn = [initial_r(config, s.rank, name) for name, s in self.settings.items()]
-        self.r = torch.stack(drawn).to(device).requires_grad_()
-        head = anatomy.draw_head(hyper.head, data.head.num_labels, hyper.seed)
+        device = adaptable.device
+        head = adaptable.draw_head(hyper.head, data.head.num_labels, hyper.seed)
         self.head = {name: value.to(device).requires_grad_() for name, value in head.trained.items()}
         self.kept_head = {name: value.to(device) for name, value in head.kept.items()}
-        self._layout = SlotStateLayout(tuple(self.settings), tuple(self.head), head.owners)
+        self._layout = SlotStateLayout(self.adapter, tuple(self.head), head.owners)
         self._moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
-        self.size = self._layout.size(self.parameters)
+        self.size = self._measure(adaptable)
         self.step, self.device_s, self.num_tokens = 0, 0.0, 0
         self._reports: tuple[TrialReport, ...] = ()
         self._losses: list[float] = []
@@ -66,8 +63,8 @@ class Slot:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """All that is trained: R, then the head's tensors."""
-        return [self.r, *self.head.values()]
+        """All that is trained: the adapter's tensors, then the head's."""
+        return [*self.adapter.tensors, *self.head.values()]
 
     @property
     def num_bytes(self) -> int:
@@ -91,7 +88,7 @@ class Slot:
         """Return what `adamw` is to do to each tensor, the gradient's norm being `norm`."""
         hyper = self.spec.hyperparameters
         factor = lr_factor(self.step, hyper.max_steps, hyper.warmup_ratio, hyper.lr_schedule)
-        rates = chain([hyper.learning_rate], repeat(hyper.head_learning_rate))
+        rates = chain(repeat(hyper.learning_rate, len(self.adapter.tensors)), repeat(hyper.head_learning_rate))
         betas, clip = (hyper.adam_beta1, hyper.adam_beta2), clip_factor(norm, hyper.max_grad_norm)
         return [
             AdamWUpdate(parameter, *moments, rate * factor, betas, hyper.weight_decay, clip, self.step + 1)
@@ -114,8 +111,8 @@ class Slot:
             TrialDivergedError: a metric or the loss is not finite.
         """
         head = self.data.head
-        found = head.score(head.predictions(logits), self.data.labels(split))
-        metrics = {name: found[name] for name in self.data.task.metrics} | {"loss": float(losses.numpy().mean())}
+        scores = head.score(head.predictions(logits), self.data.labels(split))
+        metrics = {name: scores[name] for name in self.data.task.metrics} | {"loss": float(losses.numpy().mean())}
         if bad := {name: value for name, value in metrics.items() if not math.isfinite(value)}:
             raise TrialDivergedError(f"`{split} metrics` must be finite, but got {bad}.")
         return metrics
@@ -147,10 +144,25 @@ class Slot:
             num_tokens=self.num_tokens,
         )
 
+    def _measure(self, adaptable: AdaptableLayers) -> AdapterSize:
+        hyper = self.spec.hyperparameters
+        method = get_method(hyper.method)
+        sizes = {name: adaptable.sizes[name] for name in self.adapter.modules}  # (out, in)
+        modules = [LinearModule(name, size[1], size[0]) for name, size in sizes.items()]
+        head = {name: tuple(value.shape) for name, value in self.head.items()}
+        identity = {name: tuple(value.shape) for name, value in self.kept_head.items()}
+        return method.size(method.params(hyper), modules, head, identity)
 
-def _settings(spec: TrialSpec, sizes: Mapping[str, tuple[int, int]]) -> dict[str, ModuleSettings]:
-    """Settle rank, scale and factors of every adapted layer, in model order."""
-    check_target_modules(spec, sizes)
+
+def _adapter(spec: TrialSpec, adaptable: AdaptableLayers) -> PackedAdapter:
+    """Make a trial's adapter on its layers, in model order."""
+    check_target_modules(spec, adaptable.sizes)
     wanted = set(spec.hyperparameters.target_modules)
-    config = adapter_config(spec.hyperparameters)
-    return {name: module_settings(config, name, *size) for name, size in sizes.items() if name in wanted}
+    method = get_method(spec.hyperparameters.method)
+    if method.packed is None:
+        raise UsageError(
+            f"Trials that share passes must be of a method that can, but those of {method.name} cannot.",
+            hint="search one study at a time: its trials take turns then, each alone",
+        )
+    sizes = {name: size for name, size in adaptable.sizes.items() if name in wanted}
+    return method.packed.adapter(spec.hyperparameters, sizes, adaptable.device)

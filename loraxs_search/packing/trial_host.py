@@ -1,4 +1,4 @@
-"""The trial host with one slot: one base and its factors resident on one device, trials one after the other."""
+"""The trial host with one slot: one base and its factors loaded on one device, trials one after the other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loraxs_search.errors import UsageError
-from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing._checks import check_target_modules
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.records import (
@@ -35,14 +34,14 @@ class TrialHost:
     """
 
     def __init__(self, base: BaseModelRef, task: Task, *, precision: Precision = "auto", device: str = "auto") -> None:
-        self._resident = LoadedBase(base, task, precision=precision, device=device)
+        self._loaded = LoadedBase(base, task, precision=precision, device=device)
         self._active: TrialRun | None = None
 
     @classmethod
-    def on(cls, resident: LoadedBase) -> TrialHost:
+    def on(cls, loaded: LoadedBase) -> TrialHost:
         """Return a host on a base that is loaded already; nobody else may use that base while a trial is at hand."""
         host = cls.__new__(cls)
-        host._resident, host._active = resident, None
+        host._loaded, host._active = loaded, None
         return host
 
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
@@ -53,11 +52,11 @@ class TrialHost:
         """
         if anew:
             self._park()
-        return self._resident.info(task, anew=anew)
+        return self._loaded.info(task, anew=anew)
 
     def base_changed(self) -> bool:
         """Whether the base's weights on disk are others than those that were loaded."""
-        return self._resident.base_changed()
+        return self._loaded.base_changed()
 
     def close(self) -> None:
         """Take the trial at hand off the base."""
@@ -65,7 +64,7 @@ class TrialHost:
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use."""
-        self._resident.decompose(names, rank, basis)
+        self._loaded.decompose(names, rank, basis)
 
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
@@ -94,43 +93,46 @@ class TrialHost:
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
         """Return a trained adapter's files, as it will be loaded."""
         self._park()
-        return self._resident.confirm(spec, snapshot, task)
+        return self._loaded.confirm(spec, snapshot, task)
 
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded."""
         self._park()
-        return self._resident.answer(spec, snapshot, rows, task)
+        return self._loaded.answer(spec, snapshot, rows, task)
 
     def yardsticks(self, task: Task | None = None) -> tuple[Yardstick, ...]:
         """Return what simple models reach on the task's rows; another thread may ask while a trial advances."""
-        return self._resident.yardsticks(self._resident.prepared(task))
+        return self._loaded.yardsticks(self._loaded.prepared(task))
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file, as `Confirmation.factors` names it."""
-        return self._resident.factor_file(key)
+        return self._loaded.factor_file(key)
+
+    def serves(self, task: Task | None) -> bool:
+        """Whether a task is the one it began with, however many validation rows are scored."""
+        first = self._loaded.task
+        return task is None or replace(task, validation_rows=first.validation_rows) == first
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _take_up(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None) -> TrialRun:
-        data = self._resident.prepared(task)
-        if replace(data.task, validation_rows=self._resident.task.validation_rows) != self._resident.task:
+        data = self._loaded.prepared(task)
+        if not self.serves(task):
             raise UsageError(
                 f"A host of lone trials serves one task, but got {task.name if task else None} beside"
-                f" {self._resident.task.name}.",
+                f" {self._loaded.task.name}.",
                 hint="set `search.pack_size` to 2 or more to search several tasks on one device",
             )
-        check_target_modules(spec, [module.name for module in self._resident.modules])
+        check_target_modules(spec, [module.name for module in self._loaded.modules])
         run = self._active
         step = snapshot.step if snapshot else 0
         if run is not None and run.spec == spec and run.data is data and run.step == step:
             return run
         self._park()
-        resident = self._resident
-        with use_factor_store(resident.factors):
-            model = attach(resident.model, spec)
-        self._active = TrialRun(spec, model, data, resident.device, snapshot)
+        model = attach(self._loaded.model, spec, self._loaded.factors)
+        self._active = TrialRun(spec, model, data, self._loaded.device, snapshot)
         return self._active
 
     def _park(self) -> None:
         if self._active is not None:
-            detach(self._active.model)
+            detach(self._active.model, self._active.spec)
             self._active = None

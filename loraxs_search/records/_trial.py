@@ -14,19 +14,25 @@ from loraxs_search.records._words import Basis, Head, LrSchedule, Scalar, Sigma
 class Hyperparameters:
     """Everything that decides a trial's numbers, modules resolved to full names.
 
+    `rank`, `scale`, `sigma`, `basis`, `init_std` and `factor_rank` are LoRA-XS's own. What another method takes beside
+    the parameters that all have is in `method_params`.
+
     Args:
-        scale: Factor of the update, alpha / r.
         target_modules: Full names of the adapted linear layers, in model order.
+        rank: 0 where the method has none.
+        scale: Factor of the update, alpha / r.
         warmup_ratio: Share of `max_steps` during which both learning rates rise linearly.
         adam_beta1: AdamW's decay of the gradient's running mean; `adam_beta2` that of its square's.
         max_grad_norm: Clip on the trial's whole gradient (R and head); 0 means no clip.
         factor_rank: Rank at which the factors are computed; the trial uses their first `rank` columns.
+        method: A name of `loraxs_search.methods`.
+        method_params: The method's own parameters by name, defaults included.
     """
 
-    rank: int
     target_modules: tuple[str, ...]
     learning_rate: float
     head_learning_rate: float
+    rank: int = 0
     scale: float = 1.0
     sigma: Sigma = "input"
     basis: Basis = "top"
@@ -42,6 +48,8 @@ class Hyperparameters:
     max_steps: int = 160
     seed: int = 0
     factor_rank: int | None = None
+    method: str = "lora-xs"
+    method_params: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,12 @@ class TrialState(enum.StrEnum):
 
 @dataclass(frozen=True)
 class AdapterSize:
-    """What is stored: R **and** head."""
+    """What is stored: adapter **and** head.
+
+    Args:
+        r_parameters: Of the adapter without its head: R, or what another method trains in its place.
+        stored_bytes: Of the adapter's file, names included.
+    """
 
     r_parameters: int
     head_parameters: int

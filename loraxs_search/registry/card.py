@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from loraxs_search.records import DataSource, Decision, Latency, Manifest, Task, Yardstick
+from loraxs_search.methods import get_method
+from loraxs_search.records import DataSource, Decision, Latency, Manifest, Scalar, Task, Yardstick
 from loraxs_search.registry.seed_statistics import seed_statistics
 
 
 def model_card(manifest: Manifest) -> str:
     """Return README.md of an adapter: what it does, how well, how big, where it came from, how to load it."""
     task, tuned = manifest.task, manifest.hyperparameters
+    method = get_method(tuned.method)
+    own = ", ".join(f"{name} {_short(value)}" for name, value in method.params(tuned).items())
     sections = [
         _front_matter(manifest),
         f"# {task.name}",
-        f"A LoRA-XS adapter for `{manifest.base_model.id}`: {task.kind.replace('-', ' ')}"
+        f"{method.title} adapter for `{manifest.base_model.id}`: {task.kind.replace('-', ' ')}"
         + (f" into {', '.join(task.labels)}." if task.labels else "."),
         "## Scores",
         _scores(manifest),
@@ -26,10 +29,10 @@ def model_card(manifest: Manifest) -> str:
         _size(manifest),
         "## Load it",
         _loading(manifest),
-        "The matrices R mean something only between the factors of this very base model: loading checks that.",
+        *filter(None, [method.note]),
         "## Origin",
         f"Trial `{manifest.trial_id}` of study `{manifest.study}`, {manifest.created_at}.\n"
-        f"Rank {tuned.rank}, scale {tuned.scale:g}, {len(tuned.target_modules)} modules, {tuned.max_steps} steps of "
+        f"{len(tuned.target_modules)} modules{f' with {own}' if own else ''}, {tuned.max_steps} steps of "
         f"{tuned.batch_size} rows, seed {tuned.seed}.",
         _table(("parameter", "value"), {name: str(value) for name, value in sorted(manifest.params.items())}),
         f"Data: {_data(task.source)}, fingerprint `{manifest.data_fingerprint[:16]}`. "
@@ -72,8 +75,8 @@ def _latency(latency: Latency | None) -> str:
 
 def _front_matter(manifest: Manifest) -> str:
     pipeline = ["pipeline_tag: text-classification"] if manifest.task.kind == "sequence-classification" else []
-    lines = ["---", f"base_model: {manifest.base_model.id}", "library_name: peft", *pipeline, "tags: [lora-xs]", "---"]
-    return "\n".join(lines)
+    tags = f"tags: [{manifest.hyperparameters.method}]"
+    return "\n".join(["---", f"base_model: {manifest.base_model.id}", "library_name: peft", *pipeline, tags, "---"])
 
 
 def _scores(manifest: Manifest) -> str:
@@ -132,15 +135,16 @@ def _describe(yardstick: Yardstick, task: Task) -> str:
 
 def _size(manifest: Manifest) -> str:
     size, lora_parameters = manifest.size, manifest.lora_parameters
+    method = get_method(manifest.hyperparameters.method)
     rows = {
-        "R (trained between frozen factors)": f"{size.r_parameters:,} parameters",
+        method.description: f"{size.r_parameters:,} parameters",
         "head": f"{size.head_parameters:,} parameters",
-        "stored, R and head": f"{size.stored_bytes:,} bytes",
+        f"stored, {method.symbol} and head": f"{size.stored_bytes:,} bytes",
     }
     if lora_parameters:
         smaller = lora_parameters / max(1, size.r_parameters)
         rank = manifest.hyperparameters.rank
-        rows[f"plain LoRA at rank {rank}"] = f"{lora_parameters:,} parameters, {smaller:.0f} times R"
+        rows[f"plain LoRA at rank {rank}"] = f"{lora_parameters:,} parameters, {smaller:.0f} times {method.symbol}"
     if manifest.base_bytes:
         share = manifest.base_bytes / max(1, size.stored_bytes)
         rows["base model"] = f"{manifest.base_bytes:,} bytes, {share:,.0f} times what is stored"
@@ -167,15 +171,27 @@ import loraxs_search, peft, transformers
 {setup}base = transformers.AutoModelForSequenceClassification.from_pretrained("{base.id}", {head}{revision})
 tokenizer = transformers.AutoTokenizer.from_pretrained("{base.id}"{revision})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
-```
+```{_vllm(manifest)}"""
+
+
+def _vllm(manifest: Manifest) -> str:
+    """Return how vLLM serves the adapter; nothing where it cannot be written as plain LoRA."""
+    if "lora" not in get_method(manifest.hyperparameters.method).conversions:
+        return ""
+    base, rank = manifest.base_model.id, _lora_rank(manifest)
+    return f"""
 
 With vLLM, as plain LoRA (for a base that vLLM adapts; it does not take a trained head):
 
 ```console
 loraxs-search pull {manifest.task.name} --format lora --out adapters/{manifest.task.name}
 VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver \\
-VLLM_LORA_RESOLVER_CACHE_DIR=adapters vllm serve {base.id} --enable-lora --max-lora-rank {_lora_rank(manifest)}
+VLLM_LORA_RESOLVER_CACHE_DIR=adapters vllm serve {base} --enable-lora --max-lora-rank {rank}
 ```"""
+
+
+def _short(value: Scalar) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _lora_rank(manifest: Manifest) -> int:

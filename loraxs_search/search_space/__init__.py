@@ -1,7 +1,7 @@
 """Search spaces: YAML -> a checked `Space` that draws params with Optuna and turns them into hyperparameters.
 
-A file has the sections `task`, `base_model`, `parameters` (these three are required), `search` and `promotion`. A
-parameter is one of
+A file has the sections `task`, `base_model`, `parameters` (these three are required), `search` and `promotion`, and may
+name a `method` of `loraxs_search.methods`, which has parameters of its own; `lora-xs` by default. A parameter is one of
 
     rank: 8                                     a constant; also {value: 8}
     rank: {choice: [4, 8, 16]}                  one of several
@@ -11,8 +11,7 @@ parameter is one of
     sigma: {choice: [input, sqrt], when: {basis: [top, random], head: full}, else: none}
 
 where `when` makes the parameter present only if the others have one of these values, and `else` is its value if not;
-without `else` it is left out and the default of `Hyperparameters` stands. `target_modules` are group expressions, see
-`resolve_modules`.
+without `else` it is left out and its default stands. `target_modules` are group expressions, see `resolve_modules`.
 
 The room imports no torch; Optuna is loaded when a distribution is asked for.
 """
@@ -23,7 +22,7 @@ from loraxs_search.search_space._load import load_space, parse_space
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._portable import portable_text
 from loraxs_search.search_space._shipped import shipped_space_path, shipped_spaces
-from loraxs_search.search_space._space import Space, check_rank, factor_rank_bucket
+from loraxs_search.search_space._space import Space
 
 __all__ = [
     "Choice",
@@ -35,9 +34,7 @@ __all__ = [
     "ShapeDescription",
     "Space",
     "SpaceDescription",
-    "check_rank",
     "describe",
-    "factor_rank_bucket",
     "load_space",
     "parse_space",
     "portable_text",

@@ -7,19 +7,21 @@ from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from loraxs_search.methods import ParameterSpec
 from loraxs_search.records import Scalar
 from loraxs_search.search_space._distributions import Parameter
 from loraxs_search.search_space._document import Document
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
-from loraxs_search.search_space._parameter_specs import PARAMETER_SPECS
 
 
-def check_conditions(document: Document, section: Mapping[str, Any], parameters: dict[str, Parameter]) -> None:
+def check_conditions(
+    document: Document, section: Mapping[str, Any], parameters: dict[str, Parameter], specs: Mapping[str, ParameterSpec]
+) -> None:
     """Add each declared condition to its parameter; faults go to the document."""
     for name, declared in section.items():
-        if isinstance(declared, dict) and "when" in declared and name in PARAMETER_SPECS:
+        if isinstance(declared, dict) and "when" in declared and name in specs:
             path: KeyPath = ("parameters", name, "when")
-            when = _read_when(document, path, declared["when"], section, parameters)
+            when = _read_when(document, path, declared["when"], section, parameters, specs)
             if name in parameters:
                 parameters[name] = replace(parameters[name], when=when)
     try:
@@ -41,7 +43,12 @@ def drawing_order(parameters: Iterable[Parameter]) -> tuple[str, ...]:
 
 
 def _read_when(
-    document: Document, path: KeyPath, given: object, section: Mapping[str, Any], parameters: Mapping[str, Parameter]
+    document: Document,
+    path: KeyPath,
+    given: object,
+    section: Mapping[str, Any],
+    parameters: Mapping[str, Parameter],
+    specs: Mapping[str, ParameterSpec],
 ) -> tuple[tuple[str, tuple[Scalar, ...]], ...]:
     if not isinstance(given, dict) or not given:
         document.faults.add(path, f"must map parameters to the values they must have, but got {shown(given)}.")
@@ -49,15 +56,17 @@ def _read_when(
     conditions = []
     for other, wanted in given.items():
         here = (*path, other)
-        if other not in section or other not in PARAMETER_SPECS:
-            known = one_of([name for name in section if name in PARAMETER_SPECS], other)
+        if other not in section or other not in specs:
+            known = one_of([name for name in section if name in specs], other)
             document.faults.add(here, f"must name a parameter of this space: {known}, but got {other!r}.")
-        elif other in parameters:  # else its own fault is told already
-            conditions.append((other, _wanted_values(document, here, wanted, parameters[other])))
+        elif other in parameters:  # else its own fault is known already
+            conditions.append((other, _wanted_values(document, here, wanted, parameters[other], specs[other])))
     return tuple(conditions)
 
 
-def _wanted_values(document: Document, path: KeyPath, wanted: object, parent: Parameter) -> tuple[Scalar, ...]:
+def _wanted_values(
+    document: Document, path: KeyPath, wanted: object, parent: Parameter, spec: ParameterSpec
+) -> tuple[Scalar, ...]:
     possible = parent.possible
     if possible is None:
         message = f"must be a parameter with a list of values, but {parent.name} may take any number in a range."
@@ -69,13 +78,12 @@ def _wanted_values(document: Document, path: KeyPath, wanted: object, parent: Pa
     values: list[Scalar] = []
     for index, item in items:
         here = path if index is None else (*path, index)
-        law = PARAMETER_SPECS[parent.name]
         try:
-            value = law.check(item)
+            value = spec.check(item)
         except ValueError as error:
             document.faults.add(here, f"{error}, but got {shown(item)}.")
             continue
-        match = next((other for other in possible if law.same(value, other)), None)
+        match = next((other for other in possible if spec.same(value, other)), None)
         if match is None:
             known = one_of([str(other) for other in possible[:20]], value)
             document.faults.add(here, f"must be a value that {parent.name} may have: {known}, but got {shown(item)}.")

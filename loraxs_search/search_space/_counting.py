@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from loraxs_search.records import Scalar
 from loraxs_search.search_space._conditions import drawing_order
@@ -18,31 +17,43 @@ def count_configurations(parameters: Mapping[str, Parameter]) -> int | None:
 
 
 def reachable_shapes(
-    parameters: Mapping[str, Parameter], default_group: str, default_head: str
-) -> list[tuple[int, str, str]]:
-    """Return the (rank, module group, head) triples that a trial may have; of a range of ranks only the ends."""
-    needed = _with_parents(parameters, ("rank", "target_modules", "head"))
-    told_apart = _mentioned(needed)
-    for name in ("target_modules", "head"):
-        if name in needed:
-            told_apart[name] = set(needed[name].distribution.values or ())
-    named = told_apart.setdefault("rank", set())
-    rest: list[Any] = [rank for rank in needed["rank"].distribution.values or () if rank not in named]
-    named.update((min(rest), max(rest)) if rest else ())
-    shapes = (
-        (int(params["rank"]), str(params.get("target_modules", default_group)), str(params.get("head", default_head)))
-        for params, _ in _branches(needed, told_apart)
-        if "rank" in params
-    )
-    return list(dict.fromkeys(shapes))
+    parameters: Mapping[str, Parameter], defaults: Mapping[str, Scalar | None]
+) -> list[dict[str, Scalar]]:
+    """Return the values that these parameters may have together in a trial; of a range of numbers only the ends.
+
+    Args:
+        defaults: Each parameter that decides what is stored, with its value where a trial has none.
+    """
+    needed = _with_parents(parameters, tuple(defaults))
+    distinct = _mentioned(needed)
+    for name in needed.keys() & defaults.keys():
+        named = distinct.setdefault(name, set())
+        named.update(_ends([value for value in needed[name].distribution.values or () if value not in named]))
+    shapes: list[dict[str, Scalar]] = []
+    for params, _ in _branches(needed, distinct):
+        # What is missing although its condition holds is between the ends.
+        if any(
+            name not in params and parameter.present(params) for name, parameter in needed.items() if name in defaults
+        ):
+            continue
+        shape = {name: params.get(name, default) for name, default in defaults.items()}
+        known = {name: value for name, value in shape.items() if value is not None}
+        if known not in shapes:
+            shapes.append(known)
+    return shapes
+
+
+def _ends(values: Sequence[Scalar]) -> Iterable[Scalar]:
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return (min(numbers), max(numbers)) if numbers else values
 
 
 def _branches(
-    parameters: Mapping[str, Parameter], told_apart: Mapping[str, set[Scalar]]
+    parameters: Mapping[str, Parameter], distinct: Mapping[str, set[Scalar]]
 ) -> Iterator[tuple[dict[str, Scalar], int]]:
     """Yield each way in which conditions can fall, with the number of configurations that fall so.
 
-    A parameter branches into its told-apart values and one branch, in which it is not listed, for all its others: an
+    A parameter branches into its distinct values and one branch, in which it is not listed, for all its others: an
     integer range of thousands costs as much as the few values that conditions mention.
     """
     branches: list[tuple[dict[str, Scalar], int]] = [({}, 1)]
@@ -54,7 +65,7 @@ def _branches(
                 grown.append((params | known, weight))
                 continue
             values = parameter.distribution.values or ()
-            named = [value for value in sorted(told_apart.get(name, ()), key=str) if value in values]
+            named = [value for value in sorted(distinct.get(name, ()), key=str) if value in values]
             grown += [(params | {name: value}, weight) for value in named]
             others = (parameter.distribution.size or 1) - len(named)
             if others:

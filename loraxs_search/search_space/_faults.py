@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import NoReturn
 
-from loraxs_search.errors import SpaceError
+from loraxs_search.errors import SpaceError, one_of
+
+__all__ = ["Fault", "Faults", "KeyPath", "Place", "dotted", "fail_with", "one_of", "place_of", "shown"]
 
 KeyPath = tuple[str | int, ...]
 
@@ -78,10 +79,3 @@ def shown(value: object) -> str:
     """Return a value as it would stand in the file, cut short when it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def one_of(names: Iterable[str], wanted: object = None) -> str:
-    """List `names`, those nearest to `wanted` first."""
-    known = list(names)
-    near = get_close_matches(str(wanted), known, n=3, cutoff=0.5) if wanted is not None else []
-    return ", ".join([*near, *(name for name in known if name not in near)])

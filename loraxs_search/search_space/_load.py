@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from loraxs_search.errors import UsageError
+from loraxs_search.methods import METHODS, LoraXS, get_method
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan
 from loraxs_search.search_space._document import Document, parse_document
@@ -23,7 +25,7 @@ from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import read_task
 
 _REQUIRED = ("task", "base_model", "parameters")
-_SECTIONS = (*_REQUIRED, "search", "promotion")
+_SECTIONS = (*_REQUIRED, "method", "search", "promotion")
 
 
 def load_space(path_or_name: str, *, overrides: Sequence[str] = ()) -> Space:
@@ -57,7 +59,10 @@ def parse_space(
     sections = _sections(document)
     task = read_task(document, sections["task"], folder) if "task" in sections else None
     base_model = _base_model(document, sections["base_model"], folder) if "base_model" in sections else None
-    parameters = read_parameters(document, sections["parameters"]) if "parameters" in sections else {}
+    method = _method(document, sections.get("method", LoraXS.name))
+    parameters = (
+        read_parameters(document, sections["parameters"], method) if "parameters" in sections and method else {}
+    )
     # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
     search = _search(document, sections.get("search") or {})
     promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else ())
@@ -70,6 +75,7 @@ def parse_space(
         folder=str(folder),
         task=task,
         base_model=base_model,
+        method=method,
         parameters=parameters,
         search=search,
         promotion=promotion,
@@ -95,6 +101,19 @@ def _sections(document: Document) -> dict[str, Any]:
         if key not in data:
             document.faults.add((key,), "is required.")
     return data
+
+
+def _method(document: Document, given: object) -> str:
+    """Return a registered method's name; empty where it is none, as its parameters cannot be read then."""
+    fault = f"must be one of: {{known}}, but got {shown(given)}."
+    if isinstance(given, str):
+        try:
+            get_method(given)
+            return given
+        except UsageError as error:
+            fault = error.message if given in METHODS.names() else fault
+    document.faults.add(("method",), fault.replace("{known}", one_of(METHODS.names(), given)))
+    return ""
 
 
 def _base_model(document: Document, given: object, folder: Path) -> BaseModelRef | None:

@@ -6,50 +6,50 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+from loraxs_search.methods import ParameterSpec
 from loraxs_search.records import Scalar
 from loraxs_search.search_space._conditions import check_conditions
 from loraxs_search.search_space._distributions import Choice, Constant, Distribution, Floats, Integers, Parameter
 from loraxs_search.search_space._document import Document, as_written
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
-from loraxs_search.search_space._parameter_specs import PARAMETER_SPECS, REQUIRED, ParameterSpec
+from loraxs_search.search_space._parameter_specs import parameter_specs, required, unknown_parameter
 
 _FORMS = ("value", "choice", "uniform", "log_uniform", "int")
 _OPTIONS = {"uniform": ("step",), "int": ("step", "log")}
 _SECTION = "parameters"
 
 
-def read_parameters(document: Document, section: object) -> dict[str, Parameter]:
-    """Read the section into parameters, in the file's order; faults go to the document."""
+def read_parameters(document: Document, section: object, method: str) -> dict[str, Parameter]:
+    """Read the section into parameters, in the file's order; faults go to the document.
+
+    Args:
+        method: A registered one, whose own parameters the section may have beside those of all.
+    """
     if not isinstance(section, dict):
         document.faults.add((_SECTION,), f"must map parameter names to values, but got {shown(section)}.")
         return {}
+    specs = parameter_specs(method)
     parameters: dict[str, Parameter] = {}
     for name, declared in section.items():
-        if name not in PARAMETER_SPECS:
-            document.faults.add((_SECTION, name), _unknown(name))
+        if name not in specs:
+            document.faults.add((_SECTION, name), unknown_parameter(method, name))
             continue
-        parameter = _Declaration(document, name).read(declared)
+        parameter = _Declaration(document, name, specs[name], name in required(specs)).read(declared)
         if parameter is not None:
             parameters[name] = parameter
-    for name in REQUIRED:
+    for name in required(specs):
         if name not in section:
-            document.faults.add((_SECTION, name), f"is required: {PARAMETER_SPECS[name]}, or a range of them.")
-    check_conditions(document, section, parameters)
+            document.faults.add((_SECTION, name), f"is required: {specs[name]}, or a range of them.")
+    check_conditions(document, section, parameters, specs)
     return parameters
 
 
-def _unknown(name: str) -> str:
-    if name == "alpha":
-        return "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."
-    return f"must be one of: {one_of(PARAMETER_SPECS, name)}, but got {name!r}."
-
-
 class _Declaration:
-    """Reads one parameter; `None` from a method means that the fault is already told."""
+    """Reads one parameter; `None` from a method means that the fault is already in the document."""
 
-    def __init__(self, document: Document, name: str) -> None:
+    def __init__(self, document: Document, name: str, spec: ParameterSpec, is_required: bool) -> None:
         self._document = document
-        self._law: ParameterSpec = PARAMETER_SPECS[name]
+        self._law, self._is_required = spec, is_required
         self._name = name
         self._path: KeyPath = (_SECTION, name)
 
@@ -63,7 +63,7 @@ class _Declaration:
         distribution = self._distribution(declared)
         if "else" in declared and "when" not in declared:
             self._fault(("else",), "must stand beside `when`: it is the value when the condition does not hold.")
-        if "when" in declared and "else" not in declared and self._name in REQUIRED:
+        if "when" in declared and "else" not in declared and self._is_required:
             self._fault(("when",), f"must have `else: value` beside it, since every trial needs a {self._name}.")
         otherwise = self._value(declared["else"], ("else",)) if "else" in declared else None
         if distribution is None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from loraxs_search.errors import RankError
+from loraxs_search.methods import FactorSet, Method, Possible, get_method
 from loraxs_search.records import (
     BaseModelRef,
-    Basis,
     Hyperparameters,
     LinearModule,
     PromotionRule,
@@ -21,13 +20,11 @@ from loraxs_search.search_space._conditions import drawing_order
 from loraxs_search.search_space._counting import count_configurations
 from loraxs_search.search_space._distributions import Parameter
 from loraxs_search.search_space._modules import resolve_modules
+from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
-
-DEFAULT_TARGET_MODULES = "all-linear"
-_SMALLEST_FACTOR_RANK = 64
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,7 @@ class Space:
         text: The YAML, with overrides applied.
         source: The file as it was named.
         folder: Absolute folder that relative paths in `text` start from.
+        method: The registered method that every trial trains.
         parameters: By name, in the file's order.
     """
 
@@ -48,6 +46,7 @@ class Space:
     folder: str
     task: Task
     base_model: BaseModelRef
+    method: str
     parameters: Mapping[str, Parameter]
     search: SearchPlan
     promotion: PromotionRule
@@ -75,39 +74,34 @@ class Space:
             RankError: the rank is above the smaller side of one of the modules.
         """
         given: dict[str, Any] = dict(params)
-        expression = str(given.pop("target_modules", DEFAULT_TARGET_MODULES))
-        names = resolve_modules(expression, modules)
-        check_rank(int(given["rank"]), names, modules)
+        method = self._method
+        names = resolve_modules(str(given.pop("target_modules", DEFAULT_TARGET_MODULES)), modules)
+        own = {name: given.pop(name) for name in method.parameters if name in given}
+        method.check(method.with_defaults(own), [module for module in modules if module.name in set(names)])
         given.setdefault("head_learning_rate", given["learning_rate"])
         return Hyperparameters(
             **given,
+            **method.fields(own, self._possible()),
+            method=self.method,
             target_modules=names,
             max_steps=self.search.max_steps,
             seed=seed,
-            factor_rank=self.factor_rank(),
         )
 
-    def max_rank(self) -> int:
-        """Return the largest rank a trial may have."""
-        return max(int(rank) for rank in self.parameters["rank"].possible or ())
+    def factor_sets(self) -> tuple[FactorSet, ...]:
+        """Return the factors that trials share, to be computed before the first of them."""
+        return self._method.factor_sets(self._possible())
 
-    def factor_rank(self) -> int:
-        """Return the rank at which factors are computed and stored for every trial."""
-        return factor_rank_bucket(self.max_rank())
-
-    def bases(self) -> tuple[Basis, ...]:
-        """Return every basis a trial may have."""
-        parameter = self.parameters.get("basis")
-        found = () if parameter is None else parameter.possible or ()
-        if parameter is None or (parameter.when and parameter.otherwise is None):
-            found = (*found, Hyperparameters.basis)
-        return cast("tuple[Basis, ...]", tuple(dict.fromkeys(map(str, found))))
+    @property
+    def is_packable(self) -> bool:
+        """Whether the method's trials can share passes."""
+        return self._method.packed is not None
 
     def largest(self) -> tuple[int, int]:
-        """Return the largest batch size and the largest rank a trial may have."""
-        batch = self.parameters.get("batch_size")
+        """Return the largest batch size and the largest rank a trial may have; the rank is 0 where there is none."""
+        batch, rank = self.parameters.get("batch_size"), self.parameters.get("rank")
         sizes = [Hyperparameters.batch_size] if batch is None else [int(size) for size in batch.possible or ()]
-        return max(sizes), self.max_rank()
+        return max(sizes), 0 if rank is None else max(int(value) for value in rank.possible or ())
 
     def target_groups(self) -> tuple[str, ...]:
         """Return every module group expression a trial may have."""
@@ -128,25 +122,19 @@ class Space:
         """Return how many different params there are, or None when a parameter is continuous."""
         return count_configurations(self.parameters)
 
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    @property
+    def _method(self) -> Method:
+        return get_method(self.method)
 
-def check_rank(rank: int, names: Sequence[str], modules: Sequence[LinearModule]) -> None:
-    """Hold `rank` against the smaller side of each named module.
+    def _possible(self) -> Possible:
+        """Return every value of the method's own parameters that a trial may have, its default included."""
+        return {name: self._possible_values(name, spec.default) for name, spec in self._method.parameters.items()}
 
-    Raises:
-        RankError: it is above one of them; the message names the smallest.
-    """
-    sides = {module.name: min(module.in_features, module.out_features) for module in modules}
-    smallest = min(names, key=sides.__getitem__)
-    if not 1 <= rank <= sides[smallest]:
-        raise RankError(
-            f"`rank` must be in 1..{sides[smallest]}, but got rank={rank} for {smallest}.",
-            hint="lower the rank, or leave this module out of target_modules",
-        )
-
-
-def factor_rank_bucket(max_rank: int) -> int:
-    """Return the rank at which factors are computed and stored: a power of two, at least 64, so that spaces share them.
-
-    It may be above a small module's side; the factors of that module then end at its side.
-    """
-    return max(_SMALLEST_FACTOR_RANK, 1 << (max_rank - 1).bit_length())
+    def _possible_values(self, name: str, default: Scalar | None) -> Sequence[Scalar] | None:
+        parameter = self.parameters.get(name)
+        values = () if parameter is None else parameter.possible
+        may_be_left_out = parameter is None or (parameter.when and parameter.otherwise is None)
+        if values is None or not may_be_left_out or default is None:
+            return values
+        return tuple(dict.fromkeys((*values, default)))

@@ -129,10 +129,11 @@ class Recorder:
 def _resolved(hyperparameters: Hyperparameters | None) -> dict[str, Any]:
     if hyperparameters is None:
         return {}
-    values = {f.name: getattr(hyperparameters, f.name) for f in dataclasses.fields(hyperparameters)}
+    values: dict[str, Any] = {f.name: getattr(hyperparameters, f.name) for f in dataclasses.fields(hyperparameters)}
     # The modules' names are in the adapter's manifest; here they would pass MLflow's limit on a param.
     values["num_target_modules"] = len(values.pop("target_modules"))
-    return values
+    own = values.pop("method_params")
+    return {**values, **own}
 
 
 def _classify(error: Exception) -> Exception:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from loraxs_search.trial.adapter_config import adapter_config
 from loraxs_search.trial.evaluate import answer_rows, evaluate
 from loraxs_search.trial.latency import measure_latency
 from loraxs_search.trial.precision import choose_dtype
 from loraxs_search.trial.report import make_report
-from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_parameters, measure
+from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_parameters
 from loraxs_search.trial.schedule import lr_factor
 from loraxs_search.trial.score_folder import FolderScores, score_folder
 from loraxs_search.trial.snapshot import Snapshot
@@ -17,7 +16,6 @@ __all__ = [
     "FolderScores",
     "Snapshot",
     "TrialRun",
-    "adapter_config",
     "answer_rows",
     "attach",
     "bare_body",
@@ -28,7 +26,6 @@ __all__ = [
     "load_parameters",
     "lr_factor",
     "make_report",
-    "measure",
     "measure_latency",
     "measure_yardsticks",
     "score_folder",

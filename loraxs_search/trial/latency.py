@@ -10,8 +10,7 @@ import torch
 
 from loraxs_search.base_model import ended, load_model, load_tokenizer, locate
 from loraxs_search.errors import LoraxsError
-from loraxs_search.methods.loraxs import load_adapter_folder
-from loraxs_search.methods.loraxs.loading import read_manifest
+from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import Latency
 from loraxs_search.torch_threads import single_thread
 
@@ -34,8 +33,8 @@ def measure_latency(folder: Path) -> Latency:
     except LoraxsError as error:
         return Latency(failed=error.message)
     except Exception as error:  # noqa: BLE001  # whatever a foreign base does: one candidate is out, the others are not
-        told = next(iter(str(error).strip().splitlines()), "without a word")
-        return Latency(failed=f"{type(error).__name__}: {told}")
+        said = next(iter(str(error).strip().splitlines()), "without a word")
+        return Latency(failed=f"{type(error).__name__}: {said}")
 
 
 def _measure(folder: Path) -> Latency:
@@ -49,30 +48,30 @@ def _measure(folder: Path) -> Latency:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.inference_mode(), single_thread():
         with_adapter, without = _in_turn(lambda: adapted(**inputs), lambda: bare(**inputs))
-    return judged(with_adapter, without, num_tokens)
+    return evaluate_rounds(with_adapter, without, num_tokens)
 
 
-def judged(with_adapter: Sequence[float], without: Sequence[float], num_tokens: int) -> Latency:
+def evaluate_rounds(with_adapter: Sequence[float], without: Sequence[float], num_tokens: int) -> Latency:
     """Return what times of rounds say, (rounds,) seconds each."""
     halves = [min(with_adapter[start::2]) / min(without[start::2]) for start in (0, 1)]
     failed = ""
     if max(halves) > (1 + _AGREEMENT) * min(halves):
-        told = " and ".join(f"{half:.3f}" for half in halves)
-        failed = f"this machine was too busy to tell (two halves of the rounds gave {told}): promote again later"
+        ratios = " and ".join(f"{half:.3f}" for half in halves)
+        failed = f"this machine was too busy to tell (two halves of the rounds gave {ratios}): promote again later"
     ratio = None if failed else min(with_adapter) / min(without)
     return Latency(ratio, _ROWS, num_tokens, len(without), failed)
 
 
 def _in_turn(first: Callable[[], object], second: Callable[[], object]) -> tuple[list[float], list[float]]:
     """Return the seconds of each, round by round; who begins changes from round to round."""
-    found: tuple[list[float], list[float]] = ([], [])
+    seconds: tuple[list[float], list[float]] = ([], [])
     started = time.perf_counter()
     for number in range(-_WARMUP, _MAX_ROUNDS):
         if number >= _MIN_ROUNDS and time.perf_counter() - started > _BUDGET_S:
             break
         for which in (0, 1) if number % 2 else (1, 0):
-            begun = time.thread_time()
+            before = time.thread_time()
             (first, second)[which]()
             if number >= 0:
-                found[which].append(time.thread_time() - begun)
-    return found
+                seconds[which].append(time.thread_time() - before)
+    return seconds

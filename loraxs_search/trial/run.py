@@ -7,23 +7,20 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import safetensors.torch
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import head_names, init_head, missing_poolers, output_head
+from loraxs_search.base_model import head_names, init_head, missing_poolers, output_head, pass_through
 from loraxs_search.errors import BaseModelError, TrialDivergedError
-from loraxs_search.records import AdapterSize, TrialReport, TrialSpec
+from loraxs_search.factors import FactorStore
+from loraxs_search.methods import HeadPlan, get_method
+from loraxs_search.records import TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
-from loraxs_search.trial.adapter_config import adapter_config
 from loraxs_search.trial.evaluate import evaluate
 from loraxs_search.trial.report import make_report
 from loraxs_search.trial.schedule import lr_factor
 from loraxs_search.trial.snapshot import Snapshot
-
-ADAPTER = "default"
-_R = "loraxs_R"
 
 
 def check_step(loss: float, norm: float, step: int) -> None:
@@ -43,50 +40,48 @@ def check_step(loss: float, norm: float, step: int) -> None:
             )
 
 
-def attach(model: PreTrainedModel, spec: TrialSpec) -> PeftModel:
-    """Put a fresh adapter and head on `model`; every number drawn depends on the trial's seed alone."""
+def attach(model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None = None) -> PeftModel | PreTrainedModel:
+    """Put a fresh adapter and head on `model`; every number drawn depends on the trial's seed alone.
+
+    Args:
+        factors: Where factors come from; None means the store in use.
+    """
     hyper = spec.hyperparameters
     init_head(model, hyper.seed)
-    trained: list[str] = list(head_names(model))
+    trained: tuple[str, ...] = head_names(model)
     idle: tuple[str, ...] = ()
     if hyper.head == "output":
         output, idle = output_head(model)
-        trained = [output]
-        _check_told_apart(output, idle)
-    config = adapter_config(
-        hyper,
-        # With a task type PEFT would train the whole head of its own accord.
-        task_type=None if idle else "SEQ_CLS",
-        target_modules=list(hyper.target_modules),
-        modules_to_save=trained,
-        pass_through=[*idle, *missing_poolers(model)],
-    )
-    peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
-    peft_model.eval()  # dropout off: a result must not depend on who shares the device
-    return peft_model
+        trained = (output,)
+        _check_distinct(output, idle)
+    identity = (*idle, *missing_poolers(model))
+    pass_through(model, identity)
+    # With a task type PEFT would train the whole head by itself.
+    plan = HeadPlan(trained, identity, task_type=None if idle else "SEQ_CLS")
+    adapted = get_method(hyper.method).attach(model, hyper, plan, factors)
+    adapted.eval()  # dropout off: a result must not depend on who shares the device
+    return adapted
 
 
-def _check_told_apart(output: str, idle: Sequence[str]) -> None:
+def _check_distinct(output: str, idle: Sequence[str]) -> None:
     """PEFT finds modules by the end of their name: DistilBERT's `pre_classifier` would be trained as `classifier`."""
-    if alike := [name for name in idle if name.endswith(output)]:
+    if ambiguous := [name for name in idle if name.endswith(output)]:
         raise BaseModelError(
-            f"`head: output` needs an output layer whose name ends no other's, but {output} ends {alike[0]}.",
+            f"`head: output` needs an output layer whose name ends no other's, but {output} ends {ambiguous[0]}.",
             hint="use `head: full` with this base",
         )
 
 
-def detach(model: PeftModel) -> PreTrainedModel:
+def detach(model: PeftModel | PreTrainedModel, spec: TrialSpec) -> PreTrainedModel:
     """Take the adapter off again and return the base, frozen as it was."""
-    base = model.unload()
-    base.requires_grad_(False)
-    return base
+    return get_method(spec.hyperparameters.method).detach(model)
 
 
 class TrialRun:
     """Trains one trial on a base it does not own.
 
-    The state is R, head and AdamW's moments; data order, schedule and seeds are functions of (seed, step). So a run
-    taken up from a snapshot goes on bit for bit on the same device with the same number of threads.
+    The state is adapter, head and AdamW's moments; data order, schedule and seeds are functions of (seed, step). So a
+    run taken up from a snapshot goes on bit for bit on the same device with the same number of threads.
 
     Args:
         model: The base with this trial's adapter, from `attach`.
@@ -97,7 +92,7 @@ class TrialRun:
     def __init__(
         self,
         spec: TrialSpec,
-        model: PeftModel,
+        model: PeftModel | PreTrainedModel,
         data: PreparedTask,
         device: torch.device,
         snapshot: Snapshot | None = None,
@@ -105,12 +100,13 @@ class TrialRun:
         self.spec, self.model, self.data = spec, model, data
         self._device = device
         hyper = spec.hyperparameters
+        self._method = get_method(hyper.method)
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._optimizer = self._make_optimizer()
         self.step, self._device_s, self._num_tokens = 0, 0.0, 0
         self._reports: tuple[TrialReport, ...] = ()
-        self._size = measure(model)
+        self._size = self._method.measure(model)
         if snapshot is not None:
             self._load(snapshot)
 
@@ -163,9 +159,10 @@ class TrialRun:
     def _make_optimizer(self) -> torch.optim.AdamW:
         hyper = self.spec.hyperparameters
         rates = {True: hyper.learning_rate, False: hyper.head_learning_rate}
+        owned = {name: self._method.is_adapter(name) for name in self._parameters}
         groups = [
-            {"params": [p for n, p in self._parameters.items() if (_R in n) is is_r], "lr": lr, "base_lr": lr}
-            for is_r, lr in rates.items()
+            {"params": [p for n, p in self._parameters.items() if owned[n] is adapter], "lr": lr, "base_lr": lr}
+            for adapter, lr in rates.items()
         ]
         betas = (hyper.adam_beta1, hyper.adam_beta2)
         return torch.optim.AdamW(groups, betas=betas, weight_decay=hyper.weight_decay, fused=True)
@@ -205,17 +202,8 @@ class TrialRun:
 
 
 @torch.no_grad()
-def load_parameters(model: PeftModel, snapshot: Snapshot) -> None:
+def load_parameters(model: PeftModel | PreTrainedModel, snapshot: Snapshot) -> None:
     """Set the trained tensors of `model` to those of `snapshot`."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.copy_(snapshot.parameters[name])
-
-
-def measure(model: PeftModel) -> AdapterSize:
-    """Count what the adapter stores: R, head, and the bytes of its file."""
-    trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
-    num_r = sum(count for name, count in trained.items() if _R in name)
-    stored = get_peft_model_state_dict(model, adapter_name=ADAPTER)
-    content = safetensors.torch.save({k: v.contiguous() for k, v in stored.items()}, {"format": "pt"})
-    return AdapterSize(num_r, sum(trained.values()) - num_r, len(content))

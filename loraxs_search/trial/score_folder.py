@@ -9,8 +9,7 @@ import torch
 
 from loraxs_search import base_model
 from loraxs_search.errors import TaskDataError
-from loraxs_search.methods.loraxs import load_adapter_folder
-from loraxs_search.methods.loraxs.loading import read_manifest
+from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import Task
 from loraxs_search.tasks import prepare
 from loraxs_search.trial.evaluate import answer
@@ -37,10 +36,10 @@ def score_folder(folder: Path, task: Task) -> FolderScores:
         BaseModelError: its base is not on this machine.
     """
     manifest = read_manifest(folder)
-    its = manifest.task
-    if (its.kind, its.labels) != (task.kind, task.labels):
+    trained_for = manifest.task
+    if (trained_for.kind, trained_for.labels) != (task.kind, task.labels):
         raise TaskDataError(
-            f"Task {task.name} must have the labels the adapter was trained for, {list(its.labels)}, "
+            f"Task {task.name} must have the labels the adapter was trained for, {list(trained_for.labels)}, "
             f"but has {list(task.labels)}."
         )
     base = base_model.locate(manifest.base_model)

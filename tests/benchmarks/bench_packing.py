@@ -100,7 +100,7 @@ class Bench:
             seconds, tokens = self._timed(run._train_step, lambda: run._num_tokens, scale=4)
             size = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) * 4  # and gradient, two moments
         finally:
-            detach(model)
+            detach(model, spec)
         self.lone_ms = statistics.median(seconds) * 1e3
         return self._row("lone", 1, seconds, tokens, (1.0, 1.0), size)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from support.shell import Shell
 
 from loraxs_search.base_model import head_shapes, linear_modules, locate
 from loraxs_search.errors import LoraxsError
-from loraxs_search.records import BaseModel, Hyperparameters
+from loraxs_search.records import BaseModel
 from loraxs_search.search_space import Space, describe, load_space, parse_space, shipped_space_path, shipped_spaces
-from loraxs_search.search_space._parameter_specs import PARAMETER_SPECS
+from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._sections import (
     BaseModelSection,
     DataSection,
@@ -105,15 +105,14 @@ def test_a_table_names_every_key_and_its_default(section):
 
 def test_the_table_of_parameters_names_every_key_default_and_word():
     table = SEARCH_SPACES.table("key of `parameters`")
-    assert {name.strip("`") for name in table} == set(PARAMETER_SPECS)
-    code = {field.name: field.default for field in fields(Hyperparameters)}
-    for name, spec in PARAMETER_SPECS.items():
+    assert {name.strip("`") for name in table} == set(parameter_specs("lora-xs"))
+    for name, spec in parameter_specs("lora-xs").items():
         default, meaning = table[f"`{name}`"]
         assert set(spec.names) <= set(re.findall(r"`(\w+)`", meaning)), name
         if name in ("head_learning_rate", "target_modules"):  # what a space resolves them to
             assert default == {"head_learning_rate": "`learning_rate`", "target_modules": "`all-linear`"}[name]
         else:
-            assert_default(default, PydanticUndefined if code[name] is MISSING else code[name], name)
+            assert_default(default, PydanticUndefined if spec.default is None else spec.default, name)
 
 
 def assert_default(said: str, default: Any, name: str) -> None:
@@ -154,7 +153,7 @@ def size_table(folder: Path) -> Iterator[str]:
         cells = [name, space.base_model.id.rpartition("/")[2]]
         for it in (said.smallest, said.largest):
             size = (it.size.r_parameters, it.size.head_parameters, it.size.stored_bytes)
-            cells += [f"{it.rank}, {it.target_modules}", *(f"{number:,}" for number in size)]
+            cells += [f"{it.params['rank']}, {it.target_modules}", *(f"{number:,}" for number in size)]
         yield f"| {' | '.join(cells)} |"
 
 

@@ -221,7 +221,7 @@ class World:
             run.advance(until)
             return run.snapshot()
         finally:
-            detach(model)
+            detach(model, spec)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from loraxs_search import AdapterBank
 from loraxs_search.base_model import linear_modules, load_model, missing_poolers
-from loraxs_search.methods.loraxs import export_lora, load_adapter_folder
+from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.methods.loraxs import export_lora
 from loraxs_search.records import BaseModel
 
 from .conftest import FAMILIES, save_base, tokenizer

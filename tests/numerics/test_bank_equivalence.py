@@ -15,7 +15,8 @@ from loraxs_search import AdapterBank
 from loraxs_search.base_model import linear_modules, load_model, locate
 from loraxs_search.errors import TargetModulesError
 from loraxs_search.factors import FactorStore
-from loraxs_search.methods.loraxs import load_adapter_folder, use_factor_store
+from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import BaseModel, BaseModelRef
 
 from .conftest import VOCAB, save_base

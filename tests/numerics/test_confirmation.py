@@ -32,7 +32,7 @@ from loraxs_search.search.driver.finishing import joined
 from loraxs_search.search.hosts.refits import refit_spec
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.trial import measure_latency, score_folder
-from loraxs_search.trial.latency import judged
+from loraxs_search.trial.latency import evaluate_rounds
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def test_a_folder_is_timed_against_its_bare_base(world: Any, folder: Path, tmp_p
 
 def test_a_latency_stands_where_two_halves_of_the_rounds_agree() -> None:
     bare = [2.0, 1.0, 1.0, 3.0]
-    assert judged([1.2, 1.2, 5.0, 9.0], bare, 64) == Latency(1.2, 8, 64, 4)
-    busy = judged([1.2, 1.3, 5.0, 9.0], bare, 64)
+    assert evaluate_rounds([1.2, 1.2, 5.0, 9.0], bare, 64) == Latency(1.2, 8, 64, 4)
+    busy = evaluate_rounds([1.2, 1.3, 5.0, 9.0], bare, 64)
     assert busy.ratio is None
     assert "gave 1.200 and 1.300" in busy.failed
 

@@ -157,7 +157,7 @@ def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: 
         train(pack, slots, 5)
         if poisoned:
             with torch.no_grad():
-                slots[1].r.mul_(poison)
+                slots[1].adapter.r.mul_(poison)
         before = slots[1].snapshot()
         errors = pack.step(slots)
         assert list(errors) == (["2"] if poisoned else [])
@@ -202,7 +202,7 @@ def test_a_diverging_trial_spoils_no_neighbours_evaluation(world: Any) -> None:
     train(pack, slots, 3)
     healthy = pack.evaluate(slots, "validation")
     with torch.no_grad():
-        slots[2].r.fill_(float("nan"))
+        slots[2].adapter.r.fill_(float("nan"))
     found = pack.evaluate(slots, "validation")
     assert isinstance(found.pop("3"), TrialDivergedError)
     assert found == {trial: healthy[trial] for trial in found}

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.toy_ia3 import IA3
 
 from loraxs_search.errors import StudyError, TargetModulesError, TrialDivergedError, UsageError
+from loraxs_search.methods import METHODS
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import BaseModelRef
 from loraxs_search.trial import Snapshot
@@ -24,7 +26,7 @@ Distance = Callable[[bytes, bytes], float]
 def make_host(world: Any) -> Iterator[Make]:
     made: list[PackedHost] = []
 
-    def make(slots: int = 4, **options: Any) -> PackedHost:
+    def make(slots: int | None = 4, **options: Any) -> PackedHost:
         ref = BaseModelRef(id=world.base.path)
         options = {"precision": "float32", "device": "cpu", **options}
         made.append(PackedHost(ref, world.data.task, slots=slots, **options))
@@ -284,3 +286,27 @@ def test_a_finished_trial_is_scored_on_all_validation_rows_when_asked(world: Any
             assert host.advance(spec, 4, state)[0].metrics == pytest.approx(report.metrics, rel=1e-5)
     finally:
         packed.close()
+
+
+@pytest.mark.parametrize("slots", [2, None])
+def test_a_method_that_cannot_share_passes_trains_between_the_rounds_of_others(
+    world: Any, make_host: Make, distance: Distance, monkeypatch: pytest.MonkeyPatch, slots: int | None
+) -> None:
+    monkeypatch.setitem(METHODS._entries, IA3.name, IA3)
+    vectors = world.spec("3", method="ia3", rank=0, method_params={"side": "input"})
+    specs, host = [world.spec("1"), world.spec("2", rank=8), vectors], make_host(slots)
+
+    def drive(spec: Any) -> tuple[Any, bytes]:
+        _, state = host.advance(spec, 4, None)
+        return host.advance(spec, 9, state)
+
+    with ThreadPoolExecutor(len(specs)) as callers:
+        answers = list(callers.map(drive, specs))
+    some_rows = replace(world.data.task, validation_rows=7)
+    report, _ = host.advance(vectors, 9, answers[-1][1], some_rows)
+    lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
+    for spec, (_, state) in zip(specs, answers, strict=True):
+        assert distance(state, lone.advance(spec, 9, None)[1]) < 1e-5
+    assert report.metrics == lone.advance(vectors, 9, answers[-1][1], some_rows)[0].metrics
+    with pytest.raises(UsageError, match="but those of ia3 cannot"):
+        host.advance(vectors, 9, None, replace(world.data.task, name="another"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel
@@ -12,9 +13,18 @@ from torch.nn.functional import pad
 
 from loraxs_search.errors import UsageError, unknown_name
 from loraxs_search.home import disk_faults, write_atomic
+from loraxs_search.methods._names import ADAPTER, ROOT
 from loraxs_search.methods.loraxs._register import PREFIX
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 from loraxs_search.methods.loraxs.layer import LoraXSLayer
+from loraxs_search.records import Manifest
+
+
+def write_lora(model: PeftModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
+    """Write a registered adapter as plain LoRA, with a README.md that says how it is loaded; see `export_lora`."""
+    base = manifest.base_model
+    export_lora(model, ADAPTER, folder, rank=rank, base=base.id, revision=base.revision)
+    write_atomic(folder / "README.md", _readme(manifest))
 
 
 def export_lora(
@@ -44,9 +54,8 @@ def export_lora(
     if not isinstance(config, LoraXSConfig):
         known = [name for name, c in model.peft_config.items() if isinstance(c, LoraXSConfig)]
         raise UsageError(unknown_name("adapter_name", adapter_name, known))
-    root = "base_model.model."
     layers = {
-        name.removeprefix(root): module
+        name.removeprefix(ROOT): module
         for name, module in model.named_modules()
         if isinstance(module, LoraXSLayer) and adapter_name in module.settings
     }
@@ -56,8 +65,8 @@ def export_lora(
     tensors |= _identities(model, config.pass_through)
     for name, layer in layers.items():
         lora_a, lora_b = _padded(*layer.to_lora(adapter_name), rank, name)
-        tensors[f"{root}{name}.lora_A.weight"] = lora_a.cpu().contiguous()
-        tensors[f"{root}{name}.lora_B.weight"] = lora_b.cpu().contiguous()
+        tensors[f"{ROOT}{name}.lora_A.weight"] = lora_a.cpu().contiguous()
+        tensors[f"{ROOT}{name}.lora_B.weight"] = lora_b.cpu().contiguous()
     write_atomic(folder / SAFETENSORS_WEIGHTS_NAME, save(tensors, {"format": "pt"}))
     with disk_faults(folder):
         lora = _lora_config(config, layers, adapter_name, rank)
@@ -70,7 +79,7 @@ def _identities(model: PeftModel, names: list[str]) -> dict[str, Tensor]:
     """Return the weights of head layers that were made the identity: plain PEFT would draw them anew."""
     base = model.get_base_model()
     return {
-        f"base_model.model.{name}.{key}": value.detach().cpu().clone()
+        f"{ROOT}{name}.{key}": value.detach().cpu().clone()
         for name in names
         for key, value in base.get_submodule(name).state_dict().items()
     }
@@ -108,3 +117,24 @@ def _lora_config(
         revision=config.revision,
         inference_mode=True,
     )
+
+
+def _readme(manifest: Manifest) -> str:
+    """Return how the plain LoRA adapter is loaded with its labels: PEFT's files have no place for them."""
+    base, labels = manifest.base_model, json.dumps(manifest.task.labels, ensure_ascii=False)
+    names = "id2label=dict(enumerate(labels)), label2id={label: number for number, label in enumerate(labels)}"
+    setup, head = (f"labels = {labels}\n", names) if manifest.task.labels else ("", "num_labels=1")
+    revision = f', revision="{base.revision}"' if base.revision else ""
+    load = f'transformers.AutoModelForSequenceClassification.from_pretrained("{base.id}", {head}{revision})'
+    return f"""# {manifest.task.name}
+
+A LoRA-XS adapter for `{base.id}` as plain LoRA, exactly.
+
+With transformers and PEFT, from this folder, where the hub or its cache has the base:
+
+```python
+import peft, transformers
+{setup}base = {load}
+model = peft.PeftModel.from_pretrained(base, ".").eval()
+```
+"""

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model import pass_through
 from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
-from loraxs_search.methods.loraxs._body import check_body
+from loraxs_search.methods.body import check_body
 from loraxs_search.methods.loraxs._mixed_batch import BASE, grouped_head_output
 from loraxs_search.methods.loraxs._register import PREFIX
 from loraxs_search.methods.loraxs._settings import module_settings

@@ -12,11 +12,22 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from loraxs_search.factors import FactorStore
+from loraxs_search.methods._base import PackedAdapter
 from loraxs_search.methods.loraxs._factor_pairs import FactorPair, FactorPairs
+from loraxs_search.methods.loraxs._packed_r import PackedR
 from loraxs_search.methods.loraxs._settings import FactorKey, ModuleSettings
 from loraxs_search.multiplexed import LayerRows, SlotRowMap
 
-__all__ = ["FactorPair", "FactorPairs", "PackedCores", "TrainedCores", "add_core_update_", "core_update_backward_"]
+__all__ = [
+    "FactorPair",
+    "FactorPairs",
+    "PackedCores",
+    "PackedLinears",
+    "TrainedCores",
+    "add_core_update_",
+    "core_update_backward_",
+]
 
 
 def add_core_update_(x: Tensor, y: Tensor, pair: FactorPair, cores: Tensor) -> Tensor:
@@ -84,13 +95,33 @@ class TrainedCores:
 
 
 class CoreSlot(Protocol):
-    """A slot of a pack whose trial trains R (modules, r, r), one for each of `settings`, in their order."""
+    """A trial in a pack that trains R (modules, r, r), one for each of `settings`, in their order."""
 
     @property
     def settings(self) -> Mapping[str, ModuleSettings]: ...
 
     @property
     def r(self) -> Tensor: ...
+
+
+class PackedLinears:
+    """A base on which slots of LoRA-XS are packed; its factor pairs are made once.
+
+    Args:
+        linears: The base's linear layers, by full name.
+        num_workers: Passes that may be computed at the same time.
+    """
+
+    def __init__(self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int) -> None:
+        self._linears, self._num_workers = linears, num_workers
+        self._pairs = FactorPairs(linears, lambda: factors)
+
+    def updates(self, adapters: Sequence[PackedAdapter | None]) -> PackedCores:
+        slots: list[PackedR | None] = []
+        for adapter in adapters:
+            assert adapter is None or isinstance(adapter, PackedR)
+            slots.append(adapter)
+        return PackedCores(slots, self._linears, self._pairs, self._num_workers)
 
 
 class PackedCores:
@@ -100,24 +131,27 @@ class PackedCores:
     ever.
 
     Args:
+        slots: None for those of other methods.
         linears: The base's linear layers, by full name.
         pairs: Of the same layers; those of other ranks are forgotten.
         num_workers: Passes that may be computed at the same time.
     """
 
     def __init__(
-        self, slots: Sequence[CoreSlot], linears: Mapping[str, nn.Module], pairs: FactorPairs, num_workers: int
+        self, slots: Sequence[CoreSlot | None], linears: Mapping[str, nn.Module], pairs: FactorPairs, num_workers: int
     ) -> None:
         self._slots, self._pairs = slots, pairs
-        self.modules = [name for name in linears if any(name in slot.settings for slot in slots)]
-        self._rank = max(s.rank for slot in slots for s in slot.settings.values())
-        device, dtype = slots[0].r.device, linears[self.modules[0]].get_parameter("weight").dtype
+        self._own = [(i, slot) for i, slot in enumerate(slots) if slot is not None]
+        own = [slot for _, slot in self._own]
+        self.modules = [name for name in linears if any(name in slot.settings for slot in own)]
+        self._rank = max(s.rank for slot in own for s in slot.settings.values())
+        device, dtype = own[0].r.device, linears[self.modules[0]].get_parameter("weight").dtype
         shape = len(self.modules), len(slots), self._rank, self._rank
         self._cores = torch.zeros(shape, dtype=dtype, device=device)  # in the dtype that passes compute with
         self._grads = torch.zeros(num_workers, *shape, device=device)
         index = {name: i for i, name in enumerate(self.modules)}
-        self._rows = [torch.tensor([index[name] for name in slot.settings], device=device) for slot in slots]
-        self._scales = [self._scale(slot) for slot in slots]
+        self._rows = [torch.tensor([index[name] for name in slot.settings], device=device) for slot in own]
+        self._scales = [self._scale(slot) for slot in own]
         pairs.keep_rank(self._rank)
 
     @property
@@ -128,7 +162,10 @@ class PackedCores:
 
     def update(self, module: str) -> TrainedCores:
         """Return what is added to the output of one of `modules`."""
-        keys = [slot.settings[module].family if module in slot.settings else None for slot in self._slots]
+        keys = [
+            None if slot is None or module not in slot.settings else slot.settings[module].family
+            for slot in self._slots
+        ]
         known: list[FactorKey] = list(dict.fromkeys(key for key in keys if key is not None))
         pairs = [self._pairs.pair(module, key, self._rank) for key in known]
         pair_of_slot = tuple(None if key is None else known.index(key) for key in keys)
@@ -139,7 +176,7 @@ class PackedCores:
     def begin(self) -> None:
         """Take every slot's R as it stands, and start gradients at zero."""
         self._grads.zero_()
-        for i, (slot, rows, scale) in enumerate(zip(self._slots, self._rows, self._scales, strict=True)):
+        for (i, slot), rows, scale in zip(self._own, self._rows, self._scales, strict=True):
             rank = slot.r.shape[-1]
             self._cores[rows, i, :rank, :rank] = (slot.r * scale).to(self._cores.dtype)
 
@@ -149,7 +186,7 @@ class PackedCores:
         total = self._grads[0]
         for grads in self._grads[1:]:
             total = total + grads
-        for i, (slot, rows, scale) in enumerate(zip(self._slots, self._rows, self._scales, strict=True)):
+        for (i, slot), rows, scale in zip(self._own, self._rows, self._scales, strict=True):
             rank = slot.r.shape[-1]
             slot.r.grad = total[rows, i, :rank, :rank] * scale
 

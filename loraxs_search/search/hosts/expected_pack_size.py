@@ -23,6 +23,8 @@ def expected_pack_size(
     from loraxs_search.packing.capacity import fitting_slots, full_slots, full_tokens, slot_bytes, token_budget
     from loraxs_search.packing.pass_executor import workers_for
 
+    if not space.is_packable:
+        return PackSize(1, f"trials of method {space.method} cannot share passes")
     if torch.cuda.is_available():
         return None
     device = torch.device("cpu")

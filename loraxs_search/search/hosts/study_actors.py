@@ -11,6 +11,7 @@ import ray
 
 from loraxs_search.base_model import check_packable
 from loraxs_search.records import HostInfo, Identity, Scalar, Task, TrialSpec
+from loraxs_search.search.cluster.placement import PackSize
 from loraxs_search.search.hosts.client import HOST_LOST
 from loraxs_search.search.hosts.handles import kill
 from loraxs_search.search.hosts.identity import check_unchanged
@@ -46,7 +47,7 @@ class StudyActors:
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
             check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
-            self.pack_size = pool.pack_size(self.info)
+            self.pack_size = pool.pack_size(self.info) if space.is_packable else alone(space)
             self.slot_counter = pool.slot_counter(self.pack_size.size, study.search)
             # By role: the names under which trainables find these actors.
             self.actor_names = {"directory": pool.directory_name, "keeper": keeper_name}
@@ -67,10 +68,10 @@ class StudyActors:
         adaptable = [module for module in self.info.modules if module.name in self._adaptable]
         names = [module.name for module in adaptable]
         parts = [names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE)]
-        rank, task, bases, host = self._space.factor_rank(), self._space.task, self._space.bases(), self.pool.host()
-        pending = [host.decompose(task, part, rank, basis) for basis in bases for part in parts]
+        sets, task, host = self._space.factor_sets(), self._space.task, self.pool.host()
+        pending = [host.decompose(task, part, each.rank, each.basis) for each in sets for part in parts]
         work = sum(m.out_features * m.in_features * min(m.out_features, m.in_features) for m in adaptable)
-        if work * len(bases) <= _SHORT_WORK:
+        if work * len(sets) <= _SHORT_WORK:
             return
         total, said_at = len(pending), time.monotonic()
         while pending:
@@ -111,6 +112,14 @@ class StudyActors:
         resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         kinds = (name.removeprefix("accelerator_type:") for name in resources if ":" in name)
         return sorted(kind for kind in kinds if not kind.startswith(("node", "bundle")))
+
+
+def alone(space: Space) -> PackSize:
+    """Return the pack size of a method whose trials cannot share passes, and say so where more were asked for."""
+    asked, why = space.search.pack_size, f"trials of method {space.method} cannot share passes"
+    if asked not in ("auto", 1):
+        _logger.warning("`search.pack_size` is %d, but %s: each trains alone.", asked, why)
+    return PackSize(1, why)
 
 
 def warn_of_data(task: Task, info: HostInfo) -> None:

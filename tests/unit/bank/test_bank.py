@@ -30,7 +30,9 @@ from loraxs_search.errors import (
 from loraxs_search.factors import Factors, FactorStore, default_factor_rank
 from loraxs_search.factors._file import write_factors
 from loraxs_search.home import factor_path
-from loraxs_search.methods.loraxs import LoraXSConfig, body_fingerprint, load_adapter_folder, use_factor_store
+from loraxs_search.methods.body import body_fingerprint
+from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.records import Candidate, DataSource, Manifest, PromotionRule, Task, from_json
 from loraxs_search.registry import Registry, install_factors, seal
 

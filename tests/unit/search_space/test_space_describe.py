@@ -1,14 +1,10 @@
 from __future__ import annotations
 
 import pytest
-import safetensors.torch
-import torch
 
 from loraxs_search.errors import RankError, TargetModulesError
-from loraxs_search.factors import default_factor_rank
 from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule
-from loraxs_search.search_space import ShapeDescription, describe, factor_rank_bucket, load_space
-from loraxs_search.search_space._describe import file_bytes
+from loraxs_search.search_space import ShapeDescription, describe, load_space
 
 OWN = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 
@@ -73,15 +69,9 @@ def test_a_rank_or_group_that_does_not_fit_the_model_is_refused(parse):
         describe(space, MINI)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 63, 64, 65, 128, 129, 300])
-def test_the_factor_rank_is_the_factor_rooms_own_bucket(rank):
-    assert factor_rank_bucket(rank) == default_factor_rank(rank, 4096, 4096)
-    assert min(factor_rank_bucket(rank), 384) == default_factor_rank(rank, 1536, 384)
-
-
-def test_max_rank_and_target_groups_know_every_possible_value(parse):
+def test_the_largest_trial_and_target_groups_know_every_possible_value(parse):
     space = parse(SPACE + "  rank: {int: [4, 8], when: {head: full}, else: 32}\n  head: {choice: [full, output]}\n")
-    assert (space.max_rank(), space.target_groups()) == (32, ("all-linear",))
+    assert (space.largest(), space.target_groups()) == ((16, 32), ("all-linear",))
     conditional = "  rank: 4\n  head: {choice: [full, output]}\n  target_modules: {value: ffn, when: {head: full}}\n"
     assert parse(SPACE + conditional).target_groups() == ("ffn", "all-linear")
 
@@ -97,8 +87,8 @@ def test_the_quickstart_is_described(parse):
         "ffn": 12,
         "all-linear": 36,
     }
-    assert described.smallest == ShapeDescription(4, "ffn", "full", AdapterSize(12 * 16, 770, 5512))
-    assert described.largest == ShapeDescription(16, "all-linear", "full", AdapterSize(9216, 770, 44808))
+    assert described.smallest == ShapeDescription({"rank": 4}, "ffn", "full", AdapterSize(12 * 16, 770, 5512))
+    assert described.largest == ShapeDescription({"rank": 16}, "all-linear", "full", AdapterSize(9216, 770, 44808))
 
 
 def test_the_papers_setting_has_the_papers_size():
@@ -110,12 +100,6 @@ def test_the_papers_setting_has_the_papers_size():
     size = described.largest.size
     assert (size.r_parameters, size.head_parameters) == (24_576, 1_051_650)
     assert 4 * (24_576 + 1_051_650) < size.stored_bytes < 4 * (24_576 + 1_051_650) + 96 * 200
-
-
-def test_bytes_are_those_of_the_file_that_peft_would_write():
-    shapes = {"a.b.loraxs_R": (3, 3), "z": (5,), "a.a.loraxs_R": (3, 3), "classifier.weight": (2, 7)}
-    named = {f"base_model.model.{name}": torch.zeros(shape) for name, shape in shapes.items()}
-    assert file_bytes(shapes) == len(safetensors.torch.save(named, {"format": "pt"}))
 
 
 def test_a_space_may_choose_the_head(parse):
@@ -133,14 +117,14 @@ def test_the_extremes_are_those_a_trial_can_reach(parse):
         + "  target_modules: {choice: [attention, ffn, all-linear]}\n"
     )
     described = describe(space, MINI)
-    assert (described.smallest.rank, described.smallest.target_modules) == (4, "ffn")
-    assert (described.largest.rank, described.largest.target_modules) == (64, "ffn")
+    assert (described.smallest.params["rank"], described.smallest.target_modules) == (4, "ffn")
+    assert (described.largest.params["rank"], described.largest.target_modules) == (64, "ffn")
     assert described.combinations == 61 + 2
 
 
 def test_only_ranks_that_meet_a_module_are_held_against_it(parse):
     modules = (*bert(1, 64), LinearModule("bert.encoder.layer.0.attention.tiny", 64, 2))
     fits = "  rank: {choice: [2, 16]}\n  target_modules: {value: tiny, when: {rank: 2}, else: ffn}\n"
-    assert describe(parse(SPACE + fits), modules).largest.rank == 16
+    assert describe(parse(SPACE + fits), modules).largest.params == {"rank": 16}
     with pytest.raises(RankError, match=r"1\.\.2, but got rank=16 for .*tiny"):
         describe(parse(SPACE + fits.replace("rank: 2}", "rank: 16}")), modules)

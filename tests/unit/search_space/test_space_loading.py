@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from loraxs_search.errors import SpaceError
+from loraxs_search.methods import FactorSet
 from loraxs_search.records import BaseModelRef, DataSource, PromotionRule, SearchPlan, Task
 from loraxs_search.search_space import Choice, Constant, Floats, Integers, load_space, parse_space
-from loraxs_search.search_space._parameter_specs import PARAMETER_SPECS
+from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, search_section
 
 
@@ -80,8 +81,8 @@ def test_sections_offer_every_field_of_their_record_with_its_default(section, re
 def test_every_hyperparameter_is_a_parameter_or_comes_from_elsewhere():
     from loraxs_search.records import Hyperparameters
 
-    elsewhere = {"max_steps", "seed", "factor_rank"}
-    assert {field.name for field in fields(Hyperparameters)} - elsewhere == set(PARAMETER_SPECS)
+    elsewhere = {"max_steps", "seed", "factor_rank", "method", "method_params"}
+    assert {field.name for field in fields(Hyperparameters)} - elsewhere == set(parameter_specs("lora-xs"))
 
 
 # ---- overrides -------------------------------------------------------------------------------------------------------
@@ -239,9 +240,11 @@ def test_the_room_is_light():
 
 
 def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, text):
-    assert parse(text).bases() == ("top",)
-    assert parse(text, "parameters.basis={choice: [middle, random]}").bases() == ("middle", "random")
-    assert parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").bases() == ("bottom", "top")
+    assert parse(text).factor_sets() == (FactorSet("top", 64),)
+    chosen = parse(text, "parameters.basis={choice: [middle, random]}", "parameters.rank={choice: [4, 8, 100]}")
+    assert chosen.factor_sets() == (FactorSet("middle", 128), FactorSet("random", 128))
+    conditional = parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").factor_sets()
+    assert [each.basis for each in conditional] == ["bottom", "top"]
     assert parse(text).largest() == (16, 16)
     assert parse(text, "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}").largest() == (
         64,

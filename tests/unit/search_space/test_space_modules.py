@@ -6,9 +6,9 @@ import pytest
 import transformers
 
 from loraxs_search.base_model import linear_modules
-from loraxs_search.errors import RankError, TargetModulesError
+from loraxs_search.errors import TargetModulesError
 from loraxs_search.records import BaseModel, LinearModule
-from loraxs_search.search_space import check_rank, resolve_modules
+from loraxs_search.search_space import resolve_modules
 
 NUM_LAYERS = 3
 WIDE = {"hidden_size": 8, "num_hidden_layers": NUM_LAYERS, "num_attention_heads": 2, "intermediate_size": 16}
@@ -139,10 +139,3 @@ def test_more_last_layers_than_there_are_is_refused(modules):
 def test_a_model_without_layers_is_told(modules):
     with pytest.raises(TargetModulesError, match="none in its layers"):
         resolve_modules("attention", [LinearModule("classifier", 8, 2)])
-
-
-def test_rank_is_held_against_the_smaller_side(modules):
-    names = resolve_modules("all-linear", modules("gpt2"))  # Conv1D: sizes are the function's, not the tensor's
-    check_rank(8, names, modules("gpt2"))
-    with pytest.raises(RankError, match=r"must be in 1\.\.8, but got rank=9 for transformer\.h\.0\.attn\.c_attn"):
-        check_rank(9, names, modules("gpt2"))

@@ -13,11 +13,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import RandomSampler
 from optuna.study import Study, create_study
 
-from loraxs_search.search_space._parameter_specs import PARAMETER_SPECS
+from loraxs_search.search_space._parameter_specs import parameter_specs
 
-FLOATS = [name for name, law in PARAMETER_SPECS.items() if law.kind == "float"]
-INTS = [name for name, law in PARAMETER_SPECS.items() if law.kind == "int"]
-NAMES = [name for name, law in PARAMETER_SPECS.items() if law.kind == "name"]
+SPECS = parameter_specs("lora-xs")
+FLOATS = [name for name, law in SPECS.items() if law.kind == "float"]
+INTS = [name for name, law in SPECS.items() if law.kind == "int"]
+NAMES = [name for name, law in SPECS.items() if law.kind == "name"]
 GROUPS = ["attention", "ffn", "all-linear", "query+value", "attention@last-2"]
 
 
@@ -27,8 +28,8 @@ def ask(seed=0) -> Study:
 
 @st.composite
 def number(draw, name):
-    high = min(0.9999 if PARAMETER_SPECS[name].below else PARAMETER_SPECS[name].high, 1e3)
-    if PARAMETER_SPECS[name].kind == "int":
+    high = min(0.9999 if SPECS[name].below else SPECS[name].high, 1e3)
+    if SPECS[name].kind == "int":
         return draw(st.integers(1, int(high)))
     return draw(st.floats(1e-6, high).map(lambda value: float(f"{value:.6g}")))
 
@@ -36,7 +37,7 @@ def number(draw, name):
 @st.composite
 def form(draw, name):
     """A value form as it would stand in YAML, and a test of what may be drawn from it."""
-    law = PARAMETER_SPECS[name]
+    law = SPECS[name]
     if law.kind in ("name", "modules"):
         values = draw(st.lists(st.sampled_from(law.names or GROUPS), min_size=1, unique=True))
         return {"choice": values}, lambda value: value in values
@@ -66,7 +67,7 @@ def form(draw, name):
 
 @st.composite
 def declared(draw):
-    names = draw(st.sets(st.sampled_from(sorted(PARAMETER_SPECS)))) | {"rank", "learning_rate"}
+    names = draw(st.sets(st.sampled_from(sorted(SPECS)))) | {"rank", "learning_rate"}
     return {name: draw(form(name)) for name in draw(st.permutations(sorted(names)))}
 
 
@@ -82,7 +83,7 @@ def test_what_is_drawn_lies_in_what_was_declared(parse, parameters, seed):
         assert list(params) == list(section)
         for name, (_, lies_in) in parameters.items():
             assert lies_in(params[name]), (name, params[name], section[name])
-            assert type(params[name]) is {"int": int, "float": float}.get(PARAMETER_SPECS[name].kind, str)
+            assert type(params[name]) is {"int": int, "float": float}.get(SPECS[name].kind, str)
         assert trial.distributions == space.distributions()
 
 
@@ -90,7 +91,7 @@ def test_what_is_drawn_lies_in_what_was_declared(parse, parameters, seed):
 @given(st.data())
 def test_a_range_beyond_the_law_is_refused(faults, data):
     name = data.draw(st.sampled_from(FLOATS + INTS))
-    law = PARAMETER_SPECS[name]
+    law = SPECS[name]
     beyond = data.draw(st.sampled_from([law.low - 1, math.nan, math.inf, -math.inf, *([law.low] if law.above else [])]))
     key = "int" if law.kind == "int" else "uniform"
     section = {"rank": 4, "learning_rate": 1e-3, name: {key: [beyond, law.low + 2]}}

@@ -7,28 +7,23 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ValidationError
+from transformers import PreTrainedModel
 
 from loraxs_search import base_model
 from loraxs_search.errors import BaseModelError, IntegrityError
 from loraxs_search.home import disk_faults
-from loraxs_search.methods.loraxs._reference_logits import check_reference_logits, make_reference_logits
+from loraxs_search.methods import get_method
+from loraxs_search.methods.reference_logits import check_reference_logits
 from loraxs_search.records import BaseModel, Manifest, from_json
-
-__all__ = [
-    "check_reference_logits",
-    "load_adapter_folder",
-    "make_reference_logits",
-    "read_manifest",
-    "verified_manifest",
-]
 
 MANIFEST = "manifest.json"
 
 
 def load_adapter_folder(
     folder: Path, *, base: BaseModel | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
-) -> PeftModel:
+) -> PeftModel | PreTrainedModel:
     """Load an adapter with its base, in eval mode, refusing whatever is not what its manifest says.
 
     The model's config names the task's labels.
@@ -40,23 +35,25 @@ def load_adapter_folder(
         folder: Holds manifest.json and the files it lists.
         base: The base model when it is at hand; located from the manifest otherwise.
         dtype: Dtype of the base; None means the checkpoint's own. Factors always come from the checkpoint's weights,
-            before the cast; R and the head stay float32.
+            before the cast; the adapter and the head stay float32.
     Raises:
         IntegrityError: the manifest is missing or unreadable, or a file differs from it.
         BaseModelError: the base cannot be found, or its weights are not those of the training.
         FactorMismatchError: the factors or the probe's logits differ.
+        UsageError: its method is not installed here.
     """
-    manifest, found = verified_manifest(folder, base)
+    manifest, located = verified_manifest(folder, base)
+    method = get_method(manifest.hyperparameters.method)
     num_labels = len(manifest.task.labels) or 1
-    body = base_model.load_model(found, manifest.task.kind, num_labels, device=device)
+    body = base_model.load_model(located, manifest.task.kind, num_labels, device=device)
     if manifest.task.labels:
         body.config.id2label = dict(enumerate(manifest.task.labels))
         body.config.label2id = {label: number for number, label in enumerate(manifest.task.labels)}
-    model = PeftModel.from_pretrained(body, str(folder), torch_device=device)
+    model = method.load(body, folder, device)
     if all(p.dtype == torch.float32 for p in model.parameters()):
         check_reference_logits(model, manifest.probe)
     if dtype is not None:
-        _cast_body(model, dtype)
+        _cast_body(body, dtype)
     return model
 
 
@@ -70,9 +67,9 @@ def verified_manifest(folder: Path, base: BaseModel | None = None) -> tuple[Mani
     """
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
-    found = base if base is not None else base_model.locate(manifest.base_model)
-    _check_base(found, manifest)
-    return manifest, found
+    located = base if base is not None else base_model.locate(manifest.base_model)
+    _check_base(located, manifest)
+    return manifest, located
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -94,12 +91,15 @@ def read_manifest(folder: Path) -> Manifest:
         raise IntegrityError(f"{path} is not a manifest: {error}", hint="pull the adapter again") from error
 
 
-def _cast_body(model: PeftModel, dtype: torch.dtype) -> None:
-    base = model.get_base_model()
+def _cast_body(base: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast a base below its head; what adapters on it train stays float32."""
     heads = base_model.head_names(base)
     for name, module in base.named_children():
         if name not in heads:
             module.to(dtype)
+    for layer in base.modules():
+        for name in layer.adapter_layer_names if isinstance(layer, BaseTunerLayer) else ():
+            getattr(layer, name).float()
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
@@ -112,11 +112,11 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def _check_base(found: BaseModel, manifest: Manifest) -> None:
-    if found.weight_digest != manifest.base_digest:
-        wanted, got = (f" (revision {its.revision})" if its.revision else "" for its in (manifest.base_model, found))
+def _check_base(located: BaseModel, manifest: Manifest) -> None:
+    if located.weight_digest != manifest.base_digest:
+        wanted, got = (f" (revision {ref.revision})" if ref.revision else "" for ref in (manifest.base_model, located))
         raise BaseModelError(
             f"The adapter of trial {manifest.trial_id} was trained on {manifest.base_model.id}{wanted} with weights "
-            f"{manifest.base_digest[:16]}..., but {found.path}{got} holds weights {found.weight_digest[:16]}....",
-            hint="its R has no meaning on other weights: give the base it was trained on, at the same revision",
+            f"{manifest.base_digest[:16]}..., but {located.path}{got} holds weights {located.weight_digest[:16]}....",
+            hint="it has no meaning on other weights: give the base it was trained on, at the same revision",
         )

@@ -15,7 +15,9 @@ from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from loraxs_search.errors import UsageError
-from loraxs_search.methods.loraxs import converted, formats, load_adapter_folder
+from loraxs_search.methods import LoraXS
+from loraxs_search.methods.formats import converted
+from loraxs_search.methods.loading import load_adapter_folder
 
 
 @pytest.fixture(params=["bert", "roberta", "roberta, output alone"])
@@ -112,8 +114,9 @@ def test_of_several_at_once_one_makes_it_and_what_a_killed_one_left_goes(sealed,
     left.mkdir()
     (left / "half.safetensors").write_bytes(b"cut sho")
     calls = []
-    export = formats.export_lora
-    monkeypatch.setattr(formats, "export_lora", lambda *args, **given: (calls.append(1), export(*args, **given)))
+    convert = LoraXS.conversions["lora"]
+    counted = {"lora": lambda *args: (calls.append(1), convert(*args))}
+    monkeypatch.setattr(LoraXS, "conversions", counted)
     with ThreadPoolExecutor(4) as threads:
         made = set(threads.map(lambda _: converted(folder, "lora"), range(4)))
     assert made == {folder.with_name(f"{folder.name}.lora")}

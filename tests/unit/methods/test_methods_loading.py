@@ -15,13 +15,9 @@ from loraxs_search.errors import BaseModelError, FactorMismatchError, IntegrityE
 from loraxs_search.factors import FactorStore
 from loraxs_search.factors._file import write_factors
 from loraxs_search.home import factor_path
-from loraxs_search.methods.loraxs import (
-    LoraXSConfig,
-    check_reference_logits,
-    load_adapter_folder,
-    make_reference_logits,
-    use_factor_store,
-)
+from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
+from loraxs_search.methods.reference_logits import check_reference_logits, make_reference_logits
 from loraxs_search.records import BaseModelRef, ReferenceLogits
 from loraxs_search.registry import install_factors, keep_unchecked
 

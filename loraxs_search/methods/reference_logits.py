@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from loraxs_search.base_model import ended
 from loraxs_search.errors import FactorMismatchError
@@ -14,7 +15,7 @@ NUM_ROWS = 4
 NUM_TOKENS = 12
 
 
-def make_reference_logits(model: PeftModel, vocab_size: int) -> ReferenceLogits:
+def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -> ReferenceLogits:
     """Return the probe of a model as it stands: 4 rows of 12 tokens by a fixed rule, and their logits.
 
     Args:
@@ -26,12 +27,12 @@ def make_reference_logits(model: PeftModel, vocab_size: int) -> ReferenceLogits:
         [low + (37 * row + 13 * column + 7 * row * column) % (vocab_size - low) for column in range(NUM_TOKENS)]
         for row in range(NUM_ROWS)
     ]
-    input_ids = tuple(tuple(row) for row in ended(torch.tensor(tokens), model.get_base_model().config).tolist())
+    input_ids = tuple(tuple(row) for row in ended(torch.tensor(tokens), model.config).tolist())
     logits = _logits(model, input_ids)  # (rows, labels)
     return ReferenceLogits(input_ids=input_ids, logits=tuple(tuple(row) for row in logits.tolist()))
 
 
-def check_reference_logits(model: PeftModel, probe: ReferenceLogits, atol: float = 1e-4) -> None:
+def check_reference_logits(model: PeftModel | PreTrainedModel, probe: ReferenceLogits, atol: float = 1e-4) -> None:
     """Raise unless the model gives the probe's logits within `atol`.
 
     Raises:
@@ -60,7 +61,7 @@ def compare_reference_logits(actual: Tensor, probe: ReferenceLogits, atol: float
 
 
 @torch.no_grad()
-def _logits(model: PeftModel, input_ids: tuple[tuple[int, ...], ...]) -> Tensor:
+def _logits(model: PeftModel | PreTrainedModel, input_ids: tuple[tuple[int, ...], ...]) -> Tensor:
     """Return float32 logits on the CPU; row by row, so that models without a padding token answer too."""
     was_training = model.training
     model.eval()

@@ -1,0 +1,270 @@
+"""The contract of a method: what is trained on a frozen base, as everything else in the package sees it.
+
+A method is a class without state: whoever needs one makes one, and any two of a class are alike. Its module is
+imported wherever a YAML file is read, in the driver, in each trial's process and in the registry, so it imports neither
+torch nor transformers nor PEFT at its top; what needs them imports them inside. A method has three sides.
+
+**Declaration** (`name` to `conversions`): plain values. Any process, any thread.
+
+**Resolution** (`fields`, `params`, `check`, `factor_sets`, `size`): from what a YAML file says to what a trial is.
+Called by the space reader, `check` and the driver, without torch, any number of times; the same arguments give the same
+answer.
+
+**Work** (`factors` to `load`, `packed`): on a base in memory. A host calls these from one thread at a time for one
+base; several bases, and so several threads, may be in one process. `attach` and `detach` come in pairs, one adapter at
+a time on a base. A base that was given back is as it was, bit for bit, but for its head, which is drawn anew for each
+trial. An `attach` that fails gives it back too.
+
+What all methods share stays outside: learning rates, decay, betas, schedule, batch size, target modules and the head
+belong to the search space; the training loop to `trial`; scores to the task's kind.
+
+A method says through `size` how large its state is. One whose adapter PEFT does not build (full fine-tuning, the head
+alone) implements `attach` to `load` itself; for the others `PeftMethod` does.
+
+What a user can cause is a `LoraxsError` with the law and the value. Anything else ends the trial as our own mistake.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from loraxs_search.methods._names import Shapes
+from loraxs_search.methods._parameter_spec import ParameterSpec
+from loraxs_search.records import AdapterSize, Basis, Hyperparameters, LinearModule, Manifest, Scalar
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from loraxs_search.factors import FactorStore
+    from loraxs_search.multiplexed import SlotUpdates
+
+Possible = Mapping[str, Sequence[Scalar] | None]  # of each own parameter: all that a trial may have; None is a range
+Sizes = Mapping[str, tuple[int, int]]  # of linear layers: full name to (out, in)
+Conversion = Callable[["PeftModel", Manifest, Path, int | None], None]
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """What becomes of the task's head, in full module names of the base.
+
+    Args:
+        trained: Modules that are trained beside the adapter and stored whole.
+        identity: Linear layers that are the identity when `attach` is called, and must be so wherever the adapter is
+            loaded: those before a head's output where that alone is trained, a pooler that the checkpoint lacks.
+        task_type: PEFT's name of the task; None where PEFT must not train a head of its own accord.
+    """
+
+    trained: tuple[str, ...] = ()
+    identity: tuple[str, ...] = ()
+    task_type: str | None = None
+
+
+@dataclass(frozen=True)
+class FactorSet:
+    """Factors of every adapted layer that are worth having before the first trial."""
+
+    basis: Basis
+    rank: int
+
+
+@dataclass(frozen=True)
+class FactorRequest:
+    """One factor file that an adapter stands on; see `FactorStore.get`."""
+
+    module: str
+    rank: int
+    basis: Basis
+    driver: Literal["exact", "randomized"]
+
+
+class PackedAdapter(ABC):
+    """One trial's adapter in a pack: the same numbers as the lone trial's, in shapes that suit a shared pass.
+
+    Made and used by the host's own thread.
+
+    Args of every kind of it: `modules`, full names of the adapted layers in model order.
+    """
+
+    modules: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """What is trained: float32 leaves on the device, the same objects at each call; AdamW steps them in place."""
+
+    @abstractmethod
+    def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Name values shaped like `tensors` (themselves, gradients, moments) as the lone trial's model names them.
+
+        Several names may share one value's memory, which the caller copies: a snapshot fits pack and lone trial alike.
+        """
+
+    @abstractmethod
+    def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return values shaped like `tensors` from names that `named` gives; other names are passed over."""
+
+
+class PackedBase(Protocol):
+    """A base on which a method's trials are packed: what it keeps from one company of trials to the next."""
+
+    def updates(self, adapters: Sequence[PackedAdapter | None]) -> SlotUpdates:
+        """Return what these trials add to the base, for as long as a pack has just them.
+
+        Args:
+            adapters: One for each slot of the pack, None for slots of other methods; one of them at least is there.
+        """
+        ...
+
+
+class PackedMethod(ABC):
+    """How trials of a method share passes over the base."""
+
+    @abstractmethod
+    def adapter(self, hyper: Hyperparameters, sizes: Sizes, device: torch.device) -> PackedAdapter:
+        """Return a trial's adapter at its start, with the very numbers that `Method.attach` begins with.
+
+        Args:
+            sizes: Of the trial's layers alone, in model order.
+        Raises:
+            RankError, UsageError: as `Method.attach`.
+        """
+
+    @abstractmethod
+    def on(self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int) -> PackedBase:
+        """Return what packs trials on a base; called once for each base, which stays as it is.
+
+        Args:
+            linears: The base's linear layers that may be adapted, by full name, in model order.
+            num_workers: Passes that may be computed at the same time.
+        """
+
+
+class Method(ABC):
+    """One way to adapt a frozen base."""
+
+    name: ClassVar[str]
+    """In YAML, records and the registry: lower case, words joined by hyphens."""
+    title: ClassVar[str]
+    """For people: on model cards and in messages."""
+    symbol: ClassVar[str] = "adapter"
+    """What people call the trained numbers, short enough for a table's head."""
+    description: ClassVar[str] = "adapter"
+    """The same as a model card says it."""
+    note: ClassVar[str] = ""
+    """A sentence for the model card on what the adapter presumes."""
+    parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType({})
+    """Its own parameters in YAML, beside those that all methods have."""
+    not_offered: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Names that people may look for, and why they are not there: `must` sentences that follow the name."""
+    sized_by: ClassVar[tuple[str, ...]] = ()
+    """Those of its own parameters, integers or words, that decide what is stored."""
+    packed: ClassVar[PackedMethod | None] = None
+    """How trials share passes. None: each trains alone, and a host advances it between the rounds of the others."""
+    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({})
+    """Form (`lora`, `merged`) to what writes a loaded adapter in it: (model, manifest, new folder, asked rank).
+
+    Called once with a model that nobody else uses. The rank is None unless the form is `lora`."""
+
+    # ---- resolution --------------------------------------------------------------------------------------------------
+    def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:
+        """Return the fields of `Hyperparameters` that a trial's own parameters come to.
+
+        Args:
+            params: Drawn for the trial; what a condition left out is missing.
+            possible: What any trial of the space may have, for what must be alike in all of them.
+        """
+        return {"method_params": self.with_defaults(params)}
+
+    def params(self, hyper: Hyperparameters) -> Mapping[str, Scalar]:
+        """Return its own parameters out of a record, all of them."""
+        return self.with_defaults(hyper.method_params)
+
+    def with_defaults(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Return its own parameters, those left out at their defaults, in the order of the declaration."""
+        defaults = {name: spec.default for name, spec in self.parameters.items() if spec.default is not None}
+        known = {name: params[name] for name in self.parameters if name in params}
+        return {name: (defaults | known)[name] for name in self.parameters if name in defaults or name in known}
+
+    def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:  # noqa: B027
+        """Hold its own parameters against the layers that a trial adapts; any fit by default.
+
+        Args:
+            params: With defaults; of `describe` at least those of `sized_by`.
+        Raises:
+            RankError, UsageError: they do not fit; the message names a layer.
+        """
+
+    def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
+        """Return the factors that trials of a space share, to be computed before the first of them; none by default."""
+        return ()
+
+    @abstractmethod
+    def size(
+        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], head: Shapes, identity: Shapes
+    ) -> AdapterSize:
+        """Return what `measure` returns for an adapter of these, without any weights.
+
+        Args:
+            modules: That are adapted.
+            head: Parameters of the head that are trained.
+            identity: Parameters of `HeadPlan.identity`.
+        """
+
+    # ---- work --------------------------------------------------------------------------------------------------------
+    def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterable[FactorRequest]:
+        """Return every factor file that an adapter stands on, which go to the registry with it; none by default."""
+        return ()
+
+    @abstractmethod
+    def attach(
+        self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
+    ) -> PeftModel | PreTrainedModel:
+        """Put a fresh adapter on a base, frozen but for what is trained, and return what is called in its place.
+
+        It takes what the base takes and returns what the base returns. Parameters that require a gradient are the
+        trial's: float32, on the base's device. Their names are the snapshot's. What is drawn depends on `hyper.seed`
+        alone, and torch's global generators are left as they were.
+
+        Args:
+            model: The base with a fresh head; nothing else is on it.
+            factors: Where factors come from; None means the store in use, see `use_factor_store`.
+        Raises:
+            RankError, TargetModulesError, UsageError: the adapter does not fit the base.
+            FactorMismatchError, HomeError: its factors cannot be had.
+        """
+
+    @abstractmethod
+    def detach(self, model: PeftModel | PreTrainedModel) -> PreTrainedModel:
+        """Take the adapter off what `attach` returned, and return the base, frozen."""
+
+    @abstractmethod
+    def is_adapter(self, name: str) -> bool:
+        """Whether the trained parameter of this name is the adapter's, else the head's, which has its own rate."""
+
+    @abstractmethod
+    def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
+        """Count what `files` stores of a model."""
+
+    @abstractmethod
+    def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
+        """Return an adapter's files by name, as `load` reads them.
+
+        Args:
+            body_fingerprint: Numbers of the base below its head, for methods that record them; see `body_fingerprint`.
+        """
+
+    @abstractmethod
+    def load(self, base: PreTrainedModel, folder: Path, device: str) -> PeftModel | PreTrainedModel:
+        """Put a stored adapter on a base that was loaded for it; files and weights have been checked.
+
+        Raises:
+            FactorMismatchError, BaseModelError: it was trained on another base, or in other factors.
+        """

@@ -1,0 +1,41 @@
+"""PEFT's names for what is trained and stored, and the length of a file with such names. Read without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from math import prod
+from typing import Any
+
+ADAPTER = "default"  # the one adapter of a trial, and of a loaded folder
+ROOT = "base_model.model."
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+BYTES_PER_PARAMETER = 4  # adapter and head are stored in float32
+
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by full name in the base
+
+
+def head_parameter(name: str, owners: Iterable[str]) -> str:
+    """Return the name that a head's parameter has in a trial's model, where PEFT trains a copy of the module.
+
+    Args:
+        name: Full name in the base.
+        owners: Full names of the modules that are trained; one of them holds the parameter.
+    """
+    owner = next(owner for owner in owners if name.startswith(f"{owner}."))
+    return f"{ROOT}{owner}.modules_to_save.{ADAPTER}.{name.removeprefix(f'{owner}.')}"
+
+
+def file_bytes(tensors: Shapes) -> int:
+    """Return the length of a PEFT adapter's safetensors file with these float32 tensors.
+
+    8 bytes + a JSON header, padded to 8, that names each tensor in alphabetical order + 4 bytes a number. With a small
+    rank the header is a good part of the file.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in sorted(tensors):
+        start, end = end, end + BYTES_PER_PARAMETER * prod(tensors[name])
+        header[f"{ROOT}{name}"] = {"dtype": "F32", "shape": list(tensors[name]), "data_offsets": [start, end]}
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + length + -length % 8 + end

@@ -1,0 +1,79 @@
+"""What one value of a parameter must be. Read without torch: a YAML file is checked against it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from loraxs_search.errors import one_of
+from loraxs_search.records import Scalar
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """The law of a parameter.
+
+    Args:
+        kind: `int`, `float`, `name` (one of `names`), or `modules` (the search space's own).
+        default: Its value where a space leaves it out; None means that a space must give one.
+        low: Least value; itself allowed unless `above`.
+        high: Largest value; itself allowed unless `below`.
+        names: The words allowed, for a parameter of kind `name`.
+    """
+
+    kind: Literal["int", "float", "name", "modules"]
+    low: float = 0.0
+    above: bool = False
+    high: float = math.inf
+    below: bool = False
+    names: tuple[str, ...] = ()
+    default: Scalar | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "name":
+            return f"one of: {one_of(self.names)}"
+        noun = "an integer" if self.kind == "int" else "a number"
+        if self.below:
+            return f"{noun} of at least {self.low:g} and below {self.high:g}"
+        if self.high < math.inf:
+            return f"{noun} in {self.low:g}..{self.high:g}"
+        return f"{noun} above {self.low:g}" if self.above else f"{noun} of at least {self.low:g}"
+
+    def check(self, value: object) -> Scalar:
+        """Return `value` in the parameter's own type.
+
+        Raises:
+            ValueError: it breaks the law; the message states the law.
+        """
+        if self.kind == "name":
+            if value not in self.names:
+                raise ValueError(f"must be one of: {one_of(self.names, value)}")
+            return str(value)
+        return self._number(value)
+
+    def same(self, one: Scalar, other: Scalar) -> bool:
+        """Whether two checked values mean the same."""
+        return one == other
+
+    def _number(self, value: object) -> Scalar:
+        number = _as_float(value) if self.kind == "float" else value
+        wanted = int if self.kind == "int" else float
+        if isinstance(number, bool) or not isinstance(number, wanted):
+            raise ValueError(f"must be {self}")
+        # Written so that NaN, which compares as false, is refused; infinity is no value even where there is no limit.
+        if not self.low <= number <= self.high or number == math.inf:
+            raise ValueError(f"must be {self}")
+        if (self.above and number == self.low) or (self.below and number == self.high):
+            raise ValueError(f"must be {self}")
+        return number
+
+
+def _as_float(value: object) -> object:
+    # YAML 1.1 reads `1e-3` (no dot) as text; people mean the number. `True` is an int to Python, not to people.
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return value
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return value

@@ -1,0 +1,150 @@
+"""A method whose adapter PEFT builds: what is left to say is its config."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from loraxs_search.methods._base import Conversion, HeadPlan, Method
+from loraxs_search.methods._names import ADAPTER, FILES, Shapes, file_bytes
+from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Scalar
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+    from loraxs_search.factors import FactorStore
+
+
+def merge(model: PeftModel, manifest: Manifest, folder: Path, _: int | None) -> None:
+    """Write the base with the update added to its weights, and its tokenizer: plain transformers loads it."""
+    from loraxs_search import base_model
+
+    merged = unloaded(model, merge=True)
+    with base_model.quiet():  # of a progress bar
+        merged.save_pretrained(str(folder))
+    base_model.load_tokenizer(base_model.locate(manifest.base_model)).save_pretrained(str(folder))
+
+
+class PeftMethod(Method):
+    """Implements a method with a PEFT tuner.
+
+    A subclass says `config`, `stored`, and what it declares. Its config must take `target_modules` and
+    `modules_to_save`. Layers that are to be the identity are stored whole, as PEFT has no other place for them; a
+    method whose config has one overrides `attachment` and `stored_identity`.
+    """
+
+    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({"merged": merge})
+
+    @abstractmethod
+    def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> PeftConfig:
+        """Return PEFT's config of a trial's adapter.
+
+        Args:
+            attachment: `target_modules`, `modules_to_save` and `task_type`, to be passed on.
+        """
+
+    @abstractmethod
+    def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
+        """Return the adapter's tensors as PEFT stores them: name in the base to shape; float32, all of them trained."""
+
+    def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
+        """Return where PEFT puts the adapter, and what goes with it."""
+        saved = [*head.trained, *head.identity]
+        return {"target_modules": list(hyper.target_modules), "modules_to_save": saved, "task_type": head.task_type}
+
+    def stored_identity(self, identity: Shapes) -> Shapes:
+        """Return what is stored of layers that are the identity; all of it by default."""
+        return identity
+
+    def size(
+        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], head: Shapes, identity: Shapes
+    ) -> AdapterSize:
+        own = self.stored(params, modules)
+        num_bytes = file_bytes({**own, **head, **self.stored_identity(identity)})
+        return AdapterSize(sum(map(prod, own.values())), sum(map(prod, head.values())), num_bytes)
+
+    def attach(
+        self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
+    ) -> PeftModel:
+        import torch
+        from peft import get_peft_model
+
+        config = self.config(hyper, self.attachment(hyper, head))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(hyper.seed)  # the CPU's alone, where PEFT draws
+            try:
+                adapted = get_peft_model(model, config, adapter_name=ADAPTER)
+            except BaseException:
+                _unwrap(model)
+                raise
+        for name in set(head.identity) & set(config.modules_to_save or ()):
+            adapted.get_base_model().get_submodule(name).requires_grad_(False)
+        return adapted
+
+    def detach(self, model: PeftModel) -> PreTrainedModel:
+        base = unloaded(model)
+        base.requires_grad_(False)
+        return base
+
+    def is_adapter(self, name: str) -> bool:
+        return ".modules_to_save." not in name
+
+    def measure(self, model: PeftModel) -> AdapterSize:
+        import safetensors.torch
+        from peft import get_peft_model_state_dict
+
+        trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+        own = sum(count for name, count in trained.items() if self.is_adapter(name))
+        stored = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+        content = safetensors.torch.save({k: v.contiguous() for k, v in stored.items()}, {"format": "pt"})
+        return AdapterSize(own, sum(trained.values()) - own, len(content))
+
+    def files(self, model: PeftModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            return {name: (Path(folder) / name).read_bytes() for name in FILES}
+
+    def load(self, base: PreTrainedModel, folder: Path, device: str) -> PeftModel:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(base, str(folder), torch_device=device)
+
+
+def unloaded(model: PeftModel, *, merge: bool = False) -> PreTrainedModel:
+    """Take an adapter off and return the base as it was; with `merge`, its update and its trained head put in.
+
+    PEFT's own `unload` (0.21.2) copies a `weight` from each module, which a composite head such as RoBERTa's has not.
+    """
+    base: PreTrainedModel = model.get_base_model()
+    _unwrap(base, merge=merge)
+    return base
+
+
+def _unwrap(base: PreTrainedModel, *, merge: bool = False) -> None:
+    """Put the modules that PEFT has wrapped back in their places."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    done: list[str] = []
+    for name, module in list(base.named_modules()):
+        if any(name.startswith(f"{wrapper}.") for wrapper in done):
+            continue
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            trained = module.unload_and_optionally_merge_module
+            own = trained(True, safe_merge=False, adapter_names=None) if merge else module.original_module
+        elif isinstance(module, BaseTunerLayer):
+            if merge:
+                module.merge()
+            own = module.get_base_layer()
+        else:
+            continue
+        base.set_submodule(name, own)
+        done.append(name)
+    if hasattr(base, "peft_config"):
+        del base.peft_config  # or PEFT warns of it when the next adapter comes

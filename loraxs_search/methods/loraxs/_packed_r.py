@@ -1,0 +1,45 @@
+"""R of one trial in a pack: a stack, where the lone trial's model has a tensor for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from loraxs_search.methods._base import PackedAdapter, Sizes
+from loraxs_search.methods._names import ADAPTER, ROOT
+from loraxs_search.methods.loraxs._settings import ModuleSettings, initial_r, module_settings
+from loraxs_search.methods.loraxs._stored_names import R
+from loraxs_search.methods.loraxs.config import LoraXSConfig
+
+
+class PackedR(PackedAdapter):
+    """R of shape (modules, r, r), float32, drawn as the lone trial draws it.
+
+    Args:
+        sizes: Of the adapted layers, in model order, which is the stack's.
+    """
+
+    def __init__(self, config: LoraXSConfig, sizes: Sizes, device: torch.device) -> None:
+        self.settings: dict[str, ModuleSettings] = {
+            name: module_settings(config, name, *size) for name, size in sizes.items()
+        }
+        self.modules = tuple(self.settings)
+        drawn = [initial_r(config, settings.rank, name) for name, settings in self.settings.items()]
+        self.r = torch.stack(drawn).to(device).requires_grad_()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.r]
+
+    def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        (stack,) = values
+        return {_trained_name(module): r for module, r in zip(self.modules, stack, strict=True)}
+
+    def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
+        return [torch.stack([named[_trained_name(module)] for module in self.modules])]
+
+
+def _trained_name(module: str) -> str:
+    return f"{ROOT}{module}.{R}.{ADAPTER}"

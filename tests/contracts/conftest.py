@@ -1,0 +1,24 @@
+"""Entries that are registered from outside the package, beside its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support import toy_ia3
+from support.distributions import install
+from support.shell import Shell
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path of every process to come, where the toy method is installed."""
+    folder = install(tmp_path / "site", Path(toy_ia3.__file__), "loraxs_search.methods", "ia3", "IA3")
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
+    return folder
+
+
+@pytest.fixture
+def shell(outside: Path, warm_home: Path, tmp_path: Path) -> Shell:
+    """The command line in a process that sees what is installed there."""
+    return Shell(tmp_path / "home", tmp_path)

@@ -1,0 +1,335 @@
+"""What every method keeps: the package's own, and one from outside of it, PEFT's IA3."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import bases
+from support.shell import Shell
+from support.toy_ia3 import IA3
+from torch import Tensor, nn
+from transformers import PreTrainedModel, RobertaConfig
+
+from loraxs_search.base_model import fresh_head, head_names, locate, output_head
+from loraxs_search.errors import LoraxsError, SpaceError
+from loraxs_search.methods import METHODS, Method
+from loraxs_search.methods.body import body_fingerprint
+from loraxs_search.methods.formats import converted
+from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.records import BaseModelRef, Hyperparameters, LinearModule, TrialSpec, from_json, to_json
+from loraxs_search.search_space import describe, load_space
+from loraxs_search.search_space._parameter_specs import COMMON
+from loraxs_search.trial import attach, detach
+
+OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all that decide what is stored among them
+    "lora-xs": ({"rank": 2}, {"rank": 8, "basis": "random", "sigma": "sqrt", "init_std": 0.5}),
+    "ia3": ({}, {"side": "input"}),
+}
+BASES = {
+    "bert": bases.BERT,
+    "roberta": RobertaConfig(**bases.SMALL),
+    "llama": bases.LLAMA,
+}  # of one, two, no head layers
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS._entries, IA3.name, IA3)
+
+
+@pytest.fixture(params=[*METHODS.names(), IA3.name])
+def method(request: pytest.FixtureRequest, _registered: None) -> Method:
+    return METHODS.get(request.param)()
+
+
+@pytest.fixture(params=list(BASES))
+def base(request: pytest.FixtureRequest, in_warm_home: Path) -> PreTrainedModel:
+    model = bases.base(BASES[request.param], noise=0.05)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(params=["full", "output"])
+def head(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def linears(base: PreTrainedModel) -> dict[str, LinearModule]:
+    return {
+        name: LinearModule(name, layer.in_features, layer.out_features)
+        for name, layer in base.named_modules()
+        if isinstance(layer, nn.Linear) and re.search(r"\.1\.", name)
+    }
+
+
+def specs(method: Method, base: PreTrainedModel, head: str = "full", seed: int = 3) -> Iterator[TrialSpec]:
+    """Yield a trial of each of the method's params, on the last layer's modules."""
+    names = tuple(linears(base))
+    for own in OWN[method.name]:
+        possible = {name: (own.get(name, spec.default),) for name, spec in method.parameters.items()}
+        fields = method.fields(own, possible)
+        common = {
+            "learning_rate": 1e-3,
+            "head_learning_rate": 1e-3,
+            "target_modules": names,
+            "head": head,
+            "seed": seed,
+        }
+        yield TrialSpec("0", own, Hyperparameters(**common, **fields, method=method.name))
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def shake(model: nn.Module) -> None:
+    """Give everything that is trained another value, the same for the same model."""
+    draw = torch.Generator().manual_seed(1)
+    for parameter in trained(model).values():
+        parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.3)
+
+
+def logits(model: nn.Module) -> Tensor:
+    ids = torch.randint(4, 40, (3, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+def state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return all that a base holds below its head, by name."""
+    heads = head_names(model)
+    return {n: value.clone() for n, value in model.state_dict().items() if n.split(".")[0] not in heads}
+
+
+# ---- declaration and resolution --------------------------------------------------------------------------------------
+def test_a_declaration_is_whole(method: Method) -> None:
+    assert METHODS.get(method.name) is type(method)
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", method.name)
+    assert method.title and method.symbol and method.description
+    assert not method.parameters.keys() & COMMON.keys(), "they belong to every method"
+    assert set(method.sized_by) <= method.parameters.keys()
+    for spec in method.parameters.values():
+        assert spec.default is None or spec.check(spec.default) == spec.default
+    assert not method.not_offered.keys() & method.parameters.keys()
+    assert set(method.conversions) <= {"lora", "merged"}
+
+
+def test_params_come_back_out_of_a_stored_record(method: Method, base: PreTrainedModel) -> None:
+    for spec in specs(method, base):
+        record = from_json(Hyperparameters, to_json(spec.hyperparameters))
+        assert record == spec.hyperparameters
+        assert method.params(record) == method.with_defaults(spec.params)
+        assert method.params(record).keys() == method.parameters.keys()
+
+
+def test_a_space_of_the_method_is_described_and_drawn_from(method: Method, base: PreTrainedModel) -> None:
+    required = {"rank": 4} if method.name == "lora-xs" else {}
+    given = {name: 4 for name, spec in method.parameters.items() if spec.default is None}
+    assert given == required
+    overrides = [f"method={method.name}", f"parameters={json.dumps({'learning_rate': 1e-3, **given})}"]
+    space = load_space("movie_reviews", overrides=overrides)
+    modules = tuple(linears(base).values())
+    described = describe(space, modules)
+    hyper = space.hyperparameters({"learning_rate": 1e-3, **given}, modules, 5)
+    assert (hyper.method, hyper.seed, hyper.head_learning_rate) == (method.name, 5, 1e-3)
+    assert described.largest.size == method.size(method.params(hyper), modules, {}, {})
+    assert all(each.rank > 0 for each in space.factor_sets())
+
+
+# ---- on a base -------------------------------------------------------------------------------------------------------
+def test_what_is_trained_starts_from_the_seed_alone(method: Method, base: PreTrainedModel, head: str) -> None:
+    for spec, other in zip(specs(method, base, head), specs(method, base, head, seed=4), strict=True):
+        torch.manual_seed(11)
+        before = torch.get_rng_state()
+        model = attach(base, spec)
+        assert torch.equal(torch.get_rng_state(), before), "no generator of the process is used"
+        first = {name: p.detach().clone() for name, p in trained(model).items()}
+        assert {method.is_adapter(name) for name in first} == {True, False}
+        assert {p.dtype for p in first.values()} == {torch.float32}
+        assert all(p.device == base.device for p in first.values())
+        detach(model, spec)
+        torch.manual_seed(12)
+        again = trained(model := attach(base, spec))
+        assert first.keys() == again.keys() and all(torch.equal(again[name], value) for name, value in first.items())
+        detach(model, spec)
+        elsewhere = trained(model := attach(base, other))
+        assert not all(torch.equal(elsewhere[name], value) for name, value in first.items()), "the head at least"
+        detach(model, other)
+
+
+def test_a_step_reaches_all_that_is_trained_and_nothing_else(method: Method, base: PreTrainedModel, head: str) -> None:
+    for spec in specs(method, base, head):
+        model = attach(base, spec)
+        before = state(base)
+        optimizer = torch.optim.AdamW(trained(model).values(), lr=0.1)
+        ids = torch.randint(4, 40, (3, 7), generator=torch.Generator().manual_seed(0))
+        model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained(model).values())
+        optimizer.step()
+        detach(model, spec)
+        after = state(base)
+        assert all(torch.equal(after[name], value) for name, value in before.items() if name in after)
+        assert not any(p.requires_grad for p in base.parameters())
+
+
+def test_a_base_is_given_back_as_it_was(method: Method, base: PreTrainedModel, head: str) -> None:
+    layers, before = {name: id(module) for name, module in base.named_modules()}, state(base)
+    for spec in specs(method, base, head):
+        model = attach(base, spec)
+        shake(model)
+        assert detach(model, spec) is base
+        assert {name: id(module) for name, module in base.named_modules()} == layers
+        assert all(torch.equal(value, before[name]) for name, value in state(base).items())
+        drawn = {name: base.get_parameter(name) for name in fresh_head(base, 3)}
+        idle = output_head(base)[1] if head == "output" else ()
+        for name, value in fresh_head(base, 3).items():
+            assert name.rpartition(".")[0] in idle or torch.equal(drawn[name], value), "the head as it was drawn"
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_base_as_it_was(method: Method, base: PreTrainedModel) -> None:
+    layers = {name: id(module) for name, module in base.named_modules()}
+    spec = next(specs(method, base))
+    names = (*spec.hyperparameters.target_modules, "no.such.layer")
+    embedding = next(name for name, module in base.named_modules() if isinstance(module, nn.LayerNorm | nn.Embedding))
+    for wrong in (("no.such.layer",), (*names[:-1], embedding)):
+        hyper = dataclasses.replace(spec.hyperparameters, target_modules=wrong)
+        with pytest.raises((LoraxsError, ValueError, TypeError, AttributeError)):
+            attach(base, dataclasses.replace(spec, hyperparameters=hyper))
+        assert {name: id(module) for name, module in base.named_modules()} == layers
+
+
+def test_its_size_is_known_without_weights(method: Method, base: PreTrainedModel, head: str) -> None:
+    modules = tuple(linears(base).values())
+    shapes = {name: tuple(value.shape) for name, value in fresh_head(base, 0).items()}
+    kept = {n: s for n, s in shapes.items() if head == "output" and not n.startswith(f"{output_head(base)[0]}.")}
+    stored = {name: shape for name, shape in shapes.items() if name not in kept}
+    for spec in specs(method, base, head):
+        model = attach(base, spec)
+        measured = method.measure(model)
+        files = method.files(model, ())
+        assert method.size(method.params(spec.hyperparameters), modules, stored, kept) == measured
+        assert measured.stored_bytes == len(files["adapter_model.safetensors"])
+        own = sum(p.numel() for name, p in trained(model).items() if method.is_adapter(name))
+        assert (measured.r_parameters, measured.head_parameters) == (own, sum(map(prod, stored.values())))
+        detach(model, spec)
+
+
+def test_what_is_stored_is_the_model(method: Method, base: PreTrainedModel, head: str, tmp_path: Path) -> None:
+    for number, spec in enumerate(specs(method, base, head)):
+        model = attach(base, spec)
+        shake(model)
+        expected, folder = logits(model), tmp_path / str(number)
+        folder.mkdir()
+        for name, content in method.files(model, body_fingerprint(base)).items():
+            (folder / name).write_bytes(content)
+        detach(model, spec)
+        config = type(base.config).from_dict(base.config.to_dict())
+        other = bases.base(config, noise=0.05)  # with a head of its own
+        loaded = method.load(other, folder, "cpu").eval()
+        torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-6)
+
+
+# ---- packed ----------------------------------------------------------------------------------------------------------
+def test_a_packed_adapter_is_the_lone_one(method: Method, base: PreTrainedModel) -> None:
+    if method.packed is None:
+        assert not load_space("movie_reviews", overrides=[f"method={method.name}", *NO_RANK]).is_packable
+        return
+    sizes = {name: (module.out_features, module.in_features) for name, module in linears(base).items()}
+    for spec in specs(method, base):
+        adapter = method.packed.adapter(spec.hyperparameters, sizes, torch.device("cpu"))
+        assert adapter.modules == tuple(sizes)
+        assert all(own is again for own, again in zip(adapter.tensors, adapter.tensors, strict=True))
+        assert all(tensor.is_leaf and tensor.requires_grad for tensor in adapter.tensors)
+        model = attach(base, spec)
+        lone = {name: value for name, value in trained(model).items() if method.is_adapter(name)}
+        named = adapter.named(adapter.tensors)
+        assert named.keys() == lone.keys()
+        assert all(torch.equal(named[name], value) for name, value in lone.items())
+        stacked = adapter.stacked({**named, "of.another": torch.zeros(1)})
+        assert all(torch.equal(a, b) for a, b in zip(stacked, adapter.tensors, strict=True))
+        detach(model, spec)
+
+
+# ---- an adapter folder -----------------------------------------------------------------------------------------------
+def test_each_form_of_a_folder_is_the_same_function(
+    method: Method, tiny_base: Path, in_warm_home: Path, make_adapter: Any, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    located = locate(BaseModelRef(id=str(tiny_base)))
+    target = "encoder.layer.1.attention.self.query"
+    for number, own in enumerate(OWN[method.name]):
+        possible = {name: (own.get(name, spec.default),) for name, spec in method.parameters.items()}
+        changes = {**method.fields(own, possible), "method": method.name, "target_modules": (f"bert.{target}",)}
+        folder = make_adapter(tmp_path / str(number), located, **{**changes, "init_std": 0.5})
+        expected = logits(load_adapter_folder(folder, base=located))
+        for form in method.conversions:
+            made = converted(folder, form)
+            model = AutoModelForSequenceClassification.from_pretrained(made if form == "merged" else tiny_base)
+            model = model if form == "merged" else PeftModel.from_pretrained(model, str(made))
+            torch.testing.assert_close(logits(model.eval()), expected, rtol=1e-5, atol=1e-5)
+        lacking = [form for form in ("lora", "merged") if form not in method.conversions]
+        for form in lacking:
+            with pytest.raises(
+                LoraxsError, match=f"`--format` must be one of: native, .*for an adapter of method {method.name}, but"
+            ):
+                converted(folder, form)
+
+
+# ---- in YAML ---------------------------------------------------------------------------------------------------------
+NO_RANK = ["parameters={learning_rate: 1.0e-3}"]
+
+
+def test_another_methods_parameter_is_refused_with_its_owner() -> None:
+    with pytest.raises(SpaceError) as caught:
+        load_space("movie_reviews", overrides=["method=ia3"])
+    _, first, *_ = caught.value.message.splitlines()
+    assert "parameters.rank: must be one of: " in first
+    assert first.endswith("but got 'rank', which method lora-xs takes and ia3 does not.")
+
+
+def test_an_unknown_method_is_refused_with_the_nearest() -> None:
+    for given, shown in (("ia33", '"ia33"'), ("3", "3"), ("", "null")):
+        with pytest.raises(SpaceError, match=rf"method: must be one of: ia3, lora-xs|lora-xs, ia3.* but got {shown}\."):
+            load_space("movie_reviews", overrides=[f"method={given}", *NO_RANK])
+
+
+# ---- a search --------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_a_method_from_outside_searches_is_promoted_pulled_and_predicts(
+    shell: Shell, tiny_base: Path, tiny_space: Path
+) -> None:
+    text = tiny_space.read_text()
+    parameters = "parameters:\n  side: {choice: [input, output]}\n  learning_rate: 1.0e-2\n  batch_size: 8\n"
+    head, tail = text[: text.index("parameters:")], text[text.index("search:") :]
+    tiny_space.write_text(f"{head}method: ia3\n{parameters}{tail}")
+    checked = shell.ok("check", str(tiny_space), "--data")
+    assert "method      IA3\n" in checked
+    assert "pack size   auto: 1 at once on this machine (trials of method ia3 cannot share passes)" in checked
+    shell.ok("launch", str(tiny_space), "--name", "toy", "--set", "search.trials=3")
+    trials = json.loads(shell.ok("status", "toy", "--json"))["trials"]
+    assert {trial["state"] for trial in trials} <= {"COMPLETE", "PRUNED"}
+    shell.ok("promote", "toy", "--force")
+    folder = Path(shell.ok("pull", "tiny-reviews").strip())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["hyperparameters"]["method"], manifest["factors"]) == ("ia3", {})
+    assert manifest["hyperparameters"]["method_params"] == {"side": manifest["params"]["side"]}
+    assert manifest["size"]["stored_bytes"] == (folder / "adapter_model.safetensors").stat().st_size
+    assert all("ia3_l" in name or "classifier" in name for name in load_file(folder / "adapter_model.safetensors"))
+    assert "IA3 adapter for `" in (folder / "README.md").read_text()
+    predictions = json.loads(shell.ok("predict", "tiny-reviews", "a fine film", "--json"))
+    assert predictions[0]["label"] in ("negative", "positive")
+    refused = shell.run("pull", "tiny-reviews", "--format", "lora")
+    assert refused.returncode == 2
+    assert "`--format` must be one of: native, merged for an adapter of method ia3, but got 'lora'." in refused.stderr

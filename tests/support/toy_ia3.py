@@ -1,0 +1,37 @@
+"""A method from outside the package: PEFT's IA3 has no R, needs no factors, and its trials cannot share passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.methods import ParameterSpec, PeftMethod, Shapes
+from loraxs_search.records import Hyperparameters, LinearModule, Scalar
+
+if TYPE_CHECKING:
+    from peft import IA3Config
+
+
+class IA3(PeftMethod):
+    """Scales what enters or what leaves each layer by a vector, which starts at one."""
+
+    name = "ia3"
+    title = "IA3"
+    symbol = "vectors"
+    description = "vectors that scale the base's layers"
+    parameters = MappingProxyType({"side": ParameterSpec("name", names=("output", "input"), default="output")})
+    sized_by = ("side",)
+
+    def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> IA3Config:
+        from peft import IA3Config
+
+        scales_input = self.params(hyper)["side"] == "input"
+        return IA3Config(**attachment, feedforward_modules=attachment["target_modules"] if scales_input else [])
+
+    def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
+        scales_input = params["side"] == "input"
+        return {
+            f"{module.name}.ia3_l": (1, module.in_features) if scales_input else (module.out_features, 1)
+            for module in modules
+        }

@@ -1,0 +1,57 @@
+"""What LoRA-XS means to a search, before any weight is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+
+from loraxs_search.errors import RankError
+from loraxs_search.factors import default_factor_rank
+from loraxs_search.methods import LoraXS, get_method
+from loraxs_search.methods._names import file_bytes
+from loraxs_search.methods.lora_xs import R, factor_rank_bucket
+from loraxs_search.methods.loraxs import LoraXSLayer
+from loraxs_search.records import Hyperparameters, LinearModule
+
+HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 63, 64, 65, 128, 129, 300])
+def test_the_factor_rank_is_the_factor_rooms_own_bucket(rank: int) -> None:
+    assert factor_rank_bucket(rank) == default_factor_rank(rank, 4096, 4096)
+    assert min(factor_rank_bucket(rank), 384) == default_factor_rank(rank, 1536, 384)
+
+
+def test_rank_is_held_against_the_smaller_side() -> None:
+    modules = (LinearModule("wide", 24, 8), LinearModule("square", 24, 24))
+    LoraXS().check({"rank": 8}, modules)
+    with pytest.raises(RankError, match=r"must be in 1\.\.8, but got rank=9 for wide"):
+        LoraXS().check({"rank": 9}, modules)
+
+
+def test_bytes_are_those_of_the_file_that_peft_would_write() -> None:
+    shapes = {"a.b.loraxs_R": (3, 3), "z": (5,), "a.a.loraxs_R": (3, 3), "classifier.weight": (2, 7)}
+    named = {f"base_model.model.{name}": torch.zeros(shape) for name, shape in shapes.items()}
+    assert file_bytes(shapes) == len(safetensors.torch.save(named, {"format": "pt"}))
+
+
+def test_its_params_come_back_out_of_a_record_with_the_records_defaults() -> None:
+    method = get_method("lora-xs")
+    params = {"rank": 8, "basis": "bottom"}
+    record = dataclasses.replace(HYPER, **method.fields(params, {"rank": (4, 100), "basis": ("bottom",)}))
+    assert method.params(record) == method.with_defaults(params)
+    assert (record.factor_rank, record.method_params) == (128, {})
+
+
+def test_the_tuner_calls_r_what_the_method_stores() -> None:
+    assert LoraXSLayer.adapter_layer_names == (R,)
+
+
+def test_a_method_is_known_without_torch() -> None:
+    code = "import sys, loraxs_search.methods as m; m.get_method('lora-xs'); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
