@@ -59,7 +59,7 @@ class StudyActors:
         """Have the first host get the factors of every layer that a trial may adapt, before it trains the first one.
 
         Large bases take minutes, once: that is waited for, and it says how far it is. With small ones the processes of
-        trials start meanwhile. A host that dies meanwhile is no loss: whatever needs a factor gets it.
+        trials start at the same time. A host that dies is no loss: whatever needs a factor gets it.
 
         Raises:
             HomeError: the factors cannot be kept.
