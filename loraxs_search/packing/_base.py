@@ -25,7 +25,7 @@ class Host(Protocol):
 
     Threads: a host that packs (`PackedHost`) is called from many threads at once, each blocks until it is answered, and
     who waits shares passes. A host of lone trials (`TrialHost`) is called from one thread at a time. `yardsticks` comes
-    from a thread of its own in both cases, beside any other call. Nothing is called after `close`.
+    from a thread of its own in both cases, beside any other call. After `close` only `close` is called.
 
     Tasks: a host that packs serves any number of tasks on its base, a host of lone trials the one it began with. Every
     call on behalf of a trial names the trial's task.

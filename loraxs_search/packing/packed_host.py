@@ -1,4 +1,4 @@
-"""The host with many slots: whoever waits shares the next round."""
+"""The host with many slots: all trials that wait share the next round."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class PackedHost:
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
     ) -> tuple[TrialReport, bytes]:
-        """Train with whoever else waits; trials that are in step are scored in one evaluation, each others' peers."""
+        """Train with all others that wait; trials that are in step are scored in one evaluation, as peers."""
         if self._goes_alone(spec, task):
             return self._on_bare_base(lambda: self._advance_alone(spec, until, snapshot, task))
         request = AdvanceRequest(spec, until, Snapshot.from_bytes(snapshot) if snapshot else None, task)
@@ -164,7 +164,7 @@ class PackedHost:
                     break
                 jobs, self._jobs = self._jobs, []
                 arrived: list[AdvanceRequest] = []
-                if active or not jobs:  # whoever comes meanwhile may begin with those who are there
+                if active or not jobs:  # those who arrive during the jobs may begin together
                     arrived, self._arrived = admit(active, self._arrived, self._num_slots)
             for job in jobs:
                 job()

@@ -13,6 +13,6 @@ def shown_yardsticks(yardsticks: Iterable[Yardstick] | None, *, finished: bool) 
 
     Args:
         yardsticks: None while they are not known.
-        finished: Whether the search has come to its end.
+        finished: Whether the search has ended.
     """
     return [yardstick if finished else replace(yardstick, test_metrics={}) for yardstick in yardsticks or ()]

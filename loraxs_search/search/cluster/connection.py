@@ -105,7 +105,7 @@ def living_nodes() -> list[Node]:
     """Return the nodes that are alive now, in an order that stays."""
     import ray
 
-    alive: list[Mapping[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    alive: list[Mapping[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
     return sorted(map(_node, alive), key=lambda node: (node.address, node.node_id))
 
 

@@ -10,7 +10,7 @@ from loraxs_search.errors import ClusterError, UsageError
 from loraxs_search.search.cluster import ray_private
 
 _CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 5.0, 20.0
-# How a client opens HTTP/2, which Ray speaks, with settings of its own, none. The server's come back at once.
+# How a client opens HTTP/2, which Ray speaks, with empty settings. The server's own come back at once.
 _OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _HEAD_SIZE, _KIND, _SETTINGS = 9, 3, 4  # of what comes back
 

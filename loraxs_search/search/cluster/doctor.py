@@ -155,7 +155,7 @@ def _ask(node: Node, question: dict[str, Any]) -> ray.ObjectRef[Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     for module in (node_facts, package_versions):  # a node may lack the package
-        ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
+        ray.cloudpickle.register_pickle_by_value(module)
     where = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
     task = ray.remote(node_facts.facts_here).options(num_cpus=0, scheduling_strategy=where, max_retries=0)
     return task.remote(question)

@@ -140,7 +140,7 @@ def choose_pack_size(
 
 
 class SlotCounter:
-    """How many trials one study may run now: the slots are counted anew every few seconds.
+    """How many trials one study may run now: the slots are counted again every few seconds.
 
     Args:
         count: Counts the slots of the cluster as it is now.

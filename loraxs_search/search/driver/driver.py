@@ -55,7 +55,7 @@ class SearchResult:
 
 
 class Driver:
-    """Runs one study on Ray. Every stage can be repeated: what a killed driver did is found in the study folder.
+    """Runs one study on Ray. Every stage can be repeated: the study folder has what a killed driver did.
 
     Args:
         stop: Set from anywhere, it ends the search cleanly.
@@ -216,7 +216,7 @@ class Driver:
 
 
 def close_finished(folder: StudyFolder) -> SearchResult:
-    """Return the result of a search that had ended; MLflow and its copy get what they may still lack."""
+    """Return the result of a search that had ended; MLflow and its copy get what is still missing there."""
     info = folder.info
     with (
         folder.lock(),

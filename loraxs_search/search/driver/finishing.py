@@ -19,7 +19,7 @@ _MIN_ROWS = 128  # fewer take as long: every piece puts the adapter on the base
 
 @dataclass(frozen=True)
 class Trained:
-    """An adapter that has come to its last step: a trial's, or a refit's.
+    """An adapter that has trained all its steps: a trial's, or a refit's.
 
     Args:
         validation_metrics: Of its last report.

@@ -115,7 +115,7 @@ def _run_side_by_side(drivers: Sequence[Driver], pool: HostPool, stop: threading
         try:
             wait(futures)
         except BaseException:
-            stop.set()  # the studies come to rest before Ray is stopped
+            stop.set()  # the studies end before Ray is stopped
             raise
     errors = [error for future in futures if (error := future.exception()) is not None]
     if errors:
@@ -192,12 +192,12 @@ def _run_one(
 
 @contextlib.contextmanager
 def _ready(spaces: Sequence[Space], tracking_uri: str, cluster: Cluster) -> Iterator[HostPool]:
-    """Connect to Ray and see that MLflow answers, both at once, and all nodes are fit; yield hosts for the spaces.
+    """Connect to Ray and check MLflow, both at once, then all nodes; yield hosts for the spaces.
 
     The first host loads while MLflow is still asked.
 
     Raises:
-        ClusterError, TrackingError: one of them is not there, or not fit.
+        ClusterError, TrackingError: one of them does not answer, or a node cannot run trials.
     """
     with ThreadPoolExecutor(1, "store") as beside:
         store = beside.submit(ensure_store, tracking_uri)

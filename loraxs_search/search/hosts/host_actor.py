@@ -56,7 +56,7 @@ class HostActor:
         """Return the host when it holds what the trial's study began with; what differs is read once more.
 
         Raises:
-            ClusterError: this node has another base or other rows, or lacks them.
+            ClusterError: this node has another base or other rows, or none.
         """
         with self._loading:
             try:

@@ -60,7 +60,7 @@ class HostConfig:
     def max_callers(self, times: int) -> int:
         """Return how many may be inside a host at once: one more than wait for a round, so that a question is answered.
 
-        Ray makes a thread for each beforehand. Trials beyond `MAX_CALLERS` wait before the actor.
+        Ray makes a thread for each when the actor starts. Trials beyond `MAX_CALLERS` wait before the actor.
 
         Args:
             times: What an `auto` host may take over one of the smallest node.

@@ -60,7 +60,7 @@ class StudyActors:
         """Have the first host get the factors of every layer that a trial may adapt, before it trains the first one.
 
         Large bases take minutes, once: that is waited for, and it says how far it is. With small ones the processes of
-        trials start meanwhile. A host that dies meanwhile is no loss: whatever needs a factor gets it.
+        trials start at the same time. A host that dies is no loss: whatever needs a factor gets it.
 
         Raises:
             HomeError: the factors cannot be kept.
@@ -94,14 +94,14 @@ class StudyActors:
 
     def hardware(self) -> dict[str, Scalar]:
         """Describe the cluster for the record."""
-        total: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        total: Mapping[str, float] = ray.cluster_resources()
         return {
             "device": self.info.device,
             "dtype": self.info.dtype,
             "base_digest": self.info.base.weight_digest,
             "data_fingerprint": self.info.data_fingerprint,
             **overlap_counts(self.info.data),
-            "num_nodes": len([node for node in ray.nodes() if node["Alive"]]),  # type: ignore[no-untyped-call]
+            "num_nodes": len([node for node in ray.nodes() if node["Alive"]]),
             "num_cpus": int(total.get("CPU", 0)),
             "num_gpus": int(total.get("GPU", 0)),
             "trials_per_device": self.pack_size.size,
@@ -109,7 +109,7 @@ class StudyActors:
 
     def gpus(self) -> list[str]:
         """Return the kinds of accelerator in the cluster, as Ray names them."""
-        resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: Mapping[str, float] = ray.cluster_resources()
         kinds = (name.removeprefix("accelerator_type:") for name in resources if ":" in name)
         return sorted(kind for kind in kinds if not kind.startswith(("node", "bundle")))
 

@@ -57,5 +57,5 @@ class HeldLease:
         while not self._ending.wait(RENEW_S):
             try:
                 self._directory.renew.remote(self._holder, self._keep_s)
-            except RayError:  # the cluster is going: whoever asks a host next gets the error
+            except RayError:  # the cluster is ending: the next call to a host raises the error
                 return

@@ -41,7 +41,7 @@ class Ledger:
         hyper: Hyperparameters,
         handle: optuna.trial.Trial | None = None,
     ) -> None:
-        """A trial starts, or goes on; `handle` is Optuna's, when the caller has it at hand."""
+        """A trial starts, or goes on; `handle` is Optuna's, when the caller has it."""
         if handle is not None:
             self._handles[trial_id] = handle
         record = self._journal.trial_started(trial_id, params)

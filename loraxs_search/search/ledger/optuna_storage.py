@@ -52,7 +52,7 @@ class SingleWriterJournal(BaseJournalBackend):
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Write what is appended meanwhile in one go at the end, which a kill comes before or after.
+        """Write what is appended inside in one go at the end: a kill leaves all of it on disk, or nothing.
 
         After an exception too: the storage has taken it in by then.
         """
@@ -73,7 +73,7 @@ class SingleWriterStorage(JournalStorage):
 
 
 def as_one(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
-    """Let what the study takes in meanwhile be on disk whole or not at all; a study in memory needs no such care."""
+    """Write what the study takes in inside the block whole or not at all; a study in memory needs no such care."""
     storage = study._storage  # no public accessor
     return storage.log.held() if isinstance(storage, SingleWriterStorage) else contextlib.nullcontext()
 

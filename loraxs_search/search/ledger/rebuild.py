@@ -14,8 +14,8 @@ from loraxs_search.search_space import Space
 def rebuild(study: optuna.Study, space: Space, records: Mapping[str, TrialRecord]) -> None:
     """Give the study the trials that only the journal knows, running, under their own numbers.
 
-    Their reports and ends follow as after any restart. A number that the journal lacks was asked for and never
-    begun: it becomes a trial without params, which the searcher finishes asking for.
+    Their reports and ends follow as after any restart. A number that is not in the journal was asked for and
+    never begun: it becomes a trial without params, which the searcher finishes asking for.
     """
     known = len(study.get_trials(deepcopy=False))
     for number in range(known, max((int(trial_id) + 1 for trial_id in records), default=0)):

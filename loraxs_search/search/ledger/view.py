@@ -1,4 +1,4 @@
-"""What whoever watches a search is shown."""
+"""What a search shows while it runs."""
 
 from __future__ import annotations
 

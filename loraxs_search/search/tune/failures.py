@@ -9,9 +9,9 @@ _SHARE = 0.9
 
 
 class Outcomes:
-    """What became of the trials that this driver has run, the latest news last: a reason, or none for going on.
+    """The outcomes of the trials that this driver has run, the latest last: why it failed, or empty where it goes on.
 
-    A driver that goes on with a study begins with none, so that whatever was fixed meanwhile gets its chance.
+    A driver that goes on with a study begins with none, so that whatever was fixed in between can show.
     """
 
     def __init__(self) -> None:

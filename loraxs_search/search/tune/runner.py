@@ -42,7 +42,7 @@ class DeadlineStopper(Stopper):
 _SETTING_UP = threading.Lock()
 
 
-# A node that has died is offered to its trials again until the cluster has noticed: what fails meanwhile is one loss.
+# A node that has died is offered to its trials until the cluster has noticed: all failures until then are one loss.
 ONE_LOSS_S = 60.0
 
 
@@ -87,7 +87,7 @@ class LoopWatch(Callback):
             raise _StoppedError
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
-        """Count losses of a trial's process that follow one another closely as one; tell of a node that is unfit."""
+        """Count losses of a trial's process that follow one another closely as one; report a node that is unfit."""
         if (error := _setup_error(trial)) is not None:
             self._unfit(error)
         now = time.monotonic()
@@ -137,7 +137,7 @@ def run_tuner(
                 search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,
-                # The searcher itself holds back what does not fit now; this bounds what Tune keeps waiting.
+                # The searcher proposes no more than fits now; this bounds what Tune has waiting.
                 max_concurrent_trials=plan.trials,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,

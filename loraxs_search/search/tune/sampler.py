@@ -32,11 +32,11 @@ class Sampler:
         self._history = History(study.direction)
 
     def propose(self, seed: int, orphan: FrozenTrial | None = None) -> tuple[Trial, dict[str, Scalar]]:
-        """Return a new trial and its params, which are on disk all together: half drawn, they would be drawn anew to
-        other values than an undisturbed search has.
+        """Return a new trial and its params, which are written all together: where only some were on disk after a kill,
+        the rest would be drawn to other values than an undisturbed search has.
 
         Args:
-            seed: Any whole number; the 32 bits that samplers take of it tell the seeds of all plans apart.
+            seed: Any whole number; the 32 bits that samplers take of it differ between the seeds of all plans.
             orphan: A trial that was asked for by a driver that died before it was recorded: finish asking.
         """
         before = self._study.sampler

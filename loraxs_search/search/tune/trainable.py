@@ -61,7 +61,7 @@ class TrialTrainable(tune.Trainable):
             report, snapshot = self._advance(step + self._every)
             self._check(report)
         except (HomeError, ClusterError) as error:  # the latter names the node itself
-            address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            address = ray.util.get_node_ip_address()
             where = f"On node {address}: " if isinstance(error, HomeError) else ""
             return self._fatal(step, error, where)
         except LoraxsError as error:
