@@ -38,7 +38,7 @@ class LiveView:
         self.is_training = False
         self._live = Live(
             console=self._console,
-            get_renderable=self._render,
+            get_renderable=self.__rich__,
             refresh_per_second=4,
             transient=True,
             redirect_stdout=False,
@@ -75,8 +75,7 @@ class LiveView:
         """Show a notice to the end, from a signal handler too: the next drawing has it."""
         self._notice = text
 
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    def _render(self) -> RenderableType:
+    def __rich__(self) -> RenderableType:
         clock = Text(f"{time.monotonic() - self._start:5.0f} s  {self._notice or self._phase}")
         if self._facts is None:
             return clock

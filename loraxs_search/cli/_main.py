@@ -93,7 +93,7 @@ def main() -> NoReturn:
     hide_account(sys.argv[1:])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # as stderr is: both may go to one file or pipe
-    logging.basicConfig(level=logging.WARNING, handlers=[_Talk()])
+    logging.basicConfig(level=logging.WARNING, handlers=[Talk()])
     sys.exit(run(sys.argv[1:]))
 
 
@@ -156,7 +156,7 @@ def _fail(message: str, hint: str | None, code: int) -> int:
     return code
 
 
-class _Talk(logging.Handler):
+class Talk(logging.Handler):
     """Writes to what stderr is at the time: a live table stands in for it while it is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -68,7 +68,7 @@ def test_a_search_that_goes_on_counts_what_had_ended(known: tuple[TrialRecord, .
     for view in (lines, live):
         view.started(replace(FACTS, trials=known))
         view.trial_changed(record("00001", TrialState.COMPLETE, 4))
-    Console(file=screen, width=100).print(live._render())
+    Console(file=screen, width=100).print(live)
     drawn, ended = screen.getvalue(), len(known) or 1
     assert f"[{ended}/2]" in out.getvalue()
     assert f"{ended}/2 trials" in drawn
@@ -146,10 +146,10 @@ CURSOR_OFF, CURSOR_ON = "\x1b[?25l", "\x1b[?25h"
 _PROGRAM = """
 import logging, sys, time
 from loraxs_search.cli._live import LiveView
-from loraxs_search.cli._main import _Talk
+from loraxs_search.cli._main import Talk
 from tests_live import FACTS, record
 from loraxs_search.records import TrialState
-logging.basicConfig(handlers=[_Talk()])
+logging.basicConfig(handlers=[Talk()])
 with LiveView("loraxs-search ui") as view:
     view.phase("starting Ray")
     time.sleep(0.4)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from loraxs_search.records import (
     AdapterSize,
@@ -92,3 +94,23 @@ def make_folder(tmp_path: Path, manifest: Callable[..., Manifest]) -> Callable[.
         return folder
 
     return make
+
+
+@pytest.fixture
+def killed_at():
+    """Be killed when MLflow's client is about to do something, with a key that begins so."""
+
+    @contextlib.contextmanager
+    def kill(call, key=""):
+        original = getattr(MlflowClient, call)
+
+        def killed(client, name, *arguments):
+            if str(arguments[0]).startswith(key):
+                raise KeyboardInterrupt
+            return original(client, name, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(MlflowClient, call, killed)
+            yield
+
+    return kill

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraxs_search.records import Decision, Look, PromotionRule
-from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, Scored, ScoredRows, _promotion_lock
+from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, Scored, ScoredRows
 from loraxs_search.registry._client import connect
 from loraxs_search.registry.anchor import Anchor, find_anchor
 from loraxs_search.registry.comparison import ComparedChampion, Comparison
@@ -117,27 +116,19 @@ def test_the_number_stands_on_the_version(registry, promote, store_uri):
     assert registry.champion("movie-reviews").decision.looks[0].number == 2
 
 
-def test_a_promoter_that_is_killed_before_it_is_champion_spends_no_look(promote, monkeypatch):
+def test_a_promoter_that_is_killed_before_it_is_champion_spends_no_look(promote, killed_at):
     promote("t0", 300)
 
-    def killed() -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_promotion_lock, "file_promotion_lock", lambda database: contextlib.nullcontext(killed))
+    with killed_at("set_registered_model_alias"):
         promote("t1", 399)
     assert numbers(promote("t2", 302)) == [2]
     assert numbers(promote("t1", 399)) == [3]
 
 
-def test_a_promoter_that_is_killed_before_it_is_written_down_has_spent_its_look(registry, promote, monkeypatch):
+def test_a_promoter_that_is_killed_before_it_is_written_down_has_spent_its_look(promote, killed_at):
     promote("t0", 300)
 
-    def killed(_decision: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(registry, "_record", killed)
+    with killed_at("set_registered_model_tag", "loraxs.decision."):
         promote("t1", 399)
     assert numbers(promote("t2", 302)) == [3]
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 
@@ -9,7 +8,7 @@ import pytest
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule, SearchPlan, TrialState
-from loraxs_search.registry import Registry, _promotion_lock
+from loraxs_search.registry import Registry
 from loraxs_search.registry._client import connect
 from loraxs_search.tracking import Tracker
 
@@ -79,15 +78,11 @@ def test_a_task_that_was_only_refused_has_history_and_no_champion(registry, task
 
 
 def test_promoting_what_was_interrupted_uses_the_version_that_is_there(
-    champion, task, candidate, make_folder, monkeypatch
+    champion, task, candidate, make_folder, killed_at
 ):
     folder = make_folder("t1")
 
-    def killed() -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_promotion_lock, "file_promotion_lock", lambda database: contextlib.nullcontext(killed))
+    with killed_at("set_registered_model_alias"):
         champion.promote(RULE, task, [candidate("t1", 0.9)], {"t1": folder})
     assert champion.champion("movie-reviews").version == 1
     assert champion.promote(RULE, task, [candidate("t1", 0.9)], {"t1": folder})[1] == 2
@@ -150,14 +145,10 @@ def test_a_task_name_the_registry_cannot_hold_is_refused(registry, task, candida
         registry.promote(RULE, odd, [candidate("t0", task=name)], {})
 
 
-def test_history_has_what_a_promoter_that_died_did_not_write_down(registry, task, candidate, make_folder, monkeypatch):
+def test_history_has_what_a_promoter_that_died_did_not_write_down(registry, task, candidate, make_folder, killed_at):
     registry.promote(RULE, task, [candidate("t0", 0.80)], {"t0": make_folder("t0")})
 
-    def killed(_decision: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(registry, "_record", killed)
+    with killed_at("set_registered_model_tag", "loraxs.decision."):
         registry.promote(RULE, task, [candidate("t1", 0.90)], {"t1": make_folder("t1")})
     history = registry.history("movie-reviews")
     assert [(past.winner, past.promoted, past.version) for past in history] == [("t0", True, 1), ("t1", True, 2)]

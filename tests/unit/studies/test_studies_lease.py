@@ -138,13 +138,33 @@ def test_a_sign_of_life_that_was_written_and_reported_lost_counts(
 ) -> None:
     """A connection that broke after the server had written: the next try finds another version, of its own."""
     machine("one")
-    lease = Lease(storage, "s", make_clock())
+    unsure = UnsureStorage(storage.uri)
+    lease = Lease(unsure, "s", make_clock())
     lease.take()
-    key, lost = "s/lease/00000001.json", lease._version
-    lease.renew()
-    lease._version = lost
-    lease.renew()
-    assert lease._version == storage.versions("s/lease")[key]
+    with unsure.losing_answers(), pytest.raises(StorageError, match="no answer"):
+        lease.renew()
+    for _ in range(2):
+        lease.renew()
+
+
+class UnsureStorage(Storage):
+    """Writes, and may then lose the answer."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self._loses = False
+
+    @contextlib.contextmanager
+    def losing_answers(self) -> Iterator[None]:
+        self._loses = True
+        yield
+        self._loses = False
+
+    def write(self, key: str, content: bytes, version: str | None) -> str:
+        written = super().write(key, content, version)
+        if self._loses:
+            raise StorageError("no answer came")
+        return written
 
 
 def test_an_object_that_is_just_being_written_is_somebodys(
@@ -208,18 +228,27 @@ def fetch_now(storage: Storage, make_clock: MakeClock) -> StudyFolder:
 
 
 def test_who_could_not_renew_for_half_a_minute_writes_nothing_until_it_can(
-    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, slow_threads: None
+    storage_uri: str,
+    machine: Callable[[str], Path],
+    make_clock: MakeClock,
+    slow_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another driver may be at work by then."""
-    clock = make_clock()
+    monkeypatch.setattr(mirror, "HEARTBEAT_EVERY_S", 0.02)
+    clock, storage = make_clock(), SlowStorage(storage_uri)
     first = study(machine("one"), storage)
     with Mirror(first, storage, pytest.fail, clock) as kept:
+        storage.beats.clear()
         clock.time += LEASE_S
         first.journal().trial_started("00000", {"rank": 4})
         with pytest.raises(StorageError, match="must be renewed within 30 s"):
             kept.copy()
         assert storage.get("s/journal.jsonl") is None
-        kept._lease.renew()
+        storage.beats.set()
+        for _ in range(2):  # the first may have begun before the clock went on
+            storage.beat.clear()
+            within(storage.beat)
         kept.copy()
         assert storage.get("s/journal.jsonl") is not None
 
@@ -241,18 +270,22 @@ def test_a_driver_that_works_on_is_told_that_it_was_taken_over(
 
 # ---- a copy that stands still ----------------------------------------------------------------------------------------
 class SlowStorage(Storage):
-    """Holds back what is copied while `gate` is closed, and says when a sign of life has been written."""
+    """Holds back copies while `gate` is closed, signs of life while `beats` is; says when one of these is written."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self.gate, self.held, self.beat = threading.Event(), threading.Event(), threading.Event()
+        self.beats = threading.Event()
         self.gate.set()
+        self.beats.set()
 
     def write(self, key: str, content: bytes, version: str | None) -> str:
         if "/lease/" not in key:
             if not self.gate.is_set():
                 self.held.set()
             within(self.gate)
+        else:
+            within(self.beats)
         written = super().write(key, content, version)
         if "/lease/" in key:
             self.beat.set()
@@ -298,15 +331,21 @@ def test_a_disk_that_cannot_be_read_for_a_while_does_not_end_the_copy(
 
     first = study(machine("one"), storage)
     monkeypatch.setattr(Path, "read_bytes", read_or_fail)
-    copied = threading.Event()
-    with Mirror(first, storage, pytest.fail) as kept:
+    copied, write = threading.Event(), Storage.write
+
+    def write_and_say(store: Storage, key: str, content: bytes, version: str | None) -> str:
+        written = write(store, key, content, version)
+        if key == "s/journal.jsonl":
+            copied.set()
+        return written
+
+    monkeypatch.setattr(Storage, "write", write_and_say)
+    with Mirror(first, storage, pytest.fail):
         broken.set()
         first.journal().trial_started("00000", {"rank": 4})
         within(failed)
         broken.clear()
-        monkeypatch.setattr(kept._standstill, "moved", copied.set)
         within(copied)
-        assert kept._copier.is_alive()
     assert storage.get("s/journal.jsonl") == read(first.path / "journal.jsonl")
     assert "waits, the search goes on: OSError: [Errno 5] Input/output error" in caplog.text
 
@@ -368,13 +407,12 @@ def test_the_heartbeat_tells_of_a_copy_that_stands_still(
     make_clock: MakeClock,
     quick_threads: None,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The thread that copies cannot: it is held up in the storage."""
-    slow, clock, told = SlowStorage(storage_uri), make_clock(), threading.Event()
+    slow, clock, said, still = SlowStorage(storage_uri), make_clock(), threading.Event(), "stood still for 60 s"
     first = study(machine("one"), slow)
-    monkeypatch.setattr(
-        Mirror, "_say", lambda kept, text: told.set() if text and "stood still for 60 s" in text else None
-    )
+    monkeypatch.setattr(caplog.handler, "emit", lambda record: said.set() if still in record.getMessage() else None)
     with Mirror(first, slow, pytest.fail, clock):
         slow.gate.clear()
         first.journal().trial_started("00000", {"rank": 4})
@@ -383,5 +421,5 @@ def test_the_heartbeat_tells_of_a_copy_that_stands_still(
             clock.time += PATIENCE_S / 3
             slow.beat.clear()
             within(slow.beat)
-        within(told)
+        within(said)
         slow.gate.set()
