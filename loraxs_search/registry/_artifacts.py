@@ -21,8 +21,8 @@ def list_files(uri: str, source: str) -> list[Listed]:
     """Return what lies in `source`; nothing where nothing has been logged yet."""
 
     def ask() -> list[Listed]:
-        found = _rest.list_files(uri, source)
-        return [Listed(str(f["path"]), int(f.get("file_size", 0)), bool(f.get("is_dir"))) for f in found]
+        files = _rest.list_files(uri, source)
+        return [Listed(str(f["path"]), int(f.get("file_size", 0)), bool(f.get("is_dir"))) for f in files]
 
     def by_client() -> list[Listed]:
         from mlflow.artifacts import list_artifacts

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 KIND, ADAPTER = "loraxs.kind", "adapter"
-_OURS = f"tags.`{KIND}` = '{ADAPTER}'"
+_ADAPTERS = f"tags.`{KIND}` = '{ADAPTER}'"
 _MAX_PAGE = 1000  # MLflow's own limit
-_OTHERS = 20  # factor sets and models of others among ours, for which no second page is asked
+_OTHERS = 20  # factor sets and models of others among these, for which no second page is asked
 _NEAR = 100
 
 
@@ -35,10 +35,10 @@ def asking(client: MlflowClient) -> Ask:
 
     def ask(only: str | None, size: int, token: str | None) -> Page:
         with _uncollected():
-            found: Page = client.search_registered_models(
+            answer: Page = client.search_registered_models(
                 only, max_results=size, order_by=["name ASC"], page_token=token
             )
-            return found
+            return answer
 
     return ask
 
@@ -70,10 +70,10 @@ def near(ask: Ask, task: str) -> list[str]:
     """Return names of tasks for who asked for one that is not there: those that begin alike, and the first ones."""
     alike = f"name ILIKE '{task[:3]}%'"
     pages = ask(alike, _NEAR, None), ask(None, _NEAR, None)
-    return sorted({model.name for page in pages for model in page if _is_ours(model)})
+    return sorted({model.name for page in pages for model in page if _is_adapter(model)})
 
 
-def _is_ours(model: Any) -> bool:
+def _is_adapter(model: Any) -> bool:
     return bool(model.tags.get(KIND) == ADAPTER)
 
 
@@ -81,10 +81,10 @@ def _pages(ask: Ask, size: int) -> Iterator[Any]:
     only, token, first = None, None, True
     while first or token:
         page = ask(only, size, token)
-        found = list(page)
-        ours = [model for model in found if _is_ours(model)]
-        if first and page.token and 2 * len(ours) < len(found):
-            page = ask(only := _OURS, size, None)
-            ours = list(page)
-        yield from ours
+        models_of_page = list(page)
+        adapters = [model for model in models_of_page if _is_adapter(model)]
+        if first and page.token and 2 * len(adapters) < len(models_of_page):
+            page = ask(only := _ADAPTERS, size, None)
+            adapters = list(page)
+        yield from adapters
         token, first = page.token, False

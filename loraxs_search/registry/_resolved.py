@@ -42,11 +42,11 @@ def store_stamp(uri: str) -> str | None:
     parts, newest = [], 0.0
     for path in (database, database.with_name(f"{database.name}-wal")):
         try:
-            found = path.stat()
+            status = path.stat()
         except FileNotFoundError:
             continue
-        parts.append(f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}")
-        newest = max(newest, found.st_mtime)
+        parts.append(f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}")
+        newest = max(newest, status.st_mtime)
     return " ".join(parts) if parts and time.time() - newest > _TICK_S else None
 
 

@@ -76,8 +76,8 @@ def find_first_version(uri: str, name: str) -> Any | None:
         UnansweredError: the server wants to be asked in another way.
     """
     query = {"filter": f"name = '{name}'", "max_results": "1", "order_by": "version_number ASC"}
-    found = _answered(lambda: _get(uri, "mlflow/model-versions/search", query).get("model_versions", []))
-    return _version(found[0]) if found else None
+    versions = _answered(lambda: _get(uri, "mlflow/model-versions/search", query).get("model_versions", []))
+    return _version(versions[0]) if versions else None
 
 
 def list_files(uri: str, source: str) -> list[Mapping[str, Any]]:
@@ -134,7 +134,7 @@ def _handed_out(source: str) -> str:
 
 class _Page(list[Any]):
     def __init__(self, answer: Mapping[str, Any]) -> None:
-        super().__init__(_model(found) for found in answer.get("registered_models", []))
+        super().__init__(_model(model) for model in answer.get("registered_models", []))
         self.token: str | None = answer.get("next_page_token")
 
 
@@ -162,26 +162,26 @@ def _open(uri: str, call: str, query: Mapping[str, str], timeout_s: float, strea
     return answer
 
 
-def _version(found: Mapping[str, Any]) -> Any:
+def _version(version: Mapping[str, Any]) -> Any:
     return SimpleNamespace(
-        name=found["name"],
-        version=found["version"],
-        aliases=found.get("aliases", []),
-        tags=_tags(found),
-        source=found.get("source", ""),
-        run_id=found.get("run_id"),
-        creation_timestamp=found["creation_timestamp"],
+        name=version["name"],
+        version=version["version"],
+        aliases=version.get("aliases", []),
+        tags=_tags(version),
+        source=version.get("source", ""),
+        run_id=version.get("run_id"),
+        creation_timestamp=version["creation_timestamp"],
     )
 
 
-def _model(found: Mapping[str, Any]) -> Any:
+def _model(model: Mapping[str, Any]) -> Any:
     return SimpleNamespace(
-        name=found["name"],
-        tags=_tags(found),
-        aliases={alias["alias"]: alias["version"] for alias in found.get("aliases", [])},
-        latest_versions=[_version(version) for version in found.get("latest_versions", [])],
+        name=model["name"],
+        tags=_tags(model),
+        aliases={alias["alias"]: alias["version"] for alias in model.get("aliases", [])},
+        latest_versions=[_version(version) for version in model.get("latest_versions", [])],
     )
 
 
-def _tags(found: Mapping[str, Any]) -> dict[str, str]:
-    return {tag["key"]: tag.get("value", "") for tag in found.get("tags", [])}
+def _tags(tagged: Mapping[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag.get("value", "") for tag in tagged.get("tags", [])}

@@ -78,16 +78,16 @@ def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
     """Return the experiment of this name, created unless it exists."""
     from mlflow.exceptions import MlflowException
 
-    found, root = client.get_experiment_by_name(name), artifact_root(uri)
-    if found is not None:
-        return str(found.experiment_id)
+    experiment, root = client.get_experiment_by_name(name), artifact_root(uri)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     try:
         return str(client.create_experiment(name, artifact_location=str(root) if root else None))
     except MlflowException:
-        found = client.get_experiment_by_name(name)
-        if found is None:  # else another promoter was quicker
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:  # else another promoter was quicker
             raise
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
 
 def register(
@@ -102,7 +102,7 @@ def register(
     """Return the version of the task that holds `folder`, registered unless one with its digest exists.
 
     Args:
-        card: Adds to the folder's card what promoting has found out; what comes out describes the version.
+        card: Adds to the folder's card what promoting has experiment out; what comes out describes the version.
     """
     ensure_model(client, task)
     digest = tags["loraxs.digest"]

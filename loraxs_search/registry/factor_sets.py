@@ -48,8 +48,8 @@ def publish(client: MlflowClient, uri: str, base_digest: str, base_id: str, fact
     if not any(here.values()):
         return
     source, model_id = _set_for(client, uri, base_digest, base_id)
-    there = set(_listed(source, uri))
-    new = {name: path for name, path in here.items() if path is not None and name not in there}
+    registered = set(_listed(source, uri))
+    new = {name: path for name, path in here.items() if path is not None and name not in registered}
     if not new:
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -69,11 +69,11 @@ def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:
     lacking = {key: checksum for key, checksum in factors.items() if lacks_factors(key, checksum)}
     if not lacking:
         return 0
-    found = _known(uri, base_digest)
-    if found is None:
+    factor_set = _known(uri, base_digest)
+    if factor_set is None:
         _logger.warning("the registry has no factors of base %s: they are computed here", base_digest[:16])
         return 0
-    source, _ = found
+    source, _ = factor_set
     sizes = _listed(source, uri)
     wanted = [(key, checksum, f"{key}-{checksum[:16]}.safetensors") for key, checksum in lacking.items()]
     with ThreadPoolExecutor(_AT_ONCE, "factors") as threads:
@@ -127,9 +127,9 @@ def _checked(version: Any | None, base_digest: str) -> tuple[str, str] | None:
 
 
 def _set_for(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> tuple[str, str]:
-    found = _find(client, base_digest)
-    if found is not None:
-        return found
+    factor_set = _find(client, base_digest)
+    if factor_set is not None:
+        return factor_set
     name = set_name(base_digest)
     experiment = _versions.ensure_experiment(client, uri, _EXPERIMENT)
     model = client.create_logged_model(experiment, name=name, model_type="LORAXS-FACTORS")
@@ -137,6 +137,6 @@ def _set_for(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> 
     _versions.ensure_model(client, name, _FACTORS)
     tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id}
     _versions.add_version(client, uri, name, model, tags)
-    found = _find(client, base_digest)
-    assert found is not None  # made the line before
-    return found
+    factor_set = _find(client, base_digest)
+    assert factor_set is not None  # made the line before
+    return factor_set

@@ -108,12 +108,12 @@ _HINT = "do not use this folder; pull the adapter again"
 
 
 def _files(folder: Path) -> list[Path]:
-    found = sorted(folder.iterdir())
-    for path in found:
+    files = sorted(folder.iterdir())
+    for path in files:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise IntegrityError(f"{path} must be a plain file: no folders, no links.", hint=_HINT)
         check_file(path.name, path.stat().st_size)
-    return found
+    return files
 
 
 def _size(path: Path) -> int:

@@ -83,9 +83,9 @@ class Mirror:
             StudyError: another driver has taken over.
             StorageError: the storage cannot be written, or may be another driver's by now.
         """
-        there = files(self._folder.path)
+        keys = files(self._folder.path)
         first = {key: self._changed(key) for key in READ_FIRST}
-        for key in there:
+        for key in keys:
             stamp, content = first[key] if key in first else self._changed(key)
             if content is not None:
                 self._write(f"{self._folder.name}/{key}", content)
