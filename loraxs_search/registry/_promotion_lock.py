@@ -1,4 +1,9 @@
-"""One promoter at a time changes a task's champion: aliases have no compare-and-swap."""
+"""One promoter at a time changes a task's champion: aliases have no compare-and-swap.
+
+A server's lease is another one than `studies.lease`. There the storage writes on a condition, the holder shows signs of
+life, and whoever wants the lease watches for half a minute by its own clock. Here anybody can write the tag,
+and it is held for seconds; a promoter that died yesterday must not be waited for: the tag says when it runs out.
+"""
 
 from __future__ import annotations
 
