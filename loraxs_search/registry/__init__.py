@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.registry.card import model_card
-from loraxs_search.registry.factor_files import factors_at, install_factors, keep_unchecked, lacks_factors
+from loraxs_search.registry.factor_files import factors_at, install_factors
 from loraxs_search.registry.finalist import Choice, choose, trial_of
-from loraxs_search.registry.manifest import folder_digest, seal, verify
+from loraxs_search.registry.manifest import seal, verify
 from loraxs_search.registry.names import check_base, on_base
-from loraxs_search.registry.promotion import Scored, Terms, decide
 from loraxs_search.registry.pull import adapter_folder, pull
 from loraxs_search.registry.store import RegisteredAdapter, Registry, Rescored
 from loraxs_search.registry.summary import TaskSummary
@@ -22,19 +21,13 @@ __all__ = [
     "RegisteredAdapter",
     "Registry",
     "Rescored",
-    "Scored",
     "ScoredRows",
     "TaskSummary",
-    "Terms",
     "adapter_folder",
     "check_base",
     "choose",
-    "decide",
     "factors_at",
-    "folder_digest",
     "install_factors",
-    "keep_unchecked",
-    "lacks_factors",
     "model_card",
     "on_base",
     "pull",

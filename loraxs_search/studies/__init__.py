@@ -15,8 +15,7 @@ What of it is not rebuilt from the rest can be mirrored in a storage (a shared f
 
 from __future__ import annotations
 
-from loraxs_search.studies.confirmations import Confirmations
-from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies, studies_root
+from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.mirror import mirrored
 from loraxs_search.studies.next_step import next_step, next_step_of_task
@@ -25,7 +24,6 @@ from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.studies.storage import Storage
 
 __all__ = [
-    "Confirmations",
     "Journal",
     "Storage",
     "StudyFolder",
@@ -37,5 +35,4 @@ __all__ = [
     "next_step",
     "next_step_of_task",
     "read_reports",
-    "studies_root",
 ]

@@ -33,9 +33,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.records import Candidate, DataSource, Decision, PromotionRule, Task
-from loraxs_search.registry import RegisteredAdapter, Scored, ScoredRows, Terms, choose, decide
+from loraxs_search.registry import RegisteredAdapter, ScoredRows, choose
 from loraxs_search.registry.anchor import Anchor
 from loraxs_search.registry.comparison import ComparedChampion, Comparison
+from loraxs_search.registry.promotion import Scored, Terms, decide
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
 SEEDS, CHAIN = 2, 20

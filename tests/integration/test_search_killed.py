@@ -15,7 +15,8 @@ from support.shell import start
 
 from loraxs_search.records import TrialState
 from loraxs_search.registry import ScoredRows
-from loraxs_search.studies import StudyFolder, list_studies, studies_root
+from loraxs_search.studies import StudyFolder, list_studies
+from loraxs_search.studies.folder import studies_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 FEWER = ("--set", "search.trials=3", "--set", "promotion.seeds=0")

@@ -21,7 +21,8 @@ from loraxs_search.records import (
     TrialReport,
     TrialState,
 )
-from loraxs_search.registry import Registry, folder_digest, pull, verify
+from loraxs_search.registry import Registry, pull, verify
+from loraxs_search.registry.manifest import folder_digest
 from loraxs_search.tracking import Tracker, ensure_store
 from loraxs_search.tracking.store import connect
 

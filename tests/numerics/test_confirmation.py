@@ -27,7 +27,8 @@ from loraxs_search.records import (
     SearchPlan,
     TrialSpec,
 )
-from loraxs_search.registry import ScoredRows, lacks_factors, seal, verify
+from loraxs_search.registry import ScoredRows, seal, verify
+from loraxs_search.registry.factor_files import lacks_factors
 from loraxs_search.search.driver.finishing import joined
 from loraxs_search.search.hosts.refits import refit_spec
 from loraxs_search.studies import StudyFolder, StudyInfo

@@ -19,7 +19,8 @@ from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.reference_logits import check_reference_logits, make_reference_logits
 from loraxs_search.records import BaseModelRef, ReferenceLogits
-from loraxs_search.registry import install_factors, keep_unchecked
+from loraxs_search.registry import install_factors
+from loraxs_search.registry.factor_files import keep_unchecked
 
 
 @pytest.fixture

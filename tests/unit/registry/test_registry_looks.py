@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraxs_search.records import Decision, Look, PromotionRule
-from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, Scored, ScoredRows
+from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, ScoredRows
 from loraxs_search.registry._client import connect
 from loraxs_search.registry.anchor import Anchor, find_anchor
 from loraxs_search.registry.comparison import ComparedChampion, Comparison
 from loraxs_search.registry.criterion import Criterion
 from loraxs_search.registry.looks import Looks
+from loraxs_search.registry.promotion import Scored
 
 RULE = PromotionRule()
 LABELS = np.arange(400) % 2

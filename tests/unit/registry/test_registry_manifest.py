@@ -6,7 +6,8 @@ import json
 import pytest
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.registry import folder_digest, seal, verify
+from loraxs_search.registry import seal, verify
+from loraxs_search.registry.manifest import folder_digest
 
 
 def test_a_sealed_folder_verifies_and_gives_back_its_manifest(make_folder, manifest):

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraxs_search.records import Candidate, DataSource, PromotionRule, Task, Yardstick
-from loraxs_search.registry import Scored, ScoredRows, Terms, decide
+from loraxs_search.registry import ScoredRows
 from loraxs_search.registry.anchor import Anchor
+from loraxs_search.registry.promotion import Scored, Terms, decide
 
 TASK = Task(
     name="toy",

@@ -17,10 +17,11 @@ import loraxs_search
 from loraxs_search.errors import HomeError, IntegrityError, RegistryError, TrackingError, UsageError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule
-from loraxs_search.registry import Registry, folder_digest, pull, verify
+from loraxs_search.registry import Registry, pull, verify
 from loraxs_search.registry._artifacts import Listed, list_files
 from loraxs_search.registry._client import connect
 from loraxs_search.registry._resolved import store_stamp
+from loraxs_search.registry.manifest import folder_digest
 from loraxs_search.registry.reader import RegistryReader
 
 

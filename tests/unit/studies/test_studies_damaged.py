@@ -12,7 +12,8 @@ from loraxs_search.cli import run
 from loraxs_search.errors import StudyError
 from loraxs_search.search import resume
 from loraxs_search.search.driver.sync import sync
-from loraxs_search.studies import Journal, StudyFolder, studies_root
+from loraxs_search.studies import Journal, StudyFolder
+from loraxs_search.studies.folder import studies_root
 
 
 @pytest.mark.parametrize(

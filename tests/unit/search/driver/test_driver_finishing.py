@@ -15,7 +15,7 @@ from support.toys import HYPERPARAMETERS, TASK
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import AdapterSize, Answers, Refit, TrialSpec
 from loraxs_search.search.driver.finishing import AnswerPiece, Trained, joined, row_pieces
-from loraxs_search.studies import Confirmations
+from loraxs_search.studies.confirmations import Confirmations
 
 
 @given(st.integers(1, 3000), st.lists(st.integers(0, 3000), max_size=8), st.integers(1, 9))
