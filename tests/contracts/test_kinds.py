@@ -328,11 +328,11 @@ def test_packed_trials_are_lone_trials(
         pack.clear()
         for slot, snapshot in zip(slots, packed, strict=True):
             with use_factor_store(factors):
-                attached = attach(model, slot.spec)
+                attached = attach(model, slot.spec, factors)
             run = TrialRun(slot.spec, attached, data, CPU)
             report = run.advance(30)
             expected = run.snapshot()
-            detach(attached)
+            detach(attached, slot.spec)
             assert metrics[slot.name] == pytest.approx(report.metrics, rel=1e-5)
             for key, value in expected.parameters.items():
                 if "loraxs_R" in key:
