@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from loraxs_search.tasks import TaskKind
+
 __all__ = [
     "Prediction",
     "history",
@@ -212,16 +214,18 @@ def predict(
     """
     from loraxs_search.base_model import load_tokenizer, locate
     from loraxs_search.methods.loading import load_adapter_folder
-    from loraxs_search.tasks import answer, encode
+    from loraxs_search.tasks import RowSource, encode, kind_of
+    from loraxs_search.trial import ask
 
     folder = _found(registry.adapter_folder, name, base, tracking_uri)
     manifest = registry.verify(folder)
-    firsts, seconds = _rows(manifest.task, [texts] if isinstance(texts, str) else texts)
+    kind = kind_of(manifest.task)
+    rows = _rows(kind, [texts] if isinstance(texts, str) else texts)
     model_base = locate(manifest.base_model)
-    inputs = encode(manifest.task, load_tokenizer(model_base), firsts, seconds)
+    source = RowSource(load_tokenizer(model_base))
+    questions = encode(kind, source.tokenizer, rows)
     model = load_adapter_folder(folder, base=model_base)
-    shown = firsts if seconds is None else [f"{a} | {b}" for a, b in zip(firsts, seconds, strict=True)]
-    return [answer(manifest.task, text, row) for text, row in zip(shown, _logits(model, inputs), strict=True)]
+    return ask(model, source, kind.predict(source, questions, [" | ".join(row) for row in rows]), model.device)
 
 
 def _scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> registry.Rescored:
@@ -337,20 +341,11 @@ def _advising(name: str, uri: str) -> Iterator[None]:
         raise
 
 
-def _rows(task: Task, texts: Sequence[str]) -> tuple[list[str], list[str] | None]:
-    if task.text_pair is None:
-        return list(texts), None
-    if len(texts) % 2:
+def _rows(kind: TaskKind, texts: Sequence[str]) -> list[tuple[str, ...]]:
+    names = kind.question_texts
+    if len(texts) % len(names):
         raise UsageError(
-            f"Task {task.name} takes two texts a row, but got {len(texts)} texts.",
-            hint=f"give them in turn: {task.text} then {task.text_pair}",
+            f"Task {kind.task.name} takes {len(names)} texts a row, but got {len(texts)} texts.",
+            hint=f"give them in turn: {' then '.join(names)}",
         )
-    return list(texts[::2]), list(texts[1::2])
-
-
-def _logits(model: PeftModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    import torch
-
-    with torch.inference_mode():
-        logits: torch.Tensor = model(**inputs).logits
-    return logits.float()
+    return [tuple(texts[i : i + len(names)]) for i in range(0, len(texts), len(names))]

@@ -229,6 +229,7 @@ def make_adapter() -> Callable[..., Path]:
         TrialSpec,
         to_json,
     )
+    from loraxs_search.tasks import kind_of
     from loraxs_search.trial import attach
 
     def make(folder: Path, base: BaseModel, *, num_labels: int = 2, seed: int = 0, **hyperparameters: Any) -> Path:
@@ -240,7 +241,7 @@ def make_adapter() -> Callable[..., Path]:
         )
         values: dict[str, Any] = {"init_std": 0.5, "learning_rate": 1e-3, "head_learning_rate": 1e-3}
         hyper = Hyperparameters(**{**values, "seed": seed, **hyperparameters})
-        model = attach(load_model(base, kind, num_labels), TrialSpec("0", {}, hyper))
+        model = attach(load_model(base, kind_of(task).model), TrialSpec("0", {}, hyper))
         draw = torch.Generator().manual_seed(seed)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "loraxs" not in name:

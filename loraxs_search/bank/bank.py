@@ -15,16 +15,17 @@ from transformers import PreTrainedTokenizerBase
 from loraxs_search.bank.adapter_store import AdapterStore, Part
 from loraxs_search.bank.bank_model import BankModel
 from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
-from loraxs_search.bank.texts import shown, tokenized
+from loraxs_search.bank.texts import Questions, parts_of
 from loraxs_search.base_model import load_tokenizer, locate
 from loraxs_search.errors import IntegrityError, UsageError
 from loraxs_search.methods.loading import verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
 from loraxs_search.methods.reference_logits import compare_reference_logits
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, to_json
+from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, TaskModel, to_json
 from loraxs_search.registry import adapter_folder
-from loraxs_search.tasks import answer
+from loraxs_search.tasks import kind_of
+from loraxs_search.tasks.kinds import classifier
 
 _BULK = 4096  # adapters of one call that are taken up at once
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -55,7 +56,7 @@ class AdapterBank:
     ) -> None:
         self.base = base if isinstance(base, BaseModel) else locate(base)
         self._device = torch.device(device)
-        self._body = BankModel(self.base, num_labels, self._device)
+        self._body = BankModel(self.base, classifier(num_labels), self._device)
         self._stock = AdapterStore(max_bytes, self._device)
         self._lock = threading.Lock()  # of the stock: held for a moment
         self._loading = threading.Lock()  # of what the body learns from adapters: held while factors are computed
@@ -197,8 +198,8 @@ class AdapterBank:
         with self._lock:  # once: an adapter that is replaced meanwhile has other labels for other numbers
             tasks = [self._stock.task(name) for name in names]
             parts = self._stock.take(names)
-        logits = self._run(parts, tokenized(tasks, self._tokenizer, texts))
-        return [answer(*row) for row in zip(tasks, map(shown, texts), logits, strict=True)]
+        questions = Questions(tasks, names, texts, self._tokenizer)
+        return questions.predict(lambda rows, inputs: self._run(parts_of(parts, rows), inputs))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @cached_property
@@ -230,7 +231,7 @@ class AdapterBank:
         r, head = split_tensors(tensors)
         with self._loading, torch.inference_mode():
             settings = self._body.settings(config, list(r))
-            layout = make_layout(settings, head, config, task.kind, len(task.labels) or 1)
+            layout = make_layout(settings, head, config, _with_head(task))
             check_tensors(layout, r, head, num)
             self._body.heads(layout)
             scales = {name: self._body.core_scale(name, s) for name, s in settings.items()}
@@ -242,6 +243,21 @@ class AdapterBank:
         with self._lock:
             self._stock.make_room(layout, names)
             self._stock.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
+
+
+def _with_head(task: Task) -> TaskModel:
+    """Return as what a task loads its base.
+
+    Raises:
+        UsageError: it reads the base without a head.
+    """
+    model = kind_of(task).model
+    if model.num_outputs is None:
+        raise UsageError(
+            f"A bank holds adapters whose task has a head, but {task.name} is of kind {task.kind}.",
+            hint="`load_adapter` takes one such adapter for all rows",
+        )
+    return model
 
 
 def _check_rows(names: Sequence[str | None]) -> None:

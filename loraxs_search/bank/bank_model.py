@@ -36,7 +36,7 @@ from loraxs_search.methods.loraxs import (
 )
 from loraxs_search.methods.loraxs.packed import FactorPairs
 from loraxs_search.multiplexed import AdaptedHead, AdaptedLinear, HeadState, PassContext, RowMap, RowSegment
-from loraxs_search.records import BaseModel, Sigma
+from loraxs_search.records import BaseModel, Sigma, TaskModel
 
 _Heads = Mapping[str, nn.Module]
 
@@ -47,14 +47,14 @@ class BankModel:
     `run` may be called by several threads at once; the rest by one at a time.
 
     Args:
-        num_labels: Outputs of the head that rows without an adapter go through.
+        task_model: As what the base is loaded; rows without an adapter go through this head.
     Raises:
         BaseModelError: the base does not compute each row by itself.
     """
 
-    def __init__(self, base: BaseModel, num_labels: int, device: torch.device) -> None:
+    def __init__(self, base: BaseModel, task_model: TaskModel, device: torch.device) -> None:
         self.base, self.device = base, device
-        self.model = load_model(base, "sequence-classification", num_labels, device=device)
+        self.model = load_model(base, task_model, device=device)
         self._context: PassContext[RowMap[StoredRows]] = PassContext()
         self._fingerprints: dict[tuple[str, FactorKey, int, Sigma], tuple[float, ...]] = {}
         self._bodies: set[tuple[float, ...]] = set()  # fingerprints of configs that are known to be this one's
@@ -135,7 +135,7 @@ class BankModel:
 
     def heads(self, layout: Layout) -> _Heads:
         """Return the head modules that adapters of a layout start from, what they do not store in place."""
-        key = (layout.kind, layout.num_labels, layout.head, layout.identity_layers)
+        key = (layout.model, layout.head, layout.identity_layers)
         if key not in self._templates:
             self._templates[key] = self._make_heads(layout)
         return self._templates[key]
@@ -158,7 +158,7 @@ class BankModel:
         identity = {f"{name}.{part}" for name in identities for part in ("weight", "bias")}
         if missing := [name for name, _ in heads.named_parameters() if name not in stored.keys() | identity]:
             # What `load_adapter` has there: the checkpoint's own head, or what is drawn in its place.
-            loaded = load_model(self.base, layout.kind, layout.num_labels, device=self.device)
+            loaded = load_model(self.base, layout.model, device=self.device)
             for name in missing:
                 heads.get_parameter(name).copy_(loaded.get_parameter(name))
         pass_through(heads, identities)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.methods.loraxs import FactorKey, LoraXSConfig, ModuleSettings
-from loraxs_search.records import TaskKind
+from loraxs_search.records import TaskModel
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,19 @@ class Layout:
     Args:
         modules: Adapted modules with rank and factors, in the order in which they are stored.
         head: Full names and shapes of the head parameters that are stored, after the modules.
-        kind, num_labels: What head the base is given for them.
+        model: As what the base is loaded for them.
         identity_layers: Head layers that are the identity.
     """
 
     modules: tuple[tuple[str, int, FactorKey], ...]
     head: tuple[tuple[str, tuple[int, ...]], ...]
-    kind: TaskKind
-    num_labels: int
+    model: TaskModel
     identity_layers: tuple[str, ...]
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the head."""
+        return self.model.num_outputs or 0
 
     @cached_property
     def cores(self) -> dict[str, CorePlace]:
@@ -95,15 +99,13 @@ def make_layout(
     settings: Mapping[str, ModuleSettings],
     head: Mapping[str, Tensor],
     config: LoraXSConfig,
-    kind: TaskKind,
-    num_labels: int,
+    model: TaskModel,
 ) -> Layout:
     """Return the layout of adapters with these settings and head parameters, the latter (n, *shape)."""
     return Layout(
         tuple((name, s.rank, s.family) for name, s in settings.items()),
         tuple(sorted((name, tuple(value.shape[1:])) for name, value in head.items())),
-        kind,
-        num_labels,
+        model,
         tuple(config.pass_through),
     )
 

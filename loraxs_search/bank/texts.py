@@ -1,50 +1,117 @@
-"""Texts of several tasks as one batch."""
+"""Questions to several adapters: what their tasks ask for, computed as one batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from loraxs_search.bank.adapter_store import Part
 from loraxs_search.base_model import widened
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import Task
-from loraxs_search.tasks import encode
+from loraxs_search.records import Prediction, Task
+from loraxs_search.tasks import Batch, RowSource, encode, kind_of
+from loraxs_search.tasks.kinds import Asking, PassOutputs, Read, TaskKind, drive
 
-Text = str | tuple[str, str]
-
-
-def shown(text: Text) -> str:
-    """Return a row as people read it."""
-    return text if isinstance(text, str) else " | ".join(text)
+Text = str | tuple[str, ...]
+# The question that each row of a batch belongs to, and model inputs (rows, tokens), to each row's logits.
+Run = Callable[[Sequence[int], dict[str, Tensor]], list[Tensor]]
 
 
-def tokenized(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> dict[str, Tensor]:
-    """Return model inputs (rows, tokens), each row tokenised as its task does, padded to the longest.
+class Questions:
+    """One question to each adapter that is named, which may be named more than once.
 
+    Args:
+        tasks: Of each question's adapter.
+        names: Its name.
     Raises:
-        TaskDataError: a row has another number of texts than its task takes.
+        TaskDataError: a task takes another number of texts.
     """
-    rows_of: dict[int, list[int]] = {}
-    for row, task in enumerate(tasks):
-        rows_of.setdefault(id(task), []).append(row)
-    parts = [_encoded(tasks[rows[0]], tokenizer, [texts[row] for row in rows]) for rows in rows_of.values()]
-    order = torch.tensor([row for rows in rows_of.values() for row in rows]).argsort()
-    width = max(part["input_ids"].shape[1] for part in parts)
-    fill, side = {"input_ids": int(tokenizer.pad_token_id)}, tokenizer.padding_side
-    return {
-        name: torch.cat([widened(part[name], width, fill.get(name, 0), side) for part in parts])[order]
-        for name in parts[0]
-    }
+
+    def __init__(
+        self, tasks: Sequence[Task], names: Sequence[str], texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self._source = RowSource(tokenizer)
+        self._num = len(texts)
+        self._rows: dict[str, list[int]] = {}  # of each adapter
+        self._asking: dict[str, Asking[list[Prediction]]] = {}
+        self._add(tasks, names, [(text,) if isinstance(text, str) else tuple(text) for text in texts])
+
+    def predict(self, run: Run) -> list[Prediction]:
+        """Return the answers, in the order of the questions; each adapter's are its own task's.
+
+        Raises:
+            TrialDivergedError: some output is not finite.
+        """
+        found: list[Prediction | None] = [None] * self._num
+        for name, answers in drive(self._asking, lambda requests: self._compute(requests, run)).items():
+            if isinstance(answers, Exception):
+                raise answers
+            for row, answer in zip(self._rows[name], answers, strict=True):
+                found[row] = answer
+        return [answer for answer in found if answer is not None]
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _add(self, tasks: Sequence[Task], names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
+        """Tokenise each task's questions at once, and begin to ask each adapter its own."""
+        of_task: dict[int, list[int]] = {}
+        for row, task in enumerate(tasks):
+            of_task.setdefault(id(task), []).append(row)
+        for numbers in of_task.values():
+            kind = kind_of(tasks[numbers[0]])
+            _check(kind, [rows[row] for row in numbers])
+            encoded = encode(kind, self._source.tokenizer, [rows[row] for row in numbers])
+            places: dict[str, list[int]] = {}
+            for place, row in enumerate(numbers):
+                places.setdefault(names[row], []).append(place)
+            for name, own in places.items():
+                self._rows[name] = [numbers[place] for place in own]
+                shown = [" | ".join(rows[row]) for row in self._rows[name]]
+                self._asking[name] = kind.predict(self._source, encoded.take(np.array(own)), shown)
+
+    def _compute(self, requests: Mapping[str, Read], run: Run) -> dict[str, tuple[Tensor, ...]]:
+        batches = {name: self._source.collate(read.source, read.rows) for name, read in requests.items()}
+        # An adapter's first question stands for it: fresh rows of a request belong to no question.
+        rows = [self._rows[name][0] for name, batch in batches.items() for _ in range(len(batch.counts))]
+        logits, start, results = run(rows, self._joined(list(batches.values()))), 0, {}
+        for name, batch in batches.items():
+            own = torch.stack(logits[start : start + len(batch.counts)]).cpu()
+            results[name] = requests[name].reduce(PassOutputs(own), batch)
+            start += len(own)
+        return results
+
+    def _joined(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        tokenizer = self._source.tokenizer
+        width = max(batch.inputs["input_ids"].shape[1] for batch in batches)
+        fill, side = {"input_ids": int(tokenizer.pad_token_id)}, tokenizer.padding_side
+        return {
+            name: torch.cat([widened(batch.inputs[name], width, fill.get(name, 0), side) for batch in batches])
+            for name in batches[0].inputs
+        }
 
 
-def _encoded(task: Task, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> dict[str, Tensor]:
-    takes = str if task.text_pair is None else tuple
-    if wrong := [text for text in texts if not isinstance(text, takes)]:
-        number = "one text" if task.text_pair is None else "a pair of texts"
-        raise TaskDataError(f"Task {task.name} must be given {number} a row, but got {wrong[0]!r}.")
-    if task.text_pair is None:
-        return encode(task, tokenizer, [str(text) for text in texts])
-    return encode(task, tokenizer, [text[0] for text in texts], [text[1] for text in texts])
+def parts_of(parts: Sequence[Part], rows: Sequence[int]) -> list[Part]:
+    """Return the parts of a batch whose row i is the adapter of row `rows[i]` in the batch that `parts` are of."""
+    wanted: dict[int, list[int]] = {}
+    for number, row in enumerate(rows):
+        wanted.setdefault(row, []).append(number)
+    found = []
+    for part in parts:
+        own = [(number, place) for place, row in enumerate(part.rows) for number in wanted.get(row, ())]
+        if own:
+            numbers, places = zip(*own, strict=True)
+            shared = len(part.vectors) == 1
+            vectors = part.vectors if shared else part.vectors[torch.tensor(places, device=part.vectors.device)]
+            found.append(Part(tuple(numbers), part.layout, vectors))
+    return found
+
+
+def _check(kind: TaskKind, rows: Sequence[tuple[str, ...]]) -> None:
+    takes = len(kind.question_texts)
+    if wrong := [row for row in rows if len(row) != takes]:
+        number = "one text" if takes == 1 else "a pair of texts" if takes == 2 else f"{takes} texts"
+        got = wrong[0][0] if len(wrong[0]) == 1 else wrong[0]
+        raise TaskDataError(f"Task {kind.task.name} must be given {number} a row, but got {got!r}.")

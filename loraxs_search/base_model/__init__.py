@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from loraxs_search.base_model.load import load_model, load_tokenizer
     from loraxs_search.base_model.padding import padding_side, widened
     from loraxs_search.base_model.probing import alike, dummy_inputs, ended, rounding, timing_inputs
+    from loraxs_search.base_model.reading import last_states, projection, readable
     from loraxs_search.base_model.sharing import probe_sharing
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "head_shapes",
     "head_size",
     "init_head",
+    "last_states",
     "linear_modules",
     "load_model",
     "load_tokenizer",
@@ -53,7 +55,9 @@ __all__ = [
     "padding_side",
     "pass_through",
     "probe_sharing",
+    "projection",
     "quiet",
+    "readable",
     "rounding",
     "timing_inputs",
     "use_padded_attention",
@@ -81,7 +85,10 @@ _HOMES = {
     "output_head": "head",
     "padding_side": "padding",
     "pass_through": "head",
+    "last_states": "reading",
     "probe_sharing": "sharing",
+    "projection": "reading",
+    "readable": "reading",
     "quiet": "_library",
     "rounding": "probing",
     "use_padded_attention": "attention",

@@ -17,9 +17,12 @@ from loraxs_search.errors import BaseModelError
 def head_names(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the names of the top-level modules with weights outside the model's body, in model order.
 
-    ("classifier",) for BERT and RoBERTa, ("pre_classifier", "classifier") for DistilBERT, ("score",) for decoders.
+    ("classifier",) for BERT and RoBERTa, ("pre_classifier", "classifier") for DistilBERT, ("score",) for decoders; ()
+    for a language model, whose output embedding is the base's own and is never trained, and for a bare body.
     Right also after PEFT has wrapped them, on the model that it wraps (`get_base_model()`).
     """
+    if model.get_output_embeddings() is not None or model.base_model is model:
+        return ()
     return tuple(
         name
         for name, module in model.named_children()
@@ -28,7 +31,7 @@ def head_names(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def output_head(model: PreTrainedModel) -> tuple[str, tuple[str, ...]]:
-    """Split the head into its last linear layer and the linear layers before it.
+    """Split the head into its last linear layer and the linear layers before it; there must be a head.
 
     Returns:
         Full name of the output layer, and full names of the others: ("classifier.out_proj", ("classifier.dense",))
@@ -123,6 +126,8 @@ def fresh_head(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
         BaseModelError: the model's initialisation leaves some head parameter undefined.
     """
     names = head_names(model)
+    if not names:
+        return {}
     with quiet(), torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             template = type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32)

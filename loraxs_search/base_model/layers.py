@@ -3,64 +3,78 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model._library import library_call
 from loraxs_search.base_model.head import head_names, output_head
-from loraxs_search.records import BaseModel, Head, LinearModule, TaskKind
+from loraxs_search.errors import BaseModelError
+from loraxs_search.records import BaseModel, Head, LinearModule, TaskModel
 
 
-def task_config(base: BaseModel, kind: TaskKind, num_labels: int) -> PretrainedConfig:
-    """Return the model's configuration with the task's head: one output and squared error for regression."""
-    problem = "regression" if kind == "regression" else "single_label_classification"
-    outputs = 1 if kind == "regression" else num_labels
+def task_config(base: BaseModel, model: TaskModel) -> PretrainedConfig:
+    """Return the base's configuration with the task's changes."""
     with library_call(base):
-        return AutoConfig.from_pretrained(base.path, num_labels=outputs, problem_type=problem)
+        return AutoConfig.from_pretrained(base.path, **dict(model.config))
 
 
-def linear_modules(base: BaseModel, kind: TaskKind, num_labels: int) -> tuple[LinearModule, ...]:
+def auto_class(model: TaskModel) -> Any:
+    """Return the class of transformers that loads a base for a task.
+
+    Raises:
+        BaseModelError: transformers has none of this name.
+    """
+    loader = getattr(transformers, model.auto_class, None)
+    if loader is None:
+        raise BaseModelError(f"A task's model must be a class of transformers, but got {model.auto_class!r}.")
+    return loader
+
+
+def linear_modules(base: BaseModel, model: TaskModel) -> tuple[LinearModule, ...]:
     """List the linear layers of the transformer blocks, in model order.
 
     A layer counts when its path has a number in it (`encoder.layer.3.attention...`) and is not part of the head.
     GPT-2's `Conv1D` keeps its weight as (in, out): sizes here are always those of the function it computes.
 
     Raises:
-        BaseModelError: the configuration cannot be read or has no sequence classification model.
+        BaseModelError: the configuration cannot be read or has no model of the task's class.
     """
-    model = _without_weights(base, kind, num_labels)
-    heads = set(head_names(model))
+    empty = _without_weights(base, model)
+    heads = set(head_names(empty))
     return tuple(
         LinearModule(name, *_sizes(module))
-        for name, module in model.named_modules()
+        for name, module in empty.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[0] not in heads and _in_block(name)
     )
 
 
-def head_size(base: BaseModel, kind: TaskKind, num_labels: int) -> int:
+def head_size(base: BaseModel, model: TaskModel) -> int:
     """Return the number of parameters of the task's whole head.
 
     Raises:
-        BaseModelError: the configuration cannot be read or has no sequence classification model.
+        BaseModelError: the configuration cannot be read or has no model of the task's class.
     """
-    return sum(prod(shape) for shape in head_shapes(base, kind, num_labels).values())
+    return sum(prod(shape) for shape in head_shapes(base, model).values())
 
 
-def head_shapes(base: BaseModel, kind: TaskKind, num_labels: int, head: Head = "full") -> dict[str, tuple[int, ...]]:
-    """Return the full name and shape of every parameter of the task's head that is trained.
+def head_shapes(base: BaseModel, model: TaskModel, head: Head = "full") -> dict[str, tuple[int, ...]]:
+    """Return the full name and shape of every parameter of the task's head that is trained; none without a head.
 
     Raises:
-        BaseModelError: the configuration cannot be read or has no sequence classification model.
+        BaseModelError: the configuration cannot be read or has no model of the task's class.
     """
-    model = _without_weights(base, kind, num_labels)
-    trained = head_names(model) if head == "full" else output_head(model)[:1]
+    empty = _without_weights(base, model)
+    names = head_names(empty)
+    trained = output_head(empty)[:1] if names and head == "output" else names
     return {
         f"{name}.{own}": tuple(parameter.shape)
         for name in trained
-        for own, parameter in model.get_submodule(name).named_parameters()
+        for own, parameter in empty.get_submodule(name).named_parameters()
     }
 
 
@@ -70,11 +84,12 @@ def matrix(layer: nn.Module) -> Tensor:
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
-def _without_weights(base: BaseModel, kind: TaskKind, num_labels: int) -> PreTrainedModel:
-    """Return the task model with every tensor on the meta device."""
-    config = task_config(base, kind, num_labels)
+def _without_weights(base: BaseModel, model: TaskModel) -> PreTrainedModel:
+    """Return the task's model with every tensor on the meta device."""
+    config = task_config(base, model)
     with library_call(base), torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(config)
+        empty: PreTrainedModel = auto_class(model).from_config(config)
+    return empty
 
 
 def _in_block(name: str) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -16,24 +15,24 @@ from transformers import (
 
 from loraxs_search.base_model._library import library_call
 from loraxs_search.base_model.head import fresh_head, head_names, is_body_pooler, keep_head_float32, pass_through
-from loraxs_search.base_model.layers import task_config
+from loraxs_search.base_model.layers import auto_class, task_config
 from loraxs_search.base_model.padding import padding_side
+from loraxs_search.base_model.reading import check_projection
 from loraxs_search.errors import BaseModelError
-from loraxs_search.records import BaseModel, TaskKind
+from loraxs_search.records import BaseModel, TaskModel
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "tekken.json")
 
 
 def load_model(
     base: BaseModel,
-    kind: TaskKind,
-    num_labels: int,
+    task_model: TaskModel,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     attention: str | None = None,
 ) -> PreTrainedModel:
-    """Load a base model with the task's head: frozen, in evaluation mode, saying nothing.
+    """Load a base model as a task wants it: frozen, in evaluation mode, saying nothing.
 
     What the checkpoint lacks of the head is drawn from a fixed seed, so that two loads are equal. A pooler that it
     lacks is made the identity: drawn at random, it would be another one wherever an adapter is loaded.
@@ -46,19 +45,22 @@ def load_model(
     Raises:
         BaseModelError: the files are no such model, or lack weights of its body.
     """
-    config = task_config(base, kind, num_labels)
+    config = task_config(base, task_model)
     config.pad_token_id = _pad_token_id(config, base)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # keys and values are for generation; here they would fill memory in each pass
     if attention is None and torch.device(device).type == "cpu":
         attention = "eager"
-    model, absent = _from_files(base, config, dtype, attention)
+    model, absent = _from_files(base, task_model, config, dtype, attention)
     _check_body(base, model, absent)
     pass_through(model, _poolers(model, absent))
     model.requires_grad_(False)
     keep_head_float32(model)
     _fill_head(model, absent)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if task_model.num_outputs is None:
+        check_projection(model)
+    return model
 
 
 def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
@@ -82,12 +84,12 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
 
 
 def _from_files(
-    base: BaseModel, config: PretrainedConfig, dtype: torch.dtype | None, attention: str | None
+    base: BaseModel, task_model: TaskModel, config: PretrainedConfig, dtype: torch.dtype | None, attention: str | None
 ) -> tuple[PreTrainedModel, set[str]]:
     """Return the model and the names of its parameters that the files lack or have in another shape."""
     with library_call(base), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = auto_class(task_model).from_pretrained(
             base.path,
             config=config,
             dtype=dtype or "auto",

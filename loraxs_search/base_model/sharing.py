@@ -19,6 +19,7 @@ from loraxs_search.base_model._packable import Sharing
 from loraxs_search.base_model.head import head_names
 from loraxs_search.base_model.padding import padding_side
 from loraxs_search.base_model.probing import alike, dummy_inputs, rounding
+from loraxs_search.base_model.reading import readable
 
 _ROWS, _WIDTH, _WIDER = 3, 7, 20
 _FEWER = [2, 0]  # rows of other batches
@@ -34,12 +35,13 @@ class _Seen:
         inputs: Of layers and heads by name, call by call.
         crowded: Those that are given more than one tensor.
         states: What leaves the body, zero at padding, (n, T, width); None where that is not its shape.
+        readable: What tasks may read.
     """
 
     inputs: dict[str, list[Tensor]]
     crowded: set[str] = field(default_factory=set)
     states: Tensor | None = None
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    readable: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @torch.no_grad()
@@ -71,7 +73,7 @@ def probe_sharing(model: PreTrainedModel, names: Collection[str]) -> Sharing:
         "what a row gives depends on the rows beside it": _same(model, company, first),
         "what a row gives depends on its padding": bool(changed)
         and _same(model, wider, first)
-        and alike(same.logits, first.logits, _EXACT),
+        and alike(same.readable, first.readable, _EXACT),
         f"its head {next(iter(strange), '')} is given something else than the batch's rows": not strange,
     }
     return Sharing(next((fault for fault, fine in is_fine.items() if not fine), ""), unpackable)
@@ -104,7 +106,7 @@ def _look(model: PreTrainedModel, inputs: dict[str, Tensor], names: Sequence[str
         for name in names:
             hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(look_at(name), with_kwargs=True))
         hooks.enter_context(model.base_model.register_forward_hook(leave))
-        seen.logits = model(**inputs).logits
+        seen.readable = readable(model, inputs)
     return seen
 
 
@@ -155,9 +157,9 @@ def _are_rows(first: Sequence[Tensor], company: Sequence[Tensor], limit: float, 
 
 def _same(model: PreTrainedModel, fewer: _Seen, first: _Seen) -> bool:
     """Return whether fewer rows gave what they gave in the first pass; in half precision states tell more."""
-    if _is_exact(model):
-        return alike(fewer.logits, first.logits[_FEWER], _EXACT)
+    if _is_exact(model) and head_names(model):
+        return alike(fewer.readable, first.readable[_FEWER], _EXACT)
     if fewer.states is None or first.states is None:
         return False
     real = slice(-_WIDTH, None) if padding_side(model.config) == "left" else slice(_WIDTH)
-    return alike(fewer.states[:, real], first.states[_FEWER], _HALF_STATES)
+    return alike(fewer.states[:, real], first.states[_FEWER], _EXACT if _is_exact(model) else _HALF_STATES)

@@ -34,14 +34,14 @@ def command(
     from loraxs_search.base_model import head_shapes, linear_modules
     from loraxs_search.records import Head
     from loraxs_search.search_space import describe, load_space
+    from loraxs_search.tasks import kind_of
 
     loaded = load_space(space, overrides=tuple(overrides or ()))
     base = _base_and_data(loaded, data)
     task = loaded.task
-    modules = linear_modules(base, task.kind, len(task.labels))
-    description = describe(
-        loaded, modules, heads={head: head_shapes(base, task.kind, len(task.labels), head) for head in get_args(Head)}
-    )
+    model = kind_of(task).model
+    modules = linear_modules(base, model)
+    description = describe(loaded, modules, heads={head: head_shapes(base, model, head) for head in get_args(Head)})
     rows = _check_rows(loaded, base, modules, description.largest.size.head_parameters) if data else None
     value = {
         "space": loaded.name,

@@ -19,8 +19,8 @@ def command(
 ) -> None:
     """Apply a promoted adapter to texts.
 
-    Prints one line for each text: label, probability and text, separated by tabs. For a regression: number and text. A
-    folder is given as ./FOLDER, ~/FOLDER or an absolute path.
+    Prints one line for each row, separated by tabs: the answer, how likely it is, and the text. Where the answer is a
+    number: that and the text. A folder is given as ./FOLDER, ~/FOLDER or an absolute path.
     """
     from loraxs_search.api import predict
 
@@ -28,10 +28,8 @@ def command(
 
     def show() -> None:
         for prediction in predictions:
-            score = f"{prediction.score:.3f}"
-            print(
-                f"{prediction.label}\t{score}\t{prediction.text}" if prediction.label else f"{score}\t{prediction.text}"
-            )
+            score = None if prediction.score is None else f"{prediction.score:.3f}"
+            print(*(part for part in (prediction.label, score, prediction.text) if part is not None), sep="\t")
 
     emit(as_json, predictions, show)
     if len(texts) > 1 and not any(len(text.split()) > 1 for text in texts):

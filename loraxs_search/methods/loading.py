@@ -17,6 +17,7 @@ from loraxs_search.home import disk_faults
 from loraxs_search.methods import get_method
 from loraxs_search.methods.reference_logits import check_reference_logits
 from loraxs_search.records import BaseModel, Manifest, from_json
+from loraxs_search.tasks import kind_of
 
 MANIFEST = "manifest.json"
 
@@ -44,8 +45,7 @@ def load_adapter_folder(
     """
     manifest, located = verified_manifest(folder, base)
     method = get_method(manifest.hyperparameters.method)
-    num_labels = len(manifest.task.labels) or 1
-    body = base_model.load_model(located, manifest.task.kind, num_labels, device=device)
+    body = base_model.load_model(located, kind_of(manifest.task).model, device=device)
     if manifest.task.labels:
         body.config.id2label = dict(enumerate(manifest.task.labels))
         body.config.label2id = {label: number for number, label in enumerate(manifest.task.labels)}

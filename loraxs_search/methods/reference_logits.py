@@ -13,6 +13,7 @@ from loraxs_search.records import ReferenceLogits
 
 NUM_ROWS = 4
 NUM_TOKENS = 12
+_NUM_LOGITS = 64
 
 
 def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -> ReferenceLogits:
@@ -68,10 +69,9 @@ def _logits(model: PeftModel | PreTrainedModel, input_ids: tuple[tuple[int, ...]
     try:
         rows = torch.tensor(input_ids, device=model.device)[:, None]  # (rows, 1, tokens)
         with torch.autocast(model.device.type, enabled=False):
-            return (
-                torch.cat([model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in rows])
-                .float()
-                .cpu()
-            )
+            logits = torch.cat([model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in rows])
+            if logits.dim() == 3:  # of a language model a few, at each row's last token, tell as much
+                logits = logits[:, -1, :_NUM_LOGITS]
+            return logits.float().cpu()
     finally:
         model.train(was_training)

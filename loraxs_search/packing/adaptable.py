@@ -43,7 +43,7 @@ class AdaptableLayers:
         self.sizes = {module.name: (module.out_features, module.in_features) for module in modules}  # (out, in)
         self._model = model
         self._heads = head_names(model)
-        self._output, self._idle = output_head(model)
+        self._output, self._idle = output_head(model) if self._heads else ("", ())
         self._stack = _repeated(model, self.sizes)
 
     @property
@@ -58,13 +58,15 @@ class AdaptableLayers:
         found = [inside.match(name) for name in modules]
         return min((int(match[1]) if match else 0 for match in found), default=0)
 
-    def draw_head(self, which: Head, num_labels: int, seed: int) -> InitialHead:
-        """Draw the head that the lone trial starts with, for any number of labels.
+    def draw_head(self, which: Head, num_outputs: int | None, seed: int) -> InitialHead:
+        """Draw the head that the lone trial starts with, for any number of outputs; an empty one for None.
 
         Raises:
             BaseModelError: with `head: output`, a layer before the output cannot be the identity.
         """
-        drawn = fresh_head(with_labels(self._model, num_labels), seed)
+        if num_outputs is None:
+            return InitialHead({}, {}, ())
+        drawn = fresh_head(with_labels(self._model, num_outputs), seed)
         if which == "full" or not self._idle:
             return InitialHead(drawn, {}, self._heads)
         trained = {name: value for name, value in drawn.items() if name.startswith(f"{self._output}.")}

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import alike, dummy_inputs, rounding
+from loraxs_search.base_model import alike, dummy_inputs, readable, rounding
 
 _Change = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
-class Readout:
+class LastLayerPruning:
     """Cuts the topmost layer's states to the first token of each row, right behind its attention.
 
     A probe tells where that is and whether it changes anything; where it does, or there is no such place (decoders read
@@ -37,7 +37,7 @@ class Readout:
 
     @property
     def cuts(self) -> bool:
-        """Whether a pass of this base is cut while the readout is in place."""
+        """Whether a pass of this base is cut while the pruning is in place."""
         return self._place is not None
 
     def place(self) -> None:
@@ -69,7 +69,7 @@ def _place(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
         whole, joint = _joint(model, layer, inputs)
         # First with the other tokens blotted out: a head that reads one of them would ask a GPU for what is not there.
         sound = joint is not None and all(
-            alike(_logits_with(model, joint, change, inputs), whole, rounding(model))
+            alike(_readable_with(model, joint, change, inputs), whole, rounding(model))
             for change in (_blot, _first_tokens)
         )
     except Exception:  # noqa: BLE001  # whatever a foreign base does: its layer is computed whole
@@ -78,24 +78,23 @@ def _place(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
 
 
 def _joint(model: PreTrainedModel, layer: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, nn.Module | None]:
-    """Return the logits, and the first module that is given two tensors alike: attention's output and its residual."""
-    found: list[nn.Module] = []
+    """Return what tasks may read, and the first module given two tensors alike: attention's output and residual."""
+    joints: list[nn.Module] = []
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         if len(args) == 2 and all(isinstance(arg, Tensor) and arg.dim() == 3 for arg in args):
-            found.extend([module] if args[0].shape == args[1].shape else [])
+            joints.extend([module] if args[0].shape == args[1].shape else [])
 
     with ExitStack() as hooks:
         for module in layer.modules():
             hooks.enter_context(module.register_forward_pre_hook(look))
-        logits = model(**inputs).logits
-    return logits, found[0] if found else None
+        whole = readable(model, inputs)
+    return whole, joints[0] if joints else None
 
 
-def _logits_with(model: PreTrainedModel, module: nn.Module, change: _Change, inputs: dict[str, Tensor]) -> Tensor:
+def _readable_with(model: PreTrainedModel, module: nn.Module, change: _Change, inputs: dict[str, Tensor]) -> Tensor:
     with module.register_forward_pre_hook(change):
-        logits: Tensor = model(**inputs).logits
-    return logits
+        return readable(model, inputs)
 
 
 def _first_tokens(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import alike, dummy_inputs, rounding
+from loraxs_search.base_model import alike, dummy_inputs, readable, rounding
 
 
-class Shortcut:
+class LayerSkipping:
     """Takes passes past the layers below a depth j. The base's layers are not touched, only hidden.
 
     Args:
@@ -23,7 +23,7 @@ class Shortcut:
 
     def __init__(self, model: PreTrainedModel, layers: nn.ModuleList) -> None:
         self._model, self._layers = model, layers
-        self._desk = _SkipState()
+        self._state = _SkipState()
         self._widths: dict[int, int] = {}  # by depth: bytes of one token's state, 0 where layers cannot be skipped
         self.depth = 0
 
@@ -40,7 +40,7 @@ class Shortcut:
         if depth not in self._widths:
             self._widths[depth] = self._probe(depth)
         if self._widths[depth]:
-            self._stand_in(depth)
+            self._skip(depth)
 
     def remove(self) -> None:
         """Put the layers back."""
@@ -60,21 +60,21 @@ class Shortcut:
     @contextmanager
     def given(self, states: Tensor) -> Iterator[None]:
         """Let passes of this thread begin at layer j with these states."""
-        self._desk.states = states
+        self._state.states = states
         try:
             yield
         finally:
-            self._desk.states = None
+            self._state.states = None
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _stand_in(self, depth: int) -> None:
+    def _skip(self, depth: int) -> None:
         for index in range(depth):
-            self._layers[index] = _SkippedLayer(self._layers[index], self._desk, index == 0, index == depth - 1)
+            self._layers[index] = _SkippedLayer(self._layers[index], self._state, index == 0, index == depth - 1)
         self.depth = depth
 
     @torch.no_grad()
     def _probe(self, depth: int) -> int:
-        """Return the bytes of one token's state if two made-up rows leave the base the same by the shortcut, else 0."""
+        """Return the bytes of one token's state if two made-up rows leave the base the same all the same, else 0."""
         try:
             inputs = dummy_inputs(self._model)
         except ValueError:
@@ -83,12 +83,12 @@ class Shortcut:
         left: list[Tensor] = []
         hook = self._layers[-1].register_forward_hook(lambda _layer, _args, out: left.append(out[real]))
         try:
-            whole = self._model(**inputs).logits
-            self._stand_in(depth)
+            whole = readable(self._model, inputs)
+            self._skip(depth)
             states = self.entering(inputs) * real[..., None]  # padding is not kept
             with self.given(states):
-                logits, limit = self._model(**inputs).logits, rounding(self._model)
-                same = alike(logits, whole, limit) and alike(left[1], left[0], limit)
+                skipped, limit = readable(self._model, inputs), rounding(self._model)
+                same = alike(skipped, whole, limit) and alike(left[1], left[0], limit)
             return states[0, 0].nbytes if same else 0
         except Exception:  # noqa: BLE001  # whatever a foreign base does: it is computed in full
             return 0
@@ -111,13 +111,13 @@ class _Reached(Exception):  # noqa: N818  # it ends a forward that has done its 
 class _SkippedLayer(nn.Module):
     """Hides a layer below depth j."""
 
-    def __init__(self, layer: nn.Module, desk: _SkipState, first: bool, last: bool) -> None:
+    def __init__(self, layer: nn.Module, state: _SkipState, first: bool, last: bool) -> None:
         super().__init__()
         self.layer = layer
-        self._desk, self._first, self._last = desk, first, last
+        self._state, self._first, self._last = state, first, last
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if (states := self._desk.states) is not None:
+        if (states := self._state.states) is not None:
             return states if self._first else x
         y: Tensor = self.layer(x, *args, **kwargs)
         if self._last:

@@ -28,7 +28,7 @@ from loraxs_search.methods import get_method
 from loraxs_search.methods.body import body_fingerprint
 from loraxs_search.methods.reference_logits import make_reference_logits
 from loraxs_search.packing.adaptable import AdaptableLayers
-from loraxs_search.packing.last_layer import Readout
+from loraxs_search.packing.last_layer import LastLayerPruning
 from loraxs_search.packing.loaded_factors import LoadedFactors
 from loraxs_search.packing.pass_executor import workers_for
 from loraxs_search.records import (
@@ -39,7 +39,7 @@ from loraxs_search.records import (
     HostInfo,
     Precision,
     Task,
-    TaskKind,
+    TaskModel,
     TrialSpec,
     Yardstick,
     to_json,
@@ -48,13 +48,13 @@ from loraxs_search.tasks import PreparedTask, locate_for, prepare
 from loraxs_search.torch_threads import side_by_side
 from loraxs_search.trial import (
     Snapshot,
-    answer_rows,
     attach,
     bare_body,
     choose_dtype,
     detach,
     load_parameters,
     measure_yardsticks,
+    score_rows,
 )
 
 
@@ -74,12 +74,12 @@ class LoadedBase:
         self._ref, self.base = base, locate_for(task, base)
         self.task = task
         self._prepared: dict[str, PreparedTask] = {}
-        self._exact: dict[tuple[TaskKind, int], tuple[PreTrainedModel, int]] = {}
-        self._readouts: dict[PreTrainedModel, Readout] = {}
+        self._exact: dict[TaskModel, tuple[PreTrainedModel, int]] = {}
+        self._pruned: dict[PreTrainedModel, LastLayerPruning] = {}
         self.exact, _ = self._exact_for(task)
         self.dtype = choose_dtype(precision, self.device)
         self.model = self.exact if self.dtype == self.exact.dtype else self._load(task, self.dtype)
-        self.modules = linear_modules(self.base, task.kind, self.data.head.num_labels)
+        self.modules = linear_modules(self.base, self.data.kind.model)
         self.factors = LoadedFactors(self.model, self.exact, [module.name for module in self.modules])
         self._bare_body = bare_body(self.model)  # now, before any trial puts its adapter on
 
@@ -150,14 +150,18 @@ class LoadedBase:
         """
         count, threads = workers_for(self.device)
         with self._trained(spec, snapshot, task) as (model, exact, data):
-            if exact not in self._readouts:
-                self._readouts[exact] = Readout(exact, AdaptableLayers(exact, self.modules).layers)
+            if exact not in self._pruned:
+                self._pruned[exact] = LastLayerPruning(exact, AdaptableLayers(exact, self.modules).layers)
             numbers = np.arange(rows.start, rows.stop)
-            with self._readouts[exact].placed(), side_by_side(count, threads) as pool:
+            with self._pruned[exact].placed(), side_by_side(count, threads) as pool:
                 used = pool if count > 1 else None
-                predictions, losses = answer_rows(model, data, "test", numbers, self.device, used)
-            labels = data.labels("test")[numbers]
-            return Answers(tuple(predictions.tolist()), tuple(labels.tolist()), float(losses.sum(dtype=np.float64)))
+                scores = score_rows(model, data, "test", numbers, self.device, used)
+            return Answers(
+                predictions=tuple(scores.predictions.tolist()),
+                labels=tuple(data.labels("test")[numbers].tolist()),
+                loss=float(scores.losses.sum(dtype=np.float64)),
+                loss_count=int(scores.counts.sum()),
+            )
 
     def yardsticks(self, data: PreparedTask) -> tuple[Yardstick, ...]:
         """Return what simple models reach on a task's rows; any thread may ask, whatever trials do meanwhile."""
@@ -201,7 +205,7 @@ class LoadedBase:
 
         All share one body: an adapter is confirmed on the very weights it was trained on.
         """
-        key = (task.kind, self.prepared(task).head.num_labels)
+        key = self.prepared(task).kind.model
         if key not in self._exact:
             model = self._load(task, None)
             if self._exact:
@@ -213,8 +217,7 @@ class LoadedBase:
 
     def _load(self, task: Task, dtype: torch.dtype | None) -> PreTrainedModel:
         """Load the base in `dtype`; None means the checkpoint's own, which is what others load."""
-        num_labels = self.prepared(task).head.num_labels
-        model = load_model(self.base, task.kind, num_labels, dtype=dtype, device=self.device)
+        model = load_model(self.base, self.prepared(task).kind.model, dtype=dtype, device=self.device)
         if self.device.type == "cpu":
             use_padded_attention(model)
         return model

@@ -6,7 +6,8 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
 
@@ -15,23 +16,33 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import Sharing, check_packable, check_shared, probe_sharing, timing_inputs
+from loraxs_search.base_model import (
+    Sharing,
+    check_packable,
+    check_shared,
+    head_names,
+    probe_sharing,
+    readable,
+    timing_inputs,
+)
 from loraxs_search.errors import LoraxsError, TrialDivergedError, UsageError
 from loraxs_search.factors import FactorStore
 from loraxs_search.packing.adamw import AdamWUpdate, adamw, gradient_norms
 from loraxs_search.packing.adaptable import AdaptableLayers
 from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.pass_executor import PassExecutor
-from loraxs_search.packing.passes import Output, Rows, run_pass, run_prefix
+from loraxs_search.packing.passes import Reads, Reduced, run_pass, run_prefix
 from loraxs_search.packing.plan import Demand, Indices, Pass, padding, plan_passes
 from loraxs_search.packing.prefix_cache import PrefixCache
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import LinearModule, Split, TrialSpec
-from loraxs_search.tasks import PreparedTask
-from loraxs_search.trial import Snapshot
+from loraxs_search.tasks import Batch, PreparedTask
+from loraxs_search.tasks.kinds import PassOutputs, Read, RowScores, TaskKind, drive
+from loraxs_search.trial import Snapshot, split_metrics
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
+Rows = Mapping[str, Indices]  # of each trial, by its name
 
 _ROOM = 1.1  # what padding may add to the tokens of a plan
 _PARTS = (1, 2, 3, 4)  # passes a lane may have in a round
@@ -70,13 +81,13 @@ class Pack:
     ) -> None:
         self.max_tokens = max_tokens
         self._lanes = lanes or PassExecutor(1)
-        self._model = model
-        self._anatomy = AdaptableLayers(model, modules)
-        sharing = sharing or probe_sharing(model, tuple(self._anatomy.sizes))
+        self._model, self._has_head = model, bool(head_names(model))
+        self._adaptable = AdaptableLayers(model, modules)
+        sharing = sharing or probe_sharing(model, tuple(self._adaptable.sizes))
         check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials take turns then, each alone")
         self.unpackable = sharing.unpackable
-        self._prefix = PrefixCache(model, self._anatomy.layers, cache_bytes)
-        self._seating = PackedModel(model, factors, self._anatomy, self._lanes.num_workers, self._prefix)
+        self._prefix = PrefixCache(model, self._adaptable.layers, cache_bytes)
+        self._packed = PackedModel(model, factors, self._adaptable, self._lanes.num_workers, self._prefix)
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or where its snapshot stands.
@@ -86,7 +97,14 @@ class Pack:
                 layer that cannot serve many trials in one pass.
         """
         check_packable(spec.hyperparameters.target_modules, self.unpackable)
-        return Slot(spec, data, self._anatomy, snapshot)
+        if (data.kind.model.num_outputs is None) == self._has_head:
+            has = "a head" if self._has_head else "no head"
+            raise UsageError(
+                f"Trials that share a host must read its base in one way, but task {data.task.name} ({data.task.kind})"
+                f" meets a base with {has}.",
+                hint="search tasks of such different kinds one after the other",
+            )
+        return Slot(spec, data, self._adaptable, snapshot)
 
     def step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:
         """Take one optimizer step of each slot; return the errors of those that could not, by trial id.
@@ -117,12 +135,12 @@ class Pack:
     def evaluate(self, slots: Sequence[Slot], split: Split) -> dict[str, dict[str, float] | LoraxsError]:
         """Score each slot on every row of a split: the scores of `trial.evaluate`, or why there are none."""
         started = time.perf_counter()
-        longest = max(int(slot.data.lengths(split).max()) for slot in slots)
-        outputs = self._within_memory(longest, lambda: self._outputs(slots, split))
+        asking = {s.name: s.data.kind.score(s.data, split, np.arange(s.data.num_rows(split))) for s in slots}
+        scores = drive(asking, functools.partial(self._answer, slots))
         results: dict[str, dict[str, float] | LoraxsError] = {}
         for slot in slots:
             try:
-                results[slot.name] = slot.scores(split, *outputs[slot.name])
+                results[slot.name] = _metrics(slot, split, scores[slot.name])
             except TrialDivergedError as error:
                 results[slot.name] = error
         _share_time(slots, [int(slot.data.lengths(split).sum()) for slot in slots], time.perf_counter() - started)
@@ -130,10 +148,11 @@ class Pack:
 
     def shape_of_round(self, slots: Sequence[Slot]) -> tuple[int, float]:
         """Return the passes that the next round of these slots takes, and its padded tokens over its real ones."""
-        self._seating.place(slots)
+        self._packed.place(slots)
         rows = {slot.name: slot.next_rows() for slot in slots}
-        passes = self._plan("train", rows)
-        return len(passes), padding(_demands(slots, "train", rows), passes)
+        demands = self._demands(_training(slots, rows))
+        passes = self._passes(demands)
+        return len(passes), padding(demands, passes)
 
     @torch.no_grad()
     def time_pass(self, num_tokens: int) -> float:
@@ -144,7 +163,7 @@ class Pack:
         self.clear()
         try:
             inputs = timing_inputs(self._model, num_tokens)
-            return min(_seconds(lambda: self._model(**inputs), self._model.device) for _ in range(3))
+            return min(_seconds(lambda: readable(self._model, inputs), self._model.device) for _ in range(3))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -153,11 +172,11 @@ class Pack:
     @property
     def slot_bytes(self) -> int:
         """Memory that each slot in place takes beside its own."""
-        return self._seating.slot_bytes
+        return self._packed.slot_bytes
 
     @property
     def num_skipped(self) -> int:
-        """Lowest layers that passes of the seated slots skip, since what leaves them is known."""
+        """Lowest layers that passes of these slots skip, since what leaves them is known."""
         return self._prefix.depth
 
     @property
@@ -167,69 +186,82 @@ class Pack:
 
     def clear(self) -> None:
         """Give the base back as it was; slots keep their state and may go on later."""
-        self._seating.clear()
+        self._packed.clear()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _gradients(self, slots: Sequence[Slot], rows: Rows) -> dict[str, Tensor]:
         """Leave its whole gradient with each slot, and return its mean loss, a scalar on the device."""
-        self._seating.place(slots)
-        self._seating.begin()
-        self._look_ahead("train", rows)
+        reads = _training(slots, rows)
+        self._begin(slots, reads)
         losses = {slot.name: torch.zeros((), device=slot.parameters[0].device) for slot in slots}
+        counts = {s.name: int(s.data.encoded("train").counts(rows[s.name]).sum()) for s in slots}
 
-        def compute(lane: int, shared: Pass) -> list[Output]:
-            outputs = run_pass(self._model, self._seating, shared, "train", rows, lane)
-            weights = [output.per_row(lambda trial: 1 / len(rows[trial])) for output in outputs]
-            torch.autograd.backward([output.losses for output in outputs], weights)
-            return [output.detached() for output in outputs]
+        def compute(lane: int, shared: Pass) -> list[Reduced]:
+            reduced = run_pass(self._model, self._packed, shared, reads, lane)
+            weights = [_per_row(part, counts) for part in reduced]
+            torch.autograd.backward([part.parts[0] for part in reduced], weights)
+            return [part.detached() for part in reduced]
 
-        for output in chain.from_iterable(self._lanes.run(self._plan("train", rows), compute)):
-            for (trial, _), part in zip(output.trials, output.split(output.losses), strict=True):
-                losses[trial] += part.sum() / len(rows[trial])
-        self._seating.collect()
+        passes = self._passes(self._demands(reads))
+        for reduced in chain.from_iterable(self._lanes.run(passes, compute)):
+            for (trial, _), part in zip(reduced.trials, reduced.split(reduced.parts[0]), strict=True):
+                losses[trial] += part.sum() / counts[trial]
+        self._packed.collect()
         return losses
 
-    def _outputs(self, slots: Sequence[Slot], split: Split) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return each slot's logits (rows, labels) and losses (rows,), on the CPU, in the split's order."""
-        self._seating.place(slots)
-        self._seating.begin()
-        rows = {slot.name: np.arange(slot.data.num_rows(split)) for slot in slots}
-        self._look_ahead(split, rows)
-        found: dict[str, list[tuple[np.ndarray, Tensor, Tensor]]] = {trial: [] for trial in rows}
+    def _answer(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
+        """Return what requests come to, on the CPU, each with its rows first; all slots stay in place."""
+        data = {slot.name: slot.data for slot in slots}
+        longest = max(int(data[trial].lengths(read.source)[read.rows].max()) for trial, read in reads.items())
+        return self._within_memory(longest, lambda: self._read(slots, reads))
+
+    def _read(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
+        self._begin(slots, reads)
+        computed: dict[str, list[tuple[Indices, tuple[Tensor, ...]]]] = {trial: [] for trial in reads}
 
         @torch.inference_mode()
-        def compute(lane: int, shared: Pass) -> list[Output]:
-            return run_pass(self._model, self._seating, shared, split, rows, lane)
+        def compute(lane: int, shared: Pass) -> list[Reduced]:
+            return run_pass(self._model, self._packed, shared, reads, lane)
 
-        passes = self._plan(split, rows)
+        passes = self._passes(self._demands(reads))
         for shared, outputs in zip(passes, self._lanes.run(passes, compute), strict=True):
             positions = iter(share.positions for share in shared.shares)
-            for output in outputs:
-                logits, losses = output.split(output.logits.cpu()), output.split(output.losses.cpu())
-                for (trial, _), part, loss in zip(output.trials, logits, losses, strict=True):
-                    found[trial].append((next(positions), part, loss))
-        return {trial: _in_order(parts) for trial, parts in found.items()}
+            for reduced in outputs:
+                columns = zip(*(reduced.split(part.cpu()) for part in reduced.parts), strict=True)
+                for (trial, _), parts in zip(reduced.trials, columns, strict=True):
+                    computed[trial].append((next(positions), parts))
+        return {trial: _in_order(parts) for trial, parts in computed.items()}
 
-    def _look_ahead(self, split: Split, rows: Rows) -> None:
-        """Compute what these rows are below the lowest adapted layer, where that is new and there is room for it.
+    def _begin(self, slots: Sequence[Slot], reads: Reads) -> None:
+        self._packed.place(slots)
+        self._packed.begin()
+        self._look_ahead(reads)
+
+    def _look_ahead(self, reads: Reads) -> None:
+        """Compute what rows of a split are below the lowest adapted layer, where that is new and there is room for it.
 
         Before all passes, not in them: which lane is first must not decide by whose rounding all others go.
         """
-        slots = self._seating.slots
-        for data in dict.fromkeys(slot.data for slot in slots):
-            wanted = np.concatenate([rows[slot.name] for slot in slots if slot.data is data])
-            new = self._prefix.lacking(data, split, wanted)
+        wanted: dict[tuple[PreparedTask, Split], list[Indices]] = {}
+        for slot in self._packed.slots:
+            read = reads.get(slot.name)
+            if read is not None and isinstance(read.source, str):
+                wanted.setdefault((slot.data, read.source), []).append(read.rows)
+        for (data, split), rows in wanted.items():
+            new = self._prefix.lacking(data, split, np.concatenate(rows))
             if len(new):
                 self._remember(data, split, new)
 
     def _remember(self, data: PreparedTask, split: Split, rows: Indices) -> None:
-        passes = self._passes([Demand(0, 0, data.lengths(split)[rows])])
+        passes = self._passes([Demand(0, data.lengths(split)[rows])])
         compute = functools.partial(run_prefix, self._model, self._prefix, data, split, rows)
-        for found, states in self._lanes.run(passes, lambda _, shared: compute(shared)):
-            self._prefix.keep(data, split, found, states)
+        for known, states in self._lanes.run(passes, lambda _, shared: compute(shared)):
+            self._prefix.keep(data, split, known, states)
 
-    def _plan(self, split: Split, rows: Rows) -> list[Pass]:
-        return self._passes(_demands(self._seating.slots, split, rows))
+    def _demands(self, reads: Reads) -> list[Demand]:
+        """Return what is to be planned, in the order in which slots are placed."""
+        asked = [(slot, reads[slot.name]) for slot in self._packed.slots if slot.name in reads]
+        return [Demand(slot.name, slot.data.lengths(read.source)[read.rows]) for slot, read in asked]
 
     def _passes(self, demands: Sequence[Demand]) -> list[Pass]:
         longest = max(int(demand.lengths.max()) for demand in demands)
@@ -268,8 +300,31 @@ def _seconds(compute: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _demands(slots: Sequence[Slot], split: Split, rows: Rows) -> list[Demand]:
-    return [Demand(slot.name, 0, slot.data.lengths(split)[rows[slot.name]]) for slot in slots]
+def _training(slots: Sequence[Slot], rows: Rows) -> Reads:
+    """Return what a step asks for: the loss of each slot's rows."""
+    return {slot.name: Read("train", rows[slot.name], _Losses(slot.data.kind)) for slot in slots}
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """Reduces rows to their losses; equal for all trials of a task."""
+
+    kind: TaskKind
+
+    def __call__(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
+        return (self.kind.loss(outputs, batch),)
+
+
+def _metrics(slot: Slot, split: Split, scores: RowScores | TrialDivergedError) -> dict[str, float]:
+    if isinstance(scores, TrialDivergedError):
+        raise scores
+    return split_metrics(slot.data, split, scores)
+
+
+def _per_row(reduced: Reduced, counts: Mapping[str, int]) -> Tensor:
+    """Return one over each row's trial's count, shape (n,), float32."""
+    values = [np.full(num_rows, 1 / counts[trial], dtype=np.float32) for trial, num_rows in reduced.trials]
+    return torch.from_numpy(np.concatenate(values)).to(reduced.counts.device)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -284,9 +339,9 @@ def _too_long(longest: int) -> LoraxsError:
     )
 
 
-def _in_order(parts: list[tuple[np.ndarray, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    order = torch.from_numpy(np.argsort(np.concatenate([positions for positions, _, _ in parts])))
-    return torch.cat([logits for _, logits, _ in parts])[order], torch.cat([losses for _, _, losses in parts])[order]
+def _in_order(computed: list[tuple[Indices, tuple[Tensor, ...]]]) -> tuple[Tensor, ...]:
+    order = torch.from_numpy(np.argsort(np.concatenate([positions for positions, _ in computed])))
+    return tuple(torch.cat(column)[order] for column in zip(*(parts for _, parts in computed), strict=True))
 
 
 def _share_time(slots: Sequence[Slot], tokens: Sequence[int], seconds: float) -> None:

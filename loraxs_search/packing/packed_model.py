@@ -12,7 +12,7 @@ from loraxs_search.factors import FactorStore
 from loraxs_search.methods import PackedBase, get_method
 from loraxs_search.multiplexed import AdaptedHead, PassContext, SlotRowMap, SlotUpdates, TrainedLinear
 from loraxs_search.packing.adaptable import AdaptableLayers
-from loraxs_search.packing.last_layer import Readout
+from loraxs_search.packing.last_layer import LastLayerPruning
 from loraxs_search.packing.packed_heads import PackedHeads
 from loraxs_search.packing.prefix_cache import PrefixCache
 from loraxs_search.packing.slot import Slot
@@ -40,7 +40,7 @@ class PackedModel:
         self.slots: tuple[Slot, ...] = ()  # a slot's index is its place here
         self._model, self._adaptable, self._num_workers = model, adaptable, num_workers
         self._factors = factors
-        self._readout = Readout(model, adaptable.layers)
+        self._pruning = LastLayerPruning(model, adaptable.layers)
         self._linears = {name: model.get_submodule(name) for name in adaptable.sizes}
         self._head_modules = {name: model.get_submodule(name) for name in head_names(model)}
         self._originals: dict[str, nn.Module] = {}
@@ -61,7 +61,7 @@ class PackedModel:
             self._put(name, TrainedLinear(self._linears[name], self.context, updates))
         for name, head in self._head_modules.items():
             self._put(name, AdaptedHead(head, self.context, self._heads.state(name, head)))
-        self._readout.place()
+        self._pruning.place()
         self.slots = wanted
 
     @property
@@ -74,7 +74,7 @@ class PackedModel:
         for name, original in self._originals.items():
             self._model.set_submodule(name, original)
         self._originals.clear()
-        self._readout.remove()
+        self._pruning.remove()
         self.prefix.remove()
         self.slots = ()
 

@@ -1,13 +1,12 @@
-"""One pass over the base: rows of several slots in, each slot's logits and losses out."""
+"""One pass over the base: rows of several slots in, what their tasks read of them out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -16,64 +15,75 @@ from loraxs_search.base_model import padding_side, widened
 from loraxs_search.multiplexed import RowSegment, SlotRowMap
 from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.plan import Indices, Pass
-from loraxs_search.packing.prefix_cache import PrefixCache
+from loraxs_search.packing.prefix_cache import CachedRows, PrefixCache
 from loraxs_search.records import Split
-from loraxs_search.tasks import PreparedTask
+from loraxs_search.tasks import Batch, PreparedTask
+from loraxs_search.tasks.kinds import PassOutputs, Read, Reduce
+from loraxs_search.trial import forward
 
-Rows = Mapping[str, npt.NDArray[np.int64]]
+Reads = Mapping[str, Read]  # what is asked for by each trial's name
 
 
 @dataclass(frozen=True)
-class Output:
-    """What a pass computed for neighbouring rows of one task.
+class Reduced:
+    """What a pass computed for neighbouring rows that are reduced together: those of one task, for one purpose.
 
     Args:
         trials: The slots' ids with their number of rows, in order.
-        logits: Shape (n, labels), float32.
-        losses: Shape (n,), float32, attached to the graph.
+        counts: How much was read of each row, (n,), on the device.
+        parts: What `Read.reduce` made of them, each with the n rows first.
     """
 
     trials: tuple[tuple[str, int], ...]
-    logits: Tensor
-    losses: Tensor
+    counts: Tensor
+    parts: tuple[Tensor, ...]
 
-    def detached(self) -> Output:
+    def detached(self) -> Reduced:
         """Return the numbers without the graph."""
-        return replace(self, losses=self.losses.detach())
+        return replace(self, parts=tuple(part.detach() for part in self.parts))
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Cut a tensor of n rows into each trial's."""
         parts: tuple[Tensor, ...] = torch.split(tensor, [count for _, count in self.trials])
         return parts
 
-    def per_row(self, value: Callable[[str], float]) -> Tensor:
-        """Return each row's trial's value, shape (n,), float32."""
-        values = [np.full(count, value(trial), dtype=np.float32) for trial, count in self.trials]
-        return torch.from_numpy(np.concatenate(values)).to(self.losses.device)
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows that one trial has in a pass."""
+
+    slot: int
+    trial: str
+    data: PreparedTask
+    request: Read
+    rows: Indices
+
+    @property
+    def purpose(self) -> tuple[PreparedTask, Reduce, object]:
+        """Rows of equal purpose are collated and reduced together."""
+        source = self.request.source
+        return self.data, self.request.reduce, source if isinstance(source, str) else id(source)
 
 
-def run_pass(
-    model: PreTrainedModel, seating: PackedModel, shared: Pass, split: Split, rows: Rows, lane: int
-) -> list[Output]:
-    """Compute a planned pass in a lane; `rows` are the row indices of each trial's demand."""
+def run_pass(model: PreTrainedModel, packed_model: PackedModel, shared: Pass, reads: Reads, lane: int) -> list[Reduced]:
+    """Compute a planned pass in a lane; its positions are those of each trial's request."""
     device = next(model.parameters()).device
-    seats = {slot.name: seat for seat, slot in enumerate(seating.slots)}
-    chosen = [(seats[str(share.trial)], rows[str(share.trial)][share.positions]) for share in shared.shares]
-    groups = [(data, list(group)) for data, group in groupby(chosen, key=lambda part: seating.slots[part[0]].data)]
-    parts = [(data, np.concatenate([indices for _, indices in group])) for data, group in groups]
-    batches = [data.collate(split, indices) for data, indices in parts]
+    parts = _parts(packed_model, shared, reads)
+    groups = [list(group) for _, group in groupby(parts, key=lambda part: part.purpose)]
+    rows = [np.concatenate([part.rows for part in group]) for group in groups]
+    batches = [
+        group[0].data.collate(group[0].request.source, indices).to(device)
+        for group, indices in zip(groups, rows, strict=True)
+    ]
     inputs = _joined([batch.inputs for batch in batches], shared.width, model.config)
-    inputs = {name: value.to(device) for name, value in inputs.items()}
-    computing = seating.context.computing(_row_map(chosen, device), lane)
-    with computing, seating.prefix.skipped(parts, split, inputs):
-        logits = model(**inputs).logits.float()
-    outputs, start = [], 0
-    for (data, group), batch in zip(groups, batches, strict=True):
-        part = logits[start : start + len(batch.labels), : data.head.num_labels]
-        trials = tuple((seating.slots[seat].name, len(indices)) for seat, indices in group)
-        outputs.append(Output(trials, part.detach(), data.head.loss(part, batch.labels.to(device))))
-        start += len(batch.labels)
-    return outputs
+    known = [
+        CachedRows(group[0].data, group[0].request.source, indices) for group, indices in zip(groups, rows, strict=True)
+    ]
+    positions = _positions(batches, shared.width, padding_side(model.config))
+    computing = packed_model.context.computing(_row_map(parts, device), lane)
+    with computing, packed_model.prefix.skipped(known, inputs):
+        outputs = forward(model, inputs, positions)
+    return _reduced(groups, batches, outputs)
 
 
 def run_prefix(
@@ -86,9 +96,19 @@ def run_prefix(
     return chosen, prefix.compute(on_device, data.lengths(split)[chosen])
 
 
-def _row_map(chosen: list[tuple[int, npt.NDArray[np.int64]]], device: torch.device) -> SlotRowMap:
-    edges = np.cumsum([0, *(len(indices) for _, indices in chosen)]).tolist()
-    segments = [RowSegment(slot, a, b) for (slot, _), a, b in zip(chosen, edges[:-1], edges[1:], strict=True)]
+def _parts(packed_model: PackedModel, shared: Pass, reads: Reads) -> list[_Part]:
+    at = {slot.name: index for index, slot in enumerate(packed_model.slots)}
+    parts = []
+    for share in shared.shares:
+        trial = str(share.trial)
+        request, data = reads[trial], packed_model.slots[at[trial]].data
+        parts.append(_Part(at[trial], trial, data, request, request.rows[share.positions]))
+    return parts
+
+
+def _row_map(parts: list[_Part], device: torch.device) -> SlotRowMap:
+    edges = np.cumsum([0, *(len(part.rows) for part in parts)]).tolist()
+    segments = [RowSegment(part.slot, a, b) for part, a, b in zip(parts, edges[:-1], edges[1:], strict=True)]
     return SlotRowMap(segments, device)
 
 
@@ -97,3 +117,30 @@ def _joined(inputs: list[dict[str, Tensor]], width: int, config: PretrainedConfi
     fill, side = {"input_ids": int(config.pad_token_id)}, padding_side(config)
     padded = [{k: widened(v, width, fill.get(k, 0), side) for k, v in part.items()} for part in inputs]
     return padded[0] if len(padded) == 1 else {k: torch.cat([part[k] for part in padded]) for k in padded[0]}
+
+
+def _positions(batches: list[Batch], width: int, side: str) -> Tensor | None:
+    """Return row and column of each read among the rows of all batches, (M, 2); None where a head reads."""
+    positions, start = [], 0
+    for batch in batches:
+        if batch.reads is None:
+            return None
+        more = width - batch.inputs["input_ids"].shape[1] if side == "left" else 0
+        positions.append(batch.reads + batch.reads.new_tensor([start, more]))
+        start += len(batch.counts)
+    return torch.cat(positions)
+
+
+def _reduced(groups: list[list[_Part]], batches: list[Batch], outputs: PassOutputs) -> list[Reduced]:
+    reduced, start = [], 0
+    for group, batch in zip(groups, batches, strict=True):
+        num_outputs = group[0].data.kind.model.num_outputs
+        num_reads = len(batch.counts) if batch.reads is None else len(batch.reads)
+        read = outputs.read[start : start + num_reads]
+        if num_outputs is not None:
+            read = read[:, :num_outputs]
+        parts = group[0].request.reduce(PassOutputs(read, outputs.project), batch)
+        trials = tuple((part.trial, len(part.rows)) for part in group)
+        reduced.append(Reduced(trials, batch.counts, parts))
+        start += num_reads
+    return reduced

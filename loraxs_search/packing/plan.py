@@ -26,12 +26,10 @@ class Demand:
 
     Args:
         trial: Unique among the demands of a plan.
-        kind: Only demands of equal kind may share a pass.
         lengths: Tokens of each row, shape (n,).
     """
 
     trial: Hashable
-    kind: Hashable
     lengths: npt.NDArray[np.integer]
 
 
@@ -47,7 +45,6 @@ class Share:
 class Pass:
     """Rows that go through the base together, padded to `width` tokens; each trial's rows are one block of it."""
 
-    kind: Hashable
     width: int
     shares: tuple[Share, ...]
 
@@ -79,12 +76,7 @@ def plan_passes(demands: Sequence[Demand], max_tokens: int, pass_tokens: int = P
                 f" of trial {demand.trial}.",
                 hint=f"lower the task's `max_length` to {max_tokens}, or give the host a budget of {longest} or more",
             )
-    kinds = dict.fromkeys(demand.kind for demand in demands)
-    return [
-        shared
-        for kind in kinds
-        for shared in _plan_kind([d for d in demands if d.kind == kind], kind, max_tokens, pass_tokens)
-    ]
+    return _planned(demands, max_tokens, pass_tokens) if any(len(demand.lengths) for demand in demands) else []
 
 
 def padding(demands: Sequence[Demand], passes: Sequence[Pass]) -> float:
@@ -93,7 +85,7 @@ def padding(demands: Sequence[Demand], passes: Sequence[Pass]) -> float:
     return sum(shared.num_tokens for shared in passes) / real if real else 1.0
 
 
-def _plan_kind(demands: Sequence[Demand], kind: Hashable, max_tokens: int, pass_tokens: int) -> list[Pass]:
+def _planned(demands: Sequence[Demand], max_tokens: int, pass_tokens: int) -> list[Pass]:
     lengths = np.concatenate([np.maximum(demand.lengths, 1) for demand in demands]).astype(np.int64)
     owners = np.repeat(np.arange(len(demands)), [len(demand.lengths) for demand in demands])
     positions = np.concatenate([np.arange(len(demand.lengths)) for demand in demands])
@@ -105,7 +97,7 @@ def _plan_kind(demands: Sequence[Demand], kind: Hashable, max_tokens: int, pass_
             Share(demands[owner].trial, positions[chosen[owners[chosen] == owner]])
             for owner in dict.fromkeys(owners[chosen].tolist())
         )
-        passes.append(Pass(kind, round_up(int(lengths[chosen].max()), max_tokens), shares))
+        passes.append(Pass(round_up(int(lengths[chosen].max()), max_tokens), shares))
     return passes
 
 

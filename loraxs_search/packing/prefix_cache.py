@@ -17,15 +17,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model import padding_side
-from loraxs_search.packing.layer_skipping import Shortcut
+from loraxs_search.packing.layer_skipping import LayerSkipping
 from loraxs_search.packing.plan import Indices
 from loraxs_search.records import Split
-from loraxs_search.tasks import PreparedTask
+from loraxs_search.tasks import EncodedRows, PreparedTask
 
-Part = tuple[PreparedTask, Indices]  # rows of one task
 _Key = tuple[int, PreparedTask, Split]
 
 CPU_BYTES, DEVICE_BYTES = 1 << 30, 4 << 30
+
+
+@dataclass(frozen=True)
+class CachedRows:
+    """Rows of one task in a pass; those of a split may be known, rows made for one request never are."""
+
+    data: PreparedTask
+    source: Split | EncodedRows
+    rows: Indices
 
 
 @dataclass
@@ -53,30 +61,30 @@ class PrefixCache:
         default = CPU_BYTES if model.device.type == "cpu" else DEVICE_BYTES
         self._max_bytes = default if max_bytes is None else max_bytes
         can_skip = layers is not None and self._max_bytes > 0 and padding_side(model.config) == "right"
-        self._shortcut = Shortcut(model, layers) if layers is not None and can_skip else None
-        self._shelves: dict[_Key, _CacheEntry] = {}  # the oldest first
+        self._skipping = LayerSkipping(model, layers) if layers is not None and can_skip else None
+        self._entries: dict[_Key, _CacheEntry] = {}  # the oldest first
         self._tasks: frozenset[PreparedTask] = frozenset()
 
     @property
     def depth(self) -> int:
         """How many layers passes skip."""
-        return self._shortcut.depth if self._shortcut else 0
+        return self._skipping.depth if self._skipping else 0
 
     @property
     def num_bytes(self) -> int:
         """Memory of what is remembered."""
-        return sum(shelf.num_bytes for shelf in self._shelves.values())
+        return sum(entry.num_bytes for entry in self._entries.values())
 
     def place(self, depth: int, tasks: Iterable[PreparedTask]) -> None:
         """Skip the layers below `depth` for rows of `tasks` from now on; the base must be as it was loaded."""
         self._tasks = frozenset(tasks)
-        if self._shortcut and depth:
-            self._shortcut.place(depth)
+        if self._skipping and depth:
+            self._skipping.place(depth)
 
     def remove(self) -> None:
         """Put the layers back; what is remembered stays."""
-        if self._shortcut:
-            self._shortcut.remove()
+        if self._skipping:
+            self._skipping.remove()
 
     def give_way(self) -> bool:
         """Forget everything, and be content with half of it from now on: memory ran out elsewhere.
@@ -86,16 +94,16 @@ class PrefixCache:
         """
         if held := self.num_bytes:
             self._max_bytes = held // 2
-            self._shelves.clear()
+            self._entries.clear()
         return held > 0
 
     def lacking(self, data: PreparedTask, split: Split, rows: Indices) -> Indices:
         """Return which of these rows are new and will find room, ascending; none where nothing is skipped."""
-        if not self._shortcut or not self.depth:
+        if not self._skipping or not self.depth:
             return np.empty(0, dtype=np.int64)
-        known = self._shelf(data, split).rows
+        known = self._entry(data, split).rows
         new = np.array([row for row in np.unique(rows).tolist() if row not in known], dtype=np.int64)
-        wanted = np.cumsum(data.lengths(split)[new]) * self._shortcut.token_bytes
+        wanted = np.cumsum(data.lengths(split)[new]) * self._skipping.token_bytes
         if len(new):
             self._make_room(int(wanted[-1]))
         return new[self.num_bytes + wanted <= self._max_bytes]
@@ -107,55 +115,60 @@ class PrefixCache:
             inputs: What the model takes, (n, T), on its device.
             lengths: Real tokens of each row, (n,).
         """
-        assert self._shortcut is not None  # otherwise no row is lacking
-        states = self._shortcut.entering(inputs)
-        packed = states.flatten(0, 1)[_places(lengths, states)]
+        assert self._skipping is not None  # otherwise no row is lacking
+        states = self._skipping.entering(inputs)
+        packed = states.flatten(0, 1)[_token_indices(lengths, states)]
         return torch.split(packed, lengths.tolist())
 
     def keep(self, data: PreparedTask, split: Split, rows: Indices, states: Sequence[Tensor]) -> None:
         """Remember rows that were lacking."""
-        shelf = self._shelf(data, split)
-        shelf.rows.update(zip(rows.tolist(), states, strict=True))
-        shelf.num_bytes += sum(row.nbytes for row in states)
+        entry = self._entry(data, split)
+        entry.rows.update(zip(rows.tolist(), states, strict=True))
+        entry.num_bytes += sum(row.nbytes for row in states)
 
     @contextmanager
-    def skipped(self, parts: Sequence[Part], split: Split, inputs: dict[str, Tensor]) -> Iterator[None]:
+    def skipped(self, parts: Sequence[CachedRows], inputs: dict[str, Tensor]) -> Iterator[None]:
         """Skip the layers while this thread computes a pass of these rows and inputs."""
-        if not self._shortcut or not self.depth:
+        if not self._skipping or not self.depth:
             yield
             return
-        with self._shortcut.given(self._states(self._shortcut, parts, split, inputs)):
+        with self._skipping.given(self._states(self._skipping, parts, inputs)):
             yield
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def _states(self, shortcut: Shortcut, parts: Sequence[Part], split: Split, inputs: dict[str, Tensor]) -> Tensor:
+    def _states(self, skipping: LayerSkipping, parts: Sequence[CachedRows], inputs: dict[str, Tensor]) -> Tensor:
         """Return what enters layer j, as wide as the inputs; zero in the padding, which no real token looks at."""
-        shelves = [(self._shelves.get((self.depth, data, split), _CacheEntry()), rows) for data, rows in parts]
-        found = [shelf.rows.get(row) for shelf, rows in shelves for row in rows.tolist()]
-        known = [states for states in found if states is not None]
+        rows = [states for part in parts for states in self._looked_up(part)]
+        known = [states for states in rows if states is not None]
         if not known:
-            return shortcut.entering(inputs)
+            return skipping.entering(inputs)
         states = known[0].new_zeros(*inputs["input_ids"].shape, known[0].shape[-1])
-        lengths = np.array([0 if row is None else len(row) for row in found])
-        states.flatten(0, 1).index_copy_(0, _places(lengths, states), torch.cat(known))
-        if new := [i for i, row in enumerate(found) if row is None]:
-            states[new] = shortcut.entering({name: value[new] for name, value in inputs.items()})
+        lengths = np.array([0 if row is None else len(row) for row in rows])
+        states.flatten(0, 1).index_copy_(0, _token_indices(lengths, states), torch.cat(known))
+        if new := [i for i, row in enumerate(rows) if row is None]:
+            states[new] = skipping.entering({name: value[new] for name, value in inputs.items()})
         return states
 
-    def _shelf(self, data: PreparedTask, split: Split) -> _CacheEntry:
-        return self._shelves.setdefault((self.depth, data, split), _CacheEntry())
+    def _looked_up(self, part: CachedRows) -> list[Tensor | None]:
+        if isinstance(part.source, EncodedRows):
+            return [None] * len(part.rows)
+        entry = self._entries.get((self.depth, part.data, part.source), _CacheEntry())
+        return [entry.rows.get(row) for row in part.rows.tolist()]
+
+    def _entry(self, data: PreparedTask, split: Split) -> _CacheEntry:
+        return self._entries.setdefault((self.depth, data, split), _CacheEntry())
 
     def _make_room(self, num_bytes: int) -> None:
-        for key in list(self._shelves):
+        for key in list(self._entries):
             depth, data, _ = key
             if self.num_bytes + num_bytes <= self._max_bytes:
                 return
             if depth != self.depth or data not in self._tasks:
-                del self._shelves[key]
+                del self._entries[key]
 
 
-def _places(lengths: npt.NDArray[np.integer], states: Tensor) -> Tensor:
+def _token_indices(lengths: npt.NDArray[np.integer], states: Tensor) -> Tensor:
     """Return where the real tokens of rows are among all of `states`, row after row."""
     rows, columns = np.nonzero(np.arange(states.shape[1]) < lengths[:, None])
     return torch.from_numpy(rows * states.shape[1] + columns).to(states.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import chain, repeat
 
@@ -11,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from loraxs_search.errors import TrialDivergedError, UsageError
+from loraxs_search.errors import UsageError
 from loraxs_search.methods import PackedAdapter, get_method
 from loraxs_search.packing._checks import check_target_modules
 from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
 from loraxs_search.packing.adaptable import AdaptableLayers
 from loraxs_search.packing.slot_state import SlotStateLayout
-from loraxs_search.records import AdapterSize, LinearModule, Split, TrialReport, TrialSpec
+from loraxs_search.records import AdapterSize, LinearModule, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
 from loraxs_search.trial import Snapshot, check_step, lr_factor, make_report
 
@@ -42,7 +41,7 @@ class Slot:
         hyper = spec.hyperparameters
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         device = adaptable.device
-        head = adaptable.draw_head(hyper.head, data.head.num_labels, hyper.seed)
+        head = adaptable.draw_head(hyper.head, data.kind.model.num_outputs, hyper.seed)
         self.head = {name: value.to(device).requires_grad_() for name, value in head.trained.items()}
         self.kept_head = {name: value.to(device) for name, value in head.kept.items()}
         self._layout = SlotStateLayout(self.adapter, tuple(self.head), head.owners)
@@ -100,22 +99,6 @@ class Slot:
         self._losses.append(loss)
         self.step += 1
         self.num_tokens += num_tokens
-
-    def scores(self, split: Split, logits: Tensor, losses: Tensor) -> dict[str, float]:
-        """Return the task's metrics and the mean loss.
-
-        Args:
-            logits: Of every row of the split, in order, shape (n, labels), on the CPU.
-            losses: Shape (n,).
-        Raises:
-            TrialDivergedError: a metric or the loss is not finite.
-        """
-        head = self.data.head
-        scores = head.score(head.predictions(logits), self.data.labels(split))
-        metrics = {name: scores[name] for name in self.data.task.metrics} | {"loss": float(losses.numpy().mean())}
-        if bad := {name: value for name, value in metrics.items() if not math.isfinite(value)}:
-            raise TrialDivergedError(f"`{split} metrics` must be finite, but got {bad}.")
-        return metrics
 
     def report(self, metrics: Mapping[str, float]) -> TrialReport:
         """Make and keep the report of these scores at the current step."""

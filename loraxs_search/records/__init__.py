@@ -10,7 +10,7 @@ from loraxs_search.records._identity import Identity
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, Look, PromotionRule, Refit
 from loraxs_search.records._search import SearchPlan
-from loraxs_search.records._task import DataSource, Task
+from loraxs_search.records._task import DataSource, Task, TaskModel
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.records._words import (
     MAX_AUTO_PACK_SIZE,
@@ -23,7 +23,6 @@ from loraxs_search.records._words import (
     SearchDevice,
     Sigma,
     Split,
-    TaskKind,
 )
 from loraxs_search.records._yardstick import Yardstick, YardstickName
 
@@ -63,7 +62,7 @@ __all__ = [
     "Split",
     "SplitOverlap",
     "Task",
-    "TaskKind",
+    "TaskModel",
     "TrialRecord",
     "TrialReport",
     "TrialSpec",

@@ -23,16 +23,17 @@ class ReferenceLogits:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An adapter's answer to one text.
+    """An adapter's answer to one row; what the task's kind has no use for is None.
 
     Args:
-        label: Name of the most likely label; None for regression.
-        score: Its probability; the predicted number for regression.
+        text: The row as people read it.
+        label: The answer in words: the most likely label, or a text that was written.
+        score: How likely it is; where the answer is a number, that number.
     """
 
     text: str
     label: str | None
-    score: float
+    score: float | None
 
 
 @dataclass(frozen=True)

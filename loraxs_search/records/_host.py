@@ -65,11 +65,13 @@ class Answers:
     """A trained adapter's answers to consecutive test rows, in the checkpoint's own precision.
 
     Args:
-        predictions: Label ids, or numbers.
+        predictions: Label ids, numbers or texts.
         labels: What each of these rows should be.
-        loss: Sum over these rows.
+        loss: Sum over what the loss is the mean of.
+        loss_count: How many these are; None means one a row.
     """
 
-    predictions: tuple[int, ...] | tuple[float, ...]
-    labels: tuple[int, ...] | tuple[float, ...]
+    predictions: tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
+    labels: tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
     loss: float
+    loss_count: int | None = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from loraxs_search.records._words import Direction, Split, TaskKind
+from loraxs_search.records._words import Direction, Scalar, Split
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,18 @@ class Task:
     """What is learnt: rows, columns, labels and how an answer is scored.
 
     Args:
-        labels: Label names in id order; empty for regression.
+        kind: Name of the task kind, as `tasks.kinds` knows it.
+        text: Column of the texts; empty where the kind names its columns in `settings`.
+        label: Column of the answers; empty like `text`.
+        labels: Label names in id order; empty where answers are no labels.
         metrics: Every metric reported; `metric` is the one searched for and is among them.
         max_length: Longest sequence in tokens; longer ones are truncated.
         validation_rows: At most this many validation rows are scored at each report; None means all.
+        settings: The kind's own keys, as JSON knows values.
     """
 
     name: str
-    kind: TaskKind
+    kind: str
     source: DataSource
     text: str
     label: str
@@ -47,3 +52,20 @@ class Task:
     labels: tuple[str, ...] = ()
     max_length: int = 128
     validation_rows: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """As what a task loads its base, a model of transformers.
+
+    Args:
+        auto_class: Name of the class in transformers, such as `AutoModelForSequenceClassification`.
+        num_outputs: Outputs of the head that each trial trains; None where there is none, and the last hidden states
+            and the base's own output embedding are read.
+        config: Fields of the model's configuration that the task sets.
+    """
+
+    auto_class: str
+    num_outputs: int | None = None
+    config: tuple[tuple[str, Scalar], ...] = ()

@@ -6,7 +6,6 @@ from typing import Literal
 
 Scalar = str | int | float | bool
 Direction = Literal["maximize", "minimize"]
-TaskKind = Literal["sequence-classification", "regression"]
 Sigma = Literal["input", "sqrt", "output", "none"]
 Basis = Literal["top", "middle", "bottom", "random"]
 Head = Literal["full", "output"]

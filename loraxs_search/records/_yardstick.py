@@ -16,7 +16,7 @@ class Yardstick:
     Args:
         name: `constant` gives every row the same answer, the best one for the metric on the train rows; `tfidf` is a
             linear model on TF-IDF of the texts; `features` is one on the frozen base's mean-pooled hidden states.
-        answer: What `constant` says: a label id, or a number; None for the others.
+        answer: What `constant` says: a label id, a number or a text; None for the others.
         seconds: What it took of one processor core.
         failed: Why it lacks metrics, the test rows' or all; empty when it has both.
     """
@@ -24,6 +24,6 @@ class Yardstick:
     name: YardstickName
     validation_metrics: Mapping[str, float] = field(default_factory=dict)
     test_metrics: Mapping[str, float] = field(default_factory=dict)
-    answer: int | float | None = None
+    answer: int | float | str | None = None
     seconds: float = 0.0
     failed: str = ""

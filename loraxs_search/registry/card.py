@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from loraxs_search.methods import get_method
 from loraxs_search.records import DataSource, Decision, Latency, Manifest, Scalar, Task, Yardstick
 from loraxs_search.registry.seed_statistics import seed_statistics
+
+if TYPE_CHECKING:
+    from loraxs_search.tasks.kinds import TaskKind
 
 
 def model_card(manifest: Manifest) -> str:
@@ -43,7 +46,7 @@ def model_card(manifest: Manifest) -> str:
 
 
 def promoted_card(card: str, decision: Decision, latency: Latency | None) -> str:
-    """Return a card with what promoting has found out, which its folder was sealed before."""
+    """Return a card with the results of promoting it, which its folder was sealed before."""
     return _before_loading(_before_loading(card, "Latency", _latency(latency)), "Decision", _decision(decision))
 
 
@@ -74,7 +77,8 @@ def _latency(latency: Latency | None) -> str:
 
 
 def _front_matter(manifest: Manifest) -> str:
-    pipeline = ["pipeline_tag: text-classification"] if manifest.task.kind == "sequence-classification" else []
+    tag = _kind(manifest.task).hub_pipeline
+    pipeline = [f"pipeline_tag: {tag}"] if tag else []
     tags = f"tags: [{manifest.hyperparameters.method}]"
     return "\n".join(["---", f"base_model: {manifest.base_model.id}", "library_name: peft", *pipeline, tags, "---"])
 
@@ -130,7 +134,7 @@ def _describe(yardstick: Yardstick, task: Task) -> str:
     answer = yardstick.answer
     if answer is None:
         return "always the same answer"
-    return f"always {task.labels[int(answer)] if task.labels else format(answer, '.4g')}"
+    return f"always {_kind(task).show(answer)}"
 
 
 def _size(manifest: Manifest) -> str:
@@ -152,9 +156,7 @@ def _size(manifest: Manifest) -> str:
 
 
 def _loading(manifest: Manifest) -> str:
-    base, labels = manifest.base_model, json.dumps(manifest.task.labels, ensure_ascii=False)
-    names = "id2label=dict(enumerate(labels)), label2id={label: number for number, label in enumerate(labels)}"
-    setup, head = (f"labels = {labels}\n", names) if manifest.task.labels else ("", "num_labels=1")
+    base, kind = manifest.base_model, _kind(manifest.task)
     revision = f', revision="{base.revision}"' if base.revision else ""
     return f"""With this package, wherever the search found its base:
 
@@ -168,7 +170,7 @@ With transformers and PEFT, from this folder, where the hub or its cache has the
 
 ```python
 import loraxs_search, peft, transformers
-{setup}base = transformers.AutoModelForSequenceClassification.from_pretrained("{base.id}", {head}{revision})
+{kind.loading_code(base)}
 tokenizer = transformers.AutoTokenizer.from_pretrained("{base.id}"{revision})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```{_vllm(manifest)}"""
@@ -194,8 +196,14 @@ def _short(value: Scalar) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _kind(task: Task) -> TaskKind:
+    from loraxs_search.tasks.kinds import kind_of  # numpy, which reading a champion does without
+
+    return kind_of(task)
+
+
 def _lora_rank(manifest: Manifest) -> int:
-    """Return the least rank that vLLM can be told which holds the adapter."""
+    """Return the least rank of those that vLLM takes which holds the adapter."""
     return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= manifest.hyperparameters.rank), 512)
 
 

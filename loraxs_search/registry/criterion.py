@@ -42,7 +42,8 @@ class Criterion:
 
 
 def better_when(metric: str, otherwise: Direction) -> Direction:
-    """Return which way a metric is better, as the metric table has it."""
-    from loraxs_search.tasks.metrics import METRICS  # numpy, which reading a champion does without
+    """Return which way a metric is better, as the task kinds have it."""
+    from loraxs_search.tasks.kinds import find_metric  # numpy, which reading a champion does without
 
-    return METRICS[metric].direction if metric in METRICS else otherwise
+    known = find_metric(metric)
+    return known.direction if known else otherwise

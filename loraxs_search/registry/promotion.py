@@ -56,6 +56,7 @@ class _AppliedRule:
     """A rule, as it is applied to one finalist on stated terms."""
 
     rule: PromotionRule
+    task: Task
     criterion: Criterion
     terms: Terms
     finalist: Scored
@@ -92,12 +93,12 @@ class _AppliedRule:
             untested = "there was no champion, and answers to test rows to hold against the constant answer are missing"
             return _Verdict(not self.rule.confidence, untested if not self.rule.confidence else f"{untested}: {_FORCE}")
         from loraxs_search.registry.constant_answer import constant_answer
-        from loraxs_search.tasks.metrics import METRICS
+        from loraxs_search.tasks.kinds import find_metric
 
-        constant = constant_answer(criterion, rows, self.finalist.candidate.yardsticks)
-        if criterion.metric not in METRICS:
+        if (metric := find_metric(criterion.metric)) is None:
             return _Verdict(False, f"{criterion.metric} of the constant answer cannot be computed: {_FORCE}")
-        score = METRICS[criterion.metric].score(constant.predictions, constant.labels)
+        constant = constant_answer(self.task, metric.score, criterion.sign, rows, self.finalist.candidate.yardsticks)
+        score = metric.score(constant.predictions, constant.labels)
         gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.sign * score
         against = f"there was no champion; gain {gain:+.4f} over the constant answer ({criterion.metric} {score:.4f})"
         if not self.rule.confidence:
@@ -180,7 +181,7 @@ def decide(
     """
     criterion, terms = Criterion.of(rule, task), terms or Terms()
     candidate = finalist.candidate
-    applied = _AppliedRule(rule, criterion, terms, finalist)
+    applied = _AppliedRule(rule, task, criterion, terms, finalist)
     forcible = True
     if fault := criterion.fault(candidate.test_metrics, "test"):
         verdict, forcible = _Verdict(False, f"{candidate.trial_id} cannot be judged: {fault}"), False

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.registry.test_predictions import ScoredRows
-from loraxs_search.tasks.metrics import METRICS
+from loraxs_search.tasks.kinds import Metric, find_metric
 
 NUM_RESAMPLES = 2000
 _BEYOND = 20  # resamples that a chance of just the level is made of: fewer could not tell it from nothing
@@ -24,19 +24,20 @@ Ids = npt.NDArray[np.int64]
 def p_value(metric: str, sign: float, ours: ScoredRows, theirs: ScoredRows, level: float = 0.05) -> float | None:
     """Return the chance of seeing `ours` ahead by this much if it were no better; None where rows cannot tell.
 
-    Accuracy: the exact one-sided McNemar test. Others: a paired bootstrap over rows; the share of resamples in which
-    `ours` is not ahead. The same rows give the same number, on every machine.
+    Shares of right answers, such as accuracy: the exact one-sided McNemar test. Others: a paired bootstrap over rows;
+    the share of resamples in which `ours` is not ahead. The same rows give the same number, on every machine.
 
     Args:
         sign: 1 when more is better, -1 when less is.
         level: Chance that the answer is held to: a small one takes more resamples.
     """
-    if metric not in METRICS or not ours.same_rows(theirs) or not len(ours.labels):
+    known = find_metric(metric)
+    if known is None or not ours.same_rows(theirs) or not len(ours.labels):
         return None
-    if metric == "accuracy":
+    if known.is_share:
         return _mcnemar(ours, theirs)
     num_resamples = max(NUM_RESAMPLES, math.ceil(_BEYOND / level))
-    gains = sign * _resampled_gains(metric, ours, theirs, num_resamples)
+    gains = sign * _resampled_gains(known, ours, theirs, num_resamples)
     return float((1 + np.count_nonzero(gains <= 0)) / (1 + len(gains)))
 
 
@@ -48,11 +49,11 @@ def _mcnemar(ours: ScoredRows, theirs: ScoredRows) -> float:
     return float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
 
 
-def _resampled_gains(metric: str, ours: ScoredRows, theirs: ScoredRows, num_resamples: int) -> Numbers:
+def _resampled_gains(metric: Metric, ours: ScoredRows, theirs: ScoredRows, num_resamples: int) -> Numbers:
     random = np.random.default_rng(_SEED)
-    if metric in OF_COUNTS:
-        return _gains_of_counts(OF_COUNTS[metric], ours, theirs, random, num_resamples)
-    score, size, labels = METRICS[metric].score, len(ours.labels), ours.labels
+    if metric.name in OF_COUNTS and ours.labels.dtype.kind == "i":
+        return _gains_of_counts(OF_COUNTS[metric.name], ours, theirs, random, num_resamples)
+    score, size, labels = metric.score, len(ours.labels), ours.labels
     gains = []
     for _ in range(num_resamples):
         rows = random.integers(size, size=size)

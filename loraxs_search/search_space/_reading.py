@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from loraxs_search.search_space._document import Document, as_written
 from loraxs_search.search_space._faults import KeyPath, one_of
-from loraxs_search.search_space._sections import Section
+from loraxs_search.tasks.kinds import Section
 
 SectionT = TypeVar("SectionT", bound=Section)
 

@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    StringConstraints,
-    create_model,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StringConstraints, create_model
 
-from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan, TaskKind
+from loraxs_search.errors import UsageError
+from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan
+from loraxs_search.search_space._faults import one_of
 from loraxs_search.search_space._schedulers import check_scheduler, scheduler_keys
+from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text
 
-Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, StringConstraints(min_length=1)]
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class Section(BaseModel):
-    """Keys are fixed, and a value is of its type as written: no text for a number, no 1 for true."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _number(value: object) -> object:
@@ -95,7 +81,7 @@ class PromotionSection(Section):
     min_gain: Annotated[Number, Field(ge=0)] = PromotionRule.min_gain
     confidence: Annotated[Number, Field(ge=0, lt=1)] = PromotionRule.confidence
     tolerance: Annotated[Number, Field(ge=0)] = PromotionRule.tolerance
-    guards: dict[str, Annotated[Number, Field(ge=0)]] = {}
+    guards: dict[str, Annotated[Number, Field(ge=0)]] = {}  # noqa: RUF012  # pydantic copies it
     max_bytes: Count | None = None
     max_latency: Latency | None = None
     candidates: Count = PromotionRule.candidates
@@ -137,14 +123,6 @@ class DataSection(Section):
     data_files: FilesSection | None = None
 
 
-class ColumnsSection(Section):
-    """`task.columns:`, which columns hold what."""
-
-    text: Text
-    label: Text
-    text_pair: Text | None = None
-
-
 def _registry_safe(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name == "latest":
         law = "must start with a lower-case letter or digit, hold only those and . _ -, and not be `latest`"
@@ -152,26 +130,31 @@ def _registry_safe(name: str) -> str:
     return name
 
 
-def _distinct(names: list[str]) -> list[str]:
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise ValueError(f"must name each once, without a second {name!r}")
-    return names
-
-
-Names = Annotated[list[Text], Field(min_length=1), AfterValidator(_distinct)]
+def _known_kind(name: str) -> str:
+    if name not in KINDS.names():
+        raise ValueError(f"must be one of: {one_of(KINDS.names(), name)}")
+    try:
+        KINDS.get(name)
+    except UsageError as error:
+        raise ValueError(f"must be a task kind that can be imported ({error.message})") from error
+    return name
 
 
 class TaskSection(Section):
-    """`task:` written out."""
+    """`task:` written out: the keys that all tasks have."""
 
     name: Annotated[Text, AfterValidator(_registry_safe)]
-    kind: TaskKind
+    kind: Annotated[Text, AfterValidator(_known_kind)]
     data: DataSection
-    columns: ColumnsSection
-    labels: Annotated[list[Text], AfterValidator(_distinct)] = []
     metric: Text | None = None
     metrics: Names | None = None
     direction: Direction | None = None
     max_length: Count = 128
     validation_rows: Count | None = None
+
+
+def task_section(kind: type[TaskKind]) -> type[TaskSection]:
+    """Return the section with the keys of a kind beside those that all tasks have."""
+    bases: Any = (kind.section, TaskSection)
+    section: type[TaskSection] = create_model("TaskSection", __base__=bases)
+    return section

@@ -11,8 +11,9 @@ from loraxs_search.records import DataSource, Split, Task
 from loraxs_search.search_space._document import Document
 from loraxs_search.search_space._faults import KeyPath, shown
 from loraxs_search.search_space._reading import read_section
-from loraxs_search.search_space._sections import DataSection, TaskSection
+from loraxs_search.search_space._sections import DataSection, TaskSection, task_section
 from loraxs_search.search_space._task_laws import TaskLaws
+from loraxs_search.tasks.kinds import TaskKind, importable_kinds, kind_of
 
 _SEARCHED = ("metric", "metrics", "direction")  # these belong together: changing one leaves the entry's others behind
 
@@ -26,10 +27,24 @@ def read_task(document: Document, given: object, folder: Path) -> Task | None:
         if entry is None:
             return None
         given = _merged(entry, {key: value for key, value in given.items() if key != "use"})
-    section = read_section(document, ("task",), TaskSection, given)
+    kind = _kind(given)
+    section = read_section(document, ("task",), task_section(kind or _likeliest_kind(given)), given)
     if isinstance(given, dict):
-        TaskLaws(document, given, folder).check()
-    return None if section is None or document.faults.at_or_below(("task",)) else _record(section, folder)
+        TaskLaws(document, given, folder, kind).check()
+    if section is None or kind is None or document.faults.at_or_below(("task",)):
+        return None
+    return _record(section, kind, folder)
+
+
+def _kind(given: object) -> type[TaskKind] | None:
+    name = given.get("kind") if isinstance(given, dict) else None
+    return next((kind for kind in importable_kinds() if kind.name == name), None)
+
+
+def _likeliest_kind(given: object) -> type[TaskKind]:
+    """Return the kind that takes most of the keys that are written: what `kind` does not say, they do."""
+    written = set(given) if isinstance(given, dict) else set()
+    return max(importable_kinds(), key=lambda kind: len(written & kind.section.model_fields.keys()))
 
 
 def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
@@ -66,8 +81,7 @@ def _section_of(task: Task) -> dict[str, Any]:
         "name": task.name,
         "kind": task.kind,
         "data": data | {key: value for key, value in tables.items() if value},
-        "columns": {"text": task.text, "text_pair": task.text_pair, "label": task.label},
-        "labels": list(task.labels),
+        **kind_of(task).keys(),
         "metric": task.metric,
         "metrics": list(task.metrics),
         "direction": task.direction,
@@ -76,22 +90,17 @@ def _section_of(task: Task) -> dict[str, Any]:
     }
 
 
-def _record(section: TaskSection, folder: Path) -> Task:
-    from loraxs_search.tasks.metrics import METRICS
-
+def _record(section: TaskSection, kind: type[TaskKind], folder: Path) -> Task:
     metrics = tuple(dict.fromkeys([*(section.metrics or ()), *([section.metric] if section.metric else ())]))
     metric = section.metric or metrics[0]
     return Task(
         name=section.name,
         kind=section.kind,
         source=_source(section.data, folder),
-        text=section.columns.text,
-        text_pair=section.columns.text_pair,
-        label=section.columns.label,
-        labels=tuple(section.labels),
+        **kind.fields(section),
         metric=metric,
         metrics=metrics,
-        direction=section.direction or METRICS[metric].direction,
+        direction=section.direction or kind.metrics[metric].direction,
         max_length=section.max_length,
         validation_rows=section.validation_rows,
     )

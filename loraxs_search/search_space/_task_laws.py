@@ -7,41 +7,46 @@ from pathlib import Path
 from typing import Any
 
 from loraxs_search.paths import user_path
-from loraxs_search.records import TaskKind
 from loraxs_search.search_space._document import Document
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
+from loraxs_search.tasks.kinds import TaskKind
 
 
 class TaskLaws:
     """The laws between a task's keys. Each looks only at keys that are sound, so that one fault hides no other."""
 
-    def __init__(self, document: Document, given: Mapping[str, Any], folder: Path) -> None:
-        self._document = document
-        self._given = given
-        self._folder = folder
+    def __init__(self, document: Document, given: Mapping[str, Any], folder: Path, kind: type[TaskKind] | None) -> None:
+        self._document, self._given, self._folder, self._kind = document, given, folder, kind
 
     def check(self) -> None:
-        """Tell every broken law to the document."""
-        kind, labels = self._sound("kind"), self._sound("labels")
-        if kind == "regression" and labels:
-            self._fault(("labels",), f"must be left out for kind: regression, but got {shown(labels)}.")
-        if kind == "sequence-classification" and not self._faulty("labels") and len(labels or ()) < 2:
-            self._fault(("labels",), f"must name at least two labels, in id order, but got {shown(labels or [])}.")
-        self._check_metrics(kind, None if self._faulty("labels") else len(labels or ()))
+        """Report every broken law to the document."""
+        if self._kind is not None:
+            for path, message in list(self._kind.laws(self._own_keys(self._kind))):
+                if not self._faulty(*path):
+                    self._fault(path, message)
+            self._check_metrics(self._kind, self._own_keys(self._kind))
         self._check_data()
 
-    def _check_metrics(self, kind: TaskKind | None, num_labels: int | None) -> None:
+    def _own_keys(self, kind: type[TaskKind]) -> dict[str, Any]:
+        """Return the kind's keys that are sound, with their defaults where they are left out."""
+        defaults = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in kind.section.model_fields.items()
+            if not field.is_required()
+        }
+        given = {name: self._given[name] for name in kind.section.model_fields if name in self._given}
+        return {name: value for name, value in (defaults | given).items() if not self._faulty(name)}
+
+    def _check_metrics(self, kind: type[TaskKind], keys: Mapping[str, Any]) -> None:
         metric, metrics = self._sound("metric"), self._sound("metrics")
-        if kind is None:
-            return
-        known = _fitting(kind, num_labels)
+        known = kind.fitting_metrics(keys)
         if not metric and not metrics and not self._faulty("metric") and not self._faulty("metrics"):
             self._fault(("metrics",), f"is required: one or more of {one_of(known)}; the first is searched for.")
         named: list[tuple[KeyPath, str]] = [(("metrics", index), name) for index, name in enumerate(metrics or ())]
         for path, name in [*named, *([(("metric",), metric)] if metric else [])]:
             if name not in known:
-                task = kind if kind == "regression" or num_labels is None else f"{kind} with {num_labels} labels"
-                self._fault(path, f"must fit {task} (one of: {one_of(known, name)}), but got {shown(name)}.")
+                fits = f"must fit {kind.describe(keys)} (one of: {one_of(known, name)})"
+                self._fault(path, f"{fits}, but got {shown(name)}.")
 
     def _check_data(self) -> None:
         data = self._given.get("data")
@@ -81,14 +86,3 @@ class TaskLaws:
 
     def _fault(self, inside: KeyPath, message: str) -> None:
         self._document.faults.add(("task", *inside), message)
-
-
-def _fitting(kind: TaskKind, num_labels: int | None) -> list[str]:
-    """The metrics that can score such a task; any number of labels when it is not known."""
-    from loraxs_search.tasks.metrics import METRICS
-
-    return [
-        m.name
-        for m in METRICS.values()
-        if kind in m.kinds and (num_labels is None or m.num_labels in (None, num_labels))
-    ]

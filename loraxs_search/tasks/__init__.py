@@ -11,54 +11,58 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.tasks.catalogue import catalogue_names, catalogue_task
 from loraxs_search.tasks.data_warnings import data_warnings, overlap_counts
-from loraxs_search.tasks.metrics import METRICS, Metric, metric_fault
+from loraxs_search.tasks.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
     from loraxs_search.tasks._located import locate_for
     from loraxs_search.tasks._rows import fixed_subset
-    from loraxs_search.tasks.answers import answer
+    from loraxs_search.tasks.batch import Batch, RowSource
     from loraxs_search.tasks.batches import TrainingBatches, batch_at, epoch_batches, eval_batches
-    from loraxs_search.tasks.kinds import TaskHead, head_for
-    from loraxs_search.tasks.prepared import Batch, PreparedTask, TaskData, encode, load_data, prepare
+    from loraxs_search.tasks.encoded import EncodedRows
+    from loraxs_search.tasks.kinds import TaskKind, checked, kind_of
+    from loraxs_search.tasks.prepared import PreparedTask, TaskData, encode, load_data, prepare
 
 __all__ = [
     "METRICS",
     "Batch",
+    "EncodedRows",
     "Metric",
     "PreparedTask",
+    "RowSource",
     "TaskData",
-    "TaskHead",
+    "TaskKind",
     "TrainingBatches",
-    "answer",
     "batch_at",
     "catalogue_names",
     "catalogue_task",
+    "checked",
     "data_warnings",
     "encode",
     "epoch_batches",
     "eval_batches",
     "fixed_subset",
-    "head_for",
+    "kind_of",
     "load_data",
     "locate_for",
-    "metric_fault",
     "overlap_counts",
     "prepare",
 ]
 
 _HOMES = {
-    "Batch": "prepared",
+    "Batch": "batch",
+    "EncodedRows": "encoded",
     "PreparedTask": "prepared",
+    "RowSource": "batch",
     "TaskData": "prepared",
-    "TaskHead": "kinds",
+    "TaskKind": "kinds",
     "TrainingBatches": "batches",
-    "answer": "answers",
     "batch_at": "batches",
+    "checked": "kinds",
     "encode": "prepared",
     "epoch_batches": "batches",
     "eval_batches": "batches",
     "fixed_subset": "_rows",
-    "head_for": "kinds",
+    "kind_of": "kinds",
     "load_data": "prepared",
     "locate_for": "_located",
     "prepare": "prepared",

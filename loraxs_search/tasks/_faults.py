@@ -13,9 +13,11 @@ class JoinedDataError(TaskDataError):
     """Several faults of one task's data; the message lists all of them."""
 
     def __init__(self, task: Task, errors: Sequence[TaskDataError]) -> None:
-        told = [error.message.removeprefix(f"Task {task.name}: ") for error in errors]
+        messages = [error.message.removeprefix(f"Task {task.name}: ") for error in errors]
         hints = dict.fromkeys(error.hint for error in errors if error.hint)
-        super().__init__("\n".join([f"Task {task.name} has {len(told)} faults:", *told]), hint="; ".join(hints) or None)
+        super().__init__(
+            "\n".join([f"Task {task.name} has {len(messages)} faults:", *messages]), hint="; ".join(hints) or None
+        )
         self.errors = tuple(errors)
 
 
@@ -31,5 +33,5 @@ def collected(errors: list[TaskDataError]) -> Iterator[None]:
 
 
 def joined(task: Task, errors: Sequence[TaskDataError]) -> TaskDataError:
-    """Return one error that tells all of them."""
+    """Return one error that lists all of them."""
     return errors[0] if len(errors) == 1 else JoinedDataError(task, errors)

@@ -19,17 +19,17 @@ def local_splits(task: Task) -> dict[Split, StoredSplit]:
     """Find the files of a task's splits; those that it lacks are not in the result.
 
     Raises:
-        TaskDataError: a file or a split is missing; all of them are told.
+        TaskDataError: a file or a split is missing; the message lists all of them.
     """
     files = task.source.data_files
-    found: dict[Split, StoredSplit] = {}
+    splits: dict[Split, StoredSplit] = {}
     errors: list[TaskDataError] = []
     for split, name in split_names(task, list(files), "data_files").items():
         with collected(errors):
-            found[split] = _file_split(task, split, files[name])
+            splits[split] = _file_split(task, split, files[name])
     if errors:
         raise joined(task, errors)
-    return found
+    return splits
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class _HubSplit:
         available = list(self.rows.column_names)
         values = self.rows.select_columns([name for name in wanted_columns(task) if name in available])[:]
         check_columns(task, Columns(available, values), self.name)
-        feature = self.rows.features[task.label]
+        feature = self.rows.features[wanted_columns(task)[-1]]
         names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
         return Columns(available, values, stored_names=names)
 

@@ -69,10 +69,10 @@ def _items(text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
         raise ValueError("an object names a key twice")
-    return found
+    return row
 
 
 def _no_json(line: int, error: Exception) -> MalformedFileError:

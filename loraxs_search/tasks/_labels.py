@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Task
-from loraxs_search.tasks._source_location import Place
+from loraxs_search.tasks._source_location import SourceLocation
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _MOST = float(np.finfo(np.float32).max)
 
 
 def class_ids(
-    values: Sequence[Any], task: Task, place: Place, stored_names: Sequence[str] | None = None
+    values: Sequence[Any], task: Task, place: SourceLocation, stored_names: Sequence[str] | None = None
 ) -> npt.NDArray[np.int64]:
     """Return label ids, shape (N,), from label names or ids.
 
@@ -57,7 +57,7 @@ def class_ids(
     return _read(values, read, np.int64, task, place, allowed)
 
 
-def numbers(values: Sequence[Any], task: Task, place: Place) -> npt.NDArray[np.float32]:
+def numbers(values: Sequence[Any], task: Task, place: SourceLocation) -> npt.NDArray[np.float32]:
     """Return regression targets, shape (N,).
 
     Raises:
@@ -78,11 +78,11 @@ def numbers(values: Sequence[Any], task: Task, place: Place) -> npt.NDArray[np.f
 
 def _numeric_names(ids: Mapping[str, int]) -> dict[int | float, int]:
     """Return the names that are numbers; two ways to write the same number, as `1` and `1.0`, are none."""
-    found: dict[int | float, list[int]] = {}
+    places: dict[int | float, list[int]] = {}
     for name, index in ids.items():
         if (number := _number(name)) is not None:
-            found.setdefault(number, []).append(index)
-    return {number: indices[0] for number, indices in found.items() if len(indices) == 1}
+            places.setdefault(number, []).append(index)
+    return {number: indices[0] for number, indices in places.items() if len(indices) == 1}
 
 
 def _number(value: Any) -> int | float | None:
@@ -99,7 +99,7 @@ def _number(value: Any) -> int | float | None:
 
 
 def _read(
-    values: Sequence[Any], read: Callable[[Any], Any], dtype: type[Any], task: Task, place: Place, allowed: str
+    values: Sequence[Any], read: Callable[[Any], Any], dtype: type[Any], task: Task, place: SourceLocation, allowed: str
 ) -> npt.NDArray[Any]:
     known: dict[tuple[type, Any], Any] = {}
     result = np.empty(len(values), dtype=dtype)

@@ -1,4 +1,4 @@
-"""The base that a task is to be learnt on; where it is not found, the rows' faults are told with that."""
+"""The base that a task is to be learnt on; where it is not found, the error lists the rows' faults too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def locate_for(task: Task, ref: BaseModelRef) -> BaseModel:
     """Find a base model as `locate` does; a user who has to put that right hears at once what else is wrong.
 
     Raises:
-        BaseModelError: it is not found, or not what it should be; the faults of the task's rows are told with it.
+        BaseModelError: it is not found, or not what it should be; its message has the faults of the task's rows too.
     """
     try:
         return locate(ref)

@@ -9,7 +9,8 @@ from typing import Any
 
 from loraxs_search.home import write_atomic
 from loraxs_search.records import DataReport, Split, SplitOverlap, to_json
-from loraxs_search.tasks._rows import SPLITS, Rows
+from loraxs_search.tasks._rows import SPLITS
+from loraxs_search.tasks.rows import Rows
 
 # Scores are taken on the first, after learning or choosing on the second.
 _COMPARED: tuple[tuple[Split, Split], ...] = (("validation", "train"), ("test", "train"), ("test", "validation"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,17 @@ from loraxs_search.tasks._file_splits import local_splits
 from loraxs_search.tasks._hub_splits import hub_splits
 from loraxs_search.tasks._rows_cache import load_rows, rows_path, store_rows
 from loraxs_search.tasks._source import StoredSplit
-from loraxs_search.tasks._source_location import Place
-from loraxs_search.tasks._texts import blank_rows, check_texts
-from loraxs_search.tasks.kinds import TaskHead
+from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks._texts import blank_rows
+from loraxs_search.tasks.kinds import TaskKind
+from loraxs_search.tasks.rows import Rows
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _CARVED_SHARE, _FEWEST = 0.1, 10  # of train, and rows of which that share is a whole row
 _CARVE_SEED = "loraxs-search carve 1"
-_HIDDEN = "-1"  # what the hub stores where a benchmark keeps its labels to itself
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of one split: `texts`, `pairs` (None without a second text), and `labels` (N,)."""
-
-    texts: list[str]
-    pairs: list[str] | None
-    labels: npt.NDArray[Any]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, indices: npt.NDArray[np.int64]) -> Rows:
-        pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
-        return Rows([self.texts[i] for i in indices], pairs, self.labels[indices])
-
-
-def read_rows(task: Task, head: TaskHead, cache_dir: Path) -> dict[Split, Rows]:
+def read_rows(kind: TaskKind, cache_dir: Path) -> dict[Split, Rows]:
     """Read and validate the splits that there are and carve those that there are not.
 
     The rows of a file are cached by its content, so that it is parsed once.
@@ -54,12 +38,13 @@ def read_rows(task: Task, head: TaskHead, cache_dir: Path) -> dict[Split, Rows]:
         TaskDataError: texts or labels do not fit the declaration, or a split is empty; all faults of all splits.
         HomeError: the cache cannot be written.
     """
+    task = kind.task
     stored = local_splits(task) if task.source.data_files else hub_splits(task, cache_dir)
     rows: dict[Split, Rows] = {}
     errors: list[TaskDataError] = []
     for name, split in stored.items():
         with collected(errors):
-            if (read := _read(task, head, name, split, cache_dir)) is not None:
+            if (read := _read(kind, name, split, cache_dir)) is not None:
                 rows[name] = read
     if errors:
         raise joined(task, errors)
@@ -74,9 +59,20 @@ def fingerprint(rows: dict[Split, Rows], splits: Sequence[Split] = SPLITS) -> st
         digest.update(f"{name} {len(split)}\n".encode())
         for column in (split.texts, split.pairs or []):
             digest.update(_column_digest(column))
-        kind = "<i8" if split.labels.dtype.kind == "i" else "<f4"
-        digest.update(split.labels.astype(kind).tobytes())
+        digest.update(_label_digest(split.labels))
+        for extra in sorted(split.extras):
+            digest.update(_column_digest([extra, *map(_text, split.extras[extra])]))
     return digest.hexdigest()
+
+
+def _label_digest(labels: npt.NDArray[Any]) -> bytes:
+    if labels.dtype.kind == "U":
+        return _column_digest(labels.tolist())
+    return labels.astype("<i8" if labels.dtype.kind == "i" else "<f4").tobytes()
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _column_digest(column: list[str]) -> bytes:
@@ -94,38 +90,26 @@ def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
-def _read(task: Task, head: TaskHead, name: Split, split: StoredSplit, cache_dir: Path) -> Rows | None:
+def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path) -> Rows | None:
     """Return the rows of a split, from the cache when they are there; None of one whose labels are hidden."""
-    path = None if split.digest is None else rows_path(task, split.digest, cache_dir)
+    path = None if split.digest is None else rows_path(kind.task, split.digest, cache_dir)
     if path is not None and (known := load_rows(path)) is not None:
-        return Rows(*known)
-    columns = split.read(task)
-    if name == "test" and _HIDDEN not in task.labels and _is_hidden(columns.values[task.label]):
+        return known
+    columns = split.read(kind.task)
+    if name == "test" and kind.hides_answers(columns):
         return None
-    rows = _validated(task, head, columns, split)
+    rows = _validated(kind, columns, split)
     if path is not None:
-        store_rows(path, rows.texts, rows.pairs, rows.labels)
+        store_rows(path, rows)
     return rows
 
 
-def _is_hidden(labels: list[Any]) -> bool:
-    return all(str(value).strip() == _HIDDEN for value in labels)
-
-
-def _validated(task: Task, head: TaskHead, columns: Columns, split: StoredSplit) -> Rows:
-    place, errors = Place(split.name, columns.lines), list[TaskDataError]()
-    texts = dict[str, list[str]]()
-    for column in filter(None, (task.text, task.text_pair)):
-        with collected(errors):
-            texts[column] = check_texts(columns.values[column], task, column, place)
-    with collected(errors):
-        labels = head.read_labels(columns.values[task.label], task, place, columns.stored_names)
-    if errors:
-        raise joined(task, errors)
-    rows = Rows(texts[task.text], None if task.text_pair is None else texts[task.text_pair], labels)
+def _validated(kind: TaskKind, columns: Columns, split: StoredSplit) -> Rows:
+    place = SourceLocation(split.name, columns.lines)
+    rows = kind.read(columns, place)
     if split.is_file and (blank := blank_rows(rows.texts, rows.pairs)):
         raise TaskDataError(
-            f"Task {task.name}: each row must have text, but {place.name} has {place.values(rows.texts, blank)}.",
+            f"Task {kind.task.name}: each row must have text, but {place.name} has {place.values(rows.texts, blank)}.",
             hint="remove the rows, or write their text",
         )
     return rows

@@ -6,41 +6,50 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from loraxs_search.home import ensure_dir
-from loraxs_search.records import Task
+from loraxs_search.records import Task, to_json
 from loraxs_search.tasks._arrow import load_table, numbers_of, store_table
+from loraxs_search.tasks.rows import Rows
 
+_EXTRA = "extra."  # before the names of columns that a kind adds
 _VERSION = "1"  # raised whenever the same bytes are read as other rows
-
-Known = tuple[list[str], list[str] | None, npt.NDArray[Any]]
 
 
 def rows_path(task: Task, digest: str, cache_dir: Path) -> Path:
     """Return where the rows of a file are kept: all that decides them is in the name."""
     parts = (_VERSION, digest, task.text, task.text_pair, task.label, task.kind, *task.labels)
+    if task.settings:
+        parts += (to_json(task.settings),)
     return cache_dir / "rows" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:40]}.arrow"
 
 
-def load_rows(path: Path) -> Known | None:
-    """Return texts, pairs and labels (N,); None when they are not there."""
+def load_rows(path: Path) -> Rows | None:
+    """Return rows; None when they are not there."""
     table = load_table(path)
     if table is None:
         return None
-    pairs = table.column("pair").to_pylist() if "pair" in table.column_names else None
-    return table.column("text").to_pylist(), pairs, numbers_of(table.column("label").combine_chunks()).copy()
+    texts = {name: table.column(name).to_pylist() for name in table.column_names if name != "label"}
+    extras = {name.removeprefix(_EXTRA): values for name, values in texts.items() if name.startswith(_EXTRA)}
+    return Rows(texts["text"], texts.get("pair"), _labels(table.column("label").combine_chunks()), extras)
 
 
-def store_rows(path: Path, texts: list[str], pairs: list[str] | None, labels: npt.NDArray[Any]) -> None:
+def store_rows(path: Path, rows: Rows) -> None:
     """Keep rows.
 
     Raises:
         HomeError: the cache cannot be written.
     """
-    columns: dict[str, pa.Array] = {"text": pa.array(texts, pa.large_string())}
-    if pairs is not None:
-        columns["pair"] = pa.array(pairs, pa.large_string())
+    columns: dict[str, pa.Array] = {"text": pa.array(rows.texts, pa.large_string())}
+    if rows.pairs is not None:
+        columns["pair"] = pa.array(rows.pairs, pa.large_string())
+    extras = {f"{_EXTRA}{name}": pa.array(values) for name, values in rows.extras.items()}
     ensure_dir(path.parent)
-    store_table(path, pa.table({**columns, "label": pa.array(labels)}))
+    store_table(path, pa.table({**columns, "label": pa.array(rows.labels), **extras}))
+
+
+def _labels(column: pa.Array) -> npt.NDArray[Any]:
+    return np.array(column.to_pylist()) if pa.types.is_string(column.type) else numbers_of(column).copy()

@@ -7,6 +7,7 @@ from typing import Protocol
 from loraxs_search.errors import TaskDataError, unknown_name
 from loraxs_search.records import Split, Task
 from loraxs_search.tasks._columns import Columns
+from loraxs_search.tasks.kinds import kind_of
 
 
 class StoredSplit(Protocol):
@@ -38,21 +39,21 @@ class StoredSplit(Protocol):
 
 
 def wanted_columns(task: Task) -> list[str]:
-    """Return the columns that a task names, each once, the label last."""
-    return list(dict.fromkeys(name for name in (task.text, task.text_pair, task.label) if name is not None))
+    """Return the columns that a task names, each once, the one that may have label names last."""
+    return list(dict.fromkeys(kind_of(task).columns.values()))
 
 
 def split_names(task: Task, available: list[str], place: str) -> dict[Split, str]:
     """Return our split names to the source's: as declared, or all that go by our names."""
     declared: dict[Split, str] = dict(task.source.splits)
     if not declared:
-        ours: tuple[Split, ...] = ("train", "validation", "test")
-        declared = {name: name for name in ours if name in available}
+        splits: tuple[Split, ...] = ("train", "validation", "test")
+        declared = {name: name for name in splits if name in available}
     declared.setdefault("train", "train")
-    for ours_name, name in declared.items():
+    for split, name in declared.items():
         if name not in available:
             raise TaskDataError(
-                f"Task {task.name}: {unknown_name(f'splits.{ours_name}', name, available)} Place: {place}.",
+                f"Task {task.name}: {unknown_name(f'splits.{split}', name, available)} Place: {place}.",
                 hint="map the source's names under `splits`; only train is required, the others are carved from it",
             )
     return declared
@@ -61,14 +62,15 @@ def split_names(task: Task, available: list[str], place: str) -> dict[Split, str
 def check_columns(task: Task, columns: Columns, place: str) -> None:
     if not columns.available:
         raise no_rows(task, place)
-    roles = (("text", task.text), ("text_pair", task.text_pair), ("label", task.label))
-    missing = [(role, name) for role, name in roles if name is not None and name not in columns.available]
+    wanted = kind_of(task).columns
+    missing = [(key, name) for key, name in wanted.items() if name not in columns.available]
     if missing:
-        laws = " ".join(unknown_name(f"columns.{role}", name, columns.available) for role, name in missing)
+        laws = " ".join(unknown_name(key, name, columns.available) for key, name in missing)
+        section = missing[0][0].partition(".")[0]
         raise TaskDataError(
-            f"Task {task.name}: {laws} Place: {place}.", hint="name the data's own columns under `columns`"
+            f"Task {task.name}: {laws} Place: {place}.", hint=f"name the data's own columns under `{section}`"
         )
-    if not columns.values[task.label]:
+    if not columns.values[list(wanted.values())[-1]]:
         raise no_rows(task, place)
 
 

@@ -12,7 +12,7 @@ _LISTED = 5  # different values that a message names
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """A file or a split of the hub, and the lines of its rows."""
 
     name: str

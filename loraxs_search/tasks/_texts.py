@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loraxs_search.errors import TaskDataError
+from loraxs_search.errors import TaskDataError, shortened
 from loraxs_search.records import Task
-from loraxs_search.tasks._source_location import Place
+from loraxs_search.tasks._source_location import SourceLocation
+
+_NUMBERS = {1: "one", 2: "two", 3: "three"}
 
 
-def check_texts(values: Sequence[Any], task: Task, column: str, place: Place) -> list[str]:
+def check_texts(values: Sequence[Any], task: Task, column: str, place: SourceLocation) -> list[str]:
     """Return a text column.
 
     Raises:
@@ -31,25 +33,26 @@ def blank_rows(texts: Sequence[str], pairs: Sequence[str] | None) -> list[int]:
     return empty if pairs is None else [row for row in empty if not pairs[row].strip()]
 
 
-def check_question(task: Task, texts: Sequence[Any], pairs: Sequence[Any] | None) -> None:
+def check_question(task: Task, rows: Sequence[tuple[Any, ...]], num_texts: int) -> None:
     """Refuse what nobody can judge.
 
     Raises:
         TaskDataError: there is no row, one has another number of texts than the task takes, or none to read.
     """
-    takes = "two texts" if task.text_pair else "one text"
-    if (pairs is not None) != (task.text_pair is not None) or (pairs is not None and len(pairs) != len(texts)):
-        raise TaskDataError(f"Task {task.name} must be given {takes} per row.")
-    if not texts:
+    takes = f"{_NUMBERS[num_texts]} text{'s' * (num_texts > 1)}"
+    if not rows:
         raise TaskDataError(f"Task {task.name} must be given at least one row.")
-    place = Place("the request")
-    for values in (texts, pairs):
-        if values is not None and (faults := [row for row, value in enumerate(values) if not _is_text(value)]):
+    if wrong := [row for row in rows if len(row) != num_texts]:
+        raise TaskDataError(f"Task {task.name} must be given {takes} per row, but got {shortened(wrong[0])}.")
+    place = SourceLocation("the request")
+    columns = [[row[i] for row in rows] for i in range(num_texts)]
+    for values in columns:
+        if faults := [row for row, value in enumerate(values) if not _is_text(value)]:
             raise TaskDataError(
                 f"Task {task.name} must be given {takes} per row, but got {place.values(values, faults)}.",
                 hint="give each text as a str",
             )
-    if blank := blank_rows(texts, pairs):
+    if blank := [number for number, row in enumerate(rows) if not "".join(row).strip()]:
         raise TaskDataError(
             f"Task {task.name} must be given text to read, but {place.row(blank[0])} has none"
             f"{f' ({len(blank)} such rows)' if len(blank) > 1 else ''}.",

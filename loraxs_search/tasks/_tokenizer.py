@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import Task
+from loraxs_search.records import Task, to_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _VERSION = "1"  # part of the cache key: raised whenever the same inputs give other tokens
 _UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30
@@ -17,7 +18,9 @@ _UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30
 
 def cache_key(task: Task, identity: str, data_fingerprint: str, split: str) -> str:
     """Return what decides the tokens of a split, as a file name; `identity` is the tokenizer's."""
-    parts = (_VERSION, data_fingerprint, split, identity, str(task.max_length))
+    parts = [_VERSION, data_fingerprint, split, identity, str(task.max_length)]
+    if task.settings:
+        parts += [task.kind, to_json(task.settings)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
 
 

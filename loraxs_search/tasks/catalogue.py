@@ -13,13 +13,14 @@ GLUE_HUB = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class _Glue:
-    """A GLUE task as the hub has it; no label names means regression."""
+    """A GLUE task as the hub has it."""
 
     text: str
     text_pair: str | None
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
     validation: str = "validation"
+    kind: str = "sequence-classification"
 
 
 # Columns, label order and metrics as in GLUE (arXiv 1804.07461) and its hub copy. GLUE hides its test labels: the
@@ -34,7 +35,7 @@ _GLUE = {
     "qqp": _Glue("question1", "question2", ("not_duplicate", "duplicate"), ("f1", "accuracy")),
     "rte": _Glue("sentence1", "sentence2", ("entailment", "not_entailment"), ("accuracy",)),
     "sst2": _Glue("sentence", None, ("negative", "positive"), ("accuracy", "f1")),
-    "stsb": _Glue("sentence1", "sentence2", (), ("pearson", "spearman", "mse")),
+    "stsb": _Glue("sentence1", "sentence2", (), ("pearson", "spearman", "mse"), kind="regression"),
 }
 
 
@@ -55,7 +56,7 @@ def catalogue_task(name: str) -> Task:
     splits: dict[Split, str] = {"train": "train", "validation": glue.validation}
     return Task(
         name=name,
-        kind="sequence-classification" if glue.labels else "regression",
+        kind=glue.kind,
         source=DataSource(hub=GLUE_HUB, config=name, splits=splits),
         text=glue.text,
         text_pair=glue.text_pair,

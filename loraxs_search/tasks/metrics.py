@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.errors import unknown_name
-from loraxs_search.records import Direction, TaskKind
+from loraxs_search.records import Direction
 
 Values = npt.NDArray[np.generic]
 Score = Callable[[Values, Values], float]
@@ -17,19 +16,17 @@ Score = Callable[[Values, Values], float]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: which way is better, what it fits, and its value.
+    """A metric: which way is better, and its value. A task kind says which ones fit it.
 
     Args:
-        kinds: Task kinds whose predictions it can score.
-        num_labels: The one number of labels that it fits; None means any.
         score: (predictions, labels), both of shape (N,), to a finite number.
+        is_share: Whether it is the share of rows whose prediction equals the label.
     """
 
     name: str
     direction: Direction
-    kinds: tuple[TaskKind, ...]
     score: Score
-    num_labels: int | None = None
+    is_share: bool = False
 
 
 def _accuracy(predictions: Values, labels: Values) -> float:
@@ -79,37 +76,23 @@ def _constant(values: Values) -> bool:
     return bool(spread <= 1e-12 * np.abs(numbers).max())
 
 
-_CLASSES: tuple[TaskKind, ...] = ("sequence-classification",)
-_NUMBERS: tuple[TaskKind, ...] = ("regression",)
-
 # Where a metric is undefined its value here is: f1 0 without true or predicted positives; matthews, pearson and
 # spearman 0 when the predictions or the labels are all the same.
-METRICS: dict[str, Metric] = {
+CLASS_METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "maximize", _CLASSES, _accuracy),
-        Metric("f1", "maximize", _CLASSES, _f1, num_labels=2),
-        Metric("macro_f1", "maximize", _CLASSES, _macro_f1),
-        Metric("matthews", "maximize", _CLASSES, _matthews),
-        Metric("pearson", "maximize", _NUMBERS, _pearson),
-        Metric("spearman", "maximize", _NUMBERS, _spearman),
-        Metric("mse", "minimize", _NUMBERS, _mse),
+        Metric("accuracy", "maximize", _accuracy, is_share=True),
+        Metric("f1", "maximize", _f1),
+        Metric("macro_f1", "maximize", _macro_f1),
+        Metric("matthews", "maximize", _matthews),
     )
 }
-
-
-def metric_fault(name: str, kind: TaskKind, num_labels: int) -> str | None:
-    """Say why a metric cannot score such a task, as a whole sentence; None when it can."""
-    metric = METRICS.get(name)
-    fitting = [m.name for m in METRICS.values() if kind in m.kinds and m.num_labels in (None, num_labels)]
-    if metric is None:
-        return unknown_name("metric", name, fitting)
-    if kind not in metric.kinds:
-        return f"`{name}` scores {' and '.join(metric.kinds)}, but the task's kind is {kind}; use {_any_of(fitting)}."
-    if metric.num_labels not in (None, num_labels):
-        return f"`{name}` scores {metric.num_labels} labels, but the task has {num_labels}; use {_any_of(fitting)}."
-    return None
-
-
-def _any_of(names: list[str]) -> str:
-    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+NUMBER_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("pearson", "maximize", _pearson),
+        Metric("spearman", "maximize", _spearman),
+        Metric("mse", "minimize", _mse),
+    )
+}
+METRICS = CLASS_METRICS | NUMBER_METRICS

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from loraxs_search.errors import LoraxsError, TaskDataError
 from loraxs_search.records import Split, Yardstick, YardstickName
-from loraxs_search.tasks._rows import Rows, fixed_subset
-from loraxs_search.tasks.metrics import METRICS
+from loraxs_search.tasks._rows import fixed_subset
+from loraxs_search.tasks.kinds import LinearForm
 from loraxs_search.tasks.prepared import PreparedTask, load_data
+from loraxs_search.tasks.rows import Rows
 
-SplitLogits = Iterator[tuple[Split, npt.NDArray[Any]]]
+SplitOutputs = Iterator[tuple[Split, npt.NDArray[Any]]]
 
 _MAX_CONSTANTS = 32  # the likeliest ones; a metric is computed for each
 _ALPHA = 1.0  # of ridge regression on rows of unit length
@@ -65,29 +66,29 @@ def constant(data: PreparedTask) -> Yardstick:
     Of answers that are equally good the likeliest wins: the most frequent label, or the mean.
     """
     started = time.thread_time()
-    task, head, train = data.task, data.head, data.labels("train")
-    sign = 1.0 if task.direction == "maximize" else -1.0
-    answers = head.constants(train)[:_MAX_CONSTANTS]
-    best = max(answers, key=lambda answer: sign * METRICS[task.metric].score(np.full(len(train), answer), train))
+    task, kind, train = data.task, data.kind, data.labels("train")
+    sign, score = 1.0 if task.direction == "maximize" else -1.0, kind.metrics[task.metric].score
+    answers = kind.constants(train)[:_MAX_CONSTANTS]
+    gains = [sign * score(np.full(len(train), answer), train) for answer in answers]
+    best = answers[int(np.argmax(gains))]
     validation, test = (
-        head.score(np.full(len(labels), best), labels) for labels in (data.labels("validation"), data.labels("test"))
+        kind.measure(np.full(len(labels), best), labels) for labels in (data.labels("validation"), data.labels("test"))
     )
     return Yardstick("constant", validation, test, answer=best, seconds=time.thread_time() - started)
 
 
-def scored(name: YardstickName, data: PreparedTask, logits: Callable[[], SplitLogits]) -> Yardstick:
-    """Score what a model answers to each split; whatever goes wrong is said in the result.
+def scored(name: YardstickName, data: PreparedTask, form: LinearForm, outputs: Callable[[], SplitOutputs]) -> Yardstick:
+    """Score what a linear model answers to each split; whatever goes wrong is said in the result.
 
     Args:
-        logits: Trains the model and yields its logits for the validation split, then for the test split.
+        outputs: Trains the model and yields what it gives for the validation split, then for the test split.
     """
     started = time.thread_time()
     metrics: dict[Split, dict[str, float]] = {}
     failed = ""
     try:
-        for split, values in logits():
-            predictions = data.head.predictions(torch.from_numpy(np.ascontiguousarray(values)))
-            metrics[split] = data.head.score(predictions, data.labels(split))
+        for split, values in outputs():
+            metrics[split] = data.kind.measure(form.answers(values), data.labels(split))
     except Exception as error:  # noqa: BLE001  # a yardstick stops no search
         failed = failure(error)
     seconds = time.thread_time() - started
@@ -101,8 +102,8 @@ def failure(error: BaseException) -> str:
     return f"{kind}{line}"[:200]
 
 
-def tfidf(data: PreparedTask, limit: TimeLimit) -> SplitLogits:
-    """Yield logits of ridge regression on TF-IDF of words and pairs of words, fitted on the train rows.
+def tfidf(data: PreparedTask, form: LinearForm, limit: TimeLimit) -> SplitOutputs:
+    """Yield what is given by ridge regression on TF-IDF of words and pairs of words, fitted on the train rows.
 
     Train rows beyond what takes a few seconds are left out, always the same ones.
 
@@ -113,10 +114,10 @@ def tfidf(data: PreparedTask, limit: TimeLimit) -> SplitLogits:
     from sklearn.linear_model import Ridge
 
     rows = _rows(data)
-    kept = _train_rows(rows["train"], data.head.num_labels)
+    kept = _train_rows(rows["train"], form.num_outputs)
     terms = _Terms(rows["train"].take(kept), limit)
     model = Ridge(alpha=_ALPHA, solver="sparse_cg", tol=_TOLERANCE)
-    model.fit(terms.train, data.head.targets(data.labels("train")[kept]))
+    model.fit(terms.train, form.targets(data.labels("train")[kept]))
     order: tuple[Split, ...] = ("validation", "test")
     for split in order:
         yield split, model.predict(terms.of(rows[split])).reshape(len(rows[split]), -1)
@@ -172,10 +173,10 @@ def _rows(data: PreparedTask) -> dict[Split, Rows]:
 
 def _cut(rows: Rows, length: int) -> Rows:
     pairs = None if rows.pairs is None else [text[:length] for text in rows.pairs]
-    return Rows([text[:length] for text in rows.texts], pairs, rows.labels)
+    return replace(rows, texts=[text[:length] for text in rows.texts], pairs=pairs)
 
 
-def _train_rows(rows: Rows, num_labels: int) -> npt.NDArray[np.int64]:
+def _train_rows(rows: Rows, num_outputs: int) -> npt.NDArray[np.int64]:
     characters = sum(map(len, rows.texts)) + sum(map(len, rows.pairs or ()))
-    most = _MAX_CHARACTERS * min(1.0, _MANY_LABELS / num_labels)
+    most = _MAX_CHARACTERS * min(1.0, _MANY_LABELS / num_outputs)
     return fixed_subset(len(rows), max(1, int(len(rows) * most / max(most, characters))))

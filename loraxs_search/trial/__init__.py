@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from loraxs_search.trial.evaluate import answer_rows, evaluate
+from loraxs_search.trial.evaluate import ask, evaluate, score_rows, split_metrics
+from loraxs_search.trial.forward import forward
 from loraxs_search.trial.latency import measure_latency
 from loraxs_search.trial.precision import choose_dtype
 from loraxs_search.trial.report import make_report
@@ -16,17 +17,20 @@ __all__ = [
     "FolderScores",
     "Snapshot",
     "TrialRun",
-    "answer_rows",
+    "ask",
     "attach",
     "bare_body",
     "check_step",
     "choose_dtype",
     "detach",
     "evaluate",
+    "forward",
     "load_parameters",
     "lr_factor",
     "make_report",
     "measure_latency",
     "measure_yardsticks",
     "score_folder",
+    "score_rows",
+    "split_metrics",
 ]

@@ -1,8 +1,11 @@
-"""Scoring a model on a split."""
+"""Scoring and asking one adapter: its task's requests, computed batch by batch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +14,12 @@ from torch import Tensor
 
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.records import Split
-from loraxs_search.tasks import PreparedTask, eval_batches
-from loraxs_search.tasks.metrics import Values
+from loraxs_search.tasks import PreparedTask, RowSource, eval_batches
+from loraxs_search.tasks.kinds import Asking, Read, RowScores, drive
+from loraxs_search.trial.forward import forward_batch
 
 EVAL_TOKENS = 4096
+ResultT = TypeVar("ResultT")
 
 
 def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split, device: torch.device) -> dict[str, float]:
@@ -25,53 +30,79 @@ def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split, device: t
     Raises:
         TrialDivergedError: a metric or the loss is not finite.
     """
-    return answer(model, data, split, device)[0]
+    return split_metrics(data, split, score_rows(model, data, split, np.arange(data.num_rows(split)), device))
 
 
-def answer(
-    model: torch.nn.Module,
-    data: PreparedTask,
-    split: Split,
-    device: torch.device,
-    pool: Executor | None = None,
-) -> tuple[dict[str, float], Values]:
-    """Return what `evaluate` returns, and the answer to each row, shape (N,), in the split's order.
+def split_metrics(data: PreparedTask, split: Split, scores: RowScores) -> dict[str, float]:
+    """Return the task's metrics and the mean loss of a whole split.
 
     Args:
-        pool: Computes batches side by side; None computes one at a time in the caller's thread.
+        scores: Of every row of the split, in its order.
     Raises:
         TrialDivergedError: a metric or the loss is not finite.
     """
-    predictions, losses = answer_rows(model, data, split, np.arange(data.num_rows(split)), device, pool)
-    metrics = data.head.score(predictions, data.labels(split))
-    metrics = {name: metrics[name] for name in data.task.metrics} | {"loss": float(losses.mean())}
-    if bad := {k: v for k, v in metrics.items() if not np.isfinite(v)}:
+    metrics = data.kind.measure(scores.predictions, data.labels(split)) | {"loss": scores.loss}
+    if bad := {name: value for name, value in metrics.items() if not np.isfinite(value)}:
         raise TrialDivergedError(f"`{split} metrics` must be finite, but got {bad}.")
-    return metrics, predictions
+    return metrics
 
 
-def answer_rows(
+def score_rows(
     model: torch.nn.Module,
     data: PreparedTask,
     split: Split,
     rows: npt.NDArray[np.int64],
     device: torch.device,
     pool: Executor | None = None,
-) -> tuple[Values, npt.NDArray[np.float32]]:
-    """Return the answer to each of these rows, and its loss, both of shape (rows,), in their order.
+) -> RowScores:
+    """Return the answers to these rows and their losses, in their order.
+
+    Args:
+        pool: Computes batches side by side; None computes one at a time in the caller's thread.
+    Raises:
+        TrialDivergedError: some output is not finite.
+    """
+    return ask(model, data, data.kind.score(data, split, rows), device, pool)
+
+
+def ask(
+    model: torch.nn.Module,
+    data: RowSource,
+    asking: Asking[ResultT],
+    device: torch.device,
+    pool: Executor | None = None,
+) -> ResultT:
+    """Compute what a task kind asks for, until it has its result.
 
     Raises:
-        TrialDivergedError: some logit is not finite.
+        TrialDivergedError: a number is not finite.
     """
+    reader = _Reader(model, data, device, pool)
+    result = drive({"": asking}, reader.compute)[""]
+    if isinstance(result, TrialDivergedError):
+        raise result
+    return result
 
-    @torch.inference_mode()
-    def score(positions: npt.NDArray[np.int64]) -> tuple[Tensor, npt.NDArray[np.float32]]:
-        batch = data.collate(split, rows[positions])
-        out = model(**{k: v.to(device) for k, v in batch.inputs.items()}).logits.float()
-        return out.cpu(), data.head.loss(out, batch.labels.to(device)).cpu().numpy()
 
-    # Of more and smaller batches no thread is the last for long.
-    batches = eval_batches(data.lengths(split)[rows], EVAL_TOKENS // 2 if pool else EVAL_TOKENS)
-    logits, losses = zip(*(pool.map if pool else map)(score, batches), strict=True)
-    order = np.argsort(np.concatenate(batches))
-    return data.head.predictions(torch.cat(logits))[order], np.concatenate(losses)[order]
+@dataclass(frozen=True)
+class _Reader:
+    model: torch.nn.Module
+    data: RowSource
+    device: torch.device
+    pool: Executor | None
+
+    def compute(self, requests: Mapping[str, Read]) -> dict[str, tuple[Tensor, ...]]:
+        return {key: self._read(request) for key, request in requests.items()}
+
+    def _read(self, request: Read) -> tuple[Tensor, ...]:
+        @torch.inference_mode()
+        def compute(positions: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:
+            batch = self.data.collate(request.source, request.rows[positions]).to(self.device)
+            return tuple(part.cpu() for part in request.reduce(forward_batch(self.model, batch), batch))
+
+        # Of more and smaller batches no thread is the last for long.
+        max_tokens = EVAL_TOKENS // 2 if self.pool else EVAL_TOKENS
+        batches = eval_batches(self.data.lengths(request.source)[request.rows], max_tokens)
+        parts = list((self.pool.map if self.pool else map)(compute, batches))
+        order = torch.from_numpy(np.argsort(np.concatenate(batches)))
+        return tuple(torch.cat(column)[order] for column in zip(*parts, strict=True))

@@ -12,6 +12,7 @@ from loraxs_search.base_model import ended, load_model, load_tokenizer, locate
 from loraxs_search.errors import LoraxsError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import Latency
+from loraxs_search.tasks import kind_of
 from loraxs_search.torch_threads import single_thread
 
 _ROWS, _TOKENS = 8, 64
@@ -41,7 +42,7 @@ def _measure(folder: Path) -> Latency:
     manifest = read_manifest(folder)
     base = locate(manifest.base_model)
     adapted = load_adapter_folder(folder, base=base)
-    bare = load_model(base, manifest.task.kind, len(manifest.task.labels) or 1)
+    bare = load_model(base, kind_of(manifest.task).model)
     draw = torch.Generator().manual_seed(0)
     num_tokens = min(_TOKENS, manifest.task.max_length, load_tokenizer(base).model_max_length)
     ids = ended(torch.randint(bare.config.vocab_size, (_ROWS, num_tokens), generator=draw), bare.config)

@@ -18,6 +18,7 @@ from loraxs_search.methods import HeadPlan, get_method
 from loraxs_search.records import TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
 from loraxs_search.trial.evaluate import evaluate
+from loraxs_search.trial.forward import forward_batch
 from loraxs_search.trial.report import make_report
 from loraxs_search.trial.schedule import lr_factor
 from loraxs_search.trial.snapshot import Snapshot
@@ -50,14 +51,14 @@ def attach(model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None 
     init_head(model, hyper.seed)
     trained: tuple[str, ...] = head_names(model)
     idle: tuple[str, ...] = ()
-    if hyper.head == "output":
+    if trained and hyper.head == "output":
         output, idle = output_head(model)
         trained = (output,)
         _check_distinct(output, idle)
     identity = (*idle, *missing_poolers(model))
     pass_through(model, identity)
     # With a task type PEFT would train the whole head by itself.
-    plan = HeadPlan(trained, identity, task_type=None if idle else "SEQ_CLS")
+    plan = HeadPlan(trained, identity, task_type=None if idle else "SEQ_CLS" if trained else "CAUSAL_LM")
     adapted = get_method(hyper.method).attach(model, hyper, plan, factors)
     adapted.eval()  # dropout off: a result must not depend on who shares the device
     return adapted
@@ -169,9 +170,8 @@ class TrialRun:
 
     def _train_step(self) -> float:
         hyper = self.spec.hyperparameters
-        batch = self.data.collate("train", self._batches.at(self.step))
-        logits = self.model(**{k: v.to(self._device) for k, v in batch.inputs.items()}).logits.float()
-        loss = self.data.head.loss(logits, batch.labels.to(self._device)).mean()
+        batch = self.data.collate("train", self._batches.at(self.step)).to(self._device)
+        loss = self.data.kind.loss(forward_batch(self.model, batch), batch).sum() / batch.counts.sum()
         value = float(loss.detach())
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), hyper.max_grad_norm or math.inf)

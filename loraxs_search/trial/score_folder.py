@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from loraxs_search import base_model
@@ -12,7 +13,7 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import Task
 from loraxs_search.tasks import prepare
-from loraxs_search.trial.evaluate import answer
+from loraxs_search.trial.evaluate import score_rows, split_metrics
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class FolderScores:
     """What an adapter reaches on a task's test split, and its answer to each row."""
 
     metrics: dict[str, float]
-    predictions: tuple[float, ...]
-    labels: tuple[float, ...]
+    predictions: tuple[float, ...] | tuple[str, ...]
+    labels: tuple[float, ...] | tuple[str, ...]
     data_fingerprint: str
     test_fingerprint: str
 
@@ -39,16 +40,16 @@ def score_folder(folder: Path, task: Task) -> FolderScores:
     trained_for = manifest.task
     if (trained_for.kind, trained_for.labels) != (task.kind, task.labels):
         raise TaskDataError(
-            f"Task {task.name} must have the labels the adapter was trained for, {list(trained_for.labels)}, "
-            f"but has {list(task.labels)}."
+            f"Task {task.name} must have the labels the adapter was trained for, {list(trained_for.labels)}"
+            f" ({trained_for.kind}), but has {list(task.labels)} ({task.kind})."
         )
     base = base_model.locate(manifest.base_model)
     data = prepare(task, base_model.load_tokenizer(base))
     model = load_adapter_folder(folder, base=base)
-    metrics, predictions = answer(model, data, "test", torch.device("cpu"))
+    scores = score_rows(model, data, "test", np.arange(data.num_rows("test")), torch.device("cpu"))
     return FolderScores(
-        metrics,
-        tuple(predictions.tolist()),
+        split_metrics(data, "test", scores),
+        tuple(scores.predictions.tolist()),
         tuple(data.labels("test").tolist()),
         data.data_fingerprint,
         data.test_fingerprint,

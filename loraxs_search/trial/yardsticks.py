@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from loraxs_search.records import Split, Yardstick
 from loraxs_search.tasks import PreparedTask, eval_batches, fixed_subset
-from loraxs_search.tasks.yardsticks import SplitLogits, TimeLimit, constant, scored, tfidf
+from loraxs_search.tasks.kinds import LinearForm
+from loraxs_search.tasks.yardsticks import SplitOutputs, TimeLimit, constant, scored, tfidf
 from loraxs_search.torch_threads import single_thread
 
 LIMIT_S = 10.0  # of one core, all yardsticks together
@@ -34,23 +35,26 @@ def bare_body(model: PreTrainedModel) -> nn.Module:
 def measure_yardsticks(data: PreparedTask, body: nn.Module, device: torch.device) -> tuple[Yardstick, ...]:
     """Return the constant answer, TF-IDF and the base's features with a linear model, scored on validation and test.
 
-    The same rows give the same numbers. All three take `LIMIT_S` of the calling thread at most, which computes alone: a
-    split that would take longer has no metrics, and the result says so.
+    The constant answer alone where no linear model answers such a task. The same rows give the same numbers. All three
+    take `LIMIT_S` of the calling thread at most, which computes alone: a split that would take longer has no metrics,
+    and the result says so.
 
     Args:
         body: As `bare_body` returns it; others may compute with its weights meanwhile.
     """
-    limit = TimeLimit(LIMIT_S)
+    limit, form = TimeLimit(LIMIT_S), data.kind.linear()
     with single_thread():
+        if form is None:
+            return (constant(data),)
         return (
             constant(data),
-            scored("tfidf", data, lambda: tfidf(data, TimeLimit(_TFIDF_S))),
-            scored("features", data, lambda: _features(data, _Pooled(data, body, device, limit))),
+            scored("tfidf", data, form, lambda: tfidf(data, form, TimeLimit(_TFIDF_S))),
+            scored("features", data, form, lambda: _features(data, form, _Pooled(data, body, device, limit))),
         )
 
 
-def _features(data: PreparedTask, pooled: _Pooled) -> SplitLogits:
-    """Yield logits of ridge regression on mean-pooled hidden states; cross-validation chooses how strict it is."""
+def _features(data: PreparedTask, form: LinearForm, pooled: _Pooled) -> SplitOutputs:
+    """Yield what ridge regression on mean-pooled hidden states gives; cross-validation chooses how strict it is."""
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -58,7 +62,7 @@ def _features(data: PreparedTask, pooled: _Pooled) -> SplitLogits:
     train = fixed_subset(data.num_rows("train"), _TRAIN_ROWS)
     model = make_pipeline(StandardScaler(), RidgeCV(alphas=_ALPHAS))
     needed = int(data.lengths("validation").sum())  # without validation scores the train rows are of no use
-    model.fit(pooled.rows("train", train, needed), data.head.targets(data.labels("train")[train]))
+    model.fit(pooled.rows("train", train, needed), form.targets(data.labels("train")[train]))
     order: tuple[Split, ...] = ("validation", "test")
     for split in order:
         rows = np.arange(data.num_rows(split))

@@ -34,6 +34,7 @@ from loraxs_search.base_model import linear_modules, load_model, locate
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records import BaseModel
 from loraxs_search.search_space import load_space
+from loraxs_search.tasks.kinds import kind_of
 
 BULK = 10_000
 
@@ -54,7 +55,7 @@ class Bench:
         space = load_space("movie_reviews")
         self._task = space.task
         self.base: BaseModel = locate(space.base_model)
-        self._modules = linear_modules(self.base, self._task.kind, 2)
+        self._modules = linear_modules(self.base, kind_of(self._task).model)
         self.facts: dict[str, float] = {}
         self._draw = random.Random(0)
         ids = torch.randint(1000, 30000, (arguments.rows, arguments.tokens), generator=torch.Generator().manual_seed(0))
@@ -111,7 +112,7 @@ class Bench:
             init_lora_weights=False,
             task_type="SEQ_CLS",
         )
-        model = get_peft_model(load_model(self.base, self._task.kind, 2), config, adapter_name="lora-0").eval()
+        model = get_peft_model(load_model(self.base, kind_of(self._task).model), config, adapter_name="lora-0").eval()
         before, started = resident(), time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT warns of more than one adapter
@@ -130,7 +131,7 @@ class Bench:
 
     # ---- time --------------------------------------------------------------------------------------------------------
     def rows(self, bank: AdapterBank, peft: PeftModel | None) -> list[Row]:
-        plain = load_model(self.base, self._task.kind, 2, device=self._arguments.device)
+        plain = load_model(self.base, kind_of(self._task).model, device=self._arguments.device)
         num, inputs = self._arguments.rows, {k: v.to(self._arguments.device) for k, v in self._inputs.items()}
         ways: dict[str, Callable[[], object]] = {
             "bare base": lambda: plain(**inputs).logits,

@@ -81,13 +81,15 @@ def regression_scores(space: Space) -> dict[str, float]:
 
     base = locate(space.base_model)
     data = prepare(space.task, load_tokenizer(base))
-    body = load_model(base, space.task.kind, data.head.num_labels).base_model
+    body = load_model(base, data.kind.model).base_model
     features = {split: mean_features(body, data, split) for split in ("train", "validation", "test")}
     metric, scored = space.task.metric, []
     for strength in (0.001, 0.01, 0.1, 1.0):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
         model.fit(features["train"], data.labels("train"))
-        both = [data.head.score(model.predict(features[split]), data.labels(split)) for split in ("validation", "test")]
+        both = [
+            data.kind.measure(model.predict(features[split]), data.labels(split)) for split in ("validation", "test")
+        ]
         scored.append((both[0][metric], both[1]))
     return max(scored, key=lambda pair: pair[0])[1]
 

@@ -116,7 +116,7 @@ def efficiency(found: dict[str, Any], space: Any) -> dict[str, Any]:
 
     task, base = space.task, locate(space.base_model)
     tokens = prepare(task, load_tokenizer(base))
-    weights = sum(m.in_features * m.out_features for m in linear_modules(base, task.kind, 2))
+    weights = sum(m.in_features * m.out_features for m in linear_modules(base, tokens.kind.model))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype("auto", device)
     peak = gemm_peak(dtype, device)

@@ -24,16 +24,17 @@ from loraxs_search.search_space._sections import (
     DataSection,
     PromotionSection,
     SearchSection,
-    TaskSection,
+    task_section,
 )
-from loraxs_search.tasks import catalogue_names
+from loraxs_search.tasks import catalogue_names, kind_of
+from loraxs_search.tasks.kinds import KINDS
 from loraxs_search.tasks.metrics import METRICS
 
 OURS = SEARCH_SPACES.commands("loraxs-search")
 LAUNCHES = [command for command in OURS if command.args[0] == "launch"]
 RUN = [command for command in OURS if command not in LAUNCHES]
 SECTIONS = {
-    "task": TaskSection,
+    "task": task_section(KINDS.get("sequence-classification")),
     "task.data": DataSection,
     "base_model": BaseModelSection,
     "search": SearchSection,
@@ -147,8 +148,8 @@ def size_table(folder: Path) -> Iterator[str]:
     for name in shipped_spaces():
         space = load_space(str(shipped_space_path(name)))
         base, task = _base(space, folder), space.task
-        modules = linear_modules(base, task.kind, len(task.labels))
-        heads = {head: head_shapes(base, task.kind, len(task.labels), head) for head in ("full", "output")}
+        modules = linear_modules(base, kind_of(task).model)
+        heads = {head: head_shapes(base, kind_of(task).model, head) for head in ("full", "output")}
         said = describe(space, modules, heads=heads)
         cells = [name, space.base_model.id.rpartition("/")[2]]
         for it in (said.smallest, said.largest):

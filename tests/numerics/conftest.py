@@ -36,7 +36,8 @@ from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import BaseModel, DataSource, Hyperparameters, LinearModule, Task, TrialSpec
 from loraxs_search.search_space import load_space
-from loraxs_search.tasks import PreparedTask, prepare
+from loraxs_search.tasks import PreparedTask, kind_of, prepare
+from loraxs_search.tasks.kinds import classifier
 from loraxs_search.trial import Snapshot, TrialRun, attach, detach
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -159,9 +160,9 @@ class World:
     def __init__(self, folder: Path, family: str = "bert", dtype: torch.dtype | None = None) -> None:
         self.base = save_base(folder / "base", family)
         self.data = make_data(folder / "data", padding_side=load_tokenizer(self.base).padding_side)
-        self.model = load_model(self.base, "sequence-classification", 2, dtype=dtype)
-        exact = load_model(self.base, "sequence-classification", 2)
-        self.modules: tuple[LinearModule, ...] = linear_modules(self.base, "sequence-classification", 2)
+        self.model = load_model(self.base, classifier(2), dtype=dtype)
+        exact = load_model(self.base, classifier(2))
+        self.modules: tuple[LinearModule, ...] = linear_modules(self.base, classifier(2))
         self.names = [module.name for module in self.modules]
         self.factors: FactorStore = LoadedFactors(self.model, exact, self.names)
 
@@ -241,8 +242,8 @@ def quickstart(in_warm_home: Path, world: World) -> World:
     space = load_space("movie_reviews")
     world.base = locate(space.base_model)
     world.data = prepare(replace(space.task, validation_rows=16), load_tokenizer(world.base))
-    world.model = load_model(world.base, space.task.kind, 2)
-    world.modules = linear_modules(world.base, space.task.kind, 2)
+    world.model = load_model(world.base, kind_of(space.task).model)
+    world.modules = linear_modules(world.base, kind_of(space.task).model)
     world.names = [module.name for module in world.modules]
     world.factors = LoadedFactors(world.model, world.model, world.names)
     return world

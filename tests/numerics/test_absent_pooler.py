@@ -16,6 +16,7 @@ from loraxs_search.base_model import linear_modules, load_model, missing_poolers
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import export_lora
 from loraxs_search.records import BaseModel
+from loraxs_search.tasks.kinds import classifier
 
 from .conftest import FAMILIES, save_base, tokenizer
 
@@ -35,7 +36,7 @@ def base(tmp_path: Path) -> BaseModel:
 
 @pytest.fixture
 def folder(base: BaseModel, make_adapter: Callable[..., Path], tmp_path: Path) -> Path:
-    names = tuple(module.name for module in linear_modules(base, "sequence-classification", 2))
+    names = tuple(module.name for module in linear_modules(base, classifier(2)))
     return make_adapter(tmp_path / "native", base, rank=4, target_modules=names)
 
 
@@ -68,8 +69,8 @@ def test_so_does_a_bank(base: BaseModel, folder: Path) -> None:
 
 
 def test_a_pooler_that_is_there_is_left_as_it_is(base: BaseModel, tmp_path: Path) -> None:
-    assert missing_poolers(load_model(base, "sequence-classification", 2)) == ("bert.pooler.dense",)
+    assert missing_poolers(load_model(base, classifier(2))) == ("bert.pooler.dense",)
     whole = save_base(tmp_path / "whole")
-    model = load_model(whole, "sequence-classification", 2)
+    model = load_model(whole, classifier(2))
     assert missing_poolers(model) == ()
     torch.testing.assert_close(logits(model), logits(plain(whole, 1)))

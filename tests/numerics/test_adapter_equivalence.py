@@ -40,6 +40,7 @@ from loraxs_search.methods.loraxs import (
     use_factor_store,
 )
 from loraxs_search.records import BaseModelRef
+from loraxs_search.tasks.kinds import classifier
 
 from .conftest import tokenizer
 
@@ -317,7 +318,7 @@ GOLDEN = {
 
 
 def test_the_quickstart_base_has_the_same_factors_on_every_machine(quickstart_base):
-    model = load_model(quickstart_base, "sequence-classification", 2)
+    model = load_model(quickstart_base, classifier(2))
     for name, golden in GOLDEN.items():
         a, b = compute_factors(model.get_submodule(name).weight, rank=64).ab(16)
         check_fingerprint(golden, fingerprint(a, b), module=name, tolerance=1e-5)

@@ -18,6 +18,7 @@ from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import BaseModel, BaseModelRef
+from loraxs_search.tasks.kinds import classifier
 
 from .conftest import VOCAB, save_base
 
@@ -42,7 +43,7 @@ class Adapters:
     def alone(self, name: str | None, inputs: dict[str, Tensor]) -> Tensor:
         if name not in self.models:
             self.models[name] = (
-                load_model(self.base, "sequence-classification", 2)
+                load_model(self.base, classifier(2))
                 if name is None
                 else load_adapter_folder(self.folders[name], base=self.base)
             )
@@ -55,7 +56,7 @@ def adapters(request, tmp_path_factory, make_adapter: Callable[..., Path]) -> Ad
     folder = tmp_path_factory.mktemp(request.param)
     save_base(folder / "base", request.param)
     base = locate(BaseModelRef(str(folder / "base")))
-    names = tuple(module.name for module in linear_modules(base, "sequence-classification", 2))
+    names = tuple(module.name for module in linear_modules(base, classifier(2)))
     half = len(names) // 2
     kinds: dict[str, dict[str, Any]] = {
         "all": {"rank": 4, "target_modules": names},
@@ -126,10 +127,10 @@ def test_rows_really_go_through_their_adapters(adapters, bank):
 
 def test_a_base_in_bfloat16_is_served_in_bfloat16(tmp_path, make_adapter):
     save_base(tmp_path / "exact", "roberta")
-    model = load_model(locate(BaseModelRef(str(tmp_path / "exact"))), "sequence-classification", 2)
+    model = load_model(locate(BaseModelRef(str(tmp_path / "exact"))), classifier(2))
     model.bfloat16().save_pretrained(tmp_path / "base")
     base = locate(BaseModelRef(str(tmp_path / "base")))
-    names = tuple(module.name for module in linear_modules(base, "sequence-classification", 2))
+    names = tuple(module.name for module in linear_modules(base, classifier(2)))
     folders = {name: make_adapter(tmp_path / name, base, seed=ord(name), rank=4, target_modules=names) for name in "ab"}
     bank = AdapterBank(base)
     for name, folder in folders.items():
@@ -144,7 +145,7 @@ def test_a_base_in_bfloat16_is_served_in_bfloat16(tmp_path, make_adapter):
 def test_layers_that_rows_share_are_refused_and_the_others_equal(make_adapter, tmp_path):
     """DeBERTa gives its query and key layers positions too, the same for all rows."""
     base = save_base(tmp_path / "base", "deberta")
-    names = [module.name for module in linear_modules(base, "sequence-classification", 2)]
+    names = [module.name for module in linear_modules(base, classifier(2))]
     own = tuple(name for name in names if not name.endswith(("query_proj", "key_proj")))
     fit = make_adapter(tmp_path / "fit", base, seed=1, rank=4, target_modules=own)
     unfit = make_adapter(tmp_path / "unfit", base, seed=2, rank=4, target_modules=tuple(names))

@@ -16,6 +16,7 @@ from loraxs_search.base_model import init_head, load_model
 from loraxs_search.errors import RankError, TargetModulesError, TrialDivergedError, UsageError
 from loraxs_search.packing.pack import Pack
 from loraxs_search.tasks import PreparedTask
+from loraxs_search.tasks.kinds import classifier
 from loraxs_search.trial import Snapshot, evaluate
 
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
@@ -254,7 +255,7 @@ def test_tasks_with_other_labels_share_a_pack(world: Any, other_data: PreparedTa
     pack.clear()
     assert world.distance(packed[0], world.lone(slots[0].spec, 12)) < TOLERANCE
 
-    model = load_model(world.base, "sequence-classification", 3)
+    model = load_model(world.base, classifier(3))
     world.model, world.data = model, other_data
     lone = world.lone(slots[1].spec, 12)
     assert world.distance(packed[1], lone) < TOLERANCE

@@ -17,6 +17,7 @@ from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.records import TrialSpec
 from loraxs_search.tasks import PreparedTask
+from loraxs_search.tasks.kinds import classifier
 
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
 NUM_LAYERS = 4
@@ -223,7 +224,7 @@ def test_tasks_in_one_pass_keep_their_rows_apart(deep: Callable[..., Any], other
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
     assert world.distance(packed[0], world.lone(slots[0].spec, 12)) < TOLERANCE
-    world.model, world.data = load_model(world.base, "sequence-classification", 3), other_data
+    world.model, world.data = load_model(world.base, classifier(3)), other_data
     assert world.distance(packed[1], world.lone(slots[1].spec, 12)) < TOLERANCE
 
 

@@ -16,7 +16,7 @@ from loraxs_search.errors import BaseModelError, TargetModulesError
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import BaseModelRef
-from loraxs_search.tasks import encode
+from loraxs_search.tasks import RowSource, encode
 from loraxs_search.trial import Snapshot, attach
 
 FAULT = r"of this one what a row gives depends on its padding\."
@@ -64,9 +64,10 @@ def test_rows_of_xlnet_do_not_depend_on_their_neighbours(make_world: Callable[..
         together = model(**batch).logits
         alone = torch.cat([model(**world.data.collate("validation", [row]).inputs).logits for row in rows])
         texts = ["w1 w2", "w3 w4 w5 w6 w7 w8 w9"]
-        tokenizer = load_tokenizer(world.base)
-        predicted = model(**encode(world.data.task, tokenizer, texts)).logits
-        by_itself = torch.cat([model(**encode(world.data.task, tokenizer, [text])).logits for text in texts])
+        source = RowSource(load_tokenizer(world.base))
+        asked = encode(world.data.kind, source.tokenizer, [(text,) for text in texts])
+        predicted = model(**source.collate(asked, [0, 1]).inputs).logits
+        by_itself = torch.cat([model(**source.collate(asked, [row]).inputs).logits for row in (0, 1)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(predicted, by_itself, rtol=1e-4, atol=1e-5)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel
@@ -18,6 +17,7 @@ from loraxs_search.methods.loraxs._register import PREFIX
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 from loraxs_search.methods.loraxs.layer import LoraXSLayer
 from loraxs_search.records import Manifest
+from loraxs_search.tasks import kind_of
 
 
 def write_lora(model: PeftModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
@@ -121,11 +121,7 @@ def _lora_config(
 
 def _readme(manifest: Manifest) -> str:
     """Return how the plain LoRA adapter is loaded with its labels: PEFT's files have no place for them."""
-    base, labels = manifest.base_model, json.dumps(manifest.task.labels, ensure_ascii=False)
-    names = "id2label=dict(enumerate(labels)), label2id={label: number for number, label in enumerate(labels)}"
-    setup, head = (f"labels = {labels}\n", names) if manifest.task.labels else ("", "num_labels=1")
-    revision = f', revision="{base.revision}"' if base.revision else ""
-    load = f'transformers.AutoModelForSequenceClassification.from_pretrained("{base.id}", {head}{revision})'
+    base = manifest.base_model
     return f"""# {manifest.task.name}
 
 A LoRA-XS adapter for `{base.id}` as plain LoRA, exactly.
@@ -134,7 +130,7 @@ With transformers and PEFT, from this folder, where the hub or its cache has the
 
 ```python
 import peft, transformers
-{setup}base = {load}
+{kind_of(manifest.task).loading_code(base)}
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```
 """

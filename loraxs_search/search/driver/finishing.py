@@ -121,11 +121,12 @@ def row_pieces(num_rows: int, done: Sequence[range], num_hosts: int) -> list[ran
 
 def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], ScoredRows]:
     """Return the metrics and the rows that consecutive answers make up; not finite where some answers are not."""
-    from loraxs_search.tasks.metrics import METRICS
+    from loraxs_search.tasks.kinds import kind_of
 
     predictions = [value for part in parts for value in part.predictions]
     rows = ScoredRows.of(predictions, [value for part in parts for value in part.labels])
     if not all(part.predictions for part in parts):
         return dict.fromkeys((*task.metrics, "loss"), math.nan), rows
-    metrics = {name: METRICS[name].score(rows.predictions, rows.labels) for name in task.metrics}
-    return metrics | {"loss": sum(part.loss for part in parts) / max(1, len(predictions))}, rows
+    metrics = kind_of(task).measure(rows.predictions, rows.labels)
+    count = sum(len(part.labels) if part.loss_count is None else part.loss_count for part in parts)
+    return metrics | {"loss": sum(part.loss for part in parts) / max(1, count)}, rows

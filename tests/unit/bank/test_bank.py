@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.bank.adapter_store import AdapterStore
-from loraxs_search.bank.texts import tokenized
+from loraxs_search.bank.texts import Questions
 from loraxs_search.base_model import load_model
 from loraxs_search.errors import (
     BaseModelError,
@@ -35,6 +35,7 @@ from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.records import Candidate, DataSource, Manifest, PromotionRule, Task, from_json
 from loraxs_search.registry import Registry, install_factors, seal
+from loraxs_search.tasks.kinds import classifier
 
 from .conftest import TARGETS
 
@@ -148,9 +149,9 @@ def test_an_adapter_that_is_replaced_while_texts_are_tokenised_answers_as_a_whol
 
     def replacing(*args):
         bank.load("a", folders["d"])
-        return tokenized(*args)
+        return Questions(*args)
 
-    monkeypatch.setattr("loraxs_search.bank.bank.tokenized", replacing)
+    monkeypatch.setattr("loraxs_search.bank.bank.Questions", replacing)
     found = bank.predict(["a", "b"], texts)
     assert [prediction.label for prediction in found] == [prediction.label for prediction in expected]
     assert [prediction.score for prediction in found] == pytest.approx([p.score for p in expected], abs=1e-5)
@@ -235,7 +236,7 @@ def test_bulk_is_refused_as_a_whole(bank, folders):
     wrong = dataclasses.replace(config, basis="middle")
     with pytest.raises(FactorMismatchError, match="fingerprints must agree"):
         bank.add(["x", "y"], wrong, task, two)
-    body = body_fingerprint(load_model(bank.base, "sequence-classification", 2))
+    body = body_fingerprint(load_model(bank.base, classifier(2)))
     with pytest.raises(BaseModelError, match="body must have the fingerprint"):
         bank.add(["x", "y"], dataclasses.replace(config, body_fingerprint=[body[0] + 0.01, *body[1:]]), task, two)
     assert len(bank) == 4
@@ -337,7 +338,7 @@ def _flipped(factors: Factors) -> Factors:
 
 def test_adapters_of_two_machines_share_a_bank(base, make_adapter, tmp_path, inputs):
     plain, there = FactorStore(tmp_path / "plain"), FactorStore(tmp_path / "there")
-    model = load_model(base, "sequence-classification", 2)
+    model = load_model(base, classifier(2))
     for name in TARGETS:
         weight = model.get_submodule(name).weight.detach()
         rank = default_factor_rank(4, *weight.shape)

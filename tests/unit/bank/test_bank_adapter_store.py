@@ -11,13 +11,14 @@ from loraxs_search.bank.adapter_store import AdapterStore
 from loraxs_search.bank.layout import Layout
 from loraxs_search.errors import UsageError
 from loraxs_search.records import DataSource, Task
+from loraxs_search.tasks.kinds import classifier
 
 CPU = torch.device("cpu")
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 
 
 def layout(rank: int) -> Layout:
-    return Layout((("m", rank, ("exact", "top", 8)),), (), "sequence-classification", 2, ())
+    return Layout((("m", rank, ("exact", "top", 8)),), (), classifier(2), ())
 
 
 def put(store: AdapterStore, name: str, rank: int = 2) -> None:

@@ -7,11 +7,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from loraxs_search.base_model import fresh_head, head_names, init_head, load_model
+from loraxs_search.tasks.kinds import classifier
 
 
 @pytest.fixture
 def model(make_base, family):
-    return load_model(make_base(family), "sequence-classification", 3)
+    return load_model(make_base(family), classifier(3))
 
 
 def test_same_seed_same_head_whatever_happened_before(model):
@@ -43,17 +44,17 @@ def test_init_head_writes_the_fresh_head_and_leaves_the_body(model):
 
 
 def test_drawn_as_the_models_own_initialisation_does(make_base):
-    bert = fresh_head(load_model(make_base("bert"), "sequence-classification", 300), 0)
+    bert = fresh_head(load_model(make_base("bert"), classifier(300)), 0)
     assert bert["classifier.weight"].std().item() == pytest.approx(0.02, rel=0.05)
     assert not bert["classifier.bias"].any()
-    modern = fresh_head(load_model(make_base("modernbert"), "sequence-classification", 300), 0)
+    modern = fresh_head(load_model(make_base("modernbert"), classifier(300)), 0)
     cut = 0.880  # the standard deviation that is left of 1 when a normal is cut at twice it, ModernBERT's default
     assert modern["classifier.weight"].std().item() == pytest.approx(cut * 16**-0.5, rel=0.05)
     assert modern["head.dense.weight"].std().item() == pytest.approx(cut * 0.02 / math.sqrt(4), rel=0.2)
 
 
 def test_head_under_peft_is_written_to_the_original(make_base):
-    model = load_model(make_base("bert"), "sequence-classification", 2, dtype=torch.bfloat16)
+    model = load_model(make_base("bert"), classifier(2), dtype=torch.bfloat16)
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]))
     init_head(wrapped.get_base_model(), 3)
     expected = fresh_head(model, 3)["classifier.weight"]

@@ -9,6 +9,7 @@ import torch
 
 from loraxs_search.base_model import head_names, head_shapes, head_size, linear_modules, load_model
 from loraxs_search.errors import BaseModelError
+from loraxs_search.tasks.kinds import classifier, regressor
 
 # Module path of layer 0 to (in, out), for hidden size 16 and intermediate size 32.
 LAYER_0 = {
@@ -70,7 +71,7 @@ LAYER_0 = {
 
 
 def test_layers_of_each_family(make_base, family):
-    found = linear_modules(make_base(family), "sequence-classification", 3)
+    found = linear_modules(make_base(family), classifier(3))
     sizes = {module.name: (module.in_features, module.out_features) for module in found}
     layer_1 = {name.replace(".0.", ".1."): size for name, size in LAYER_0[family].items()}
     assert sizes == LAYER_0[family] | layer_1
@@ -78,54 +79,54 @@ def test_layers_of_each_family(make_base, family):
 
 def test_names_and_sizes_are_those_of_the_loaded_model(make_base, family):
     base = make_base(family)
-    model = load_model(base, "sequence-classification", 3)
-    for module in linear_modules(base, "sequence-classification", 3):
+    model = load_model(base, classifier(3))
+    for module in linear_modules(base, classifier(3)):
         x = torch.zeros(1, 1, module.in_features)
         assert model.get_submodule(module.name)(x).shape[-1] == module.out_features
 
 
 def test_head_size_is_that_of_the_loaded_model(make_base, family):
     base = make_base(family)
-    model = load_model(base, "sequence-classification", 3)
+    model = load_model(base, classifier(3))
     loaded = [p.numel() for n, p in model.named_parameters() if n.split(".")[0] in head_names(model)]
-    assert head_size(base, "sequence-classification", 3) == sum(loaded)
+    assert head_size(base, classifier(3)) == sum(loaded)
 
 
 def test_head_size_by_hand(quickstart):
-    assert head_size(quickstart, "sequence-classification", 2) == 384 * 2 + 2
-    assert head_size(quickstart, "regression", 0) == 384 + 1
+    assert head_size(quickstart, classifier(2)) == 384 * 2 + 2
+    assert head_size(quickstart, regressor()) == 384 + 1
 
 
 def test_no_weights_are_read(make_base):
     base = make_base("bert")
-    before = linear_modules(base, "regression", 1)
+    before = linear_modules(base, regressor())
     (Path(base.path) / "model.safetensors").unlink()
-    assert linear_modules(base, "regression", 1) == before
+    assert linear_modules(base, regressor()) == before
 
 
 def test_quickstart_has_six_linears_in_six_layers(quickstart):
-    assert len(linear_modules(quickstart, "sequence-classification", 2)) == 36
+    assert len(linear_modules(quickstart, classifier(2))) == 36
 
 
 def test_unknown_architecture_is_a_clear_error(make_base):
     base = make_base("bert")
     (Path(base.path) / "config.json").write_text(json.dumps({"model_type": "nonesuch"}))
     with pytest.raises(BaseModelError, match="nonesuch"):
-        linear_modules(base, "sequence-classification", 2)
+        linear_modules(base, classifier(2))
 
 
 def test_model_without_a_classification_head_is_a_clear_error(make_base):
     base = make_base("bert")
     (Path(base.path) / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"}))
     with pytest.raises(BaseModelError, match="AutoModelForSequenceClassification"):
-        linear_modules(base, "sequence-classification", 2)
+        linear_modules(base, classifier(2))
 
 
 def test_head_shapes_are_those_that_are_trained(make_base, family):
     base = make_base(family)
-    full = head_shapes(base, "sequence-classification", 3)
-    output = head_shapes(base, "sequence-classification", 3, "output")
-    assert sum(map(prod, full.values())) == head_size(base, "sequence-classification", 3)
+    full = head_shapes(base, classifier(3))
+    output = head_shapes(base, classifier(3), "output")
+    assert sum(map(prod, full.values())) == head_size(base, classifier(3))
     assert all(shape[0] == 3 for shape in output.values())
     assert set(output) <= set(full)
     assert (output != full) is (family in ("roberta", "distilbert", "deberta", "modernbert"))

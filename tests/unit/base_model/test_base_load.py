@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from loraxs_search.base_model import head_names, load_model, load_tokenizer
 from loraxs_search.errors import BaseModelError
+from loraxs_search.tasks.kinds import classifier, regressor
 
 HEADS = {
     "bert": ("classifier",),
@@ -38,7 +39,7 @@ def edit_weights(base, change) -> None:
 
 
 def test_model_is_frozen_in_evaluation_mode_with_float32_head(make_base, family):
-    model = load_model(make_base(family), "sequence-classification", 3, dtype=torch.bfloat16)
+    model = load_model(make_base(family), classifier(3), dtype=torch.bfloat16)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert head_names(model) == HEADS[family]
@@ -48,8 +49,8 @@ def test_model_is_frozen_in_evaluation_mode_with_float32_head(make_base, family)
 
 def test_forward_in_both_precisions(make_base, family):
     base = make_base(family)
-    full = load_model(base, "sequence-classification", 3)(**inputs()).logits
-    half = load_model(base, "sequence-classification", 3, dtype=torch.bfloat16)(**inputs()).logits
+    full = load_model(base, classifier(3))(**inputs()).logits
+    half = load_model(base, classifier(3), dtype=torch.bfloat16)(**inputs()).logits
     assert full.shape == (2, 3)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, rtol=0.1, atol=0.05)
@@ -60,28 +61,28 @@ def test_dtype_none_is_the_checkpoints_own(make_base):
     edit_weights(base, lambda _, value: value.bfloat16())
     config = json.loads((Path(base.path) / "config.json").read_text())
     (Path(base.path) / "config.json").write_text(json.dumps({k: v for k, v in config.items() if "dtype" not in k}))
-    assert load_model(base, "sequence-classification", 2).dtype == torch.bfloat16
+    assert load_model(base, classifier(2)).dtype == torch.bfloat16
 
 
 def test_regression_has_one_output(make_base):
-    model = load_model(make_base("roberta"), "regression", 0)
+    model = load_model(make_base("roberta"), regressor())
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
     assert model(**inputs()).logits.shape == (2, 1)
 
 
 def test_attention_is_eager_on_cpu_unless_chosen(make_base):
     base = make_base("bert")
-    assert load_model(base, "regression", 1).config._attn_implementation == "eager"
-    assert load_model(base, "regression", 1, attention="sdpa").config._attn_implementation == "sdpa"
+    assert load_model(base, regressor()).config._attn_implementation == "eager"
+    assert load_model(base, regressor(), attention="sdpa").config._attn_implementation == "sdpa"
 
 
 def test_two_loads_are_equal_even_where_the_checkpoint_lacks_weights(make_base):
     base = make_base("bert")
     edit_weights(base, lambda name, value: None if "pooler" in name else value)
-    first = load_model(base, "sequence-classification", 2).state_dict()
+    first = load_model(base, classifier(2)).state_dict()
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    second = load_model(base, "sequence-classification", 2).state_dict()
+    second = load_model(base, classifier(2)).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -90,34 +91,34 @@ def test_body_with_missing_weights_is_refused(make_base):
     base = make_base("bert")
     edit_weights(base, lambda name, value: None if "layer.1.output.dense.weight" in name else value)
     with pytest.raises(BaseModelError, match=r"1 parameters.*layer\.1\.output\.dense\.weight"):
-        load_model(base, "sequence-classification", 2)
+        load_model(base, classifier(2))
 
 
 def test_body_with_another_shape_is_refused(make_base):
     base = make_base("bert")
     edit_weights(base, lambda name, value: value[:, :8].contiguous() if "word_embeddings" in name else value)
     with pytest.raises(BaseModelError, match="word_embeddings"):
-        load_model(base, "sequence-classification", 2)
+        load_model(base, classifier(2))
 
 
 def test_checkpoint_with_a_head_for_other_labels_loads(make_base, tmp_path):
     base = make_base("bert")
-    load_model(base, "sequence-classification", 5).save_pretrained(base.path)
-    assert load_model(base, "sequence-classification", 2)(**inputs()).logits.shape == (2, 2)
+    load_model(base, classifier(5)).save_pretrained(base.path)
+    assert load_model(base, classifier(2))(**inputs()).logits.shape == (2, 2)
 
 
 def test_damaged_weights_are_a_clear_error(make_base):
     base = make_base("bert")
     (Path(base.path) / "model.safetensors").write_bytes(b"\x10" + bytes(7) + b"no header at all")
     with pytest.raises(BaseModelError, match="header"):
-        load_model(base, "sequence-classification", 2)
+        load_model(base, classifier(2))
 
 
 def test_loading_says_nothing_and_leaves_verbosity(make_base, capfd):
     base = make_base("bert")
     logging.set_verbosity_warning()
     capfd.readouterr()
-    load_model(base, "sequence-classification", 2)
+    load_model(base, classifier(2))
     load_tokenizer(base)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
@@ -128,7 +129,7 @@ def test_loading_says_nothing_and_leaves_verbosity(make_base, capfd):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_decoders_read_the_last_real_token(make_base, family):
     base = make_base(family)
-    model, tokenizer = load_model(base, "sequence-classification", 2), load_tokenizer(base)
+    model, tokenizer = load_model(base, classifier(2)), load_tokenizer(base)
     assert (model.config.pad_token_id, tokenizer.pad_token_id) == (1, 1)
     texts = ["w3 w4 w5 w6", "w7 w8"]
     together = model(**tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")).logits
@@ -151,9 +152,9 @@ def test_tokenizer_pads_with_the_models_token(make_base):
     base = make_base("llama")
     path = Path(base.path) / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": 5}))
-    assert load_tokenizer(base).pad_token_id == load_model(base, "regression", 1).config.pad_token_id == 5
+    assert load_tokenizer(base).pad_token_id == load_model(base, regressor()).config.pad_token_id == 5
     path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": -1}))
-    assert load_tokenizer(base).pad_token_id == load_model(base, "regression", 1).config.pad_token_id == 1
+    assert load_tokenizer(base).pad_token_id == load_model(base, regressor()).config.pad_token_id == 1
 
 
 def test_missing_tokenizer_is_a_clear_error(make_base):
@@ -165,7 +166,7 @@ def test_missing_tokenizer_is_a_clear_error(make_base):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_peft_trains_its_own_copy_of_the_head(make_base, family, dtype):
-    model = load_model(make_base(family), "sequence-classification", 2, dtype=dtype)
+    model = load_model(make_base(family), classifier(2), dtype=dtype)
     original = {name: value.clone() for name, value in model.state_dict().items()}
     target = TARGETS.get(family, "query")
     config = LoraConfig(

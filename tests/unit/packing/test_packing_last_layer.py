@@ -19,7 +19,7 @@ from transformers import (
 
 from loraxs_search.base_model import dummy_inputs
 from loraxs_search.packing import last_layer
-from loraxs_search.packing.last_layer import Readout
+from loraxs_search.packing.last_layer import LastLayerPruning
 
 MPT = MptConfig(vocab_size=40, d_model=32, n_layers=2, n_heads=4, max_seq_len=40, pad_token_id=0)
 READ_FIRST = [BERT, RobertaConfig(**SMALL, max_position_embeddings=40, pad_token_id=0)]
@@ -56,7 +56,7 @@ def test_what_follows_the_last_attention_is_computed_for_the_first_token_alone(c
     model = base(config)
     inputs = {"input_ids": torch.randint(1, 40, (3, 9))}
     whole = model(**inputs).logits
-    found = Readout(model, layers_of(model))
+    found = LastLayerPruning(model, layers_of(model))
     found.place()
     assert widths_of_top(model) == [8, 8, 8, 1, 1, 1]
     torch.testing.assert_close(model(**inputs).logits, whole, rtol=1e-5, atol=1e-6)
@@ -67,26 +67,26 @@ def test_what_follows_the_last_attention_is_computed_for_the_first_token_alone(c
 @pytest.mark.parametrize("config", READ_OTHERS, ids=lambda config: config.model_type)
 def test_bases_of_another_build_are_computed_whole(config: PretrainedConfig) -> None:
     model = base(config)
-    assert not Readout(model, layers_of(model)).cuts
+    assert not LastLayerPruning(model, layers_of(model)).cuts
 
 
 def test_a_base_whose_head_reads_the_last_token_is_never_cut_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
     cuts: list[tuple[torch.Tensor, ...]] = []
     monkeypatch.setattr(last_layer, "_first_tokens", lambda _, states: cuts.append(states))
     model = base(MPT)  # its head would index tokens that are not there, which ends a GPU's process
-    assert not Readout(model, layers_of(model)).cuts
+    assert not LastLayerPruning(model, layers_of(model)).cuts
     assert not cuts
 
 
 def test_a_base_with_two_lists_of_layers_is_computed_whole() -> None:
     model = base(BART)
     model(**dummy_inputs(model))
-    assert not Readout(model, model.model.encoder.layers).cuts
+    assert not LastLayerPruning(model, model.model.encoder.layers).cuts
 
 
 def test_a_base_that_short_rows_would_change_is_left_alone() -> None:
     model = base(BigBirdConfig(**SMALL, max_position_embeddings=64, attention_type="block_sparse", block_size=4))
-    assert not Readout(model, layers_of(model)).cuts
+    assert not LastLayerPruning(model, layers_of(model)).cuts
     assert model.config.attention_type == model.bert.encoder.attention_type == "block_sparse"
 
 
@@ -102,13 +102,13 @@ def test_a_head_that_says_the_same_of_any_row_proves_nothing(weight: float, bias
     model.bert.pooler = MeanPooler()
     model.classifier.weight.mul_(weight)
     model.classifier.bias.fill_(bias)
-    assert not Readout(model, layers_of(model)).cuts
+    assert not LastLayerPruning(model, layers_of(model)).cuts
 
 
 def test_a_base_whose_head_reads_every_token_is_computed_whole() -> None:
     model = base(BERT)
     model.bert.pooler = MeanPooler()
-    found = Readout(model, layers_of(model))
+    found = LastLayerPruning(model, layers_of(model))
     found.place()
     assert not found.cuts
     assert widths_of_top(model) == [8] * 6

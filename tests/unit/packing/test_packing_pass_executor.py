@@ -13,7 +13,7 @@ from loraxs_search.packing.plan import Pass, Share
 
 
 def a_pass(width: int) -> Pass:
-    return Pass(0, width, (Share("trial", np.arange(1)),))
+    return Pass(width, (Share("trial", np.arange(1)),))
 
 
 PASSES = [a_pass(width) for width in (9, 1, 5, 5, 3)]

@@ -19,16 +19,11 @@ LENGTHS = st.lists(st.integers(0, 90), min_size=1, max_size=40)
 @st.composite
 def demands(draw: st.DrawFn) -> list[Demand]:
     count = draw(st.integers(0, 9))
-    return [
-        Demand(str(trial), draw(st.sampled_from(["one base", "another"])), np.array(draw(LENGTHS), dtype=np.int32))
-        for trial in range(count)
-    ]
+    return [Demand(str(trial), np.array(draw(LENGTHS), dtype=np.int32)) for trial in range(count)]
 
 
 @given(demands(), st.integers(90, 700), st.integers(0, 300))
-def test_a_plan_is_a_partition_within_budget_that_mixes_no_kinds(
-    wanted: list[Demand], max_tokens: int, pass_tokens: int
-) -> None:
+def test_a_plan_is_a_partition_within_budget(wanted: list[Demand], max_tokens: int, pass_tokens: int) -> None:
     passes = plan_passes(wanted, max_tokens, pass_tokens)
     by_trial = {demand.trial: demand for demand in wanted}
     served: Counter[tuple[object, int]] = Counter()
@@ -37,7 +32,6 @@ def test_a_plan_is_a_partition_within_budget_that_mixes_no_kinds(
         assert len({share.trial for share in shared.shares}) == len(shared.shares)
         for share in shared.shares:
             assert len(share.positions)
-            assert by_trial[share.trial].kind == shared.kind
             assert by_trial[share.trial].lengths[share.positions].max() <= shared.width
             served.update((share.trial, int(position)) for position in share.positions)
     assert served == Counter((d.trial, position) for d in wanted for position in range(len(d.lengths)))
@@ -46,8 +40,8 @@ def test_a_plan_is_a_partition_within_budget_that_mixes_no_kinds(
 @given(demands())
 def test_a_plan_follows_from_its_arguments_alone(wanted: list[Demand]) -> None:
     first, second = (plan_passes(wanted, 200) for _ in range(2))
-    assert [(p.kind, p.width, [(s.trial, s.positions.tolist()) for s in p.shares]) for p in first] == [
-        (p.kind, p.width, [(s.trial, s.positions.tolist()) for s in p.shares]) for p in second
+    assert [(p.width, [(s.trial, s.positions.tolist()) for s in p.shares]) for p in first] == [
+        (p.width, [(s.trial, s.positions.tolist()) for s in p.shares]) for p in second
     ]
 
 
@@ -69,7 +63,7 @@ def test_little_is_padded_for_the_batches_that_trials_draw(num_trials: int, mean
     ratios = []
     for step in range(12):
         rows = [batch_at(lengths, 16, seed=seed, step=step) for seed in range(num_trials)]
-        wanted = [Demand(i, 0, lengths[batch]) for i, batch in enumerate(rows)]
+        wanted = [Demand(i, lengths[batch]) for i, batch in enumerate(rows)]
         ratios.append(padding(wanted, plan_passes(wanted, 3072)))
     assert np.mean(ratios) < 1.05
     alone = [d.lengths.max() * len(d.lengths) for d in wanted]
@@ -77,7 +71,7 @@ def test_little_is_padded_for_the_batches_that_trials_draw(num_trials: int, mean
 
 
 def test_rows_of_several_trials_share_a_pass() -> None:
-    wanted = [Demand(trial, 0, np.full(4, 10)) for trial in "abcd"]
+    wanted = [Demand(trial, np.full(4, 10)) for trial in "abcd"]
     (only,) = plan_passes(wanted, 1000)
     assert [share.trial for share in only.shares] == list("abcd")
     assert padding(wanted, [only]) == 1.0
@@ -87,7 +81,7 @@ def test_shapes_of_passes_are_few_so_that_kernels_are_made_once() -> None:
     random = np.random.default_rng(1)
     shapes = set()
     for _ in range(200):
-        wanted = [Demand(i, 0, random.integers(5, 65, size=16)) for i in range(8)]
+        wanted = [Demand(i, random.integers(5, 65, size=16)) for i in range(8)]
         shapes |= {(shared.num_rows, shared.width) for shared in plan_passes(wanted, 3072)}
     assert all(rows & (rows - 1) == 0 for rows, _ in shapes)
     assert all(width <= 32 or width % 2 == 0 for _, width in shapes)
@@ -95,7 +89,7 @@ def test_shapes_of_passes_are_few_so_that_kernels_are_made_once() -> None:
 
 def test_a_row_longer_than_the_budget_says_what_to_change() -> None:
     with pytest.raises(UsageError, match=r"max_tokens=64 for a row of 65 tokens of trial 7") as fault:
-        plan_passes([Demand("7", 0, np.array([3, 65]))], 64)
+        plan_passes([Demand("7", np.array([3, 65]))], 64)
     assert "`max_length`" in str(fault.value.hint)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from loraxs_search.packing.adaptable import AdaptableLayers
-from loraxs_search.packing.layer_skipping import Shortcut
+from loraxs_search.packing.layer_skipping import LayerSkipping
 from loraxs_search.records import LinearModule
 
 SIZE = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 4, "vocab_size": 50}
@@ -51,7 +51,7 @@ def inputs() -> dict[str, Tensor]:
 
 def test_a_pass_begins_at_the_given_layer_with_the_given_states(model: PreTrainedModel) -> None:
     whole, layers = model(**inputs()).logits, list(model.bert.encoder.layer)
-    shortcut = Shortcut(model, model.bert.encoder.layer)
+    shortcut = LayerSkipping(model, model.bert.encoder.layer)
     shortcut.place(3)
     states = shortcut.entering(inputs())
     calls: list[int] = []
@@ -66,7 +66,7 @@ def test_a_pass_begins_at_the_given_layer_with_the_given_states(model: PreTraine
 
 
 def test_threads_have_their_own_states(model: PreTrainedModel) -> None:
-    shortcut = Shortcut(model, model.bert.encoder.layer)
+    shortcut = LayerSkipping(model, model.bert.encoder.layer)
     shortcut.place(2)
     states, found = shortcut.entering(inputs()), []
     with shortcut.given(torch.zeros_like(states)):
@@ -112,7 +112,7 @@ def test_a_base_that_is_no_chain_is_computed_in_full(model: PreTrainedModel, kin
         layers[2].register_forward_hook(lambda _, args, out: out + args[0].mean(1, keepdim=True))
         layers[0].register_forward_hook(lambda _, args, out: out + 1)  # so that padding is not zero
     before = list(layers)
-    shortcut = Shortcut(model, layers)
+    shortcut = LayerSkipping(model, layers)
     shortcut.place(2)
     assert shortcut.depth == 0
     assert list(layers) == before

@@ -9,6 +9,7 @@ from loraxs_search.base_model import linear_modules
 from loraxs_search.errors import TargetModulesError
 from loraxs_search.records import BaseModel, LinearModule
 from loraxs_search.search_space import resolve_modules
+from loraxs_search.tasks.kinds import classifier
 
 NUM_LAYERS = 3
 WIDE = {"hidden_size": 8, "num_hidden_layers": NUM_LAYERS, "num_attention_heads": 2, "intermediate_size": 16}
@@ -66,7 +67,7 @@ def modules(tmp_path_factory):
         if name not in found:
             path = tmp_path_factory.mktemp(name)
             CONFIGS[name].save_pretrained(path)
-            found[name] = linear_modules(BaseModel(name, str(path), ""), "sequence-classification", 2)
+            found[name] = linear_modules(BaseModel(name, str(path), ""), classifier(2))
         return found[name]
 
     return get

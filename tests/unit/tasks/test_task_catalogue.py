@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from loraxs_search.errors import UsageError
-from loraxs_search.tasks import METRICS, catalogue_names, catalogue_task, head_for
+from loraxs_search.tasks import METRICS, catalogue_names, catalogue_task, checked
 
 
 def test_names():
@@ -20,8 +20,7 @@ def test_each_entry_is_a_whole_task(name):
     assert task.metric == task.metrics[0]
     assert task.direction == METRICS[task.metric].direction
     assert "test" not in task.source.splits
-    head = head_for(task)
-    assert head.num_labels == max(1, len(task.labels))
+    assert checked(task).model.num_outputs == max(1, len(task.labels))
 
 
 def test_entries_that_differ_from_the_rest():

@@ -1,3 +1,5 @@
+"""The two kinds that read a text through a head: what they make of outputs, and what they refuse."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -8,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.tasks import head_for
+from loraxs_search.tasks import checked
+from loraxs_search.tasks.kinds import KINDS, metric_fault
 
 
 @pytest.fixture
@@ -22,53 +25,60 @@ def numbers(make_task):
 
 
 def test_classification_loss_is_cross_entropy_per_row(classes):
-    head = head_for(classes)
-    logits, labels = torch.tensor([[0.0, 1.0], [2.0, -1.0], [0.5, 0.5]]), torch.tensor([1, 1, 0])
-    loss = head.loss(logits, labels)
+    kind = checked(classes)
+    outputs, labels = torch.tensor([[0.0, 1.0], [2.0, -1.0], [0.5, 0.5]]), torch.tensor([1, 1, 0])
+    loss = kind.row_losses(outputs, labels)
     assert loss.shape == (3,)
-    torch.testing.assert_close(loss.mean(), functional.cross_entropy(logits, labels))
-    assert (head.num_labels, head.label_dtype) == (2, torch.int64)
-    assert head.predictions(logits).tolist()[:2] == [1, 0]
+    torch.testing.assert_close(loss.mean(), functional.cross_entropy(outputs, labels))
+    assert kind.model.num_outputs == 2
+    assert kind.predictions(outputs).tolist()[:2] == [1, 0]
 
 
 def test_regression_loss_is_squared_error_per_row(numbers):
-    head = head_for(numbers)
-    logits, labels = torch.tensor([[1.0], [-2.0]]), torch.tensor([0.5, 0.0])
-    assert head.loss(logits, labels).tolist() == [0.25, 4.0]
-    assert (head.num_labels, head.label_dtype) == (1, torch.float32)
-    assert head.predictions(logits).tolist() == [1.0, -2.0]
+    kind = checked(numbers)
+    outputs, labels = torch.tensor([[1.0], [-2.0]]), torch.tensor([0.5, 0.0])
+    assert kind.row_losses(outputs, labels).tolist() == [0.25, 4.0]
+    assert kind.model.num_outputs == 1
+    assert kind.predictions(outputs).tolist() == [1.0, -2.0]
 
 
-def test_low_precision_logits_are_judged_in_float32(classes, numbers):
-    logits = torch.tensor([[0.3, 0.7]], dtype=torch.bfloat16, requires_grad=True)
-    assert head_for(classes).loss(logits, torch.tensor([1])).dtype == torch.float32
-    assert head_for(numbers).predictions(logits[:, :1]).dtype == np.float32
+def test_low_precision_outputs_are_judged_in_float32(classes, numbers):
+    outputs = torch.tensor([[0.3, 0.7]], dtype=torch.bfloat16, requires_grad=True)
+    assert checked(classes).row_losses(outputs, torch.tensor([1])).dtype == torch.float32
+    assert checked(numbers).predictions(outputs[:, :1]).dtype == np.float32
 
 
 def test_one_row_keeps_its_shape(numbers):
-    assert head_for(numbers).predictions(torch.tensor([[1.5]])).shape == (1,)
-    assert head_for(numbers).loss(torch.tensor([[1.5]]), torch.tensor([1.0])).shape == (1,)
+    assert checked(numbers).predictions(torch.tensor([[1.5]])).shape == (1,)
+    assert checked(numbers).row_losses(torch.tensor([[1.5]]), torch.tensor([1.0])).shape == (1,)
 
 
-def test_scores_come_in_the_tasks_order(classes, numbers):
-    scores = head_for(classes).score(np.array([1, 0]), np.array([1, 1]))
-    assert list(scores.items()) == [("accuracy", 0.5), ("f1", pytest.approx(2 / 3))]
-    assert list(head_for(numbers).score(np.array([1.0, 2.0]), np.array([2.0, 4.0]))) == ["pearson", "mse"]
+def test_metrics_come_in_the_tasks_order(classes, numbers):
+    metrics = checked(classes).measure(np.array([1, 0]), np.array([1, 1]))
+    assert list(metrics.items()) == [("accuracy", 0.5), ("f1", pytest.approx(2 / 3))]
+    assert list(checked(numbers).measure(np.array([1.0, 2.0]), np.array([2.0, 4.0]))) == ["pearson", "mse"]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_are_refused(classes, numbers, bad):
+def test_outputs_that_are_not_finite_are_refused(classes, numbers, bad):
     with pytest.raises(TrialDivergedError, match="finite"):
-        head_for(classes).predictions(torch.tensor([[0.0, bad]]))
+        checked(classes).predictions(torch.tensor([[0.0, bad]]))
     with pytest.raises(TrialDivergedError, match="finite"):
-        head_for(numbers).predictions(torch.tensor([[bad]]))
+        checked(numbers).predictions(torch.tensor([[bad]]))
 
 
 def test_predictions_and_labels_must_be_of_one_length(classes):
     with pytest.raises(ValueError, match="2 for 1"):
-        head_for(classes).score(np.array([1, 0]), np.array([1]))
+        checked(classes).measure(np.array([1, 0]), np.array([1]))
     with pytest.raises(ValueError, match="0 for 0"):
-        head_for(classes).score(np.array([]), np.array([]))
+        checked(classes).measure(np.array([]), np.array([]))
+
+
+def test_the_likeliest_constant_comes_first_and_reads_as_people_write_it(classes, numbers):
+    assert checked(classes).constants(np.array([1, 1, 0])) == [1, 0]
+    assert checked(classes).show(1) == "positive"
+    assert checked(numbers).constants(np.array([1.0, 2.0, 6.0])) == [3.0, 2.0]
+    assert checked(numbers).show(1 / 3) == "0.3333"
 
 
 @pytest.mark.parametrize(
@@ -76,11 +86,30 @@ def test_predictions_and_labels_must_be_of_one_length(classes):
     [
         ({"labels": ("only",)}, "at least two labels"),
         ({"labels": ("a", "a")}, "must differ"),
-        ({"labels": ("a", "b", "c")}, "`f1` scores 2 labels"),
-        ({"metrics": ("accuracy", "mse")}, "`mse` scores regression"),
-        ({"kind": "ranking"}, "`kind` must be one of: "),
+        ({"labels": ("a", "b", "c")}, "`f1` does not fit sequence-classification with 3 labels"),
+        ({"metrics": ("accuracy", "mse")}, "`mse` does not fit sequence-classification"),
+        ({"kind": "regression", "metrics": ("mse",)}, "`labels` must be left out for kind: regression"),
+        ({"kind": "ranking"}, "`task.kind` must be one of: "),
     ],
 )
 def test_declarations_that_contradict_themselves(classes, change, words):
     with pytest.raises(TaskDataError, match=words):
-        head_for(replace(classes, **change))
+        checked(replace(classes, **change))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "num_labels", "words"),
+    [
+        ("acuracy", "sequence-classification", 2, "must be one of: accuracy"),
+        ("mse", "sequence-classification", 2, "use accuracy, f1, macro_f1 or matthews"),
+        ("f1", "sequence-classification", 3, "does not fit sequence-classification with 3 labels; use accuracy, macro"),
+        ("accuracy", "regression", 0, "use pearson, spearman or mse"),
+        ("f1", "sequence-classification", 2, None),
+        ("macro_f1", "sequence-classification", 5, None),
+        ("mse", "regression", 0, None),
+    ],
+)
+def test_a_metric_that_does_not_fit_says_what_does(name, kind, num_labels, words):
+    keys = {"labels": [f"label {i}" for i in range(num_labels)]}
+    fault = metric_fault(KINDS.get(kind), keys, name)
+    assert (fault is None) if words is None else words in str(fault)

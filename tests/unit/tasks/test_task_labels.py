@@ -8,9 +8,9 @@ import pytest
 from loraxs_search.errors import TaskDataError
 from loraxs_search.tasks import prepare
 from loraxs_search.tasks._labels import class_ids, numbers
-from loraxs_search.tasks._source_location import Place
+from loraxs_search.tasks._source_location import SourceLocation
 
-PLACE = Place("rows.csv", lines=range(2, 1000))
+PLACE = SourceLocation("rows.csv", lines=range(2, 1000))
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loraxs_search.tasks import METRICS, metric_fault
+from loraxs_search.tasks import METRICS
 
 PREDICTED = np.array([0, 1, 1, 0, 1, 1])
 TRUE = np.array([0, 1, 0, 1, 1, 1])  # 1 true negative, 3 true positives, 1 false positive, 1 false negative
@@ -56,22 +56,3 @@ def test_directions():
         "spearman": "maximize",
         "mse": "minimize",
     }
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "num_labels", "words"),
-    [
-        ("acuracy", "sequence-classification", 2, "must be one of: accuracy"),
-        ("mse", "sequence-classification", 2, "use accuracy, f1, macro_f1 or matthews"),
-        ("f1", "sequence-classification", 3, "scores 2 labels, but the task has 3; use accuracy, macro_f1 or matthews"),
-        ("accuracy", "regression", 1, "use pearson, spearman or mse"),
-    ],
-)
-def test_metric_that_does_not_fit_says_what_does(name, kind, num_labels, words):
-    assert words in str(metric_fault(name, kind, num_labels))
-
-
-def test_fitting_metrics_have_no_fault():
-    assert metric_fault("f1", "sequence-classification", 2) is None
-    assert metric_fault("macro_f1", "sequence-classification", 5) is None
-    assert metric_fault("mse", "regression", 1) is None

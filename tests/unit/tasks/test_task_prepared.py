@@ -13,7 +13,13 @@ import torch
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource
-from loraxs_search.tasks import encode, prepare
+from loraxs_search.tasks import RowSource, checked, encode, prepare
+
+
+def inputs_of(task, tokenizer, questions):
+    """Model inputs of questions that are no part of the data."""
+    encoded = encode(checked(task), tokenizer, questions)
+    return RowSource(tokenizer).collate(encoded, range(len(encoded))).inputs
 
 
 def pair_task(make_task, rows):
@@ -36,9 +42,9 @@ def test_batches_are_what_the_tokenizer_makes(make_task, tokenizer, rows, side):
     )
     assert set(batch.inputs) == {"input_ids", "attention_mask", "token_type_ids"}
     assert all(torch.equal(batch.inputs[name], expected[name]) for name in batch.inputs)
-    assert batch.labels.tolist() == [1, 0, 1, 0]
+    assert batch.targets.tolist() == [1, 0, 1, 0]
     assert batch.num_tokens == int(expected["attention_mask"].sum())
-    encoded = encode(task, tokenizer, [content[i]["text"] for i in indices])
+    encoded = inputs_of(task, tokenizer, [(content[i]["text"],) for i in indices])
     assert all(torch.equal(encoded[name], expected[name]) for name in expected)
 
 
@@ -75,11 +81,11 @@ def test_validation_is_limited_in_tokens_and_labels_alike(make_task, tokenizer, 
     assert (whole.num_rows("validation"), some.num_rows("validation")) == (40, 8)
     every = whole.collate("validation", range(40))
     known = {
-        tuple(ids.tolist()): int(label) for ids, label in zip(every.inputs["input_ids"], every.labels, strict=True)
+        tuple(ids.tolist()): int(label) for ids, label in zip(every.inputs["input_ids"], every.targets, strict=True)
     }
     width = every.inputs["input_ids"].shape[1]
     part = some.collate("validation", range(8))
-    for ids, label in zip(part.inputs["input_ids"], part.labels, strict=True):
+    for ids, label in zip(part.inputs["input_ids"], part.targets, strict=True):
         padded = ids.tolist() + [0] * (width - len(ids))
         assert known[tuple(padded)] == int(label)
     assert some.data_fingerprint == whole.data_fingerprint
@@ -149,34 +155,29 @@ def test_encode_is_training_for_new_texts(make_task, tokenizer, rows):
     task = pair_task(make_task, rows)
     batch = prepare(task, tokenizer).collate("test", range(6))
     texts, pairs = [row["text"] for row in rows(6, "dull w")], ["dull film " * (i % 9) for i in range(6)]
-    encoded = encode(task, tokenizer, texts, pairs)
+    encoded = inputs_of(task, tokenizer, list(zip(texts, pairs, strict=True)))
     assert set(encoded) == set(batch.inputs)
     assert all(torch.equal(encoded[name], batch.inputs[name]) for name in encoded)
 
 
 def test_encode_refuses_another_number_of_texts(make_task, tokenizer, rows):
     single, pair = make_task(), pair_task(make_task, rows)
-    for task, texts, pairs in (
-        (single, ["a"], ["b"]),
-        (pair, ["a"], None),
-        (pair, ["a", "b"], ["c"]),
-        (single, [], None),
-    ):
+    for task, rows_asked in ((single, [("a", "b")]), (pair, [("a",)]), (pair, [("a", "c"), ("b",)]), (single, [])):
         with pytest.raises(TaskDataError, match="must be given"):
-            encode(task, tokenizer, texts, pairs)
+            inputs_of(task, tokenizer, rows_asked)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\n", None, 5, ("a", "b"), ["a", "b"], "half \ud800 of it"])
 def test_encode_refuses_what_nobody_can_judge(make_task, tokenizer, text):
     with pytest.raises(TaskDataError, match="must be given"):
-        encode(make_task(), tokenizer, ["fine", text])
+        inputs_of(make_task(), tokenizer, [("fine",), (text,)])
 
 
 def test_encode_takes_a_pair_of_which_one_is_empty(make_task, tokenizer, rows):
     task = pair_task(make_task, rows)
-    assert encode(task, tokenizer, ["fine"], [""])["input_ids"].shape == (1, 4)
+    assert inputs_of(task, tokenizer, [("fine", "")])["input_ids"].shape == (1, 4)
     with pytest.raises(TaskDataError, match="row 2 has none"):
-        encode(task, tokenizer, ["fine", ""], ["", " "])
+        inputs_of(task, tokenizer, [("fine", ""), ("", " ")])
 
 
 def test_nothing_is_printed(make_task, tokenizer, capfd):

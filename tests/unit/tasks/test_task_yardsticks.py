@@ -32,7 +32,7 @@ def prepared(make_task, tokenizer):
 
 
 def of_tfidf(data) -> Yardstick:
-    return scored("tfidf", data, lambda: tfidf(data, TimeLimit(60)))
+    return scored("tfidf", data, form := data.kind.linear(), lambda: tfidf(data, form, TimeLimit(60)))
 
 
 def labelled(*counts: int) -> list[tuple[str, int]]:
@@ -60,7 +60,7 @@ def test_the_constant_is_the_best_on_the_train_rows_by_the_tasks_metric(prepared
     assert (found.name, found.answer, found.failed) == ("constant", answer, "")
     for split, metrics in (("validation", found.validation_metrics), ("test", found.test_metrics)):
         labels = data.labels(split)
-        assert metrics == data.head.score(np.full(len(labels), answer), labels)
+        assert metrics == data.kind.measure(np.full(len(labels), answer), labels)
     assert json.loads(to_json(found))["answer"] == answer
 
 
@@ -143,7 +143,8 @@ def test_rows_that_have_changed_are_not_scored(prepared):
 def test_what_would_take_too_long_says_so(prepared):
     data = prepared(numbered({"bad": 0, "good": 1}, 10))
     ticks = itertools.count()
-    found = scored("tfidf", data, lambda: tfidf(data, TimeLimit(2, now=lambda: next(ticks))))
+    form = data.kind.linear()
+    found = scored("tfidf", data, form, lambda: tfidf(data, form, TimeLimit(2, now=lambda: next(ticks))))
     assert found.failed == "it needs 3 s of a core or more, and has 2"
     limit = TimeLimit(4, now=lambda: 1.0)
     limit.check(4.0)
@@ -153,11 +154,12 @@ def test_what_would_take_too_long_says_so(prepared):
 
 def test_a_model_that_fails_at_the_test_rows_keeps_its_validation_scores(prepared):
     data = prepared(labelled(2, 2))
+    form = data.kind.linear()
 
-    def logits():
-        yield "validation", data.head.targets(data.labels("validation"))
+    def outputs():
+        yield "validation", form.targets(data.labels("validation"))
         raise ValueError("no\nmore")
 
-    found = scored("features", data, logits)
+    found = scored("features", data, form, outputs)
     assert (found.validation_metrics, found.test_metrics) == ({"accuracy": 1.0}, {})
     assert found.failed == "ValueError: no"

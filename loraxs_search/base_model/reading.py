@@ -1,0 +1,61 @@
+"""What tasks read of a base: the outputs of its head, or its last hidden states and their logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from loraxs_search.base_model.head import head_names
+from loraxs_search.base_model.probing import alike, dummy_inputs, rounding
+from loraxs_search.errors import BaseModelError
+
+
+def readable(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return all that a task may read of rows: the head's outputs; without a head, the hidden states of real tokens.
+
+    Returns:
+        Shape (n, outputs), or (n, T, width) with zeros at padding.
+    """
+    if head_names(model):
+        logits: Tensor = model(**inputs).logits
+        return logits
+    return last_states(model, inputs) * inputs["attention_mask"].unsqueeze(-1)
+
+
+def last_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return what leaves the body, shape (n, T, width)."""
+    states: Tensor = model.base_model(**inputs)[0]
+    return states
+
+
+def projection(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """Return the function from hidden states (..., width) to the base's own logits (..., vocabulary), float32."""
+    embedding = model.get_output_embeddings()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+    def project(states: Tensor) -> Tensor:
+        logits: Tensor = embedding(states).float()
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return project
+
+
+@torch.no_grad()
+def check_projection(model: PreTrainedModel) -> None:
+    """Refuse a base without a head whose logits are not `projection` of its last hidden states.
+
+    Raises:
+        BaseModelError: it scales or shifts them in a way of its own.
+    """
+    inputs = dummy_inputs(model)
+    real = inputs["attention_mask"].bool()
+    expected, actual = model(**inputs).logits.float(), projection(model)(last_states(model, inputs))
+    if not alike(actual[real], expected[real], rounding(model)):
+        raise BaseModelError(
+            f"Logits of a base without a head must be its output embedding's, but {type(model).__name__} makes them"
+            " in another way.",
+            hint="use another base for this task",
+        )

@@ -1,0 +1,114 @@
+"""Task kinds by name: those of this folder, and those that other distributions bring. See `_base` for the contract."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from loraxs_search.errors import TaskDataError, UsageError, unknown_name
+from loraxs_search.plugins import Registry
+from loraxs_search.records import Task
+from loraxs_search.tasks._columns import Columns
+from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, TaskKind
+from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, Read, Reduce, RowScores, drive
+from loraxs_search.tasks.kinds._section import Count, Names, Section, Text, distinct
+from loraxs_search.tasks.kinds.regression import Regression, regressor
+from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification, classifier
+from loraxs_search.tasks.metrics import METRICS, Metric
+from loraxs_search.tasks.rows import Rows
+
+__all__ = [
+    "KINDS",
+    "Asking",
+    "Columns",
+    "Count",
+    "EncodedRows",
+    "Fault",
+    "Keys",
+    "LinearForm",
+    "Metric",
+    "Names",
+    "PassOutputs",
+    "Ragged",
+    "Read",
+    "Reduce",
+    "RowScores",
+    "Rows",
+    "Section",
+    "SourceLocation",
+    "TaskKind",
+    "Text",
+    "checked",
+    "classifier",
+    "distinct",
+    "drive",
+    "find_metric",
+    "importable_kinds",
+    "kind_of",
+    "metric_fault",
+    "regressor",
+]
+
+KINDS: Registry[type[TaskKind]] = Registry(
+    "task.kind", "loraxs_search.task_kinds", {kind.name: kind for kind in (SequenceClassification, Regression)}
+)
+
+
+def kind_of(task: Task) -> TaskKind:
+    """Return what a task's kind means for it; its laws are not looked at.
+
+    Raises:
+        TaskDataError: the kind is unknown.
+    """
+    try:
+        return KINDS.get(task.kind)(task)
+    except UsageError as error:
+        hint = error.hint or "a kind that another distribution brings is known where that is installed"
+        raise TaskDataError(f"Task {task.name}: {error.message}", hint=hint) from None
+
+
+def checked(task: Task) -> TaskKind:
+    """Return what a task's kind means for it, its laws being kept.
+
+    Raises:
+        TaskDataError: the kind is unknown, its keys contradict each other, or a metric does not fit it.
+    """
+    kind = kind_of(task)
+    keys = kind.keys()
+    faults = [f"`{'.'.join(path)}` {message}" for path, message in kind.laws(keys)]
+    faults = faults or [fault for name in task.metrics if (fault := metric_fault(kind, keys, name))]
+    if faults:
+        raise TaskDataError(f"Task {task.name}: {' '.join(faults)}")
+    return kind
+
+
+def metric_fault(kind: TaskKind | type[TaskKind], keys: Keys, name: str) -> str | None:
+    """Say why a metric cannot score a task with these keys, as a whole sentence; None when it can."""
+    fitting = kind.fitting_metrics(keys)
+    if name in fitting:
+        return None
+    if find_metric(name) is None:
+        return unknown_name("metric", name, fitting)
+    return f"`{name}` does not fit {kind.describe(keys)}; use {_any_of(fitting)}."
+
+
+def find_metric(name: str) -> Metric | None:
+    """Return the metric of a name, whatever kind it belongs to; None when no kind has it."""
+    if name in METRICS:
+        return METRICS[name]
+    return next((kind.metrics[name] for kind in importable_kinds() if name in kind.metrics), None)
+
+
+def importable_kinds() -> list[type[TaskKind]]:
+    """Return all kinds but those that cannot be imported; these are refused where a task names them."""
+    kinds = list[type[TaskKind]]()
+    for name in KINDS.names():
+        with contextlib.suppress(UsageError):
+            kinds.append(KINDS.get(name))
+    return kinds
+
+
+def _any_of(names: Sequence[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

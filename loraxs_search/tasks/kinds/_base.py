@@ -1,0 +1,251 @@
+"""The contract of a task kind: everything that makes a kind of task what it is, in one class.
+
+A kind says which keys of a space file it takes, as which model a base is loaded for it, how rows become tokens, which
+positions of a row are read, what the loss is, how rows are scored, and how an answer reads. Nothing else in the package
+knows a kind by its name. It never sees a model: it is given what a pass computed, or asks for a pass.
+
+**Life.** `kind_of(task)` makes one instance for a task, wherever the task is met: in the driver, the command line, the
+registry and on every host. Making one does no work and never fails; `checked(task)` holds a task to the kind's laws.
+An instance has no state but the task, so it is shared by all trials of the task and by several threads.
+
+**Light.** A kind's module imports neither torch nor transformers when it is imported: spaces, studies and the registry
+are read without them. Methods that get tensors import torch inside.
+
+**Who calls.** Up to `encode`, one thread of a host, before any trial. `loss` and the `reduce` of a request: the threads
+that compute passes, several at once, again whenever a pass is repeated; so they are pure functions of their arguments.
+`score` and `predict` are generators: they are made and driven by one thread, run only between passes, and may be
+closed before their end. A second request may depend on the result of the first. The lone trial drives one generator;
+a pack drives those of many slots and computes what they ask for in shared passes. The numbers must not depend on
+which: whatever a kind computes of a row is a function of that row alone.
+
+**Units and shapes.** n rows, M reads (all that is read of these rows, row after row), outputs of a head or width of the
+hidden states. Rows are counted in the order in which they were asked for. Losses are sums, with counts beside them, so
+that a trial's loss, the sum over its batch divided by the count over its batch, is the same however its rows are spread
+over passes.
+
+**Errors.** Declarations and data that do not fit raise `TaskDataError` with the law, the values and the place; numbers
+that are not finite raise `TrialDivergedError`, which ends that trial and no other.
+
+Today there is one kind of request, `Read`. Writing text becomes a second one beside it, handled where `Read` is: by the
+lone trial (`trial.evaluate`), by the pack and by the bank, which have the model and its cache.
+
+An entry is a class in a file of this folder and a word in `kinds.KINDS`, or a class in another distribution under the
+entry point group `loraxs_search.task_kinds`; `KINDS.register` adds one to this process alone.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from loraxs_search.records import BaseModelRef, Prediction, Split, Task, TaskModel
+from loraxs_search.tasks._columns import Columns
+from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks.encoded import EncodedRows
+from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, RowScores, Values
+from loraxs_search.tasks.kinds._section import Section
+from loraxs_search.tasks.metrics import Metric
+from loraxs_search.tasks.rows import Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from loraxs_search.tasks.batch import Batch, RowSource
+
+Keys = Mapping[str, Any]
+Fault = tuple[tuple[str, ...], str]  # the key that it concerns, and the law that is broken, after "must ..."
+
+
+@dataclass(frozen=True)
+class LinearForm:
+    """How a linear model of features answers such a task, for yardsticks.
+
+    Args:
+        num_outputs: What the model gives for each row.
+        targets: Labels (N,) to what least squares should give, (N, num_outputs), float32.
+        answers: What a model gave, (N, num_outputs), to answers (N,).
+    """
+
+    num_outputs: int
+    targets: Callable[[Values], npt.NDArray[np.float32]]
+    answers: Callable[[npt.NDArray[Any]], Values]
+
+
+class TaskKind(ABC):
+    """What a task's kind means. Subclass it; `name`, `section` and `metrics` are the class's own."""
+
+    name: ClassVar[str]
+    section: ClassVar[type[Section]]  # the keys of `task:` that it takes beside those that all tasks have
+    metrics: ClassVar[Mapping[str, Metric]]  # all that may score such tasks; one name means one metric everywhere
+    hub_pipeline: ClassVar[str] = ""  # what the hub calls such a model, for the adapter's card
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    # ---- declaration: light, anywhere --------------------------------------------------------------------------------
+    @classmethod
+    @abstractmethod
+    def fields(cls, section: Any) -> dict[str, Any]:
+        """Return the fields of `Task` that the kind's own keys become: `text`, `text_pair`, `label`, `labels`,
+        `settings`; `text` and `label` are required, the empty text where there is none.
+
+        Args:
+            section: An instance of the class's `section`.
+        """
+
+    @abstractmethod
+    def keys(self) -> dict[str, Any]:
+        """Return the task's own keys as a space file would have them: what `fields` was made from."""
+
+    @classmethod
+    def laws(cls, keys: Keys) -> Iterator[Fault]:  # noqa: ARG003  # for kinds to use
+        """Yield what is wrong between the kind's keys.
+
+        Args:
+            keys: Those that are sound by themselves, as a space file has them; a faulty one is missing, and what is
+                said of it is not shown.
+        """
+        yield from ()
+
+    @classmethod
+    def fitting_metrics(cls, keys: Keys) -> Sequence[str]:  # noqa: ARG003  # for kinds to use
+        """Return the names of the metrics that can score a task with these keys, which may lack some."""
+        return list(cls.metrics)
+
+    @classmethod
+    def describe(cls, keys: Keys) -> str:  # noqa: ARG003  # for kinds to use
+        """Return what a task with these keys is, for messages about its metrics."""
+        return cls.name
+
+    @property
+    @abstractmethod
+    def model(self) -> TaskModel:
+        """As what the base is loaded."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> Mapping[str, str]:
+        """Names of the data's columns that are read, by what messages call them, such as `columns.text`.
+
+        Names that the data themselves give to the ids of a column are looked for in the last one.
+        """
+
+    # ---- rows to tokens: on a host, before any trial -----------------------------------------------------------------
+    @abstractmethod
+    def read(self, columns: Columns, place: SourceLocation) -> Rows:
+        """Return a split's rows, checked.
+
+        Args:
+            columns: All of `columns` are there, each with one value a row, as stored: text in a CSV file, whatever JSON
+                or Parquet knows elsewhere.
+            place: Where they are from, for messages.
+        Raises:
+            TaskDataError: a value is not what it should be; every different one is named, of all columns at once.
+        """
+
+    def hides_answers(self, columns: Columns) -> bool:
+        """Whether these columns of a test split keep its answers to themselves; then it counts as missing."""
+        return False
+
+    @property
+    @abstractmethod
+    def question_texts(self) -> tuple[str, ...]:
+        """What the texts of one question are called; there are as many as names."""
+
+    @abstractmethod
+    def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
+        """Return rows that are no part of the data: what people ask an adapter. Their labels are never looked at.
+
+        Raises:
+            TaskDataError: there is no row, one has another number of texts than `question_texts`, or nothing to read.
+        """
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer, or a `max_length`, that leaves rows nothing to be read.
+
+        Raises:
+            TaskDataError: with what is allowed.
+        """
+        from loraxs_search.tasks._tokenizer import check_max_length
+
+        check_max_length(self.task, tokenizer)
+
+    @abstractmethod
+    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+        """Return the tokens of rows, of `max_length` at most, without padding, and what is read of each.
+
+        Rows come in parts of a thousand, and the result is cached: it must follow from the task's own keys,
+        `max_length`, the rows and the tokenizer alone. Without positions, targets are the rows' labels: those that are
+        returned are not kept.
+        """
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
+        """Return the sum of each row's loss over what is read of it, (n,), float32, attached to the graph.
+
+        A trial's loss is the sum of these over its batch, divided by the sum of `batch.counts`.
+
+        Args:
+            batch: The rows that `outputs` are of, with targets.
+        """
+
+    # ---- scoring: generators, between passes -------------------------------------------------------------------------
+    @abstractmethod
+    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
+        """Yield requests, and return the answers to these rows of a split, and their losses.
+
+        Raises:
+            TrialDivergedError: a number is not finite.
+        """
+
+    @abstractmethod
+    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
+        """Yield requests, and return the answer to each question.
+
+        Args:
+            data: Has the tokenizer, and no splits.
+            questions: What `encode` made of `questions`.
+            shown: Each question as people read it.
+        """
+
+    def measure(self, predictions: Values, labels: Values) -> dict[str, float]:
+        """Return the task's metrics over rows, in the task's order; both arguments are of shape (N,)."""
+        if len(predictions) != len(labels) or not len(labels):
+            raise ValueError(f"One prediction per label is needed, but got {len(predictions)} for {len(labels)}.")
+        both = np.asarray(predictions), np.asarray(labels)
+        return {name: self.metrics[name].score(*both) for name in self.task.metrics}
+
+    # ---- yardsticks, and what people read ----------------------------------------------------------------------------
+    def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
+        """Return the answers that are worth giving to every row, the likeliest first; by default the most frequent."""
+        values, counts = np.unique(labels, return_counts=True)
+        answers: list[int] | list[float] | list[str] = values[np.argsort(-counts, kind="stable")].tolist()
+        return answers
+
+    def linear(self) -> LinearForm | None:
+        """Return how a linear model answers such a task; None where none does, and yardsticks do without."""
+        return None
+
+    def show(self, answer: float | str) -> str:
+        """Return an answer, as predictions and constants have it, as people read it."""
+        return str(answer)
+
+    def loading_code(self, base: BaseModelRef) -> str:
+        """Return the lines of Python that load a base for this task with transformers, as `base`."""
+        model, labels, before, options = self.model, self.task.labels, "", ""
+        if model.num_outputs is not None and labels:
+            before = f"labels = {json.dumps(labels, ensure_ascii=False)}\n"
+            ids = "label2id={label: number for number, label in enumerate(labels)}"
+            options = f", id2label=dict(enumerate(labels)), {ids}"
+        elif model.num_outputs is not None:
+            options = f", num_labels={model.num_outputs}"
+        revision = f', revision="{base.revision}"' if base.revision else ""
+        return f'{before}base = transformers.{model.auto_class}.from_pretrained("{base.id}"{options}{revision})'

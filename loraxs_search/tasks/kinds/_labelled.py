@@ -1,0 +1,180 @@
+"""What the kinds have in common that read a text, or two, through a head, and give it one label each."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AfterValidator, Field
+
+from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.records import Prediction, Split
+from loraxs_search.tasks._columns import Columns
+from loraxs_search.tasks._faults import collected, joined
+from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks._texts import check_question, check_texts
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds._base import LinearForm, TaskKind
+from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, Read, RowScores, Values
+from loraxs_search.tasks.kinds._section import Section, Text, distinct
+from loraxs_search.tasks.rows import Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from loraxs_search.tasks.batch import Batch, RowSource
+
+_HIDDEN = "-1"  # what the hub stores where a benchmark keeps its labels to itself
+
+
+class ColumnsSection(Section):
+    """`task.columns:`, which columns hold what."""
+
+    text: Text
+    label: Text
+    text_pair: Text | None = None
+
+
+class LabelledSection(Section):
+    """The keys of `task:` that name columns, and the names of labels in id order."""
+
+    columns: ColumnsSection
+    labels: Annotated[list[Text], AfterValidator(distinct)] = Field(default_factory=list)
+
+
+class LabelledKind(TaskKind):
+    """One label for each row: a head reads the row, and what it gives is the answer."""
+
+    @classmethod
+    def fields(cls, section: Any) -> dict[str, Any]:
+        columns = section.columns
+        fields = {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label}
+        return {**fields, "labels": tuple(section.labels)}
+
+    def keys(self) -> dict[str, Any]:
+        task = self.task
+        columns = {"text": task.text, "text_pair": task.text_pair, "label": task.label}
+        return {"columns": columns, "labels": list(task.labels)}
+
+    @property
+    def num_outputs(self) -> int:
+        """What the head gives for each row."""
+        return self.model.num_outputs or 0
+
+    @abstractmethod
+    def read_labels(
+        self, values: Sequence[Any], place: SourceLocation, stored_names: Sequence[str] | None
+    ) -> npt.NDArray[Any]:
+        """Return the labels of a stored column, (N,).
+
+        Args:
+            stored_names: Label names that the data themselves give to their ids, if any.
+        Raises:
+            TaskDataError: a value is no label of the task; every different one is named.
+        """
+
+    @abstractmethod
+    def row_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return each row's loss, (n,), float32, of outputs (n, num_outputs)."""
+
+    @abstractmethod
+    def answers(self, outputs: Tensor) -> Values:
+        """Return each row's answer, (n,), of finite outputs (n, num_outputs) on any device."""
+
+    @abstractmethod
+    def targets(self, labels: Values) -> npt.NDArray[np.float32]:
+        """Return what a least-squares model learns in place of outputs, (N, num_outputs)."""
+
+    @abstractmethod
+    def prediction(self, text: str, outputs: Tensor) -> Prediction:
+        """Return what people read of one row, of outputs (num_outputs,), float32."""
+
+    def predictions(self, outputs: Tensor) -> Values:
+        """Return each row's answer, (n,).
+
+        Raises:
+            TrialDivergedError: some output is not finite.
+        """
+        import torch
+
+        if not bool(torch.isfinite(outputs).all()):
+            raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
+        return self.answers(outputs.detach())
+
+    # ---- rows to tokens ----------------------------------------------------------------------------------------------
+    @property
+    def columns(self) -> dict[str, str]:
+        roles = {"columns.text": self.task.text, "columns.text_pair": self.task.text_pair}
+        return {role: name for role, name in roles.items() if name is not None} | {"columns.label": self.task.label}
+
+    def read(self, columns: Columns, place: SourceLocation) -> Rows:
+        task, errors, texts = self.task, list[TaskDataError](), dict[str, list[str]]()
+        for column in filter(None, (task.text, task.text_pair)):
+            with collected(errors):
+                texts[column] = check_texts(columns.values[column], task, column, place)
+        with collected(errors):
+            labels = self.read_labels(columns.values[task.label], place, columns.stored_names)
+        if errors:
+            raise joined(task, errors)
+        return Rows(texts[task.text], None if task.text_pair is None else texts[task.text_pair], labels)
+
+    def hides_answers(self, columns: Columns) -> bool:
+        values = columns.values[self.task.label]
+        return _HIDDEN not in self.task.labels and all(str(value).strip() == _HIDDEN for value in values)
+
+    @property
+    def question_texts(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.task.text, self.task.text_pair)))
+
+    def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
+        check_question(self.task, rows, len(self.question_texts))
+        pairs = None if self.task.text_pair is None else [row[1] for row in rows]
+        return Rows([row[0] for row in rows], pairs, np.zeros(len(rows), np.int64))
+
+    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+        encoding = tokenizer(
+            rows.texts,
+            rows.pairs,
+            truncation=True,
+            max_length=self.task.max_length,
+            padding=False,
+            return_attention_mask=False,
+        )
+        types = encoding.get("token_type_ids")
+        return EncodedRows(
+            ids=Ragged.of(encoding["input_ids"], np.int32),
+            types=None if types is None else Ragged.of(types, np.int8).values,
+            targets=Ragged.single(rows.labels),
+        )
+
+    # ---- training and scoring ----------------------------------------------------------------------------------------
+    def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
+        return self.row_losses(outputs.read, batch.targets)
+
+    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
+        outputs, losses = yield Read(split, rows, self._outputs_and_losses)
+        return RowScores(self.predictions(outputs), losses.numpy(), np.ones(len(rows), np.int64))
+
+    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
+        (outputs,) = yield Read(questions, np.arange(len(questions)), _outputs)
+        return [self.prediction(text, row) for text, row in zip(shown, outputs, strict=True)]
+
+    def _outputs_and_losses(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
+        return outputs.read, self.loss(outputs, batch)
+
+    # ---- yardsticks --------------------------------------------------------------------------------------------------
+    def linear(self) -> LinearForm | None:
+        def answers(values: npt.NDArray[Any]) -> Values:
+            import torch
+
+            return self.predictions(torch.from_numpy(np.ascontiguousarray(values)))
+
+        return LinearForm(self.num_outputs, self.targets, answers)
+
+
+def _outputs(outputs: PassOutputs, _: Batch) -> tuple[Tensor, ...]:
+    return (outputs.read,)

@@ -1,0 +1,117 @@
+"""What a task kind asks for while it scores, and what it gets: between a kind, which never sees a model, and those who
+have one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from loraxs_search.errors import TrialDivergedError
+from loraxs_search.records import Split
+from loraxs_search.tasks.encoded import EncodedRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraxs_search.tasks.batch import Batch
+
+Values = npt.NDArray[Any]
+ResultT = TypeVar("ResultT")
+KeyT = TypeVar("KeyT", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class PassOutputs:
+    """What a pass computed for n rows of one task.
+
+    Args:
+        read: Of a base with a head, its outputs, (n, outputs), float32. Otherwise the last hidden states at the M
+            positions that the rows read, row after row, (M, width), in the precision of the body.
+        project: Hidden states (..., width) to logits (..., vocabulary), float32, by the base's own output embedding;
+            None where there is a head. Logits are the largest tensors there are: ask for those that are needed, a part
+            at a time.
+    """
+
+    read: Tensor
+    project: Callable[[Tensor], Tensor] | None = None
+
+
+Reduce = Callable[[PassOutputs, "Batch"], "tuple[Tensor, ...]"]
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A request: compute rows with the adapter that is asked, and reduce what comes out to something small.
+
+    Rows are spread over passes as lengths allow and may be computed again, whole passes at a time, when memory runs
+    out. `reduce` is called once for each part of the rows, in any order and from several threads at once.
+
+    Args:
+        source: A split, or rows made for this request.
+        rows: Which rows of it, (n,), at least one; one may stand there twice.
+        reduce: (outputs, batch) of some of the rows to tensors with these rows first. Requests of one task whose
+            `reduce` compare equal, as a method of the task's one kind does, are reduced together.
+    """
+
+    source: Split | EncodedRows
+    rows: npt.NDArray[np.int64]
+    reduce: Reduce
+
+
+@dataclass(frozen=True, eq=False)
+class RowScores:
+    """What scoring rows has come to, in their order.
+
+    Args:
+        predictions: The answer to each row, (n,): ids int64, numbers float32, or texts (dtype U).
+        losses: The sum of each row's loss, (n,), float32.
+        counts: What these are sums of, (n,), int64.
+    """
+
+    predictions: Values
+    losses: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.int64]
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of all that was read."""
+        return float(self.losses.sum() / np.float32(self.counts.sum()))
+
+
+Asking = Generator[Read, "tuple[Tensor, ...]", ResultT]
+
+
+def drive(
+    asking: Mapping[KeyT, Asking[ResultT]],
+    compute: Callable[[Mapping[KeyT, Read]], Mapping[KeyT, tuple[Tensor, ...]]],
+) -> dict[KeyT, ResultT | TrialDivergedError]:
+    """Drive generators side by side: the requests of all that wait are computed at once.
+
+    Args:
+        compute: Returns what the requests come to, each result with its rows first, in their order, on the CPU.
+    Returns:
+        What each generator returned, or why it diverged; any other error is raised.
+    """
+    done: dict[KeyT, ResultT | TrialDivergedError] = {}
+    waiting: dict[KeyT, Read] = {}
+
+    def go_on(key: KeyT, result: tuple[Tensor, ...] | None) -> None:
+        try:
+            waiting[key] = next(asking[key]) if result is None else asking[key].send(result)
+        except StopIteration as stop:
+            done[key] = stop.value
+        except TrialDivergedError as error:
+            done[key] = error
+
+    for key in asking:
+        go_on(key, None)
+    while waiting:
+        results = compute(dict(waiting))
+        waiting.clear()
+        for key, result in results.items():
+            go_on(key, result)
+    return done

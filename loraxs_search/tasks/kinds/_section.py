@@ -1,0 +1,31 @@
+"""What sections of a space file are made of: fixed keys, and the types of their values."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Section(BaseModel):
+    """Keys are fixed, and a value is of its type as written: no text for a number, no 1 for true."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def distinct(names: list[str]) -> list[str]:
+    """Return names that all differ.
+
+    Raises:
+        ValueError: one stands twice.
+    """
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ValueError(f"must name each once, without a second {name!r}")
+    return names
+
+
+Names = Annotated[list[Text], Field(min_length=1), AfterValidator(distinct)]

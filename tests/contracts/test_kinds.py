@@ -1,0 +1,345 @@
+"""What every task kind keeps to, whatever it learns; see `tasks/kinds/_base.py`. One of them is from outside."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.bases import LLAMA
+from support.word_pairs import WordPairs
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from loraxs_search.base_model import linear_modules, load_model
+from loraxs_search.errors import TaskDataError
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.packing.loaded_factors import LoadedFactors
+from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.pass_executor import PassExecutor
+from loraxs_search.records import Answers, BaseModel, DataSource, Hyperparameters, Task, TrialSpec, from_json, to_json
+from loraxs_search.registry import ScoredRows
+from loraxs_search.tasks import PreparedTask, RowSource, checked, encode, kind_of, prepare
+from loraxs_search.tasks.kinds import KINDS, Asking, PassOutputs, Section, TaskKind, find_metric
+from loraxs_search.trial import TrialRun, ask, attach, detach, score_rows, split_metrics
+from loraxs_search.trial.forward import forward_batch
+
+CPU = torch.device("cpu")
+SIZES = {"train": 40, "validation": 13, "test": 11}
+COLUMNS = {"columns": {"text": "text", "label": "label"}}
+# A kind's own keys, and how one of its rows is made of a number.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "sequence-classification": COLUMNS | {"labels": ["no", "yes", "maybe"]},
+    "regression": COLUMNS,
+    "word-pairs": {"ask": "text", "answer": "pair"},
+}
+NAMES = [*KINDS.names(), WordPairs.name]
+every_kind = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS._entries, WordPairs.name, WordPairs)
+
+
+def row(number: int, name: str) -> dict[str, Any]:
+    words = [f"w{(7 * number + 3 * i) % 30}" for i in range(2 + number % 5)]
+    label = number / 7 if name == "regression" else number % 3
+    return {"text": " ".join(words), "label": label, "pair": f"{words[-1]} {words[0]}"}
+
+
+@pytest.fixture
+def task(name: str, tmp_path: Path) -> Task:
+    kind = KINDS.get(name)
+    files = {}
+    for number, (split, size) in enumerate(SIZES.items()):
+        path = tmp_path / f"{split}.jsonl"
+        path.write_text("".join(json.dumps(row(100 * number + i, name)) + "\n" for i in range(size)))
+        files[split] = str(path)
+    metrics = kind.fitting_metrics(EXAMPLES[name])
+    section = kind.section.model_validate(EXAMPLES[name])
+    return Task(
+        name="example",
+        kind=name,
+        source=DataSource(data_files=files),
+        metric=metrics[0],
+        metrics=tuple(metrics),
+        direction=kind.metrics[metrics[0]].direction,
+        max_length=12,
+        **kind.fields(section),
+    )
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    words = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(LLAMA.vocab_size - 2))]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", model_input_names=inputs, model_max_length=32
+    )
+
+
+@pytest.fixture
+def kind(task: Task) -> TaskKind:
+    return checked(task)
+
+
+@pytest.fixture
+def data(task: Task, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> PreparedTask:
+    return prepare(task, tokenizer, cache_dir=tmp_path / "cache")
+
+
+@pytest.fixture
+def base(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
+    """A language model of random weights: kinds with a head put theirs on its body."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LLAMA)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return BaseModel("tiny", str(tmp_path / "base"), "0" * 64)
+
+
+@pytest.fixture
+def model(base: BaseModel, kind: TaskKind) -> Any:
+    return load_model(base, kind.model)
+
+
+# ---- declaration -----------------------------------------------------------------------------------------------------
+@every_kind
+def test_its_keys_make_a_task_and_come_back(name: str, task: Task, kind: TaskKind) -> None:
+    assert issubclass(kind.section, Section)
+    assert not list(kind.laws(kind.keys()))
+    assert kind.describe(kind.keys()).startswith(name)
+    again = kind.fields(kind.section.model_validate(kind.keys()))
+    assert {key: getattr(task, key) for key in again} == again
+    assert kind_of(from_json(Task, to_json(task))).task == task
+
+
+@every_kind
+def test_its_metrics_mean_the_same_everywhere(name: str, kind: TaskKind) -> None:
+    assert kind.fitting_metrics({})
+    assert all(find_metric(metric) is own and own.name == metric for metric, own in kind.metrics.items())
+    assert set(kind.fitting_metrics(kind.keys())) <= set(kind.metrics)
+
+
+@every_kind
+def test_its_module_loads_neither_torch_nor_transformers(name: str) -> None:
+    module = KINDS.get(name).__module__
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers', 'datasets'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], check=False, env={"PYTHONPATH": ":".join(sys.path)})
+    assert done.returncode == 0
+
+
+# ---- rows to tokens --------------------------------------------------------------------------------------------------
+@every_kind
+def test_rows_fit_the_base_and_each_read_has_a_target(
+    name: str, task: Task, kind: TaskKind, data: PreparedTask
+) -> None:
+    for split, size in SIZES.items():
+        encoded, every = data.encoded(split), np.arange(size)  # type: ignore[arg-type]
+        assert len(encoded) == size == len(data.labels(split))  # type: ignore[arg-type]
+        assert encoded.lengths.min() >= 1
+        assert encoded.lengths.max() <= task.max_length
+        assert encoded.targets is not None
+        np.testing.assert_array_equal(encoded.targets.lengths, encoded.counts(every))
+        assert (encoded.positions is None) == (kind.model.num_outputs is not None)
+        for i in every if encoded.positions is not None else ():
+            positions = encoded.positions.row(i)
+            assert len(positions)
+            assert 0 <= positions[0] <= positions[-1] < encoded.lengths[i]
+
+
+@every_kind
+def test_cached_tokens_are_those_of_every_row_alone(name: str, kind: TaskKind, data: PreparedTask, task: Task) -> None:
+    from loraxs_search.tasks import load_data
+
+    again, rows = prepare(task, data.tokenizer), load_data(task).rows["train"]
+    for i in range(len(rows)):
+        alone = kind.encode(rows.take([i]), data.tokenizer)
+        for prepared in (data, again):
+            known = prepared.encoded("train")
+            np.testing.assert_array_equal(known.ids.row(i), alone.ids.row(0))
+            if known.positions is not None and alone.positions is not None:
+                np.testing.assert_array_equal(known.positions.row(i), alone.positions.row(0))
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+def losses(kind: TaskKind, model: Any, data: PreparedTask, rows: list[int]) -> torch.Tensor:
+    batch = data.collate("train", rows)
+    return kind.loss(forward_batch(model, batch), batch)
+
+
+@every_kind
+def test_a_rows_loss_is_its_own(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
+    rows = [3, 0, 21, 7, 8]
+    together = losses(kind, model, data, rows)
+    assert (together.shape, together.dtype) == ((len(rows),), torch.float32)
+    torch.testing.assert_close(together, torch.cat([losses(kind, model, data, [row]) for row in rows]))
+    torch.testing.assert_close(together[[4, 2]], losses(kind, model, data, [8, 21]))
+
+
+@every_kind
+def test_its_loss_trains_an_adapter(name: str, kind: TaskKind, model: Any, data: PreparedTask, base: BaseModel) -> None:
+    attached = attach(model, spec(base, kind, "1"))
+    losses(kind, attached, data, [0, 1, 2]).sum().backward()
+    trained = {n: p for n, p in attached.named_parameters() if p.requires_grad}
+    assert any("loraxs_R" in n for n in trained)
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in trained.values())
+
+
+# ---- scoring ---------------------------------------------------------------------------------------------------------
+@every_kind
+def test_scores_come_in_the_order_asked_for(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
+    every = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
+    some = score_rows(model, data, "test", np.array([9, 2, 4]), CPU)
+    assert every.predictions[[9, 2, 4]].tolist() == pytest.approx(some.predictions.tolist(), abs=1e-5)
+    np.testing.assert_allclose(every.losses[[9, 2, 4]], some.losses, rtol=1e-5)
+    assert every.counts[[9, 2, 4]].tolist() == some.counts.tolist()
+    assert every.predictions.dtype.kind == data.labels("test").dtype.kind
+
+
+@every_kind
+def test_answers_survive_the_study_folder_and_the_registry(
+    name: str, kind: TaskKind, model: Any, data: PreparedTask
+) -> None:
+    scores = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
+    labels = data.labels("test")
+    answers = Answers(tuple(scores.predictions.tolist()), tuple(labels.tolist()), 1.5, 3)
+    read = from_json(Answers, to_json(answers))
+    assert read == answers
+    rows = ScoredRows.from_bytes(ScoredRows.of(read.predictions, read.labels).to_bytes())
+    assert rows.same_rows(ScoredRows(labels, labels))
+    expected = split_metrics(data, "test", scores)
+    assert kind.measure(rows.predictions, rows.labels) == pytest.approx(
+        {name: expected[name] for name in kind.task.metrics}
+    )
+
+
+@every_kind
+def test_asking_may_be_ended_early(name: str, kind: TaskKind, data: PreparedTask) -> None:
+    asking: Asking[Any] = kind.score(data, "test", np.arange(3))
+    request = next(asking)
+    assert len(request.rows)
+    asking.close()
+    with pytest.raises(StopIteration):
+        next(asking)
+
+
+@every_kind
+def test_a_batch_of_outputs_is_reduced_row_by_row(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
+    """What `reduce` makes of a part of the rows is that part of what it makes of all."""
+    request = next(kind.score(data, "test", np.arange(6)))
+
+    @torch.inference_mode()
+    def reduced(rows: list[int]) -> tuple[torch.Tensor, ...]:
+        batch = data.collate(request.source, request.rows[rows])
+        outputs = forward_batch(model, batch)
+        assert isinstance(outputs, PassOutputs)
+        return request.reduce(outputs, batch)
+
+    for whole, *parts in zip(reduced([0, 1, 2, 3]), reduced([0, 1]), reduced([2, 3]), strict=True):
+        assert len(whole) == 4
+        torch.testing.assert_close(whole, torch.cat(parts))
+
+
+@every_kind
+def test_a_question_is_answered_as_its_row_is(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
+    questions = [(row(200 + i, name)["text"],) for i in range(SIZES["test"])]
+    source = RowSource(data.tokenizer)
+    shown = [question[0] for question in questions]
+    found = ask(model, source, kind.predict(source, encode(kind, data.tokenizer, questions), shown), CPU)
+    assert [prediction.text for prediction in found] == shown
+    scores = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
+    for prediction, answer in zip(found, scores.predictions.tolist(), strict=True):
+        said = prediction.label if prediction.label is not None else f"{prediction.score:.4g}"
+        assert said == kind.show(answer)
+
+
+@every_kind
+def test_what_nobody_can_answer_is_refused(name: str, kind: TaskKind) -> None:
+    for rows in ([], [()], [("a", "b", "c", "d")], [("",)]):
+        with pytest.raises(TaskDataError, match="must be given"):
+            kind.questions(rows)
+
+
+# ---- yardsticks ------------------------------------------------------------------------------------------------------
+@every_kind
+def test_constants_are_answers(name: str, kind: TaskKind, data: PreparedTask) -> None:
+    labels = data.labels("train")
+    constants = kind.constants(labels)
+    for answer in constants:
+        assert set(kind.measure(np.full(len(labels), answer), labels)) == set(kind.task.metrics)
+        assert kind.show(answer)
+    form = kind.linear()
+    if form is not None:
+        targets = form.targets(labels)
+        assert targets.shape == (len(labels), form.num_outputs)
+        assert form.answers(targets).tolist() == labels.tolist()
+
+
+# ---- alone and packed ------------------------------------------------------------------------------------------------
+def spec(base: BaseModel, kind: TaskKind, trial_id: str, **changes: Any) -> TrialSpec:
+    names = tuple(module.name for module in linear_modules(base, kind.model))
+    values: dict[str, Any] = {
+        "rank": 4,
+        "target_modules": names,
+        "learning_rate": 2e-3,
+        "head_learning_rate": 1e-3,
+        "init_std": 1e-3,
+        "batch_size": 8,
+        "max_steps": 50,
+        "seed": int(trial_id),
+        **changes,
+    }
+    return TrialSpec(trial_id, {}, Hyperparameters(**values))
+
+
+@every_kind
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_packed_trials_are_lone_trials(
+    name: str, num_workers: int, kind: TaskKind, model: Any, base: BaseModel, data: PreparedTask
+) -> None:
+    modules = linear_modules(base, kind.model)
+    names = [module.name for module in modules]
+    factors = LoadedFactors(model, load_model(base, kind.model), names)
+    upper = tuple(n for n in names if ".1." in n)  # the lower layer is skipped where all adapt the upper alone
+    specs = [
+        spec(base, kind, "1"),
+        spec(base, kind, "2", rank=2, scale=2.0, target_modules=upper, batch_size=5),
+        spec(base, kind, "3", rank=6, basis="bottom", learning_rate=5e-3),
+    ]
+    pack = Pack(model, factors, modules, max_tokens=100, lanes=PassExecutor(num_workers))
+    for group in (specs, specs[1:2]):
+        slots = [pack.join(own, data) for own in group]
+        for _ in range(30):
+            assert pack.step(slots) == {}
+        metrics = pack.evaluate(slots, "validation")
+        packed = [slot.snapshot() for slot in slots]
+        pack.clear()
+        for slot, snapshot in zip(slots, packed, strict=True):
+            with use_factor_store(factors):
+                attached = attach(model, slot.spec, factors)
+            run = TrialRun(slot.spec, attached, data, CPU)
+            report = run.advance(30)
+            expected = run.snapshot()
+            detach(attached, slot.spec)
+            assert metrics[slot.name] == pytest.approx(report.metrics, rel=1e-5)
+            for key, value in expected.parameters.items():
+                if "loraxs_R" in key:
+                    assert (snapshot.parameters[key] - value).norm() <= 1e-5 * value.norm(), key
+
+
+def test_an_unknown_kind_lists_those_that_there_are(tmp_path: Path) -> None:
+    task = Task("t", "word-pair", DataSource(), "", "", "exact_match", "maximize", ("exact_match",))
+    with pytest.raises(TaskDataError, match=r"Task t: `task.kind` must be one of: word-pairs, "):
+        kind_of(task)

@@ -1,0 +1,101 @@
+"""A search with a task kind that another distribution brings: a model without a head, from launch to predict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support import word_pairs
+from support.bases import LLAMA
+from support.plugins import write_distribution
+from support.shell import Shell
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from loraxs_search.records import TrialState
+from loraxs_search.studies import StudyFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+
+SPACE = """
+task:
+  name: first-and-last
+  kind: word-pairs
+  data: {data_files: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
+  ask: words
+  answer: pair
+  metrics: [exact_match]
+  max_length: 16
+base_model: ./base
+parameters:
+  rank: {choice: [2, 4]}
+  target_modules: {choice: [attention, all-linear]}
+  learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
+  batch_size: 8
+search: {trials: 4, max_steps: 8, report_every: 4, precision: float32}
+promotion: {candidates: 2, seeds: 1}
+"""
+
+
+def save_base(folder: Path) -> None:
+    words = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(LLAMA.vocab_size - 2))]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "model_input_names": ["input_ids", "attention_mask"]}
+    PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=32, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LLAMA).save_pretrained(folder)
+
+
+def save_rows(folder: Path) -> None:
+    for split, size in {"train": 60, "validation": 20, "test": 20}.items():
+        lines = []
+        for i in range(size):
+            words = [f"w{(7 * i + 3 * j + size) % 30}" for j in range(2 + i % 5)]
+            lines.append(json.dumps({"words": " ".join(words), "pair": f"{words[0]} {words[-1]}"}))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
+    save_base(tmp_path / "base")
+    save_rows(tmp_path)
+    (tmp_path / "pairs.yaml").write_text(SPACE)
+    group = {"loraxs_search.task_kinds": {"word-pairs": "WordPairs"}}
+    write_distribution(tmp_path / "site", "toy_kinds", Path(word_pairs.__file__).read_text(), group)
+    return Shell(search_home, tmp_path, tmp_path / "site")
+
+
+def test_a_kind_from_outside_is_searched_promoted_and_asked(shell: Shell, agree: Callable[..., object]) -> None:
+    checked = shell.ok("check", "pairs.yaml", "--data")
+    assert "exact_match" in checked
+    shell.ok("launch", "pairs.yaml", "--name", "pairs")
+    agree("pairs", 4)
+    folder = StudyFolder.open("pairs")
+    complete = [r for r in folder.journal().records.values() if r.state is TrialState.COMPLETE]
+    assert complete
+    assert all(r.reports[-1].size.head_parameters == 0 < r.reports[-1].size.r_parameters for r in complete)
+    (constant,) = folder.yardsticks() or ()
+    assert isinstance(constant.answer, str)
+    shell.ok("promote", "pairs", "--force")
+    answers = json.loads(shell.ok("predict", "first-and-last", "w1 w2 w3", "w4 w5", "--json"))
+    assert [answer["text"] for answer in answers] == ["w1 w2 w3", "w4 w5"]
+    assert all(len(answer["label"].split()) == 2 and answer["score"] is None for answer in answers)
+    card = (Path(shell.ok("pull", "first-and-last").strip()) / "README.md").read_text()
+    assert "transformers.AutoModelForCausalLM.from_pretrained" in card
+    assert "pipeline_tag: text-generation" in card
+
+
+def test_its_keys_are_held_to_its_own_laws(shell: Shell) -> None:
+    for change, message in (
+        ("task.answer=words", "task.answer: must be another column than `ask`, but got 'words'."),
+        ("task.kind=word-pair", "task.kind: must be one of: word-pairs, sequence-classification, regression, but got"),
+        ("task.metrics=[accuracy]", "task.metrics[0]: must fit word-pairs (one of: exact_match)"),
+        ("task.labels=[a, b]", "task.labels: must be one of:"),
+    ):
+        done = shell.run("check", "pairs.yaml", "--set", change)
+        assert done.returncode == 2
+        assert message in " ".join(done.stderr.split())
