@@ -23,8 +23,8 @@ from loraxs_search.search_space._sections import (
     BaseModelSection,
     DataSection,
     PromotionSection,
-    SearchSection,
     TaskSection,
+    search_section,
 )
 from loraxs_search.tasks import catalogue_names
 from loraxs_search.tasks.metrics import METRICS
@@ -36,7 +36,7 @@ SECTIONS = {
     "task": TaskSection,
     "task.data": DataSection,
     "base_model": BaseModelSection,
-    "search": SearchSection,
+    "search": search_section(),
     "promotion": PromotionSection,
 }
 
