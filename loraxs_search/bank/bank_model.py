@@ -126,12 +126,12 @@ class BankModel:
         for name in (name for name in self._linears if name in wanted):
             own = module_settings(config, name, *matrix(self._linears[name]).shape)
             settings[name] = chosen = self._with_variant(name, own, config.factor_fingerprints.get(name))
-            self._pairs.pair(name, chosen.family, chosen.rank)
+            self._pairs.pair(name, chosen.factor_key, chosen.rank)
         return settings
 
     def core_scale(self, module: str, settings: ModuleSettings) -> Tensor:
         """Return what R of this module is multiplied with to be C, shape (r, r)."""
-        return settings.fold(self._pairs.factors(module, settings.family).singular_values).to(self.device)
+        return settings.scale_core(self._pairs.factors(module, settings.factor_key).singular_values).to(self.device)
 
     def heads(self, layout: Layout) -> _Heads:
         """Return the head modules that adapters of a layout start from, what they do not store in place."""
@@ -180,13 +180,13 @@ class BankModel:
         weight = matrix(self._linears[module]).detach()
         factors, variant = checked_factors(weight, own, module, {module: recorded})
         settings = replace(own, variant=variant)
-        self._pairs.add_variant(module, settings.family, factors)
+        self._pairs.add_variant(module, settings.factor_key, factors)
         return settings
 
     def _fingerprint(self, module: str, settings: ModuleSettings) -> tuple[float, ...]:
-        key = (module, settings.family, settings.rank, settings.sigma)
+        key = (module, settings.factor_key, settings.rank, settings.sigma)
         if key not in self._fingerprints:
-            factors = self._pairs.factors(module, settings.family)
+            factors = self._pairs.factors(module, settings.factor_key)
             self._fingerprints[key] = fingerprint(*factors.ab(settings.rank, settings.sigma))
         return self._fingerprints[key]
 

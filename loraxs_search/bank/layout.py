@@ -103,7 +103,7 @@ def make_layout(
 ) -> Layout:
     """Return the layout of adapters with these settings and head parameters, the latter (n, *shape)."""
     return Layout(
-        tuple((name, s.rank, s.family) for name, s in settings.items()),
+        tuple((name, s.rank, s.factor_key) for name, s in settings.items()),
         tuple(sorted((name, tuple(value.shape[1:])) for name, value in head.items())),
         model,
         tuple(config.pass_through),

@@ -128,11 +128,11 @@ class FactorStore:
             on_progress: Called as `(done, total, name)` after each weight, in their order.
         """
         with side_by_side(_at_a_time(weights.values())) as pool:
-            found = [
+            pending = [
                 pool.submit(self.get, weight, rank=min(rank, *weight.shape), basis=basis, driver=driver)
                 for weight in weights.values()
             ]
-            for done, (name, factors) in enumerate(zip(weights, found, strict=True), start=1):
+            for done, (name, factors) in enumerate(zip(weights, pending, strict=True), start=1):
                 factors.result()
                 if on_progress is not None:
                     on_progress(done, len(weights), name)

@@ -49,8 +49,8 @@ def check_body(expected: Sequence[float], model: nn.Module) -> None:
 
 def _tensors(model: nn.Module) -> list[Tensor]:
     """Return the body's parameters by name; numbers of a quantised layer are codes, and it is another body anyway."""
-    found = dict(_own(getattr(model, getattr(model, "base_model_prefix", ""), model), ""))
-    return [found[name] for name in sorted(found) if found[name].is_floating_point()]
+    parameters = dict(_own(getattr(model, getattr(model, "base_model_prefix", ""), model), ""))
+    return [parameters[name] for name in sorted(parameters) if parameters[name].is_floating_point()]
 
 
 def _own(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:

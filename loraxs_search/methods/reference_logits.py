@@ -50,13 +50,13 @@ def compare_reference_logits(actual: Tensor, probe: ReferenceLogits, atol: float
     """
     expected = torch.tensor(probe.logits, dtype=torch.float32)
     if actual.shape != expected.shape:
-        found = f"shape {tuple(actual.shape)} where the adapter has {tuple(expected.shape)}"
+        difference = f"shape {tuple(actual.shape)} where the adapter has {tuple(expected.shape)}"
     elif not (distance := (actual - expected).abs().max()) <= atol:  # also False for NaN
-        found = f"a difference of {float(distance):.3g}"
+        difference = f"a difference of {float(distance):.3g}"
     else:
         return
     raise FactorMismatchError(
-        f"Logits of the probe must agree within {atol:g}, but got {found}.",
+        f"Logits of the probe must agree within {atol:g}, but got {difference}.",
         hint="the base model, its factors or the adapter's files are not those of the training; pull it again",
     )
 

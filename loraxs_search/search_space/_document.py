@@ -82,8 +82,8 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        told = ", ".join(part for part in (error.context, error.problem) if part)
-        fail_with(source, [f"{where}: must be valid YAML, but {told}."])
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        fail_with(source, [f"{where}: must be valid YAML, but {reason}."])
     except RecursionError:
         fail_with(source, [f"{source}: must nest at most {_MAX_DEPTH} levels deep."])
 

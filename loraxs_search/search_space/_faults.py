@@ -54,9 +54,9 @@ class Faults(list[Fault]):
 
 def fail_with(source: str, lines: Iterable[str], *, hint: str | None = None) -> NoReturn:
     """Raise `SpaceError` listing `lines`, one fault each."""
-    told = list(lines)
-    count = "1 fault" if len(told) == 1 else f"{len(told)} faults"
-    raise SpaceError("\n".join([f"{source} has {count}:", *told]), hint=hint)
+    faults = list(lines)
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    raise SpaceError("\n".join([f"{source} has {count}:", *faults]), hint=hint)
 
 
 def place_of(places: Mapping[KeyPath, Place], path: KeyPath) -> Place:

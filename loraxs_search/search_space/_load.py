@@ -84,8 +84,8 @@ def parse_space(
 
 def _rewritten(document: Document, overrides: Sequence[str]) -> str:
     """Write the data out anew, saying what was put in; the original's comments may no longer be true of it."""
-    told = "".join(f"# {document.source} with --set {json.dumps(override)}\n" for override in overrides)
-    return told + yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
+    header = "".join(f"# {document.source} with --set {json.dumps(override)}\n" for override in overrides)
+    return header + yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
 
 
 def _sections(document: Document) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _base_model(document: Document, given: object, folder: Path) -> BaseModelRef
     )
     if section is None:
         return None
-    found = section.model_dump()
+    fields = section.model_dump()
     if section.id.startswith((".", "~", "/")):
         where: KeyPath = ("base_model", "id")
         law = f"must be a hub id, or a folder relative to this file, but got {shown(section.id)}"
@@ -131,10 +131,10 @@ def _base_model(document: Document, given: object, folder: Path) -> BaseModelRef
         except ValueError as error:
             document.faults.add(where, f"{law}: {error}.")
             return None
-        found["id"] = str(path)
+        fields["id"] = str(path)
         if not path.is_dir():
             document.faults.add(where, f"{law}, and {path} is no folder.")
-    return BaseModelRef(**found)
+    return BaseModelRef(**fields)
 
 
 def _search(document: Document, given: object) -> SearchPlan:

@@ -63,12 +63,12 @@ def resolve_modules(expression: str, modules: Sequence[LinearModule]) -> tuple[s
     sites = [site for site in map(_Site.of, modules) if site is not None]
     chosen: set[str] = set()
     for group in parsed.groups:
-        found = {site.module for site in sites if _matcher(group, sites)(site)}
-        if not found:
+        matching = {site.module for site in sites if _matcher(group, sites)(site)}
+        if not matching:
             raise TargetModulesError(_nothing(group, sites), hint=_HINT)
-        chosen |= found
-    kept = _last_layers(sites, parsed, expression)
-    names = tuple(site.module for site in sites if site.module in chosen and site.module in kept)
+        chosen |= matching
+    last = _last_layers(sites, parsed, expression)
+    names = tuple(site.module for site in sites if site.module in chosen and site.module in last)
     if not names:
         raise TargetModulesError(
             f"`{expression}` must name at least one linear layer, but the last layers hold none.", hint=_HINT
@@ -116,8 +116,8 @@ def _last_layers(sites: Sequence[_Site], parsed: Expression, expression: str) ->
         raise TargetModulesError(
             f"`@last-K` must have K in 1..{most}, the model's layers, but got {expression!r}.", hint=_HINT
         )
-    kept = {stack: sorted(numbers)[-parsed.last :] for stack, numbers in layers.items()}
-    return {site.module for site in sites if site.layer in kept[site.stack]}
+    last = {stack: sorted(numbers)[-parsed.last :] for stack, numbers in layers.items()}
+    return {site.module for site in sites if site.layer in last[site.stack]}
 
 
 def _nothing(group: str, sites: Sequence[_Site]) -> str:

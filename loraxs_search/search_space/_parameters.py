@@ -49,12 +49,12 @@ class _Declaration:
 
     def __init__(self, document: Document, name: str, spec: ParameterSpec, is_required: bool) -> None:
         self._document = document
-        self._law, self._is_required = spec, is_required
+        self._spec, self._is_required = spec, is_required
         self._name = name
         self._path: KeyPath = (_SECTION, name)
 
     def read(self, declared: object) -> Parameter | None:
-        if isinstance(declared, list) and self._law.kind != "modules":
+        if isinstance(declared, list) and self._spec.kind != "modules":
             self._fault((), f"must be a value or a form, but got a list; write {{choice: {shown(declared)}}}.")
             return None
         if not isinstance(declared, dict):
@@ -102,7 +102,7 @@ class _Declaration:
         values = [self._value(item, ("choice", index)) for index, item in enumerate(items)]
         seen: list[Scalar] = []
         for index, value in enumerate(values):
-            if value is not None and any(self._law.same(value, other) for other in seen):
+            if value is not None and any(self._spec.same(value, other) for other in seen):
                 self._fault(("choice", index), f"must list each value once, but {shown(items[index])} came before.")
             elif value is not None:
                 seen.append(value)
@@ -111,18 +111,18 @@ class _Declaration:
     def _floats(self, declared: dict[str, Any]) -> Distribution | None:
         log = "log_uniform" in declared
         form = "log_uniform" if log else "uniform"
-        if self._law.kind != "float":
-            remedy = "int or choice" if self._law.kind == "int" else "choice"
-            self._fault((form,), f"must be {self._law}, so {form} does not fit; use {remedy}.")
+        if self._spec.kind != "float":
+            remedy = "int or choice" if self._spec.kind == "int" else "choice"
+            self._fault((form,), f"must be {self._spec}, so {form} does not fit; use {remedy}.")
             return None
         bounds = self._bounds(declared[form], form, log=log)
         step = None if log else self._step(declared.get("step"), bounds)
         return None if bounds is None else Floats(float(bounds[0]), float(bounds[1]), step=step, log=log)
 
     def _integers(self, declared: dict[str, Any]) -> Distribution | None:
-        if self._law.kind != "int":
-            remedy = "uniform (with step) or choice" if self._law.kind == "float" else "choice"
-            self._fault(("int",), f"must be {self._law}, so int does not fit; use {remedy}.")
+        if self._spec.kind != "int":
+            remedy = "uniform (with step) or choice" if self._spec.kind == "float" else "choice"
+            self._fault(("int",), f"must be {self._spec}, so int does not fit; use {remedy}.")
             return None
         log = declared.get("log", False)
         if not isinstance(log, bool):
@@ -153,9 +153,9 @@ class _Declaration:
     def _step(self, given: object, bounds: tuple[float, float] | None) -> float | None:
         if given is None:
             return None
-        law = ParameterSpec(self._law.kind, low=0, above=True)
+        spec = ParameterSpec(self._spec.kind, low=0, above=True)
         try:
-            step = law.check(given)
+            step = spec.check(given)
         except ValueError as error:
             self._fault(("step",), f"{error}, but got {shown(given)}.")
             return None
@@ -173,7 +173,7 @@ class _Declaration:
 
     def _value(self, value: object, inside: KeyPath) -> Scalar | None:
         try:
-            return self._law.check(value)
+            return self._spec.check(value)
         except ValueError as error:
             got = as_written(self._document, (*self._path, *inside), value)
             self._fault(inside, f"{error}, but got {got}.")

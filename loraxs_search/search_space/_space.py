@@ -115,8 +115,8 @@ class Space:
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's distribution of each parameter that is searched, in the file's order."""
-        found = {name: parameter.distribution.to_optuna() for name, parameter in self.parameters.items()}
-        return {name: distribution for name, distribution in found.items() if distribution is not None}
+        distributions = ((name, parameter.distribution.to_optuna()) for name, parameter in self.parameters.items())
+        return {name: distribution for name, distribution in distributions if distribution is not None}
 
     def grid_size(self) -> int | None:
         """Return how many different params there are, or None when a parameter is continuous."""

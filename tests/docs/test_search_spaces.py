@@ -23,7 +23,7 @@ from loraxs_search.search_space._sections import (
     BaseModelSection,
     DataSection,
     PromotionSection,
-    SearchSection,
+    search_section,
     task_section,
 )
 from loraxs_search.tasks import catalogue_names, kind_of
@@ -37,7 +37,7 @@ SECTIONS = {
     "task": task_section(KINDS.get("sequence-classification")),
     "task.data": DataSection,
     "base_model": BaseModelSection,
-    "search": SearchSection,
+    "search": search_section(),
     "promotion": PromotionSection,
 }
 

@@ -17,7 +17,7 @@ from loraxs_search.records import Basis, Sigma
 
 
 class FactorKey(NamedTuple):
-    """Which factors of a weight: those of one family are cut from the same matrices."""
+    """Which factors of a weight: those of one key are cut from the same matrices."""
 
     driver: Literal["exact", "randomized"]
     basis: Basis
@@ -59,11 +59,11 @@ class ModuleSettings:
         return f"{self.driver}_{self.basis}_{self.sigma}_{self.factor_rank}{own}"
 
     @property
-    def family(self) -> FactorKey:
-        """Which factors of the module's weight; adapters of one family share them whatever their rank and sigma."""
+    def factor_key(self) -> FactorKey:
+        """Which factors of the module's weight; adapters of one key share them whatever their rank and sigma."""
         return FactorKey(self.driver, self.basis, self.factor_rank, self.variant)
 
-    def fold(self, singular_values: Tensor) -> Tensor:
+    def scale_core(self, singular_values: Tensor) -> Tensor:
         """Return what R is multiplied with, entry by entry, where A and B are left orthonormal, shape (rank, rank).
 
         scale * B R A = U (scale * S^p R S^q) V^T, the powers p and q being those of `sigma`.

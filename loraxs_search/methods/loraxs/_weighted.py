@@ -35,12 +35,10 @@ def sum_config(
         for module, layer in layers.items()
         if any(name in layer.settings for name in adapters)
     }
-    for module, found in settings.items():
-        if len(families := sorted({s.family for s in found})) > 1:
-            raise UsageError(
-                f"Adapters must be of one basis and factor rank to be summed, but {module} has {families}."
-            )
-    ranks = {module: max(s.rank for s in found) for module, found in settings.items()}
+    for module, own in settings.items():
+        if len(keys := sorted({s.factor_key for s in own})) > 1:
+            raise UsageError(f"Adapters must be of one basis and factor rank to be summed, but {module} has {keys}.")
+    ranks = {module: max(s.rank for s in own) for module, own in settings.items()}
     of = {module: next(name for name in adapters if name in layers[module].settings) for module in settings}
     factors = {module: layers[module].factors_of(name) for module, name in of.items()}
     first = configs[adapters[0]]
@@ -52,10 +50,10 @@ def sum_config(
         sigma="none",
         basis=first.basis,
         factor_driver=first.factor_driver,
-        factor_rank=max(s.factor_rank for found in settings.values() for s in found),
+        factor_rank=max(s.factor_rank for own in settings.values() for s in own),
         # Theirs, also where this machine would make others.
         factor_fingerprints={
-            module: list(fingerprint(*found.ab(ranks[module], "none"))) for module, found in factors.items()
+            module: list(fingerprint(*each.ab(ranks[module], "none"))) for module, each in factors.items()
         },
         body_fingerprint=first.body_fingerprint,
         init_std=0.0,

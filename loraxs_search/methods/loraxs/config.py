@@ -100,8 +100,8 @@ class LoraXSConfig(PeftConfig):  # type: ignore[misc]
             if getattr(self, name) not in values
         ]
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:  # PEFT would adapt all layers
-            told = f"`layers_to_transform` must stand beside a list of modules, but got {self.target_modules!r}."
-            faults.append(told)
+            fault = f"`layers_to_transform` must stand beside a list of modules, but got {self.target_modules!r}."
+            faults.append(fault)
         return faults
 
     def _wrong_numbers(self) -> list[str]:

@@ -95,7 +95,7 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
     def core(self, adapter_name: str) -> Tensor:
         """Return scale * R as it stands between orthonormal factors, the singular values folded in, shape (r, r)."""
         r, settings = self.loraxs_R[adapter_name], self.settings[adapter_name]
-        return torch.mul(r, settings.fold(self.factors_of(adapter_name).singular_values).to(r.device))
+        return torch.mul(r, settings.scale_core(self.factors_of(adapter_name).singular_values).to(r.device))
 
     def factors_of(self, adapter_name: str) -> Factors:
         """Return the factors of the base weight that an adapter was trained in, at their stored rank."""

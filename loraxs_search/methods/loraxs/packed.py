@@ -163,7 +163,7 @@ class PackedCores:
     def update(self, module: str) -> TrainedCores:
         """Return what is added to the output of one of `modules`."""
         keys = [
-            None if slot is None or module not in slot.settings else slot.settings[module].family
+            None if slot is None or module not in slot.settings else slot.settings[module].factor_key
             for slot in self._slots
         ]
         known: list[FactorKey] = list(dict.fromkeys(key for key in keys if key is not None))
@@ -192,5 +192,7 @@ class PackedCores:
 
     def _scale(self, slot: CoreSlot) -> Tensor:
         """Return what R is multiplied with, entry by entry, shape (modules, r, r)."""
-        scales = [s.fold(self._pairs.factors(name, s.family).singular_values) for name, s in slot.settings.items()]
+        scales = [
+            s.scale_core(self._pairs.factors(name, s.factor_key).singular_values) for name, s in slot.settings.items()
+        ]
         return torch.stack(scales).to(slot.r.device)

@@ -77,19 +77,28 @@ def pairs(linears, tmp_path) -> FactorPairs:
     return FactorPairs(linears, lambda: store)
 
 
-def test_slots_of_any_rank_basis_sigma_and_modules_train_side_by_side(linears, pairs) -> None:
+@pytest.mark.parametrize("companies", [[(0, 1, 2)], [(0, 2), (1,)]], ids=["one method", "beside another method's"])
+def test_slots_of_any_rank_basis_sigma_and_modules_train_side_by_side(linears, pairs, companies) -> None:
     slots = [
         OneSlot({"first": settings(2), "second": settings(2)}),
         OneSlot({"second": settings(3, "bottom", "sqrt", 0.5)}),
         OneSlot({"first": settings(4, sigma="none", scale=2.0)}),
     ]
-    packed, context = PackedCores(slots, linears, pairs, num_workers=2), PassContext()
-    assert packed.modules == ["first", "second"]
-    layers = {name: TrainedLinear(linears[name], context, [packed.update(name)]) for name in packed.modules}
+    context = PassContext()
+    packed = [
+        PackedCores([slot if i in own else None for i, slot in enumerate(slots)], linears, pairs, num_workers=2)
+        for own in companies
+    ]
+    assert packed[0].modules == ["first", "second"]
+    layers = {
+        name: TrainedLinear(linears[name], context, [cores.update(name) for cores in packed if name in cores.modules])
+        for name in linears
+    }
     x = torch.randn(6, 2, IN)
     alone = [slot.r.detach().clone().requires_grad_() for slot in slots]
     for _ in range(2):  # gradients of a round are its own
-        packed.begin()
+        for cores in packed:
+            cores.begin()
         for worker, start in enumerate((0, 3)):
             rows = SlotRowMap([RowSegment(slot, slot, slot + 1) for slot in range(3)], torch.device("cpu"))
             for name, layer in layers.items():
@@ -101,7 +110,8 @@ def test_slots_of_any_rank_basis_sigma_and_modules_train_side_by_side(linears, p
                 ]
                 torch.testing.assert_close(y, torch.stack(expected))
                 y.square().sum().backward()
-        packed.collect()
+        for cores in packed:
+            cores.collect()
     for slot, r in zip(slots, alone, strict=True):
         total = sum(
             _alone(linears, pairs, slot, r, name, x[row]).square().sum()
@@ -117,12 +127,12 @@ def _alone(linears, pairs, slot: OneSlot, r: Tensor, module: str, x: Tensor) -> 
     if module not in slot.settings:
         return y
     own = slot.settings[module]
-    a, b = pairs.factors(module, own.family).ab(own.rank, own.sigma)
+    a, b = pairs.factors(module, own.factor_key).ab(own.rank, own.sigma)
     return y + own.scale * x @ a.T @ r[list(slot.settings).index(module)].T @ b.T
 
 
 def test_a_pair_is_made_once_and_forgotten_with_its_rank(linears, pairs) -> None:
-    key = settings(2).family
+    key = settings(2).factor_key
     pair = pairs.pair("second", key, 2)
     assert pairs.pair("second", key, 2) is pair
     assert (pair.a.shape, pair.b_t.shape) == ((2, IN), (2, OUT))
@@ -133,7 +143,7 @@ def test_a_pair_is_made_once_and_forgotten_with_its_rank(linears, pairs) -> None
 
 
 def test_a_pair_wider_than_its_factors_is_zero_beyond_them(linears, pairs) -> None:
-    key = settings(2).family
+    key = settings(2).factor_key
     pair = pairs.pair("first", key, 6)
     whole = pairs.factors("first", key)
     assert whole.rank == 4
@@ -144,7 +154,7 @@ def test_a_pair_wider_than_its_factors_is_zero_beyond_them(linears, pairs) -> No
 
 def test_a_pair_has_the_bases_dtype_and_a_variant_its_own_factors(linears, pairs) -> None:
     linears["first"].bfloat16()
-    key = settings(2).family
+    key = settings(2).factor_key
     assert pairs.pair("first", key, 2).a.dtype == torch.bfloat16
     other = key._replace(variant="elsewhere")
     pairs.add_variant("first", other, pairs.factors("second", key))
