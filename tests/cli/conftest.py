@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,13 @@ class Said:
     code: int
     out: str
     err: str
+
+    @property
+    def ok(self) -> str:
+        """What is on stdout, after a success without a traceback."""
+        assert self.code == 0, self.err
+        assert "Traceback" not in self.err
+        return self.out
 
     def is_error(self, code: int, *parts: str) -> bool:
         """Check the form every error has: `error: ...`, a blank line, `hint: ...`, nothing on stdout, no traceback."""
@@ -44,6 +52,14 @@ def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Said(code, *capsys.readouterr())
 
     return command
+
+
+@pytest.fixture
+def ask(say: Callable[..., Said], searched: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """Run a command line in this process, about the shared search; README's commands run each verb as a process."""
+    monkeypatch.setenv("LORAXS_HOME", str(searched.shell.home))
+    monkeypatch.chdir(searched.shell.folder)
+    return say
 
 
 @pytest.fixture

@@ -42,22 +42,22 @@ def test_the_wheel_finds_its_spaces(searched, installed, tmp_path):
 
 
 # ---- status ----------------------------------------------------------------------------------------------------------
-def test_status_shows_the_study(searched):
+def test_status_shows_the_study(searched, ask):
     assert ["reviews", "movie-reviews", "finished", "2/2"] in [
-        line.split()[:4] for line in searched.shell.ok("status").splitlines()
+        line.split()[:4] for line in ask("status").ok.splitlines()
     ]
-    assert searched.shell.ok("status", "reviews").splitlines()[0] == searched.launched.stdout.splitlines()[0]
-    told = json.loads(searched.shell.ok("status", "reviews", "--json"))
+    assert ask("status", "reviews").ok.splitlines()[0] == searched.launched.stdout.splitlines()[0]
+    told = json.loads(ask("status", "reviews", "--json").ok)
     assert told["progress"]["num_trials"] == 2
     assert all(trial["reason"] for trial in told["trials"])
 
 
-def test_check_foretells_what_is_stored(searched):
-    trial = json.loads(searched.shell.ok("status", "reviews", "--json"))["trials"][0]
+def test_check_foretells_what_is_stored(ask):
+    trial = json.loads(ask("status", "reviews", "--json").ok)["trials"][0]
     fixed = [
         part for name in ("rank", "target_modules") for part in ("--set", f"parameters.{name}={trial['params'][name]}")
     ]
-    described = json.loads(searched.shell.ok("check", "movie_reviews", "--json", *fixed))["description"]
+    described = json.loads(ask("check", "movie_reviews", "--json", *fixed).ok)["description"]
     assert described["smallest"] == described["largest"]
     assert described["largest"]["size"]["r_parameters"] == trial["r_parameters"]
     assert described["largest"]["size"]["stored_bytes"] == trial["stored_bytes"]
@@ -70,23 +70,21 @@ def test_promotion_says_what_and_why(searched):
     assert "next: loraxs-search pull movie-reviews" in searched.promoted.stderr
 
 
-def test_a_refusal_is_a_result(searched):
-    done = searched.shell.run("promote", "reviews", "--json")
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["promoted"] is False
-    verdicts = [
-        decision["promoted"] for decision in json.loads(searched.shell.ok("history", "movie-reviews", "--json"))
-    ]
+def test_a_refusal_is_a_result(ask):
+    done = ask("promote", "reviews", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["promoted"] is False
+    verdicts = [decision["promoted"] for decision in json.loads(ask("history", "movie-reviews", "--json").ok)]
     assert verdicts[0] is True
     assert verdicts[-1] is False
 
 
-def test_pull_prints_a_folder_that_peft_loads_and_predict_agrees(searched):
-    folder = searched.shell.ok("pull", "movie-reviews").removesuffix("\n")
-    assert json.loads(searched.shell.ok("pull", "movie-reviews:1", "--json"))["path"] == folder
+def test_pull_prints_a_folder_that_peft_loads_and_predict_agrees(searched, ask):
+    folder = ask("pull", "movie-reviews").ok.removesuffix("\n")
+    assert json.loads(ask("pull", "movie-reviews:1", "--json").ok)["path"] == folder
     texts = ["a moving, funny film", "two hours I will never get back"]
-    told = json.loads(searched.shell.ok("predict", "movie-reviews", *texts, "--json"))
-    lines = searched.shell.ok("predict", folder, *texts).splitlines()
+    told = json.loads(ask("predict", "movie-reviews", *texts, "--json").ok)
+    lines = ask("predict", folder, *texts).ok.splitlines()
     for prediction, line, text in zip(told, lines, texts, strict=True):
         assert line == f"{prediction['label']}\t{prediction['score']:.3f}\t{text}"
     assert _plain_peft(searched, folder, texts) == pytest.approx([p["score"] for p in told], abs=1e-5)
@@ -115,26 +113,26 @@ print(json.dumps(model(**inputs).logits.softmax(-1).max(-1).values.tolist()))
     return json.loads(done.stdout)
 
 
-def test_the_registry_is_listed_and_shown(searched):
-    (line,) = [line for line in searched.shell.ok("ls").splitlines() if line.startswith("movie-reviews")]
+def test_the_registry_is_listed_and_shown(ask):
+    (line,) = [line for line in ask("ls").ok.splitlines() if line.startswith("movie-reviews")]
     assert line.split()[1:3] == ["1", "accuracy"]
     assert " ± " in line
-    told = {task["task"]: task for task in json.loads(searched.shell.ok("ls", "--json"))}["movie-reviews"]
+    told = {task["task"]: task for task in json.loads(ask("ls", "--json").ok)}["movie-reviews"]
     assert f"{told['score']:.4f}" in line
-    shown = searched.shell.run("show", "movie-reviews")
-    assert "champion,champion-all-minilm-l6-v2" in shown.stdout
-    assert "load it: loraxs-search pull movie-reviews:1" in shown.stderr
-    (version,) = json.loads(searched.shell.ok("show", "movie-reviews", "--json"))
+    shown = ask("show", "movie-reviews")
+    assert "champion,champion-all-minilm-l6-v2" in shown.out
+    assert "load it: loraxs-search pull movie-reviews:1" in shown.err
+    (version,) = json.loads(ask("show", "movie-reviews", "--json").ok)
     assert len(version["candidate"]["refits"]) == 1
     assert version["candidate"]["test_metrics"]["accuracy"] == told["score"]
-    folder = searched.shell.ok("pull", "movie-reviews", "--base", "all-MiniLM-L6-v2").strip()
-    assert searched.shell.ok("pull", "movie-reviews:1").strip() == folder
+    folder = ask("pull", "movie-reviews", "--base", "all-MiniLM-L6-v2").ok.strip()
+    assert ask("pull", "movie-reviews:1").ok.strip() == folder
     card = (Path(folder) / "README.md").read_text()
     assert "trained from 1 other seeds" in card
     assert re.search(r"base model \| 9\d,\d{3},\d{3} bytes", card)
 
 
-def test_minds_are_not_changed_by_accident(searched):
+def test_minds_are_not_changed_by_accident(ask):
     for args, told in (
         (("rollback", "movie-reviews"), "must have a champion before it"),
         (("rm", "movie-reviews:1"), "A champion must not be removed"),
@@ -144,22 +142,22 @@ def test_minds_are_not_changed_by_accident(searched):
         (("pull", "movie-reviews", "--base", "x/all-MiniLM-L6-v2"), "its base is sentence-tr"),
         (("predict", "movie-reviews", "a text", "--base", "x/all-MiniLM-L6-v2"), "`--base` must be the base"),
     ):
-        done = searched.shell.run(*args)
-        assert done.returncode == 1, done.stderr
-        assert told in done.stderr
-        assert "hint: " in done.stderr or "--base" in args
+        done = ask(*args)
+        assert done.code == 1, done.err
+        assert told in done.err
+        assert "hint: " in done.err or "--base" in args
 
 
-def test_a_pulled_model_can_be_whole(searched, tmp_path):
+def test_a_pulled_model_can_be_whole(ask, tmp_path):
     out = tmp_path / "merged"
-    told = json.loads(searched.shell.ok("pull", "movie-reviews", "--format", "merged", "--out", str(out), "--json"))
+    told = json.loads(ask("pull", "movie-reviews", "--format", "merged", "--out", str(out), "--json").ok)
     assert told == {"format": "merged", "name": "movie-reviews", "path": str(out)}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in out.iterdir()}
     assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "negative", "1": "positive"}
-    again = searched.shell.run("pull", "movie-reviews", "--out", str(out))
-    assert again.returncode == 2
-    assert "`--out` must name a new or empty folder" in again.stderr
-    assert searched.shell.run("pull", "movie-reviews", "--rank", "8").returncode == 2
+    again = ask("pull", "movie-reviews", "--out", str(out))
+    assert again.code == 2
+    assert "`--out` must name a new or empty folder" in again.err
+    assert ask("pull", "movie-reviews", "--rank", "8").code == 2
 
 
 def test_what_a_reader_leaves_unread_is_no_error(searched):

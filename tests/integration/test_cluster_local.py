@@ -63,14 +63,15 @@ def script(name: str, *args: str, env: dict[str, str]) -> subprocess.CompletedPr
     return subprocess.run([LOCAL / name, *args], env=env, capture_output=True, text=True, timeout=180, check=False)
 
 
-@pytest.fixture
-def cluster(in_search_home: Path, tmp_path: Path) -> Iterator[LocalCluster]:
-    """Two workers with one CPU each and a home of their own; stopped at the end if the test has not."""
+@pytest.fixture(scope="module")
+def cluster(search_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Two workers with one CPU each and a home of their own; stopped at the end if the last test has not."""
     port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp")) / "c"  # short, for Ray's sockets
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "PORT": str(port), "LORAXS_CLUSTER": str(folder)}
-    started = script("start.sh", "2", "1", env=env | {"LORAXS_HOME": str(tmp_path / "nodes")})
+    started = script("start.sh", "2", "1", env=env | {"LORAXS_HOME": str(tmp_path_factory.mktemp("nodes"))})
+    env["LORAXS_HOME"] = str(search_home)
     try:
         assert started.returncode == 0, started.stderr
         exported = dict(word.split("=", 1) for word in started.stdout.removeprefix("export ").split())
@@ -81,40 +82,8 @@ def cluster(in_search_home: Path, tmp_path: Path) -> Iterator[LocalCluster]:
         folder.parent.rmdir()
 
 
-def test_a_search_on_two_workers_then_nothing_is_left(
-    cluster: LocalCluster, tiny_space: Path, agree: Callable[..., object]
-) -> None:
-    assert cluster.env["RAY_AUTH_MODE"] == "token"
-    token = Path(cluster.env["RAY_AUTH_TOKEN_PATH"])
-    assert token.stat().st_mode & 0o077 == 0
-    assert len(token.read_text()) == 64
-    command = as_in_the_readme("launch", cluster, tiny_space, "local")
-    shorter = ["--set", "search.trials=2", "--set", "search.max_steps=4"]
-    done = subprocess.run(
-        [*command, *shorter],
-        env=cluster.env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "1 threads" in done.stderr
-    assert "2 slots" in done.stderr, "both workers take trials, the head takes none"
-    agree("local", 2)
-
-    pids = cluster.pids()
-    assert len(pids) == 3
-    again = script("start.sh", env=cluster.env)
-    assert again.returncode == 1, "a second cluster in the same folder is refused"
-    stopped = script("stop.sh", env=cluster.env)
-    assert stopped.returncode == 0, stopped.stderr
-    assert not [pid for pid in pids if running(pid)]
-    assert not cluster.folder.exists()
-
-
 def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
-    cluster: LocalCluster, tiny_space: Path, tmp_path: Path
+    cluster: LocalCluster, in_search_home: Path, tiny_space: Path, tmp_path: Path
 ) -> None:
     # Sound: every node has a verdict on everything.
     done = subprocess.run(
@@ -189,3 +158,35 @@ with connected(sys.argv[1]):
         return loraxs_search.__file__
     print(ray.get(where.remote()))
 """
+
+
+def test_a_search_on_two_workers_then_nothing_is_left(
+    cluster: LocalCluster, in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
+) -> None:
+    assert cluster.env["RAY_AUTH_MODE"] == "token"
+    token = Path(cluster.env["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o077 == 0
+    assert len(token.read_text()) == 64
+    command = as_in_the_readme("launch", cluster, tiny_space, "local")
+    shorter = ["--set", "search.trials=2", "--set", "search.max_steps=4"]
+    done = subprocess.run(
+        [*command, *shorter],
+        env=cluster.env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 threads" in done.stderr
+    assert "2 slots" in done.stderr, "both workers take trials, the head takes none"
+    agree("local", 2)
+
+    pids = cluster.pids()
+    assert len(pids) == 3
+    again = script("start.sh", env=cluster.env)
+    assert again.returncode == 1, "a second cluster in the same folder is refused"
+    stopped = script("stop.sh", env=cluster.env)
+    assert stopped.returncode == 0, stopped.stderr
+    assert not [pid for pid in pids if running(pid)]
+    assert not cluster.folder.exists()

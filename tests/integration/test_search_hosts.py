@@ -1,0 +1,145 @@
+"""Whole searches on hosts that stay, on files that change, and on a base whose rows cannot share a pass."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.spaces import REVIEWS
+
+from loraxs_search.errors import BaseModelError, StudyError
+from loraxs_search.records import TrialRecord, TrialState
+from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, launch, resume
+from loraxs_search.studies import StudyFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+
+
+def test_warm_hosts_serve_the_next_search_and_end_in_time(
+    search: Callable[..., SearchResult], tiny_space: Path
+) -> None:
+    import ray
+
+    from loraxs_search.search.cluster.connection import NAMESPACE
+
+    short = ("search.trials=1", "search.max_steps=2", "search.report_every=2")
+    search("first-of-two", *short, "search.keep_hosts=8s")
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    (name,) = (actor["name"] for actor in actors if actor["name"].startswith("directory-"))
+    hosts = ray.get(ray.get_actor(name, NAMESPACE).hosts.remote())
+    assert len(hosts) == 1
+    search("second-of-two", *short, "search.keep_hosts=1s")
+    directory = ray.get_actor(name, NAMESPACE)
+    assert ray.get(directory.hosts.remote()) == hosts
+    deadline = time.monotonic() + 30
+    with pytest.raises(ray.exceptions.RayActorError):
+        while time.monotonic() < deadline:
+            ray.get(directory.hosts.remote())
+            time.sleep(0.5)
+
+
+# ---- identity --------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def own_files(tiny_space: Path, tiny_base: Path, tmp_path: Path) -> dict[str, Path]:
+    """The tiny space on a base and rows that a test may change."""
+    base, rows = tmp_path / "own-base", tmp_path / "train.jsonl"
+    shutil.copytree(tiny_base, base)
+    rows.write_bytes(gzip.decompress((REVIEWS / "validation.jsonl.gz").read_bytes()))
+    text = tiny_space.read_text().replace(str(tiny_base), str(base))
+    tiny_space.write_text(text.replace(str(REVIEWS / "validation.jsonl.gz"), str(rows)))
+    return {"rows": rows, "weights": base / "model.safetensors"}
+
+
+def change(what: str, file: Path) -> None:
+    """Swap the labels, or halve one weight."""
+    if what == "rows":
+        text = file.read_text().replace('"label": 0', '"label": #').replace('"label": 1', '"label": 0')
+        file.write_text(text.replace('"label": #', '"label": 1'))
+        return
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(file)
+    weights["encoder.layer.0.output.dense.weight"] = weights["encoder.layer.0.output.dense.weight"] / 2
+    save_file(weights, file, {"format": "pt"})
+
+
+SHORT = ("search.trials=1", "search.max_steps=2", "search.report_every=2", "promotion.seeds=0")
+
+
+@pytest.mark.parametrize("pack_size", [1, 2])
+def test_a_warm_host_trains_on_the_rows_and_weights_of_now(
+    search: Callable[..., SearchResult], own_files: dict[str, Path], pack_size: int
+) -> None:
+    def searched(name: str) -> tuple[str, str, float]:
+        result = search(f"{name}-{pack_size}", *SHORT, f"search.pack_size={pack_size}", "search.keep_hosts=20s")
+        (candidate,) = result.candidates
+        return candidate.data_fingerprint, candidate.base_digest, result.trials[0].reports[-1].metrics["loss"]
+
+    found = [searched("first")]
+    for what in ("rows", "weights"):
+        change(what, own_files[what])
+        found.append(searched(what))
+    fingerprints, digests, losses = zip(*found, strict=True)
+    assert fingerprints[0] != fingerprints[1] == fingerprints[2]
+    assert digests[0] == digests[1] != digests[2]
+    assert len(set(losses)) == 3
+
+
+def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_back(
+    ray_here: None, in_search_home: Path, tiny_space: Path, own_files: dict[str, Path]
+) -> None:
+    stop = threading.Event()
+
+    class Stopping(SilentView):
+        def trial_changed(self, record: TrialRecord) -> None:
+            if record.reports:
+                stop.set()
+
+    plan = ("search.scheduler=none", "search.trials=3", "search.max_steps=40", "promotion.seeds=0")
+    with pytest.raises(SearchInterruptedError):
+        launch(str(tiny_space), name="changed", view=Stopping(), stop=stop, overrides=plan)
+    begun = StudyFolder.open("changed").identity()
+    assert begun is not None
+    for what, which, value in (
+        ("rows", "data fingerprint", begun.data_fingerprint),
+        ("weights", "weight digest", begun.base_digest),
+    ):
+        before = own_files[what].read_bytes()
+        change(what, own_files[what])
+        with pytest.raises(StudyError, match=rf"must go on with .* {which} [0-9a-f]{{16}}, not {value[:16]}\."):
+            resume("changed")
+        own_files[what].write_bytes(before)
+    (StudyFolder.open("changed").path / "identity.json").unlink()  # as an older version began it
+    assert len(resume("changed").trials) == 3
+    assert StudyFolder.open("changed").identity() == begun
+
+
+# ---- bases whose rows cannot share a pass ----------------------------------------------------------------------------
+def test_a_base_whose_rows_depend_on_their_padding_is_searched_by_turns_or_refused(
+    search: Callable[..., SearchResult], tiny_space: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoTokenizer, ConvBertConfig, ConvBertModel
+
+    tokenizer, base = AutoTokenizer.from_pretrained(tiny_base), tmp_path / "convolved"
+    size = {"hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = ConvBertConfig(vocab_size=len(tokenizer), intermediate_size=48, initializer_range=0.1, **size)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ConvBertModel(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    tiny_space.write_text(tiny_space.read_text().replace(str(tiny_base), str(base)))
+    plan = (*SHORT, "search.trials=2", "search.scheduler=none")
+    lone = search("turns-one", *plan, "search.pack_size=1")
+    chosen = search("turns-auto", *plan, "search.pack_size=auto")
+    for a, b in zip(lone.trials, sorted(chosen.trials, key=lambda trial: trial.trial_id), strict=True):
+        assert (b.state, b.params) == (TrialState.COMPLETE, a.params)
+        assert b.reports[-1].metrics["loss"] == pytest.approx(a.reports[-1].metrics["loss"], rel=1e-4)
+    with pytest.raises(BaseModelError, match="of this one what a row gives depends on its padding") as refused:
+        search("turns-refused", *plan, "search.pack_size=2")
+    assert "`search.pack_size` to 1 or auto" in (refused.value.hint or "")
