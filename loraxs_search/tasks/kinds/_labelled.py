@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import Prediction, Split
@@ -43,7 +43,7 @@ class LabelledSection(Section):
     """The keys of `task:` that name columns, and the names of labels in id order."""
 
     columns: ColumnsSection
-    labels: Annotated[list[Text], AfterValidator(distinct)] = Field(default_factory=list)
+    labels: Annotated[list[Text], AfterValidator(distinct)] = []  # noqa: RUF012  # pydantic copies it
 
 
 class LabelledKind(TaskKind):
