@@ -25,11 +25,12 @@ def command(
 ) -> None:
     """Check a space against its base model; nothing is trained.
 
-    Reports every mistake of the file, with its line. Of a valid space it prints how many combinations there are, the
+    Reports every mistake of the file, with its line. For a valid space it prints how many combinations there are, the
     smallest and the largest adapter, and the layers of each module group.
 
-    With --data it also reads the rows: how many there are, which of them splits share, and how many trials would share
-    this machine. It warns of rows that make scores mean less than they seem to.
+    With --data it also reads the rows. It prints how many there are, how many of them two splits share, and how many
+    trials would share this machine. It warns if scores would look better than they are, for instance because test rows
+    are also in the training rows.
     """
     from loraxs_search.base_model import head_shapes, linear_modules
     from loraxs_search.records import Head

@@ -31,9 +31,10 @@ def command(
 ) -> None:
     """Check a cluster, or this machine, before a search.
 
-    It looks at each node: versions, GPUs and memory, disk, open files, the clock, the way to MLflow. With a space it
-    also checks its files and their content, where its base comes from, and the hub if that is needed. With --storage it
-    checks that the storage can be written from here. Exits 1 if something would stop a search.
+    It checks on each node: versions, GPUs and memory, disk, open files, the clock, and whether MLflow can be reached.
+    With a space it also checks that the space's files are there with the same content, where its base would come from,
+    and the hub if the base comes from there. With --storage it checks that this machine can write to the storage. Exits
+    1 if something would stop a search.
     """
     from loraxs_search.search.cluster.doctor import examine
 

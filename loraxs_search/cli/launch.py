@@ -20,8 +20,8 @@ from loraxs_search.mlflow_uri import resolve_uri
 
 
 def command(
-    spaces: Annotated[list[str], typer.Argument(metavar="SPACE...", help="Space files, or names of shipped spaces.")],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the study; default: space and time.")] = None,
+    spaces: Annotated[list[str], typer.Argument(metavar="SPACE", help="Space files, or names of shipped spaces.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the study, not yet in use; default: space and time.")] = None,
     address: AddressOption = None,
     runtime_env: RuntimeEnvOption = None,
     tracking_uri: TrackingOption = None,
@@ -29,18 +29,24 @@ def command(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search a space; the finalist is scored on held-out rows.
+    """Search a space and score the best adapter.
 
     It checks the space, the base, the data, MLflow and Ray before it writes anything. At the end it prints the
     leaderboard, best first. That is all that stdout has, or JSON with --json. While one space is searched, a terminal
     shows a live table, and a pipe gets plain lines. Ctrl-C stops the search cleanly (exit code 130), a second one at
     once. `loraxs-search resume` continues after either, and after a kill.
 
+    A name that a study has already is refused. Every GPU of the machine is used, or its CPUs if it has none.
+
+    At the end, the best trials are trained again from new seeds (`promotion.candidates` times `promotion.seeds`, by
+    default 3 x 2 trainings). All of them are scored on all validation rows. The best is the finalist, and it alone is
+    scored on the test rows. `search.time_budget` does not limit this part.
+
     Several spaces with one base are searched together, each in a study of its own. Their trials share the passes over
-    the base.
+    the base. `resume` continues one study at a time.
 
     A study accepts only the rows and the base weights that it began with. Every host and every `resume` compares their
-    content, and refuses others with both values.
+    content. If it differs, the error shows the expected and the actual digest.
 
     A trial fails alone if its numbers become NaN. If nearly all of the latest trials fail for one reason, and at least
     five, the search stops and names it. A full disk, here or on a node, stops the search too, and no trial is blamed.

@@ -19,8 +19,8 @@ def command(
 ) -> None:
     """List all tasks with their champions.
 
-    The score is the champion's on the test rows. Next to it are mean and standard deviation over the seeds that its
-    recipe was trained from, on validation rows.
+    The score is the champion's on the test rows. "Over seeds" is the mean and standard deviation of its trial and the
+    refits, the same params from other seeds, on validation rows.
     """
     from loraxs_search.api import ls
 

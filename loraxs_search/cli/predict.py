@@ -19,8 +19,9 @@ def command(
 ) -> None:
     """Apply a promoted adapter to texts.
 
-    Prints one line for each row, separated by tabs: the answer, how likely it is, and the text. Where the answer is a
-    number: that and the text. A folder is given as ./FOLDER, ~/FOLDER or an absolute path.
+    Prints one line for each row, separated by tabs: the answer, how likely it is, and the text. If the answer is a
+    number, it prints that and the text. A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads
+    the base model: to serve many requests, use `loraxs_search.AdapterBank` in Python.
     """
     from loraxs_search.api import predict
 

@@ -18,30 +18,35 @@ def command(
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let the study's rule name its task's champion.
+    """Decide whether a study's best adapter becomes champion.
+
+    Run it where the search ran: it reads the study from LORAXS_HOME. On a cluster that is the node of `launch`. For a
+    study with --storage, `loraxs-search resume STUDY --storage URI` first brings it to this machine.
 
     The rule is the `promotion` section of the study's space. Promoted or not, the decision and its reasons are printed
     and recorded. A refusal is a result too, so the exit code is 0 for both (`--json` has `promoted`).
 
-    Finalist: at the end of a search the best `candidates` trials are trained again from `seeds` new seeds. All these
-    adapters are scored on all validation rows. Those above `max_bytes` or `max_latency` are out. Of those within
-    `tolerance` of the best, the smallest is the finalist. It may be a refit, such as 00002.1.
+    Refits: at the end of a search, `launch` trains the best `candidates` trials again, each with the same params from
+    `seeds` new seeds. Such a second training is a refit. 00002.1 is the first refit of trial 00002.
 
-    Champion: only the finalist is scored on the test rows, once. It becomes the champion if it is better than the
-    present one by more than 0 and by at least `min_gain`, and if that is sure. A paired test on the same rows decides
-    what is sure, at `confidence`: McNemar's exact test for accuracy, a paired bootstrap for other metrics. With
-    `confidence: 0` the numbers count as they are. A first champion must surely beat the constant answer. No metric
-    under `guards` may fall by more than it says.
+    Finalist: these trials and refits are scored on all validation rows. Adapters above `max_bytes` or `max_latency` are
+    out. Of those within `tolerance` of the best, the smallest is the finalist.
+
+    Champion: only the finalist is scored on the test rows, once. `launch` does that too, and with `max_latency` this
+    command. The finalist becomes the champion if it is better than the present one, by at least `min_gain`, and if the
+    gain is statistically significant. A paired test on the same rows decides that, at `confidence`: McNemar's exact
+    test for accuracy, a paired bootstrap for other metrics. With `confidence: 0` the numbers count as they are. A first
+    champion must beat the constant answer significantly. No metric under `guards` may fall by more than it says.
 
     Smaller finalist: it may be up to `tolerance` worse than the best champion that these test rows have had. It must
-    not be surely worse than the present one. So small losses do not add up.
+    not be significantly worse than the present one. So small losses do not add up.
 
     Repeated use of test rows: comparisons on the same test rows are counted. The n-th one needs a confidence of 1 - (1
     - `confidence`) / n. The card of the version says "Decision 3 on these rows". New test rows start at 1. If you
     promote the same study again, that is the same comparison.
 
     Other test rows or base: a champion that was scored on other test rows, or that has another base, is first scored on
-    the present rows. If that fails and the rows differ, it stays.
+    the present rows, here. If that fails and its recorded scores are of other rows, the champion stays.
 
     Several bases: the best adapter of a task is `champion`, and the best on each base is `champion-BASE` too. BASE is
     the end of the base's id. A finalist that does not beat the champion may still become the champion of its base.
@@ -49,11 +54,11 @@ def command(
 
     Latency: `max_latency: 1.3` lets a batch take up to 1.3 times as long with the adapter as without. This command
     measures it: 8 rows of 64 tokens (fewer if the task has fewer), the CPU time of one thread, the shortest of up to 24
-    rounds. If odd and even rounds differ by more than 5 %, this machine was too busy, and the candidate is out. Each
-    recipe is measured once, and the study keeps the ratio. The reasons and the model card show it.
+    rounds. If odd and even rounds differ by more than 5 %, this machine was too busy, and the candidate is out. A trial
+    and its refits are measured once, and the study keeps the ratio. The reasons and the model card show it.
 
     On an MLflow server, commands that change a champion take turns. With LORAXS_SIGNING_KEY_FILE they sign what they
-    decide; `loraxs-search pull --help` says more.
+    decide (cluster/README.md, "Signatures").
     """
     from loraxs_search.api import promote
 

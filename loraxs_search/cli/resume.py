@@ -22,8 +22,13 @@ def command(
     """Continue a search that was interrupted or killed.
 
     Unfinished trials continue from their last report. A trial alone on a CPU repeats bit for bit. In a pack it repeats
-    up to the rounding of shared passes. A finished study is printed as it is. With --storage, another machine may have
-    begun the search; one machine at a time works on it.
+    up to the rounding of shared passes. A finished study is printed as it is.
+
+    The study remembers its space, its MLflow address and its storage. Give --address and --runtime-env again: without
+    --address the search continues on this machine alone. Give --storage on another machine, to fetch the copy that
+    `launch --storage` made. One machine at a time works on a study. An MLflow account comes from the environment again.
+
+    The space cannot be changed, so a study cannot get more trials. Launch again for that.
     """
     from loraxs_search.search import resume
 

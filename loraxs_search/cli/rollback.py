@@ -15,7 +15,7 @@ def command(
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an earlier version of a task its champion again.
+    """Restore the previous champion of a task, or the version of --to.
 
     From then on, `pull TASK` gets that version. `history` shows the change.
     """

@@ -23,8 +23,8 @@ def command(
     """Show the adapters of a task, newest first.
 
     It shows the last hundred versions. Test metrics are those of the adapter itself. Next to them is what the
-    yardsticks of its search reach on the metric that decided. Mean and standard deviation over the seeds that its
-    recipe was trained from are of validation metrics. The model card has both too.
+    yardsticks of its search reach on the metric that decided. "Over seeds" is the mean and standard deviation of a
+    trial and its refits, the same params from other seeds, on validation rows. The model card has both too.
     """
     from loraxs_search.api import show as versions
 

@@ -21,17 +21,18 @@ def command(
     """List all studies, or the trials of one.
 
     Works from any terminal, also while the search runs. Trials come best first: complete ones, then running ones, those
-    that were stopped early (PRUNED), and failed ones. `--json` has the reason. A name like (00002.1) behind a test
-    score is the refit that has it.
+    that were stopped early (PRUNED), and failed ones. `--json` has the reason.
 
-    Below them are the yardsticks: what the best constant answer, TF-IDF, and the untouched base's features reach on the
-    same rows. The last two use ridge regression; the features are of 500 train rows. Yardsticks are measured once for
-    each study, while trials train. All three take ten seconds of one core at most. One that would need more has no
-    score, and `--json` says why. Their test scores appear when the search has chosen, also in MLflow, `show` and the
-    model card.
+    The scores of the table are of the last report, on at most `validation_rows` rows. At the end, candidates are scored
+    on all validation rows, so `promote` may show another number. The finalist is also scored on all test rows. It may be
+    a refit, a second training of a trial from a new seed. Its name then stands behind its test score: (00002.1) is the
+    first refit of trial 00002.
 
-    Scores of reports are on at most `validation_rows` rows. At the end, candidates are scored on all validation rows,
-    and the finalist on all test rows.
+    Below the trials are the yardsticks, simple models scored on the same rows: `constant` is the best constant answer,
+    `tfidf` a linear model on TF-IDF, `features` a linear model on the untouched base's features of 500 train rows. Both
+    are ridge regressions. They are measured once for each study, while trials train. All three take ten seconds of one
+    core at most. One that would need more has no score, and `--json` says why. Their test scores appear when the search
+    has chosen, also in MLflow, `show` and the model card.
     """
     if study is None:
         _all(as_json)

@@ -14,7 +14,7 @@ def command(
     study: Annotated[str | None, typer.Argument(help="Name of the study; default: all studies.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write to MLflow what studies could not while it was away.
+    """Write to MLflow what studies could not while it was unreachable.
 
     You can repeat it: records that are there already do not change. Exits 1 if records still wait, or if a study is
     damaged.

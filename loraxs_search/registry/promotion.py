@@ -106,8 +106,9 @@ class _AppliedRule:
         p = self.p_value(rows, constant)
         assert p is not None  # the metric is known, and the rows are the same
         promoted = gain > NOISE and p <= self.level + NOISE
-        surely = "surely" if promoted else "not surely better: the search found nothing that can be shown to be of use"
-        return _Verdict(promoted, f"{against}, {surely} ({self.sureness(p)})", self.look(CONSTANT, p))
+        no_use = "not significantly better: the search found nothing that can be shown to be of use"
+        verdict = "significant" if promoted else no_use
+        return _Verdict(promoted, f"{against}, {verdict} ({self.sureness(p)})", self.look(CONSTANT, p))
 
     def with_champion(self, champion: Scored) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
@@ -126,7 +127,7 @@ class _AppliedRule:
         if gain > NOISE and gain >= self.rule.min_gain - NOISE:
             if p is None or p <= self.level + NOISE:
                 return _Verdict(True, f"{against}, at least min_gain={self.rule.min_gain:g}{sureness}", look)
-            lacking = f"not sure enough{sureness}"
+            lacking = f"not significant{sureness}"
         else:
             wanted = f"min_gain={self.rule.min_gain:g}" if self.rule.min_gain > 0 else "more than nothing"
             lacking = f"less than wanted ({wanted})"
@@ -135,7 +136,7 @@ class _AppliedRule:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _tolerated(self, champion: Scored) -> tuple[bool, str]:
-        """Say whether a smaller finalist replaces the champion although it does not surely gain."""
+        """Say whether a smaller finalist replaces the champion although its gain is not significant."""
         anchor, rule = self.terms.anchor, self.rule
         if self.finalist.candidate.stored_bytes >= champion.candidate.stored_bytes:
             return False, ""
@@ -146,7 +147,7 @@ class _AppliedRule:
             return False, f", smaller but {loss:.4f} below version {anchor.version}, which tolerance counts from"
         p = self.p_value(champion.rows, self.finalist.rows) if rule.confidence else None
         if p is not None and p <= 1 - rule.confidence + NOISE:
-            return False, ", smaller but surely worse"
+            return False, ", smaller but significantly worse"
         return True, f"within tolerance={rule.tolerance:g} of version {anchor.version}, and smaller"
 
     def _fallen(self, champion: Candidate) -> str | None:
@@ -167,10 +168,11 @@ def decide(
 ) -> Decision:
     """Say whether a finalist becomes champion.
 
-    Without a champion it must surely beat the constant answer. With one it is promoted when it gains at least
-    `min_gain` over it, more than nothing, and surely so; or when it stores strictly fewer bytes, is at most `tolerance`
-    worse than the anchor, and not surely worse than the champion. Not when a guarded metric falls by more than it may.
-    "Surely" is a paired test over the test rows at `confidence`, the n-th look at them at 1 - (1 - confidence) / n;
+    Without a champion it must beat the constant answer significantly. With one it is promoted when it gains at least
+    `min_gain` over it, more than nothing, and significantly; or when it stores strictly fewer bytes, is at most
+    `tolerance` worse than the anchor, and not significantly worse than the champion. Not when a guarded metric falls by
+    more than it may.
+    "Significantly" is a paired test over the test rows at `confidence`, the n-th look at 1 - (1 - confidence) / n;
     with a confidence of 0 numbers are taken as they stand. A champion that was measured on other test rows is not
     comparable, and stays.
 

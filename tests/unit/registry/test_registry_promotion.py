@@ -60,7 +60,7 @@ def _old(right: int, stored_bytes: int = 1000, **other) -> Scored:
 
 # ---- the first champion ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("right", "promoted"), [(560, True), (510, False), (500, False), (400, False)])
-def test_a_first_champion_must_surely_beat_the_constant_answer(right, promoted):
+def test_a_first_champion_must_beat_the_constant_answer_significantly(right, promoted):
     constant = Yardstick("constant", test_metrics={"accuracy": 0.5}, answer=1)
     decision = decide(PromotionRule(), TASK, _scored("t0", right, yardsticks=(constant,)), None)
     assert decision.promoted is promoted
@@ -176,11 +176,11 @@ def test_small_losses_do_not_add_up():
     assert not unanchored.promoted
 
 
-def test_a_smaller_one_that_is_surely_worse_stays_out():
+def test_a_smaller_one_that_is_significantly_worse_stays_out():
     rule, anchor = PromotionRule(tolerance=0.02), Terms(anchor=Anchor(1, 0.81))
     refused = decide(rule, TASK, _scored("t0", 800, 10), _old(810), anchor)
     assert not refused.promoted
-    assert "smaller but surely worse" in refused.reasons[-1]
+    assert "smaller but significantly worse" in refused.reasons[-1]
 
 
 # ---- what is not compared --------------------------------------------------------------------------------------------
