@@ -32,9 +32,9 @@ def command(
     """Check a cluster, or this machine, before a search.
 
     It checks on each node: versions, GPUs and memory, disk, open files, the clock, and whether MLflow can be reached.
-    With a space it also checks that the space's files are there with the same content, where its base would come from,
-    and the hub if the base comes from there. With --storage it checks that this machine can write to the storage. Exits
-    1 if something would stop a search.
+    With a space it also checks that the space's files are there with the same content, and where its base would come
+    from. If that is the hub, it checks the hub. With --storage it checks that this machine can write to the storage.
+    Exits 1 if something would stop a search.
     """
     from loraxs_search.search.cluster.doctor import examine
 

@@ -21,7 +21,7 @@ from loraxs_search.mlflow_uri import resolve_uri
 
 def command(
     spaces: Annotated[list[str], typer.Argument(metavar="SPACE", help="Space files, or names of shipped spaces.")],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the study, not yet in use; default: space and time.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="New name of the study; default: space and time.")] = None,
     address: AddressOption = None,
     runtime_env: RuntimeEnvOption = None,
     tracking_uri: TrackingOption = None,

@@ -24,9 +24,9 @@ def command(
     that were stopped early (PRUNED), and failed ones. `--json` has the reason.
 
     The scores of the table are of the last report, on at most `validation_rows` rows. At the end, candidates are scored
-    on all validation rows, so `promote` may show another number. The finalist is also scored on all test rows. It may be
-    a refit, a second training of a trial from a new seed. Its name then stands behind its test score: (00002.1) is the
-    first refit of trial 00002.
+    on all validation rows, so `promote` may show another number. The finalist is also scored on all test rows. It may
+    be a refit, a second training of a trial from a new seed. Its name then stands behind its test score: (00002.1) is
+    the first refit of trial 00002.
 
     Below the trials are the yardsticks, simple models scored on the same rows: `constant` is the best constant answer,
     `tfidf` a linear model on TF-IDF, `features` a linear model on the untouched base's features of 500 train rows. Both
