@@ -20,6 +20,7 @@ OURS = README.commands("loraxs-search")
 ELSEWHERE = [command for command in OURS if "--address" in command.args or command.args[0] == "ui"]
 LAUNCHES = [command for command in OURS if command.args[0] == "launch" and command not in ELSEWHERE]
 RUN = [command for command in OURS if command not in (*ELSEWHERE, *LAUNCHES)]
+COPIED = next(command.args[3] for command in OURS if command.args[:2] == ["spaces", "copy"])
 
 
 def shape(line: str) -> str:
@@ -40,7 +41,8 @@ def test_the_readme_has_commands():
 
 @pytest.mark.slow
 def test_the_launch_on_the_first_screen_is_the_one_that_ran(searched):
-    (launch,) = LAUNCHES
+    launch, of_a_copy = LAUNCHES
+    assert of_a_copy.args[1] == COPIED, "which search_spaces/README.md launches"
     assert launch.line == f"loraxs-search {LAUNCH}"
     shared = [word for word in launch.args if word not in ("launch",)]
     assert all(word in searched.launched.args for word in shared)
