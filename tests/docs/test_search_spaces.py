@@ -72,13 +72,15 @@ def test_two_spaces_are_launched_together(fresh_home, sized_down, tiny_base, tmp
 # ---- yaml ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("page", [README, SEARCH_SPACES], ids=lambda page: page.path)
 def test_a_yaml_block_is_a_valid_space(page, tmp_path):
-    """One that has parameters alone is put in place of those of the whole file."""
-    (tmp_path / "reviews.csv").write_text("sentence,label\n")
+    """A part takes the place of its section of the whole file; another task has other metrics to promote by."""
+    for name in re.findall(r"\w+\.csv", page.text):
+        (tmp_path / name).write_text("sentence,label\n")
     whole, *parts = page.blocks("yaml")
     space = parse_space(whole, source=page.path, folder=tmp_path)
     assert space.grid_size() is None
     for part in parts:
-        text = yaml.safe_dump(yaml.safe_load(whole) | yaml.safe_load(part))
+        section = yaml.safe_load(part)
+        text = yaml.safe_dump(yaml.safe_load(whole) | ({"promotion": {}} if "task" in section else {}) | section)
         assert parse_space(text, source=page.path, folder=tmp_path).parameters.keys() > {"rank", "learning_rate"}
 
 
