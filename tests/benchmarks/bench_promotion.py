@@ -115,7 +115,7 @@ class ValidationRowsChoose:
             held, last = self.champion.candidate, self.past[-1]
             adapter = RegisteredAdapter(TASK.name, self._version, ("champion",), "", held, last, "")
             opponents = {"champion": ComparedChampion(adapter, self.champion)}
-        decision = Comparison(self.rule, TASK, finalist, False, self.past).promote(opponents)
+        decision = Comparison(self.rule, TASK, finalist, False, self.past).decide(opponents)
         if decision.promoted:
             self._version, self.champion = self._version + 1, finalist
             decision = _of_version(decision, self._version)
