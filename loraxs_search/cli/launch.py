@@ -36,7 +36,8 @@ def command(
     shows a live table, and a pipe gets plain lines. Ctrl-C stops the search cleanly (exit code 130), a second one at
     once. `loraxs-search resume` continues after either, and after a kill.
 
-    A name that a study has already is refused. Every GPU of the machine is used, or its CPUs if it has none.
+    A name that a study has already is refused. Without --address, the search uses all GPUs of this machine, or its CPUs
+    if it has none.
 
     At the end, the best trials are trained again from new seeds (`promotion.candidates` times `promotion.seeds`, by
     default 3 x 2 trainings). All of them are scored on all validation rows. The best is the finalist, and it alone is
