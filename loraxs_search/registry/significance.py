@@ -53,6 +53,8 @@ def _resampled_gains(metric: Metric, ours: ScoredRows, theirs: ScoredRows, num_r
     random = np.random.default_rng(_SEED)
     if metric.name in OF_COUNTS and ours.labels.dtype.kind == "i":
         return _gains_of_counts(OF_COUNTS[metric.name], ours, theirs, random, num_resamples)
+    if metric.name in OF_NUMBERS and ours.labels.dtype.kind == "f":
+        return _gains_of_numbers(OF_NUMBERS[metric.name], ours, theirs, random, num_resamples)
     score, size, labels = metric.score, len(ours.labels), ours.labels
     gains = []
     for _ in range(num_resamples):
@@ -142,3 +144,42 @@ def _matthews(counts: Counts) -> Numbers:
 
 
 OF_COUNTS: dict[str, Callable[[Counts], Numbers]] = {"f1": _f1, "macro_f1": _macro_f1, "matthews": _matthews}
+
+
+# ---- metrics of numbers, of many resamples at once -------------------------------------------------------------------
+def _gains_of_numbers(
+    score: Callable[[Numbers, Numbers], Numbers],
+    ours: ScoredRows,
+    theirs: ScoredRows,
+    random: np.random.Generator,
+    num_resamples: int,
+) -> Numbers:
+    """Resample rows in chunks: the same rows as if they were drawn one resample after another, scored in float64."""
+    mine, other, labels = (x.astype(np.float64) for x in (ours.predictions, theirs.predictions, ours.labels))
+    gains = []
+    for size in _chunks(num_resamples, len(labels)):
+        rows = random.integers(len(labels), size=(size, len(labels)))
+        true = labels[rows]
+        gains.append(score(mine[rows], true) - score(other[rows], true))
+    return np.concatenate(gains)
+
+
+def _pearson(said: Numbers, true: Numbers) -> Numbers:
+    """Return the correlation of each row of two arrays of shape (resamples, N); 0 where one of them is constant."""
+    said_apart, true_apart = (x - x.mean(1, keepdims=True) for x in (said, true))
+    top = np.einsum("rn,rn->r", said_apart, true_apart)
+    bottom = _length(said_apart, said) * _length(true_apart, true)
+    return _ratio(top, bottom)
+
+
+def _length(apart: Numbers, values: Numbers) -> Numbers:
+    """Return the norm of each row's distances from its mean; 0 where they are float64's rounding."""
+    constant = np.abs(apart).max(1) <= 1e-12 * np.abs(values).max(1)
+    return np.where(constant, 0.0, np.sqrt(np.einsum("rn,rn->r", apart, apart)))
+
+
+def _mse(said: Numbers, true: Numbers) -> Numbers:
+    return np.asarray(((said - true) ** 2).mean(1))
+
+
+OF_NUMBERS: dict[str, Callable[[Numbers, Numbers], Numbers]] = {"pearson": _pearson, "mse": _mse}

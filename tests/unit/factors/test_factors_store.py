@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -114,36 +111,6 @@ def test_a_damaged_file_is_computed_again_with_a_warning(tmp_path, caplog, damag
         assert same(FactorStore(tmp_path).get(matrix(), rank=8), made)
     assert str(file) in caplog.text
     assert file.read_bytes() == good
-
-
-SCRIPT = """
-import sys, time
-from pathlib import Path
-import torch
-from loraxs_search.factors import FactorStore
-root, gate = Path(sys.argv[1]), Path(sys.argv[2])
-weight = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
-print("ready", flush=True)
-while not gate.exists():
-    time.sleep(0.001)
-print(FactorStore(root).get(weight, rank=64).left.double().sum().item())
-"""
-
-
-def test_processes_that_compute_the_same_key_at_once_end_with_one_good_file(tmp_path):
-    root, gate = tmp_path / "factors", tmp_path / "gate"
-    command = [sys.executable, "-c", SCRIPT, str(root), str(gate)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
-    for run in runs:
-        assert run.stdout.readline() == "ready\n"
-    gate.touch()
-    answers = {run.communicate(timeout=60)[0] for run in runs}
-    assert [run.returncode for run in runs] == [0, 0]
-    assert len(answers) == 1
-    (file,) = files(root)
-    assert FactorStore(root).get(matrix(0, (200, 300)), rank=64).left.double().sum().item() == float(answers.pop())
-    assert file.suffix == ".safetensors"
 
 
 def test_a_folder_that_cannot_be_made_is_a_home_error(tmp_path):

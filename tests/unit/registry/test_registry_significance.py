@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.registry import ScoredRows
-from loraxs_search.registry.significance import OF_COUNTS, Counts, p_value
+from loraxs_search.registry import ScoredRows, significance
+from loraxs_search.registry.significance import OF_COUNTS, OF_NUMBERS, Counts, p_value
 from loraxs_search.tasks import METRICS
 
 
@@ -27,6 +27,7 @@ def noisy(labels: np.ndarray, share: float, seed: int) -> ScoredRows:
     return rows(np.where(wrong, 1 - labels, labels).tolist(), labels.tolist())
 
 
+NUMBERS = st.integers(-40, 40).map(lambda quarters: quarters / 4)  # ties and constants occur
 LABELS = np.random.default_rng(5).integers(0, 2, 600)
 
 
@@ -55,6 +56,48 @@ def test_numbers_are_resampled_in_pairs(metric, sign):
     good, bad = (rows((labels + random.normal(size=80) * size).tolist(), labels.tolist()) for size in (0.3, 1.5))
     assert p_value(metric, sign, good, bad) < 0.01
     assert p_value(metric, sign, bad, good) > 0.99
+
+
+def one_by_one(metric: str, sign: float, ours: ScoredRows, theirs: ScoredRows, num_resamples: int) -> float:
+    """The plain formula: rows are drawn and scored by the metric table, one resample after another."""
+    random, score, labels, behind = np.random.default_rng(0), METRICS[metric].score, ours.labels, 0
+    for _ in range(num_resamples):
+        drawn = random.integers(len(labels), size=len(labels))
+        gain = score(ours.predictions[drawn], labels[drawn]) - score(theirs.predictions[drawn], labels[drawn])
+        behind += sign * gain <= 0
+    return (1 + behind) / (1 + num_resamples)
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("pearson", 1.0), ("mse", -1.0)])
+def test_resampled_numbers_give_the_chance_of_the_plain_formula(metric, sign, monkeypatch):
+    monkeypatch.setattr(significance, "NUM_RESAMPLES", 150)
+    monkeypatch.setattr(significance, "_CHUNK_BYTES", 8 * 5 * 40)  # many chunks, and one that is not full
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        labels = random.normal(3, size=40)
+        answers = labels + random.normal(size=(2, 40)) * np.array([[0.8], [0.9]])
+        ours, theirs = (rows(values.tolist(), labels.tolist()) for values in answers)
+        chance = p_value(metric, sign, ours, theirs, level=0.5)
+        assert 1 / 151 < chance < 1, "else the number of resamples says it"
+        assert chance == one_by_one(metric, sign, ours, theirs, 150)
+
+
+@pytest.mark.parametrize("metric", ["pearson", "mse"])
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=20))
+def test_resampled_numbers_are_scored_as_the_metric_table_does(metric, pairs):
+    predictions, labels = (np.array(column) for column in zip(*pairs, strict=True))
+    (score,) = OF_NUMBERS[metric](predictions[None], labels[None])
+    assert score == pytest.approx(METRICS[metric].score(predictions, labels), rel=1e-6, abs=1e-6)
+
+
+def test_adapters_that_answer_alike_never_gain():
+    """A constant answer has no correlation, and the same answers differ by no rounding."""
+    labels = np.linspace(0, 1, 30).tolist()
+    alike, flat = rows([0.1 * value for value in labels], labels), rows([0.1] * 30, labels)
+    for metric, sign in (("pearson", 1.0), ("mse", -1.0)):
+        assert p_value(metric, sign, alike, alike) == 1.0
+    assert p_value("pearson", 1.0, flat, flat) == 1.0
+    assert p_value("pearson", 1.0, alike, flat) == 1 / (1 + significance.NUM_RESAMPLES)
 
 
 def by_counts(metric: str, predictions: np.ndarray, labels: np.ndarray) -> float:

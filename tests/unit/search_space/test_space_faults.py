@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -276,10 +277,15 @@ def paths(data, path=()):
         yield from paths(value, (*path, key))
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.fixture(scope="session")
+def read_text(text):
+    return yaml.safe_load(text)
+
+
+@settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_whatever_stands_anywhere_is_taken_or_told(text, parse, data):
-    document = yaml.safe_load(text)
+def test_whatever_stands_anywhere_is_taken_or_told(read_text, parse, data):
+    document = copy.deepcopy(read_text)
     path = data.draw(st.sampled_from(list(paths(document))))
     value = data.draw(VALUES)
     holder = document

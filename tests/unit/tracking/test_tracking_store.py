@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,6 @@ def test_an_existing_store_is_left_alone(store_uri, fresh_home):
     before = (fresh_home / "mlflow.db").stat().st_mtime_ns
     ensure_store(store_uri)
     assert (fresh_home / "mlflow.db").stat().st_mtime_ns == before
-
-
-def test_two_at_once_create_one_store_whole(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path / 'new folder' / 'mlflow.db'}"
-    threads = [threading.Thread(target=ensure_store, args=(uri,)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    experiments = connect(uri).search_experiments()
-    assert [e.artifact_location for e in experiments] == [str(tmp_path / "new folder" / "artifacts" / "0")]
-    assert sorted(p.name for p in (tmp_path / "new folder").iterdir()) == ["mlflow.db", "mlflow.db.lock"]
-    assert [p.name for p in tmp_path.iterdir()] == ["new folder"]  # nothing in the working directory
 
 
 def test_a_home_that_is_no_folder_is_said(tmp_path):
