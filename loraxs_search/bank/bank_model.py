@@ -1,4 +1,4 @@
-"""The base of a bank: layers in place, factors resident, and the heads that adapters start from."""
+"""The base of a bank: layers in place, factors loaded, and the heads that adapters start from."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from loraxs_search.base_model import (
     check_shared,
     head_names,
     load_model,
+    make_identity,
     matrix,
     missing_poolers,
-    pass_through,
     probe_sharing,
     with_labels,
 )
@@ -161,7 +161,7 @@ class BankModel:
             loaded = load_model(self.base, layout.model, device=self.device)
             for name in missing:
                 heads.get_parameter(name).copy_(loaded.get_parameter(name))
-        pass_through(heads, identities)
+        make_identity(heads, identities)
         return dict(heads.items())
 
     def _identities_in_heads(self, layout: Layout) -> list[str]:

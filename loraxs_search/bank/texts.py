@@ -46,13 +46,13 @@ class Questions:
         Raises:
             TrialDivergedError: some output is not finite.
         """
-        found: list[Prediction | None] = [None] * self._num
+        predictions: list[Prediction | None] = [None] * self._num
         for name, answers in drive(self._asking, lambda requests: self._compute(requests, run)).items():
             if isinstance(answers, Exception):
                 raise answers
             for row, answer in zip(self._rows[name], answers, strict=True):
-                found[row] = answer
-        return [answer for answer in found if answer is not None]
+                predictions[row] = answer
+        return [answer for answer in predictions if answer is not None]
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _add(self, tasks: Sequence[Task], names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
@@ -98,15 +98,15 @@ def parts_of(parts: Sequence[Part], rows: Sequence[int]) -> list[Part]:
     wanted: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
         wanted.setdefault(row, []).append(number)
-    found = []
+    chosen = []
     for part in parts:
         own = [(number, place) for place, row in enumerate(part.rows) for number in wanted.get(row, ())]
         if own:
             numbers, places = zip(*own, strict=True)
             shared = len(part.vectors) == 1
             vectors = part.vectors if shared else part.vectors[torch.tensor(places, device=part.vectors.device)]
-            found.append(Part(tuple(numbers), part.layout, vectors))
-    return found
+            chosen.append(Part(tuple(numbers), part.layout, vectors))
+    return chosen
 
 
 def _check(kind: TaskKind, rows: Sequence[tuple[str, ...]]) -> None:

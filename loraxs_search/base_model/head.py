@@ -46,7 +46,7 @@ def output_head(model: PreTrainedModel) -> tuple[str, tuple[str, ...]]:
 
 
 @torch.no_grad()
-def pass_through(model: nn.Module, names: Sequence[str]) -> None:
+def make_identity(model: nn.Module, names: Sequence[str]) -> None:
     """Make layers the identity: a head's where its output layer alone is trained, a pooler that no checkpoint has.
 
     Nothing has to be stored for them, and every load makes the same numbers, whatever was drawn before.

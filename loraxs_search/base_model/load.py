@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from loraxs_search.base_model._library import library_call
-from loraxs_search.base_model.head import fresh_head, head_names, is_body_pooler, keep_head_float32, pass_through
+from loraxs_search.base_model.head import fresh_head, head_names, is_body_pooler, keep_head_float32, make_identity
 from loraxs_search.base_model.layers import auto_class, task_config
 from loraxs_search.base_model.padding import padding_side
 from loraxs_search.base_model.reading import check_projection
@@ -53,7 +53,7 @@ def load_model(
         attention = "eager"
     model, absent = _from_files(base, task_model, config, dtype, attention)
     _check_body(base, model, absent)
-    pass_through(model, _poolers(model, absent))
+    make_identity(model, _poolers(model, absent))
     model.requires_grad_(False)
     keep_head_float32(model)
     _fill_head(model, absent)

@@ -42,7 +42,7 @@ def dummy_inputs(model: PreTrainedModel, num_rows: int = 2, width: int = _LENGTH
 def timing_inputs(model: PreTrainedModel, num_tokens: int, length: int = 32) -> dict[str, Tensor]:
     """Return inputs of about so many tokens in rows of `length`, for timing: `input_ids` and `attention_mask`."""
     ids = torch.arange(max(1, num_tokens // length) * length, device=model.device).view(-1, length)
-    ids = ended(ids % model.config.vocab_size, model.config)
+    ids = end_with_eos(ids % model.config.vocab_size, model.config)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -53,7 +53,7 @@ def _plain_tokens(config: PretrainedConfig) -> list[int]:
     return [token for token in range(min(100, config.get_text_config().vocab_size)) if token not in special]
 
 
-def ended(ids: Tensor, config: PretrainedConfig) -> Tensor:
+def end_with_eos(ids: Tensor, config: PretrainedConfig) -> Tensor:
     """Return made-up rows, shape (n, T), as an encoder-decoder's head takes them; as they are for any other base.
 
     It reads what stands at the end token, and wants as many of these in each row: one, the last.
@@ -71,7 +71,7 @@ def rounding(model: PreTrainedModel) -> float:
     return _TOLERANCES.get(model.dtype, _HALF_TOLERANCE)
 
 
-def alike(actual: Tensor, expected: Tensor, tolerance: float = _HALF_TOLERANCE) -> bool:
+def close_to(actual: Tensor, expected: Tensor, tolerance: float = _HALF_TOLERANCE) -> bool:
     """Return whether two results, of a row each, differ by rounding only: by `tolerance` of their norm.
 
     Never where `expected` proves nothing: it is not finite, or its own rows differ by no more, as of a head of zeros.

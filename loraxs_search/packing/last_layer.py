@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import alike, dummy_inputs, readable, rounding
+from loraxs_search.base_model import close_to, dummy_inputs, readable, rounding
 
 _Change = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
@@ -69,7 +69,7 @@ def _place(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
         whole, joint = _joint(model, layer, inputs)
         # First with the other tokens blotted out: a head that reads one of them would ask a GPU for what is not there.
         sound = joint is not None and all(
-            alike(_readable_with(model, joint, change, inputs), whole, rounding(model))
+            close_to(_readable_with(model, joint, change, inputs), whole, rounding(model))
             for change in (_blot, _first_tokens)
         )
     except Exception:  # noqa: BLE001  # whatever a foreign base does: its layer is computed whole

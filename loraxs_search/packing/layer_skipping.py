@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import alike, dummy_inputs, readable, rounding
+from loraxs_search.base_model import close_to, dummy_inputs, readable, rounding
 
 
 class LayerSkipping:
@@ -88,7 +88,7 @@ class LayerSkipping:
             states = self.entering(inputs) * real[..., None]  # padding is not kept
             with self.given(states):
                 skipped, limit = readable(self._model, inputs), rounding(self._model)
-                same = alike(skipped, whole, limit) and alike(left[1], left[0], limit)
+                same = close_to(skipped, whole, limit) and close_to(left[1], left[0], limit)
             return states[0, 0].nbytes if same else 0
         except Exception:  # noqa: BLE001  # whatever a foreign base does: it is computed in full
             return 0

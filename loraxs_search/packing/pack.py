@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 Rows = Mapping[str, Indices]  # of each trial, by its name
 
-_ROOM = 1.1  # what padding may add to the tokens of a plan
-_PARTS = (1, 2, 3, 4)  # passes a lane may have in a round
+_PADDING_FACTOR = 1.1  # what padding may add to the tokens of a plan
+_PASSES_PER_WORKER = (1, 2, 3, 4)  # passes a worker may have in a round
 
 
 class Pack:
@@ -59,7 +59,7 @@ class Pack:
         modules: The linear layers that may be adapted.
         max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out. A longer row is computed
             by itself.
-        lanes: Threads for passes side by side; None computes one pass at a time in the caller's thread.
+        executor: Threads for passes side by side; None computes one pass at a time in the caller's thread.
         cache_bytes: Memory for the hidden states below the lowest adapted layer, which are computed once for each row
             and then looked up; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 computes them in every pass.
         sharing: What is known of the base; None means that it is probed.
@@ -75,19 +75,19 @@ class Pack:
         modules: Sequence[LinearModule],
         *,
         max_tokens: int,
-        lanes: PassExecutor | None = None,
+        executor: PassExecutor | None = None,
         cache_bytes: int | None = None,
         sharing: Sharing | None = None,
     ) -> None:
         self.max_tokens = max_tokens
-        self._lanes = lanes or PassExecutor(1)
+        self._executor = executor or PassExecutor(1)
         self._model, self._has_head = model, bool(head_names(model))
         self._adaptable = AdaptableLayers(model, modules)
         sharing = sharing or probe_sharing(model, tuple(self._adaptable.sizes))
         check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials take turns then, each alone")
         self.unpackable = sharing.unpackable
         self._prefix = PrefixCache(model, self._adaptable.layers, cache_bytes)
-        self._packed = PackedModel(model, factors, self._adaptable, self._lanes.num_workers, self._prefix)
+        self._packed = PackedModel(model, factors, self._adaptable, self._executor.num_workers, self._prefix)
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or where its snapshot stands.
@@ -196,14 +196,14 @@ class Pack:
         losses = {slot.name: torch.zeros((), device=slot.parameters[0].device) for slot in slots}
         counts = {s.name: int(s.data.encoded("train").counts(rows[s.name]).sum()) for s in slots}
 
-        def compute(lane: int, shared: Pass) -> list[Reduced]:
-            reduced = run_pass(self._model, self._packed, shared, reads, lane)
+        def compute(worker: int, shared: Pass) -> list[Reduced]:
+            reduced = run_pass(self._model, self._packed, shared, reads, worker)
             weights = [_per_row(part, counts) for part in reduced]
             torch.autograd.backward([part.parts[0] for part in reduced], weights)
             return [part.detached() for part in reduced]
 
         passes = self._passes(self._demands(reads))
-        for reduced in chain.from_iterable(self._lanes.run(passes, compute)):
+        for reduced in chain.from_iterable(self._executor.run(passes, compute)):
             for (trial, _), part in zip(reduced.trials, reduced.split(reduced.parts[0]), strict=True):
                 losses[trial] += part.sum() / counts[trial]
         self._packed.collect()
@@ -220,11 +220,11 @@ class Pack:
         computed: dict[str, list[tuple[Indices, tuple[Tensor, ...]]]] = {trial: [] for trial in reads}
 
         @torch.inference_mode()
-        def compute(lane: int, shared: Pass) -> list[Reduced]:
-            return run_pass(self._model, self._packed, shared, reads, lane)
+        def compute(worker: int, shared: Pass) -> list[Reduced]:
+            return run_pass(self._model, self._packed, shared, reads, worker)
 
         passes = self._passes(self._demands(reads))
-        for shared, outputs in zip(passes, self._lanes.run(passes, compute), strict=True):
+        for shared, outputs in zip(passes, self._executor.run(passes, compute), strict=True):
             positions = iter(share.positions for share in shared.shares)
             for reduced in outputs:
                 columns = zip(*(reduced.split(part.cpu()) for part in reduced.parts), strict=True)
@@ -240,7 +240,7 @@ class Pack:
     def _look_ahead(self, reads: Reads) -> None:
         """Compute what rows of a split are below the lowest adapted layer, where that is new and there is room for it.
 
-        Before all passes, not in them: which lane is first must not decide by whose rounding all others go.
+        Before all passes, not in them: which worker is first must not decide by whose rounding all others go.
         """
         wanted: dict[tuple[PreparedTask, Split], list[Indices]] = {}
         for slot in self._packed.slots:
@@ -255,7 +255,7 @@ class Pack:
     def _remember(self, data: PreparedTask, split: Split, rows: Indices) -> None:
         passes = self._passes([Demand(0, data.lengths(split)[rows])])
         compute = functools.partial(run_prefix, self._model, self._prefix, data, split, rows)
-        for known, states in self._lanes.run(passes, lambda _, shared: compute(shared)):
+        for known, states in self._executor.run(passes, lambda _, shared: compute(shared)):
             self._prefix.keep(data, split, known, states)
 
     def _demands(self, reads: Reads) -> list[Demand]:
@@ -266,12 +266,15 @@ class Pack:
     def _passes(self, demands: Sequence[Demand]) -> list[Pass]:
         longest = max(int(demand.lengths.max()) for demand in demands)
         total = sum(int(demand.lengths.sum()) for demand in demands)
-        # Large passes have fewer calls, small ones keep every lane busy to the end: the plan that is done first wins.
-        # A lone lane is busy anyway.
-        num_lanes = self._lanes.num_workers
-        shares = [math.ceil(_ROOM * total / (num_lanes * parts)) for parts in (_PARTS if num_lanes > 1 else (1,))]
+        # Large passes have fewer calls, small ones keep every worker busy to the end: the plan that is done first wins.
+        # A single worker is busy anyway.
+        num_workers = self._executor.num_workers
+        shares = [
+            math.ceil(_PADDING_FACTOR * total / (num_workers * parts))
+            for parts in (_PASSES_PER_WORKER if num_workers > 1 else (1,))
+        ]
         budgets = dict.fromkeys(max(longest, min(self.max_tokens, share)) for share in shares)
-        return min((plan_passes(demands, budget) for budget in budgets), key=self._lanes.makespan)
+        return min((plan_passes(demands, budget) for budget in budgets), key=self._executor.makespan)
 
     def _within_memory(self, longest: int, compute: Callable[[], ResultT]) -> ResultT:
         """Compute, with half the token budget again and again until it fits; nothing is lost by a failed try.

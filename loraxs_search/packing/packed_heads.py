@@ -23,7 +23,7 @@ class PackedHeads:
         """Return what tells `AdaptedHead`, in place of a module of this name, what rows go through."""
         states = [
             [
-                HeadState(module, _within(f"{name}.", {**leaves, **slot.kept_head}))
+                HeadState(module, _within(f"{name}.", {**leaves, **slot.fixed_head}))
                 for leaves, slot in zip(worker, self._slots, strict=True)
             ]
             for worker in self._leaves

@@ -65,8 +65,10 @@ class _Part:
         return self.data, self.request.reduce, source if isinstance(source, str) else id(source)
 
 
-def run_pass(model: PreTrainedModel, packed_model: PackedModel, shared: Pass, reads: Reads, lane: int) -> list[Reduced]:
-    """Compute a planned pass in a lane; its positions are those of each trial's request."""
+def run_pass(
+    model: PreTrainedModel, packed_model: PackedModel, shared: Pass, reads: Reads, worker: int
+) -> list[Reduced]:
+    """Compute a planned pass in a worker thread; its positions are those of each trial's request."""
     device = next(model.parameters()).device
     parts = _parts(packed_model, shared, reads)
     groups = [list(group) for _, group in groupby(parts, key=lambda part: part.purpose)]
@@ -80,7 +82,7 @@ def run_pass(model: PreTrainedModel, packed_model: PackedModel, shared: Pass, re
         CachedRows(group[0].data, group[0].request.source, indices) for group, indices in zip(groups, rows, strict=True)
     ]
     positions = _positions(batches, shared.width, padding_side(model.config))
-    computing = packed_model.context.computing(_row_map(parts, device), lane)
+    computing = packed_model.context.computing(_row_map(parts, device), worker)
     with computing, packed_model.prefix.skipped(known, inputs):
         outputs = forward(model, inputs, positions)
     return _reduced(groups, batches, outputs)

@@ -22,11 +22,11 @@ from loraxs_search.trial import Snapshot, check_step, lr_factor, make_report
 
 
 class Slot:
-    """What `TrialRun` keeps in a PEFT model, kept by itself: adapter, head, AdamW's moments, reports.
+    """What `TrialRun` keeps in a PEFT model, held apart from one: adapter, head, AdamW's moments, reports.
 
     Args:
         adaptable: What the base has to train.
-        snapshot: Where to take up; None starts at step 0.
+        snapshot: State to continue from; None starts at step 0.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Slot:
         device = adaptable.device
         head = adaptable.draw_head(hyper.head, data.kind.model.num_outputs, hyper.seed)
         self.head = {name: value.to(device).requires_grad_() for name, value in head.trained.items()}
-        self.kept_head = {name: value.to(device) for name, value in head.kept.items()}
+        self.fixed_head = {name: value.to(device) for name, value in head.fixed.items()}
         self._layout = SlotStateLayout(self.adapter, tuple(self.head), head.owners)
         self._moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         self.size = self._measure(adaptable)
@@ -133,7 +133,7 @@ class Slot:
         sizes = {name: adaptable.sizes[name] for name in self.adapter.modules}  # (out, in)
         modules = [LinearModule(name, size[1], size[0]) for name, size in sizes.items()]
         head = {name: tuple(value.shape) for name, value in self.head.items()}
-        identity = {name: tuple(value.shape) for name, value in self.kept_head.items()}
+        identity = {name: tuple(value.shape) for name, value in self.fixed_head.items()}
         return method.size(method.params(hyper), modules, head, identity)
 
 

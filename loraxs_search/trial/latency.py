@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from loraxs_search.base_model import ended, load_model, load_tokenizer, locate
+from loraxs_search.base_model import end_with_eos, load_model, load_tokenizer, locate
 from loraxs_search.errors import LoraxsError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import Latency
@@ -45,7 +45,7 @@ def _measure(folder: Path) -> Latency:
     bare = load_model(base, kind_of(manifest.task).model)
     draw = torch.Generator().manual_seed(0)
     num_tokens = min(_TOKENS, manifest.task.max_length, load_tokenizer(base).model_max_length)
-    ids = ended(torch.randint(bare.config.vocab_size, (_ROWS, num_tokens), generator=draw), bare.config)
+    ids = end_with_eos(torch.randint(bare.config.vocab_size, (_ROWS, num_tokens), generator=draw), bare.config)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.inference_mode(), single_thread():
         with_adapter, without = _in_turn(lambda: adapted(**inputs), lambda: bare(**inputs))

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import head_names, init_head, missing_poolers, output_head, pass_through
+from loraxs_search.base_model import head_names, init_head, make_identity, missing_poolers, output_head
 from loraxs_search.errors import BaseModelError, TrialDivergedError
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods import HeadPlan, get_method
@@ -56,7 +56,7 @@ def attach(model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None 
         trained = (output,)
         _check_distinct(output, idle)
     identity = (*idle, *missing_poolers(model))
-    pass_through(model, identity)
+    make_identity(model, identity)
     # With a task type PEFT would train the whole head by itself.
     plan = HeadPlan(trained, identity, task_type=None if idle else "SEQ_CLS" if trained else "CAUSAL_LM")
     adapted = get_method(hyper.method).attach(model, hyper, plan, factors)

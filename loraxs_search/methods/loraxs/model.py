@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.base_model import pass_through
+from loraxs_search.base_model import make_identity
 from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
 from loraxs_search.methods.body import check_body
 from loraxs_search.methods.loraxs._mixed_batch import BASE, grouped_head_output
@@ -44,7 +44,7 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
         Raises:
             BaseModelError: the config has the fingerprint of another body.
         """
-        pass_through(model, self.peft_config[adapter_name].pass_through)
+        make_identity(model, self.peft_config[adapter_name].pass_through)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             check_body(self.peft_config[adapter_name].body_fingerprint, model)
