@@ -90,7 +90,11 @@ class BankModel:
 
     def num_labels(self, layout: Layout | None) -> int:
         """Return the outputs of rows of a layout; None for rows without an adapter."""
-        return int(self.model.config.num_labels) if layout is None else layout.num_labels
+        if layout is not None:
+            return layout.num_labels
+        num_labels: int | None = self.model.config.num_labels
+        assert num_labels is not None  # the base has a head
+        return num_labels
 
     @property
     def is_float32(self) -> bool:

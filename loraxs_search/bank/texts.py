@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -86,7 +87,8 @@ class Questions:
     def _joined(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         tokenizer = self._source.tokenizer
         width = max(batch.inputs["input_ids"].shape[1] for batch in batches)
-        fill, side = {"input_ids": int(tokenizer.pad_token_id)}, tokenizer.padding_side
+        fill: dict[str, int] = {"input_ids": int(tokenizer.pad_token_id)}
+        side: Literal["left", "right"] = "left" if tokenizer.padding_side == "left" else "right"
         return {
             name: torch.cat([widened(batch.inputs[name], width, fill.get(name, 0), side) for batch in batches])
             for name in batches[0].inputs

@@ -113,7 +113,8 @@ def with_labels(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     config.num_labels = num_labels
     with torch.device("meta"):
-        return type(model)._from_config(config)
+        empty: PreTrainedModel = type(model)._from_config(config)
+    return empty
 
 
 def fresh_head(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -57,7 +59,7 @@ def load_model(
     model.requires_grad_(False)
     keep_head_float32(model)
     _fill_head(model, absent)
-    model = model.to(device).eval()
+    cast("nn.Module", model).to(device).eval()  # in place; transformers' decorator hides what `to` takes
     if task_model.num_outputs is None:
         check_projection(model)
     return model

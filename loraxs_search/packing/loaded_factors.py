@@ -27,8 +27,8 @@ class LoadedFactors(FactorStore):
         super().__init__()
         self._exact: dict[int, Tensor] = {}
         for name in modules:
-            weight = loaded.get_submodule(name).weight
-            self._exact[weight.data_ptr()] = exact.get_submodule(name).weight.detach()
+            weight = loaded.get_submodule(name).get_parameter("weight")
+            self._exact[weight.data_ptr()] = exact.get_submodule(name).get_parameter("weight").detach()
 
     def get(self, weight: Tensor, **request: Any) -> Factors:
         exact = self._exact.get(weight.data_ptr())

@@ -82,9 +82,9 @@ def module_settings(config: LoraXSConfig, module: str, out_features: int, in_fea
     Raises:
         RankError: the rank is above min(out, in).
     """
-    rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, module), config.r)
+    rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), module), config.r)
     assert config.scale is not None  # settled by the config's __post_init__
-    scale = config.scale_pattern.get(get_pattern_key(config.scale_pattern, module), config.scale)
+    scale = config.scale_pattern.get(get_pattern_key(list(config.scale_pattern), module), config.scale)
     size = min(out_features, in_features)
     if rank > size:
         raise RankError(
