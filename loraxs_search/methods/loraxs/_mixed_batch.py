@@ -16,7 +16,7 @@ BASE = "__base__"
 
 
 class AdaptedLayer(Protocol):
-    """What is asked of a layer here; `LoraXSLayer` says what each means."""
+    """What this module needs of a layer; see `LoraXSLayer`."""
 
     @property
     def settings(self) -> Mapping[str, ModuleSettings]: ...
