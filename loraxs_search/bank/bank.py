@@ -42,7 +42,7 @@ class AdapterBank:
 
     Args:
         base: The base model of all adapters; held in its checkpoint's own precision.
-        max_bytes: Limit on the adapters' numbers; those used longest ago make room. None means no limit.
+        max_bytes: Limit on the adapters' numbers; the least recently used are evicted. None means no limit.
         num_labels: Outputs of the head that rows without an adapter go through; random unless the checkpoint has one.
     """
 
@@ -119,14 +119,14 @@ class AdapterBank:
             raise UsageError(f"`names` must differ from each other, but {len(names) - len(set(names))} repeat.")
         layout, _ = self._checked_vectors(config, task, tensors, len(names), slice(0, 0))
         with self._lock:
-            self._store.make_room(layout, names)
+            self._store.free_space(layout, names)
         for start in range(0, len(names), _BULK):
             rows = slice(start, start + _BULK)
             _, vectors = self._checked_vectors(config, task, tensors, len(names), rows)
             self._put(layout, names[rows], vectors, task)
 
     def evict(self, name: str) -> None:
-        """Take an adapter out.
+        """Remove an adapter.
 
         Raises:
             UsageError: there is none of this name.
@@ -136,7 +136,7 @@ class AdapterBank:
 
     @property
     def names(self) -> list[str]:
-        """The adapters' names, used longest ago first."""
+        """The adapters' names, least recently used first."""
         with self._lock:
             return self._store.names
 
@@ -153,7 +153,7 @@ class AdapterBank:
 
     @property
     def allocated_bytes(self) -> int:
-        """Memory held for adapters, room for those to come included."""
+        """Allocated memory, free space for new adapters included."""
         with self._lock:
             return self._store.allocated_bytes
 
@@ -241,12 +241,12 @@ class AdapterBank:
 
     def _put(self, layout: Layout, names: Sequence[str], vectors: Tensor, task: Task) -> None:
         with self._lock:
-            self._store.make_room(layout, names)
+            self._store.free_space(layout, names)
             self._store.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
 
 
 def _with_head(task: Task) -> TaskModel:
-    """Return as what a task loads its base.
+    """Return how a task loads its base.
 
     Raises:
         UsageError: it reads the base without a head.

@@ -1,4 +1,4 @@
-"""Questions to several adapters: what their tasks ask for, computed as one batch."""
+"""Texts for several adapters: the requests of their tasks, computed as one batch."""
 
 from __future__ import annotations
 
