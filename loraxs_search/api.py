@@ -24,7 +24,7 @@ from loraxs_search.tracking import resolve_uri
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from loraxs_search.tasks import TaskKind
 
@@ -171,8 +171,10 @@ def load_adapter(
     tracking_uri: str | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
-) -> PeftModel:
-    """Return the adapter `name` on its base as a PEFT model, ready to use; its config names the task's labels.
+) -> PeftModel | PreTrainedModel:
+    """Return the adapter `name` on its base, ready to use; its config names the task's labels.
+
+    A PEFT model, unless its method is one that PEFT does not build.
 
     Args:
         name: What `pull` takes, or a folder: a Path, or a string that says it is one (`./x`, `~/x`, `/x`).

@@ -1,4 +1,4 @@
-"""Thousands of adapters of one base, resident together and used side by side in one batch."""
+"""Thousands of adapters of one base, held in memory together and used side by side in one batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which adapters a bank holds: by name, by when they were last used, and by where their numbers lie."""
+"""The adapters that a bank holds: their names, the order of their last use, and where their numbers are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loraxs_search.bank.vector_pool import VectorPool
 from loraxs_search.errors import UsageError
 from loraxs_search.records import Task
 
-_MANY = 10_000  # names among which the nearest is not looked for
+_MANY = 10_000  # with more names, the nearest is not searched
 
 
 @dataclass(eq=False)
@@ -23,14 +23,14 @@ class LayoutGroup:
     """The adapters of one layout.
 
     Args:
-        names: Whose vector is at each position of the pool.
-        place: Among the groups when rows are sorted.
+        names: The adapter at each position of the pool.
+        rank: Position among the groups when rows are sorted.
     """
 
     layout: Layout
     pool: VectorPool
     names: list[str] = field(default_factory=list)
-    place: int = 0
+    rank: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -42,7 +42,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that go side by side: those of one layout, or those that name no adapter.
+    """Rows that are computed side by side: those of one layout, or those that name no adapter.
 
     Args:
         rows: Indices into the batch.
@@ -63,7 +63,7 @@ class AdapterStore:
 
     def __init__(self, max_bytes: int | None, device: torch.device) -> None:
         self._max_bytes, self._device = max_bytes, device
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # used longest ago first
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
         self._groups: dict[Layout, LayoutGroup] = {}
         self.num_bytes = 0
 
@@ -75,20 +75,20 @@ class AdapterStore:
 
     @property
     def names(self) -> list[str]:
-        """All names, used longest ago first."""
+        """All names, least recently used first."""
         return list(self._entries)
 
     @property
     def allocated_bytes(self) -> int:
-        """Memory held for numbers, space for adapters to come included."""
+        """Allocated memory, free space for new adapters included."""
         return sum(group.pool.allocated_bytes for group in self._groups.values())
 
     def task(self, name: str) -> Task:
         """Return the task of an adapter."""
         return self._entry(name).task
 
-    def make_room(self, layout: Layout, names: Sequence[str]) -> None:
-        """Drop what these names mean now, and the adapters used longest ago until as many of a layout fit.
+    def free_space(self, layout: Layout, names: Sequence[str]) -> None:
+        """Drop the adapters of these names, and then the least recently used, until `names` adapters of a layout fit.
 
         Raises:
             UsageError: they would not fit into an empty store; nothing is dropped.
@@ -107,7 +107,7 @@ class AdapterStore:
             self.drop(next(iter(self._entries)))
 
     def put(self, layout: Layout, names: Sequence[str], vectors: Tensor, task: Task) -> None:
-        """Add adapters under names that are free, used last now; vectors (n, width)."""
+        """Add adapters under free names, as the most recently used; vectors (n, width)."""
         group = self._groups.get(layout) or self._open(layout)
         with torch.inference_mode():
             positions = group.pool.append(vectors)
@@ -117,7 +117,7 @@ class AdapterStore:
         self.num_bytes += 4 * layout.width * len(names)
 
     def drop(self, name: str) -> None:
-        """Take an adapter out.
+        """Remove an adapter.
 
         Raises:
             UsageError: there is none of this name.
@@ -134,7 +134,7 @@ class AdapterStore:
         self.num_bytes -= 4 * group.layout.width
 
     def take(self, names: Sequence[str | None]) -> list[Part]:
-        """Return copies of the vectors of these adapters, rows of like layouts together; each counts as used.
+        """Return copies of the vectors of these adapters, rows of one layout together; each counts as used.
 
         Raises:
             UsageError: there is none of a name.
@@ -147,7 +147,7 @@ class AdapterStore:
             if name is not None:
                 rows_of.setdefault(entries[name].group, []).append(row)
         parts = []
-        for group in sorted(rows_of, key=lambda group: group.place):
+        for group in sorted(rows_of, key=lambda group: group.rank):
             positions = [entries[str(names[row])].position for row in rows_of[group]]
             with torch.inference_mode():
                 vectors = group.pool.gather(positions[:1] if len(set(positions)) == 1 else positions)
@@ -170,6 +170,6 @@ class AdapterStore:
 
     def _open(self, layout: Layout) -> LayoutGroup:
         group = self._groups[layout] = LayoutGroup(layout, VectorPool(layout.width, self._device))
-        for place, known in enumerate(sorted(self._groups.values(), key=lambda group: group.layout.sort_key)):
-            known.place = place
+        for rank, known in enumerate(sorted(self._groups.values(), key=lambda group: group.layout.sort_key)):
+            known.rank = rank
         return group

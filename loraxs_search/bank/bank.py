@@ -27,7 +27,7 @@ from loraxs_search.registry import adapter_folder
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.kinds import classifier
 
-_BULK = 4096  # adapters of one call that are taken up at once
+_BULK = 4096  # adapters of one call that are added at once
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -42,7 +42,7 @@ class AdapterBank:
 
     Args:
         base: The base model of all adapters; held in its checkpoint's own precision.
-        max_bytes: Limit on the adapters' numbers; those used longest ago make room. None means no limit.
+        max_bytes: Limit on the adapters' numbers; the least recently used are evicted. None means no limit.
         num_labels: Outputs of the head that rows without an adapter go through; random unless the checkpoint has one.
     """
 
@@ -56,10 +56,10 @@ class AdapterBank:
     ) -> None:
         self.base = base if isinstance(base, BaseModel) else locate(base)
         self._device = torch.device(device)
-        self._body = BankModel(self.base, classifier(num_labels), self._device)
-        self._stock = AdapterStore(max_bytes, self._device)
-        self._lock = threading.Lock()  # of the stock: held for a moment
-        self._loading = threading.Lock()  # of what the body learns from adapters: held while factors are computed
+        self._model = BankModel(self.base, classifier(num_labels), self._device)
+        self._store = AdapterStore(max_bytes, self._device)
+        self._lock = threading.Lock()  # of the store: held briefly
+        self._loading = threading.Lock()  # of what the model learns from adapters: held while factors are computed
         self._tasks: dict[str, Task] = {}
 
     @classmethod
@@ -80,7 +80,7 @@ class AdapterBank:
         """Load an adapter under a name, in place of the one that has it.
 
         Files are compared by sha256, the base by weight digest, factors by fingerprint and, where the base is float32,
-        the logits of the manifest's probe. Whatever is refused leaves the bank as it was.
+        the manifest's reference logits. Whatever is refused leaves the bank as it was.
 
         Args:
             source: What `pull` takes, or a folder, as `load_adapter` does; None means `name` itself.
@@ -91,15 +91,15 @@ class AdapterBank:
         """
         folder = adapter_folder(source or name, uri=resolve_uri(tracking_uri))
         manifest, _ = verified_manifest(folder, self.base)
-        if absent := [file for file in _FILES if file not in manifest.files]:
-            raise IntegrityError(f"A manifest must vouch for {absent[0]}, but that of {folder} does not.")
+        if missing := [file for file in _FILES if file not in manifest.files]:
+            raise IntegrityError(f"A manifest must vouch for {missing[0]}, but that of {folder} does not.")
         config = LoraXSConfig.from_pretrained(str(folder))
         tensors = {key: value[None] for key, value in load_file(folder / _FILES[1]).items()}
-        layout, vectors = self._taken_up(config, manifest.task, tensors, 1)
-        if self._body.is_float32:
-            probe = torch.tensor(manifest.probe.input_ids, device=self._device)
-            part = Part(tuple(range(len(probe))), layout, vectors)
-            inputs = {"input_ids": probe, "attention_mask": torch.ones_like(probe)}
+        layout, vectors = self._checked_vectors(config, manifest.task, tensors, 1)
+        if self._model.is_float32:
+            token_ids = torch.tensor(manifest.probe.input_ids, device=self._device)
+            part = Part(tuple(range(len(token_ids))), layout, vectors)
+            inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
             compare_reference_logits(torch.stack(self._run([part], inputs)).cpu(), manifest.probe)
         self._put(layout, [name], vectors, manifest.task)
 
@@ -117,45 +117,45 @@ class AdapterBank:
         """
         if len(set(names)) != len(names):
             raise UsageError(f"`names` must differ from each other, but {len(names) - len(set(names))} repeat.")
-        layout, _ = self._taken_up(config, task, tensors, len(names), slice(0, 0))
+        layout, _ = self._checked_vectors(config, task, tensors, len(names), slice(0, 0))
         with self._lock:
-            self._stock.make_room(layout, names)
+            self._store.free_space(layout, names)
         for start in range(0, len(names), _BULK):
             rows = slice(start, start + _BULK)
-            _, vectors = self._taken_up(config, task, tensors, len(names), rows)
+            _, vectors = self._checked_vectors(config, task, tensors, len(names), rows)
             self._put(layout, names[rows], vectors, task)
 
     def evict(self, name: str) -> None:
-        """Take an adapter out.
+        """Remove an adapter.
 
         Raises:
             UsageError: there is none of this name.
         """
         with self._lock:
-            self._stock.drop(name)
+            self._store.drop(name)
 
     @property
     def names(self) -> list[str]:
-        """The adapters' names, used longest ago first."""
+        """The adapters' names, least recently used first."""
         with self._lock:
-            return self._stock.names
+            return self._store.names
 
     def __len__(self) -> int:
-        return len(self._stock)
+        return len(self._store)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._stock
+        return name in self._store
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the adapters' numbers, R and head."""
-        return self._stock.num_bytes
+        return self._store.num_bytes
 
     @property
     def allocated_bytes(self) -> int:
-        """Memory held for adapters, room for those to come included."""
+        """Allocated memory, free space for new adapters included."""
         with self._lock:
-            return self._stock.allocated_bytes
+            return self._store.allocated_bytes
 
     # ---- batches -----------------------------------------------------------------------------------------------------
     def logits(self, names: Sequence[str | None], inputs: Mapping[str, Tensor]) -> list[Tensor]:
@@ -172,7 +172,7 @@ class AdapterBank:
         if wrong:
             raise UsageError(f"There must be a name for each row, but got {len(names)} names for rows {wrong}.")
         with self._lock:
-            parts = self._stock.take(names)
+            parts = self._store.take(names)
         return self._run(parts, inputs)
 
     def predict(self, names: str | Sequence[str], texts: str | Sequence[str | tuple[str, str]]) -> list[Prediction]:
@@ -196,8 +196,8 @@ class AdapterBank:
                 hint="the bare base has no task: ask `logits` for its rows",
             )
         with self._lock:  # once: an adapter that is replaced meanwhile has other labels for other numbers
-            tasks = [self._stock.task(name) for name in names]
-            parts = self._stock.take(names)
+            tasks = [self._store.task(name) for name in names]
+            parts = self._store.take(names)
         questions = Questions(tasks, names, texts, self._tokenizer)
         return questions.predict(lambda rows, inputs: self._run(parts_of(parts, rows), inputs))
 
@@ -211,15 +211,15 @@ class AdapterBank:
         sorted_rows = torch.tensor(order)
         segments, start = [], 0
         for part in parts:
-            segments.append(self._body.segment(start, start + len(part.rows), part.layout, part.vectors))
+            segments.append(self._model.segment(start, start + len(part.rows), part.layout, part.vectors))
             start += len(part.rows)
         on_device = {name: value[sorted_rows].to(self._device) for name, value in inputs.items()}
-        logits = self._body.run(on_device, segments)
-        widths = [self._body.num_labels(part.layout) for part in parts for _ in part.rows]
-        found: dict[int, Tensor] = {row: line[:width] for row, line, width in zip(order, logits, widths, strict=True)}
-        return [found[row] for row in range(len(order))]
+        logits = self._model.run(on_device, segments)
+        widths = [self._model.num_labels(part.layout) for part in parts for _ in part.rows]
+        by_row: dict[int, Tensor] = {row: line[:width] for row, line, width in zip(order, logits, widths, strict=True)}
+        return [by_row[row] for row in range(len(order))]
 
-    def _taken_up(
+    def _checked_vectors(
         self,
         config: LoraXSConfig,
         task: Task,
@@ -230,23 +230,23 @@ class AdapterBank:
         """Check adapters and return their layout and, of `rows`, the vectors."""
         r, head = split_tensors(tensors)
         with self._loading, torch.inference_mode():
-            settings = self._body.settings(config, list(r))
+            settings = self._model.settings(config, list(r))
             layout = make_layout(settings, head, config, _with_head(task))
             check_tensors(layout, r, head, num)
-            self._body.heads(layout)
-            scales = {name: self._body.core_scale(name, s) for name, s in settings.items()}
+            self._model.heads(layout)
+            scales = {name: self._model.core_scale(name, s) for name, s in settings.items()}
             cores = {name: r[name][rows].to(self._device) * scale for name, scale in scales.items()}
             chosen = {name: value[rows] for name, value in head.items()}
             return layout, fill(layout, cores, chosen, len(range(num)[rows]), self._device)
 
     def _put(self, layout: Layout, names: Sequence[str], vectors: Tensor, task: Task) -> None:
         with self._lock:
-            self._stock.make_room(layout, names)
-            self._stock.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
+            self._store.free_space(layout, names)
+            self._store.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
 
 
 def _with_head(task: Task) -> TaskModel:
-    """Return as what a task loads its base.
+    """Return how a task loads its base.
 
     Raises:
         UsageError: it reads the base without a head.

@@ -1,4 +1,4 @@
-"""The base of a bank: layers in place, factors resident, and the heads that adapters start from."""
+"""The base of a bank: layers in place, factors loaded, and the heads that adapters start from."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from loraxs_search.base_model import (
     check_shared,
     head_names,
     load_model,
+    make_identity,
     matrix,
     missing_poolers,
-    pass_through,
     probe_sharing,
     with_labels,
 )
@@ -47,7 +47,7 @@ class BankModel:
     `run` may be called by several threads at once; the rest by one at a time.
 
     Args:
-        task_model: As what the base is loaded; rows without an adapter go through this head.
+        task_model: How the base is loaded; rows without an adapter go through this head.
     Raises:
         BaseModelError: the base does not compute each row by itself.
     """
@@ -57,7 +57,7 @@ class BankModel:
         self.model = load_model(base, task_model, device=device)
         self._context: PassContext[RowMap[StoredRows]] = PassContext()
         self._fingerprints: dict[tuple[str, FactorKey, int, Sigma], tuple[float, ...]] = {}
-        self._bodies: set[tuple[float, ...]] = set()  # fingerprints of configs that are known to be this one's
+        self._bodies: set[tuple[float, ...]] = set()  # fingerprints that have been checked
         self._templates: dict[tuple[object, ...], _Heads] = {}
         self.head_names = head_names(self.model)
         self._missing_poolers = missing_poolers(self.model)
@@ -89,16 +89,20 @@ class BankModel:
         return RowSegment(StoredRows(layout, vectors, heads), start, stop)
 
     def num_labels(self, layout: Layout | None) -> int:
-        """Return the outputs of rows of a layout; None for rows without an adapter."""
-        return int(self.model.config.num_labels) if layout is None else layout.num_labels
+        """Return the number of outputs for rows of a layout; a layout of None means rows without an adapter."""
+        if layout is not None:
+            return layout.num_labels
+        num_labels: int | None = self.model.config.num_labels
+        assert num_labels is not None  # the base has a head
+        return num_labels
 
     @property
     def is_float32(self) -> bool:
-        """Whether all of the base is, so that another machine's logits differ by rounding only."""
+        """Whether the whole base is float32, so that another machine's logits differ by rounding only."""
         return all(parameter.dtype == torch.float32 for parameter in self.model.parameters())
 
     def settings(self, config: LoraXSConfig, modules: Sequence[str]) -> dict[str, ModuleSettings]:
-        """Settle what an adapter is on each of its modules, in model order, and get their factors ready.
+        """Resolve an adapter's settings on each of its modules, in model order, and prepare their factors.
 
         Raises:
             TargetModulesError: the base has no such module, or computes it for all rows at once.
@@ -130,11 +134,11 @@ class BankModel:
         return settings
 
     def core_scale(self, module: str, settings: ModuleSettings) -> Tensor:
-        """Return what R of this module is multiplied with to be C, shape (r, r)."""
+        """Return the matrix that turns R of this module into C by an elementwise product, shape (r, r)."""
         return settings.scale_core(self._pairs.factors(module, settings.factor_key).singular_values).to(self.device)
 
     def heads(self, layout: Layout) -> _Heads:
-        """Return the head modules that adapters of a layout start from, what they do not store in place."""
+        """Return the head modules of a layout, with the parameters that its adapters do not store."""
         key = (layout.model, layout.head, layout.identity_layers)
         if key not in self._templates:
             self._templates[key] = self._make_heads(layout)
@@ -157,15 +161,15 @@ class BankModel:
         identities = self._identities_in_heads(layout)
         identity = {f"{name}.{part}" for name in identities for part in ("weight", "bias")}
         if missing := [name for name, _ in heads.named_parameters() if name not in stored.keys() | identity]:
-            # What `load_adapter` has there: the checkpoint's own head, or what is drawn in its place.
+            # The same as in `load_adapter`: the checkpoint's own head, or a freshly drawn one.
             loaded = load_model(self.base, layout.model, device=self.device)
             for name in missing:
                 heads.get_parameter(name).copy_(loaded.get_parameter(name))
-        pass_through(heads, identities)
+        make_identity(heads, identities)
         return dict(heads.items())
 
     def _identities_in_heads(self, layout: Layout) -> list[str]:
-        """Return the head layers to be the identity; of the body all adapters share, none may be made so."""
+        """Return the head layers to be the identity; the body, which all adapters share, may have none."""
         within = [name for name in layout.identity_layers if name.split(".")[0] in self.head_names]
         if other := sorted({*layout.identity_layers} - {*within} - {*self._missing_poolers}):
             raise IntegrityError(

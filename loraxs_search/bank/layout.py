@@ -1,4 +1,4 @@
-"""What the adapters of one shape hold, number by number: R of each module, then the head, in one flat vector."""
+"""How adapters of one shape are stored: R of each module, then the head, in one flat vector."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from loraxs_search.records import TaskModel
 
 
 @dataclass(frozen=True)
-class CorePlace:
-    """Where one module's C (r, r) lies: R with its scale and singular values multiplied in."""
+class CoreSlice:
+    """Where one module's C (r, r) is stored: R multiplied by its scale and singular values."""
 
     rank: int
     factor_key: FactorKey
@@ -26,14 +26,14 @@ class CorePlace:
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of an adapter; adapters of one layout lie side by side, and a batch gathers them at once.
+    """The shape of an adapter; adapters of one layout are stored side by side, and a batch gathers them at once.
 
     Scale, sigma and the numbers themselves are not part of it.
 
     Args:
         modules: Adapted modules with rank and factors, in the order in which they are stored.
         head: Full names and shapes of the head parameters that are stored, after the modules.
-        model: As what the base is loaded for them.
+        model: How the base is loaded for them.
         identity_layers: Head layers that are the identity.
     """
 
@@ -48,32 +48,32 @@ class Layout:
         return self.model.num_outputs or 0
 
     @cached_property
-    def cores(self) -> dict[str, CorePlace]:
-        """The module's name to its place."""
-        places, start = {}, 0
+    def cores(self) -> dict[str, CoreSlice]:
+        """Module name to its slice."""
+        slices, start = {}, 0
         for name, rank, factor_key in self.modules:
-            places[name] = CorePlace(rank, factor_key, start)
+            slices[name] = CoreSlice(rank, factor_key, start)
             start += rank * rank
-        return places
+        return slices
 
     @cached_property
     def num_r(self) -> int:
-        """Numbers that belong to R."""
+        """Number of elements of R, over all modules."""
         return sum(rank * rank for _, rank, _ in self.modules)
 
     @cached_property
     def width(self) -> int:
-        """Numbers in all."""
+        """Length of a vector."""
         return self.num_r + sum(prod(shape) for _, shape in self.head)
 
     @cached_property
-    def head_places(self) -> dict[str, tuple[int, tuple[int, ...]]]:
-        """The head parameter's name to its start and shape."""
-        places, start = {}, self.num_r
+    def head_slices(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Head parameter name to its start and shape."""
+        slices, start = {}, self.num_r
         for name, shape in self.head:
-            places[name] = (start, shape)
+            slices[name] = (start, shape)
             start += prod(shape)
-        return places
+        return slices
 
     @cached_property
     def sort_key(self) -> str:
@@ -82,15 +82,15 @@ class Layout:
 
     def core(self, vectors: Tensor, module: str) -> Tensor:
         """Return C of a module, shape (n, r, r), a view of vectors (n, width)."""
-        place = self.cores[module]
-        return _block(vectors, place.start, (place.rank, place.rank))
+        core = self.cores[module]
+        return _block(vectors, core.start, (core.rank, core.rank))
 
     def head_parameters(self, vectors: Tensor, module: str) -> dict[str, Tensor]:
         """Return a head module's stored parameters by their own names, each (n, *shape), views of vectors."""
         prefix = f"{module}."
         return {
             name.removeprefix(prefix): _block(vectors, start, shape)
-            for name, (start, shape) in self.head_places.items()
+            for name, (start, shape) in self.head_slices.items()
             if name.startswith(prefix)
         }
 
@@ -131,7 +131,7 @@ def fill(
     vectors = torch.empty(num, layout.width, device=device)
     for name in layout.cores:
         layout.core(vectors, name).copy_(cores[name])
-    for name, (start, shape) in layout.head_places.items():
+    for name, (start, shape) in layout.head_slices.items():
         _block(vectors, start, shape).copy_(head[name])
     return vectors
 

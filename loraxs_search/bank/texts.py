@@ -1,8 +1,9 @@
-"""Questions to several adapters: what their tasks ask for, computed as one batch."""
+"""Texts for several adapters: the requests of their tasks, computed as one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -46,13 +47,13 @@ class Questions:
         Raises:
             TrialDivergedError: some output is not finite.
         """
-        found: list[Prediction | None] = [None] * self._num
+        predictions: list[Prediction | None] = [None] * self._num
         for name, answers in drive(self._asking, lambda requests: self._compute(requests, run)).items():
             if isinstance(answers, Exception):
                 raise answers
             for row, answer in zip(self._rows[name], answers, strict=True):
-                found[row] = answer
-        return [answer for answer in found if answer is not None]
+                predictions[row] = answer
+        return [answer for answer in predictions if answer is not None]
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _add(self, tasks: Sequence[Task], names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
@@ -86,7 +87,8 @@ class Questions:
     def _joined(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         tokenizer = self._source.tokenizer
         width = max(batch.inputs["input_ids"].shape[1] for batch in batches)
-        fill, side = {"input_ids": int(tokenizer.pad_token_id)}, tokenizer.padding_side
+        fill: dict[str, int] = {"input_ids": int(tokenizer.pad_token_id)}
+        side: Literal["left", "right"] = "left" if tokenizer.padding_side == "left" else "right"
         return {
             name: torch.cat([widened(batch.inputs[name], width, fill.get(name, 0), side) for batch in batches])
             for name in batches[0].inputs
@@ -98,15 +100,15 @@ def parts_of(parts: Sequence[Part], rows: Sequence[int]) -> list[Part]:
     wanted: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
         wanted.setdefault(row, []).append(number)
-    found = []
+    chosen = []
     for part in parts:
         own = [(number, place) for place, row in enumerate(part.rows) for number in wanted.get(row, ())]
         if own:
             numbers, places = zip(*own, strict=True)
             shared = len(part.vectors) == 1
             vectors = part.vectors if shared else part.vectors[torch.tensor(places, device=part.vectors.device)]
-            found.append(Part(tuple(numbers), part.layout, vectors))
-    return found
+            chosen.append(Part(tuple(numbers), part.layout, vectors))
+    return chosen
 
 
 def _check(kind: TaskKind, rows: Sequence[tuple[str, ...]]) -> None:

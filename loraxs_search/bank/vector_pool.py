@@ -1,4 +1,4 @@
-"""Vectors of one length, kept dense while they come and go."""
+"""Vectors of one length, kept dense when they are added and removed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_SLAB_BYTES = 1 << 26  # a slab at most, so that little is held for nothing when vectors go
-_GROWTH = 20  # a slab is this fraction of what is held, so that little is free for what may yet come
+_SLAB_BYTES = 1 << 26  # limit of a slab, so that little memory stays unused when vectors are removed
+_GROWTH = 20  # a new slab has this fraction of the vectors held, so that little is allocated ahead
 
 
 class VectorPool:
-    """Holds vectors at positions 0..n-1 without gaps; memory beyond theirs is a twentieth, or one slab of 64 MiB.
+    """Holds vectors at positions 0..n-1 without gaps; unused memory is a twentieth of theirs, or one slab of 64 MiB.
 
     Args:
         width: Numbers in a vector.
@@ -27,7 +27,7 @@ class VectorPool:
 
     @property
     def allocated_bytes(self) -> int:
-        """Memory held, space for vectors to come included."""
+        """Allocated memory, free space for new vectors included."""
         return sum(slab.nbytes for slab in self._slabs)
 
     def append(self, vectors: Tensor) -> range:
@@ -36,17 +36,17 @@ class VectorPool:
         while done < len(vectors):
             if self._len == self._capacity:
                 self._add_slab(len(vectors) - done)
-            slab, at = self._place(self._len)
+            slab, at = self._locate(self._len)
             count = min(len(vectors) - done, len(slab) - at)
             slab[at : at + count] = vectors[done : done + count]
             self._len, done = self._len + count, done + count
         return range(first, self._len)
 
     def remove(self, position: int) -> int:
-        """Take a vector away; the last one takes its place. Return the position that is free now, the last."""
+        """Remove a vector; the last one moves to its position. Return the last one's position, which is now free."""
         last = self._len - 1
         if position != last:
-            (slab, at), (last_slab, last_at) = self._place(position), self._place(last)
+            (slab, at), (last_slab, last_at) = self._locate(position), self._locate(last)
             slab[at] = last_slab[last_at]
         self._len = last
         if self._slabs and self._len <= self._starts[-1]:
@@ -58,8 +58,7 @@ class VectorPool:
         """Return copies of the vectors at these positions, shape (n, width)."""
         if len(self._slabs) == 1:
             return self._slabs[0].index_select(0, torch.tensor(positions, device=self._device))
-        places = map(self._place, positions)
-        return torch.stack([slab[at] for slab, at in places])
+        return torch.stack([slab[at] for slab, at in map(self._locate, positions)])
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @property
@@ -72,6 +71,6 @@ class VectorPool:
         self._starts.append(self._capacity)
         self._slabs.append(torch.empty(size, self._width, device=self._device))
 
-    def _place(self, position: int) -> tuple[Tensor, int]:
+    def _locate(self, position: int) -> tuple[Tensor, int]:
         index = bisect_right(self._starts, position) - 1
         return self._slabs[index], position - self._starts[index]

@@ -20,25 +20,25 @@ if TYPE_CHECKING:
         fresh_head,
         head_names,
         init_head,
+        make_identity,
         missing_poolers,
         output_head,
-        pass_through,
         with_labels,
     )
     from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
     from loraxs_search.base_model.padding import padding_side, widened
-    from loraxs_search.base_model.probing import alike, dummy_inputs, ended, rounding, timing_inputs
+    from loraxs_search.base_model.probing import close_to, dummy_inputs, end_with_eos, rounding, timing_inputs
     from loraxs_search.base_model.reading import last_states, projection, readable
     from loraxs_search.base_model.sharing import probe_sharing
 
 __all__ = [
     "Sharing",
-    "alike",
     "check_packable",
     "check_shared",
+    "close_to",
     "dummy_inputs",
-    "ended",
+    "end_with_eos",
     "fresh_head",
     "head_names",
     "head_shapes",
@@ -49,11 +49,11 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "locate",
+    "make_identity",
     "matrix",
     "missing_poolers",
     "output_head",
     "padding_side",
-    "pass_through",
     "probe_sharing",
     "projection",
     "quiet",
@@ -69,9 +69,9 @@ __all__ = [
 
 _HOMES = {
     "missing_poolers": "head",
-    "alike": "probing",
+    "close_to": "probing",
     "dummy_inputs": "probing",
-    "ended": "probing",
+    "end_with_eos": "probing",
     "fresh_head": "head",
     "head_names": "head",
     "head_shapes": "layers",
@@ -84,7 +84,7 @@ _HOMES = {
     "matrix": "layers",
     "output_head": "head",
     "padding_side": "padding",
-    "pass_through": "head",
+    "make_identity": "head",
     "last_states": "reading",
     "probe_sharing": "sharing",
     "projection": "reading",

@@ -10,7 +10,7 @@ from loraxs_search.errors import BaseModelError, TargetModulesError
 
 @dataclass(frozen=True)
 class Sharing:
-    """What of a base may serve rows of different trials in one pass.
+    """Which layers of a base may serve rows of different trials in one pass.
 
     Args:
         fault: Why no rows may share a pass; empty where they may.
@@ -27,7 +27,7 @@ def check_shared(sharing: Sharing, what: str, hint: str) -> None:
     Args:
         what: What shares passes.
     Raises:
-        BaseModelError: with what was seen.
+        BaseModelError: the message has the fault.
     """
     if sharing.fault:
         raise BaseModelError(

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from loraxs_search.base_model.probing import alike, dummy_inputs, rounding
+from loraxs_search.base_model.probing import close_to, dummy_inputs, rounding
 
 PADDED = "loraxs_padded"  # what transformers knows it by
 _VECTOR_BYTES = 64  # the widest vector of a CPU
@@ -57,7 +57,7 @@ def _stays_the_same(model: PreTrainedModel) -> bool:
         inputs = dummy_inputs(model)
         expected = _hidden_states(model, inputs)
         model.set_attn_implementation(PADDED)
-        return alike(_hidden_states(model, inputs), expected, _ROUNDING * rounding(model))
+        return close_to(_hidden_states(model, inputs), expected, _ROUNDING * rounding(model))
     except Exception:  # noqa: BLE001  # whatever a foreign base does: it computes attention its own way
         return False
 

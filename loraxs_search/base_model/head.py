@@ -19,7 +19,7 @@ def head_names(model: PreTrainedModel) -> tuple[str, ...]:
 
     ("classifier",) for BERT and RoBERTa, ("pre_classifier", "classifier") for DistilBERT, ("score",) for decoders; ()
     for a language model, whose output embedding is the base's own and is never trained, and for a bare body.
-    Right also after PEFT has wrapped them, on the model that it wraps (`get_base_model()`).
+    Also right on a model that PEFT has wrapped (`get_base_model()`).
     """
     if model.get_output_embeddings() is not None or model.base_model is model:
         return ()
@@ -46,10 +46,10 @@ def output_head(model: PreTrainedModel) -> tuple[str, tuple[str, ...]]:
 
 
 @torch.no_grad()
-def pass_through(model: nn.Module, names: Sequence[str]) -> None:
+def make_identity(model: nn.Module, names: Sequence[str]) -> None:
     """Make layers the identity: a head's where its output layer alone is trained, a pooler that no checkpoint has.
 
-    Nothing has to be stored for them, and every load makes the same numbers, whatever was drawn before.
+    They need not be stored: every load makes the same numbers, whatever was drawn before.
 
     Raises:
         BaseModelError: a layer is not a square linear layer.
@@ -77,7 +77,7 @@ def missing_poolers(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def is_body_pooler(name: str, heads: Sequence[str]) -> bool:
-    """Return whether a module or parameter of this name is of the pooler inside the body, as BERT has one."""
+    """Return whether a module or parameter of this name belongs to a pooler inside the body, such as BERT's."""
     top, *rest = name.split(".")
     return top not in heads and "pooler" in rest
 
@@ -90,7 +90,7 @@ def _is_identity(layer: nn.Linear) -> bool:
 
 
 def keep_head_float32(model: PreTrainedModel) -> None:
-    """Hold the head in float32 and cast what enters it, so that it trains well above a bfloat16 body.
+    """Keep the head in float32 and cast its inputs, so that it trains well on a bfloat16 body.
 
     The cast is a forward pre-hook, a plain function without state: it survives `copy.deepcopy`, which is how PEFT
     makes each adapter's own head.
@@ -113,7 +113,8 @@ def with_labels(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     config.num_labels = num_labels
     with torch.device("meta"):
-        return type(model)._from_config(config)
+        empty: PreTrainedModel = type(model)._from_config(config)
+    return empty
 
 
 def fresh_head(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
@@ -136,7 +137,7 @@ def fresh_head(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
         with torch.no_grad():
             for tensor in (p for head in heads for p in head.parameters()):
                 tensor.fill_(torch.nan)
-                tensor._is_hf_initialized = False  # transformers' init functions skip what carries this mark
+                tensor._is_hf_initialized = False  # transformers' init functions skip tensors with this mark
             for module in (m for head in heads for m in reversed(list(head.modules()))):
                 template._init_weights(module)  # children first, as transformers does: a parent may redraw them
             template._init_weights(template)  # ModernBERT redraws its classifier from here

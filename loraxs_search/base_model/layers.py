@@ -20,7 +20,8 @@ from loraxs_search.records import BaseModel, Head, LinearModule, TaskModel
 def task_config(base: BaseModel, model: TaskModel) -> PretrainedConfig:
     """Return the base's configuration with the task's changes."""
     with library_call(base):
-        return AutoConfig.from_pretrained(base.path, **dict(model.config))
+        config: PretrainedConfig = AutoConfig.from_pretrained(base.path, **dict(model.config))
+    return config
 
 
 def auto_class(model: TaskModel) -> Any:

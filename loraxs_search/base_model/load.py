@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -14,7 +16,7 @@ from transformers import (
 )
 
 from loraxs_search.base_model._library import library_call
-from loraxs_search.base_model.head import fresh_head, head_names, is_body_pooler, keep_head_float32, pass_through
+from loraxs_search.base_model.head import fresh_head, head_names, is_body_pooler, keep_head_float32, make_identity
 from loraxs_search.base_model.layers import auto_class, task_config
 from loraxs_search.base_model.padding import padding_side
 from loraxs_search.base_model.reading import check_projection
@@ -32,10 +34,10 @@ def load_model(
     device: torch.device | str = "cpu",
     attention: str | None = None,
 ) -> PreTrainedModel:
-    """Load a base model as a task wants it: frozen, in evaluation mode, saying nothing.
+    """Load a base model as a task needs it: frozen, in evaluation mode, without messages.
 
-    What the checkpoint lacks of the head is drawn from a fixed seed, so that two loads are equal. A pooler that it
-    lacks is made the identity: drawn at random, it would be another one wherever an adapter is loaded.
+    Head parameters missing from the checkpoint are drawn from a fixed seed, so that two loads are equal. A missing
+    pooler is made the identity: drawn at random, it would differ wherever an adapter is loaded.
     The head stays float32 whatever `dtype` is, and casts its own input.
 
     Args:
@@ -51,20 +53,20 @@ def load_model(
         config.use_cache = False  # keys and values are for generation; here they would fill memory in each pass
     if attention is None and torch.device(device).type == "cpu":
         attention = "eager"
-    model, absent = _from_files(base, task_model, config, dtype, attention)
-    _check_body(base, model, absent)
-    pass_through(model, _poolers(model, absent))
+    model, missing = _from_files(base, task_model, config, dtype, attention)
+    _check_body(base, model, missing)
+    make_identity(model, _poolers(model, missing))
     model.requires_grad_(False)
     keep_head_float32(model)
-    _fill_head(model, absent)
-    model = model.to(device).eval()
+    _fill_head(model, missing)
+    cast("nn.Module", model).to(device).eval()  # in place; transformers' decorator hides what `to` takes
     if task_model.num_outputs is None:
         check_projection(model)
     return model
 
 
 def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
-    """Load a base model's tokenizer, padding with the token and on the side that the model takes padding.
+    """Load a base model's tokenizer, set to pad with the model's token and on the model's side.
 
     Decoders often name no token: they pad with the tokenizer's own, else with the end-of-text token.
 
@@ -100,10 +102,10 @@ def _from_files(
     return model, {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
 
 
-def _check_body(base: BaseModel, model: PreTrainedModel, absent: set[str]) -> None:
-    """Refuse a body that starts at random, but for BERT's pooler: many checkpoints come without."""
+def _check_body(base: BaseModel, model: PreTrainedModel, missing: set[str]) -> None:
+    """Refuse a body with random weights, except for BERT's pooler: many checkpoints lack it."""
     heads = head_names(model)
-    body = sorted(name for name in absent if name.split(".")[0] not in heads and not is_body_pooler(name, heads))
+    body = sorted(name for name in missing if name.split(".")[0] not in heads and not is_body_pooler(name, heads))
     if body:
         raise BaseModelError(
             f"The weights of {base.id} must cover its body, but {len(body)} parameters are missing or of another shape,"
@@ -112,15 +114,15 @@ def _check_body(base: BaseModel, model: PreTrainedModel, absent: set[str]) -> No
         )
 
 
-def _poolers(model: PreTrainedModel, absent: set[str]) -> list[str]:
+def _poolers(model: PreTrainedModel, missing: set[str]) -> list[str]:
     heads = head_names(model)
-    return sorted({name.rpartition(".")[0] for name in absent if is_body_pooler(name, heads)})
+    return sorted({name.rpartition(".")[0] for name in missing if is_body_pooler(name, heads)})
 
 
-def _fill_head(model: PreTrainedModel, absent: set[str]) -> None:
-    """Draw the head's missing parameters in float32: drawn in the body's precision they would be other numbers."""
-    missing = {name: value for name, value in fresh_head(model, 0).items() if name in absent}
-    model.load_state_dict(missing, strict=False)
+def _fill_head(model: PreTrainedModel, missing: set[str]) -> None:
+    """Draw the head's missing parameters in float32: in the body's precision the numbers would differ."""
+    drawn = {name: value for name, value in fresh_head(model, 0).items() if name in missing}
+    model.load_state_dict(drawn, strict=False)
 
 
 def _pad_token_id(config: PretrainedConfig, base: BaseModel) -> int:
@@ -129,7 +131,7 @@ def _pad_token_id(config: PretrainedConfig, base: BaseModel) -> int:
 
 
 def _valid(pad_id: object, config: PretrainedConfig) -> int | None:
-    """Return a configured padding id unless it is no token at all; -1 is in circulation."""
+    """Return a configured padding id if it is a token; some configurations have -1."""
     size = config.get_text_config().vocab_size
     return pad_id if isinstance(pad_id, int) and 0 <= pad_id < size else None
 

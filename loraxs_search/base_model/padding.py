@@ -1,4 +1,4 @@
-"""On which side rows are padded: where the head reads the last position, padding must not stand there."""
+"""The side on which rows are padded: where the head reads the last position, it must not be padding."""
 
 from __future__ import annotations
 

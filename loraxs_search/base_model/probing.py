@@ -1,4 +1,4 @@
-"""Made-up rows, and when two results of a base are taken for the same: whether it computes the same in another way."""
+"""Dummy rows, and when two results of a base count as the same: for checks that another way computes the same."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from loraxs_search.base_model.padding import padding_side
 
-_LENGTHS = (7, 5, 4)  # no multiple of a window to which a base pads by itself, as Longformer does
-# Relative. In half precision: beyond rounding, below what another input makes of a layer.
+_LENGTHS = (7, 5, 4)  # no multiple of a window that a base such as Longformer pads to by itself
+# Relative. In half precision: larger than rounding, smaller than the effect of another input.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_TOLERANCE = 1e-2
 
@@ -20,11 +20,11 @@ def dummy_inputs(model: PreTrainedModel, num_rows: int = 2, width: int = _LENGTH
     No token is the padding; each row of an encoder-decoder ends with its end token, which its head reads.
 
     Raises:
-        ValueError: short rows would change the model for good, as they do BigBird; or there is no padding token.
+        ValueError: short rows would change the model permanently, as with BigBird; or there is no padding token.
     """
     config, device = model.config, model.device
     if getattr(config, "attention_type", None) == "block_sparse":
-        raise ValueError("`attention_type` must not be block_sparse: it becomes another one with the first short row.")
+        raise ValueError("`attention_type` must not be block_sparse: the first short row changes it.")
     if getattr(config, "pad_token_id", None) is None:
         raise ValueError("`pad_token_id` must be a token, but is None.")
     plain = _plain_tokens(config)
@@ -42,7 +42,7 @@ def dummy_inputs(model: PreTrainedModel, num_rows: int = 2, width: int = _LENGTH
 def timing_inputs(model: PreTrainedModel, num_tokens: int, length: int = 32) -> dict[str, Tensor]:
     """Return inputs of about so many tokens in rows of `length`, for timing: `input_ids` and `attention_mask`."""
     ids = torch.arange(max(1, num_tokens // length) * length, device=model.device).view(-1, length)
-    ids = ended(ids % model.config.vocab_size, model.config)
+    ids = end_with_eos(ids % model.config.vocab_size, model.config)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -53,10 +53,10 @@ def _plain_tokens(config: PretrainedConfig) -> list[int]:
     return [token for token in range(min(100, config.get_text_config().vocab_size)) if token not in special]
 
 
-def ended(ids: Tensor, config: PretrainedConfig) -> Tensor:
-    """Return made-up rows, shape (n, T), as an encoder-decoder's head takes them; as they are for any other base.
+def end_with_eos(ids: Tensor, config: PretrainedConfig) -> Tensor:
+    """Return dummy rows, shape (n, T), as an encoder-decoder's head takes them; unchanged for any other base.
 
-    It reads what stands at the end token, and wants as many of these in each row: one, the last.
+    Such a head reads the state at the end token, so each row must have exactly one: here the last token.
     """
     if not config.is_encoder_decoder:
         return ids
@@ -67,14 +67,14 @@ def ended(ids: Tensor, config: PretrainedConfig) -> Tensor:
 
 
 def rounding(model: PreTrainedModel) -> float:
-    """Return by how much, relative, two results of a base may differ in its precision and still be the same."""
+    """Return the relative difference up to which two results count as the same, in the precision of the base."""
     return _TOLERANCES.get(model.dtype, _HALF_TOLERANCE)
 
 
-def alike(actual: Tensor, expected: Tensor, tolerance: float = _HALF_TOLERANCE) -> bool:
+def close_to(actual: Tensor, expected: Tensor, tolerance: float = _HALF_TOLERANCE) -> bool:
     """Return whether two results, of a row each, differ by rounding only: by `tolerance` of their norm.
 
-    Never where `expected` proves nothing: it is not finite, or its own rows differ by no more, as of a head of zeros.
+    False where `expected` proves nothing: it is not finite, or its own rows differ by no more (a head of zeros).
     """
     if actual.shape != expected.shape:
         return False

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model.head import head_names
-from loraxs_search.base_model.probing import alike, dummy_inputs, rounding
+from loraxs_search.base_model.probing import close_to, dummy_inputs, rounding
 from loraxs_search.errors import BaseModelError
 
 
@@ -53,7 +53,7 @@ def check_projection(model: PreTrainedModel) -> None:
     inputs = dummy_inputs(model)
     real = inputs["attention_mask"].bool()
     expected, actual = model(**inputs).logits.float(), projection(model)(last_states(model, inputs))
-    if not alike(actual[real], expected[real], rounding(model)):
+    if not close_to(actual[real], expected[real], rounding(model)):
         raise BaseModelError(
             f"Logits of a base without a head must be its output embedding's, but {type(model).__name__} makes them"
             " in another way.",

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from loraxs_search.base_model._packable import Sharing
 from loraxs_search.base_model.head import head_names
 from loraxs_search.base_model.padding import padding_side
-from loraxs_search.base_model.probing import alike, dummy_inputs, rounding
+from loraxs_search.base_model.probing import close_to, dummy_inputs, rounding
 from loraxs_search.base_model.reading import readable
 
 _ROWS, _WIDTH, _WIDER = 3, 7, 20
@@ -73,7 +73,7 @@ def probe_sharing(model: PreTrainedModel, names: Collection[str]) -> Sharing:
         "what a row gives depends on the rows beside it": _same(model, company, first),
         "what a row gives depends on its padding": bool(changed)
         and _same(model, wider, first)
-        and alike(same.readable, first.readable, _EXACT),
+        and close_to(same.readable, first.readable, _EXACT),
         f"its head {next(iter(strange), '')} is given something else than the batch's rows": not strange,
     }
     return Sharing(next((fault for fault, fine in is_fine.items() if not fine), ""), unpackable)
@@ -158,8 +158,8 @@ def _are_rows(first: Sequence[Tensor], company: Sequence[Tensor], limit: float, 
 def _same(model: PreTrainedModel, fewer: _Seen, first: _Seen) -> bool:
     """Return whether fewer rows gave what they gave in the first pass; in half precision states tell more."""
     if _is_exact(model) and head_names(model):
-        return alike(fewer.readable, first.readable[_FEWER], _EXACT)
+        return close_to(fewer.readable, first.readable[_FEWER], _EXACT)
     if fewer.states is None or first.states is None:
         return False
     real = slice(-_WIDTH, None) if padding_side(model.config) == "left" else slice(_WIDTH)
-    return alike(fewer.states[:, real], first.states[_FEWER], _EXACT if _is_exact(model) else _HALF_STATES)
+    return close_to(fewer.states[:, real], first.states[_FEWER], _EXACT if _is_exact(model) else _HALF_STATES)

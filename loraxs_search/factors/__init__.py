@@ -1,4 +1,4 @@
-"""Frozen factors A and B of a base weight: computed once, kept on disk by content, told apart by fingerprint."""
+"""Frozen factors A and B of a base weight: computed once, stored on disk by content, identified by fingerprint."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from loraxs_search.factors._compute import Factors
 from loraxs_search.home import disk_faults, write_atomic
 
-ALGORITHM_VERSION: Final = 1  # raise when any change moves the numbers: old files are then no longer found
+ALGORITHM_VERSION: Final = 1  # raise when any change moves the numbers: old files then have other keys
 _NAMES: Final = ("left", "singular_values", "right")
 _ABOUT: Final = "factors"
 
 
 class DamagedFileError(Exception):
-    """A factor file that cannot be trusted; it never leaves this room."""
+    """A factor file that cannot be trusted; raised within this package only."""
 
 
 def content_key(weight: Tensor, *, rank: int, basis: str, driver: str) -> str:
@@ -61,7 +61,7 @@ def read_factors(path: Path) -> Factors:
 
     Raises:
         FileNotFoundError: there is none.
-        DamagedFileError: it is truncated, altered, or no factor file.
+        DamagedFileError: it is truncated, altered, or not a factor file.
         HomeError: it may not be read.
     """
     with disk_faults(path):

@@ -1,4 +1,4 @@
-"""A few numbers that tell one pair A, B from another: R means something only between the factors it was trained in.
+"""A few numbers that identify a pair A, B: R has a meaning only between the factors it was trained in.
 
 Each number is w^T D x: D holds the directions (rows of A, columns of B, each scaled to length one), x is a probe over
 features and w weighs the components, both from fixed fractional parts. All are of order one whatever the rank and the
@@ -83,8 +83,8 @@ def _side(directions: Tensor) -> tuple[float, ...]:
         torch.dot(_weights(rank, w), unit @ _probe(size, x, sign))
         for w, x, sign in zip(_WEIGHTS[:2], _PROBES, _SIGNS, strict=True)
     ]
-    spread = torch.dot(_weights(rank, _WEIGHTS[2]), length).clamp_min(tiny).log2()
-    return tuple(round(float(value), DIGITS) + 0.0 for value in (*probes, spread))  # + 0.0 turns -0.0 into 0.0
+    log_length = torch.dot(_weights(rank, _WEIGHTS[2]), length).clamp_min(tiny).log2()
+    return tuple(round(float(value), DIGITS) + 0.0 for value in (*probes, log_length))  # + 0.0 turns -0.0 into 0.0
 
 
 def _sample(tensor: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def _sample(tensor: Tensor) -> Tensor:
 
 
 def _probe(size: int, seed: float, sign_seed: float) -> Tensor:
-    """Entries +-(0.5 .. 1.5), none near zero, so that no direction hides; shape (size,)."""
+    """Entries +-(0.5 .. 1.5), none near zero, so that every direction counts; shape (size,)."""
     magnitude = 0.5 + _fraction(size, seed)
     return torch.where(_fraction(size, sign_seed) < 0.5, magnitude, -magnitude)
 

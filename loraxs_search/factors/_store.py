@@ -40,8 +40,8 @@ class FactorStore:
     version. Files are written whole, so processes that compute the same key at once end with one good file. A second
     call with the same unchanged tensor (or one that shares its memory, as tied weights do) reads and hashes nothing.
 
-    Files that came from a registry lie aside until their weight is here. They are checked against it at first use; what
-    does not fit is removed, with a warning, and never used.
+    Files from a registry are kept apart until they are checked against their weight at first use. Those that do not
+    fit are removed with a warning, and never used.
 
     Args:
         root: Folder of the files; None means `home()/factors`, looked up at each use.
@@ -70,13 +70,13 @@ class FactorStore:
         check_weight(weight)
         check_rank(rank, min(weight.shape))
         resolved = resolve_driver(driver, basis, *weight.shape)
-        place = (*_identity(weight), rank, basis, resolved)
-        remembered = self._memory.get(place)
+        key = (*_identity(weight), rank, basis, resolved)
+        remembered = self._memory.get(key)
         if remembered is None:
             factors = self._load_or_compute(weight, rank=rank, basis=basis, driver=resolved)
             remembered = _Remembered(_storage(weight), factors)
             self._forget_dead_weights()
-            self._memory[place] = remembered
+            self._memory[key] = remembered
         return remembered.factors
 
     def identify(self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto") -> tuple[str, str]:
@@ -90,8 +90,8 @@ class FactorStore:
     ) -> Iterator[tuple[str, Factors]]:
         """Yield factors of the same weight that other machines have made, each with a short name of its own.
 
-        Singular vectors of nearly equal singular values are only defined up to a rotation: each is as good, but an R
-        means something in one of them alone. They are brought by `loraxs_search.registry`, and checked here.
+        Singular vectors of nearly equal singular values are only defined up to a rotation: all are equally good, but
+        an R has a meaning in one of them only. `loraxs_search.registry` downloads them; they are checked here.
         """
         resolved = resolve_driver(driver, basis, *weight.shape)
         key = content_key(weight, rank=rank, basis=basis, driver=resolved)
@@ -102,7 +102,7 @@ class FactorStore:
             try:
                 yield path.suffixes[-2].lstrip("."), read_factors(path)
             except (DamagedFileError, FileNotFoundError) as damage:
-                log.warning("%s is damaged (%s); it is passed over.", path, damage)
+                log.warning("%s is damaged (%s); it is skipped.", path, damage)
 
     def refused(
         self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto"
@@ -162,7 +162,7 @@ class FactorStore:
             try:
                 factors = read_factors(path)
                 wrong = fault(weight, factors, rank=rank, basis=basis, driver=driver)
-            except FileNotFoundError:  # another process has taken it in
+            except FileNotFoundError:  # another process has stored it
                 continue
             except DamagedFileError as damage:
                 wrong = str(damage)
@@ -177,9 +177,9 @@ class FactorStore:
             path.unlink(missing_ok=True)
 
     def _forget_dead_weights(self) -> None:
-        for place, entry in list(self._memory.items()):
+        for key, entry in list(self._memory.items()):
             if entry.storage.expired():  # type: ignore[no-untyped-call]
-                self._memory.pop(place, None)
+                self._memory.pop(key, None)
 
 
 def _at_a_time(weights: Collection[Tensor]) -> int:
@@ -190,7 +190,7 @@ def _at_a_time(weights: Collection[Tensor]) -> int:
 
 
 def _identity(weight: Tensor) -> tuple[object, ...]:
-    """Say which numbers these are without reading them all: where they lie, their version, and a few of them.
+    """Identify a weight without reading all of it: by its memory, its version, and a sample of its numbers.
 
     The sample notices `weight.data.add_(...)`, which leaves the version counter alone.
     """

@@ -1,9 +1,9 @@
-"""Whether factors that another machine made are a weight's: a checksum says only that they came as they were sent.
+"""Checks that factors from another machine belong to a weight: a checksum proves only that they arrived unchanged.
 
 An exact decomposition is checked in full: the vectors are orthonormal, each triplet is one of the weight, and the
 singular values are the ones that the basis names, in its order. Signs, and rotations among equal singular values, are
-free: LAPACK leaves them open. The randomised driver finds the largest values up to a few percent, so there, what is
-left out must not be larger than what is kept.
+free: LAPACK leaves them open. The randomised driver finds the largest values up to a few percent, so there, the
+values left out must not be larger than those kept.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 Possible = Mapping[str, Sequence[Scalar] | None]  # of each own parameter: all that a trial may have; None is a range
 Sizes = Mapping[str, tuple[int, int]]  # of linear layers: full name to (out, in)
-Conversion = Callable[["PeftModel", Manifest, Path, int | None], None]
+Conversion = Callable[["PeftModel | PreTrainedModel", Manifest, Path, int | None], None]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.methods._base import Conversion, HeadPlan, Method
 from loraxs_search.methods._names import ADAPTER, FILES, Shapes, file_bytes
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from loraxs_search.factors import FactorStore
 
 
-def merge(model: PeftModel, manifest: Manifest, folder: Path, _: int | None) -> None:
+def merge(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
     """Write the base with the update added to its weights, and its tokenizer: plain transformers loads it."""
     from loraxs_search import base_model
 
-    merged = unloaded(model, merge=True)
+    merged = unloaded(peft_model(model), merge=True)
     with base_model.quiet():  # of a progress bar
         merged.save_pretrained(str(folder))
     base_model.load_tokenizer(base_model.locate(manifest.base_model)).save_pretrained(str(folder))
@@ -83,19 +83,19 @@ class PeftMethod(Method):
             except BaseException:
                 _unwrap(model)
                 raise
-        for name in set(head.identity) & set(config.modules_to_save or ()):
+        for name in set(head.identity) & set(getattr(config, "modules_to_save", None) or ()):
             adapted.get_base_model().get_submodule(name).requires_grad_(False)
         return adapted
 
-    def detach(self, model: PeftModel) -> PreTrainedModel:
-        base = unloaded(model)
+    def detach(self, model: PeftModel | PreTrainedModel) -> PreTrainedModel:
+        base = unloaded(peft_model(model))
         base.requires_grad_(False)
         return base
 
     def is_adapter(self, name: str) -> bool:
         return ".modules_to_save." not in name
 
-    def measure(self, model: PeftModel) -> AdapterSize:
+    def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
         import safetensors.torch
         from peft import get_peft_model_state_dict
 
@@ -105,9 +105,9 @@ class PeftMethod(Method):
         content = safetensors.torch.save({k: v.contiguous() for k, v in stored.items()}, {"format": "pt"})
         return AdapterSize(own, sum(trained.values()) - own, len(content))
 
-    def files(self, model: PeftModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
+    def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
         with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
+            peft_model(model).save_pretrained(folder)
             return {name: (Path(folder) / name).read_bytes() for name in FILES}
 
     def load(self, base: PreTrainedModel, folder: Path, device: str) -> PeftModel:
@@ -116,12 +116,20 @@ class PeftMethod(Method):
         return PeftModel.from_pretrained(base, str(folder), torch_device=device)
 
 
+def peft_model(model: PeftModel | PreTrainedModel) -> PeftModel:
+    """Return the model as what `PeftMethod.attach` and `load` make of a base."""
+    from peft import PeftModel
+
+    assert isinstance(model, PeftModel)
+    return model
+
+
 def unloaded(model: PeftModel, *, merge: bool = False) -> PreTrainedModel:
     """Take an adapter off and return the base as it was; with `merge`, its update and its trained head put in.
 
     PEFT's own `unload` (0.21.2) copies a `weight` from each module, which a composite head such as RoBERTa's has not.
     """
-    base: PreTrainedModel = model.get_base_model()
+    base = cast("PreTrainedModel", model.get_base_model())  # what `attach` was given
     _unwrap(base, merge=merge)
     return base
 

@@ -1,7 +1,7 @@
-"""The body of a base, adapted or not, told from another's by a few numbers.
+"""The fingerprint of a base's body, adapted or not: a few numbers that identify it.
 
-R has a meaning where the adapted weights are those of the training, which their factors' fingerprints tell; the model
-is the one that was scored only where embeddings, norms and the other layers are the same too.
+R has a meaning where the adapted weights are those of the training, which the factors' fingerprints check. The model
+is the one that was scored only if embeddings, norms and the other layers are the same too.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _TOLERANCE, _FLOAT16_TOLERANCE = 1e-4, 1e-2
 
 
 def body_fingerprint(model: nn.Module) -> tuple[float, ...]:
-    """Return three numbers of a sample of all that the base itself has below its head, whatever adapters are on it.
+    """Return three numbers of a sample of the base's own weights below its head, whatever adapters are on it.
 
-    Nothing, where weights are still on the meta device.
+    Empty while weights are still on the meta device.
     """
     tensors = _tensors(model)
     return () if any(tensor.is_meta for tensor in tensors) else fingerprint_of_all(tensors)
 
 
 def check_body(expected: Sequence[float], model: nn.Module) -> None:
-    """Refuse a body with other numbers than an adapter's config has.
+    """Refuse a body whose fingerprint differs from the one in an adapter's config.
 
     Raises:
-        BaseModelError: with both.
+        BaseModelError: they differ; the message has both.
     """
-    if not expected:  # of an adapter that no search has made: nothing is walked through for it
+    if not expected:  # an adapter that no search has made has none
         return
     actual, halved = body_fingerprint(model), any(tensor.dtype == torch.float16 for tensor in _tensors(model))
     if actual and not agrees(expected, actual, tolerance=_FLOAT16_TOLERANCE if halved else _TOLERANCE):

@@ -24,7 +24,7 @@ from loraxs_search.methods._base import (
 )
 from loraxs_search.methods._names import Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.methods._peft import PeftMethod, merge
+from loraxs_search.methods._peft import PeftMethod, merge, peft_model
 from loraxs_search.records import Basis, Hyperparameters, LinearModule, Manifest, Scalar, Sigma
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ R = "loraxs_R"  # what the tuner calls R, the one tensor that it stores of each 
 _SMALLEST_FACTOR_RANK = 64
 
 
-def as_lora(model: PeftModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
+def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
     """Write the same function as plain LoRA, exactly, with a README.md that says how it is loaded."""
     from loraxs_search.methods.loraxs import write_lora
 
-    write_lora(model, manifest, folder, rank)
+    write_lora(peft_model(model), manifest, folder, rank)
 
 
 class _PackedLoraXS(PackedMethod):
@@ -142,8 +142,8 @@ class LoraXS(PeftMethod):
         with use_factor_store(current_factor_store() if factors is None else factors):
             return super().attach(model, hyper, head, factors)
 
-    def files(self, model: PeftModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
-        model.active_peft_config.body_fingerprint = list(body_fingerprint)
+    def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
+        peft_model(model).active_peft_config.body_fingerprint = list(body_fingerprint)
         return super().files(model, body_fingerprint)
 
 

@@ -7,7 +7,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import ended
+from loraxs_search.base_model import end_with_eos
 from loraxs_search.errors import FactorMismatchError
 from loraxs_search.records import ReferenceLogits
 
@@ -28,7 +28,7 @@ def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -
         [low + (37 * row + 13 * column + 7 * row * column) % (vocab_size - low) for column in range(NUM_TOKENS)]
         for row in range(NUM_ROWS)
     ]
-    input_ids = tuple(tuple(row) for row in ended(torch.tensor(tokens), model.config).tolist())
+    input_ids = tuple(tuple(row) for row in end_with_eos(torch.tensor(tokens), model.config).tolist())
     logits = _logits(model, input_ids)  # (rows, labels)
     return ReferenceLogits(input_ids=input_ids, logits=tuple(tuple(row) for row in logits.tolist()))
 

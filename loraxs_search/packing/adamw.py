@@ -58,11 +58,11 @@ def adamw(tensors: Sequence[AdamWUpdate]) -> None:
     grads = [t.parameter.grad for t in trained if t.parameter.grad is not None]
     if any(t.clip != 1.0 for t in trained):
         torch._foreach_mul_(grads, [t.clip for t in trained])
-    (one_by_one if grads[0].device.type == "cpu" else all_in_one)(trained, grads)
+    (per_tensor if grads[0].device.type == "cpu" else foreach)(trained, grads)
 
 
-def one_by_one(trained: Sequence[AdamWUpdate], grads: Sequence[Tensor]) -> None:
-    """Take the steps, a tensor a call."""
+def per_tensor(trained: Sequence[AdamWUpdate], grads: Sequence[Tensor]) -> None:
+    """Take the steps with one call for each tensor."""
     for t, grad in zip(trained, grads, strict=True):
         torch._fused_adamw_(
             [t.parameter],
@@ -81,8 +81,8 @@ def one_by_one(trained: Sequence[AdamWUpdate], grads: Sequence[Tensor]) -> None:
         )
 
 
-def all_in_one(trained: Sequence[AdamWUpdate], grads: Sequence[Tensor]) -> None:
-    """Take the steps, an operation a call."""
+def foreach(trained: Sequence[AdamWUpdate], grads: Sequence[Tensor]) -> None:
+    """Take the steps with one call for each operation, over all tensors."""
     parameters, means, squares = zip(*((t.parameter, t.exp_avg, t.exp_avg_sq) for t in trained), strict=True)
     if any(t.weight_decay for t in trained):
         torch._foreach_mul_(parameters, [1 - t.learning_rate * t.weight_decay for t in trained])

@@ -1,4 +1,4 @@
-"""What of a base a trial may train, known before any packed layer stands in its way."""
+"""What a trial may train of a base, read before any packed layer is put on it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class InitialHead:
 
     Args:
         trained: In model order.
-        kept: Parameters that stay as they are and are not stored.
+        fixed: Parameters that stay as they are and are not stored.
         owners: The modules that PEFT stores whole, by full name.
     """
 
     trained: Mapping[str, Tensor]
-    kept: Mapping[str, Tensor]
+    fixed: Mapping[str, Tensor]
     owners: tuple[str, ...]
 
 
 class AdaptableLayers:
-    """Layers and head of a base.
+    """The layers that may be adapted and the head of a base.
 
     Args:
         model: The base, with nothing of a trial on it.
@@ -49,14 +49,14 @@ class AdaptableLayers:
     @property
     def layers(self) -> nn.ModuleList | None:
         """The layers that the base repeats, None when it has more than one list of them or none."""
-        found = self._model.get_submodule(self._stack) if self._stack else None
-        return found if isinstance(found, nn.ModuleList) else None
+        layers = self._model.get_submodule(self._stack) if self._stack else None
+        return layers if isinstance(layers, nn.ModuleList) else None
 
     def lowest(self, modules: Iterable[str]) -> int:
         """Return the index of the lowest repeated layer that has one of these modules; 0 where one is in none."""
         inside = re.compile(rf"{re.escape(self._stack)}\.(\d+)\.")
-        found = [inside.match(name) for name in modules]
-        return min((int(match[1]) if match else 0 for match in found), default=0)
+        matches = [inside.match(name) for name in modules]
+        return min((int(match[1]) if match else 0 for match in matches), default=0)
 
     def draw_head(self, which: Head, num_outputs: int | None, seed: int) -> InitialHead:
         """Draw the head that the lone trial starts with, for any number of outputs; an empty one for None.
@@ -70,28 +70,28 @@ class AdaptableLayers:
         if which == "full" or not self._idle:
             return InitialHead(drawn, {}, self._heads)
         trained = {name: value for name, value in drawn.items() if name.startswith(f"{self._output}.")}
-        kept = {name: value for name, value in drawn.items() if name not in trained}
-        return InitialHead(trained, kept | self._identities(kept), (self._output,))
+        fixed = {name: value for name, value in drawn.items() if name not in trained}
+        return InitialHead(trained, fixed | self._identities(fixed), (self._output,))
 
-    def _identities(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _identities(self, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the parameters that make the layers before the output pass their input on."""
-        found = {}
+        identities = {}
         for layer in self._idle:
-            weight = kept[f"{layer}.weight"]
+            weight = fixed[f"{layer}.weight"]
             if weight.shape[0] != weight.shape[1]:
                 raise BaseModelError(
                     f"A head layer that is not trained must be a square linear layer, but {layer} is"
                     f" {tuple(weight.shape)}.",
                     hint="use `head: full` with this base",
                 )
-            found[f"{layer}.weight"] = torch.eye(weight.shape[0])
-            if (bias := kept.get(f"{layer}.bias")) is not None:
-                found[f"{layer}.bias"] = torch.zeros_like(bias)
-        return found
+            identities[f"{layer}.weight"] = torch.eye(weight.shape[0])
+            if (bias := fixed.get(f"{layer}.bias")) is not None:
+                identities[f"{layer}.bias"] = torch.zeros_like(bias)
+        return identities
 
 
 def _repeated(model: nn.Module, names: Iterable[str]) -> str:
     """Return the name of the one list whose members hold the modules of these names; empty when it is not one."""
     lists = {match[1] for name in names if (match := re.match(r"(.+?)\.\d+\.", name))}
-    found = [name for name in lists if isinstance(model.get_submodule(name), nn.ModuleList)]
-    return found[0] if len(found) == 1 else ""
+    stacks = [name for name in lists if isinstance(model.get_submodule(name), nn.ModuleList)]
+    return stacks[0] if len(stacks) == 1 else ""

@@ -23,7 +23,7 @@ _MEMORY_SHARE = 0.5  # of the free memory, since others use it too
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory of a device that nobody uses now."""
+    """Return the free memory of a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return available_bytes()
@@ -32,8 +32,8 @@ def free_bytes(device: torch.device) -> int:
 def token_budget(modules: Iterable[LinearModule], dtype: torch.dtype, device: torch.device) -> int:
     """Return the padded tokens that one pass may have.
 
-    What a pass keeps for backward is taken to be twice the input and output of every linear layer. That is a guess on
-    the safe side; a pass that runs out of memory all the same halves the budget and is done again.
+    What a pass keeps for backward is taken to be twice the input and output of every linear layer. That is a
+    safe guess; a pass that runs out of memory nevertheless halves the budget and is computed again.
     """
     per_token = 2 * dtype.itemsize * sum(module.in_features + module.out_features for module in modules)
     limit = _CPU_TOKENS if device.type == "cpu" else _DEVICE_TOKENS
@@ -43,7 +43,7 @@ def token_budget(modules: Iterable[LinearModule], dtype: torch.dtype, device: to
 def full_tokens(device: torch.device, max_tokens: int, time_pass: Callable[[int], float]) -> int:
     """Return the tokens of a pass that fill a device, or one worker of a CPU.
 
-    A CPU's number is known. On an accelerator passes are timed, each of twice the tokens, until that gains less than a
+    A CPU's number is fixed. On an accelerator passes are timed, each of twice the tokens, until that gains less than a
     tenth.
 
     Args:

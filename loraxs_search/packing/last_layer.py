@@ -1,4 +1,4 @@
-"""Leaves out of the topmost layer what no head looks at: BERT's heads read the first token of each row alone.
+"""Prunes the topmost layer to what the head reads: BERT's heads read only the first token of each row.
 
 Attention still reads every token; what follows it in that layer is computed for the first token only. The numbers are
 those of the whole layer, gradients too, since nothing else of it reaches the head.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import alike, dummy_inputs, readable, rounding
+from loraxs_search.base_model import close_to, dummy_inputs, readable, rounding
 
 _Change = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
@@ -23,8 +23,8 @@ _Change = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
 class LastLayerPruning:
     """Cuts the topmost layer's states to the first token of each row, right behind its attention.
 
-    A probe tells where that is and whether it changes anything; where it does, or there is no such place (decoders read
-    the last token), nothing is ever cut.
+    A probe finds that module and checks that cutting changes nothing. Where it does, or there is no such module
+    (decoders read the last token), nothing is cut.
 
     Args:
         model: The base as it was loaded.
@@ -33,17 +33,17 @@ class LastLayerPruning:
 
     def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None) -> None:
         self._handle: RemovableHandle | None = None
-        self._place = _place(model, layers[-1]) if layers is not None else None
+        self._joint = _prunable_joint(model, layers[-1]) if layers is not None else None
 
     @property
     def cuts(self) -> bool:
         """Whether a pass of this base is cut while the pruning is in place."""
-        return self._place is not None
+        return self._joint is not None
 
     def place(self) -> None:
         """Cut passes from now on."""
-        if self._place is not None and self._handle is None:
-            self._handle = self._place.register_forward_pre_hook(_first_tokens)
+        if self._joint is not None and self._handle is None:
+            self._handle = self._joint.register_forward_pre_hook(_first_tokens)
 
     @contextmanager
     def placed(self) -> Iterator[None]:
@@ -62,14 +62,14 @@ class LastLayerPruning:
 
 
 @torch.no_grad()
-def _place(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
+def _prunable_joint(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
     """Return the module whose inputs can be cut; None where that would change what the base computes."""
     try:
         inputs = dummy_inputs(model)
-        whole, joint = _joint(model, layer, inputs)
+        whole, joint = _find_joint(model, layer, inputs)
         # First with the other tokens blotted out: a head that reads one of them would ask a GPU for what is not there.
         sound = joint is not None and all(
-            alike(_readable_with(model, joint, change, inputs), whole, rounding(model))
+            close_to(_readable_with(model, joint, change, inputs), whole, rounding(model))
             for change in (_blot, _first_tokens)
         )
     except Exception:  # noqa: BLE001  # whatever a foreign base does: its layer is computed whole
@@ -77,7 +77,7 @@ def _place(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
     return joint if sound else None
 
 
-def _joint(model: PreTrainedModel, layer: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, nn.Module | None]:
+def _find_joint(model: PreTrainedModel, layer: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, nn.Module | None]:
     """Return what tasks may read, and the first module given two tensors alike: attention's output and residual."""
     joints: list[nn.Module] = []
 

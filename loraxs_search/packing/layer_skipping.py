@@ -1,4 +1,4 @@
-"""Stand-ins for the lowest layers of a base: they compute what leaves them and no more, or hand on what is known."""
+"""Skips the lowest layers of a base: computes their outputs alone, or starts a pass from known outputs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import alike, dummy_inputs, readable, rounding
+from loraxs_search.base_model import close_to, dummy_inputs, readable, rounding
 
 
 class LayerSkipping:
-    """Takes passes past the layers below a depth j. The base's layers are not touched, only hidden.
+    """Lets passes skip the layers below a depth j. The base's layers are hidden, not changed.
 
     Args:
         layers: The repeated layers of `model`.
@@ -33,9 +33,9 @@ class LayerSkipping:
         return self._widths[self.depth]
 
     def place(self, depth: int) -> None:
-        """Stand in for the layers below `depth` if that changes nothing; the base must be as it was loaded.
+        """Skip the layers below `depth` if that changes nothing; the base must be as it was loaded.
 
-        A probe tells: not every base is a chain in which each layer takes one tensor from the one before.
+        A probe checks that: not every base is a chain in which each layer takes one tensor from the one before.
         """
         if depth not in self._widths:
             self._widths[depth] = self._probe(depth)
@@ -55,7 +55,7 @@ class LayerSkipping:
             self._model(**inputs)
         except _Reached as reached:
             return reached.states
-        raise AssertionError("a stand-in has let a pass through")
+        raise AssertionError("a skipped layer has let a pass through")
 
     @contextmanager
     def given(self, states: Tensor) -> Iterator[None]:
@@ -74,7 +74,7 @@ class LayerSkipping:
 
     @torch.no_grad()
     def _probe(self, depth: int) -> int:
-        """Return the bytes of one token's state if two made-up rows leave the base the same all the same, else 0."""
+        """Return the bytes of one token's state if two dummy rows have the same outputs with layers skipped, else 0."""
         try:
             inputs = dummy_inputs(self._model)
         except ValueError:
@@ -85,12 +85,12 @@ class LayerSkipping:
         try:
             whole = readable(self._model, inputs)
             self._skip(depth)
-            states = self.entering(inputs) * real[..., None]  # padding is not kept
+            states = self.entering(inputs) * real[..., None]  # padding is not cached
             with self.given(states):
                 skipped, limit = readable(self._model, inputs), rounding(self._model)
-                same = alike(skipped, whole, limit) and alike(left[1], left[0], limit)
+                same = close_to(skipped, whole, limit) and close_to(left[1], left[0], limit)
             return states[0, 0].nbytes if same else 0
-        except Exception:  # noqa: BLE001  # whatever a foreign base does: it is computed in full
+        except Exception:  # noqa: BLE001  # an unknown base may raise anything: it is computed in full
             return 0
         finally:
             hook.remove()
@@ -98,12 +98,12 @@ class LayerSkipping:
 
 
 class _SkipState(threading.local):
-    """What enters layer j in the pass at hand, None where it is yet to be computed; each thread has its own."""
+    """What enters layer j in the current pass, None where it must be computed; each thread has its own."""
 
     states: Tensor | None = None
 
 
-class _Reached(Exception):  # noqa: N818  # it ends a forward that has done its work
+class _Reached(Exception):  # noqa: N818  # it ends a forward pass early
     def __init__(self, states: Tensor) -> None:
         self.states = states
 

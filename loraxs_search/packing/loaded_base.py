@@ -1,4 +1,4 @@
-"""What a host keeps on its device for every trial: the base, the tasks' data, the factors."""
+"""What a host keeps on its device for all trials: the base, the tasks' data, the factors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ from loraxs_search.trial import (
 class LoadedBase:
     """A base loaded once, in the precision trials run in and in the checkpoint's own; one model when they agree.
 
-    Not thread-safe where a task is new.
+    Not thread-safe for a task that is new.
 
     Args:
         task: The first task; others are prepared when they are asked for.
@@ -100,13 +100,13 @@ class LoadedBase:
         key = to_json(task)
         known = self._prepared.get(key)
         if known is None or anew:
-            read = prepare(task, load_tokenizer(self.base))
-            if known is None or read.data_fingerprint != known.data_fingerprint:
-                self._prepared[key] = read
+            fresh = prepare(task, load_tokenizer(self.base))
+            if known is None or fresh.data_fingerprint != known.data_fingerprint:
+                self._prepared[key] = fresh
         return self._prepared[key]
 
     def base_changed(self) -> bool:
-        """Whether the base's weights on disk are others than those that were loaded."""
+        """Whether the base's weights on disk differ from those that were loaded."""
         return locate(self._ref).weight_digest != self.base.weight_digest
 
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
@@ -132,7 +132,7 @@ class LoadedBase:
         self.factors.prepare(weights, rank=rank, basis=basis)
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
-        """Return a trained adapter's files, and the probe that says whether they were loaded as they should be.
+        """Return a trained adapter's files, and reference logits that show whether they were loaded correctly.
 
         The base is used in the checkpoint's own precision, which is what `from_pretrained` gives by default; no other
         trial may be on it.
@@ -140,35 +140,35 @@ class LoadedBase:
         factors = self._factor_files(spec)
         method = get_method(spec.hyperparameters.method)
         with self._trained(spec, snapshot, task) as (model, exact, _):
-            probe = make_reference_logits(model, exact.config.vocab_size)
-            return Confirmation(spec.trial_id, method.files(model, self._body_fingerprint), probe, factors)
+            reference = make_reference_logits(model, exact.config.vocab_size)
+            return Confirmation(spec.trial_id, method.files(model, self._body_fingerprint), reference, factors)
 
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded; see `confirm`.
 
-        Of the topmost layer, what no head looks at is left out.
+        The topmost layer is pruned to what the head reads.
         """
         count, threads = workers_for(self.device)
         with self._trained(spec, snapshot, task) as (model, exact, data):
             if exact not in self._pruned:
                 self._pruned[exact] = LastLayerPruning(exact, AdaptableLayers(exact, self.modules).layers)
-            numbers = np.arange(rows.start, rows.stop)
+            indices = np.arange(rows.start, rows.stop)
             with self._pruned[exact].placed(), side_by_side(count, threads) as pool:
                 used = pool if count > 1 else None
-                scores = score_rows(model, data, "test", numbers, self.device, used)
+                scores = score_rows(model, data, "test", indices, self.device, used)
             return Answers(
                 predictions=tuple(scores.predictions.tolist()),
-                labels=tuple(data.labels("test")[numbers].tolist()),
+                labels=tuple(data.labels("test")[indices].tolist()),
                 loss=float(scores.losses.sum(dtype=np.float64)),
                 loss_count=int(scores.counts.sum()),
             )
 
     def yardsticks(self, data: PreparedTask) -> tuple[Yardstick, ...]:
-        """Return what simple models reach on a task's rows; any thread may ask, whatever trials do meanwhile."""
+        """Return what simple models reach on a task's rows; any thread may ask, also while trials train."""
         return measure_yardsticks(data, self._bare_body, self.device)
 
     def factor_file(self, key: str) -> bytes:
-        """Return a factor file as it lies on this node."""
+        """Return a factor file of this node."""
         return factor_path(key, self.factors.root).read_bytes()
 
     @cached_property
@@ -191,13 +191,16 @@ class LoadedBase:
             detach(model, spec)
 
     def _factor_files(self, spec: TrialSpec) -> dict[str, str]:
-        """Return key and checksum of every factor file that a trial stands on."""
+        """Return key and checksum of every factor file that a trial needs."""
         hyper = spec.hyperparameters
         weights = {name: matrix(self.exact.get_submodule(name)) for name in hyper.target_modules}
         sizes = {name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()}
         requests = get_method(hyper.method).factors(hyper, sizes)
         return dict(
-            self.factors.identify(weights[it.module], rank=it.rank, basis=it.basis, driver=it.driver) for it in requests
+            self.factors.identify(
+                weights[request.module], rank=request.rank, basis=request.basis, driver=request.driver
+            )
+            for request in requests
         )
 
     def _exact_for(self, task: Task) -> tuple[PreTrainedModel, int]:

@@ -15,20 +15,20 @@ class LoadedFactors(FactorStore):
     """A factor store that decomposes the checkpoint's weight wherever it is asked for the loaded one's.
 
     Rounding a weight to bfloat16 rotates nearly equal singular vectors, and an R trained in that basis would mean
-    another model to whoever loads the checkpoint as it is.
+    another model to those who load the checkpoint unrounded.
 
     Args:
         loaded: The base that trials run on.
         exact: The same base in the checkpoint's own precision.
-        modules: Names of the linear layers, alike in both.
+        modules: Names of the linear layers, the same in both.
     """
 
     def __init__(self, loaded: PreTrainedModel, exact: PreTrainedModel, modules: Iterable[str]) -> None:
         super().__init__()
         self._exact: dict[int, Tensor] = {}
         for name in modules:
-            weight = loaded.get_submodule(name).weight
-            self._exact[weight.data_ptr()] = exact.get_submodule(name).weight.detach()
+            weight = loaded.get_submodule(name).get_parameter("weight")
+            self._exact[weight.data_ptr()] = exact.get_submodule(name).get_parameter("weight").detach()
 
     def get(self, weight: Tensor, **request: Any) -> Factors:
         exact = self._exact.get(weight.data_ptr())

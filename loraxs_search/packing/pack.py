@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 Rows = Mapping[str, Indices]  # of each trial, by its name
 
-_ROOM = 1.1  # what padding may add to the tokens of a plan
-_PARTS = (1, 2, 3, 4)  # passes a lane may have in a round
+_PADDING_FACTOR = 1.1  # what padding may add to the tokens of a plan
+_PASSES_PER_WORKER = (1, 2, 3, 4)  # passes a worker may have in a round
 
 
 class Pack:
@@ -55,14 +55,14 @@ class Pack:
 
     Args:
         model: The frozen base with the task's head, as `load_model` gives it.
-        factors: Where factors come from; `LoadedFactors` when the base is not in its checkpoint's precision.
+        factors: The store that factors come from; `LoadedFactors` when the base is not in its checkpoint's precision.
         modules: The linear layers that may be adapted.
         max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out. A longer row is computed
             by itself.
-        lanes: Threads for passes side by side; None computes one pass at a time in the caller's thread.
+        executor: Threads for passes side by side; None computes one pass at a time in the caller's thread.
         cache_bytes: Memory for the hidden states below the lowest adapted layer, which are computed once for each row
             and then looked up; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 computes them in every pass.
-        sharing: What is known of the base; None means that it is probed.
+        sharing: Which layers rows can share, as `probe_sharing` returns it; None means that the base is probed here.
 
     Raises:
         BaseModelError: the base does not compute each row by itself.
@@ -75,19 +75,19 @@ class Pack:
         modules: Sequence[LinearModule],
         *,
         max_tokens: int,
-        lanes: PassExecutor | None = None,
+        executor: PassExecutor | None = None,
         cache_bytes: int | None = None,
         sharing: Sharing | None = None,
     ) -> None:
         self.max_tokens = max_tokens
-        self._lanes = lanes or PassExecutor(1)
+        self._executor = executor or PassExecutor(1)
         self._model, self._has_head = model, bool(head_names(model))
         self._adaptable = AdaptableLayers(model, modules)
         sharing = sharing or probe_sharing(model, tuple(self._adaptable.sizes))
         check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials take turns then, each alone")
         self.unpackable = sharing.unpackable
         self._prefix = PrefixCache(model, self._adaptable.layers, cache_bytes)
-        self._packed = PackedModel(model, factors, self._adaptable, self._lanes.num_workers, self._prefix)
+        self._packed = PackedModel(model, factors, self._adaptable, self._executor.num_workers, self._prefix)
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or where its snapshot stands.
@@ -109,7 +109,7 @@ class Pack:
     def step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:
         """Take one optimizer step of each slot; return the errors of those that could not, by trial id.
 
-        A slot with an error is as it was before; leave it out of the next round.
+        A slot with an error keeps its state from before the step; leave it out of the next round.
         """
         started = time.perf_counter()
         rows = {slot.name: slot.next_rows() for slot in slots}
@@ -133,10 +133,10 @@ class Pack:
         return errors
 
     def evaluate(self, slots: Sequence[Slot], split: Split) -> dict[str, dict[str, float] | LoraxsError]:
-        """Score each slot on every row of a split: the scores of `trial.evaluate`, or why there are none."""
+        """Score each slot on every row of a split; return by trial id the metrics of `trial.evaluate`, or the error."""
         started = time.perf_counter()
-        asking = {s.name: s.data.kind.score(s.data, split, np.arange(s.data.num_rows(split))) for s in slots}
-        scores = drive(asking, functools.partial(self._answer, slots))
+        requests = {s.name: s.data.kind.score(s.data, split, np.arange(s.data.num_rows(split))) for s in slots}
+        scores = drive(requests, functools.partial(self._answer, slots))
         results: dict[str, dict[str, float] | LoraxsError] = {}
         for slot in slots:
             try:
@@ -158,7 +158,7 @@ class Pack:
     def time_pass(self, num_tokens: int) -> float:
         """Return the seconds that a pass of so many tokens through the bare base takes, the shortest of three.
 
-        Infinite where memory does not hold it.
+        Infinite where the pass does not fit into memory.
         """
         self.clear()
         try:
@@ -171,46 +171,46 @@ class Pack:
 
     @property
     def slot_bytes(self) -> int:
-        """Memory that each slot in place takes beside its own."""
+        """Memory that the layers take for each slot, in addition to the slot's own."""
         return self._packed.slot_bytes
 
     @property
     def num_skipped(self) -> int:
-        """Lowest layers that passes of these slots skip, since what leaves them is known."""
+        """Number of lowest layers that passes of these slots skip, since their outputs are cached."""
         return self._prefix.depth
 
     @property
     def cached_bytes(self) -> int:
-        """Memory of what is known of rows below the lowest adapted layer."""
+        """Memory of the cached hidden states below the lowest adapted layer."""
         return self._prefix.num_bytes
 
     def clear(self) -> None:
-        """Give the base back as it was; slots keep their state and may go on later."""
+        """Restore the base; slots keep their state and may continue later."""
         self._packed.clear()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _gradients(self, slots: Sequence[Slot], rows: Rows) -> dict[str, Tensor]:
-        """Leave its whole gradient with each slot, and return its mean loss, a scalar on the device."""
+        """Set each slot's whole gradient, and return each slot's mean loss, a scalar on the device."""
         reads = _training(slots, rows)
         self._begin(slots, reads)
         losses = {slot.name: torch.zeros((), device=slot.parameters[0].device) for slot in slots}
         counts = {s.name: int(s.data.encoded("train").counts(rows[s.name]).sum()) for s in slots}
 
-        def compute(lane: int, shared: Pass) -> list[Reduced]:
-            reduced = run_pass(self._model, self._packed, shared, reads, lane)
+        def compute(worker: int, shared: Pass) -> list[Reduced]:
+            reduced = run_pass(self._model, self._packed, shared, reads, worker)
             weights = [_per_row(part, counts) for part in reduced]
             torch.autograd.backward([part.parts[0] for part in reduced], weights)
             return [part.detached() for part in reduced]
 
         passes = self._passes(self._demands(reads))
-        for reduced in chain.from_iterable(self._lanes.run(passes, compute)):
+        for reduced in chain.from_iterable(self._executor.run(passes, compute)):
             for (trial, _), part in zip(reduced.trials, reduced.split(reduced.parts[0]), strict=True):
                 losses[trial] += part.sum() / counts[trial]
         self._packed.collect()
         return losses
 
     def _answer(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
-        """Return what requests come to, on the CPU, each with its rows first; all slots stay in place."""
+        """Return the results of requests, on the CPU, each with its rows first; all slots stay in place."""
         data = {slot.name: slot.data for slot in slots}
         longest = max(int(data[trial].lengths(read.source)[read.rows].max()) for trial, read in reads.items())
         return self._within_memory(longest, lambda: self._read(slots, reads))
@@ -220,17 +220,17 @@ class Pack:
         computed: dict[str, list[tuple[Indices, tuple[Tensor, ...]]]] = {trial: [] for trial in reads}
 
         @torch.inference_mode()
-        def compute(lane: int, shared: Pass) -> list[Reduced]:
-            return run_pass(self._model, self._packed, shared, reads, lane)
+        def compute(worker: int, shared: Pass) -> list[Reduced]:
+            return run_pass(self._model, self._packed, shared, reads, worker)
 
         passes = self._passes(self._demands(reads))
-        for shared, outputs in zip(passes, self._lanes.run(passes, compute), strict=True):
+        for shared, outputs in zip(passes, self._executor.run(passes, compute), strict=True):
             positions = iter(share.positions for share in shared.shares)
             for reduced in outputs:
                 columns = zip(*(reduced.split(part.cpu()) for part in reduced.parts), strict=True)
                 for (trial, _), parts in zip(reduced.trials, columns, strict=True):
                     computed[trial].append((next(positions), parts))
-        return {trial: _in_order(parts) for trial, parts in computed.items()}
+        return {trial: _sorted_rows(parts) for trial, parts in computed.items()}
 
     def _begin(self, slots: Sequence[Slot], reads: Reads) -> None:
         self._packed.place(slots)
@@ -238,9 +238,9 @@ class Pack:
         self._look_ahead(reads)
 
     def _look_ahead(self, reads: Reads) -> None:
-        """Compute what rows of a split are below the lowest adapted layer, where that is new and there is room for it.
+        """Cache the hidden states below the lowest adapted layer, for rows that are not cached yet and still fit.
 
-        Before all passes, not in them: which lane is first must not decide by whose rounding all others go.
+        This comes before all passes: inside them, the worker that is first would decide whose rounding all others use.
         """
         wanted: dict[tuple[PreparedTask, Split], list[Indices]] = {}
         for slot in self._packed.slots:
@@ -248,14 +248,14 @@ class Pack:
             if read is not None and isinstance(read.source, str):
                 wanted.setdefault((slot.data, read.source), []).append(read.rows)
         for (data, split), rows in wanted.items():
-            new = self._prefix.lacking(data, split, np.concatenate(rows))
+            new = self._prefix.missing(data, split, np.concatenate(rows))
             if len(new):
                 self._remember(data, split, new)
 
     def _remember(self, data: PreparedTask, split: Split, rows: Indices) -> None:
         passes = self._passes([Demand(0, data.lengths(split)[rows])])
         compute = functools.partial(run_prefix, self._model, self._prefix, data, split, rows)
-        for known, states in self._lanes.run(passes, lambda _, shared: compute(shared)):
+        for known, states in self._executor.run(passes, lambda _, shared: compute(shared)):
             self._prefix.keep(data, split, known, states)
 
     def _demands(self, reads: Reads) -> list[Demand]:
@@ -266,18 +266,21 @@ class Pack:
     def _passes(self, demands: Sequence[Demand]) -> list[Pass]:
         longest = max(int(demand.lengths.max()) for demand in demands)
         total = sum(int(demand.lengths.sum()) for demand in demands)
-        # Large passes have fewer calls, small ones keep every lane busy to the end: the plan that is done first wins.
-        # A lone lane is busy anyway.
-        num_lanes = self._lanes.num_workers
-        shares = [math.ceil(_ROOM * total / (num_lanes * parts)) for parts in (_PARTS if num_lanes > 1 else (1,))]
+        # Large passes need fewer calls, small ones keep every worker busy to the end: the plan with the earliest end
+        # wins. A single worker is always busy.
+        num_workers = self._executor.num_workers
+        shares = [
+            math.ceil(_PADDING_FACTOR * total / (num_workers * parts))
+            for parts in (_PASSES_PER_WORKER if num_workers > 1 else (1,))
+        ]
         budgets = dict.fromkeys(max(longest, min(self.max_tokens, share)) for share in shares)
-        return min((plan_passes(demands, budget) for budget in budgets), key=self._lanes.makespan)
+        return min((plan_passes(demands, budget) for budget in budgets), key=self._executor.makespan)
 
     def _within_memory(self, longest: int, compute: Callable[[], ResultT]) -> ResultT:
-        """Compute, with half the token budget again and again until it fits; nothing is lost by a failed try.
+        """Compute, and halve the token budget after each failure until the passes fit; a failed try changes nothing.
 
         Args:
-            longest: Tokens of the longest row, which no pass can have less of.
+            longest: Tokens of the longest row; the budget is never less.
         """
         while True:
             try:
@@ -285,7 +288,7 @@ class Pack:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                if not self._prefix.give_way() and self.max_tokens <= longest:
+                if not self._prefix.shrink() and self.max_tokens <= longest:
                     raise _too_long(longest) from error
             self.max_tokens = min(self.max_tokens, max(longest, self.max_tokens // 2))
             log.warning("Memory ran out; passes have at most %d tokens from now on.", self.max_tokens)
@@ -301,7 +304,7 @@ def _seconds(compute: Callable[[], object], device: torch.device) -> float:
 
 
 def _training(slots: Sequence[Slot], rows: Rows) -> Reads:
-    """Return what a step asks for: the loss of each slot's rows."""
+    """Return the requests of a training step: the loss of each slot's rows."""
     return {slot.name: Read("train", rows[slot.name], _Losses(slot.data.kind)) for slot in slots}
 
 
@@ -339,7 +342,7 @@ def _too_long(longest: int) -> LoraxsError:
     )
 
 
-def _in_order(computed: list[tuple[Indices, tuple[Tensor, ...]]]) -> tuple[Tensor, ...]:
+def _sorted_rows(computed: list[tuple[Indices, tuple[Tensor, ...]]]) -> tuple[Tensor, ...]:
     order = torch.from_numpy(np.argsort(np.concatenate([positions for positions, _ in computed])))
     return tuple(torch.cat(column)[order] for column in zip(*(parts for _, parts in computed), strict=True))
 

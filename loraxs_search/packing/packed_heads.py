@@ -20,10 +20,10 @@ class PackedHeads:
         self._leaves = [[_leaves(slot.head) for slot in slots] for _ in range(num_workers)]
 
     def state(self, name: str, module: nn.Module) -> Callable[[RowSegment[int], int], HeadState]:
-        """Return what tells `AdaptedHead`, in place of a module of this name, what rows go through."""
+        """Return the function that gives `AdaptedHead`, in place of a module of this name, the head of some rows."""
         states = [
             [
-                HeadState(module, _within(f"{name}.", {**leaves, **slot.kept_head}))
+                HeadState(module, _within(f"{name}.", {**leaves, **slot.fixed_head}))
                 for leaves, slot in zip(worker, self._slots, strict=True)
             ]
             for worker in self._leaves
@@ -31,7 +31,7 @@ class PackedHeads:
         return lambda segment, worker: states[worker][segment.adapter]
 
     def begin(self) -> None:
-        """Start gradients anew."""
+        """Clear the gradients."""
         for leaf in (leaf for worker in self._leaves for leaves in worker for leaf in leaves.values()):
             leaf.grad = None
 

@@ -84,7 +84,7 @@ class PackedHost:
         executor = PassExecutor(*workers_for(loaded.device))
         sharing = _sharing(loaded, refuse=slots is not None)
         self._pack = Pack(
-            loaded.model, loaded.factors, loaded.modules, max_tokens=budget, lanes=executor, sharing=sharing
+            loaded.model, loaded.factors, loaded.modules, max_tokens=budget, executor=executor, sharing=sharing
         )
         self._alone, self._takes_turns = TrialHost.on(loaded), slots is None
         self._full_slots = _full_slots(loaded, self._pack, largest[0], executor.num_workers)
@@ -164,7 +164,7 @@ class PackedHost:
                     break
                 jobs, self._jobs = self._jobs, []
                 arrived: list[AdvanceRequest] = []
-                if active or not jobs:  # those who arrive during the jobs may begin together
+                if active or not jobs:  # requests that arrive during the jobs may begin together
                     arrived, self._arrived = admit(active, self._arrived, self._num_slots)
             for job in jobs:
                 job()
@@ -174,7 +174,7 @@ class PackedHost:
         self._pack.clear()
 
     def _await_work(self, active: list[AdvanceRequest]) -> None:
-        """Wait for something to do; then shortly for those who could share it: trials that were just answered."""
+        """Wait for work; then briefly for trials that could share it, such as those that were just answered."""
         wanted, self._expected = min(self._expected + len(active), self._num_slots), 0
         if not active:
             self._changed.wait_for(lambda: bool(self._arrived or self._jobs or self._closing))
@@ -206,14 +206,14 @@ class PackedHost:
             )
             if slot is None or not is_here:
                 slot = self._pack.join(request.spec, data, request.snapshot)
-        except Exception as error:  # noqa: BLE001  # the caller's to handle, whatever it is
+        except Exception as error:  # noqa: BLE001  # the caller handles it
             request.answer.set_exception(error)
             return False
         request.assigned = slot
         return True
 
     def _round(self, active: list[AdvanceRequest]) -> list[AdvanceRequest]:
-        """Take a step of every trial that has one to take, answer those that have reached theirs, return the others."""
+        """Train every trial by one step, answer those that have reached their step, and return the others."""
         try:
             training = [request for request in active if not request.reached]
             errors = self._pack.step([request.slot for request in training]) if training else {}
@@ -221,7 +221,7 @@ class PackedHost:
                 if error := errors.get(request.spec.name):
                     request.answer.set_exception(error)
             self._report(scored_now([request for request in active if not request.answer.done()]))
-        except Exception as error:  # noqa: BLE001  # nobody is left waiting for ever
+        except Exception as error:  # noqa: BLE001  # every waiting caller gets an answer
             for request in active:
                 if not request.answer.done():
                     request.answer.set_exception(error)
@@ -260,18 +260,18 @@ class PackedHost:
 
     # ---- the callers' side -------------------------------------------------------------------------------------------
     def _may_go_alone(self, task: Task | None) -> bool:
-        """Whether trials of a task that adapt layers which cannot share passes are advanced all the same."""
+        """Whether trials of this task may adapt layers that cannot share passes."""
         return self._takes_turns and self._alone.serves(task)
 
     def _goes_alone(self, spec: TrialSpec, task: Task | None) -> bool:
-        """Whether a trial is advanced between rounds: its method cannot share passes, or a layer that it adapts."""
+        """Whether a trial is advanced between rounds: its method, or a layer that it adapts, cannot share passes."""
         hyper = spec.hyperparameters
         if get_method(hyper.method).packed is None:
             return self._alone.serves(task)
         return self._may_go_alone(task) and not self._pack.unpackable.isdisjoint(hyper.target_modules)
 
     def _on_bare_base(self, job: Callable[[], ResultT]) -> ResultT:
-        """Have the host's own thread do what needs the base as it was loaded, with no packed layer on it."""
+        """Run a job in the host's own thread, on the base as it was loaded, without packed layers."""
 
         def run() -> ResultT:
             self._pack.clear()
@@ -285,7 +285,7 @@ class PackedHost:
         def run() -> None:
             try:
                 answer.set_result(job())
-            except Exception as error:  # noqa: BLE001  # the caller's to handle, whatever it is
+            except Exception as error:  # noqa: BLE001  # the caller handles it
                 answer.set_exception(error)
 
         with self._changed:
@@ -313,7 +313,7 @@ def _peers(
 
 
 def _sharing(loaded: LoadedBase, *, refuse: bool) -> Sharing:
-    """Return which layers trials can share; of a base whose rows cannot share passes none, unless it is refused."""
+    """Return which layers trials can share: none if rows of this base cannot share passes, unless `refuse` is set."""
     names = frozenset(module.name for module in loaded.modules)
     sharing = probe_sharing(loaded.exact, names)
     if not sharing.fault or refuse:

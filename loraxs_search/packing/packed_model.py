@@ -22,7 +22,7 @@ class PackedModel:
     """Puts adapted layers on a base for some slots, and takes them off again.
 
     Args:
-        adaptable: What the base has to train.
+        adaptable: Layers and head of the base.
         num_workers: Passes that may be computed at the same time.
         prefix: Skips the layers below the lowest one that a slot in place adapts.
     """
@@ -48,7 +48,7 @@ class PackedModel:
 
     def place(self, slots: Iterable[Slot]) -> None:
         """Serve exactly these slots from now on; does nothing when they are in place already."""
-        wanted = tuple(sorted(slots, key=_neighbourly))
+        wanted = tuple(sorted(slots, key=_sort_key))
         if wanted == self.slots:
             return
         self.clear()
@@ -66,11 +66,11 @@ class PackedModel:
 
     @property
     def slot_bytes(self) -> int:
-        """Memory of one slot in place, beside its own."""
+        """Memory that the layers take for one slot, in addition to its own."""
         return max(updates.slot_bytes for updates in self._updates)
 
     def clear(self) -> None:
-        """Give the base back as it was."""
+        """Restore the base."""
         for name, original in self._originals.items():
             self._model.set_submodule(name, original)
         self._originals.clear()
@@ -79,7 +79,7 @@ class PackedModel:
         self.slots = ()
 
     def begin(self) -> None:
-        """Take every slot's numbers as they stand, and start gradients at zero."""
+        """Read every slot's current numbers, and set gradients to zero."""
         for updates in self._updates:
             updates.begin()
         self._heads.begin()
@@ -104,7 +104,7 @@ class PackedModel:
     def _packed(self, method: str) -> PackedBase:
         if method not in self._bases:
             packed = get_method(method).packed
-            assert packed is not None  # or there would be no slot
+            assert packed is not None  # a slot exists, so its method can be packed
             self._bases[method] = packed.on(self._linears, self._factors, self._num_workers)
         return self._bases[method]
 
@@ -113,7 +113,7 @@ class PackedModel:
         self._model.set_submodule(name, module)
 
 
-def _neighbourly(slot: Slot) -> tuple[object, ...]:
-    """Sort slots so that those of one task, basis and module set are neighbours, and runs of rows are long."""
+def _sort_key(slot: Slot) -> tuple[object, ...]:
+    """Return a key that puts slots of one task, basis and module set side by side, so that segments are long."""
     modules, hyper = slot.adapter.modules, slot.spec.hyperparameters
     return slot.data.task.name, hyper.method, hyper.basis, modules[0], modules[-1], modules, slot.name

@@ -1,4 +1,4 @@
-"""One pass over the base: rows of several slots in, what their tasks read of them out."""
+"""One pass over the base: computes rows of several slots, and returns what their tasks read."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from loraxs_search.tasks import Batch, PreparedTask
 from loraxs_search.tasks.kinds import PassOutputs, Read, Reduce
 from loraxs_search.trial import forward
 
-Reads = Mapping[str, Read]  # what is asked for by each trial's name
+Reads = Mapping[str, Read]  # requests by trial name
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """What a pass computed for neighbouring rows that are reduced together: those of one task, for one purpose.
+    """Results of neighbouring rows that are reduced together: those of one task with one purpose.
 
     Args:
         trials: The slots' ids with their number of rows, in order.
-        counts: How much was read of each row, (n,), on the device.
-        parts: What `Read.reduce` made of them, each with the n rows first.
+        counts: Number of reads of each row, (n,), on the device.
+        parts: Results of `Read.reduce`, each with the n rows first.
     """
 
     trials: tuple[tuple[str, int], ...]
@@ -39,7 +39,7 @@ class Reduced:
     parts: tuple[Tensor, ...]
 
     def detached(self) -> Reduced:
-        """Return the numbers without the graph."""
+        """Return the same numbers, detached from the graph."""
         return replace(self, parts=tuple(part.detach() for part in self.parts))
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
@@ -65,8 +65,10 @@ class _Part:
         return self.data, self.request.reduce, source if isinstance(source, str) else id(source)
 
 
-def run_pass(model: PreTrainedModel, packed_model: PackedModel, shared: Pass, reads: Reads, lane: int) -> list[Reduced]:
-    """Compute a planned pass in a lane; its positions are those of each trial's request."""
+def run_pass(
+    model: PreTrainedModel, packed_model: PackedModel, shared: Pass, reads: Reads, worker: int
+) -> list[Reduced]:
+    """Compute a planned pass in a worker thread; its positions are those of each trial's request."""
     device = next(model.parameters()).device
     parts = _parts(packed_model, shared, reads)
     groups = [list(group) for _, group in groupby(parts, key=lambda part: part.purpose)]
@@ -80,7 +82,7 @@ def run_pass(model: PreTrainedModel, packed_model: PackedModel, shared: Pass, re
         CachedRows(group[0].data, group[0].request.source, indices) for group, indices in zip(groups, rows, strict=True)
     ]
     positions = _positions(batches, shared.width, padding_side(model.config))
-    computing = packed_model.context.computing(_row_map(parts, device), lane)
+    computing = packed_model.context.computing(_row_map(parts, device), worker)
     with computing, packed_model.prefix.skipped(known, inputs):
         outputs = forward(model, inputs, positions)
     return _reduced(groups, batches, outputs)
@@ -89,7 +91,7 @@ def run_pass(model: PreTrainedModel, packed_model: PackedModel, shared: Pass, re
 def run_prefix(
     model: PreTrainedModel, prefix: PrefixCache, data: PreparedTask, split: Split, rows: Indices, shared: Pass
 ) -> tuple[Indices, tuple[Tensor, ...]]:
-    """Compute the layers that passes skip for the planned ones of `rows`; return those rows, and what leaves each."""
+    """Compute the layers that passes skip for the planned ones of `rows`; return those rows and their outputs."""
     chosen = rows[shared.shares[0].positions]
     inputs = _joined([data.collate(split, chosen).inputs], shared.width, model.config)
     on_device = {name: value.to(model.device) for name, value in inputs.items()}
@@ -97,12 +99,12 @@ def run_prefix(
 
 
 def _parts(packed_model: PackedModel, shared: Pass, reads: Reads) -> list[_Part]:
-    at = {slot.name: index for index, slot in enumerate(packed_model.slots)}
+    indices = {slot.name: index for index, slot in enumerate(packed_model.slots)}
     parts = []
     for share in shared.shares:
         trial = str(share.trial)
-        request, data = reads[trial], packed_model.slots[at[trial]].data
-        parts.append(_Part(at[trial], trial, data, request, request.rows[share.positions]))
+        request, data = reads[trial], packed_model.slots[indices[trial]].data
+        parts.append(_Part(indices[trial], trial, data, request, request.rows[share.positions]))
     return parts
 
 
@@ -120,7 +122,7 @@ def _joined(inputs: list[dict[str, Tensor]], width: int, config: PretrainedConfi
 
 
 def _positions(batches: list[Batch], width: int, side: str) -> Tensor | None:
-    """Return row and column of each read among the rows of all batches, (M, 2); None where a head reads."""
+    """Return row and column of each read in the joined batch, (M, 2); None where a head does the reading."""
     positions, start = [], 0
     for batch in batches:
         if batch.reads is None:

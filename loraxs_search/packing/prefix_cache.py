@@ -29,7 +29,7 @@ CPU_BYTES, DEVICE_BYTES = 1 << 30, 4 << 30
 
 @dataclass(frozen=True)
 class CachedRows:
-    """Rows of one task in a pass; those of a split may be known, rows made for one request never are."""
+    """Rows of one task in a pass; those of a split may be cached, rows made for one request never are."""
 
     data: PreparedTask
     source: Split | EncodedRows
@@ -45,16 +45,16 @@ class _CacheEntry:
 
 
 class PrefixCache:
-    """Skips the layers that no seated slot adapts, and remembers what leaves them, on the device of the base.
+    """Skips the layers below the lowest adapted one, and caches their outputs on the device of the base.
 
-    Memory that is full is no error: what no seated slot can use goes first, and rows that find no room all the same
-    are computed anew in each pass. Passes may run in several threads; everything else is for one caller at a time,
+    Full memory is no error: entries that no slot in place can use are dropped first, and rows that still do not fit
+    are computed again in each pass. Passes may run in several threads; everything else is for one caller at a time,
     between passes.
 
     Args:
-        layers: The repeated layers of `model`; None when it has no such list, then nothing is ever skipped, nor is it
+        layers: The repeated layers of `model`; None when it has no such list. Then nothing is skipped, and neither
             where rows are padded on the left.
-        max_bytes: What is remembered at most; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 that nothing is skipped.
+        max_bytes: Limit of the cache; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 that nothing is skipped.
     """
 
     def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None, max_bytes: int | None = None) -> None:
@@ -72,7 +72,7 @@ class PrefixCache:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of what is remembered."""
+        """Memory of the cached rows."""
         return sum(entry.num_bytes for entry in self._entries.values())
 
     def place(self, depth: int, tasks: Iterable[PreparedTask]) -> None:
@@ -82,30 +82,30 @@ class PrefixCache:
             self._skipping.place(depth)
 
     def remove(self) -> None:
-        """Put the layers back; what is remembered stays."""
+        """Put the layers back; cached rows stay."""
         if self._skipping:
             self._skipping.remove()
 
-    def give_way(self) -> bool:
-        """Forget everything, and be content with half of it from now on: memory ran out elsewhere.
+    def shrink(self) -> bool:
+        """Empty the cache, and use at most half its size from now on: memory ran out elsewhere.
 
         Returns:
-            Whether there was anything to forget.
+            Whether anything was cached.
         """
-        if held := self.num_bytes:
-            self._max_bytes = held // 2
+        if num_bytes := self.num_bytes:
+            self._max_bytes = num_bytes // 2
             self._entries.clear()
-        return held > 0
+        return num_bytes > 0
 
-    def lacking(self, data: PreparedTask, split: Split, rows: Indices) -> Indices:
-        """Return which of these rows are new and will find room, ascending; none where nothing is skipped."""
+    def missing(self, data: PreparedTask, split: Split, rows: Indices) -> Indices:
+        """Return those of these rows that are not cached and will fit, ascending; none where nothing is skipped."""
         if not self._skipping or not self.depth:
             return np.empty(0, dtype=np.int64)
         known = self._entry(data, split).rows
         new = np.array([row for row in np.unique(rows).tolist() if row not in known], dtype=np.int64)
         wanted = np.cumsum(data.lengths(split)[new]) * self._skipping.token_bytes
         if len(new):
-            self._make_room(int(wanted[-1]))
+            self._free(int(wanted[-1]))
         return new[self.num_bytes + wanted <= self._max_bytes]
 
     def compute(self, inputs: dict[str, Tensor], lengths: npt.NDArray[np.integer]) -> tuple[Tensor, ...]:
@@ -115,13 +115,13 @@ class PrefixCache:
             inputs: What the model takes, (n, T), on its device.
             lengths: Real tokens of each row, (n,).
         """
-        assert self._skipping is not None  # otherwise no row is lacking
+        assert self._skipping is not None  # otherwise no row is missing
         states = self._skipping.entering(inputs)
         packed = states.flatten(0, 1)[_token_indices(lengths, states)]
         return torch.split(packed, lengths.tolist())
 
     def keep(self, data: PreparedTask, split: Split, rows: Indices, states: Sequence[Tensor]) -> None:
-        """Remember rows that were lacking."""
+        """Cache rows that were missing."""
         entry = self._entry(data, split)
         entry.rows.update(zip(rows.tolist(), states, strict=True))
         entry.num_bytes += sum(row.nbytes for row in states)
@@ -138,8 +138,8 @@ class PrefixCache:
     # ---- inside ------------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def _states(self, skipping: LayerSkipping, parts: Sequence[CachedRows], inputs: dict[str, Tensor]) -> Tensor:
-        """Return what enters layer j, as wide as the inputs; zero in the padding, which no real token looks at."""
-        rows = [states for part in parts for states in self._looked_up(part)]
+        """Return what enters layer j, as wide as the inputs; zero in the padding, which no real token reads."""
+        rows = [states for part in parts for states in self._look_up(part)]
         known = [states for states in rows if states is not None]
         if not known:
             return skipping.entering(inputs)
@@ -150,7 +150,7 @@ class PrefixCache:
             states[new] = skipping.entering({name: value[new] for name, value in inputs.items()})
         return states
 
-    def _looked_up(self, part: CachedRows) -> list[Tensor | None]:
+    def _look_up(self, part: CachedRows) -> list[Tensor | None]:
         if isinstance(part.source, EncodedRows):
             return [None] * len(part.rows)
         entry = self._entries.get((self.depth, part.data, part.source), _CacheEntry())
@@ -159,7 +159,7 @@ class PrefixCache:
     def _entry(self, data: PreparedTask, split: Split) -> _CacheEntry:
         return self._entries.setdefault((self.depth, data, split), _CacheEntry())
 
-    def _make_room(self, num_bytes: int) -> None:
+    def _free(self, num_bytes: int) -> None:
         for key in list(self._entries):
             depth, data, _ = key
             if self.num_bytes + num_bytes <= self._max_bytes:

@@ -1,4 +1,4 @@
-"""What a caller of a packed host waits for, who is let in next, and who is scored when.
+"""Requests to a packed host: which of them join the next round, and when they are scored.
 
 Trials that are in step are scored in one evaluation, and their scheduler decides about all of them at once. A trial
 that comes soon after the others have begun joins them, and they wait for it before they are scored; one that comes
@@ -24,7 +24,7 @@ class AdvanceRequest:
     """One caller's `advance`, from its arrival to its answer; `task` is None for the host's first one.
 
     Args:
-        may_start: Whether it is let in whatever the others are doing: some have been scored since it came.
+        may_start: Whether it may join at any time: others have been scored since it arrived.
     """
 
     spec: TrialSpec
@@ -43,29 +43,29 @@ class AdvanceRequest:
 
     @property
     def first_step(self) -> int:
-        """The step at which the caller's trial stands when it comes."""
+        """The trial's step on arrival."""
         return self.snapshot.step if self.snapshot else 0
 
     @property
     def num_steps(self) -> int:
-        """Steps from where it comes to where it is asked to be."""
+        """Steps from the trial's step on arrival to the requested one."""
         return min(self.until, self.spec.hyperparameters.max_steps) - self.first_step
 
     @property
     def steps_left(self) -> int:
-        """Steps that it still has to take, once it has been taken up."""
+        """Steps left to the requested one, once it has a slot."""
         return self.first_step + self.num_steps - self.slot.step
 
     @property
     def reached(self) -> bool:
-        """Whether the trial is where it was asked to be."""
+        """Whether the trial has reached the requested step."""
         return self.steps_left <= 0
 
 
 def admit(
     active: Sequence[AdvanceRequest], waiting: Sequence[AdvanceRequest], num_slots: int
 ) -> tuple[list[AdvanceRequest], list[AdvanceRequest]]:
-    """Return who is let in and who waits on, both in order of arrival.
+    """Return the requests that join the round and those that go on waiting, both in order of arrival.
 
     A trial is in a pack once at most: a second caller (its first one may have died) waits for the first to be done.
     """
@@ -85,7 +85,7 @@ def admit(
 
 
 def scored_now(active: Sequence[AdvanceRequest]) -> list[AdvanceRequest]:
-    """Return those that have reached their step, unless others are so near that they are waited for."""
+    """Return the requests that have reached their step; none while others are so near that they are waited for."""
     if any(0 < request.steps_left <= request.num_steps // _LAG for request in active):
         return []
     return [request for request in active if request.reached]

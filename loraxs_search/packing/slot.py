@@ -22,11 +22,11 @@ from loraxs_search.trial import Snapshot, check_step, lr_factor, make_report
 
 
 class Slot:
-    """What `TrialRun` keeps in a PEFT model, kept by itself: adapter, head, AdamW's moments, reports.
+    """What `TrialRun` keeps in a PEFT model, held apart from one: adapter, head, AdamW's moments, reports.
 
     Args:
-        adaptable: What the base has to train.
-        snapshot: Where to take up; None starts at step 0.
+        adaptable: Layers and head of the base.
+        snapshot: State to continue from; None starts at step 0.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Slot:
         device = adaptable.device
         head = adaptable.draw_head(hyper.head, data.kind.model.num_outputs, hyper.seed)
         self.head = {name: value.to(device).requires_grad_() for name, value in head.trained.items()}
-        self.kept_head = {name: value.to(device) for name, value in head.kept.items()}
+        self.fixed_head = {name: value.to(device) for name, value in head.fixed.items()}
         self._layout = SlotStateLayout(self.adapter, tuple(self.head), head.owners)
         self._moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         self.size = self._measure(adaptable)
@@ -57,17 +57,17 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """Unique among the slots of a host."""
+        """The trial's name, unique among the slots of a host."""
         return self.spec.name
 
     @property
     def parameters(self) -> list[Tensor]:
-        """All that is trained: the adapter's tensors, then the head's."""
+        """All trained tensors: the adapter's, then the head's."""
         return [*self.adapter.tensors, *self.head.values()]
 
     @property
     def num_bytes(self) -> int:
-        """Memory of what is trained and its optimizer state."""
+        """Memory of the trained tensors, their gradients and optimizer state."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         return sum(tensor.nbytes for tensor in [*self.parameters, *gradients, *chain.from_iterable(self._moments)])
 
@@ -76,15 +76,15 @@ class Slot:
         return self._batches.at(self.step)
 
     def check(self, loss: float, norm: float) -> None:
-        """Refuse a step whose loss or gradient is not finite, as the lone trial does; nothing is changed.
+        """Refuse a step whose loss or gradient is not finite, as the lone trial does; changes nothing.
 
         Raises:
-            TrialDivergedError: with what it was.
+            TrialDivergedError: the loss or the norm is not finite; the message has it.
         """
         check_step(loss, norm, self.step + 1)
 
     def next_update(self, norm: float) -> list[AdamWUpdate]:
-        """Return what `adamw` is to do to each tensor, the gradient's norm being `norm`."""
+        """Return the AdamW update of each tensor, given the norm of the whole gradient."""
         hyper = self.spec.hyperparameters
         factor = lr_factor(self.step, hyper.max_steps, hyper.warmup_ratio, hyper.lr_schedule)
         rates = chain(repeat(hyper.learning_rate, len(self.adapter.tensors)), repeat(hyper.head_learning_rate))
@@ -95,7 +95,7 @@ class Slot:
         ]
 
     def stepped(self, loss: float, num_tokens: int) -> None:
-        """Note that the step was taken."""
+        """Record that the step was taken."""
         self._losses.append(loss)
         self.step += 1
         self.num_tokens += num_tokens
@@ -133,7 +133,7 @@ class Slot:
         sizes = {name: adaptable.sizes[name] for name in self.adapter.modules}  # (out, in)
         modules = [LinearModule(name, size[1], size[0]) for name, size in sizes.items()]
         head = {name: tuple(value.shape) for name, value in self.head.items()}
-        identity = {name: tuple(value.shape) for name, value in self.kept_head.items()}
+        identity = {name: tuple(value.shape) for name, value in self.fixed_head.items()}
         return method.size(method.params(hyper), modules, head, identity)
 
 

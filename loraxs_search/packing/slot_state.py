@@ -30,7 +30,7 @@ class SlotStateLayout:
     owners: tuple[str, ...]
 
     def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Name tensors that are shaped like the slot's; copies on the CPU."""
+        """Return copies of tensors that are shaped like the slot's, on the CPU, by their names in a snapshot."""
         num_own = len(self.adapter.tensors)
         names = self._head_names()
         named = self.adapter.named(tensors[:num_own]) | dict(zip(names, tensors[num_own:], strict=True))

@@ -26,8 +26,8 @@ from loraxs_search.trial import Snapshot, TrialRun, attach, detach
 class TrialHost:
     """Advances trials, one at a time, on a base that is loaded once.
 
-    A host keeps no trial alive that it could not lose: each `advance` returns the trial's snapshot, and takes one up
-    when the trial is not the one at hand. Not thread-safe: one caller at a time, but for `yardsticks`.
+    Each `advance` returns the trial's snapshot, and restores the caller's when another trial is active, so a host can
+    be lost without losing a trial. Not thread-safe: one caller at a time, except for `yardsticks`.
 
     Args:
         device: `auto` takes the first accelerator this process sees, else the CPU.
@@ -39,7 +39,7 @@ class TrialHost:
 
     @classmethod
     def on(cls, loaded: LoadedBase) -> TrialHost:
-        """Return a host on a base that is loaded already; nobody else may use that base while a trial is at hand."""
+        """Return a host on a base that is loaded already; nobody else may use that base while a trial is active."""
         host = cls.__new__(cls)
         host._loaded, host._active = loaded, None
         return host
@@ -59,7 +59,7 @@ class TrialHost:
         return self._loaded.base_changed()
 
     def close(self) -> None:
-        """Take the trial at hand off the base."""
+        """Take the active trial off the base."""
         self._park()
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
@@ -72,13 +72,13 @@ class TrialHost:
         """Train `spec` up to step `until` and score it; return the report and the state to keep.
 
         Args:
-            snapshot: The trial's last state, None when it has none; a host that has the trial at hand ignores it.
+            snapshot: The trial's last state, None when it has none; a host whose active trial it is ignores it.
 
         Raises:
             TrialDivergedError: the trial has no finite loss or metric; the host is ready for the next one.
         """
         try:
-            run = self._take_up(spec, Snapshot.from_bytes(snapshot) if snapshot else None, task)
+            run = self._activate(spec, Snapshot.from_bytes(snapshot) if snapshot else None, task)
             report = run.advance(until)
         except Exception:
             self.release(spec)
@@ -86,7 +86,7 @@ class TrialHost:
         return report, run.snapshot().to_bytes()
 
     def release(self, spec: TrialSpec) -> None:
-        """Forget a trial if it is the one at hand."""
+        """Take a trial off the base if it is the active one."""
         if self._active is not None and self._active.spec.name == spec.name:
             self._park()
 
@@ -114,7 +114,7 @@ class TrialHost:
         return task is None or replace(task, validation_rows=first.validation_rows) == first
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _take_up(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None) -> TrialRun:
+    def _activate(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None) -> TrialRun:
         data = self._loaded.prepared(task)
         if not self.serves(task):
             raise UsageError(

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from yaml.constructor import SafeConstructor
 
-from loraxs_search.search_space._faults import Faults, KeyPath, Place, dotted, fail_with, one_of, shown
+from loraxs_search.search_space._faults import Faults, KeyPath, SourceLocation, dotted, fail_with, one_of, shown
 
 _TAG = "tag:yaml.org,2002:"
 _TEXT_TAGS = {"str", "timestamp", "value"}
@@ -29,13 +29,13 @@ class Document:
     Args:
         source: The file as people name it.
         data: Mappings, lists, text, numbers, booleans and None.
-        places: Where each key or list item stands; the root is at ().
+        locations: Where each key or list item stands; the root is at ().
         written: Each scalar's text as written.
     """
 
     source: str
     data: Any = None
-    places: dict[KeyPath, Place] = field(default_factory=dict)
+    locations: dict[KeyPath, SourceLocation] = field(default_factory=dict)
     written: dict[KeyPath, str] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
 
@@ -53,14 +53,14 @@ def parse_document(text: str, source: str) -> Document:
     return document
 
 
-def parse_value(document: Document, text: str, path: KeyPath, place: Place) -> Any:
-    """Read an override's YAML value, noting every part of it at `place`."""
-    return _Reader(document, place).read(_compose(text, place.text), path)
+def parse_value(document: Document, text: str, path: KeyPath, location: SourceLocation) -> Any:
+    """Read an override's YAML value, noting every part of it at `location`."""
+    return _Reader(document, location).read(_compose(text, location.text), path)
 
 
 def forget(document: Document, path: KeyPath) -> None:
-    """Drop the places and texts at and below `path`: the value there is about to be replaced."""
-    for table in (document.places, document.written):
+    """Drop the locations and texts at and below `path`: the value there is about to be replaced."""
+    for table in (document.locations, document.written):
         for known in [p for p in table if p[: len(path)] == path]:
             del table[known]
 
@@ -89,21 +89,21 @@ def _compose(text: str, source: str) -> yaml.Node | None:
 
 
 class _Reader:
-    def __init__(self, document: Document, place: Place | None = None) -> None:
+    def __init__(self, document: Document, location: SourceLocation | None = None) -> None:
         self._document = document
-        self._place = place
+        self._location = location
         self._scalars = SafeConstructor()
         self._left = _MAX_VALUES
 
     def read(self, node: yaml.Node | None, path: KeyPath) -> Any:
         if node is None:
-            self._document.places[path] = self._place or Place((0, 0), f"{self._document.source}:1")
+            self._document.locations[path] = self._location or SourceLocation((0, 0), f"{self._document.source}:1")
             return None
         self._left -= 1
         if self._left < 0 or len(path) > _MAX_DEPTH:
             law = f"must hold at most {_MAX_VALUES} values, at most {_MAX_DEPTH} levels deep"
-            fail_with(self._document.source, [f"{self._place_of(node).text}: {dotted(path[:5])}: {law}."])
-        self._document.places.setdefault(path, self._place_of(node))
+            fail_with(self._document.source, [f"{self._location_of(node).text}: {dotted(path[:5])}: {law}."])
+        self._document.locations.setdefault(path, self._location_of(node))
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return {key: self.read(value, (*path, key)) for key, value in self._items(node, path)}
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
@@ -119,11 +119,11 @@ class _Reader:
             elif not isinstance(key, str) or key_node.tag != f"{_TAG}str":
                 self._fault(key_node, path, f"a key must be text, but got {key or 'a list or mapping'}: quote it.")
             elif key in seen:
-                first = self._place_of(seen[key]).text
+                first = self._location_of(seen[key]).text
                 self._fault(key_node, (*path, key), f"must be given once, but stands at {first} already.")
             else:
                 seen[key] = key_node
-                self._document.places[(*path, key)] = self._place_of(key_node)
+                self._document.locations[(*path, key)] = self._location_of(key_node)
                 yield key, value_node
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
@@ -145,14 +145,14 @@ class _Reader:
         self._fault(node, path, f"must be plain YAML ({allowed}), but has the tag {node.tag.replace(_TAG, '!!')}.")
         return None
 
-    def _place_of(self, node: yaml.Node) -> Place:
-        if self._place is not None:
-            return self._place
+    def _location_of(self, node: yaml.Node) -> SourceLocation:
+        if self._location is not None:
+            return self._location
         line, column = node.start_mark.line + 1, node.start_mark.column + 1
-        return Place((line, column), f"{self._document.source}:{line}")
+        return SourceLocation((line, column), f"{self._document.source}:{line}")
 
     def _fault(self, node: yaml.Node, path: KeyPath, message: str) -> None:
-        self._document.faults.add(path, message, self._place_of(node))
+        self._document.faults.add(path, message, self._location_of(node))
 
 
 def _is_trap(text: str) -> bool:

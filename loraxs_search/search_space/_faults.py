@@ -1,4 +1,4 @@
-"""Faults of a space file: each has a place, all are told at once, in file order."""
+"""Faults of a space file: each has a location, all are told at once, in file order."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NoReturn
 
 from loraxs_search.errors import SpaceError, one_of
 
-__all__ = ["Fault", "Faults", "KeyPath", "Place", "dotted", "fail_with", "one_of", "place_of", "shown"]
+__all__ = ["Fault", "Faults", "KeyPath", "SourceLocation", "dotted", "fail_with", "location_of", "one_of", "shown"]
 
 KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, order=True)
-class Place:
-    """Where a value was written: `order` sorts places as a reader meets them, `text` names one for people."""
+class SourceLocation:
+    """Where a value was written: `order` sorts locations as a reader meets them, `text` names one for people."""
 
     order: tuple[int, int]
     text: str
@@ -27,28 +27,30 @@ class Fault:
     """One broken law: the key it concerns and the sentence that says what the law is and what was got.
 
     Args:
-        place: Where it stands, when that is not simply where the key is.
+        location: Where it stands, when that is not simply where the key is.
     """
 
     path: KeyPath
     message: str
-    place: Place | None = None
+    location: SourceLocation | None = None
 
 
 class Faults(list[Fault]):
     """Collects faults while a space is read, so that one error can tell all of them."""
 
-    def add(self, path: KeyPath, message: str, place: Place | None = None) -> None:
-        self.append(Fault(path, message, place))
+    def add(self, path: KeyPath, message: str, location: SourceLocation | None = None) -> None:
+        self.append(Fault(path, message, location))
 
     def at_or_below(self, path: KeyPath) -> bool:
         """Whether something at `path` or inside it is already known to be wrong."""
         return any(fault.path[: len(path)] == path for fault in self)
 
-    def fail(self, source: str, places: Mapping[KeyPath, Place]) -> NoReturn:
+    def fail(self, source: str, locations: Mapping[KeyPath, SourceLocation]) -> NoReturn:
         """Raise one `SpaceError` with every fault on its own line."""
-        located = sorted({(f.place or place_of(places, f.path), dotted(f.path), f.message) for f in self})
-        lines = [": ".join(part for part in (place.text, key, message) if part) for place, key, message in located]
+        located = sorted({(f.location or location_of(locations, f.path), dotted(f.path), f.message) for f in self})
+        lines = [
+            ": ".join(part for part in (location.text, key, message) if part) for location, key, message in located
+        ]
         fail_with(source, lines, hint="`loraxs-search check FILE` looks at a space without searching it")
 
 
@@ -59,12 +61,12 @@ def fail_with(source: str, lines: Iterable[str], *, hint: str | None = None) -> 
     raise SpaceError("\n".join([f"{source} has {count}:", *faults]), hint=hint)
 
 
-def place_of(places: Mapping[KeyPath, Place], path: KeyPath) -> Place:
-    """Return the place of `path`, or of the nearest key around it that was written down."""
+def location_of(locations: Mapping[KeyPath, SourceLocation], path: KeyPath) -> SourceLocation:
+    """Return the location of `path`, or of the nearest key around it that was written down."""
     for length in range(len(path), -1, -1):
-        if path[:length] in places:
-            return places[path[:length]]
-    return Place((0, 0), "")
+        if path[:length] in locations:
+            return locations[path[:length]]
+    return SourceLocation((0, 0), "")
 
 
 def dotted(path: KeyPath) -> str:

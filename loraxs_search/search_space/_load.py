@@ -67,7 +67,7 @@ def parse_space(
     search = _search(document, sections.get("search") or {})
     promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else ())
     if document.faults or task is None or base_model is None:
-        document.faults.fail(source, document.places)
+        document.faults.fail(source, document.locations)
     return Space(
         name=name or Path(source).stem,
         text=text if not overrides else _rewritten(document, overrides),

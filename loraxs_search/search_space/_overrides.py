@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loraxs_search.search_space._document import Document, forget, parse_value
-from loraxs_search.search_space._faults import Place, shown
+from loraxs_search.search_space._faults import SourceLocation, shown
 
 _SHORTHANDS = {"task": "use", "base_model": "id"}  # `task: sst2` is `task: {use: sst2}`
 
@@ -15,16 +15,16 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """Put each override into the document's data; later ones win. Faults go to the document."""
     for index, override in enumerate(overrides):
         # Overrides sort behind the whole file, in the order given.
-        place = Place((1_000_000_000, index), f"--set {override}")
+        location = SourceLocation((1_000_000_000, index), f"--set {override}")
         path, equals, text = override.partition("=")
         keys = tuple(path.strip().split("."))
         if not equals or not all(keys):
-            document.faults.add((), f"must be path.to.key=value, but got {shown(override)}.", place)
+            document.faults.add((), f"must be path.to.key=value, but got {shown(override)}.", location)
         elif isinstance(document.data, dict):
-            _put(document, keys, text, place)
+            _put(document, keys, text, location)
 
 
-def _put(document: Document, keys: tuple[str, ...], text: str, place: Place) -> None:
+def _put(document: Document, keys: tuple[str, ...], text: str, location: SourceLocation) -> None:
     holder: dict[str, Any] = document.data
     for depth, key in enumerate(keys[:-1], start=1):
         inner = holder.setdefault(key, {})
@@ -32,10 +32,10 @@ def _put(document: Document, keys: tuple[str, ...], text: str, place: Place) -> 
             inner = holder[key] = {_SHORTHANDS[key]: inner}
         if not isinstance(inner, dict):
             message = f"must lead through keys, but {'.'.join(keys[:depth])} holds {shown(inner)}."
-            document.faults.add(keys, message, place)
+            document.faults.add(keys, message, location)
             return
-        document.places.setdefault(keys[:depth], place)
+        document.locations.setdefault(keys[:depth], location)
         holder = inner
     forget(document, keys)
-    document.places[keys] = place
-    holder[keys[-1]] = parse_value(document, text, keys, place)
+    document.locations[keys] = location
+    holder[keys[-1]] = parse_value(document, text, keys, location)

@@ -61,7 +61,7 @@ def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
 def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
     from loraxs_search.tasks.catalogue import catalogue_task
 
-    path: KeyPath = ("task", "use") if ("task", "use") in document.places else ("task",)
+    path: KeyPath = ("task", "use") if ("task", "use") in document.locations else ("task",)
     if not isinstance(name, str):
         document.faults.add(path, f"must be the name of a catalogue task, but got {shown(name)}.")
         return None

@@ -1,4 +1,4 @@
-"""Scoring and asking one adapter: its task's requests, computed batch by batch."""
+"""Scoring one adapter: its task's requests, computed batch by batch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def split_metrics(data: PreparedTask, split: Split, scores: RowScores) -> dict[s
     """Return the task's metrics and the mean loss of a whole split.
 
     Args:
-        scores: Of every row of the split, in its order.
+        scores: Scores of every row of the split, in its order.
     Raises:
         TrialDivergedError: a metric or the loss is not finite.
     """
@@ -72,7 +72,7 @@ def ask(
     device: torch.device,
     pool: Executor | None = None,
 ) -> ResultT:
-    """Compute what a task kind asks for, until it has its result.
+    """Compute the requests of a task kind until it returns its result.
 
     Raises:
         TrialDivergedError: a number is not finite.
@@ -100,7 +100,7 @@ class _Reader:
             batch = self.data.collate(request.source, request.rows[positions]).to(self.device)
             return tuple(part.cpu() for part in request.reduce(forward_batch(self.model, batch), batch))
 
-        # Of more and smaller batches no thread is the last for long.
+        # With more and smaller batches, threads end at about the same time.
         max_tokens = EVAL_TOKENS // 2 if self.pool else EVAL_TOKENS
         batches = eval_batches(self.data.lengths(request.source)[request.rows], max_tokens)
         parts = list((self.pool.map if self.pool else map)(compute, batches))

@@ -1,4 +1,4 @@
-"""What an adapter costs in time: a batch with it against the same batch through the bare base."""
+"""The latency of an adapter: a batch with it, compared with the same batch through the bare base."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from loraxs_search.base_model import ended, load_model, load_tokenizer, locate
+from loraxs_search.base_model import end_with_eos, load_model, load_tokenizer, locate
 from loraxs_search.errors import LoraxsError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import Latency
@@ -24,18 +24,17 @@ _AGREEMENT = 0.05  # between two halves of the rounds
 def measure_latency(folder: Path) -> Latency:
     """Time a batch with an adapter, as `load_adapter` returns it, and with the bare base, on this machine's CPU.
 
-    What is timed is one thread's own time on the processor, not the clock on the wall: on a shared machine that says
-    more of the neighbours. Both take turns, and the shortest time of each counts, the one least disturbed: 24 rounds,
-    or fewer where they take longer than 20 s in all. A result stands where odd and even rounds agree on it within 5 %.
-    What goes wrong is in the result.
+    The time is one thread's CPU time, not wall-clock time, which on a shared machine depends on the neighbours. Both
+    take turns, and the shortest time of each counts, as the least disturbed: 24 rounds, or fewer where they take
+    longer than 20 s in all. The result is valid if odd and even rounds agree within 5 %. Errors are in the result.
     """
     try:
         return _measure(folder)
     except LoraxsError as error:
         return Latency(failed=error.message)
-    except Exception as error:  # noqa: BLE001  # whatever a foreign base does: one candidate is out, the others are not
-        said = next(iter(str(error).strip().splitlines()), "without a word")
-        return Latency(failed=f"{type(error).__name__}: {said}")
+    except Exception as error:  # noqa: BLE001  # an unknown base may raise anything: only this candidate fails
+        reason = next(iter(str(error).strip().splitlines()), "no message")
+        return Latency(failed=f"{type(error).__name__}: {reason}")
 
 
 def _measure(folder: Path) -> Latency:
@@ -45,7 +44,7 @@ def _measure(folder: Path) -> Latency:
     bare = load_model(base, kind_of(manifest.task).model)
     draw = torch.Generator().manual_seed(0)
     num_tokens = min(_TOKENS, manifest.task.max_length, load_tokenizer(base).model_max_length)
-    ids = ended(torch.randint(bare.config.vocab_size, (_ROWS, num_tokens), generator=draw), bare.config)
+    ids = end_with_eos(torch.randint(bare.config.vocab_size, (_ROWS, num_tokens), generator=draw), bare.config)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.inference_mode(), single_thread():
         with_adapter, without = _in_turn(lambda: adapted(**inputs), lambda: bare(**inputs))
@@ -53,7 +52,7 @@ def _measure(folder: Path) -> Latency:
 
 
 def evaluate_rounds(with_adapter: Sequence[float], without: Sequence[float], num_tokens: int) -> Latency:
-    """Return what times of rounds say, (rounds,) seconds each."""
+    """Return the latency from the times of rounds, (rounds,) seconds each."""
     halves = [min(with_adapter[start::2]) / min(without[start::2]) for start in (0, 1)]
     failed = ""
     if max(halves) > (1 + _AGREEMENT) * min(halves):
@@ -64,7 +63,7 @@ def evaluate_rounds(with_adapter: Sequence[float], without: Sequence[float], num
 
 
 def _in_turn(first: Callable[[], object], second: Callable[[], object]) -> tuple[list[float], list[float]]:
-    """Return the seconds of each, round by round; who begins changes from round to round."""
+    """Return the seconds of each by round; which one goes first alternates."""
     seconds: tuple[list[float], list[float]] = ([], [])
     started = time.perf_counter()
     for number in range(-_WARMUP, _MAX_ROUNDS):

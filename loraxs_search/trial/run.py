@@ -1,4 +1,4 @@
-"""One trial: an adapter on a shared frozen base, trained step by step, reported, parked and taken up again."""
+"""One trial: an adapter on a shared frozen base, trained step by step, reported, paused and resumed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import head_names, init_head, missing_poolers, output_head, pass_through
+from loraxs_search.base_model import head_names, init_head, make_identity, missing_poolers, output_head
 from loraxs_search.errors import BaseModelError, TrialDivergedError
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods import HeadPlan, get_method
@@ -28,10 +28,10 @@ def check_step(loss: float, norm: float, step: int) -> None:
     """Refuse a step whose loss or gradient is not finite.
 
     Args:
-        norm: Of the gradient of all that is trained, before it is clipped.
+        norm: Norm of the whole gradient, before it is clipped.
         step: From 1.
     Raises:
-        TrialDivergedError: with what it was.
+        TrialDivergedError: the loss or the norm is not finite; the message has it.
     """
     for what, value in (("training loss", loss), ("gradient norm", norm)):
         if not math.isfinite(value):
@@ -45,7 +45,7 @@ def attach(model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None 
     """Put a fresh adapter and head on `model`; every number drawn depends on the trial's seed alone.
 
     Args:
-        factors: Where factors come from; None means the store in use.
+        factors: The store that factors come from; None means the one in use.
     """
     hyper = spec.hyperparameters
     init_head(model, hyper.seed)
@@ -56,7 +56,7 @@ def attach(model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None 
         trained = (output,)
         _check_distinct(output, idle)
     identity = (*idle, *missing_poolers(model))
-    pass_through(model, identity)
+    make_identity(model, identity)
     # With a task type PEFT would train the whole head by itself.
     plan = HeadPlan(trained, identity, task_type=None if idle else "SEQ_CLS" if trained else "CAUSAL_LM")
     adapted = get_method(hyper.method).attach(model, hyper, plan, factors)
@@ -74,7 +74,7 @@ def _check_distinct(output: str, idle: Sequence[str]) -> None:
 
 
 def detach(model: PeftModel | PreTrainedModel, spec: TrialSpec) -> PreTrainedModel:
-    """Take the adapter off again and return the base, frozen as it was."""
+    """Take the adapter off and return the base, frozen as before."""
     return get_method(spec.hyperparameters.method).detach(model)
 
 
@@ -82,12 +82,12 @@ class TrialRun:
     """Trains one trial on a base it does not own.
 
     The state is adapter, head and AdamW's moments; data order, schedule and seeds are functions of (seed, step). So a
-    run taken up from a snapshot goes on bit for bit on the same device with the same number of threads.
+    run resumed from a snapshot continues bit for bit on the same device with the same number of threads.
 
     Args:
         model: The base with this trial's adapter, from `attach`.
         data: The prepared task.
-        snapshot: Where to take up; None starts at step 0.
+        snapshot: State to continue from; None starts at step 0.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class TrialRun:
         moments = {}
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
-                if key != "step":  # the same for every tensor and equal to ours
+                if key != "step":  # the same for every tensor and equal to `self.step`
                     moments[f"{key}/{name}"] = value.detach().to("cpu", copy=True)
         parameters = {n: p.detach().to("cpu", copy=True) for n, p in self._parameters.items()}
         return Snapshot(

@@ -1,4 +1,4 @@
-"""Scoring an adapter that others have trained: a champion meets candidates on their own test rows."""
+"""Scoring a stored adapter: compares a champion with candidates on the candidates' test rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loraxs_search.trial.evaluate import score_rows, split_metrics
 
 @dataclass(frozen=True)
 class FolderScores:
-    """What an adapter reaches on a task's test split, and its answer to each row."""
+    """An adapter's metrics on a task's test split, and its answer to each row."""
 
     metrics: dict[str, float]
     predictions: tuple[float, ...] | tuple[str, ...]

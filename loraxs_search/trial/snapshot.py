@@ -18,12 +18,12 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What `TrialRun` needs to go on as if nothing had happened.
+    """The state that `TrialRun` needs to continue exactly where it stopped.
 
     Args:
         parameters: Trained tensors by PEFT's names, as trained (float32).
         moments: AdamW's `exp_avg` and `exp_avg_sq` by `<kind>/<parameter name>`; empty before the first step.
-        reports: Every report so far; the last one's step is where training stands.
+        reports: Every report so far; the last one's step is the current step.
     """
 
     trial_id: str

@@ -1,4 +1,4 @@
-"""Yardsticks of a task on a loaded base: what needs no adapter, measured beside the trials that train one."""
+"""Yardsticks of a task on a loaded base: models without an adapter, measured while trials train."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _TFIDF_S = 4.0
 _TRAIN_ROWS = 500
 _ALPHAS = np.logspace(0, 4, 9)
 _CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 4096  # of a pass
-_DOUBT = 3.0  # a first pass is slower than those after it
+_DOUBT = 3.0  # how much slower the first pass may be than later ones
 
 
 def bare_body(model: PreTrainedModel) -> nn.Module:
-    """Return a base's body in modules of its own and on the same weights: adapters put on `model` are not in it."""
+    """Return a copy of a base's modules on the same weights: adapters put on `model` are not in it."""
     tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     body: nn.Module = copy.deepcopy(model.base_model, tensors)
     return body
@@ -35,12 +35,12 @@ def bare_body(model: PreTrainedModel) -> nn.Module:
 def measure_yardsticks(data: PreparedTask, body: nn.Module, device: torch.device) -> tuple[Yardstick, ...]:
     """Return the constant answer, TF-IDF and the base's features with a linear model, scored on validation and test.
 
-    The constant answer alone where no linear model answers such a task. The same rows give the same numbers. All three
+    Only the constant answer where no linear model fits the task kind. The same rows give the same numbers. All three
     take `LIMIT_S` of the calling thread at most, which computes alone: a split that would take longer has no metrics,
     and the result says so.
 
     Args:
-        body: As `bare_body` returns it; others may compute with its weights meanwhile.
+        body: As `bare_body` returns it; others may compute with its weights at the same time.
     """
     limit, form = TimeLimit(LIMIT_S), data.kind.linear()
     with single_thread():
@@ -54,7 +54,7 @@ def measure_yardsticks(data: PreparedTask, body: nn.Module, device: torch.device
 
 
 def _features(data: PreparedTask, form: LinearForm, pooled: _Pooled) -> SplitOutputs:
-    """Yield what ridge regression on mean-pooled hidden states gives; cross-validation chooses how strict it is."""
+    """Yield the outputs of ridge regression on mean-pooled hidden states; cross-validation chooses its penalty."""
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -81,14 +81,14 @@ class _Pooled:
         """Return each row's mean over its tokens, shape (rows, width).
 
         Args:
-            num_later: Tokens of other rows for which there must be time too.
+            num_later: Tokens of later rows that must fit into the time as well.
         Raises:
-            OutOfTimeError: it takes longer than is left.
+            OutOfTimeError: the time left is too short.
         """
         lengths = self._data.lengths(split)[rows]
         batches = eval_batches(lengths, self._max_tokens)
         left = num_later + sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-        if not self._seconds_a_token:  # the base's speed is not known: one row alone is quick with any
+        if not self._seconds_a_token:  # the base's speed is unknown: start with a single row
             first, batches[0] = batches[0][:1], batches[0][1:]
             batches = [first, *(batch for batch in batches if len(batch))]
         parts = []

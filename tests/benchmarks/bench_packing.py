@@ -118,7 +118,7 @@ class Bench:
             resident.factors,
             resident.modules,
             max_tokens=self._arguments.max_tokens,
-            lanes=lanes,
+            executor=lanes,
             cache_bytes=None if prefix else 0,
         )
         slots = [pack.join(spec, resident.data) for spec in self.specs(num_slots)]

@@ -318,7 +318,7 @@ def test_packed_trials_are_lone_trials(
         spec(base, kind, "2", rank=2, scale=2.0, target_modules=upper, batch_size=5),
         spec(base, kind, "3", rank=6, basis="bottom", learning_rate=5e-3),
     ]
-    pack = Pack(model, factors, modules, max_tokens=100, lanes=PassExecutor(num_workers))
+    pack = Pack(model, factors, modules, max_tokens=100, executor=PassExecutor(num_workers))
     for group in (specs, specs[1:2]):
         slots = [pack.join(own, data) for own in group]
         for _ in range(30):

@@ -199,8 +199,8 @@ class World:
             ),
         ]
 
-    def pack(self, max_tokens: int = 200, num_lanes: int = 1) -> Pack:
-        return Pack(self.model, self.factors, self.modules, max_tokens=max_tokens, lanes=PassExecutor(num_lanes))
+    def pack(self, max_tokens: int = 200, num_workers: int = 1) -> Pack:
+        return Pack(self.model, self.factors, self.modules, max_tokens=max_tokens, executor=PassExecutor(num_workers))
 
     def join(self, pack: Pack, specs: Sequence[TrialSpec], snapshots: Sequence[Snapshot] = ()) -> list[Slot]:
         padded = [*snapshots, *[None] * (len(specs) - len(snapshots))]

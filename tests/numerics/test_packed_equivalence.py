@@ -32,9 +32,9 @@ def same_bits(a: Snapshot, b: Snapshot) -> bool:
     return all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in y) for x, y in pairs)
 
 
-@pytest.mark.parametrize("num_lanes", [1, 3])
-def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any, num_lanes: int) -> None:
-    specs, pack = world.mixed_specs(), world.pack(num_lanes=num_lanes)
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any, num_workers: int) -> None:
+    specs, pack = world.mixed_specs(), world.pack(num_workers=num_workers)
     slots = world.join(pack, specs)
     train(pack, slots, 50)
     metrics = pack.evaluate(slots, "validation")
@@ -53,7 +53,7 @@ def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any, 
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2"])
 def test_composite_heads_two_part_heads_and_transposed_layers(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
-    specs, pack = world.mixed_specs()[:4], world.pack(num_lanes=2)
+    specs, pack = world.mixed_specs()[:4], world.pack(num_workers=2)
     slots = world.join(pack, specs)
     train(pack, slots, 10)
     world.check_each_is_as_alone(pack, slots, 10, TOLERANCE)
@@ -63,7 +63,7 @@ def test_a_layer_that_is_given_more_than_rows_is_refused_and_the_others_equal_lo
     make_world: Callable[..., Any],
 ) -> None:
     world = make_world("deberta")  # embeddings of positions go through its query and key layers too
-    pack = world.pack(num_lanes=2)
+    pack = world.pack(num_workers=2)
     shared = tuple(name for name in world.names if name.endswith(("query_proj", "key_proj")))
     assert pack.unpackable == set(shared)
     with pytest.raises(TargetModulesError, match=r"0\.attention\.self\.query_proj \(and 3 more\)") as refusal:
@@ -80,7 +80,7 @@ def test_a_layer_that_is_given_more_than_rows_is_refused_and_the_others_equal_lo
 def test_heads_that_train_their_output_alone(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
     specs = [world.spec("1", head="output"), world.spec("2", head="full"), world.spec("3", head="output", rank=2)]
-    pack = world.pack(num_lanes=2)
+    pack = world.pack(num_workers=2)
     slots = world.join(pack, specs[:2])
     train(pack, slots, 4)
     slots += world.join(pack, specs[2:])  # joins while others are seated
@@ -106,10 +106,10 @@ def test_trials_may_join_and_leave_between_rounds(world: Any) -> None:
         assert world.distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
 
 
-def test_results_do_not_depend_on_company_token_budget_or_lanes(world: Any) -> None:
+def test_results_do_not_depend_on_company_token_budget_or_workers(world: Any) -> None:
     specs, found = world.mixed_specs(), []
-    for company, max_tokens, num_lanes in ((specs, 200, 1), (specs[:2], 60, 2), (specs[:1], 1000, 4)):
-        pack = world.pack(max_tokens, num_lanes)
+    for company, max_tokens, num_workers in ((specs, 200, 1), (specs[:2], 60, 2), (specs[:1], 1000, 4)):
+        pack = world.pack(max_tokens, num_workers)
         slots = world.join(pack, company)
         train(pack, slots, 20)
         found.append(slots[0].snapshot())
@@ -148,12 +148,12 @@ def test_parking_a_slot_changes_no_bit(world: Any) -> None:
     assert same_bits(resumed[1].snapshot(), expected)
 
 
-@pytest.mark.parametrize(("poison", "num_lanes"), [(float("nan"), 1), (float("inf"), 2), (1e30, 1), (1e30, 3)])
-def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: float, num_lanes: int) -> None:
+@pytest.mark.parametrize(("poison", "num_workers"), [(float("nan"), 1), (float("inf"), 2), (1e30, 1), (1e30, 3)])
+def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: float, num_workers: int) -> None:
     specs = world.mixed_specs()[:4]
     runs = []
     for poisoned in (True, False):
-        pack = world.pack(num_lanes=num_lanes)
+        pack = world.pack(num_workers=num_workers)
         slots = world.join(pack, specs)
         train(pack, slots, 5)
         if poisoned:
@@ -189,7 +189,7 @@ def test_a_gradient_without_a_finite_norm_ends_the_lone_trial_as_it_ends_the_pac
 def test_lanes_give_the_same_bits_each_time(world: Any) -> None:
     specs, found = world.mixed_specs(), []
     for _ in range(2):
-        pack = world.pack(num_lanes=3)
+        pack = world.pack(num_workers=3)
         slots = world.join(pack, specs)
         train(pack, slots, 10)
         found.append([slot.snapshot() for slot in slots])

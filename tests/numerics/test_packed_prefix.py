@@ -65,13 +65,13 @@ def upper_specs(world: Any) -> list[TrialSpec]:
     ]
 
 
-def pack_of(world: Any, cache_bytes: int | None = None, num_lanes: int = 2) -> Pack:
+def pack_of(world: Any, cache_bytes: int | None = None, num_workers: int = 2) -> Pack:
     return Pack(
         world.model,
         world.factors,
         world.modules,
         max_tokens=200,
-        lanes=PassExecutor(num_lanes),
+        executor=PassExecutor(num_workers),
         cache_bytes=cache_bytes,
     )
 
@@ -95,13 +95,13 @@ def rows_through(world: Any, block: int) -> Iterator[list[int]]:
         hook.remove()
 
 
-@pytest.mark.parametrize("num_lanes", [1, 3])
+@pytest.mark.parametrize("num_workers", [1, 3])
 def test_four_trials_on_the_last_layers_and_a_guest_on_all_equal_lone_trials(
-    deep: Callable[..., Any], num_lanes: int
+    deep: Callable[..., Any], num_workers: int
 ) -> None:
     world = deep("bert")
     specs, guest = upper_specs(world), world.spec("5", rank=3)
-    pack = pack_of(world, num_lanes=num_lanes)
+    pack = pack_of(world, num_workers=num_workers)
     slots = world.join(pack, specs)
     train(pack, slots, 10)
     assert pack.num_skipped == 2
@@ -203,7 +203,7 @@ def test_memory_that_runs_out_takes_the_cache_first(deep: Callable[..., Any]) ->
 def test_lanes_and_the_cache_give_the_same_bits_each_time(deep: Callable[..., Any]) -> None:
     world, found = deep("bert"), []
     for _ in range(2):
-        pack = pack_of(world, num_lanes=3)
+        pack = pack_of(world, num_workers=3)
         slots = world.join(pack, upper_specs(world))
         train(pack, slots, 10)
         found.append([slot.snapshot() for slot in slots])
@@ -258,7 +258,7 @@ def test_backward_stops_at_the_lowest_adapted_module(
 ) -> None:
     world = deep(family)
     target = upper(world)[3]  # in the midst of a block
-    pack = pack_of(world, cache_bytes, num_lanes=1)
+    pack = pack_of(world, cache_bytes, num_workers=1)
     slots = world.join(pack, [world.spec("1", target_modules=(target, *upper(world, 3)))])
     train(pack, slots, 1)
     entered: list[bool] = []

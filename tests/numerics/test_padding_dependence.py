@@ -84,7 +84,7 @@ def test_longformer_shares_what_it_gives_rows_and_no_layer_of_its_global_attenti
     make_world: Callable[..., Any],
 ) -> None:
     world = make_world("longformer")
-    pack = world.pack(num_lanes=2)
+    pack = world.pack(num_workers=2)
     shared = tuple(name for name in world.names if ".self." in name)
     assert {name.rpartition(".")[2] for name in shared} >= {"query_global", "key_global", "value_global"}
     assert pack.unpackable == set(shared)

@@ -16,9 +16,10 @@ BASE = "__base__"
 
 
 class AdaptedLayer(Protocol):
-    """What is asked of a layer here; `LoraXSLayer` says what each means."""
+    """What this module needs of a layer; see `LoraXSLayer`."""
 
-    settings: Mapping[str, ModuleSettings]
+    @property
+    def settings(self) -> Mapping[str, ModuleSettings]: ...
 
     def factor_pair(self, adapter_name: str) -> tuple[Tensor, Tensor]: ...
 

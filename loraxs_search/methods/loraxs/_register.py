@@ -20,9 +20,8 @@ def _peft_type() -> PeftType:
     if NAME in PeftType.__members__:
         return PeftType[NAME]
     member = str.__new__(PeftType, NAME)
-    member._name_ = member._value_ = NAME
-    member._sort_order_ = len(PeftType._member_names_)
-    member.__objclass__ = PeftType
+    own = {"_name_": NAME, "_value_": NAME, "_sort_order_": len(PeftType._member_names_), "__objclass__": PeftType}
+    vars(member).update(own)
     PeftType._member_names_.append(NAME)
     PeftType._member_map_[NAME] = member
     PeftType._value2member_map_[NAME] = member

@@ -1,4 +1,4 @@
-"""What one adapter is on one module, after patterns, defaults and sizes are settled."""
+"""An adapter's settings on one module, with patterns, defaults and sizes resolved."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ModuleSettings:
     Args:
         factor_rank: Rank at which the module's factors are stored; the adapter uses their first `rank` components.
         driver: `exact` or `randomized`, never `auto`.
-        variant: Which machine's factors, where this one's are not those of the training; empty means its own.
+        variant: Names another machine's factors where this one's are not those of the training; empty means this one's.
     """
 
     rank: int
@@ -64,7 +64,7 @@ class ModuleSettings:
         return FactorKey(self.driver, self.basis, self.factor_rank, self.variant)
 
     def scale_core(self, singular_values: Tensor) -> Tensor:
-        """Return what R is multiplied with, entry by entry, where A and B are left orthonormal, shape (rank, rank).
+        """Return the factor of each entry of R when A and B are kept orthonormal, shape (rank, rank).
 
         scale * B R A = U (scale * S^p R S^q) V^T, the powers p and q being those of `sigma`.
 
@@ -77,14 +77,14 @@ class ModuleSettings:
 
 
 def module_settings(config: LoraXSConfig, module: str, out_features: int, in_features: int) -> ModuleSettings:
-    """Settle what `config` means for the module of this name and size.
+    """Resolve `config` for the module of this name and size.
 
     Raises:
         RankError: the rank is above min(out, in).
     """
-    rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, module), config.r)
-    assert config.scale is not None  # settled by the config's __post_init__
-    scale = config.scale_pattern.get(get_pattern_key(config.scale_pattern, module), config.scale)
+    rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), module), config.r)
+    assert config.scale is not None  # set by the config's __post_init__
+    scale = config.scale_pattern.get(get_pattern_key(list(config.scale_pattern), module), config.scale)
     size = min(out_features, in_features)
     if rank > size:
         raise RankError(
@@ -99,7 +99,7 @@ def module_settings(config: LoraXSConfig, module: str, out_features: int, in_fea
 
 
 def initial_r(config: LoraXSConfig, rank: int, module: str) -> Tensor:
-    """Draw R ~ N(0, init_std^2), shape (rank, rank), float32, on the CPU so that every device starts alike."""
+    """Draw R ~ N(0, init_std^2), shape (rank, rank), float32, on the CPU so that every device starts from the same."""
     generator = None
     if config.init_seed is not None:
         digest = hashlib.sha256(f"{config.init_seed}:{module}".encode()).digest()

@@ -43,7 +43,7 @@ def export_lora(
     numbers per module.
 
     Args:
-        rank: Rank of every module in the file, made up with zeros; None means each its own.
+        rank: Rank of every module in the file, padded with zeros; None means each module's own.
         base: The base's name in the file, which servers compare with their own; None means where it was loaded from.
         revision: The base's revision in the file; with `base`.
     Raises:
@@ -59,7 +59,7 @@ def export_lora(
         for name, module in model.named_modules()
         if isinstance(module, LoraXSLayer) and adapter_name in module.settings
     }
-    # Only R is an adapter parameter of ours, so what is left is the head, under the keys that PEFT loads.
+    # R is our only adapter parameter, so the rest is the head, under the keys that PEFT loads.
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     tensors: dict[str, Tensor] = {k: v.detach().cpu().contiguous() for k, v in state.items() if f".{PREFIX}" not in k}
     tensors |= _identities(model, config.pass_through)
@@ -76,7 +76,7 @@ def export_lora(
 
 
 def _identities(model: PeftModel, names: list[str]) -> dict[str, Tensor]:
-    """Return the weights of head layers that were made the identity: plain PEFT would draw them anew."""
+    """Return the weights of head layers that were made the identity: plain PEFT would initialise them."""
     base = model.get_base_model()
     return {
         f"{ROOT}{name}.{key}": value.detach().cpu().clone()
@@ -102,7 +102,7 @@ def _lora_config(
 ) -> LoraConfig:
     ranks = {name: rank or layer.settings[adapter_name].rank for name, layer in layers.items()}
     r = rank or config.r
-    own = {name: its for name, its in ranks.items() if its != r}
+    own = {name: module_rank for name, module_rank in ranks.items() if module_rank != r}
     saved = list(dict.fromkeys([*(config.modules_to_save or ()), *config.pass_through])) or None
     return LoraConfig(
         r=r,

@@ -39,8 +39,8 @@ def sum_config(
         if len(keys := sorted({s.factor_key for s in own})) > 1:
             raise UsageError(f"Adapters must be of one basis and factor rank to be summed, but {module} has {keys}.")
     ranks = {module: max(s.rank for s in own) for module, own in settings.items()}
-    of = {module: next(name for name in adapters if name in layers[module].settings) for module in settings}
-    factors = {module: layers[module].factors_of(name) for module, name in of.items()}
+    sources = {module: next(name for name in adapters if name in layers[module].settings) for module in settings}
+    factors = {module: layers[module].factors_of(name) for module, name in sources.items()}
     first = configs[adapters[0]]
     return LoraXSConfig(
         r=max(ranks.values()),
@@ -51,7 +51,7 @@ def sum_config(
         basis=first.basis,
         factor_driver=first.factor_driver,
         factor_rank=max(s.factor_rank for own in settings.values() for s in own),
-        # Theirs, also where this machine would make others.
+        # Those of the summed adapters, even if this machine would compute others.
         factor_fingerprints={
             module: list(fingerprint(*each.ab(ranks[module], "none"))) for module, each in factors.items()
         },
@@ -71,6 +71,6 @@ def fill_sum(layer: LoraXSLayer, adapter_name: str, weights: Mapping[str, float]
     for name, weight in weights.items():
         if name in layer.settings:
             core = layer.core(name)
-            room = total.shape[0] - core.shape[0]
-            total = total + weight * pad(core, (0, room, 0, room))
+            margin = total.shape[0] - core.shape[0]
+            total = total + weight * pad(core, (0, margin, 0, margin))
     target.copy_(total)

@@ -15,7 +15,7 @@ from loraxs_search.records import Basis, Sigma
 
 
 @dataclass
-class LoraXSConfig(PeftConfig):  # type: ignore[misc]
+class LoraXSConfig(PeftConfig):
     """Configuration of a LoRA-XS adapter: delta_W = scale * B R A, R (r, r) trained, A and B from the base weight.
 
     Trained parameters: the sum of r^2 over the adapted modules.
@@ -72,7 +72,7 @@ class LoraXSConfig(PeftConfig):  # type: ignore[misc]
     body_fingerprint: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]  # PEFT annotates its fields only
         self.peft_type = LORAXS
         faults = [*self._wrong_choices(), *self._wrong_numbers()]
         if faults:

@@ -6,7 +6,7 @@ Shapes: x (..., in), A (k, in), B (out, k), R (r, r), r <= k; k is the rank at w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
@@ -29,7 +29,7 @@ from loraxs_search.methods.loraxs._settings import ModuleSettings, initial_r
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 
 
-class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
+class LoraXSLayer(BaseTunerLayer):
     """Adapter state of a linear layer; PEFT calls its methods by name.
 
     A and B are buffers outside the state dict, one pair per (driver, basis, sigma, factor rank), in the dtype of the
@@ -39,14 +39,6 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
 
     adapter_layer_names = ("loraxs_R",)
     other_param_names = ("settings", "_recorded")
-
-    # Supplied by PEFT's base class, which carries no types.
-    active_adapters: list[str]
-    disable_adapters: bool
-    merged: bool
-    get_base_weight: Callable[[], Tensor]
-    set_base_weight: Callable[[Tensor], None]
-    _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
 
     def __init__(self, base_layer: nn.Module, *, backend: QuantizationBackend | None, fan_in_fan_out: bool) -> None:
         self.base_layer = base_layer
@@ -60,7 +52,9 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
         self.merged_adapters: list[str] = []
         base = self.get_base_layer()
         self.fan_in_fan_out = isinstance(base, Conv1D) or (fan_in_fan_out and not isinstance(base, nn.Linear))
-        self.in_features, self.out_features = _get_in_out_features(base)
+        in_features, out_features = _get_in_out_features(base)
+        assert in_features is not None and out_features is not None  # known of every linear layer
+        self.in_features, self.out_features = in_features, out_features
 
     def update_layer(self, adapter_name: str, settings: ModuleSettings, config: LoraXSConfig, module: str) -> None:
         """Add an adapter, or replace the one of this name.
@@ -93,7 +87,7 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
         return torch.mul(self.loraxs_R[adapter_name], self.settings[adapter_name].scale)
 
     def core(self, adapter_name: str) -> Tensor:
-        """Return scale * R as it stands between orthonormal factors, the singular values folded in, shape (r, r)."""
+        """Return scale * R as it stands between orthonormal factors, scaled by the singular values, shape (r, r)."""
         r, settings = self.loraxs_R[adapter_name], self.settings[adapter_name]
         return torch.mul(r, settings.scale_core(self.factors_of(adapter_name).singular_values).to(r.device))
 
@@ -172,7 +166,7 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
 
     def _oriented(self, matrix: Tensor) -> Tensor:
         """Swap between (out, in) and the layout of the layer's own weight."""
-        return cast("Tensor", transpose(matrix, self.fan_in_fan_out))
+        return transpose(matrix, self.fan_in_fan_out)
 
     def _load_pair(self, adapter_name: str) -> ModuleSettings:
         weight = self._weight_to_decompose()
@@ -193,7 +187,8 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
             )
         if self.quantization_backend is None:
             # Not `weight.data`: only `detach` shares the version counter that tells the store of changes in place.
-            return self._oriented(self.get_base_layer().weight.detach())
+            weight = cast("Tensor", self.get_base_layer().weight)  # `nn.Module` types any attribute as Tensor | Module
+            return self._oriented(weight.detach())
         try:
             return self._oriented(self.get_base_weight().detach())
         except (TypeError, NotImplementedError) as error:
@@ -205,7 +200,7 @@ class LoraXSLayer(BaseTunerLayer):  # type: ignore[misc]
 
     def _base_device(self) -> torch.device:
         base = self.get_base_layer()  # quantised layers keep their numbers under names of their own
-        return cast("torch.device", next(chain(base.parameters(), base.buffers())).device)
+        return next(chain(base.parameters(), base.buffers())).device
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         target = self._base_device() if device is None else device

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, ModulesToSaveWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.base_model import pass_through
+from loraxs_search.base_model import make_identity
 from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
 from loraxs_search.methods.body import check_body
 from loraxs_search.methods.loraxs._mixed_batch import BASE, grouped_head_output
@@ -25,7 +26,7 @@ from loraxs_search.methods.loraxs.config import LoraXSConfig
 from loraxs_search.methods.loraxs.layer import LoraXSLayer, LoraXSLinear
 
 
-class LoraXSModel(BaseTuner):  # type: ignore[misc]
+class LoraXSModel(BaseTuner):
     """Wraps the targeted linear layers of a model in `LoraXSLinear`.
 
     Built by `get_peft_model(model, LoraXSConfig(...))`; not called directly.
@@ -33,7 +34,8 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
 
     prefix = PREFIX
     tuner_layer_cls = LoraXSLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    # PEFT annotates one table in two ways.
+    target_module_mapping = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to every targeted layer or, when one of them refuses, to none.
@@ -44,17 +46,18 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
         Raises:
             BaseModelError: the config has the fingerprint of another body.
         """
-        pass_through(model, self.peft_config[adapter_name].pass_through)
+        config = _checked(self.peft_config[adapter_name])
+        make_identity(model, config.pass_through)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            check_body(self.peft_config[adapter_name].body_fingerprint, model)
+            check_body(config.body_fingerprint, model)
         except BaseException:
             for layer in _layers_with(model, adapter_name):
                 layer.delete_adapter(adapter_name)
             raise
         drivers = {layer.settings[adapter_name].driver for layer in _layers_with(model, adapter_name)}
         if len(drivers) == 1:
-            self.peft_config[adapter_name].factor_driver = drivers.pop()
+            config.factor_driver = drivers.pop()
 
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
@@ -73,7 +76,8 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
         if adapter_name in self.peft_config:
             return
         layers = {name: module for name, module in self.model.named_modules() if isinstance(module, LoraXSLayer)}
-        self.peft_config[adapter_name] = sum_config(self.peft_config, layers, adapters)
+        configs = {name: _checked(config) for name, config in self.peft_config.items()}
+        self.peft_config[adapter_name] = sum_config(configs, layers, adapters)
         try:
             self.inject_adapter(self.model, adapter_name)
         except BaseException:
@@ -87,7 +91,7 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
 
     def _create_and_replace(
         self,
-        peft_config: LoraXSConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -95,9 +99,10 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target if isinstance(target, LoraXSLayer) else self._wrap(peft_config, target, parent, current_key)
-        settings = module_settings(peft_config, current_key, layer.out_features, layer.in_features)
-        layer.update_layer(adapter_name, settings, peft_config, current_key)
+        config = _checked(peft_config)
+        layer = target if isinstance(target, LoraXSLayer) else self._wrap(config, target, parent, current_key)
+        settings = module_settings(config, current_key, layer.out_features, layer.in_features)
+        layer.update_layer(adapter_name, settings, config, current_key)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
@@ -150,6 +155,11 @@ class LoraXSModel(BaseTuner):  # type: ignore[misc]
                 replace = partial(_replace_head_output, adapter_names=names)
                 handles.append(module.register_forward_hook(replace, with_kwargs=True))
         return handles
+
+
+def _checked(config: PeftConfig) -> LoraXSConfig:
+    assert isinstance(config, LoraXSConfig)  # PEFT makes this tuner for no others
+    return config
 
 
 def _layers_with(model: nn.Module, adapter_name: str) -> list[LoraXSLayer]:

@@ -65,7 +65,9 @@ class ValidationPiece:
         return False
 
     def failed(self, error: Exception) -> None:
-        self.trained.folder.confirmations().write_validation(self.trained.trial_id, {})
+        if not isinstance(error, TrialDivergedError):
+            raise error
+        self.trained.folder.confirmations().write_validation(self.trained.trial_id, {})  # no finite score: a result
 
 
 @dataclass(frozen=True)

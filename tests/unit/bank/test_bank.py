@@ -298,13 +298,13 @@ def test_the_store_is_touched_by_one_thread_at_a_time(base, folders, inputs, mon
 
         monkeypatch.setattr(AdapterStore, method, watched)
 
-    for method in ("make_room", "put", "take", "task", "drop"):
+    for method in ("free_space", "put", "take", "task", "drop"):
         watch(method)
     bank.load("a", folders["a"])
     bank.logits(["a"] * 6, inputs)
     bank.predict(["a"], ["so so"])
     bank.evict("a")
-    assert seen == {"make_room", "put", "take", "task", "drop"}
+    assert seen == {"free_space", "put", "take", "task", "drop"}
 
 
 # ---- the registry ----------------------------------------------------------------------------------------------------

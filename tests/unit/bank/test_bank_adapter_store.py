@@ -23,7 +23,7 @@ def layout(rank: int) -> Layout:
 
 def put(store: AdapterStore, name: str, rank: int = 2) -> None:
     value = float(sum(map(ord, name)))
-    store.make_room(layout(rank), [name])
+    store.free_space(layout(rank), [name])
     store.put(layout(rank), [name], torch.full((1, rank * rank), value), TASK)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Gemma2Config, PretrainedConfig
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from loraxs_search.base_model import ended, load_model, locate
+from loraxs_search.base_model import end_with_eos, load_model, locate
 from loraxs_search.base_model.attention import PADDED, padded_attention, use_padded_attention
 from loraxs_search.records import BaseModelRef
 from loraxs_search.tasks.kinds import classifier
@@ -53,7 +53,7 @@ def test_output_and_gradients_are_those_of_plain_attention(
 @pytest.mark.parametrize("config", [BERT, LLAMA, BART], ids=lambda config: config.model_type)
 def test_a_base_with_plain_attention_computes_the_same_by_it(config: PretrainedConfig) -> None:
     model = base(config)
-    rows = ended(torch.randint(3, 40, (3, 9)), config)
+    rows = end_with_eos(torch.randint(3, 40, (3, 9)), config)
     inputs = {"input_ids": rows, "attention_mask": torch.ones(3, 9, dtype=torch.long)}
     inputs["attention_mask"][1, 5:] = 0
     expected = model(**inputs).logits

@@ -7,18 +7,18 @@ import torch
 from support.bases import BART, BERT, XLNET, base
 from torch import Tensor
 
-from loraxs_search.base_model import alike, dummy_inputs, rounding
+from loraxs_search.base_model import close_to, dummy_inputs, rounding
 
 LOGITS = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
 
 
 def test_rounding_leaves_results_alike() -> None:
-    assert alike(LOGITS, LOGITS)
-    assert alike(LOGITS.bfloat16().float(), LOGITS)
-    assert alike(LOGITS[:, :1], LOGITS[:, :1])
-    assert not alike(LOGITS * 1.02, LOGITS)
-    assert not alike(LOGITS.flip(0), LOGITS)
-    assert not alike(LOGITS[:, :1], LOGITS)
+    assert close_to(LOGITS, LOGITS)
+    assert close_to(LOGITS.bfloat16().float(), LOGITS)
+    assert close_to(LOGITS[:, :1], LOGITS[:, :1])
+    assert not close_to(LOGITS * 1.02, LOGITS)
+    assert not close_to(LOGITS.flip(0), LOGITS)
+    assert not close_to(LOGITS[:, :1], LOGITS)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_rounding_leaves_results_alike() -> None:
     ids=["zero", "the same for each row", "nearly so", "no numbers", "no finite ones"],
 )
 def test_what_does_not_tell_rows_apart_is_alike_to_nothing(logits: Tensor) -> None:
-    assert not alike(logits, logits)
+    assert not close_to(logits, logits)
 
 
 def test_no_made_up_token_is_the_padding_and_each_row_has_its_length() -> None:

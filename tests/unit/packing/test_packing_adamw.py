@@ -64,10 +64,10 @@ def run(trials: Sequence[Trial], num_steps: int) -> None:
         torch.testing.assert_close(norms, torch.stack([trial.expected_step() for trial in trials]))
 
 
-@pytest.fixture(autouse=True, params=["one_by_one", "all_in_one"])
+@pytest.fixture(autouse=True, params=["per_tensor", "foreach"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways, whatever the device."""
-    for name in ("one_by_one", "all_in_one"):
+    for name in ("per_tensor", "foreach"):
         monkeypatch.setattr(room, name, getattr(room, request.param))
 
 

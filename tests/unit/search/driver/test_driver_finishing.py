@@ -14,7 +14,7 @@ from support.toys import HYPERPARAMETERS, TASK
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import AdapterSize, Answers, Refit, TrialSpec
-from loraxs_search.search.driver.finishing import AnswerPiece, Trained, joined, row_pieces
+from loraxs_search.search.driver.finishing import AnswerPiece, Trained, ValidationPiece, joined, row_pieces
 from loraxs_search.studies.confirmations import Confirmations
 
 
@@ -66,3 +66,14 @@ def test_a_finalist_whose_answers_are_not_finite_has_no_score_and_ends_no_search
     study.confirmations().write_answers("00001", range(2, 3), Answers((1,), (1,), 0.5))
     metrics, _ = joined(list(study.confirmations().answers("00001").values()), TASK)
     assert all(math.isnan(value) for value in metrics.values())
+
+
+def test_only_divergence_leaves_a_candidate_without_validation_scores(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
+    study = studies.study("s")
+    piece = ValidationPiece(Trained(TrialSpec("00001", {}, HYPERPARAMETERS), study, {}, AdapterSize(1, 1, 1)), TASK)
+    with pytest.raises(TaskDataError):
+        piece.failed(TaskDataError("elsewhere"))
+    assert study.confirmations().validation("00001") is None, "it is scored by the search that goes on"
+    piece.failed(TrialDivergedError("Logits must be finite."))
+    assert study.confirmations().validation("00001") == {}
