@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StringConstraints, create_model
@@ -153,6 +154,7 @@ class TaskSection(Section):
     validation_rows: Count | None = None
 
 
+@cache
 def task_section(kind: type[TaskKind]) -> type[TaskSection]:
     """Return the section with the keys of a kind beside those that all tasks have."""
     bases: Any = (kind.section, TaskSection)
