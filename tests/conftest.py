@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -97,8 +98,24 @@ def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shared_folder(tmp_path_factory, "store", make) / "mlflow.db"
 
 
+@pytest.fixture(scope="session")
+def _unsynced_sqlite() -> Iterator[None]:
+    """Let SQLite in this process not wait for the disk: no test pulls the plug of the machine."""
+    from sqlalchemy import Engine, event
+
+    def switch(connection: Any, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", switch)
+    yield
+    event.remove(Engine, "connect", switch)
+
+
 @pytest.fixture
-def store_uri(store_template: Path, fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def store_uri(
+    _unsynced_sqlite: None, store_template: Path, fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
     """The embedded store of this test's home, empty; the working directory is another folder."""
     fresh_home.mkdir()
     shutil.copy(store_template, fresh_home / "mlflow.db")
