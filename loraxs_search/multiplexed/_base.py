@@ -59,7 +59,7 @@ class TrainableUpdate(LayerUpdate[RowMapT_contra], Protocol[RowMapT_contra]):
     """An update with gradients. It gathers them for each worker apart, so that sums do not depend on timing.
 
     At most one `backward_` follows each `add_`, none where rows are only scored; both name the same worker, and
-    nothing else runs for that worker meanwhile.
+    nothing else runs for that worker at the same time.
     """
 
     def backward_(
