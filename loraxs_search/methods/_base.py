@@ -57,7 +57,7 @@ class HeadPlan:
 
     Args:
         trained: Modules that are trained beside the adapter and stored whole.
-        identity: Linear layers that are the identity when `attach` is called, and must be so when the adapter is loaded:
+        identity: Linear layers that are the identity when `attach` is called, and must be when the adapter is loaded:
             those before a head's output where only that is trained, and a pooler that the checkpoint lacks.
         task_type: PEFT's name of the task; None where PEFT must not train a head by itself.
     """
