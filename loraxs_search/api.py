@@ -233,9 +233,9 @@ def predict(
 def _scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> registry.Rescored:
     from loraxs_search.trial import score_folder
 
-    found = score_folder(registry.pull(f"{champion.task}:{champion.version}", uri=uri), task)
-    rows = registry.ScoredRows.of(found.predictions, found.labels)
-    return registry.Rescored(found.metrics, found.data_fingerprint, rows, found.test_fingerprint)
+    scores = score_folder(registry.pull(f"{champion.task}:{champion.version}", uri=uri), task)
+    rows = registry.ScoredRows.of(scores.predictions, scores.labels)
+    return registry.Rescored(scores.metrics, scores.data_fingerprint, rows, scores.test_fingerprint)
 
 
 def _timed(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
@@ -250,10 +250,10 @@ def _timed(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
             known[recipe] = measure_latency(folder.adapter_path(candidate.trial_id))
         return replace(candidate, latency=known[recipe])
 
-    found = [timed(candidate) for candidate in candidates]
-    if found != candidates:
-        folder.write_candidates(found)
-    return found
+    with_latency = [timed(candidate) for candidate in candidates]
+    if with_latency != candidates:
+        folder.write_candidates(with_latency)
+    return with_latency
 
 
 def _tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
@@ -276,17 +276,17 @@ def _tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]
             hint="restore the file, or search anew on the rows there are now",
         )
     tested = replace(finalist, test_metrics=scores.metrics, yardsticks=folder.yardsticks() or ())
-    place = folder.adapter_path(finalist.trial_id)
-    manifest = replace(registry.verify(place), test_metrics=scores.metrics, yardsticks=tested.yardsticks)
-    files = {path.name: path.read_bytes() for path in place.iterdir() if path.name != "manifest.json"}
+    path = folder.adapter_path(finalist.trial_id)
+    manifest = replace(registry.verify(path), test_metrics=scores.metrics, yardsticks=tested.yardsticks)
+    files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "manifest.json"}
     registry.seal(
         folder.write_adapter(finalist.trial_id, files | {"README.md": registry.model_card(manifest).encode()}), manifest
     )
     rows = registry.ScoredRows.of(scores.predictions, scores.labels)
     folder.confirmations().write_candidate(tested, rows.to_bytes())
-    found = [tested if candidate == finalist else candidate for candidate in candidates]
-    folder.write_candidates(found)
-    return found
+    updated = [tested if candidate == finalist else candidate for candidate in candidates]
+    folder.write_candidates(updated)
+    return updated
 
 
 def _new_folder(path: Path) -> Path:

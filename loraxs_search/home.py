@@ -105,7 +105,7 @@ def disk_faults(path: Path, setting: str | None = None) -> Iterator[None]:
 
 
 def file_lock(path: Path) -> BaseFileLock:
-    """Return the lock that a file stands for: one holder among all processes and threads of the machines that see it.
+    """Return the lock of a file: one holder among all processes and threads of the machines that see it.
 
     Use it as a context manager to wait for it, or `acquire(blocking=False)`, which raises `filelock.Timeout` where
     another one holds it. The system frees it when its process dies. The file itself stays.
@@ -117,7 +117,7 @@ def file_lock(path: Path) -> BaseFileLock:
 
 
 def is_locked(path: Path) -> bool:
-    """Say whether somebody holds the lock that a file stands for. Nothing is written, and nobody is kept out meanwhile.
+    """Return whether somebody holds the lock of a file. Writes nothing, and keeps nobody out.
 
     filelock can only ask by taking the lock, which needs the right to write and would refuse two who ask at once.
     """

@@ -105,9 +105,9 @@ _variables = _AccountVariables()
 def _with_its_account(uri: str) -> str:
     """Return a server's address without its account, once that is in MLflow's variables."""
     server, account = _split(uri)
-    ours = os.environ.get(ENV_URI, "").strip()
-    if not account and ours.startswith(_SERVER):
-        other, of_other = _split(ours)
+    configured = os.environ.get(ENV_URI, "").strip()
+    if not account and configured.startswith(_SERVER):
+        other, of_other = _split(configured)
         account = of_other if other == server else {}
     _variables.adopt(server, account)
     return server

@@ -56,13 +56,13 @@ class Registry(Generic[EntryT]):
         return {point.name: point.value for point in entry_points(group=self._group)}
 
     def _load(self, name: str) -> EntryT:
-        found = [point for point in entry_points(group=self._group) if point.name == name]
-        if not found:
+        points = [point for point in entry_points(group=self._group) if point.name == name]
+        if not points:
             raise UsageError(unknown_name(self._kind, name, self.names()))
         try:
-            return found[0].load()  # type: ignore[no-any-return]
+            return points[0].load()  # type: ignore[no-any-return]
         except (ImportError, AttributeError) as error:
             raise UsageError(
-                f"`{self._kind}` {name} must be importable from {found[0].value}, but: {error}.",
+                f"`{self._kind}` {name} must be importable from {points[0].value}, but: {error}.",
                 hint=f"install the distribution that brings it anew, or use one of: {', '.join(self._entries)}",
             ) from error

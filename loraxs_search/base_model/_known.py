@@ -50,6 +50,6 @@ def known_folder(ref: BaseModelRef) -> Path | None:
 
 
 def with_known_package(ref: BaseModelRef) -> BaseModelRef:
-    """Return `ref` with the package that it may be taken from, for whoever asks where a model would come from."""
+    """Return `ref` with the package that it may be taken from, for messages on where a model comes from."""
     known = known_package(ref)
     return ref if known is None else replace(ref, package=known.name)

@@ -66,16 +66,16 @@ def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
 
     download = functools.partial(snapshot_download, ref.id, revision=ref.revision, allow_patterns=list(_HUB_FILES))
     try:
-        found = download()
+        folder = download()
     except Exception as error:  # noqa: BLE001
         # The client's transport raises its own family of errors, which changes with its version: to the user they
         # are one fault.
         try:
             # Some versions (huggingface_hub 1.26 to 2.1) look no further offline than their list of the files.
-            found = download(local_files_only=True)
+            folder = download(local_files_only=True)
         except Exception:  # noqa: BLE001
             raise BaseModelError(_not_found(ref, error), hint=_remedy(ref)) from error
-    return Path(found), Path(found).name  # .../snapshots/<commit>
+    return Path(folder), Path(folder).name  # .../snapshots/<commit>
 
 
 def _not_found(ref: BaseModelRef, error: Exception) -> str:

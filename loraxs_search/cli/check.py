@@ -166,7 +166,7 @@ def fold_layers(names: Sequence[str]) -> list[str]:
     for name in names:
         before, layer, after = re.split(r"\.(\d+)\.", f"{name}.", maxsplit=1)
         layers.setdefault((before, after), []).append(int(layer))
-    return [f"{before}.{_span(found)}.{after.rstrip('.')}" for (before, after), found in layers.items()]
+    return [f"{before}.{_span(numbers)}.{after.rstrip('.')}" for (before, after), numbers in layers.items()]
 
 
 def _span(numbers: Sequence[int]) -> str:

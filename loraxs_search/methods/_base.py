@@ -1,19 +1,19 @@
-"""The contract of a method: what is trained on a frozen base, as everything else in the package sees it.
+"""The contract of a method: what is trained on a frozen base, as the rest of the package uses it.
 
-A method is a class without state: whoever needs one makes one, and any two of a class are alike. Its module is
-imported wherever a YAML file is read, in the driver, in each trial's process and in the registry, so it imports neither
-torch nor transformers nor PEFT at its top; what needs them imports them inside. A method has three sides.
+A method is a class without state: callers make one when they need it, and all instances are equal. Its module is
+imported where a YAML file is read, in the driver, in each trial's process and in the registry, so it imports neither
+torch nor transformers nor PEFT at its top; functions that need them import them inside. A method has three sides.
 
 **Declaration** (`name` to `conversions`): plain values. Any process, any thread.
 
-**Resolution** (`fields`, `params`, `check`, `factor_sets`, `size`): from what a YAML file says to what a trial is.
-Called by the space reader, `check` and the driver, without torch, any number of times; the same arguments give the same
-answer.
+**Resolution** (`fields`, `params`, `check`, `factor_sets`, `size`): from the YAML file's values to a trial's
+hyperparameters. Called by the space reader, `check` and the driver, without torch, any number of times; the same
+arguments give the same answer.
 
 **Work** (`factors` to `load`, `packed`): on a base in memory. A host calls these from one thread at a time for one
 base; several bases, and so several threads, may be in one process. `attach` and `detach` come in pairs, one adapter at
-a time on a base. A base that was given back is as it was, bit for bit, but for its head, which is drawn anew for each
-trial. An `attach` that fails gives it back too.
+a time on a base. A detached base is restored bit for bit, except for its head, which is drawn for each trial. An
+`attach` that fails restores the base too.
 
 What all methods share stays outside: learning rates, decay, betas, schedule, batch size, target modules and the head
 belong to the search space; the training loop to `trial`; scores to the task's kind.
@@ -53,13 +53,13 @@ Conversion = Callable[["PeftModel | PreTrainedModel", Manifest, Path, int | None
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """What becomes of the task's head, in full module names of the base.
+    """How the task's head is trained, in full module names of the base.
 
     Args:
         trained: Modules that are trained beside the adapter and stored whole.
-        identity: Linear layers that are the identity when `attach` is called, and must be so wherever the adapter is
-            loaded: those before a head's output where that alone is trained, a pooler that the checkpoint lacks.
-        task_type: PEFT's name of the task; None where PEFT must not train a head of its own accord.
+        identity: Linear layers that are the identity when `attach` is called, and must be when the adapter is loaded:
+            those before a head's output where only that is trained, and a pooler that the checkpoint lacks.
+        task_type: PEFT's name of the task; None where PEFT must not train a head by itself.
     """
 
     trained: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class FactorSet:
 
 @dataclass(frozen=True)
 class FactorRequest:
-    """One factor file that an adapter stands on; see `FactorStore.get`."""
+    """One factor file that an adapter needs; see `FactorStore.get`."""
 
     module: str
     rank: int
@@ -220,7 +220,7 @@ class Method(ABC):
 
     # ---- work --------------------------------------------------------------------------------------------------------
     def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterable[FactorRequest]:
-        """Return every factor file that an adapter stands on, which go to the registry with it; none by default."""
+        """Return every factor file that an adapter needs, to be registered with it; none by default."""
         return ()
 
     @abstractmethod

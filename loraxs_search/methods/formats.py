@@ -17,7 +17,9 @@ Form = Literal["lora", "merged"]
 
 
 def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
-    """Return an adapter in another form, made once and kept beside `folder`; it appears whole, changed files anew.
+    """Return an adapter in another form, made once and kept beside `folder`.
+
+    It appears whole, and is made again if its files were changed.
 
     `lora` is the same function as plain LoRA, exactly: stock PEFT loads it, and vLLM's filesystem resolver takes it.
     Its README.md says how with the task's labels: a config.json would have transformers look for the base beside it.

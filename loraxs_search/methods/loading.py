@@ -30,7 +30,7 @@ def load_adapter_folder(
     The model's config names the task's labels.
 
     Files are compared by sha256, the base by weight digest, factors by fingerprint, and in float32 the logits of the
-    manifest's probe.
+    manifest's reference logits.
 
     Args:
         folder: Holds manifest.json and the files it lists.
@@ -40,7 +40,7 @@ def load_adapter_folder(
     Raises:
         IntegrityError: the manifest is missing or unreadable, or a file differs from it.
         BaseModelError: the base cannot be found, or its weights are not those of the training.
-        FactorMismatchError: the factors or the probe's logits differ.
+        FactorMismatchError: the factors or the reference logits differ.
         UsageError: its method is not installed here.
     """
     manifest, located = verified_manifest(folder, base)

@@ -17,7 +17,7 @@ _NUM_LOGITS = 64
 
 
 def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -> ReferenceLogits:
-    """Return the probe of a model as it stands: 4 rows of 12 tokens by a fixed rule, and their logits.
+    """Return the reference logits of a model: 4 rows of 12 tokens by a fixed rule, and their logits.
 
     Args:
         model: A float32 model, so that another machine's logits differ by rounding only.
@@ -33,22 +33,22 @@ def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -
     return ReferenceLogits(input_ids=input_ids, logits=tuple(tuple(row) for row in logits.tolist()))
 
 
-def check_reference_logits(model: PeftModel | PreTrainedModel, probe: ReferenceLogits, atol: float = 1e-4) -> None:
-    """Raise unless the model gives the probe's logits within `atol`.
+def check_reference_logits(model: PeftModel | PreTrainedModel, reference: ReferenceLogits, atol: float = 1e-4) -> None:
+    """Raise unless the model gives the reference logits within `atol`.
 
     Raises:
         FactorMismatchError: logits differ, are not finite, or are of another shape.
     """
-    compare_reference_logits(_logits(model, probe.input_ids), probe, atol)
+    compare_reference_logits(_logits(model, reference.input_ids), reference, atol)
 
 
-def compare_reference_logits(actual: Tensor, probe: ReferenceLogits, atol: float = 1e-4) -> None:
-    """Raise unless logits, shape (rows, labels), are the probe's within `atol`.
+def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: float = 1e-4) -> None:
+    """Raise unless logits, shape (rows, labels), are the reference within `atol`.
 
     Raises:
         FactorMismatchError: logits differ, are not finite, or are of another shape.
     """
-    expected = torch.tensor(probe.logits, dtype=torch.float32)
+    expected = torch.tensor(reference.logits, dtype=torch.float32)
     if actual.shape != expected.shape:
         difference = f"shape {tuple(actual.shape)} where the adapter has {tuple(expected.shape)}"
     elif not (distance := (actual - expected).abs().max()) <= atol:  # also False for NaN

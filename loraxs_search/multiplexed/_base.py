@@ -28,7 +28,7 @@ class LayerRows(Generic[RowMapT_co]):
     worker: int = 0
 
     def positions(self, start: int, stop: int) -> slice:
-        """Return where the positions of rows start..stop lie."""
+        """Return the slice of the positions of rows start..stop."""
         return slice(start * self.num_positions, stop * self.num_positions)
 
 
@@ -56,10 +56,10 @@ class LayerUpdate(Protocol[RowMapT_contra]):
 
 
 class TrainableUpdate(LayerUpdate[RowMapT_contra], Protocol[RowMapT_contra]):
-    """An update with gradients. It gathers them for each worker apart, so that sums do not depend on timing.
+    """An update with gradients. It gathers them per worker, so that sums do not depend on timing.
 
     At most one `backward_` follows each `add_`, none where rows are only scored; both name the same worker, and
-    nothing else runs for that worker meanwhile.
+    nothing else runs for that worker at the same time.
     """
 
     def backward_(
@@ -76,7 +76,7 @@ class TrainableUpdate(LayerUpdate[RowMapT_contra], Protocol[RowMapT_contra]):
 
 
 class SlotUpdates(Protocol):
-    """What the slots of one method add to a base, as long as a pack has just these slots.
+    """What the slots of one method add to a base, while a pack has exactly these slots.
 
     For one thread, between passes. In a round: `begin`, then passes through the updates of all layers, then `collect`
     where they had gradients.
@@ -89,7 +89,7 @@ class SlotUpdates(Protocol):
 
     @property
     def slot_bytes(self) -> int:
-        """Memory that one slot takes here, beside what it holds itself."""
+        """Memory that one slot takes here, in addition to its own."""
         ...
 
     def update(self, module: str) -> TrainableUpdate[SlotRowMap]:
@@ -97,7 +97,7 @@ class SlotUpdates(Protocol):
         ...
 
     def begin(self) -> None:
-        """Take every slot's tensors as they stand, and start gradients at zero."""
+        """Read every slot's current tensors, and set gradients to zero."""
         ...
 
     def collect(self) -> None:

@@ -17,7 +17,7 @@ from loraxs_search.multiplexed.row_map import AdapterT, PassContext, RowMap, Row
 
 @dataclass(frozen=True)
 class HeadState:
-    """One head module as the rows of a segment go through it.
+    """One head module, with the parameters that the rows of a segment use.
 
     Args:
         module: Gives the function, and the values of what is not in `parameters`; float32, not changed.
@@ -31,7 +31,7 @@ class HeadState:
 
 
 class AdaptedHead(nn.Module):
-    """Stands in for a head module.
+    """Replaces a head module.
 
     Args:
         state: Returns what a segment's rows go through, given the worker that computes the pass.
@@ -47,7 +47,7 @@ class AdaptedHead(nn.Module):
         self.base_layer = base_layer
         self._context: PassContext[RowMap[Any]] = context
         self._state: Callable[[RowSegment[Any], int], HeadState] = state
-        self._one_at_a_time = threading.Lock()  # `functional_call` changes a module for as long as it runs
+        self._one_at_a_time = threading.Lock()  # `functional_call` changes a module while it runs
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return each row's output, float32; outputs narrower than the widest are padded with zeros."""

@@ -12,11 +12,11 @@ from loraxs_search.multiplexed.row_map import PassContext, RowMap, RowMapT
 
 
 class AdaptedLinear(nn.Module):
-    """Stands in for an `nn.Linear` or `Conv1D`; the layer inside is not touched. For passes without gradients.
+    """Replaces an `nn.Linear` or `Conv1D`; the layer inside is not changed. For passes without gradients.
 
     Args:
-        context: Says which rows a pass has, rows first in x (n, ..., in).
-        updates: Are added in this order.
+        context: Has the rows of the current pass; rows come first in x (n, ..., in).
+        updates: Added in this order.
     """
 
     def __init__(

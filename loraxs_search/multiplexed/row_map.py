@@ -104,7 +104,7 @@ class PassContext(threading.local, Generic[RowMapT]):
 
     @contextmanager
     def computing(self, row_map: RowMapT, worker: int = 0) -> Iterator[None]:
-        """Have this thread's layers serve the rows of a pass."""
+        """Set the rows of the pass that this thread computes."""
         self._row_map, self.worker = row_map, worker
         try:
             yield

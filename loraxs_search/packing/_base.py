@@ -23,24 +23,25 @@ class Host(Protocol):
     Who calls: one `HostActor` in a process of its own, whose callers are trials and the driver. A host is built for a
     base and a first task; building it loads both.
 
-    Threads: a host that packs (`PackedHost`) is called from many threads at once, each blocks until it is answered, and
-    who waits shares passes. A host of lone trials (`TrialHost`) is called from one thread at a time. `yardsticks` comes
-    from a thread of its own in both cases, beside any other call. After `close` only `close` is called.
+    Threads: a host that packs (`PackedHost`) is called from many threads at once, each call blocks until it is
+    answered, and waiting trials share passes. A host of lone trials (`TrialHost`) is called from one thread at a time.
+    `yardsticks` is called from a thread of its own in both cases, beside any other call. After `close` only `close` is
+    called.
 
     Tasks: a host that packs serves any number of tasks on its base, a host of lone trials the one it began with. Every
     call on behalf of a trial names the trial's task.
 
     What is kept: a host may keep trials, rows and factors between calls, and owns none of them. Each `advance` returns
-    the whole state of its trial as a snapshot, and the snapshot that a caller brings is the truth: where the host has
-    the same trial at another step, or with other hyperparameters, it takes up the caller's. So a host may die at any
+    the whole state of its trial as a snapshot, and the caller's snapshot decides: where the host has the
+    same trial at another step, or with other hyperparameters, it restores the caller's. So a host may die at any
     time, a call may be repeated, on another host too, and the numbers are the same: on one device, at one number of
     threads and in the same company to the last bit, otherwise within the rounding of float32.
 
-    Raises, in any call: what goes wrong with one trial is raised to its own caller, and the host serves the next call
-    as if nothing had been. `LoraxsError` says whose fault it is:
+    Raises, in any call: an error of one trial is raised to its own caller, and does not affect the next call.
+    The kind of `LoraxsError` says whose fault it is:
 
-    - BaseModelError, TaskDataError: the base or the rows are not what the node must have. The engine takes that for the
-      node's fault where another host has had both.
+    - BaseModelError, TaskDataError: the base or the rows are not what the node must have. The engine counts that as
+      the node's fault where another host has had both.
     - TrialDivergedError: the trial's loss, gradient or a metric is not finite.
     - RankError, TargetModulesError: the trial asks for what the base does not have.
     - StudyError: a snapshot cannot be read.
@@ -57,7 +58,7 @@ class Host(Protocol):
         """Describe base, rows and device; a task that is new to the host is read first.
 
         Args:
-            anew: Read the rows again; where they differ from those in use, trials that are taken up from now on have
+            anew: Read the rows again; where they differ from those in use, trials that start or resume later use
                 the new ones.
         """
         ...
@@ -67,15 +68,15 @@ class Host(Protocol):
         ...
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
-        """Get the factors of these layers ahead of their use; quick where they are on disk. Changes no result."""
+        """Prepare the factors of these layers; quick where they are on disk. Changes no result."""
         ...
 
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
         """Train a trial up to a step, score the validation rows, and return the report and the state to keep.
 
         Args:
-            until: Step to stop at; the trial's `max_steps` where that is less. Where the trial stands there already, it
-                is scored without training.
+            until: Step to stop at; the trial's `max_steps` where that is less. A trial that is at that step already is
+                scored without training.
             snapshot: The trial's last state; None starts at step 0.
         Returns:
             The report of that step; trials of the study that were scored in the same evaluation are its peers. And a
@@ -96,7 +97,7 @@ class Host(Protocol):
         ...
 
     def yardsticks(self, task: Task) -> tuple[Yardstick, ...]:
-        """Return what simple models reach on a task's rows; trials go on meanwhile."""
+        """Return what simple models reach on a task's rows, while trials go on."""
         ...
 
     def factor_file(self, key: str) -> bytes:
@@ -104,5 +105,5 @@ class Host(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the host holds, once all who wait are answered; a second call does nothing."""
+        """Release the host's resources once all waiting callers are answered; a second call does nothing."""
         ...

@@ -12,7 +12,7 @@ from loraxs_search.factors import Factors, FactorStore
 
 
 class LoadedFactors(FactorStore):
-    """A factor store that decomposes the checkpoint's weight wherever it is asked for the loaded one's.
+    """A factor store that decomposes the checkpoint's weight when it is asked for the loaded one's.
 
     Rounding a weight to bfloat16 rotates nearly equal singular vectors, and an R trained in that basis would mean
     another model to those who load the checkpoint unrounded.

@@ -90,7 +90,7 @@ class Pack:
         self._packed = PackedModel(model, factors, self._adaptable, self._executor.num_workers, self._prefix)
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
-        """Make a slot for a trial, at its start or where its snapshot stands.
+        """Make a slot for a trial, at its start or in the state of its snapshot.
 
         Raises:
             TargetModulesError, RankError, BaseModelError: the trial asks for what the base does not have, or for a

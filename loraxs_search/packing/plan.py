@@ -1,7 +1,7 @@
 """Which rows share a pass over the base: pure planning, no torch.
 
 A round is one optimizer step of each trial in it. Its rows are spread over as few passes as their lengths allow: rows
-of like length share a pass whichever trial they belong to, and a trial's gradient is summed over its passes.
+of similar length share a pass, whichever trial they belong to, and a trial's gradient is summed over its passes.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _cut(lengths: Indices, max_tokens: int, pass_tokens: int) -> list[slice]:
 def round_up(width: int, max_tokens: int) -> int:
     """Return the next width that passes are padded to: 16 steps to each doubling, at most `max_tokens`.
 
-    Together with rows in powers of two it keeps the shapes of passes few: a CPU's matrix kernels are made anew for
+    Together with rows in powers of two it keeps the shapes of passes few: a CPU's matrix kernels are built for
     each shape, which costs as much as a pass.
     """
     step = 1 << max(0, width.bit_length() - 5)

@@ -46,7 +46,7 @@ class Manifest:
         refits: The same recipe from other seeds.
         base_bytes: Size of the base's weights, for comparison.
         lora_parameters: What plain LoRA trains on the same modules at the same rank.
-        factors: Key of every factor file that R stands on, to the checksum of its numbers.
+        factors: Key of every factor file that R needs, to the checksum of its numbers.
         yardsticks: What simple models reach on the same rows.
     """
 

@@ -14,7 +14,7 @@ from loraxs_search.records._words import Split
 
 @dataclass(frozen=True)
 class HostInfo:
-    """What a host found on its node: the base's modules, the data, the device.
+    """The report of a host on its node: the base's modules, the data, the device.
 
     Args:
         num_slots: Trials that it trains at once, at most.
@@ -51,7 +51,7 @@ class Confirmation:
     """A trained adapter as others will load it: files, end-to-end probe.
 
     Args:
-        factors: Key of every factor file the adapter stands on, to the checksum of its numbers.
+        factors: Key of every factor file that the adapter needs, to the checksum of its numbers.
     """
 
     trial_id: str

@@ -74,7 +74,7 @@ class TrialSpec:
 
 
 class TrialState(enum.StrEnum):
-    """How a trial stands; the last three are final and are Optuna's own words."""
+    """The state of a trial; the last three are final and are Optuna's own words."""
 
     RUNNING = "RUNNING"
     COMPLETE = "COMPLETE"

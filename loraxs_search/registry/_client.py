@@ -1,4 +1,4 @@
-"""Speaking to the MLflow registry: connect in seconds, and say in our words what went wrong."""
+"""The client of the MLflow registry: connects in seconds, and reports errors as ours."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a store to ask: a server, or a database file. Asking creates nothing."""
+    """Whether the store exists: a server, or a database file. Creates nothing."""
     path = sqlite_path(uri)
     return path is None or path.exists()
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client for runs and models of the store at `uri`, whatever the environment says.
+    """Return a client for runs and models of the store at `uri`, independent of the environment.
 
     Raises:
         TrackingError: no server answers.
@@ -43,7 +43,7 @@ def connect(uri: str) -> MlflowClient:
 
 @contextlib.contextmanager
 def speaking(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into our errors, without passwords.
+    """Turn MLflow's exceptions into our errors, without passwords.
 
     Raises:
         TrackingError: a server answers that it cannot.

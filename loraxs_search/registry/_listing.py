@@ -1,4 +1,4 @@
-"""Listing the registered models that hold adapters of ours, page by page, at a cost that the rest does not raise."""
+"""Listing the registered models that hold our adapters, page by page, at a cost that other models do not raise."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def asking(client: MlflowClient) -> Ask:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Put off looking for garbage: a page of an embedded store makes tens of thousands of rows at once, none of it."""
+    """Pause garbage collection: a page of an embedded store makes tens of thousands of objects, no garbage."""
     if not gc.isenabled():
         yield
         return
@@ -67,7 +67,7 @@ def models(ask: Ask, limit: int | None = None) -> Iterator[Any]:
 
 
 def near(ask: Ask, task: str) -> list[str]:
-    """Return names of tasks for who asked for one that is not there: those that begin alike, and the first ones."""
+    """Return names of tasks to suggest for an unknown one: those with the same beginning, and the first ones."""
     alike = f"name ILIKE '{task[:3]}%'"
     pages = ask(alike, _NEAR, None), ask(None, _NEAR, None)
     return sorted({model.name for page in pages for model in page if _is_adapter(model)})

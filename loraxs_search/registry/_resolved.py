@@ -1,4 +1,4 @@
-"""What names meant when they were last resolved: for when the registry is away, or has not changed since."""
+"""What names meant when they were last resolved: used when the registry is unreachable, or unchanged since."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Resolved:
     stamp: str | None = None
 
     def is_fresh(self, stamp: str | None) -> bool:
-        """Whether the name is sure to mean the same still."""
+        """Whether the name certainly still means the same."""
         return stamp is not None and stamp == self.stamp
 
 

@@ -28,7 +28,7 @@ _OTHER_WAYS_IN = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACK
 
 
 class UnansweredError(Exception):
-    """The server did not give what was asked for: MLflow's client finds out why. It never leaves this room."""
+    """The server did not answer the request: MLflow's client finds out why. Raised within this package only."""
 
 
 def plainly(uri: str, ask: Callable[[], _T], by_client: Callable[[], _T], *, when: bool = True) -> _T:

@@ -1,4 +1,4 @@
-"""The highest sequence number that this machine has seen signed for each name: what is older is not taken again."""
+"""The highest sequence number that this machine has seen signed for each name: older ones are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signing what aliases mean, where the team has a key. Called by whoever holds the promotion lock."""
+"""Signing what aliases mean, where the team has a key. Called by the holder of the promotion lock."""
 
 from __future__ import annotations
 

@@ -60,22 +60,22 @@ def comparable(
     if key(recorded) == key(finalist) or (rows is not None and recorded.base_digest == finalist.base_digest):
         return ComparedChampion(champion, Scored(recorded, rows))
     name = f"{champion.task}:{champion.version}"
-    lacking = "is of another base" if rows is not None else "has no answers to these test rows"
+    reason = "is of another base" if rows is not None else "has no answers to these test rows"
     try:
         if rescore is None:
             raise LoraxsError("nobody here can score it")
         rescored = rescore(champion)
     except LoraxsError as error:
-        note = f"the champion {name} {lacking} and could not be scored anew: {error.message}"
+        note = f"the champion {name} {reason} and could not be scored anew: {error.message}"
         return ComparedChampion(champion, Scored(recorded, rows), note)
-    anew = replace(
+    rescored_candidate = replace(
         recorded,
         test_metrics=rescored.test_metrics,
         data_fingerprint=rescored.data_fingerprint,
         test_fingerprint=rescored.test_fingerprint,
     )
-    note = f"the champion {name} {lacking}: it was scored anew"
-    return ComparedChampion(champion, Scored(anew, rescored.rows), note)
+    note = f"the champion {name} {reason}: it was scored anew"
+    return ComparedChampion(champion, Scored(rescored_candidate, rescored.rows), note)
 
 
 @dataclass(frozen=True, eq=False)

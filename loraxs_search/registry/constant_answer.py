@@ -1,4 +1,4 @@
-"""The constant answer: one and the same for every test row. A first champion must beat it significantly."""
+"""The constant answer: the same for every test row. A first champion must beat it significantly."""
 
 from __future__ import annotations
 

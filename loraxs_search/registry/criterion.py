@@ -42,7 +42,7 @@ class Criterion:
 
 
 def better_when(metric: str, otherwise: Direction) -> Direction:
-    """Return which way a metric is better, as the task kinds have it."""
+    """Return which way a metric is better, as its task kind declares."""
     from loraxs_search.tasks.kinds import find_metric  # numpy, which reading a champion does without
 
     known = find_metric(metric)

@@ -42,9 +42,9 @@ def publish(client: MlflowClient, uri: str, base_digest: str, base_id: str, fact
         factors: Key to checksum, as the manifest has them. Files that this machine lacks are left out, with a notice.
     """
     here = {f"{key}-{checksum[:16]}.safetensors": factors_at(key, checksum) for key, checksum in factors.items()}
-    lacking = [name for name, path in here.items() if path is None]
-    if lacking:
-        _logger.warning("%d factor files of %s are not on this machine and not registered", len(lacking), base_id)
+    missing = [name for name, path in here.items() if path is None]
+    if missing:
+        _logger.warning("%d factor files of %s are not on this machine and not registered", len(missing), base_id)
     if not any(here.values()):
         return
     source, model_id = _set_for(client, uri, base_digest, base_id)
@@ -66,8 +66,8 @@ def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:
     Raises:
         IntegrityError: a file is not what its name says; it is not kept.
     """
-    lacking = {key: checksum for key, checksum in factors.items() if lacks_factors(key, checksum)}
-    if not lacking:
+    missing = {key: checksum for key, checksum in factors.items() if lacks_factors(key, checksum)}
+    if not missing:
         return 0
     factor_set = _known(uri, base_digest)
     if factor_set is None:
@@ -75,7 +75,7 @@ def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:
         return 0
     source, _ = factor_set
     sizes = _listed(source, uri)
-    wanted = [(key, checksum, f"{key}-{checksum[:16]}.safetensors") for key, checksum in lacking.items()]
+    wanted = [(key, checksum, f"{key}-{checksum[:16]}.safetensors") for key, checksum in missing.items()]
     with ThreadPoolExecutor(_AT_ONCE, "factors") as threads:
         return sum(threads.map(lambda item: _fetch(source, uri, sizes, *item) if item[2] in sizes else False, wanted))
 

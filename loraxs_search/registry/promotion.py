@@ -127,12 +127,12 @@ class _AppliedRule:
         if gain > NOISE and gain >= self.rule.min_gain - NOISE:
             if p is None or p <= self.level + NOISE:
                 return _Verdict(True, f"{against}, at least min_gain={self.rule.min_gain:g}{sureness}", look)
-            lacking = f"not significant{sureness}"
+            shortfall = f"not significant{sureness}"
         else:
             wanted = f"min_gain={self.rule.min_gain:g}" if self.rule.min_gain > 0 else "more than nothing"
-            lacking = f"less than wanted ({wanted})"
+            shortfall = f"less than wanted ({wanted})"
         tolerated, why = self._tolerated(champion)
-        return _Verdict(tolerated, f"{against}, {why if tolerated else lacking + why}", look)
+        return _Verdict(tolerated, f"{against}, {why if tolerated else shortfall + why}", look)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _tolerated(self, champion: Scored) -> tuple[bool, str]:

@@ -1,4 +1,4 @@
-"""Is one adapter better than another on the same test rows, or is it luck? Pure: answers in, a probability out."""
+"""Whether one adapter is better than another on the same test rows, or by chance: answers in, a probability out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loraxs_search.registry.test_predictions import ScoredRows
 from loraxs_search.tasks.kinds import Metric, find_metric
 
 NUM_RESAMPLES = 2000
-_BEYOND = 20  # resamples that a chance of just the level is made of: fewer could not tell it from nothing
+_BEYOND = 20  # resamples that make up a chance equal to the level: with fewer it could not be told from zero
 _CHUNK_BYTES = 16 * 2**20
 _SEED = 0
 
@@ -21,82 +21,88 @@ Numbers = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 
-def p_value(metric: str, sign: float, ours: ScoredRows, theirs: ScoredRows, level: float = 0.05) -> float | None:
-    """Return the chance of seeing `ours` ahead by this much if it were no better; None where rows cannot tell.
+def p_value(metric: str, sign: float, first: ScoredRows, second: ScoredRows, level: float = 0.05) -> float | None:
+    """Return the chance of seeing `first` ahead by this much if it were no better; None where rows cannot tell.
 
     Shares of right answers, such as accuracy: the exact one-sided McNemar test. Others: a paired bootstrap over rows;
-    the share of resamples in which `ours` is not ahead. The same rows give the same number, on every machine.
+    the share of resamples in which `first` is not ahead. The same rows give the same number, on every machine.
 
     Args:
         sign: 1 when more is better, -1 when less is.
-        level: Chance that the answer is held to: a small one takes more resamples.
+        level: The chance that the result is compared with: a small one needs more resamples.
     """
     known = find_metric(metric)
-    if known is None or not ours.same_rows(theirs) or not len(ours.labels):
+    if known is None or not first.same_rows(second) or not len(first.labels):
         return None
     if known.is_share:
-        return _mcnemar(ours, theirs)
+        return _mcnemar(first, second)
     num_resamples = max(NUM_RESAMPLES, math.ceil(_BEYOND / level))
-    gains = sign * _resampled_gains(known, ours, theirs, num_resamples)
+    gains = sign * _resampled_gains(known, first, second, num_resamples)
     return float((1 + np.count_nonzero(gains <= 0)) / (1 + len(gains)))
 
 
-def _mcnemar(ours: ScoredRows, theirs: ScoredRows) -> float:
+def _mcnemar(first: ScoredRows, second: ScoredRows) -> float:
     from scipy.stats import binomtest
 
-    right, other_right = ours.predictions == ours.labels, theirs.predictions == theirs.labels
-    won, lost = int(np.count_nonzero(right & ~other_right)), int(np.count_nonzero(~right & other_right))
+    first_right, second_right = first.predictions == first.labels, second.predictions == second.labels
+    won, lost = int(np.count_nonzero(first_right & ~second_right)), int(np.count_nonzero(~first_right & second_right))
     return float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
 
 
-def _resampled_gains(metric: Metric, ours: ScoredRows, theirs: ScoredRows, num_resamples: int) -> Numbers:
+def _resampled_gains(metric: Metric, first: ScoredRows, second: ScoredRows, num_resamples: int) -> Numbers:
     random = np.random.default_rng(_SEED)
-    if metric.name in OF_COUNTS and ours.labels.dtype.kind == "i":
-        return _gains_of_counts(OF_COUNTS[metric.name], ours, theirs, random, num_resamples)
-    if metric.name in OF_NUMBERS and ours.labels.dtype.kind == "f":
-        return _gains_of_numbers(OF_NUMBERS[metric.name], ours, theirs, random, num_resamples)
-    score, size, labels = metric.score, len(ours.labels), ours.labels
+    if metric.name in OF_COUNTS and first.labels.dtype.kind == "i":
+        return _gains_of_counts(OF_COUNTS[metric.name], first, second, random, num_resamples)
+    if metric.name in OF_NUMBERS and first.labels.dtype.kind == "f":
+        return _gains_of_numbers(OF_NUMBERS[metric.name], first, second, random, num_resamples)
+    score, size, labels = metric.score, len(first.labels), first.labels
     gains = []
     for _ in range(num_resamples):
         rows = random.integers(size, size=size)
-        gains.append(score(ours.predictions[rows], labels[rows]) - score(theirs.predictions[rows], labels[rows]))
+        gains.append(score(first.predictions[rows], labels[rows]) - score(second.predictions[rows], labels[rows]))
     return np.array(gains)
 
 
 # ---- metrics of classes, of many resamples at once -------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """How often each label is true, is answered, and is both, each of shape (resamples, labels)."""
+    """How often each label is true, answered, and both; each of shape (resamples, labels)."""
 
     true: Numbers
-    said: Numbers
+    answered: Numbers
     hits: Numbers
 
 
 def _gains_of_counts(
     score: Callable[[Counts], Numbers],
-    ours: ScoredRows,
-    theirs: ScoredRows,
+    first: ScoredRows,
+    second: ScoredRows,
     random: np.random.Generator,
     num_resamples: int,
 ) -> Numbers:
-    """Resample all rows at once: how often each (label, our answer, their answer) is drawn is multinomial.
+    """Resample all rows at once: how often each (label, first answer, second answer) is drawn is multinomial.
 
     Only combinations that occur take part, at most one a row, and resamples are drawn in chunks: memory grows with
     neither the number of labels nor that of resamples.
     """
-    triples = np.stack([ours.labels, ours.predictions, theirs.predictions])
+    triples = np.stack([first.labels, first.predictions, second.predictions])
     cells, counts = np.unique(triples, axis=1, return_counts=True)  # (3, cells)
-    labels, our_answers, their_answers = cells
+    labels, first_answers, second_answers = cells
     n, gains = 1 + int(cells.max()), []
     for size in _chunks(num_resamples, max(len(counts), n)):
         drawn = random.multinomial(counts.sum(), counts / counts.sum(), size=size).astype(np.float64)
         true = _summed(drawn, labels, n)
-        mine, other = (
-            score(Counts(true, _summed(drawn, said, n), _summed(drawn[:, said == labels], labels[said == labels], n)))
-            for said in (our_answers, their_answers)
+        first_scores, second_scores = (
+            score(
+                Counts(
+                    true,
+                    _summed(drawn, answered, n),
+                    _summed(drawn[:, answered == labels], labels[answered == labels], n),
+                )
+            )
+            for answered in (first_answers, second_answers)
         )
-        gains.append(mine - other)
+        gains.append(first_scores - second_scores)
     return np.concatenate(gains)
 
 
@@ -122,7 +128,7 @@ def _ratio(top: Numbers, bottom: Numbers) -> Numbers:
 
 def _f1_per_label(counts: Counts) -> tuple[Numbers, npt.NDArray[np.bool_]]:
     """F1 of each label, and whether it occurs at all."""
-    seen = counts.true + counts.said
+    seen = counts.true + counts.answered
     return _ratio(2 * counts.hits, seen), seen > 0
 
 
@@ -137,9 +143,9 @@ def _macro_f1(counts: Counts) -> Numbers:
 
 
 def _matthews(counts: Counts) -> Numbers:
-    true, said, size = counts.true, counts.said, counts.true.sum(1)
-    top = counts.hits.sum(1) * size - (true * said).sum(1)
-    bottom = np.sqrt((size**2 - (said**2).sum(1)) * (size**2 - (true**2).sum(1)))
+    true, answered, size = counts.true, counts.answered, counts.true.sum(1)
+    top = counts.hits.sum(1) * size - (true * answered).sum(1)
+    bottom = np.sqrt((size**2 - (answered**2).sum(1)) * (size**2 - (true**2).sum(1)))
     return _ratio(top, bottom)
 
 
@@ -149,26 +155,28 @@ OF_COUNTS: dict[str, Callable[[Counts], Numbers]] = {"f1": _f1, "macro_f1": _mac
 # ---- metrics of numbers, of many resamples at once -------------------------------------------------------------------
 def _gains_of_numbers(
     score: Callable[[Numbers, Numbers], Numbers],
-    ours: ScoredRows,
-    theirs: ScoredRows,
+    first: ScoredRows,
+    second: ScoredRows,
     random: np.random.Generator,
     num_resamples: int,
 ) -> Numbers:
     """Resample rows in chunks: the same rows as if they were drawn one resample after another, scored in float64."""
-    mine, other, labels = (x.astype(np.float64) for x in (ours.predictions, theirs.predictions, ours.labels))
+    first_answers, second_answers, labels = (
+        x.astype(np.float64) for x in (first.predictions, second.predictions, first.labels)
+    )
     gains = []
     for size in _chunks(num_resamples, len(labels)):
         rows = random.integers(len(labels), size=(size, len(labels)))
         true = labels[rows]
-        gains.append(score(mine[rows], true) - score(other[rows], true))
+        gains.append(score(first_answers[rows], true) - score(second_answers[rows], true))
     return np.concatenate(gains)
 
 
-def _pearson(said: Numbers, true: Numbers) -> Numbers:
+def _pearson(answered: Numbers, true: Numbers) -> Numbers:
     """Return the correlation of each row of two arrays of shape (resamples, N); 0 where one of them is constant."""
-    said_apart, true_apart = (x - x.mean(1, keepdims=True) for x in (said, true))
-    top = np.einsum("rn,rn->r", said_apart, true_apart)
-    bottom = _length(said_apart, said) * _length(true_apart, true)
+    answered_apart, true_apart = (x - x.mean(1, keepdims=True) for x in (answered, true))
+    top = np.einsum("rn,rn->r", answered_apart, true_apart)
+    bottom = _length(answered_apart, answered) * _length(true_apart, true)
     return _ratio(top, bottom)
 
 
@@ -178,8 +186,8 @@ def _length(apart: Numbers, values: Numbers) -> Numbers:
     return np.where(constant, 0.0, np.sqrt(np.einsum("rn,rn->r", apart, apart)))
 
 
-def _mse(said: Numbers, true: Numbers) -> Numbers:
-    return np.asarray(((said - true) ** 2).mean(1))
+def _mse(answered: Numbers, true: Numbers) -> Numbers:
+    return np.asarray(((answered - true) ** 2).mean(1))
 
 
 OF_NUMBERS: dict[str, Callable[[Numbers, Numbers], Numbers]] = {"pearson": _pearson, "mse": _mse}

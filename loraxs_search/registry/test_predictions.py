@@ -1,4 +1,4 @@
-"""An adapter's answers to the test rows, one by one: what two adapters are compared by, and a small file of them."""
+"""An adapter's answer to each test row, by which two adapters are compared, and its file format."""
 
 from __future__ import annotations
 

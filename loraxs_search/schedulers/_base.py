@@ -25,7 +25,7 @@ class SchedulerParameter:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """What a scheduler decides by.
+    """The settings that a scheduler decides by.
 
     Args:
         direction: Whether larger or smaller scores are better.
@@ -92,7 +92,7 @@ class Scheduler(ABC):
 
     @abstractmethod
     def decide(self, trial: ScoredTrial) -> str | None:
-        """Take in one report; return why the trial stops, for people, or None where it goes on.
+        """Decide on one report; return why the trial stops, for people, or None if it goes on.
 
         Called once for each step of a trial. About a trial at its last step too, whose answer counts for nothing.
         """
@@ -106,12 +106,12 @@ class Scheduler(ABC):
         if step > self._steps.get(trial_id, 0):
             self._steps[trial_id] = step
             reason = self.decide(ScoredTrial(trial_id, step, report.metrics[metric], report.peers))
-            self.stopped.pop(trial_id, None)  # it has gone on all the same, in a study of an earlier version
+            self.stopped.pop(trial_id, None)  # it went on nevertheless, in a study of an earlier version
             if reason is not None and step < self.config.max_steps:
                 self.stopped[trial_id] = reason
         return self.stopped.get(trial_id)
 
     def replay(self, reports: Iterable[TrialReport], metric: str) -> None:
-        """Take in what was reported before a restart, in the order in which it came."""
+        """Replay the reports from before a restart, in their order."""
         for report in reports:
             self.report(report, metric)

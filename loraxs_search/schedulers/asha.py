@@ -39,7 +39,7 @@ class ASHA(Scheduler):
             step *= self._factor
 
     def decide(self, trial: ScoredTrial) -> str | None:
-        """Hold a trial against all that reached the highest of its rungs at which it has not been judged."""
+        """Compare a trial with all that reached the highest of its rungs at which it has not been judged."""
         for peer, (step, score) in trial.peers.items():
             self._announce(peer, step, self._sign * score)
         if trial.step >= self.config.max_steps:
@@ -81,14 +81,14 @@ class Rung:
         return trial_id in self._scores
 
     def add(self, trial_id: str, score: float) -> None:
-        """Put in the score of a trial that is not there yet."""
+        """Add the score of a trial that has none yet."""
         assert trial_id not in self._scores, "a trial reaches a rung once"
         self._scores[trial_id] = score
         if not math.isnan(score):
             bisect.insort(self._ordered, score)
 
     def discard(self, trial_id: str) -> None:
-        """Take out the score of a trial, if it is there."""
+        """Remove the score of a trial, if it has one."""
         score = self._scores.pop(trial_id, math.nan)
         self.announced.discard(trial_id)
         if not math.isnan(score):

@@ -13,7 +13,7 @@ name a `method` of `loraxs_search.methods`, which has parameters of its own; `lo
 where `when` makes the parameter present only if the others have one of these values, and `else` is its value if not;
 without `else` it is left out and its default stands. `target_modules` are group expressions, see `resolve_modules`.
 
-The room imports no torch; Optuna is loaded when a distribution is asked for.
+The package imports no torch; Optuna is loaded when a distribution is asked for.
 """
 
 from loraxs_search.search_space._describe import GroupDescription, ShapeDescription, SpaceDescription, describe

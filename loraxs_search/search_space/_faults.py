@@ -1,4 +1,4 @@
-"""Faults of a space file: each has a location, all are told at once, in file order."""
+"""Faults of a space file: each has a location, and all are reported at once, in file order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True, order=True)
 class SourceLocation:
-    """Where a value was written: `order` sorts locations as a reader meets them, `text` names one for people."""
+    """Where a value was written: `order` sorts locations in reading order, `text` names one for people."""
 
     order: tuple[int, int]
     text: str
@@ -24,10 +24,10 @@ class SourceLocation:
 
 @dataclass(frozen=True)
 class Fault:
-    """One broken law: the key it concerns and the sentence that says what the law is and what was got.
+    """One broken rule: its key, and a sentence with the rule and the value.
 
     Args:
-        location: Where it stands, when that is not simply where the key is.
+        location: Where the value was written; None means at the key.
     """
 
     path: KeyPath
@@ -36,7 +36,7 @@ class Fault:
 
 
 class Faults(list[Fault]):
-    """Collects faults while a space is read, so that one error can tell all of them."""
+    """Collects faults while a space is read, so that one error can report all of them."""
 
     def add(self, path: KeyPath, message: str, location: SourceLocation | None = None) -> None:
         self.append(Fault(path, message, location))
@@ -78,6 +78,6 @@ def dotted(path: KeyPath) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as it would stand in the file, cut short when it is long."""
+    """Return a value as it would be written in the file, shortened when it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."

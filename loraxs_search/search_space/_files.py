@@ -31,11 +31,11 @@ def find_file(path_or_name: str) -> tuple[Path, str]:
         raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=_hint(path_or_name))
     if Path(path_or_name).name == path_or_name:  # no folder in it: may be a shipped space's name
         try:
-            found = shipped_space_path(path_or_name)
+            shipped = shipped_space_path(path_or_name)
         except UsageError:
             pass
         else:
-            return found, str(found)
+            return shipped, str(shipped)
     raise SpaceError(
         f"`space` must be a YAML file or the name of a shipped space, but there is no {path_or_name}.",
         hint=_hint(path_or_name),

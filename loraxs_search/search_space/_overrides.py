@@ -25,17 +25,17 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
 
 
 def _put(document: Document, keys: tuple[str, ...], text: str, location: SourceLocation) -> None:
-    holder: dict[str, Any] = document.data
+    parent: dict[str, Any] = document.data
     for depth, key in enumerate(keys[:-1], start=1):
-        inner = holder.setdefault(key, {})
+        inner = parent.setdefault(key, {})
         if depth == 1 and isinstance(inner, str) and key in _SHORTHANDS:
-            inner = holder[key] = {_SHORTHANDS[key]: inner}
+            inner = parent[key] = {_SHORTHANDS[key]: inner}
         if not isinstance(inner, dict):
             message = f"must lead through keys, but {'.'.join(keys[:depth])} holds {shown(inner)}."
             document.faults.add(keys, message, location)
             return
         document.locations.setdefault(keys[:depth], location)
-        holder = inner
+        parent = inner
     forget(document, keys)
     document.locations[keys] = location
-    holder[keys[-1]] = parse_value(document, text, keys, location)
+    parent[keys[-1]] = parse_value(document, text, keys, location)

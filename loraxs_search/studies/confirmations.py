@@ -1,4 +1,4 @@
-"""What is known of a study's candidates, file by file: a killed driver finds here what it has done."""
+"""Results on a study's candidates, file by file, so that a driver that was killed continues from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Confirmations:
         write_atomic(self._path / f"{candidate.trial_id}.json", to_json(candidate, indent=2))
 
     def rows_path(self, trial_id: str) -> Path:
-        """Return where the finalist's answers to the test rows lie, as a safetensors file."""
+        """Return the safetensors file with the finalist's answers to the test rows."""
         return self._path / f"{trial_id}.safetensors"
 
     def refit(self, name: str) -> Refit | None:
@@ -39,7 +39,7 @@ class Confirmations:
         return from_json(_RefitFile, path.read_bytes()).refit if path.exists() else None
 
     def write_refit(self, name: str, refit: Refit) -> None:
-        """Keep a refit that has come to its end."""
+        """Keep a finished refit."""
         write_atomic(self._path / f"{name}.refit.json", to_json(_RefitFile(refit)))
 
     def validation(self, name: str) -> Mapping[str, float] | None:

@@ -242,11 +242,11 @@ class StudyFolder:
         return self.path / "adapters" / trial_id
 
     def write_candidates(self, candidates: list[Candidate]) -> None:
-        """Record the scored candidates; their presence says that the search came to its end."""
+        """Record the scored candidates; their presence means that the search is finished."""
         write_atomic(self.path / "candidates.json", to_json({"at": time.time(), "candidates": candidates}, indent=2))
 
     def candidates(self) -> list[Candidate] | None:
-        """Return the scored candidates, best first by validation, or None when the search has not come to its end."""
+        """Return the scored candidates, best first by validation, or None when the search is not finished."""
         path = self.path / "candidates.json"
         return read_record(_CandidateFile, path).candidates if path.exists() else None
 

@@ -64,7 +64,7 @@ class Journal:
         for line in self._log.new_lines():
             try:
                 self._apply(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:  # no JSON, or none that is an event
+            except (ValueError, KeyError, TypeError) as error:  # not JSON, or not an event
                 raise StudyError(
                     f"Every line of a journal must be an event, but {self._log.path} is damaged "
                     f"at byte {self._log.end}.",

@@ -100,7 +100,7 @@ class Lease:
             self._renewed_at = began
 
     def release(self) -> None:
-        """Let another driver go on at once; where the storage is away, it waits as after a kill."""
+        """Let another driver continue at once; if the storage is unreachable, that driver waits as after a kill."""
         with self._lock, contextlib.suppress(LoraxsError):
             self._info = replace(self._info, released=True)
             self._write_info()
@@ -123,7 +123,7 @@ class Lease:
         content = to_json(self._info).encode()
         try:
             self._version = self._storage.write(self._key(self._generation), content, self._version)
-        except StorageConflictError:  # taken over, or written by a try of ours that was given up
+        except StorageConflictError:  # taken over, or written by an earlier try of this driver
             self._version = self._own_version()
             self._version = self._storage.write(self._key(self._generation), content, self._version)
 
@@ -182,7 +182,7 @@ class Lease:
 
 
 def _holder(content: bytes | None) -> LeaseInfo | None:
-    """Return who an object names; None for one that is just being written, or is of another kind."""
+    """Return the holder that an object names; None for one that is being written, or is of another kind."""
     try:
         return from_json(LeaseInfo, content) if content else None
     except ValueError:

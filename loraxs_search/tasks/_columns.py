@@ -7,7 +7,7 @@ from typing import Any
 
 
 class MalformedFileError(Exception):
-    """A file is not what its ending says; the message begins with the file's name left out."""
+    """A file is not of the format that its ending names; the message leaves the file's name to the caller."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -16,12 +16,12 @@ class MalformedFileError(Exception):
 
 @dataclass(frozen=True)
 class Columns:
-    """What was read of one file, or of one split of the hub.
+    """Columns read from one file, or from one split of the hub.
 
     Args:
-        available: Every column that there is.
-        values: The columns that were asked for and are there, each with one value a row.
-        lines: Where each row begins in its file; None where rows have no lines.
+        available: Every column of the source.
+        values: The requested columns that exist, each with one value a row.
+        lines: The line where each row begins in its file; None where rows have no lines.
         stored_names: Label names that the data themselves give to their ids.
     """
 

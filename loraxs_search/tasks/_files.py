@@ -1,4 +1,4 @@
-"""Local data files: what they hold, by their ending."""
+"""Local data files, read by the format that their ending names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
 def file_format(path: Path) -> str:
-    """Return the ending that says what a file holds.
+    """Return the ending that names a file's format.
 
     Raises:
         MalformedFileError: it is none that can be read.
@@ -88,13 +88,13 @@ def _read_parquet(content: bytes, wanted: Sequence[str]) -> Columns:
 
     try:
         schema = parquet.read_schema(pa.BufferReader(content))
-        there = [name for name in wanted if name in schema.names]
-        if twice := [name for name in there if schema.names.count(name) > 1]:
+        present = [name for name in wanted if name in schema.names]
+        if twice := [name for name in present if schema.names.count(name) > 1]:
             raise MalformedFileError(
                 f"must name each column once, but has {', '.join(map(repr, twice))} twice", hint="rename one of the two"
             )
-        table = parquet.read_table(pa.BufferReader(content), columns=there)
-        values = {name: table.column(name).to_pylist() for name in there}
+        table = parquet.read_table(pa.BufferReader(content), columns=present)
+        values = {name: table.column(name).to_pylist() for name in present}
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise MalformedFileError(f"must be a Parquet file, but: {reason}", hint="write it again") from error

@@ -1,4 +1,4 @@
-"""Turn a stored label column into ids or numbers, or say every value that does not fit."""
+"""Turns a stored label column into ids or numbers, or reports every value that does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base that a task is to be learnt on; where it is not found, the error lists the rows' faults too."""
+"""Finds the base of a task; where it is missing, the error lists the faults of the rows too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from loraxs_search.tasks.prepared import load_data
 
 
 def locate_for(task: Task, ref: BaseModelRef) -> BaseModel:
-    """Find a base model as `locate` does; a user who has to put that right hears at once what else is wrong.
+    """Find a base model as `locate` does; a user who must fix that sees at once what else is wrong.
 
     Raises:
         BaseModelError: it is not found, or not what it should be; its message has the faults of the task's rows too.

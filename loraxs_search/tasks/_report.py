@@ -1,4 +1,4 @@
-"""What splits share, and what they repeat: counted once for each content."""
+"""Rows that splits share or repeat: counted once for each content."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from loraxs_search.records import DataReport, Split, SplitOverlap, to_json
 from loraxs_search.tasks._rows import SPLITS
 from loraxs_search.tasks.rows import Rows
 
-# Scores are taken on the first, after learning or choosing on the second.
+# The first is scored after training or selection on the second.
 _COMPARED: tuple[tuple[Split, Split], ...] = (("validation", "train"), ("test", "train"), ("test", "validation"))
-_VERSION = "1"  # raised whenever the same rows are counted in another way
+_VERSION = "1"  # raise when the same rows are counted in another way
 _Row = tuple[str, ...]
 
 
@@ -39,7 +39,7 @@ def _read(known: dict[str, Any]) -> DataReport:
 
 
 def data_report(rows: Mapping[Split, Rows]) -> DataReport:
-    """Count rows whose text stands in another split or stands twice, and texts that are empty."""
+    """Count rows whose text is also in another split or repeated, and rows with an empty text."""
     exact = {name: _texts(split) for name, split in rows.items()}
     folded = {name: [tuple(map(_fold, row)) for row in split] for name, split in exact.items()}
     exact_sets, folded_sets = ({name: set(split) for name, split in side.items()} for side in (exact, folded))

@@ -30,7 +30,7 @@ _CARVE_SEED = "loraxs-search carve 1"
 
 
 def read_rows(kind: TaskKind, cache_dir: Path) -> dict[Split, Rows]:
-    """Read and validate the splits that there are and carve those that there are not.
+    """Read and validate the splits that exist, and carve the others from train.
 
     The rows of a file are cached by its content, so that it is parsed once.
 
@@ -82,7 +82,7 @@ def _column_digest(column: list[str]) -> bytes:
 
 
 def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
-    """Return at most `limit` of n row numbers, ascending: the same ones always, drawn by a hash of the number."""
+    """Return at most `limit` of n row numbers, ascending: always the same ones, drawn by a hash of the number."""
     if limit is None or limit >= n:
         return np.arange(n, dtype=np.int64)
     keys = [hashlib.blake2b(str(row).encode(), digest_size=8).digest() for row in range(n)]
@@ -124,10 +124,10 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
     """
     train = rows["train"]
     order: tuple[Split, ...] = ("test", "validation")
-    lacking = [name for name in order if name not in rows]
-    if lacking and len(train) < _FEWEST:
+    missing = [name for name in order if name not in rows]
+    if missing and len(train) < _FEWEST:
         raise TaskDataError(
-            f"Task {task.name}: train must have at least {_FEWEST} rows where {' and '.join(lacking)} are carved from "
+            f"Task {task.name}: train must have at least {_FEWEST} rows where {' and '.join(missing)} are carved from "
             f"it, a tenth each, but {place} gives {len(train)}.",
             hint="give more rows, or the other splits as files of their own",
         )
@@ -135,11 +135,11 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
     size = max(1, round(len(train) * _CARVED_SHARE))
     ranked = np.sort(keys)
     carved, low = dict(rows), ""
-    for position, name in enumerate(lacking, start=1):
+    for position, name in enumerate(missing, start=1):
         high = str(ranked[min(position * size, len(ranked)) - 1])
         carved[name] = train.take(np.flatnonzero((keys > low) & (keys <= high)))
         low = high
-    carved["train"] = train.take(np.flatnonzero(keys > low)) if lacking else train
+    carved["train"] = train.take(np.flatnonzero(keys > low)) if missing else train
     for name in SPLITS:
         if not len(carved[name]):
             raise TaskDataError(

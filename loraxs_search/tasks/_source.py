@@ -1,4 +1,4 @@
-"""A split as stored, wherever it is from: its name among others, and the columns that it must have."""
+"""Stored splits of any source: which names they have, and the columns that they must have."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class StoredSplit(Protocol):
     """A split that can be read.
 
     Args:
-        is_file: Whether the user holds it, and can correct it.
+        is_file: Whether it is the user's own file, which they can correct.
     """
 
     is_file: bool
 
     @property
     def name(self) -> str:
-        """Where it is from, for messages."""
+        """Its source, for messages."""
         ...
 
     @property
     def digest(self) -> str | None:
-        """What decides its rows, to cache them by; None where something else caches them."""
+        """What identifies its rows in the cache; None where something else caches them."""
         ...
 
     def read(self, task: Task) -> Columns:

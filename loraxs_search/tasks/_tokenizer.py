@@ -1,4 +1,4 @@
-"""What a tokenizer is, as far as it decides a task's tokens."""
+"""The identity of a tokenizer, as far as it decides a task's tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loraxs_search.records import Task, to_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_VERSION = "1"  # part of the cache key: raised whenever the same inputs give other tokens
+_VERSION = "1"  # part of the cache key: raise when the same inputs give other tokens
 _UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30
 
 
@@ -41,7 +41,7 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def check_max_length(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a `max_length` that leaves no room for text, or that the base model cannot take.
+    """Refuse a `max_length` that leaves no space for text, or that the base model cannot take.
 
     Raises:
         TaskDataError: it is outside the range; the message has the range.

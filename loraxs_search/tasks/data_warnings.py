@@ -1,4 +1,4 @@
-"""What people should know of a task's rows before they trust a score. No torch here."""
+"""Warnings about a task's rows that people should read before they trust a score. No torch here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _FEW = 30
 
 
 def data_warnings(report: DataReport, num_scored: Mapping[Split, int]) -> list[str]:
-    """Return a sentence for each thing that may be meant but makes scores mean less than they seem to.
+    """Return a sentence for each property, intended or not, that makes scores mean less than they seem to.
 
     Args:
-        num_scored: Rows of each split that are scored, which of validation may be a part.
+        num_scored: Rows of each split that are scored, for validation maybe a part.
     """
     return [*_overlaps(report), *_repeated(report), *_blank(report), *_few(num_scored)]
 

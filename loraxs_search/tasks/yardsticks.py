@@ -1,4 +1,4 @@
-"""What a task's rows give without any adapter: the best constant answer, and a linear model on TF-IDF of the texts."""
+"""Yardsticks without a base model: the best constant answer, and a linear model on TF-IDF of the texts."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ SplitOutputs = Iterator[tuple[Split, npt.NDArray[Any]]]
 
 _MAX_CONSTANTS = 32  # the likeliest ones; a metric is computed for each
 _ALPHA = 1.0  # of ridge regression on rows of unit length
-_TOLERANCE = 1e-2  # a few iterations: more change no score that can be told apart
+_TOLERANCE = 1e-2  # a few iterations: more do not change a score visibly
 _MAX_TERMS = 100_000
-_MAX_CHARACTERS = 4_000_000  # of train texts, with few labels: seconds
-_MANY_LABELS = 20  # beyond, time grows with their number
-_CHARACTERS_A_TOKEN = 8  # what the base does not see of a long text is left out
+_MAX_CHARACTERS = 4_000_000  # of train texts; a few seconds with few labels
+_MANY_LABELS = 20  # above this, time grows with their number
+_CHARACTERS_A_TOKEN = 8  # the part of a long text that the base does not see is left out
 # Words, single marks, and single characters of scripts that put no space between words.
 _TERM = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+|[^\w\s]"
 _CHECK_EVERY = 256  # texts
 
 
 class OutOfTimeError(Exception):
-    """A yardstick would take longer than all may take."""
+    """The yardsticks would take longer than their limit."""
 
 
 class TimeLimit:
-    """Seconds of the calling thread's own time on the processor: what others compute beside it does not count.
+    """Seconds of the calling thread's own time on the processor: other threads do not count.
 
     Args:
         now: A clock in seconds.
@@ -46,11 +46,11 @@ class TimeLimit:
         self._limit_s, self._now, self._started = seconds, now, now()
 
     def spent(self) -> float:
-        """Return the seconds that are gone."""
+        """Return the seconds spent so far."""
         return self._now() - self._started
 
     def check(self, expected_s: float = 0.0) -> None:
-        """Go on only when the limit is not over, nor will be after `expected_s` more.
+        """Raise if the limit is over, or would be after `expected_s` more.
 
         Raises:
             OutOfTimeError: it is, or will be.
@@ -61,9 +61,9 @@ class TimeLimit:
 
 
 def constant(data: PreparedTask) -> Yardstick:
-    """Return the scores of the one answer that is best on the train rows, by the metric that is searched for.
+    """Return the scores of the constant answer that is best on the train rows, by the search's metric.
 
-    Of answers that are equally good the likeliest wins: the most frequent label, or the mean.
+    Of equally good answers the likeliest wins: the most frequent label, or the mean.
     """
     started = time.thread_time()
     task, kind, train = data.task, data.kind, data.labels("train")
@@ -78,10 +78,10 @@ def constant(data: PreparedTask) -> Yardstick:
 
 
 def scored(name: YardstickName, data: PreparedTask, form: LinearForm, outputs: Callable[[], SplitOutputs]) -> Yardstick:
-    """Score what a linear model answers to each split; whatever goes wrong is said in the result.
+    """Score a linear model's answers to each split; an error is reported in the result.
 
     Args:
-        outputs: Trains the model and yields what it gives for the validation split, then for the test split.
+        outputs: Trains the model and yields its outputs for the validation split, then for the test split.
     """
     started = time.thread_time()
     metrics: dict[Split, dict[str, float]] = {}
@@ -103,9 +103,9 @@ def failure(error: BaseException) -> str:
 
 
 def tfidf(data: PreparedTask, form: LinearForm, limit: TimeLimit) -> SplitOutputs:
-    """Yield what is given by ridge regression on TF-IDF of words and pairs of words, fitted on the train rows.
+    """Yield the outputs of ridge regression on TF-IDF of words and word pairs, fitted on the train rows.
 
-    Train rows beyond what takes a few seconds are left out, always the same ones.
+    Train rows that would take more than a few seconds are left out, always the same ones.
 
     Raises:
         OutOfTimeError: the texts of a split take too long.
@@ -114,10 +114,10 @@ def tfidf(data: PreparedTask, form: LinearForm, limit: TimeLimit) -> SplitOutput
     from sklearn.linear_model import Ridge
 
     rows = _rows(data)
-    kept = _train_rows(rows["train"], form.num_outputs)
-    terms = _Terms(rows["train"].take(kept), limit)
+    chosen = _train_rows(rows["train"], form.num_outputs)
+    terms = _Terms(rows["train"].take(chosen), limit)
     model = Ridge(alpha=_ALPHA, solver="sparse_cg", tol=_TOLERANCE)
-    model.fit(terms.train, form.targets(data.labels("train")[kept]))
+    model.fit(terms.train, form.targets(data.labels("train")[chosen]))
     order: tuple[Split, ...] = ("validation", "test")
     for split in order:
         yield split, model.predict(terms.of(rows[split])).reshape(len(rows[split]), -1)

@@ -39,7 +39,7 @@ class _Batch:
 class StudyRuns:
     """One parent run and a child per trial. Blocking, one thread; every call may be repeated without effect.
 
-    What was found or created is remembered in `map_path`. The store is asked for a run only when one may exist that
+    Run ids are remembered in `map_path`. The store is asked for a run only when one may exist that
     the map lacks: its trial is of an earlier process, or creating it failed half-way.
 
     Args:
@@ -83,7 +83,7 @@ class StudyRuns:
         self._client = client
 
     def known(self, trial_id: str, kind: str = "run_id") -> str | None:
-        """Return a trial's `run_id` or `model_id` if this study has one; asks nobody."""
+        """Return a trial's `run_id` or `model_id` if this study has one, without asking the server."""
         return self._map.get(trial_id, kind)
 
     def run(self, trial_id: str, at: float) -> str:
@@ -92,8 +92,8 @@ class StudyRuns:
         if known is not None:
             return known
         tags = self._identity | ({KIND: "trial", TRIAL_ID: trial_id} if trial_id else {KIND: "search"})
-        found = self._search(tags) if trial_id in self._doubtful else None
-        run_id = found or self._create(trial_id, at, tags)
+        existing = self._search(tags) if trial_id in self._doubtful else None
+        run_id = existing or self._create(trial_id, at, tags)
         self._map.put(trial_id, "run_id", run_id)
         return run_id
 
@@ -187,8 +187,8 @@ class StudyRuns:
 
     def _search(self, tags: Mapping[str, str]) -> str | None:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items() if key != STUDY)
-        found = self.client.search_runs([self._experiment_id], query, max_results=1)
-        return str(found[0].info.run_id) if found else None
+        runs = self.client.search_runs([self._experiment_id], query, max_results=1)
+        return str(runs[0].info.run_id) if runs else None
 
     def _find_model(self, run_id: str, digest: str) -> tuple[str | None, bool]:
         for model in self.client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'"):
@@ -198,7 +198,7 @@ class StudyRuns:
 
 
 class _RunMap:
-    """Trial id to run and model ids, in a file; what a kill tore off is found again by its tags."""
+    """Trial id to run and model ids, in a file; lines lost in a crash are recovered by the runs' tags."""
 
     def __init__(self, path: Path) -> None:
         _end_last_line(path)
@@ -228,17 +228,17 @@ def _end_last_line(path: Path) -> None:
 def _ensure_experiment(client: MlflowClient, name: str, uri: str) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     root = artifact_root(uri)
     try:
         return str(client.create_experiment(name, artifact_location=str(root) if root else None))
     except MlflowException:  # another search was quicker
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
             raise
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
 
 def _ms(at: float) -> int:

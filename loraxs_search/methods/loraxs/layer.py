@@ -87,7 +87,7 @@ class LoraXSLayer(BaseTunerLayer):
         return torch.mul(self.loraxs_R[adapter_name], self.settings[adapter_name].scale)
 
     def core(self, adapter_name: str) -> Tensor:
-        """Return scale * R as it stands between orthonormal factors, scaled by the singular values, shape (r, r)."""
+        """Return the core between orthonormal factors: scale * R, multiplied by the singular values, shape (r, r)."""
         r, settings = self.loraxs_R[adapter_name], self.settings[adapter_name]
         return torch.mul(r, settings.scale_core(self.factors_of(adapter_name).singular_values).to(r.device))
 

@@ -174,7 +174,7 @@ class PackedCores:
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Take every slot's R as it stands, and start gradients at zero."""
+        """Read every slot's current R, and set gradients to zero."""
         self._grads.zero_()
         for (i, slot), rows, scale in zip(self._own, self._rows, self._scales, strict=True):
             rank = slot.r.shape[-1]

@@ -102,7 +102,7 @@ def _home_in_environment() -> Iterator[None]:
 
 
 def living_nodes() -> list[Node]:
-    """Return the nodes that are alive now, in an order that stays."""
+    """Return the nodes that are alive now, in a stable order."""
     import ray
 
     alive: list[Mapping[str, Any]] = [node for node in ray.nodes() if node["Alive"]]

@@ -1,4 +1,4 @@
-"""Whether a Ray cluster answers at an address and lets us in, seen in seconds: Ray itself tries for many minutes."""
+"""Checks in seconds that a Ray cluster answers at an address and accepts us: Ray itself tries for many minutes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _check_port(address: str, host: str, port: int) -> None:
 
 
 def _speaks_grpc(connection: socket.socket) -> bool:
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # then what is said is Ray's alone to read
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # then only Ray can read the answer
         return True
     connection.settimeout(_ANSWER_TIMEOUT_S)
     connection.sendall(_OPENING)
@@ -89,7 +89,7 @@ def _speaks_grpc(connection: socket.socket) -> bool:
 
 
 def _check_token(address: str, place: str) -> None:
-    """Refuse a wrong or missing token: Ray itself tries for 20 s, and then says nothing of tokens."""
+    """Refuse a wrong or missing token: Ray itself tries for 20 s, and then does not mention tokens."""
     from ray.exceptions import AuthenticationError, RayError
 
     try:
@@ -97,4 +97,4 @@ def _check_token(address: str, place: str) -> None:
     except AuthenticationError as error:
         raise token_error(address) from error
     except (RayError, RuntimeError, ConnectionError):
-        return  # whatever else is wrong, `ray.init` says it
+        return  # `ray.init` reports any other error

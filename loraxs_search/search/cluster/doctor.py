@@ -1,4 +1,4 @@
-"""Asks every node of a cluster about itself before a search, thoroughly or just what no search can do without."""
+"""Asks every node of a cluster about itself before a search, thoroughly, or only what every search needs."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
     versions = runtime_env.versions()
     asked = []
     for node in nodes:
-        # Who only drives needs no rows.
+        # A node that only drives needs no rows.
         needed = files if node.num_cpus or node.num_gpus or len(nodes) == 1 else []
         asked.append((node, needed, time.time(), _ask(node, question | {"files": needed})))
     limit_s, results, facts = _patience(thorough), list[CheckResult](), list[NodeFacts]()

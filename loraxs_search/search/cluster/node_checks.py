@@ -1,4 +1,4 @@
-"""From what nodes report of themselves to what is wrong with a cluster: pure evaluation."""
+"""Evaluates the reports of nodes, and finds what is wrong with a cluster. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 Verdict = Literal["ok", "warn", "fail"]
 
-# A host trains in these: another version there is another result, or none. The others are at work in the driver only.
+# A host trains in these: another version there may give other results, or fail. The others run in the driver only.
 _MUST_AGREE = ("loraxs-search", "ray", "torch", "transformers", "peft", "datasets")
 _GIB = 2**30
 _FEW_FILES, _MANY_FILES = 1024, 4096
@@ -60,7 +60,7 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Expected:
-    """What all nodes are held against: the driver's versions, and what was asked.
+    """What all nodes are compared with: the driver's versions, and the questions asked.
 
     Args:
         mlflow: The server's address, without its password; None for an embedded store.
@@ -72,7 +72,7 @@ class Expected:
 
 
 def evaluate(facts: NodeFacts, expected: Expected) -> Iterator[CheckResult]:
-    """Yield a result for each thing known of a node."""
+    """Yield a result for each check of a node."""
     yield _versions(facts, expected.versions)
     if expected.mlflow is not None:
         hint = f"open the way from {facts.node} to {expected.mlflow}: its address, firewall, proxy (no_proxy)"
@@ -86,7 +86,7 @@ def evaluate(facts: NodeFacts, expected: Expected) -> Iterator[CheckResult]:
 
 
 def unlike_files(nodes: Iterable[NodeFacts]) -> Iterator[CheckResult]:
-    """Yield a result for each file that is another one than on the first node that has it."""
+    """Yield a result for each file that differs from that on the first node that has it."""
     first: dict[str, tuple[str, str]] = {}
     for facts in nodes:
         for path, digest in facts.file_digests.items():
@@ -97,12 +97,12 @@ def unlike_files(nodes: Iterable[NodeFacts]) -> Iterator[CheckResult]:
 
 
 def silent(node: str, problem: str) -> CheckResult:
-    """Say that a node gave no answer."""
+    """Return the result for a node that did not answer."""
     return CheckResult(node, "answer", "fail", problem, "see the node's logs below its Ray folder; is it overloaded?")
 
 
 def failures(results: Iterable[CheckResult]) -> list[CheckResult]:
-    """Return the results that stand in the way of a search."""
+    """Return the results that prevent a search."""
     return [result for result in results if result.verdict == "fail"]
 
 
@@ -128,7 +128,7 @@ def _versions(facts: NodeFacts, expected: Mapping[str, str]) -> CheckResult:
 
 
 def _is_grave(package: str, installed: str | None, wanted: str) -> bool:
-    if package == "python":  # what one minor version pickles, another need not read
+    if package == "python":  # another minor version may not read its pickles
         return installed is None or installed.split(".")[:2] != wanted.split(".")[:2]
     if package not in _MUST_AGREE:
         return False

@@ -1,4 +1,4 @@
-"""What a node says of itself. Sent to nodes as code, to those without the package too.
+"""Facts that a node reports of itself. Sent to nodes as code, also to those without the package.
 
 It imports the standard library, and of ours `versions` alone, which is sent along.
 """
@@ -63,7 +63,7 @@ def _digests(paths: list[str]) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a search stands on, as this process would import them."""
+    """Return the versions of Python and of the packages that a search needs, as this process would import them."""
     return {"python": platform.python_version()} | installed()
 
 

@@ -1,6 +1,6 @@
 """The end of a search: validation rows choose a finalist, test rows are answered by it alone, adapters are sealed.
 
-Every piece of work is found again in the study folder once it is done, so that a killed driver does none of it twice.
+Finished work is recorded in the study folder piece by piece, so that after a kill no piece is done twice.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def completed_trials(records: Iterable[TrialRecord], task: Task) -> list[TrialRe
 
 @dataclass(frozen=True)
 class Finish:
-    """Brings one study to its end: trains its best recipes again, chooses the finalist, has all adapters written.
+    """Finishes one study: trains its best recipes again, chooses the finalist, and has all adapters written.
 
     Args:
         trials: Completed ones, best first; the first `promotion.candidates` of them and their refits are candidates.
@@ -65,7 +65,7 @@ class Finish:
         return self.trials[: self.space.promotion.candidates]
 
     def refit(self) -> None:
-        """Train `promotion.seeds` refits of each of the best trials; those that are there already are left alone.
+        """Train `promotion.seeds` refits of each of the best trials; existing ones are left alone.
 
         Raises:
             SearchInterruptedError: stopped from outside.
@@ -154,7 +154,7 @@ class Finish:
         return [AnswerPiece(self._trained(name), rows, self.space.task) for rows in parts]
 
     def _of_recipe(self, record: TrialRecord) -> list[Trained]:
-        """Return a trial and its refits that came to their end."""
+        """Return a trial and its finished refits."""
         confirmed = self.folder.confirmations()
         ended = [s for s in self._refits(record) if (refit := confirmed.refit(s.trial_id)) and not refit.failed]
         return [self._trained(name) for name in (record.trial_id, *(spec.trial_id for spec in ended))]
@@ -204,7 +204,7 @@ class Finish:
         seal(self.folder.write_adapter(adapter.trial_id, files), manifest)
 
     def _bring_factors(self, confirmation: Confirmation) -> None:
-        """Have the factors that the adapter stands on in this machine's cache: promotion registers them."""
+        """Copy the adapter's factors into this machine's cache: promotion registers them."""
         task = self.space.task
         for key, checksum in confirmation.factors.items():
             if factors_at(key, checksum) is None:

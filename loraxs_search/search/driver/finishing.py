@@ -1,4 +1,4 @@
-"""The pieces of a search's end: scores on all validation rows, answers to test rows, adapter files."""
+"""The work that finishes a search: scores on all validation rows, answers to test rows, adapter files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loraxs_search.registry import ScoredRows
 from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.studies import StudyFolder
 
-_MIN_ROWS = 128  # fewer take as long: every piece puts the adapter on the base
+_MIN_ROWS = 128  # fewer rows take as long: every piece puts the adapter on the base
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Trained:
     """An adapter that has trained all its steps: a trial's, or a refit's.
 
     Args:
-        validation_metrics: Of its last report.
+        validation_metrics: Metrics of its last report.
     """
 
     spec: TrialSpec
@@ -38,7 +38,7 @@ class Trained:
         """Return its last state.
 
         Raises:
-            StudyError: that is gone.
+            StudyError: the snapshot is missing.
         """
         snapshot = self.folder.read_snapshot(self.trial_id)
         if snapshot is None:
@@ -112,7 +112,7 @@ class AdapterPiece:
 
 
 def row_pieces(num_rows: int, done: Sequence[range], num_hosts: int) -> list[range]:
-    """Return the rows of a split that have yet to be answered, in parts that keep every host busy."""
+    """Return the unanswered rows of a split, in parts that keep every host busy."""
     ends = sorted(done, key=lambda rows: rows.start)
     starts = [0, *(rows.stop for rows in ends)]
     stops = [*(rows.start for rows in ends), num_rows]

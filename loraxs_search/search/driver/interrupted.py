@@ -1,4 +1,4 @@
-"""A search that ended with trials left to run: stopped from outside, or by what its trials met."""
+"""Errors of a search that ended with trials left to run: stopped from outside, or by failing trials."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ class SearchInterruptedError(LoraxsError):
 
 
 class TrialsFailError(LoraxsError):
-    """Nearly all of the latest trials failed for one reason; the others are left for when it has been put right."""
+    """Nearly all of the latest trials failed for one reason; the others wait until it is fixed."""

@@ -19,7 +19,7 @@ def make_candidate(
     validation_metrics: Mapping[str, float],
     refits: Sequence[Refit],
 ) -> Candidate:
-    """Return the candidate that an adapter is, before any test row is looked at."""
+    """Return the candidate record of an adapter, before any test row is scored."""
     study = folder.info
     return Candidate(
         study=folder.name,
@@ -46,7 +46,7 @@ def make_manifest(
     candidate: Candidate | None,
     run_id: str | None,
 ) -> Manifest:
-    """Return the manifest of an adapter's folder; what a candidate knows beyond its trial is in it."""
+    """Return the manifest of an adapter's folder; a candidate's also has what its trial lacks."""
     hyper = adapter.spec.hyperparameters
     adapted = [module for module in info.modules if module.name in hyper.target_modules]
     return Manifest(

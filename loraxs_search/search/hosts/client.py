@@ -89,7 +89,7 @@ class HostClient:
         return self._call(task, Host.factor_file, key)
 
     def yardsticks(self, task: Task) -> ObjectRef[tuple[Yardstick, ...]]:
-        """Asked in a thread of its own: no trial waits for it."""
+        """Runs in a thread of its own: no trial waits for it."""
         call = self.actor.call.options(concurrency_group="yardsticks")
         return call.remote(Host.yardsticks.__name__, task, (task,))
 

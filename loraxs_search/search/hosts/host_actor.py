@@ -32,11 +32,11 @@ class HostActor:
     def __init__(self, config: HostConfig, threads: int, address: str) -> None:
         self._config, self._threads, self._address = config, threads, address
         self._host: Host | None = None
-        self._loaded: dict[str, Identity] = {}  # by task: what was there when its rows were last read
+        self._loaded: dict[str, Identity] = {}  # by task: base and rows when the rows were last read
         self._loading = threading.RLock()
 
     def info(self, task: Task) -> HostInfo:
-        """Describe base and data as their files are now, whatever an earlier search has left here."""
+        """Describe base and data as their files are now, whatever an earlier search has loaded here."""
         with self._loading:
             info = self._load(task)
         return replace(info, num_slots=min(info.num_slots, processes_that_fit()))
@@ -53,7 +53,7 @@ class HostActor:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _host_for(self, spec: TrialSpec, task: Task) -> Host:
-        """Return the host when it holds what the trial's study began with; what differs is read once more.
+        """Return the host if it has the base and rows that the trial's study began with; what differs is read again.
 
         Raises:
             ClusterError: this node has another base or other rows, or none.
@@ -77,7 +77,7 @@ class HostActor:
         return ClusterError(f"Every node must be fit for the search, but {self._address} is not: {why}", hint=hint)
 
     def _host_with(self, task: Task) -> Host:
-        """Return the host with this task's rows; they are read where that has not been done."""
+        """Return the host with this task's rows; reads them the first time."""
         with self._loading:
             if self._host is None or to_json(task) not in self._loaded:
                 self._load(task)
@@ -85,7 +85,7 @@ class HostActor:
             return self._host
 
     def _load(self, task: Task) -> HostInfo:
-        """Have base and rows as their files are now; what has not changed stays as it is."""
+        """Bring base and rows up to date with their files; unchanged ones stay loaded."""
         if self._host is not None and (self._serves_another_task(task) or self._host.base_changed()):
             self._host.close()
             self._host = None

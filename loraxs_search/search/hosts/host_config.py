@@ -1,4 +1,4 @@
-"""What the hosts of a search are to be, and how one is made."""
+"""The configuration of a search's hosts, and how a host is made."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def training_host(config: HostConfig, task: Task, threads: int) -> Host:
 
 @dataclass(frozen=True)
 class HostConfig:
-    """What a host is to be: its base, and how it uses its device.
+    """The configuration of a host: its base, and how it uses its device.
 
     Args:
         pack_size: Trials on a device; a node with twice the CPUs of the smallest one has twice as many.

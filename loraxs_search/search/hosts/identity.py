@@ -9,18 +9,20 @@ _SHOWN = 16  # hexadecimal digits of a digest
 
 
 def difference(expected: Identity, actual: Identity) -> str:
-    """Say where base or data differ, with both values; empty where they do not."""
+    """Describe where base or data differ, with both values; empty where they agree."""
     values = {
         "weight digest": (expected.base_digest, actual.base_digest),
         "data fingerprint": (expected.data_fingerprint, actual.data_fingerprint),
     }
     return " and ".join(
-        f"{name} {found[:_SHOWN]}, not {wanted[:_SHOWN]}" for name, (wanted, found) in values.items() if found != wanted
+        f"{name} {actual_value[:_SHOWN]}, not {wanted[:_SHOWN]}"
+        for name, (wanted, actual_value) in values.items()
+        if actual_value != wanted
     )
 
 
 def check_unchanged(study: str, recorded: Identity | None, actual: Identity) -> None:
-    """Refuse to go on with a study on another base, or on other rows, than it began with.
+    """Refuse to continue a study on a base or rows that differ from those it began with.
 
     Args:
         recorded: What it began with; None where that is not known: it has not begun, or an older version began it.

@@ -28,14 +28,14 @@ class Leases:
         self._lock = threading.Lock()
 
     def renew(self, holder: str, keep_s: float) -> None:
-        """Note that a search goes on, and that it wants hosts to stay `keep_s` after it."""
+        """Record that a search is running, and that hosts stay for `keep_s` after it."""
         with self._lock:
             if self._is_new:
                 self._until, self._is_new = self._now(), False
             self._renewed[holder] = (self._now(), keep_s)
 
     def leave(self, holder: str) -> None:
-        """Note that a search has ended."""
+        """Record that a search has ended."""
         with self._lock:
             _, keep_s = self._renewed.pop(holder, (0.0, 0.0))
             self._until = max(self._until, self._now() + keep_s)

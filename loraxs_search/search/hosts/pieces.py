@@ -22,15 +22,15 @@ class Piece(Protocol[AnswerT]):
     """One piece of work; it keeps its own results, so that a killed driver finds what was done."""
 
     def ask(self, host: HostClient) -> ObjectRef[AnswerT]:
-        """Ask a host for it. May be repeated, on another host."""
+        """Start it on a host. May be repeated, on another host."""
         ...
 
     def take(self, answer: AnswerT) -> bool:
-        """Keep what a host answers; whether there is more to ask for."""
+        """Keep a host's answer; return whether there is more to do."""
         ...
 
     def failed(self, error: Exception) -> None:
-        """Keep that a host could not do it, or raise where that ends the search."""
+        """Record that it failed, or raise where that must end the search."""
         ...
 
 
@@ -41,9 +41,9 @@ def spread(
     *,
     at_once: int = 1,
 ) -> None:
-    """Do every piece, `at_once` on each host at a time.
+    """Have every piece done, `at_once` on each host at a time.
 
-    A piece whose host died is asked of another.
+    A piece whose host died goes to another host.
 
     Args:
         hosts: Returns the hosts there are, one at least; not asked where there is nothing to do.
@@ -79,7 +79,7 @@ def spread(
 
 
 def _has_more(piece: Piece[AnswerT], answer: ObjectRef[AnswerT]) -> bool:
-    """Give a piece its answer, or the error that it ended with; whether there is more to ask for."""
+    """Give a piece its answer or its error; return whether there is more to do."""
     try:
         value = ray.get(answer)
     except (*HOST_LOST, ClusterError):  # the latter is a node's fault, not the piece's

@@ -1,4 +1,4 @@
-"""The hosts of a cluster that serve one base: one a device, shared by every study that is searched together."""
+"""The hosts of a cluster that serve one base: one for each device, shared by all studies that are searched together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class HostPool:
-    """Owns the host directory; hosts end with it, at the end of the search or as long after it as a plan asks for.
+    """Owns the host directory; hosts end with it, at the end of the search or, if a plan asks for it, some time later.
 
     What one host does for all (facts, factors, scores) is done on a node that is alive at the time.
 
@@ -49,7 +49,7 @@ class HostPool:
         check_can_run(nodes, to_come, next((p.concurrent for p in plans if p.concurrent), None))
         self._device = plans[0].device
         if self._device == "auto" and any(node.num_gpus for node in (*nodes, *to_come)):
-            self._device = "gpu"  # and it stays so when the last GPU goes, as spot nodes do: another will come
+            self._device = "gpu"  # also after the last GPU has left, as spot nodes do: another will come
         self._place: tuple[str, str | None] | None = None
         keep_s = max(plan.keep_hosts_s or 0.0 for plan in plans)
         warm_name = directory_name(self.config, runtime_env.installers()) if keep_s else None
@@ -61,11 +61,11 @@ class HostPool:
         self._directory.preload.remote(*self._living_place(), task)
 
     def host(self) -> HostClient:
-        """Return the host that does what one does for all."""
+        """Return the host for work that one host does for all."""
         return HostClient.found(self._find)
 
     def hosts(self) -> list[HostClient]:
-        """Return every host there is by now; one at least."""
+        """Return all hosts that exist by now; at least one."""
         actors = ray.get(self._directory.hosts.remote())
         return [HostClient(self._find, actor) for actor in actors] or [self.host()]
 
@@ -85,7 +85,7 @@ class HostPool:
         return chosen
 
     def slot_counter(self, size: int, plan: SearchPlan) -> SlotCounter:
-        """Return what counts the slots for one of the studies as nodes come and go.
+        """Return the counter of slots for one of the studies, as nodes come and go.
 
         Args:
             size: Trials that share a device.

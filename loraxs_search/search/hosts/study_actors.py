@@ -1,4 +1,4 @@
-"""The actors that serve one study, and what its first host has found."""
+"""The actors that serve one study, and the report of its first host."""
 
 from __future__ import annotations
 

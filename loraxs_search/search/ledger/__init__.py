@@ -1,1 +1,1 @@
-"""Where a trial's fate is recorded, and what follows from it."""
+"""Records the events of trials, and what follows from them."""

@@ -1,4 +1,4 @@
-"""The one place where a trial's fate is recorded: journal first, then the sampler's study, then tracker and view."""
+"""The one place where events of trials are recorded: journal first, then the sampler's study, then tracker and view."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Ledger:
         hyper: Hyperparameters,
         handle: optuna.trial.Trial | None = None,
     ) -> None:
-        """A trial starts, or goes on; `handle` is Optuna's, when the caller has it."""
+        """Record that a trial starts or continues; `handle` is Optuna's, when the caller has it."""
         if handle is not None:
             self._handles[trial_id] = handle
         record = self._journal.trial_started(trial_id, params)

@@ -30,7 +30,7 @@ class SingleWriterJournal(BaseJournalBackend):
         self._log = AppendLog(path)
         self._first = 0  # number of the first of the events that the storage has not read
         self._unread: list[dict[str, Any]] = []
-        self._held: bytes | None = None  # what is to be written as one
+        self._held: bytes | None = None  # events to be written as one
         with disk_faults(path):
             self._unread += map(json.loads, self._log.new_lines())
 
@@ -93,7 +93,7 @@ def open_optuna_study(path: Path, name: str, direction: Direction) -> optuna.Stu
 
 
 def sync(path: Path) -> None:
-    """Flush to the device what was written to a file, by whomever."""
+    """Flush a file to the device, whichever process wrote it."""
     with disk_faults(path), path.open("rb") as file:
         os.fsync(file.fileno())
 

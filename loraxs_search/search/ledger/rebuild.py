@@ -12,7 +12,7 @@ from loraxs_search.search_space import Space
 
 
 def rebuild(study: optuna.Study, space: Space, records: Mapping[str, TrialRecord]) -> None:
-    """Give the study the trials that only the journal knows, running, under their own numbers.
+    """Add the trials that only the journal has to the study, as running, under their own numbers.
 
     Their reports and ends follow as after any restart. A number that is not in the journal was asked for and
     never begun: it becomes a trial without params, which the searcher finishes asking for.

@@ -1,4 +1,4 @@
-"""What a search shows while it runs."""
+"""The view of a running search."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class SearchStarted:
 
 
 class SearchView(Protocol):
-    """Watches a search as it goes; every call returns at once and raises nothing."""
+    """Shows a running search; every call returns at once and raises nothing."""
 
     def phase(self, text: str) -> None:
-        """Say in a few words what is being done now."""
+        """Show in a few words what is being done now."""
 
     def started(self, facts: SearchStarted) -> None:
         """The search begins, or goes on."""

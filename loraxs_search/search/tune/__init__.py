@@ -1,1 +1,1 @@
-"""Ray Tune and Optuna: who is proposed, who goes on, what a trial's process does."""
+"""Ray Tune and Optuna: proposing trials, stopping them, and the process of a trial."""

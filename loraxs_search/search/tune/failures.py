@@ -1,4 +1,4 @@
-"""Whether a search's latest trials fail for one reason, which is then the search's fault rather than the trials'."""
+"""Detects that the latest trials of a search fail for one reason, which then lies in the search, not in the trials."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SHARE = 0.9
 
 
 class Outcomes:
-    """The outcomes of the trials that this driver has run, the latest last: why it failed, or empty where it goes on.
+    """Outcomes of the trials that this driver has run, latest last: why a trial failed, or empty if it reports.
 
     A driver that goes on with a study begins with none, so that whatever was fixed in between can show.
     """
@@ -18,11 +18,11 @@ class Outcomes:
         self._reasons: dict[str, str] = {}
 
     def went_on(self, trial_id: str) -> None:
-        """A trial has reported; its first report counts."""
+        """Record that a trial has reported; its first report counts."""
         self._reasons.setdefault(trial_id, "")
 
     def failed(self, trial_id: str, reason: str) -> None:
-        """A trial has failed."""
+        """Record that a trial has failed."""
         self._reasons.pop(trial_id, None)
         self._reasons[trial_id] = reason
 

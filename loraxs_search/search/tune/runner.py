@@ -1,4 +1,4 @@
-"""Handing the search to Ray Tune."""
+"""Runs the search in Ray Tune."""
 
 from __future__ import annotations
 

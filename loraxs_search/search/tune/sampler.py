@@ -1,4 +1,4 @@
-"""Params for the next trial, in a time that does not grow with the study."""
+"""Draws params for the next trial, in a time that does not grow with the study."""
 
 from __future__ import annotations
 

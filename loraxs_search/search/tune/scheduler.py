@@ -1,4 +1,4 @@
-"""Our schedulers as Ray Tune asks them."""
+"""The Ray Tune adapter of our schedulers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TuneScheduler(FIFOScheduler):
         return self.CONTINUE if reason is None else self.STOP
 
     def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
-        """Take in a last report, about which Tune does not ask; one that was taken in before changes nothing."""
+        """Record a last report, about which Tune does not ask; a repeated one changes nothing."""
         self.on_trial_result(tune_controller, trial, result)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Our searcher: asks a persistent Optuna study for params and hands Tune's news to the ledger."""
+"""Our searcher: asks a persistent Optuna study for params and passes Tune's events to the ledger."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class StudySearcher(Searcher):
 
     @property
     def out_of_time(self) -> str | None:
-        """Say that the time budget is used up; None while it is not."""
+        """Return a message when the time budget is used up, else None."""
         if self._deadline is not None and time.time() >= self._deadline:
             return f"the time budget of {self._plan.time_budget_s:g} s is used up"
         return None
 
     def break_off(self, error: LoraxsError) -> None:
-        """End the search for what no trial is to blame for; the first error stands."""
+        """End the search for an error that is not a trial's; the first error counts."""
         self.fatal_error = self.fatal_error or error
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:

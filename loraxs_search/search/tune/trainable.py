@@ -24,7 +24,7 @@ STEP = "step"
 SPEC = "spec"
 REPORT = "report"
 FAILED = "failed"
-FATAL = "fatal_error"  # (message, hint) of what no trial is to blame for
+FATAL = "fatal_error"  # (message, hint) of an error that is not the trial's
 RESOURCES = "resources"
 
 
@@ -42,7 +42,7 @@ class TrialTrainable(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """Ask for what was a slot when the trial was proposed: nodes come and go during a search."""
+        """Request the resources of a slot at the time of the proposal: nodes come and go during a search."""
         return tune.PlacementGroupFactory([dict(config[RESOURCES])])
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ class TrialTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         last = self._reports[-1] if self._reports else None
-        if last is not None and last.step >= self._max_steps:  # taken up after its last report
+        if last is not None and last.step >= self._max_steps:  # resumed after its last report
             return self._result(last)
         step = last.step if last else 0
         try:
@@ -118,7 +118,7 @@ class TrialTrainable(tune.Trainable):
         }
 
     def _fatal(self, step: int, error: LoraxsError, where: str = "") -> dict[str, Any]:
-        """Say what no trial is to blame for: it goes on from its last report once that is put right."""
+        """Report an error that is not the trial's: the trial continues from its last report once it is fixed."""
         return {STEP: step, FATAL: [where + error.message, error.hint], "done": True}
 
     def _failure(self, step: int, reason: str) -> dict[str, Any]:

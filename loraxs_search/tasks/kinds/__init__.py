@@ -1,4 +1,4 @@
-"""Task kinds by name: those of this folder, and those that other distributions bring. See `_base` for the contract."""
+"""Task kinds by name: those of this folder, and those of other distributions. See `_base` for the contract."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ KINDS: Registry[type[TaskKind]] = Registry(
 
 
 def kind_of(task: Task) -> TaskKind:
-    """Return what a task's kind means for it; its laws are not looked at.
+    """Return a task's kind, without checking the kind's rules.
 
     Raises:
         TaskDataError: the kind is unknown.
@@ -70,7 +70,7 @@ def kind_of(task: Task) -> TaskKind:
 
 
 def checked(task: Task) -> TaskKind:
-    """Return what a task's kind means for it, its laws being kept.
+    """Return a task's kind, after checking the kind's rules.
 
     Raises:
         TaskDataError: the kind is unknown, its keys contradict each other, or a metric does not fit it.
@@ -85,7 +85,7 @@ def checked(task: Task) -> TaskKind:
 
 
 def metric_fault(kind: TaskKind | type[TaskKind], keys: Keys, name: str) -> str | None:
-    """Say why a metric cannot score a task with these keys, as a whole sentence; None when it can."""
+    """Return why a metric cannot score a task with these keys, as a whole sentence; None when it can."""
     fitting = kind.fitting_metrics(keys)
     if name in fitting:
         return None

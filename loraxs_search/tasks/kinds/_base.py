@@ -1,4 +1,4 @@
-"""The contract of a task kind: everything that makes a kind of task what it is, in one class.
+"""The contract of a task kind: all that is specific to a kind of task, in one class.
 
 A kind says which keys of a space file it takes, as which model a base is loaded for it, how rows become tokens, which
 positions of a row are read, what the loss is, how rows are scored, and how an answer reads. Nothing else in the package
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from loraxs_search.tasks.batch import Batch, RowSource
 
 Keys = Mapping[str, Any]
-Fault = tuple[tuple[str, ...], str]  # the key that it concerns, and the law that is broken, after "must ..."
+Fault = tuple[tuple[str, ...], str]  # the key, and the broken rule: what follows "must ..."
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class LinearForm:
 
 
 class TaskKind(ABC):
-    """What a task's kind means. Subclass it; `name`, `section` and `metrics` are the class's own."""
+    """A task, as its kind defines it. Subclass it; `name`, `section` and `metrics` are the class's own."""
 
     name: ClassVar[str]
     section: ClassVar[type[Section]]  # the keys of `task:` that it takes beside those that all tasks have
     metrics: ClassVar[Mapping[str, Metric]]  # all that may score such tasks; one name means one metric everywhere
-    hub_pipeline: ClassVar[str] = ""  # what the hub calls such a model, for the adapter's card
+    hub_pipeline: ClassVar[str] = ""  # the hub's name of such a model, for the adapter's card
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -121,13 +121,13 @@ class TaskKind(ABC):
 
     @classmethod
     def describe(cls, keys: Keys) -> str:  # noqa: ARG003  # for kinds to use
-        """Return what a task with these keys is, for messages about its metrics."""
+        """Return a description of a task with these keys, for messages about its metrics."""
         return cls.name
 
     @property
     @abstractmethod
     def model(self) -> TaskModel:
-        """As what the base is loaded."""
+        """How the base is loaded."""
 
     @property
     @abstractmethod
@@ -151,24 +151,24 @@ class TaskKind(ABC):
         """
 
     def hides_answers(self, columns: Columns) -> bool:
-        """Whether these columns of a test split keep its answers to themselves; then it counts as missing."""
+        """Whether a test split with these columns hides its labels; then it counts as missing."""
         return False
 
     @property
     @abstractmethod
     def question_texts(self) -> tuple[str, ...]:
-        """What the texts of one question are called; there are as many as names."""
+        """Names of the texts of one question, one for each text."""
 
     @abstractmethod
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
-        """Return rows that are no part of the data: what people ask an adapter. Their labels are never looked at.
+        """Return rows that are not in the data: questions to an adapter. Their labels are never read.
 
         Raises:
             TaskDataError: there is no row, one has another number of texts than `question_texts`, or nothing to read.
         """
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer, or a `max_length`, that leaves rows nothing to be read.
+        """Refuse a tokenizer, or a `max_length`, with which nothing of a row is read.
 
         Raises:
             TaskDataError: with what is allowed.
@@ -231,11 +231,11 @@ class TaskKind(ABC):
         return answers
 
     def linear(self) -> LinearForm | None:
-        """Return how a linear model answers such a task; None where none does, and yardsticks do without."""
+        """Return how a linear model answers such a task; None where none can; the yardsticks then leave it out."""
         return None
 
     def show(self, answer: float | str) -> str:
-        """Return an answer, as predictions and constants have it, as people read it."""
+        """Return an answer of predictions or constants in the form that people read."""
         return str(answer)
 
     def loading_code(self, base: BaseModelRef) -> str:

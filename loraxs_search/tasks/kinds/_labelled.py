@@ -1,4 +1,4 @@
-"""What the kinds have in common that read a text, or two, through a head, and give it one label each."""
+"""The common part of kinds that read one or two texts through a head, and give them one label."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from loraxs_search.tasks.batch import Batch, RowSource
 
-_HIDDEN = "-1"  # what the hub stores where a benchmark keeps its labels to itself
+_HIDDEN = "-1"  # what the hub stores where a benchmark hides its labels
 
 
 class ColumnsSection(Section):
@@ -47,7 +47,7 @@ class LabelledSection(Section):
 
 
 class LabelledKind(TaskKind):
-    """One label for each row: a head reads the row, and what it gives is the answer."""
+    """One label for each row: a head reads the row, and its output is the answer."""
 
     @classmethod
     def fields(cls, section: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class LabelledKind(TaskKind):
 
     @property
     def num_outputs(self) -> int:
-        """What the head gives for each row."""
+        """Number of the head's outputs for each row."""
         return self.model.num_outputs or 0
 
     @abstractmethod

@@ -45,7 +45,7 @@ Reduce = Callable[[PassOutputs, "Batch"], "tuple[Tensor, ...]"]
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """A request: compute rows with the adapter that is asked, and reduce what comes out to something small.
+    """A request: compute rows with the adapter, and reduce the outputs to something small.
 
     Rows are spread over passes as lengths allow and may be computed again, whole passes at a time, when memory runs
     out. `reduce` is called once for each part of the rows, in any order and from several threads at once.
@@ -64,7 +64,7 @@ class Read:
 
 @dataclass(frozen=True, eq=False)
 class RowScores:
-    """What scoring rows has come to, in their order.
+    """The results of scoring rows, in their order.
 
     Args:
         predictions: The answer to each row, (n,): ids int64, numbers float32, or texts (dtype U).
@@ -78,7 +78,7 @@ class RowScores:
 
     @property
     def loss(self) -> float:
-        """The mean loss of all that was read."""
+        """The mean loss over all reads."""
         return float(self.losses.sum() / np.float32(self.counts.sum()))
 
 
@@ -89,7 +89,7 @@ def drive(
     asking: Mapping[KeyT, Asking[ResultT]],
     compute: Callable[[Mapping[KeyT, Read]], Mapping[KeyT, tuple[Tensor, ...]]],
 ) -> dict[KeyT, ResultT | TrialDivergedError]:
-    """Drive generators side by side: the requests of all that wait are computed at once.
+    """Drive generators side by side: the requests of all generators that wait are computed at once.
 
     Args:
         compute: Returns what the requests come to, each result with its rows first, in their order, on the CPU.

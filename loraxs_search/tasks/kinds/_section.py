@@ -1,4 +1,4 @@
-"""What sections of a space file are made of: fixed keys, and the types of their values."""
+"""The base of sections of a space file: fixed keys, and the types of their values."""
 
 from __future__ import annotations
 
