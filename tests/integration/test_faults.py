@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
-CHEAP = ("trials fail of themselves",)
+CHEAP = ("trials fail by themselves",)
 # What others of the suite do in a smaller way: kills of the driver, a node that leaves, a server that is killed.
 LONG = ("driver killed", "worker node killed", "MLflow away in between", "driver's disk full")
 
