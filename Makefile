@@ -53,8 +53,8 @@ test: lint browser postgres
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n 2 tests/unit tests/numerics
-	$(BIN)/python -m pytest -n 2 --durations 25 --ignore tests/unit --ignore tests/numerics
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/unit tests/numerics
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 25 --ignore tests/unit --ignore tests/numerics
 endif
 
 # What takes many minutes: PEFT's own test matrices on our method, more faults, an autoscaler.
@@ -66,7 +66,7 @@ lowest: env
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps '$(BASE)'
-	$(LOWEST)/bin/python -m pytest -n 2 -m 'not slow' $(or $(ARGS),tests/unit tests/numerics)
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadgroup -m 'not slow' $(or $(ARGS),tests/unit tests/numerics)
 
 clean:
 	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
