@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -50,6 +51,14 @@ class Registry(Generic[EntryT]):
         if name not in self._entries:
             self._entries[name] = self._load(name)
         return self._entries[name]
+
+    def importable(self) -> dict[str, EntryT]:
+        """Return all entries by name, but those that cannot be imported: they are refused where they are named."""
+        entries: dict[str, EntryT] = {}
+        for name in self.names():
+            with contextlib.suppress(UsageError):
+                entries[name] = self.get(name)
+        return entries
 
     @cached_property
     def _installed(self) -> dict[str, str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import get_args
 
-from loraxs_search.errors import UsageError
 from loraxs_search.methods import METHODS, ParameterSpec, get_method
 from loraxs_search.records import Head, Hyperparameters, LrSchedule, Scalar
 from loraxs_search.search_space._faults import one_of
@@ -70,13 +68,6 @@ def unknown_parameter(method: str, name: str) -> str:
     taken_out = get_method(method).not_offered.get(name)
     if taken_out is not None:
         return taken_out
-    owners = [other for other in METHODS.names() if name in _own_parameters(other)]
+    owners = [other for other, entry in METHODS.importable().items() if name in entry.parameters]
     belongs = f", which method {one_of(owners)} takes and {method} does not" if owners else ""
     return f"must be one of: {one_of(parameter_specs(method), name)}, but got {name!r}{belongs}."
-
-
-def _own_parameters(method: str) -> Collection[str]:
-    """Return a method's own parameters; none where its distribution is broken, which is not what is asked here."""
-    with contextlib.suppress(UsageError):
-        return get_method(method).parameters
-    return ()

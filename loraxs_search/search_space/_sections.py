@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StringConstraints, create_model
 
-from loraxs_search.errors import UsageError
 from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan
-from loraxs_search.search_space._faults import one_of
-from loraxs_search.search_space._schedulers import check_scheduler, scheduler_keys
+from loraxs_search.schedulers import SCHEDULERS
+from loraxs_search.search_space._entries import known_entry
+from loraxs_search.search_space._schedulers import scheduler_keys
 from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -59,7 +59,7 @@ class SearchSection(Section):
     max_steps: Count = SearchPlan.max_steps
     report_every: Count = SearchPlan.report_every
     concurrent: Count | None = None
-    scheduler: Annotated[str, AfterValidator(check_scheduler)] = SearchPlan.scheduler
+    scheduler: Annotated[str, AfterValidator(known_entry(SCHEDULERS, "a scheduler"))] = SearchPlan.scheduler
     time_budget: Duration | None = None
     keep_hosts: Duration | None = None
     max_failures: Annotated[int, Field(ge=0)] = SearchPlan.max_failures
@@ -131,21 +131,11 @@ def _registry_safe(name: str) -> str:
     return name
 
 
-def _known_kind(name: str) -> str:
-    if name not in KINDS.names():
-        raise ValueError(f"must be one of: {one_of(KINDS.names(), name)}")
-    try:
-        KINDS.get(name)
-    except UsageError as error:
-        raise ValueError(f"must be a task kind that can be imported ({error.message})") from error
-    return name
-
-
 class TaskSection(Section):
     """`task:` written out: the keys that all tasks have."""
 
     name: Annotated[Text, AfterValidator(_registry_safe)]
-    kind: Annotated[Text, AfterValidator(_known_kind)]
+    kind: Annotated[Text, AfterValidator(known_entry(KINDS, "a task kind"))]
     data: DataSection
     metric: Text | None = None
     metrics: Names | None = None

@@ -13,7 +13,7 @@ from loraxs_search.search_space._faults import KeyPath, shown
 from loraxs_search.search_space._reading import read_section
 from loraxs_search.search_space._sections import DataSection, TaskSection, task_section
 from loraxs_search.search_space._task_laws import TaskLaws
-from loraxs_search.tasks.kinds import TaskKind, importable_kinds, kind_of
+from loraxs_search.tasks.kinds import KINDS, TaskKind, kind_of
 
 _SEARCHED = ("metric", "metrics", "direction")  # these belong together: changing one leaves the entry's others behind
 
@@ -38,13 +38,13 @@ def read_task(document: Document, given: object, folder: Path) -> Task | None:
 
 def _kind(given: object) -> type[TaskKind] | None:
     name = given.get("kind") if isinstance(given, dict) else None
-    return next((kind for kind in importable_kinds() if kind.name == name), None)
+    return KINDS.importable().get(name) if isinstance(name, str) else None
 
 
 def _likeliest_kind(given: object) -> type[TaskKind]:
     """Return the kind that takes most of the keys that are written: what `kind` does not say, they do."""
     written = set(given) if isinstance(given, dict) else set()
-    return max(importable_kinds(), key=lambda kind: len(written & kind.section.model_fields.keys()))
+    return max(KINDS.importable().values(), key=lambda kind: len(written & kind.section.model_fields.keys()))
 
 
 def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:

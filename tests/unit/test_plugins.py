@@ -48,3 +48,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_first(registry: Registry[st
 def test_an_entry_that_cannot_be_imported_says_from_where(registry: Registry[str]) -> None:
     with pytest.raises(UsageError, match=r"`toy` gone must be importable from toy_entries:NOTHING, but: .*NOTHING"):
         registry.get("gone")
+
+
+def test_what_cannot_be_imported_is_left_out_of_the_importable(registry: Registry[str]) -> None:
+    assert registry.importable() == {"own": "built in", "theirs": "from outside"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
@@ -45,7 +44,6 @@ __all__ = [
     "distinct",
     "drive",
     "find_metric",
-    "importable_kinds",
     "kind_of",
     "metric_fault",
     "regressor",
@@ -98,16 +96,7 @@ def find_metric(name: str) -> Metric | None:
     """Return the metric of a name, whatever kind it belongs to; None when no kind has it."""
     if name in METRICS:
         return METRICS[name]
-    return next((kind.metrics[name] for kind in importable_kinds() if name in kind.metrics), None)
-
-
-def importable_kinds() -> list[type[TaskKind]]:
-    """Return all kinds but those that cannot be imported; these are refused where a task names them."""
-    kinds = list[type[TaskKind]]()
-    for name in KINDS.names():
-        with contextlib.suppress(UsageError):
-            kinds.append(KINDS.get(name))
-    return kinds
+    return next((kind.metrics[name] for kind in KINDS.importable().values() if name in kind.metrics), None)
 
 
 def _any_of(names: Sequence[str]) -> str:

@@ -1,0 +1,29 @@
+"""Names of registered entries in a space: whether something has the name, and can be imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from loraxs_search.errors import UsageError
+from loraxs_search.plugins import Registry
+from loraxs_search.search_space._faults import one_of
+
+
+def known_entry(registry: Registry[Any], noun: str) -> Callable[[str], str]:
+    """Return a validator that refuses a name that no entry has, or whose entry cannot be imported.
+
+    Args:
+        noun: What an entry is, with its article.
+    """
+
+    def check(name: str) -> str:
+        if name not in registry.names():
+            raise ValueError(f"must be one of: {one_of(registry.names(), name)}")
+        try:
+            registry.get(name)
+        except UsageError as error:
+            raise ValueError(f"must be {noun} that can be imported ({error.message})") from error
+        return name
+
+    return check
