@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
+from pathlib import Path
 
 from loraxs_search.records import BaseModelRef, DataSource, PromotionRule, SearchPlan, Task
-from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.studies import Storage, StudyFolder, StudyInfo
 
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 
@@ -27,3 +29,36 @@ def study(name: str, uri: str = "sqlite:///mlflow.db", *, storage: str | None = 
         storage=storage,
     )
     return StudyFolder.create(info, "task: sst2\n")
+
+
+def mirrored_study(home: Path, storage: Storage) -> StudyFolder:
+    """Return a study whose copy is in `storage`."""
+    return study("s", f"sqlite:///{home}/mlflow.db", storage=storage.uri)
+
+
+def within(event: threading.Event) -> None:
+    """Wait for what another thread does; a test that waits in vain fails."""
+    assert event.wait(60)
+
+
+class SlowStorage(Storage):
+    """Holds back copies while `gate` is closed, signs of life while `beats` is; says when one of these is written."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.gate, self.held, self.beat = threading.Event(), threading.Event(), threading.Event()
+        self.beats = threading.Event()
+        self.gate.set()
+        self.beats.set()
+
+    def write(self, key: str, content: bytes, version: str | None) -> str:
+        if "/lease/" not in key:
+            if not self.gate.is_set():
+                self.held.set()
+            within(self.gate)
+        else:
+            within(self.beats)
+        written = super().write(key, content, version)
+        if "/lease/" in key:
+            self.beat.set()
+        return written

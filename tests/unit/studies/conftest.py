@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.studies import Storage
+from loraxs_search.studies import Storage, mirror
 from loraxs_search.studies.clock import Clock
 
 
@@ -61,3 +61,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 @pytest.fixture
 def storage(storage_uri: str) -> Storage:
     return Storage(storage_uri)
+
+
+@pytest.fixture
+def slow_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither copies nor signs of life but those that a test asks for."""
+    monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 10_000.0)
+    monkeypatch.setattr(mirror, "HEARTBEAT_EVERY_S", 10_000.0)
+
+
+@pytest.fixture
+def quick_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 0.02)
+    monkeypatch.setattr(mirror, "HEARTBEAT_EVERY_S", 0.02)

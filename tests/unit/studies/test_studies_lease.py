@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.studies import study as new_study
+from support.studies import SlowStorage, within
+from support.studies import mirrored_study as study
 
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.records import TrialState, to_json
 from loraxs_search.studies import Storage, StudyFolder, fetch, mirror
 from loraxs_search.studies.lease import LEASE_S, Lease, LeaseInfo
 from loraxs_search.studies.mirror import Mirror
-from loraxs_search.studies.standstill import PATIENCE_S, Standstill
 
-NEVER_S = 10_000.0
 MakeClock = Callable[..., Any]
-
-
-@pytest.fixture
-def slow_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither copies nor signs of life but those that a test asks for."""
-    monkeypatch.setattr(mirror, "MIRROR_EVERY_S", NEVER_S)
-    monkeypatch.setattr(mirror, "HEARTBEAT_EVERY_S", NEVER_S)
-
-
-@pytest.fixture
-def quick_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 0.02)
-    monkeypatch.setattr(mirror, "HEARTBEAT_EVERY_S", 0.02)
-
-
-def study(home: Path, storage: Storage) -> StudyFolder:
-    return new_study("s", f"sqlite:///{home}/mlflow.db", storage=storage.uri)
-
-
-def within(event: threading.Event) -> None:
-    """Wait for what another thread does; a test that waits in vain fails."""
-    assert event.wait(60)
 
 
 # ---- taking and keeping ----------------------------------------------------------------------------------------------
@@ -266,160 +242,3 @@ def test_a_driver_that_works_on_is_told_that_it_was_taken_over(
     assert "one on two took over" in str(kept.lost_to)
     assert storage.get("s/journal.jsonl") is None
     assert storage.keys("s/lease") == [f"s/lease/{number:08d}.json" for number in (1, 2)]
-
-
-# ---- a copy that stands still ----------------------------------------------------------------------------------------
-class SlowStorage(Storage):
-    """Holds back copies while `gate` is closed, signs of life while `beats` is; says when one of these is written."""
-
-    def __init__(self, uri: str) -> None:
-        super().__init__(uri)
-        self.gate, self.held, self.beat = threading.Event(), threading.Event(), threading.Event()
-        self.beats = threading.Event()
-        self.gate.set()
-        self.beats.set()
-
-    def write(self, key: str, content: bytes, version: str | None) -> str:
-        if "/lease/" not in key:
-            if not self.gate.is_set():
-                self.held.set()
-            within(self.gate)
-        else:
-            within(self.beats)
-        written = super().write(key, content, version)
-        if "/lease/" in key:
-            self.beat.set()
-        return written
-
-
-def test_a_slow_copy_does_not_make_its_driver_seem_dead(
-    storage_uri: str, machine: Callable[[str], Path], make_clock: MakeClock, quick_threads: None
-) -> None:
-    slow = SlowStorage(storage_uri)
-    first = study(machine("one"), slow)
-    with Mirror(first, slow, pytest.fail):
-        slow.gate.clear()
-        first.journal().trial_started("00000", {"rank": 4})
-        within(slow.held)
-        machine("two")
-        for _ in range(3):
-
-            def next_beat() -> None:
-                slow.beat.clear()
-                within(slow.beat)
-
-            with pytest.raises(StudyError, match="one on one is at work"):
-                Lease(Storage(storage_uri), "s", make_clock(next_beat)).take()
-        slow.gate.set()
-    assert Storage(storage_uri).get("s/journal.jsonl") is not None
-
-
-def test_a_disk_that_cannot_be_read_for_a_while_does_not_end_the_copy(
-    storage: Storage,
-    machine: Callable[[str], Path],
-    quick_threads: None,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    read, failed, broken = Path.read_bytes, threading.Event(), threading.Event()
-
-    def read_or_fail(path: Path) -> bytes:
-        if broken.is_set() and path.name == "journal.jsonl" and path.parent == first.path:
-            failed.set()
-            raise OSError(errno.EIO, "Input/output error")
-        return read(path)
-
-    first = study(machine("one"), storage)
-    monkeypatch.setattr(Path, "read_bytes", read_or_fail)
-    copied, write = threading.Event(), Storage.write
-
-    def write_and_say(store: Storage, key: str, content: bytes, version: str | None) -> str:
-        written = write(store, key, content, version)
-        if key == "s/journal.jsonl":
-            copied.set()
-        return written
-
-    monkeypatch.setattr(Storage, "write", write_and_say)
-    with Mirror(first, storage, pytest.fail):
-        broken.set()
-        first.journal().trial_started("00000", {"rank": 4})
-        within(failed)
-        broken.clear()
-        within(copied)
-    assert storage.get("s/journal.jsonl") == read(first.path / "journal.jsonl")
-    assert "waits, the search goes on: OSError: [Errno 5] Input/output error" in caplog.text
-
-
-def test_a_copy_that_is_not_whole_at_the_end_says_so(
-    storage: Storage,
-    machine: Callable[[str], Path],
-    make_clock: MakeClock,
-    slow_threads: None,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def away(*_: object) -> str:
-        raise StorageError("The storage must be writable, but it is away.")
-
-    first = study(machine("one"), storage)
-    with Mirror(first, storage, pytest.fail, make_clock()):
-        first.journal().trial_started("00000", {"rank": 4})
-        monkeypatch.setattr(Storage, "write", away)
-    assert "is not whole in" in caplog.text
-    assert "`loraxs-search resume s` copies what it lacks" in caplog.text
-
-
-@contextlib.contextmanager
-def watched(clock: Any) -> Iterator[tuple[Standstill, Callable[[float], str | None]]]:
-    standstill = Standstill("study 's' in /shared", clock)
-
-    def after(seconds: float) -> str | None:
-        clock.time += seconds
-        return standstill.overdue()
-
-    yield standstill, after
-
-
-def test_a_copy_that_stands_still_is_told_at_once_and_then_more_and_more_rarely(make_clock: MakeClock) -> None:
-    with watched(make_clock()) as (standstill, after):
-        assert standstill.moved() is None
-        assert "waits, the search goes on: it is away" in (standstill.stuck("it is away") or "")
-        assert standstill.stuck("it is away") is None
-        assert after(PATIENCE_S - 1) is None
-        assert "has stood still for 60 s, the search goes on: it is away" in (after(1) or "")
-        assert after(PATIENCE_S - 1) is None
-        assert "has stood still for 120 s" in (after(1) or "")
-        assert after(2 * PATIENCE_S - 1) is None
-        assert standstill.moved() == "the copy of study 's' in /shared goes on"
-        assert standstill.moved() is None
-        assert after(PATIENCE_S - 1) is None
-
-
-def test_a_copy_that_neither_comes_through_nor_fails_is_told_too(make_clock: MakeClock) -> None:
-    with watched(make_clock()) as (standstill, after):
-        assert "has stood still for 60 s, the search goes on: the storage is slow" in (after(PATIENCE_S) or "")
-        assert "goes on" in (standstill.moved() or "")
-
-
-def test_the_heartbeat_tells_of_a_copy_that_stands_still(
-    storage_uri: str,
-    machine: Callable[[str], Path],
-    make_clock: MakeClock,
-    quick_threads: None,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The thread that copies cannot: it is held up in the storage."""
-    slow, clock, said, still = SlowStorage(storage_uri), make_clock(), threading.Event(), "stood still for 60 s"
-    first = study(machine("one"), slow)
-    monkeypatch.setattr(caplog.handler, "emit", lambda record: said.set() if still in record.getMessage() else None)
-    with Mirror(first, slow, pytest.fail, clock):
-        slow.gate.clear()
-        first.journal().trial_started("00000", {"rank": 4})
-        within(slow.held)
-        for _ in range(3):  # signs of life come through meanwhile
-            clock.time += PATIENCE_S / 3
-            slow.beat.clear()
-            within(slow.beat)
-        within(said)
-        slow.gate.set()

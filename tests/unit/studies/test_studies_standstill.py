@@ -1,0 +1,155 @@
+"""A copy that is slow or stands still: its driver is not taken for dead, and the copy's state is reported."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.studies import SlowStorage, within
+from support.studies import mirrored_study as study
+
+from loraxs_search.errors import StorageError, StudyError
+from loraxs_search.studies import Storage
+from loraxs_search.studies.lease import Lease
+from loraxs_search.studies.mirror import Mirror
+from loraxs_search.studies.standstill import PATIENCE_S, Standstill
+
+MakeClock = Callable[..., Any]
+
+
+def test_a_slow_copy_does_not_make_its_driver_seem_dead(
+    storage_uri: str, machine: Callable[[str], Path], make_clock: MakeClock, quick_threads: None
+) -> None:
+    slow = SlowStorage(storage_uri)
+    first = study(machine("one"), slow)
+    with Mirror(first, slow, pytest.fail):
+        slow.gate.clear()
+        first.journal().trial_started("00000", {"rank": 4})
+        within(slow.held)
+        machine("two")
+        for _ in range(3):
+
+            def next_beat() -> None:
+                slow.beat.clear()
+                within(slow.beat)
+
+            with pytest.raises(StudyError, match="one on one is at work"):
+                Lease(Storage(storage_uri), "s", make_clock(next_beat)).take()
+        slow.gate.set()
+    assert Storage(storage_uri).get("s/journal.jsonl") is not None
+
+
+def test_a_disk_that_cannot_be_read_for_a_while_does_not_end_the_copy(
+    storage: Storage,
+    machine: Callable[[str], Path],
+    quick_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    read, failed, broken = Path.read_bytes, threading.Event(), threading.Event()
+
+    def read_or_fail(path: Path) -> bytes:
+        if broken.is_set() and path.name == "journal.jsonl" and path.parent == first.path:
+            failed.set()
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    first = study(machine("one"), storage)
+    monkeypatch.setattr(Path, "read_bytes", read_or_fail)
+    copied, write = threading.Event(), Storage.write
+
+    def write_and_say(store: Storage, key: str, content: bytes, version: str | None) -> str:
+        written = write(store, key, content, version)
+        if key == "s/journal.jsonl":
+            copied.set()
+        return written
+
+    monkeypatch.setattr(Storage, "write", write_and_say)
+    with Mirror(first, storage, pytest.fail):
+        broken.set()
+        first.journal().trial_started("00000", {"rank": 4})
+        within(failed)
+        broken.clear()
+        within(copied)
+    assert storage.get("s/journal.jsonl") == read(first.path / "journal.jsonl")
+    assert "waits, the search goes on: OSError: [Errno 5] Input/output error" in caplog.text
+
+
+def test_a_copy_that_is_not_whole_at_the_end_says_so(
+    storage: Storage,
+    machine: Callable[[str], Path],
+    make_clock: MakeClock,
+    slow_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def away(*_: object) -> str:
+        raise StorageError("The storage must be writable, but it is away.")
+
+    first = study(machine("one"), storage)
+    with Mirror(first, storage, pytest.fail, make_clock()):
+        first.journal().trial_started("00000", {"rank": 4})
+        monkeypatch.setattr(Storage, "write", away)
+    assert "is not whole in" in caplog.text
+    assert "`loraxs-search resume s` copies what it lacks" in caplog.text
+
+
+@contextlib.contextmanager
+def watched(clock: Any) -> Iterator[tuple[Standstill, Callable[[float], str | None]]]:
+    standstill = Standstill("study 's' in /shared", clock)
+
+    def after(seconds: float) -> str | None:
+        clock.time += seconds
+        return standstill.overdue()
+
+    yield standstill, after
+
+
+def test_a_copy_that_stands_still_is_told_at_once_and_then_more_and_more_rarely(make_clock: MakeClock) -> None:
+    with watched(make_clock()) as (standstill, after):
+        assert standstill.moved() is None
+        assert "waits, the search goes on: it is away" in (standstill.stuck("it is away") or "")
+        assert standstill.stuck("it is away") is None
+        assert after(PATIENCE_S - 1) is None
+        assert "has stood still for 60 s, the search goes on: it is away" in (after(1) or "")
+        assert after(PATIENCE_S - 1) is None
+        assert "has stood still for 120 s" in (after(1) or "")
+        assert after(2 * PATIENCE_S - 1) is None
+        assert standstill.moved() == "the copy of study 's' in /shared goes on"
+        assert standstill.moved() is None
+        assert after(PATIENCE_S - 1) is None
+
+
+def test_a_copy_that_neither_comes_through_nor_fails_is_told_too(make_clock: MakeClock) -> None:
+    with watched(make_clock()) as (standstill, after):
+        assert "has stood still for 60 s, the search goes on: the storage is slow" in (after(PATIENCE_S) or "")
+        assert "goes on" in (standstill.moved() or "")
+
+
+def test_the_heartbeat_tells_of_a_copy_that_stands_still(
+    storage_uri: str,
+    machine: Callable[[str], Path],
+    make_clock: MakeClock,
+    quick_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The thread that copies cannot: it is held up in the storage."""
+    slow, clock, said, still = SlowStorage(storage_uri), make_clock(), threading.Event(), "stood still for 60 s"
+    first = study(machine("one"), slow)
+    monkeypatch.setattr(caplog.handler, "emit", lambda record: said.set() if still in record.getMessage() else None)
+    with Mirror(first, slow, pytest.fail, clock):
+        slow.gate.clear()
+        first.journal().trial_started("00000", {"rank": 4})
+        within(slow.held)
+        for _ in range(3):  # signs of life come through meanwhile
+            clock.time += PATIENCE_S / 3
+            slow.beat.clear()
+            within(slow.beat)
+        within(said)
+        slow.gate.set()
