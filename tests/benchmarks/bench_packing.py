@@ -85,9 +85,9 @@ class Bench:
 
     def _target_modules(self) -> tuple[str, ...]:
         """Name the linear layers of the last K blocks, or all."""
-        anatomy = AdaptableLayers(self.resident.model, self.resident.modules)
-        first = len(anatomy.layers or ()) - self._arguments.last_k if self._arguments.last_k else 0
-        return tuple(name for name in anatomy.sizes if anatomy.lowest([name]) >= first)
+        adaptable = AdaptableLayers(self.resident.model, self.resident.modules)
+        first = len(adaptable.layers or ()) - self._arguments.last_k if self._arguments.last_k else 0
+        return tuple(name for name in adaptable.sizes if adaptable.lowest([name]) >= first)
 
     def lone(self) -> Row:
         """Time `TrialRun`, one trial by itself."""
@@ -107,10 +107,10 @@ class Bench:
     def packed(self, num_slots: int, *, prefix: bool = True) -> Row:
         """Time rounds of `num_slots` trials; with `prefix`, layers below the lowest adapted one are skipped."""
         resident = self.resident
-        lanes = self._arguments.lanes
-        lanes = (
-            PassExecutor(lanes, max(1, self._arguments.threads // lanes))
-            if lanes
+        workers = self._arguments.lanes
+        executor = (
+            PassExecutor(workers, max(1, self._arguments.threads // workers))
+            if workers
             else PassExecutor(*workers_for(resident.device))
         )
         pack = Pack(
@@ -118,7 +118,7 @@ class Bench:
             resident.factors,
             resident.modules,
             max_tokens=self._arguments.max_tokens,
-            executor=lanes,
+            executor=executor,
             cache_bytes=None if prefix else 0,
         )
         slots = [pack.join(spec, resident.data) for spec in self.specs(num_slots)]

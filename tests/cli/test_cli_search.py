@@ -20,13 +20,13 @@ def test_launch_prints_a_leaderboard_and_tells_the_rest_on_stderr(searched):
     assert heading.split()[:3] == ["trial", "state", "step"]
     assert sorted(row.split()[0] for row in rows) == ["00000", "00001", "constant", "features", "tfidf"]
     assert {row.split()[1] for row in rows} <= {"COMPLETE", "PRUNED", "YARDSTICK"}
-    told = searched.launched.stderr
+    stderr = searched.launched.stderr
     for part in ("starting Ray", "study reviews: 2 trials on", "[2/2]", "scoring the finalist on the test rows"):
-        assert part in told
-    assert "browse the trials: loraxs-search ui\n" in told
-    assert told.endswith("next: loraxs-search promote reviews\n")
-    assert "Traceback" not in told
-    assert "\x1b[" not in told, "no escapes in a pipe"
+        assert part in stderr
+    assert "browse the trials: loraxs-search ui\n" in stderr
+    assert stderr.endswith("next: loraxs-search promote reviews\n")
+    assert "Traceback" not in stderr
+    assert "\x1b[" not in stderr, "no escapes in a pipe"
 
 
 def test_the_wheel_alone_was_searched_with(searched, installed):
@@ -47,9 +47,9 @@ def test_status_shows_the_study(searched, ask):
         line.split()[:4] for line in ask("status").ok.splitlines()
     ]
     assert ask("status", "reviews").ok.splitlines()[0] == searched.launched.stdout.splitlines()[0]
-    told = json.loads(ask("status", "reviews", "--json").ok)
-    assert told["progress"]["num_trials"] == 2
-    assert all(trial["reason"] for trial in told["trials"])
+    printed = json.loads(ask("status", "reviews", "--json").ok)
+    assert printed["progress"]["num_trials"] == 2
+    assert all(trial["reason"] for trial in printed["trials"])
 
 
 def test_check_foretells_what_is_stored(ask):
@@ -83,11 +83,11 @@ def test_pull_prints_a_folder_that_peft_loads_and_predict_agrees(searched, ask):
     folder = ask("pull", "movie-reviews").ok.removesuffix("\n")
     assert json.loads(ask("pull", "movie-reviews:1", "--json").ok)["path"] == folder
     texts = ["a moving, funny film", "two hours I will never get back"]
-    told = json.loads(ask("predict", "movie-reviews", *texts, "--json").ok)
+    printed = json.loads(ask("predict", "movie-reviews", *texts, "--json").ok)
     lines = ask("predict", folder, *texts).ok.splitlines()
-    for prediction, line, text in zip(told, lines, texts, strict=True):
+    for prediction, line, text in zip(printed, lines, texts, strict=True):
         assert line == f"{prediction['label']}\t{prediction['score']:.3f}\t{text}"
-    assert _plain_peft(searched, folder, texts) == pytest.approx([p["score"] for p in told], abs=1e-5)
+    assert _plain_peft(searched, folder, texts) == pytest.approx([p["score"] for p in printed], abs=1e-5)
 
 
 def _plain_peft(searched, folder, texts):
@@ -117,14 +117,14 @@ def test_the_registry_is_listed_and_shown(ask):
     (line,) = [line for line in ask("ls").ok.splitlines() if line.startswith("movie-reviews")]
     assert line.split()[1:3] == ["1", "accuracy"]
     assert " ± " in line
-    told = {task["task"]: task for task in json.loads(ask("ls", "--json").ok)}["movie-reviews"]
-    assert f"{told['score']:.4f}" in line
+    printed = {task["task"]: task for task in json.loads(ask("ls", "--json").ok)}["movie-reviews"]
+    assert f"{printed['score']:.4f}" in line
     shown = ask("show", "movie-reviews")
     assert "champion,champion-all-minilm-l6-v2" in shown.out
     assert "load it: loraxs-search pull movie-reviews:1" in shown.err
     (version,) = json.loads(ask("show", "movie-reviews", "--json").ok)
     assert len(version["candidate"]["refits"]) == 1
-    assert version["candidate"]["test_metrics"]["accuracy"] == told["score"]
+    assert version["candidate"]["test_metrics"]["accuracy"] == printed["score"]
     folder = ask("pull", "movie-reviews", "--base", "all-MiniLM-L6-v2").ok.strip()
     assert ask("pull", "movie-reviews:1").ok.strip() == folder
     card = (Path(folder) / "README.md").read_text()
@@ -133,7 +133,7 @@ def test_the_registry_is_listed_and_shown(ask):
 
 
 def test_minds_are_not_changed_by_accident(ask):
-    for args, told in (
+    for args, printed in (
         (("rollback", "movie-reviews"), "must have a champion before it"),
         (("rm", "movie-reviews:1"), "A champion must not be removed"),
         (("rm", "movie-reviews"), "`version` must be given"),
@@ -144,14 +144,14 @@ def test_minds_are_not_changed_by_accident(ask):
     ):
         done = ask(*args)
         assert done.code == 1, done.err
-        assert told in done.err
+        assert printed in done.err
         assert "hint: " in done.err or "--base" in args
 
 
 def test_a_pulled_model_can_be_whole(ask, tmp_path):
     out = tmp_path / "merged"
-    told = json.loads(ask("pull", "movie-reviews", "--format", "merged", "--out", str(out), "--json").ok)
-    assert told == {"format": "merged", "name": "movie-reviews", "path": str(out)}
+    printed = json.loads(ask("pull", "movie-reviews", "--format", "merged", "--out", str(out), "--json").ok)
+    assert printed == {"format": "merged", "name": "movie-reviews", "path": str(out)}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in out.iterdir()}
     assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "negative", "1": "positive"}
     again = ask("pull", "movie-reviews", "--out", str(out))

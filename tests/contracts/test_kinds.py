@@ -257,10 +257,10 @@ def test_a_question_is_answered_as_its_row_is(name: str, kind: TaskKind, model: 
     questions = [(row(200 + i, name)["text"],) for i in range(SIZES["test"])]
     source = RowSource(data.tokenizer)
     shown = [question[0] for question in questions]
-    found = ask(model, source, kind.predict(source, encode(kind, data.tokenizer, questions), shown), CPU)
-    assert [prediction.text for prediction in found] == shown
+    predictions = ask(model, source, kind.predict(source, encode(kind, data.tokenizer, questions), shown), CPU)
+    assert [prediction.text for prediction in predictions] == shown
     scores = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
-    for prediction, answer in zip(found, scores.predictions.tolist(), strict=True):
+    for prediction, answer in zip(predictions, scores.predictions.tolist(), strict=True):
         said = prediction.label if prediction.label is not None else f"{prediction.score:.4g}"
         assert said == kind.show(answer)
 

@@ -30,13 +30,13 @@ def options_of_verbs() -> set[str]:
 
 def options_of_script(path: Path) -> set[str]:
     """Return the options of a benchmark, those of the benchmarks that it imports from included; nothing is run."""
-    found = {"--help"}
+    options = {"--help"}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
-            found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
+            options |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
         elif isinstance(node, ast.ImportFrom) and (SCRIPTS / f"{node.module}.py").exists():
-            found |= options_of_script(SCRIPTS / f"{node.module}.py")
-    return found
+            options |= options_of_script(SCRIPTS / f"{node.module}.py")
+    return options
 
 
 # ---- what is named exists --------------------------------------------------------------------------------------------

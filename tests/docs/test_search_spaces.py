@@ -139,9 +139,9 @@ def test_every_task_metric_and_column_is_named():
 def test_the_table_of_sizes_is_true(in_warm_home, tmp_path):
     """Made anew and compared; to change it, paste what this test prints."""
     expected = "\n".join(size_table(tmp_path))
-    found = re.search(r"<!-- sizes[^>]*-->\n(.*?)<!-- /sizes -->", SEARCH_SPACES.text, re.DOTALL)
-    assert found is not None
-    assert found[1].strip() == expected, f"\n{expected}\n"
+    table = re.search(r"<!-- sizes[^>]*-->\n(.*?)<!-- /sizes -->", SEARCH_SPACES.text, re.DOTALL)
+    assert table is not None
+    assert table[1].strip() == expected, f"\n{expected}\n"
 
 
 def size_table(folder: Path) -> Iterator[str]:

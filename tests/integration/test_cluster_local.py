@@ -48,12 +48,14 @@ def running(pid: int) -> bool:
 def as_in_the_readme(verb: str, cluster: LocalCluster, space: Path, name: str) -> list[str]:
     """The line that README.md shows for a verb on a cluster, on this cluster, for another space and study."""
     (line,) = [it.line for it in README.commands("loraxs-search") if it.args[0] == verb and "--address" in it.args]
-    ours = {"loraxs-search": f"{sys.executable} -m loraxs_search", "movie_reviews": str(space), "reviews": name}
-    words = [ours.get(word, word) for word in line.replace("--address auto", f"--address {cluster.address}").split()]
-    return shlex.split(" ".join(words))
+    replaced = {"loraxs-search": f"{sys.executable} -m loraxs_search", "movie_reviews": str(space), "reviews": name}
+    words = [
+        replaced.get(word, word) for word in line.replace("--address auto", f"--address {cluster.address}").split()
+    ]
+    return shlex.split(" ".join(replaced.get(word, word) for word in words))
 
 
-def ours(cluster: LocalCluster, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+def client(cluster: LocalCluster, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as a client of the cluster."""
     command = [sys.executable, "-m", "loraxs_search", *args, "--address", cluster.address]
     return subprocess.run(command, env=cluster.env | env, capture_output=True, text=True, timeout=240, check=False)
@@ -106,12 +108,12 @@ def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
     # A wrong token, and none: told at once, with what to do.
     for env in ({"RAY_AUTH_TOKEN": "b" * 64}, {"RAY_AUTH_MODE": "disabled"}):
         began = time.monotonic()
-        refused = ours(cluster, "launch", str(tiny_space), **env)
+        refused = client(cluster, "launch", str(tiny_space), **env)
         assert time.monotonic() - began < 15
         assert refused.returncode == 1, refused.stderr
         assert "must let us in" in refused.stderr
         assert "RAY_AUTH_MODE=token" in refused.stderr
-    refused = ours(cluster, "doctor", RAY_AUTH_TOKEN="b" * 64)
+    refused = client(cluster, "doctor", RAY_AUTH_TOKEN="b" * 64)
     assert refused.returncode == 1
     assert "must let us in" in refused.stdout
 
@@ -120,13 +122,13 @@ def test_a_cluster_is_checked_and_who_is_not_fit_is_told_before_any_trial(
     (other / "peft-0.21.99.dist-info").mkdir(parents=True)
     (other / "peft-0.21.99.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.21.99\n")
     path = os.pathsep.join([str(other), cluster.env.get("PYTHONPATH", "")])
-    refused = ours(cluster, "launch", str(tiny_space), "--name", "unlike", PYTHONPATH=path)
+    refused = client(cluster, "launch", str(tiny_space), "--name", "unlike", PYTHONPATH=path)
     assert refused.returncode == 1, refused.stderr
     assert refused.stderr.count("the driver has 0.21.99") == 3
     assert refused.stderr.count(": versions: ") == 3, "one for each node"
     assert "--runtime-env" in refused.stderr
     assert not StudyFolder.exists("unlike"), "nothing is written"
-    away = ours(cluster, "doctor", "--tracking-uri", "http://127.0.0.1:9", "--json")
+    away = client(cluster, "doctor", "--tracking-uri", "http://127.0.0.1:9", "--json")
     assert away.returncode == 1
     assert [f["verdict"] for f in json.loads(away.stdout) if f["check"] == "mlflow"] == ["fail"] * 4
 

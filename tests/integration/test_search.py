@@ -230,10 +230,10 @@ def test_a_promoted_adapter_predicts(promoted: Decision, in_search_home: Path) -
 def test_refits_in_a_pack_are_those_of_lone_hosts(run: Callable[..., SearchResult]) -> None:
     plan = ("search.trials=2", "search.scheduler=none")
     lone, packed = run("refit-lone", *plan, "search.pack_size=1"), run("refit-packed", *plan, "search.pack_size=3")
-    found = {candidate.trial_id: candidate.refits for candidate in packed.candidates}
-    assert found.keys() == {candidate.trial_id for candidate in lone.candidates}
+    refits = {candidate.trial_id: candidate.refits for candidate in packed.candidates}
+    assert refits.keys() == {candidate.trial_id for candidate in lone.candidates}
     for candidate in lone.candidates:
-        for one, other in zip(candidate.refits, found[candidate.trial_id], strict=True):
+        for one, other in zip(candidate.refits, refits[candidate.trial_id], strict=True):
             assert one.seed == other.seed
             assert other.validation_metrics["loss"] == pytest.approx(one.validation_metrics["loss"], rel=1e-4)
 

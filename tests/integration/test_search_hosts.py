@@ -80,11 +80,11 @@ def test_a_warm_host_trains_on_the_rows_and_weights_of_now(
         (candidate,) = result.candidates
         return candidate.data_fingerprint, candidate.base_digest, result.trials[0].reports[-1].metrics["loss"]
 
-    found = [searched("first")]
+    searches = [searched("first")]
     for what in ("rows", "weights"):
         change(what, own_files[what])
-        found.append(searched(what))
-    fingerprints, digests, losses = zip(*found, strict=True)
+        searches.append(searched(what))
+    fingerprints, digests, losses = zip(*searches, strict=True)
     assert fingerprints[0] != fingerprints[1] == fingerprints[2]
     assert digests[0] == digests[1] != digests[2]
     assert len(set(losses)) == 3

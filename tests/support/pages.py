@@ -39,13 +39,13 @@ class Page:
 
     def commands(self, program: str) -> list[Command]:
         """Return every call of a program in the console blocks, top to bottom."""
-        found = []
+        commands = []
         for block in self.blocks("console"):
             for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
                 line, *output = part.splitlines()
                 if line.split()[0] == program:
-                    found.append(Command(line, tuple(output)))
-        return found
+                    commands.append(Command(line, tuple(output)))
+        return commands
 
     def links(self) -> list[tuple[str, Path]]:
         """Return the links to files, as they are written and where they lead."""
@@ -59,8 +59,8 @@ class Page:
 
     def table(self, key: str) -> dict[str, tuple[str, ...]]:
         """Return the rows of the table whose first column is headed `key`: first cell to the others."""
-        _, found, rest = self.text.partition(f"\n| {key} |")
-        assert found, f"{self.path} has no table of {key}"
+        _, heading, rest = self.text.partition(f"\n| {key} |")
+        assert heading, f"{self.path} has no table of {key}"
         rows = [line for line in rest.partition("\n\n")[0].splitlines()[2:] if line.startswith("|")]
         cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
         return {first: tuple(others) for first, *others in cells}

@@ -46,7 +46,7 @@ class HostClient:
     actor: HostHandle
 
     @classmethod
-    def found(cls, find: Callable[[HostHandle | None], HostHandle]) -> HostClient:
+    def of(cls, find: Callable[[HostHandle | None], HostHandle]) -> HostClient:
         """Return the client of the host to ask."""
         return cls(find, find(None))
 

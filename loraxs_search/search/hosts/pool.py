@@ -62,7 +62,7 @@ class HostPool:
 
     def host(self) -> HostClient:
         """Return the host for work that one host does for all."""
-        return HostClient.found(self._find)
+        return HostClient.of(self._find)
 
     def hosts(self) -> list[HostClient]:
         """Return all hosts that exist by now; at least one."""

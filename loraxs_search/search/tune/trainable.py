@@ -84,7 +84,7 @@ class TrialTrainable(tune.Trainable):
         self._retries = config["max_failures"]
         self._keeper = find_keeper(config["keeper"])
         self._directory = find_directory(config["directory"])
-        self._host = HostClient.found(self._find_host)
+        self._host = HostClient.of(self._find_host)
         self._snapshot = ray.get(self._keeper.read_snapshot.remote(self._spec.trial_id))
         self._reports = read_reports(self._snapshot) if self._snapshot else ()
 

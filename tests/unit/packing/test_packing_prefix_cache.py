@@ -24,12 +24,12 @@ def model() -> PreTrainedModel:
     return BertForSequenceClassification(BertConfig(**SIZE, pad_token_id=0)).eval().requires_grad_(False)
 
 
-def anatomy(model: PreTrainedModel, *names: str) -> AdaptableLayers:
+def adaptable(model: PreTrainedModel, *names: str) -> AdaptableLayers:
     return AdaptableLayers(model, [LinearModule(name, 16, 16) for name in names])
 
 
 def test_the_repeated_layers_are_found_by_the_names_of_what_may_be_adapted(model: PreTrainedModel) -> None:
-    known = anatomy(model, f"{BLOCK}.0.output.dense", f"{BLOCK}.3.output.dense")
+    known = adaptable(model, f"{BLOCK}.0.output.dense", f"{BLOCK}.3.output.dense")
     assert known.layers is model.bert.encoder.layer
     assert known.lowest([f"{BLOCK}.3.output.dense", f"{BLOCK}.2.attention.self.query"]) == 2
     assert known.lowest([f"{BLOCK}.3.output.dense", "bert.pooler.dense"]) == 0
@@ -37,10 +37,10 @@ def test_the_repeated_layers_are_found_by_the_names_of_what_may_be_adapted(model
 
 
 def test_without_one_list_of_layers_nothing_can_be_skipped(model: PreTrainedModel) -> None:
-    assert anatomy(model, "bert.pooler.dense").layers is None
+    assert adaptable(model, "bert.pooler.dense").layers is None
     model.other = nn.ModuleList([nn.Linear(16, 16)])
     model.other[0].inner = nn.Linear(16, 16)
-    two = anatomy(model, f"{BLOCK}.0.output.dense", "other.0.inner")
+    two = adaptable(model, f"{BLOCK}.0.output.dense", "other.0.inner")
     assert two.layers is None
     assert two.lowest([f"{BLOCK}.3.output.dense"]) == 0
 

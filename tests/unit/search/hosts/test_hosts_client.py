@@ -78,7 +78,7 @@ def test_a_lost_host_is_replaced_and_the_question_asked_again(found: list[Any], 
         found.append(lost)
         return Actor(lost=len(found) <= num_losses)
 
-    host = HostClient.found(find)
+    host = HostClient.of(find)
     assert host.result(lambda asked: asked.actor) == "answer"  # type: ignore[arg-type, return-value]
     assert len(found) == 1 + num_losses
     assert found[0] is None
@@ -87,4 +87,4 @@ def test_a_lost_host_is_replaced_and_the_question_asked_again(found: list[Any], 
 
 def test_hosts_that_keep_dying_end_it(found: list[Any]) -> None:
     with pytest.raises(RayActorError):
-        HostClient.found(lambda lost: Actor(lost=True)).result(lambda host: host.actor)  # type: ignore[arg-type, return-value]
+        HostClient.of(lambda lost: Actor(lost=True)).result(lambda host: host.actor)  # type: ignore[arg-type, return-value]
