@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from functools import cached_property
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from loraxs_search.errors import UsageError, unknown_name
@@ -61,17 +61,20 @@ class Registry(Generic[EntryT]):
         return entries
 
     @cached_property
-    def _installed(self) -> dict[str, str]:
-        return {point.name: point.value for point in entry_points(group=self._group)}
+    def _installed(self) -> dict[str, EntryPoint]:
+        points: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self._group):
+            points.setdefault(point.name, point)  # of two, the first on the path
+        return points
 
     def _load(self, name: str) -> EntryT:
-        points = [point for point in entry_points(group=self._group) if point.name == name]
-        if not points:
+        point = self._installed.get(name)
+        if point is None:
             raise UsageError(unknown_name(self._kind, name, self.names()))
         try:
-            return points[0].load()  # type: ignore[no-any-return]
+            return point.load()  # type: ignore[no-any-return]
         except (ImportError, AttributeError) as error:
             raise UsageError(
-                f"`{self._kind}` {name} must be importable from {points[0].value}, but: {error}.",
+                f"`{self._kind}` {name} must be importable from {point.value}, but: {error}.",
                 hint=f"install the distribution that brings it anew, or use one of: {', '.join(self._entries)}",
             ) from error

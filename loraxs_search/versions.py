@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import platform
 from collections.abc import Sequence
 
 TRAINING = ("loraxs-search", "torch", "transformers", "peft")  # what decides the numbers of a trial
@@ -20,3 +21,8 @@ def installed(packages: Sequence[str] = SEARCH) -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
+
+
+def with_python() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a search needs, as this process would import them."""
+    return {"python": platform.python_version()} | installed()

@@ -36,6 +36,6 @@ def make_scheduler(plan: SearchPlan, direction: Direction) -> Scheduler:
         UsageError: there is no scheduler of this name.
     """
     entry = SCHEDULERS.get(plan.scheduler)
-    given: dict[str, Scalar] = {"reduction_factor": plan.reduction_factor, **plan.scheduler_params}
-    parameters = {name: given.get(name, law.default) for name, law in entry.parameters.items()}
+    values: dict[str, Scalar] = {"reduction_factor": plan.reduction_factor, **plan.scheduler_params}
+    parameters = {name: values.get(name, law.default) for name, law in entry.parameters.items()}
     return entry(SchedulerConfig(direction, plan.max_steps, plan.report_every, parameters))

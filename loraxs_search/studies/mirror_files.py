@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from loraxs_search.errors import StudyError
@@ -18,7 +19,7 @@ _ORDER = (
 READ_FIRST = ("tracking.offset", "tracking.jsonl", "journal.jsonl")
 
 
-def copy_order(key: str) -> int | None:
+def _copy_order(key: str) -> int | None:
     """Return a file's place in the order of copying; None when it is not copied."""
     if any(part.startswith(".") for part in key.split("/")):
         return None
@@ -27,8 +28,13 @@ def copy_order(key: str) -> int | None:
 
 def files(path: Path) -> list[str]:
     """Return the keys of what is copied, in the order of copying."""
-    keys = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
-    return sorted((key for key in keys if copy_order(key) is not None), key=lambda key: (copy_order(key), key))
+    return in_copy_order(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+
+
+def in_copy_order(keys: Iterable[str]) -> list[str]:
+    """Return those of the keys that are copied, in the order of copying."""
+    places = {key: place for key in keys if (place := _copy_order(key)) is not None}
+    return sorted(places, key=lambda key: (places[key], key))
 
 
 def is_behind(path: Path, storage: Storage, name: str) -> bool:

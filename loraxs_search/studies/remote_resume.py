@@ -13,7 +13,7 @@ from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records import from_json, to_json
 from loraxs_search.studies.folder import StudyFolder, StudyInfo, studies_root
 from loraxs_search.studies.lease import Lease
-from loraxs_search.studies.mirror_files import copy_order, is_behind
+from loraxs_search.studies.mirror_files import in_copy_order, is_behind
 from loraxs_search.studies.storage import Storage
 
 _OF_ONE_MLFLOW_STORE = ("tracking.offset", "tracking.runs.jsonl")
@@ -83,7 +83,7 @@ def _download(name: str, storage: Storage, path: Path) -> None:
     shutil.rmtree(path / "tune", ignore_errors=True)
     ensure_dir(path / "snapshots")
     keys = [key.removeprefix(f"{name}/") for key in storage.keys(name)]
-    for key in sorted((key for key in keys if copy_order(key) is not None), key=lambda key: copy_order(key) or 0):
+    for key in in_copy_order(keys):
         if key != "study.json" and (content := storage.get(f"{name}/{key}")) is not None:
             write_atomic(path / key, content)
 

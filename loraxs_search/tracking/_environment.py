@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraxs_search.versions import installed
+from loraxs_search.versions import with_python
 
 
 def tags(gpus: Sequence[str] = ()) -> dict[str, str]:
@@ -18,10 +18,9 @@ def tags(gpus: Sequence[str] = ()) -> dict[str, str]:
     Args:
         gpus: Names of the GPUs that the caller found.
     """
-    versions = {"python": platform.python_version()} | installed()
     commit = git_commit(Path.cwd())
     return (
-        {f"version.{name}": version for name, version in versions.items()}
+        {f"version.{name}": version for name, version in with_python().items()}
         | {f"hardware.{name}": value for name, value in hardware(gpus).items()}
         | ({"mlflow.source.git.commit": commit} if commit else {})
     )

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 from support import toy_ia3
-from support.distributions import install
+from support.plugins import write_distribution
 from support.shell import Shell
 
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder on the path of every process to come, where the toy method is installed."""
-    folder = install(tmp_path / "site", Path(toy_ia3.__file__), "loraxs_search.methods", "ia3", "IA3")
+    folder, entries = tmp_path / "site", {"loraxs_search.methods": {"ia3": "IA3"}}
+    write_distribution(folder, "toy_ia3", Path(toy_ia3.__file__).read_text(), entries)
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
     return folder
 

@@ -152,12 +152,12 @@ def _files(space: Space) -> list[str]:
 
 def _ask(node: Node, question: dict[str, Any]) -> ray.ObjectRef[Any]:
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from loraxs_search.search.cluster.nodes import pinned  # late, as Ray is
 
     for module in (node_facts, package_versions):  # a node may lack the package
         ray.cloudpickle.register_pickle_by_value(module)
-    where = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-    task = ray.remote(node_facts.facts_here).options(num_cpus=0, scheduling_strategy=where, max_retries=0)
+    task = ray.remote(node_facts.facts_here).options(max_retries=0, **pinned(node.node_id))
     return task.remote(question)
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from loraxs_search.versions import TRAINING
+
 Verdict = Literal["ok", "warn", "fail"]
 
 # A host trains in these: another version there may give other results, or fail. The others run in the driver only.
-_MUST_AGREE = ("loraxs-search", "ray", "torch", "transformers", "peft", "datasets")
+_MUST_AGREE = (*TRAINING, "datasets", "ray")
 _GIB = 2**30
 _FEW_FILES, _MANY_FILES = 1024, 4096
 _SKEW_WARN_S, _SKEW_FAIL_S = 2.0, 60.0

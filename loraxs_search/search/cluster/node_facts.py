@@ -22,7 +22,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from loraxs_search.versions import installed
+from loraxs_search.versions import with_python
 
 _HASHED_BYTES = 1 << 30  # of a file; a larger one is compared by content as its host joins
 _TORCH = "import torch; print(torch.cuda.device_count())"
@@ -38,7 +38,7 @@ def facts_here(question: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "at": time.time(),
         "host": platform.node(),
-        "versions": versions(),
+        "versions": with_python(),
         "missing_files": [path for path in question["files"] if not Path(path).exists()],
         "file_digests": _digests(question["files"]),
         "mlflow_problem": _mlflow_problem(question["mlflow"]) if question["mlflow"] else None,
@@ -60,11 +60,6 @@ def _digests(paths: list[str]) -> dict[str, str]:
                 with path.open("rb") as file:
                     digests[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a search needs, as this process would import them."""
-    return {"python": platform.python_version()} | installed()
 
 
 def _home() -> dict[str, Any]:

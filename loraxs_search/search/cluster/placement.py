@@ -114,6 +114,11 @@ class PackSize:
     reason: str
 
 
+def unshared(method: str) -> PackSize:
+    """Return the pack size of a method whose trials cannot share passes."""
+    return PackSize(1, f"trials of method {method} cannot share passes")
+
+
 def choose_pack_size(
     asked: int | Literal["auto"], *, fits: int, fills: int, num_trials: int, num_devices: int
 ) -> PackSize:

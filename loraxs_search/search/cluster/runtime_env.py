@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from loraxs_search.errors import UsageError, unknown_name
-from loraxs_search.search.cluster import node_facts
+from loraxs_search.versions import with_python
 
 _OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` was given, where this driver is such a job
 _PACKAGE = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def versions() -> dict[str, str]:
     """Return the versions that the search's processes must have on every node: those of this one, connected to Ray."""
     import ray
 
-    here = node_facts.versions()
+    here = with_python()
     if ray.get_runtime_context().runtime_env.get("py_modules"):
         here.pop("loraxs-search", None)  # this one goes there, whatever a node has installed
     return here

@@ -182,9 +182,7 @@ class Driver:
                 hint=f"go on with `loraxs-search resume {name}`",
             )
 
-    def _keep_adapters(
-        self, folder: StudyFolder, actors: StudyActors, ledger: Ledger, tracker: Tracker
-    ) -> list[Candidate]:
+    def _keep_adapters(self, folder: StudyFolder, actors: StudyActors, ledger: Ledger, tracker: Tracker) -> None:
         from loraxs_search.search.driver.candidates import Finish, completed_trials
 
         trials = completed_trials(ledger.records.values(), self._info.task)
@@ -198,7 +196,6 @@ class Driver:
         candidates = finish.seal(candidates, tracker.run_id)
         _log_adapters(folder, tracker, trials, candidates)
         folder.write_candidates(candidates)
-        return candidates
 
     def _facts(self, actors: StudyActors, ledger: Ledger) -> SearchStarted:
         plan = self._info.search

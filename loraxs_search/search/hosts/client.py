@@ -57,14 +57,12 @@ class HostClient:
     def result(self, ask: Callable[[HostClient], ObjectRef[ResultT]]) -> ResultT:
         """Ask and wait for the answer; a host that dies, or whose node does, is replaced a few times."""
         host = self
-        for losses_left in reversed(range(_MAX_LOSSES + 1)):
+        for _ in range(_MAX_LOSSES):
             try:
                 return ray.get(ask(host))
             except HOST_LOST:
-                if not losses_left:
-                    raise
                 host = host.replacement()
-        raise AssertionError("unreachable")
+        return ray.get(ask(host))
 
     # ---- calls -------------------------------------------------------------------------------------------------------
     def info(self, task: Task) -> ObjectRef[HostInfo]:

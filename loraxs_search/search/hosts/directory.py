@@ -13,12 +13,12 @@ import ray
 
 from loraxs_search.records import Task
 from loraxs_search.search.cluster.connection import NAMESPACE, living_nodes
+from loraxs_search.search.cluster.nodes import here, pinned
 from loraxs_search.search.cluster.placement import host_shape
 from loraxs_search.search.hosts.handles import DirectoryHandle, HostHandle
 from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search.hosts.leases import Leases
-from loraxs_search.search.hosts.nodes import here, pinned
 
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
 # used by others. Read by OpenMP when torch is imported.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraxs_search.records import LinearModule
-from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, processes_that_fit
+from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, processes_that_fit, unshared
 from loraxs_search.search_space import Space
 
 
@@ -24,7 +24,7 @@ def expected_pack_size(
     from loraxs_search.packing.pass_executor import workers_for
 
     if not space.is_packable:
-        return PackSize(1, f"trials of method {space.method} cannot share passes")
+        return unshared(space.method)
     if torch.cuda.is_available():
         return None
     device = torch.device("cpu")

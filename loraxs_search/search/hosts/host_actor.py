@@ -10,11 +10,11 @@ from typing import Any
 from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
 from loraxs_search.packing import Host
 from loraxs_search.records import HostInfo, Identity, Task, TrialSpec, to_json
-from loraxs_search.search.cluster import node_facts
 from loraxs_search.search.cluster.node_checks import Expected, NodeFacts, evaluate, failures
 from loraxs_search.search.cluster.placement import processes_that_fit
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search.hosts.identity import difference
+from loraxs_search.versions import with_python
 
 
 class HostActor:
@@ -110,7 +110,7 @@ def check_versions(node: str, expected: Mapping[str, str]) -> None:
     Raises:
         ClusterError: with the node, the packages, and both versions of each.
     """
-    facts = NodeFacts(node=node, versions=node_facts.versions())
+    facts = NodeFacts(node=node, versions=with_python())
     for failure in failures(evaluate(facts, Expected(expected))):
         raise ClusterError(
             f"Every node must have the driver's versions, but {node} has {failure.value}.", hint=failure.hint

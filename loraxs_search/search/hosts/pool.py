@@ -11,6 +11,7 @@ import ray
 from loraxs_search.records import HostInfo, SearchPlan, Task
 from loraxs_search.search.cluster import runtime_env
 from loraxs_search.search.cluster.connection import living_nodes, nodes_to_come
+from loraxs_search.search.cluster.nodes import here
 from loraxs_search.search.cluster.placement import (
     PackSize,
     SlotCounter,
@@ -23,7 +24,6 @@ from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.hosts.directory import start_directory
 from loraxs_search.search.hosts.handles import HostHandle, kill
 from loraxs_search.search.hosts.host_config import HostConfig
-from loraxs_search.search.hosts.nodes import here
 from loraxs_search.search.hosts.warm_hosts import HeldLease, directory_name
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import ray
 
 from loraxs_search.base_model import check_packable
 from loraxs_search.records import HostInfo, Identity, Scalar, Task, TrialSpec
-from loraxs_search.search.cluster.placement import PackSize
+from loraxs_search.search.cluster.placement import PackSize, unshared
 from loraxs_search.search.hosts.client import HOST_LOST
 from loraxs_search.search.hosts.handles import kill
 from loraxs_search.search.hosts.identity import check_unchanged
@@ -73,14 +73,14 @@ class StudyActors:
         work = sum(m.out_features * m.in_features * min(m.out_features, m.in_features) for m in adaptable)
         if work * len(sets) <= _SHORT_WORK:
             return
-        total, said_at = len(pending), time.monotonic()
+        total, reported_at = len(pending), time.monotonic()
         while pending:
             done, pending = ray.wait(pending)
             with contextlib.suppress(*HOST_LOST):  # trials go on with another one, which gets what it needs
                 ray.get(done)
-            if pending and time.monotonic() - said_at > _SAY_EVERY_S:
+            if pending and time.monotonic() - reported_at > _SAY_EVERY_S:
                 say(f"decomposing the base's weights: {total - len(pending)} of {total} parts")
-                said_at = time.monotonic()
+                reported_at = time.monotonic()
 
     def close(self) -> None:
         """End the keeper now."""
@@ -116,10 +116,10 @@ class StudyActors:
 
 def alone(space: Space) -> PackSize:
     """Return the pack size of a method whose trials cannot share passes, and say so where more were asked for."""
-    asked, why = space.search.pack_size, f"trials of method {space.method} cannot share passes"
+    asked, size = space.search.pack_size, unshared(space.method)
     if asked not in ("auto", 1):
-        _logger.warning("`search.pack_size` is %d, but %s: each trains alone.", asked, why)
-    return PackSize(1, why)
+        _logger.warning("`search.pack_size` is %d, but %s: each trains alone.", asked, size.reason)
+    return size
 
 
 def warn_of_data(task: Task, info: HostInfo) -> None:

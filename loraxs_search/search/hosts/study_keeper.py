@@ -11,8 +11,8 @@ import ray
 from loraxs_search.home import home
 from loraxs_search.records import Yardstick
 from loraxs_search.search.cluster.connection import NAMESPACE
+from loraxs_search.search.cluster.nodes import here, pinned
 from loraxs_search.search.hosts.handles import KeeperHandle
-from loraxs_search.search.hosts.nodes import here, pinned
 from loraxs_search.studies import StudyFolder
 
 

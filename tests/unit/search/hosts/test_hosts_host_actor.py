@@ -19,10 +19,11 @@ from loraxs_search.records import (
     Task,
     TrialSpec,
 )
-from loraxs_search.search.cluster import node_facts, placement
+from loraxs_search.search.cluster import placement
 from loraxs_search.search.hosts.host_actor import HostActor, check_versions
 from loraxs_search.search.hosts.host_config import MAX_CALLERS, HostConfig
 from loraxs_search.search.hosts.identity import check_unchanged
+from loraxs_search.versions import with_python
 
 OTHER = Task("other", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
@@ -30,15 +31,15 @@ CONFIG = HostConfig(BaseModelRef("base"), "float32", 1, False, (8, 4))
 
 
 def test_versions_like_the_drivers_are_fine() -> None:
-    check_versions("10.0.0.7", node_facts.versions())
-    check_versions("10.0.0.7", node_facts.versions() | {"mlflow": "2.0.0"})  # only the driver needs it
+    check_versions("10.0.0.7", with_python())
+    check_versions("10.0.0.7", with_python() | {"mlflow": "2.0.0"})  # only the driver needs it
 
 
 @pytest.mark.parametrize("package", ["loraxs-search", "ray", "torch", "transformers", "peft", "datasets"])
 def test_another_version_is_refused_with_node_package_and_both(package: str) -> None:
-    here = re.escape(node_facts.versions()[package])
+    here = re.escape(with_python()[package])
     with pytest.raises(ClusterError, match=rf"10\.0\.0\.7 has {package} {here}, the driver has 0\.0\.1\.") as caught:
-        check_versions("10.0.0.7", node_facts.versions() | {package: "0.0.1"})
+        check_versions("10.0.0.7", with_python() | {package: "0.0.1"})
     assert "--runtime-env" in (caught.value.hint or "")
 
 

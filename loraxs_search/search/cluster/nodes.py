@@ -1,4 +1,4 @@
-"""Which node a process runs on, and how an actor is held to one."""
+"""Which node a process runs on, and how an actor or a task is held to one."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def here() -> str:
 
 
 def pinned(node_id: str) -> dict[str, Any]:
-    """Return actor options that hold an actor to a node and take none of its resources."""
+    """Return Ray's options that hold an actor or a task to a node and take none of its resources."""
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
