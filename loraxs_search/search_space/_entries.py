@@ -10,20 +10,20 @@ from loraxs_search.plugins import Registry
 from loraxs_search.search_space._faults import one_of
 
 
-def known_entry(registry: Registry[Any], noun: str) -> Callable[[str], str]:
+def known_entry(registry: Registry[Any], noun: str) -> Callable[[Any], str]:
     """Return a validator that refuses a name that no entry has, or whose entry cannot be imported.
 
     Args:
         noun: What an entry is, with its article.
     """
 
-    def check(name: str) -> str:
+    def check(name: Any) -> str:
         if name not in registry.names():
             raise ValueError(f"must be one of: {one_of(registry.names(), name)}")
         try:
             registry.get(name)
         except UsageError as error:
             raise ValueError(f"must be {noun} that can be imported ({error.message})") from error
-        return name
+        return str(name)
 
     return check

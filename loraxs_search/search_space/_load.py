@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from loraxs_search.errors import UsageError
-from loraxs_search.methods import METHODS, LoraXS, get_method
+from loraxs_search.methods import METHODS, LoraXS
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan
 from loraxs_search.search_space._document import Document, parse_document
+from loraxs_search.search_space._entries import known_entry
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
 from loraxs_search.search_space._files import find_file, read_file
 from loraxs_search.search_space._overrides import apply_overrides
@@ -105,15 +105,11 @@ def _sections(document: Document) -> dict[str, Any]:
 
 def _method(document: Document, given: object) -> str:
     """Return a registered method's name; empty where it is none, as its parameters cannot be read then."""
-    fault = f"must be one of: {{known}}, but got {shown(given)}."
-    if isinstance(given, str):
-        try:
-            get_method(given)
-            return given
-        except UsageError as error:
-            fault = error.message if given in METHODS.names() else fault
-    document.faults.add(("method",), fault.replace("{known}", one_of(METHODS.names(), given)))
-    return ""
+    try:
+        return known_entry(METHODS, "a method")(given)
+    except ValueError as error:
+        document.faults.add(("method",), f"{error}, but got {shown(given)}.")
+        return ""
 
 
 def _base_model(document: Document, given: object, folder: Path) -> BaseModelRef | None:

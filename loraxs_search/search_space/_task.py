@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
-from loraxs_search.errors import LoraxsError
+from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.paths import user_path
 from loraxs_search.records import DataSource, Split, Task
 from loraxs_search.search_space._document import Document
@@ -38,7 +39,9 @@ def read_task(document: Document, given: object, folder: Path) -> Task | None:
 
 def _kind(given: object) -> type[TaskKind] | None:
     name = given.get("kind") if isinstance(given, dict) else None
-    return KINDS.importable().get(name) if isinstance(name, str) else None
+    with contextlib.suppress(UsageError):
+        return KINDS.get(name) if isinstance(name, str) else None
+    return None
 
 
 def _likeliest_kind(given: object) -> type[TaskKind]:
