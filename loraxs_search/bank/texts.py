@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.adapter_store import Part
-from loraxs_search.base_model import widened
+from loraxs_search.base_model import joined
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Prediction, Task
 from loraxs_search.tasks import Batch, RowSource, encode, kind_of
@@ -87,12 +87,8 @@ class Questions:
     def _joined(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         tokenizer = self._source.tokenizer
         width = max(batch.inputs["input_ids"].shape[1] for batch in batches)
-        fill: dict[str, int] = {"input_ids": int(tokenizer.pad_token_id)}
         side: Literal["left", "right"] = "left" if tokenizer.padding_side == "left" else "right"
-        return {
-            name: torch.cat([widened(batch.inputs[name], width, fill.get(name, 0), side) for batch in batches])
-            for name in batches[0].inputs
-        }
+        return joined([batch.inputs for batch in batches], width, int(tokenizer.pad_token_id), side)
 
 
 def parts_of(parts: Sequence[Part], rows: Sequence[int]) -> list[Part]:

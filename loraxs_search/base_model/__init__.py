@@ -25,9 +25,9 @@ if TYPE_CHECKING:
         output_head,
         with_labels,
     )
-    from loraxs_search.base_model.layers import head_shapes, head_size, linear_modules, matrix
+    from loraxs_search.base_model.layers import head_shapes, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
-    from loraxs_search.base_model.padding import padding_side, widened
+    from loraxs_search.base_model.padding import joined, padding_side
     from loraxs_search.base_model.probing import close_to, dummy_inputs, end_with_eos, rounding, timing_inputs
     from loraxs_search.base_model.reading import last_states, projection, readable
     from loraxs_search.base_model.sharing import probe_sharing
@@ -42,8 +42,8 @@ __all__ = [
     "fresh_head",
     "head_names",
     "head_shapes",
-    "head_size",
     "init_head",
+    "joined",
     "last_states",
     "linear_modules",
     "load_model",
@@ -62,7 +62,6 @@ __all__ = [
     "timing_inputs",
     "use_padded_attention",
     "weight_bytes",
-    "widened",
     "with_known_package",
     "with_labels",
 ]
@@ -75,7 +74,6 @@ _HOMES = {
     "fresh_head": "head",
     "head_names": "head",
     "head_shapes": "layers",
-    "head_size": "layers",
     "init_head": "head",
     "linear_modules": "layers",
     "load_model": "load",
@@ -92,7 +90,7 @@ _HOMES = {
     "quiet": "_library",
     "rounding": "probing",
     "use_padded_attention": "attention",
-    "widened": "padding",
+    "joined": "padding",
     "with_labels": "head",
 }
 

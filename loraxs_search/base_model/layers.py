@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
@@ -52,15 +51,6 @@ def linear_modules(base: BaseModel, model: TaskModel) -> tuple[LinearModule, ...
         for name, module in empty.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[0] not in heads and _in_block(name)
     )
-
-
-def head_size(base: BaseModel, model: TaskModel) -> int:
-    """Return the number of parameters of the task's whole head.
-
-    Raises:
-        BaseModelError: the configuration cannot be read or has no model of the task's class.
-    """
-    return sum(prod(shape) for shape in head_shapes(base, model).values())
 
 
 def head_shapes(base: BaseModel, model: TaskModel, head: Head = "full") -> dict[str, tuple[int, ...]]:

@@ -40,7 +40,8 @@ class AdaptableLayers:
 
     def __init__(self, model: PreTrainedModel, modules: Iterable[LinearModule]) -> None:
         self.device = next(model.parameters()).device
-        self.sizes = {module.name: (module.out_features, module.in_features) for module in modules}  # (out, in)
+        self.modules = {module.name: module for module in modules}
+        self.sizes = {name: (m.out_features, m.in_features) for name, m in self.modules.items()}  # (out, in)
         self._model = model
         self._heads = head_names(model)
         self._output, self._idle = output_head(model) if self._heads else ("", ())

@@ -37,8 +37,8 @@ from loraxs_search.packing.prefix_cache import PrefixCache
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import LinearModule, Split, TrialSpec
 from loraxs_search.tasks import Batch, PreparedTask
-from loraxs_search.tasks.kinds import PassOutputs, Read, RowScores, TaskKind, drive
-from loraxs_search.trial import Snapshot, split_metrics
+from loraxs_search.tasks.kinds import PassOutputs, Read, TaskKind, drive
+from loraxs_search.trial import Snapshot, in_row_order, split_metrics
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
@@ -139,8 +139,11 @@ class Pack:
         scores = drive(requests, functools.partial(self._answer, slots))
         results: dict[str, dict[str, float] | LoraxsError] = {}
         for slot in slots:
+            score = scores[slot.name]
             try:
-                results[slot.name] = _metrics(slot, split, scores[slot.name])
+                results[slot.name] = (
+                    score if isinstance(score, TrialDivergedError) else split_metrics(slot.data, split, score)
+                )
             except TrialDivergedError as error:
                 results[slot.name] = error
         _share_time(slots, [int(slot.data.lengths(split).sum()) for slot in slots], time.perf_counter() - started)
@@ -230,7 +233,10 @@ class Pack:
                 columns = zip(*(reduced.split(part.cpu()) for part in reduced.parts), strict=True)
                 for (trial, _), parts in zip(reduced.trials, columns, strict=True):
                     computed[trial].append((next(positions), parts))
-        return {trial: _sorted_rows(parts) for trial, parts in computed.items()}
+        return {
+            trial: in_row_order([positions for positions, _ in parts], [part for _, part in parts])
+            for trial, parts in computed.items()
+        }
 
     def _begin(self, slots: Sequence[Slot], reads: Reads) -> None:
         self._packed.place(slots)
@@ -260,8 +266,8 @@ class Pack:
 
     def _demands(self, reads: Reads) -> list[Demand]:
         """Return what is to be planned, in the order in which slots are placed."""
-        asked = [(slot, reads[slot.name]) for slot in self._packed.slots if slot.name in reads]
-        return [Demand(slot.name, slot.data.lengths(read.source)[read.rows]) for slot, read in asked]
+        requests = [(slot, reads[slot.name]) for slot in self._packed.slots if slot.name in reads]
+        return [Demand(slot.name, slot.data.lengths(read.source)[read.rows]) for slot, read in requests]
 
     def _passes(self, demands: Sequence[Demand]) -> list[Pass]:
         longest = max(int(demand.lengths.max()) for demand in demands)
@@ -318,16 +324,10 @@ class _Losses:
         return (self.kind.loss(outputs, batch),)
 
 
-def _metrics(slot: Slot, split: Split, scores: RowScores | TrialDivergedError) -> dict[str, float]:
-    if isinstance(scores, TrialDivergedError):
-        raise scores
-    return split_metrics(slot.data, split, scores)
-
-
 def _per_row(reduced: Reduced, counts: Mapping[str, int]) -> Tensor:
     """Return one over each row's trial's count, shape (n,), float32."""
     values = [np.full(num_rows, 1 / counts[trial], dtype=np.float32) for trial, num_rows in reduced.trials]
-    return torch.from_numpy(np.concatenate(values)).to(reduced.counts.device)
+    return torch.from_numpy(np.concatenate(values)).to(reduced.parts[0].device)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -340,11 +340,6 @@ def _too_long(longest: int) -> LoraxsError:
         f"Memory must hold a pass of one row, but it ran out with a row of {longest} tokens: lower the task's"
         f" `max_length` below {longest}, or use a device with more memory."
     )
-
-
-def _sorted_rows(computed: list[tuple[Indices, tuple[Tensor, ...]]]) -> tuple[Tensor, ...]:
-    order = torch.from_numpy(np.argsort(np.concatenate([positions for positions, _ in computed])))
-    return tuple(torch.cat(column)[order] for column in zip(*(parts for _, parts in computed), strict=True))
 
 
 def _share_time(slots: Sequence[Slot], tokens: Sequence[int], seconds: float) -> None:

@@ -9,9 +9,9 @@ from itertools import groupby
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from loraxs_search.base_model import padding_side, widened
+from loraxs_search.base_model import joined, padding_side
 from loraxs_search.multiplexed import RowSegment, SlotRowMap
 from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.plan import Indices, Pass
@@ -30,12 +30,10 @@ class Reduced:
 
     Args:
         trials: The slots' ids with their number of rows, in order.
-        counts: Number of reads of each row, (n,), on the device.
         parts: Results of `Read.reduce`, each with the n rows first.
     """
 
     trials: tuple[tuple[str, int], ...]
-    counts: Tensor
     parts: tuple[Tensor, ...]
 
     def detached(self) -> Reduced:
@@ -77,7 +75,7 @@ def run_pass(
         group[0].data.collate(group[0].request.source, indices).to(device)
         for group, indices in zip(groups, rows, strict=True)
     ]
-    inputs = _joined([batch.inputs for batch in batches], shared.width, model.config)
+    inputs = _join([batch.inputs for batch in batches], shared.width, model)
     known = [
         CachedRows(group[0].data, group[0].request.source, indices) for group, indices in zip(groups, rows, strict=True)
     ]
@@ -93,7 +91,7 @@ def run_prefix(
 ) -> tuple[Indices, tuple[Tensor, ...]]:
     """Compute the layers that passes skip for the planned ones of `rows`; return those rows and their outputs."""
     chosen = rows[shared.shares[0].positions]
-    inputs = _joined([data.collate(split, chosen).inputs], shared.width, model.config)
+    inputs = _join([data.collate(split, chosen).inputs], shared.width, model)
     on_device = {name: value.to(model.device) for name, value in inputs.items()}
     return chosen, prefix.compute(on_device, data.lengths(split)[chosen])
 
@@ -114,11 +112,8 @@ def _row_map(parts: list[_Part], device: torch.device) -> SlotRowMap:
     return SlotRowMap(segments, device)
 
 
-def _joined(inputs: list[dict[str, Tensor]], width: int, config: PretrainedConfig) -> dict[str, Tensor]:
-    """Stack the inputs of several tasks, padded to `width` tokens on the side where the base takes padding."""
-    fill, side = {"input_ids": int(config.pad_token_id)}, padding_side(config)
-    padded = [{k: widened(v, width, fill.get(k, 0), side) for k, v in part.items()} for part in inputs]
-    return padded[0] if len(padded) == 1 else {k: torch.cat([part[k] for part in padded]) for k in padded[0]}
+def _join(inputs: list[dict[str, Tensor]], width: int, model: PreTrainedModel) -> dict[str, Tensor]:
+    return joined(inputs, width, int(model.config.pad_token_id), padding_side(model.config))
 
 
 def _positions(batches: list[Batch], width: int, side: str) -> Tensor | None:
@@ -143,6 +138,6 @@ def _reduced(groups: list[list[_Part]], batches: list[Batch], outputs: PassOutpu
             read = read[:, :num_outputs]
         parts = group[0].request.reduce(PassOutputs(read, outputs.project), batch)
         trials = tuple((part.trial, len(part.rows)) for part in group)
-        reduced.append(Reduced(trials, batch.counts, parts))
+        reduced.append(Reduced(trials, parts))
         start += num_reads
     return reduced

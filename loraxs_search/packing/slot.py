@@ -16,7 +16,7 @@ from loraxs_search.packing._checks import check_target_modules
 from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
 from loraxs_search.packing.adaptable import AdaptableLayers
 from loraxs_search.packing.slot_state import SlotStateLayout
-from loraxs_search.records import AdapterSize, LinearModule, TrialReport, TrialSpec
+from loraxs_search.records import AdapterSize, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
 from loraxs_search.trial import Snapshot, check_step, lr_factor, make_report
 
@@ -130,8 +130,7 @@ class Slot:
     def _measure(self, adaptable: AdaptableLayers) -> AdapterSize:
         hyper = self.spec.hyperparameters
         method = get_method(hyper.method)
-        sizes = {name: adaptable.sizes[name] for name in self.adapter.modules}  # (out, in)
-        modules = [LinearModule(name, size[1], size[0]) for name, size in sizes.items()]
+        modules = [adaptable.modules[name] for name in self.adapter.modules]
         head = {name: tuple(value.shape) for name, value in self.head.items()}
         identity = {name: tuple(value.shape) for name, value in self.fixed_head.items()}
         return method.size(method.params(hyper), modules, head, identity)

@@ -115,13 +115,12 @@ class TrialHost:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _activate(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None) -> TrialRun:
-        data = self._loaded.prepared(task)
-        if not self.serves(task):
+        if task is not None and not self.serves(task):
             raise UsageError(
-                f"A host of lone trials serves one task, but got {task.name if task else None} beside"
-                f" {self._loaded.task.name}.",
+                f"A host of lone trials serves one task, but got {task.name} beside {self._loaded.task.name}.",
                 hint="set `search.pack_size` to 2 or more to search several tasks on one device",
             )
+        data = self._loaded.prepared(task)
         check_target_modules(spec, [module.name for module in self._loaded.modules])
         run = self._active
         step = snapshot.step if snapshot else 0

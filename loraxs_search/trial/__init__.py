@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraxs_search.trial.evaluate import ask, evaluate, score_rows, split_metrics
+from loraxs_search.trial.evaluate import ask, evaluate, in_row_order, score_rows, split_metrics
 from loraxs_search.trial.forward import forward
 from loraxs_search.trial.latency import measure_latency
 from loraxs_search.trial.precision import choose_dtype
@@ -25,6 +25,7 @@ __all__ = [
     "detach",
     "evaluate",
     "forward",
+    "in_row_order",
     "load_parameters",
     "lr_factor",
     "make_report",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -103,6 +103,10 @@ class _Reader:
         # With more and smaller batches, threads end at about the same time.
         max_tokens = EVAL_TOKENS // 2 if self.pool else EVAL_TOKENS
         batches = eval_batches(self.data.lengths(request.source)[request.rows], max_tokens)
-        parts = list((self.pool.map if self.pool else map)(compute, batches))
-        order = torch.from_numpy(np.argsort(np.concatenate(batches)))
-        return tuple(torch.cat(column)[order] for column in zip(*parts, strict=True))
+        return in_row_order(batches, (self.pool.map if self.pool else map)(compute, batches))
+
+
+def in_row_order(positions: Sequence[npt.NDArray[np.int64]], parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Return what was computed for these positions, part by part, in the order of the rows."""
+    order = torch.from_numpy(np.argsort(np.concatenate(positions)))
+    return tuple(torch.cat(column)[order] for column in zip(*parts, strict=True))

@@ -55,10 +55,10 @@ def attach(model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None 
         output, idle = output_head(model)
         trained = (output,)
         _check_distinct(output, idle)
-    identity = (*idle, *missing_poolers(model))
-    make_identity(model, identity)
+    make_identity(model, idle)
     # With a task type PEFT would train the whole head by itself.
-    plan = HeadPlan(trained, identity, task_type=None if idle else "SEQ_CLS" if trained else "CAUSAL_LM")
+    task_type = None if idle else "SEQ_CLS" if trained else "CAUSAL_LM"
+    plan = HeadPlan(trained, (*idle, *missing_poolers(model)), task_type)
     adapted = get_method(hyper.method).attach(model, hyper, plan, factors)
     adapted.eval()  # dropout off: a result must not depend on who shares the device
     return adapted
