@@ -18,6 +18,7 @@ from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
 from loraxs_search.bank.texts import Questions, parts_of
 from loraxs_search.base_model import load_tokenizer, locate
 from loraxs_search.errors import IntegrityError, UsageError
+from loraxs_search.methods import FILES
 from loraxs_search.methods.loading import verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
 from loraxs_search.methods.reference_logits import compare_reference_logits
@@ -28,7 +29,6 @@ from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.kinds import classifier
 
 _BULK = 4096  # adapters of one call that are added at once
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class AdapterBank:
@@ -91,10 +91,10 @@ class AdapterBank:
         """
         folder = adapter_folder(source or name, uri=resolve_uri(tracking_uri))
         manifest, _ = verified_manifest(folder, self.base)
-        if missing := [file for file in _FILES if file not in manifest.files]:
+        if missing := [file for file in FILES if file not in manifest.files]:
             raise IntegrityError(f"A manifest must vouch for {missing[0]}, but that of {folder} does not.")
         config = LoraXSConfig.from_pretrained(str(folder))
-        tensors = {key: value[None] for key, value in load_file(folder / _FILES[1]).items()}
+        tensors = {key: value[None] for key, value in load_file(folder / FILES[1]).items()}
         layout, vectors = self._checked_vectors(config, manifest.task, tensors, 1)
         if self._model.is_float32:
             token_ids = torch.tensor(manifest.probe.input_ids, device=self._device)

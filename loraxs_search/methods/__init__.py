@@ -22,14 +22,14 @@ from loraxs_search.methods._base import (
     Possible,
     Sizes,
 )
-from loraxs_search.methods._names import ADAPTER, Shapes, head_parameter
+from loraxs_search.methods._names import FILES, Shapes, head_parameter
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.plugins import Registry
 
 __all__ = [
-    "ADAPTER",
+    "FILES",
     "METHODS",
     "Conversion",
     "FactorRequest",

@@ -189,9 +189,8 @@ class Method(ABC):
 
     def with_defaults(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return its own parameters, those left out at their defaults, in the order of the declaration."""
-        defaults = {name: spec.default for name, spec in self.parameters.items() if spec.default is not None}
-        known = {name: params[name] for name in self.parameters if name in params}
-        return {name: (defaults | known)[name] for name in self.parameters if name in defaults or name in known}
+        values = {name: params.get(name, spec.default) for name, spec in self.parameters.items()}
+        return {name: value for name, value in values.items() if value is not None}
 
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:  # noqa: B027
         """Hold its own parameters against the layers that a trial adapts; any fit by default.

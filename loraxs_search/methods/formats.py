@@ -34,7 +34,8 @@ def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
     """
     if rank is not None and form != "lora":
         raise UsageError(f"`--rank` must go with --format lora, but got {form!r}.")
-    conversion = _conversion(folder, form)
+    manifest = read_manifest(folder)
+    conversion = _conversion(manifest.hyperparameters.method, form)
     target = folder.with_name(f"{folder.name}.{form}" + (f"-r{rank}" if rank is not None else ""))
     note = target.with_name(f"{target.name}.json")
     if _is_whole(target, note):
@@ -46,7 +47,7 @@ def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
         shutil.rmtree(building, ignore_errors=True)  # of one that was killed
         building.mkdir()
         try:
-            _write(folder, conversion, rank, building)
+            conversion(load_adapter_folder(folder), manifest, building, rank)
             write_atomic(note, json.dumps(_digests(building), indent=1))
             shutil.rmtree(target, ignore_errors=True)
             building.rename(target)
@@ -55,18 +56,14 @@ def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
     return target
 
 
-def _conversion(folder: Path, form: Form) -> Conversion:
-    method = get_method(read_manifest(folder).hyperparameters.method)
+def _conversion(name: str, form: Form) -> Conversion:
+    method = get_method(name)
     if form not in method.conversions:
         known = one_of(["native", *method.conversions], form)
         raise UsageError(
             f"`--format` must be one of: {known} for an adapter of method {method.name}, but got {form!r}."
         )
     return method.conversions[form]
-
-
-def _write(adapter: Path, conversion: Conversion, rank: int | None, folder: Path) -> None:
-    conversion(load_adapter_folder(adapter), read_manifest(adapter), folder, rank)
 
 
 def _is_whole(folder: Path, note: Path) -> bool:

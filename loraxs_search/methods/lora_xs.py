@@ -22,7 +22,7 @@ from loraxs_search.methods._base import (
     Possible,
     Sizes,
 )
-from loraxs_search.methods._names import Shapes
+from loraxs_search.methods._names import R, Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, merge, peft_model
 from loraxs_search.records import Basis, Hyperparameters, LinearModule, Manifest, Scalar, Sigma
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from loraxs_search.factors import FactorStore
     from loraxs_search.methods.loraxs import LoraXSConfig
 
-R = "loraxs_R"  # what the tuner calls R, the one tensor that it stores of each layer
 _SMALLEST_FACTOR_RANK = 64
 
 
@@ -123,8 +122,9 @@ class LoraXS(PeftMethod):
     def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterator[FactorRequest]:
         from loraxs_search.methods.loraxs import module_settings
 
+        config = _config(hyper)
         for name, size in sizes.items():
-            settings = module_settings(_config(hyper), name, *size)
+            settings = module_settings(config, name, *size)
             yield FactorRequest(name, settings.factor_rank, settings.basis, settings.driver)
 
     def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def register(
     """Return the version of the task that holds `folder`, registered unless one with its digest exists.
 
     Args:
-        card: Adds to the folder's card what promoting has experiment out; what comes out describes the version.
+        card: Adds to the folder's card what promoting has found out; what comes out describes the version.
     """
     ensure_model(client, task)
     digest = tags["loraxs.digest"]

@@ -212,7 +212,7 @@ def stores(folder: Path, wanted: list[str]) -> Iterator[tuple[str, str, str]]:
 
 
 def serving(kind: str, database: str, folder: Path) -> Iterator[tuple[str, str, str]]:
-    """RowRun an MLflow server on a database."""
+    """Run an MLflow server on a database."""
     server = MlflowServer(folder, database)
     server.start()
     try:

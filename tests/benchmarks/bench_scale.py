@@ -135,7 +135,7 @@ class Counts:
 
 # ---- one size --------------------------------------------------------------------------------------------------------
 def search(num_trials: int, at_once: int, pace_s: float, profile: Path | None) -> dict[str, Any]:
-    """RowRun one search of `num_trials`, interrupted and resumed, in an empty home."""
+    """Run one search of `num_trials`, interrupted and resumed, in an empty home."""
     with tempfile.TemporaryDirectory(prefix="loraxs-scale-") as folder:
         os.environ["LORAXS_HOME"] = folder
         info, space = study(num_trials, at_once)

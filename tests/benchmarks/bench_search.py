@@ -90,7 +90,7 @@ def space_for(arguments: argparse.Namespace, rate: str = IN_BOX) -> Any:
 
 
 def ours(arguments: argparse.Namespace) -> dict[str, Any]:
-    """RowRun our search in this process; called in a fresh one."""
+    """Run our search in this process; called in a fresh one."""
     from loraxs_search.search import launch
 
     clock = Clock()

@@ -93,7 +93,7 @@ def train(config: dict[str, Any]) -> None:
 
 
 def search(config: dict[str, Any]) -> dict[str, Any]:
-    """RowRun all trials; return their accuracies and the wall time of the whole."""
+    """Run all trials; return their accuracies and the wall time of the whole."""
     started = time.perf_counter()
     import ray
     from ray import tune

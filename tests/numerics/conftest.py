@@ -214,7 +214,7 @@ class World:
             assert self.distance(snapshot, self.lone(slot.spec, until)) < tolerance, slot.spec
 
     def lone(self, spec: TrialSpec, until: int, snapshot: Snapshot | None = None) -> Snapshot:
-        """RowRun a trial by itself, the reference, and return its state after a report."""
+        """Run a trial by itself, the reference, and return its state after a report."""
         with use_factor_store(self.factors):
             model = attach(self.model, spec)
         try:

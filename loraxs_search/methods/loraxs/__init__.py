@@ -6,25 +6,23 @@ from loraxs_search.methods.loraxs._factor_source import current_factor_store, us
 from loraxs_search.methods.loraxs._frozen_pair import checked_factors
 from loraxs_search.methods.loraxs._packed_r import PackedR
 from loraxs_search.methods.loraxs._register import register
-from loraxs_search.methods.loraxs._settings import FactorKey, ModuleSettings, initial_r, module_settings
+from loraxs_search.methods.loraxs._settings import FactorKey, ModuleSettings, module_settings
 from loraxs_search.methods.loraxs._stored_names import split_tensors
 from loraxs_search.methods.loraxs._to_lora import export_lora, write_lora
 from loraxs_search.methods.loraxs.config import LoraXSConfig
-from loraxs_search.methods.loraxs.layer import LoraXSLayer, LoraXSLinear
+from loraxs_search.methods.loraxs.layer import LoraXSLayer
 from loraxs_search.methods.loraxs.model import LoraXSModel
 
 __all__ = [
     "FactorKey",
     "LoraXSConfig",
     "LoraXSLayer",
-    "LoraXSLinear",
     "LoraXSModel",
     "ModuleSettings",
     "PackedR",
     "checked_factors",
     "current_factor_store",
     "export_lora",
-    "initial_r",
     "module_settings",
     "register",
     "split_tensors",

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from loraxs_search.methods._base import PackedAdapter, Sizes
-from loraxs_search.methods._names import ADAPTER, ROOT
+from loraxs_search.methods._names import ADAPTER, ROOT, R
 from loraxs_search.methods.loraxs._settings import ModuleSettings, initial_r, module_settings
-from loraxs_search.methods.loraxs._stored_names import R
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 
 

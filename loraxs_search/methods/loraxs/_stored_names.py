@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.methods._names import ROOT
-from loraxs_search.methods.loraxs.layer import LoraXSLayer
-
-(R,) = LoraXSLayer.adapter_layer_names
+from loraxs_search.methods._names import ROOT, R
 
 
 def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.factors import Factors
+from loraxs_search.methods._names import R
 from loraxs_search.methods.loraxs._frozen_pair import checked_factors
 from loraxs_search.methods.loraxs._mixed_batch import check_adapter_names, mixed_update
 from loraxs_search.methods.loraxs._parameters import Float32Parameters
@@ -37,7 +38,7 @@ class LoraXSLayer(BaseTunerLayer):
     base weight is still on the meta device, at first use.
     """
 
-    adapter_layer_names = ("loraxs_R",)
+    adapter_layer_names = (R,)
     other_param_names = ("settings", "_recorded")
 
     def __init__(self, base_layer: nn.Module, *, backend: QuantizationBackend | None, fan_in_fan_out: bool) -> None:

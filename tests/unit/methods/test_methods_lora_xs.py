@@ -13,8 +13,8 @@ import torch
 from loraxs_search.errors import RankError
 from loraxs_search.factors import default_factor_rank
 from loraxs_search.methods import LoraXS, get_method
-from loraxs_search.methods._names import file_bytes
-from loraxs_search.methods.lora_xs import R, factor_rank_bucket
+from loraxs_search.methods._names import R, file_bytes
+from loraxs_search.methods.lora_xs import factor_rank_bucket
 from loraxs_search.methods.loraxs import LoraXSLayer
 from loraxs_search.records import Hyperparameters, LinearModule
 
