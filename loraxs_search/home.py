@@ -113,7 +113,8 @@ def file_lock(path: Path) -> BaseFileLock:
     from filelock import FileLock  # late: it costs as much as the rest of this module
 
     mode = 0o666 & ~_umask()  # its own 0600 would shut out the people a home is shared with
-    return FileLock(path, mode=mode, thread_local=False)
+    # No marker file where the file system has no locks: one that a killed process leaves would keep everybody out.
+    return FileLock(path, mode=mode, thread_local=False, fallback_to_soft=False)
 
 
 def is_locked(path: Path) -> bool:

@@ -13,7 +13,7 @@ import torch
 from loraxs_search.errors import RankError
 from loraxs_search.factors import default_factor_rank
 from loraxs_search.methods import LoraXS, get_method
-from loraxs_search.methods._names import R, file_bytes
+from loraxs_search.methods._names import file_bytes
 from loraxs_search.methods.lora_xs import factor_rank_bucket
 from loraxs_search.methods.loraxs import LoraXSLayer
 from loraxs_search.records import Hyperparameters, LinearModule
@@ -48,8 +48,12 @@ def test_its_params_come_back_out_of_a_record_with_the_records_defaults() -> Non
     assert (record.factor_rank, record.method_params) == (128, {})
 
 
-def test_the_tuner_calls_r_what_the_method_stores() -> None:
-    assert LoraXSLayer.adapter_layer_names == (R,)
+def test_the_tuner_calls_r_what_stored_adapters_do() -> None:
+    assert LoraXSLayer.adapter_layer_names == ("loraxs_R",)
+
+
+def test_a_parameter_that_is_zero_is_not_left_out() -> None:
+    assert get_method("lora-xs").with_defaults({"rank": 4, "init_std": 0.0})["init_std"] == 0.0
 
 
 def test_a_method_is_known_without_torch() -> None:

@@ -1,0 +1,35 @@
+"""Locks of files."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from pathlib import Path
+
+import filelock
+import pytest
+
+from loraxs_search.home import file_lock, is_locked
+
+
+def test_one_holds_a_lock_and_others_see_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    with file_lock(path):
+        assert is_locked(path)
+        with pytest.raises(filelock.Timeout):
+            file_lock(path).acquire(blocking=False)
+    assert not is_locked(path)
+
+
+def test_where_the_file_system_has_no_locks_nothing_takes_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A marker file would stay when its process is killed, and keep everybody out."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="not implemented"):
+        file_lock(tmp_path / "lock").acquire()
