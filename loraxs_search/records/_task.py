@@ -38,6 +38,8 @@ class Task:
         max_length: Longest sequence in tokens; longer ones are truncated.
         validation_rows: At most this many validation rows are scored at each report; None means all.
         settings: The kind's own keys, as JSON knows values.
+        report_metric: What running trials are compared by at each report, and its direction; None means `metric`.
+            Candidates are always compared by `metric`.
     """
 
     name: str
@@ -53,6 +55,18 @@ class Task:
     max_length: int = 128
     validation_rows: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    report_metric: str | None = None
+    report_direction: Direction | None = None
+
+    @property
+    def search_metric(self) -> str:
+        """What running trials are compared by."""
+        return self.report_metric or self.metric
+
+    @property
+    def search_direction(self) -> Direction:
+        """Which way `search_metric` is better."""
+        return self.report_direction or self.direction
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,19 @@ class EncodedRows:
             None where the base's head reads each row, and gives one output a row.
         targets: What each read should give: one a position, or one a row without positions. None where rows are only
             asked, not learnt.
+        prompts: Beginnings that several rows share: each is computed once for all that continue it. `ids` and
+            `positions` are then of what follows it.
+        prompt_of: Which of `prompts` each row continues, (N,), int64, ascending.
+        cut: Whether tokens of a row were left out to keep `max_length`, (N,); None where that is not counted.
     """
 
     ids: Ragged
     types: npt.NDArray[np.int8] | None = None
     positions: Ragged | None = None
     targets: Ragged | None = None
+    prompts: Ragged | None = None
+    prompt_of: npt.NDArray[np.int64] | None = None
+    cut: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,7 +113,11 @@ class EncodedRows:
     def take(self, indices: Indices) -> EncodedRows:
         """Return the rows of `indices`, in that order; token ids are shared."""
         positions, targets = (None if part is None else part.take(indices) for part in (self.positions, self.targets))
-        return replace(self, ids=self.ids.take(indices), positions=positions, targets=targets)
+        prompt_of = None if self.prompt_of is None else self.prompt_of[indices]
+        cut = None if self.cut is None else self.cut[indices]
+        return replace(
+            self, ids=self.ids.take(indices), positions=positions, targets=targets, prompt_of=prompt_of, cut=cut
+        )
 
     def padded(self, indices: Indices, pad_id: int, side: str = "right") -> dict[str, npt.NDArray[np.int64]]:
         """Return model inputs (B, T), int64, padded on one side; T is the longest row's length."""

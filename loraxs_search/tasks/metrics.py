@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,15 @@ class Metric:
     Args:
         score: (predictions, labels), both of shape (N,), to a finite number.
         is_share: Whether it is the share of rows whose prediction equals the label.
+        column: What of `RowScores` stands in place of predictions: `losses` and `correct` are scored against `counts`
+            in place of labels, and need no answers.
     """
 
     name: str
     direction: Direction
     score: Score
     is_share: bool = False
+    column: Literal["predictions", "losses", "correct"] = "predictions"
 
 
 def _accuracy(predictions: Values, labels: Values) -> float:
@@ -69,6 +73,10 @@ def _mse(predictions: Values, labels: Values) -> float:
     return float(mean_squared_error(labels, predictions))
 
 
+def _ratio(sums: Values, counts: Values) -> float:
+    return float(np.sum(sums, dtype=np.float64) / np.sum(counts))
+
+
 def _constant(values: Values) -> bool:
     """Say whether all values are the same, up to float64's resolution: no correlation is defined then."""
     numbers = values.astype(np.float64)
@@ -93,6 +101,13 @@ NUMBER_METRICS: dict[str, Metric] = {
         Metric("pearson", "maximize", _pearson),
         Metric("spearman", "maximize", _spearman),
         Metric("mse", "minimize", _mse),
+    )
+}
+TOKEN_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("loss", "minimize", _ratio, column="losses"),
+        Metric("token_accuracy", "maximize", _ratio, column="correct"),
     )
 }
 METRICS = CLASS_METRICS | NUMBER_METRICS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from torch import Tensor
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.records import Split
 from loraxs_search.tasks import PreparedTask, RowSource, eval_batches
-from loraxs_search.tasks.kinds import Asking, Read, RowScores, drive
+from loraxs_search.tasks.kinds import Asking, Read, Request, RowScores, Write, Written, drive
 from loraxs_search.trial.forward import forward_batch
 
 EVAL_TOKENS = 4096
@@ -41,7 +41,7 @@ def split_metrics(data: PreparedTask, split: Split, scores: RowScores) -> dict[s
     Raises:
         TrialDivergedError: a metric or the loss is not finite.
     """
-    metrics = data.kind.measure(scores.predictions, data.labels(split)) | {"loss": scores.loss}
+    metrics = data.kind.measure_scores(scores, data.labels(split))
     if bad := {name: value for name, value in metrics.items() if not np.isfinite(value)}:
         raise TrialDivergedError(f"`{split} metrics` must be finite, but got {bad}.")
     return metrics
@@ -91,8 +91,14 @@ class _Reader:
     device: torch.device
     pool: Executor | None
 
-    def compute(self, requests: Mapping[str, Read]) -> dict[str, tuple[Tensor, ...]]:
-        return {key: self._read(request) for key, request in requests.items()}
+    def compute(self, requests: Mapping[str, Request]) -> dict[str, Any]:
+        return {
+            key: self._read(request) if isinstance(request, Read) else self._write(request)
+            for key, request in requests.items()
+        }
+
+    def _write(self, request: Write) -> Written:
+        raise NotImplementedError
 
     def _read(self, request: Read) -> tuple[Tensor, ...]:
         @torch.inference_mode()

@@ -49,7 +49,7 @@ def score_folder(folder: Path, task: Task) -> FolderScores:
     scores = score_rows(model, data, "test", np.arange(data.num_rows("test")), torch.device("cpu"))
     return FolderScores(
         split_metrics(data, "test", scores),
-        tuple(scores.predictions.tolist()),
+        tuple(scores.answers.tolist()),
         tuple(data.labels("test").tolist()),
         data.data_fingerprint,
         data.test_fingerprint,

@@ -11,7 +11,18 @@ from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, TaskKind
-from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, Read, Reduce, RowScores, drive
+from loraxs_search.tasks.kinds._requests import (
+    Asking,
+    PassOutputs,
+    Read,
+    Reduce,
+    Request,
+    RowScores,
+    Sampling,
+    Write,
+    Written,
+    drive,
+)
 from loraxs_search.tasks.kinds._section import Count, Names, Section, Text, distinct
 from loraxs_search.tasks.kinds.regression import Regression, regressor
 from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification, classifier
@@ -33,12 +44,16 @@ __all__ = [
     "Ragged",
     "Read",
     "Reduce",
+    "Request",
     "RowScores",
     "Rows",
+    "Sampling",
     "Section",
     "SourceLocation",
     "TaskKind",
     "Text",
+    "Write",
+    "Written",
     "checked",
     "classifier",
     "distinct",

@@ -26,8 +26,8 @@ over passes.
 **Errors.** Declarations and data that do not fit raise `TaskDataError` with the law, the values and the place; numbers
 that are not finite raise `TrialDivergedError`, which ends that trial and no other.
 
-Today there is one kind of request, `Read`. Writing text becomes a second one beside it, handled where `Read` is: by the
-lone trial (`trial.evaluate`), by the pack and by the bank, which have the model and its cache.
+There are two kinds of request: `Read` computes rows, `Write` continues prompts. The lone trial (`trial.evaluate`), the
+pack and the bank answer them: they have the model and its cache.
 
 An entry is a class in a file of this folder and a word in `kinds.KINDS`, or a class in another distribution under the
 entry point group `loraxs_search.task_kinds`; `KINDS.register` adds one to this process alone.
@@ -85,6 +85,8 @@ class TaskKind(ABC):
     section: ClassVar[type[Section]]  # the keys of `task:` that it takes beside those that all tasks have
     metrics: ClassVar[Mapping[str, Metric]]  # all that may score such tasks; one name means one metric everywhere
     hub_pipeline: ClassVar[str] = ""  # the hub's name of such a model, for the adapter's card
+    report_metric: ClassVar[str | None] = None  # what trials are compared by where a space says nothing; None: `metric`
+    shots: ClassVar[tuple[int, ...]] = ()  # worked examples in the prompts with which the base alone is scored
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -202,9 +204,31 @@ class TaskKind(ABC):
     def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
         """Yield requests, and return the answers to these rows of a split, and their losses.
 
+        Where `reports_answers` is False, answers that cost more than the losses are left out.
+
         Raises:
             TrialDivergedError: a number is not finite.
         """
+
+    @property
+    def reports_answers(self) -> bool:
+        """Whether the metric of this task's reports needs answers, and not the losses alone."""
+        return self.metrics[self.task.search_metric].column == "predictions"
+
+    def base_alone(
+        self,
+        data: RowSource,
+        split: Split,
+        rows: npt.NDArray[np.int64],
+        shots: int,  # for kinds to use
+    ) -> Asking[RowScores]:
+        """Yield requests, and return the scores of the base without an adapter, with worked examples in each prompt.
+
+        Args:
+            data: Has the train split, from which examples are taken: always the same ones.
+            shots: One of the class's `shots`.
+        """
+        raise NotImplementedError(f"{self.name} declares no `shots`.")
 
     @abstractmethod
     def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
@@ -217,11 +241,21 @@ class TaskKind(ABC):
         """
 
     def measure(self, predictions: Values, labels: Values) -> dict[str, float]:
-        """Return the task's metrics over rows, in the task's order; both arguments are of shape (N,)."""
+        """Return the task's metrics of answers, in the task's order; both arguments are of shape (N,)."""
         if len(predictions) != len(labels) or not len(labels):
             raise ValueError(f"One prediction per label is needed, but got {len(predictions)} for {len(labels)}.")
         both = np.asarray(predictions), np.asarray(labels)
-        return {name: self.metrics[name].score(*both) for name in self.task.metrics}
+        named = {name: self.metrics[name] for name in self.task.metrics}
+        return {name: metric.score(*both) for name, metric in named.items() if metric.column == "predictions"}
+
+    def measure_scores(self, scores: RowScores, labels: Values) -> dict[str, float]:
+        """Return all metrics that scores give, the mean loss among them; without answers, those that need none."""
+        measured = {} if scores.predictions is None else self.measure(scores.predictions, labels)
+        for name in dict.fromkeys((*self.task.metrics, self.task.search_metric)):
+            column = self.metrics[name].column
+            if column != "predictions" and (sums := getattr(scores, column)) is not None:
+                measured[name] = self.metrics[name].score(sums, scores.counts)
+        return measured | {"loss": scores.loss}
 
     # ---- yardsticks, and what people read ----------------------------------------------------------------------------
     def constants(self, labels: Values) -> list[int] | list[float] | list[str]:

@@ -3,7 +3,7 @@ have one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.records import Split
-from loraxs_search.tasks.encoded import EncodedRows
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,19 +62,84 @@ class Read:
     reduce: Reduce
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn instead of taking the likeliest.
+
+    Args:
+        seed: With it and its number in the request, a row draws the same tokens in any company.
+        temperature: Logits are divided by it; above 0.
+        top_p: Only the likeliest tokens that have this share of the probability together are drawn from.
+    """
+
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Write:
+    """A request: continue prompts token by token, until each has ended.
+
+    A row ends with an end token of the base, with a stop string, or after `max_new_tokens`; then it leaves the batch.
+    What is written follows from the row and its adapter alone, whatever its company.
+
+    Args:
+        source: The prompts, made for this request.
+        rows: Which of them, (n,), at least one.
+        stop: Texts that end a row; neither they nor what follows is in its text.
+        sampling: None takes the likeliest token.
+    """
+
+    source: EncodedRows
+    rows: npt.NDArray[np.int64]
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What was written after each prompt of a `Write`, in the order of its rows.
+
+    Args:
+        texts: Without special tokens, cut before the stop string.
+        tokens: Every token that was written, the end token and those of a stop string too, int32.
+        ended: False where `max_new_tokens` ended the row, (n,).
+        margins: The least distance between the two largest logits of any step, (n,), float32.
+    """
+
+    texts: Sequence[str]
+    tokens: Ragged
+    ended: npt.NDArray[np.bool_]
+    margins: npt.NDArray[np.float32]
+
+
+Request = Read | Write
+
+
 @dataclass(frozen=True, eq=False)
 class RowScores:
     """The results of scoring rows, in their order.
 
     Args:
-        predictions: The answer to each row, (n,): ids int64, numbers float32, or texts (dtype U).
+        predictions: The answer to each row, (n,): ids int64, numbers float32, or texts (dtype U), an empty one where a
+            text has no answer in it. None where a report asks for no answers.
         losses: The sum of each row's loss, (n,), float32.
         counts: What these are sums of, (n,), int64.
+        correct: How many of these were predicted, (n,), int64; None where the kind does not count them.
     """
 
-    predictions: Values
+    predictions: Values | None
     losses: npt.NDArray[np.float32]
     counts: npt.NDArray[np.int64]
+    correct: npt.NDArray[np.int64] | None = None
+
+    @property
+    def answers(self) -> Values:
+        """The predictions, where they were asked for."""
+        assert self.predictions is not None  # whoever asks for answers does not ask for a cheap report
+        return self.predictions
 
     @property
     def loss(self) -> float:
@@ -82,24 +147,26 @@ class RowScores:
         return float(self.losses.sum() / np.float32(self.counts.sum()))
 
 
-Asking = Generator[Read, "tuple[Tensor, ...]", ResultT]
+# A `Read` is answered with a tuple of tensors, a `Write` with a `Written`.
+Asking = Generator[Request, Any, ResultT]
 
 
 def drive(
     asking: Mapping[KeyT, Asking[ResultT]],
-    compute: Callable[[Mapping[KeyT, Read]], Mapping[KeyT, tuple[Tensor, ...]]],
+    compute: Callable[[Mapping[KeyT, Request]], Mapping[KeyT, Any]],
 ) -> dict[KeyT, ResultT | TrialDivergedError]:
     """Drive generators side by side: the requests of all generators that wait are computed at once.
 
     Args:
-        compute: Returns what the requests come to, each result with its rows first, in their order, on the CPU.
+        compute: Returns what the requests come to: tensors with the rows first, in their order, on the CPU, for `Read`;
+            `Written` for `Write`.
     Returns:
         What each generator returned, or why it diverged; any other error is raised.
     """
     done: dict[KeyT, ResultT | TrialDivergedError] = {}
-    waiting: dict[KeyT, Read] = {}
+    waiting: dict[KeyT, Request] = {}
 
-    def go_on(key: KeyT, result: tuple[Tensor, ...] | None) -> None:
+    def go_on(key: KeyT, result: Any) -> None:
         try:
             waiting[key] = next(asking[key]) if result is None else asking[key].send(result)
         except StopIteration as stop:
