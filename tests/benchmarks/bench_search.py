@@ -134,7 +134,7 @@ def run_ours(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
     """Time our search in a fresh process."""
     command = [sys.executable, __file__, "--side", "ours", "--data", str(arguments.data)]
     command += [f"--{k.replace('_', '-')}={getattr(arguments, k)}" for k in ("trials", "steps", "pack_size")]
-    return _timed(command, home)
+    return timed(command, home)
 
 
 def run_plain(arguments: argparse.Namespace, home: Path, points: list[dict[str, float]]) -> dict[str, Any]:
@@ -158,10 +158,11 @@ def run_plain(arguments: argparse.Namespace, home: Path, points: list[dict[str, 
         "gpu": torch.cuda.is_available(),
     }
     recipe = Path(__file__).with_name("plain_recipe.py")
-    return _timed([sys.executable, str(recipe), json.dumps(config)], home)
+    return timed([sys.executable, str(recipe), json.dumps(config)], home)
 
 
-def _timed(command: list[str], home: Path) -> dict[str, Any]:
+def timed(command: list[str], home: Path) -> dict[str, Any]:
+    """Run a command with caches of its own; return the JSON of its last line and the seconds it took."""
     env = {**os.environ, "LORAXS_HOME": str(home / "loraxs"), "HF_HOME": str(home / "hf")}
     started = time.perf_counter()
     done = subprocess.run(command, check=False, env=env, capture_output=True, text=True)

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,19 @@ def train(config: dict[str, Any]) -> None:
     tune.report({"accuracy": scores["eval_accuracy"], "train_s": train_s})
 
 
-def search(config: dict[str, Any]) -> dict[str, Any]:
-    """Run all trials; return their accuracies and the wall time of the whole."""
+def search(
+    config: dict[str, Any],
+    train: Callable[[dict[str, Any]], None] = train,
+    metric: str = "accuracy",
+    mode: str = "max",
+    rates: tuple[str, ...] = ("learning_rate", "head_learning_rate"),
+) -> dict[str, Any]:
+    """Run all trials; return their scores and the wall time of the whole.
+
+    Args:
+        train: Trains and scores one trial, and reports `metric` and `train_s`.
+        rates: What Optuna proposes; `config` has a lower and an upper bound of each.
+    """
     started = time.perf_counter()
     import ray
     from ray import tune
@@ -105,8 +117,7 @@ def search(config: dict[str, Any]) -> dict[str, Any]:
     space = {
         **{name: config[name] for name in ("data", "base", "rank", "steps", "batch_size", "max_length", "gpu")},
         "seed": tune.randint(0, 2**31),
-        "learning_rate": tune.loguniform(*config["learning_rate"]),
-        "head_learning_rate": tune.loguniform(*config["head_learning_rate"]),
+        **{name: tune.loguniform(*config[name]) for name in rates},
     }
     resources = {"cpu": 1, "gpu": 0.5 if config["gpu"] else 0}
     with tempfile.TemporaryDirectory() as folder:
@@ -114,8 +125,8 @@ def search(config: dict[str, Any]) -> dict[str, Any]:
             tune.with_resources(train, resources),
             param_space=space,
             tune_config=tune.TuneConfig(
-                metric="accuracy",
-                mode="max",
+                metric=metric,
+                mode=mode,
                 num_samples=config["trials"],
                 search_alg=ConcurrencyLimiter(
                     OptunaSearch(seed=0, points_to_evaluate=config["points"]), max_concurrent=2
@@ -134,7 +145,7 @@ def search(config: dict[str, Any]) -> dict[str, Any]:
     ray.shutdown()
     return {
         "wall_s": time.perf_counter() - started,
-        "accuracy": [metrics["accuracy"] for metrics in found],
+        metric: [metrics[metric] for metrics in found],
         "train_s": [metrics["train_s"] for metrics in found],
     }
 
