@@ -1,0 +1,150 @@
+"""Losses of learnt tokens: those of plain cross entropy, with logits of a chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from loraxs_search.tasks import Batch
+from loraxs_search.tasks.kinds import PassOutputs, _token_loss
+from loraxs_search.tasks.kinds._token_loss import chunk_rows, row_sums, token_losses
+
+COUNTS = torch.tensor([5, 1, 4, 7])
+M, WIDTH, VOCABULARY = 17, 6, 11
+SOFT_CAP = 2.0
+
+Project = Callable[[Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def few_rows_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four chunks, the last one of two reads."""
+    monkeypatch.setattr(_token_loss, "CHUNK_BYTES", 5 * 4 * VOCABULARY)
+
+
+def _batch() -> Batch:
+    targets = torch.randint(VOCABULARY, (M,), generator=torch.Generator().manual_seed(1))
+    return Batch({}, COUNTS, torch.zeros(M, 2, dtype=torch.int64), targets, M)
+
+
+def _states(dtype: torch.dtype) -> Tensor:
+    states = torch.randn(M, WIDTH, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return states.to(dtype).requires_grad_()
+
+
+def _projection(dtype: torch.dtype, cap: float | None = None) -> Project:
+    weight = 3 * torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    at_least = torch.promote_types(dtype, torch.float32)
+
+    def project(states: Tensor) -> Tensor:
+        logits = (states @ weight.to(dtype).T).to(at_least)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return project
+
+
+def _losses_and_gradient(states: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Return losses and the gradient of their sum, each with its own weight."""
+    weights = torch.linspace(-1, 2, M, dtype=losses.dtype)
+    (gradient,) = torch.autograd.grad((losses * weights).sum(), states)
+    return losses.detach(), gradient
+
+
+@pytest.mark.parametrize("cap", [None, SOFT_CAP])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_losses_and_gradients_are_those_of_plain_cross_entropy(
+    dtype: torch.dtype, tolerance: float, cap: float | None
+) -> None:
+    batch, states, project = _batch(), _states(dtype), _projection(dtype, cap)
+    plain = cross_entropy(project(states), batch.targets, reduction="none")
+    expected = _losses_and_gradient(states, plain)
+    losses, is_likeliest = token_losses(PassOutputs(states, project), batch)
+    for actual, wanted in zip(_losses_and_gradient(states, losses), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=tolerance)
+    assert is_likeliest.tolist() == (project(states).argmax(-1) == batch.targets).tolist()
+    assert 0 < is_likeliest.sum() < M
+    assert not is_likeliest.requires_grad
+
+
+@pytest.mark.parametrize("cap", [None, SOFT_CAP])
+def test_gradients_are_those_of_finite_differences(cap: float | None) -> None:
+    batch, project = _batch(), _projection(torch.float64, cap)
+    assert torch.autograd.gradcheck(
+        lambda states: token_losses(PassOutputs(states, project), batch)[0], (_states(torch.float64),)
+    )
+
+
+def test_half_precision_states_get_float32_losses_and_gradients_of_their_own_precision() -> None:
+    batch, states, project = _batch(), _states(torch.bfloat16), _projection(torch.bfloat16)
+    losses, _ = token_losses(PassOutputs(states, project), batch)
+    actual, gradient = _losses_and_gradient(states, losses)
+    expected, plain = _losses_and_gradient(states, cross_entropy(project(states), batch.targets, reduction="none"))
+    assert (actual.dtype, gradient.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+    assert (gradient - plain).norm() <= 1e-2 * plain.norm()
+
+
+def test_no_graph_is_made_where_nobody_asks_for_one() -> None:
+    batch, states, project = _batch(), _states(torch.float32), _projection(torch.float32)
+    seen: list[bool] = []
+
+    def watched(part: Tensor) -> Tensor:
+        seen.append(torch.is_grad_enabled())
+        return project(part)
+
+    with torch.inference_mode():
+        losses, _ = token_losses(PassOutputs(states, watched), batch)
+    assert not any(seen)
+    assert not losses.requires_grad
+    expected = cross_entropy(project(states), batch.targets, reduction="none")
+    torch.testing.assert_close(losses.clone(), expected.detach(), rtol=1e-6, atol=1e-6)
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Sees every tensor that an operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's own form
+        out = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return out
+
+
+def test_logits_are_never_whole_forward_and_backward() -> None:
+    batch, states, project = _batch(), _states(torch.float32), _projection(torch.float32)
+    with _LargestTensor() as chunked:
+        token_losses(PassOutputs(states, project), batch)[0].sum().backward()
+    with _LargestTensor() as plain:
+        cross_entropy(project(states), batch.targets)
+    assert chunk_rows(VOCABULARY) < M
+    assert chunked.numbers <= max(chunk_rows(VOCABULARY) * VOCABULARY, M * WIDTH)
+    assert plain.numbers == M * VOCABULARY
+
+
+def test_a_vocabulary_larger_than_a_chunk_is_projected_read_by_read() -> None:
+    assert chunk_rows(_token_loss.CHUNK_BYTES) == 1
+
+
+def test_sums_of_rows_are_those_of_their_reads() -> None:
+    batch = _batch()
+    losses = torch.arange(1.0, M + 1).requires_grad_()
+    sums = row_sums(losses, batch)
+    assert sums.tolist() == [part.sum().item() for part in losses.split(COUNTS.tolist())]
+    (sums * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
+    assert losses.grad is not None
+    assert losses.grad.tolist() == torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat_interleave(COUNTS).tolist()
+
+
+def test_flags_of_rows_are_counted() -> None:
+    flags = torch.arange(M) % 2 == 0
+    counted = row_sums(flags, _batch())
+    assert counted.dtype is torch.int64
+    assert counted.tolist() == [int(part.sum()) for part in flags.split(COUNTS.tolist())]
