@@ -1,0 +1,108 @@
+"""Losses of learnt tokens from hidden states, with logits of a few reads at a time.
+
+Imports torch: kinds import this module inside their methods. Letters: M reads, V tokens of the vocabulary, n rows,
+C reads of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from loraxs_search.tasks.kinds._requests import PassOutputs
+
+if TYPE_CHECKING:
+    from loraxs_search.tasks.batch import Batch
+
+# Memory of one chunk's logits in float32. Beside them there is at most as much again, for a moment.
+CHUNK_BYTES = 64 << 20
+
+
+def token_losses(outputs: PassOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return each read's loss -log p(target), (M,), and whether its target is the likeliest token, bool (M,).
+
+    Logits exist for one chunk of reads at a time, forward and backward: the gradient of each loss with respect to its
+    own hidden state is made with the loss and kept, which takes as much memory as the states. The base's output
+    embedding is frozen and gets no gradient.
+
+    Args:
+        outputs: Hidden states of a base without a head, and their projection.
+        batch: The rows that `outputs` are of, with targets.
+    Returns:
+        Losses in float32, attached to the graph; the second tensor is not.
+    """
+    assert outputs.project is not None  # with a head there is nothing to project
+    with_gradients = torch.is_grad_enabled() and outputs.read.requires_grad
+    losses, is_likeliest = _losses(outputs.read, batch.targets, outputs.project, with_gradients)
+    return losses, is_likeliest
+
+
+def row_sums(values: Tensor, batch: Batch) -> Tensor:
+    """Return the sum of each row's values.
+
+    Args:
+        values: One a read, (M,): float32, or bool to be counted.
+    Returns:
+        Shape (n,): float32, or int64 for bool; attached to the graph.
+    """
+    if values.dtype is torch.bool:
+        return row_sums(values.float(), batch).long()
+    return torch.segment_reduce(values, "sum", lengths=batch.counts)
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Return C, the most reads whose logits exist at once."""
+    return max(1, CHUNK_BYTES // (4 * vocabulary))
+
+
+class _Losses(torch.autograd.Function):
+    """Gradients are made in the forward pass, chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, targets: Tensor, project: Callable[[Tensor], Tensor], with_gradients: bool
+    ) -> tuple[Tensor, Tensor]:
+        empty = project(states[:0])  # (0, V)
+        losses = states.new_empty(len(states), dtype=empty.dtype)
+        is_likeliest = states.new_empty(len(states), dtype=torch.bool)
+        gradients = torch.empty_like(states) if with_gradients else None
+        for part in _chunks(len(states), chunk_rows(empty.shape[-1])):
+            of_states = None if gradients is None else gradients[part]
+            losses[part], is_likeliest[part] = _chunk(states[part].detach(), targets[part], project, of_states)
+        if gradients is not None:
+            ctx.save_for_backward(gradients)
+        ctx.mark_non_differentiable(is_likeliest)
+        return losses, is_likeliest
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradients,) = ctx.saved_tensors
+        return (gradients * grads[0][:, None]).to(gradients.dtype), None, None, None
+
+
+def _chunk(
+    states: Tensor, targets: Tensor, project: Callable[[Tensor], Tensor], gradients: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return losses and whether they are of the likeliest token, (C,); write d loss / d state, (C, width)."""
+    with torch.set_grad_enabled(gradients is not None):
+        states.requires_grad_(gradients is not None)
+        logits = project(states)  # (C, V)
+    p, target = logits.detach(), targets[:, None]
+    is_likeliest = p.argmax(-1) == targets
+    wanted, norm = p.gather(1, target), p.logsumexp(1, keepdim=True)
+    if gradients is not None:
+        # In place, for memory: softmax, less 1 at the target.
+        p.sub_(norm).exp_().scatter_add_(1, target, torch.full_like(norm, -1.0))
+        gradients.copy_(torch.autograd.grad(logits, states, p)[0])
+    return (norm - wanted)[:, 0], is_likeliest
+
+
+_losses = cast("Callable[..., tuple[Tensor, Tensor]]", _Losses.apply)
+
+
+def _chunks(num_reads: int, size: int) -> Iterator[slice]:
+    for start in range(0, num_reads, size):
+        yield slice(start, start + size)
