@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from loraxs_search.errors import shortened
 
 _LISTED = 5  # different values that a message names
@@ -13,14 +16,29 @@ _LISTED = 5  # different values that a message names
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """A file or a split of the hub, and the lines of its rows."""
+    """A file or a split of the hub, and where in it rows stand.
+
+    Args:
+        lines: The line of each row; None where rows have no lines.
+        numbers: The number of each row, from 0; None where rows stand as they do in the source.
+    """
 
     name: str
     lines: Sequence[int] | None = field(default=None, repr=False)
+    numbers: Sequence[int] | None = field(default=None, repr=False)
 
     def row(self, index: int) -> str:
         """Return what people call a row: its line in the file, or its number from 1."""
-        return f"row {index + 1}" if self.lines is None else f"line {self.lines[index]}"
+        if self.lines is not None:
+            return f"line {self.lines[index]}"
+        return f"row {(index if self.numbers is None else self.numbers[index]) + 1}"
+
+    def take(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> SourceLocation:
+        """Return where these rows stand, in that order."""
+        numbers = [int(i) for i in indices]
+        if self.lines is not None:
+            return SourceLocation(self.name, [self.lines[i] for i in numbers])
+        return SourceLocation(self.name, None, numbers if self.numbers is None else [self.numbers[i] for i in numbers])
 
     def values(self, values: Sequence[Any], rows: Sequence[int]) -> str:
         """Return the different values of `rows` and where each is first: `'2' (line 5 and 3 more rows), 'q' (line 9)`.

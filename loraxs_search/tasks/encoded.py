@@ -84,6 +84,7 @@ class EncodedRows:
             `positions` are then of what follows it.
         prompt_of: Which of `prompts` each row continues, (N,), int64, ascending.
         cut: Whether tokens of a row were left out to keep `max_length`, (N,); None where that is not counted.
+        extras: What else the kind needs to score a row, as int32 numbers in a form of its own; no pass sees it.
     """
 
     ids: Ragged
@@ -93,6 +94,7 @@ class EncodedRows:
     prompts: Ragged | None = None
     prompt_of: npt.NDArray[np.int64] | None = None
     cut: npt.NDArray[np.bool_] | None = None
+    extras: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,9 +117,29 @@ class EncodedRows:
         positions, targets = (None if part is None else part.take(indices) for part in (self.positions, self.targets))
         prompt_of = None if self.prompt_of is None else self.prompt_of[indices]
         cut = None if self.cut is None else self.cut[indices]
+        extras = None if self.extras is None else self.extras.take(indices)
         return replace(
-            self, ids=self.ids.take(indices), positions=positions, targets=targets, prompt_of=prompt_of, cut=cut
+            self,
+            ids=self.ids.take(indices),
+            positions=positions,
+            targets=targets,
+            prompt_of=prompt_of,
+            cut=cut,
+            extras=extras,
         )
+
+    def with_prompts(self) -> EncodedRows:
+        """Return the same rows with the prompts that they share in front of each: what shared prompts mean."""
+        if self.prompts is None or self.prompt_of is None:
+            return self
+        before = self.prompts.take(self.prompt_of)
+        every = np.arange(len(self))
+        ids = Ragged.of([np.append(before.row(i), self.ids.row(i)) for i in range(len(self))], np.int32)
+        positions = self.positions
+        if positions is not None:
+            moved = positions.flat(every) + np.repeat(before.lengths, positions.lengths)
+            positions = Ragged.joined(moved.astype(np.int32), positions.lengths)
+        return replace(self, ids=ids, positions=positions, prompts=None, prompt_of=None)
 
     def padded(self, indices: Indices, pad_id: int, side: str = "right") -> dict[str, npt.NDArray[np.int64]]:
         """Return model inputs (B, T), int64, padded on one side; T is the longest row's length."""

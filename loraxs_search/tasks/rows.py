@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loraxs_search.tasks._source_location import SourceLocation
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -22,12 +24,14 @@ class Rows:
         labels: What an answer is held against, shape (N,): int64 ids, float32 numbers, or texts (dtype U).
         extras: What else the kind needs of its columns, by a name of its own: one value a row, each a text or a list
             of texts.
+        place: Where the rows are from, for messages; None of rows that are in no source. No part of their content.
     """
 
     texts: list[str]
     pairs: list[str] | None
     labels: npt.NDArray[Any]
     extras: Mapping[str, list[Any]] = field(default_factory=dict)
+    place: SourceLocation | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -36,4 +40,5 @@ class Rows:
         """Return the rows of `indices`, in that order."""
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
         extras = {name: [column[i] for i in indices] for name, column in self.extras.items()}
-        return Rows([self.texts[i] for i in indices], pairs, self.labels[indices], extras)
+        place = None if self.place is None else self.place.take(indices)
+        return Rows([self.texts[i] for i in indices], pairs, self.labels[indices], extras, place)

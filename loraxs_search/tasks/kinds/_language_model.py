@@ -1,0 +1,296 @@
+"""The common part of kinds that a language model answers by its own words: a prompt, and an answer behind it.
+
+The base has no head: an adapter is R alone. A row is its prompt and its answer without the last token. What is read of
+it are the hidden states before each of the answer's tokens: `positions` are theirs, `targets` the answer's tokens.
+Prompt and answer are tokenised apart and joined, so that the boundary between them is the same in training and when an
+adapter is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.records import Split, TaskModel
+from loraxs_search.tasks._columns import Columns
+from loraxs_search.tasks._faults import collected, joined
+from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks._texts import check_question
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds._base import Fault, Keys, TaskKind
+from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, Read, RowScores
+from loraxs_search.tasks.kinds._section import Section, Text
+from loraxs_search.tasks.kinds._templates import Prompt, Template, written
+from loraxs_search.tasks.rows import Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from loraxs_search.tasks.batch import Batch, RowSource
+
+_CONTENTS = "contents"  # name of the messages' contents in `Rows.extras`
+
+
+class MessageSection(Section):
+    """`task.messages[]`: who says what."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class PromptSection(Section):
+    """The keys of `task:` that make a prompt: one of the two."""
+
+    prompt: Text | None = None
+    messages: Annotated[list[MessageSection], Field(min_length=1)] | None = None
+
+
+def prompt_fields(section: PromptSection) -> dict[str, Any]:
+    """Return the keys of a prompt as `Task.settings` has them."""
+    return section.model_dump(include={"prompt", "messages"}, exclude_none=True)
+
+
+def prompt_laws(keys: Keys) -> Iterator[Fault]:
+    """Yield what is wrong with the keys of a prompt."""
+    if "prompt" not in keys or "messages" not in keys:  # one is faulty, and that is said
+        given = [key for key in ("prompt", "messages") if keys.get(key) is not None]
+    else:
+        given = [key for key in ("prompt", "messages") if keys[key] is not None]
+        if len(given) != 1:
+            yield ("prompt",), f"must stand alone or give way to `messages`, but got {'both' if given else 'neither'}."
+    for key in given:
+        try:
+            prompt = Prompt.of({key: keys[key]})
+        except ValueError as error:
+            yield (key,), f"{error}."
+        else:
+            if not prompt.columns:
+                yield (key,), f"must name a column in braces, as in {{question}}, but got {keys[key]!r}."
+            if prompt.roles and prompt.roles[-1] != "user":
+                yield (key,), f"must end with a message of the user, but the last one is of the {prompt.roles[-1]}."
+
+
+class LanguageModelKind(TaskKind):
+    """An answer's tokens are learnt, and nothing of the prompt."""
+
+    hub_pipeline = "text-generation"
+
+    def keys(self) -> dict[str, Any]:
+        return {"prompt": None, "messages": None, **self.task.settings}
+
+    @property
+    def model(self) -> TaskModel:
+        return TaskModel("AutoModelForCausalLM")
+
+    @property
+    def prompt(self) -> Prompt:
+        """What stands before each answer."""
+        return Prompt.of(self.task.settings)
+
+    @property
+    def templates(self) -> Mapping[str, Template]:
+        """The kind's other templates, by the key that messages call them."""
+        return {}
+
+    @property
+    def columns(self) -> dict[str, str]:
+        templates = {self.prompt.key: self.prompt.columns} | {key: it.columns for key, it in self.templates.items()}
+        return {f"{key}.{{{name}}}": name for key, names in templates.items() for name in names}
+
+    # ---- rows --------------------------------------------------------------------------------------------------------
+    def read_prompts(
+        self, columns: Columns, place: SourceLocation, errors: list[TaskDataError]
+    ) -> tuple[list[str], dict[str, list[Any]]]:
+        """Return the `texts` and the `extras` of rows that hold their prompts; faults go to `errors`."""
+        prompt = self.prompt
+        rows = self.written_rows(prompt.columns, columns, place, errors)
+        return self._held([prompt.fill(row) for row in rows])
+
+    def read_texts(
+        self, template: Template, columns: Columns, place: SourceLocation, errors: list[TaskDataError]
+    ) -> list[str]:
+        """Return a template filled with each row; faults go to `errors`, and then some texts are wrong."""
+        return [template.fill(row) for row in self.written_rows(template.columns, columns, place, errors)]
+
+    def written_rows(
+        self, names: Sequence[str], columns: Columns, place: SourceLocation, errors: list[TaskDataError]
+    ) -> list[dict[str, str]]:
+        """Return these columns of each row as text, empty where a value is faulty; faults go to `errors`."""
+        texts: dict[str, list[str]] = {}
+        for name in names:
+            with collected(errors):
+                texts[name] = [""] * len(columns.values[name])
+                texts[name] = self._written(name, columns.values[name], place)
+        num_rows = len(next(iter(columns.values.values())))
+        return [{name: texts[name][i] for name in names} for i in range(num_rows)]
+
+    def _written(self, name: str, values: Sequence[Any], place: SourceLocation) -> list[str]:
+        texts, faults = [""] * len(values), list[int]()
+        for row, value in enumerate(values):
+            try:
+                texts[row] = written(value)
+            except ValueError:
+                faults.append(row)
+        if faults:
+            raise TaskDataError(
+                f"Task {self.task.name}: `{name}` must be a text, or a value that JSON knows, in each row, but"
+                f" {place.name} has {place.values(values, faults)}.",
+                hint="correct or remove the rows",
+            )
+        return texts
+
+    def _held(self, filled: list[list[str]]) -> tuple[list[str], dict[str, list[Any]]]:
+        extras: dict[str, list[Any]] = {_CONTENTS: filled} if self.prompt.roles else {}
+        return ["\n\n".join(contents) for contents in filled], extras
+
+    @property
+    def question_texts(self) -> tuple[str, ...]:
+        return self.prompt.columns
+
+    def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
+        check_question(self.task, rows, len(self.question_texts))
+        named = [dict(zip(self.question_texts, row, strict=True)) for row in rows]
+        texts, extras = self._held([self.prompt.fill(row) for row in named])
+        return Rows(texts, None, self.no_labels(len(rows)), extras)
+
+    def no_labels(self, num_rows: int) -> npt.NDArray[Any]:
+        """Return labels for questions, which nothing reads, (N,)."""
+        return np.zeros(num_rows, np.int64)
+
+    # ---- tokens ------------------------------------------------------------------------------------------------------
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        errors: list[TaskDataError] = []
+        with collected(errors):
+            super().check_tokenizer(tokenizer)
+        if self.prompt.roles and not tokenizer.chat_template:
+            errors.append(
+                TaskDataError(
+                    f"Task {self.task.name}: `messages` must have a tokenizer with a chat template, but this base"
+                    " model's has none.",
+                    hint="write the prompt as a text, under `prompt`, or choose a base model that was made for chats",
+                )
+            )
+        if errors:
+            raise joined(self.task, errors)
+
+    def prompt_ids(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        """Return the tokens of each row's prompt, whole."""
+        filled = rows.extras[_CONTENTS] if self.prompt.roles else [(text,) for text in rows.texts]
+        return self.prompt.ids(filled, tokenizer)
+
+    def joined(
+        self,
+        rows: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        answers: Sequence[Sequence[int]] | None,
+        space: Sequence[int] | None = None,
+    ) -> EncodedRows:
+        """Return rows of prompt and answer, of which the answer is learnt; without answers, prompts that are asked.
+
+        A prompt that is too long loses tokens from its left, but for the begin token. What is read of a prompt without
+        answer is its last token.
+
+        Args:
+            answers: The tokens of each answer.
+            space: Tokens that each prompt leaves free below `max_length`; by default those of its answer, or one.
+        Raises:
+            TaskDataError: a prompt or an answer has no tokens, or too little of a prompt is left.
+        """
+        prompts = self.prompt_ids(rows, tokenizer)
+        free = space or [len(answer) for answer in answers or [[0]] * len(rows)]
+        limits = [self.task.max_length - size for size in free]
+        self._check_lengths(rows, prompts, answers, limits, tokenizer)
+        kept = [_cut(ids, limit, tokenizer) for ids, limit in zip(prompts, limits, strict=True)]
+        learnt = answers or [[0]] * len(rows)  # of a question, one place is read, and nothing learnt
+        places = [range(len(p) - 1, len(p) + len(a) - 1) for p, a in zip(kept, learnt, strict=True)]
+        return EncodedRows(
+            ids=Ragged.of([p + list(a[:-1]) for p, a in zip(kept, learnt, strict=True)], np.int32),
+            positions=Ragged.of([*map(list, places)], np.int32),
+            targets=None if answers is None else Ragged.of(answers, np.int64),
+            cut=np.array([len(one) < len(other) for one, other in zip(kept, prompts, strict=True)], np.bool_),
+        )
+
+    def _check_lengths(
+        self,
+        rows: Rows,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]] | None,
+        limits: Sequence[int],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        name, place = self.task.name, rows.place or SourceLocation("the request")
+        errors: list[TaskDataError] = []
+        empty = [row for row, ids in enumerate(prompts) if not ids or (answers is not None and not answers[row])]
+        if empty:
+            errors.append(
+                TaskDataError(
+                    f"Task {name}: prompt and answer must each have a token, but {place.name} has rows without:"
+                    f" {place.values(rows.texts, empty)}.",
+                    hint="correct or remove the rows",
+                )
+            )
+        short = [row for row, limit in enumerate(limits) if limit < 1 + _num_begin(prompts[row], tokenizer)]
+        if short:
+            longest = self.task.max_length - min(limits)
+            errors.append(
+                TaskDataError(
+                    f"Task {name}: an answer must fit `max_length` with a token of its prompt at least, but in"
+                    f" {place.name} those of {place.values(rows.texts, short)} do not: the longest has {longest}"
+                    f" tokens, and max_length={self.task.max_length}.",
+                    hint=f"raise `max_length` above {longest}, or shorten or remove the rows",
+                )
+            )
+        if errors:
+            raise joined(self.task, errors)
+
+    # ---- training and cheap scores -----------------------------------------------------------------------------------
+    def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
+        from loraxs_search.tasks.kinds._token_loss import row_sums, token_losses
+
+        return row_sums(token_losses(outputs, batch)[0], batch)
+
+    def score_tokens(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
+        """Yield one pass over these rows, and return losses and how many tokens were predicted, but no answers.
+
+        Raises:
+            TrialDivergedError: a loss is not finite.
+        """
+        losses, correct = yield Read(split, rows, self.sums)
+        return RowScores(None, finite(losses), data.encoded(split).counts(rows), correct.numpy())
+
+    def sums(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
+        """Return each row's loss, (n,), and how many of its tokens were the likeliest, (n,) int64: a `reduce`."""
+        from loraxs_search.tasks.kinds._token_loss import row_sums, token_losses
+
+        losses, is_likeliest = token_losses(outputs, batch)
+        return row_sums(losses, batch), row_sums(is_likeliest, batch)
+
+
+def finite(losses: Tensor) -> npt.NDArray[np.float32]:
+    """Return losses as an array.
+
+    Raises:
+        TrialDivergedError: one is not finite.
+    """
+    values: npt.NDArray[np.float32] = losses.numpy()
+    if not np.isfinite(values).all():
+        raise TrialDivergedError("Losses must be finite, but some are NaN or infinite.")
+    return values
+
+
+def _num_begin(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(bool(ids) and ids[0] == tokenizer.bos_token_id)
+
+
+def _cut(ids: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return at most `limit` tokens of a prompt: the begin token, and the last ones."""
+    if len(ids) <= limit:
+        return ids
+    begin = _num_begin(ids, tokenizer)
+    return ids[:begin] + ids[len(ids) - (limit - begin) :]
