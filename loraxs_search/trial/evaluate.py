@@ -17,6 +17,7 @@ from loraxs_search.records import Split
 from loraxs_search.tasks import PreparedTask, RowSource, eval_batches
 from loraxs_search.tasks.kinds import Asking, Read, Request, RowScores, Write, Written, drive
 from loraxs_search.trial.forward import forward_batch
+from loraxs_search.trial.generate import OnText, write
 
 EVAL_TOKENS = 4096
 ResultT = TypeVar("ResultT")
@@ -71,13 +72,16 @@ def ask(
     asking: Asking[ResultT],
     device: torch.device,
     pool: Executor | None = None,
+    on_text: OnText | None = None,
 ) -> ResultT:
     """Compute the requests of a task kind until it returns its result.
 
+    Args:
+        on_text: Called with a row's number in its request and each piece of text, as it is written.
     Raises:
         TrialDivergedError: a number is not finite.
     """
-    reader = _Reader(model, data, device, pool)
+    reader = _Reader(model, data, device, pool, on_text)
     result = drive({"": asking}, reader.compute)[""]
     if isinstance(result, TrialDivergedError):
         raise result
@@ -90,6 +94,7 @@ class _Reader:
     data: RowSource
     device: torch.device
     pool: Executor | None
+    on_text: OnText | None
 
     def compute(self, requests: Mapping[str, Request]) -> dict[str, Any]:
         return {
@@ -98,7 +103,7 @@ class _Reader:
         }
 
     def _write(self, request: Write) -> Written:
-        raise NotImplementedError
+        return write(self.model, request, self.data.tokenizer, on_text=self.on_text)
 
     def _read(self, request: Read) -> tuple[Tensor, ...]:
         @torch.inference_mode()

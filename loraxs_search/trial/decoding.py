@@ -1,0 +1,82 @@
+"""A decoder that computes rows part by part, with the keys and values of what it has computed already.
+
+Letters: n rows, S tokens of each so far with padding, T further ones, D the width of hidden states.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from loraxs_search.base_model import projection
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """Return the base that a model is, or that carries its adapters."""
+    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+class Decoding:
+    """Rows on their way through a decoder. For one thread; the model's adapters must know the rows at each call.
+
+    Padding may stand on the left of the first tokens, and on the right of the last: what a row gives depends on its
+    real tokens alone, which stand side by side.
+
+    Args:
+        model: A base without a head, with or without adapters on it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        base = base_of(model)
+        self._body: nn.Module = base.base_model
+        self.project = projection(base)
+        self._cache = DynamicCache(config=base.config)
+        self._mask_nS: Tensor | None = None
+
+    @torch.inference_mode()
+    def compute(self, ids_nT: Tensor, mask_nT: Tensor) -> Tensor:
+        """Compute further tokens of each row; return their last hidden states, (n, T, D).
+
+        Args:
+            ids_nT: Token ids, int64.
+            mask_nT: 1 at tokens, 0 at padding, int64.
+        """
+        seen = self._mask_nS
+        first_n1 = 0 if seen is None else seen.sum(1, keepdim=True)
+        self._mask_nS = mask_nT if seen is None else torch.cat([seen, mask_nT], 1)
+        outputs = self._body(
+            input_ids=ids_nT,
+            attention_mask=self._mask_nS,
+            position_ids=(first_n1 + mask_nT.cumsum(1) - 1).clamp(min=0),
+            use_cache=True,
+            **{_cache_argument(self._body): self._cache},
+        )
+        states: Tensor = outputs[0]
+        return states
+
+    @torch.inference_mode()
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows, in this order; one may stand there twice.
+
+        Args:
+            rows: Which of the n rows, int64, on their device.
+        """
+        assert self._mask_nS is not None  # something was computed
+        self._cache.batch_select_indices(rows)
+        self._mask_nS = self._mask_nS[rows]
+
+
+_ARGUMENTS: dict[type[nn.Module], str] = {}
+
+
+def _cache_argument(body: nn.Module) -> str:
+    """Return what a body calls its cache: transformers 5.24 renamed the argument."""
+    if type(body) not in _ARGUMENTS:
+        names: Any = inspect.signature(body.forward).parameters
+        _ARGUMENTS[type(body)] = "cache" if "cache" in names else "past_key_values"
+    return _ARGUMENTS[type(body)]

@@ -1,0 +1,128 @@
+"""Writing: the loop that continues prompts token by token, with a cache, until each row has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from loraxs_search.tasks.encoded import EncodedRows, Indices, Ragged
+from loraxs_search.tasks.kinds import Write, Written
+from loraxs_search.trial.decoding import Decoding, base_of
+from loraxs_search.trial.open_row import OpenRow, written
+from loraxs_search.trial.sampling import two_largest
+
+CPU_ROWS, DEVICE_ROWS = 64, 256  # of a batch
+_TOKENS = 32768  # of a batch, prompts and what may be written
+Computing = Callable[[Indices], AbstractContextManager[object]]
+OnText = Callable[[int, str], None]
+
+
+def write(
+    model: nn.Module,
+    request: Write,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_rows: int | None = None,
+    on_text: OnText | None = None,
+) -> Written:
+    """Continue the prompts of a request, batch by batch.
+
+    Args:
+        model: A base without a head, with or without an adapter on it.
+        max_rows: Rows of a batch; what suits the device unless given.
+        on_text: Called with a row's number in the request and each piece of its text, as it is written.
+    """
+    rows = open_rows(request, tokenizer, model, on_text)
+    device = next(model.parameters()).device
+    lengths = request.source.lengths[request.rows] + request.max_new_tokens
+    for batch in writing_batches(lengths, max_rows or default_rows(device)):
+        write_rows(model, [rows[i] for i in batch])
+    return written(rows)
+
+
+def default_rows(device: torch.device) -> int:
+    """Return how many rows a batch may have."""
+    return CPU_ROWS if device.type == "cpu" else DEVICE_ROWS
+
+
+def open_rows(
+    request: Write, tokenizer: PreTrainedTokenizerBase, model: nn.Module, on_text: OnText | None = None
+) -> list[OpenRow]:
+    """Return the rows of a request with nothing written."""
+    ends = end_tokens(model, tokenizer)
+    listeners = [partial(on_text, number) if on_text else None for number in range(len(request.rows))]
+    return [OpenRow(request, number, tokenizer, ends, listener) for number, listener in enumerate(listeners)]
+
+
+def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the tokens that end a row: the tokenizer's, and those that the base generates with."""
+    ends: set[int] = set()
+    for own in (tokenizer.eos_token_id, getattr(base_of(model).generation_config, "eos_token_id", None)):
+        ends.update(own if isinstance(own, list) else [] if own is None else [own])
+    return frozenset(ends)
+
+
+def writing_batches(lengths: Indices, max_rows: int, max_tokens: int = _TOKENS) -> list[Indices]:
+    """Plan batches: every row exactly once, longest first, as few as may be, and as even as may be.
+
+    Args:
+        lengths: Tokens that each row may have in the end, (n,).
+        max_tokens: No batch has more padded tokens, unless it is one row.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        fitting = max(1, min(max_rows, max_tokens // int(lengths[order[start]])))
+        num_batches = -(-(len(order) - start) // fitting)
+        size = -(-(len(order) - start) // num_batches)
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+@torch.inference_mode()
+def write_rows(model: nn.Module, rows: Sequence[OpenRow], computing: Computing | None = None) -> None:
+    """Continue the rows of one batch until each has ended.
+
+    Args:
+        computing: Entered around each pass with the numbers of the rows that are left, ascending.
+    """
+    device = next(model.parameters()).device
+    decoding, left = Decoding(model), np.arange(len(rows))
+    ids_nT, mask_nT = _left_padded([row.prompt for row in rows], device)
+    while len(left):
+        with computing(left) if computing else nullcontext():
+            stays = np.ones(len(left), bool)
+            while stays.all():
+                states_nTD = decoding.compute(ids_nT, mask_nT)
+                tokens_n, stays = _next_tokens(decoding.project(states_nTD[:, -1]), [rows[i] for i in left])
+                ids_nT = torch.from_numpy(tokens_n[:, None]).to(device)
+                mask_nT = torch.ones_like(ids_nT)
+        left, staying = left[stays], torch.from_numpy(np.flatnonzero(stays)).to(device)
+        if len(left):
+            decoding.select(staying)
+            ids_nT, mask_nT = ids_nT[staying], mask_nT[staying]
+
+
+def _next_tokens(logits_nV: Tensor, rows: Sequence[OpenRow]) -> tuple[Indices, Indices]:
+    """Give each row its next token; return these, (n,) int64, and which rows go on, (n,) bool."""
+    likeliest_n, margins_n = two_largest(logits_nV)
+    tokens, margins = likeliest_n.tolist(), margins_n.tolist()
+    for i, row in enumerate(rows):
+        if row.samples and np.isfinite(margins[i]):
+            tokens[i] = row.drawn(logits_nV[i])
+    stays = [row.add(token, margin) for row, token, margin in zip(rows, tokens, margins, strict=True)]
+    return np.array(tokens, np.int64), np.array(stays, bool)
+
+
+def _left_padded(prompts: Sequence[Indices], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return token ids and mask, (n, T) int64; any id will do as padding."""
+    rows = EncodedRows(Ragged.of(prompts, np.int32))
+    inputs = rows.padded(np.arange(len(rows)), 0, "left")
+    return torch.from_numpy(inputs["input_ids"]).to(device), torch.from_numpy(inputs["attention_mask"]).to(device)
