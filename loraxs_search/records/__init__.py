@@ -10,7 +10,7 @@ from loraxs_search.records._identity import Identity
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, Look, PromotionRule, Refit
 from loraxs_search.records._search import SearchPlan
-from loraxs_search.records._task import DataSource, Task, TaskModel
+from loraxs_search.records._task import DataSource, SplitSource, Task, TaskModel
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.records._words import (
     MAX_AUTO_PACK_SIZE,
@@ -61,6 +61,7 @@ __all__ = [
     "Sigma",
     "Split",
     "SplitOverlap",
+    "SplitSource",
     "Task",
     "TaskModel",
     "TrialRecord",

@@ -10,12 +10,32 @@ from loraxs_search.records._words import Direction, Scalar, Split
 
 
 @dataclass(frozen=True)
+class SplitSource:
+    """A split of the hub that stands for one of ours, where the other splits come from elsewhere.
+
+    Args:
+        split: The hub's name, with a slice if only some of its rows are taken, as in `train[:500]`.
+        rename: Columns of this data set to the names that the task knows them by.
+    """
+
+    hub: str
+    split: str
+    config: str | None = None
+    revision: str | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class DataSource:
     """Where a task's rows come from: the hub (`hub`, `config`, `revision`) or local `data_files`, never both.
 
     Args:
         data_files: Split name to absolute path (json/jsonl/csv/parquet, optionally gzipped).
-        splits: Our split names (train, validation, test) to the source's; missing ones are carved.
+        splits: Our split names (train, validation, test) to the source's; missing ones are carved. A slice, as in
+            `train[:1000]`, takes some of the rows.
+        elsewhere: Splits that come from other data sets of the hub.
+        max_characters: Training rows with more characters in all columns that are read are left out; None keeps all.
+        carved_rows: How many training rows each missing split gets; None means a tenth of them.
     """
 
     hub: str | None = None
@@ -23,6 +43,9 @@ class DataSource:
     revision: str | None = None
     data_files: Mapping[str, str] = field(default_factory=dict)
     splits: Mapping[Split, str] = field(default_factory=dict)
+    elsewhere: Mapping[Split, SplitSource] = field(default_factory=dict)
+    max_characters: int | None = None
+    carved_rows: int | None = None
 
 
 @dataclass(frozen=True)

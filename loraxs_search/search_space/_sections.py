@@ -114,6 +114,16 @@ class SplitsSection(Section):
     test: Text | None = None
 
 
+class SplitSection(Section):
+    """`task.data.validation:` and `task.data.test:`, a split of another data set of the hub."""
+
+    hub: Text
+    config: Text | None = None
+    revision: Text | None = None
+    split: Text
+    rename: dict[str, Text] = {}  # noqa: RUF012  # pydantic copies it
+
+
 class DataSection(Section):
     """`task.data:`, the hub or local files."""
 
@@ -122,6 +132,10 @@ class DataSection(Section):
     revision: Text | None = None
     splits: SplitsSection | None = None
     data_files: FilesSection | None = None
+    validation: SplitSection | None = None
+    test: SplitSection | None = None
+    max_characters: Count | None = None
+    carved_rows: Count | None = None
 
 
 def _registry_safe(name: str) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.paths import user_path
-from loraxs_search.records import DataSource, Split, Task
+from loraxs_search.records import DataSource, Split, SplitSource, Task
 from loraxs_search.search_space._document import Document
 from loraxs_search.search_space._faults import KeyPath, shown
 from loraxs_search.search_space._reading import read_section
-from loraxs_search.search_space._sections import DataSection, TaskSection, task_section
+from loraxs_search.search_space._sections import DataSection, SplitSection, TaskSection, task_section
 from loraxs_search.search_space._task_laws import TaskLaws
 from loraxs_search.tasks.kinds import KINDS, TaskKind, kind_of
 
@@ -78,8 +79,9 @@ def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
 
 def _section_of(task: Task) -> dict[str, Any]:
     source = task.source
-    data = {"hub": source.hub, "config": source.config, "revision": source.revision}
+    data = {key: getattr(source, key) for key in ("hub", "config", "revision", "max_characters", "carved_rows")}
     tables: dict[str, Any] = {"data_files": dict(source.data_files), "splits": dict(source.splits)}
+    tables |= {split: asdict(other) for split, other in source.elsewhere.items()}
     return {
         "name": task.name,
         "kind": task.kind,
@@ -110,10 +112,13 @@ def _record(section: TaskSection, kind: type[TaskKind], folder: Path) -> Task:
 
 
 def _source(data: DataSection, folder: Path) -> DataSource:
+    own: dict[Split, SplitSection | None] = {"validation": data.validation, "test": data.test}
+    elsewhere = {split: SplitSource(**other.model_dump()) for split, other in own.items() if other is not None}
+    source = DataSource(elsewhere=elsewhere, max_characters=data.max_characters, carved_rows=data.carved_rows)
     if data.data_files is not None:
         files = {split: str(user_path(path, folder)) for split, path in data.data_files if path is not None}
-        return DataSource(data_files=files)
+        return replace(source, data_files=files)
     splits: dict[Split, str] = {"train": "train"}  # what is missing is carved from it
     if data.splits is not None:
         splits = data.splits.model_dump(exclude_none=True)  # type: ignore[assignment]
-    return DataSource(hub=data.hub, config=data.config, revision=data.revision, splits=splits)
+    return replace(source, hub=data.hub, config=data.config, revision=data.revision, splits=splits)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from loraxs_search.tasks._columns import Columns, MalformedFileError
+from loraxs_search.tasks._columns import Columns, MalformedFileError, with_parents, with_parts
 from loraxs_search.tasks._csv import read_csv
 from loraxs_search.tasks._json import read_json
 
@@ -46,18 +46,18 @@ def file_format(path: Path) -> str:
 
 
 def read_columns(path: Path, content: bytes, wanted: Sequence[str]) -> Columns:
-    """Read columns of a file whose bytes are `content`.
+    """Read columns of a file whose bytes are `content`; where values nest, also parts of them, as `choices.text`.
 
     Raises:
         MalformedFileError: it is not what its ending says.
     """
     content = _decompressed(path, content)
     if (ending := file_format(path)) == ".parquet":
-        return _read_parquet(content, wanted)
+        return with_parts(_read_parquet(content, with_parents(wanted)), wanted)
     text = _decoded(content)
     if ending in (".csv", ".tsv"):
         return read_csv(text, "\t" if ending == ".tsv" else ",", wanted)
-    return read_json(text, wanted)
+    return with_parts(read_json(text, with_parents(wanted)), wanted)
 
 
 def _decompressed(path: Path, content: bytes) -> bytes:

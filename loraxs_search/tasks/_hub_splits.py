@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraxs_search.errors import TaskDataError
+from loraxs_search.errors import TaskDataError, unknown_name
 from loraxs_search.home import disk_faults
 from loraxs_search.paths import user_path
-from loraxs_search.records import Split, Task
-from loraxs_search.tasks._columns import Columns
+from loraxs_search.records import Split, SplitSource, Task
+from loraxs_search.tasks._columns import Columns, with_parents, with_parts
 from loraxs_search.tasks._source import StoredSplit, check_columns, no_rows, split_names, wanted_columns
 
 if TYPE_CHECKING:
     import datasets
+
+
+_SLICE = re.compile(r"(?P<split>[^\[\]]+)(\[(?P<first>\d*):(?P<end>\d*)\])?")  # `train`, `train[:1000]`
 
 
 def hub_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
@@ -28,21 +32,71 @@ def hub_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
         TaskDataError: the data set or a split is missing.
         HomeError: the cache cannot be written.
     """
+    source = task.source
+    place = _place(source.hub, source.config)
+    loaded = _load(task, source.hub, source.config, source.revision, cache_dir)
+    declared = {split: _split_name(name) for split, name in source.splits.items()}
+    names = split_names(replace(task, source=replace(source, splits=declared)), list(loaded), place)
+    return {
+        split: _HubSplit(_slice(loaded[name], source.splits.get(split, name)), f"{place}, split {name}")
+        for split, name in names.items()
+    }
+
+
+def splits_elsewhere(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
+    """Load the splits that come from other data sets than the rest.
+
+    Raises:
+        TaskDataError: a data set or a split is missing.
+        HomeError: the cache cannot be written.
+    """
+    return {split: _split_elsewhere(task, split, other, cache_dir) for split, other in task.source.elsewhere.items()}
+
+
+def _split_elsewhere(task: Task, split: Split, other: SplitSource, cache_dir: Path) -> StoredSplit:
+    place, name = _place(other.hub, other.config), _split_name(other.split)
+    loaded = _load(task, other.hub, other.config, other.revision, cache_dir)
+    if name not in loaded:
+        raise TaskDataError(
+            f"Task {task.name}: {unknown_name(f'data.{split}.split', name, list(loaded))} Place: {place}.",
+            hint="name a split that the data set has",
+        )
+    return _HubSplit(_slice(loaded[name], other.split), f"{place}, split {name}", other.rename)
+
+
+def _load(
+    task: Task, hub: str | None, config: str | None, revision: str | None, cache_dir: Path
+) -> datasets.DatasetDict:
     import datasets
 
-    source = task.source
-    place = f"{source.hub}{f' ({source.config})' if source.config else ''}"
-    with _faults(task, place, cache_dir), _no_bars():
-        cache = _cache_for(str(source.hub), cache_dir)
-        loaded = datasets.load_dataset(source.hub, source.config, revision=source.revision, cache_dir=str(cache))
-    names = split_names(task, list(loaded), place)
-    return {split: _HubSplit(loaded[name], f"{place}, split {name}") for split, name in names.items()}
+    with _faults(task, _place(hub, config), cache_dir), _no_bars():
+        cache = _cache_for(str(hub), cache_dir)
+        return datasets.load_dataset(hub, config, revision=revision, cache_dir=str(cache))
+
+
+def _place(hub: str | None, config: str | None) -> str:
+    return f"{hub}{f' ({config})' if config else ''}"
+
+
+def _split_name(written: str) -> str:
+    match = _SLICE.fullmatch(written)
+    return match["split"] if match else written
+
+
+def _slice(rows: datasets.Dataset, written: str) -> datasets.Dataset:
+    """Return the rows that a name such as `train[:1000]` takes; all of them where it has no slice."""
+    match = _SLICE.fullmatch(written)
+    if match is None or match["first"] is None:
+        return rows
+    first, end = int(match["first"] or 0), int(match["end"] or len(rows))
+    return rows.select(range(min(first, len(rows)), min(end, len(rows))))
 
 
 @dataclass(frozen=True)
 class _HubSplit:
     rows: datasets.Dataset
     place: str
+    rename: Mapping[str, str] = field(default_factory=dict)  # its names to the task's
     is_file = False
     digest = None  # `datasets` has a cache of its own, by commit
 
@@ -53,12 +107,15 @@ class _HubSplit:
     def read(self, task: Task) -> Columns:
         import datasets
 
-        available = list(self.rows.column_names)
-        values = self.rows.select_columns([name for name in wanted_columns(task) if name in available])[:]
-        check_columns(task, Columns(available, values), self.name)
-        feature = self.rows.features[wanted_columns(task)[-1]]
+        wanted = wanted_columns(task)
+        rows = self.rows.rename_columns({old: new for old, new in self.rename.items() if old in self.rows.column_names})
+        available = list(rows.column_names)
+        values = rows.select_columns([name for name in with_parents(wanted) if name in available])[:]
+        columns = with_parts(Columns(available, values), wanted)
+        check_columns(task, columns, self.name)
+        feature = rows.features.get(wanted[-1])
         names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-        return Columns(available, values, stored_names=names)
+        return replace(columns, stored_names=names)
 
 
 def _cache_for(hub: str, cache_dir: Path) -> Path:

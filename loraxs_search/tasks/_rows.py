@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from loraxs_search.records import Split, Task
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._file_splits import local_splits
-from loraxs_search.tasks._hub_splits import hub_splits
+from loraxs_search.tasks._hub_splits import hub_splits, splits_elsewhere
 from loraxs_search.tasks._rows_cache import load_rows, rows_path, store_rows
-from loraxs_search.tasks._source import StoredSplit
+from loraxs_search.tasks._source import StoredSplit, wanted_columns
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks._texts import blank_rows
 from loraxs_search.tasks.kinds import TaskKind
@@ -40,6 +41,7 @@ def read_rows(kind: TaskKind, cache_dir: Path) -> dict[Split, Rows]:
     """
     task = kind.task
     stored = local_splits(task) if task.source.data_files else hub_splits(task, cache_dir)
+    stored |= splits_elsewhere(task, cache_dir)
     rows: dict[Split, Rows] = {}
     errors: list[TaskDataError] = []
     for name, split in stored.items():
@@ -98,10 +100,33 @@ def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path) -> R
     columns = split.read(kind.task)
     if name == "test" and kind.hides_answers(columns):
         return None
+    if name == "train":
+        columns = _short_rows(kind.task, columns)
     rows = _validated(kind, columns, split)
     if path is not None:
         store_rows(path, rows)
     return rows
+
+
+def _short_rows(task: Task, columns: Columns) -> Columns:
+    """Leave out rows of more characters than the task allows, in all columns that it reads."""
+    limit = task.source.max_characters
+    if limit is None:
+        return columns
+    read = [columns.values[name] for name in wanted_columns(task)]
+    kept = [i for i, row in enumerate(zip(*read, strict=True)) if sum(map(_characters, row)) <= limit]
+    if not kept:
+        raise TaskDataError(
+            f"Task {task.name}: some training row must have at most max_characters={limit} characters, but none has.",
+            hint="raise `max_characters`",
+        )
+    lines = None if columns.lines is None else [columns.lines[i] for i in kept]
+    values = {name: [column[i] for i in kept] for name, column in columns.values.items()}
+    return replace(columns, lines=lines, values=values)
+
+
+def _characters(value: object) -> int:
+    return sum(map(_characters, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 0
 
 
 def _validated(kind: TaskKind, columns: Columns, split: StoredSplit) -> Rows:
@@ -117,7 +142,7 @@ def _validated(kind: TaskKind, columns: Columns, split: StoredSplit) -> Rows:
 
 # ---- carving ---------------------------------------------------------------------------------------------------------
 def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]:
-    """Take the missing splits out of train: test first, then validation, a tenth of train each.
+    """Take the missing splits out of train: test first, then validation, a tenth of train each or `carved_rows`.
 
     A row goes where a hash of its text says, so equal texts stay on one side, and neither the order of rows nor any
     library's generator plays a part.
@@ -132,7 +157,7 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
             hint="give more rows, or the other splits as files of their own",
         )
     keys = np.array(_content_keys(train))
-    size = max(1, round(len(train) * _CARVED_SHARE))
+    size = task.source.carved_rows or max(1, round(len(train) * _CARVED_SHARE))
     ranked = np.sort(keys)
     carved, low = dict(rows), ""
     for position, name in enumerate(missing, start=1):

@@ -24,6 +24,8 @@ def rows_path(task: Task, digest: str, cache_dir: Path) -> Path:
     parts = (_VERSION, digest, task.text, task.text_pair, task.label, task.kind, *task.labels)
     if task.settings:
         parts += (to_json(task.settings),)
+    if task.source.max_characters is not None:
+        parts += (f"max_characters={task.source.max_characters}",)
     return cache_dir / "rows" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:40]}.arrow"
 
 
