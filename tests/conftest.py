@@ -20,7 +20,7 @@ from support.ports import free_port
 from support.servers import MlflowServer
 from support.shared import session_folder, shared_folder
 from support.shell import Shell
-from support.spaces import QUICKSTART, SPACE
+from support.spaces import QUICKSTART, SMOLLM2, SPACE
 
 if TYPE_CHECKING:
     from loraxs_search.records import BaseModel
@@ -184,6 +184,17 @@ def quickstart_base(warm_home: Path) -> BaseModel:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(warm_home))
         return locate(BaseModelRef(**QUICKSTART))
+
+
+@pytest.fixture(scope="session")
+def smollm2(warm_home: Path) -> BaseModel:
+    """SmolLM2-135M-Instruct, converted once per session: a decoder that has learnt something."""
+    from loraxs_search.base_model import locate
+    from loraxs_search.records import BaseModelRef
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(warm_home))
+        return locate(BaseModelRef(**SMOLLM2))
 
 
 @pytest.fixture(scope="session")

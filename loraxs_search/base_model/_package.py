@@ -1,34 +1,31 @@
-"""A base model carried by an installed Python distribution, as a folder or as one zip file.
+"""A base model carried by an installed Python distribution: as a folder, one zip file, or one GGUF file.
 
 The distribution is read through its metadata and never imported: such packages may print, or need what is not there.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import shutil
-import time
-import uuid
 import zipfile
 from pathlib import Path, PurePosixPath
 
 from loraxs_search.base_model._digest import file_digest
 from loraxs_search.base_model._folder import WEIGHT_FILES, is_model_folder
+from loraxs_search.base_model._gguf import converted_gguf
+from loraxs_search.base_model._made_once import made_once
 from loraxs_search.errors import BaseModelError
-from loraxs_search.home import disk_faults, home
-
-_ABANDONED_AFTER_S = 3600.0
+from loraxs_search.home import home
 
 
 def package_folder(package: str) -> Path:
-    """Return the model folder of an installed distribution, unpacking its zip file on first use.
+    """Return the model folder of an installed distribution, unpacking or converting it on first use.
 
     Raises:
         importlib.metadata.PackageNotFoundError: no such distribution is installed.
-        BaseModelError: it holds no model, or its archive is damaged.
-        HomeError: the archive cannot be unpacked.
+        BaseModelError: it holds no model, several GGUF files, or a damaged one.
+        HomeError: the model cannot be written to the home.
     """
     files = _files(package)
     for file in files:
@@ -37,10 +34,22 @@ def package_folder(package: str) -> Path:
     for file in files:
         if file.suffix == ".zip" and (root := _model_root(file)) is not None:
             return _unpacked(file, root)
+    if gguf_files := [file for file in files if file.suffix == ".gguf"]:
+        return converted_gguf(_only(gguf_files, package))
     raise BaseModelError(
-        f"The package {package} must hold a model (config.json and weights, plain or in a .zip), but none is in it.",
+        f"The package {package} must hold a model (config.json and weights, plain or in a .zip; or one .gguf), but none"
+        " is in it.",
         hint="correct `package`, or leave it out to take the model from the hub",
     )
+
+
+def _only(files: list[Path], package: str) -> Path:
+    if len(files) > 1:
+        raise BaseModelError(
+            f"The package {package} must hold one GGUF file, but has {', '.join(file.name for file in files)}.",
+            hint="convert the one you want to a folder with transformers, and give that as `id`",
+        )
+    return files[0]
 
 
 def _files(package: str) -> list[Path]:
@@ -62,24 +71,8 @@ def _model_root(archive: Path) -> PurePosixPath | None:
 
 
 def _unpacked(archive: Path, root: PurePosixPath) -> Path:
-    """Unpack once: to a private folder beside the final one, then renamed. Of two at once, the first one stays."""
     final = home() / "base_models" / file_digest(archive)[:16]
-    if is_model_folder(final):
-        return final
-    with disk_faults(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final)
-        work = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-        work.mkdir()
-        try:
-            _extract(archive, root, work)
-            if not is_model_folder(final):
-                shutil.rmtree(final, ignore_errors=True)  # somebody removed files from it
-            with contextlib.suppress(OSError):  # not empty: another process was first
-                work.rename(final)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return final
+    return made_once(final, lambda folder: _extract(archive, root, folder))
 
 
 def _extract(archive: Path, root: PurePosixPath, target: Path) -> None:
@@ -102,14 +95,6 @@ def _extract(archive: Path, root: PurePosixPath, target: Path) -> None:
                     os.fsync(sink.fileno())
     except (zipfile.BadZipFile, EOFError) as error:
         raise _damaged(archive, error) from error
-
-
-def _sweep(final: Path) -> None:
-    """Remove what unpackings that were killed have left behind."""
-    for left in final.parent.glob(f".{final.name}.*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _damaged(archive: Path, error: Exception) -> BaseModelError:

