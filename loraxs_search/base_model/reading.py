@@ -32,12 +32,20 @@ def last_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def projection(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """Return the function from hidden states (..., width) to the base's own logits (..., vocabulary), float32."""
+    """Return the function from hidden states (..., width) to the base's own logits (..., vocabulary), float32.
+
+    Some bases scale logits by a number of their configuration, or cap them by one.
+    """
     embedding = model.get_output_embeddings()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    config = model.config.get_text_config()
+    factor = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    factor /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
 
     def project(states: Tensor) -> Tensor:
         logits: Tensor = embedding(states).float()
+        if factor != 1.0:
+            logits = logits * factor
         return torch.tanh(logits / cap) * cap if cap else logits
 
     return project
@@ -48,14 +56,14 @@ def check_projection(model: PreTrainedModel) -> None:
     """Refuse a base without a head whose logits are not `projection` of its last hidden states.
 
     Raises:
-        BaseModelError: it scales or shifts them in a way of its own.
+        BaseModelError: it scales, caps or shifts them in a way of its own.
     """
     inputs = dummy_inputs(model)
     real = inputs["attention_mask"].bool()
     expected, actual = model(**inputs).logits.float(), projection(model)(last_states(model, inputs))
     if not close_to(actual[real], expected[real], rounding(model)):
         raise BaseModelError(
-            f"Logits of a base without a head must be its output embedding's, but {type(model).__name__} makes them"
-            " in another way.",
+            "Logits of a base without a head must be its output embedding's, scaled by `logit_scale` or `logits_scaling`"
+            f" or capped by `final_logit_softcapping` at most, but {type(model).__name__} makes them in another way.",
             hint="use another base for this task",
         )

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BartConfig,
     BertConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
+    MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
     XLNetConfig,
 )
 
@@ -30,6 +40,38 @@ BART = BartConfig(  # its heads want as many end tokens in each row
 )
 XLNET = XLNetConfig(vocab_size=40, d_model=32, n_layer=2, n_head=4, d_inner=48, pad_token_id=0)  # reads the last token
 
+# ---- language models -------------------------------------------------------------------------------------------------
+_SPECIAL = ("<pad>", "<end>", "<begin>")
+_DECODER = {
+    **SMALL,
+    "vocab_size": len(_SPECIAL) + 256,  # a token for each byte
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+_HEADS = {"head_dim": 8, "query_pre_attn_scalar": 8}
+_ALTERNATING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+SMOLLM = LlamaConfig(**_DECODER, tie_word_embeddings=True)
+QWEN2 = Qwen2Config(**_DECODER)  # query, key and value have a bias
+QWEN3 = Qwen3Config(**_DECODER, head_dim=8)  # normalises queries and keys
+MISTRAL = MistralConfig(**_DECODER, sliding_window=4)
+GEMMA2 = Gemma2Config(**_DECODER, **_HEADS, **_ALTERNATING, final_logit_softcapping=2.0, attn_logit_softcapping=2.0)
+GEMMA3 = Gemma3TextConfig(**_DECODER, **_HEADS, **_ALTERNATING)
+DECODERS = {
+    "smollm": SMOLLM,
+    "llama": LlamaConfig(**_DECODER),
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "mistral": MISTRAL,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<begin>{{ message['role'] + ': ' + message['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<begin>assistant: {% endif %}"
+)
+
 
 def base(config: PretrainedConfig, noise: float = 0.0) -> PreTrainedModel:
     """Return a classifier in evaluation mode, with eager attention; the same weights each time.
@@ -43,3 +85,44 @@ def base(config: PretrainedConfig, noise: float = 0.0) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=noise)
     return model
+
+
+def language_model(config: PretrainedConfig, noise: float = 0.1) -> PreTrainedModel:
+    """Return a language model in evaluation mode, with eager attention; the same weights each time.
+
+    Args:
+        noise: Added to each weight, so that every part of the model counts in its logits.
+    """
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=noise)
+    return model
+
+
+def save_language_model(
+    folder: Path, config: PretrainedConfig = SMOLLM, noise: float = 0.1, *, chat: bool = True
+) -> Path:
+    """Write a decoder and `byte_tokenizer` as a folder that `locate` finds, and return it.
+
+    Args:
+        config: One of `DECODERS`, or of their vocabulary.
+        chat: Whether the tokenizer has a chat template.
+    """
+    language_model(config, noise).save_pretrained(folder)
+    byte_tokenizer(chat=chat).save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with a token for each byte of UTF-8, behind the three special ones; it adds none by itself."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({token: i for i, token in enumerate([*_SPECIAL, *alphabet])}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    pad, end, begin = _SPECIAL
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=pad, eos_token=end, bos_token=begin)
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer

@@ -1,0 +1,103 @@
+"""Language models of the builds that people fine-tune: loaded, listed and projected as their own code does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.bases import DECODERS, GEMMA2, GEMMA3, MISTRAL, SMOLLM, byte_tokenizer, language_model, save_language_model
+from transformers import CohereConfig, GraniteConfig, LlamaForCausalLM
+
+from loraxs_search.base_model import (
+    last_states,
+    linear_modules,
+    load_model,
+    load_tokenizer,
+    locate,
+    projection,
+)
+from loraxs_search.base_model.reading import check_projection
+from loraxs_search.errors import BaseModelError
+from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
+
+LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
+SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+IDS = torch.arange(3, 43).view(2, 20)  # rows longer than any window
+SHAPE = {"vocab_size": 259, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHAPE |= {"num_hidden_layers": 2, "intermediate_size": 48, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+
+
+@pytest.fixture(params=DECODERS)
+def base(request, tmp_path) -> BaseModel:
+    return locate(BaseModelRef(id=str(save_language_model(tmp_path / "m", DECODERS[request.param]))))
+
+
+def test_all_seven_linears_of_each_layer_can_be_adapted(base):
+    names = [module.name for module in linear_modules(base, LANGUAGE_MODEL)]
+    for layer in (0, 1):
+        assert {name.rpartition(".")[2] for name in names if f".layers.{layer}." in name} == SEVEN
+    assert len(names) == 14
+    loaded = dict(load_model(base, LANGUAGE_MODEL).named_modules())
+    assert all(isinstance(loaded[name], torch.nn.Linear) for name in names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_projection_makes_the_models_own_logits(base, dtype):
+    model = load_model(base, LANGUAGE_MODEL, dtype=dtype)
+    inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    expected = model(**inputs).logits.float()
+    limits = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    torch.testing.assert_close(projection(model)(last_states(model, inputs)), expected, **limits)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        (CohereConfig(**SHAPE, logit_scale=0.125), "logit_scale", 1.0),
+        (GraniteConfig(**SHAPE, logits_scaling=8.0), "logits_scaling", 1.0),
+        (GEMMA2, "final_logit_softcapping", None),
+    ],
+)
+def test_what_a_configuration_does_to_logits_is_done(config, name, value):
+    model = language_model(config)
+    inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    states, expected = last_states(model, inputs), model(**inputs).logits
+    torch.testing.assert_close(projection(model)(states), expected, rtol=1e-5, atol=1e-5)
+    setattr(model.config, name, value)
+    assert not torch.allclose(projection(model)(states), expected, rtol=0.1)
+
+
+class _Shifted(LlamaForCausalLM):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits = outputs.logits * 2
+        return outputs
+
+
+def test_a_base_that_makes_logits_in_a_way_of_its_own_is_refused():
+    check_projection(LlamaForCausalLM(SMOLLM))
+    with pytest.raises(BaseModelError, match="_Shifted makes them in another way"):
+        check_projection(_Shifted(SMOLLM))
+
+
+@pytest.mark.parametrize(("config", "reach"), [(MISTRAL, 7), (GEMMA2, 20), (GEMMA3, 20)])
+def test_windows_are_shorter_than_the_rows(config, reach):
+    """Two layers of a window of four see seven tokens back; a full layer sees all."""
+    model = language_model(config)
+    other = IDS.clone()
+    other[:, 0] += 50
+    changed = (model(input_ids=IDS).logits != model(input_ids=other).logits).any(-1)
+    assert changed.sum(1).tolist() == [reach] * 2
+
+
+def test_tokenizer_writes_any_text_and_has_a_chat_template(tmp_path):
+    folder = save_language_model(tmp_path / "m")
+    tokenizer = load_tokenizer(locate(BaseModelRef(id=str(folder))))
+    text = "12 naïve\n你好 <end>"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer("<end>a")["input_ids"][0] == tokenizer.eos_token_id == 1
+    turn = [{"role": "user", "content": "hi"}]
+    chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    assert chat == "<begin>user: hi<end><begin>assistant: "
+    assert byte_tokenizer(chat=False).chat_template is None
