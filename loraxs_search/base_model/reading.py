@@ -63,7 +63,8 @@ def check_projection(model: PreTrainedModel) -> None:
     expected, actual = model(**inputs).logits.float(), projection(model)(last_states(model, inputs))
     if not close_to(actual[real], expected[real], rounding(model)):
         raise BaseModelError(
-            "Logits of a base without a head must be its output embedding's, scaled by `logit_scale` or `logits_scaling`"
-            f" or capped by `final_logit_softcapping` at most, but {type(model).__name__} makes them in another way.",
+            "Logits of a base without a head must be its output embedding's, scaled by `logit_scale` or"
+            " `logits_scaling` or capped by `final_logit_softcapping` at most, but"
+            f" {type(model).__name__} makes them in another way.",
             hint="use another base for this task",
         )
