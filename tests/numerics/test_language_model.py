@@ -1,0 +1,59 @@
+"""Language models in packs: a pack of n trials is n lone trials, for every build of decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.decoders import DECODERS, DecoderWorld
+from torch.nn.functional import cross_entropy
+
+TOLERANCE = 1e-5  # relative, on every R and its moments
+NUM_STEPS = 30
+
+
+def distance(packed: Any, lone: Any) -> float:
+    """Return the largest |a - b| / |b| over every R and its moments."""
+    ours, theirs = packed.parameters | packed.moments, lone.parameters | lone.moments
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - value).norm() / value.norm()) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize("family", DECODERS)
+def test_pack_of_unlike_trials_equals_lone_trials_after_thirty_steps(
+    tmp_path: Path, family: str, num_workers: int
+) -> None:
+    world = DecoderWorld(tmp_path, family)
+    trials, pack = world.mixed_trials(), world.pack(num_workers=num_workers)
+    slots = [pack.join(spec, data) for spec, data in trials]
+    for _ in range(NUM_STEPS):
+        assert pack.step(slots) == {}
+    metrics = pack.evaluate(slots, "validation")
+    packed = [slot.snapshot() for slot in slots]
+    reports = [slot.report(metrics[slot.name]) for slot in slots]
+    pack.clear()
+    for (spec, data), snapshot, report in zip(trials, packed, reports, strict=True):
+        lone = world.lone(spec, data, NUM_STEPS)
+        assert distance(snapshot, lone) < TOLERANCE, spec
+        assert report.train_loss == pytest.approx(lone.reports[-1].train_loss, rel=1e-5)
+        assert report.metrics == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_with_r_zero_the_loss_is_the_base_s_own_over_the_learnt_tokens(tmp_path: Path, family: str) -> None:
+    world = DecoderWorld(tmp_path, family)
+    data, pack = world.tasks[1], world.pack()
+    slot = pack.join(world.spec("1", init_std=0.0), data)
+    scored = pack.evaluate([slot], "validation")[slot.name]
+    pack.clear()
+    batch = data.collate("validation", range(data.num_rows("validation")))
+    assert batch.reads is not None
+    labels = torch.full_like(batch.inputs["input_ids"], -100)
+    labels[batch.reads[:, 0], batch.reads[:, 1]] = batch.targets
+    logits = world.model(**batch.inputs).logits
+    expected = cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert isinstance(scored, dict)
+    assert scored["loss"] == pytest.approx(float(expected), rel=1e-5)

@@ -1,0 +1,208 @@
+"""Small decoders of many builds without a head, and tasks of made-up tokens that they learn to continue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from loraxs_search.base_model import linear_modules, load_model
+from loraxs_search.factors import FactorStore
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.packing.loaded_factors import LoadedFactors
+from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.pass_executor import PassExecutor
+from loraxs_search.records import BaseModel, DataSource, Hyperparameters, LinearModule, Task, TaskModel, TrialSpec
+from loraxs_search.tasks import PreparedTask
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds._language_model import LanguageModelKind
+from loraxs_search.trial import Snapshot, TrialRun, attach, detach
+
+VOCABULARY = 64
+WINDOW = 6  # shorter than most rows
+_SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+DECODERS: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**_SMALL),
+    "qwen2": lambda: Qwen2Config(**_SMALL | {"tie_word_embeddings": False}),
+    "qwen3": lambda: Qwen3Config(**_SMALL, head_dim=16),
+    "mistral": lambda: MistralConfig(**_SMALL, sliding_window=WINDOW),
+    "gemma": lambda: GemmaConfig(**_SMALL | {"num_key_value_heads": 1}, head_dim=16),
+    "gemma2": lambda: Gemma2Config(**_SMALL, head_dim=16, sliding_window=WINDOW),  # caps scores and logits
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, pad_token_id=0, eos_token_id=2
+    ),
+}
+LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
+
+
+class Continuations(LanguageModelKind):
+    """Rows of tokens, made as tokens: prompts and the answers behind them."""
+
+    name = "continuations"
+    section = None  # type: ignore[assignment]  # no space file declares such a task
+    metrics = {}  # noqa: RUF012
+
+    @classmethod
+    def fields(cls, section: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def read(self, columns: Any, place: Any) -> Any:
+        raise NotImplementedError
+
+    def encode(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+        raise NotImplementedError
+
+    def score(self, data: Any, split: Any, rows: npt.NDArray[np.int64]) -> Any:
+        return self.score_tokens(data, split, rows)
+
+    def predict(self, data: Any, questions: EncodedRows, shown: Sequence[str]) -> Any:
+        raise NotImplementedError
+
+    def measure_scores(self, scores: Any, labels: Any) -> dict[str, float]:  # losses alone
+        return {"loss": scores.loss, "token_accuracy": float(scores.correct.sum() / scores.counts.sum())}
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    special = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
+    ids = {word: i for i, word in enumerate([*special, *(f"w{i}" for i in range(VOCABULARY - len(special)))])}
+    raw = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="[PAD]",
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        unk_token="[UNK]",
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=64,
+    )
+
+
+def made_up_rows(num_rows: int, seed: int, longest: int = 24) -> EncodedRows:
+    """Return rows of up to `longest` tokens: a prompt of one token at least, and an answer that follows from it."""
+    random = np.random.default_rng(seed)
+    ids, positions, targets = [], [], []
+    for _ in range(num_rows):
+        prompt = random.integers(4, VOCABULARY, random.integers(1, longest - 6))
+        answer = (prompt[-1] + np.arange(random.integers(1, 7)) * (seed + 3)) % (VOCABULARY - 4) + 4
+        ids.append(np.append(prompt, answer[:-1]))
+        positions.append(np.arange(len(prompt) - 1, len(ids[-1])))
+        targets.append(answer)
+    return EncodedRows(
+        Ragged.of(ids, np.int32), positions=Ragged.of(positions, np.int32), targets=Ragged.of(targets, np.int64)
+    )
+
+
+def continuations(name: str, seed: int, longest: int = 24) -> PreparedTask:
+    """Return a task of made-up rows."""
+    task = Task(
+        name,
+        "continuations",
+        DataSource(hub="toy"),
+        "",
+        "",
+        "loss",
+        "minimize",
+        ("loss",),
+        max_length=longest,
+        settings={"prompt": "{prompt}"},
+    )
+    sizes = {"train": 90, "validation": 33, "test": 20}
+    rows = {split: made_up_rows(size, seed + i, longest) for i, (split, size) in enumerate(sizes.items())}
+    labels = {split: np.zeros(size, np.int64) for split, size in sizes.items()}
+    return PreparedTask(Continuations(task), tokenizer(), name, name, rows, labels)  # type: ignore[arg-type]
+
+
+def save_decoder(folder: Path, family: str) -> BaseModel:
+    """Save a decoder of random weights, large enough that nothing of it does next to nothing."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(DECODERS[family]())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return BaseModel(id=family, path=str(folder), weight_digest="0" * 64)
+
+
+class DecoderWorld:
+    """One decoder with its factors, on which trials of several tasks run alone or packed."""
+
+    def __init__(self, folder: Path, family: str, dtype: torch.dtype | None = None) -> None:
+        self.base = save_decoder(folder / "base", family)
+        self.model = load_model(self.base, LANGUAGE_MODEL, dtype=dtype)
+        exact = load_model(self.base, LANGUAGE_MODEL)
+        self.modules: tuple[LinearModule, ...] = linear_modules(self.base, LANGUAGE_MODEL)
+        self.names = [module.name for module in self.modules]
+        self.factors: FactorStore = LoadedFactors(self.model, exact, self.names)
+        self.tasks = [continuations("short", 1, 12), continuations("long", 10, 30)]
+
+    def spec(self, trial_id: str, **changes: Any) -> TrialSpec:
+        values: dict[str, Any] = {
+            "rank": 4,
+            "target_modules": tuple(self.names),
+            "learning_rate": 2e-3,
+            "head_learning_rate": 1e-3,
+            "init_std": 1e-3,
+            "batch_size": 8,
+            "max_steps": 50,
+            "seed": int(trial_id),
+            **changes,
+        }
+        return TrialSpec(trial_id, {}, Hyperparameters(**values))
+
+    def mixed_trials(self) -> list[tuple[TrialSpec, PreparedTask]]:
+        """Trials of mixed ranks, sides, modules, batches and tasks."""
+        short, long = self.tasks
+        top = tuple(name for name in self.names if ".1." in name)
+        return [
+            (self.spec("1"), long),
+            (self.spec("2", rank=8, scale=2.0, learning_rate=5e-3, batch_size=5, max_grad_norm=0.0), short),
+            (self.spec("3", rank=2, sigma="sqrt", lr_schedule="cosine", target_modules=top), long),
+            (self.spec("4", rank=6, basis="bottom", batch_size=16, target_modules=tuple(self.names[1::2])), short),
+            (self.spec("5", rank=3, target_modules=tuple(self.names[::3])), short),
+        ]
+
+    def pack(self, max_tokens: int = 200, num_workers: int = 1) -> Pack:
+        return Pack(self.model, self.factors, self.modules, max_tokens=max_tokens, executor=PassExecutor(num_workers))
+
+    def lone(self, spec: TrialSpec, data: PreparedTask, until: int) -> Snapshot:
+        """Run a trial by itself, the reference, and return its state after a report."""
+        with use_factor_store(self.factors):
+            model = attach(self.model, spec)
+        try:
+            run = TrialRun(spec, model, data, torch.device("cpu"))
+            run.advance(until)
+            return run.snapshot()
+        finally:
+            detach(model, spec)
