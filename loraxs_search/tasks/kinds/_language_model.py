@@ -110,7 +110,7 @@ class LanguageModelKind(TaskKind):
         """Return the `texts` and the `extras` of rows that hold their prompts; faults go to `errors`."""
         prompt = self.prompt
         rows = self.written_rows(prompt.columns, columns, place, errors)
-        return self._held([prompt.fill(row) for row in rows])
+        return self.held([prompt.fill(row) for row in rows])
 
     def read_texts(
         self, template: Template, columns: Columns, place: SourceLocation, errors: list[TaskDataError]
@@ -145,7 +145,8 @@ class LanguageModelKind(TaskKind):
             )
         return texts
 
-    def _held(self, filled: list[list[str]]) -> tuple[list[str], dict[str, list[Any]]]:
+    def held(self, filled: list[list[str]]) -> tuple[list[str], dict[str, list[Any]]]:
+        """Return the `texts` and the `extras` of rows with these prompts, as `Prompt.fill` made them."""
         extras: dict[str, list[Any]] = {_CONTENTS: filled} if self.prompt.roles else {}
         return ["\n\n".join(contents) for contents in filled], extras
 
@@ -156,12 +157,20 @@ class LanguageModelKind(TaskKind):
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
         check_question(self.task, rows, len(self.question_texts))
         named = [dict(zip(self.question_texts, row, strict=True)) for row in rows]
-        texts, extras = self._held([self.prompt.fill(row) for row in named])
+        texts, extras = self.held([self.prompt.fill(row) for row in named])
         return Rows(texts, None, self.no_labels(len(rows)), extras)
 
     def no_labels(self, num_rows: int) -> npt.NDArray[Any]:
         """Return labels for questions, which nothing reads, (N,)."""
         return np.zeros(num_rows, np.int64)
+
+    def warnings(self, rows: Mapping[Split, Rows]) -> Iterator[str]:
+        texts = [] if self.prompt.roles else [text for split in rows.values() for text in split.texts]
+        if spaced := sum(text[-1:].isspace() for text in texts):
+            yield (
+                f"{spaced:,} of {len(texts):,} prompts end in white space: a model knows the space before a word as"
+                " part of that word, so begin the answers with it instead"
+            )
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
