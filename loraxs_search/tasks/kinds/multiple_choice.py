@@ -23,13 +23,7 @@ from loraxs_search.tasks._texts import check_question
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._choices import Choices
-from loraxs_search.tasks.kinds._language_model import (
-    LanguageModelKind,
-    PromptSection,
-    finite,
-    prompt_fields,
-    prompt_laws,
-)
+from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite
 from loraxs_search.tasks.kinds._option_labels import option_labels, option_letter
 from loraxs_search.tasks.kinds._options import (
     SEPARATOR,
@@ -40,6 +34,7 @@ from loraxs_search.tasks.kinds._options import (
     shown_options,
     split_options,
 )
+from loraxs_search.tasks.kinds._prompt_section import PromptSection, prompt_fields, prompt_laws
 from loraxs_search.tasks.kinds._requests import Asking, Read, RowScores
 from loraxs_search.tasks.kinds._section import Text
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS
