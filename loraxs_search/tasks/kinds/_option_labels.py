@@ -89,9 +89,9 @@ def _misfit(
         name: [row for row, it in zip(judged, found, strict=True) if it is None] for name, found in answers.items()
     }
     name = min(misfits, key=lambda key: len(misfits[key]))
-    some = len(misfits[name]) < len(judged)
+    some = len(judged) - len(misfits[name])
     law = f"the {_LAWS[name]} of one of its row's options" if some else "the index, letter or text of an option"
-    others = f", as it is in {len(judged) - len(misfits[name]):,} other rows" if some else ""
+    others = f", as it is in {some:,} other row{'s' * (some > 1)}" if some else ""
     return TaskDataError(
         f"Task {task.name}: `{task.settings['label']}` must be {law}{others}, but {place.name} has"
         f" {place.values(values, misfits[name])}.",
