@@ -33,9 +33,14 @@ class DataReport:
         overlaps: Of each two splits, the one with the rows that scores are taken on first.
         repeated: Rows whose text is that of an earlier row of the same split.
         blank: Rows in which a text is empty.
+        cut: Rows of each split that lost tokens to `max_length`, of validation among those that are scored; empty where
+            the task's kind does not count them.
+        warnings: What the task's kind says of the rows.
     """
 
     num_rows: Mapping[Split, int] = field(default_factory=dict)
     overlaps: tuple[SplitOverlap, ...] = ()
     repeated: Mapping[Split, int] = field(default_factory=dict)
     blank: Mapping[Split, int] = field(default_factory=dict)
+    cut: Mapping[Split, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

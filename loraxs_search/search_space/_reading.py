@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
@@ -69,7 +69,13 @@ def _law(kind: str, context: Mapping[str, Any], value: object) -> str:
 
 def _section_at(model: type[Section], location: tuple[str | int, ...]) -> type[Section]:
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        options = [annotation, *get_args(annotation)]
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
+        if isinstance(part, str):  # a number is an item of a list
+            model = next(_sections_in(model.model_fields[part].annotation))
     return model
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections_in(part)

@@ -35,7 +35,12 @@ def cached_report(rows: Mapping[Split, Rows], fingerprint: str, cache_dir: Path)
 
 def _read(known: dict[str, Any]) -> DataReport:
     counts = {name: {split: int(known[name][split]) for split in SPLITS} for name in ("num_rows", "repeated", "blank")}
-    return DataReport(overlaps=tuple(SplitOverlap(**overlap) for overlap in known["overlaps"]), **counts)
+    return DataReport(
+        counts["num_rows"],
+        tuple(SplitOverlap(**overlap) for overlap in known["overlaps"]),
+        counts["repeated"],
+        counts["blank"],
+    )
 
 
 def data_report(rows: Mapping[Split, Rows]) -> DataReport:

@@ -95,7 +95,7 @@ def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
 def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path) -> Rows | None:
     """Return the rows of a split, from the cache when they are there; None of one whose labels are hidden."""
     path = None if split.digest is None else rows_path(kind.task, split.digest, cache_dir)
-    if path is not None and (known := load_rows(path)) is not None:
+    if path is not None and (known := load_rows(path, split.name)) is not None:
         return known
     columns = split.read(kind.task)
     if name == "test" and kind.hides_answers(columns):
@@ -131,7 +131,7 @@ def _characters(value: object) -> int:
 
 def _validated(kind: TaskKind, columns: Columns, split: StoredSplit) -> Rows:
     place = SourceLocation(split.name, columns.lines)
-    rows = kind.read(columns, place)
+    rows = replace(kind.read(columns, place), place=place)
     if split.is_file and (blank := blank_rows(rows.texts, rows.pairs)):
         raise TaskDataError(
             f"Task {kind.task.name}: each row must have text, but {place.name} has {place.values(rows.texts, blank)}.",

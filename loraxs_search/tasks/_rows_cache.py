@@ -13,10 +13,11 @@ import pyarrow as pa
 from loraxs_search.home import ensure_dir
 from loraxs_search.records import Task, to_json
 from loraxs_search.tasks._arrow import load_table, numbers_of, store_table
+from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.rows import Rows
 
 _EXTRA = "extra."  # before the names of columns that a kind adds
-_VERSION = "1"  # raised whenever the same bytes are read as other rows
+_VERSION = "2"  # raised whenever the same bytes are read as other rows
 
 
 def rows_path(task: Task, digest: str, cache_dir: Path) -> Path:
@@ -29,14 +30,15 @@ def rows_path(task: Task, digest: str, cache_dir: Path) -> Path:
     return cache_dir / "rows" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:40]}.arrow"
 
 
-def load_rows(path: Path) -> Rows | None:
-    """Return rows; None when they are not there."""
+def load_rows(path: Path, source: str) -> Rows | None:
+    """Return rows, as those of a file of this name; None when they are not there."""
     table = load_table(path)
     if table is None:
         return None
-    texts = {name: table.column(name).to_pylist() for name in table.column_names if name != "label"}
-    extras = {name.removeprefix(_EXTRA): values for name, values in texts.items() if name.startswith(_EXTRA)}
-    return Rows(texts["text"], texts.get("pair"), _labels(table.column("label").combine_chunks()), extras)
+    columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "label"}
+    extras = {name.removeprefix(_EXTRA): values for name, values in columns.items() if name.startswith(_EXTRA)}
+    labels, place = _labels(table.column("label").combine_chunks()), SourceLocation(source, columns.get("line"))
+    return Rows(columns["text"], columns.get("pair"), labels, extras, place)
 
 
 def store_rows(path: Path, rows: Rows) -> None:
@@ -48,6 +50,8 @@ def store_rows(path: Path, rows: Rows) -> None:
     columns: dict[str, pa.Array] = {"text": pa.array(rows.texts, pa.large_string())}
     if rows.pairs is not None:
         columns["pair"] = pa.array(rows.pairs, pa.large_string())
+    if rows.place is not None and rows.place.lines is not None:
+        columns["line"] = pa.array(rows.place.lines, pa.int32())
     extras = {f"{_EXTRA}{name}": pa.array(values) for name, values in rows.extras.items()}
     ensure_dir(path.parent)
     store_table(path, pa.table({**columns, "label": pa.array(rows.labels), **extras}))

@@ -25,7 +25,7 @@ def tokenize(
     """Return the rows' tokens, from the cache when `key` is in it.
 
     Raises:
-        TaskDataError: a row gives no token at all.
+        TaskDataError: a row gives no token at all, or the kind refuses rows: of a thousand, all are named.
         HomeError: the cache cannot be written.
     """
     path = ensure_dir(cache_dir / "tokens") / f"{key}.arrow"
@@ -55,6 +55,10 @@ def _table(encoded: EncodedRows) -> pa.Table:
         columns["positions"] = _column(encoded.positions)
         if encoded.targets is not None:
             columns["targets"] = _column(encoded.targets)
+    if encoded.extras is not None:
+        columns["extras"] = _column(encoded.extras)
+    if encoded.cut is not None:
+        columns["cut"] = pa.array(encoded.cut)
     return pa.table(columns)
 
 
@@ -68,13 +72,15 @@ def _column(rows: Ragged) -> pa.Array:
 
 def _encoded(table: pa.Table, rows: Rows) -> EncodedRows:
     """Return what a table holds; without positions, rows are learnt by their labels."""
-    columns = {name: _read(table, name) for name in table.column_names}
+    columns = {name: _read(table, name) for name in table.column_names if name != "cut"}
     types, positions = columns.get("token_type_ids"), columns.get("positions")
     return EncodedRows(
         ids=columns["input_ids"],
         types=None if types is None else types.values.astype(np.int8),
         positions=positions,
         targets=Ragged.single(rows.labels) if positions is None else columns.get("targets"),
+        cut=table.column("cut").to_numpy() if "cut" in table.column_names else None,
+        extras=columns.get("extras"),
     )
 
 

@@ -16,7 +16,8 @@ def data_warnings(report: DataReport, num_scored: Mapping[Split, int]) -> list[s
     Args:
         num_scored: Rows of each split that are scored, for validation maybe a part.
     """
-    return [*_overlaps(report), *_repeated(report), *_blank(report), *_few(num_scored)]
+    shared = [*_overlaps(report), *_repeated(report), *_blank(report)]
+    return [*shared, *_cut(report, num_scored), *report.warnings, *_few(num_scored)]
 
 
 def overlap_counts(report: DataReport) -> dict[str, int]:
@@ -51,6 +52,12 @@ def _blank(report: DataReport) -> Iterator[str]:
     for split, blank in report.blank.items():
         if blank:
             yield f"{blank:,} of {report.num_rows[split]:,} {split} rows have an empty text"
+
+
+def _cut(report: DataReport, num_rows: Mapping[Split, int]) -> Iterator[str]:
+    for split, cut in report.cut.items():
+        if cut:
+            yield f"{cut:,} of {num_rows[split]:,} {split} rows are longer than `max_length`: their beginnings are lost"
 
 
 def _few(num_scored: Mapping[Split, int]) -> Iterator[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from loraxs_search.errors import TaskDataError
 from loraxs_search.home import ensure_dir, home
 from loraxs_search.records import DataReport, Split, Task
+from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._report import cached_report
 from loraxs_search.tasks._rows import fingerprint, fixed_subset, read_rows
 from loraxs_search.tasks._tokenizer import cache_key, tokenizer_identity
@@ -45,9 +47,14 @@ class PreparedTask(RowSource):
         super().__init__(tokenizer, splits)
         self.kind, self.task = kind, kind.task
         self.data_fingerprint = data_fingerprint
-        self.report = report or DataReport()
+        self.report = replace(report or DataReport(), cut=self.num_cut)
         self.test_fingerprint = test_fingerprint
         self._labels = dict(labels)
+
+    @property
+    def num_cut(self) -> dict[Split, int]:
+        """Rows of each split that lost tokens to `max_length`, where the kind counts them."""
+        return {name: int(rows.cut.sum()) for name, rows in self._splits.items() if rows.cut is not None}
 
     def num_rows(self, split: Split) -> int:
         """Return the number of rows; for validation, of those that are scored."""
@@ -99,23 +106,27 @@ def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path |
     Args:
         cache_dir: Where rows and tokens are cached; None means home()/"datasets".
     Raises:
-        TaskDataError: the data do not fit the declaration.
+        TaskDataError: the data do not fit the declaration, or rows do not fit the base or `max_length`.
         HomeError: the cache cannot be written.
     """
     kind = checked(task)
     kind.check_tokenizer(tokenizer)
     cache, data, identity = _cache(cache_dir), load_data(task, cache_dir), tokenizer_identity(tokenizer)
-    splits = {
-        name: tokenize(kind, rows, tokenizer, key=cache_key(task, identity, data.fingerprint, name), cache_dir=cache)
-        for name, rows in data.rows.items()
-    }
+    splits, errors = dict[Split, EncodedRows](), list[TaskDataError]()
+    for name, rows in data.rows.items():
+        key = cache_key(task, identity, data.fingerprint, name)
+        with collected(errors):
+            splits[name] = tokenize(kind, rows, tokenizer, key=key, cache_dir=cache)
+    if errors:
+        raise joined(task, errors)
     labels = {name: rows.labels for name, rows in data.rows.items()}
     scored = fixed_subset(len(data.rows["validation"]), task.validation_rows)
     splits["validation"], labels["validation"] = splits["validation"].take(scored), labels["validation"][scored]
     for array in labels.values():
         array.flags.writeable = False
     test_fingerprint = fingerprint(dict(data.rows), ("test",))
-    return PreparedTask(kind, tokenizer, data.fingerprint, test_fingerprint, splits, labels, data.report)
+    report = replace(data.report, warnings=tuple(kind.warnings(data.rows)))
+    return PreparedTask(kind, tokenizer, data.fingerprint, test_fingerprint, splits, labels, report)
 
 
 def encode(kind: TaskKind, tokenizer: PreTrainedTokenizerBase, questions: Sequence[tuple[str, ...]]) -> EncodedRows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ COLUMNS = {"columns": {"text": "text", "label": "label"}}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "sequence-classification": COLUMNS | {"labels": ["no", "yes", "maybe"]},
     "regression": COLUMNS,
+    "multiple-choice": {
+        "prompt": "{text}",
+        "options": [" w1", " w2 w3", " w4"],
+        "label": "label",
+        "normalize": "tokens",
+    },
     "word-pairs": {"ask": "text", "answer": "pair"},
 }
 NAMES = [*KINDS.names(), WordPairs.name]
@@ -112,6 +119,10 @@ def base(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
 @pytest.fixture
 def model(base: BaseModel, kind: TaskKind) -> Any:
     return load_model(base, kind.model)
+
+
+def answer_metrics(kind: TaskKind) -> list[str]:
+    return [name for name in kind.task.metrics if kind.metrics[name].column == "predictions"]
 
 
 # ---- declaration -----------------------------------------------------------------------------------------------------
@@ -202,10 +213,10 @@ def test_its_loss_trains_an_adapter(name: str, kind: TaskKind, model: Any, data:
 def test_scores_come_in_the_order_asked_for(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
     every = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
     some = score_rows(model, data, "test", np.array([9, 2, 4]), CPU)
-    assert every.predictions[[9, 2, 4]].tolist() == pytest.approx(some.predictions.tolist(), abs=1e-5)
+    assert every.answers[[9, 2, 4]].tolist() == pytest.approx(some.answers.tolist(), abs=1e-5)
     np.testing.assert_allclose(every.losses[[9, 2, 4]], some.losses, rtol=1e-5)
     assert every.counts[[9, 2, 4]].tolist() == some.counts.tolist()
-    assert every.predictions.dtype.kind == data.labels("test").dtype.kind
+    assert every.answers.dtype.kind == data.labels("test").dtype.kind
 
 
 @every_kind
@@ -214,15 +225,38 @@ def test_answers_survive_the_study_folder_and_the_registry(
 ) -> None:
     scores = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
     labels = data.labels("test")
-    answers = Answers(tuple(scores.predictions.tolist()), tuple(labels.tolist()), 1.5, 3)
+    answers = Answers(tuple(scores.answers.tolist()), tuple(labels.tolist()), 1.5, 3)
     read = from_json(Answers, to_json(answers))
     assert read == answers
     rows = ScoredRows.from_bytes(ScoredRows.of(read.predictions, read.labels).to_bytes())
     assert rows.same_rows(ScoredRows(labels, labels))
     expected = split_metrics(data, "test", scores)
     assert kind.measure(rows.predictions, rows.labels) == pytest.approx(
-        {name: expected[name] for name in kind.task.metrics}
+        {name: expected[name] for name in answer_metrics(kind)}
     )
+
+
+@every_kind
+def test_every_metric_is_measured_in_the_tasks_order(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
+    scores = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
+    measured = split_metrics(data, "test", scores)
+    assert set(measured) == {*kind.task.metrics, "loss"}
+    assert measured["loss"] == pytest.approx(scores.losses.sum() / scores.counts.sum())
+    if scores.correct is not None:
+        assert (scores.correct <= scores.counts).all()
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS.names() if "loss" in KINDS.get(name).metrics])
+def test_a_cheap_report_has_the_losses_of_a_whole_one(name: str, task: Task, model: Any, data: PreparedTask) -> None:
+    """Where trials are compared by the loss, answers that cost more are left out, and nothing else changes."""
+    whole = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
+    cheap_task = replace(task, report_metric="loss", report_direction="minimize")
+    cheap_data = prepare(cheap_task, data.tokenizer)
+    cheap = score_rows(model, cheap_data, "test", np.arange(SIZES["test"]), CPU)
+    np.testing.assert_allclose(cheap.losses, whole.losses, rtol=1e-5)
+    assert cheap.counts.tolist() == whole.counts.tolist()
+    assert cheap.predictions is None
+    assert split_metrics(cheap_data, "test", cheap)["loss"] == pytest.approx(whole.loss)
 
 
 @every_kind
@@ -260,7 +294,7 @@ def test_a_question_is_answered_as_its_row_is(name: str, kind: TaskKind, model: 
     predictions = ask(model, source, kind.predict(source, encode(kind, data.tokenizer, questions), shown), CPU)
     assert [prediction.text for prediction in predictions] == shown
     scores = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
-    for prediction, answer in zip(predictions, scores.predictions.tolist(), strict=True):
+    for prediction, answer in zip(predictions, scores.answers.tolist(), strict=True):
         said = prediction.label if prediction.label is not None else f"{prediction.score:.4g}"
         assert said == kind.show(answer)
 
@@ -278,7 +312,7 @@ def test_constants_are_answers(name: str, kind: TaskKind, data: PreparedTask) ->
     labels = data.labels("train")
     constants = kind.constants(labels)
     for answer in constants:
-        assert set(kind.measure(np.full(len(labels), answer), labels)) == set(kind.task.metrics)
+        assert list(kind.measure(np.full(len(labels), answer), labels)) == answer_metrics(kind)
         assert kind.show(answer)
     form = kind.linear()
     if form is not None:

@@ -24,6 +24,7 @@ from loraxs_search.tasks.kinds._requests import (
     drive,
 )
 from loraxs_search.tasks.kinds._section import Count, Names, Section, Text, distinct
+from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.regression import Regression, regressor
 from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification, classifier
 from loraxs_search.tasks.metrics import METRICS, Metric
@@ -65,7 +66,9 @@ __all__ = [
 ]
 
 KINDS: Registry[type[TaskKind]] = Registry(
-    "task.kind", "loraxs_search.task_kinds", {kind.name: kind for kind in (SequenceClassification, Regression)}
+    "task.kind",
+    "loraxs_search.task_kinds",
+    {kind.name: kind for kind in (SequenceClassification, Regression, MultipleChoice)},
 )
 
 

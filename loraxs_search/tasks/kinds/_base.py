@@ -156,6 +156,10 @@ class TaskKind(ABC):
         """Whether a test split with these columns hides its labels; then it counts as missing."""
         return False
 
+    def warnings(self, rows: Mapping[Split, Rows]) -> Iterator[str]:  # for kinds to use
+        """Yield a sentence for each property of the rows that people should know of before they train on them."""
+        yield from ()
+
     @property
     @abstractmethod
     def question_texts(self) -> tuple[str, ...]:

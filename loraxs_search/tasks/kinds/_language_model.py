@@ -9,11 +9,10 @@ adapter is asked.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import Split, TaskModel
@@ -22,9 +21,8 @@ from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks._texts import check_question
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds._base import Fault, Keys, TaskKind
+from loraxs_search.tasks.kinds._base import TaskKind
 from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, Read, RowScores
-from loraxs_search.tasks.kinds._section import Section, Text
 from loraxs_search.tasks.kinds._templates import Prompt, Template, written
 from loraxs_search.tasks.rows import Rows
 
@@ -35,45 +33,6 @@ if TYPE_CHECKING:
     from loraxs_search.tasks.batch import Batch, RowSource
 
 _CONTENTS = "contents"  # name of the messages' contents in `Rows.extras`
-
-
-class MessageSection(Section):
-    """`task.messages[]`: who says what."""
-
-    role: Literal["system", "user", "assistant"]
-    content: Text
-
-
-class PromptSection(Section):
-    """The keys of `task:` that make a prompt: one of the two."""
-
-    prompt: Text | None = None
-    messages: Annotated[list[MessageSection], Field(min_length=1)] | None = None
-
-
-def prompt_fields(section: PromptSection) -> dict[str, Any]:
-    """Return the keys of a prompt as `Task.settings` has them."""
-    return section.model_dump(include={"prompt", "messages"}, exclude_none=True)
-
-
-def prompt_laws(keys: Keys) -> Iterator[Fault]:
-    """Yield what is wrong with the keys of a prompt."""
-    if "prompt" not in keys or "messages" not in keys:  # one is faulty, and that is said
-        given = [key for key in ("prompt", "messages") if keys.get(key) is not None]
-    else:
-        given = [key for key in ("prompt", "messages") if keys[key] is not None]
-        if len(given) != 1:
-            yield ("prompt",), f"must stand alone or give way to `messages`, but got {'both' if given else 'neither'}."
-    for key in given:
-        try:
-            prompt = Prompt.of({key: keys[key]})
-        except ValueError as error:
-            yield (key,), f"{error}."
-        else:
-            if not prompt.columns:
-                yield (key,), f"must name a column in braces, as in {{question}}, but got {keys[key]!r}."
-            if prompt.roles and prompt.roles[-1] != "user":
-                yield (key,), f"must end with a message of the user, but the last one is of the {prompt.roles[-1]}."
 
 
 class LanguageModelKind(TaskKind):
@@ -110,7 +69,7 @@ class LanguageModelKind(TaskKind):
         """Return the `texts` and the `extras` of rows that hold their prompts; faults go to `errors`."""
         prompt = self.prompt
         rows = self.written_rows(prompt.columns, columns, place, errors)
-        return self._held([prompt.fill(row) for row in rows])
+        return self.held([prompt.fill(row) for row in rows])
 
     def read_texts(
         self, template: Template, columns: Columns, place: SourceLocation, errors: list[TaskDataError]
@@ -145,7 +104,8 @@ class LanguageModelKind(TaskKind):
             )
         return texts
 
-    def _held(self, filled: list[list[str]]) -> tuple[list[str], dict[str, list[Any]]]:
+    def held(self, filled: list[list[str]]) -> tuple[list[str], dict[str, list[Any]]]:
+        """Return the `texts` and the `extras` of rows with these prompts, as `Prompt.fill` made them."""
         extras: dict[str, list[Any]] = {_CONTENTS: filled} if self.prompt.roles else {}
         return ["\n\n".join(contents) for contents in filled], extras
 
@@ -156,12 +116,20 @@ class LanguageModelKind(TaskKind):
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
         check_question(self.task, rows, len(self.question_texts))
         named = [dict(zip(self.question_texts, row, strict=True)) for row in rows]
-        texts, extras = self._held([self.prompt.fill(row) for row in named])
+        texts, extras = self.held([self.prompt.fill(row) for row in named])
         return Rows(texts, None, self.no_labels(len(rows)), extras)
 
     def no_labels(self, num_rows: int) -> npt.NDArray[Any]:
         """Return labels for questions, which nothing reads, (N,)."""
         return np.zeros(num_rows, np.int64)
+
+    def warnings(self, rows: Mapping[Split, Rows]) -> Iterator[str]:
+        texts = [] if self.prompt.roles else [text for split in rows.values() for text in split.texts]
+        if spaced := sum(text[-1:].isspace() for text in texts):
+            yield (
+                f"{spaced:,} of {len(texts):,} prompts end in white space: a model knows the space before a word as"
+                " part of that word, so begin the answers with it instead"
+            )
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:

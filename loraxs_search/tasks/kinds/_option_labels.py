@@ -1,0 +1,122 @@
+"""Which option of each row is right, from a stored column: by index, by letter, or by the option's own text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loraxs_search.errors import TaskDataError, shortened
+from loraxs_search.records import Task
+from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks.kinds._templates import written
+
+Options = Sequence[str]
+_Reading = Callable[[Any, Options], int | None]
+
+
+def option_labels(
+    values: Sequence[Any], options: Sequence[Options], task: Task, place: SourceLocation
+) -> npt.NDArray[np.int64]:
+    """Return the index of each row's right option, (N,).
+
+    The whole column is read in one way: the one that fits every row. Where several fit, they must agree on every row.
+
+    Args:
+        values: The column, as stored.
+        options: Each row's; a row without any is not judged, and gets 0.
+    Raises:
+        TaskDataError: no way of reading fits every row, or two do and differ.
+    """
+    judged = [row for row, own in enumerate(options) if own]
+    answers = {name: [read(values[row], options[row]) for row in judged] for name, read in _READINGS.items()}
+    fitting = {name: found for name, found in answers.items() if None not in found}
+    if not fitting:
+        raise _misfit(values, judged, answers, task, place)
+    (name, found), *others = fitting.items()
+    for other, theirs in others:
+        if differing := [row for row, one, two in zip(judged, found, theirs, strict=True) if one != two]:
+            raise _ambiguous(values, options, differing, (name, other), task, place)
+    labels = np.zeros(len(values), np.int64)
+    labels[judged] = np.array(found, np.int64)
+    return labels
+
+
+def option_letter(index: int) -> str:
+    """Return the letter by which people call an option, or its index where letters do not reach."""
+    return ascii_uppercase[index] if index < len(ascii_uppercase) else str(index)
+
+
+def _by_index(value: Any, options: Options) -> int | None:
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        value = int(value) if len(value.strip()) < 10 else None
+    if isinstance(value, float) and value.is_integer():  # where Arrow has made room for missing values
+        value = int(value)
+    fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(options)
+    return value if fits else None
+
+
+def _by_letter(value: Any, options: Options) -> int | None:
+    letter = value.strip().upper() if isinstance(value, str) else ""
+    index = ascii_uppercase.find(letter) if len(letter) == 1 else -1
+    return index if 0 <= index < len(options) else None
+
+
+def _by_text(value: Any, options: Options) -> int | None:
+    try:
+        text = written(value).strip()
+    except ValueError:
+        return None
+    return next((index for index, option in enumerate(options) if option.strip() == text), None)
+
+
+_READINGS: dict[str, _Reading] = {"index": _by_index, "letter": _by_letter, "text": _by_text}
+_LAWS = {"index": "index, counted from 0,", "letter": "letter, from A,", "text": "text"}
+
+
+def _misfit(
+    values: Sequence[Any],
+    judged: Sequence[int],
+    answers: dict[str, list[int | None]],
+    task: Task,
+    place: SourceLocation,
+) -> TaskDataError:
+    """Name the rows that the likeliest reading does not fit."""
+    misfits = {
+        name: [row for row, it in zip(judged, found, strict=True) if it is None] for name, found in answers.items()
+    }
+    name = min(misfits, key=lambda key: len(misfits[key]))
+    some = len(judged) - len(misfits[name])
+    law = f"the {_LAWS[name]} of one of its row's options" if some else "the index, letter or text of an option"
+    others = f", as it is in {some:,} other row{'s' * (some > 1)}" if some else ""
+    return TaskDataError(
+        f"Task {task.name}: `{task.settings['label']}` must be {law}{others}, but {place.name} has"
+        f" {place.values(values, misfits[name])}.",
+        hint="correct the rows, or the task's `options`",
+    )
+
+
+def _ambiguous(
+    values: Sequence[Any],
+    options: Sequence[Options],
+    rows: Sequence[int],
+    names: tuple[str, str],
+    task: Task,
+    place: SourceLocation,
+) -> TaskDataError:
+    row = rows[0]
+    means = [
+        shortened(options[row][index])
+        for name in names
+        if (index := _READINGS[name](values[row], options[row])) is not None
+    ]
+    free = next(name for name in ("letter", "index") if name not in names)
+    return TaskDataError(
+        f"Task {task.name}: `{task.settings['label']}` must name options in one way only, but every row of {place.name}"
+        f" can be read as {names[0]} and as {names[1]}, and {place.values(values, rows)} would mean"
+        f" {' or '.join(means)}.",
+        hint=f"write each label as the option's {_LAWS[free].rstrip(',')}",
+    )

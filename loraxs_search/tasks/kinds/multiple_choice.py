@@ -1,0 +1,231 @@
+"""One of several texts behind each prompt: the one that the model holds likeliest.
+
+The right option's tokens are learnt, and no end token. A row is scored by the likelihood of each of its options behind
+the prompt, which they share. Labels and answers are indices of options, int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import PlainValidator
+
+from loraxs_search.errors import TaskDataError
+from loraxs_search.records import Prediction, Split
+from loraxs_search.tasks._columns import Columns
+from loraxs_search.tasks._faults import collected, joined
+from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks._texts import check_question
+from loraxs_search.tasks.encoded import EncodedRows
+from loraxs_search.tasks.kinds._base import Fault, Keys
+from loraxs_search.tasks.kinds._choices import Choices
+from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite
+from loraxs_search.tasks.kinds._option_labels import option_labels, option_letter
+from loraxs_search.tasks.kinds._options import (
+    SEPARATOR,
+    OptionTexts,
+    items_of,
+    option_laws,
+    read_options,
+    shown_options,
+    split_options,
+)
+from loraxs_search.tasks.kinds._prompt_section import PromptSection, prompt_fields, prompt_laws
+from loraxs_search.tasks.kinds._requests import Asking, Read, RowScores
+from loraxs_search.tasks.kinds._section import Text
+from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS
+from loraxs_search.tasks.rows import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from loraxs_search.tasks.batch import RowSource
+
+_OPTIONS = "options"  # their name in `Rows.extras`, where rows have options of their own
+_UNLEARNT = -1  # the label of a question
+_HIDDEN = ("-1", "", "None")  # what benchmarks store where they hide their labels
+
+
+def _options(value: object) -> str | list[str]:
+    texts = value if isinstance(value, list) else [value]
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError("must be a column that holds lists, or a list of texts")
+    return value  # type: ignore[return-value]  # as was just seen
+
+
+class MultipleChoiceSection(PromptSection):
+    """The keys of `task:` of this kind."""
+
+    options: Annotated[str | list[str], PlainValidator(_options)]
+    label: Text
+    normalize: Literal["none", "tokens", "bytes"] = "none"
+
+
+class MultipleChoice(LanguageModelKind):
+    """The likeliest option is the answer. Its probability is among the options, after normalising."""
+
+    name = "multiple-choice"
+    section = MultipleChoiceSection
+    metrics = {name: CLASS_METRICS[name] for name in ("accuracy", "macro_f1")} | TOKEN_METRICS
+
+    @classmethod
+    def fields(cls, section: Any) -> dict[str, Any]:
+        own = section.model_dump(include={"options", "label", "normalize"})
+        return {"text": "", "label": "", "settings": prompt_fields(section) | own}
+
+    @classmethod
+    def laws(cls, keys: Keys) -> Iterator[Fault]:
+        yield from prompt_laws(keys)
+        if keys.get("options") is not None:
+            yield from option_laws(keys["options"])
+        label, contents = keys.get("label"), [message["content"] for message in keys.get("messages") or ()]
+        if any(f"{{{label}}}" in text for text in (keys.get("prompt") or "", *contents)):
+            yield ("label",), f"must be no column of the prompt, which would give the answer away, but got {label!r}."
+
+    @classmethod
+    def fitting_metrics(cls, keys: Keys) -> Sequence[str]:
+        has_classes = not isinstance(keys.get("options"), str)  # an index means something across rows
+        return [name for name in cls.metrics if has_classes or name != "macro_f1"]
+
+    @classmethod
+    def describe(cls, keys: Keys) -> str:
+        return f"{cls.name} with a column of options" if isinstance(keys.get("options"), str) else cls.name
+
+    @property
+    def options(self) -> OptionTexts:
+        """How each row's options are written."""
+        end = self.prompt.contents[-1].parts[-1][0]  # what stands behind the last column
+        adds_space = not self.prompt.roles and not end[-1:].isspace()
+        return OptionTexts.of(self.task.settings["options"], adds_space=adds_space)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        form = self.options
+        names = (
+            {f"options.{{{name}}}": name for name in form.columns} if form.column is None else {"options": form.column}
+        )
+        return super().columns | names | {"label": self.task.settings["label"]}
+
+    # ---- rows --------------------------------------------------------------------------------------------------------
+    def read(self, columns: Columns, place: SourceLocation) -> Rows:
+        errors: list[TaskDataError] = []
+        texts, extras = self.read_prompts(columns, place, errors)
+        options = self._read_options(len(texts), columns, place, errors)
+        labels: npt.NDArray[Any] = np.empty(0)
+        with collected(errors):
+            labels = option_labels(columns.values[self.task.settings["label"]], options, self.task, place)
+        if errors:
+            raise joined(self.task, errors)
+        return self._rows(texts, options, labels, extras)
+
+    def _read_options(
+        self, num_rows: int, columns: Columns, place: SourceLocation, errors: list[TaskDataError]
+    ) -> list[list[str]]:
+        """Return each row's options, none of a row whose options are faulty; faults go to `errors`."""
+        form, known = self.options, len(errors)
+        if form.fixed is not None:
+            return [form.fixed] * num_rows
+        if form.column is None:
+            rows: Sequence[Mapping[str, Any]] = self.written_rows(form.columns, columns, place, errors)
+            if len(errors) > known:  # missing values would be counted again, as options without text
+                return [[]] * num_rows
+            stored: Sequence[Any] = [shown_options(form.fill(row)) for row in rows]
+        else:
+            stored = columns.values[form.column]
+            rows = [{form.column: items_of(value)} for value in stored]
+        options, faults = read_options(form, rows, stored, self.task, place)
+        errors += faults
+        return options
+
+    def _rows(
+        self, texts: list[str], options: list[list[str]], labels: npt.NDArray[Any], extras: Mapping[str, list[Any]]
+    ) -> Rows:
+        if self.options.fixed is not None:
+            return Rows(texts, None, labels, extras)
+        return Rows(texts, [shown_options(own) for own in options], labels, {**extras, _OPTIONS: options})
+
+    def hides_answers(self, columns: Columns) -> bool:
+        return all(str(value).strip() in _HIDDEN for value in columns.values[self.task.settings["label"]])
+
+    @property
+    def question_texts(self) -> tuple[str, ...]:
+        listed = self.options.column
+        return tuple(f"{name}, separated by {SEPARATOR}" if name == listed else name for name in self._asked)
+
+    @property
+    def _asked(self) -> tuple[str, ...]:
+        """The columns of a question."""
+        return tuple(dict.fromkeys((*self.prompt.columns, *self.options.columns)))
+
+    def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
+        form = self.options
+        listed = None if form.column is None else self._asked.index(form.column)
+        texts = [tuple(str(v) if i == listed and isinstance(v, list) else v for i, v in enumerate(row)) for row in rows]
+        check_question(self.task, texts, len(self._asked))
+        asked = [dict(zip(self._asked, row, strict=True)) for row in rows]
+        if form.column is not None:
+            asked = [row | {form.column: split_options(row[form.column])} for row in asked]
+        options, faults = read_options(form, asked, texts, self.task, SourceLocation("the request"))
+        if faults:
+            raise joined(self.task, faults)
+        contents, extras = self.held([self.prompt.fill(row) for row in asked])
+        return self._rows(contents, options, np.full(len(rows), _UNLEARNT), extras)
+
+    # ---- tokens ------------------------------------------------------------------------------------------------------
+    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+        fixed = self.options.fixed
+        texts = rows.extras[_OPTIONS] if fixed is None else [fixed] * len(rows)
+        choices = Choices.of(texts, rows.labels, tokenizer)
+        asked = bool((rows.labels == _UNLEARNT).any())
+        answers = None if asked else [own[label] for own, label in zip(choices.tokens, choices.labels, strict=True)]
+        encoded = self.joined(rows, tokenizer, answers, [max(map(len, own)) for own in choices.tokens])
+        return replace(encoded, extras=choices.packed())
+
+    # ---- scoring -----------------------------------------------------------------------------------------------------
+    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
+        if not self.reports_answers:
+            return (yield from self.score_tokens(data, split, rows))
+        asked = data.encoded(split).take(rows)
+        choices = _choices(asked)
+        losses, correct = yield self._read(asked, choices)
+        scores = choices.scores(finite(losses), self.task.settings["normalize"])
+        answers = np.array([own.argmax() for own in scores], np.int64)
+        right, counts = choices.right, asked.counts(np.arange(len(rows)))
+        return RowScores(answers, losses.numpy()[right], counts, correct.numpy()[right])
+
+    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
+        choices = _choices(questions)
+        losses, _ = yield self._read(questions, choices)
+        scores = choices.scores(finite(losses), self.task.settings["normalize"])
+        predictions = []
+        for text, tokens, own in zip(shown, choices.tokens, scores, strict=True):
+            best = int(own.argmax())
+            predictions.append(
+                Prediction(text, self._said(best, tokens[best], data), float(1 / np.exp(own - own[best]).sum()))
+            )
+        return predictions
+
+    def _read(self, asked: EncodedRows, choices: Choices) -> Read:
+        """Ask for the loss of each option behind its prompt."""
+        assert asked.positions is not None  # each row has one behind its prompt
+        ends = asked.positions.values[asked.positions.starts] + 1
+        options = choices.behind([asked.ids.row(row)[:end] for row, end in enumerate(ends)])
+        return Read(options.with_prompts(), np.arange(len(options)), self.sums)
+
+    def _said(self, option: int, tokens: Sequence[int], data: RowSource) -> str:
+        fixed = self.options.fixed
+        return str(data.tokenizer.decode(list(tokens)) if fixed is None else fixed[option]).strip()
+
+    # ---- what people read --------------------------------------------------------------------------------------------
+    def show(self, answer: float | str) -> str:
+        fixed = self.options.fixed
+        return option_letter(int(answer)) if fixed is None else fixed[int(answer)].strip()
+
+
+def _choices(rows: EncodedRows) -> Choices:
+    assert rows.extras is not None  # `encode` has packed them
+    return Choices.unpacked(rows.extras)

@@ -1,0 +1,29 @@
+"""A tokenizer of single characters, for prompts and chats."""
+
+from __future__ import annotations
+
+from string import ascii_letters, digits
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+CHAT = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def characters(*, prepend: str = "never", begins: bool = False, chat: str | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters; a space is written as the mark that SentencePiece has for it."""
+    special = ["<pad>", "<unk>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    ids = {token: i for i, token in enumerate([*special, *"▁\n:?", *ascii_letters, *digits])}
+    raw = Tokenizer(models.BPE(ids, [], unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    raw.decoder = decoders.Metaspace(prepend_scheme=prepend)
+    if begins:
+        raw.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
+        )
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    extra = {"extra_special_tokens": special[4:], "chat_template": chat}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=512, **names, **extra)

@@ -1,0 +1,333 @@
+"""Multiple choice: rows and their labels, what is refused, tokens, likelihoods and answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support.characters import CHAT, characters
+
+from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.records import DataSource, Task
+from loraxs_search.tasks import RowSource, checked, encode, load_data, prepare
+
+ROWS = [
+    {"q": "Sky", "choices": ["blue", "red"], "answer": 0},
+    {"q": "Sum", "choices": ["1", "2", "33"], "answer": 2},
+]
+
+
+@pytest.fixture
+def make(write):
+    """A task on these rows, in all three splits."""
+
+    def make(rows=ROWS, **settings):
+        path = write("rows.jsonl", rows)
+        keys = {"prompt": "{q}?", "options": "choices", "label": "answer", "normalize": "none"}
+        keys = {name: value for name, value in {**keys, **settings}.items() if value is not None}
+        files = dict.fromkeys(("train", "validation", "test"), path)
+        metrics = ("accuracy", "loss", "token_accuracy")
+        source = DataSource(data_files=files)
+        return Task("choice", "multiple-choice", source, "", "", "accuracy", "maximize", metrics, settings=keys)
+
+    return make
+
+
+def labelled(answers, options=("a", "b", "c")):
+    return [{"q": f"q{i}", "choices": list(options), "answer": answer} for i, answer in enumerate(answers)]
+
+
+def refused(task: Task) -> str:
+    with pytest.raises(TaskDataError) as error:
+        load_data(task)
+    return str(error.value)
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+def test_options_of_a_column_are_part_of_what_a_row_is(make):
+    rows = load_data(make()).rows["train"]
+    assert rows.texts == ["Sky?", "Sum?"]
+    assert rows.pairs == ["blue | red", "1 | 2 | 33"]
+    assert rows.extras == {"options": [[" blue", " red"], [" 1", " 2", " 33"]]}
+    assert (rows.labels.tolist(), rows.labels.dtype) == ([0, 2], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "first"),
+    [
+        ("{q}? ", "choices", "blue"),
+        ("{q}", "choices", " blue"),
+        ("{q}?", "{choices}", "blue"),
+        ("{q}?", "->{choices}.", "->blue."),
+    ],
+)
+def test_a_column_gets_a_space_where_the_prompt_has_none_and_a_template_is_as_written(make, prompt, options, first):
+    assert load_data(make(prompt=prompt, options=options)).rows["train"].extras["options"][0][0] == first
+
+
+def test_options_from_templates_are_fixed_or_filled(make):
+    fixed = load_data(make(labelled(["no", "yes"]), options=[" no", " yes"])).rows["train"]
+    assert (fixed.pairs, fixed.extras, fixed.labels.tolist()) == (None, {}, [0, 1])
+    filled = load_data(make([{"q": "q", "x": 1, "y": 2.5, "answer": "B"}] * 2, options=[" {x}", " {y} {x}"])).rows[
+        "train"
+    ]
+    assert filled.extras["options"][0] == [" 1", " 2.5 1"]
+    assert filled.labels.tolist() == [1, 1]
+
+
+def test_a_text_may_hold_the_list_as_json(make):
+    rows = [{"q": "q", "choices": '["x | y", "z"]', "answer": "z"}]
+    assert load_data(make(rows)).rows["train"].extras["options"] == [[" x | y", " z"]]
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels"),
+    [
+        ([0, 2, 1], [0, 2, 1]),
+        (["0", "2"], [0, 2]),
+        ([1.0, 2.0], [1, 2]),
+        (["A", "C"], [0, 2]),
+        (["a", "b"], [0, 1]),
+        (["c", "a "], [2, 0]),
+    ],
+)
+def test_labels_are_indices_letters_or_texts(make, answers, labels):
+    assert load_data(make(labelled(answers))).rows["train"].labels.tolist() == labels
+
+
+def test_numbers_that_are_texts_of_options_are_read_as_such_where_no_index_fits(make):
+    assert load_data(make(labelled([4, 5], [3, 4, 5]))).rows["train"].labels.tolist() == [1, 2]
+    assert load_data(make(labelled([True, False], ["false", "true"]))).rows["train"].labels.tolist() == [1, 0]
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+def test_labels_that_can_be_read_in_two_ways_are_refused(make):
+    message = refused(make(labelled([1, 2], ["1", "2", "3"])))
+    assert "can be read as index and as text, and 1 (line 1), 2 (line 2) would mean ' 2' or ' 1'" in message
+    message = refused(make(labelled(["B", "A"], ["B", "A"])))
+    assert "as letter and as text, and 'B' (line 1), 'A' (line 2) would mean ' A' or ' B'" in message
+    assert load_data(make(labelled(["A", "B"], ["A", "B"]))).rows["train"].labels.tolist() == [0, 1], (
+        "both say the same"
+    )
+
+
+def test_a_label_outside_the_options_is_named_by_the_reading_of_the_others(make):
+    assert (
+        "`answer` must be the index, counted from 0, of one of its row's options, as it is in 2 other rows, but"
+        in refused(make(labelled([0, 3, 1, 3])))
+    )
+    assert "has 3 (line 2 and 1 more row)." in refused(make(labelled([0, 3, 1, 3])))
+    assert "letter, from A, of one of its row's options, as it is in 2" in refused(make(labelled(["A", "D", "B"])))
+    assert "text of one of its row's options, as it is in 2" in refused(make(labelled(["aa", "d", "b"], ["aa", "b"])))
+    assert "must be the index, letter or text of an option, but" in refused(make(labelled([None, "z"])))
+    assert "-1 (line 1)" in refused(make(labelled([-1, 1])))
+
+
+def test_every_fault_of_a_file_is_named_at_once_with_its_line(make):
+    rows = [
+        {"q": "a", "choices": ["x"], "answer": 0},
+        {"q": None, "choices": ["x", "y"], "answer": 1},
+        {"q": "c", "choices": None, "answer": 0},
+        {"q": "d", "choices": ["x", " "], "answer": 0},
+        {"q": "e", "choices": ["x", " x"], "answer": 0},
+        {"q": "f", "choices": ["x", "y"], "answer": 2},
+        {"q": "g", "choices": ["x", None], "answer": 0},
+    ]
+    message = refused(make(rows))
+    for law in (
+        "be two or more, but PLACE has ['x'] (line 1)",
+        "be a list of texts or numbers, but PLACE has None (line 3), ['x', None] (line 7)",
+        "each have text, but PLACE has ['x', ' '] (line 4)",
+        "differ from each other, but PLACE has ['x', ' x'] (line 5)",
+        "`q` must be a text, or a value that JSON knows, in each row, but PLACE has None (line 2)",
+        "as it is in 1 other row, but PLACE has 2 (line 6)",
+    ):
+        path = make(rows).source.data_files["train"]
+        assert law.replace("PLACE", path) in message, law
+    assert message.startswith("Task choice has 18 faults:"), "six in each of three splits"
+
+
+def test_columns_that_are_missing_are_named_with_their_nearest(make):
+    message = refused(make(prompt="{qq} {x}?", options="choice", label="answr"))
+    assert "`prompt.{qq}` must be one of: q, answer, choices, but got 'qq'." in message
+    assert "`prompt.{x}` must be one of" in message
+    assert "`options` must be one of: choices, answer, q, but got 'choice'." in message
+    assert "`label` must be one of: answer, choices, q, but got 'answr'." in message
+    assert "`options.{y}` must be one of" in refused(make(options=["{q}", "{y}"]))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"prompt": None}, "`prompt` must stand alone or give way to `messages`, but got neither."),
+        ({"messages": [{"role": "user", "content": "{q}"}]}, "`messages`, but got both."),
+        ({"prompt": "What?"}, "`prompt` must name a column in braces, as in {question}, but got 'What?'."),
+        ({"prompt": "{q"}, "`prompt` must close each brace, or double one that is text, but got '{q'."),
+        ({"options": [" yes"]}, '`options` must be two or more, but got [" yes"].'),
+        ({"options": [" yes", "yes"]}, "`options` must differ from each other"),
+        ({"options": [" yes", " "]}, "`options` must each have text"),
+        ({"options": "{a} {b}"}, "`options` must name the one column that holds lists, but got '{a} {b}'."),
+        ({"prompt": "{q} {answer}"}, "`label` must be no column of the prompt"),
+        (
+            {"prompt": None, "messages": [{"role": "user", "content": "{q}"}, {"role": "assistant", "content": "x"}]},
+            "`messages` must end with a message of the user, but the last one is of the assistant.",
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(make, keys, message):
+    with pytest.raises(TaskDataError) as error:
+        checked(make(**keys))
+    assert message in str(error.value)
+
+
+def test_classes_are_scored_only_where_options_are_the_same_in_each_row(make):
+    options = checked(make(labelled([0, 1]), options=["x", "y"])).fitting_metrics({"options": ["x", "y"]})
+    assert "macro_f1" in options
+    assert "macro_f1" not in checked(make()).fitting_metrics({"options": "choices"})
+
+
+def test_a_test_split_that_hides_its_answers_is_carved(make, write):
+    task = make(labelled([i % 3 for i in range(40)]))
+    hidden = write("hidden.jsonl", labelled(["", ""]))
+    files = {"train": task.source.data_files["train"], "test": hidden}
+    rows = load_data(Task(**{**task.__dict__, "source": DataSource(data_files=files)})).rows
+    assert [len(rows[split]) for split in ("train", "validation", "test")] == [32, 4, 4]
+
+
+# ---- questions -------------------------------------------------------------------------------------------------------
+def test_a_question_gives_the_prompts_columns_and_then_the_options(make):
+    kind = checked(make(prompt="{q} {extra}?"))
+    assert kind.question_texts == ("q", "extra", "choices, separated by |")
+    rows = kind.questions([("one", "two", "a |b| c"), ("three", "four", ["x | y", "z"])])
+    assert rows.texts == ["one two?", "three four?"]
+    assert rows.extras["options"] == [[" a", " b", " c"], [" x | y", " z"]]
+    assert checked(make(labelled([0]), options=["x", "y"])).question_texts == ("q",)
+    assert checked(make(options=[" {a}", " {b}"])).question_texts == ("q", "a", "b")
+
+
+def test_options_that_the_prompt_shows_are_asked_for_once(make):
+    kind = checked(make(prompt="{q} {choices}?"))
+    assert kind.question_texts == ("q", "choices, separated by |")
+    assert kind.questions([("one", "a|b")]).texts == ['one ["a", "b"]?']
+    assert load_data(kind.task).rows["train"].texts[0] == 'Sky ["blue", "red"]?'
+
+
+def test_a_question_with_one_option_is_refused(make):
+    with pytest.raises(TaskDataError, match=r"options of a row must be two or more, but the request has .*row 2"):
+        checked(make()).questions([("one", "a|b"), ("two", "a")])
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------------------
+def shown(tokenizer, ids) -> str:
+    return "".join(tokenizer.convert_ids_to_tokens(np.asarray(ids).tolist()))
+
+
+def test_the_right_options_tokens_are_learnt_and_nothing_else(make):
+    tokenizer = characters(begins=True)
+    data = prepare(make(normalize="bytes"), tokenizer)
+    rows = data.encoded("train")
+    assert [shown(tokenizer, rows.ids.row(i)) for i in (0, 1)] == ["<s>Sky?▁blu", "<s>Sum?▁3"]
+    assert [shown(tokenizer, rows.targets.row(i)) for i in (0, 1)] == ["▁blue", "▁33"]
+    assert rows.positions.row(0).tolist() == [4, 5, 6, 7, 8]
+    assert rows.cut.tolist() == [False, False]
+    assert data.num_cut == {"train": 0, "validation": 0, "test": 0}
+
+
+def test_a_prompt_is_cut_from_its_left_so_that_every_option_fits(make):
+    tokenizer = characters(begins=True)
+    rows = [{"q": "abcdefgh", "choices": ["a", "bbbb"], "answer": 0}, {"q": "xy", "choices": ["a", "b"], "answer": 1}]
+    task = Task(**{**make(rows).__dict__, "max_length": 9})
+    for _ in ("computed", "from the cache"):
+        data = prepare(task, tokenizer)
+        encoded = data.encoded("train")
+        assert [shown(tokenizer, encoded.ids.row(i)) for i in (0, 1)] == ["<s>gh?▁", "<s>xy?▁"]
+        assert data.num_cut == {"train": 1, "validation": 1, "test": 1} == data.report.cut
+
+
+def test_an_option_that_does_not_fit_is_refused_with_its_row(make):
+    rows = [*labelled([0] * 1500), {"q": "long", "choices": ["a", "b" * 30], "answer": 0}]
+    task = Task(**{**make(rows).__dict__, "max_length": 20})
+    with pytest.raises(TaskDataError) as error:
+        prepare(task, characters(begins=True))
+    path = task.source.data_files["train"]
+    assert f"but in {path} those of 'long?' (line 1501) do not: the longest has 31 tokens, and max_length=20." in str(
+        error.value
+    )
+    assert "raise `max_length` above 31" in error.value.hint
+
+
+def test_messages_need_a_chat_template(make):
+    task = make(prompt=None, messages=[{"role": "user", "content": "{q}"}])
+    with pytest.raises(TaskDataError, match="`messages` must have a tokenizer with a chat template"):
+        prepare(task, characters())
+    data = prepare(task, characters(chat=CHAT))
+    assert shown(data.tokenizer, data.encoded("train").ids.row(0)) == "<|user|>Sky<|end|><|assistant|>blu"
+
+
+def test_a_prompt_that_ends_in_white_space_is_warned_of(make):
+    report = prepare(make(prompt="{q}: "), characters()).report
+    (warning,) = report.warnings
+    assert warning.startswith("6 of 6 prompts end in white space")
+    assert prepare(make(), characters()).report.warnings == ()
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+def answered(asking, likelihoods):
+    """Answer a request for options with these log-likelihoods."""
+    request = next(asking)
+    losses = -torch.tensor(likelihoods, dtype=torch.float32)
+    assert len(request.rows) == len(losses)
+    with pytest.raises(StopIteration) as stop:
+        asking.send((losses, torch.arange(len(losses))))
+    return request, stop.value.value
+
+
+@pytest.mark.parametrize(("normalize", "second"), [("none", 0), ("tokens", 2), ("bytes", 2)])
+def test_the_likeliest_option_wins_after_normalising(make, normalize, second):
+    data = prepare(make(normalize=normalize), characters())
+    asking = data.kind.score(data, "test", np.array([1, 0]))
+    _, scores = answered(asking, [-1.0, -1.5, -1.25, -3.0, -2.0])
+    assert scores.predictions.tolist() == [second, 1]
+    assert scores.losses.tolist() == [1.25, 3.0], "those of the right options"
+    assert scores.counts.tolist() == [3, 5]
+    assert scores.correct.tolist() == [2, 3]
+
+
+def test_options_share_their_prompts(make):
+    data = prepare(make(), characters())
+    request, _ = answered(data.kind.score(data, "test", np.array([1, 0])), [0.0] * 5)
+    whole = request.source.with_prompts()
+    assert [shown(data.tokenizer, whole.ids.row(i)) for i in range(5)] == [
+        "Sum?▁",
+        "Sum?▁",
+        "Sum?▁3",
+        "Sky?▁blu",
+        "Sky?▁re",
+    ]
+    assert [shown(data.tokenizer, whole.targets.row(i)) for i in (2, 4)] == ["▁33", "▁red"]
+    assert whole.positions.row(4).tolist() == [3, 4, 5, 6]
+
+
+def test_a_likelihood_that_is_not_finite_ends_the_trial(make):
+    data = prepare(make(), characters())
+    asking = data.kind.score(data, "test", np.arange(2))
+    next(asking)
+    with pytest.raises(TrialDivergedError):
+        asking.send((torch.tensor([0.0, float("nan"), 0, 0, 0]), torch.zeros(5)))
+
+
+def test_an_answer_is_the_options_text_and_its_share_among_them(make):
+    kind, tokenizer = checked(make()), characters()
+    source, questions = RowSource(tokenizer), encode(kind, tokenizer, [("Sky", "red|blue"), ("x", "a|b|c")])
+    asking = kind.predict(source, questions, ["Sky", "x"])
+    next(asking)
+    with pytest.raises(StopIteration) as stop:
+        asking.send((torch.tensor([np.log(4), np.log(4 / 3), 1, 1, 1]), torch.zeros(5)))
+    first, second = stop.value.value
+    assert (first.text, first.label) == ("Sky", "blue")
+    assert first.score == pytest.approx(0.75)
+    assert second.score == pytest.approx(1 / 3)
+    assert kind.show(1) == "B"
+    assert checked(make(labelled([0]), options=[" no", " yes"])).show(1) == "yes"
+    assert kind.linear() is None
+    assert kind.constants(np.array([2, 0, 2])) == [2, 0]
