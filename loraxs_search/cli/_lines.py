@@ -63,7 +63,7 @@ class LinesView:
     def _last_report(self, record: TrialRecord) -> list[str]:
         if not record.reports:
             return ["step 0"]
-        last, metric = record.reports[-1], self._facts.task.metric if self._facts else ""
+        last, metric = record.reports[-1], self._facts.task.search_metric if self._facts else ""
         return [f"step {last.step}", *([f"{metric} {last.metrics[metric]:.4f}"] if metric in last.metrics else [])]
 
     def _write(self, text: str) -> None:

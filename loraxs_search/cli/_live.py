@@ -83,10 +83,10 @@ class LiveView:
         return Group(self._table(self._facts), self._bar(self._facts), clock, hint)
 
     def _table(self, facts: SearchStarted) -> Table:
-        rows = leaderboard(list(self._records.values()), facts.task)
+        rows = leaderboard(list(self._records.values()), facts.task, keep=facts.keep)
         where = f"{facts.study} on {facts.device} ({facts.dtype})"
         table = Table(title=where, title_justify="left", title_style="bold", expand=True)
-        for column in ("trial", "state", "step", facts.task.metric, "bytes"):
+        for column in ("trial", "state", "step", facts.task.search_metric, "bytes"):
             table.add_column(column, no_wrap=True, justify="left" if column in ("trial", "state") else "right")
         table.add_column("params", no_wrap=True, overflow="ellipsis", ratio=1)
         for row in rows[: max(1, min(_MAX_ROWS, self._console.height - _OTHER_LINES))]:

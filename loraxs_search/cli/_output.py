@@ -78,10 +78,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Sequence[Yardstick] = ()) -> None:
     """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks."""
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
-    numbers = ("step", task.metric, f"test {task.metric}", "R", "bytes", "seconds")
+    kept = any(row.kept_step is not None for row in rows)
+    validated = [] if task.report_metric is None else [f"validation {task.metric}"]
+    scores = [task.search_metric, *validated, f"test {task.metric}"]
+    numbers = ("step", *(["kept"] if kept else []), *scores, "R", "bytes", "seconds")
     columns = ["trial", "state", *numbers, *varying]
-    body = [[*_cells(row), *(_value(row.params.get(name)) for name in varying)] for row in rows]
-    body += [[*_yardstick_cells(yardstick, task.metric), *("" for _ in varying)] for yardstick in yardsticks]
+    body = [[*_cells(row, task, kept), *(_value(row.params.get(name)) for name in varying)] for row in rows]
+    body += [[*_yardstick_cells(yardstick, task, kept), *("" for _ in varying)] for yardstick in yardsticks]
     print_table(columns, body, right=frozenset(numbers))
 
 
@@ -89,12 +92,14 @@ def _names(rows: Sequence[LeaderboardRow]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.params))
 
 
-def _cells(row: LeaderboardRow) -> list[str]:
+def _cells(row: LeaderboardRow, task: Task, kept: bool) -> list[str]:
     return [
         row.trial_id,
         row.state.value,
         str(row.step),
+        *([_value(row.kept_step)] if kept else []),
         _score(row.score),
+        *([] if task.report_metric is None else [_score(row.candidate_score)]),
         _score(row.test_score) + (f" ({row.finalist})" if row.finalist not in ("", row.trial_id) else ""),
         _value(row.r_parameters),
         _value(row.stored_bytes),
@@ -102,11 +107,12 @@ def _cells(row: LeaderboardRow) -> list[str]:
     ]
 
 
-def _yardstick_cells(yardstick: Yardstick, metric: str) -> list[str]:
-    score, test_score = yardstick.validation_metrics.get(metric), yardstick.test_metrics.get(metric)
+def _yardstick_cells(yardstick: Yardstick, task: Task, kept: bool) -> list[str]:
+    names = dict.fromkeys((task.search_metric, task.metric))
     return [
-        *(yardstick.name, "YARDSTICK", "-", _score(score), _score(test_score), "-", "-"),
-        f"{yardstick.seconds:.1f}",
+        *(yardstick.name, "YARDSTICK", "-", *(["-"] if kept else [])),
+        *(_score(yardstick.validation_metrics.get(name)) for name in names),
+        *(_score(yardstick.test_metrics.get(task.metric)), "-", "-", f"{yardstick.seconds:.1f}"),
     ]
 
 

@@ -112,7 +112,7 @@ def show_results(results: Sequence[SearchResult], as_json: bool) -> None:
 
 def _leaderboard(result: SearchResult) -> tuple[StudyInfo, list[LeaderboardRow], list[Yardstick]]:
     folder = StudyFolder.open(result.study)
-    rows = leaderboard(result.trials, folder.info.task, result.candidates)
+    rows = leaderboard(result.trials, folder.info.task, result.candidates, folder.info.search.keep)
     return folder.info, rows, shown_yardsticks(folder.yardsticks(), finished=True)
 
 

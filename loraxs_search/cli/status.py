@@ -44,7 +44,7 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
     info, records = folder.info, folder.journal().records
     counts = progress(records.values(), info.search)
     candidates = folder.candidates()
-    rows = leaderboard(records.values(), info.task, candidates or ())
+    rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep)
     yardsticks = shown_yardsticks(folder.yardsticks(), finished=candidates is not None)
     value = {
         "study": folder.name,

@@ -303,7 +303,7 @@ def _peers(
     request: AdvanceRequest, requests: Sequence[AdvanceRequest], scores: Mapping[str, Mapping[str, float] | LoraxsError]
 ) -> dict[str, tuple[int, float]]:
     """Return step and score of the other trials of the same study that were scored with this one."""
-    metric = request.slot.data.task.metric
+    metric = request.slot.data.task.search_metric
     return {
         other.spec.trial_id: (other.slot.step, metrics[metric])
         for other in requests

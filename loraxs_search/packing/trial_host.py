@@ -109,9 +109,10 @@ class TrialHost:
         return self._loaded.factor_file(key)
 
     def serves(self, task: Task | None) -> bool:
-        """Whether a task is the one it began with, however many validation rows are scored."""
+        """Whether a task is the one it began with, whatever its reports score on however many validation rows."""
         first = self._loaded.task
-        return task is None or replace(task, validation_rows=first.validation_rows) == first
+        reported = {name: getattr(first, name) for name in ("validation_rows", "report_metric", "report_direction")}
+        return task is None or replace(task, **reported) == first
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _activate(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None) -> TrialRun:

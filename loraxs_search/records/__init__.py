@@ -8,6 +8,7 @@ from loraxs_search.records._data import DataReport, SplitOverlap
 from loraxs_search.records._host import Answers, Confirmation, HostInfo
 from loraxs_search.records._identity import Identity
 from loraxs_search.records._json import RecordT, from_json, to_json
+from loraxs_search.records._keep import KeepRule
 from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, Look, PromotionRule, Refit
 from loraxs_search.records._search import SearchPlan
 from loraxs_search.records._task import DataSource, SplitSource, Task, TaskModel
@@ -44,6 +45,7 @@ __all__ = [
     "HostInfo",
     "Hyperparameters",
     "Identity",
+    "KeepRule",
     "Latency",
     "LinearModule",
     "Look",

@@ -48,6 +48,7 @@ class Manifest:
         lora_parameters: What plain LoRA trains on the same modules at the same rank.
         factors: Key of every factor file that R needs, to the checksum of its numbers.
         yardsticks: What simple models reach on the same rows.
+        kept_step: The step that it is of, where a study keeps the best one; None where it is the last.
     """
 
     task: Task
@@ -72,3 +73,4 @@ class Manifest:
     factors: Mapping[str, str] = field(default_factory=dict)
     yardsticks: tuple[Yardstick, ...] = ()
     schema_version: int = 1
+    kept_step: int | None = None

@@ -87,6 +87,7 @@ class Candidate:
         study_id: The study's own, which no other has: on a shared registry names are used twice.
         yardsticks: What simple models reach on the same rows; the finalist's alone.
         test_fingerprint: Of the test rows alone.
+        kept_step: The step that the adapter is of, where a study keeps the best one; None where it is the last.
     """
 
     study: str
@@ -103,6 +104,7 @@ class Candidate:
     study_id: str = ""
     yardsticks: tuple[Yardstick, ...] = ()
     test_fingerprint: str = ""
+    kept_step: int | None = None
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ class TrialReport:
         train_loss: Mean training loss since the report before.
         device_s: Seconds of computation spent on this trial so far.
         num_tokens: Real (unpadded) training tokens seen so far.
-        peers: Trials of the study that were scored in the same evaluation: id to (step, value of the task's metric).
+        peers: Trials of the study that were scored in the same evaluation: id to (step, value of the metric that
+            running trials are compared by).
     """
 
     trial_id: str

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from loraxs_search.records import Candidate, Scalar, Task, TrialRecord, TrialState
+from loraxs_search.records import Candidate, KeepRule, Scalar, Task, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
 
 _ORDER = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL]
@@ -17,11 +18,14 @@ class LeaderboardRow:
     """One trial as people compare it.
 
     Args:
-        score: Last validation value of the task's metric; None before the first report.
-        test_score: Value on the test split, for the trial that the finalist is of.
+        score: Validation value of what trials are compared by: of the report of the step that is kept, and of the last
+            one of a trial that has not trained all its steps. None before the first report.
+        test_score: The task's metric on the test split, for the trial that the finalist is of.
         seconds: Wall time from start to end, or to the last report's device time while running.
         stored_bytes: Bytes of R **and** head as stored.
         finalist: The adapter that `test_score` is of: the trial's own id, or that of a refit; empty without one.
+        candidate_score: The task's metric on all validation rows, where the trial is a candidate.
+        kept_step: The step that the adapter is of, where the study keeps the best one.
     """
 
     trial_id: str
@@ -35,15 +39,26 @@ class LeaderboardRow:
     params: Mapping[str, Scalar]
     reason: str
     finalist: str = ""
+    candidate_score: float | None = None
+    kept_step: int | None = None
 
 
 def leaderboard(
-    records: Iterable[TrialRecord], task: Task, candidates: Iterable[Candidate] = ()
+    records: Iterable[TrialRecord],
+    task: Task,
+    candidates: Iterable[Candidate] = (),
+    keep: Literal["last", "best"] = "last",
 ) -> list[LeaderboardRow]:
-    """Return a row a trial: completed first, each group by validation score, then by id."""
-    tested = {trial_of(c.trial_id): c for c in candidates if c.test_metrics}
-    rows = [_row(record, task, tested.get(record.trial_id)) for record in records]
-    sign = -1.0 if task.direction == "maximize" else 1.0
+    """Return a row a trial: completed first, each group by validation score, then by id.
+
+    Args:
+        keep: Which step of a trial its adapter is of, as `SearchPlan` has it.
+    """
+    scored = {c.trial_id: c for c in candidates}
+    tested = {trial_of(c.trial_id): c for c in scored.values() if c.test_metrics}
+    rule = KeepRule(task.search_metric, task.search_direction, keep)
+    rows = [_row(r, task, rule, scored.get(r.trial_id), tested.get(r.trial_id)) for r in records]
+    sign = -1.0 if task.search_direction == "maximize" else 1.0
 
     def key(row: LeaderboardRow) -> tuple[int, float, str]:
         return _ORDER.index(row.state), math.inf if row.score is None else sign * row.score, row.trial_id
@@ -51,14 +66,18 @@ def leaderboard(
     return sorted(rows, key=key)
 
 
-def _row(record: TrialRecord, task: Task, finalist: Candidate | None) -> LeaderboardRow:
-    last = record.reports[-1] if record.reports else None
+def _row(
+    record: TrialRecord, task: Task, rule: KeepRule, candidate: Candidate | None, finalist: Candidate | None
+) -> LeaderboardRow:
+    last = kept = record.reports[-1] if record.reports else None
+    if record.state is TrialState.COMPLETE:
+        kept = rule.kept(record.reports)
     ended = record.ended_at is not None
     return LeaderboardRow(
         trial_id=record.trial_id,
         state=record.state,
         step=last.step if last else 0,
-        score=last.metrics[task.metric] if last else None,
+        score=kept.metrics[rule.metric] if kept else None,
         test_score=finalist.test_metrics.get(task.metric) if finalist else None,
         r_parameters=last.size.r_parameters if last else None,
         stored_bytes=last.size.stored_bytes if last else None,
@@ -66,4 +85,6 @@ def _row(record: TrialRecord, task: Task, finalist: Candidate | None) -> Leaderb
         params=record.params,
         reason=record.reason,
         finalist=finalist.trial_id if finalist else "",
+        candidate_score=candidate.validation_metrics.get(task.metric) if candidate else None,
+        kept_step=kept.step if kept and rule.keep == "best" and record.state is TrialState.COMPLETE else None,
     )

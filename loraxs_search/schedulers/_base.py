@@ -46,7 +46,7 @@ class ScoredTrial:
 
     Args:
         step: Optimizer steps it has taken, at most `max_steps`.
-        score: Validation value of the task's metric; may be NaN.
+        score: Validation value of what running trials are compared by; may be NaN.
         peers: Trials of the study that were scored in the same evaluation: id to (step, score). Their own reports come
             before or after this one; one that dies in between never comes.
     """

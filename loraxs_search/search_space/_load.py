@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from loraxs_search.methods import METHODS, LoraXS
 from loraxs_search.paths import user_path
-from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan
+from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.search_space._document import Document, parse_document
 from loraxs_search.search_space._entries import known_entry
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
@@ -23,6 +24,7 @@ from loraxs_search.search_space._schedulers import taken_keys
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection, search_section
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import read_task
+from loraxs_search.tasks.kinds import kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")
 _SECTIONS = (*_REQUIRED, "method", "search", "promotion")
@@ -65,6 +67,7 @@ def parse_space(
     )
     # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
     search = _search(document, sections.get("search") or {})
+    task = _reported(document, sections.get("search") or {}, task)
     promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else ())
     if document.faults or task is None or base_model is None:
         document.faults.fail(source, document.locations)
@@ -141,13 +144,29 @@ def _search(document: Document, given: object) -> SearchPlan:
         document.faults.add(("search", "report_every"), f"must be at most max_steps, but got {got}.")
     if section is None:
         return SearchPlan()
-    values = section.model_dump()
+    values = section.model_dump(exclude={"metric"})
     params = {key: values.pop(key) for key in values.keys() - SearchSection.model_fields.keys()}
     factor = params.pop("reduction_factor")  # stored as a field, whichever scheduler is chosen
     taken = {key: value for key, value in params.items() if key in taken_keys(section.scheduler)}
     values["time_budget_s"] = values.pop("time_budget")
     values["keep_hosts_s"] = values.pop("keep_hosts")
     return SearchPlan(**values, reduction_factor=factor, scheduler_params=taken)
+
+
+def _reported(document: Document, given: object, task: Task | None) -> Task | None:
+    """Return the task with what its running trials are compared by, where that is not its metric."""
+    name = given.get("metric") if isinstance(given, dict) else None
+    if task is None or document.faults.at_or_below(("search", "metric")):
+        return task
+    kind = kind_of(task)
+    if name is not None and name not in (fitting := kind.fitting_metrics(kind.keys())):
+        law = f"must fit {kind.describe(kind.keys())} (one of: {one_of(fitting, name)})"
+        document.faults.add(("search", "metric"), f"{law}, but got {shown(name)}.")
+        return task
+    metric = name or kind.report_metric or task.metric
+    if metric == task.metric:
+        return task
+    return replace(task, report_metric=metric, report_direction=kind.metrics[metric].direction)
 
 
 def _sound(document: Document, given: object, key: str, default: int) -> int | None:

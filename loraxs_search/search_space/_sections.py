@@ -53,8 +53,13 @@ Duration = Annotated[float, Field(gt=0), BeforeValidator(_seconds)]
 
 
 class SearchSection(Section):
-    """`search:`, the fields of `SearchPlan` but those that schedulers take; see `search_section`."""
+    """`search:`, the fields of `SearchPlan` but those that schedulers take; see `search_section`.
 
+    `metric` is what running trials are compared by; it becomes the task's `report_metric`.
+    """
+
+    metric: Text | None = None
+    keep: Literal["last", "best"] = SearchPlan.keep
     trials: Count = SearchPlan.trials
     max_steps: Count = SearchPlan.max_steps
     report_every: Count = SearchPlan.report_every

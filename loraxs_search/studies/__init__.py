@@ -5,6 +5,7 @@ studies/<name>/
     space.yaml            the space as launched
     journal.jsonl         what the driver decided, one event a line, in order
     snapshots/<id>.safetensors   a trial's whole state at its last report, with all its reports in the header
+    snapshots/<id>.step-<n>.safetensors   the same at its best report, where the study keeps that
     adapters/<id>/        sealed adapter folders of completed trials and of candidates
     confirmed/            refits, scores on all validation rows, the finalist and its answers to the test rows
     optuna.jsonl          the sampler's memory, in Optuna's journal format

@@ -19,16 +19,18 @@ from loraxs_search.records import (
     BaseModelRef,
     Candidate,
     Identity,
+    KeepRule,
     PromotionRule,
     SearchPlan,
     Task,
+    TrialReport,
     Yardstick,
     to_json,
 )
 from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.reading import read_record, read_text
-from loraxs_search.studies.snapshots import snapshot_path
+from loraxs_search.studies.snapshots import kept_path, kept_paths, read_reports, snapshot_path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -156,6 +158,11 @@ class StudyFolder:
     def space_path(self) -> Path:
         return self.path / "space.yaml"
 
+    @property
+    def keep_rule(self) -> KeepRule:
+        """Which step of a trial becomes its adapter."""
+        return KeepRule.of(self.info.task, self.info.search)
+
     def space_text(self) -> str:
         """Return the space as it was launched."""
         return read_text(self.space_path)
@@ -214,13 +221,47 @@ class StudyFolder:
 
     # ---- snapshots and candidates ----------------------------------------------------------------------------------
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
-        """Keep a trial's state, replacing the one before, atomically."""
-        write_atomic(snapshot_path(self.path / "snapshots", trial_id), snapshot)
+        """Keep a trial's state, replacing the one before, atomically.
+
+        Where the study keeps the best step of a trial, that of its best report is kept beside it. Whatever is killed
+        when: the last state's own reports say which step is the best one, and its file is there before them. The one
+        before it stays too, for a copy of the folder that is being made.
+        """
+        folder, reports = self.path / "snapshots", tuple[TrialReport, ...]()
+        if self.keep_rule.keep == "best":
+            reports = read_reports(snapshot)
+            if self.keep_rule.kept(reports).step == reports[-1].step:
+                write_atomic(kept_path(folder, trial_id, reports[-1].step), snapshot)
+        write_atomic(snapshot_path(folder, trial_id), snapshot)
+        wanted = {self.keep_rule.kept(some).step for some in (reports, reports[:-1]) if some}
+        for path in kept_paths(folder, trial_id) if reports else ():
+            if path not in {kept_path(folder, trial_id, step) for step in wanted}:
+                path.unlink(missing_ok=True)
 
     def read_snapshot(self, trial_id: str) -> bytes | None:
         """Return a trial's last state, or None when it has none yet."""
         path = snapshot_path(self.path / "snapshots", trial_id)
         return path.read_bytes() if path.exists() else None
+
+    def read_kept(self, trial_id: str) -> bytes | None:
+        """Return the state that is a trial's adapter: of its last step, or of its best one, as the study has it.
+
+        Raises:
+            StudyError: the best one is missing.
+        """
+        last = self.read_snapshot(trial_id)
+        if last is None or self.keep_rule.keep == "last":
+            return last
+        reports = read_reports(last)
+        if (step := self.keep_rule.kept(reports).step) == reports[-1].step:
+            return last
+        path = kept_path(self.path / "snapshots", trial_id, step)
+        if not path.exists():
+            raise StudyError(
+                f"Of a trial the best step must be kept, but {path} is missing.",
+                hint="restore the file from a backup, or launch the study again under another name",
+            )
+        return path.read_bytes()
 
     def write_adapter(self, trial_id: str, files: Mapping[str, bytes]) -> Path:
         """Write an adapter folder whole, replacing one of the same trial, and return it."""

@@ -12,6 +12,7 @@ from loraxs_search.studies.clock import Clock
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import LEASE_S, Lease
 from loraxs_search.studies.mirror_files import READ_FIRST, files, is_behind
+from loraxs_search.studies.snapshots import is_kept, kept_paths
 from loraxs_search.studies.standstill import Standstill
 from loraxs_search.studies.storage import Storage
 
@@ -86,11 +87,15 @@ class Mirror:
         keys = files(self._folder.path)
         first = {key: self._changed(key) for key in READ_FIRST}
         for key in keys:
-            stamp, content = first[key] if key in first else self._changed(key)
-            if content is not None:
-                self._write(f"{self._folder.name}/{key}", content)
-                self._seen[key] = stamp
-                self._say(self._standstill.moved())
+            if is_kept(key):
+                continue  # read after the last state of its trial, and written before it
+            changed = {key: first[key] if key in first else self._changed(key)}
+            kept = {} if changed[key][1] is None else {name: self._changed(name) for name in self._kept_beside(key)}
+            for name, (stamp, content) in (kept | changed).items():
+                if content is not None:
+                    self._write(f"{self._folder.name}/{name}", content)
+                    self._seen[name] = stamp
+                    self._say(self._standstill.moved())
         self._say(self._standstill.moved())
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -120,6 +125,14 @@ class Mirror:
                 f"Study {self._folder.name!r} must be as its storage has it, but another driver went on with it.",
                 hint=f"fetch it: `loraxs-search resume {self._folder.name} --storage {self._storage.uri}`",
             )
+
+    def _kept_beside(self, key: str) -> list[str]:
+        """Return the keys of the snapshots that are kept beside a trial's last one."""
+        folder, _, name = key.rpartition("/")
+        if folder != "snapshots" or self._folder.keep_rule.keep == "last":
+            return []
+        paths = kept_paths(self._folder.path / folder, name.removesuffix(".safetensors"))
+        return [f"{folder}/{path.name}" for path in paths]
 
     def _changed(self, key: str) -> tuple[tuple[int, int], bytes | None]:
         """Return a file's stamp and, if it is another than when it was copied, its content; the stamp is the older."""

@@ -22,6 +22,21 @@ def read_reports(snapshot: bytes) -> tuple[TrialReport, ...]:
         raise StudyError(f"A snapshot must be a safetensors file with reports, but: {error}.") from error
 
 
+def kept_path(folder: Path, trial_id: str, step: int) -> Path:
+    """Return where the snapshot of a step is kept beside the last one."""
+    return folder / f"{trial_id}.step-{step}.safetensors"
+
+
+def kept_paths(folder: Path, trial_id: str) -> list[Path]:
+    """Return all snapshots that are kept beside a trial's last one."""
+    return sorted(folder.glob(f"{trial_id}.step-*.safetensors"))
+
+
+def is_kept(name: str) -> bool:
+    """Whether a file of this name is a snapshot that is kept beside a last one."""
+    return ".step-" in name
+
+
 def snapshot_path(folder: Path, trial_id: str) -> Path:
     """Return where the snapshot of `trial_id` is kept in `folder`."""
     return folder / f"{trial_id}.safetensors"

@@ -94,7 +94,10 @@ class Recorder:
 
     def _trial_finished(self, event: TrialFinished) -> None:
         run_id = self._runs.run(event.trial_id, event.at)
-        self._runs.add(run_id, metrics={"wall_s": event.wall_s, "total_device_s": event.device_s}, at=event.at)
+        metrics: dict[str, float] = {"wall_s": event.wall_s, "total_device_s": event.device_s}
+        if event.kept_step is not None:
+            metrics["kept_step"] = event.kept_step
+        self._runs.add(run_id, metrics=metrics, at=event.at)
         self._runs.end(run_id, _STATUS[event.state], event.at, {STATE: event.state.value, REASON: event.reason})
 
     def _adapter_logged(self, event: AdapterLogged) -> None:
@@ -104,7 +107,9 @@ class Recorder:
         run_of = event.run_of or event.trial_id
         run_id = self._runs.run(run_of, event.at)
         model_id = self._runs.log_model(event.trial_id, run_id, folder, _content_digest(folder))
-        self._runs.add(run_id, tags={MODEL_ID if run_of == event.trial_id else f"{MODEL_ID}.refit": model_id})
+        own = run_of == event.trial_id
+        scores = {f"{'candidate' if own else 'refit'}.{name}": value for name, value in event.scores.items()}
+        self._runs.add(run_id, metrics=scores, tags={MODEL_ID if own else f"{MODEL_ID}.refit": model_id}, at=event.at)
 
     def _yardsticks_measured(self, event: YardsticksMeasured) -> None:
         run_id = self._runs.run(SEARCH, event.at)

@@ -50,7 +50,11 @@ class TrialReported:
 
 @dataclass(frozen=True)
 class TrialFinished:
-    """A trial ends in one of Optuna's final states."""
+    """A trial ends in one of Optuna's final states.
+
+    Args:
+        kept_step: The step whose state became its adapter, where the study keeps the best one.
+    """
 
     at: float
     trial_id: str
@@ -58,6 +62,7 @@ class TrialFinished:
     reason: str
     wall_s: float
     device_s: float
+    kept_step: int | None = None
     event: Literal["trial_finished"] = "trial_finished"
 
 
@@ -67,12 +72,14 @@ class AdapterLogged:
 
     Args:
         trial_id: The adapter's; a refit's is kept in the run of `run_of`, the trial it repeats.
+        scores: Of a candidate, by split and metric, such as `test.accuracy`.
     """
 
     at: float
     trial_id: str
     folder: str
     run_of: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
     event: Literal["adapter_logged"] = "adapter_logged"
 
 

@@ -114,19 +114,28 @@ class Tracker:
             self._append(TrialReported(time.time(), report, first=not steps))
 
     def trial_finished(
-        self, trial_id: str, state: TrialState, reason: str = "", wall_s: float = 0.0, device_s: float = 0.0
+        self,
+        trial_id: str,
+        state: TrialState,
+        reason: str = "",
+        wall_s: float = 0.0,
+        device_s: float = 0.0,
+        kept_step: int | None = None,
     ) -> None:
         """A trial ends; the same end reported twice is one end."""
         if self._trials[trial_id].ended is not state:
-            self._append(TrialFinished(time.time(), trial_id, state, reason, wall_s, device_s))
+            self._append(TrialFinished(time.time(), trial_id, state, reason, wall_s, device_s, kept_step))
 
-    def adapter_logged(self, trial_id: str, folder: Path, run_of: str = "") -> None:
+    def adapter_logged(
+        self, trial_id: str, folder: Path, run_of: str = "", scores: Mapping[str, float] | None = None
+    ) -> None:
         """An adapter lies in `folder`, where it must stay until it has been carried over.
 
         Args:
             run_of: The trial whose run it belongs to; by default its own.
+            scores: A candidate's, by split and metric.
         """
-        self._append(AdapterLogged(time.time(), trial_id, str(folder.resolve()), run_of))
+        self._append(AdapterLogged(time.time(), trial_id, str(folder.resolve()), run_of, dict(scores or {})))
 
     def yardsticks_measured(self, yardsticks: Sequence[Yardstick]) -> None:
         """The study's yardsticks are known; the same ones reported twice count once."""

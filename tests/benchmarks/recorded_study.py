@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 import psutil
 
-from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
+from loraxs_search.records import AdapterSize, Hyperparameters, KeepRule, TrialReport, TrialState, to_json
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.search.ledger.optuna_storage import open_optuna_study
@@ -55,7 +55,7 @@ def take_up(num_trials: int, num_proposals: int = 10) -> dict[str, Any]:
             study = open_optuna_study(folder.optuna_path, folder.name, space.task.direction)
         with laps.lap("journal"):
             journal = folder.journal()
-            ledger = Ledger(journal, study, tracker, SilentView(), space.task.metric)
+            ledger = Ledger(journal, study, tracker, SilentView(), KeepRule.of(space.task, space.search))
         with laps.lap("reconcile"):
             ledger.reconcile(folder)
         with laps.lap("asha"):

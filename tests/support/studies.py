@@ -13,14 +13,21 @@ from loraxs_search.studies import Storage, StudyFolder, StudyInfo
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 
 
-def study(name: str, uri: str = "sqlite:///mlflow.db", *, storage: str | None = None) -> StudyFolder:
+def study(
+    name: str,
+    uri: str = "sqlite:///mlflow.db",
+    *,
+    storage: str | None = None,
+    task: Task = TASK,
+    search: SearchPlan | None = None,
+) -> StudyFolder:
     """Create a study in which nothing has been tried."""
     info = StudyInfo(
         name,
         uuid.uuid4().hex,
-        TASK,
+        task,
         BaseModelRef("b"),
-        SearchPlan(),
+        search or SearchPlan(),
         PromotionRule(),
         "s.yaml",
         "/",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loraxs_search.records import Candidate, Confirmation, Refit, Task, TrialRecord, TrialSpec, TrialState
+from loraxs_search.records import Candidate, Confirmation, KeepRule, Refit, TrialRecord, TrialSpec, TrialState
 from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of
 from loraxs_search.search.driver.finishing import (
     AdapterPiece,
@@ -36,11 +36,14 @@ log = logging.getLogger(__name__)
 RunOf = Callable[[str], str | None]
 
 
-def completed_trials(records: Iterable[TrialRecord], task: Task) -> list[TrialRecord]:
-    """Return the trials that trained all their steps, best last validation score first; ties go to the older trial."""
+def completed_trials(records: Iterable[TrialRecord], keep: KeepRule) -> list[TrialRecord]:
+    """Return the trials that trained all their steps, best first by the report of the step that is kept.
+
+    Ties go to the older trial.
+    """
     done = [r for r in records if r.state is TrialState.COMPLETE]
-    sign = -1.0 if task.direction == "maximize" else 1.0
-    return sorted(done, key=lambda r: (sign * r.reports[-1].metrics[task.metric], r.trial_id))
+    sign = -1.0 if keep.direction == "maximize" else 1.0
+    return sorted(done, key=lambda r: (sign * keep.kept(r.reports).metrics[keep.metric], r.trial_id))
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Finish:
         """Score the best trials and their refits on all validation rows; return them, best first."""
         trained = [adapter for record in self.best for adapter in self._of_recipe(record)]
         scores = {adapter.trial_id: adapter.validation_metrics for adapter in trained}
-        if self._were_some_rows():
+        if self._are_scored_anew():
             confirmed = self.folder.confirmations()
             missing = [adapter for adapter in trained if confirmed.validation(adapter.trial_id) is None]
             pieces = [ValidationPiece(adapter, self.space.task) for adapter in missing]
@@ -167,14 +170,16 @@ class Finish:
             spec = self.actors.spec(record.trial_id, record.params)
             if refit is not None:
                 spec = refit_spec(spec, int(trial_id.rpartition(".")[2]))
-            last = record.reports[-1]
-            metrics = refit.validation_metrics if refit is not None else last.metrics
-            self._adapters[trial_id] = Trained(spec, self.folder, metrics, last.size)
+            kept = self.folder.keep_rule.kept(record.reports)
+            metrics = refit.validation_metrics if refit is not None else kept.metrics
+            self._adapters[trial_id] = Trained(spec, self.folder, metrics, kept.size)
         return self._adapters[trial_id]
 
-    def _were_some_rows(self) -> bool:
-        """Whether reports scored a part of the validation rows only."""
+    def _are_scored_anew(self) -> bool:
+        """Whether reports scored something else than candidates are compared by, or a part of the validation rows."""
         limit = self.space.task.validation_rows
+        if self.space.task.report_metric is not None:
+            return True
         return limit is not None and self.actors.info.num_rows["validation"] >= limit
 
     # ---- records -----------------------------------------------------------------------------------------------------

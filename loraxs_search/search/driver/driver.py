@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
+from loraxs_search.records import Candidate, KeepRule, Scalar, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
@@ -118,22 +118,24 @@ class Driver:
 
         yardsticks = StudyYardsticks(folder, actors, self._space.task)  # begun first: Ray Tune takes seconds to start
         plan, task = self._info.search, self._info.task
-        tracker.search_started(self._space.text, plan, params=actors.hardware(), gpus=actors.gpus())
+        tracker.search_started(
+            self._space.text, plan, params=actors.hardware() | {"search.metric": task.search_metric}, gpus=actors.gpus()
+        )
         journal = folder.journal()
         deadline = self._deadline(journal)
         journal.driver_started(self._started_at)
-        study = open_optuna_study(folder.optuna_path, folder.name, task.direction)
+        study = open_optuna_study(folder.optuna_path, folder.name, task.search_direction)
         rebuild(study, self._space, journal.records)
-        ledger = Ledger(journal, study, tracker, self._view, task.metric)
+        ledger = Ledger(journal, study, tracker, self._view, KeepRule.of(task, plan))
         ledger.reconcile(folder)
-        scheduler = make_scheduler(plan, task.direction)
-        scheduler.replay(journal.reports, task.metric)
+        scheduler = make_scheduler(plan, task.search_direction)
+        scheduler.replay(journal.reports, task.search_metric)
         self._view.started(self._facts(actors, ledger))
         for trial_id, reason in scheduler.stopped.items():
             ledger.ended(trial_id, TrialState.PRUNED, reason)
         searcher = StudySearcher(study, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path)
         if journal.notice is None and folder.candidates() is None:
-            tune_scheduler = TuneScheduler(scheduler, task.metric, searcher.break_off)
+            tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off)
             run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
             if searcher.fatal_error is not None:
                 raise searcher.fatal_error
@@ -185,7 +187,7 @@ class Driver:
     def _keep_adapters(self, folder: StudyFolder, actors: StudyActors, ledger: Ledger, tracker: Tracker) -> None:
         from loraxs_search.search.driver.candidates import Finish, completed_trials
 
-        trials = completed_trials(ledger.records.values(), self._info.task)
+        trials = completed_trials(ledger.records.values(), folder.keep_rule)
         finish, seeds = Finish(actors, folder, self._space, trials, self._stop), self._info.promotion.seeds
         if seeds and trials:
             self._view.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
@@ -209,6 +211,7 @@ class Driver:
             num_slots=actors.slot_counter.max_concurrent,
             trials=tuple(ledger.records.values()),
             why_slots=actors.pack_size.reason,
+            keep=plan.keep,
         )
 
 
@@ -249,11 +252,20 @@ def _result(folder: StudyFolder, journal: Journal) -> SearchResult:
 def _log_adapters(
     folder: StudyFolder, tracker: Tracker, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
 ) -> None:
-    """Have MLflow keep the adapter of every completed trial, and the finalist where that is a refit."""
+    """Have MLflow keep the adapter of every completed trial, and the finalist where that is a refit.
+
+    The scores of those that are candidates go with them.
+    """
+    scores = {candidate.trial_id: _candidate_scores(candidate) for candidate in candidates}
     names = [record.trial_id for record in trials if record.state is TrialState.COMPLETE]
     names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
     for name in dict.fromkeys(names):
-        tracker.adapter_logged(name, folder.adapter_path(name), trial_of(name))
+        tracker.adapter_logged(name, folder.adapter_path(name), trial_of(name), scores.get(name))
+
+
+def _candidate_scores(candidate: Candidate) -> dict[str, float]:
+    splits = {"validation": candidate.validation_metrics, "test": candidate.test_metrics}
+    return {f"{split}.{name}": value for split, metrics in splits.items() for name, value in metrics.items()}
 
 
 def _summary(result: SearchResult) -> Mapping[str, Scalar]:

@@ -12,7 +12,7 @@ from loraxs_search.errors import StudyError, TrialDivergedError
 from loraxs_search.records import AdapterSize, Answers, Confirmation, Task, TrialReport, TrialSpec
 from loraxs_search.registry import ScoredRows
 from loraxs_search.search.hosts.client import HostClient
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies import StudyFolder, read_reports
 
 _MIN_ROWS = 128  # fewer rows take as long: every piece puts the adapter on the base
 
@@ -22,7 +22,7 @@ class Trained:
     """An adapter that has trained all its steps: a trial's, or a refit's.
 
     Args:
-        validation_metrics: Metrics of its last report.
+        validation_metrics: Of the report of the step that is kept.
     """
 
     spec: TrialSpec
@@ -34,13 +34,18 @@ class Trained:
     def trial_id(self) -> str:
         return self.spec.trial_id
 
+    @property
+    def kept_step(self) -> int | None:
+        """The step that it is of, where the study keeps the best one."""
+        return None if self.folder.keep_rule.keep == "last" else read_reports(self.snapshot())[-1].step
+
     def snapshot(self) -> bytes:
-        """Return its last state.
+        """Return the state that is kept: its last one, or the best.
 
         Raises:
             StudyError: the snapshot is missing.
         """
-        snapshot = self.folder.read_snapshot(self.trial_id)
+        snapshot = self.folder.read_kept(self.trial_id)
         if snapshot is None:
             raise StudyError(
                 f"A completed trial must have a snapshot, but {self.folder.path} has none of {self.trial_id}."
@@ -56,9 +61,9 @@ class ValidationPiece:
     task: Task
 
     def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
-        spec = self.trained.spec
-        every_row = replace(self.task, validation_rows=None)
-        return host.advance(spec, spec.hyperparameters.max_steps, self.trained.snapshot(), every_row)
+        snapshot = self.trained.snapshot()
+        step = read_reports(snapshot)[-1].step  # a trial that is at its step already is scored without training
+        return host.advance(self.trained.spec, step, snapshot, fully_scored(self.task))
 
     def take(self, answer: tuple[TrialReport, bytes]) -> bool:
         self.trained.folder.confirmations().write_validation(self.trained.trial_id, answer[0].metrics)
@@ -109,6 +114,11 @@ class AdapterPiece:
 
     def failed(self, error: Exception) -> None:
         raise error
+
+
+def fully_scored(task: Task) -> Task:
+    """Return the task as candidates are scored: by its own metrics, on all validation rows."""
+    return replace(task, validation_rows=None, report_metric=None, report_direction=None)
 
 
 def row_pieces(num_rows: int, done: Sequence[range], num_hosts: int) -> list[range]:

@@ -34,6 +34,7 @@ def make_candidate(
         refits=tuple(refits),
         study_id=study.study_id,
         test_fingerprint=info.test_fingerprint,
+        kept_step=adapter.kept_step,
     )
 
 
@@ -70,4 +71,5 @@ def make_manifest(
         lora_parameters=sum(hyper.rank * (m.in_features + m.out_features) for m in adapted),
         factors=confirmation.factors,
         yardsticks=candidate.yardsticks if candidate else (),
+        kept_step=adapter.kept_step,
     )

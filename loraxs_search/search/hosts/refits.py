@@ -41,7 +41,7 @@ class RefitPiece:
         self.folder.write_snapshot(self.spec.trial_id, snapshot)
         if report.step < self.spec.hyperparameters.max_steps:
             return True
-        self._ended(report.metrics)
+        self._ended(self.folder.keep_rule.kept(read_reports(snapshot)).metrics)
         return False
 
     def failed(self, error: Exception) -> None:

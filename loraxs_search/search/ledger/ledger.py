@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Hyperparameters, Scalar, TrialRecord, TrialReport, TrialState
+from loraxs_search.records import Hyperparameters, KeepRule, Scalar, TrialRecord, TrialReport, TrialState
 from loraxs_search.search.ledger.view import SearchView
 from loraxs_search.studies import Journal, StudyFolder, read_reports
 from loraxs_search.tracking import Tracker
@@ -19,11 +19,16 @@ class Ledger:
 
     The journal is the truth: an event it already holds goes to nobody again, and after a kill between two of the
     writes `reconcile` brings the others up to it.
+
+    Args:
+        keep: What trials are compared by, and which step of a complete one counts.
     """
 
-    def __init__(self, journal: Journal, study: optuna.Study, tracker: Tracker, view: SearchView, metric: str) -> None:
+    def __init__(
+        self, journal: Journal, study: optuna.Study, tracker: Tracker, view: SearchView, keep: KeepRule
+    ) -> None:
         self._journal, self._study, self._tracker, self._view = journal, study, tracker, view
-        self._metric = metric
+        self._keep, self._metric = keep, keep.metric
         self._handles: dict[str, optuna.trial.Trial] = {}  # of unfinished trials
 
     @property
@@ -96,11 +101,17 @@ class Ledger:
         handle = self._handle(record.trial_id)
         handle.set_user_attr("reason", record.reason)
         complete = record.state is TrialState.COMPLETE
-        value = record.reports[-1].metrics[self._metric] if complete else None
+        value = self._keep.kept(record.reports).metrics[self._metric] if complete else None
         self._study.tell(handle, value, state=OptunaState[record.state.value])
         del self._handles[record.trial_id]
 
     def _end_in_tracker(self, record: TrialRecord) -> None:
         wall_s = (record.ended_at or record.started_at) - record.started_at
         device_s = record.reports[-1].device_s if record.reports else 0.0
-        self._tracker.trial_finished(record.trial_id, record.state, record.reason, wall_s, device_s)
+        kept = self._kept_step(record)
+        self._tracker.trial_finished(record.trial_id, record.state, record.reason, wall_s, device_s, kept)
+
+    def _kept_step(self, record: TrialRecord) -> int | None:
+        """Return the step whose state became the adapter, where that is not the last one as a matter of course."""
+        chosen = self._keep.keep == "best" and record.state is TrialState.COMPLETE
+        return self._keep.kept(record.reports).step if chosen else None

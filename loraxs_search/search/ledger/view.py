@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from loraxs_search.records import Task, TrialRecord
 
@@ -17,6 +17,7 @@ class SearchStarted:
         device: Name of the device of the first host.
         trials: Those that there are already, where a search goes on.
         why_slots: Why so many share a device; empty where that was asked for.
+        keep: Which step of a trial becomes its adapter.
     """
 
     study: str
@@ -28,6 +29,7 @@ class SearchStarted:
     num_slots: int
     trials: tuple[TrialRecord, ...] = ()
     why_slots: str = ""
+    keep: Literal["last", "best"] = "last"
 
 
 class SearchView(Protocol):

@@ -22,7 +22,7 @@ class TuneScheduler(FIFOScheduler):
     """Asks a scheduler about each report; trials are known by their ids in the study, not by Tune's.
 
     Args:
-        metric: The task's.
+        metric: What running trials are compared by.
         break_off: Called when the scheduler raises: Tune would take that for a failure of the trial.
     """
 

@@ -127,7 +127,7 @@ class StudySearcher(Searcher):
         return {
             SPEC: to_json(spec),
             "task": self._task_json,
-            "metric": self._space.task.metric,
+            "metric": self._space.task.search_metric,
             "report_every": self._plan.report_every,
             "max_failures": self._plan.max_failures,
             RESOURCES: dict(self._actors.slot_counter.slots.resources),

@@ -245,11 +245,12 @@ class TaskKind(ABC):
         """
 
     def measure(self, predictions: Values, labels: Values) -> dict[str, float]:
-        """Return the task's metrics of answers, in the task's order; both arguments are of shape (N,)."""
+        """Return the task's metrics of answers, and what trials are compared by, in that order; arguments are (N,)."""
         if len(predictions) != len(labels) or not len(labels):
             raise ValueError(f"One prediction per label is needed, but got {len(predictions)} for {len(labels)}.")
         both = np.asarray(predictions), np.asarray(labels)
-        named = {name: self.metrics[name] for name in self.task.metrics}
+        names = dict.fromkeys((*self.task.metrics, self.task.search_metric))
+        named = {name: self.metrics[name] for name in names}
         return {name: metric.score(*both) for name, metric in named.items() if metric.column == "predictions"}
 
     def measure_scores(self, scores: RowScores, labels: Values) -> dict[str, float]:

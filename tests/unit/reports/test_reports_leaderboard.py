@@ -80,3 +80,19 @@ def test_progress_counts_every_state():
     assert (counts.num_trials, counts.running, counts.complete, counts.pruned, counts.failed) == (10, 1, 3, 1, 1)
     assert counts.ended == 5
     assert progress(TRIALS, SearchPlan(trials=2)).num_trials == 6
+
+
+def test_trials_are_compared_by_their_reports_and_candidates_by_the_tasks_metric():
+    task = replace(TASK, report_metric="mse", report_direction="minimize")
+    scored = Candidate("s", "00001", "t", {"pearson": 0.5}, {"pearson": 0.6}, 80, "data", "base")
+    rows = leaderboard(TRIALS, task, [scored])
+    assert [row.trial_id for row in rows[:3]] == ["00003", "00001", "00005"]
+    assert (rows[0].score, rows[0].candidate_score, rows[0].test_score) == (pytest.approx(0.4), None, None)
+    assert (rows[1].candidate_score, rows[1].test_score, rows[1].kept_step) == (0.6, 0.5, None)
+
+
+def test_a_complete_trial_stands_for_the_step_that_is_kept():
+    rows = {row.trial_id: row for row in leaderboard(TRIALS, TASK, keep="best")}
+    assert (rows["00003"].score, rows["00003"].step, rows["00003"].kept_step) == (0.7, 2, 1)
+    assert (rows["00001"].score, rows["00001"].kept_step) == (0.4, 2)
+    assert all(rows[name].kept_step is None for name in ("00000", "00002", "00004"))  # these have no adapter

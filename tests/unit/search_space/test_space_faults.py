@@ -88,6 +88,7 @@ time_budget: 1:30 | search.time_budget | (90s, 10m, 2h, 1d), but got
 time_budget: 0 | search.time_budget | must be above 0
 time_budget: soon | search.time_budget | but got "soon"
 time_budget: [1] | search.time_budget | must be a number
+trials | keep: first | search.keep | must be one of: last, best
 metric: f2 | promotion.metric | must be one of the task's metrics: f1, accuracy
 metric | min_gain: .inf | promotion.min_gain | must be a finite number
 metric | max_bytes: -1 | promotion.max_bytes | must be at least 1
@@ -316,3 +317,17 @@ def _taken_or_told(parse, text, *overrides):
     else:
         assert parse(space.text) == space
         assert set(space.suggest(create_study(sampler=RandomSampler(seed=0)).ask())) <= set(space.parameters)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("accurcy", "must fit sequence-classification with 2 labels (one of: accuracy, f1, macro_f1, matthews)"),
+        ("mse", 'macro_f1, matthews), but got "mse".'),
+        ("3", "must be text, but got 3; quote it"),
+    ],
+)
+def test_what_trials_are_compared_by_fits_the_kind(text, faults, metric, message):
+    (line,) = faults(text.replace("  trials: 4\n", f"  metric: {metric}\n"))
+    assert line.startswith("space.yaml:18: search.metric: ")
+    assert message in line

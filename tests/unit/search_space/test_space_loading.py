@@ -71,7 +71,8 @@ def test_a_space_survives_pickling_and_reading_its_own_text(parse, text):
 )
 def test_sections_offer_every_field_of_their_record_with_its_default(section, record, renamed):
     own = [field for field in fields(record) if field.name != "scheduler_params"]  # whatever schedulers take
-    assert {renamed.get(field.name, field.name) for field in own} == set(section.model_fields)
+    elsewhere = {"metric"} if record is SearchPlan else set()  # becomes the task's
+    assert {renamed.get(field.name, field.name) for field in own} | elsewhere == set(section.model_fields)
     for field in own:
         if field.name != "id":
             default = field.default if field.default_factory is MISSING else field.default_factory()
@@ -261,3 +262,33 @@ def test_a_pack_size_is_a_number_or_left_to_the_machine(parse, text, size):
 def test_other_pack_sizes_are_refused(faults, text, size):
     (fault,) = faults(text, f"search.pack_size={size}")
     assert "search.pack_size: must be a whole number of at least 1, or auto" in fault
+
+
+@pytest.mark.parametrize(
+    ("overrides", "metric", "direction"),
+    [
+        ((), None, None),
+        (("search.metric=accuracy",), None, None),  # the task's own: nothing to say
+        (("search.metric=f1",), "f1", "maximize"),
+        (("search.metric=matthews",), "matthews", "maximize"),  # not among the task's metrics
+    ],
+)
+def test_running_trials_may_be_compared_by_another_metric(parse, text, overrides, metric, direction):
+    task = parse(text, *overrides).task
+    assert (task.report_metric, task.report_direction) == (metric, direction)
+    assert (task.metric, task.direction, task.metrics) == ("accuracy", "maximize", ("accuracy", "f1"))
+    assert (task.search_metric, task.search_direction) == (metric or "accuracy", "maximize")
+
+
+def test_a_kind_may_say_what_running_trials_are_compared_by(parse, text, monkeypatch):
+    from loraxs_search.tasks.kinds import SequenceClassification
+
+    monkeypatch.setattr(SequenceClassification, "report_metric", "f1")
+    assert parse(text).task.report_metric == "f1"
+    assert parse(text, "search.metric=accuracy").task.report_metric is None
+    assert parse(text, "task.metric=f1").task.report_metric is None
+
+
+def test_the_best_step_of_a_trial_is_kept_where_asked(parse, text):
+    assert parse(text).search.keep == "last"
+    assert parse(text, "search.keep=best").search.keep == "best"

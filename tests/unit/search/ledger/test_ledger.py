@@ -8,6 +8,7 @@ from support.studies import study as new_study
 from loraxs_search.records import (
     AdapterSize,
     Hyperparameters,
+    KeepRule,
     TrialReport,
     TrialState,
 )
@@ -33,7 +34,7 @@ class Desk:
         self.tracker = Tracker("s", self.folder.path, uri, "t")
 
     def ledger(self) -> Ledger:
-        return Ledger(self.folder.journal(), self.study, self.tracker, SilentView(), "accuracy")
+        return Ledger(self.folder.journal(), self.study, self.tracker, SilentView(), KeepRule("accuracy", "maximize"))
 
     def states(self) -> list[str]:
         return [trial.state.name for trial in self.study.get_trials()]

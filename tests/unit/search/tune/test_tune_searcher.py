@@ -13,7 +13,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from loraxs_search.errors import HomeError, LoraxsError
-from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
+from loraxs_search.records import AdapterSize, Hyperparameters, KeepRule, TrialReport, TrialState, to_json
 from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.search.ledger.optuna_storage import open_optuna_study
 from loraxs_search.search.ledger.view import SilentView
@@ -54,7 +54,7 @@ def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudyS
     path = tmp_path / "optuna.jsonl"
     study = open_optuna_study(path, "s", "maximize")
     tracker = Tracker("s", tmp_path / "s", store_uri, "t")
-    ledger = Ledger(Journal(tmp_path / "journal.jsonl"), study, tracker, FullView(), "accuracy")
+    ledger = Ledger(Journal(tmp_path / "journal.jsonl"), study, tracker, FullView(), KeepRule("accuracy", "maximize"))
     # What of the actors needs no cluster: the names of actors, what params resolve to, and room for two trials.
     actors: Any = SimpleNamespace(
         actor_names={},

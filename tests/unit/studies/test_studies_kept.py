@@ -1,0 +1,156 @@
+"""The state of a trial's best step, kept beside its last one, whatever is killed when and wherever it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.reports import report
+from support.studies import TASK, study
+
+from loraxs_search.errors import StudyError
+from loraxs_search.records import KeepRule, SearchPlan, TrialReport
+from loraxs_search.studies import Storage, StudyFolder, fetch, folder, read_reports
+from loraxs_search.studies.mirror import Mirror
+from loraxs_search.studies.storage import Storage as AnyStorage
+from loraxs_search.trial import Snapshot
+
+SCORES = {10: 0.5, 20: 0.7, 30: 0.6, 40: 0.7, 50: 0.8, 60: 0.1}
+
+
+def snapshot(step: int, scores: dict[int, float] = SCORES) -> bytes:
+    reports = tuple(report("00000", at, score) for at, score in scores.items() if at <= step)
+    return Snapshot("00000", step, {}, {}, reports, 1.0, 10).to_bytes()
+
+
+def step_of(state: bytes | None) -> int | None:
+    return None if state is None else read_reports(state)[-1].step
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def kept(home: Path) -> StudyFolder:
+    return study("best", search=SearchPlan(keep="best"))
+
+
+def files(kept: StudyFolder) -> list[str]:
+    return sorted(path.name for path in (kept.path / "snapshots").iterdir())
+
+
+@pytest.mark.parametrize(("direction", "best"), [("maximize", 20), ("minimize", 10)])
+def test_the_best_report_is_kept_and_of_equals_the_earlier(direction, best):
+    reports = [report("00000", step, SCORES[step]) for step in (10, 20, 30, 40)]
+    assert KeepRule("accuracy", direction, "best").kept(reports).step == best
+    assert KeepRule("accuracy", direction).kept(reports).step == 40
+
+
+def test_the_last_state_resumes_and_the_best_is_the_adapter(kept):
+    assert kept.read_kept("00000") is None
+    best = {10: 10, 20: 20, 30: 20, 40: 20, 50: 50, 60: 50}
+    for step in SCORES:
+        kept.write_snapshot("00000", snapshot(step))
+        assert step_of(kept.read_snapshot("00000")) == step
+        assert step_of(kept.read_kept("00000")) == best[step]
+        assert len(files(kept)) <= 3  # the last, the best, and the one before that while the best is new
+    assert files(kept) == ["00000.safetensors", "00000.step-50.safetensors"]
+
+
+def test_a_trial_and_its_refit_are_apart(kept):
+    kept.write_snapshot("00000", snapshot(20))
+    kept.write_snapshot("00000.1", snapshot(10))
+    kept.write_snapshot("00000.1", snapshot(20, {10: 0.9, 20: 0.1}))
+    kept.write_snapshot("00000", snapshot(30))
+    assert (step_of(kept.read_kept("00000")), step_of(kept.read_kept("00000.1"))) == (20, 10)
+
+
+def test_only_the_last_state_is_kept_where_nothing_else_is_asked(home):
+    plain = study("last")
+    for state in (b"a", b"b"):  # never looked into
+        plain.write_snapshot("00000", state)
+    assert plain.read_kept("00000") == b"b"
+    assert files(plain) == ["00000.safetensors"]
+
+
+@pytest.mark.parametrize("again", [0.8, 0.3])
+def test_a_kill_between_two_writes_loses_nothing(kept, monkeypatch, again):
+    for step in (10, 20, 30, 40):
+        kept.write_snapshot("00000", snapshot(step))
+    written: list[Path] = []
+
+    def killed(path: Path, content: bytes) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, content)
+
+    write = folder.write_atomic
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            kept.write_snapshot("00000", snapshot(50))
+    assert [path.name for path in written] == ["00000.step-50.safetensors"]
+    assert (step_of(kept.read_snapshot("00000")), step_of(kept.read_kept("00000"))) == (40, 20)
+    scores = SCORES | {50: again}  # repeated elsewhere, it may not be the best again
+    for step in (50, 60):
+        kept.write_snapshot("00000", snapshot(step, scores))
+    assert step_of(kept.read_kept("00000")) == (50 if again == 0.8 else 20)
+    assert len(files(kept)) == 2
+
+
+def test_a_best_state_that_is_gone_is_named(kept):
+    for step in (10, 20, 30):
+        kept.write_snapshot("00000", snapshot(step))
+    (kept.path / "snapshots" / "00000.step-20.safetensors").unlink()
+    with pytest.raises(StudyError, match=r"best step must be kept, but .*00000\.step-20\.safetensors is missing"):
+        kept.read_kept("00000")
+
+
+def test_a_copy_is_whole_at_every_moment(
+    kept: StudyFolder, storage: Storage, machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a copy takes, and whatever the trial does meanwhile, it holds the best of the last that it holds."""
+    machine("first")
+    first = study("s", search=SearchPlan(keep="best"), storage=storage.uri)
+    steps: Iterator[int] = iter(SCORES)
+    write = AnyStorage.write
+
+    def slowly(self: Storage, key: str, content: bytes, version: str | None) -> str:
+        if "/snapshots/" in key and (step := next(steps, None)) is not None:
+            first.write_snapshot("00000", snapshot(step))  # the trial reports while its states are copied
+        version = write(self, key, content, version)
+        last = storage.get("s/snapshots/00000.safetensors")
+        if last is not None:
+            reports: tuple[TrialReport, ...] = read_reports(last)
+            best = first.keep_rule.kept(reports).step
+            assert best == reports[-1].step or storage.get(f"s/snapshots/00000.step-{best}.safetensors") is not None
+        return version
+
+    first.journal().trial_started("00000", {})
+    first.write_snapshot("00000", snapshot(next(steps)))
+    monkeypatch.setattr(AnyStorage, "write", slowly)
+    with Mirror(first, storage, lambda: None) as mirror:
+        for _ in SCORES:
+            mirror.copy()
+    machine("second")
+    second = fetch("s", storage)
+    assert (step_of(second.read_snapshot("00000")), step_of(second.read_kept("00000"))) == (60, 50)
+
+
+def test_what_reports_are_compared_by_decides(home):
+    task = replace(TASK, report_metric="loss", report_direction="minimize")
+    lowest = study("loss", task=task, search=SearchPlan(keep="best"))
+    for step, loss in ((10, 0.2), (20, 0.4)):
+        reports = tuple(
+            replace(report("00000", at, 0.0), metrics={"loss": value})
+            for at, value in ((10, 0.2), (20, loss))
+            if at <= step
+        )
+        lowest.write_snapshot("00000", Snapshot("00000", step, {}, {}, reports, 1.0, 10).to_bytes())
+    assert step_of(lowest.read_kept("00000")) == 10
