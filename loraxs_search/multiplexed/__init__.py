@@ -8,7 +8,7 @@ from __future__ import annotations
 from loraxs_search.multiplexed._base import LayerRows, LayerUpdate, SlotUpdates, TrainableUpdate
 from loraxs_search.multiplexed.head import AdaptedHead, HeadState
 from loraxs_search.multiplexed.linear import AdaptedLinear
-from loraxs_search.multiplexed.row_map import PassContext, RowMap, RowSegment, SlotRowMap
+from loraxs_search.multiplexed.row_map import PassContext, RowMap, RowSegment, SlotRowMap, segments_of
 from loraxs_search.multiplexed.trained_linear import TrainedLinear
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "SlotUpdates",
     "TrainableUpdate",
     "TrainedLinear",
+    "segments_of",
 ]

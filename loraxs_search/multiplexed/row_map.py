@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -84,6 +87,12 @@ class SlotRowMap(RowMap[int]):
             else:
                 spans.append((segment.start, segment.stop, label))
         return [RowRun(start, stop, self._slots[start:stop], label) for start, stop, label in spans]
+
+
+def segments_of(adapters: npt.NDArray[np.integer]) -> list[RowSegment[int]]:
+    """Return the segments of rows, given each row's adapter, (n,); rows of one adapter stand side by side."""
+    edges = [0, *(np.flatnonzero(np.diff(adapters)) + 1).tolist(), len(adapters)]
+    return [RowSegment(int(adapters[a]), a, b) for a, b in itertools.pairwise(edges)]
 
 
 class PassContext(threading.local, Generic[RowMapT]):

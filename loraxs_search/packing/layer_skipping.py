@@ -66,6 +66,15 @@ class LayerSkipping:
         finally:
             self._state.states = None
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let passes of this thread compute every layer."""
+        self._state.paused = True
+        try:
+            yield
+        finally:
+            self._state.paused = False
+
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _skip(self, depth: int) -> None:
         for index in range(depth):
@@ -98,9 +107,14 @@ class LayerSkipping:
 
 
 class _SkipState(threading.local):
-    """What enters layer j in the current pass, None where it must be computed; each thread has its own."""
+    """What enters layer j in the current pass, None where it must be computed; each thread has its own.
+
+    Args:
+        paused: Whether no layer is skipped, as where a cache needs the keys and values of all.
+    """
 
     states: Tensor | None = None
+    paused = False
 
 
 class _Reached(Exception):  # noqa: N818  # it ends a forward pass early
@@ -117,6 +131,9 @@ class _SkippedLayer(nn.Module):
         self._state, self._first, self._last = state, first, last
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self._state.paused:
+            out: Tensor = self.layer(x, *args, **kwargs)
+            return out
         if (states := self._state.states) is not None:
             return states if self._first else x
         y: Tensor = self.layer(x, *args, **kwargs)

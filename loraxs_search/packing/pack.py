@@ -35,9 +35,10 @@ from loraxs_search.packing.passes import Reads, Reduced, run_pass, run_prefix
 from loraxs_search.packing.plan import Demand, Indices, Pass, padding, plan_passes
 from loraxs_search.packing.prefix_cache import PrefixCache
 from loraxs_search.packing.slot import Slot
+from loraxs_search.packing.writing import PackWriter
 from loraxs_search.records import LinearModule, Split, TrialSpec
 from loraxs_search.tasks import Batch, PreparedTask
-from loraxs_search.tasks.kinds import PassOutputs, Read, Request, TaskKind, drive
+from loraxs_search.tasks.kinds import PassOutputs, Read, Request, TaskKind, Write, drive
 from loraxs_search.trial import Snapshot, in_row_order, split_metrics
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Pack:
         self.unpackable = sharing.unpackable
         self._prefix = PrefixCache(model, self._adaptable.layers, cache_bytes)
         self._packed = PackedModel(model, factors, self._adaptable, self._executor.num_workers, self._prefix)
+        self._writer = PackWriter(model, self._packed, self._executor, _is_out_of_memory)
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or in the state of its snapshot.
@@ -214,7 +216,13 @@ class Pack:
 
     def _answer(self, slots: Sequence[Slot], requests: Mapping[str, Request]) -> dict[str, Any]:
         """Return the results of requests, on the CPU, each with its rows first; all slots stay in place."""
-        return self._answer_reads(slots, {t: request for t, request in requests.items() if isinstance(request, Read)})
+        reads = {trial: request for trial, request in requests.items() if isinstance(request, Read)}
+        writes = {trial: request for trial, request in requests.items() if isinstance(request, Write)}
+        results: dict[str, Any] = self._answer_reads(slots, reads) if reads else {}
+        if writes:
+            self._begin(slots, {})
+            results |= self._writer.write(writes)
+        return results
 
     def _answer_reads(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
         data = {slot.name: slot.data for slot in slots}

@@ -7,7 +7,7 @@ states (n, T, width), each row's real tokens on the left; kept without padding, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -133,6 +133,12 @@ class PrefixCache:
             yield
             return
         with self._skipping.given(self._states(self._skipping, parts, inputs)):
+            yield
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Skip nothing in what this thread computes."""
+        with self._skipping.paused() if self._skipping else nullcontext():
             yield
 
     # ---- inside ------------------------------------------------------------------------------------------------------

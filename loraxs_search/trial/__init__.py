@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from loraxs_search.trial.evaluate import ask, evaluate, in_row_order, score_rows, split_metrics
 from loraxs_search.trial.forward import forward
+from loraxs_search.trial.generate import default_rows, open_rows, write_rows, writing_batches
 from loraxs_search.trial.latency import measure_latency
+from loraxs_search.trial.open_row import OpenRow, written
 from loraxs_search.trial.precision import choose_dtype
 from loraxs_search.trial.report import make_report
 from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_parameters
@@ -15,6 +17,7 @@ from loraxs_search.trial.yardsticks import bare_body, measure_yardsticks
 
 __all__ = [
     "FolderScores",
+    "OpenRow",
     "Snapshot",
     "TrialRun",
     "ask",
@@ -22,6 +25,7 @@ __all__ = [
     "bare_body",
     "check_step",
     "choose_dtype",
+    "default_rows",
     "detach",
     "evaluate",
     "forward",
@@ -31,7 +35,11 @@ __all__ = [
     "make_report",
     "measure_latency",
     "measure_yardsticks",
+    "open_rows",
     "score_folder",
     "score_rows",
     "split_metrics",
+    "write_rows",
+    "writing_batches",
+    "written",
 ]

@@ -7,18 +7,20 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.tasks.encoded import EncodedRows, Indices, Ragged
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import Write, Written
 from loraxs_search.trial.decoding import Decoding, base_of
 from loraxs_search.trial.open_row import OpenRow, written
 from loraxs_search.trial.sampling import two_largest
 
 CPU_ROWS, DEVICE_ROWS = 64, 256  # of a batch
-_TOKENS = 32768  # of a batch, prompts and what may be written
+MAX_TOKENS = 32768  # of a batch, prompts and what may be written
+Indices = npt.NDArray[np.int64]
 Computing = Callable[[Indices], AbstractContextManager[object]]
 OnText = Callable[[int, str], None]
 
@@ -40,9 +42,9 @@ def write(
     """
     rows = open_rows(request, tokenizer, model, on_text)
     device = next(model.parameters()).device
-    lengths = request.source.lengths[request.rows] + request.max_new_tokens
+    lengths = np.array([row.max_length for row in rows])
     for batch in writing_batches(lengths, max_rows or default_rows(device)):
-        write_rows(model, [rows[i] for i in batch])
+        write_rows(model, [rows[i] for i in batch.tolist()])
     return written(rows)
 
 
@@ -68,19 +70,22 @@ def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozense
     return frozenset(ends)
 
 
-def writing_batches(lengths: Indices, max_rows: int, max_tokens: int = _TOKENS) -> list[Indices]:
+def writing_batches(lengths: Indices, max_rows: int, num_workers: int = 1) -> list[Indices]:
     """Plan batches: every row exactly once, longest first, as few as may be, and as even as may be.
 
     Args:
         lengths: Tokens that each row may have in the end, (n,).
-        max_tokens: No batch has more padded tokens, unless it is one row.
+        max_rows: No batch has more rows; nor more padded tokens than `MAX_TOKENS`, unless it is one row.
+        num_workers: Batches that are written side by side: none of these workers is left without rows.
     """
     order = np.argsort(-lengths, kind="stable")
-    batches, start = [], 0
+    batches: list[Indices] = []
+    start = 0
     while start < len(order):
-        fitting = max(1, min(max_rows, max_tokens // int(lengths[order[start]])))
-        num_batches = -(-(len(order) - start) // fitting)
-        size = -(-(len(order) - start) // num_batches)
+        num_left = len(order) - start
+        fitting = max(1, min(max_rows, MAX_TOKENS // int(lengths[order[start]])))
+        num_batches = max(-(-num_left // fitting), num_workers - len(batches))
+        size = -(-num_left // num_batches)
         batches.append(order[start : start + size])
         start += size
     return batches
@@ -93,6 +98,8 @@ def write_rows(model: nn.Module, rows: Sequence[OpenRow], computing: Computing |
     Args:
         computing: Entered around each pass with the numbers of the rows that are left, ascending.
     """
+    for row in rows:
+        row.begin()
     device = next(model.parameters()).device
     decoding, left = Decoding(model), np.arange(len(rows))
     ids_nT, mask_nT = _left_padded([row.prompt for row in rows], device)
@@ -101,7 +108,7 @@ def write_rows(model: nn.Module, rows: Sequence[OpenRow], computing: Computing |
             stays = np.ones(len(left), bool)
             while stays.all():
                 states_nTD = decoding.compute(ids_nT, mask_nT)
-                tokens_n, stays = _next_tokens(decoding.project(states_nTD[:, -1]), [rows[i] for i in left])
+                tokens_n, stays = _next_tokens(decoding.project(states_nTD[:, -1]), [rows[i] for i in left.tolist()])
                 ids_nT = torch.from_numpy(tokens_n[:, None]).to(device)
                 mask_nT = torch.ones_like(ids_nT)
         left, staying = left[stays], torch.from_numpy(np.flatnonzero(stays)).to(device)
@@ -110,7 +117,7 @@ def write_rows(model: nn.Module, rows: Sequence[OpenRow], computing: Computing |
             ids_nT, mask_nT = ids_nT[staying], mask_nT[staying]
 
 
-def _next_tokens(logits_nV: Tensor, rows: Sequence[OpenRow]) -> tuple[Indices, Indices]:
+def _next_tokens(logits_nV: Tensor, rows: Sequence[OpenRow]) -> tuple[Indices, npt.NDArray[np.bool_]]:
     """Give each row its next token; return these, (n,) int64, and which rows go on, (n,) bool."""
     likeliest_n, margins_n = two_largest(logits_nV)
     tokens, margins = likeliest_n.tolist(), margins_n.tolist()
@@ -121,7 +128,7 @@ def _next_tokens(logits_nV: Tensor, rows: Sequence[OpenRow]) -> tuple[Indices, I
     return np.array(tokens, np.int64), np.array(stays, bool)
 
 
-def _left_padded(prompts: Sequence[Indices], device: torch.device) -> tuple[Tensor, Tensor]:
+def _left_padded(prompts: Sequence[npt.NDArray[np.int32]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return token ids and mask, (n, T) int64; any id will do as padding."""
     rows = EncodedRows(Ragged.of(prompts, np.int32))
     inputs = rows.padded(np.arange(len(rows)), 0, "left")

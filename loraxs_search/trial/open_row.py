@@ -33,15 +33,24 @@ class OpenRow:
         on_text: Callable[[str], None] | None = None,
     ) -> None:
         self.prompt: npt.NDArray[np.int32] = request.source.ids.row(int(request.rows[number]))
+        self._request, self._tokenizer, self._ends, self._on_text = request, tokenizer, ends, on_text
+        sampling = request.sampling
+        self._numbers = None if sampling is None else uniform_numbers(sampling, number, request.max_new_tokens)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was written."""
         self.tokens: list[int] = []
         self.margin = np.inf
         self.ended = False
-        self._request, self._ends, self._on_text = request, ends, on_text
-        self._growing = GrowingText(tokenizer)
+        self._growing = GrowingText(self._tokenizer)
         self._stopped: int | None = None  # where the stop string begins
         self._sent = 0
-        sampling = request.sampling
-        self._numbers = None if sampling is None else uniform_numbers(sampling, number, request.max_new_tokens)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens that it may have, its prompt's included."""
+        return len(self.prompt) + self._request.max_new_tokens
 
     @property
     def samples(self) -> bool:

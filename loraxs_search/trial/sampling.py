@@ -24,8 +24,7 @@ def uniform_numbers(sampling: Sampling, row: int, count: int) -> npt.NDArray[np.
     """Return what a row draws with, one number in [0, 1) for each step, (count,): of seed, row and step alone."""
     # Raw draws, since numpy keeps those stable for ever but not what Generator makes of them.
     bits = np.random.PCG64(np.random.SeedSequence([sampling.seed & (2**64 - 1), row]))
-    numbers: npt.NDArray[np.float64] = (bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
-    return numbers
+    return (bits.random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def draw(logits_V: Tensor, sampling: Sampling, number: float) -> int:

@@ -1,0 +1,100 @@
+"""What slots write, in shared batches: rows of several trials in one cache, and a row map of those that are left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from loraxs_search.multiplexed import SlotRowMap, segments_of
+from loraxs_search.packing.packed_model import PackedModel
+from loraxs_search.packing.pass_executor import PassExecutor
+from loraxs_search.packing.plan import Indices, Pass, Share
+from loraxs_search.tasks.kinds import Write, Written
+from loraxs_search.trial import OpenRow, default_rows, open_rows, write_rows, writing_batches, written
+
+log = logging.getLogger(__name__)
+Writes = Mapping[str, Write]  # requests by trial name
+
+
+class PackWriter:
+    """Continues the prompts of slots that are in place.
+
+    Args:
+        is_out_of_memory: Whether an error means that memory ran out.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        packed_model: PackedModel,
+        executor: PassExecutor,
+        is_out_of_memory: Callable[[Exception], bool],
+    ) -> None:
+        self._model, self._packed, self._executor = model, packed_model, executor
+        self._is_out_of_memory = is_out_of_memory
+        self.max_rows = default_rows(model.device)
+
+    def write(self, writes: Writes) -> dict[str, Written]:
+        """Answer requests; a batch for which memory runs out is halved, and later ones are no larger.
+
+        Raises:
+            torch.OutOfMemoryError, MemoryError, RuntimeError: memory does not hold one row.
+        """
+        asked = [(index, slot) for index, slot in enumerate(self._packed.slots) if slot.name in writes]
+        own = {slot.name: open_rows(writes[slot.name], slot.data.tokenizer, self._model) for _, slot in asked}
+        rows = [row for _, slot in asked for row in own[slot.name]]
+        slots = np.repeat([index for index, _ in asked], [len(own[slot.name]) for _, slot in asked])
+        left = np.arange(len(rows))
+        while len(left):
+            left = self._try(rows, slots, left)
+        return {name: written(rows_of_slot) for name, rows_of_slot in own.items()}
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _try(self, rows: Sequence[OpenRow], slots: Indices, left: Indices) -> Indices:
+        """Write these rows; return those of them for whose batches memory ran out."""
+        lengths = np.array([rows[row].max_length for row in left.tolist()])
+        chosen = writing_batches(lengths, self.max_rows, self._executor.num_workers)
+        batches = [np.sort(left[batch]) for batch in chosen]  # each slot's rows side by side
+        passes = [_as_pass(batch, lengths[own]) for batch, own in zip(batches, chosen, strict=True)]
+
+        def compute(worker: int, shared: Pass) -> Indices:
+            batch = shared.shares[0].positions
+            try:
+                with self._packed.prefix.paused():
+                    write_rows(
+                        self._model, [rows[row] for row in batch.tolist()], self._computing(slots[batch], worker)
+                    )
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if len(batch) == 1 or not self._is_out_of_memory(error):
+                    raise
+                return batch
+            return batch[:0]
+
+        failed = self._executor.run(passes, compute)
+        if smaller := [len(batch) // 2 for batch in failed if len(batch)]:
+            self.max_rows = max(1, min(smaller))
+            log.warning("Memory ran out; at most %d rows are written together from now on.", self.max_rows)
+            torch.cuda.empty_cache()
+        return np.sort(np.concatenate(failed))
+
+    def _computing(self, slots: Indices, worker: int) -> Callable[[Indices], AbstractContextManager[None]]:
+        """Return what tells the adapted layers which rows of a batch are left.
+
+        Args:
+            slots: Slot index of each row, ascending, (n,).
+        """
+
+        def computing(left: Indices) -> AbstractContextManager[None]:
+            row_map = SlotRowMap(segments_of(slots[left]), self._model.device)
+            return self._packed.context.computing(row_map, worker)
+
+        return computing
+
+
+def _as_pass(batch: Indices, lengths: Indices) -> Pass:
+    return Pass(int(lengths.max()), (Share(None, batch),))
