@@ -1,0 +1,71 @@
+"""Says which formulas are equal; run as a process of its own by `_math_equality`, since one of them may never end.
+
+Lines of JSON in, [reference, prediction]; lines `true` and `false` out, after a first line `ready`. It imports nothing
+of this package. Time is that of the processor, so that a busy machine changes no answer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import signal
+import sys
+from functools import lru_cache
+from typing import Any, NoReturn
+
+LIMIT_S = 5.0  # of the processor, for one pair
+_MOST_BYTES = 4 * 2**30  # of address space
+
+
+@lru_cache(maxsize=4096)
+def parsed(text: str) -> Any:
+    """Return what math-verify reads in an answer, as LaTeX or as plain text."""
+    from math_verify import parse
+
+    plain = text.replace("\\$", "")
+    if "\\boxed" not in plain and (plain.count("$") < 2 or plain.count("$") % 2):
+        plain = f"${plain.replace('$', '')}$"
+    return parse(plain, parsing_timeout=None)  # their own limit wakes up by wall time
+
+
+def equal(reference: str, prediction: str) -> bool:
+    """Whether math-verify holds the prediction equal to the reference, in time."""
+    from math_verify import verify
+    from math_verify.errors import TimeoutException
+
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    # A multiplication of huge numbers sees no signal: then the system ends this process.
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used + LIMIT_S) + 1, hard))
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_S, 0.1)  # again, should someone swallow the first
+    try:
+        return bool(verify(parsed(reference), parsed(prediction), timeout_seconds=None))
+    except (TimeoutException, MemoryError, RecursionError):
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _out_of_time(*_: object) -> NoReturn:
+    from math_verify.errors import TimeoutException
+
+    raise TimeoutException
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    import math_verify  # noqa: F401  # loaded before anything is timed
+
+    logging.disable()
+    signal.signal(signal.SIGPROF, _out_of_time)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(equal(*json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
