@@ -75,7 +75,11 @@ def preview(
     ],
     base: Annotated[
         str | None,
-        typer.Option("--base", help="Base model whose tokenizer is used; by default the space's.", metavar="ID"),
+        typer.Option(
+            "--base",
+            help="Whose tokenizer to use: a base model's id, a folder, or a space; by default the space's own.",
+            metavar="ID",
+        ),
     ] = None,
     split: Annotated[str, typer.Option("--split", help="`train`, `validation` or `test`.")] = "train",
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows to show.")] = 3,
@@ -95,19 +99,28 @@ def preview(
 
 
 def _task_and_base(source: str, base: str | None) -> tuple[Task, BaseModelRef]:
-    from loraxs_search.records import BaseModelRef
     from loraxs_search.search_space import load_space
     from loraxs_search.tasks import catalogue_names, catalogue_task
 
-    if source in catalogue_names():
-        if base is None:
-            raise UsageError(
-                f"`--base` must be given: {source} is a task of the catalogue, which names no base model.",
-                hint="give the id of a base model on the hub, a folder, or the name of a space that has one",
-            )
-        return catalogue_task(source), BaseModelRef(base)
-    space = load_space(source)
-    return space.task, space.base_model if base is None else BaseModelRef(base)
+    if source not in catalogue_names():
+        space = load_space(source)
+        return space.task, space.base_model if base is None else _base(base)
+    if base is None:
+        raise UsageError(
+            f"`--base` must be given: {source} is a well-known task, which names no base model.",
+            hint="give a base model's id, a folder, or a space that has one, such as `--base movie_reviews`",
+        )
+    return catalogue_task(source), _base(base)
+
+
+def _base(name: str) -> BaseModelRef:
+    """Return the base of a space, or the one that `name` is the id of."""
+    from loraxs_search.records import BaseModelRef
+    from loraxs_search.search_space import load_space, shipped_spaces
+
+    if name in shipped_spaces() or name.endswith((".yaml", ".yml")):
+        return load_space(name).base_model
+    return BaseModelRef(name)
 
 
 def _split(name: str) -> Split:
@@ -120,7 +133,7 @@ def _split(name: str) -> Split:
     for split in known:
         if split == name:
             return split
-    raise UsageError(unknown_name("--split", name, known))
+    raise UsageError(unknown_name("--split", name, known), hint="missing splits are cut from the training rows")
 
 
 def _facts(entry: CatalogueEntry) -> dict[str, Any]:

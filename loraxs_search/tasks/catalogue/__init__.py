@@ -33,7 +33,7 @@ def catalogue_entry(name: str) -> CatalogueEntry:
     """
     entries = _entries()
     if name not in entries:
-        raise UsageError(unknown_name("task", name, entries))
+        raise UsageError(unknown_name("task", name, entries), hint="`loraxs-search tasks ls` says what each one is")
     return entries[name]
 
 

@@ -53,7 +53,9 @@ def test_nested_columns_are_read_from_every_source_that_nests(kind, tmp_path, ma
     data = load_data(replace(make_task(), source=source, text="doc.body", label="answer.label"))
     texts = [text for split in data.rows.values() for text in split.texts]
     assert sorted(texts) == sorted(row["doc"]["body"] for row in rows)
-    assert all(int(text[1:]) % 2 == label for s in data.rows.values() for text, label in zip(s.texts, s.labels, strict=True))
+    assert all(
+        int(text[1:]) % 2 == label for s in data.rows.values() for text, label in zip(s.texts, s.labels, strict=True)
+    )
 
 
 def test_a_missing_part_is_named_as_it_is_written(tmp_path, make_task):
