@@ -30,6 +30,7 @@ from loraxs_search.cli import (
     spaces,
     status,
     sync,
+    tasks,
     ui,
 )
 from loraxs_search.cli._account import hide_account
@@ -68,6 +69,7 @@ _VERBS = (
 for verb in _VERBS:
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
 app.add_typer(spaces.app, name="spaces", cls=Verbs)
+app.add_typer(tasks.app, name="tasks", cls=Verbs)
 
 
 def _print_version(wanted: bool) -> None:

@@ -23,6 +23,7 @@ from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._portable import portable_text
 from loraxs_search.search_space._shipped import shipped_space_path, shipped_spaces
 from loraxs_search.search_space._space import Space
+from loraxs_search.search_space._task import section_of
 
 __all__ = [
     "Choice",
@@ -39,6 +40,7 @@ __all__ = [
     "parse_space",
     "portable_text",
     "resolve_modules",
+    "section_of",
     "shipped_space_path",
     "shipped_spaces",
 ]

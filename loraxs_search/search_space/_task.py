@@ -55,10 +55,13 @@ def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
     if any(key in changed for key in _SEARCHED):
         entry = {key: value for key, value in entry.items() if key not in _SEARCHED}
     merged = {**entry, **changed}
-    for key, anew in (("data", ("hub", "data_files")), ("columns", ())):
-        own = changed.get(key)
-        if isinstance(own, dict) and not any(source in own for source in anew):  # another source: nothing stays
-            merged[key] = {**entry[key], **own}
+    for key, anew in (("data", ("hub", "data_files")), ("columns", ()), ("generation", ())):
+        own, known = changed.get(key), entry.get(key)
+        if isinstance(own, dict) and isinstance(known, dict) and not any(source in own for source in anew):
+            merged[key] = {**known, **own}  # of another source, nothing stays
+    for key, other in (("prompt", "messages"), ("messages", "prompt")):
+        if key in changed and other not in changed:
+            merged.pop(other, None)
     return merged
 
 
@@ -74,10 +77,11 @@ def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
     except LoraxsError as error:
         document.faults.add(path, error.message.removeprefix("`task` "))
         return None
-    return _section_of(task)
+    return section_of(task)
 
 
-def _section_of(task: Task) -> dict[str, Any]:
+def section_of(task: Task) -> dict[str, Any]:
+    """Return a task's section as a space file has it, with every key."""
     source = task.source
     data = {key: getattr(source, key) for key in ("hub", "config", "revision", "max_characters", "carved_rows")}
     tables: dict[str, Any] = {"data_files": dict(source.data_files), "splits": dict(source.splits)}

@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.tasks.catalogue import catalogue_names, catalogue_task
+from loraxs_search.tasks.catalogue import CatalogueEntry, catalogue_entry, catalogue_names, catalogue_task
 from loraxs_search.tasks.data_warnings import data_warnings, overlap_counts
 from loraxs_search.tasks.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
     from loraxs_search.tasks._located import locate_for
+    from loraxs_search.tasks._preview import Preview, preview
     from loraxs_search.tasks._rows import fixed_subset
     from loraxs_search.tasks.batch import Batch, RowSource
     from loraxs_search.tasks.batches import TrainingBatches, batch_at, epoch_batches, eval_batches
@@ -25,14 +26,17 @@ if TYPE_CHECKING:
 __all__ = [
     "METRICS",
     "Batch",
+    "CatalogueEntry",
     "EncodedRows",
     "Metric",
     "PreparedTask",
+    "Preview",
     "RowSource",
     "TaskData",
     "TaskKind",
     "TrainingBatches",
     "batch_at",
+    "catalogue_entry",
     "catalogue_names",
     "catalogue_task",
     "checked",
@@ -46,6 +50,7 @@ __all__ = [
     "locate_for",
     "overlap_counts",
     "prepare",
+    "preview",
 ]
 
 _HOMES = {
@@ -66,6 +71,8 @@ _HOMES = {
     "load_data": "prepared",
     "locate_for": "_located",
     "prepare": "prepared",
+    "Preview": "_preview",
+    "preview": "_preview",
 }
 
 

@@ -36,6 +36,7 @@ def cli(*args: str) -> str:
         cli("launch", "--help"),
         cli("status"),
         cli("spaces", "ls"),
+        cli("tasks", "ls"),
         cli("lauch"),
     ],
 )

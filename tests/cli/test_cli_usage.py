@@ -17,7 +17,7 @@ VERBS = ("check", "launch", "status", "resume", *REGISTRY, "ui")
 def test_help_lists_every_verb_whole(say):
     said = say("--help")
     assert (said.code, said.err) == (0, "")
-    for verb in (*VERBS, "spaces"):
+    for verb in (*VERBS, "spaces", "tasks"):
         assert f"  {verb} " in said.out
     assert "..." not in said.out.partition("Commands:")[2], "each verb's first line fits"
     assert "130 interrupted" in said.out

@@ -1,0 +1,166 @@
+"""loraxs-search tasks ls|show|preview"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loraxs_search.cli._output import JsonOption, emit, print_table
+from loraxs_search.errors import UsageError
+
+if TYPE_CHECKING:
+    from loraxs_search.records import BaseModelRef, Split, Task
+    from loraxs_search.tasks import CatalogueEntry, Preview
+
+app = typer.Typer(
+    help="Well-known tasks, and how a task's rows look to the model.", no_args_is_help=True, rich_markup_mode=None
+)
+_COLUMNS = ("task", "kind", "metric", "data", "loaded", "about")
+_NEVER = "never: written from the data set's card"
+
+
+@app.command("ls")
+def ls(as_json: JsonOption = False) -> None:
+    """List the well-known tasks, which a space names by `task: NAME`.
+
+    Their rows come from the Hugging Face hub. "Loaded" says whether this project has ever loaded them, or only read the
+    page of the data set.
+    """
+    from loraxs_search.tasks import catalogue_entry, catalogue_names
+
+    entries = [catalogue_entry(name) for name in catalogue_names()]
+
+    def show() -> None:
+        rows = [
+            (it.name, it.kind, it.metrics[0], _place(it), "yes" if it.loaded else "never", it.about) for it in entries
+        ]
+        print_table(_COLUMNS, rows)
+
+    emit(as_json, [_facts(entry) for entry in entries], show)
+
+
+@app.command("show")
+def show(name: Annotated[str, typer.Argument(help="Name of a well-known task.")], as_json: JsonOption = False) -> None:
+    """Print a well-known task as a space file would have it, with all that is known of it."""
+    import yaml
+
+    from loraxs_search.search_space import section_of
+    from loraxs_search.tasks import catalogue_entry
+
+    entry = catalogue_entry(name)
+    section = {key: value for key, value in section_of(entry.task()).items() if value is not None}
+    section["data"] = {key: value for key, value in section["data"].items() if value is not None}
+
+    def print_section() -> None:
+        rows = ", ".join(f"{split} {count:,}" for split, count in entry.rows.items())
+        print(f"# {entry.about}")
+        for card in entry.cards:
+            print(f"# Data: {card}")
+        print(f"# Rows, by the card: {rows}")
+        print(f"# Loaded: {'yes' if entry.loaded else _NEVER}")
+        for note in entry.notes:
+            print(f"# Note: {note}.")
+        print(yaml.safe_dump({"task": section}, sort_keys=False, allow_unicode=True, width=110), end="")
+
+    emit(as_json, _facts(entry) | {"task": section}, print_section)
+
+
+@app.command("preview")
+def preview(
+    source: Annotated[
+        str, typer.Argument(help="A well-known task, a space file, or a shipped space.", metavar="NAME|SPACE")
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            help="Whose tokenizer to use: a base model's id, a folder, or a space; by default the space's own.",
+            metavar="ID",
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="`train`, `validation` or `test`.")] = "train",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows to show.")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the first rows of a task as the model sees them.
+
+    Learnt tokens are marked: green on a terminal, in [[ ]] elsewhere. Special tokens are written out. Below each row is
+    what an answer is compared with. The last lines count tokens, and rows that were cut to keep `max_length`.
+    """
+    from loraxs_search.base_model import load_tokenizer, locate
+    from loraxs_search.tasks import preview as previewed
+
+    task, ref = _task_and_base(source, base)
+    shown = previewed(task, load_tokenizer(locate(ref)), split=_split(split), num_rows=rows)
+    emit(as_json, shown, lambda: _print(shown))
+
+
+def _task_and_base(source: str, base: str | None) -> tuple[Task, BaseModelRef]:
+    from loraxs_search.search_space import load_space
+    from loraxs_search.tasks import catalogue_names, catalogue_task
+
+    if source not in catalogue_names():
+        space = load_space(source)
+        return space.task, space.base_model if base is None else _base(base)
+    if base is None:
+        raise UsageError(
+            f"`--base` must be given: {source} is a well-known task, which names no base model.",
+            hint="give a base model's id, a folder, or a space that has one, such as `--base movie_reviews`",
+        )
+    return catalogue_task(source), _base(base)
+
+
+def _base(name: str) -> BaseModelRef:
+    """Return the base of a space, or the one that `name` is the id of."""
+    from loraxs_search.records import BaseModelRef
+    from loraxs_search.search_space import load_space, shipped_spaces
+
+    if name in shipped_spaces() or name.endswith((".yaml", ".yml")):
+        return load_space(name).base_model
+    return BaseModelRef(name)
+
+
+def _split(name: str) -> Split:
+    from typing import get_args
+
+    from loraxs_search.errors import unknown_name
+    from loraxs_search.records import Split
+
+    known: tuple[Split, ...] = get_args(Split)
+    for split in known:
+        if split == name:
+            return split
+    raise UsageError(unknown_name("--split", name, known), hint="missing splits are cut from the training rows")
+
+
+def _facts(entry: CatalogueEntry) -> dict[str, Any]:
+    facts = ("name", "about", "kind", "metrics", "rows", "cards", "loaded", "notes")
+    return {name: getattr(entry, name) for name in facts}
+
+
+def _place(entry: CatalogueEntry) -> str:
+    source = entry.source
+    return "/".join(filter(None, (source.hub, source.config)))
+
+
+def _print(shown: Preview) -> None:
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for number, row in enumerate(shown.rows, start=1):
+        marked = (_marked(part.text, coloured) if part.learnt else part.text for part in row.parts)
+        learnt = f", {row.num_learnt} learnt" if row.num_learnt else ""
+        print(f"--- {shown.split} row {number}: {row.num_tokens} tokens{learnt}{', cut' if row.cut else ''}")
+        print("".join(marked))
+        print(f"--- answer: {row.answer}\n")
+    print(f"{shown.split}: {shown.num_rows:,} rows")
+    learnt = f", {shown.mean_learnt:.1f} of them learnt" if shown.mean_learnt else ""
+    counted = f"mean {shown.mean_tokens:.1f}{learnt}, most {shown.most_tokens}"
+    print(f"tokens of the first {shown.num_counted:,} rows: {counted}")
+    if shown.num_cut is not None:
+        print(f"cut to max_length: {shown.num_cut:,} of these")
+
+
+def _marked(text: str, coloured: bool) -> str:
+    return typer.style(text, fg="green", bold=True) if coloured else f"[[{text}]]"
