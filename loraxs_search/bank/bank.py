@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.adapter_store import AdapterStore, Part
 from loraxs_search.bank.bank_model import BankModel
-from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
 from loraxs_search.bank.bank_rows import BankRows
+from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
 from loraxs_search.bank.texts import Questions
 from loraxs_search.base_model import load_tokenizer, locate
 from loraxs_search.errors import IntegrityError, UsageError
@@ -182,7 +182,7 @@ class AdapterBank:
             raise UsageError(f"There must be a name for each row, but got {len(names)} names for rows {wrong}.")
         with self._lock:
             parts = self._store.take(names)
-        return BankRows(self._model, parts).logits(range(len(names)), inputs)
+        return BankRows(self._model, parts).logits(None, inputs)
 
     def predict(self, names: str | Sequence[str], texts: str | Sequence[str | tuple[str, str]]) -> list[Prediction]:
         """Apply to each text the adapter that is named for it; a pair task takes pairs of texts.

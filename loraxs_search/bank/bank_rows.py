@@ -14,7 +14,8 @@ from loraxs_search.bank.stored_rows import StoredRows
 from loraxs_search.multiplexed import RowSegment
 from loraxs_search.tasks.encoded import Indices
 from loraxs_search.tasks.kinds import PassOutputs
-from loraxs_search.trial import OpenRow, write_rows
+from loraxs_search.trial.generate import write_rows
+from loraxs_search.trial.open_row import OpenRow
 
 Owners = Sequence[int]  # of each row of a batch, which of the questions its adapter is that of
 
@@ -29,9 +30,13 @@ class BankRows:
     def __init__(self, model: BankModel, parts: Sequence[Part]) -> None:
         self.model, self._parts = model, parts
 
-    def logits(self, owners: Owners, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return each row's logits, float32: its head's (labels,), or those after its last token (vocabulary,)."""
-        parts = parts_of(self._parts, owners)
+    def logits(self, owners: Owners | None, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return each row's logits, float32: its head's (labels,), or those after its last token (vocabulary,).
+
+        Args:
+            owners: None where the rows are the questions themselves.
+        """
+        parts = self._parts if owners is None else parts_of(self._parts, owners)
         order = torch.tensor([row for part in parts for row in part.rows])
         mine = {name: value[order].to(self.model.device) for name, value in inputs.items()}
         if self.model.has_head:
@@ -83,7 +88,7 @@ def parts_of(parts: Sequence[Part], owners: Owners) -> list[Part]:
         own = [(number, place) for place, row in enumerate(part.rows) for number in wanted.get(row, ())]
         if own:
             numbers, places = zip(*own, strict=True)
-            shared = len(part.vectors) == 1
+            shared = part.layout is None or len(part.vectors) == 1
             vectors = part.vectors if shared else part.vectors[torch.tensor(places, device=part.vectors.device)]
             chosen.append(Part(tuple(numbers), part.layout, vectors))
     return chosen

@@ -30,8 +30,8 @@ def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
         folder: A verified adapter folder.
         rank: Rank that `lora` is padded to, where a server wants one for all; None means the adapter's own.
     Raises:
-        UsageError: `rank` is below the adapter's own, or given with another form; the adapter's method has no such form,
-            or llama.cpp no place for it.
+        UsageError: `rank` is below the adapter's own, or given with another form; the adapter's method has no such
+            form, or llama.cpp no place for it.
         BaseModelError, FactorMismatchError: the adapter cannot be loaded here.
     """
     if rank is not None and form != "lora":

@@ -58,8 +58,8 @@ def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path
 
     check_headless(manifest)
     adapted = peft_model(model)
-    pairs = lora_pairs(adapted, ADAPTER)
-    write_gguf_lora(pairs, adapted.get_base_model().config, folder / FILE, base=manifest.base_model.id)
+    config = cast("PreTrainedModel", adapted.get_base_model()).config
+    write_gguf_lora(lora_pairs(adapted, ADAPTER), config, folder / FILE, base=manifest.base_model.id)
     write_modelfile(manifest, folder)
 
 

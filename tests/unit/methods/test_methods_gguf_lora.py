@@ -121,5 +121,5 @@ def test_another_base_is_refused(config, tmp_path):
 
 def test_a_layer_that_llama_cpp_lacks_is_refused(tmp_path):
     pairs = {"model.layers.0.self_attn.rotor": (torch.ones(2, 4), torch.ones(4, 2))}
-    with pytest.raises(UsageError, match="no model.layers.0.self_attn.rotor"):
+    with pytest.raises(UsageError, match=r"no model\.layers\.0\.self_attn\.rotor"):
         write_gguf_lora(pairs, LlamaConfig(**SMALL), tmp_path / "a.gguf", base="b")
