@@ -83,7 +83,7 @@ def _read_states(
     reads: Mapping[str, Read], owners: Mapping[str, int], bank: BankRows, source: RowSource
 ) -> dict[str, tuple[Tensor, ...]]:
     """Compute last hidden states for the rows of all requests, in passes of rows of like lengths."""
-    whole = {name: _whole(read.source, source) for name, read in reads.items()}
+    whole = {name: _whole(read.source) for name, read in reads.items()}
     every = [(name, place) for name, read in reads.items() for place in range(len(read.rows))]
     lengths = np.array([whole[name].lengths[reads[name].rows[place]] for name, place in every])
     parts: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in reads}
@@ -118,7 +118,7 @@ def _states_of(
     return {name: PassOutputs(own, outputs.project) for name, own in zip(batches, states, strict=True)}
 
 
-def _whole(rows: Split | EncodedRows, source: RowSource) -> EncodedRows:
+def _whole(rows: Split | EncodedRows) -> EncodedRows:
     """Return rows that begin with their prompts, where they share these."""
     assert isinstance(rows, EncodedRows)  # a bank has no splits
     if rows.prompts is None or rows.prompt_of is None:
