@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,8 @@ from loraxs_search.trial.evaluate import EVAL_TOKENS, in_row_order
 from loraxs_search.trial.generate import default_rows, open_rows, writing_batches
 from loraxs_search.trial.open_row import written
 
-OnText = Callable[[str, int, str], None]
+OnText = Callable[[str | None, int, str], None]
+NameT = TypeVar("NameT", bound=str | None)
 
 
 def computed(
@@ -40,12 +41,12 @@ def computed(
 
 
 def write_all(
-    writes: Mapping[str, Write],
-    owners: Mapping[str, int],
+    writes: Mapping[NameT, Write],
+    owners: Mapping[NameT, int],
     bank: BankRows,
     tokenizer: PreTrainedTokenizerBase,
     on_text: OnText | None = None,
-) -> dict[str, Written]:
+) -> dict[NameT, Written]:
     """Continue the prompts of several requests side by side.
 
     Args:

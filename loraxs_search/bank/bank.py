@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from loraxs_search.bank.adapter_store import AdapterStore, Part
 from loraxs_search.bank.bank_model import BankModel
 from loraxs_search.bank.bank_rows import BankRows
+from loraxs_search.bank.continuing import Wishes, continued
 from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
 from loraxs_search.bank.texts import Questions
 from loraxs_search.base_model import load_tokenizer, locate
@@ -27,7 +28,7 @@ from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, TaskModel, to_json
 from loraxs_search.registry import adapter_folder
 from loraxs_search.tasks import kind_of
-from loraxs_search.tasks.kinds import classifier
+from loraxs_search.tasks.kinds import Sampling, classifier
 
 _BULK = 4096  # adapters of one call that are added at once
 
@@ -209,6 +210,49 @@ class AdapterBank:
             parts = self._store.take(names)
         questions = Questions(tasks, names, texts, self._tokenizer)
         return questions.predict(BankRows(self._model, parts))
+
+    def generate(
+        self,
+        names: str | Sequence[str | None],
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] | None = None,
+        sampling: Sampling | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
+        """Continue each prompt with the adapter that is named for it, and return what was written.
+
+        A row is written as its adapter alone writes it. A prompt is all that stands before an answer, as in training;
+        `predict` makes it of a row's columns.
+
+        Args:
+            names: The adapter of each prompt, None for the bare base; or one name for all of them.
+            prompts: Several texts, or one, whose answer is a list of one.
+            max_new_tokens: Of each row; by default what its adapter's task says, where it says something.
+            stop: Texts that end a row; by default its task's.
+            sampling: None takes the likeliest token.
+            on_text: Called with a prompt's number and each piece of its answer, as it is written.
+        Raises:
+            UsageError: the bank's adapters have heads, a name is not in it, there is not one for each prompt, or it is
+                not said how long an answer may be.
+            TrialDivergedError: some output is not finite.
+        """
+        if self._model.has_head:
+            raise UsageError(
+                "Text is written by a bank without heads, but this one's adapters have one.",
+                hint="make a bank of adapters of text-generation, or with `num_labels=None`",
+            )
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        names = [names] * len(prompts) if isinstance(names, str) else names
+        if len(names) != len(prompts):
+            raise UsageError(f"There must be a name for each prompt, but got {len(names)} for {len(prompts)}.")
+        _check_rows(names)
+        with self._lock:
+            tasks = {name: None if name is None else self._store.task(name) for name in names}
+            parts = self._store.take(names)
+        wishes = Wishes(max_new_tokens, None if stop is None else tuple(stop), sampling)
+        return continued(names, prompts, tasks, wishes, BankRows(self._model, parts), self._tokenizer, on_text)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @cached_property
