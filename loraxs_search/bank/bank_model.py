@@ -64,10 +64,13 @@ class BankModel:
         self._templates: dict[tuple[object, ...], _Heads] = {}
         self.head_names = head_names(self.model)
         self._missing_poolers = missing_poolers(self.model)
+        output = self.model.get_output_embeddings()  # it projects what rows read, outside their pass
         self._linears = {
             name: module
             for name, module in self.model.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[0] not in self.head_names
+            if isinstance(module, (nn.Linear, Conv1D))
+            and name.split(".")[0] not in self.head_names
+            and module is not output
         }
         sharing = probe_sharing(self.model, tuple(self._linears))
         check_shared(sharing, "Adapters of a bank", "`load_adapter` takes one adapter for all rows")
