@@ -42,7 +42,7 @@ __all__ = [
     "show",
 ]
 
-Form = Literal["native", "lora", "merged"]
+Form = Literal["native", "lora", "merged", "gguf"]
 
 
 def promote(study: str | None = None, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
@@ -141,7 +141,8 @@ def pull(
 
     Args:
         base: The champion on this base, where a task has several.
-        form: `native` as it was trained; `lora` the same as plain LoRA; `merged` a whole model.
+        form: `native` as it was trained; `lora` the same as plain LoRA; `merged` a whole model;
+            `gguf` plain LoRA for llama.cpp and Ollama.
         rank: Rank that `lora` is padded to with zeros.
         out: Folder to copy it to, new or empty; None returns the cache's own.
     Raises:

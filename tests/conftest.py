@@ -235,7 +235,10 @@ def tiny_space(tmp_path: Path, tiny_space_text: str) -> Path:
 # ---- adapters --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="session")
 def make_adapter() -> Callable[..., Path]:
-    """Make an adapter folder as the registry hands it out: R and head of a trial at its start, far from zero."""
+    """Make an adapter folder as the registry hands it out: R and head of a trial at its start, far from zero.
+
+    Its task has so many labels, unless it is given.
+    """
     import torch
 
     from loraxs_search.base_model import load_model
@@ -253,13 +256,24 @@ def make_adapter() -> Callable[..., Path]:
     from loraxs_search.tasks import kind_of
     from loraxs_search.trial import attach
 
-    def make(folder: Path, base: BaseModel, *, num_labels: int = 2, seed: int = 0, **hyperparameters: Any) -> Path:
+    def classifying(num_labels: int) -> Task:
         kind = "regression" if num_labels == 1 else "sequence-classification"
         metric = "pearson" if num_labels == 1 else "accuracy"
         labels = () if num_labels == 1 else tuple(f"label {i}" for i in range(num_labels))
-        task = Task(
+        return Task(
             f"task-{num_labels}", kind, DataSource(), "text", "label", metric, "maximize", (metric,), labels=labels
         )
+
+    def make(
+        folder: Path,
+        base: BaseModel,
+        *,
+        num_labels: int = 2,
+        task: Task | None = None,
+        seed: int = 0,
+        **hyperparameters: Any,
+    ) -> Path:
+        task = task or classifying(num_labels)
         values: dict[str, Any] = {"init_std": 0.5, "learning_rate": 1e-3, "head_learning_rate": 1e-3}
         hyper = Hyperparameters(**{**values, "seed": seed, **hyperparameters})
         model = attach(load_model(base, kind_of(task).model), TrialSpec("0", {}, hyper))

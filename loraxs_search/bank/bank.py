@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,25 +14,29 @@ from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.adapter_store import AdapterStore, Part
 from loraxs_search.bank.bank_model import BankModel
+from loraxs_search.bank.bank_rows import BankRows
+from loraxs_search.bank.continuing import Wishes, continued
 from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
-from loraxs_search.bank.texts import Questions, parts_of
+from loraxs_search.bank.texts import Questions
 from loraxs_search.base_model import load_tokenizer, locate
 from loraxs_search.errors import IntegrityError, UsageError
 from loraxs_search.methods import FILES
 from loraxs_search.methods.loading import verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
-from loraxs_search.methods.reference_logits import compare_reference_logits
+from loraxs_search.methods.reference_logits import compare_reference_logits, kept_logits
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, TaskModel, to_json
 from loraxs_search.registry import adapter_folder
 from loraxs_search.tasks import kind_of
-from loraxs_search.tasks.kinds import classifier
+from loraxs_search.tasks.kinds import Sampling, classifier
 
 _BULK = 4096  # adapters of one call that are added at once
 
 
 class AdapterBank:
     """Holds any number of adapters of one base, and computes batches whose rows name them.
+
+    All of them have a head, or none has: a bank is of classifiers or of language models.
 
     A row's logits are those of its adapter alone, whatever the other rows are (float32, within 1e-5). An adapter takes
     4 bytes for each number of its R and head, and a name.
@@ -44,6 +48,7 @@ class AdapterBank:
         base: The base model of all adapters; held in its checkpoint's own precision.
         max_bytes: Limit on the adapters' numbers; the least recently used are evicted. None means no limit.
         num_labels: Outputs of the head that rows without an adapter go through; random unless the checkpoint has one.
+            None loads the base as a language model, for adapters without a head.
     """
 
     def __init__(
@@ -51,12 +56,13 @@ class AdapterBank:
         base: BaseModelRef | BaseModel,
         *,
         max_bytes: int | None = None,
-        num_labels: int = 2,
+        num_labels: int | None = 2,
         device: str = "cpu",
     ) -> None:
         self.base = base if isinstance(base, BaseModel) else locate(base)
         self._device = torch.device(device)
-        self._model = BankModel(self.base, classifier(num_labels), self._device)
+        task_model = TaskModel("AutoModelForCausalLM") if num_labels is None else classifier(num_labels)
+        self._model = BankModel(self.base, task_model, self._device)
         self._store = AdapterStore(max_bytes, self._device)
         self._lock = threading.Lock()  # of the store: held briefly
         self._loading = threading.Lock()  # of what the model learns from adapters: held while factors are computed
@@ -69,8 +75,9 @@ class AdapterBank:
         """Return a bank of these adapters, as `load` takes them, on the base that the first one was trained on."""
         if not names:
             raise UsageError("A bank must be made of one adapter at least, or of a base.")
-        _, base = verified_manifest(adapter_folder(names[0], uri=resolve_uri(tracking_uri)))
-        bank = cls(base, max_bytes=max_bytes, device=device)
+        manifest, base = verified_manifest(adapter_folder(names[0], uri=resolve_uri(tracking_uri)))
+        num_labels = None if kind_of(manifest.task).model.num_outputs is None else 2
+        bank = cls(base, max_bytes=max_bytes, num_labels=num_labels, device=device)
         for name in names:
             bank.load(name, tracking_uri=tracking_uri)
         return bank
@@ -98,9 +105,10 @@ class AdapterBank:
         layout, vectors = self._checked_vectors(config, manifest.task, tensors, 1)
         if self._model.is_float32:
             token_ids = torch.tensor(manifest.probe.input_ids, device=self._device)
-            part = Part(tuple(range(len(token_ids))), layout, vectors)
+            rows = BankRows(self._model, [Part((0,), layout, vectors)])
             inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
-            compare_reference_logits(torch.stack(self._run([part], inputs)).cpu(), manifest.probe)
+            logits = torch.stack(rows.logits([0] * len(token_ids), inputs)).cpu()
+            compare_reference_logits(logits if self._model.has_head else kept_logits(logits), manifest.probe)
         self._put(layout, [name], vectors, manifest.task)
 
     def add(self, names: Sequence[str], config: LoraXSConfig, task: Task, tensors: Mapping[str, Tensor]) -> None:
@@ -161,6 +169,8 @@ class AdapterBank:
     def logits(self, names: Sequence[str | None], inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Return each row's logits, shape (labels of its adapter,), float32, on the bank's device.
 
+        Without heads they are those of the next token, (vocabulary,).
+
         Args:
             names: The adapter of each row; None for the bare base.
             inputs: What the model takes, each (rows, tokens): `input_ids`, `attention_mask`, ...
@@ -173,7 +183,7 @@ class AdapterBank:
             raise UsageError(f"There must be a name for each row, but got {len(names)} names for rows {wrong}.")
         with self._lock:
             parts = self._store.take(names)
-        return self._run(parts, inputs)
+        return BankRows(self._model, parts).logits(None, inputs)
 
     def predict(self, names: str | Sequence[str], texts: str | Sequence[str | tuple[str, str]]) -> list[Prediction]:
         """Apply to each text the adapter that is named for it; a pair task takes pairs of texts.
@@ -199,25 +209,55 @@ class AdapterBank:
             tasks = [self._store.task(name) for name in names]
             parts = self._store.take(names)
         questions = Questions(tasks, names, texts, self._tokenizer)
-        return questions.predict(lambda rows, inputs: self._run(parts_of(parts, rows), inputs))
+        return questions.predict(BankRows(self._model, parts))
+
+    def generate(
+        self,
+        names: str | Sequence[str | None],
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] | None = None,
+        sampling: Sampling | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
+        """Continue each prompt with the adapter that is named for it, and return what was written.
+
+        A row is written as its adapter alone writes it. A prompt is all that stands before an answer, as in training;
+        `predict` makes it of a row's columns.
+
+        Args:
+            names: The adapter of each prompt, None for the bare base; or one name for all of them.
+            prompts: Several texts, or one, whose answer is a list of one.
+            max_new_tokens: Of each row; by default what its adapter's task says, where it says something.
+            stop: Texts that end a row; by default its task's.
+            sampling: None takes the likeliest token.
+            on_text: Called with a prompt's number and each piece of its answer, as it is written.
+        Raises:
+            UsageError: the bank's adapters have heads, a name is not in it, there is not one for each prompt, or it is
+                not said how long an answer may be.
+            TrialDivergedError: some output is not finite.
+        """
+        if self._model.has_head:
+            raise UsageError(
+                "Text is written by a bank without heads, but this one's adapters have one.",
+                hint="make a bank of adapters of text-generation, or with `num_labels=None`",
+            )
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        names = [names] * len(prompts) if isinstance(names, str) else names
+        if len(names) != len(prompts):
+            raise UsageError(f"There must be a name for each prompt, but got {len(names)} for {len(prompts)}.")
+        _check_rows(names)
+        with self._lock:
+            tasks = {name: None if name is None else self._store.task(name) for name in names}
+            parts = self._store.take(names)
+        wishes = Wishes(max_new_tokens, None if stop is None else tuple(stop), sampling)
+        return continued(names, prompts, tasks, wishes, BankRows(self._model, parts), self._tokenizer, on_text)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.base)
-
-    def _run(self, parts: Sequence[Part], inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        order = [row for part in parts for row in part.rows]
-        sorted_rows = torch.tensor(order)
-        segments, start = [], 0
-        for part in parts:
-            segments.append(self._model.segment(start, start + len(part.rows), part.layout, part.vectors))
-            start += len(part.rows)
-        on_device = {name: value[sorted_rows].to(self._device) for name, value in inputs.items()}
-        logits = self._model.run(on_device, segments)
-        widths = [self._model.num_labels(part.layout) for part in parts for _ in part.rows]
-        by_row: dict[int, Tensor] = {row: line[:width] for row, line, width in zip(order, logits, widths, strict=True)}
-        return [by_row[row] for row in range(len(order))]
 
     def _checked_vectors(
         self,
@@ -231,7 +271,7 @@ class AdapterBank:
         r, head = split_tensors(tensors)
         with self._loading, torch.inference_mode():
             settings = self._model.settings(config, list(r))
-            layout = make_layout(settings, head, config, _with_head(task))
+            layout = make_layout(settings, head, config, self._fitting(task))
             check_tensors(layout, r, head, num)
             self._model.heads(layout)
             scales = {name: self._model.core_scale(name, s) for name, s in settings.items()}
@@ -239,25 +279,32 @@ class AdapterBank:
             chosen = {name: value[rows] for name, value in head.items()}
             return layout, fill(layout, cores, chosen, len(range(num)[rows]), self._device)
 
+    def _fitting(self, task: Task) -> TaskModel:
+        """Return how a task loads its base.
+
+        Raises:
+            UsageError: the bank's base was loaded for other tasks.
+        """
+        model, own = kind_of(task).model, self._model.task_model
+        if (model.num_outputs is None) != (own.num_outputs is None):
+            has, lacks = ("has one", "has none") if self._model.has_head else ("has none", "has one")
+            raise UsageError(
+                f"A bank holds adapters that all have a head, or all have none. This one's base {has}, but {task.name},"
+                f" of kind {task.kind}, {lacks}.",
+                hint="make another bank for it: its first adapter, or `num_labels`, decides",
+            )
+        if model.num_outputs is None and model != own:
+            raise UsageError(
+                f"Adapters of a bank without heads must read the base as {own.auto_class}, but {task.name} reads"
+                f" {model.auto_class}.",
+                hint="make another bank for it",
+            )
+        return model
+
     def _put(self, layout: Layout, names: Sequence[str], vectors: Tensor, task: Task) -> None:
         with self._lock:
             self._store.free_space(layout, names)
             self._store.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
-
-
-def _with_head(task: Task) -> TaskModel:
-    """Return how a task loads its base.
-
-    Raises:
-        UsageError: it reads the base without a head.
-    """
-    model = kind_of(task).model
-    if model.num_outputs is None:
-        raise UsageError(
-            f"A bank holds adapters whose task has a head, but {task.name} is of kind {task.kind}.",
-            hint="`load_adapter` takes one such adapter for all rows",
-        )
-    return model
 
 
 def _check_rows(names: Sequence[str | None]) -> None:

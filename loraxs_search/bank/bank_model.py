@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
@@ -37,6 +38,8 @@ from loraxs_search.methods.loraxs import (
 from loraxs_search.methods.loraxs.packed import FactorPairs
 from loraxs_search.multiplexed import AdaptedHead, AdaptedLinear, HeadState, PassContext, RowMap, RowSegment
 from loraxs_search.records import BaseModel, Sigma, TaskModel
+from loraxs_search.tasks.kinds import PassOutputs
+from loraxs_search.trial import forward
 
 _Heads = Mapping[str, nn.Module]
 
@@ -47,13 +50,13 @@ class BankModel:
     `run` may be called by several threads at once; the rest by one at a time.
 
     Args:
-        task_model: How the base is loaded; rows without an adapter go through this head.
+        task_model: How the base is loaded; rows without an adapter go through this head, where it has one.
     Raises:
         BaseModelError: the base does not compute each row by itself.
     """
 
     def __init__(self, base: BaseModel, task_model: TaskModel, device: torch.device) -> None:
-        self.base, self.device = base, device
+        self.base, self.device, self.task_model = base, device, task_model
         self.model = load_model(base, task_model, device=device)
         self._context: PassContext[RowMap[StoredRows]] = PassContext()
         self._fingerprints: dict[tuple[str, FactorKey, int, Sigma], tuple[float, ...]] = {}
@@ -61,10 +64,13 @@ class BankModel:
         self._templates: dict[tuple[object, ...], _Heads] = {}
         self.head_names = head_names(self.model)
         self._missing_poolers = missing_poolers(self.model)
+        output = self.model.get_output_embeddings()  # it projects what rows read, outside their pass
         self._linears = {
             name: module
             for name, module in self.model.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[0] not in self.head_names
+            if isinstance(module, (nn.Linear, Conv1D))
+            and name.split(".")[0] not in self.head_names
+            and module is not output
         }
         sharing = probe_sharing(self.model, tuple(self._linears))
         check_shared(sharing, "Adapters of a bank", "`load_adapter` takes one adapter for all rows")
@@ -77,11 +83,21 @@ class BankModel:
             self.model.set_submodule(name, AdaptedHead(head, self._context, partial(_head_state, name)))
 
     @torch.inference_mode()
-    def run(self, inputs: Mapping[str, Tensor], segments: Sequence[RowSegment[StoredRows]]) -> Tensor:
-        """Return the logits (n, widest), float32, of rows that the segments cover one after another."""
-        with self._context.computing(RowMap(segments)):
-            logits: Tensor = self.model(**inputs).logits
-        return logits.float()
+    def run(
+        self, inputs: dict[str, Tensor], reads: Tensor | None, segments: Sequence[RowSegment[StoredRows]]
+    ) -> PassOutputs:
+        """Compute rows that the segments cover one after another.
+
+        Args:
+            reads: Row and column of each read, (M, 2), of a base without a head; None where there is one, and then the
+                outputs are logits (n, widest).
+        """
+        with self.computing(segments):
+            return forward(self.model, inputs, reads)
+
+    def computing(self, segments: Sequence[RowSegment[StoredRows]]) -> AbstractContextManager[None]:
+        """Set whose rows the passes of this thread are, until the context ends."""
+        return self._context.computing(RowMap(segments))
 
     def segment(self, start: int, stop: int, layout: Layout | None, vectors: Tensor) -> RowSegment[StoredRows]:
         """Return these rows with their adapters."""
@@ -95,6 +111,11 @@ class BankModel:
         num_labels: int | None = self.model.config.num_labels
         assert num_labels is not None  # the base has a head
         return num_labels
+
+    @property
+    def has_head(self) -> bool:
+        """Whether rows go through a head; without one, hidden states are read."""
+        return self.task_model.num_outputs is not None
 
     @property
     def is_float32(self) -> bool:
@@ -146,6 +167,13 @@ class BankModel:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _make_heads(self, layout: Layout) -> _Heads:
+        if not self.head_names:
+            if layout.head:
+                raise IntegrityError(
+                    f"An adapter without a head must hold R alone, but got {layout.head[0][0]} of {layout.head[0][1]}."
+                )
+            self._identities_in_heads(layout)
+            return {}
         meta = with_labels(self.model, layout.num_labels)
         shaped = self.own_heads if meta is self.model else {name: meta.get_submodule(name) for name in self.head_names}
         heads = nn.ModuleDict({name: copy.deepcopy(head) for name, head in shaped.items()})

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.bank.adapter_store import Part
-from loraxs_search.base_model import joined
+from loraxs_search.bank.answering import computed
+from loraxs_search.bank.bank_rows import BankRows
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Prediction, Task
-from loraxs_search.tasks import Batch, RowSource, encode, kind_of
-from loraxs_search.tasks.kinds import Asking, PassOutputs, Read, Request, TaskKind, drive
+from loraxs_search.tasks import RowSource, encode, kind_of
+from loraxs_search.tasks.kinds import Asking, Request, TaskKind, drive
 
 Text = str | tuple[str, ...]
-# The question that each row of a batch belongs to, and model inputs (rows, tokens), to each row's logits.
-Run = Callable[[Sequence[int], dict[str, Tensor]], list[Tensor]]
 
 
 class Questions:
@@ -41,14 +37,14 @@ class Questions:
         self._asking: dict[str, Asking[list[Prediction]]] = {}
         self._add(tasks, names, [(text,) if isinstance(text, str) else tuple(text) for text in texts])
 
-    def predict(self, run: Run) -> list[Prediction]:
+    def predict(self, bank: BankRows) -> list[Prediction]:
         """Return the answers, in the order of the questions; each adapter's are its own task's.
 
         Raises:
             TrialDivergedError: some output is not finite.
         """
         predictions: list[Prediction | None] = [None] * self._num
-        for name, answers in drive(self._asking, lambda requests: self._compute(requests, run)).items():
+        for name, answers in drive(self._asking, lambda requests: self._compute(requests, bank)).items():
             if isinstance(answers, Exception):
                 raise answers
             for row, answer in zip(self._rows[name], answers, strict=True):
@@ -73,41 +69,10 @@ class Questions:
                 shown = [" | ".join(rows[row]) for row in self._rows[name]]
                 self._asking[name] = kind.predict(self._source, encoded.take(np.array(own)), shown)
 
-    def _compute(self, requests: Mapping[str, Request], run: Run) -> dict[str, Any]:
-        return self._read({name: request for name, request in requests.items() if isinstance(request, Read)}, run)
-
-    def _read(self, requests: Mapping[str, Read], run: Run) -> dict[str, tuple[Tensor, ...]]:
-        batches = {name: self._source.collate(read.source, read.rows) for name, read in requests.items()}
+    def _compute(self, requests: Mapping[str, Request], bank: BankRows) -> dict[str, Any]:
         # An adapter's first question stands for it: fresh rows of a request belong to no question.
-        rows = [self._rows[name][0] for name, batch in batches.items() for _ in range(len(batch.counts))]
-        logits, start, results = run(rows, self._joined(list(batches.values()))), 0, {}
-        for name, batch in batches.items():
-            own = torch.stack(logits[start : start + len(batch.counts)]).cpu()
-            results[name] = requests[name].reduce(PassOutputs(own), batch)
-            start += len(own)
-        return results
-
-    def _joined(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        tokenizer = self._source.tokenizer
-        width = max(batch.inputs["input_ids"].shape[1] for batch in batches)
-        side: Literal["left", "right"] = "left" if tokenizer.padding_side == "left" else "right"
-        return joined([batch.inputs for batch in batches], width, int(tokenizer.pad_token_id), side)
-
-
-def parts_of(parts: Sequence[Part], rows: Sequence[int]) -> list[Part]:
-    """Return the parts of a batch whose row i is the adapter of row `rows[i]` in the batch that `parts` are of."""
-    wanted: dict[int, list[int]] = {}
-    for number, row in enumerate(rows):
-        wanted.setdefault(row, []).append(number)
-    chosen = []
-    for part in parts:
-        own = [(number, place) for place, row in enumerate(part.rows) for number in wanted.get(row, ())]
-        if own:
-            numbers, places = zip(*own, strict=True)
-            shared = len(part.vectors) == 1
-            vectors = part.vectors if shared else part.vectors[torch.tensor(places, device=part.vectors.device)]
-            chosen.append(Part(tuple(numbers), part.layout, vectors))
-    return chosen
+        owners = {name: self._rows[name][0] for name in requests}
+        return computed(requests, owners, bank, self._source)
 
 
 def _check(kind: TaskKind, rows: Sequence[tuple[str, ...]]) -> None:

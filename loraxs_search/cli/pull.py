@@ -14,8 +14,8 @@ def command(
     name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias or TASK:version.")],
     base: BaseOption = None,
     form: Annotated[
-        Literal["native", "lora", "merged"],
-        typer.Option("--format", help="The adapter as trained, plain LoRA, or a whole model."),
+        Literal["native", "lora", "merged", "gguf"],
+        typer.Option("--format", help="The adapter as trained, plain LoRA, a whole model, or a file for llama.cpp."),
     ] = "native",
     rank: Annotated[
         int | None, typer.Option("--rank", min=1, help="Pad --format lora to this rank with zeros.", metavar="N")
@@ -41,8 +41,9 @@ def command(
     lines that load it with PEFT alone, head and labels included. --rank N fills it up with zeros, for a server that
     wants one rank for all adapters; N must be at least the adapter's own rank.
 
-    vLLM loads `lora` folders only of bases that it adapts, and only without a trained head. Every adapter of a search
-    has a trained head, so vLLM cannot serve it.
+    vLLM loads `lora` folders only of bases that it adapts, and only without a trained head: those of language models,
+    such as a text-generation task trains. `gguf` is the same for llama.cpp, adapter.gguf, beside a Modelfile with which
+    Ollama asks as in training; it needs the base as a GGUF file.
 
     Bases: --base NAME takes the end of a base's id. If several bases end alike, write ORGANISATION/NAME: an adapter of
     another base is then refused.

@@ -1,4 +1,4 @@
-"""An adapter folder in another form: plain LoRA for servers that know nothing else, or a whole model."""
+"""An adapter folder in another form: plain LoRA for servers that know nothing else, also as GGUF, or a whole model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loraxs_search.home import alone, disk_faults, write_atomic
 from loraxs_search.methods import Conversion, get_method
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 
-Form = Literal["lora", "merged"]
+Form = Literal["lora", "merged", "gguf"]
 
 
 def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
@@ -24,12 +24,14 @@ def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
     `lora` is the same function as plain LoRA, exactly: stock PEFT loads it, and vLLM's filesystem resolver takes it.
     Its README.md says how with the task's labels: a config.json would have transformers look for the base beside it.
     `merged` is the base with the update added to its weights, with its tokenizer: plain transformers load it.
+    `gguf` is plain LoRA for llama.cpp, with a Modelfile for Ollama.
 
     Args:
         folder: A verified adapter folder.
         rank: Rank that `lora` is padded to, where a server wants one for all; None means the adapter's own.
     Raises:
-        UsageError: `rank` is below the adapter's own, or given with `merged`; the adapter's method has no such form.
+        UsageError: `rank` is below the adapter's own, or given with another form; the adapter's method has no such
+            form, or llama.cpp no place for it.
         BaseModelError, FactorMismatchError: the adapter cannot be loaded here.
     """
     if rank is not None and form != "lora":

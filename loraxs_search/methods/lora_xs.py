@@ -22,7 +22,7 @@ from loraxs_search.methods._base import (
     Possible,
     Sizes,
 )
-from loraxs_search.methods._names import R, Shapes
+from loraxs_search.methods._names import ADAPTER, R, Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, merge, peft_model
 from loraxs_search.records import Basis, Hyperparameters, LinearModule, Manifest, Scalar, Sigma
@@ -44,6 +44,23 @@ def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path
     from loraxs_search.methods.loraxs import write_lora
 
     write_lora(peft_model(model), manifest, folder, rank)
+
+
+def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
+    """Write the same function as plain LoRA for llama.cpp, exactly, with what Ollama needs to ask as in training.
+
+    Raises:
+        UsageError: it has a head, or llama.cpp has no such layers.
+    """
+    from loraxs_search.methods.gguf_lora import FILE, check_headless, write_gguf_lora
+    from loraxs_search.methods.loraxs import lora_pairs
+    from loraxs_search.methods.ollama import write_modelfile
+
+    check_headless(manifest)
+    adapted = peft_model(model)
+    config = cast("PreTrainedModel", adapted.get_base_model()).config
+    write_gguf_lora(lora_pairs(adapted, ADAPTER), config, folder / FILE, base=manifest.base_model.id)
+    write_modelfile(manifest, folder)
 
 
 class _PackedLoraXS(PackedMethod):
@@ -84,7 +101,9 @@ class LoraXS(PeftMethod):
     )
     sized_by: ClassVar[tuple[str, ...]] = ("rank",)
     packed: ClassVar[PackedMethod | None] = _PackedLoraXS()
-    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({"lora": as_lora, "merged": merge})
+    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType(
+        {"lora": as_lora, "merged": merge, "gguf": as_gguf}
+    )
 
     # ---- resolution --------------------------------------------------------------------------------------------------
     def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:

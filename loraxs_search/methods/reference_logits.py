@@ -61,6 +61,14 @@ def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: f
     )
 
 
+def kept_logits(logits: Tensor) -> Tensor:
+    """Return those of a language model's logits at each row's last token, (rows, vocabulary), that are compared.
+
+    Each of them depends on the whole hidden state, so a few tell as much; manifests stay small.
+    """
+    return logits[:, :_NUM_LOGITS]
+
+
 @torch.no_grad()
 def _logits(model: PeftModel | PreTrainedModel, input_ids: tuple[tuple[int, ...], ...]) -> Tensor:
     """Return float32 logits on the CPU; row by row, so that models without a padding token answer too."""
@@ -70,8 +78,6 @@ def _logits(model: PeftModel | PreTrainedModel, input_ids: tuple[tuple[int, ...]
         rows = torch.tensor(input_ids, device=model.device)[:, None]  # (rows, 1, tokens)
         with torch.autocast(model.device.type, enabled=False):
             logits = torch.cat([model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in rows])
-            if logits.dim() == 3:  # of a language model a few, at each row's last token, tell as much
-                logits = logits[:, -1, :_NUM_LOGITS]
-            return logits.float().cpu()
+            return (kept_logits(logits[:, -1]) if logits.dim() == 3 else logits).float().cpu()
     finally:
         model.train(was_training)

@@ -11,7 +11,7 @@ from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._keep import KeepRule
 from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, Look, PromotionRule, Refit
 from loraxs_search.records._search import SearchPlan
-from loraxs_search.records._task import DataSource, SplitSource, Task, TaskModel
+from loraxs_search.records._task import DataSource, Serving, SplitSource, Task, TaskModel
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.records._words import (
     MAX_AUTO_PACK_SIZE,
@@ -60,6 +60,7 @@ __all__ = [
     "Scalar",
     "SearchDevice",
     "SearchPlan",
+    "Serving",
     "Sigma",
     "Split",
     "SplitOverlap",

@@ -106,3 +106,22 @@ class TaskModel:
     auto_class: str
     num_outputs: int | None = None
     config: tuple[tuple[str, Scalar], ...] = ()
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a server that writes text asks an adapter as in training.
+
+    Args:
+        prompt: With columns in braces, `{{` for a brace; None where there are messages.
+        messages: Roles and contents like `prompt`, which the tokenizer's chat template joins.
+        stop: Texts that end an answer.
+        temperature: 0 takes the likeliest token.
+    """
+
+    prompt: str | None
+    messages: tuple[tuple[str, str], ...] = ()
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0

@@ -8,7 +8,7 @@ from loraxs_search.methods.loraxs._packed_r import PackedR
 from loraxs_search.methods.loraxs._register import register
 from loraxs_search.methods.loraxs._settings import FactorKey, ModuleSettings, module_settings
 from loraxs_search.methods.loraxs._stored_names import split_tensors
-from loraxs_search.methods.loraxs._to_lora import export_lora, write_lora
+from loraxs_search.methods.loraxs._to_lora import export_lora, lora_pairs, write_lora
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 from loraxs_search.methods.loraxs.layer import LoraXSLayer
 from loraxs_search.methods.loraxs.model import LoraXSModel
@@ -23,6 +23,7 @@ __all__ = [
     "checked_factors",
     "current_factor_store",
     "export_lora",
+    "lora_pairs",
     "module_settings",
     "register",
     "split_tensors",

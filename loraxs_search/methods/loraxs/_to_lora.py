@@ -54,11 +54,7 @@ def export_lora(
     if not isinstance(config, LoraXSConfig):
         known = [name for name, c in model.peft_config.items() if isinstance(c, LoraXSConfig)]
         raise UsageError(unknown_name("adapter_name", adapter_name, known))
-    layers = {
-        name.removeprefix(ROOT): module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraXSLayer) and adapter_name in module.settings
-    }
+    layers = _layers(model, adapter_name)
     # R is our only adapter parameter, so the rest is the head, under the keys that PEFT loads.
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     tensors: dict[str, Tensor] = {k: v.detach().cpu().contiguous() for k, v in state.items() if f".{PREFIX}" not in k}
@@ -73,6 +69,19 @@ def export_lora(
         if base is not None:
             lora.base_model_name_or_path, lora.revision = base, revision
         lora.save_pretrained(str(folder))
+
+
+def lora_pairs(model: PeftModel, adapter_name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return each adapted layer's update as LoRA factors A (r, in) and scale * B R (out, r), by full name."""
+    return {name: layer.to_lora(adapter_name) for name, layer in _layers(model, adapter_name).items()}
+
+
+def _layers(model: PeftModel, adapter_name: str) -> dict[str, LoraXSLayer]:
+    return {
+        name.removeprefix(ROOT): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraXSLayer) and adapter_name in module.settings
+    }
 
 
 def _identities(model: PeftModel, names: list[str]) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from loraxs_search.tasks.kinds._requests import (
     drive,
 )
 from loraxs_search.tasks.kinds._section import Count, Names, Section, Text, distinct
+from loraxs_search.tasks.kinds._templates import Prompt, Template
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.regression import Regression, regressor
 from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification, classifier
@@ -42,6 +43,7 @@ __all__ = [
     "Metric",
     "Names",
     "PassOutputs",
+    "Prompt",
     "Ragged",
     "Read",
     "Reduce",
@@ -52,6 +54,7 @@ __all__ = [
     "Section",
     "SourceLocation",
     "TaskKind",
+    "Template",
     "Text",
     "Write",
     "Written",

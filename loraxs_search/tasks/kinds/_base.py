@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.records import BaseModelRef, Prediction, Split, Task, TaskModel
+from loraxs_search.records import BaseModelRef, Prediction, Serving, Split, Task, TaskModel
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows
@@ -276,6 +276,16 @@ class TaskKind(ABC):
     def show(self, answer: float | str) -> str:
         """Return an answer of predictions or constants in the form that people read."""
         return str(answer)
+
+    @property
+    def serving(self) -> Serving | None:
+        """How a server that writes text asks an adapter of this task; None where none can."""
+        return None
+
+    def asking_code(self) -> str:
+        """Return the lines of Python that ask `model` with `tokenizer` as in training, for an adapter's card; may be
+        empty."""
+        return ""
 
     def loading_code(self, base: BaseModelRef) -> str:
         """Return the lines of Python that load a base for this task with transformers, as `base`."""

@@ -1,0 +1,145 @@
+"""The requests of several adapters' tasks, computed side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from loraxs_search.bank.bank_rows import BankRows
+from loraxs_search.base_model import joined
+from loraxs_search.records import Split
+from loraxs_search.tasks import Batch, RowSource, eval_batches
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds import PassOutputs, Read, Request, Write, Written
+from loraxs_search.trial.evaluate import EVAL_TOKENS, in_row_order
+from loraxs_search.trial.generate import default_rows, open_rows, writing_batches
+from loraxs_search.trial.open_row import written
+
+OnText = Callable[[str | None, int, str], None]
+NameT = TypeVar("NameT", bound=str | None)
+
+
+def computed(
+    requests: Mapping[str, Request], owners: Mapping[str, int], bank: BankRows, source: RowSource
+) -> dict[str, Any]:
+    """Return what requests come to, by adapter.
+
+    Args:
+        owners: Of each request, a question that names its adapter.
+    """
+    reads = {name: request for name, request in requests.items() if isinstance(request, Read)}
+    writes = {name: request for name, request in requests.items() if isinstance(request, Write)}
+    read = _read_outputs if bank.model.has_head else _read_states
+    return {**read(reads, owners, bank, source), **write_all(writes, owners, bank, source.tokenizer)}
+
+
+def write_all(
+    writes: Mapping[NameT, Write],
+    owners: Mapping[NameT, int],
+    bank: BankRows,
+    tokenizer: PreTrainedTokenizerBase,
+    on_text: OnText | None = None,
+) -> dict[NameT, Written]:
+    """Continue the prompts of several requests side by side.
+
+    Args:
+        owners: Of each request, a question that names its adapter.
+        on_text: Called with a request's name, a row's number in it, and each piece of its text.
+    """
+    model = bank.model.model
+    listening = {name: None if on_text is None else partial(on_text, name) for name in writes}
+    rows = {name: open_rows(write, tokenizer, model, listening[name]) for name, write in writes.items()}
+    every = [(name, row) for name, own in rows.items() for row in own]
+    if every:
+        lengths = np.array([len(row.prompt) + writes[name].max_new_tokens for name, row in every])
+        for batch in writing_batches(lengths, default_rows(bank.model.device)):
+            bank.write([owners[every[i][0]] for i in batch], [every[i][1] for i in batch])
+    return {name: written(own) for name, own in rows.items()}
+
+
+def _read_outputs(
+    reads: Mapping[str, Read], owners: Mapping[str, int], bank: BankRows, source: RowSource
+) -> dict[str, tuple[Tensor, ...]]:
+    """Compute what heads give for the rows of all requests, in one pass."""
+    if not reads:
+        return {}
+    batches = {name: source.collate(read.source, read.rows) for name, read in reads.items()}
+    rows = [owners[name] for name, batch in batches.items() for _ in range(len(batch.counts))]
+    logits, start, results = bank.logits(rows, _joined(list(batches.values()), source)), 0, {}
+    for name, batch in batches.items():
+        own = torch.stack(logits[start : start + len(batch.counts)]).cpu()
+        results[name] = reads[name].reduce(PassOutputs(own), batch)
+        start += len(own)
+    return results
+
+
+def _read_states(
+    reads: Mapping[str, Read], owners: Mapping[str, int], bank: BankRows, source: RowSource
+) -> dict[str, tuple[Tensor, ...]]:
+    """Compute last hidden states for the rows of all requests, in passes of rows of like lengths."""
+    whole = {name: _whole(read.source) for name, read in reads.items()}
+    every = [(name, place) for name, read in reads.items() for place in range(len(read.rows))]
+    lengths = np.array([whole[name].lengths[reads[name].rows[place]] for name, place in every])
+    parts: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in reads}
+    places: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in reads}
+    for chosen in eval_batches(lengths, EVAL_TOKENS) if every else ():
+        of_name: dict[str, list[int]] = {}
+        for number in chosen:
+            name, place = every[number]
+            of_name.setdefault(name, []).append(place)
+        rows = {name: np.array(own) for name, own in of_name.items()}
+        batches = {name: source.collate(whole[name], reads[name].rows[own]) for name, own in rows.items()}
+        for name, outputs in _states_of(batches, owners, bank, source).items():
+            parts[name].append(tuple(part.cpu() for part in reads[name].reduce(outputs, batches[name])))
+            places[name].append(rows[name])
+    return {name: in_row_order(places[name], own) for name, own in parts.items()}
+
+
+def _states_of(
+    batches: Mapping[str, Batch], owners: Mapping[str, int], bank: BankRows, source: RowSource
+) -> dict[str, PassOutputs]:
+    """Compute the batches of several adapters as one; return what each of them reads."""
+    inputs = _joined(list(batches.values()), source)
+    num_columns, first_row, moved = inputs["input_ids"].shape[1], 0, []
+    for batch in batches.values():
+        assert batch.reads is not None  # there is no head
+        padding = num_columns - batch.inputs["input_ids"].shape[1] if _side(source) == "left" else 0
+        moved.append(batch.reads + torch.tensor([first_row, padding]))
+        first_row += len(batch.counts)
+    rows = [owners[name] for name, batch in batches.items() for _ in range(len(batch.counts))]
+    outputs = bank.read(rows, inputs, torch.cat(moved))
+    states = torch.split(outputs.read, [len(own) for own in moved])
+    return {name: PassOutputs(own, outputs.project) for name, own in zip(batches, states, strict=True)}
+
+
+def _whole(rows: Split | EncodedRows) -> EncodedRows:
+    """Return rows that begin with their prompts, where they share these."""
+    assert isinstance(rows, EncodedRows)  # a bank has no splits
+    if rows.prompts is None or rows.prompt_of is None:
+        return rows
+    before = rows.prompts.take(rows.prompt_of)
+    numbers = range(len(rows))
+    positions = rows.positions
+    return EncodedRows(
+        ids=Ragged.of([np.concatenate([before.row(i), rows.ids.row(i)]) for i in numbers], np.int32),
+        positions=None
+        if positions is None
+        else Ragged.of([positions.row(i) + before.lengths[i] for i in numbers], np.int32),
+        targets=rows.targets,
+    )
+
+
+def _joined(batches: Sequence[Batch], source: RowSource) -> dict[str, Tensor]:
+    width = max(batch.inputs["input_ids"].shape[1] for batch in batches)
+    return joined([batch.inputs for batch in batches], width, int(source.tokenizer.pad_token_id), _side(source))
+
+
+def _side(source: RowSource) -> Literal["left", "right"]:
+    return "left" if source.tokenizer.padding_side == "left" else "right"

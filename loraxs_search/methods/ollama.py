@@ -1,0 +1,80 @@
+"""A Modelfile: how Ollama asks an adapter as in training."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+from loraxs_search.home import write_atomic
+from loraxs_search.methods.gguf_lora import FILE
+from loraxs_search.records import Manifest, Serving
+from loraxs_search.tasks import kind_of
+
+_QUOTES = '"""'
+
+
+def write_modelfile(manifest: Manifest, folder: Path) -> None:
+    """Write `Modelfile` beside the adapter, and a README.md that says how both are used."""
+    write_atomic(folder / "Modelfile", modelfile(manifest.base_model.id, kind_of(manifest.task).serving))
+    write_atomic(folder / "README.md", _readme(manifest))
+
+
+def modelfile(base: str, serving: Serving | None) -> str:
+    """Return the Modelfile of an adapter.
+
+    A prompt of one column becomes the template, so that a user gives the column alone. One of several columns, and one
+    that the parser cannot quote, is left to the user: then what is given is the whole prompt. Messages go through the
+    chat template of the base's own file.
+    """
+    lines = [f"# The base as a GGUF file, {base}: put its path here.", "FROM ./base.gguf", f"ADAPTER ./{FILE}"]
+    if serving is not None:
+        lines += _template(serving)
+        lines += [f"PARAMETER stop {quoted}" for text in serving.stop if (quoted := _quoted(text))]
+        if serving.max_new_tokens is not None:
+            lines.append(f"PARAMETER num_predict {serving.max_new_tokens}")
+        lines += [f"PARAMETER temperature {serving.temperature:g}", f"PARAMETER top_p {serving.top_p:g}"]
+        lines.append("PARAMETER repeat_penalty 1")  # Ollama's own default changes what is likeliest
+    return "\n".join(lines) + "\n"
+
+
+def _template(serving: Serving) -> list[str]:
+    if serving.prompt is None:
+        return []
+    parts = list(string.Formatter().parse(serving.prompt))
+    columns = {name for _, name, _, _ in parts if name is not None}
+    whole = "".join(_go(text) + ("{{ .Prompt }}" if name is not None else "") for text, name, _, _ in parts)
+    quoted = _quoted(whole) if len(columns) == 1 else None
+    given = f"# Give the whole prompt, which in training was: {serving.prompt!r}"
+    return [f"TEMPLATE {quoted}"] if quoted else [given, f"TEMPLATE {_QUOTES}{{{{ .Prompt }}}}{_QUOTES}"]
+
+
+def _go(text: str) -> str:
+    """Return text as a template of Go gives it back."""
+    return text.replace("{{", '{{ "{{" }}')
+
+
+def _quoted(text: str) -> str | None:
+    """Return text between the quotes that the parser takes lines and quotes in; None where it would end too early."""
+    return None if _QUOTES in text or text.endswith('"') else f"{_QUOTES}{text}{_QUOTES}"
+
+
+def _readme(manifest: Manifest) -> str:
+    """Return what the two files are for."""
+    base, name = manifest.base_model.id, manifest.task.name
+    return f"""# {name}
+
+A LoRA-XS adapter for `{base}` as plain LoRA for llama.cpp, exactly; in float32.
+
+With llama.cpp, where `base.gguf` is the base (`convert_hf_to_gguf.py` makes it):
+
+```console
+llama-completion -m base.gguf --lora {FILE} -p "..."
+```
+
+With Ollama, after putting the base's path into `Modelfile`:
+
+```console
+ollama create {name} -f Modelfile
+ollama run {name}
+```
+"""
