@@ -113,9 +113,10 @@ class PassContext(threading.local, Generic[RowMapT]):
 
     @contextmanager
     def computing(self, row_map: RowMapT, worker: int = 0) -> Iterator[None]:
-        """Set the rows of the pass that this thread computes."""
+        """Set the rows of the pass that this thread computes; inside another pass, that one goes on afterwards."""
+        before = self._row_map, self.worker
         self._row_map, self.worker = row_map, worker
         try:
             yield
         finally:
-            self._row_map = None
+            self._row_map, self.worker = before

@@ -59,7 +59,7 @@ class Pack:
         factors: The store that factors come from; `LoadedFactors` when the base is not in its checkpoint's precision.
         modules: The linear layers that may be adapted.
         max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out. A longer row is computed
-            by itself.
+            by itself; where memory runs out even then, training checkpoints the layers.
         executor: Threads for passes side by side; None computes one pass at a time in the caller's thread.
         cache_bytes: Memory for the hidden states below the lowest adapted layer, which are computed once for each row
             and then looked up; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 computes them in every pass.
@@ -80,7 +80,7 @@ class Pack:
         cache_bytes: int | None = None,
         sharing: Sharing | None = None,
     ) -> None:
-        self.max_tokens = max_tokens
+        self.max_tokens = self._first_max_tokens = max_tokens
         self._executor = executor or PassExecutor(1)
         self._model, self._has_head = model, bool(head_names(model))
         self._adaptable = AdaptableLayers(model, modules)
@@ -117,7 +117,7 @@ class Pack:
         rows = {slot.name: slot.next_rows() for slot in slots}
         tokens = [int(slot.data.lengths("train")[rows[slot.name]].sum()) for slot in slots]
         longest = max(int(slot.data.lengths("train")[rows[slot.name]].max()) for slot in slots)
-        losses = self._within_memory(longest, lambda: self._gradients(slots, rows))
+        losses = self._within_memory(longest, lambda: self._gradients(slots, rows), learns=True)
         norms = gradient_norms([slot.parameters for slot in slots])
         numbers = torch.stack([torch.stack([losses[slot.name] for slot in slots]), norms]).tolist()
         errors: dict[str, LoraxsError] = {}
@@ -293,11 +293,12 @@ class Pack:
         budgets = dict.fromkeys(max(longest, min(self.max_tokens, share)) for share in shares)
         return min((plan_passes(demands, budget) for budget in budgets), key=self._executor.makespan)
 
-    def _within_memory(self, longest: int, compute: Callable[[], ResultT]) -> ResultT:
+    def _within_memory(self, longest: int, compute: Callable[[], ResultT], *, learns: bool = False) -> ResultT:
         """Compute, and halve the token budget after each failure until the passes fit; a failed try changes nothing.
 
         Args:
             longest: Tokens of the longest row; the budget is never less.
+            learns: Whether there is a backward. Then layers are checkpointed where one row is too much.
         """
         while True:
             try:
@@ -305,11 +306,22 @@ class Pack:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                if not self._prefix.shrink() and self.max_tokens <= longest:
+                if not self._save_memory(longest, learns):
                     raise _too_long(longest) from error
+            torch.cuda.empty_cache()
+
+    def _save_memory(self, longest: int, learns: bool) -> bool:
+        """Do what makes the next try need less memory; return False where there is nothing left to do."""
+        emptied = self._prefix.shrink()
+        if emptied or self.max_tokens > longest:
             self.max_tokens = min(self.max_tokens, max(longest, self.max_tokens // 2))
             log.warning("Memory ran out; passes have at most %d tokens from now on.", self.max_tokens)
-            torch.cuda.empty_cache()
+            return True
+        if learns and self._packed.checkpoint_gradients():
+            self.max_tokens = self._first_max_tokens  # a token takes much less now
+            log.warning("Memory ran out with one row; layers are computed again in backward from now on.")
+            return True
+        return False
 
 
 def _seconds(compute: Callable[[], object], device: torch.device) -> float:
@@ -348,8 +360,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _too_long(longest: int) -> LoraxsError:
     return UsageError(
-        f"Memory must hold a pass of one row, but it ran out with a row of {longest} tokens: lower the task's"
-        f" `max_length` below {longest}, or use a device with more memory."
+        f"Memory must hold a pass of one row, but it ran out with a row of {longest} tokens.",
+        hint=f"lower the task's `max_length` below {longest}, set `search.precision` to bfloat16, or use a device with"
+        " more memory",
     )
 
 

@@ -12,6 +12,7 @@ from loraxs_search.factors import FactorStore
 from loraxs_search.methods import PackedBase, get_method
 from loraxs_search.multiplexed import AdaptedHead, PassContext, SlotRowMap, SlotUpdates, TrainedLinear
 from loraxs_search.packing.adaptable import AdaptableLayers
+from loraxs_search.packing.checkpointing import GradientCheckpointing
 from loraxs_search.packing.last_layer import LastLayerPruning
 from loraxs_search.packing.packed_heads import PackedHeads
 from loraxs_search.packing.prefix_cache import PrefixCache
@@ -41,6 +42,7 @@ class PackedModel:
         self._model, self._adaptable, self._num_workers = model, adaptable, num_workers
         self._factors = factors
         self._pruning = LastLayerPruning(model, adaptable.layers)
+        self._checkpointing = GradientCheckpointing(adaptable.layers, self.context)
         self._linears = {name: model.get_submodule(name) for name in adaptable.sizes}
         self._head_modules = {name: model.get_submodule(name) for name in head_names(model)}
         self._originals: dict[str, nn.Module] = {}
@@ -55,14 +57,22 @@ class PackedModel:
         self._updates = self._slot_updates(wanted)
         self._heads = PackedHeads(wanted, self._num_workers)
         modules = [name for name in self._linears if any(name in updates.modules for updates in self._updates)]
-        self.prefix.place(self._adaptable.lowest(modules), (slot.data for slot in wanted))
+        lowest = self._adaptable.lowest(modules)
+        self.prefix.place(lowest, (slot.data for slot in wanted))
         for name in modules:
             updates = [updates.update(name) for updates in self._updates if name in updates.modules]
             self._put(name, TrainedLinear(self._linears[name], self.context, updates))
         for name, head in self._head_modules.items():
             self._put(name, AdaptedHead(head, self.context, self._heads.state(name, head)))
         self._pruning.place()
+        self._checkpointing.place(lowest)
         self.slots = wanted
+
+    def checkpoint_gradients(self) -> bool:
+        """Compute layers again in backward from now on, to save memory; return whether that is new and possible."""
+        if turned_on := self._checkpointing.turn_on():
+            self.clear()  # what is in place was put there without it
+        return turned_on
 
     @property
     def slot_bytes(self) -> int:
@@ -71,6 +81,7 @@ class PackedModel:
 
     def clear(self) -> None:
         """Restore the base."""
+        self._checkpointing.remove()
         for name, original in self._originals.items():
             self._model.set_submodule(name, original)
         self._originals.clear()

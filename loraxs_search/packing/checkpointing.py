@@ -1,0 +1,81 @@
+"""Gradient checkpointing: layers keep their input alone, and are computed again when backward reaches them.
+
+A third more time, and of a pass only one layer's activations at a time. transformers' own does this in training mode
+only, which would turn dropout on, and knows nothing of our row maps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from loraxs_search.multiplexed import PassContext
+
+
+class GradientCheckpointing:
+    """Makes passes with gradients compute the repeated layers twice; what they compute stays the same.
+
+    Layers below the lowest adapted one keep nothing for backward anyway. The topmost one is left alone: backward
+    begins there, so it would gain nothing, and what is pruned of it may differ from pass to pass.
+
+    Args:
+        layers: The base's repeated layers; None when it has no such list, and then nothing is done.
+        context: Where adapted layers find the rows of their pass.
+    """
+
+    def __init__(self, layers: nn.ModuleList | None, context: PassContext[Any]) -> None:
+        self._layers, self._context = layers, context
+        self._placed: list[int] = []
+        self.is_on = False
+
+    def turn_on(self) -> bool:
+        """Checkpoint from the next `place` on; return whether that is new and possible."""
+        new = not self.is_on and self._layers is not None and len(self._layers) > 1
+        self.is_on = self.is_on or new
+        return new
+
+    def place(self, lowest: int) -> None:
+        """Wrap the layers from `lowest` on if checkpointing is on; adapted layers must be in place already."""
+        if self._layers is None or not self.is_on:
+            return
+        for index in range(lowest, len(self._layers) - 1):
+            self._layers[index] = _CheckpointedLayer(self._layers[index], self._context)
+            self._placed.append(index)
+
+    def remove(self) -> None:
+        """Put the layers back."""
+        for index in self._placed:
+            assert self._layers is not None  # something was placed
+            self._layers[index] = self._layers[index].get_submodule("layer")
+        self._placed.clear()
+
+
+class _CheckpointedLayer(nn.Module):
+    """Stands where a layer was; the model may ask it for the layer's attributes."""
+
+    def __init__(self, layer: nn.Module, context: PassContext[Any]) -> None:
+        super().__init__()
+        self.layer = layer
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.layer(*args, **kwargs)
+        row_map, worker = self._context.row_map, self._context.worker
+
+        def compute(*args: Any, **kwargs: Any) -> Any:
+            # The second time backward calls this, after the pass, and on an accelerator in another thread.
+            with self._context.computing(row_map, worker):
+                return self.layer(*args, **kwargs)
+
+        # Nothing is drawn at random: dropout is off.
+        return checkpoint(compute, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

@@ -1,0 +1,136 @@
+"""Layers that are computed again in backward: the same numbers, less memory, in whatever thread backward runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from loraxs_search.errors import UsageError
+from loraxs_search.packing.checkpointing import _CheckpointedLayer
+from loraxs_search.trial import Snapshot
+
+TOLERANCE = 1e-5
+
+
+def checkpointed(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, _CheckpointedLayer)]
+
+
+@contextmanager
+def little_memory(model: nn.Module, whole: int) -> Any:
+    """Have memory run out in passes with gradients of more than `whole` tokens, until layers are checkpointed."""
+
+    def refuse(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.is_grad_enabled() and kwargs["input_ids"].numel() > whole and not checkpointed(model):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = model.register_forward_pre_hook(refuse, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def trained(world: Any, specs: list[Any], steps: int, num_workers: int = 1, on: bool = False) -> list[Snapshot]:
+    pack = world.pack(num_workers=num_workers)
+    assert not on or pack._packed.checkpoint_gradients()
+    slots = world.join(pack, specs)
+    for _ in range(steps):
+        assert pack.step(slots) == {}
+    assert bool(checkpointed(world.model)) == on
+    pack.clear()
+    return [slot.snapshot() for slot in slots]
+
+
+def same_bits(a: Snapshot, b: Snapshot) -> bool:
+    pairs = [(a.parameters, b.parameters), (a.moments, b.moments)]
+    return all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_checkpointing_changes_no_bit(make_world: Callable[..., Any], family: str) -> None:
+    world = make_world(family)
+    specs = world.mixed_specs()
+    plain, again = trained(world, specs, 5), trained(world, specs, 5, on=True)
+    assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_workers_side_by_side_keep_their_rows_apart(world: Any) -> None:
+    specs = world.mixed_specs()
+    plain, again = trained(world, specs, 5, num_workers=3), trained(world, specs, 5, num_workers=3, on=True)
+    assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_backward_may_run_in_another_thread_as_on_an_accelerator(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = world.mixed_specs()[:3]
+    plain, backward = trained(world, specs, 3), torch.autograd.backward
+
+    def elsewhere(*args: Any, **kwargs: Any) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(backward, *args, **kwargs).result()
+
+    monkeypatch.setattr(torch.autograd, "backward", elsewhere)
+    again = trained(world, specs, 3, on=True)
+    assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_one_row_too_much_for_memory_turns_checkpointing_on_and_equals_the_lone_trial(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec, pack = world.spec("1"), world.pack(max_tokens=400)
+    slots = world.join(pack, [spec])
+    with little_memory(world.model, whole=2):
+        for _ in range(5):
+            assert pack.step(slots) == {}
+        assert checkpointed(world.model)
+        metrics = pack.evaluate(slots, "validation")
+    assert pack.max_tokens == 400  # the first budget again: a token takes less
+    assert "computed again in backward" in caplog.text
+    pack.clear()
+    assert checkpointed(world.model) == []
+    lone = world.lone(spec, 5)
+    assert world.distance(slots[0].snapshot(), lone) < TOLERANCE
+    assert metrics["1"] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
+
+
+def test_memory_that_holds_no_row_even_so_is_refused(world: Any) -> None:
+    pack = world.pack()
+    slots = world.join(pack, [world.spec("1")])
+
+    def refuse(_: nn.Module, args: tuple[Any, ...]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with world.model.register_forward_pre_hook(refuse), pytest.raises(UsageError, match="pass of one row"):
+        pack.step(slots)
+    assert pack.step(slots) == {}  # it may be there the next time
+
+
+def kept_bytes(world: Any, on: bool) -> int:
+    """Return the bytes that a step's passes keep for backward."""
+    pack = world.pack(max_tokens=10_000)
+    assert not on or pack._packed.checkpoint_gradients()
+    slots = world.join(pack, [world.spec("1", batch_size=16)])
+    seen: dict[int, int] = {}
+
+    def pack_tensor(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    parameters = {p.untyped_storage().data_ptr() for p in world.model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(pack_tensor, lambda tensor: tensor):
+        pack.step(slots)
+    pack.clear()
+    return sum(size for pointer, size in seen.items() if pointer not in parameters)
+
+
+def test_a_pass_keeps_one_state_a_layer(make_world: Callable[..., Any]) -> None:
+    """Two layers of which the topmost keeps all: what is left is more than half of it by that layer alone."""
+    world = make_world("llama")
+    assert kept_bytes(world, on=True) < 0.7 * kept_bytes(world, on=False)
