@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,11 +30,33 @@ def entry_of(source: Path | bytes, name: str) -> Any:
         return _entry(file, name)
 
 
-def _entry(file: BinaryIO, name: str) -> Any:
+def numbers_by_dtype(path: Path) -> dict[str, int]:
+    """Return how many numbers of each type a file's tensors have, by the type's name there (`BF16`, `F32`).
+
+    Raises:
+        ValueError: it is no safetensors file.
+        OSError: it cannot be read.
+    """
+    numbers: dict[str, int] = {}
+    with path.open("rb") as file:
+        header = _header(file)
+    for tensor in (value for name, value in header.items() if name != "__metadata__"):
+        numbers[tensor["dtype"]] = numbers.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
+    return numbers
+
+
+def _header(file: BinaryIO) -> dict[str, Any]:
     length = int.from_bytes(file.read(8), "little")
     if length > MAX_BYTES:
         raise ValueError(f"its header must have at most {MAX_BYTES:,} bytes, but has {length:,}")
     header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError(f"its header must be a mapping, but is {type(header).__name__}")
+    return header
+
+
+def _entry(file: BinaryIO, name: str) -> Any:
+    header = _header(file)
     try:
         return json.loads(header["__metadata__"][name])
     except (KeyError, TypeError):

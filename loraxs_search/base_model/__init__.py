@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.base_model._digest import weight_bytes
+from loraxs_search.base_model._digest import numbers_by_dtype, weight_bytes
 from loraxs_search.base_model._known import with_known_package
 from loraxs_search.base_model._locate import locate
 from loraxs_search.base_model._packable import Sharing, check_packable, check_shared
@@ -52,6 +52,7 @@ __all__ = [
     "make_identity",
     "matrix",
     "missing_poolers",
+    "numbers_by_dtype",
     "output_head",
     "padding_side",
     "probe_sharing",

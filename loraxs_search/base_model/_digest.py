@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
+from loraxs_search import safetensors_header
 from loraxs_search.base_model._folder import weight_files
 from loraxs_search.errors import HomeError
 from loraxs_search.home import home, write_atomic
@@ -28,6 +30,20 @@ def weight_digest(folder: Path) -> str:
 def weight_bytes(folder: Path) -> int:
     """Return the size of a model's weight files."""
     return sum(file.stat().st_size for file in weight_files(folder))
+
+
+def numbers_by_dtype(folder: Path) -> dict[str, int]:
+    """Return how many numbers of each type a model's weight files have, by the type's name in safetensors (`BF16`).
+
+    Empty where a file is no safetensors, or a damaged one: loading says what is wrong with it.
+    """
+    numbers: Counter[str] = Counter()
+    for file in weight_files(folder):
+        try:
+            numbers.update(safetensors_header.numbers_by_dtype(file))
+        except ValueError:
+            return {}
+    return dict(numbers)
 
 
 def file_digest(path: Path) -> str:

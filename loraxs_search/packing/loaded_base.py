@@ -28,6 +28,7 @@ from loraxs_search.methods import get_method
 from loraxs_search.methods.body import body_fingerprint
 from loraxs_search.methods.reference_logits import make_reference_logits
 from loraxs_search.packing.adaptable import AdaptableLayers
+from loraxs_search.packing.base_memory import check_fits
 from loraxs_search.packing.last_layer import LastLayerPruning
 from loraxs_search.packing.loaded_factors import LoadedFactors
 from loraxs_search.packing.pass_executor import workers_for
@@ -76,8 +77,9 @@ class LoadedBase:
         self._prepared: dict[str, PreparedTask] = {}
         self._exact: dict[TaskModel, tuple[PreTrainedModel, int]] = {}
         self._pruned: dict[PreTrainedModel, LastLayerPruning] = {}
-        self.exact, _ = self._exact_for(task)
         self.dtype = choose_dtype(precision, self.device)
+        check_fits(self.base, self.dtype, self.device)
+        self.exact, _ = self._exact_for(task)
         self.model = self.exact if self.dtype == self.exact.dtype else self._load(task, self.dtype)
         self.modules = linear_modules(self.base, self.data.kind.model)
         self.factors = LoadedFactors(self.model, self.exact, [module.name for module in self.modules])

@@ -12,9 +12,9 @@ import pytest
 import torch
 from support.toy_ia3 import IA3
 
-from loraxs_search.errors import StudyError, TargetModulesError, TrialDivergedError, UsageError
+from loraxs_search.errors import BaseModelError, StudyError, TargetModulesError, TrialDivergedError, UsageError
 from loraxs_search.methods import METHODS
-from loraxs_search.packing import PackedHost, TrialHost
+from loraxs_search.packing import PackedHost, TrialHost, capacity, loaded_base
 from loraxs_search.records import BaseModelRef
 from loraxs_search.trial import Snapshot
 
@@ -40,6 +40,15 @@ def make_host(world: Any) -> Iterator[Make]:
 @pytest.fixture
 def distance(world: Any) -> Callable[[bytes, bytes], float]:
     return lambda a, b: world.distance(Snapshot.from_bytes(a), Snapshot.from_bytes(b))
+
+
+def test_a_base_that_memory_cannot_hold_is_refused_before_it_is_loaded(
+    make_host: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(loaded_base, "load_model", lambda *_, **__: pytest.fail("it is loaded"))
+    with pytest.raises(BaseModelError, match=r"0\.00 GiB of cpu are free"):
+        make_host()
 
 
 def test_callers_at_once_get_what_lone_hosts_give(world: Any, make_host: Make, distance: Distance) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from loraxs_search.safetensors_header import MAX_BYTES, entry_of
+from loraxs_search.safetensors_header import MAX_BYTES, entry_of, numbers_by_dtype
 
 CONTENT = save({"x": np.arange(3.0)}, {"about": json.dumps({"rank": 4})})
 
@@ -27,10 +27,20 @@ def test_an_entry_is_read_from_bytes_and_from_a_file(tmp_path: Path) -> None:
         (save({"x": np.arange(3.0)}), "must have an entry 'other'"),
         (b"", "Expecting value"),
         (CONTENT[:20], "Unterminated string"),
-        (b"\x02" + bytes(7) + b"[]", "must have an entry"),
+        (b"\x02" + bytes(7) + b"[]", "must be a mapping"),
         ((MAX_BYTES + 1).to_bytes(8, "little") + b"{}", "must have at most"),
     ],
 )
 def test_what_is_no_such_file_is_refused(content: bytes, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         entry_of(content, "other")
+
+
+def test_numbers_are_counted_by_type(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32), "c": np.zeros((), np.int64)}
+    path.write_bytes(save(tensors, {"about": "{}"}))
+    assert numbers_by_dtype(path) == {"F32": 10, "I64": 1}
+    path.write_bytes(b"no header")
+    with pytest.raises(ValueError, match="must have at most"):
+        numbers_by_dtype(path)

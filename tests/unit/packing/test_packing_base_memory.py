@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.bases import SMOLLM, save_language_model
+
+from loraxs_search.base_model import load_model, locate
+from loraxs_search.errors import BaseModelError
+from loraxs_search.packing import capacity
+from loraxs_search.packing.base_memory import check_fits, needed_bytes
+from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
+
+CPU = torch.device("cpu")
+GIB = 2**30
+
+
+def base_in(folder: Path, dtype: torch.dtype, *, declared: bool = True) -> BaseModel:
+    """Save a small decoder in a precision, which its configuration declares or not."""
+    save_language_model(folder, SMOLLM)
+    file = folder / "model.safetensors"
+    save_file({name: value.to(dtype) for name, value in load_file(file).items()}, file, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = str(dtype).removeprefix("torch.") if declared else None
+    (folder / "config.json").write_text(json.dumps(config))
+    return locate(BaseModelRef(id=str(folder)))
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_counted_is_what_the_loaded_models_take(tmp_path, own, dtype, declared):
+    base = base_in(tmp_path / "m", own, declared=declared)
+    kind = TaskModel("AutoModelForCausalLM")
+    models = [load_model(base, kind), *([load_model(base, kind, dtype=dtype)] if dtype != own else [])]
+    assert models[0].dtype == own
+    assert needed_bytes(base, dtype) == sum(p.nbytes for model in models for p in model.parameters())
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch):
+    def set_free(num_bytes: int) -> None:
+        monkeypatch.setattr(capacity, "free_bytes", lambda device: num_bytes)
+
+    return set_free
+
+
+@pytest.fixture
+def huge(tmp_path: Path):
+    """Make a base of a billion numbers, of which only the header is written."""
+
+    def make(own: str) -> BaseModel:
+        header = json.dumps({"x": {"dtype": own, "shape": [2**15, 2**15], "data_offsets": [0, 1]}}).encode()
+        (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        (tmp_path / "config.json").write_text("{}")
+        return BaseModel(id="org/huge", path=str(tmp_path), weight_digest="0" * 64)
+
+    return make
+
+
+def test_a_base_that_just_fits_is_taken(huge, free):
+    free(2 * GIB)
+    check_fits(huge("BF16"), torch.bfloat16, CPU)
+
+
+def test_two_copies_that_do_not_fit_name_the_precision_that_needs_one(huge, free):
+    free(5 * GIB)
+    with pytest.raises(
+        BaseModelError, match=r"takes 6\.00 GiB as bfloat16 and, for trials, as float32"
+    ) as caught:
+        check_fits(huge("BF16"), torch.float32, CPU)
+    assert "5.00 GiB of cpu are free" in str(caught.value)
+    assert str(caught.value.hint).startswith(
+        "set `search.precision` to bfloat16, which takes 2.00 GiB; or use a device"
+    )
+
+
+def test_a_float16_base_that_fits_only_once_names_a_copy_in_bfloat16(huge, free):
+    free(3 * GIB)
+    with pytest.raises(BaseModelError, match=r"4\.00 GiB as float16 and") as caught:
+        check_fits(huge("F16"), torch.bfloat16, CPU)
+    assert str(caught.value.hint).startswith("use a copy of the base that is saved as bfloat16, which")
+
+
+def test_where_nothing_here_helps_the_hint_says_what_would(huge, free):
+    free(GIB)
+    with pytest.raises(BaseModelError, match=r"takes 2\.00 GiB, and 1\.00 GiB of cpu") as caught:
+        check_fits(huge("BF16"), torch.bfloat16, CPU)
+    assert caught.value.hint == "use a device with more memory, or a smaller base"
+
+
+def test_pickled_weights_count_as_long_as_they_are(tmp_path, free):
+    (tmp_path / "pytorch_model.bin").write_bytes(bytes(100))
+    (tmp_path / "config.json").write_text("{}")
+    base = BaseModel(id="org/old", path=str(tmp_path), weight_digest="0" * 64)
+    assert needed_bytes(base, torch.bfloat16) == 100
+    free(99)
+    with pytest.raises(BaseModelError, match="org/old"):
+        check_fits(base, torch.bfloat16, CPU)
