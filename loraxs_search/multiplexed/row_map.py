@@ -49,12 +49,14 @@ class RowRun:
 
     Args:
         slots: Slot index of each row, shape (n,), int64, on the device of the pass.
+        segments: The same rows, slot by slot.
     """
 
     start: int
     stop: int
     slots: Tensor
     label: int
+    segments: tuple[RowSegment[int], ...]
 
 
 class SlotRowMap(RowMap[int]):
@@ -77,16 +79,17 @@ class SlotRowMap(RowMap[int]):
         return self._runs[label_of_slot]
 
     def _make_runs(self, label_of_slot: tuple[int | None, ...]) -> list[RowRun]:
-        spans: list[tuple[int, int, int]] = []
+        spans: list[tuple[int, list[RowSegment[int]]]] = []
         for segment in self.segments:
             label = label_of_slot[segment.adapter]
             if label is None:
                 continue
-            if spans and spans[-1][1:] == (segment.start, label):
-                spans[-1] = (spans[-1][0], segment.stop, label)
+            if spans and (spans[-1][0], spans[-1][1][-1].stop) == (label, segment.start):
+                spans[-1][1].append(segment)
             else:
-                spans.append((segment.start, segment.stop, label))
-        return [RowRun(start, stop, self._slots[start:stop], label) for start, stop, label in spans]
+                spans.append((label, [segment]))
+        edges = [(own[0].start, own[-1].stop, label, tuple(own)) for label, own in spans]
+        return [RowRun(start, stop, self._slots[start:stop], label, own) for start, stop, label, own in edges]
 
 
 def segments_of(adapters: npt.NDArray[np.integer]) -> list[RowSegment[int]]:
@@ -110,6 +113,10 @@ class PassContext(threading.local, Generic[RowMapT]):
     def row_map(self) -> RowMapT:
         assert self._row_map is not None  # adapted layers run within a pass only
         return self._row_map
+
+    def narrow(self, row_map: RowMapT) -> None:
+        """Replace the rows for the rest of the pass: what follows has other ones."""
+        self._row_map = row_map
 
     @contextmanager
     def computing(self, row_map: RowMapT, worker: int = 0) -> Iterator[None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model import head_names
@@ -16,6 +17,7 @@ from loraxs_search.packing.checkpointing import GradientCheckpointing
 from loraxs_search.packing.last_layer import LastLayerPruning
 from loraxs_search.packing.packed_heads import PackedHeads
 from loraxs_search.packing.prefix_cache import PrefixCache
+from loraxs_search.packing.read_pruning import ReadPruning
 from loraxs_search.packing.slot import Slot
 
 
@@ -41,7 +43,9 @@ class PackedModel:
         self.slots: tuple[Slot, ...] = ()  # a slot's index is its place here
         self._model, self._adaptable, self._num_workers = model, adaptable, num_workers
         self._factors = factors
-        self._pruning = LastLayerPruning(model, adaptable.layers)
+        has_head = bool(head_names(model))
+        self._pruning = LastLayerPruning(model, adaptable.layers if has_head else None)
+        self._read_pruning = ReadPruning(model, None if has_head else adaptable.layers)
         self._checkpointing = GradientCheckpointing(adaptable.layers, self.context)
         self._linears = {name: model.get_submodule(name) for name in adaptable.sizes}
         self._head_modules = {name: model.get_submodule(name) for name in head_names(model)}
@@ -65,6 +69,7 @@ class PackedModel:
         for name, head in self._head_modules.items():
             self._put(name, AdaptedHead(head, self.context, self._heads.state(name, head)))
         self._pruning.place()
+        self._read_pruning.place()
         self._checkpointing.place(lowest)
         self.slots = wanted
 
@@ -86,6 +91,7 @@ class PackedModel:
             self._model.set_submodule(name, original)
         self._originals.clear()
         self._pruning.remove()
+        self._read_pruning.remove()
         self.prefix.remove()
         self.slots = ()
 
@@ -100,6 +106,21 @@ class PackedModel:
         for updates in self._updates:
             updates.collect()
         self._heads.collect()
+
+    @contextmanager
+    def reading(self, reads: Tensor | None, width: int, read_map: SlotRowMap) -> Iterator[bool]:
+        """Compute no more of the topmost layer than this thread's pass reads, where that can be; yield whether it is.
+
+        Args:
+            reads: Row and column of each read, (M, 2); None where a head reads.
+            width: T, the tokens of each row, padding included.
+            read_map: Whose each read is.
+        """
+        if reads is None:
+            yield False
+            return
+        with self._read_pruning.reading(reads, width, lambda: self.context.narrow(read_map)) as is_cut:
+            yield is_cut
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _slot_updates(self, slots: tuple[Slot, ...]) -> tuple[SlotUpdates, ...]:

@@ -62,6 +62,10 @@ class _Part:
         source = self.request.source
         return self.data, self.request.reduce, source if isinstance(source, str) else id(source)
 
+    @property
+    def num_reads(self) -> int:
+        return int(self.data.encoded(self.request.source).counts(self.rows).sum())
+
 
 def run_pass(
     model: PreTrainedModel, packed_model: PackedModel, shared: Pass, reads: Reads, worker: int
@@ -80,9 +84,10 @@ def run_pass(
         CachedRows(group[0].data, group[0].request.source, indices) for group, indices in zip(groups, rows, strict=True)
     ]
     positions = _positions(batches, shared.width, padding_side(model.config))
-    computing = packed_model.context.computing(_row_map(parts, device), worker)
-    with computing, packed_model.prefix.skipped(known, inputs):
-        outputs = forward(model, inputs, positions)
+    computing = packed_model.context.computing(_row_map(parts, [len(part.rows) for part in parts], device), worker)
+    reading = packed_model.reading(positions, shared.width, _row_map(parts, [part.num_reads for part in parts], device))
+    with computing, packed_model.prefix.skipped(known, inputs), reading as is_cut:
+        outputs = forward(model, inputs, positions, is_cut=is_cut)
     return _reduced(groups, batches, outputs)
 
 
@@ -106,8 +111,9 @@ def _parts(packed_model: PackedModel, shared: Pass, reads: Reads) -> list[_Part]
     return parts
 
 
-def _row_map(parts: list[_Part], device: torch.device) -> SlotRowMap:
-    edges = np.cumsum([0, *(len(part.rows) for part in parts)]).tolist()
+def _row_map(parts: list[_Part], sizes: list[int], device: torch.device) -> SlotRowMap:
+    """Return whose the rows of a pass are, or its reads: so many of each part, one part after the other."""
+    edges = np.cumsum([0, *sizes]).tolist()
     segments = [RowSegment(part.slot, a, b) for part, a, b in zip(parts, edges[:-1], edges[1:], strict=True)]
     return SlotRowMap(segments, device)
 

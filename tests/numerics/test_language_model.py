@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,21 @@ def test_with_r_zero_the_loss_is_the_base_s_own_over_the_learnt_tokens(tmp_path:
     expected = cross_entropy(logits.flatten(0, 1), labels.flatten())
     assert isinstance(scored, dict)
     assert scored["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_topmost_layer_is_computed_where_a_pass_reads_it(tmp_path: Path) -> None:
+    world = DecoderWorld(tmp_path, "llama")
+    pack, num_positions = world.pack(), Counter[str]()
+    slots = [pack.join(spec, data) for spec, data in world.mixed_trials()[:2]]
+    assert pack.step(slots) == {}  # places what replaces the base's own layers
+    for name in world.names:
+        count = lambda _, args, name=name: num_positions.update({name: args[0][..., 0].numel()})  # noqa: E731
+        world.model.get_submodule(name).register_forward_pre_hook(count)
+    rows = {slot.name: slot.next_rows() for slot in slots}
+    num_reads = sum(int(slot.data.encoded("train").counts(rows[slot.name]).sum()) for slot in slots)
+    num_tokens = sum(int(slot.data.lengths("train")[rows[slot.name]].sum()) for slot in slots)
+    assert pack.step(slots) == {}
+    pack.clear()
+    behind = {name for name in world.names if ".1.mlp" in name or name.endswith("1.self_attn.o_proj")}
+    assert {num_positions[name] for name in behind} == {num_reads}
+    assert min(num_positions[name] for name in set(world.names) - behind) >= num_tokens > num_reads

@@ -6,7 +6,7 @@ orthonormal, so adapters of any sigma share them. Letters: m rows of T positions
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -17,7 +17,7 @@ from loraxs_search.methods._base import PackedAdapter
 from loraxs_search.methods.loraxs._factor_pairs import FactorPair, FactorPairs
 from loraxs_search.methods.loraxs._packed_r import PackedR
 from loraxs_search.methods.loraxs._settings import FactorKey, ModuleSettings
-from loraxs_search.multiplexed import LayerRows, SlotRowMap
+from loraxs_search.multiplexed import LayerRows, RowSegment, SlotRowMap
 
 __all__ = [
     "FactorPair",
@@ -61,6 +61,40 @@ def _by_core(z: Tensor, cores: Tensor) -> Tensor:
     return z.view(len(cores), -1, z.shape[-1])
 
 
+# Rows of one position, such as the reads of a pass, are as many as positions elsewhere: a core for each would take more
+# memory than the layer. They are computed slot by slot instead.
+def _add_by_segment_(
+    x: Tensor, y: Tensor, pair: FactorPair, cores: Tensor, segments: Sequence[RowSegment[int]]
+) -> Tensor:
+    """Do what `add_core_update_` does, for rows of one position and the cores of all slots."""
+    z = torch.mm(x, pair.a.T)  # (m, k)
+    y.addmm_(torch.cat([torch.mm(z[own], cores[slot].T) for slot, own in _rows(segments)]), pair.b_t)
+    return z
+
+
+def _backward_by_segment_(
+    dy: Tensor,
+    dx: Tensor | None,
+    pair: FactorPair,
+    z: Tensor,
+    cores: Tensor,
+    segments: Sequence[RowSegment[int]],
+    grads: Tensor,
+) -> None:
+    """Do what `core_update_backward_` does, for rows of one position, and add to the gradients of all slots."""
+    g = torch.mm(dy, pair.b_t.T)  # (m, k)
+    for slot, own in _rows(segments):
+        grads[slot] += torch.mm(g[own].T, z[own])
+    if dx is not None:
+        dx.addmm_(torch.cat([torch.mm(g[own], cores[slot]) for slot, own in _rows(segments)]), pair.a)
+
+
+def _rows(segments: Sequence[RowSegment[int]]) -> Iterator[tuple[int, slice]]:
+    """Yield each segment's slot, and its rows counted from the first segment's start."""
+    for segment in segments:
+        yield segment.adapter, slice(segment.start - segments[0].start, segment.stop - segments[0].start)
+
+
 class TrainedCores:
     """What the slots of a pack add to one layer; a `TrainableUpdate`.
 
@@ -82,16 +116,23 @@ class TrainedCores:
     def add_(self, x: Tensor, y: Tensor, rows: LayerRows[SlotRowMap]) -> list[Tensor]:
         saved = []
         for run in rows.row_map.runs(self._pair_of_slot):
-            at, cores = rows.positions(run.start, run.stop), self.cores[run.slots]  # (m, k, k)
-            saved += [add_core_update_(x[at], y[at], self._pairs[run.label], cores), cores]
+            at, pair = rows.positions(run.start, run.stop), self._pairs[run.label]
+            if rows.num_positions == 1:
+                saved.append(_add_by_segment_(x[at], y[at], pair, self.cores, run.segments))
+            else:
+                saved.append(add_core_update_(x[at], y[at], pair, self.cores[run.slots]))
         return saved
 
     def backward_(self, dy: Tensor, dx: Tensor | None, saved: Sequence[Tensor], rows: LayerRows[SlotRowMap]) -> None:
-        grads, tensors = self._grads[rows.worker], iter(saved)
-        for run, z, cores in zip(rows.row_map.runs(self._pair_of_slot), tensors, tensors, strict=True):
-            at = rows.positions(run.start, run.stop)
-            part = core_update_backward_(dy[at], None if dx is None else dx[at], self._pairs[run.label], z, cores)
-            grads.index_add_(0, run.slots, part.to(grads.dtype))
+        grads = self._grads[rows.worker]
+        for run, z in zip(rows.row_map.runs(self._pair_of_slot), saved, strict=True):
+            at, pair = rows.positions(run.start, run.stop), self._pairs[run.label]
+            own = dy[at], None if dx is None else dx[at], pair, z
+            if rows.num_positions == 1:
+                _backward_by_segment_(*own, self.cores, run.segments, grads)
+            else:
+                part = core_update_backward_(*own, self.cores[run.slots])
+                grads.index_add_(0, run.slots, part.to(grads.dtype))
 
 
 class CoreSlot(Protocol):
