@@ -1,0 +1,163 @@
+"""The likelihood of each option is that of its tokens in a whole row, one row at a time, by a plain computation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.bases import SMALL
+from support.characters import characters
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from loraxs_search.base_model import linear_modules, load_model
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.packing.loaded_factors import LoadedFactors
+from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.pass_executor import PassExecutor
+from loraxs_search.records import BaseModel, DataSource, Hyperparameters, Task, TrialSpec
+from loraxs_search.tasks import PreparedTask, load_data, prepare
+from loraxs_search.tasks.kinds import kind_of
+from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
+from loraxs_search.trial import TrialRun, attach, detach, score_rows
+
+CPU = torch.device("cpu")
+WORDS = ["red", "green", "a long grey", "blue", "no colour at all"]
+
+
+def rows(number: int) -> list[dict[str, Any]]:
+    """Two to five options for each prompt; of some prompts, the beginning is cut."""
+    made = []
+    for i in range(number):
+        options = [WORDS[(i + j) % len(WORDS)] for j in range(2 + i % 4)]
+        made.append({"q": "Which " * (i % 7) + f"number {i}", "options": options, "answer": (3 * i) % len(options)})
+    return made
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> PreparedTask:
+    files = {}
+    for split, size in {"train": 40, "validation": 17, "test": 14}.items():
+        files[split] = str(tmp_path / f"{split}.jsonl")
+        Path(files[split]).write_text("\n".join(map(json.dumps, rows(size))))
+    settings = {"prompt": "{q}:", "options": "options", "label": "answer", "normalize": "tokens"}
+    metrics = ("accuracy", "loss", "token_accuracy")
+    task = Task(
+        "colours",
+        "multiple-choice",
+        DataSource(data_files=files),
+        "",
+        "",
+        "accuracy",
+        "maximize",
+        metrics,
+        max_length=48,
+        settings=settings,
+    )
+    return prepare(task, characters(begins=True), cache_dir=tmp_path / "cache")
+
+
+@pytest.fixture
+def base(tmp_path: Path, data: PreparedTask) -> BaseModel:
+    torch.manual_seed(0)
+    size = {**SMALL, "vocab_size": len(data.tokenizer), "num_key_value_heads": 2}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**size, pad_token_id=0, tie_word_embeddings=True))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(tmp_path / "base")
+    data.tokenizer.save_pretrained(tmp_path / "base")
+    return BaseModel("tiny", str(tmp_path / "base"), "0" * 64)
+
+
+@torch.inference_mode()
+def plain(model: torch.nn.Module, data: PreparedTask, split: str) -> tuple[list[Tensor], list[int]]:
+    """Return the log-likelihood of each option of each row, (options,), and which is likeliest a token."""
+    task, tokenizer, likelihoods, answers = data.task, data.tokenizer, [], []
+    split_rows = load_data(task).rows[split]  # type: ignore[index]
+    for text, options in zip(split_rows.texts, split_rows.extras["options"], strict=True):
+        ends = [tokenizer(option, add_special_tokens=False)["input_ids"] for option in options]
+        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompt = [tokenizer.bos_token_id, *prompt[-(task.max_length - 1 - max(map(len, ends))) :]]
+        sums = []
+        for end in ends:
+            ids = torch.tensor([prompt + end])
+            log_p = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+            sums.append(log_p[torch.arange(len(end)), torch.tensor(end)].sum())
+        likelihoods.append(torch.stack(sums))
+        answers.append(int(np.argmax([float(s) / len(end) for s, end in zip(sums, ends, strict=True)])))
+    return likelihoods, answers
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The losses of all options, whenever a split is scored."""
+    score, seen = MultipleChoice.score, []
+
+    def recorded(self: MultipleChoice, *args: Any) -> Iterator[Any]:
+        asking = score(self, *args)
+        answer = yield next(asking)
+        seen.append(answer[0])
+        try:
+            asking.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        raise AssertionError("one request is all that a split needs")
+
+    monkeypatch.setattr(MultipleChoice, "score", recorded)
+    return seen
+
+
+def check(likelihoods: list[Tensor], losses: Tensor) -> None:
+    torch.testing.assert_close(-losses, torch.cat(likelihoods).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_options_of_the_base_are_as_likely_as_in_whole_rows(
+    data: PreparedTask, base: BaseModel, seen: list[Tensor]
+) -> None:
+    model = load_model(base, data.kind.model)
+    assert data.num_cut["test"] > 0
+    likelihoods, answers = plain(model, data, "test")
+    scores = score_rows(model, data, "test", np.arange(14), CPU)
+    check(likelihoods, seen[0])
+    assert scores.answers.tolist() == answers
+    right = [own[label] for own, label in zip(likelihoods, data.labels("test"), strict=True)]
+    np.testing.assert_allclose(-scores.losses, torch.stack(right).float(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_options_of_packed_trials_are_as_likely_as_in_whole_rows_after_thirty_steps(
+    data: PreparedTask, base: BaseModel, seen: list[Tensor], num_workers: int
+) -> None:
+    form = kind_of(data.task).model
+    model, modules = load_model(base, form), linear_modules(base, form)
+    names = tuple(module.name for module in modules)
+    factors = LoadedFactors(model, load_model(base, form), names)
+    common: dict[str, Any] = {"init_std": 1e-3, "max_steps": 50, "head_learning_rate": 1e-3}
+    specs = [
+        TrialSpec("1", {}, Hyperparameters(names, 5e-3, rank=4, batch_size=8, seed=1, **common)),
+        TrialSpec("2", {}, Hyperparameters(names[::2], 1e-2, rank=8, batch_size=3, seed=2, scale=2.0, **common)),
+        TrialSpec("3", {}, Hyperparameters(names[7:], 2e-2, rank=2, batch_size=5, seed=3, basis="bottom", **common)),
+    ]
+    pack = Pack(model, factors, modules, max_tokens=300, executor=PassExecutor(num_workers))
+    slots = [pack.join(spec, data) for spec in specs]
+    for _ in range(30):
+        assert pack.step(slots) == {}
+    metrics = pack.evaluate(slots, "validation")
+    snapshots = [slot.snapshot() for slot in slots]
+    pack.clear()
+    for spec, snapshot, losses in zip(specs, snapshots, seen, strict=True):
+        with use_factor_store(factors):
+            attached = attach(model, spec, factors)
+        TrialRun(spec, attached, data, CPU, snapshot)
+        likelihoods, answers = plain(attached, data, "validation")
+        detach(attached, spec)
+        check(likelihoods, losses)
+        measured = metrics[spec.trial_id]
+        assert isinstance(measured, dict)
+        assert measured["accuracy"] == np.mean(np.array(answers) == data.labels("validation"))
