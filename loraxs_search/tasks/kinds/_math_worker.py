@@ -15,7 +15,7 @@ import sys
 from functools import lru_cache
 from typing import Any, NoReturn
 
-LIMIT_S = 5.0  # of the processor, for one pair
+LIMIT_S = 3.0  # of the processor, for one pair
 _MOST_BYTES = 4 * 2**30  # of address space
 
 

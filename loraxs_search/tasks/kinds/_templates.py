@@ -171,7 +171,8 @@ class Prompt:
         begins with them.
         """
         said = "\N{INVISIBLE SEPARATOR}"
-        first = [{"role": role, "content": said} for role in self.roles]
+        contents = [said if content.columns else content.fill({}) for content in self.contents]
+        first = [{"role": role, "content": text} for role, text in zip(self.roles, contents, strict=True)]
         later = [{"role": "assistant", "content": said}, *(it for it in first if it["role"] != "system")]
         texts = [
             cast("str", tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

@@ -23,13 +23,8 @@ from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._answers import Extraction, ExtractSection, extract_laws
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._examples import with_examples
-from loraxs_search.tasks.kinds._language_model import (
-    LanguageModelKind,
-    PromptSection,
-    finite,
-    prompt_fields,
-    prompt_laws,
-)
+from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite
+from loraxs_search.tasks.kinds._prompt_section import PromptSection, prompt_fields, prompt_laws
 from loraxs_search.tasks.kinds._requests import Asking, Read, RowScores, Sampling, Values, Write, Written
 from loraxs_search.tasks.kinds._section import Count, Section, Text, distinct
 from loraxs_search.tasks.kinds._templates import Template, continued_ids
@@ -162,7 +157,7 @@ class TextGeneration(LanguageModelKind):
     def _labels(self, references: Sequence[str], place: SourceLocation) -> npt.NDArray[np.str_]:
         labels = self.extraction.references(references, whole="reference" not in self.task.settings)
         if lost := [row for row, label in enumerate(labels) if not label]:
-            what = "a reference" if "reference" in self.task.settings else "an answer"
+            what = "reference" if "reference" in self.task.settings else "answer"
             raise TaskDataError(
                 f"Task {self.task.name}: `extract` must find something in each row's {what}, but in {place.name} it"
                 f" finds nothing in {place.values(references, lost)}.",
