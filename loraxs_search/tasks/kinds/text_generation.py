@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, Field
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import Prediction, Split
+from loraxs_search.records import Prediction, Serving, Split
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
@@ -276,9 +276,21 @@ class TextGeneration(LanguageModelKind):
             raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
         return written
 
-    # ---- yardsticks --------------------------------------------------------------------------------------------------
+    # ---- yardsticks, and what people read ----------------------------------------------------------------------------
     def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
         return super().constants(labels)[:_MOST_CONSTANTS]
+
+    @property
+    def serving(self) -> Serving:
+        keys, generation = self.task.settings, self.generation
+        return Serving(
+            prompt=keys.get("prompt"),
+            messages=tuple((message["role"], message["content"]) for message in keys.get("messages") or ()),
+            stop=tuple(generation.stop),
+            max_new_tokens=generation.max_new_tokens,
+            temperature=generation.temperature or 0.0,
+            top_p=1.0 if generation.top_p is None else generation.top_p,
+        )
 
 
 def _template_laws(key: str, text: str) -> Iterator[Fault]:

@@ -163,14 +163,18 @@ def test_an_answer_that_does_not_fit_names_its_row(make):
 
 def test_the_base_must_have_space_for_what_is_written(make):
     task = make(max_length=500)
-    with pytest.raises(TaskDataError, match=r"together must be at most 512 with this base model, but got max_length=500"):
+    with pytest.raises(
+        TaskDataError, match=r"together must be at most 512 with this base model, but got max_length=500"
+    ):
         prepare(task, characters())
 
 
 def test_without_an_end_token_a_stop_string_is_needed(make):
     tokenizer = characters()
     tokenizer.eos_token = None
-    with pytest.raises(TaskDataError, match=r"`generation.stop` must name a text where the base model has no end token"):
+    with pytest.raises(
+        TaskDataError, match=r"`generation.stop` must name a text where the base model has no end token"
+    ):
         prepare(make(), tokenizer)
     prepare(make(generation={"max_new_tokens": 9, "stop": ["zz"]}), tokenizer)
 
@@ -326,3 +330,11 @@ def test_constants_are_the_most_frequent_references(make):
     kind = checked(make())
     assert kind.constants(np.array(["a", "b", "b", "c"], np.str_))[0] == "b"
     assert len(kind.constants(np.array([str(i) for i in range(100)], np.str_))) == 8
+
+
+def test_an_adapter_is_served_as_it_was_trained(make):
+    serving = checked(make(generation={"max_new_tokens": 9, "stop": ["z"], "temperature": 0.5})).serving
+    assert (serving.prompt, serving.messages, serving.stop) == ("{q}?", (), ("z",))
+    assert (serving.max_new_tokens, serving.temperature, serving.top_p) == (9, 0.5, 1.0)
+    chat = checked(make(prompt=None, messages=[{"role": "user", "content": "{q}"}])).serving
+    assert (chat.prompt, chat.messages) == (None, (("user", "{q}"),))
