@@ -25,6 +25,7 @@ from loraxs_search.tasks.kinds._requests import (
 )
 from loraxs_search.tasks.kinds._section import Count, Names, Section, Text, distinct
 from loraxs_search.tasks.kinds._templates import Prompt, Template
+from loraxs_search.tasks.kinds._text_metrics import TEXT_METRICS
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.regression import Regression, regressor
 from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification, classifier
@@ -34,6 +35,7 @@ from loraxs_search.tasks.rows import Rows
 
 __all__ = [
     "KINDS",
+    "TEXT_METRICS",
     "Asking",
     "Columns",
     "Count",
