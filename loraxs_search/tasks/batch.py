@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,16 +48,26 @@ class RowSource:
     Args:
         tokenizer: The base's; asks for no more than to read it (`decode`, ids of special tokens).
         splits: The rows of the data set; none where an adapter is only asked.
+        labels: What answers to the rows of each split are held against.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, splits: Mapping[Split, EncodedRows] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        splits: Mapping[Split, EncodedRows] | None = None,
+        labels: Mapping[Split, npt.NDArray[Any]] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
-        self._splits = dict(splits or {})
+        self._splits, self._labels = dict(splits or {}), dict(labels or {})
         self._pad_id, self._side = int(tokenizer.pad_token_id), str(tokenizer.padding_side)
 
     def encoded(self, source: Split | EncodedRows) -> EncodedRows:
         """Return the rows that a request names: those of a split, or those that it brings."""
         return source if isinstance(source, EncodedRows) else self._splits[source]
+
+    def labels(self, split: Split) -> npt.NDArray[Any]:
+        """Return what answers are held against, (N,): int64 ids, float32 numbers or texts, read-only."""
+        return self._labels[split]
 
     def lengths(self, source: Split | EncodedRows) -> npt.NDArray[np.int32]:
         """Return each row's number of tokens, (N,), read-only."""

@@ -44,12 +44,11 @@ class PreparedTask(RowSource):
         labels: Mapping[Split, npt.NDArray[Any]],
         report: DataReport | None = None,
     ) -> None:
-        super().__init__(tokenizer, splits)
+        super().__init__(tokenizer, splits, labels)
         self.kind, self.task = kind, kind.task
         self.data_fingerprint = data_fingerprint
         self.report = replace(report or DataReport(), cut=self.num_cut)
         self.test_fingerprint = test_fingerprint
-        self._labels = dict(labels)
 
     @property
     def num_cut(self) -> dict[Split, int]:
@@ -59,10 +58,6 @@ class PreparedTask(RowSource):
     def num_rows(self, split: Split) -> int:
         """Return the number of rows; for validation, of those that are scored."""
         return len(self._labels[split])
-
-    def labels(self, split: Split) -> npt.NDArray[Any]:
-        """Return what answers are held against, (N,): int64 ids, float32 numbers or texts, read-only."""
-        return self._labels[split]
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import numpy.typing as npt
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Prediction, Split, TaskModel
 from loraxs_search.tasks.kinds import (
+    TEXT_METRICS,
     Asking,
     Columns,
     EncodedRows,
     Fault,
     Keys,
-    Metric,
     PassOutputs,
     Ragged,
     Read,
@@ -41,10 +41,6 @@ if TYPE_CHECKING:
 NUM_WORDS = 2
 
 
-def _exact_match(predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-    return float(np.mean(predictions == labels))
-
-
 class WordPairsSection(Section):
     """`ask` and `answer`: columns of the data."""
 
@@ -57,7 +53,7 @@ class WordPairs(TaskKind):
 
     name = "word-pairs"
     section = WordPairsSection
-    metrics = {"exact_match": Metric("exact_match", "maximize", _exact_match, is_share=True)}  # noqa: RUF012
+    metrics = {"exact_match": TEXT_METRICS["exact_match"]}  # noqa: RUF012  # as the package's own kind has it
     hub_pipeline = "text-generation"
 
     @classmethod

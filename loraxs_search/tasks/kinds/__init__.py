@@ -25,14 +25,17 @@ from loraxs_search.tasks.kinds._requests import (
 )
 from loraxs_search.tasks.kinds._section import Count, Names, Section, Text, distinct
 from loraxs_search.tasks.kinds._templates import Prompt, Template
+from loraxs_search.tasks.kinds._text_metrics import TEXT_METRICS
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.regression import Regression, regressor
 from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification, classifier
+from loraxs_search.tasks.kinds.text_generation import TextGeneration
 from loraxs_search.tasks.metrics import METRICS, Metric
 from loraxs_search.tasks.rows import Rows
 
 __all__ = [
     "KINDS",
+    "TEXT_METRICS",
     "Asking",
     "Columns",
     "Count",
@@ -71,7 +74,7 @@ __all__ = [
 KINDS: Registry[type[TaskKind]] = Registry(
     "task.kind",
     "loraxs_search.task_kinds",
-    {kind.name: kind for kind in (SequenceClassification, Regression, MultipleChoice)},
+    {kind.name: kind for kind in (SequenceClassification, Regression, MultipleChoice, TextGeneration)},
 )
 
 

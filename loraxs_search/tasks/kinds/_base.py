@@ -86,6 +86,7 @@ class TaskKind(ABC):
     metrics: ClassVar[Mapping[str, Metric]]  # all that may score such tasks; one name means one metric everywhere
     hub_pipeline: ClassVar[str] = ""  # the hub's name of such a model, for the adapter's card
     report_metric: ClassVar[str | None] = None  # what trials are compared by where a space says nothing; None: `metric`
+    asking: ClassVar[frozenset[str]] = frozenset()  # keys of `settings` that say how rows are asked, as prompts do
     shots: ClassVar[tuple[int, ...]] = ()  # worked examples in the prompts with which the base alone is scored
 
     def __init__(self, task: Task) -> None:
@@ -254,12 +255,19 @@ class TaskKind(ABC):
         return {name: metric.score(*both) for name, metric in named.items() if metric.column == "predictions"}
 
     def measure_scores(self, scores: RowScores, labels: Values) -> dict[str, float]:
-        """Return all metrics that scores give, the mean loss among them; without answers, those that need none."""
+        """Return all metrics that scores give, the mean loss among them; without answers, those that need none.
+
+        Of answers that were written, also two shares of all rows: `unparsed`, in which no answer was found, and
+        `unended`, which the bound on new tokens ended.
+        """
         measured = {} if scores.predictions is None else self.measure(scores.predictions, labels)
         for name in dict.fromkeys((*self.task.metrics, self.task.search_metric)):
             column = self.metrics[name].column
             if column != "predictions" and (sums := getattr(scores, column)) is not None:
                 measured[name] = self.metrics[name].score(sums, scores.counts)
+        if scores.predictions is not None and scores.ended is not None:
+            measured["unparsed"] = float(np.mean(scores.predictions == ""))
+            measured["unended"] = float(np.mean(~scores.ended))
         return measured | {"loss": scores.loss}
 
     # ---- yardsticks, and what people read ----------------------------------------------------------------------------

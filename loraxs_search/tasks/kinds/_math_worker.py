@@ -15,7 +15,7 @@ import sys
 from functools import lru_cache
 from typing import Any, NoReturn
 
-LIMIT_S = 5.0  # of the processor, for one pair
+LIMIT_S = 3.0  # of the processor, for one pair
 _MOST_BYTES = 4 * 2**30  # of address space
 
 
@@ -54,6 +54,11 @@ def _out_of_time(*_: object) -> NoReturn:
     raise TimeoutException
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """Answer until the input ends."""
     import math_verify  # noqa: F401  # loaded before anything is timed
@@ -62,9 +67,9 @@ def main() -> None:
     signal.signal(signal.SIGPROF, _out_of_time)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    print("ready", flush=True)
+    _say("ready")
     for line in sys.stdin:
-        print(json.dumps(equal(*json.loads(line))), flush=True)
+        _say(json.dumps(equal(*json.loads(line))))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from fractions import Fraction
 
 _MOST_DIGITS = 100  # longer runs of digits are no answers, and Python reads them slowly
 _VALUE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_CURRENCY = r"(?:\\?[$€£¥][ ]?(?P<inner>[-+−])?)?"
+_MINUS = ("-", "\N{MINUS SIGN}")
+_SIGN = "[+\N{MINUS SIGN}-]"
+_CURRENCY = rf"(?:\\?[$€£¥][ ]?(?P<inner>{_SIGN})?)?"
 # A sign after a word, a digit or a bracket is a minus between two things: `x-5` has the number 5.
 _NUMBER = re.compile(
-    rf"(?:(?<![\w)\]}}])(?P<sign>[-+−]))?{_CURRENCY}"
+    rf"(?:(?<![\w)\]}}])(?P<sign>{_SIGN}))?{_CURRENCY}"
     rf"(?:(?P<whole>[0-9]+)[ ])?(?P<top>{_VALUE})"
     rf"(?:[eE](?P<exponent>[-+]?[0-9]{{1,2}})(?!\w)|[ ]?/[ ]?(?P<bottom>[0-9]+)(?![0-9.]))?"
 )
@@ -58,7 +60,7 @@ def _value(match: re.Match[str], whole: str | None, bottom: str | None) -> Fract
         value /= int(bottom)
     value += int(whole or 0)
     value *= Fraction(10) ** int(match["exponent"] or 0)
-    return -value if (match["sign"] in ("-", "−")) != (match["inner"] in ("-", "−")) else value
+    return -value if (match["sign"] in _MINUS) != (match["inner"] in _MINUS) else value
 
 
 def canonical(value: Fraction) -> str:

@@ -163,6 +163,27 @@ class Prompt:
                 end = after[0]
         return end
 
+    def turns(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+        """Return how messages of two rows become one chat: the tokens with which a prompt begins when it is the first
+        one alone, and those between an answer, without its end token, and the rest of the next prompt.
+
+        The first are what a template writes once, such as a system message. Where it differs from row to row, no prompt
+        begins with them.
+        """
+        said = "\N{INVISIBLE SEPARATOR}"
+        contents = [said if content.columns else content.fill({}) for content in self.contents]
+        first = [{"role": role, "content": text} for role, text in zip(self.roles, contents, strict=True)]
+        later = [{"role": "assistant", "content": said}, *(it for it in first if it["role"] != "system")]
+        texts = [
+            cast("str", tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            for messages in (first, first + later)
+        ]
+        single, behind = token_ids([texts[0], texts[1][len(texts[0]) :].removeprefix(said)], tokenizer)
+        same = 0
+        while same < min(len(single), len(behind)) and single[-1 - same] == behind[-1 - same]:
+            same += 1
+        return single[: len(single) - same], behind[: len(behind) - same]
+
     def _rendered(
         self, contents: Sequence[str], tokenizer: PreTrainedTokenizerBase, answer: dict[str, str] | None = None
     ) -> str:

@@ -1,0 +1,150 @@
+"""What of a written text is its answer, and in which form answers are compared. Light."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AfterValidator, Field, PlainValidator, create_model
+
+from loraxs_search.tasks.kinds._base import Fault
+from loraxs_search.tasks.kinds._math_equality import equal_formulas
+from loraxs_search.tasks.kinds._numbers import first_number, last_number, only_number
+from loraxs_search.tasks.kinds._section import Section, Text
+
+AnswerType = Literal["text", "number", "math"]
+_SENTENCE_END = ".!?,;: \t\r\n\0"
+_FORMULA_END = re.compile(r"\.?\s*\n\s*\n|\.\s*\n|\Z")  # a formula may go over several lines, up to a full stop
+
+
+def _pattern(value: str) -> str:
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"must be a regular expression ({error})") from None
+    if not groups:
+        raise ValueError("must have a group, in round brackets, that is the answer")
+    return value
+
+
+def _choice(value: object) -> str:
+    """Return one of `one_of` as text; YAML reads an unquoted true or 1 as no text."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, str) and value.strip()):
+        return str(value).strip()
+    raise ValueError("must be a text, a whole number, true or false")
+
+
+class _Where(Section):
+    after: Text | None = None
+    regex: Annotated[Text, AfterValidator(_pattern)] | None = None
+    one_of: Annotated[list[Annotated[str, PlainValidator(_choice)]], Field(min_length=2)] | None = None
+
+
+if TYPE_CHECKING:
+    ExtractSection = _Where
+else:  # `as` is a word of Python
+    ExtractSection = create_model("ExtractSection", __base__=_Where, **{"as": (AnswerType, "text")})
+
+
+def extract_laws(extract: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield what is wrong between the keys of `extract:`."""
+    if extract.get("after") is not None and extract.get("regex") is not None:
+        yield ("extract",), "must have one of: after, regex, but got both."
+    choices = extract.get("one_of")
+    if choices is not None:
+        folded = [_choice(choice).lower() for choice in choices]
+        if len(set(folded)) < len(folded):
+            yield ("extract", "one_of"), f"must differ in more than case, but got {choices}."
+        if extract.get("as", "text") != "text":
+            yield ("extract", "as"), f"must be text beside one_of, but got {extract['as']}."
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Which part of a text is its answer, and in which form.
+
+    Args:
+        after: The answer is behind the last place where this stands.
+        regex: The answer is the first group of the first match.
+        one_of: The answer is the one that comes first, as a word of its own, whatever its case.
+        form: `text`: without the white space around it; behind `after` it is the rest of that line, without the marks
+            that end a sentence. `number`: the first one; where neither `after` nor `regex` says where, the last one;
+            see `_numbers`. `math`: what math-verify holds equal is equal.
+    """
+
+    after: str | None = None
+    regex: str | None = None
+    one_of: tuple[str, ...] = ()
+    form: AnswerType = "text"
+
+    @classmethod
+    def of(cls, extract: Mapping[str, Any] | None) -> Extraction:
+        """Read the keys of `extract:`; None is the whole text."""
+        keys = extract or {}
+        return cls(keys.get("after"), keys.get("regex"), tuple(keys.get("one_of") or ()), keys.get("as", "text"))
+
+    def find(self, text: str) -> str:
+        """Return the answer in a text, in canonical form; the empty text where there is none."""
+        part = self._part(text)
+        if part is None:
+            return ""
+        if self.one_of:
+            return self._first_choice(part)
+        if self.form == "number":
+            return last_number(part) if part is text else first_number(part)
+        return self._trimmed(part)
+
+    def bare(self, text: str) -> str:
+        """Return an answer that stands alone, in the same form; the empty text where it is none."""
+        if self.one_of:
+            return self._first_choice(text)
+        return only_number(text) if self.form == "number" else self._trimmed(text)
+
+    def references(self, texts: Sequence[str], *, whole: bool) -> list[str]:
+        """Return what answers are held against: the answers in these texts; an empty one where a text has none.
+
+        Args:
+            texts: Of one source. Either all have the answer where `after` or `regex` says, or all are nothing else.
+            whole: These are whole answers, as the model learns to write them.
+        """
+        found = [self.find(text) for text in texts]
+        if whole or any(found):
+            return found
+        return [self.bare(text) for text in texts]
+
+    def settled(self, answers: Sequence[str], references: Sequence[str]) -> npt.NDArray[np.str_]:
+        """Return answers, (n,), with those that are equal to their reference in another form replaced by it."""
+        if self.form != "math":
+            return np.array(answers, np.str_)
+        pairs = zip(answers, references, strict=True)
+        return np.array([ref if own and equal_formulas(ref, own) else own for own, ref in pairs], np.str_)
+
+    def _part(self, text: str) -> str | None:
+        """Return the part of a text where its answer is; the text itself where nothing says."""
+        if self.regex is not None:
+            match = re.search(self.regex, text)
+            return None if match is None else match[1]
+        if self.after is None:
+            return text
+        _, marker, behind = text.rpartition(self.after)
+        return behind.lstrip(" \t\r\n:") if marker else None
+
+    def _first_choice(self, text: str) -> str:
+        by_length = sorted(self.one_of, key=len, reverse=True)  # of two that begin alike, the longer one
+        match = re.search(rf"(?<!\w)(?:{'|'.join(map(re.escape, by_length))})(?!\w)", text, re.IGNORECASE)
+        return "" if match is None else next(it for it in self.one_of if it.lower() == match[0].lower())
+
+    def _trimmed(self, text: str) -> str:
+        if self.form == "math":
+            end = _FORMULA_END.search(text)
+            assert end is not None  # the end of the text is one
+            return text[: end.start()].strip(" \t\r\n\0").removesuffix(".").rstrip()
+        if self.after is None:
+            return text.strip(" \t\r\n\0")
+        return text.strip().partition("\n")[0].strip().rstrip(_SENTENCE_END)

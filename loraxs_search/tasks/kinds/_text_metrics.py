@@ -1,0 +1,63 @@
+"""How texts are scored against references: the metric table of written answers. Light."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from loraxs_search.tasks.metrics import TOKEN_METRICS, Metric, Score, Values
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_MARKS = str.maketrans("", "", string.punctuation)
+
+
+def _exact_match(predictions: Values, references: Values) -> float:
+    return float(np.mean(predictions == references))
+
+
+def token_f1(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
+    """Return SQuAD's F1 of each row, (N,): of the words that prediction and reference share, without articles, marks
+    and case. Where one of them has no words, it is 1 if neither has."""
+    return np.array([_f1(*pair) for pair in zip(predictions.tolist(), references.tolist(), strict=True)], np.float64)
+
+
+def contains(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
+    """Return 1 for each row whose prediction has the reference in it, as whole words, whatever their case; (N,)."""
+    pairs = zip(predictions.tolist(), references.tolist(), strict=True)
+    return np.array([_has(prediction, reference) for prediction, reference in pairs], np.float64)
+
+
+def _f1(prediction: str, reference: str) -> float:
+    ours, theirs = _words(prediction), _words(reference)
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * shared / (len(ours) + len(theirs)) if ours and theirs else float(ours == theirs)
+
+
+@lru_cache(maxsize=4096)
+def _words(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_MARKS)).split()
+
+
+def _has(prediction: str, reference: str) -> bool:
+    inside = re.search(rf"(?<!\w){re.escape(reference.lower())}(?!\w)", prediction.lower())
+    return bool(reference) and inside is not None
+
+
+def _mean_of(of_rows: Callable[[Values, Values], npt.NDArray[np.float64]]) -> Score:
+    return lambda predictions, references: float(of_rows(predictions, references).mean())
+
+
+TEXT_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("exact_match", "maximize", _exact_match, is_share=True),
+        Metric("token_f1", "maximize", _mean_of(token_f1), of_rows=token_f1),
+        Metric("contains", "maximize", _mean_of(contains), of_rows=contains),
+    )
+} | TOKEN_METRICS

@@ -1,0 +1,308 @@
+"""A text behind each prompt, which the model writes.
+
+The answer's tokens are learnt, and the token that ends it. What is written is scored by the answer in it, held against
+a reference. Labels are references and predictions are answers, both texts in one form (`_answers`), so that equal means
+right; a prediction is empty where no answer was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AfterValidator, Field
+
+from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.records import Prediction, Serving, Split
+from loraxs_search.tasks._columns import Columns
+from loraxs_search.tasks._faults import collected, joined
+from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds._answers import Extraction, ExtractSection, extract_laws
+from loraxs_search.tasks.kinds._base import Fault, Keys
+from loraxs_search.tasks.kinds._examples import with_examples
+from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite
+from loraxs_search.tasks.kinds._prompt_section import PromptSection, prompt_fields, prompt_laws
+from loraxs_search.tasks.kinds._requests import Asking, Read, RowScores, Sampling, Values, Write, Written
+from loraxs_search.tasks.kinds._section import Count, Section, Text, distinct
+from loraxs_search.tasks.kinds._templates import Template, continued_ids
+from loraxs_search.tasks.kinds._text_metrics import TEXT_METRICS
+from loraxs_search.tasks.rows import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from loraxs_search.tasks.batch import RowSource
+
+_ANSWERS = "answer"  # name of the learnt texts in `Rows.extras`
+_MOST_CONSTANTS = 8
+
+
+class GenerationSection(Section):
+    """`task.generation:`, how answers are written; without `temperature`, the likeliest token is taken."""
+
+    max_new_tokens: Count = 128
+    stop: Annotated[list[Text], AfterValidator(distinct)] = []  # noqa: RUF012  # pydantic copies it
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+
+
+class TextGenerationSection(PromptSection):
+    """The keys of `task:` of this kind."""
+
+    answer: Text
+    reference: Text | None = None
+    extract: ExtractSection | None = None
+    generation: GenerationSection = GenerationSection()
+
+
+class TextGeneration(LanguageModelKind):
+    """Labels and predictions are texts."""
+
+    name = "text-generation"
+    section = TextGenerationSection
+    metrics = TEXT_METRICS
+    report_metric = "loss"
+    shots = (0, 4)
+    asking = frozenset({"prompt", "messages", "answer", "generation"})
+
+    @classmethod
+    def fields(cls, section: Any) -> dict[str, Any]:
+        own = section.model_dump(include={"answer", "reference", "extract", "generation"}, exclude_none=True)
+        return {"text": "", "label": "", "settings": prompt_fields(section) | own}
+
+    def keys(self) -> dict[str, Any]:
+        return {"reference": None, "extract": None, "generation": {}, **super().keys()}
+
+    @classmethod
+    def laws(cls, keys: Keys) -> Iterator[Fault]:
+        yield from prompt_laws(keys)
+        for key in ("answer", "reference"):
+            if isinstance(keys.get(key), str):
+                yield from _template_laws(key, keys[key])
+        if isinstance(keys.get("extract"), dict):
+            yield from extract_laws(keys["extract"])
+        generation = keys.get("generation")
+        if isinstance(generation, dict) and not generation.get("temperature"):
+            for key in ("top_p", "seed"):
+                if generation.get(key) is not None:
+                    law = "must stand beside a `temperature` above 0, without which nothing is drawn"
+                    yield ("generation", key), f"{law}, but got {generation[key]}."
+
+    # ---- what the keys mean ------------------------------------------------------------------------------------------
+    @property
+    def templates(self) -> Mapping[str, Template]:
+        keys = ("answer", "reference")
+        return {key: Template.of(self.task.settings[key]) for key in keys if key in self.task.settings}
+
+    @property
+    def extraction(self) -> Extraction:
+        """What of a text is its answer."""
+        return Extraction.of(self.task.settings.get("extract"))
+
+    @property
+    def generation(self) -> GenerationSection:
+        """How answers are written."""
+        return GenerationSection.model_validate(self.task.settings.get("generation") or {})
+
+    @property
+    def reports_answers(self) -> bool:
+        """Whether reports need answers; where they have no metric of their own, some metric of the task does."""
+        if self.task.report_metric is not None:
+            return super().reports_answers
+        return self._needs_answers
+
+    @property
+    def _needs_answers(self) -> bool:
+        return any(self.metrics[name].column == "predictions" for name in self.task.metrics)
+
+    # ---- rows --------------------------------------------------------------------------------------------------------
+    def read(self, columns: Columns, place: SourceLocation) -> Rows:
+        errors: list[TaskDataError] = []
+        texts, extras = self.read_prompts(columns, place, errors)
+        templates, known = self.templates, len(errors)
+        answers = self.read_texts(templates["answer"], columns, place, errors)
+        references = answers
+        if "reference" in templates:
+            references = self.read_texts(templates["reference"], columns, place, errors)
+        labels: npt.NDArray[Any] = np.empty(0)
+        if len(errors) == known:
+            with collected(errors):
+                self._check_answers(columns, answers, place)
+            with collected(errors):
+                labels = self._labels(references, place)
+        if errors:
+            raise joined(self.task, errors)
+        return Rows(texts, None, labels, {**extras, _ANSWERS: answers})
+
+    def _check_answers(self, columns: Columns, answers: Sequence[str], place: SourceLocation) -> None:
+        stored = [columns.values[name] for name in self.templates["answer"].columns]
+        if blank := [row for row in range(len(answers)) if not any(str(column[row]).strip() for column in stored)]:
+            raise TaskDataError(
+                f"Task {self.task.name}: each row must have an answer, but {place.name} has rows without:"
+                f" {_where(place, blank)}.",
+                hint="write their answers, or remove the rows",
+            )
+        for stop in self.generation.stop:
+            if all(stop in answer for answer in answers):
+                raise TaskDataError(
+                    f"Task {self.task.name}: a stop string must not be in the answers, but {stop!r} is in every answer"
+                    f" of {place.name}: no answer could be written whole.",
+                    hint="take it out of `generation.stop`, or out of the answers",
+                )
+
+    def _labels(self, references: Sequence[str], place: SourceLocation) -> npt.NDArray[np.str_]:
+        labels = self.extraction.references(references, whole="reference" not in self.task.settings)
+        if lost := [row for row, label in enumerate(labels) if not label]:
+            what = "reference" if "reference" in self.task.settings else "answer"
+            raise TaskDataError(
+                f"Task {self.task.name}: `extract` must find something in each row's {what}, but in {place.name} it"
+                f" finds nothing in {place.values(references, lost)}.",
+                hint="correct `extract` or `reference`, or correct or remove the rows",
+            )
+        return np.array(labels, np.str_)
+
+    def hides_answers(self, columns: Columns) -> bool:
+        stored = [columns.values[name] for name in self.templates["answer"].columns]
+        return all(value is None or not str(value).strip() for column in stored for value in column)
+
+    def no_labels(self, num_rows: int) -> npt.NDArray[Any]:
+        return np.array([""] * num_rows, np.str_)
+
+    def warnings(self, rows: Mapping[Split, Rows]) -> Iterator[str]:
+        yield from super().warnings(rows)
+        for split, own in rows.items():
+            answers = own.extras[_ANSWERS]
+            for stop in self.generation.stop:
+                if holding := sum(stop in answer for answer in answers):
+                    yield (
+                        f"{holding:,} of {len(own):,} {split} answers have the stop string {stop!r} in them: what"
+                        " follows it could never be written"
+                    )
+            if "reference" in self.task.settings:
+                yield from self._wrong_answers(split, answers, own.labels.tolist())
+
+    def _wrong_answers(self, split: Split, answers: Sequence[str], references: Sequence[str]) -> Iterator[str]:
+        found = [self.extraction.find(answer) for answer in answers]
+        lost = found.count("")
+        wrong = int(np.count_nonzero(self.extraction.settled(found, references) != np.array(references))) - lost
+        if lost:
+            yield (
+                f"`extract` finds nothing in {lost:,} of {len(answers):,} {split} answers: who learns to write them"
+                " gets no answer right by them"
+            )
+        if wrong:
+            yield (
+                f"{wrong:,} of {len(answers):,} {split} answers say something else than their `reference`: who writes"
+                " them is counted as wrong"
+            )
+
+    # ---- tokens ------------------------------------------------------------------------------------------------------
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        errors: list[TaskDataError] = []
+        with collected(errors):
+            super().check_tokenizer(tokenizer)
+        generation, context = self.generation, tokenizer.model_max_length
+        if not errors and self.task.max_length + generation.max_new_tokens > context:
+            errors.append(
+                TaskDataError(
+                    f"Task {self.task.name}: `max_length` and `generation.max_new_tokens` together must be at most"
+                    f" {context} with this base model, but got max_length={self.task.max_length} and"
+                    f" max_new_tokens={generation.max_new_tokens}.",
+                    hint="lower one of them, or choose another base model",
+                )
+            )
+        if not generation.stop and not errors and self.prompt.end_id(tokenizer) is None:
+            errors.append(
+                TaskDataError(
+                    f"Task {self.task.name}: `generation.stop` must name a text where the base model has no end token,"
+                    " since no answer would ever end.",
+                    hint="add a text that follows each answer, also to `answer`, or choose another base model",
+                )
+            )
+        if errors:
+            raise joined(self.task, errors)
+
+    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+        if _ANSWERS not in rows.extras:
+            return self.joined(rows, tokenizer, None)
+        end = self.prompt.end_id(tokenizer)
+        ends = [] if end is None else [end]
+        return self.joined(rows, tokenizer, [[*ids, *ends] for ids in continued_ids(rows.extras[_ANSWERS], tokenizer)])
+
+    # ---- scoring -----------------------------------------------------------------------------------------------------
+    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
+        scores = yield from self.score_tokens(data, split, rows)
+        if not self.reports_answers:
+            return scores
+        return (yield from self._with_answers(scores, data.encoded(split).take(rows), data.labels(split)[rows]))
+
+    def base_alone(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int) -> Asking[RowScores]:
+        asked, room = data.encoded(split).take(rows), self.generation.max_new_tokens
+        if shots:
+            asked = with_examples(asked, self.prompt, data, shots=shots, room=room)
+        every = np.arange(len(asked))
+        losses, correct = yield Read(asked, every, self.sums)
+        scores = RowScores(None, finite(losses), asked.counts(every), correct.numpy())
+        if not self._needs_answers:
+            return scores
+        return (yield from self._with_answers(scores, asked, data.labels(split)[rows]))
+
+    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
+        written = yield from self._write(questions)
+        return [Prediction(row, text.strip(), None) for row, text in zip(shown, written.texts, strict=True)]
+
+    def _with_answers(self, scores: RowScores, rows: EncodedRows, references: Values) -> Asking[RowScores]:
+        """Yield what writes the answers to rows, whose prompts end where their answers begin; add them to scores."""
+        assert rows.positions is not None
+        ends = rows.positions.values[rows.positions.starts] + 1
+        prompts = Ragged.of([rows.ids.row(row)[:end] for row, end in enumerate(ends)], np.int32)
+        written = yield from self._write(EncodedRows(prompts))
+        answers = self.extraction.settled([self.extraction.find(text) for text in written.texts], references.tolist())
+        return RowScores(answers, scores.losses, scores.counts, scores.correct, written.ended)
+
+    def _write(self, prompts: EncodedRows) -> Asking[Written]:
+        settings, sampling = self.generation, None
+        if settings.temperature:
+            top_p = 1.0 if settings.top_p is None else settings.top_p
+            sampling = Sampling(settings.seed or 0, settings.temperature, top_p)
+        written: Written = yield Write(
+            prompts, np.arange(len(prompts)), settings.max_new_tokens, tuple(settings.stop), sampling
+        )
+        if np.isnan(written.margins).any():
+            raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
+        return written
+
+    # ---- yardsticks, and what people read ----------------------------------------------------------------------------
+    def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
+        return super().constants(labels)[:_MOST_CONSTANTS]
+
+    @property
+    def serving(self) -> Serving:
+        keys, generation = self.task.settings, self.generation
+        return Serving(
+            prompt=keys.get("prompt"),
+            messages=tuple((message["role"], message["content"]) for message in keys.get("messages") or ()),
+            stop=tuple(generation.stop),
+            max_new_tokens=generation.max_new_tokens,
+            temperature=generation.temperature or 0.0,
+            top_p=1.0 if generation.top_p is None else generation.top_p,
+        )
+
+
+def _template_laws(key: str, text: str) -> Iterator[Fault]:
+    try:
+        columns = Template.of(text).columns
+    except ValueError as error:
+        yield (key,), f"{error}."
+    else:
+        if not columns:
+            yield (key,), f"must name a column in braces, as in {{answer}}, but got {text!r}."
+
+
+def _where(place: SourceLocation, rows: Sequence[int]) -> str:
+    more = len(rows) - 1
+    return place.row(rows[0]) + (f" and {more:,} more row{'s' * (more > 1)}" if more else "")

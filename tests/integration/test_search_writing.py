@@ -1,0 +1,106 @@
+"""A search of a model that writes, from launch to predict: reports of the loss or of what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.shell import Shell
+from support.toy_language import save_base, save_rows
+
+from loraxs_search.records import TrialState
+from loraxs_search.studies import StudyFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+
+SPACE = """
+task:
+  name: turned-words
+  kind: text-generation
+  data: {data_files: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
+  prompt: "say {words}"
+  answer: " {turned}"
+  metrics: [exact_match, token_f1]
+  max_length: 16
+  generation: {max_new_tokens: 4}
+base_model: ./base
+parameters:
+  rank: 32
+  target_modules: all-linear
+  learning_rate: {log_uniform: [8.0e-3, 1.6e-2]}
+  batch_size: 16
+search: {trials: 3, max_steps: 120, report_every: 40, scheduler: none, precision: float32}
+promotion: {candidates: 2, seeds: 0}
+"""
+
+
+@pytest.fixture
+def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
+    save_base(tmp_path / "base")
+    save_rows(tmp_path)
+    (tmp_path / "turned.yaml").write_text(SPACE)
+    return Shell(search_home, tmp_path)
+
+
+def reports(study: str) -> list[dict[str, float]]:
+    """The last report of each complete trial."""
+    records = StudyFolder.open(study).journal().records.values()
+    return [dict(record.reports[-1].metrics) for record in records if record.state is TrialState.COMPLETE]
+
+
+def test_candidates_are_written_for_and_the_champion_writes(shell: Shell, agree: Callable[..., object]) -> None:
+    assert "turned-words: text-generation; maximize exact_match" in shell.ok("check", "turned.yaml", "--data")
+    shell.ok("launch", "turned.yaml", "--name", "turned")
+    agree("turned", 3)
+    assert len(reports("turned")) == 3
+    assert all("loss" in metrics and "exact_match" not in metrics for metrics in reports("turned"))
+
+    champion = json.loads(shell.ok("show", "turned-words", "--json"))
+    metrics = champion["manifest"]["validation_metrics"]
+    assert set(metrics) == {"exact_match", "token_f1", "loss", "unparsed", "unended"}
+    assert metrics["exact_match"] > 0.3
+    assert champion["manifest"]["test_metrics"]["exact_match"] > 0.3
+    answers = json.loads(shell.ok("predict", "turned-words", "w1 w2", "w7 w5", "w3 w3", "--json"))
+    assert [answer["text"] for answer in answers] == ["w1 w2", "w7 w5", "w3 w3"]
+    assert all(answer["label"] and answer["score"] is None for answer in answers)
+    folder = Path(shell.ok("pull", "turned-words").strip())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["task"]["settings"]["generation"] == {"max_new_tokens": 4, "stop": []}
+    assert "transformers.AutoModelForCausalLM.from_pretrained" in (folder / "README.md").read_text()
+
+
+def test_trials_may_be_compared_by_what_they_write(shell: Shell, agree: Callable[..., object]) -> None:
+    changes = ("--set", "search.metric=exact_match", "--set", "task.validation_rows=20")
+    shell.ok("launch", "turned.yaml", "--name", "written", *changes)
+    agree("written", 3)
+    assert all({"exact_match", "unparsed", "unended"} <= set(metrics) for metrics in reports("written"))
+    assert "exact_match" in shell.ok("status", "written")
+
+
+def test_what_is_wrong_is_named_before_anything_is_trained(shell: Shell) -> None:
+    for change, message in (
+        ("task.answer=yes sir", "task.answer: must name a column in braces, as in {answer}, but got 'yes sir'."),
+        ("task.extract={after: a, regex: (b)}", "task.extract: must have one of: after, regex, but got both."),
+        ("task.extract={regex: b}", "task.extract.regex: must have a group, in round brackets, that is the answer"),
+        ("task.extract={as: float}", "task.extract.as: must be one of: text, number, math"),
+        ("task.extract={before: a}", "task.extract.before: must be one of: after, regex, one_of, as"),
+        ("task.generation={seed: 3}", "task.generation.seed: must stand beside a `temperature` above 0"),
+        ("task.metrics=[accuracy]", "task.metrics[0]: must fit text-generation (one of: exact_match, token_f1"),
+    ):
+        done = shell.run("check", "turned.yaml", "--set", change)
+        assert done.returncode == 2
+        assert message in " ".join(done.stderr.split())
+    for change, message in (
+        ("task.extract={after: The answer is}", "`extract` must find something in each row's answer, but in"),
+        ("task.generation={stop: [w]}", "'w' is in every answer of"),
+        ("task.max_length=3", "an answer must fit `max_length` with a token of its prompt at least"),
+        ("task.max_length=62", "together must be at most 64 with this base model, but got max_length=62 and"),
+    ):
+        done = shell.run("launch", "turned.yaml", "--set", change)
+        assert done.returncode == 1
+        assert message in " ".join(done.stderr.split())
+    warned = shell.run("check", "turned.yaml", "--data", "--set", "task.generation={stop: [w1], max_new_tokens: 4}")
+    assert warned.returncode == 0
+    assert "train answers have the stop string 'w1' in them" in warned.stderr

@@ -1,0 +1,52 @@
+"""A language that a tiny model learns to write in a hundred steps: two words are said the other way round."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+WORDS = [f"w{i}" for i in range(20)]
+_TOKENS = ["[PAD]", "[UNK]", "[END]", "say", *WORDS]
+CONFIG = LlamaConfig(
+    vocab_size=len(_TOKENS),
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=4,  # at full rank, an adapter can become any weight
+    max_position_embeddings=64,
+    bos_token_id=None,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+
+
+def save_base(folder: Path) -> None:
+    """Write a model of random weights and a tokenizer of whole words."""
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(_TOKENS)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[END]"}
+    inputs = ["input_ids", "attention_mask"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, model_input_names=inputs, model_max_length=64, **special)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(folder)
+
+
+def save_rows(folder: Path) -> None:
+    """Write the three splits as JSON lines, with columns `words` and `turned`."""
+    random = np.random.default_rng(0)
+    for split, size in {"train": 200, "validation": 40, "test": 40}.items():
+        pairs = [[WORDS[i] for i in random.integers(len(WORDS), size=2)] for _ in range(size)]
+        rows = [{"words": " ".join(pair), "turned": " ".join(pair[::-1])} for pair in pairs]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,176 @@
+"""Answers in texts: where they are, and the form in which they are compared."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from loraxs_search.tasks.kinds._answers import Extraction, ExtractSection, extract_laws
+from loraxs_search.tasks.kinds._numbers import canonical, first_number, last_number, only_number
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("36", "36"),
+        ("36.", "36"),
+        ("36.0", "36"),
+        ("$36", "36"),
+        ("\\$36.50", "36.5"),
+        ("1,234.50", "1234.5"),
+        ("1,234,567 people", "1234567"),
+        ("1,2345", "1"),
+        ("-5", "-5"),
+        ("\N{MINUS SIGN}5", "-5"),
+        ("-$5", "-5"),
+        ("$-5", "-5"),
+        ("x-5", "5"),
+        ("10-5", "10"),
+        ("50%", "50"),
+        (".5", "0.5"),
+        ("3/4 of it", "0.75"),
+        ("1/3", "1/3"),
+        ("2/6", "1/3"),
+        ("1 1/2", "1.5"),
+        ("12 34", "12"),
+        ("5/0", "5"),
+        ("1e3", "1000"),
+        ("1.5e-3", "0.0015"),
+        ("3 apples and 4 pears", "3"),
+        ("007", "7"),
+        ("-0.0", "0"),
+        ("C", ""),
+        ("", ""),
+        ("1" * 101, ""),
+        ("\N{FULLWIDTH DIGIT ONE}", ""),
+    ],
+)
+def test_the_first_number_of_a_text_has_one_form(text, number):
+    assert first_number(text) == number
+
+
+def test_other_numbers_of_a_text():
+    assert last_number("3 + 4 = 7.0 apples") == "7"
+    assert last_number("10-5") == "5"
+    assert only_number("12 apples") == "12"
+    assert only_number("5 arms and 3 legs") == ""
+
+
+@given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from("0123456789.,/- $eE%")), max_size=200))
+def test_any_text_is_read_and_a_number_stays_what_it_is(text):
+    for read in (first_number, last_number, only_number):
+        number = read(text)
+        assert read(number) == number
+
+
+@given(st.fractions(max_denominator=10**6).filter(lambda value: abs(value) < 10**12))
+def test_every_fraction_has_its_own_form(value):
+    assert Fraction(canonical(value)) == value
+    assert first_number(canonical(value)) == canonical(value)
+
+
+@given(st.integers(-(10**15), 10**15), st.integers(0, 99))
+def test_thousands_and_currency_change_nothing(whole, cents):
+    plain = f"{whole}.{cents:02}"
+    assert first_number(f"{whole:,}.{cents:02}") == first_number(plain)
+    assert first_number(f"It costs ${whole:,}.{cents:02}.") == first_number(plain)
+
+
+# ---- where -----------------------------------------------------------------------------------------------------------
+def find(text, **extract):
+    return Extraction.of(extract).find(text)
+
+
+def test_without_keys_the_whole_text_is_the_answer():
+    assert Extraction.of(None).find(" a text.\n ") == "a text."
+    assert Extraction.of(None).find(" \n") == ""
+
+
+def test_after_takes_the_last_place():
+    text = "The answer is 5. No: The answer is: 6 + 1.\nQuestion: 8"
+    assert find(text, after="The answer is", **{"as": "number"}) == "6"
+    assert find(text, after="The answer is") == "6 + 1"
+    assert find(text, after="The answer is", **{"as": "math"}) == "6 + 1"
+    assert find("the answer is 5", after="The answer is") == ""
+    assert find("The answer is", after="The answer is") == ""
+
+
+def test_a_formula_goes_over_lines():
+    text = "The answer is: \\begin{pmatrix} 1 \\\\\n 2 \\end{pmatrix}\n\nQuestion"
+    found = find(text, after="The answer is", **{"as": "math"})
+    assert found == "\\begin{pmatrix} 1 \\\\\n 2 \\end{pmatrix}"
+
+
+def test_regex_takes_the_first_match():
+    assert find("answer2 or answer3", regex=r"answer(\d)") == "2"
+    assert find("pay $1,200.0 now", regex=r"pay (\S+)", **{"as": "number"}) == "1200"
+    assert find("nothing", regex=r"answer(\d)") == ""
+    assert find("b", regex=r"(a)?b") == ""
+
+
+def test_one_of_takes_the_first_word_whatever_its_case():
+    choices = ["true", "false", "not true"]
+    assert find("It is untrue, so False, not true.", one_of=choices) == "false"
+    assert find("Not true at all", one_of=choices) == "not true"
+    assert find("falsehood", one_of=choices) == ""
+    assert find("true? The answer is false", one_of=choices, after="The answer is") == "false"
+
+
+def test_without_a_place_a_number_is_the_last_one():
+    assert find("3 + 4 = 7", **{"as": "number"}) == "7"
+
+
+# ---- references ------------------------------------------------------------------------------------------------------
+def test_references_stand_alone_or_are_found_like_answers():
+    extraction = Extraction.of({"after": "The answer is", "as": "number"})
+    assert extraction.references(["36.0", "$5", "C"], whole=False) == ["36", "5", ""]
+    assert extraction.references(["The answer is 36.0", "5"], whole=False) == ["36", ""]
+    assert extraction.references(["36.0"], whole=True) == [""]
+    assert Extraction.of({"after": "is"}).references(["blue."], whole=False) == ["blue"]
+    assert Extraction.of({"one_of": ["A", "B"]}).references(["a", "C"], whole=False) == ["A", ""]
+
+
+def test_answers_settle_as_their_equal_references():
+    number, formula = Extraction.of({"as": "number"}), Extraction.of({"as": "math"})
+    assert number.settled(["3", ""], ["4", "5"]).tolist() == ["3", ""]
+    assert formula.settled(["0.5", "x", ""], ["\\frac{1}{2}", "y", "z"]).tolist() == ["\\frac{1}{2}", "x", ""]
+    assert formula.settled([], []).dtype.kind == "U"
+
+
+# ---- keys ------------------------------------------------------------------------------------------------------------
+def test_choices_of_yaml_are_texts():
+    section = ExtractSection.model_validate({"one_of": [True, False, 3, " A "]})
+    assert section.model_dump(exclude_none=True) == {"one_of": ["true", "false", "3", "A"], "as": "text"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"regex": "(a"}, "must be a regular expression"),
+        ({"regex": "a"}, "must have a group"),
+        ({"one_of": ["a", 1.5]}, "must be a text, a whole number"),
+        ({"one_of": ["a"]}, "at least 2"),
+        ({"as": "float"}, "'text', 'number' or 'math'"),
+        ({"before": "x"}, "Extra inputs"),
+    ],
+)
+def test_wrong_keys_are_refused(keys, message):
+    with pytest.raises(ValidationError, match=message):
+        ExtractSection.model_validate(keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "path"),
+    [
+        ({"after": "a", "regex": "(b)"}, ("extract",)),
+        ({"one_of": ["a", "A"]}, ("extract", "one_of")),
+        ({"one_of": ["a", "b"], "as": "number"}, ("extract", "as")),
+    ],
+)
+def test_keys_that_contradict_each_other_are_named(keys, path):
+    assert [fault for fault, _ in extract_laws(keys)] == [path]

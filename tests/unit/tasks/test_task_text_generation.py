@@ -1,0 +1,340 @@
+"""Text generation: rows and references, what is refused and warned of, tokens, requests and answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support.characters import CHAT, characters
+
+from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.records import DataSource, Task
+from loraxs_search.tasks import RowSource, checked, data_warnings, encode, load_data, prepare
+from loraxs_search.tasks.kinds import Ragged, Read, Write, Written
+from loraxs_search.tasks.kinds.text_generation import TextGenerationSection
+
+ROWS = [
+    {"q": "Two and two", "a": "The answer is 4", "n": "4.0"},
+    {"q": "Six and six", "a": "The answer is 12", "n": "12.0"},
+    {"q": "One and six", "a": "The answer is 7", "n": "7.0"},
+]
+NUMBER = {"reference": "{n}", "extract": {"after": "The answer is", "as": "number"}}
+
+
+@pytest.fixture
+def make(write):
+    """A task on these rows, in all three splits."""
+
+    def make(rows=ROWS, metrics=("exact_match",), report_metric=None, max_length=64, **keys):
+        path = write("rows.jsonl", rows)
+        default = {"prompt": "{q}?", "answer": " {a}", "generation": {"max_new_tokens": 20}}
+        section = {name: value for name, value in {**default, **keys}.items() if value is not None}
+        files = dict.fromkeys(("train", "validation", "test"), path)
+        from loraxs_search.tasks.kinds.text_generation import TextGeneration
+
+        fields = TextGeneration.fields(TextGenerationSection.model_validate(section))
+        task = Task(
+            "words",
+            "text-generation",
+            DataSource(data_files=files),
+            metric=metrics[0],
+            direction="maximize",
+            metrics=metrics,
+            max_length=max_length,
+            report_metric=report_metric,
+            report_direction=None if report_metric is None else "minimize",
+            **fields,
+        )
+        checked(task)
+        return task
+
+    return make
+
+
+def refused(task: Task) -> str:
+    with pytest.raises(TaskDataError) as error:
+        load_data(task)
+    return f"{error.value} {error.value.hint}"
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+def test_labels_are_references_in_canonical_form(make):
+    rows = load_data(make(**NUMBER)).rows["train"]
+    assert rows.texts == ["Two and two?", "Six and six?", "One and six?"]
+    assert rows.extras == {"answer": [" The answer is 4", " The answer is 12", " The answer is 7"]}
+    assert (rows.labels.tolist(), rows.labels.dtype.kind) == (["4", "12", "7"], "U")
+
+
+def test_without_reference_the_answer_is_held_against_itself(make):
+    assert load_data(make()).rows["test"].labels.tolist() == ["The answer is 4", "The answer is 12", "The answer is 7"]
+    found = load_data(make(extract=NUMBER["extract"])).rows["test"]
+    assert found.labels.tolist() == ["4", "12", "7"]
+
+
+def test_cached_rows_are_the_same(make):
+    task = make(**NUMBER)
+    first, again = load_data(task), load_data(task)
+    assert first.fingerprint == again.fingerprint
+    assert again.rows["train"].labels.tolist() == ["4", "12", "7"]
+
+
+def test_a_test_split_without_answers_counts_as_missing(make, write, tmp_path):
+    rows = [{"q": f"w{i}", "a": "x", "n": "1"} for i in range(30)]
+    task = make(rows)
+    hidden = write("hidden.jsonl", [{"q": "w", "a": "", "n": ""}] * 3)
+    files = {"train": task.source.data_files["train"], "test": hidden}
+    from dataclasses import replace
+
+    data = load_data(replace(task, source=DataSource(data_files=files)))
+    assert data.rows["test"].texts != ["w?"] * 3
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"answer": "yes"}, "`answer` must name a column in braces"),
+        ({"reference": "yes"}, "`reference` must name a column in braces"),
+        ({"prompt": "why?"}, "`prompt` must name a column in braces"),
+        ({"answer": "{a"}, "`answer` must close each brace"),
+        ({"extract": {"after": "x", "regex": "(y)"}}, "`extract` must have one of: after, regex, but got both"),
+        ({"generation": {"top_p": 0.9}}, "`generation.top_p` must stand beside a `temperature` above 0"),
+        ({"generation": {"seed": 1, "temperature": 0.0}}, "`generation.seed` must stand beside"),
+        ({"metrics": ("accuracy",)}, "`accuracy` does not fit text-generation"),
+    ],
+)
+def test_keys_that_make_no_sense_are_refused(make, keys, message):
+    with pytest.raises(TaskDataError, match=message):
+        make(**keys)
+
+
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_a_row_without_an_answer_is_refused(make, answer):
+    message = refused(make([*ROWS, {"q": "x", "a": answer, "n": "1"}, {"q": "y", "a": answer, "n": "1"}]))
+    assert "each row must have an answer, but" in message
+    assert "rows.jsonl has rows without: line 4 and 1 more row." in message
+    assert "write their answers, or remove the rows" in message
+
+
+def test_a_missing_answer_is_refused(make):
+    assert "`a` must be a text" in refused(make([*ROWS, {"q": "x", "n": "1"}]))
+
+
+def test_an_extraction_that_finds_nothing_in_references_is_refused(make):
+    message = refused(make([*ROWS, {"q": "x", "a": "The answer is (C)", "n": "C"}], **NUMBER))
+    assert "`extract` must find something in each row's reference, but in" in message
+    assert "rows.jsonl it finds nothing in 'C' (line 4)" in message
+    lost = refused(make([*ROWS, {"q": "x", "a": "Nobody knows", "n": "5"}], extract=NUMBER["extract"]))
+    assert "in each row's answer, but in" in lost
+    assert "' Nobody knows' (line 4)" in lost
+
+
+def test_a_stop_string_in_every_answer_is_refused_and_in_some_warned_of(make):
+    stops = {"generation": {"max_new_tokens": 20, "stop": ["answer is"]}}
+    message = refused(make(**stops))
+    assert "'answer is' is in every answer" in message
+    assert "take it out of `generation.stop`" in message
+    task = make([*ROWS, {"q": "x", "a": "no", "n": "1"}], **stops)
+    warnings = list(checked(task).warnings(load_data(task).rows))
+    assert len(warnings) == 3
+    assert warnings[0].startswith("3 of 4 train answers have the stop string 'answer is' in them")
+
+
+def test_answers_that_are_no_right_answer_are_counted(make):
+    rows = [*ROWS, {"q": "x", "a": "The answer is 3", "n": "5"}, {"q": "y", "a": "Who knows", "n": "5"}]
+    task = make(rows, **NUMBER)
+    warnings = list(checked(task).warnings(load_data(task).rows))
+    assert "`extract` finds nothing in 1 of 5 train answers: who learns to write them" in warnings[0]
+    assert "1 of 5 train answers say something else than their `reference`" in warnings[1]
+    prepared = prepare(task, characters())
+    assert set(warnings) <= set(data_warnings(prepared.report, {}))
+
+
+def test_a_prompt_that_ends_in_a_space_is_warned_of(make):
+    task = make(prompt="{q}: ", answer="{a}")
+    assert any("prompts end in white space" in it for it in checked(task).warnings(load_data(task).rows))
+
+
+def test_an_answer_that_does_not_fit_names_its_row(make):
+    rows = [*ROWS, {"q": "x", "a": "abc" * 30, "n": "1"}]
+    with pytest.raises(TaskDataError, match=r"an answer must fit `max_length`.*rows.jsonl.*line 4"):
+        prepare(make(rows), characters())
+
+
+def test_the_base_must_have_space_for_what_is_written(make):
+    task = make(max_length=500)
+    with pytest.raises(
+        TaskDataError, match=r"together must be at most 512 with this base model, but got max_length=500"
+    ):
+        prepare(task, characters())
+
+
+def test_without_an_end_token_a_stop_string_is_needed(make):
+    tokenizer = characters()
+    tokenizer.eos_token = None
+    with pytest.raises(
+        TaskDataError, match=r"`generation.stop` must name a text where the base model has no end token"
+    ):
+        prepare(make(), tokenizer)
+    prepare(make(generation={"max_new_tokens": 9, "stop": ["zz"]}), tokenizer)
+
+
+def test_messages_need_a_chat_template(make):
+    chat = {"prompt": None, "messages": [{"role": "user", "content": "{q}"}]}
+    with pytest.raises(TaskDataError, match="must have a tokenizer with a chat template"):
+        prepare(make(**chat), characters())
+    prepare(make(**chat), characters(chat=CHAT))
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------------------
+def test_the_answer_and_its_end_are_learnt(make):
+    data = prepare(make(), characters())
+    rows, tokenizer = data.encoded("train"), data.tokenizer
+    ids, positions, targets = rows.ids.row(0), rows.positions.row(0), rows.targets.row(0)
+    assert tokenizer.decode(ids) == "Two and two? The answer is 4"
+    assert tokenizer.decode(targets) == " The answer is 4</s>"
+    assert ids[positions[0]] == tokenizer.convert_tokens_to_ids("?")
+    assert ids[positions[1:]].tolist() == targets[:-1].tolist()
+
+
+def test_a_chat_ends_as_the_template_ends_a_turn(make):
+    task = make(prompt=None, messages=[{"role": "user", "content": "{q}"}], answer="{a}")
+    data = prepare(task, characters(chat=CHAT))
+    rows = data.encoded("train")
+    assert data.tokenizer.decode(rows.ids.row(0)) == "<|user|>Two and two<|end|><|assistant|>The answer is 4"
+    assert data.tokenizer.decode(rows.targets.row(0)) == "The answer is 4<|end|>"
+
+
+# ---- requests --------------------------------------------------------------------------------------------------------
+def texts_written(*texts, ended=True, margins=1.0):
+    n = len(texts)
+    tokens = Ragged.of([[1]] * n, np.int32)
+    return Written(list(texts), tokens, np.full(n, ended), np.full(n, margins, np.float32))
+
+
+def answered(asking, data, texts, **changes):
+    """Answer the loss with 1 a row, and what is written with texts; return the scores and the `Write`."""
+    request, write = next(asking), None
+    try:
+        while True:
+            if isinstance(request, Read):
+                n = len(request.rows)
+                request = asking.send((torch.ones(n), torch.zeros(n, dtype=torch.int64)))
+            else:
+                write = request
+                request = asking.send(texts_written(*texts, **changes))
+    except StopIteration as stop:
+        return stop.value, write
+
+
+def test_what_is_written_is_scored_by_its_answer(make):
+    data = prepare(make(**NUMBER), characters())
+    texts = ["Well, The answer is $4.00.", "The answer is 13", "no"]
+    scores, write = answered(data.kind.score(data, "test", np.array([0, 1, 2])), data, texts, ended=False)
+    assert isinstance(write, Write)
+    assert [data.tokenizer.decode(write.source.ids.row(i)) for i in range(2)] == ["Two and two?", "Six and six?"]
+    assert (write.max_new_tokens, write.stop, write.sampling) == (20, (), None)
+    assert scores.predictions.tolist() == ["4", "13", ""]
+    measured = data.kind.measure_scores(scores, data.labels("test"))
+    assert measured == pytest.approx(
+        {"exact_match": 1 / 3, "unparsed": 1 / 3, "unended": 1.0, "loss": 3 / scores.counts.sum()}
+    )
+
+
+def test_a_report_of_the_loss_writes_nothing(make):
+    data = prepare(make(report_metric="loss"), characters())
+    scores, write = answered(data.kind.score(data, "test", np.array([0])), data, [])
+    assert (write, scores.predictions) == (None, None)
+    assert set(data.kind.measure_scores(scores, data.labels("test"))) == {"loss"}
+
+
+def test_candidates_are_written_for_where_any_metric_needs_it(make):
+    assert checked(make(metrics=("loss", "exact_match"))).reports_answers
+    assert not checked(make(metrics=("loss", "token_accuracy"))).reports_answers
+
+
+def test_formulas_are_equal_in_any_form(make):
+    rows = [{"q": "x", "a": "The answer is \\frac{1}{2}", "n": "1"}]
+    data = prepare(make(rows, extract={"after": "The answer is", "as": "math"}), characters())
+    scores, _ = answered(data.kind.score(data, "test", np.array([0])), data, ["The answer is 0.5."])
+    assert scores.predictions.tolist() == data.labels("test").tolist() == ["\\frac{1}{2}"]
+
+
+def test_sampling_is_asked_for(make):
+    generation = {"max_new_tokens": 5, "stop": ["z"], "temperature": 0.5, "top_p": 0.9, "seed": 3}
+    data = prepare(make(generation=generation), characters())
+    _, write = answered(data.kind.score(data, "test", np.array([0])), data, ["x"])
+    assert (write.sampling.seed, write.sampling.temperature, write.sampling.top_p) == (3, 0.5, 0.9)
+    assert write.stop == ("z",)
+
+
+def test_numbers_that_are_not_finite_end_the_trial(make):
+    data = prepare(make(), characters())
+    with pytest.raises(TrialDivergedError):
+        answered(data.kind.score(data, "test", np.array([0])), data, ["x"], margins=np.nan)
+
+
+def test_a_question_is_answered_with_the_text(make):
+    kind, source = checked(make(**NUMBER)), RowSource(characters())
+    questions = encode(kind, source.tokenizer, [("Two and two",)])
+    predictions, write = answered(kind.predict(source, questions, ["Two and two"]), None, [" The answer is 4"])
+    assert source.tokenizer.decode(write.source.ids.row(0)) == "Two and two?"
+    assert (predictions[0].text, predictions[0].label) == ("Two and two", "The answer is 4")
+
+
+# ---- yardsticks ------------------------------------------------------------------------------------------------------
+def shown(data, shots):
+    """What the base alone is asked: the prompts that it continues, and the rows whose loss is taken."""
+    asking = data.kind.base_alone(data, "test", np.array([2]), shots)
+    read = next(asking)
+    write = asking.send((torch.ones(1), torch.zeros(1, dtype=torch.int64)))
+    decode = data.tokenizer.decode
+    targets = read.source.targets.row(0)
+    asked, whole = decode(write.source.ids.row(0)), decode(read.source.ids.row(0))
+    assert read.source.ids.row(0)[read.source.positions.row(0)[1:]].tolist() == targets[:-1].tolist()
+    assert whole == asked + decode(targets[:-1])
+    return asked
+
+
+def test_worked_examples_stand_before_the_prompt(make):
+    data = prepare(make(), characters(begins=True))
+    assert shown(data, 0) == "<s>One and six?"
+    before = "<s>Two and two? The answer is 4\n\nSix and six? The answer is 12\n\n"
+    assert shown(data, 2) == f"{before}One and six?"
+
+
+def test_worked_examples_are_turns_of_a_chat(make):
+    messages = [{"role": "system", "content": "Say it"}, {"role": "user", "content": "{q}"}]
+    data = prepare(make(prompt=None, messages=messages, answer="{a}"), characters(chat=CHAT))
+    turn = "<|user|>Two and two<|end|><|assistant|>The answer is 4<|end|>"
+    assert shown(data, 1) == f"<|system|>Say it<|end|>{turn}<|user|>One and six<|end|><|assistant|>"
+
+
+def test_a_system_message_of_the_row_is_kept(make):
+    messages = [{"role": "system", "content": "{n}"}, {"role": "user", "content": "{q}"}]
+    data = prepare(make(prompt=None, messages=messages, answer="{a}"), characters(chat=CHAT))
+    assert shown(data, 1).count("<|system|>") == 2
+
+
+def test_examples_that_do_not_fit_lose_their_beginning(make):
+    rows = [{"q": f"{i} " * 20, "a": "x", "n": "1"} for i in range(9)]
+    data = prepare(make(rows, max_length=60), characters(begins=True))
+    data.tokenizer.model_max_length = 90
+    asked = shown(data, 4)
+    assert asked.startswith("<s>")
+    assert len(data.tokenizer(asked, add_special_tokens=False)["input_ids"]) == 70
+    assert asked.endswith("2 2 2 ?")
+
+
+def test_constants_are_the_most_frequent_references(make):
+    kind = checked(make())
+    assert kind.constants(np.array(["a", "b", "b", "c"], np.str_))[0] == "b"
+    assert len(kind.constants(np.array([str(i) for i in range(100)], np.str_))) == 8
+
+
+def test_an_adapter_is_served_as_it_was_trained(make):
+    serving = checked(make(generation={"max_new_tokens": 9, "stop": ["z"], "temperature": 0.5})).serving
+    assert (serving.prompt, serving.messages, serving.stop) == ("{q}?", (), ("z",))
+    assert (serving.max_new_tokens, serving.temperature, serving.top_p) == (9, 0.5, 1.0)
+    chat = checked(make(prompt=None, messages=[{"role": "user", "content": "{q}"}])).serving
+    assert (chat.prompt, chat.messages) == (None, (("user", "{q}"),))
