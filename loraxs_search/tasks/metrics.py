@@ -22,6 +22,8 @@ class Metric:
     Args:
         score: (predictions, labels), both of shape (N,), to a finite number.
         is_share: Whether it is the share of rows whose prediction equals the label.
+        of_rows: (predictions, labels) to the score of each row, (N,), float64, where the metric is the mean of these:
+            it is resampled at once then. None where it is no such mean.
         column: What of `RowScores` stands in place of predictions: `losses` and `correct` are scored against `counts`
             in place of labels, and need no answers.
     """
@@ -31,6 +33,7 @@ class Metric:
     score: Score
     is_share: bool = False
     column: Literal["predictions", "losses", "correct"] = "predictions"
+    of_rows: Callable[[Values, Values], npt.NDArray[np.float64]] | None = None
 
 
 def _accuracy(predictions: Values, labels: Values) -> float:

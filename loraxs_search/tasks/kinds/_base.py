@@ -38,12 +38,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from loraxs_search.errors import TaskDataError
 from loraxs_search.records import BaseModelRef, Prediction, Split, Task, TaskModel
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._source_location import SourceLocation
@@ -86,6 +87,7 @@ class TaskKind(ABC):
     metrics: ClassVar[Mapping[str, Metric]]  # all that may score such tasks; one name means one metric everywhere
     hub_pipeline: ClassVar[str] = ""  # the hub's name of such a model, for the adapter's card
     report_metric: ClassVar[str | None] = None  # what trials are compared by where a space says nothing; None: `metric`
+    asking: ClassVar[frozenset[str]] = frozenset()  # keys of `settings` that say how rows are asked, as prompts do
     shots: ClassVar[tuple[int, ...]] = ()  # worked examples in the prompts with which the base alone is scored
 
     def __init__(self, task: Task) -> None:
@@ -215,6 +217,25 @@ class TaskKind(ABC):
         """Whether the metric of this task's reports needs answers, and not the losses alone."""
         return self.metrics[self.task.search_metric].column == "predictions"
 
+    def asked_as(self, trained: Task) -> Task:
+        """Return this task as an adapter is asked that was trained for another one: the same rows and what answers are
+        held against, asked in the adapter's own way.
+
+        Raises:
+            TaskDataError: it was trained for another kind of answers.
+        """
+        task = self.task
+        if (trained.kind, trained.labels) != (task.kind, task.labels):
+            raise TaskDataError(
+                f"Task {task.name} must have the labels the adapter was trained for, {list(trained.labels)}"
+                f" ({trained.kind}), but has {list(task.labels)} ({task.kind})."
+            )
+        if not self.asking:
+            return task
+        rows = {key: value for key, value in task.settings.items() if key not in self.asking}
+        own = {key: value for key, value in trained.settings.items() if key in self.asking}
+        return replace(task, settings=rows | own, max_length=trained.max_length)
+
     def base_alone(
         self,
         data: RowSource,
@@ -250,12 +271,19 @@ class TaskKind(ABC):
         return {name: metric.score(*both) for name, metric in named.items() if metric.column == "predictions"}
 
     def measure_scores(self, scores: RowScores, labels: Values) -> dict[str, float]:
-        """Return all metrics that scores give, the mean loss among them; without answers, those that need none."""
+        """Return all metrics that scores give, the mean loss among them; without answers, those that need none.
+
+        Of answers that were written, also two shares of all rows: `unparsed`, in which no answer was found, and
+        `unended`, which the bound on new tokens ended.
+        """
         measured = {} if scores.predictions is None else self.measure(scores.predictions, labels)
         for name in dict.fromkeys((*self.task.metrics, self.task.search_metric)):
             column = self.metrics[name].column
             if column != "predictions" and (sums := getattr(scores, column)) is not None:
                 measured[name] = self.metrics[name].score(sums, scores.counts)
+        if scores.predictions is not None and scores.ended is not None:
+            measured["unparsed"] = float(np.mean(scores.predictions == ""))
+            measured["unended"] = float(np.mean(~scores.ended))
         return measured | {"loss": scores.loss}
 
     # ---- yardsticks, and what people read ----------------------------------------------------------------------------

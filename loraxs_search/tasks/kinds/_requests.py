@@ -128,12 +128,14 @@ class RowScores:
         losses: The sum of each row's loss, (n,), float32.
         counts: What these are sums of, (n,), int64.
         correct: How many of these were predicted, (n,), int64; None where the kind does not count them.
+        ended: False where the bound on new tokens ended what was written, (n,); None where nothing was written.
     """
 
     predictions: Values | None
     losses: npt.NDArray[np.float32]
     counts: npt.NDArray[np.int64]
     correct: npt.NDArray[np.int64] | None = None
+    ended: npt.NDArray[np.bool_] | None = None
 
     @property
     def answers(self) -> Values:
