@@ -67,6 +67,8 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
     uri = resolve_uri(tracking_uri or folder.info.tracking_uri)
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
+    if confirmed.alone_path.is_file():
+        rows[registry.BASE_ALONE] = confirmed.alone_path
     decision, _ = registry.Registry(uri).promote(
         folder.info.promotion,
         task,
@@ -235,7 +237,7 @@ def _scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> 
     from loraxs_search.trial import score_folder
 
     scores = score_folder(registry.pull(f"{champion.task}:{champion.version}", uri=uri), task)
-    rows = registry.ScoredRows.of(scores.predictions, scores.labels)
+    rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
     return registry.Rescored(scores.metrics, scores.data_fingerprint, rows, scores.test_fingerprint)
 
 
@@ -283,7 +285,7 @@ def _tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]
     registry.seal(
         folder.write_adapter(finalist.trial_id, files | {"README.md": registry.model_card(manifest).encode()}), manifest
     )
-    rows = registry.ScoredRows.of(scores.predictions, scores.labels)
+    rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
     folder.confirmations().write_candidate(tested, rows.to_bytes())
     updated = [tested if candidate == finalist else candidate for candidate in candidates]
     folder.write_candidates(updated)

@@ -10,6 +10,7 @@ from loraxs_search.records import (
     Basis,
     Confirmation,
     HostInfo,
+    Split,
     Task,
     TrialReport,
     TrialSpec,
@@ -91,6 +92,19 @@ class Host(Protocol):
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> Answers:
         """Return a trained adapter's answers to consecutive test rows, in the checkpoint's precision.
 
+        They are answers whatever the task's reports are scored by.
+
+        Raises:
+            TrialDivergedError: an answer is not finite.
+        """
+        ...
+
+    def answer_alone(self, split: Split, rows: range, shots: int, task: Task) -> Answers:
+        """Return the answers of the base without an adapter to consecutive rows, in the checkpoint's precision.
+
+        Args:
+            rows: Of `split` as the task scores it, validation or test.
+            shots: Worked examples in each prompt; one of those that the task's kind declares.
         Raises:
             TrialDivergedError: an answer is not finite.
         """

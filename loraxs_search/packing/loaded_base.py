@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -39,6 +43,7 @@ from loraxs_search.records import (
     Confirmation,
     HostInfo,
     Precision,
+    Split,
     Task,
     TaskModel,
     TrialSpec,
@@ -46,16 +51,17 @@ from loraxs_search.records import (
     to_json,
 )
 from loraxs_search.tasks import PreparedTask, locate_for, prepare
+from loraxs_search.tasks.kinds import Asking, RowScores
 from loraxs_search.torch_threads import side_by_side
 from loraxs_search.trial import (
     Snapshot,
+    ask,
     attach,
     bare_body,
     choose_dtype,
     detach,
     load_parameters,
     measure_yardsticks,
-    score_rows,
 )
 
 
@@ -150,20 +156,18 @@ class LoadedBase:
 
         The topmost layer is pruned to what the head reads.
         """
-        count, threads = workers_for(self.device)
-        with self._trained(spec, snapshot, task) as (model, exact, data):
-            if exact not in self._pruned:
-                self._pruned[exact] = LastLayerPruning(exact, AdaptableLayers(exact, self.modules).layers)
-            indices = np.arange(rows.start, rows.stop)
-            with self._pruned[exact].placed(), side_by_side(count, threads) as pool:
-                used = pool if count > 1 else None
-                scores = score_rows(model, data, "test", indices, self.device, used)
-            return Answers(
-                predictions=tuple(scores.answers.tolist()),
-                labels=tuple(data.labels("test")[indices].tolist()),
-                loss=float(scores.losses.sum(dtype=np.float64)),
-                loss_count=int(scores.counts.sum()),
-            )
+        indices = np.arange(rows.start, rows.stop)
+        with self._trained(spec, snapshot, (task or self.task).for_candidates) as (model, exact, data):
+            scores = self._ask(model, exact, data, data.kind.score(data, "test", indices))
+            return _answers(data, "test", indices, scores)
+
+    def answer_alone(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
+        """Return the answers of the base without an adapter to rows of a split; no trial may be on it."""
+        data, indices = self.prepared((task or self.task).for_candidates), np.arange(rows.start, rows.stop)
+        exact, _ = self._exact_for(data.task)
+        started = time.perf_counter()
+        scores = self._ask(exact, exact, data, data.kind.base_alone(data, split, indices, shots))
+        return replace(_answers(data, split, indices, scores), seconds=time.perf_counter() - started)
 
     def yardsticks(self, data: PreparedTask) -> tuple[Yardstick, ...]:
         """Return what simple models reach on a task's rows; any thread may ask, also while trials train."""
@@ -177,6 +181,24 @@ class LoadedBase:
     def _body_fingerprint(self) -> tuple[float, ...]:
         """Of the one body that the models of all tasks share."""
         return body_fingerprint(self.exact)
+
+    def _ask(
+        self,
+        model: PeftModel | PreTrainedModel,
+        exact: PreTrainedModel,
+        data: PreparedTask,
+        asking: Asking[RowScores],
+    ) -> RowScores:
+        """Return what a kind makes of its requests; of the topmost layer only what is read is computed.
+
+        Args:
+            model: `exact`, with an adapter on it or none.
+        """
+        count, threads = workers_for(self.device)
+        if exact not in self._pruned:
+            self._pruned[exact] = LastLayerPruning(exact, AdaptableLayers(exact, self.modules).layers)
+        with self._pruned[exact].placed(), side_by_side(count, threads) as pool:
+            return ask(model, data, asking, self.device, pool if count > 1 else None)
 
     @contextlib.contextmanager
     def _trained(
@@ -226,6 +248,21 @@ class LoadedBase:
         if self.device.type == "cpu":
             use_padded_attention(model)
         return model
+
+
+def _answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], scores: RowScores) -> Answers:
+    """Return scores as a record; the columns of each row where metrics of the kind are taken of them."""
+    wanted = any(metric.column != "predictions" for metric in data.kind.metrics.values())
+    columns = ("losses", "counts", "correct") if wanted else ()
+    given = {name: values for name in (*columns, "ended") if (values := getattr(scores, name)) is not None}
+    lists: dict[str, Any] = {name: tuple(values.tolist()) for name, values in given.items()}
+    return Answers(
+        predictions=tuple(scores.answers.tolist()),
+        labels=tuple(data.labels(split)[rows].tolist()),
+        loss=float(scores.losses.sum(dtype=np.float64)),
+        loss_count=int(scores.counts.sum()),
+        **lists,
+    )
 
 
 def _choose_device(device: str) -> torch.device:

@@ -30,6 +30,7 @@ from loraxs_search.records import (
     Confirmation,
     HostInfo,
     Precision,
+    Split,
     Task,
     TrialReport,
     TrialSpec,
@@ -137,6 +138,10 @@ class PackedHost:
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded; rounds wait."""
         return self._on_bare_base(lambda: self._loaded.answer(spec, snapshot, rows, task))
+
+    def answer_alone(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
+        """Return the answers of the base without an adapter, as it will be loaded; rounds wait."""
+        return self._on_bare_base(lambda: self._loaded.answer_alone(split, rows, shots, task))
 
     def yardsticks(self, task: Task | None = None) -> tuple[Yardstick, ...]:
         """Return what simple models reach on a task's rows; the caller's thread computes, and rounds go on."""

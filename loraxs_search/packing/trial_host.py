@@ -15,6 +15,7 @@ from loraxs_search.records import (
     Confirmation,
     HostInfo,
     Precision,
+    Split,
     Task,
     TrialReport,
     TrialSpec,
@@ -99,6 +100,11 @@ class TrialHost:
         """Return a trained adapter's answers to these test rows, as it will be loaded."""
         self._park()
         return self._loaded.answer(spec, snapshot, rows, task)
+
+    def answer_alone(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
+        """Return the answers of the base without an adapter, as it will be loaded."""
+        self._park()
+        return self._loaded.answer_alone(split, rows, shots, task)
 
     def yardsticks(self, task: Task | None = None) -> tuple[Yardstick, ...]:
         """Return what simple models reach on the task's rows; another thread may ask while a trial advances."""

@@ -25,7 +25,7 @@ from loraxs_search.records._words import (
     Sigma,
     Split,
 )
-from loraxs_search.records._yardstick import Yardstick, YardstickName
+from loraxs_search.records._yardstick import Yardstick, YardstickName, alone_yardstick, is_alone, shots_name
 
 __all__ = [
     "MAX_AUTO_PACK_SIZE",
@@ -73,6 +73,9 @@ __all__ = [
     "TrialState",
     "Yardstick",
     "YardstickName",
+    "alone_yardstick",
     "from_json",
+    "is_alone",
+    "shots_name",
     "to_json",
 ]

@@ -62,16 +62,28 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class Answers:
-    """A trained adapter's answers to consecutive test rows, in the checkpoint's own precision.
+    """Answers to consecutive rows, of a trained adapter or of the base alone, in the checkpoint's own precision.
+
+    What the task's kind does not give is None.
 
     Args:
         predictions: Label ids, numbers or texts.
         labels: What each of these rows should be.
         loss: Sum over what the loss is the mean of.
         loss_count: How many these are; None means one a row.
+        losses: The sum of each row's loss.
+        counts: What these are sums of.
+        correct: How many of these were predicted.
+        ended: False where the bound on new tokens ended what was written.
+        seconds: What it took the device; 0 where that was not measured.
     """
 
     predictions: tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
     labels: tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
     loss: float
     loss_count: int | None = None
+    losses: tuple[float, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    correct: tuple[int, ...] | None = None
+    ended: tuple[bool, ...] | None = None
+    seconds: float = 0.0

@@ -114,7 +114,7 @@ class Look:
     Args:
         alias: The championship that it was about.
         finalist: The finalist's key.
-        opponent: The champion's key, or `constant` for the constant answer.
+        opponent: The champion's key, or `constant` where there was none: the best of the yardsticks.
         number: Of this comparison among all on these rows; the same two compared again are one comparison.
         confidence: What it was held to.
         p_value: Chance of a gain this large if there were none; None when no test was asked for.

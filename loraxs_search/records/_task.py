@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraxs_search.records._words import Direction, Scalar, Split
@@ -80,6 +80,11 @@ class Task:
     settings: Mapping[str, Any] = field(default_factory=dict)
     report_metric: str | None = None
     report_direction: Direction | None = None
+
+    @property
+    def for_candidates(self) -> Task:
+        """The task as candidates and yardsticks are scored: by its own metrics, on all validation rows."""
+        return replace(self, validation_rows=None, report_metric=None, report_direction=None)
 
     @property
     def search_metric(self) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-YardstickName = Literal["constant", "tfidf", "features"]
+YardstickName = str  # `constant`, `tfidf`, `features`; `zero-shot`, `4-shot` and the like
+_SHOTS = "-shot"
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,8 @@ class Yardstick:
     Args:
         name: `constant` gives every row the same answer, the best one for the metric on the train rows; `tfidf` is a
             linear model on TF-IDF of the texts; `features` is one on the frozen base's mean-pooled hidden states.
+            `zero-shot` is the base without an adapter, asked as adapters are, and `4-shot` the same with four worked
+            examples in each prompt. Only the better of these on the validation rows answers the test rows.
         answer: What `constant` says: a label id, a number or a text; None for the others.
         seconds: What it took of one processor core.
         failed: Why it lacks metrics, the test rows' or all; empty when it has both.
@@ -27,3 +29,18 @@ class Yardstick:
     answer: int | float | str | None = None
     seconds: float = 0.0
     failed: str = ""
+
+
+def shots_name(shots: int) -> YardstickName:
+    """Return the name of the base alone with this many worked examples in each prompt."""
+    return f"{shots or 'zero'}{_SHOTS}"
+
+
+def is_alone(name: YardstickName) -> bool:
+    """Whether a yardstick is the base without an adapter, asked as adapters are."""
+    return name.endswith(_SHOTS)
+
+
+def alone_yardstick(yardsticks: Iterable[Yardstick]) -> Yardstick | None:
+    """Return the base alone as it has answered the test rows; None where it has not."""
+    return next((y for y in yardsticks if is_alone(y.name) and y.test_metrics), None)

@@ -10,13 +10,14 @@ from loraxs_search.registry.finalist import Choice, choose, trial_of
 from loraxs_search.registry.manifest import seal, verify
 from loraxs_search.registry.names import check_base, on_base
 from loraxs_search.registry.pull import adapter_folder, pull
-from loraxs_search.registry.store import RegisteredAdapter, Registry, Rescored
+from loraxs_search.registry.store import BASE_ALONE, RegisteredAdapter, Registry, Rescored
 from loraxs_search.registry.summary import TaskSummary
 
 if TYPE_CHECKING:
     from loraxs_search.registry.test_predictions import ScoredRows
 
 __all__ = [
+    "BASE_ALONE",
     "Choice",
     "RegisteredAdapter",
     "Registry",

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from loraxs_search.methods import get_method
-from loraxs_search.records import DataSource, Decision, Latency, Manifest, Scalar, Task, Yardstick
+from loraxs_search.records import DataSource, Decision, Latency, Manifest, Scalar, Task, Yardstick, is_alone
 from loraxs_search.registry.seed_statistics import seed_statistics
 
 if TYPE_CHECKING:
     from loraxs_search.tasks.kinds import TaskKind
+
+
+_WRITTEN = ("unparsed", "unended")  # shares of written answers: none was found, or the bound on tokens ended it
 
 
 def model_card(manifest: Manifest) -> str:
@@ -28,6 +31,7 @@ def model_card(manifest: Manifest) -> str:
         _seeds(manifest),
         *_yardsticks(manifest),
         _chosen(manifest),
+        *_searched(manifest),
         "## Size",
         _size(manifest),
         "## Load it",
@@ -85,7 +89,9 @@ def _front_matter(manifest: Manifest) -> str:
 
 def _scores(manifest: Manifest) -> str:
     names = [
-        name for name in manifest.task.metrics if name in manifest.test_metrics or name in manifest.validation_metrics
+        name
+        for name in dict.fromkeys((*manifest.task.metrics, manifest.task.search_metric, *_WRITTEN))
+        if name in manifest.test_metrics or name in manifest.validation_metrics
     ]
     spreads = seed_statistics(manifest)
     rows = ["| metric | test | validation | validation over seeds |", "|---|---|---|---|"]
@@ -101,6 +107,15 @@ def _chosen(manifest: Manifest) -> str:
     if not manifest.test_metrics:
         return "It was not scored on the test rows: those are for the one adapter that validation rows chose."
     return "Validation rows chose this adapter. The test rows took no part in that: it was scored on them once, alone."
+
+
+def _searched(manifest: Manifest) -> list[str]:
+    """Return what trials were compared by, and which step was kept, where that is not as a matter of course."""
+    task, step = manifest.task, manifest.kept_step
+    compared = f"While they trained, trials were compared by `{task.report_metric}`." if task.report_metric else ""
+    steps = manifest.hyperparameters.max_steps
+    kept = f"This is the state of step {step} of {steps}, whose report was the best one." if step is not None else ""
+    return [" ".join(filter(None, (compared, kept)))] if compared or kept else []
 
 
 def _seeds(manifest: Manifest) -> str:
@@ -129,6 +144,8 @@ def _yardsticks(manifest: Manifest) -> list[str]:
 def _describe(yardstick: Yardstick, task: Task) -> str:
     if yardstick.name == "tfidf":
         return "TF-IDF of the texts, linear model"
+    if is_alone(yardstick.name):
+        return f"the untouched base, {yardstick.name}, asked in the same way"
     if yardstick.name == "features":
         return "the untouched base's features of 500 train rows, linear model"
     answer = yardstick.answer

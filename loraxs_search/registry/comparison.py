@@ -14,7 +14,7 @@ from loraxs_search.registry.criterion import Criterion
 from loraxs_search.registry.finalist import key
 from loraxs_search.registry.looks import Looks
 from loraxs_search.registry.names import CHAMPION, base_alias
-from loraxs_search.registry.promotion import CONSTANT, Scored, Terms, decide
+from loraxs_search.registry.promotion import YARDSTICK, Scored, Terms, decide
 
 if TYPE_CHECKING:
     from loraxs_search.registry.test_predictions import ScoredRows
@@ -117,7 +117,7 @@ class Comparison:
         return replace(both, aliases=(own,)) if second.promoted else both
 
     def _against(self, alias: str, champion: ComparedChampion | None, looks: Looks, forced: bool) -> Decision:
-        other = CONSTANT if champion is None else key(champion.scored.candidate)
+        other = YARDSTICK if champion is None else key(champion.scored.candidate)
         terms = Terms(
             alias=alias,
             look=looks.number(key(self.finalist.candidate), other),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Candidate, Decision, Look, PromotionRule, Task
+from loraxs_search.records import Candidate, Decision, Look, PromotionRule, Task, alone_yardstick
 from loraxs_search.registry.anchor import Anchor
 from loraxs_search.registry.criterion import NOISE, Criterion, better_when
 from loraxs_search.registry.finalist import identity, key, show_bytes
@@ -14,17 +14,22 @@ from loraxs_search.registry.names import CHAMPION
 if TYPE_CHECKING:
     from loraxs_search.registry.test_predictions import ScoredRows
 
-CONSTANT = "constant"
+YARDSTICK = "constant"  # whom a first champion is compared with, whichever of the yardsticks that is
 _TINY = 1e-4
 _FORCE = "`--force` promotes it all the same"
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """An adapter that was scored on test rows, and its answers to them; None where they were not kept."""
+    """An adapter that was scored on test rows, and its answers to them; None where they were not kept.
+
+    Args:
+        alone: A finalist's base without an adapter: its answers to the same rows.
+    """
 
     candidate: Candidate
     rows: ScoredRows | None = None
+    alone: ScoredRows | None = None
 
 
 @dataclass(frozen=True)
@@ -86,35 +91,45 @@ class _AppliedRule:
         return f"{chance}; decision {number} on these rows, confidence {1 - self.level:.4g}"
 
     # ---- the two comparisons -----------------------------------------------------------------------------------------
-    def with_constant(self) -> _Verdict:
-        """Hold a first champion against the constant answer."""
-        rows, criterion = self.finalist.rows, self.criterion
+    def with_yardstick(self) -> _Verdict:
+        """Hold a first champion against the better of the constant answer and the base alone."""
+        rows, criterion, alone = self.finalist.rows, self.criterion, self.finalist.alone
+        yardsticks = self.finalist.candidate.yardsticks
         if rows is None:
             untested = "there was no champion, and answers to test rows to hold against the constant answer are missing"
             return _Verdict(not self.rule.confidence, untested if not self.rule.confidence else f"{untested}: {_FORCE}")
-        from loraxs_search.registry.constant_answer import constant_answer
+        if alone is None and (measured := alone_yardstick(yardsticks)):
+            return _Verdict(False, f"there was no champion, and the answers of {measured.name} are missing: {_FORCE}")
+        from loraxs_search.registry.yardstick_answer import hardest_answer
         from loraxs_search.tasks.kinds import find_metric
 
-        if (metric := find_metric(criterion.metric)) is None:
+        metric = find_metric(criterion.metric)
+        hardest = None
+        if metric is not None:
+            hardest = hardest_answer(self.task, metric, criterion.sign, rows, yardsticks, alone)
+        if hardest is None:
             return _Verdict(False, f"{criterion.metric} of the constant answer cannot be computed: {_FORCE}")
-        constant = constant_answer(self.task, metric.score, criterion.sign, rows, self.finalist.candidate.yardsticks)
-        score = metric.score(constant.predictions, constant.labels)
-        gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.sign * score
-        against = f"there was no champion; gain {gain:+.4f} over the constant answer ({criterion.metric} {score:.4f})"
+        gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.sign * hardest.score
+        over = f"{hardest.name} ({criterion.metric} {hardest.score:.4f})"
+        against = f"there was no champion; gain {gain:+.4f} over {over}"
         if not self.rule.confidence:
-            return _Verdict(gain > NOISE, against, self.look(CONSTANT, None))
-        p = self.p_value(rows, constant)
-        assert p is not None  # the metric is known, and the rows are the same
+            return _Verdict(gain > NOISE, against, self.look(YARDSTICK, None))
+        p = self.p_value(rows, hardest.rows)
+        if p is None:
+            return _Verdict(False, f"{against}, whose answers are to other rows, or of other tokens: {_FORCE}")
         promoted = gain > NOISE and p <= self.level + NOISE
         no_use = "not significantly better: the search found nothing that can be shown to be of use"
         verdict = "significant" if promoted else no_use
-        return _Verdict(promoted, f"{against}, {verdict} ({self.sureness(p)})", self.look(CONSTANT, p))
+        return _Verdict(promoted, f"{against}, {verdict} ({self.sureness(p)})", self.look(YARDSTICK, p))
 
     def with_champion(self, champion: Scored) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
         criterion, held, name = self.criterion, champion.candidate.test_metrics, key(champion.candidate)
         if fault := _incomparable(criterion, self.finalist.candidate, champion.candidate):
             return _Verdict(False, f"not comparable: {fault}")
+        if self._other_tokens(champion):
+            counted = f"{criterion.metric} is a mean over tokens, and the champion's rows have others"
+            return _Verdict(False, f"not comparable: {counted}; compare by another metric, or {_FORCE}")
         p = self.p_value(self.finalist.rows, champion.rows) if self.rule.confidence else None
         if self.rule.confidence and p is None:
             return _Verdict(False, f"not comparable: answers to test rows are missing; {_FORCE}")
@@ -135,6 +150,16 @@ class _AppliedRule:
         return _Verdict(tolerated, f"{against}, {why if tolerated else shortfall + why}", look)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _other_tokens(self, champion: Scored) -> bool:
+        """Whether the metric is of tokens, and these are others: of another tokenizer, or of answers written so."""
+        rows, held = self.finalist.rows, champion.rows
+        if rows is None or held is None or rows.counts is None or held.counts is None:
+            return False
+        from loraxs_search.tasks.kinds import find_metric
+
+        metric = find_metric(self.criterion.metric)
+        return metric is not None and metric.column != "predictions" and not rows.same_tokens(held)
+
     def _tolerated(self, champion: Scored) -> tuple[bool, str]:
         """Say whether a smaller finalist replaces the champion although its gain is not significant."""
         anchor, rule = self.terms.anchor, self.rule
@@ -168,10 +193,10 @@ def decide(
 ) -> Decision:
     """Say whether a finalist becomes champion.
 
-    Without a champion it must beat the constant answer significantly. With one it is promoted when it gains at least
-    `min_gain` over it, more than nothing, and significantly; or when it stores strictly fewer bytes, is at most
-    `tolerance` worse than the anchor, and not significantly worse than the champion. Not when a guarded metric falls by
-    more than it may.
+    Without a champion it must significantly beat the constant answer, and the base alone where that was asked. With one
+    it is promoted when it gains at least `min_gain` over it, more than nothing, and significantly; or when it stores
+    strictly fewer bytes, is at most `tolerance` worse than the anchor, and not significantly worse than the champion.
+    Not when a guarded metric falls by more than it may.
     "Significantly" is a paired test over the test rows at `confidence`, the n-th look at 1 - (1 - confidence) / n;
     with a confidence of 0 numbers are taken as they stand. A champion that was measured on other test rows is not
     comparable, and stays.
@@ -188,7 +213,7 @@ def decide(
     if fault := criterion.fault(candidate.test_metrics, "test"):
         verdict, forcible = _Verdict(False, f"{candidate.trial_id} cannot be judged: {fault}"), False
     elif champion is None:
-        verdict = applied.with_constant()
+        verdict = applied.with_yardstick()
     elif key(candidate) == key(champion.candidate):
         verdict, forcible = _Verdict(False, f"{identity(candidate)} already is the champion"), False
     else:

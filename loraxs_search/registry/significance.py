@@ -27,6 +27,8 @@ def p_value(metric: str, sign: float, first: ScoredRows, second: ScoredRows, lev
     Shares of right answers, such as accuracy: the exact one-sided McNemar test. Others: a paired bootstrap over rows;
     the share of resamples in which `first` is not ahead. The same rows give the same number, on every machine.
 
+    What is a mean over tokens, such as the loss, can only be compared where both have as many in each row.
+
     Args:
         sign: 1 when more is better, -1 when less is.
         level: The chance that the result is compared with: a small one needs more resamples.
@@ -34,11 +36,25 @@ def p_value(metric: str, sign: float, first: ScoredRows, second: ScoredRows, lev
     known = find_metric(metric)
     if known is None or not first.same_rows(second) or not len(first.labels):
         return None
+    if known.column != "predictions" and not _have_tokens(known, first, second):
+        return None
     if known.is_share:
         return _mcnemar(first, second)
     num_resamples = max(NUM_RESAMPLES, math.ceil(_BEYOND / level))
     gains = sign * _resampled_gains(known, first, second, num_resamples)
     return float((1 + np.count_nonzero(gains <= 0)) / (1 + len(gains)))
+
+
+def score_of(metric: Metric, rows: ScoredRows) -> float | None:
+    """Return a metric of rows; None where they lack what it is taken of."""
+    values = rows.column(metric.column)
+    against = rows.labels if metric.column == "predictions" else rows.counts
+    return None if values is None or against is None or not len(values) else metric.score(values, against)
+
+
+def _have_tokens(metric: Metric, first: ScoredRows, second: ScoredRows) -> bool:
+    both = (first.column(metric.column), second.column(metric.column))
+    return first.same_tokens(second) and all(values is not None for values in both)
 
 
 def _mcnemar(first: ScoredRows, second: ScoredRows) -> float:
@@ -51,6 +67,13 @@ def _mcnemar(first: ScoredRows, second: ScoredRows) -> float:
 
 def _resampled_gains(metric: Metric, first: ScoredRows, second: ScoredRows, num_resamples: int) -> Numbers:
     random = np.random.default_rng(_SEED)
+    if metric.column != "predictions":
+        assert first.counts is not None  # `p_value` has seen to it
+        sums, others = (np.asarray(rows.column(metric.column), np.float64) for rows in (first, second))
+        return _gains_of_sums(sums, others, first.counts.astype(np.float64), random, num_resamples)
+    if metric.of_rows is not None:
+        scores, others = (metric.of_rows(rows.predictions, rows.labels) for rows in (first, second))
+        return _gains_of_sums(scores, others, np.ones(len(first.labels)), random, num_resamples)
     if metric.name in OF_COUNTS and first.labels.dtype.kind == "i":
         return _gains_of_counts(OF_COUNTS[metric.name], first, second, random, num_resamples)
     if metric.name in OF_NUMBERS and first.labels.dtype.kind == "f":
@@ -61,6 +84,18 @@ def _resampled_gains(metric: Metric, first: ScoredRows, second: ScoredRows, num_
         rows = random.integers(size, size=size)
         gains.append(score(first.predictions[rows], labels[rows]) - score(second.predictions[rows], labels[rows]))
     return np.array(gains)
+
+
+# ---- sums over rows, of many resamples at once -----------------------------------------------------------------------
+def _gains_of_sums(
+    first: Numbers, second: Numbers, counts: Numbers, random: np.random.Generator, num_resamples: int
+) -> Numbers:
+    """Resample what each row adds, (N,), to a sum that is divided by the sum of `counts`, (N,)."""
+    gains, share = [], np.full(len(counts), 1 / len(counts))
+    for size in _chunks(num_resamples, len(counts)):
+        drawn = random.multinomial(len(counts), share, size=size).astype(np.float64)  # how often each row is drawn
+        gains.append(_ratio(drawn @ first - drawn @ second, drawn @ counts))
+    return np.concatenate(gains)
 
 
 # ---- metrics of classes, of many resamples at once -------------------------------------------------------------------

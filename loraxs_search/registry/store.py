@@ -29,8 +29,9 @@ from loraxs_search.registry.summary import TaskSummary, summarise
 if TYPE_CHECKING:
     from loraxs_search.registry.test_predictions import ScoredRows
 
-__all__ = ["RegisteredAdapter", "Registry", "Rescored"]
+__all__ = ["BASE_ALONE", "RegisteredAdapter", "Registry", "Rescored"]
 
+BASE_ALONE = "base"  # in place of a trial id
 _MAX_TRIES = 5
 _NO_PREDICTIONS: Mapping[str, Path] = {}
 
@@ -60,7 +61,8 @@ class Registry(RegistryReader):
 
         Args:
             folders: Trial id to sealed adapter folder.
-            predictions: Trial id to the file of its answers to the test rows.
+            predictions: Trial id to the file of its answers to the test rows; under `BASE_ALONE` those of the base
+                without an adapter.
             rescore: Scores a champion anew where it has no answers to these test rows, or stands on another base.
             study: Whose candidates they are, for the record where there are none.
         Returns:
@@ -74,7 +76,9 @@ class Registry(RegistryReader):
             return decision, None
         file = predictions.get(choice.finalist.trial_id)
         answers = file.read_bytes() if file is not None else None
-        finalist = Scored(choice.finalist, _read_predictions(answers))
+        alone = predictions.get(BASE_ALONE)
+        of_base = alone.read_bytes() if alone is not None else None
+        finalist = Scored(choice.finalist, _read_predictions(answers), _read_predictions(of_base))
         for _ in range(_MAX_TRIES):
             champions = self._champions(task.name, finalist.candidate, rescore)  # may take minutes: before the lock
             with self._locked(task.name) as check:

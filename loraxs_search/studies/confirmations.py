@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraxs_search.home import write_atomic
-from loraxs_search.records import Answers, Candidate, Refit, from_json, to_json
+from loraxs_search.records import Answers, Candidate, Refit, Split, from_json, to_json
 
 
 class Confirmations:
@@ -53,15 +53,55 @@ class Confirmations:
 
     def answers(self, name: str) -> dict[range, Answers]:
         """Return the finalist's answers to test rows, by the rows that they are to, first rows first."""
-        by_rows = {}
-        for path in self._path.glob(f"{name}.test-*-*.json"):
-            start, stop = path.stem.rpartition(".")[2].split("-")[1:]
-            by_rows[range(int(start), int(stop))] = from_json(Answers, path.read_bytes())
-        return dict(sorted(by_rows.items(), key=lambda item: item[0].start))
+        return self._answers(f"{name}.test")
 
     def write_answers(self, name: str, rows: range, answers: Answers) -> None:
         """Keep the finalist's answers to these test rows."""
         write_atomic(self._path / f"{name}.test-{rows.start}-{rows.stop}.json", to_json(answers))
+
+    # ---- the base alone ----------------------------------------------------------------------------------------------
+    @property
+    def alone_path(self) -> Path:
+        """The safetensors file with the answers of the base alone to the test rows."""
+        return self._path / "base.safetensors"
+
+    def write_alone(self, rows: bytes) -> None:
+        """Keep the answers of the base alone to all test rows."""
+        write_atomic(self.alone_path, rows)
+
+    def alone_answers(self, shots: int, split: Split) -> dict[range, Answers]:
+        """Return answers of the base alone to rows of a split, as `answers` does.
+
+        Args:
+            shots: Worked examples in each prompt.
+        """
+        return self._answers(f"base-{shots}.{split}")
+
+    def write_alone_answers(self, shots: int, split: Split, rows: range, answers: Answers) -> None:
+        """Keep answers of the base alone to these rows."""
+        write_atomic(self._path / f"base-{shots}.{split}-{rows.start}-{rows.stop}.json", to_json(answers))
+
+    def alone_failure(self, shots: int) -> str:
+        """Return why the base alone could not answer; empty where that is not known."""
+        path = self._path / f"base-{shots}.failed.json"
+        return from_json(_FailureFile, path.read_bytes()).reason if path.exists() else ""
+
+    def write_alone_failure(self, shots: int, reason: str) -> None:
+        """Keep why the base alone could not answer."""
+        write_atomic(self._path / f"base-{shots}.failed.json", to_json(_FailureFile(reason)))
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _answers(self, start: str) -> dict[range, Answers]:
+        by_rows = {}
+        for path in self._path.glob(f"{start}-*-*.json"):
+            start, stop = path.stem.rpartition(".")[2].split("-")[1:]
+            by_rows[range(int(start), int(stop))] = from_json(Answers, path.read_bytes())
+        return dict(sorted(by_rows.items(), key=lambda item: item[0].start))
+
+
+@dataclass(frozen=True)
+class _FailureFile:
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,11 @@ class TaskData:
     fingerprint: str
     report: DataReport
 
+    @property
+    def test_fingerprint(self) -> str:
+        """sha256 over the texts and labels of the test split alone."""
+        return fingerprint(dict(self.rows), ("test",))
+
 
 def load_data(task: Task, cache_dir: Path | None = None) -> TaskData:
     """Read a task's rows, check them and carve missing splits; no base model is needed.

@@ -4,53 +4,84 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from loraxs_search import base_model
 from loraxs_search.errors import TaskDataError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import Task
-from loraxs_search.tasks import prepare
+from loraxs_search.tasks import PreparedTask, load_data, prepare
+from loraxs_search.tasks.kinds import RowScores, kind_of
 from loraxs_search.trial.evaluate import score_rows, split_metrics
 
 
 @dataclass(frozen=True)
 class FolderScores:
-    """An adapter's metrics on a task's test split, and its answer to each row."""
+    """An adapter's metrics on a task's test split, and its answer to each row.
+
+    Args:
+        losses: The sum of each row's loss, with `counts` and `correct` where metrics of the kind are taken of them.
+    """
 
     metrics: dict[str, float]
     predictions: tuple[float, ...] | tuple[str, ...]
     labels: tuple[float, ...] | tuple[str, ...]
     data_fingerprint: str
     test_fingerprint: str
+    losses: tuple[float, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    correct: tuple[int, ...] | None = None
 
 
 def score_folder(folder: Path, task: Task) -> FolderScores:
     """Load an adapter folder on its base, and score it on the test rows of `task`.
 
-    Texts are tokenised for the adapter's own base, cut where the task says.
+    Texts are tokenised for the adapter's own base, cut where the task says. An adapter whose kind can be asked in
+    several ways is asked as it was in training; what its answers are held against is the task's own.
 
     Raises:
-        TaskDataError: its labels are not the task's.
+        TaskDataError: its labels are not the task's, or asked in its own way the rows are others.
         BaseModelError: its base is not on this machine.
     """
     manifest = read_manifest(folder)
-    trained_for = manifest.task
-    if (trained_for.kind, trained_for.labels) != (task.kind, task.labels):
-        raise TaskDataError(
-            f"Task {task.name} must have the labels the adapter was trained for, {list(trained_for.labels)}"
-            f" ({trained_for.kind}), but has {list(task.labels)} ({task.kind})."
-        )
+    task = task.for_candidates
+    asked = kind_of(task).asked_as(manifest.task)
     base = base_model.locate(manifest.base_model)
-    data = prepare(task, base_model.load_tokenizer(base))
+    data = prepare(asked, base_model.load_tokenizer(base))
+    fingerprints = (data.data_fingerprint, data.test_fingerprint)
+    if asked != task:
+        fingerprints = _own_fingerprints(task, data)
     model = load_adapter_folder(folder, base=base)
     scores = score_rows(model, data, "test", np.arange(data.num_rows("test")), torch.device("cpu"))
     return FolderScores(
         split_metrics(data, "test", scores),
         tuple(scores.answers.tolist()),
         tuple(data.labels("test").tolist()),
-        data.data_fingerprint,
-        data.test_fingerprint,
+        *fingerprints,
+        *(None if column is None else tuple(column.tolist()) for column in _tokens(data, scores)),
     )
+
+
+def _own_fingerprints(task: Task, asked: PreparedTask) -> tuple[str, str]:
+    """Return the fingerprints of a task's rows, which an adapter was asked about in its own way.
+
+    Raises:
+        TaskDataError: asked so, they are other rows, or have other answers.
+    """
+    own = load_data(task)
+    if not np.array_equal(own.rows["test"].labels, asked.labels("test")):
+        raise TaskDataError(
+            f"Task {task.name} must have the same answers to its test rows however they are asked, but has others when"
+            " they are asked and read as this adapter was trained.",
+            hint="its answers have another form, or the test rows were cut from the train rows by their prompts",
+        )
+    return own.fingerprint, own.test_fingerprint
+
+
+def _tokens(data: PreparedTask, scores: RowScores) -> tuple[npt.NDArray[Any] | None, ...]:
+    wanted = any(metric.column != "predictions" for metric in data.kind.metrics.values())
+    return (scores.losses, scores.counts, scores.correct) if wanted else (None, None, None)

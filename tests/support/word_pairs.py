@@ -1,12 +1,14 @@
 """A task kind from outside the package: answers of two words, which a language model without a head reads and says.
 
 It reads two positions of a row, learns both, and is scored in two passes: the second asks for the word after the one
-that the first has answered. Tests write this file into a distribution of their own.
+that the first has answered. Reports take the loss of the first alone. The base alone is asked with and without worked
+examples. Tests write this file into a distribution of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from loraxs_search.tasks.kinds import (
     TaskKind,
     Text,
 )
+from loraxs_search.tasks.metrics import TOKEN_METRICS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +42,15 @@ if TYPE_CHECKING:
     from loraxs_search.tasks import Batch, RowSource
 
 NUM_WORDS = 2
+
+
+def _words_right(predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    pairs = zip(predictions.tolist(), labels.tolist(), strict=True)
+    return np.array([float(bool(set(said.split()) & set(label.split()))) for said, label in pairs])
+
+
+def _one_word(predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
+    return float(_words_right(predictions, labels).mean())
 
 
 class WordPairsSection(Section):
@@ -53,7 +65,13 @@ class WordPairs(TaskKind):
 
     name = "word-pairs"
     section = WordPairsSection
-    metrics = {"exact_match": TEXT_METRICS["exact_match"]}  # noqa: RUF012  # as the package's own kind has it
+    metrics = {  # noqa: RUF012
+        "exact_match": TEXT_METRICS["exact_match"],  # as the package's own kind has it
+        "one_word": Metric("one_word", "maximize", _one_word, of_rows=_words_right),
+        **TOKEN_METRICS,
+    }
+    report_metric = "loss"
+    shots = (0, 4)
     hub_pipeline = "text-generation"
 
     @classmethod
@@ -118,12 +136,26 @@ class WordPairs(TaskKind):
         return losses_M.new_zeros(len(batch.counts)).index_add(0, rows_M, losses_M)
 
     def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
-        first, losses = yield Read(split, rows, self._first_word_and_loss)
-        asked = data.encoded(split).take(rows)
-        lengths = asked.positions.flat(np.arange(len(asked))).reshape(-1, NUM_WORDS)[:, 0] + 1
-        second = yield from self._second_words([asked.ids.row(i)[:n] for i, n in enumerate(lengths)], first)
+        first, losses, correct = yield Read(split, rows, self._first_word_and_loss)
         counts = data.encoded(split).counts(rows)
-        return RowScores(_said(data, first, second), losses.numpy(), counts)
+        scores = RowScores(None, losses.numpy(), counts, correct.numpy())
+        if not self.reports_answers:
+            return scores
+        second = yield from self._second_words(_questions(data.encoded(split).take(rows)), first)
+        return replace(scores, predictions=_said(data, first, second), ended=np.ones(len(rows), np.bool_))
+
+    def base_alone(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int) -> Asking[RowScores]:
+        learnt = data.encoded("train")
+        examples = [learnt.ids.row(i) for i in range(shots)]
+        shown = np.concatenate([np.empty(0, np.int32), *examples])[-(self.task.max_length - NUM_WORDS) :]
+        scores = yield from self.score(data, split, rows)
+        asked = [np.append(shown, ids).astype(np.int32) for ids in _questions(data.encoded(split).take(rows))]
+        source = EncodedRows(
+            Ragged.of(asked, np.int32), positions=Ragged.of([[len(ids) - 1] for ids in asked], np.int32)
+        )
+        (first,) = yield Read(source, np.arange(len(source)), _first_words)
+        second = yield from self._second_words(asked, first)
+        return replace(scores, predictions=_said(data, first, second))
 
     def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
         (first,) = yield Read(questions, np.arange(len(questions)), _first_words)
@@ -138,7 +170,15 @@ class WordPairs(TaskKind):
         return second
 
     def _first_word_and_loss(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
-        return *_first_words(outputs, batch), self.loss(outputs, batch)
+        right = (_logits(outputs).argmax(-1) == batch.targets).long()
+        return *_first_words(outputs, batch), self.loss(outputs, batch), right.reshape(-1, NUM_WORDS).sum(1)
+
+
+def _questions(rows: EncodedRows) -> list[npt.NDArray[np.int32]]:
+    """Return each row's tokens without its answer."""
+    assert rows.positions is not None
+    lengths = rows.positions.flat(np.arange(len(rows))).reshape(-1, NUM_WORDS)[:, 0] + 1
+    return [rows.ids.row(i)[:length] for i, length in enumerate(lengths)]
 
 
 def _first_words(outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:

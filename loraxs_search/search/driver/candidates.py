@@ -14,6 +14,7 @@ from typing import Any
 
 from loraxs_search.records import Candidate, Confirmation, KeepRule, Refit, TrialRecord, TrialSpec, TrialState
 from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of
+from loraxs_search.search.driver.alone import BaseAlone
 from loraxs_search.search.driver.finishing import (
     AdapterPiece,
     AnswerPiece,
@@ -128,6 +129,11 @@ class Finish:
                 self._write(self._trained(name), confirmation, chosen, run_of)
             confirmed.write_candidate(chosen, rows.to_bytes())
         return [chosen if chosen is not None and c.trial_id == name else c for c in candidates]
+
+    @property
+    def alone(self) -> BaseAlone:
+        """The base without an adapter, where the task's kind asks it."""
+        return BaseAlone(self.folder, self.actors, self.space.task, self._spread)
 
     def check_stopped(self) -> None:
         if self.stop.is_set():

@@ -194,9 +194,13 @@ class Driver:
             finish.refit()
         self._view.phase("scoring the candidates on all validation rows")
         candidates = finish.validate()
+        if not finish.alone.is_measured:
+            self._view.phase("asking the base alone, on validation and test rows")
+            finish.alone.measure()
         self._view.phase("scoring the finalist on the test rows, writing adapters")
         candidates = finish.seal(candidates, tracker.run_id)
         _log_adapters(folder, tracker, trials, candidates)
+        tracker.yardsticks_measured(folder.yardsticks() or ())
         folder.write_candidates(candidates)
 
     def _facts(self, actors: StudyActors, ledger: Ledger) -> SearchStarted:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from ray import ObjectRef
 
 from loraxs_search.errors import StudyError, TrialDivergedError
-from loraxs_search.records import AdapterSize, Answers, Confirmation, Task, TrialReport, TrialSpec
+from loraxs_search.records import AdapterSize, Answers, Confirmation, Identity, Split, Task, TrialReport, TrialSpec
 from loraxs_search.registry import ScoredRows
 from loraxs_search.search.hosts.client import HostClient
+from loraxs_search.search.hosts.pieces import reason_of
 from loraxs_search.studies import StudyFolder, read_reports
 
+_BOTH = ("predictions", "labels")
 _MIN_ROWS = 128  # fewer rows take as long: every piece puts the adapter on the base
 
 
@@ -63,7 +67,7 @@ class ValidationPiece:
     def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
         snapshot = self.trained.snapshot()
         step = read_reports(snapshot)[-1].step  # a trial that is at its step already is scored without training
-        return host.advance(self.trained.spec, step, snapshot, fully_scored(self.task))
+        return host.advance(self.trained.spec, step, snapshot, self.task.for_candidates)
 
     def take(self, answer: tuple[TrialReport, bytes]) -> bool:
         self.trained.folder.confirmations().write_validation(self.trained.trial_id, answer[0].metrics)
@@ -84,7 +88,7 @@ class AnswerPiece:
     task: Task
 
     def ask(self, host: HostClient) -> ObjectRef[Answers]:
-        return host.answer(self.trained.spec, self.trained.snapshot(), self.rows, self.task)
+        return host.answer(self.trained.spec, self.trained.snapshot(), self.rows, self.task.for_candidates)
 
     def take(self, answer: Answers) -> bool:
         self.trained.folder.confirmations().write_answers(self.trained.trial_id, self.rows, answer)
@@ -95,6 +99,29 @@ class AnswerPiece:
             raise error
         no_answers = Answers((), (), math.nan)  # the finalist has no finite score, which is a result
         self.trained.folder.confirmations().write_answers(self.trained.trial_id, self.rows, no_answers)
+
+
+@dataclass(frozen=True)
+class AlonePiece:
+    """Have some rows of a split answered by the base alone; once that has failed, the rest is not asked."""
+
+    folder: StudyFolder
+    identity: Identity
+    task: Task
+    split: Split
+    rows: range
+    shots: int
+
+    def ask(self, host: HostClient) -> ObjectRef[Answers]:
+        return host.answer_alone(self.identity, self.split, self.rows, self.shots, self.task.for_candidates)
+
+    def take(self, answer: Answers) -> bool:
+        self.folder.confirmations().write_alone_answers(self.shots, self.split, self.rows, answer)
+        return False
+
+    def failed(self, error: Exception) -> None:
+        """Keep the reason: a yardstick stops no search."""
+        self.folder.confirmations().write_alone_failure(self.shots, reason_of(error))
 
 
 @dataclass(frozen=True)
@@ -116,11 +143,6 @@ class AdapterPiece:
         raise error
 
 
-def fully_scored(task: Task) -> Task:
-    """Return the task as candidates are scored: by its own metrics, on all validation rows."""
-    return replace(task, validation_rows=None, report_metric=None, report_direction=None)
-
-
 def row_pieces(num_rows: int, done: Sequence[range], num_hosts: int) -> list[range]:
     """Return the unanswered rows of a split, in parts that keep every host busy."""
     ends = sorted(done, key=lambda rows: rows.start)
@@ -133,12 +155,21 @@ def row_pieces(num_rows: int, done: Sequence[range], num_hosts: int) -> list[ran
 
 def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], ScoredRows]:
     """Return the metrics and the rows that consecutive answers make up; not finite where some answers are not."""
-    from loraxs_search.tasks.kinds import kind_of
+    from loraxs_search.tasks.kinds import RowScores, kind_of
 
-    predictions = [value for part in parts for value in part.predictions]
-    rows = ScoredRows.of(predictions, [value for part in parts for value in part.labels])
+    columns = {name: _column(parts, name) for name in ("losses", "counts", "correct", "ended")}
+    predictions, labels = ([value for part in parts for value in getattr(part, name)] for name in _BOTH)
+    rows = ScoredRows.of(predictions, labels, *(columns[name] for name in ("losses", "counts", "correct")))
     if not all(part.predictions for part in parts):
         return dict.fromkeys((*task.metrics, "loss"), math.nan), rows
-    metrics = kind_of(task).measure(rows.predictions, rows.labels)
-    count = sum(len(part.labels) if part.loss_count is None else part.loss_count for part in parts)
-    return metrics | {"loss": sum(part.loss for part in parts) / max(1, count)}, rows
+    if columns["losses"] is None:  # sums of parts do as well as those of rows
+        counts = [len(part.labels) if part.loss_count is None else part.loss_count for part in parts]
+        columns |= {"losses": [part.loss for part in parts], "counts": counts}
+    arrays: dict[str, Any] = {name: None if values is None else np.asarray(values) for name, values in columns.items()}
+    return kind_of(task).measure_scores(RowScores(rows.predictions, **arrays), rows.labels), rows
+
+
+def _column(parts: Sequence[Answers], name: str) -> list[Any] | None:
+    """Return a column of all rows; None where some part has none."""
+    columns = [getattr(part, name) for part in parts]
+    return None if any(column is None for column in columns) else [value for column in columns for value in column]

@@ -16,6 +16,8 @@ from loraxs_search.records import (
     Basis,
     Confirmation,
     HostInfo,
+    Identity,
+    Split,
     Task,
     TrialReport,
     TrialSpec,
@@ -82,6 +84,10 @@ class HostClient:
 
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> ObjectRef[Answers]:
         return self._call(task, Host.answer, spec, snapshot, rows, task)
+
+    def answer_alone(self, identity: Identity, split: Split, rows: range, shots: int, task: Task) -> ObjectRef[Answers]:
+        """Answered by a host that holds what the study began with."""
+        return self.actor.call.remote(Host.answer_alone.__name__, task, (split, rows, shots, task), identity)
 
     def factor_file(self, task: Task, key: str) -> ObjectRef[bytes]:
         return self._call(task, Host.factor_file, key)

@@ -45,7 +45,7 @@ class HostHandle(Protocol):
     """A `HostActor`; `HostClient` has its calls."""
 
     info: RemoteMethod[[Task], HostInfo]
-    call: RemoteMethod[[str, Task, tuple[Any, ...]], Any]
+    call: RemoteMethod[..., Any]
 
 
 class DirectoryHandle(Protocol):

@@ -32,6 +32,7 @@ class HostActor:
     def __init__(self, config: HostConfig, threads: int, address: str) -> None:
         self._config, self._threads, self._address = config, threads, address
         self._host: Host | None = None
+        self._first: Task | None = None  # that it was built for
         self._loaded: dict[str, Identity] = {}  # by task: base and rows when the rows were last read
         self._loading = threading.RLock()
 
@@ -41,19 +42,20 @@ class HostActor:
             info = self._load(task)
         return replace(info, num_slots=min(info.num_slots, processes_that_fit()))
 
-    def call(self, method: str, task: Task, args: tuple[Any, ...]) -> Any:
+    def call(self, method: str, task: Task, args: tuple[Any, ...], identity: Identity | None = None) -> Any:
         """Call a method of the host, which has the task's rows; `HostClient` has the methods with their types.
 
         A call on behalf of a trial names it first. It is answered by a host that holds what the trial's study began
-        with.
+        with, and so is any other call with an `identity`.
         """
         spec = args[0] if args and isinstance(args[0], TrialSpec) else None
-        host = self._host_with(task) if spec is None else self._host_for(spec, task)
+        identity = spec.identity if spec else identity
+        host = self._host_with(task) if spec is None and identity is None else self._host_for(identity, task)
         return getattr(host, method)(*args)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _host_for(self, spec: TrialSpec, task: Task) -> Host:
-        """Return the host if it has the base and rows that the trial's study began with; what differs is read again.
+    def _host_for(self, identity: Identity | None, task: Task) -> Host:
+        """Return the host if it has the base and rows that a study began with; what differs is read again.
 
         Raises:
             ClusterError: this node has another base or other rows, or none.
@@ -61,12 +63,12 @@ class HostActor:
         with self._loading:
             try:
                 host, loaded = self._host_with(task), self._loaded[to_json(task)]
-                if spec.identity not in (None, loaded):
+                if identity not in (None, loaded):
                     self._load(task)
                     host, loaded = self._host_with(task), self._loaded[to_json(task)]
             except (BaseModelError, TaskDataError) as error:  # both were there on the host that the search began with
                 raise self._unfit(str(error), error.hint) from error
-        if spec.identity is not None and (differs := difference(spec.identity, loaded)):
+        if identity is not None and (differs := difference(identity, loaded)):
             raise self._unfit(
                 f"it has {differs}.",
                 "put the files that the study began with at the same path on every node, or launch a new study",
@@ -88,7 +90,7 @@ class HostActor:
         """Bring base and rows up to date with their files; unchanged ones stay loaded."""
         if self._host is not None and (self._serves_another_task(task) or self._host.base_changed()):
             self._host.close()
-            self._host = None
+            self._host = self._first = None
             self._loaded.clear()
         if self._host is None:
             check_versions(self._address, self._config.versions)
@@ -97,11 +99,13 @@ class HostActor:
         else:
             info = self._host.info(task, anew=True)
         self._loaded[to_json(task)] = info.identity
+        self._first = self._first or task
         return info
 
     def _serves_another_task(self, task: Task) -> bool:
         """Whether this is a host of lone trials, which serves one task, that an earlier search has left here."""
-        return not self._config.packed and to_json(task) not in self._loaded
+        first = self._first
+        return not self._config.packed and first is not None and first.for_candidates != task.for_candidates
 
 
 def check_versions(node: str, expected: Mapping[str, str]) -> None:

@@ -30,7 +30,7 @@ from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.regression import Regression, regressor
 from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification, classifier
 from loraxs_search.tasks.kinds.text_generation import TextGeneration
-from loraxs_search.tasks.metrics import METRICS, Metric
+from loraxs_search.tasks.metrics import METRICS, TOKEN_METRICS, Metric
 from loraxs_search.tasks.rows import Rows
 
 __all__ = [
@@ -118,8 +118,8 @@ def metric_fault(kind: TaskKind | type[TaskKind], keys: Keys, name: str) -> str 
 
 def find_metric(name: str) -> Metric | None:
     """Return the metric of a name, whatever kind it belongs to; None when no kind has it."""
-    if name in METRICS:
-        return METRICS[name]
+    if (known := (METRICS | TOKEN_METRICS).get(name)) is not None:
+        return known
     return next((kind.metrics[name] for kind in KINDS.importable().values() if name in kind.metrics), None)
 
 

@@ -38,12 +38,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from loraxs_search.errors import TaskDataError
 from loraxs_search.records import BaseModelRef, Prediction, Serving, Split, Task, TaskModel
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._source_location import SourceLocation
@@ -219,6 +220,25 @@ class TaskKind(ABC):
     def reports_answers(self) -> bool:
         """Whether the metric of this task's reports needs answers, and not the losses alone."""
         return self.metrics[self.task.search_metric].column == "predictions"
+
+    def asked_as(self, trained: Task) -> Task:
+        """Return this task as an adapter is asked that was trained for another one: the same rows and what answers are
+        held against, asked in the adapter's own way.
+
+        Raises:
+            TaskDataError: it was trained for another kind of answers.
+        """
+        task = self.task
+        if (trained.kind, trained.labels) != (task.kind, task.labels):
+            raise TaskDataError(
+                f"Task {task.name} must have the labels the adapter was trained for, {list(trained.labels)}"
+                f" ({trained.kind}), but has {list(task.labels)} ({task.kind})."
+            )
+        if not self.asking:
+            return task
+        rows = {key: value for key, value in task.settings.items() if key not in self.asking}
+        own = {key: value for key, value in trained.settings.items() if key in self.asking}
+        return replace(task, settings=rows | own, max_length=trained.max_length)
 
     def base_alone(
         self,

@@ -68,9 +68,7 @@ def test_a_base_that_just_fits_is_taken(huge, free):
 
 def test_two_copies_that_do_not_fit_name_the_precision_that_needs_one(huge, free):
     free(5 * GIB)
-    with pytest.raises(
-        BaseModelError, match=r"takes 6\.00 GiB as bfloat16 and, for trials, as float32"
-    ) as caught:
+    with pytest.raises(BaseModelError, match=r"takes 6\.00 GiB as bfloat16 and, for trials, as float32") as caught:
         check_fits(huge("BF16"), torch.float32, CPU)
     assert "5.00 GiB of cpu are free" in str(caught.value)
     assert str(caught.value.hint).startswith(

@@ -1,0 +1,114 @@
+"""The base without an adapter, asked as adapters are: the yardstick of task kinds that declare `shots`.
+
+It is asked with each number of worked examples on all validation rows; the best of these answers the test rows. Parts
+are spread over all hosts, and what was answered before a kill is not asked again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from loraxs_search.records import Answers, Split, Task, Yardstick, alone_yardstick, is_alone, shots_name
+from loraxs_search.search.driver.finishing import AlonePiece, joined, row_pieces
+from loraxs_search.search.hosts.study_actors import StudyActors
+from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.confirmations import Confirmations
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BaseAlone:
+    """Measures what the base reaches alone, and keeps it among the study's yardsticks.
+
+    Args:
+        spread: Has pieces done on all hosts.
+    """
+
+    folder: StudyFolder
+    actors: StudyActors
+    task: Task
+    spread: Callable[[Sequence[AlonePiece]], None]
+
+    @cached_property
+    def shots(self) -> tuple[int, ...]:
+        """Numbers of worked examples that it is asked with; none where the kind asks no base alone."""
+        from loraxs_search.tasks.kinds import kind_of
+
+        return kind_of(self.task).shots
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is no more to do."""
+        known = self.folder.yardsticks() or ()
+        if not {shots_name(shots) for shots in self.shots} <= {yardstick.name for yardstick in known}:
+            return False
+        return alone_yardstick(known) is None or self._confirmed.alone_path.exists()
+
+    def measure(self) -> None:
+        """Have the base answer what it has not answered yet, and write its yardsticks."""
+        if self.is_measured:
+            return
+        self.spread([piece for shots in self.shots for piece in self._pieces("validation", shots)])
+        scores = {shots: self._metrics(shots, "validation") for shots in self.shots}
+        sign = 1.0 if self.task.direction == "maximize" else -1.0
+        values = {shots: metrics[self.task.metric] for shots, metrics in scores.items() if metrics}
+        finite = {shots: sign * value for shots, value in values.items() if math.isfinite(value)}
+        if finite:
+            best = max(finite, key=lambda shots: (finite[shots], -shots))
+            self.spread(self._pieces("test", best))
+            self._write(scores, best)
+        else:
+            self._write(scores, None)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    @property
+    def _confirmed(self) -> Confirmations:
+        return self.folder.confirmations()
+
+    def _pieces(self, split: Split, shots: int) -> list[AlonePiece]:
+        """Return the rows of a split that are not answered yet, in parts for all hosts."""
+        if self._confirmed.alone_failure(shots):
+            return []
+        done = list(self._confirmed.alone_answers(shots, split))
+        parts = row_pieces(self._num_rows(split), done, len(self.actors.pool.hosts()))
+        identity = self.actors.info.identity
+        return [AlonePiece(self.folder, identity, self.task, split, rows, shots) for rows in parts]
+
+    def _num_rows(self, split: Split) -> int:
+        return self.actors.info.data.num_rows[split]  # of the whole split, however many rows reports score
+
+    def _answers(self, shots: int, split: Split) -> list[Answers]:
+        """Return the answers to a whole split, in order; none where some could not be had."""
+        answered = self._confirmed.alone_answers(shots, split)
+        return list(answered.values()) if sum(map(len, answered)) == self._num_rows(split) else []
+
+    def _metrics(self, shots: int, split: Split) -> dict[str, float]:
+        answers = self._answers(shots, split)
+        return joined(answers, self.task.for_candidates)[0] if answers else {}
+
+    def _write(self, validation: dict[int, dict[str, float]], best: int | None) -> None:
+        """Write the yardsticks, after the answers of the best to the test rows."""
+        test: dict[str, float] = {}
+        if best is not None and (answers := self._answers(best, "test")):
+            test, rows = joined(answers, self.task.for_candidates)
+            self._confirmed.write_alone(rows.to_bytes())
+        others = [yardstick for yardstick in self.folder.yardsticks() or () if not is_alone(yardstick.name)]
+        alone = [self._yardstick(shots, validation[shots], test if shots == best else {}) for shots in self.shots]
+        self.folder.write_yardsticks([*others, *alone])
+
+    def _yardstick(self, shots: int, validation: dict[str, float], test: dict[str, float]) -> Yardstick:
+        parts = (answers for split in _SPLITS for answers in self._confirmed.alone_answers(shots, split).values())
+        failed = self._confirmed.alone_failure(shots)[:200]
+        if failed:
+            log.warning("the base alone cannot be asked with %d worked examples: %s", shots, failed)
+        return Yardstick(
+            shots_name(shots), validation, test, seconds=sum(part.seconds for part in parts), failed=failed
+        )
+
+
+_SPLITS: tuple[Split, ...] = ("validation", "test")
