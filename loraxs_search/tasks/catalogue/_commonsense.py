@@ -73,7 +73,12 @@ COMMONSENSE = (
         "Yes or no, by a passage of Wikipedia",
         _held_out("google/boolq"),
         {"train": 9_427, "test": 3_270},
-        {"prompt": "{passage}\nQuestion: {question}?\nAnswer:", "options": [" no", " yes"], "label": "answer"},
+        {
+            "prompt": "{passage}\nQuestion: {question}?\nAnswer:",
+            "options": [" no", " yes"],
+            "label": "answer",
+            "option_names": ["false", "true"],
+        },
         (_NO_TEST, "the paper's prompt leaves out the passage"),
         max_length=512,
     ),

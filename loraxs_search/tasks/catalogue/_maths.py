@@ -33,9 +33,11 @@ def _written(question: str, answer: str, extract: dict[str, Any], max_new_tokens
     }
 
 
-# The answer to a problem of GSM8K stands behind ####, that of MetaMathQA behind "The answer is:" as well.
-_NUMBER = {"regex": r"(?:####|The answer is:)\s*(.+)", "as": "number"}
-_FORMULA = {"as": "math"}
+# The answer to a problem of GSM8K stands behind ####, that to one of MATH in \\boxed{}, and that to one of MetaMathQA
+# behind "The answer is:" as well. Some of MetaMathQA's answers are formulas, no numbers.
+_NUMBER = {"after": "####", "as": "number"}
+_RESULT = {"regex": r"(?:####|The answer is:)\s*(.+)", "as": "math"}
+_FORMULA = {"regex": r"(?:\\boxed\{|The answer is:\s*)((?:[^{}\n]|\{(?:[^{}]|\{[^{}]*\})*\})+)", "as": "math"}
 
 MATHS = (
     CatalogueEntry(
@@ -43,7 +45,7 @@ MATHS = (
         about="Grade-school word problems with worked answers; scored by the number",
         kind="text-generation",
         source=DataSource(hub=_GSM8K, config="main", splits={"train": "train", "test": "test"}),
-        keys=_written("question", "answer", {"after": "####", "as": "number"}, 512),
+        keys=_written("question", "answer", _NUMBER, 1_024),
         metrics=("exact_match",),
         rows={"train": 7_473, "test": 1_319},
         max_length=512,
@@ -54,10 +56,10 @@ MATHS = (
         about="Competition mathematics with worked solutions; scored by mathematical equality",
         kind="text-generation",
         source=DataSource(hub=_MATH, config="default", splits={"train": "train", "test": "test"}),
-        keys=_written("problem", "solution", _FORMULA, 1_024),
+        keys=_written("problem", "solution", _FORMULA, 2_048),
         metrics=("exact_match",),
         rows={"train": 7_500, "test": 5_000},
-        max_length=2_048,
+        max_length=4_096,
         notes=("validation rows are a tenth of the training rows",),
     ),
     CatalogueEntry(
@@ -73,7 +75,7 @@ MATHS = (
             },
             max_characters=_CHARACTERS,
         ),
-        keys=_written("query", "response", _NUMBER, 512),
+        keys=_written("query", "response", _RESULT, 1_024),
         metrics=("exact_match",),
         rows={"train": 395_000, "validation": 500, "test": 1_319},
         max_length=_LENGTH,
@@ -92,10 +94,10 @@ MATHS = (
             },
             max_characters=_CHARACTERS,
         ),
-        keys=_written("query", "response", _FORMULA, 1_024),
+        keys=_written("query", "response", _FORMULA, 2_048),
         metrics=("exact_match",),
         rows={"train": 395_000, "validation": 500, "test": 5_000},
-        max_length=2_048,
+        max_length=4_096,
         notes=("the first 100,000 training rows, as in the paper", _LEFT_OUT, _PROMPT, _LEAKS),
     ),
 )

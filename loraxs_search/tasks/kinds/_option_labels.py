@@ -1,4 +1,4 @@
-"""Which option of each row is right, from a stored column: by index, by letter, or by the option's own text."""
+"""Which option of each row is right, from a stored column: by index, letter or the option's text, or by given names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError, shortened
 from loraxs_search.records import Task
+from loraxs_search.tasks._faults import joined
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.kinds._templates import written
 
@@ -43,6 +44,51 @@ def option_labels(
     labels = np.zeros(len(values), np.int64)
     labels[judged] = np.array(found, np.int64)
     return labels
+
+
+def named_labels(
+    values: Sequence[Any], names: Sequence[Any], options: Sequence[Options], task: Task, place: SourceLocation
+) -> npt.NDArray[np.int64]:
+    """Return the index of each row's right option, (N,), where the column holds names of options.
+
+    Args:
+        values: The column, as stored.
+        names: Of each row's options, in their order, as stored.
+        options: Each row's; a row without any is not judged, and gets 0.
+    Raises:
+        TaskDataError: a row has another number of names than of options, or its label is none of them.
+    """
+    labels, faults, uneven = np.zeros(len(values), np.int64), list[int](), list[int]()
+    for row, own in enumerate(options):
+        known = [_plain(name) for name in names[row]] if isinstance(names[row], list | tuple) else []
+        if own and len(known) != len(own):
+            uneven.append(row)
+        elif own:
+            label = _plain(values[row])
+            faults += [] if label in known else [row]
+            labels[row] = known.index(label) if label in known else 0
+    where = [
+        (uneven, names, "option_names", "hold a name for each option of its row"),
+        (faults, values, task.settings["label"], "be one of the names of its row's options"),
+    ]
+    errors = [
+        TaskDataError(
+            f"Task {task.name}: `{key}` must {law}, but {place.name} has {place.values(stored, rows)}.",
+            hint="correct the rows, or the task's `option_names`",
+        )
+        for rows, stored, key, law in where
+        if rows
+    ]
+    if errors:
+        raise joined(task, errors)
+    return labels
+
+
+def _plain(value: Any) -> str:
+    try:
+        return written(value).strip()
+    except ValueError:
+        return ""
 
 
 def option_letter(index: int) -> str:

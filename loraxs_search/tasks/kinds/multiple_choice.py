@@ -6,6 +6,7 @@ the prompt, which they share. Labels and answers are indices of options, int64.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,7 +25,7 @@ from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._choices import Choices
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite
-from loraxs_search.tasks.kinds._option_labels import option_labels, option_letter
+from loraxs_search.tasks.kinds._option_labels import named_labels, option_labels, option_letter
 from loraxs_search.tasks.kinds._options import (
     SEPARATOR,
     OptionTexts,
@@ -57,11 +58,19 @@ def _options(value: object) -> str | list[str]:
     return value  # type: ignore[return-value]  # as was just seen
 
 
+def _option_names(value: object) -> str | list[str] | None:
+    """Return names; YAML reads an unquoted true or 1 as no text."""
+    if isinstance(value, list) and all(isinstance(name, str | int) for name in value):
+        value = [str(name).lower() if isinstance(name, bool) else str(name) for name in value]
+    return None if value is None else _options(value)
+
+
 class MultipleChoiceSection(PromptSection):
     """The keys of `task:` of this kind."""
 
     options: Annotated[str | list[str], PlainValidator(_options)]
     label: Text
+    option_names: Annotated[str | list[str] | None, PlainValidator(_option_names)] = None
     normalize: Literal["none", "tokens", "bytes"] = "none"
 
 
@@ -74,7 +83,7 @@ class MultipleChoice(LanguageModelKind):
 
     @classmethod
     def fields(cls, section: Any) -> dict[str, Any]:
-        own = section.model_dump(include={"options", "label", "normalize"})
+        own = section.model_dump(include={"options", "label", "option_names", "normalize"}, exclude_none=True)
         return {"text": "", "label": "", "settings": prompt_fields(section) | own}
 
     @classmethod
@@ -82,6 +91,9 @@ class MultipleChoice(LanguageModelKind):
         yield from prompt_laws(keys)
         if keys.get("options") is not None:
             yield from option_laws(keys["options"])
+        names, options = keys.get("option_names"), keys.get("options")
+        if isinstance(names, list) and isinstance(options, list) and len(names) != len(options):
+            yield ("option_names",), f"must name each of the {len(options)} options, but got {json.dumps(names)}."
         label, contents = keys.get("label"), [message["content"] for message in keys.get("messages") or ()]
         if any(f"{{{label}}}" in text for text in (keys.get("prompt") or "", *contents)):
             yield ("label",), f"must be no column of the prompt, which would give the answer away, but got {label!r}."
@@ -108,6 +120,9 @@ class MultipleChoice(LanguageModelKind):
         names = (
             {f"options.{{{name}}}": name for name in form.columns} if form.column is None else {"options": form.column}
         )
+        own = self.task.settings.get("option_names")
+        if isinstance(own, str):
+            names |= {"option_names": own}
         return super().columns | names | {"label": self.task.settings["label"]}
 
     # ---- rows --------------------------------------------------------------------------------------------------------
@@ -117,10 +132,17 @@ class MultipleChoice(LanguageModelKind):
         options = self._read_options(len(texts), columns, place, errors)
         labels: npt.NDArray[Any] = np.empty(0)
         with collected(errors):
-            labels = option_labels(columns.values[self.task.settings["label"]], options, self.task, place)
+            labels = self._read_labels(options, columns, place)
         if errors:
             raise joined(self.task, errors)
         return self._rows(texts, options, labels, extras)
+
+    def _read_labels(self, options: list[list[str]], columns: Columns, place: SourceLocation) -> npt.NDArray[np.int64]:
+        values, names = columns.values[self.task.settings["label"]], self.task.settings.get("option_names")
+        if names is None:
+            return option_labels(values, options, self.task, place)
+        named = [names] * len(values) if isinstance(names, list | tuple) else columns.values[names]
+        return named_labels(values, [items_of(own) for own in named], options, self.task, place)
 
     def _read_options(
         self, num_rows: int, columns: Columns, place: SourceLocation, errors: list[TaskDataError]

@@ -2,31 +2,93 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import datasets
 import pytest
 
 from loraxs_search.errors import UsageError
-from loraxs_search.tasks import METRICS, catalogue_names, catalogue_task, checked
+from loraxs_search.records import SplitSource, Task
+from loraxs_search.tasks import catalogue_entry, catalogue_names, catalogue_task, checked, load_data
+from loraxs_search.tasks.kinds import KINDS
+
+GLUE = {"cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"}
+CHOICE = {"boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"}
+WRITTEN = {"gsm8k", "math", "metamath_gsm8k", "metamath_math", "commonsense_170k"}
+LETTERS = {"text": ["a", "b", "c", "d"], "label": ["A", "B", "C", "D"]}
+NUMBERS = {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}  # a few rows of ARC
+# Rows as the cards of the data sets have them.
+ROWS = {
+    "google/boolq": {"question": "is it", "answer": True, "passage": "It is."},
+    "lighteval/piqa": {"goal": "to sit", "sol1": "take a chair", "sol2": "take a lamp", "label": 1},
+    "lighteval/siqa": {
+        **{"context": "Ann ran.", "question": "Why?", "label": "3"},
+        **{"answerA": "to eat", "answerB": "to sit", "answerC": "to win"},
+    },
+    "Rowan/hellaswag": {
+        "activity_label": "Running",
+        "ctx": "She",
+        "endings": ["runs.", "flies.", "is.", "sat."],
+        "label": "0",
+    },
+    "allenai/winogrande": {"sentence": "_ ran.", "option1": "Ann", "option2": "The cup", "answer": "1"},
+    "allenai/ai2_arc": {"id": "x", "question": "What?", "choices": LETTERS, "answerKey": "B"},
+    "allenai/openbookqa": {"id": "x", "question_stem": "Ice is", "choices": LETTERS, "answerKey": "D"},
+    "zwhe99/commonsense_170k": {
+        **{"instruction": "Answer1: x Answer2: y", "input": ""},
+        **{"output": "the correct answer is answer2", "answer": "answer2"},
+    },
+    "openai/gsm8k": {"question": "How many?", "answer": "It is <<1+1=2>>2.\n#### 1,002"},
+    "DigitalLearningGmbH/MATH-lighteval": {
+        **{"problem": "What is x?", "level": "Level 1", "type": "Algebra"},
+        **{"solution": "So $x = \\boxed{\\frac{1}{2}}$."},
+    },
+    "meta-math/MetaMathQA": {
+        **{"query": "How many?", "response": "So 2.\n#### 2\nThe answer is: 2", "type": "GSM_Rephrased"},
+        **{"original_question": "How many?"},
+    },
+}
+LABELS = {
+    "boolq": 1,
+    "piqa": 1,
+    "siqa": 2,
+    "hellaswag": 0,
+    "winogrande": 0,
+    "arc_easy": 1,
+    "arc_challenge": 1,
+    "openbookqa": 3,
+}
 
 
+# ---- entries ---------------------------------------------------------------------------------------------------------
 def test_names():
-    assert catalogue_names() == ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
+    assert set(catalogue_names()) == GLUE | CHOICE | WRITTEN
+    assert catalogue_names() == sorted(catalogue_names())
 
 
 @pytest.mark.parametrize("name", catalogue_names())
 def test_each_entry_is_a_whole_task(name):
-    task = catalogue_task(name)
-    assert (task.name, task.source.hub, task.source.config) == (name, "nyu-mll/glue", name)
-    assert task.metric == task.metrics[0]
-    assert task.direction == METRICS[task.metric].direction
-    assert "test" not in task.source.splits
-    assert checked(task).model.num_outputs == max(1, len(task.labels))
+    task, kind = catalogue_task(name), checked(catalogue_task(name))
+    assert (task.name, task.metric) == (name, task.metrics[0])
+    assert task.direction == KINDS.get(task.kind).metrics[task.metric].direction
+    assert kind.model.num_outputs == (max(1, len(task.labels)) if name in GLUE else None)
+    entry = catalogue_entry(name)
+    assert entry.about
+    assert entry.cards
+    assert entry.rows["train"] > 0
+    assert not entry.loaded, "the hub was never reached here"
 
 
 def test_entries_that_differ_from_the_rest():
     assert catalogue_task("mnli").source.splits["validation"] == "validation_matched"
     assert catalogue_task("stsb").kind == "regression"
     assert catalogue_task("rte").labels == ("entailment", "not_entailment")
+    assert all(
+        catalogue_task(name).source.splits.get("test") == "validation" for name in ("boolq", "piqa", "hellaswag")
+    )
+    assert catalogue_task("arc_easy").source.splits["test"] == "test"
+    assert not any("test" in catalogue_task(name).source.splits for name in GLUE), "GLUE hides its test labels"
 
 
 def test_unknown_name_lists_the_nearest_first():
@@ -34,7 +96,65 @@ def test_unknown_name_lists_the_nearest_first():
         catalogue_task("sst-2")
 
 
-def test_catalogue_metrics_and_batches_need_no_torch():
+# ---- rows as the cards have them -------------------------------------------------------------------------------------
+@pytest.fixture
+def hub(tmp_path: Path):
+    """Folders that stand for the data sets of a task, with made-up rows in the shape of their cards."""
+
+    def local(name: str) -> str:
+        folder = tmp_path / name.replace("/", "-")
+        for split in ("train", "validation", "test") if not folder.exists() else ():
+            rows = [ROWS[name]] * 30
+            if name == "allenai/ai2_arc":
+                rows = [*rows[:-1], {**ROWS[name], "choices": NUMBERS, "answerKey": "2"}]
+            texts = [next(key for key, value in rows[0].items() if isinstance(value, str) and key != "id")] * 30
+            rows = [
+                {**row, key: f"{row[key]} {split} {i}"} for i, (row, key) in enumerate(zip(rows, texts, strict=True))
+            ]
+            datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}.parquet")
+        return str(folder)
+
+    def make(task: Task) -> Task:
+        source = task.source
+        others = {split: replace(it, hub=local(it.hub), config=None) for split, it in source.elsewhere.items()}
+        splits = {split: name.partition("[")[0] + "[:20]" for split, name in source.splits.items()}
+        carved = None if source.carved_rows is None else 2
+        assert source.hub is not None
+        anew = replace(source, hub=local(source.hub), config=None, splits=splits, elsewhere=others, carved_rows=carved)
+        return replace(task, source=anew)
+
+    return make
+
+
+@pytest.mark.parametrize("name", sorted(CHOICE))
+def test_rows_of_a_choice(name, hub):
+    task = hub(catalogue_task(name))
+    data = load_data(task)
+    labels = {int(label) for rows in data.rows.values() for label in rows.labels}
+    assert labels == {LABELS[name]}
+    rows = data.rows["test"]
+    assert rows.texts[0].strip()
+    assert "{" not in rows.texts[0]
+
+
+@pytest.mark.parametrize("name", sorted(WRITTEN))
+def test_rows_of_written_answers(name, hub):
+    data = load_data(hub(catalogue_task(name)))
+    references = {name: set(rows.labels.tolist()) for name, rows in data.rows.items()}
+    expected = {"gsm8k": {"1002"}, "math": {r"\frac{1}{2}"}, "commonsense_170k": {"answer2"}}
+    last = {"metamath_gsm8k": {"1,002"}, "metamath_math": {r"\frac{1}{2}"}}
+    assert references["test"] == references["validation"] == (expected | last)[name]
+    assert references["train"] == expected.get(name, {"2"})
+
+
+def test_the_paths_of_metamath_lead_to_other_data_sets():
+    source = catalogue_task("metamath_gsm8k").source
+    assert source.splits == {"train": "train[:100000]"}
+    columns = {"question": "query", "answer": "response"}
+    assert source.elsewhere["test"] == SplitSource("openai/gsm8k", "test", "main", rename=columns)
+
+
+def test_catalogue_names_metrics_and_batches_need_no_torch():
     code = (
         "import sys; from loraxs_search.tasks import METRICS, catalogue_task, epoch_batches; catalogue_task('cola');"
         "sys.exit(bool({'torch', 'datasets', 'transformers', 'sklearn', 'scipy'} & set(sys.modules)))"

@@ -100,6 +100,27 @@ def test_numbers_that_are_texts_of_options_are_read_as_such_where_no_index_fits(
     assert load_data(make(labelled([True, False], ["false", "true"]))).rows["train"].labels.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("answers", "names", "labels"),
+    [
+        (["1", "3"], ["1", "2", "3"], [0, 2]),
+        ([1, 3.0], ["1", "2", "3"], [0, 2]),
+        ([True, False], ["false", "maybe", "true"], [2, 0]),
+    ],
+)
+def test_labels_by_names_of_the_options(make, answers, names, labels):
+    assert load_data(make(labelled(answers), option_names=names)).rows["train"].labels.tolist() == labels
+
+
+def test_labels_by_names_in_a_part_of_a_column(make):
+    """As in ARC, where most rows have letters and some numbers."""
+    choices = [{"text": ["x", "y"], "label": ["A", "B"]}, {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}]
+    rows = [{"q": f"q{i}", "choices": it, "answer": own} for i, (it, own) in enumerate(zip(choices, "B3", strict=True))]
+    task = make(rows, options="choices.text", option_names="choices.label")
+    assert load_data(task).rows["train"].labels.tolist() == [1, 2]
+    assert load_data(task).rows["train"].extras["options"][0] == [" x", " y"]
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 def test_labels_that_can_be_read_in_two_ways_are_refused(make):
     message = refused(make(labelled([1, 2], ["1", "2", "3"])))
@@ -123,6 +144,16 @@ def test_a_label_outside_the_options_is_named_by_the_reading_of_the_others(make)
     assert "-1 (line 1)" in refused(make(labelled([-1, 1])))
 
 
+def test_a_label_that_is_no_name_and_names_that_do_not_fit_are_refused(make):
+    message = refused(make(labelled(["1", "0"]), option_names=["1", "2", "3"]))
+    assert "`answer` must be one of the names of its row's options, but" in message
+    assert "'0' (line 2)" in message
+    rows = [row | {"names": names} for row, names in zip(labelled(["a", "a"]), (["a", "b"], None), strict=True)]
+    assert "`option_names` must hold a name for each option of its row, but" in refused(
+        make(rows, option_names="names")
+    )
+
+
 def test_every_fault_of_a_file_is_named_at_once_with_its_line(make):
     rows = [
         {"q": "a", "choices": ["x"], "answer": 0},
@@ -138,13 +169,14 @@ def test_every_fault_of_a_file_is_named_at_once_with_its_line(make):
         "be two or more, but PLACE has ['x'] (line 1)",
         "be a list of texts or numbers, but PLACE has None (line 3), ['x', None] (line 7)",
         "each have text, but PLACE has ['x', ' '] (line 4)",
-        "differ from each other, but PLACE has ['x', ' x'] (line 5)",
         "`q` must be a text, or a value that JSON knows, in each row, but PLACE has None (line 2)",
-        "as it is in 1 other row, but PLACE has 2 (line 6)",
+        "as it is in 2 other rows, but PLACE has 2 (line 6)",
     ):
         path = make(rows).source.data_files["train"]
         assert law.replace("PLACE", path) in message, law
-    assert message.startswith("Task choice has 18 faults:"), "six in each of three splits"
+    assert message.startswith("Task choice has 15 faults:"), (
+        "five in each of three splits; line 5 is odd, and data sets have such rows"
+    )
 
 
 def test_columns_that_are_missing_are_named_with_their_nearest(make):
@@ -166,6 +198,10 @@ def test_columns_that_are_missing_are_named_with_their_nearest(make):
         ({"options": [" yes"]}, '`options` must be two or more, but got [" yes"].'),
         ({"options": [" yes", "yes"]}, "`options` must differ from each other"),
         ({"options": [" yes", " "]}, "`options` must each have text"),
+        (
+            {"options": [" yes", " no"], "option_names": ["1"]},
+            "`option_names` must name each of the 2 options, but got",
+        ),
         ({"options": "{a} {b}"}, "`options` must name the one column that holds lists, but got '{a} {b}'."),
         ({"prompt": "{q} {answer}"}, "`label` must be no column of the prompt"),
         (
