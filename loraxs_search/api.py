@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -208,15 +209,24 @@ def load_tokenizer(
 
 
 def predict(
-    name: str | Path, texts: str | Sequence[str], *, base: str | None = None, tracking_uri: str | None = None
+    name: str | Path,
+    texts: str | Sequence[str],
+    *,
+    base: str | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+    tracking_uri: str | None = None,
 ) -> list[Prediction]:
-    """Return the answer of the adapter `name` to each text.
+    """Return the answer of the adapter `name` to each text, or to each row of texts.
 
     Args:
         name: As `load_adapter`.
-        texts: One text, whose answer is a list of one, or several; for a pair task the first and second text of each
-            row in turn.
+        texts: One text, whose answer is a list of one, or several; for a task that reads several columns, such as pairs
+            or a prompt with two columns, the texts of each row in turn.
+        on_text: Called with a row's number and each piece of its answer as it is written, row after row; where answers
+            are no texts, never. Without it, rows are written side by side, which takes less time.
     """
+    import numpy as np
+
     from loraxs_search.base_model import load_tokenizer, locate
     from loraxs_search.methods.loading import load_adapter_folder
     from loraxs_search.tasks import RowSource, encode, kind_of
@@ -229,8 +239,19 @@ def predict(
     model_base = locate(manifest.base_model)
     source = RowSource(load_tokenizer(model_base))
     questions = encode(kind, source.tokenizer, rows)
-    model = load_adapter_folder(folder, base=model_base)
-    return ask(model, source, kind.predict(source, questions, [" | ".join(row) for row in rows]), model.device)
+    model, shown = load_adapter_folder(folder, base=model_base), [" | ".join(row) for row in rows]
+    if on_text is None:
+        return ask(model, source, kind.predict(source, questions, shown), model.device)
+    predictions = []
+    for number, text in enumerate(shown):
+        asking = kind.predict(source, questions.take(np.array([number])), [text])
+        heard = partial(_heard, on_text, number)
+        predictions += ask(model, source, asking, model.device, on_text=heard)
+    return predictions
+
+
+def _heard(on_text: Callable[[int, str], None], row: int, _: int, piece: str) -> None:
+    on_text(row, piece)
 
 
 def _scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> registry.Rescored:

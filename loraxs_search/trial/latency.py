@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from loraxs_search.base_model import end_with_eos, load_model, load_tokenizer, locate
+from loraxs_search.base_model import end_with_eos, head_names, load_model, load_tokenizer, locate
 from loraxs_search.errors import LoraxsError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import Latency
 from loraxs_search.tasks import kind_of
 from loraxs_search.torch_threads import single_thread
+from loraxs_search.trial.forward import forward
 
 _ROWS, _TOKENS = 8, 64
 _WARMUP, _MIN_ROUNDS, _MAX_ROUNDS = 2, 6, 24
@@ -47,8 +52,19 @@ def _measure(folder: Path) -> Latency:
     ids = end_with_eos(torch.randint(bare.config.vocab_size, (_ROWS, num_tokens), generator=draw), bare.config)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.inference_mode(), single_thread():
-        with_adapter, without = _in_turn(lambda: adapted(**inputs), lambda: bare(**inputs))
+        with_adapter, without = _in_turn(lambda: _answer(adapted, inputs), lambda: _answer(bare, inputs))
     return evaluate_rounds(with_adapter, without, num_tokens)
+
+
+def _answer(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Return each row's outputs; without a head, the logits after its last token, as when text is written."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if head_names(cast("PreTrainedModel", base)):
+        return forward(model, inputs, None).read
+    rows = torch.arange(len(inputs["input_ids"]))
+    outputs = forward(model, inputs, torch.stack([rows, torch.full_like(rows, inputs["input_ids"].shape[1] - 1)], 1))
+    assert outputs.project is not None  # there is no head
+    return outputs.project(outputs.read)
 
 
 def evaluate_rounds(with_adapter: Sequence[float], without: Sequence[float], num_tokens: int) -> Latency:
