@@ -23,6 +23,7 @@ from loraxs_search.tasks.kinds import (
     EncodedRows,
     Fault,
     Keys,
+    Metric,
     PassOutputs,
     Ragged,
     Read,
