@@ -6,7 +6,6 @@ import contextlib
 import copy
 import errno
 import io
-import json
 import os
 import re
 import sys
@@ -15,26 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-import gguf
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loraxs_search.base_model._library import quiet
+from loraxs_search.base_model.gguf_tokenizer import read_tokenizer
 from loraxs_search.errors import BaseModelError
-
-# Splits of text before byte-pair encoding that transformers does not know by GGUF's name for them. SmolLM's own
-# tokenizer cuts numbers into digits first, which shows where several blanks stand before one.
-_PRE_TOKENIZERS = {
-    "smollm": {
-        "type": "Sequence",
-        "pretokenizers": [
-            {"type": "Digits", "individual_digits": True},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        ],
-    }
-}
 
 
 def convert(source: Path, folder: Path) -> None:
@@ -47,13 +34,11 @@ def convert(source: Path, folder: Path) -> None:
     """
     with quiet(), _silent_thread():
         with _readable(source):
-            pre_tokenizer = _text_field(gguf.GGUFReader(source), "tokenizer.ggml.pre")
+            tokenizer = read_tokenizer(source)
             model = _model(source)
-            tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         with _system_errors():
             model.save_pretrained(folder, max_shard_size="50GB")
             tokenizer.save_pretrained(folder)
-    _set_pre_tokenizer(folder / "tokenizer.json", pre_tokenizer)
     _open_and_flush(folder)
 
 
@@ -76,18 +61,6 @@ def _model(source: Path) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(loaded.state_dict(), assign=True)
     return model
-
-
-def _text_field(reader: gguf.GGUFReader, name: str) -> str | None:
-    field = reader.get_field(name)
-    return None if field is None else str(field.contents())
-
-
-def _set_pre_tokenizer(file: Path, name: str | None) -> None:
-    if name in _PRE_TOKENIZERS:
-        state = json.loads(file.read_text(encoding="utf-8"))
-        state["pre_tokenizer"] = _PRE_TOKENIZERS[name]
-        file.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
 
 
 def _open_and_flush(folder: Path) -> None:

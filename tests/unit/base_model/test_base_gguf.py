@@ -28,7 +28,7 @@ TOKENS = ["<|pad|>", "<|end|>", *(chr(code) for code in range(ord("!"), ord("~")
 CHAT = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
 
 
-def write_gguf(path: Path, seed: int = 0, architecture: str = "llama") -> Path:
+def write_gguf(path: Path, seed: int = 0, architecture: str = "llama", *, begin: bool = False) -> Path:
     """Write a Llama of random weights, its matrices in Q8_0."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, architecture)
@@ -48,6 +48,8 @@ def write_gguf(path: Path, seed: int = 0, architecture: str = "llama") -> Path:
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(1)
     writer.add_pad_token_id(0)
+    writer.add_bos_token_id(0)
+    writer.add_add_bos_token(begin)
     writer.add_chat_template(CHAT)
     draw = np.random.default_rng(seed)
     kv = WIDTH // NUM_HEADS * NUM_KV_HEADS
@@ -99,9 +101,19 @@ def test_a_gguf_file_becomes_a_model_that_loads_as_any_other(site, capfd):
     assert not hasattr(model.config, "quantization_config")
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, model.config.pad_token_id) == (0, 1, 0)
     assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "user: ab"
-    assert tokenizer("12")["input_ids"] == tokenizer.convert_tokens_to_ids(["1", "2"])
+    ids = tokenizer("ab 12<|end|>")["input_ids"]
+    assert ids == [TOKENS.index(token) for token in ("ab", "Ġ", "1", "2", "<|end|>")]
+    assert tokenizer.decode(ids) == "ab 12<|end|>"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "ab 12"
     assert capfd.readouterr() == ("", "")
     assert logging.is_progress_bar_enabled()
+
+
+@pytest.mark.parametrize("begin", [True, False])
+def test_a_begin_token_is_added_where_the_file_says_so(site, begin):
+    write_gguf(site / "gguf_carrier" / "tiny.gguf", begin=begin)
+    ids = load_tokenizer(locate(REF))("ab")["input_ids"]
+    assert ids == [*([0] if begin else []), TOKENS.index("ab")]
 
 
 def test_weights_are_the_files_numbers_rounded_to_bfloat16(site):
