@@ -138,7 +138,7 @@ class Pack:
         """Score each slot on every row of a split; return by trial id the metrics of `trial.evaluate`, or the error."""
         started = time.perf_counter()
         requests = {s.name: s.data.kind.score(s.data, split, np.arange(s.data.num_rows(split))) for s in slots}
-        scores = drive(requests, functools.partial(self._answer, slots))
+        scores = drive(requests, functools.partial(self.answer, slots))
         results: dict[str, dict[str, float] | LoraxsError] = {}
         for slot in slots:
             score = scores[slot.name]
@@ -149,6 +149,19 @@ class Pack:
             except TrialDivergedError as error:
                 results[slot.name] = error
         _share_time(slots, [int(slot.data.lengths(split).sum()) for slot in slots], time.perf_counter() - started)
+        return results
+
+    def answer(self, slots: Sequence[Slot], requests: Mapping[str, Request]) -> dict[str, Any]:
+        """Return the results of requests by trial id: tensors on the CPU, rows first, or what was written.
+
+        All slots stay in place, also those that ask for nothing.
+        """
+        reads = {trial: request for trial, request in requests.items() if isinstance(request, Read)}
+        writes = {trial: request for trial, request in requests.items() if isinstance(request, Write)}
+        results: dict[str, Any] = self._answer_reads(slots, reads) if reads else {}
+        if writes:
+            self._begin(slots, {})
+            results |= self._writer.write(writes)
         return results
 
     def shape_of_round(self, slots: Sequence[Slot]) -> tuple[int, float]:
@@ -213,16 +226,6 @@ class Pack:
                 losses[trial] += part.sum() / counts[trial]
         self._packed.collect()
         return losses
-
-    def _answer(self, slots: Sequence[Slot], requests: Mapping[str, Request]) -> dict[str, Any]:
-        """Return the results of requests, on the CPU, each with its rows first; all slots stay in place."""
-        reads = {trial: request for trial, request in requests.items() if isinstance(request, Read)}
-        writes = {trial: request for trial, request in requests.items() if isinstance(request, Write)}
-        results: dict[str, Any] = self._answer_reads(slots, reads) if reads else {}
-        if writes:
-            self._begin(slots, {})
-            results |= self._writer.write(writes)
-        return results
 
     def _answer_reads(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
         data = {slot.name: slot.data for slot in slots}

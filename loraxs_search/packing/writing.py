@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from loraxs_search.errors import UsageError
 from loraxs_search.multiplexed import SlotRowMap, segments_of
 from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.pass_executor import PassExecutor
@@ -43,7 +44,7 @@ class PackWriter:
         """Answer requests; a batch for which memory runs out is halved, and later ones are no larger.
 
         Raises:
-            torch.OutOfMemoryError, MemoryError, RuntimeError: memory does not hold one row.
+            UsageError: memory does not hold one row.
         """
         asked = [(index, slot) for index, slot in enumerate(self._packed.slots) if slot.name in writes]
         own = {slot.name: open_rows(writes[slot.name], slot.data.tokenizer, self._model) for _, slot in asked}
@@ -70,8 +71,10 @@ class PackWriter:
                         self._model, [rows[row] for row in batch.tolist()], self._computing(slots[batch], worker)
                     )
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if len(batch) == 1 or not self._is_out_of_memory(error):
+                if not self._is_out_of_memory(error):
                     raise
+                if len(batch) == 1:
+                    raise _too_long(rows[batch[0]].max_length) from error
                 return batch
             return batch[:0]
 
@@ -94,6 +97,15 @@ class PackWriter:
             return self._packed.context.computing(row_map, worker)
 
         return computing
+
+
+def _too_long(num_tokens: int) -> UsageError:
+    return UsageError(
+        f"Memory must hold a prompt with what is written behind it, but it ran out with one of {num_tokens} tokens in"
+        " all.",
+        hint="lower the task's `max_length` or its `generation.max_new_tokens`, set `search.precision` to bfloat16, or"
+        " use a device with more memory",
+    )
 
 
 def _as_pass(batch: Indices, lengths: Indices) -> Pass:

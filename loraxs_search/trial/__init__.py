@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loraxs_search.trial.evaluate import ask, evaluate, in_row_order, score_rows, split_metrics
 from loraxs_search.trial.forward import forward
-from loraxs_search.trial.generate import default_rows, open_rows, write_rows, writing_batches
+from loraxs_search.trial.generate import default_rows, open_rows, write, write_rows, writing_batches
 from loraxs_search.trial.latency import measure_latency
 from loraxs_search.trial.open_row import OpenRow, written
 from loraxs_search.trial.precision import choose_dtype
@@ -39,6 +39,7 @@ __all__ = [
     "score_folder",
     "score_rows",
     "split_metrics",
+    "write",
     "write_rows",
     "writing_batches",
     "written",

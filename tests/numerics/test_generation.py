@@ -1,0 +1,332 @@
+"""What is written follows from the row and its adapter alone: tokens are those of `generate` with the merged model.
+
+Rows whose two largest logits ever lie within 1e-4 are left out, and counted: rounding decides there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.decoders import VOCABULARY, DecoderWorld, tokenizer
+
+from loraxs_search.errors import UsageError
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.records import TrialSpec
+from loraxs_search.tasks import Batch, RowSource
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds import Asking, PassOutputs, Read, Sampling, Write, Written
+from loraxs_search.trial import ask, attach, detach, write
+from loraxs_search.trial.decoding import Decoding
+
+FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2"]
+NEW = 20
+MARGIN = 1e-4
+ENDS = [2, 11, 20, 29, 38, 47, 56]  # so many that random models end rows at different steps
+CPU = torch.device("cpu")
+
+
+def prompts(seed: int = 0, count: int = 24) -> EncodedRows:
+    random = np.random.default_rng(seed)
+    rows = [random.integers(4, VOCABULARY, random.integers(1, 16)) for _ in range(count)]
+    return EncodedRows(Ragged.of(rows, np.int32))
+
+
+def request(source: EncodedRows, rows: Sequence[int] | None = None, **changes: Any) -> Write:
+    return Write(
+        source, np.arange(len(source)) if rows is None else np.array(rows), **{"max_new_tokens": NEW} | changes
+    )
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Callable[..., DecoderWorld]:
+    def make(family: str, ends: Sequence[int] = ENDS) -> DecoderWorld:
+        world = DecoderWorld(tmp_path, family)
+        world.model.generation_config.eos_token_id = list(ends)
+        return world
+
+    return make
+
+
+@contextmanager
+def adapted(world: DecoderWorld, **changes: Any) -> Iterator[Any]:
+    """Put an adapter on the base that changes what is written."""
+    spec = world.spec("1", **{"init_std": 0.3, "scale": 2.0} | changes)
+    with use_factor_store(world.factors):
+        model = attach(world.model, spec)
+    try:
+        yield model
+    finally:
+        detach(model, spec)
+
+
+@torch.inference_mode()
+def generated(model: Any, prompt: Any) -> list[int]:
+    """Return what transformers writes after one prompt."""
+    ids = torch.from_numpy(prompt.astype(np.int64))[None]
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, use_cache=True)
+    return out[0, len(prompt) :].tolist()
+
+
+def tokens_of(written: Written) -> list[list[int]]:
+    return [written.tokens.row(i).tolist() for i in range(len(written.tokens))]
+
+
+def plain_row(rows: Sequence[Sequence[int]]) -> int:
+    """Return a row whose first tokens are words, of which the first four differ."""
+    return next(i for i, row in enumerate(rows) if min(row[:6]) > 3 and len(set(row[:4])) == 4)
+
+
+def check_sure(actual: Written, expected: Sequence[Sequence[int]]) -> None:
+    """Assert that rows are equal, but for a few whose likeliest tokens are nearly equally likely."""
+    sure = actual.margins > MARGIN
+    assert sure.mean() > 0.9
+    different = [i for i, row in enumerate(tokens_of(actual)) if sure[i] and row != list(expected[i])]
+    assert not different
+
+
+def check_lively(written: Written) -> None:
+    """Assert that rows differ, and that some end at different steps."""
+    assert len(set(map(tuple, tokens_of(written)))) > len(written.tokens) // 2
+    assert len(set(written.tokens.lengths.tolist())) > 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_those_of_generate_with_the_merged_model(make_world: Callable[..., Any], family: str) -> None:
+    world, source = make_world(family), prompts()
+    with adapted(world) as model:
+        actual = write(model, request(source), tokenizer())
+        merged = copy.deepcopy(model).merge_and_unload()
+    check_sure(actual, [generated(merged, source.ids.row(i)) for i in range(len(source))])
+    check_lively(actual)
+    for row, ended in zip(tokens_of(actual), actual.ended, strict=True):
+        assert ended == (row[-1] in ENDS) and len(row) <= NEW
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_a_row_is_the_same_in_any_company(make_world: Callable[..., Any], family: str) -> None:
+    world, source = make_world(family), prompts(1)
+    order = np.random.default_rng(2).permutation(len(source)).tolist()
+    with adapted(world) as model:
+        expected = write(model, request(source), tokenizer())
+        alone = [write(model, request(source, [i]), tokenizer()).tokens.row(0).tolist() for i in range(len(source))]
+        turned = write(model, request(source, order), tokenizer(), max_rows=7)
+        fewer = write(model, request(source, [3, 3, 9, 0]), tokenizer(), max_rows=1)
+    check_sure(expected, alone)
+    check_sure(turned, [tokens_of(expected)[i] for i in order])
+    check_sure(fewer, [tokens_of(expected)[i] for i in (3, 3, 9, 0)])
+    assert expected.margins[order] == pytest.approx(turned.margins, abs=1e-4)
+
+
+def test_a_limit_ends_rows_that_go_on(make_world: Callable[..., Any]) -> None:
+    world, source = make_world("llama"), prompts()
+    with adapted(world) as model:
+        long, short = (write(model, request(source, max_new_tokens=n), tokenizer()) for n in (NEW, 5))
+    assert tokens_of(short) == [row[:5] for row in tokens_of(long)]
+    assert short.ended.tolist() == [len(row) < 5 or row[4] in ENDS for row in tokens_of(long)]
+    assert 0 < short.ended.sum() < len(short.ended)
+
+
+def test_end_tokens_are_the_tokenizers_and_the_bases(make_world: Callable[..., Any]) -> None:
+    world, source = make_world("llama", [2]), prompts()
+    with adapted(world) as model:
+        free = tokens_of(write(model, request(source), tokenizer()))
+        row = plain_row(free)
+        other = free[row][2]
+        world.model.generation_config.eos_token_id = [other, 5]
+        actual = write(model, request(source), tokenizer())
+    ends = {2, 5, other}
+    for tokens, expected in zip(tokens_of(actual), free, strict=True):
+        first = next((i for i, token in enumerate(expected) if token in ends), NEW - 1)
+        assert tokens == expected[: first + 1]
+    assert actual.texts[row] == tokenizer().decode(free[row][:2])  # no end token is text
+
+
+def test_stop_strings_end_rows_in_the_text(make_world: Callable[..., Any]) -> None:
+    world, source = make_world("llama", [2]), prompts()
+    with adapted(world) as model:
+        free = write(model, request(source), tokenizer())
+        row = plain_row(tokens_of(free))
+        words = free.texts[row].split()
+        stop = (f"{words[2][1:]} {words[3][:2]}", "never")  # begins inside one token and ends inside the next
+        actual = write(model, request(source, stop=stop), tokenizer())
+    assert actual.texts[row] == f"{words[0]} {words[1]} {words[2][0]}"
+    assert actual.ended[row] and len(actual.tokens.row(row)) == 4  # both tokens are there, and none after them
+    for text, whole, tokens in zip(actual.texts, free.texts, tokens_of(actual), strict=True):
+        assert text == whole.split(stop[0])[0]
+        assert whole.startswith(tokenizer().decode(tokens, skip_special_tokens=True))
+
+
+def test_drawn_tokens_follow_from_seed_and_row_in_any_company(make_world: Callable[..., Any]) -> None:
+    world, source = make_world("llama", [2]), prompts()
+    sampling = Sampling(seed=5, temperature=0.8, top_p=0.9)
+    with adapted(world) as model:
+        first = write(model, request(source, sampling=sampling), tokenizer())
+        again = write(model, request(source, sampling=sampling), tokenizer(), max_rows=5)
+        other = write(model, request(source, sampling=Sampling(6, 0.8, 0.9)), tokenizer())
+        cold = write(model, request(source, sampling=Sampling(5, 1e-4)), tokenizer())
+        greedy = write(model, request(source), tokenizer())
+        same = write(model, request(source, [4] * 12, sampling=sampling), tokenizer())
+    assert tokens_of(first) == tokens_of(again)
+    assert tokens_of(first) != tokens_of(other)
+    check_sure(greedy, tokens_of(cold))
+    assert len({tuple(row) for row in tokens_of(same)}) > 6  # each row of a request draws its own
+
+
+def test_texts_stream_without_what_follows_a_stop_string(make_world: Callable[..., Any]) -> None:
+    world, source = make_world("llama", [2]), prompts()
+    pieces: dict[int, list[str]] = {}
+
+    def asking(stop: tuple[str, ...]) -> Asking[Written]:
+        written: Written = yield request(source, stop=stop)
+        return written
+
+    rows = RowSource(tokenizer())
+    with adapted(world) as model:
+        free = ask(model, rows, asking(()), CPU)
+        stop = " ".join(free.texts[plain_row(tokens_of(free))].split()[2:4])
+        listen = lambda row, piece: pieces.setdefault(row, []).append(piece)  # noqa: E731
+        actual = ask(model, rows, asking((stop,)), CPU, on_text=listen)
+    assert ["".join(pieces.get(row, [])) for row in range(len(source))] == list(actual.texts)
+    assert max(map(len, pieces.values())) > 5
+    assert all(stop not in "".join(own) for own in pieces.values())
+
+
+# ---- packs -----------------------------------------------------------------------------------------------------------
+def lively(world: DecoderWorld) -> list[Any]:
+    """Return trials of mixed ranks, sides and modules whose adapters change what is written, each with its task."""
+    return [
+        (replace(spec, hyperparameters=replace(spec.hyperparameters, init_std=0.3)), data)
+        for spec, data in world.mixed_trials()
+    ]
+
+
+def lone(world: DecoderWorld, spec: TrialSpec, asked: Write) -> Written:
+    with use_factor_store(world.factors):
+        model = attach(world.model, spec)
+    try:
+        return write(model, asked, tokenizer())
+    finally:
+        detach(model, spec)
+
+
+def sums(outputs: PassOutputs, batch: Batch) -> tuple[torch.Tensor, ...]:
+    assert outputs.project is not None
+    logits = outputs.project(outputs.read)
+    losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+    return (torch.stack([part.sum() for part in losses.split(batch.counts.tolist())]),)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma2"])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_pack_writes_what_lone_trials_write(make_world: Callable[..., Any], family: str, num_workers: int) -> None:
+    world = make_world(family)
+    trials, pack = lively(world), world.pack(num_workers=num_workers)
+    slots = [pack.join(spec, data) for spec, data in trials]
+    asked = {
+        spec.name: request(prompts(i, 5 + 3 * i), max_new_tokens=NEW - i, stop=("w9 w",) if i % 2 else ())
+        for i, (spec, _) in enumerate(trials)
+    }
+    written = pack.answer(slots, asked)
+    pack.clear()
+    assert len({written[spec.name].texts[0] for spec, _ in trials}) > 1
+    for spec, _ in trials:
+        alone = lone(world, spec, asked[spec.name])
+        check_sure(alone, tokens_of(written[spec.name]))
+        assert written[spec.name].margins == pytest.approx(alone.margins, abs=1e-4)
+        assert written[spec.name].ended.tolist() == alone.ended.tolist()
+
+
+def test_some_slots_write_while_others_read_or_rest(make_world: Callable[..., Any]) -> None:
+    """Here the slots adapt the upper layer alone: reads skip the lower one, writing does not."""
+    world = make_world("llama")
+    top = tuple(name for name in world.names if ".1." in name)
+    specs = [world.spec(str(i), init_std=0.3, rank=2 + i, target_modules=top) for i in range(4)]
+    data, pack = world.tasks[0], world.pack(num_workers=2)
+    slots = [pack.join(spec, data) for spec in specs]
+    read = Read("validation", np.arange(33), sums)
+    first = pack.answer(slots, {"0": request(prompts(3)), "1": read, "3": request(prompts(4))})
+    assert pack.num_skipped == 1
+    second = pack.answer(slots, {"0": read, "1": request(prompts(3))})
+    reads = pack.answer(slots, {spec.name: read for spec in specs})
+    pack.clear()
+    for trial, source, written in [("0", 3, first["0"]), ("3", 4, first["3"]), ("1", 3, second["1"])]:
+        check_sure(written, tokens_of(lone(world, specs[int(trial)], request(prompts(source)))))
+    assert torch.allclose(first["1"][0], reads["1"][0], rtol=1e-5)
+    assert torch.allclose(second["0"][0], reads["0"][0], rtol=1e-5)
+
+
+def test_drawn_tokens_are_the_same_in_a_pack(make_world: Callable[..., Any]) -> None:
+    world = make_world("llama")
+    asked = request(prompts(), sampling=Sampling(3, 0.7, 0.9))
+    trials, pack = lively(world)[:3], world.pack(num_workers=2)
+    slots = [pack.join(spec, data) for spec, data in trials]
+    written = pack.answer(slots, {spec.name: asked for spec, _ in trials})
+    pack.clear()
+    for spec, _ in trials:
+        assert tokens_of(written[spec.name]) == tokens_of(lone(world, spec, asked))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_batch_that_memory_cannot_hold_is_halved(
+    make_world: Callable[..., Any], num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, sizes = make_world("llama"), list[int]()
+    compute = Decoding.compute
+
+    def within_memory(self: Decoding, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(ids))
+        if len(ids) > 4 and len(sizes) > 3:  # after some steps
+            raise MemoryError
+        return compute(self, ids, mask)
+
+    monkeypatch.setattr(Decoding, "compute", within_memory)
+    trials, pack = lively(world)[:3], world.pack(num_workers=num_workers)
+    slots = [pack.join(spec, data) for spec, data in trials]
+    asked = request(prompts(5, 9))
+    written = pack.answer(slots, {spec.name: asked for spec, _ in trials})
+    later = len(sizes)
+    again = pack.answer(slots, {spec.name: asked for spec, _ in trials})
+    pack.clear()
+    monkeypatch.undo()
+    assert max(sizes[:later]) > 4 and max(sizes[later:]) <= 4
+    for spec, _ in trials:
+        alone = lone(world, spec, asked)
+        check_sure(alone, tokens_of(written[spec.name]))
+        check_sure(alone, tokens_of(again[spec.name]))
+
+
+def test_what_one_row_needs_must_fit_into_memory(
+    make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world("llama")
+
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Decoding, "compute", full)
+    ((spec, data), *_), pack = lively(world), world.pack()
+    with pytest.raises(UsageError, match="14 tokens") as refusal:
+        pack.answer([pack.join(spec, data)], {spec.name: request(prompts(5, 2), max_new_tokens=3)})
+    assert "max_new_tokens" in str(refusal.value.hint)
+
+
+def test_a_trial_that_diverged_ends_its_rows_and_no_others(make_world: Callable[..., Any]) -> None:
+    world = make_world("llama")
+    trials, pack = lively(world)[:3], world.pack()
+    slots = [pack.join(spec, data) for spec, data in trials]
+    with torch.no_grad():
+        slots[1].adapter.tensors[0].fill_(torch.nan)
+    asked = request(prompts())
+    written = pack.answer(slots, {spec.name: asked for spec, _ in trials})
+    pack.clear()
+    assert np.isnan(written["2"].margins).all() and (written["2"].tokens.lengths == 1).all()
+    for spec, _ in (trials[0], trials[2]):
+        check_sure(lone(world, spec, asked), tokens_of(written[spec.name]))
