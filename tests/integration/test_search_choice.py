@@ -1,0 +1,127 @@
+"""A search of a language model on multiple choice: from a file to a decision, and every verb that meets such a task."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.bases import LLAMA
+from support.shell import Shell
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from loraxs_search.records import TrialState
+from loraxs_search.studies import StudyFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+
+SPACE = """
+task:
+  name: next-word
+  kind: multiple-choice
+  data: {data_files: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}
+  prompt: "{words} then"
+  options: choices
+  label: answer
+  normalize: tokens
+  metrics: [accuracy, loss, token_accuracy]
+  max_length: 16
+base_model: ./base
+parameters:
+  rank: {choice: [4, 8]}
+  target_modules: all-linear
+  learning_rate: {log_uniform: [1.0e-2, 1.0e-1]}
+  batch_size: 8
+search: {trials: 3, max_steps: 60, report_every: 20, precision: float32}
+promotion: {candidates: 2, seeds: 1}
+"""
+
+
+def save_base(folder: Path) -> None:
+    words = ["[PAD]", "[UNK]", "then", *(f"w{i}" for i in range(LLAMA.vocab_size - 3))]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "model_input_names": ["input_ids", "attention_mask"]}
+    PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=32, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LLAMA)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(folder)
+
+
+def save_rows(folder: Path) -> None:
+    """The right option is one of two words, whatever the prompt: soon learnt."""
+    draw = random.Random(0)
+    for split, size in {"train": 120, "validation": 60, "test": 60}.items():
+        lines = []
+        for i in range(size):
+            words = [f"w{draw.randrange(30)}" for _ in range(4 + i % 5)]
+            choices = [words[0], f"w{30 + i % 2}", f"{words[1]} w2"]
+            draw.shuffle(choices)
+            answer = "ABC"[choices.index(f"w{30 + i % 2}")]
+            lines.append(json.dumps({"words": " ".join(words), "choices": choices, "answer": answer}))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
+    save_base(tmp_path / "base")
+    save_rows(tmp_path)
+    (tmp_path / "choice.yaml").write_text(SPACE)
+    return Shell(search_home, tmp_path)
+
+
+def test_a_language_model_is_searched_promoted_and_asked(shell: Shell, agree: Callable[..., object]) -> None:
+    checked = shell.ok("check", "choice.yaml", "--data")
+    assert "next-word: multiple-choice; maximize accuracy" in checked
+    shell.ok("launch", "choice.yaml", "--name", "choice")
+    agree("choice", 3)
+    folder = StudyFolder.open("choice")
+    complete = [r for r in folder.journal().records.values() if r.state is TrialState.COMPLETE]
+    assert complete
+    report = complete[0].reports[-1]
+    assert report.size.head_parameters == 0 < report.size.r_parameters
+    assert {"accuracy", "loss", "token_accuracy"} <= set(report.metrics)
+    (constant,) = folder.yardsticks() or ()
+    assert constant.answer in (0, 1, 2)
+    assert "promoted" in shell.ok("promote", "choice").lower()
+    for verb in ("ls", "status choice", "show next-word", "history next-word"):
+        assert "accuracy" in shell.ok(*verb.split()), verb
+    answers = json.loads(shell.ok("predict", "next-word", "w1 w2", "w3 | w30 | w4 w5", "w9", "w7|w31", "--json"))
+    assert [answer["label"] for answer in answers] == ["w30", "w31"]
+    assert all(0.3 < answer["score"] <= 1 for answer in answers)
+    card = (Path(shell.ok("pull", "next-word").strip()) / "README.md").read_text()
+    assert "transformers.AutoModelForCausalLM.from_pretrained" in card
+    assert "accuracy" in card
+
+
+def test_what_is_wrong_with_the_file_and_with_its_rows_is_named_before_anything_is_trained(shell: Shell) -> None:
+    for change, message in (
+        ("task.options=[w1]", 'task.options: must be two or more, but got ["w1"].'),
+        ("task.options=[w1, 2]", "task.options: must be a column that holds lists, or a list of texts, but got"),
+        ("task.prompt=no column", "task.prompt: must name a column in braces, as in {question}, but got 'no column'."),
+        ("task.prompt='{words'", "task.prompt: must close each brace, or double one that is text, but got '{words'."),
+        ("task.messages=[{role: user, content: x, name: y}]", "task.messages[0].name: must be one of: role, content"),
+        ("task.normalize=letters", "task.normalize: must be one of:"),
+        ("task.metrics=[accuracy, macro_f1]", "task.metrics[1]: must fit multiple-choice with a column of options"),
+    ):
+        done = shell.run("check", "choice.yaml", "--set", change)
+        assert done.returncode == 2
+        assert message in " ".join(done.stderr.split())
+    for change, message in (
+        ("task.prompt='{word} then'", "`prompt.{word}` must be one of: words, answer, choices, but got 'word'."),
+        ("task.label=choices", "`choices` must be the index, letter or text of an option, but"),
+        ("task.max_length=2", "the longest has 2 tokens, and max_length=2."),
+    ):
+        done = shell.run("check", "choice.yaml", "--data", "--set", change)
+        assert done.returncode == 1
+        assert message in " ".join(done.stderr.split())
+    warned = shell.run("check", "choice.yaml", "--data", "--set", "task.prompt='{words} '")
+    assert warned.returncode == 0
+    assert "warning: 240 of 240 prompts end in white space" in warned.stderr
