@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from support import word_pairs
 from support.bases import LLAMA
 from support.plugins import write_distribution
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from loraxs_search.records import TrialState
+from loraxs_search.registry import ScoredRows, verify
 from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -29,13 +31,14 @@ task:
   answer: pair
   metrics: [exact_match]
   max_length: 16
+  validation_rows: 12
 base_model: ./base
 parameters:
   rank: {choice: [2, 4]}
   target_modules: {choice: [attention, all-linear]}
   learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
   batch_size: 8
-search: {trials: 4, max_steps: 8, report_every: 4, precision: float32}
+search: {trials: 4, max_steps: 8, report_every: 2, keep: best, precision: float32}
 promotion: {candidates: 2, seeds: 1}
 """
 
@@ -69,6 +72,49 @@ def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
     return Shell(search_home, tmp_path, tmp_path / "site")
 
 
+def check_scores(shell: Shell, folder: StudyFolder) -> None:
+    """Trials are compared by their loss, candidates by their answers, and the base alone is asked as they are."""
+    records = folder.journal().records.values()
+    assert all(set(report.metrics) == {"loss"} for record in records for report in record.reports)
+    complete = {r.trial_id: r for r in records if r.state is TrialState.COMPLETE}
+    best = {name: min(r.reports, key=lambda it: (it.metrics["loss"], it.step)) for name, r in complete.items()}
+    candidates = folder.candidates() or []
+    assert {"exact_match", "loss"} <= set(candidates[0].validation_metrics)
+    assert all(c.kept_step == best[c.trial_id].step for c in candidates if c.trial_id in best)
+    assert all(verify(folder.adapter_path(n)).kept_step == report.step for n, report in best.items())
+
+    rows = json.loads(shell.ok("status", "pairs", "--json"))["trials"]
+    assert {row["trial_id"]: row["score"] for row in rows if row["trial_id"] in best} == {
+        name: report.metrics["loss"] for name, report in best.items()
+    }
+    assert rows[0]["candidate_score"] is not None
+    head = shell.ok("status", "pairs").splitlines()[0].split("  ")
+    shown = [column.strip() for column in head if column]
+    assert shown[:6] == ["trial", "state", "step", "kept", "loss", "validation exact_match"]
+    assert "test exact_match" in shown
+
+    constant, zero, four = folder.yardsticks() or ()
+    assert (constant.name, zero.name, four.name) == ("constant", "zero-shot", "4-shot")
+    assert {"exact_match", "loss"} <= set(zero.validation_metrics) & set(four.validation_metrics)
+    asked = max((zero, four), key=lambda it: it.validation_metrics["exact_match"])
+    assert [bool(it.test_metrics) for it in (zero, four)] == [it is asked for it in (zero, four)]
+    assert candidates[0].yardsticks == (constant, zero, four) or any(c.yardsticks for c in candidates)
+    alone = ScoredRows.from_bytes(folder.confirmations().alone_path.read_bytes())
+    assert (len(alone.labels), alone.losses is not None) == (20, True)
+
+    client = MlflowClient(folder.info.tracking_uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'first-and-last'")
+    runs = client.search_runs([experiment.experiment_id], "tags.`loraxs.study` = 'pairs'")
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.data.params["search.metric"] == "loss"
+    assert {"yardstick.zero-shot.validation.exact_match", "yardstick.4-shot.validation.exact_match"} <= set(
+        parent.data.metrics
+    )
+    by_trial = {run.data.tags["trial_id"]: run.data.metrics for run in runs if run is not parent}
+    assert all(by_trial[name]["kept_step"] == report.step for name, report in best.items())
+    assert all("candidate.validation.exact_match" in by_trial[name] for name in complete if name in by_trial)
+
+
 def test_a_kind_from_outside_is_searched_promoted_and_asked(shell: Shell, agree: Callable[..., object]) -> None:
     checked = shell.ok("check", "pairs.yaml", "--data")
     assert "exact_match" in checked
@@ -78,8 +124,11 @@ def test_a_kind_from_outside_is_searched_promoted_and_asked(shell: Shell, agree:
     complete = [r for r in folder.journal().records.values() if r.state is TrialState.COMPLETE]
     assert complete
     assert all(r.reports[-1].size.head_parameters == 0 < r.reports[-1].size.r_parameters for r in complete)
-    (constant,) = folder.yardsticks() or ()
-    assert isinstance(constant.answer, str)
+    assert isinstance((folder.yardsticks() or ())[0].answer, str)
+    check_scores(shell, folder)
+    refused = " ".join(shell.ok("promote", "pairs").split())
+    assert "there was no champion; gain" in refused
+    assert "not significantly better" in refused
     shell.ok("promote", "pairs", "--force")
     answers = json.loads(shell.ok("predict", "first-and-last", "w1 w2 w3", "w4 w5", "--json"))
     assert [answer["text"] for answer in answers] == ["w1 w2 w3", "w4 w5"]
@@ -93,7 +142,10 @@ def test_its_keys_are_held_to_its_own_laws(shell: Shell) -> None:
     for change, message in (
         ("task.answer=words", "task.answer: must be another column than `ask`, but got 'words'."),
         ("task.kind=word-pair", "task.kind: must be one of: word-pairs, "),
-        ("task.metrics=[accuracy]", "task.metrics[0]: must fit word-pairs (one of: exact_match)"),
+        (
+            "task.metrics=[accuracy]",
+            "task.metrics[0]: must fit word-pairs (one of: token_accuracy, exact_match, one_word",
+        ),
         ("task.labels=[a, b]", "task.labels: must be one of:"),
     ):
         done = shell.run("check", "pairs.yaml", "--set", change)

@@ -80,6 +80,7 @@ class MultipleChoice(LanguageModelKind):
     name = "multiple-choice"
     section = MultipleChoiceSection
     metrics = {name: CLASS_METRICS[name] for name in ("accuracy", "macro_f1")} | TOKEN_METRICS
+    asking = frozenset({"prompt", "messages", "options", "normalize"})
 
     @classmethod
     def fields(cls, section: Any) -> dict[str, Any]:

@@ -278,3 +278,72 @@ def test_a_later_look_promotes_nothing_that_an_earlier_one_does_not(rule, finali
     later = decide(rule, TASK, finalist, champion, Terms(look=look + 1))
     if later.promoted:
         assert decide(rule, TASK, finalist, champion, Terms(look=look)).promoted
+
+
+# ---- the base alone --------------------------------------------------------------------------------------------------
+def _alone(right: int) -> ScoredRows:
+    return _rows(right, 1000 - right)
+
+
+def _measured(**scores: float) -> tuple[Yardstick, ...]:
+    """The constant answer, and the base alone, the best of which has answered the test rows."""
+    shots = {name.replace("_", "-"): score for name, score in scores.items()}
+    best = max(shots, key=lambda name: shots[name])
+    alone = (Yardstick(n, {"accuracy": s}, {"accuracy": s} if n == best else {}) for n, s in shots.items())
+    return (Yardstick("constant", {"accuracy": 0.5}, {"accuracy": 0.5}, answer=0), *alone)
+
+
+@pytest.mark.parametrize(("base", "promoted"), [(300, True), (700, True), (797, False), (850, False)])
+def test_a_first_champion_must_beat_the_better_of_constant_answer_and_base_alone(base, promoted):
+    finalist = _scored("t0", 800, yardsticks=_measured(zero_shot=0.1, **{"4_shot": base / 1000}))
+    decision = decide(PromotionRule(), TASK, dataclasses.replace(finalist, alone=_alone(base)), None)
+    assert decision.promoted is promoted
+    named = "the constant answer (accuracy 0.5000)" if base < 500 else f"the base alone (4-shot) (accuracy 0.{base}0)"
+    assert f"over {named}" in decision.reasons[-1]
+    assert [look.opponent for look in decision.looks] == ["constant"], "the same first comparison, whichever it is of"
+
+
+def test_answers_of_the_base_that_are_missing_leave_the_place_empty():
+    finalist = _scored("t0", 900, yardsticks=_measured(zero_shot=0.2))
+    decision = decide(PromotionRule(), TASK, finalist, None)
+    assert not decision.promoted
+    assert "answers of zero-shot are missing" in decision.reasons[-1]
+    assert decide(PromotionRule(), TASK, finalist, None, Terms(forced=True)).promoted
+    failed = (Yardstick("constant", answer=0), Yardstick("zero-shot", failed="why"))
+    assert decide(PromotionRule(), TASK, _scored("t0", 900, yardsticks=failed), None).promoted
+
+
+def test_numbers_as_they_stand_are_held_against_the_base_too():
+    finalist = dataclasses.replace(_scored("t0", 800), alone=_alone(801))
+    assert not decide(NUMBERS, TASK, finalist, None).promoted
+    assert decide(NUMBERS, TASK, dataclasses.replace(finalist, alone=_alone(799)), None).promoted
+
+
+def _by_loss(trial_id: str, loss: float, counts: int = 3, **other) -> Scored:
+    labels = np.zeros(200, np.int64)
+    noise = np.random.default_rng(len(trial_id)).normal(0, 0.01, 200)
+    losses = ((loss + noise) * counts).astype(np.float32)
+    rows = ScoredRows(labels, labels, losses, np.full(200, counts), np.zeros(200, np.int64))
+    return Scored(_candidate(trial_id, 0.5, test_metrics={"loss": loss, "accuracy": 1.0}, **other), rows)
+
+
+def test_a_loss_is_held_against_the_base_alone_as_no_constant_answer_has_one():
+    rule, finalist = PromotionRule(metric="loss"), _by_loss("t0", 0.5)
+    without = decide(rule, TASK, finalist, None)
+    assert not without.promoted
+    assert "loss of the constant answer cannot be computed" in without.reasons[-1]
+    for base, promoted in ((0.6, True), (0.4, False)):
+        against = dataclasses.replace(finalist, alone=_by_loss("base", base).rows)
+        decision = decide(rule, TASK, against, None)
+        assert decision.promoted is promoted
+        assert "over the base alone (loss 0." in decision.reasons[-1]
+
+
+def test_losses_of_other_tokens_are_not_comparable():
+    rule, champion = PromotionRule(metric="loss"), _by_loss("old", 0.6, counts=4, study="s0")
+    decision = decide(rule, TASK, _by_loss("t0", 0.5), champion)
+    assert not decision.promoted
+    assert "loss is a mean over tokens, and the champion's rows have others" in decision.reasons[-1]
+    assert decide(rule, TASK, _by_loss("t0", 0.5), _by_loss("old", 0.6, study="s0")).promoted
+    other = dataclasses.replace(_by_loss("t0", 0.5), alone=_by_loss("base", 0.6, counts=4).rows)
+    assert "of other tokens" in decide(rule, TASK, other, None).reasons[-1]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from support.word_pairs import WordPairs
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.registry import ScoredRows, significance
 from loraxs_search.registry.significance import OF_COUNTS, OF_NUMBERS, Counts, p_value
 from loraxs_search.tasks import METRICS
+from loraxs_search.tasks.kinds import KINDS
+from loraxs_search.tasks.metrics import TOKEN_METRICS
 
 
 def rows(predictions, labels) -> ScoredRows:
@@ -98,6 +102,90 @@ def test_adapters_that_answer_alike_never_gain():
         assert p_value(metric, sign, alike, alike) == 1.0
     assert p_value("pearson", 1.0, flat, flat) == 1.0
     assert p_value("pearson", 1.0, alike, flat) == 1 / (1 + significance.NUM_RESAMPLES)
+
+
+# ---- texts and tokens ------------------------------------------------------------------------------------------------
+def tokens(losses: np.ndarray, counts: np.ndarray, correct: np.ndarray) -> ScoredRows:
+    texts = [""] * len(losses)
+    return ScoredRows.of(texts, texts, losses.tolist(), counts.tolist(), correct.tolist())
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("loss", -1.0), ("token_accuracy", 1.0)])
+def test_means_over_tokens_are_resampled_as_ratios_of_sums(metric, sign, monkeypatch):
+    monkeypatch.setattr(significance, "NUM_RESAMPLES", 4000)
+    monkeypatch.setattr(significance, "_CHUNK_BYTES", 8 * 60 * 70)  # many chunks, and one that is not full
+    random = np.random.default_rng(4)
+    counts = random.integers(1, 12, 60)
+    ours, theirs = (
+        tokens(random.exponential(mean, 60) * counts, counts, random.binomial(counts, share))
+        for mean, share in ((1.0, 0.52), (1.05, 0.5))
+    )
+    score, behind = TOKEN_METRICS[metric].score, 0
+    for _ in range(4000):
+        drawn = random.integers(60, size=60)
+        gain = score(ours.column(TOKEN_METRICS[metric].column)[drawn], counts[drawn])
+        gain -= score(theirs.column(TOKEN_METRICS[metric].column)[drawn], counts[drawn])
+        behind += sign * gain <= 0
+    chance = p_value(metric, sign, ours, theirs)
+    assert 0.05 < chance < 0.95, "else there is nothing to compare"
+    assert chance == pytest.approx(behind / 4000, abs=0.03)
+    assert p_value(metric, sign, ours, ours) == 1.0
+    assert p_value(metric, sign, ours, theirs) + p_value(metric, sign, theirs, ours) >= 1, "ties count against both"
+
+
+def test_means_over_other_tokens_cannot_be_compared():
+    counts, losses = np.array([2, 3, 1]), np.array([1.0, 2.0, 0.5])
+    ours = tokens(losses, counts, counts)
+    assert p_value("loss", -1.0, ours, tokens(losses, counts + 1, counts)) is None, "another tokenizer"
+    assert p_value("loss", -1.0, ours, ScoredRows.of([""] * 3, [""] * 3)) is None, "of an earlier version"
+    without = ScoredRows.of([""] * 3, [""] * 3, losses.tolist(), counts.tolist())
+    assert p_value("loss", -1.0, ours, without) is not None
+    assert p_value("token_accuracy", 1.0, ours, without) is None
+
+
+def test_shares_of_right_texts_are_mcnemars_exact_test(word_pairs):
+    labels = [f"a {i}" for i in range(40)]
+    ours, theirs = rows(labels[:30] + [""] * 10, labels), rows([""] * 25 + labels[25:28] + [""] * 12, labels)
+    assert p_value("exact_match", 1.0, ours, theirs) == binomtest(27, 27, alternative="greater").pvalue
+
+
+def test_scores_of_texts_are_taken_once_for_all_resamples(word_pairs, monkeypatch):
+    random = np.random.default_rng(6)
+    labels = [f"w{i % 7} w{i % 5}" for i in range(1000)]
+    ours, theirs = (
+        rows(
+            [label if right else "none" for label, right in zip(labels, random.random(1000) < share, strict=True)],
+            labels,
+        )
+        for share in (0.6, 0.5)
+    )
+    asked = []
+    metric = word_pairs.metrics["one_word"]
+    counted = replace(metric, of_rows=lambda *both: asked.append(len(both[0])) or metric.of_rows(*both))
+    monkeypatch.setitem(word_pairs.metrics, "one_word", counted)
+    assert p_value("one_word", 1.0, ours, theirs) < 0.01
+    assert p_value("one_word", 1.0, theirs, ours) > 0.99
+    assert asked == [1000] * 4, "once for each of the two rows, whatever the number of resamples"
+
+
+@pytest.fixture
+def word_pairs(monkeypatch):
+    monkeypatch.setitem(KINDS._entries, WordPairs.name, WordPairs)
+    return WordPairs
+
+
+def test_rows_with_tokens_survive_their_file_and_old_files_are_read():
+    full = tokens(np.array([1.5, 0.25]), np.array([2, 1]), np.array([1, 0]))
+    read = ScoredRows.from_bytes(full.to_bytes())
+    for name in ("losses", "counts", "correct"):
+        np.testing.assert_array_equal(read.column(name), full.column(name))
+        assert read.column(name).dtype == full.column(name).dtype
+    assert rows([1, 0], [1, 1]).to_bytes() == rows([1, 0], [1, 1]).to_bytes()
+    old = ScoredRows.from_bytes(rows([1, 0], [1, 1]).to_bytes())
+    assert (old.losses, old.counts, old.correct) == (None, None, None)
+    torn = ScoredRows(full.predictions, full.labels, full.losses[:1], full.counts, full.correct)
+    with pytest.raises(IntegrityError, match=r"an answer a row, but got shapes \[\(1,\), \(2,\)\]"):
+        ScoredRows.from_bytes(torn.to_bytes())
 
 
 def by_counts(metric: str, predictions: np.ndarray, labels: np.ndarray) -> float:

@@ -1,0 +1,175 @@
+"""The base alone as a study's yardstick, with hosts that only answer: what is asked, kept, and found again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.studies import study
+from support.toys import TASK as TOY
+from support.word_pairs import WordPairs
+
+from loraxs_search.errors import TaskDataError
+from loraxs_search.records import Answers, Identity, Task, Yardstick
+from loraxs_search.registry import ScoredRows
+from loraxs_search.search.driver.alone import BaseAlone
+from loraxs_search.search.driver.finishing import AlonePiece
+from loraxs_search.studies import StudyFolder
+from loraxs_search.tasks.kinds import KINDS
+
+ROWS = {"validation": 300, "test": 200}
+TASK = replace(
+    TOY,
+    name="pairs",
+    kind="word-pairs",
+    text="",
+    label="",
+    labels=(),
+    metric="exact_match",
+    metrics=("exact_match",),
+    validation_rows=10,
+    settings={"ask": "words", "answer": "pair"},
+    report_metric="loss",
+    report_direction="minimize",
+)
+CONSTANT = Yardstick("constant", {"exact_match": 0.1}, {"exact_match": 0.1}, answer="a b")
+
+
+class Hosts:
+    """Two hosts, asked one piece after another, that answer every n-th row rightly.
+
+    Args:
+        every: Number of worked examples to that n; one that is missing cannot be asked.
+        dies_after: Pieces until the driver is killed.
+    """
+
+    def __init__(self, every: dict[int, int], dies_after: int = 1000) -> None:
+        self.every, self.left = every, dies_after
+        self.asked: list[tuple[int, str, range]] = []
+        self.tasks: list[Task] = []
+
+    def spread(self, pieces: Sequence[AlonePiece]) -> None:
+        for piece in pieces:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            try:
+                answers = piece.ask(self)  # type: ignore[arg-type, unused-ignore]
+            except TaskDataError as error:
+                piece.failed(error)
+            else:
+                piece.take(answers)  # type: ignore[arg-type]
+
+    def answer_alone(self, identity: Identity, split: str, rows: range, shots: int, task: Task) -> Any:
+        assert identity == Identity("base", "data")
+        self.asked.append((shots, split, rows))
+        self.tasks.append(task)
+        if shots not in self.every:
+            raise TaskDataError("four examples do not fit")
+        said = tuple("a b" if row % self.every[shots] == 0 else "" for row in rows)
+        counts = (2,) * len(rows)
+        losses = tuple(float(row) for row in rows)
+        return Answers(said, ("a b",) * len(rows), sum(losses), 2 * len(rows), losses, counts, counts, seconds=1.0)
+
+
+@pytest.fixture
+def folder(fresh_home: Any, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
+    monkeypatch.setitem(KINDS._entries, WordPairs.name, WordPairs)
+    made = study("s", task=TASK)
+    made.write_yardsticks([CONSTANT])
+    return made
+
+
+def alone(folder: StudyFolder, hosts: Hosts, task: Task = TASK) -> BaseAlone:
+    info = SimpleNamespace(identity=Identity("base", "data"), data=SimpleNamespace(num_rows=ROWS))
+    actors: Any = SimpleNamespace(info=info, pool=SimpleNamespace(hosts=lambda: [1, 2]))
+    return BaseAlone(folder, actors, task, hosts.spread)
+
+
+def test_validation_rows_choose_how_it_is_asked_and_it_answers_the_test_rows_once(folder: StudyFolder) -> None:
+    hosts = Hosts({0: 5, 4: 4})
+    measured = alone(folder, hosts)
+    assert not measured.is_measured
+    measured.measure()
+    assert {(shots, split) for shots, split, _ in hosts.asked} == {(0, "validation"), (4, "validation"), (4, "test")}
+    assert len(hosts.asked) == 6, "each split in parts for both hosts"
+    assert all((task.report_metric, task.validation_rows) == (None, None) for task in hosts.tasks)
+    constant, zero, four = folder.yardsticks() or ()
+    assert constant == CONSTANT
+    assert (zero.name, zero.validation_metrics["exact_match"], zero.test_metrics) == ("zero-shot", 0.2, {})
+    assert (four.name, four.validation_metrics["exact_match"]) == ("4-shot", 0.25)
+    assert four.test_metrics == {"exact_match": 0.25, "loss": pytest.approx(sum(range(200)) / 400)}
+    assert (zero.seconds, four.seconds) == (2.0, 4.0)
+    rows = ScoredRows.from_bytes(folder.confirmations().alone_path.read_bytes())
+    assert (rows.predictions[:5].tolist(), len(rows.labels)) == (["a b", "", "", "", "a b"], 200)
+    np.testing.assert_array_equal(rows.losses, np.arange(200, dtype=np.float32))
+    assert measured.is_measured
+    before = len(hosts.asked)
+    alone(folder, hosts).measure()
+    assert len(hosts.asked) == before
+
+
+def test_of_equal_ways_the_one_with_fewer_examples_is_asked(folder: StudyFolder) -> None:
+    hosts = Hosts({0: 4, 4: 4})
+    alone(folder, hosts).measure()
+    assert (0, "test") in {(shots, split) for shots, split, _ in hosts.asked}
+
+
+@pytest.mark.parametrize("pieces", range(6))
+def test_what_was_answered_before_a_kill_is_not_asked_again(folder: StudyFolder, pieces: int) -> None:
+    killed, undisturbed = Hosts({0: 5, 4: 4}, dies_after=pieces), Hosts({0: 5, 4: 4})
+    with pytest.raises(KeyboardInterrupt):
+        alone(folder, killed).measure()
+    assert not alone(folder, killed).is_measured
+    alone(folder, undisturbed).measure()
+    assert len(killed.asked) == pieces
+    rows = [(shots, split, row) for shots, split, rows in (*killed.asked, *undisturbed.asked) for row in rows]
+    assert len(rows) == len(set(rows)) == 2 * ROWS["validation"] + ROWS["test"]
+    assert (folder.yardsticks() or ())[2].test_metrics["exact_match"] == 0.25
+
+
+def test_answers_that_a_copy_has_left_behind_are_put_together_again(folder: StudyFolder) -> None:
+    """A storage gets `yardsticks.json` first: a copy that is cut short lacks the rows."""
+    hosts = Hosts({0: 5, 4: 4})
+    alone(folder, hosts).measure()
+    path, before = folder.confirmations().alone_path, len(hosts.asked)
+    content = path.read_bytes()
+    path.unlink()
+    assert not alone(folder, hosts).is_measured
+    alone(folder, hosts).measure()
+    assert path.read_bytes() == content
+    assert len(hosts.asked) == before
+
+
+def test_a_way_that_cannot_be_asked_says_why_and_stops_no_search(
+    folder: StudyFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    hosts = Hosts({0: 5})
+    alone(folder, hosts).measure()
+    before = len(hosts.asked)
+    alone(folder, hosts).measure()
+    _, zero, four = folder.yardsticks() or ()
+    assert (four.failed, four.validation_metrics) == ("four examples do not fit", {})
+    assert zero.test_metrics["exact_match"] == 0.2
+    assert "cannot be asked with 4 worked examples: four examples do not fit" in caplog.text
+    assert len(hosts.asked) == before, "what has failed is not asked again"
+
+
+def test_a_base_that_cannot_be_asked_at_all_leaves_no_mark(folder: StudyFolder) -> None:
+    hosts = Hosts({})
+    alone(folder, hosts).measure()
+    assert all(yardstick.failed for yardstick in (folder.yardsticks() or ())[1:])
+    assert alone(folder, hosts).is_measured
+    assert not folder.confirmations().alone_path.exists()
+
+
+def test_other_kinds_ask_no_base_alone(folder: StudyFolder) -> None:
+    hosts = Hosts({})
+    other = alone(folder, hosts, TOY)
+    assert other.is_measured
+    other.measure()
+    assert (folder.yardsticks(), hosts.asked) == ((CONSTANT,), [])
