@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,17 @@ def score_folder(folder: Path, task: Task) -> FolderScores:
     model = load_adapter_folder(folder, base=base)
     device = torch.device("cpu")
     scores = score_rows(model, data, "test", np.arange(data.num_rows("test")), device)
-    found = FolderScores(
+    losses, counts, correct = (None if column is None else tuple(column.tolist()) for column in _tokens(data, scores))
+    return FolderScores(
         split_metrics(data, "test", scores),
         tuple(scores.answers.tolist()),
         tuple(data.labels("test").tolist()),
         *fingerprints,
-        *(None if column is None else tuple(column.tolist()) for column in _tokens(data, scores)),
+        losses=losses,
+        counts=counts,
+        correct=correct,
+        samples=tuple(ask(model, data, sample_answers(data), device)),
     )
-    return replace(found, samples=tuple(ask(model, data, sample_answers(data), device)))
 
 
 def _own_fingerprints(task: Task, asked: PreparedTask) -> tuple[str, str]:
