@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, TaskDataError, UnknownTaskError, UsageError
 from loraxs_search.home import disk_faults
-from loraxs_search.records import Candidate, Decision, Prediction, Task
+from loraxs_search.records import Candidate, Decision, Prediction, Sample, Task
 from loraxs_search.studies import StudyFolder, list_studies, next_step, next_step_of_task
 from loraxs_search.tracking import resolve_uri
 
@@ -81,6 +81,16 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
         study=folder.name,
     )
     return decision
+
+
+def samples(decision: Decision) -> tuple[Sample, ...]:
+    """Return test rows beside what the winner of a decision of this machine makes of them, where it writes or chooses.
+
+    None where the adapter has no winner, or its study is not here.
+    """
+    if decision.winner is None or decision.study not in list_studies():
+        return ()
+    return registry.verify(StudyFolder.open(decision.study).adapter_path(decision.winner)).samples
 
 
 def ls(*, limit: int | None = None, tracking_uri: str | None = None) -> list[registry.TaskSummary]:
@@ -302,6 +312,7 @@ def _tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]
     tested = replace(finalist, test_metrics=scores.metrics, yardsticks=folder.yardsticks() or ())
     path = folder.adapter_path(finalist.trial_id)
     manifest = replace(registry.verify(path), test_metrics=scores.metrics, yardsticks=tested.yardsticks)
+    manifest = replace(manifest, samples=scores.samples)
     files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "manifest.json"}
     registry.seal(
         folder.write_adapter(finalist.trial_id, files | {"README.md": registry.model_card(manifest).encode()}), manifest

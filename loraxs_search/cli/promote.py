@@ -9,6 +9,8 @@ import typer
 
 from loraxs_search.cli._output import JsonOption, TrackingOption, describe_decision, emit
 
+_WIDTH = 100  # characters of a sample's texts
+
 
 def command(
     study: Annotated[str | None, typer.Argument(help="Name of the study; default: the newest one.")] = None,
@@ -57,10 +59,13 @@ def command(
     rounds. If odd and even rounds differ by more than 5 %, this machine was too busy, and the candidate is out. A trial
     and its refits are measured once, and the study keeps the ratio. The reasons and the model card show it.
 
+    Samples: if the adapter writes or chooses texts, the first test rows are printed with its answers beside the
+    references. The card of the version has them too, in full.
+
     On an MLflow server, commands that change a champion take turns. With LORAXS_SIGNING_KEY_FILE they sign what they
     decide (cluster/README.md, "Signatures").
     """
-    from loraxs_search.api import promote
+    from loraxs_search.api import promote, samples
 
     decision = promote(study, force=force, tracking_uri=tracking_uri)
     verdict = "promoted" if decision.promoted else "not promoted"
@@ -70,8 +75,22 @@ def command(
     def show() -> None:
         print(f"{decision.task}: {verdict}, {describe_decision(decision)}")
         print("\n".join(f"  {reason}" for reason in decision.reasons))
+        for sample in samples(decision):
+            print(f"\n  {_last_line(sample.prompt)}")
+            print(f"    reference: {_line(sample.reference)}\n    answer: {_line(sample.answer)}")
 
     emit(as_json, decision, show)
     if decision.promoted:
         name = decision.task if "champion" in decision.aliases else f"{decision.task}@{decision.aliases[0]}"
         print(f"\nnext: loraxs-search pull {name}", file=sys.stderr)
+
+
+def _last_line(prompt: str) -> str:
+    """Return a prompt in one line, its end where it is long."""
+    line = " ".join(prompt.split())
+    return line if len(line) <= _WIDTH else f"...{line[-_WIDTH:]}"
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _WIDTH else f"{line[:_WIDTH]}..."

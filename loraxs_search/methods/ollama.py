@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 
 from loraxs_search.home import write_atomic
 from loraxs_search.methods.gguf_lora import FILE
 from loraxs_search.records import Manifest, Serving
 from loraxs_search.tasks import kind_of
+from loraxs_search.tasks.kinds import Template
 
 _QUOTES = '"""'
+_COLUMN, _GIVEN = "\0", "{{ .Prompt }}"
 
 
 def write_modelfile(manifest: Manifest, folder: Path) -> None:
@@ -40,12 +41,14 @@ def modelfile(base: str, serving: Serving | None) -> str:
 def _template(serving: Serving) -> list[str]:
     if serving.prompt is None:
         return []
-    parts = list(string.Formatter().parse(serving.prompt))
-    columns = {name for _, name, _, _ in parts if name is not None}
-    whole = "".join(_go(text) + ("{{ .Prompt }}" if name is not None else "") for text, name, _, _ in parts)
-    quoted = _quoted(whole) if len(columns) == 1 else None
-    given = f"# Give the whole prompt, which in training was: {serving.prompt!r}"
-    return [f"TEMPLATE {quoted}"] if quoted else [given, f"TEMPLATE {_QUOTES}{{{{ .Prompt }}}}{_QUOTES}"]
+    template = Template.of(serving.prompt)
+    column = template.columns[0] if len(template.columns) == 1 else None
+    if column is not None and (quoted := _quoted(_go(template.fill({column: _COLUMN})).replace(_COLUMN, _GIVEN))):
+        return [f"TEMPLATE {quoted}"]
+    return [
+        f"# Give the whole prompt, which was in training: {serving.prompt!r}",
+        f"TEMPLATE {_QUOTES}{_GIVEN}{_QUOTES}",
+    ]
 
 
 def _go(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,10 @@ from loraxs_search.trial import (
     detach,
     load_parameters,
     measure_yardsticks,
+    sample_answers,
 )
+
+ResultT = TypeVar("ResultT")
 
 
 class LoadedBase:
@@ -159,7 +162,8 @@ class LoadedBase:
         indices = np.arange(rows.start, rows.stop)
         with self._trained(spec, snapshot, (task or self.task).for_candidates) as (model, exact, data):
             scores = self._ask(model, exact, data, data.kind.score(data, "test", indices))
-            return _answers(data, "test", indices, scores)
+            shown = () if rows.start else self._ask(model, exact, data, sample_answers(data))
+            return replace(_answers(data, "test", indices, scores), samples=tuple(shown))
 
     def answer_alone(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
         """Return the answers of the base without an adapter to rows of a split; no trial may be on it."""
@@ -187,8 +191,8 @@ class LoadedBase:
         model: PeftModel | PreTrainedModel,
         exact: PreTrainedModel,
         data: PreparedTask,
-        asking: Asking[RowScores],
-    ) -> RowScores:
+        asking: Asking[ResultT],
+    ) -> ResultT:
         """Return what a kind makes of its requests; of the topmost layer only what is read is computed.
 
         Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits
+from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits, Sample
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._data import DataReport, SplitOverlap
 from loraxs_search.records._host import Answers, Confirmation, HostInfo
@@ -57,6 +57,7 @@ __all__ = [
     "RecordT",
     "ReferenceLogits",
     "Refit",
+    "Sample",
     "Scalar",
     "SearchDevice",
     "SearchPlan",

@@ -37,6 +37,21 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A test row and what an adapter makes of it, as people read them.
+
+    Args:
+        prompt: What the adapter was given, its end where it is long.
+        reference: What its answer is held against.
+        answer: What it wrote or chose, its beginning where it is long.
+    """
+
+    prompt: str
+    reference: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`manifest.json` of an adapter folder: what it is, what it fits, where it came from.
 
@@ -48,6 +63,7 @@ class Manifest:
         lora_parameters: What plain LoRA trains on the same modules at the same rank.
         factors: Key of every factor file that R needs, to the checksum of its numbers.
         yardsticks: What simple models reach on the same rows.
+        samples: The first test rows with its answers, of the finalist of a search for a language model.
         kept_step: The step that it is of, where a study keeps the best one; None where it is the last.
     """
 
@@ -74,3 +90,4 @@ class Manifest:
     yardsticks: tuple[Yardstick, ...] = ()
     schema_version: int = 1
     kept_step: int | None = None
+    samples: tuple[Sample, ...] = ()

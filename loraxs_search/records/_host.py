@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from loraxs_search.records._adapter import ReferenceLogits
+from loraxs_search.records._adapter import ReferenceLogits, Sample
 from loraxs_search.records._base import BaseModel, LinearModule
 from loraxs_search.records._data import DataReport
 from loraxs_search.records._identity import Identity
@@ -76,6 +76,7 @@ class Answers:
         correct: How many of these were predicted.
         ended: False where the bound on new tokens ended what was written.
         seconds: What it took the device; 0 where that was not measured.
+        samples: Some of these rows, for people.
     """
 
     predictions: tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
@@ -87,3 +88,4 @@ class Answers:
     correct: tuple[int, ...] | None = None
     ended: tuple[bool, ...] | None = None
     seconds: float = 0.0
+    samples: tuple[Sample, ...] = ()

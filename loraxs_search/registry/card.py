@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.methods import get_method
-from loraxs_search.records import DataSource, Decision, Latency, Manifest, Scalar, Task, Yardstick, is_alone
+from loraxs_search.records import DataSource, Decision, Latency, Manifest, Scalar, Serving, Task, Yardstick, is_alone
 from loraxs_search.registry.seed_statistics import seed_statistics
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ def model_card(manifest: Manifest) -> str:
         *_yardsticks(manifest),
         _chosen(manifest),
         *_searched(manifest),
+        *_samples(manifest),
+        *_prompt(manifest),
         "## Size",
         _size(manifest),
         "## Load it",
@@ -180,7 +184,7 @@ def _loading(manifest: Manifest) -> str:
 ```python
 import loraxs_search
 model = loraxs_search.load_adapter("{manifest.task.name}")
-tokenizer = loraxs_search.load_tokenizer("{manifest.task.name}")
+tokenizer = loraxs_search.load_tokenizer("{manifest.task.name}"){_predicting(kind)}
 ```
 
 With transformers and PEFT, from this folder, where the hub or its cache has the base:
@@ -190,7 +194,90 @@ import loraxs_search, peft, transformers
 {kind.loading_code(base)}
 tokenizer = transformers.AutoTokenizer.from_pretrained("{base.id}"{revision})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
-```{_vllm(manifest)}"""
+```{_asking(manifest)}{_vllm(manifest)}"""
+
+
+def _samples(manifest: Manifest) -> list[str]:
+    """Return test rows beside the adapter's answers; nothing where none were kept."""
+    if not manifest.samples:
+        return []
+    rows = [
+        f"Prompt:\n\n{_fenced(sample.prompt)}\n\nReference:\n\n{_fenced(sample.reference)}\n\n"
+        f"Answer:\n\n{_fenced(sample.answer)}"
+        for sample in manifest.samples
+    ]
+    return ["## Answers", "The first test rows, with what this adapter makes of them.", "\n\n---\n\n".join(rows)]
+
+
+def _prompt(manifest: Manifest) -> list[str]:
+    """Return how the adapter was asked in training; nothing where it is not asked by a prompt."""
+    serving = _kind(manifest.task).serving
+    if serving is None:
+        return []
+    if serving.prompt is None:
+        shown = "\n\n".join(f"{role}: {content}" for role, content in serving.messages)
+        how = "It was trained on these messages, through the tokenizer's chat template, with columns in braces:"
+    else:
+        shown, how = serving.prompt, "It was trained behind this prompt, with columns in braces:"
+    drawn = f"drawn at temperature {serving.temperature:g}" if serving.temperature else "the likeliest token each time"
+    ends = [f"after {serving.max_new_tokens} tokens"] if serving.max_new_tokens is not None else []
+    ends += [f"before `{json.dumps(text, ensure_ascii=False)}`" for text in serving.stop]
+    written = f"Answers are written with {drawn}, and end at the end token, or {' or '.join(ends)}."
+    return ["## Prompt", how, _fenced(shown), written]
+
+
+def _predicting(kind: TaskKind) -> str:
+    if kind.serving is None:
+        return ""
+    columns = ", ".join(json.dumps(f"<{name}>", ensure_ascii=False) for name in kind.question_texts)
+    return f'\nanswers = loraxs_search.predict("{kind.task.name}", [{columns}])'
+
+
+def _asking(manifest: Manifest) -> str:
+    """Return code that asks as in training, without this package; nothing where no text is written."""
+    serving = _kind(manifest.task).serving
+    if serving is None:
+        return ""
+    limits: dict[str, Any] = {"max_new_tokens": serving.max_new_tokens, "do_sample": bool(serving.temperature)}
+    if serving.temperature:
+        limits |= {"temperature": serving.temperature, "top_p": serving.top_p, "top_k": 0}
+    if serving.stop:
+        limits["stop_strings"] = list(serving.stop)
+    options = ", ".join(f"{name}={value!r}" for name, value in limits.items() if value is not None)
+    cut = f"\nfor stop in {list(serving.stop)!r}:\n    answer = answer.partition(stop)[0]" if serving.stop else ""
+    return f"""
+
+Ask it as in training:
+
+```python
+{_given(serving)}
+written = model.generate(**inputs, {options}, tokenizer=tokenizer)
+answer = tokenizer.decode(written[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True){cut}
+print(answer)
+```"""
+
+
+def _given(serving: Serving) -> str:
+    """Return code that makes `inputs` of a prompt, with the columns' names for their values."""
+    from loraxs_search.tasks.kinds import Template
+
+    def filled(text: str) -> str:
+        template = Template.of(text)
+        return template.fill({name: f"<{name}>" for name in template.columns})
+
+    if serving.prompt is None:
+        messages = [{"role": role, "content": filled(content)} for role, content in serving.messages]
+        options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+        return f"messages = {messages!r}\ninputs = tokenizer.apply_chat_template(messages, {options})"
+    prompt = filled(serving.prompt)
+    return f'prompt = {prompt!r}\ninputs = tokenizer(prompt, return_tensors="pt")'
+
+
+def _fenced(text: str) -> str:
+    """Return text as a block, whatever is in it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def _vllm(manifest: Manifest) -> str:
@@ -198,14 +285,28 @@ def _vllm(manifest: Manifest) -> str:
     if "lora" not in get_method(manifest.hyperparameters.method).conversions:
         return ""
     base, rank = manifest.base_model.id, _lora_rank(manifest)
+    has_head = _kind(manifest.task).model.num_outputs is not None
+    limits = "for a base that vLLM adapts; it does not take a trained head" if has_head else "for a base that it adapts"
     return f"""
 
-With vLLM, as plain LoRA (for a base that vLLM adapts; it does not take a trained head):
+With vLLM, as plain LoRA ({limits}):
 
 ```console
 loraxs-search pull {manifest.task.name} --format lora --out adapters/{manifest.task.name}
 VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver \\
 VLLM_LORA_RESOLVER_CACHE_DIR=adapters vllm serve {base} --enable-lora --max-lora-rank {rank}
+```{"" if has_head else _gguf(manifest)}"""
+
+
+def _gguf(manifest: Manifest) -> str:
+    if "gguf" not in get_method(manifest.hyperparameters.method).conversions:
+        return ""
+    return f"""
+
+With llama.cpp and Ollama, as plain LoRA in a GGUF file; the folder's README.md says how:
+
+```console
+loraxs-search pull {manifest.task.name} --format gguf --out adapters/{manifest.task.name}-gguf
 ```"""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraxs_search.trial.evaluate import ask, evaluate, in_row_order, score_rows, split_metrics
+from loraxs_search.trial.evaluate import ask, evaluate, in_row_order, sample_answers, score_rows, split_metrics
 from loraxs_search.trial.forward import forward
 from loraxs_search.trial.generate import default_rows, open_rows, write, write_rows, writing_batches
 from loraxs_search.trial.latency import measure_latency
@@ -36,6 +36,7 @@ __all__ = [
     "measure_latency",
     "measure_yardsticks",
     "open_rows",
+    "sample_answers",
     "score_folder",
     "score_rows",
     "split_metrics",

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from loraxs_search.errors import TrialDivergedError
-from loraxs_search.records import Split
+from loraxs_search.records import Sample, Split
 from loraxs_search.tasks import PreparedTask, RowSource, eval_batches
 from loraxs_search.tasks.kinds import Asking, Read, Request, RowScores, Write, Written, drive
 from loraxs_search.trial.forward import forward_batch
 from loraxs_search.trial.generate import OnText, write
 
 EVAL_TOKENS = 4096
+NUM_SAMPLES = 3  # rows that cards show
 ResultT = TypeVar("ResultT")
 
 
@@ -64,6 +65,11 @@ def score_rows(
         TrialDivergedError: some output is not finite.
     """
     return ask(model, data, data.kind.score(data, split, rows), device, pool)
+
+
+def sample_answers(data: PreparedTask) -> Asking[list[Sample]]:
+    """Yield requests, and return the first test rows with the answers to them, for people."""
+    return data.kind.samples(data, "test", np.arange(min(NUM_SAMPLES, data.num_rows("test"))))
 
 
 def ask(

@@ -13,10 +13,10 @@ import torch
 from loraxs_search import base_model
 from loraxs_search.errors import TaskDataError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
-from loraxs_search.records import Task
+from loraxs_search.records import Sample, Task
 from loraxs_search.tasks import PreparedTask, load_data, prepare
 from loraxs_search.tasks.kinds import RowScores, kind_of
-from loraxs_search.trial.evaluate import score_rows, split_metrics
+from loraxs_search.trial.evaluate import ask, sample_answers, score_rows, split_metrics
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class FolderScores:
 
     Args:
         losses: The sum of each row's loss, with `counts` and `correct` where metrics of the kind are taken of them.
+        samples: The first rows, for people.
     """
 
     metrics: dict[str, float]
@@ -35,6 +36,7 @@ class FolderScores:
     losses: tuple[float, ...] | None = None
     counts: tuple[int, ...] | None = None
     correct: tuple[int, ...] | None = None
+    samples: tuple[Sample, ...] = ()
 
 
 def score_folder(folder: Path, task: Task) -> FolderScores:
@@ -56,13 +58,18 @@ def score_folder(folder: Path, task: Task) -> FolderScores:
     if asked != task:
         fingerprints = _own_fingerprints(task, data)
     model = load_adapter_folder(folder, base=base)
-    scores = score_rows(model, data, "test", np.arange(data.num_rows("test")), torch.device("cpu"))
+    device = torch.device("cpu")
+    scores = score_rows(model, data, "test", np.arange(data.num_rows("test")), device)
+    losses, counts, correct = (None if column is None else tuple(column.tolist()) for column in _tokens(data, scores))
     return FolderScores(
         split_metrics(data, "test", scores),
         tuple(scores.answers.tolist()),
         tuple(data.labels("test").tolist()),
         *fingerprints,
-        *(None if column is None else tuple(column.tolist()) for column in _tokens(data, scores)),
+        losses=losses,
+        counts=counts,
+        correct=correct,
+        samples=tuple(ask(model, data, sample_answers(data), device)),
     )
 
 

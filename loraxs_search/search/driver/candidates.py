@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loraxs_search.records import Candidate, Confirmation, KeepRule, Refit, TrialRecord, TrialSpec, TrialState
+from loraxs_search.records import Candidate, Confirmation, KeepRule, Refit, Sample, TrialRecord, TrialSpec, TrialState
 from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of
 from loraxs_search.search.driver.alone import BaseAlone
 from loraxs_search.search.driver.finishing import (
@@ -22,6 +22,7 @@ from loraxs_search.search.driver.finishing import (
     ValidationPiece,
     joined,
     row_pieces,
+    samples_of,
 )
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.manifests import make_candidate, make_manifest
@@ -123,10 +124,11 @@ class Finish:
         adapters = [AdapterPiece(self._trained(i), self.space.task, keep) for i in ids if not self._is_sealed(i)]
         self._spread([*answers, *adapters])
         if chosen is not None and untested:
-            metrics, rows = joined(list(confirmed.answers(name).values()), self.space.task)
+            parts = list(confirmed.answers(name).values())
+            metrics, rows = joined(parts, self.space.task)
             chosen = replace(chosen, test_metrics=metrics, yardsticks=self.folder.yardsticks() or ())
             for confirmation in finalist:  # none where it was written before the driver was killed
-                self._write(self._trained(name), confirmation, chosen, run_of)
+                self._write(self._trained(name), confirmation, chosen, run_of, samples_of(parts))
             confirmed.write_candidate(chosen, rows.to_bytes())
         return [chosen if chosen is not None and c.trial_id == name else c for c in candidates]
 
@@ -206,11 +208,19 @@ class Finish:
     def _is_sealed(self, trial_id: str) -> bool:
         return (self.folder.adapter_path(trial_id) / "manifest.json").exists()
 
-    def _write(self, adapter: Trained, confirmation: Confirmation, candidate: Candidate | None, run_of: RunOf) -> None:
+    def _write(
+        self,
+        adapter: Trained,
+        confirmation: Confirmation,
+        candidate: Candidate | None,
+        run_of: RunOf,
+        samples: tuple[Sample, ...] = (),
+    ) -> None:
         if candidate is not None:
             self._bring_factors(confirmation)
         run_id = run_of(trial_of(adapter.trial_id))
         manifest = make_manifest(self.folder, self.space, self.actors.info, adapter, confirmation, candidate, run_id)
+        manifest = replace(manifest, samples=samples)
         files = {**confirmation.files, "README.md": model_card(manifest).encode()}
         seal(self.folder.write_adapter(adapter.trial_id, files), manifest)
 

@@ -11,7 +11,17 @@ import numpy as np
 from ray import ObjectRef
 
 from loraxs_search.errors import StudyError, TrialDivergedError
-from loraxs_search.records import AdapterSize, Answers, Confirmation, Identity, Split, Task, TrialReport, TrialSpec
+from loraxs_search.records import (
+    AdapterSize,
+    Answers,
+    Confirmation,
+    Identity,
+    Sample,
+    Split,
+    Task,
+    TrialReport,
+    TrialSpec,
+)
 from loraxs_search.registry import ScoredRows
 from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.hosts.pieces import reason_of
@@ -167,6 +177,11 @@ def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], Scor
         columns |= {"losses": [part.loss for part in parts], "counts": counts}
     arrays: dict[str, Any] = {name: None if values is None else np.asarray(values) for name, values in columns.items()}
     return kind_of(task).measure_scores(RowScores(rows.predictions, **arrays), rows.labels), rows
+
+
+def samples_of(parts: Sequence[Answers]) -> tuple[Sample, ...]:
+    """Return the rows among answers that are for people."""
+    return tuple(sample for part in parts for sample in part.samples)
 
 
 def _column(parts: Sequence[Answers], name: str) -> list[Any] | None:

@@ -45,7 +45,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import BaseModelRef, Prediction, Serving, Split, Task, TaskModel
+from loraxs_search.records import BaseModelRef, Prediction, Sample, Serving, Split, Task, TaskModel
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows
@@ -265,6 +265,19 @@ class TaskKind(ABC):
             shown: Each question as people read it.
         """
 
+    def samples(
+        self,
+        data: RowSource,  # for kinds to use
+        split: Split,
+        rows: npt.NDArray[np.int64],
+    ) -> Asking[list[Sample]]:
+        """Yield requests, and return these rows of a split with the answers to them, for people.
+
+        None by default: where an answer is a label or a number, scores say enough.
+        """
+        yield from ()
+        return []
+
     def measure(self, predictions: Values, labels: Values) -> dict[str, float]:
         """Return the task's metrics of answers, and what trials are compared by, in that order; arguments are (N,)."""
         if len(predictions) != len(labels) or not len(labels):
@@ -309,11 +322,6 @@ class TaskKind(ABC):
     def serving(self) -> Serving | None:
         """How a server that writes text asks an adapter of this task; None where none can."""
         return None
-
-    def asking_code(self) -> str:
-        """Return the lines of Python that ask `model` with `tokenizer` as in training, for an adapter's card; may be
-        empty."""
-        return ""
 
     def loading_code(self, base: BaseModelRef) -> str:
         """Return the lines of Python that load a base for this task with transformers, as `base`."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import Split, TaskModel
+from loraxs_search.records import Sample, Split, TaskModel
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from loraxs_search.tasks.batch import Batch, RowSource
 
+_MOST_SHOWN = 1000  # characters of a sample's texts
 _CONTENTS = "contents"  # name of the messages' contents in `Rows.extras`
 
 
@@ -217,6 +218,32 @@ class LanguageModelKind(TaskKind):
         if errors:
             raise joined(self.task, errors)
 
+    # ---- for people --------------------------------------------------------------------------------------------------
+    def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[list[Sample]]:
+        asked = data.encoded(split).take(rows)
+        prompts = prompts_of(asked)
+        every = range(len(asked))
+        shown = [str(data.tokenizer.decode(prompts.row(row), skip_special_tokens=True)) for row in every]
+        predictions = yield from self.predict(data, self.asked_again(asked), shown)
+        references = self.shown_references(data, asked, data.labels(split)[rows])
+        return [
+            Sample(before[-_MOST_SHOWN:], reference[:_MOST_SHOWN], str(answer.label)[:_MOST_SHOWN])
+            for before, reference, answer in zip(shown, references, predictions, strict=True)
+        ]
+
+    def asked_again(self, rows: EncodedRows) -> EncodedRows:
+        """Return rows of a split as questions."""
+        return rows
+
+    def shown_references(
+        self,
+        data: RowSource,  # for kinds to use
+        rows: EncodedRows,
+        labels: npt.NDArray[Any],
+    ) -> list[str]:
+        """Return what the answers to rows of a split are held against, for people."""
+        return [self.show(label) for label in labels.tolist()]
+
     # ---- training and cheap scores -----------------------------------------------------------------------------------
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
         from loraxs_search.tasks.kinds._token_loss import row_sums, token_losses
@@ -238,6 +265,13 @@ class LanguageModelKind(TaskKind):
 
         losses, is_likeliest = token_losses(outputs, batch)
         return row_sums(losses, batch), row_sums(is_likeliest, batch)
+
+
+def prompts_of(rows: EncodedRows) -> Ragged:
+    """Return the prompt of each row of a split: what stands before the first token that is learnt."""
+    assert rows.positions is not None  # there is no head
+    ends = rows.positions.values[rows.positions.starts] + 1
+    return Ragged.of([rows.ids.row(row)[:end] for row, end in enumerate(ends)], np.int32)
 
 
 def finite(losses: Tensor) -> npt.NDArray[np.float32]:

@@ -24,7 +24,7 @@ from loraxs_search.tasks._texts import check_question
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._choices import Choices
-from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite
+from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite, prompts_of
 from loraxs_search.tasks.kinds._option_labels import named_labels, option_labels, option_letter
 from loraxs_search.tasks.kinds._options import (
     SEPARATOR,
@@ -232,11 +232,14 @@ class MultipleChoice(LanguageModelKind):
             )
         return predictions
 
+    def shown_references(self, data: RowSource, rows: EncodedRows, labels: npt.NDArray[Any]) -> list[str]:
+        tokens = _choices(rows).tokens
+        return [self._said(label, own[label], data) for label, own in zip(labels.tolist(), tokens, strict=True)]
+
     def _read(self, asked: EncodedRows, choices: Choices) -> Read:
         """Ask for the loss of each option behind its prompt."""
-        assert asked.positions is not None  # each row has one behind its prompt
-        ends = asked.positions.values[asked.positions.starts] + 1
-        options = choices.behind([asked.ids.row(row)[:end] for row, end in enumerate(ends)])
+        prompts = prompts_of(asked)
+        options = choices.behind([prompts.row(row) for row in range(len(asked))])
         return Read(options.with_prompts(), np.arange(len(options)), self.sums)
 
     def _said(self, option: int, tokens: Sequence[int], data: RowSource) -> str:

@@ -19,11 +19,11 @@ from loraxs_search.records import Prediction, Serving, Split
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._answers import Extraction, ExtractSection, extract_laws
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._examples import with_examples
-from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite
+from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite, prompts_of
 from loraxs_search.tasks.kinds._prompt_section import PromptSection, prompt_fields, prompt_laws
 from loraxs_search.tasks.kinds._requests import Asking, Read, RowScores, Sampling, Values, Write, Written
 from loraxs_search.tasks.kinds._section import Count, Section, Text, distinct
@@ -257,12 +257,12 @@ class TextGeneration(LanguageModelKind):
 
     def _with_answers(self, scores: RowScores, rows: EncodedRows, references: Values) -> Asking[RowScores]:
         """Yield what writes the answers to rows, whose prompts end where their answers begin; add them to scores."""
-        assert rows.positions is not None
-        ends = rows.positions.values[rows.positions.starts] + 1
-        prompts = Ragged.of([rows.ids.row(row)[:end] for row, end in enumerate(ends)], np.int32)
-        written = yield from self._write(EncodedRows(prompts))
+        written = yield from self._write(self.asked_again(rows))
         answers = self.extraction.settled([self.extraction.find(text) for text in written.texts], references.tolist())
         return RowScores(answers, scores.losses, scores.counts, scores.correct, written.ended)
+
+    def asked_again(self, rows: EncodedRows) -> EncodedRows:
+        return EncodedRows(prompts_of(rows))
 
     def _write(self, prompts: EncodedRows) -> Asking[Written]:
         settings, sampling = self.generation, None
