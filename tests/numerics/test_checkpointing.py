@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.decoders import DecoderWorld
 from torch import nn
 
 from loraxs_search.errors import UsageError
@@ -59,6 +61,26 @@ def test_checkpointing_changes_no_bit(make_world: Callable[..., Any], family: st
     specs = world.mixed_specs()
     plain, again = trained(world, specs, 5), trained(world, specs, 5, on=True)
     assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_decoders_whose_topmost_layer_is_pruned_to_reads_stay_the_same_too(tmp_path: Path, family: str) -> None:
+    world = DecoderWorld(tmp_path, family)
+
+    def run(on: bool) -> tuple[list[Snapshot], Any]:
+        pack = world.pack(num_workers=2)
+        assert not on or pack._packed.checkpoint_gradients()
+        slots = [pack.join(spec, data) for spec, data in world.mixed_trials()]
+        for _ in range(5):
+            assert pack.step(slots) == {}
+        assert bool(checkpointed(world.model)) == on
+        metrics = pack.evaluate(slots, "validation")
+        pack.clear()
+        return [slot.snapshot() for slot in slots], metrics
+
+    (plain, expected), (again, metrics) = run(on=False), run(on=True)
+    assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
+    assert metrics == expected
 
 
 def test_workers_side_by_side_keep_their_rows_apart(world: Any) -> None:
