@@ -50,6 +50,41 @@ def test_output_and_gradients_are_those_of_plain_attention(
         assert (actual.double() - wanted).norm() <= tolerance * wanted.norm() + 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("window", "num_masks"), [(None, 1), (None, 3), (40, 3), (-30, 3)])
+@pytest.mark.parametrize("length", [150, 300])
+def test_blocks_leave_out_only_keys_that_are_hidden(
+    length: int, window: int | None, num_masks: int, dtype: torch.dtype
+) -> None:
+    """Plain decoders, sliding windows, and masks that let queries see some keys behind them."""
+    torch.manual_seed(length)
+    shapes = ((3, 4, length, 8), (3, 2, length, 8), (3, 2, length, 8))
+    exact = [torch.randn(shape, dtype=dtype).double().requires_grad_() for shape in shapes]
+    rounded = [tensor.detach().to(dtype).requires_grad_() for tensor in exact]
+    steps = torch.arange(length)[:, None] - torch.arange(length)  # how far behind a query its key is
+    seen = steps >= 0 if window is None else (steps >= 0) & (steps < window) if window > 0 else steps >= window
+    mask = torch.zeros(num_masks, 1, length, length, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+    expected = eager(*exact, mask.double())
+    found, _ = padded_attention(torch.nn.Identity(), *rounded, mask)
+    upstream = torch.randn_like(expected)
+    gradients = zip(
+        torch.autograd.grad(found, rounded, upstream.to(dtype)),
+        torch.autograd.grad(expected, exact, upstream),
+        strict=True,
+    )
+    for actual, wanted in [(found, expected), *gradients]:
+        assert (actual.double() - wanted).norm() <= (1e-5 if dtype is torch.float32 else 2e-2) * wanted.norm()
+
+
+def test_one_query_behind_many_keys_sees_them_all() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 4, 1, 8), torch.randn(3, 2, 300, 8), torch.randn(3, 2, 300, 8)
+    mask = torch.zeros(3, 1, 1, 300)
+    mask[0, ..., :100] = torch.finfo(mask.dtype).min
+    found, _ = padded_attention(torch.nn.Identity(), q, k, v, mask)
+    torch.testing.assert_close(found, eager(q, k, v, mask), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("config", [BERT, LLAMA, BART], ids=lambda config: config.model_type)
 def test_a_base_with_plain_attention_computes_the_same_by_it(config: PretrainedConfig) -> None:
     model = base(config)
