@@ -15,7 +15,7 @@ from loraxs_search.base_model._packable import Sharing, check_packable, check_sh
 
 if TYPE_CHECKING:
     from loraxs_search.base_model._library import quiet
-    from loraxs_search.base_model.attention import use_padded_attention
+    from loraxs_search.base_model.attention import use_padded_attention, uses_padded_attention
     from loraxs_search.base_model.head import (
         fresh_head,
         head_names,
@@ -62,6 +62,7 @@ __all__ = [
     "rounding",
     "timing_inputs",
     "use_padded_attention",
+    "uses_padded_attention",
     "weight_bytes",
     "with_known_package",
     "with_labels",
@@ -91,6 +92,7 @@ _HOMES = {
     "quiet": "_library",
     "rounding": "probing",
     "use_padded_attention": "attention",
+    "uses_padded_attention": "attention",
     "joined": "padding",
     "with_labels": "head",
 }

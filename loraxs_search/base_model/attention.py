@@ -54,6 +54,11 @@ def use_padded_attention(model: PreTrainedModel) -> bool:
     return kept
 
 
+def uses_padded_attention(model: PreTrainedModel) -> bool:
+    """Whether a model computes attention this way."""
+    return bool(getattr(model.config.get_text_config(), "_attn_implementation", None) == PADDED)
+
+
 @torch.no_grad()
 def _stays_the_same(model: PreTrainedModel) -> bool:
     try:
@@ -96,6 +101,8 @@ def padded_attention(
     unknown = sorted(name for name, value in others.items() if value is not None and name not in _NO_MATTER)
     if dropout or unknown:
         raise NotImplementedError(f"`{PADDED}` is plain attention, but got dropout={dropout}, {', '.join(unknown)}.")
+    if query.shape[2] == 1 and not torch.is_grad_enabled():
+        return _of_one_token(query, key, value, attention_mask, scaling or query.shape[-1] ** -0.5), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if key.shape[2] * key.element_size() >= _VECTOR_BYTES:
         mask = None if attention_mask is None else attention_mask[..., : key.shape[2]]
@@ -103,6 +110,17 @@ def padded_attention(
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     return _padded_product(query, key, value, _wide(attention_mask, key), scale), None
+
+
+def _of_one_token(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Compute what one more token sees: keys and values are not repeated for the heads that share them."""
+    n, heads, _, width = query.shape
+    q = query.reshape(n * key.shape[1], -1, width)  # (n key heads, heads that share them, d)
+    scores = torch.bmm(q, key.flatten(0, 1).transpose(1, 2)).float().mul_(scale).view(n, heads, 1, -1)
+    if mask is not None:
+        scores += mask[..., : key.shape[2]]
+    weights = torch.softmax(scores, -1).to(query.dtype).view(*q.shape[:2], -1)
+    return torch.bmm(weights, value.flatten(0, 1)).view(n, 1, heads, -1)
 
 
 class _Padded(torch.autograd.Function):

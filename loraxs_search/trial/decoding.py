@@ -11,9 +11,10 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from loraxs_search.base_model import projection
+from loraxs_search.trial.growing_cache import growing_cache
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -35,7 +36,7 @@ class Decoding:
         base = base_of(model)
         self._body: nn.Module = base.base_model
         self.project = projection(base)
-        self._cache = DynamicCache(config=base.config)
+        self._cache = growing_cache(base)
         self._mask_nS: Tensor | None = None
 
     @torch.inference_mode()

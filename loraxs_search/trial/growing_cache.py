@@ -1,0 +1,93 @@
+"""Keys and values of a decoder's layers, written in place: one token more costs no copy of those before it.
+
+Letters: n rows, h key heads, S tokens so far, C tokens that there is space for, d the width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from loraxs_search.base_model import uses_padded_attention
+
+_MORE = 64  # tokens that are made space for at once
+
+
+def growing_cache(model: PreTrainedModel) -> DynamicCache:
+    """Return an empty cache for a model, of the kinds of layers that it has.
+
+    Layers with a sliding window keep every token here: their mask hides what the window has passed.
+    """
+    cache = DynamicCache(config=model.config)
+    turned = uses_padded_attention(model)
+    cache.layers = [
+        GrowingLayer(turned) if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) else layer
+        for layer in cache.layers
+    ]
+    return cache
+
+
+class GrowingLayer(DynamicLayer):
+    """One layer's keys and values.
+
+    Args:
+        turned: Whether keys are stored as (n, h, d, C), which is how a CPU multiplies one query with them fastest: a
+            third of the time with (n, h, C, d) for 40 rows of 160 tokens in bfloat16.
+    """
+
+    def __init__(self, turned: bool) -> None:
+        super().__init__()
+        self._turned = turned
+        self._keys = self._values = torch.empty(0)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keep further keys and values (n, h, T, d); return all, (n, h, S, d)."""
+        start = self.get_seq_length() if self.is_initialized else 0
+        stop = start + key_states.shape[2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if start == 0 or stop > self._values.shape[2]:
+            self._make_space(key_states, value_states, start, stop)
+        num_rows = len(key_states)
+        self._values[:num_rows, :, start:stop] = value_states
+        if self._turned:
+            self._keys[:num_rows, :, :, start:stop] = key_states.transpose(2, 3)
+        else:
+            self._keys[:num_rows, :, start:stop] = key_states
+        self._show(num_rows, stop)
+        return (self.keys, self.values) if start else (key_states, value_states)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Go on with these rows; those that keep their place are not copied."""
+        num_rows, length = len(indices), self.get_seq_length()
+        if num_rows <= len(self._values):
+            moved = (indices != torch.arange(num_rows, device=indices.device)).nonzero()[:, 0]
+            for stored in (self._keys, self._values):
+                stored[moved] = stored[indices[moved]]
+        else:
+            self._keys, self._values = self._keys[indices], self._values[indices]
+        self._show(num_rows, length)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _show(self, num_rows: int, length: int) -> None:
+        """Set what the rest of the library sees."""
+        keys = self._keys[:num_rows, :, :, :length].transpose(2, 3) if self._turned else None
+        self.keys = self._keys[:num_rows, :, :length] if keys is None else keys
+        self.values = self._values[:num_rows, :, :length]
+
+    def _make_space(self, key_states: Tensor, value_states: Tensor, start: int, stop: int) -> None:
+        n, heads, _, d = key_states.shape
+        space = stop + _MORE
+        keys = key_states.new_empty((n, heads, d, space) if self._turned else (n, heads, space, d))
+        values = value_states.new_empty(n, heads, space, value_states.shape[-1])
+        if start:
+            values[:, :, :start] = self.values
+            if self._turned:
+                keys[..., :start] = self.keys.transpose(2, 3)
+            else:
+                keys[:, :, :start] = self.keys
+        self._keys, self._values = keys, values
