@@ -49,6 +49,9 @@ SetOption = Annotated[
 ]
 
 
+_OPTIONAL = ("kept", "unparsed", "unended")  # columns of the leaderboard
+
+
 def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
     """Print `value` as JSON, or call `show`."""
     if as_json:
@@ -76,44 +79,63 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 
 
 def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Sequence[Yardstick] = ()) -> None:
-    """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks."""
+    """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks.
+
+    Columns that only some studies have are left out where no trial has a value: the step that is kept, and of written
+    answers the shares `unparsed` and `unended`.
+    """
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
-    kept = any(row.kept_step is not None for row in rows)
+    cells = [*(_cells(row, task) for row in rows), *(_yardstick_cells(yardstick, task) for yardstick in yardsticks)]
+    empty = {name for name in _OPTIONAL if all(row[name] == "-" for row in cells)}
+    params = [[_value(row.params.get(name)) for name in varying] for row in rows]
+    params += [[""] * len(varying) for _ in yardsticks]
+    names = [name for name in _columns(task) if name not in empty]
+    body = [[*(row[name] for name in names), *own] for row, own in zip(cells, params, strict=True)]
+    print_table([*names, *varying], body, right=frozenset(names[2:]))
+
+
+def _columns(task: Task) -> list[str]:
+    """Return the names of all columns but those of params."""
     validated = [] if task.report_metric is None else [f"validation {task.metric}"]
     scores = [task.search_metric, *validated, f"test {task.metric}"]
-    numbers = ("step", *(["kept"] if kept else []), *scores, "R", "bytes", "seconds")
-    columns = ["trial", "state", *numbers, *varying]
-    body = [[*_cells(row, task, kept), *(_value(row.params.get(name)) for name in varying)] for row in rows]
-    body += [[*_yardstick_cells(yardstick, task, kept), *("" for _ in varying)] for yardstick in yardsticks]
-    print_table(columns, body, right=frozenset(numbers))
+    return ["trial", "state", "step", "kept", *scores, "unparsed", "unended", "R", "bytes", "seconds"]
 
 
 def _names(rows: Sequence[LeaderboardRow]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.params))
 
 
-def _cells(row: LeaderboardRow, task: Task, kept: bool) -> list[str]:
-    return [
-        row.trial_id,
-        row.state.value,
-        str(row.step),
-        *([_value(row.kept_step)] if kept else []),
-        _score(row.score),
-        *([] if task.report_metric is None else [_score(row.candidate_score)]),
-        _score(row.test_score) + (f" ({row.finalist})" if row.finalist not in ("", row.trial_id) else ""),
-        _value(row.r_parameters),
-        _value(row.stored_bytes),
-        f"{row.seconds:.1f}",
-    ]
+def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
+    refit = f" ({row.finalist})" if row.finalist not in ("", row.trial_id) else ""
+    return {
+        "trial": row.trial_id,
+        "state": row.state.value,
+        "step": str(row.step),
+        "kept": _value(row.kept_step),
+        f"validation {task.metric}": _score(row.candidate_score),
+        task.search_metric: _score(row.score),
+        f"test {task.metric}": _score(row.test_score) + refit,
+        "unparsed": _score(row.unparsed),
+        "unended": _score(row.unended),
+        "R": _value(row.r_parameters),
+        "bytes": _value(row.stored_bytes),
+        "seconds": f"{row.seconds:.1f}",
+    }
 
 
-def _yardstick_cells(yardstick: Yardstick, task: Task, kept: bool) -> list[str]:
-    names = dict.fromkeys((task.search_metric, task.metric))
-    return [
-        *(yardstick.name, "YARDSTICK", "-", *(["-"] if kept else [])),
-        *(_score(yardstick.validation_metrics.get(name)) for name in names),
-        *(_score(yardstick.test_metrics.get(task.metric)), "-", "-", f"{yardstick.seconds:.1f}"),
-    ]
+def _yardstick_cells(yardstick: Yardstick, task: Task) -> dict[str, str]:
+    own = yardstick.validation_metrics
+    return {
+        **dict.fromkeys(_columns(task), "-"),
+        "trial": yardstick.name,
+        "state": "YARDSTICK",
+        f"validation {task.metric}": _score(own.get(task.metric)),
+        task.search_metric: _score(own.get(task.search_metric)),
+        f"test {task.metric}": _score(yardstick.test_metrics.get(task.metric)),
+        "unparsed": _score(own.get("unparsed")),
+        "unended": _score(own.get("unended")),
+        "seconds": f"{yardstick.seconds:.1f}",
+    }
 
 
 def _score(value: float | None) -> str:

@@ -124,20 +124,34 @@ def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _R
 
 def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> dict[str, Any]:
     from loraxs_search.methods import get_method
+    from loraxs_search.tasks import kind_of
 
     task, plan = space.task, space.search
     searched = [name for name, parameter in space.parameters.items() if parameter.distribution.size != 1]
     size = "continuous" if description.combinations is None else f"{description.combinations:,} combinations"
     facts = {
         "space": f"{space.name} ({space.source})",
-        "task": f"{task.name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}",
+        "task": f"{task.name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
+        + (f", trials by {task.report_metric}" if task.report_metric else ""),
         "method": get_method(space.method).title,
         "base model": f"{base.id}, weights {base.weight_digest[:12]}",
         "searched": f"{', '.join(searched) or 'nothing'}: {size}",
         "budget": f"{plan.trials} trials of at most {plan.max_steps} steps, scored every {plan.report_every}",
         "pack size": _pack_size(plan.pack_size, rows),
     }
+    if kind_of(task).shots:
+        facts["at the end"] = _end(space, rows)
     return facts if rows is None else facts | _counts(rows)
+
+
+def _end(space: Space, rows: _Rows | None) -> str:
+    """Say what is asked at the end of a search where answers cost more than reports."""
+    from loraxs_search.tasks import kind_of
+
+    rule = space.promotion
+    most, ways = rule.candidates * (1 + rule.seeds), len(kind_of(space.task).shots)
+    every = "all" if rows is None else f"all {rows.report.num_rows['validation']:,}"
+    return f"up to {most} candidates, and the base alone in {ways} ways, answer {every} validation rows"
 
 
 def _pack_size(asked: int | Literal["auto"], rows: _Rows | None) -> str:

@@ -41,7 +41,8 @@ def command(
 
     At the end, the best trials are trained again from new seeds (`promotion.candidates` times `promotion.seeds`, by
     default 3 x 2 trainings). All of them are scored on all validation rows. The best is the finalist, and it alone is
-    scored on the test rows. `search.time_budget` does not limit this part.
+    scored on the test rows. `search.time_budget` does not limit this part. Where answers are written, all of them write
+    answers to all validation rows, and so does the base alone, without and with worked examples.
 
     Several spaces with one base are searched together, each in a study of its own. Their trials share the passes over
     the base. `resume` continues one study at a time.

@@ -23,16 +23,22 @@ def command(
     Works from any terminal, also while the search runs. Trials come best first: complete ones, then running ones, those
     that were stopped early (PRUNED), and failed ones. `--json` has the reason.
 
-    The scores of the table are of the last report, on at most `validation_rows` rows. At the end, candidates are scored
-    on all validation rows, so `promote` may show another number. The finalist is also scored on all test rows. It may
-    be a refit, a second training of a trial from a new seed. Its name then stands behind its test score: (00002.1) is
-    the first refit of trial 00002.
+    The scores of the table are of the last report, on at most `validation_rows` rows. With `search.keep: best` those of
+    a complete trial are of its best report, and `kept` is its step. At the end, candidates are scored on all validation
+    rows, so `promote` may show another number. The finalist is also scored on all test rows. It may be a refit, a
+    second training of a trial from a new seed. Its name then stands behind its test score: (00002.1) is the first refit
+    of trial 00002.
+
+    Where trials are compared by another metric than the task's, the table has both: the trials' own, and the task's,
+    which only candidates have. Of written answers, `unparsed` is the share in which no answer was found, and `unended`
+    the share that the bound on new tokens ended.
 
     Below the trials are the yardsticks, simple models scored on the same rows: `constant` is the best constant answer,
     `tfidf` a linear model on TF-IDF, `features` a linear model on the untouched base's features of 500 train rows. Both
     are ridge regressions. They are measured once for each study, while trials train. All three take ten seconds of one
     core at most. One that would need more has no score, and `--json` says why. Their test scores appear when the search
-    has chosen, also in MLflow, `show` and the model card.
+    has chosen, also in MLflow, `show` and the model card. Where answers are written, the base alone is asked at the end
+    of the search, without and with worked examples: `zero-shot` and `4-shot`. The better one answers the test rows too.
     """
     if study is None:
         _all(as_json)

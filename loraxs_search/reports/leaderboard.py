@@ -26,6 +26,8 @@ class LeaderboardRow:
         finalist: The adapter that `test_score` is of: the trial's own id, or that of a refit; empty without one.
         candidate_score: The task's metric on all validation rows, where the trial is a candidate.
         kept_step: The step that the adapter is of, where the study keeps the best one.
+        unparsed: Of a candidate that wrote its answers, the share of validation rows in which none was found.
+        unended: The share that the bound on new tokens ended.
     """
 
     trial_id: str
@@ -41,6 +43,8 @@ class LeaderboardRow:
     finalist: str = ""
     candidate_score: float | None = None
     kept_step: int | None = None
+    unparsed: float | None = None
+    unended: float | None = None
 
 
 def leaderboard(
@@ -69,6 +73,7 @@ def leaderboard(
 def _row(
     record: TrialRecord, task: Task, rule: KeepRule, candidate: Candidate | None, finalist: Candidate | None
 ) -> LeaderboardRow:
+    validation = candidate.validation_metrics if candidate else {}
     last = kept = record.reports[-1] if record.reports else None
     if record.state is TrialState.COMPLETE:
         kept = rule.kept(record.reports)
@@ -85,6 +90,8 @@ def _row(
         params=record.params,
         reason=record.reason,
         finalist=finalist.trial_id if finalist else "",
-        candidate_score=candidate.validation_metrics.get(task.metric) if candidate else None,
+        candidate_score=validation.get(task.metric),
         kept_step=kept.step if kept and rule.keep == "best" and record.state is TrialState.COMPLETE else None,
+        unparsed=validation.get("unparsed"),
+        unended=validation.get("unended"),
     )

@@ -158,6 +158,15 @@ def test_an_adapter_is_written_and_asked_between_rounds(host: Host, make_spec: A
     assert undisturbed[0].step == 4
 
 
+def test_reports_and_candidates_may_be_scored_by_different_metrics(host: Host, make_spec: Any, task: Task) -> None:
+    spec, by_f1 = make_spec("12"), replace(task, report_metric="f1", report_direction="maximize", validation_rows=20)
+    first, state = host.advance(spec, 2, None, by_f1)
+    assert set(first.metrics) == {*task.metrics, "f1", "loss"}
+    again, _ = host.advance(spec, 2, state, by_f1.for_candidates)
+    assert (again.step, set(again.metrics)) == (2, {*task.metrics, "loss"})
+    assert host.answer(spec, state, range(10), by_f1) == host.answer(spec, state, range(10), task)
+
+
 def test_yardsticks_are_measured_beside_a_trial(host: Host, make_spec: Any, task: Task) -> None:
     with ThreadPoolExecutor(1) as beside:
         yardsticks = beside.submit(host.yardsticks, task)

@@ -14,12 +14,13 @@ import pytest
 from support.shell import start
 
 from loraxs_search.records import TrialState
-from loraxs_search.registry import ScoredRows
-from loraxs_search.studies import StudyFolder, list_studies
+from loraxs_search.registry import ScoredRows, verify
+from loraxs_search.studies import StudyFolder, list_studies, read_reports
 from loraxs_search.studies.folder import studies_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 FEWER = ("--set", "search.trials=3", "--set", "promotion.seeds=0")
+BEST = ("--set", "search.keep=best", "--set", "search.metric=f1")
 SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")
 
 
@@ -59,7 +60,7 @@ def test_kill_9_at_any_moment_then_resume(
     after_reports: int, in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
     name = f"killed-{after_reports}"
-    with start(in_search_home, "launch", str(tiny_space), "--name", name, *SLOWER, *FEWER) as driver:
+    with start(in_search_home, "launch", str(tiny_space), "--name", name, *SLOWER, *FEWER, *BEST) as driver:
         wait_for(driver, lambda: StudyFolder.exists(name) and num_reports(name) >= after_reports)
         driver.kill()
     before = StudyFolder.open(name).journal().records
@@ -72,6 +73,18 @@ def test_kill_9_at_any_moment_then_resume(
     for trial_id, record in before.items():
         assert after[trial_id].reports[: len(record.reports)] == record.reports
         assert after[trial_id].params == record.params
+    check_kept(StudyFolder.open(name))
+
+
+def check_kept(folder: StudyFolder) -> None:
+    """The state of each trial's best report is its adapter, whoever trained it to there."""
+    complete = [r for r in folder.journal().records.values() if r.state is TrialState.COMPLETE]
+    assert complete
+    for record in complete:
+        best = max(record.reports, key=lambda report: (report.metrics["f1"], -report.step))
+        assert read_reports(folder.read_kept(record.trial_id) or b"")[-1].step == best.step
+        assert verify(folder.adapter_path(record.trial_id)).kept_step == best.step
+    assert all(candidate.kept_step is not None for candidate in folder.candidates() or ())
 
 
 @LONG

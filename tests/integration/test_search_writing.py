@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.shell import Shell
 from support.toy_language import save_base, save_rows
 
-from loraxs_search.records import TrialState
+from loraxs_search.errors import TaskDataError
+from loraxs_search.records import Task, TrialState
+from loraxs_search.registry import ScoredRows
 from loraxs_search.studies import StudyFolder
+from loraxs_search.trial import score_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
@@ -50,6 +55,38 @@ def reports(study: str) -> list[dict[str, float]]:
     return [dict(record.reports[-1].metrics) for record in records if record.state is TrialState.COMPLETE]
 
 
+def check_alone(study: StudyFolder, folder: Path) -> None:
+    """The base alone was asked with and without examples, and a first champion was held against it."""
+    constant, *alone = study.yardsticks() or ()
+    assert [constant.name, *(it.name for it in alone)] == ["constant", "zero-shot", "4-shot"]
+    assert all({"exact_match", "unparsed", "unended", "loss"} <= set(it.validation_metrics) for it in alone)
+    (tested,) = (it for it in alone if it.test_metrics)
+    assert tested.validation_metrics["exact_match"] == max(it.validation_metrics["exact_match"] for it in alone)
+    rows = ScoredRows.from_bytes(study.confirmations().alone_path.read_bytes())
+    assert np.mean(rows.predictions == rows.labels) == pytest.approx(tested.test_metrics["exact_match"])
+    card = (folder / "README.md").read_text()
+    assert (
+        f"| the untouched base, {tested.name}, asked in the same way | {tested.test_metrics['exact_match']:.4f}" in card
+    )
+    assert "| unended |" in card
+    assert "While they trained, trials were compared by `loss`." in card
+
+
+def check_scored_anew(task: Task, folder: Path) -> None:
+    """A champion is asked as it was trained, whatever the task that it is held against says."""
+    same = score_folder(folder, task)
+    assert same.losses is not None
+    settings = dict(task.settings) | {"prompt": "{words}", "generation": {"max_new_tokens": 1, "stop": []}}
+    other = score_folder(folder, replace(task, settings=settings))
+    assert (other.predictions, other.labels, other.metrics) == (same.predictions, same.labels, same.metrics)
+    assert other.test_fingerprint != same.test_fingerprint, "of the rows as the other task asks them"
+    turned = replace(task, settings=dict(task.settings) | {"reference": "{words}"})
+    assert score_folder(folder, turned).metrics["exact_match"] < same.metrics["exact_match"]
+    written = replace(task, settings=dict(task.settings) | {"answer": " say {turned}"})
+    with pytest.raises(TaskDataError, match="must have the same answers to its test rows however they are asked"):
+        score_folder(folder, replace(written, settings=dict(written.settings) | {"extract": {"after": "say"}}))
+
+
 def test_candidates_are_written_for_and_the_champion_writes(shell: Shell, agree: Callable[..., object]) -> None:
     assert "turned-words: text-generation; maximize exact_match" in shell.ok("check", "turned.yaml", "--data")
     shell.ok("launch", "turned.yaml", "--name", "turned")
@@ -69,6 +106,8 @@ def test_candidates_are_written_for_and_the_champion_writes(shell: Shell, agree:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["task"]["settings"]["generation"] == {"max_new_tokens": 4, "stop": []}
     assert "transformers.AutoModelForCausalLM.from_pretrained" in (folder / "README.md").read_text()
+    check_alone(StudyFolder.open("turned"), folder)
+    check_scored_anew(StudyFolder.open("turned").info.task, folder)
 
 
 def test_trials_may_be_compared_by_what_they_write(shell: Shell, agree: Callable[..., object]) -> None:

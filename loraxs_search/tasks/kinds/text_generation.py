@@ -8,6 +8,7 @@ right; a prediction is empty where no answer was found.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, Field
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import Prediction, Serving, Split
+from loraxs_search.records import Prediction, Serving, Split, Task
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
@@ -239,6 +240,17 @@ class TextGeneration(LanguageModelKind):
         if not self.reports_answers:
             return scores
         return (yield from self._with_answers(scores, data.encoded(split).take(rows), data.labels(split)[rows]))
+
+    def asked_as(self, trained: Task) -> Task:
+        """Have the answer looked for where the adapter writes it, and compared in the form that this task says."""
+        task = super().asked_as(trained)
+        own, held = trained.settings.get("extract") or {}, self.task.settings.get("extract") or {}
+        extract = {key: own[key] for key in ("after", "regex") if key in own}
+        extract |= {key: held[key] for key in ("one_of", "as") if key in held}
+        if task == self.task and extract == held:
+            return task
+        settings = {"reference": self.task.settings["answer"], **task.settings}
+        return replace(task, settings=settings | ({"extract": extract} if extract else {}))
 
     def base_alone(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int) -> Asking[RowScores]:
         asked, room = data.encoded(split).take(rows), self.generation.max_new_tokens

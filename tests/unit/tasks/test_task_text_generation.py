@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -338,3 +340,53 @@ def test_an_adapter_is_served_as_it_was_trained(make):
     assert (serving.max_new_tokens, serving.temperature, serving.top_p) == (9, 0.5, 1.0)
     chat = checked(make(prompt=None, messages=[{"role": "user", "content": "{q}"}])).serving
     assert (chat.prompt, chat.messages) == (None, (("user", "{q}"),))
+
+
+# ---- a champion that was trained to be asked in another way ----------------------------------------------------------
+def asked(task: Task, trained: Task) -> Task:
+    return checked(task).asked_as(trained)
+
+
+def test_an_adapter_that_is_asked_alike_is_asked_as_the_task_says(make):
+    task = make(**NUMBER)
+    assert asked(task, task) == task
+    assert asked(task, replace(task, name="older", metrics=("contains",))) == task
+
+
+def test_an_adapter_is_asked_in_its_own_way_and_held_against_the_tasks_references(make):
+    task = make(**NUMBER)
+    trained = make(
+        messages=[{"role": "user", "content": "{q}"}],
+        prompt=None,
+        answer=" #### {n}",
+        extract={"after": "####"},
+        generation={"max_new_tokens": 5},
+        max_length=48,
+    )
+    own = asked(task, trained)
+    assert own.settings == {
+        **{key: trained.settings[key] for key in ("messages", "answer", "generation")},
+        "reference": "{n}",
+        "extract": {"after": "####", "as": "number"},  # looked for where it is written, compared as the task says
+    }
+    assert (own.name, own.source, own.metrics, own.max_length) == (task.name, task.source, task.metrics, 48)
+    kind = checked(own)
+    assert (
+        load_data(own).rows["test"].labels.tolist() == load_data(task).rows["test"].labels.tolist() == ["4", "12", "7"]
+    )
+    assert kind.extraction.find(" so #### 12. ") == "12"
+
+
+def test_references_that_are_the_whole_answer_stay_the_tasks_own(make):
+    task = make(extract={"after": "The answer is"})
+    own = asked(task, make(answer=" {n}", extract=None))
+    assert own.settings["reference"] == task.settings["answer"]
+    assert "after" not in own.settings["extract"]
+    other = load_data(own).rows["test"].labels.tolist()
+    assert other != load_data(task).rows["test"].labels.tolist(), "then the two cannot be compared, and that is said"
+
+
+def test_an_adapter_of_another_kind_is_refused(make):
+    task = make(**NUMBER)
+    with pytest.raises(TaskDataError, match=r"\(multiple-choice\), but has \[\] \(text-generation\)"):
+        asked(task, replace(task, kind="multiple-choice"))

@@ -10,13 +10,14 @@ import pytest
 from ray.exceptions import RayActorError
 
 from loraxs_search.packing import Host
-from loraxs_search.records import DataSource, Hyperparameters, Task, TrialSpec
+from loraxs_search.records import DataSource, Hyperparameters, Identity, Task, TrialSpec
 from loraxs_search.search.hosts import client
 from loraxs_search.search.hosts.client import HostClient
 
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
 SPEC = TrialSpec("00000", {}, HYPER)
+IDENTITY = Identity("base", "data")
 
 
 class Method:
@@ -45,6 +46,7 @@ CALLS: dict[str, Callable[[HostClient], Any]] = {
     "advance": lambda host: host.advance(SPEC, 4, None, TASK),
     "confirm": lambda host: host.confirm(SPEC, b"", TASK),
     "answer": lambda host: host.answer(SPEC, b"", range(3), TASK),
+    "answer_alone": lambda host: host.answer_alone(IDENTITY, "test", range(3), 4, TASK),
     "decompose": lambda host: host.decompose(TASK, ["q"], 4, "top"),
     "factor_file": lambda host: host.factor_file(TASK, "key"),
     "yardsticks": lambda host: host.yardsticks(TASK),
@@ -53,9 +55,10 @@ CALLS: dict[str, Callable[[HostClient], Any]] = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_each_call_is_one_of_the_contract_and_fits_it(name: str) -> None:
-    group, method, task, args = CALLS[name](HostClient(lambda lost: Actor(), Actor()))  # type: ignore[arg-type, return-value]
+    group, method, task, args, *identity = CALLS[name](HostClient(lambda lost: Actor(), Actor()))  # type: ignore[arg-type, return-value]
     assert (method, task) == (name, TASK)
     inspect.signature(getattr(Host, method)).bind(None, *args)
+    assert identity == ([IDENTITY] if name == "answer_alone" else []), "a trial brings its own"
     assert group == ("yardsticks" if name == "yardsticks" else "")
 
 

@@ -110,6 +110,9 @@ class LoadedHost:
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> tuple[str, str]:
         return self._base, self._rows[task.name]
 
+    def answer_alone(self, split: str, rows: range, shots: int, task: Task) -> tuple[str, str]:
+        return self._base, self._rows[task.name]
+
 
 def actor(disk: Disk, *, packed: bool = False) -> HostActor:
     return HostActor(replace(CONFIG, make=disk.make, packed=packed), 1, "10.0.0.7")
@@ -121,6 +124,10 @@ def advance(host: HostActor, spec: TrialSpec, task: Task) -> Any:
 
 def confirm(host: HostActor, spec: TrialSpec, task: Task) -> Any:
     return host.call("confirm", task, (spec, b"", task))
+
+
+def answer_alone(host: HostActor, spec: TrialSpec, task: Task) -> Any:
+    return host.call("answer_alone", task, ("test", range(3), 0, task), spec.identity)
 
 
 def begun_with(base: str, rows: str) -> TrialSpec:
@@ -158,10 +165,10 @@ def test_a_warm_host_has_the_weights_of_now() -> None:
     assert disk.num_loads == 2
 
 
-@pytest.mark.parametrize("call", [advance, confirm])
+@pytest.mark.parametrize("call", [advance, confirm, answer_alone])
 @pytest.mark.parametrize("changed", ["rows", "weights"])
 def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values(call: Any, changed: str) -> None:
-    """Trials, refits and confirmations go through these two calls."""
+    """Trials, refits, confirmations and the base alone go through these calls."""
     disk = Disk()
     if changed == "rows":
         disk.rows["t"], differs = "edited", "data fingerprint edited, not rows of t"
@@ -192,6 +199,14 @@ def test_a_warm_host_of_lone_trials_serves_another_task() -> None:
     assert host.info(OTHER).data_fingerprint == "rows of other"
     assert advance(host, begun_with("base", "rows of other"), OTHER) == ("base", "rows of other")
     assert disk.num_loads == 2
+
+
+def test_a_host_of_lone_trials_is_not_loaded_again_to_score_candidates() -> None:
+    disk, study = Disk(), replace(TASK, validation_rows=10, report_metric="f1", report_direction="maximize")
+    host = actor(disk)
+    for task in (study, study.for_candidates, study):
+        assert advance(host, begun_with("base", "rows of t"), task) == ("base", "rows of t")
+    assert disk.num_loads == 1
 
 
 def test_a_study_goes_on_with_what_it_began_with() -> None:
