@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.toy_language import choosing, save_base, writing
 from support.word_pairs import WordPairs
 from transformers import (
     AutoModelForCausalLM,
@@ -207,3 +208,41 @@ def test_a_bank_is_of_one_sort(adapters, make_adapter, tmp_path):
         made.generate([None], ["w1 w2"])
     with pytest.raises(UsageError, match="got 1 for 2"):
         made.generate([None], ["w1", "w2"], max_new_tokens=1)
+
+
+def test_tasks_that_write_and_that_choose_share_a_bank(make_adapter, tmp_path):
+    save_base(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    modules = tuple(module.name for module in linear_modules(base, LANGUAGE_MODEL))
+    short = {"max_new_tokens": 3, "stop": ["w5"]}
+    tasks = {
+        "writes": writing(),
+        "writes briefly": writing(prompt="{first} say {second}", generation=short),
+        "draws": writing(generation={"max_new_tokens": 6, "stop": [], "temperature": 3.0, "seed": 1}),
+        "chooses": choosing(),
+        "chooses given": choosing(options="choices", prompt="{words} say"),
+    }
+    folders = {
+        name: make_adapter(tmp_path / name, base, task=task, seed=seed, rank=4, target_modules=modules)
+        for seed, (name, task) in enumerate(tasks.items())
+    }
+    rows: list[tuple[str, str | tuple[str, ...]]] = [
+        ("writes", "w1 w2"),
+        ("chooses", "w3 w4 w5 w6"),
+        ("writes briefly", ("w7", "w8 w9")),
+        ("draws", "w1 w2"),
+        ("chooses given", ("w3", "w1 | w2 w4 w6 | w8 w9")),
+        ("chooses", "w9"),
+        ("writes", "w3 w8 w1 w9"),
+    ]
+    bank = AdapterBank(base, num_labels=None)
+    for name, folder in folders.items():
+        bank.load(name, folder)
+    answers = bank.predict([name for name, _ in rows], [question for _, question in rows])
+    for (name, question), answer in zip(rows, answers, strict=True):
+        (alone,) = loraxs_search.predict(folders[name], [question] if isinstance(question, str) else list(question))
+        assert (answer.text, answer.label) == (alone.text, alone.label)
+        assert answer.score == (None if alone.score is None else pytest.approx(alone.score, rel=1e-5))
+    prompts = ["say w1 w2", "w7 say w8 w9", "say w3 w8 w1 w9"]
+    written = bank.generate(["writes", "writes briefly", "writes"], prompts)
+    assert [text.strip() for text in written] == [answers[row].label for row in (0, 2, 6)]

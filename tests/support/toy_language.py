@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from loraxs_search.records import DataSource, Task
 
 WORDS = [f"w{i}" for i in range(20)]
 _TOKENS = ["[PAD]", "[UNK]", "[END]", "say", *WORDS]
@@ -24,6 +27,34 @@ CONFIG = LlamaConfig(
     eos_token_id=2,
     pad_token_id=0,
 )
+
+
+def writing(name: str = "turned-words", source: DataSource | None = None, **settings: Any) -> Task:
+    """Return a task of this language, in which the words are written."""
+    generation = {"max_new_tokens": 6, "stop": []}
+    own = {"prompt": "say {words}", "answer": " {turned}", "generation": generation, **settings}
+    source = source or DataSource()
+    return Task(
+        name,
+        "text-generation",
+        source,
+        "",
+        "",
+        "exact_match",
+        "maximize",
+        ("exact_match",),
+        max_length=16,
+        settings=own,
+    )
+
+
+def choosing(name: str = "chosen-words", source: DataSource | None = None, **settings: Any) -> Task:
+    """Return a task in which one of three words is chosen."""
+    own = {"prompt": "say {words}", "options": ["w1", "w2 w3", "w4"], "label": "label", "normalize": "none", **settings}
+    source = source or DataSource()
+    return Task(
+        name, "multiple-choice", source, "", "", "accuracy", "maximize", ("accuracy",), max_length=16, settings=own
+    )
 
 
 def save_base(folder: Path) -> None:

@@ -5,7 +5,9 @@ import dataclasses
 import re
 from dataclasses import replace
 
-from loraxs_search.records import Decision, Latency, Look, Refit, Yardstick
+from support.toy_language import choosing, writing
+
+from loraxs_search.records import Decision, Latency, Look, Refit, Sample, Yardstick
 from loraxs_search.registry import model_card
 from loraxs_search.registry.card import promoted_card
 
@@ -90,3 +92,49 @@ def test_its_code_is_python_in_a_few_lines(manifest, task):
     assert ast.literal_eval(labels) == list(odd.labels)
     number = model_card(manifest(task=replace(task, kind="regression", labels=())))
     assert 'from_pretrained("org/base", num_labels=1, revision="abc123")' in number
+
+
+# ---- adapters without a head -----------------------------------------------------------------------------------------
+def test_the_card_of_one_that_writes_says_how_it_is_asked(manifest):
+    generation = {"max_new_tokens": 64, "stop": ["\nQuestion:"]}
+    task = writing(prompt="Question: {question}\nAnswer:", generation=generation)
+    samples = (Sample("Question: 1 + 1?\nAnswer:", "2", "The answer is ```2```."),)
+    card = model_card(manifest(task=task, samples=samples))
+    assert "# turned-words" in card
+    assert "pipeline_tag: text-generation" in card
+    assert "```text\nQuestion: {question}\nAnswer:\n```" in card
+    assert (
+        'the likeliest token each time, and end at the end token, or after 64 tokens or before `"\\nQuestion:"`.'
+        in card
+    )
+    assert "Reference:\n\n```text\n2\n```\n\nAnswer:\n\n````text\nThe answer is ```2```.\n````" in card
+    assert "does not take a trained head" not in card
+    assert "pull turned-words --format gguf" in card
+    blocks = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    assert 'loraxs_search.predict("turned-words", ["<question>"])' in blocks[0]
+    assert "AutoModelForCausalLM.from_pretrained" in blocks[1]
+    assert r"prompt = 'Question: <question>\nAnswer:'" in blocks[2]
+    assert r"max_new_tokens=64, do_sample=False, stop_strings=['\nQuestion:'], tokenizer=tokenizer" in blocks[2]
+    for block in blocks:
+        ast.parse(block)
+
+
+def test_messages_and_drawn_answers_are_said_as_well(manifest):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{question}"}]
+    task = writing(generation={"max_new_tokens": 8, "stop": [], "temperature": 0.5, "top_p": 0.9, "seed": 1})
+    settings = {key: value for key, value in task.settings.items() if key != "prompt"} | {"messages": messages}
+    card = model_card(manifest(task=replace(task, settings=settings)))
+    assert "system: Be brief.\n\nuser: {question}" in card
+    assert "drawn at temperature 0.5" in card
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", card, flags=re.S) if "generate" in block]
+    ast.parse(code)
+    assert "apply_chat_template" in code
+    assert "do_sample=True, temperature=0.5, top_p=0.9, top_k=0" in code
+    assert "## Answers" not in card
+
+
+def test_the_card_of_one_that_chooses_shows_what_it_chose(manifest):
+    card = model_card(manifest(task=choosing(), samples=(Sample("say w1", "w4", "w1"),)))
+    assert "Answer:\n\n```text\nw1\n```" in card
+    assert "## Prompt" not in card
+    assert "model.generate" not in card

@@ -1,0 +1,96 @@
+"""`predict` and `pull` of an adapter that writes: as it is written on a terminal, plain in a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModelForCausalLM
+from support.toy_language import choosing, save_base, writing
+
+import loraxs_search
+from loraxs_search.base_model import linear_modules, locate
+from loraxs_search.cli import run
+from loraxs_search.errors import UsageError
+from loraxs_search.methods.formats import converted
+from loraxs_search.records import BaseModelRef, Task, TaskModel
+
+PROMPT = "{first} say {second}"
+ROWS = ("w1", "w2 w3", "w4", "w5", "w6 w7", "w8")
+
+
+@pytest.fixture
+def make(make_adapter, tmp_path):
+    save_base(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
+
+    def make(task: Task) -> Path:
+        return make_adapter(tmp_path / "adapter", base, task=task, seed=3, rank=4, target_modules=modules)
+
+    return make
+
+
+@pytest.fixture
+def writer(make) -> Path:
+    return make(writing(prompt=PROMPT))
+
+
+def test_texts_are_columns_in_turn_and_answers_stand_alone(say, writer):
+    answers = json.loads(say("predict", str(writer), *ROWS, "--json").ok)
+    assert [answer["text"] for answer in answers] == ["w1 | w2 w3", "w4 | w5", "w6 w7 | w8"]
+    assert say("predict", str(writer), *ROWS).out == "".join(f"{answer['label']}\n" for answer in answers)
+    assert any(answer["label"] for answer in answers)
+    said = say("predict", str(writer), *ROWS[:3])
+    assert said.is_error(2, "takes 2 texts a row, but got 3 texts", "first then second")
+
+
+def test_on_a_terminal_text_appears_as_it_is_written(writer, capsys, monkeypatch):
+    run(("predict", str(writer), *ROWS))
+    piped, pieces = capsys.readouterr().out, list[str]()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    write = sys.stdout.write
+    monkeypatch.setattr(sys.stdout, "write", lambda piece: (pieces.append(piece), write(piece))[1])
+    run(("predict", str(writer), *ROWS))
+    shown = capsys.readouterr().out
+    assert [line.strip() for line in shown.splitlines()] == piped.splitlines()
+    assert len([piece for piece in pieces if piece.strip()]) > len(ROWS)  # not a whole answer at once
+
+
+def test_python_hears_each_row_after_the_other(writer):
+    heard: list[tuple[int, str]] = []
+    answers = loraxs_search.predict(writer, ROWS, on_text=lambda row, piece: heard.append((row, piece)))
+    assert [row for row, _ in heard] == sorted(row for row, _ in heard)
+    for row, answer in enumerate(answers):
+        assert "".join(piece for number, piece in heard if number == row).strip() == answer.label
+    assert answers == loraxs_search.predict(writer, ROWS)
+
+
+def test_one_that_chooses_says_how_likely_and_hears_nothing(say, make, monkeypatch):
+    folder = make(choosing(prompt="say\n{words}"))
+    heard: list[str] = []
+    (answer,) = loraxs_search.predict(folder, "w1\nw2", on_text=lambda _, piece: heard.append(piece))
+    assert heard == []
+    assert say("predict", str(folder), "w1\nw2").out == f"{answer.label}\t{answer.score:.3f}\tw1 w2\n"
+
+
+def test_it_loads_as_a_language_model_and_converts(say, writer):
+    model = loraxs_search.load_adapter(writer)
+    assert isinstance(model, PeftModelForCausalLM)
+    made = converted(writer, "gguf")
+    assert {path.name for path in made.iterdir()} == {"adapter.gguf", "Modelfile", "README.md"}
+    merged = type(model.get_base_model()).from_pretrained(converted(writer, "merged"))
+    ids = torch.arange(4, 16)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_one_with_a_head_is_no_file_for_llama_cpp(make_adapter, tiny_base, tmp_path):
+    query = ("bert.encoder.layer.0.attention.self.query",)
+    folder = make_adapter(tmp_path / "headed", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=query)
+    with pytest.raises(UsageError, match="must be of an adapter without a head"):
+        converted(folder, "gguf")
+    assert not list(tmp_path.glob("*gguf*"))

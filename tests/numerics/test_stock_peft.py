@@ -1,0 +1,100 @@
+"""The plain LoRA form of an adapter that writes, in transformers and PEFT alone: the same answers, token for token."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.bases import save_language_model
+from support.toy_language import WORDS, save_base, writing
+
+import loraxs_search
+from loraxs_search.base_model import linear_modules, load_tokenizer, locate
+from loraxs_search.methods.formats import converted
+from loraxs_search.methods.loading import load_adapter_folder, read_manifest
+from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
+from loraxs_search.registry import model_card
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds import Prompt, Write
+from loraxs_search.trial.generate import write
+
+NEW_TOKENS = 12
+NEAR = 1e-4  # two tokens this close may change places by rounding
+PROMPTS = [" ".join(["say", *(WORDS[(7 * i + 3 * j) % len(WORDS)] for j in range(1 + i % 5))]) for i in range(12)]
+STOCK = """
+import json, sys
+sys.modules["loraxs_search"] = None  # whoever imports it fails
+import torch, transformers
+from peft import PeftModel, PeftModelForCausalLM
+base, adapter, prompts, limit = json.loads(sys.argv[1])
+tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+model = PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+assert isinstance(model, PeftModelForCausalLM)
+rows = []
+for prompt in prompts:
+    inputs = tokenizer(prompt, return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens=limit, do_sample=False)
+    rows.append(written[0, inputs["input_ids"].shape[1]:].tolist())
+print(json.dumps(rows))
+"""
+CARD = """
+import json, os, sys
+folder, code = json.loads(sys.argv[1])
+os.chdir(folder)
+exec(code, space := {})
+print("\\n" + json.dumps(space["answer"]))
+"""
+
+
+@pytest.fixture
+def adapter(make_adapter, tmp_path) -> Path:
+    save_base(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    return make_adapter(tmp_path / "adapter", base, task=writing(), seed=3, rank=8, target_modules=modules_of(base))
+
+
+def modules_of(base: BaseModel) -> tuple[str, ...]:
+    return tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
+
+
+def run(code: str, *given: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(given)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_stock_peft_writes_the_same_tokens(adapter):
+    base = locate(BaseModelRef(read_manifest(adapter).base_model.id))
+    tokenizer = load_tokenizer(base)
+    ids = Prompt.of({"prompt": "{text}"}).ids([(prompt,) for prompt in PROMPTS], tokenizer)
+    request = Write(EncodedRows(Ragged.of(ids, np.int32)), np.arange(len(ids)), NEW_TOKENS)
+    ours = write(load_adapter_folder(adapter, base=base), request, tokenizer)
+    stock = json.loads(run(STOCK, base.path, str(converted(adapter, "lora", rank=16)), PROMPTS, NEW_TOKENS))
+    close = ours.margins < NEAR
+    assert close.sum() < len(PROMPTS) / 2
+    assert all(close[row] or ours.tokens.row(row).tolist() == stock[row] for row in range(len(PROMPTS)))
+    assert len({tuple(row) for row in stock}) > 3
+
+
+@pytest.mark.parametrize("key", ["prompt", "messages"])
+def test_the_cards_code_asks_as_in_training(key, make_adapter, tmp_path):
+    """It runs in the adapter's folder, and writes what `predict` gives for the columns' names."""
+    base = locate(BaseModelRef(str(save_language_model(tmp_path / "base"))))
+    given = {"prompt": "say {words}", "messages": [{"role": "user", "content": "say {words}"}]}[key]
+    task = writing(generation={"max_new_tokens": NEW_TOKENS, "stop": ["e"]})
+    settings = {name: value for name, value in task.settings.items() if name != "prompt"} | {key: given}
+    task = replace(task, settings=settings, max_length=64)
+    folder = make_adapter(tmp_path / "adapter", base, task=task, seed=3, rank=8, target_modules=modules_of(base))
+    blocks = re.findall(r"```python\n(.*?)```", model_card(read_manifest(folder)), flags=re.S)
+    assert len(blocks) == 3
+    answer = json.loads(run(CARD, str(folder), blocks[1] + blocks[2]).splitlines()[-1])
+    assert [answer.strip()] == [given.label for given in loraxs_search.predict(folder, "<words>")]
+    assert answer.strip()

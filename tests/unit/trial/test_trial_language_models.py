@@ -1,0 +1,105 @@
+"""Stored adapters without a head: scored, timed, and shown to people."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.toy_language import choosing, save_base, save_rows, writing
+
+import loraxs_search
+from loraxs_search.base_model import linear_modules, load_model, locate
+from loraxs_search.methods.loading import load_adapter_folder, read_manifest
+from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Task, TaskModel
+from loraxs_search.trial import measure_latency, score_folder
+from loraxs_search.trial.latency import _answer
+
+LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
+
+
+@pytest.fixture
+def base(tmp_path) -> BaseModel:
+    save_base(tmp_path / "base")
+    return locate(BaseModelRef(str(tmp_path / "base")))
+
+
+@pytest.fixture
+def source(tmp_path) -> DataSource:
+    save_rows(tmp_path)
+    return DataSource(data_files={name: str(tmp_path / f"{name}.jsonl") for name in ("train", "validation", "test")})
+
+
+@pytest.fixture
+def make(base, make_adapter, tmp_path):
+    modules = tuple(module.name for module in linear_modules(base, LANGUAGE_MODEL))
+
+    def make(task: Task) -> Path:
+        return make_adapter(tmp_path / task.name, base, task=task, seed=1, rank=4, target_modules=modules)
+
+    return make
+
+
+def test_what_was_written_stands_beside_its_reference(make, source):
+    task = writing(source=source)
+    folder = make(task)
+    scores = score_folder(folder, task)
+    assert len(scores.predictions) == len(scores.labels) == 40
+    assert len(scores.samples) == 3
+    asked = [sample.prompt.removeprefix("say ") for sample in scores.samples]
+    assert [sample.prompt for sample in scores.samples] == [f"say {words}" for words in asked]
+    assert [sample.reference for sample in scores.samples] == list(scores.labels[:3])
+    assert [sample.answer for sample in scores.samples] == [a.label for a in loraxs_search.predict(folder, asked)]
+
+
+def test_what_was_chosen_stands_beside_its_reference(make, source, tmp_path):
+    task = choosing(source=source, options=["{words}", "{turned}"], label="right")
+    for path in source.data_files.values():
+        lines = Path(path).read_text().splitlines()
+        Path(path).write_text("".join(f'{line[:-1]}, "right": {i % 2}}}\n' for i, line in enumerate(lines)))
+    scores = score_folder(make(task), task)
+    for number, sample in enumerate(scores.samples):
+        words = sample.prompt.removeprefix("say ")
+        turned = " ".join(reversed(words.split()))
+        assert sample.reference == (turned if scores.labels[number] else words)
+        assert sample.answer == (turned if scores.predictions[number] else words)
+
+
+def test_an_adapter_is_scored_on_other_rows_in_its_own_way(make, source):
+    """A champion that was asked by another prompt is asked by that one."""
+    task = writing(source=source)
+    folder = make(replace(writing("older", source), settings=task.settings | {"prompt": "{words} say"}))
+    scores = score_folder(folder, task)
+    assert all(sample.prompt.endswith("say") for sample in scores.samples)
+    assert scores.labels == score_folder(make(task), task).labels
+
+
+def test_long_texts_are_cut_for_people(make, source, monkeypatch):
+    monkeypatch.setattr("loraxs_search.tasks.kinds._language_model._MOST_SHOWN", 2)
+    scores = score_folder(make(writing(source=source)), writing(source=source))
+    assert all(len(text) == 2 for sample in scores.samples for text in (sample.prompt, sample.reference))
+
+
+# ---- latency, reference logits ---------------------------------------------------------------------------------------
+def test_its_time_is_that_of_states_and_of_the_next_tokens_logits(make, base):
+    folder, seen = make(writing()), list[tuple[int, ...]]()
+    adapted, bare = load_adapter_folder(folder, base=base), load_model(base, LANGUAGE_MODEL)
+    ids = torch.arange(4, 20).reshape(2, 8)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    bare.lm_head.register_forward_hook(lambda _, args, __: seen.append(tuple(args[0].shape)))
+    with torch.no_grad():
+        torch.testing.assert_close(_answer(adapted, inputs), adapted(**inputs).logits[:, -1])
+        _answer(bare, inputs)
+    assert seen == [(2, bare.config.hidden_size)]  # the logits of other tokens are not made
+
+
+def test_its_latency_is_measured(make):
+    latency = measure_latency(make(writing()))
+    assert (latency.rows, latency.tokens) == (8, 16)
+    assert latency.failed == "" or "too busy" in latency.failed
+
+
+def test_its_reference_logits_are_few(make):
+    probe = read_manifest(make(writing())).probe
+    assert all(len(row) <= 64 for row in probe.logits)
