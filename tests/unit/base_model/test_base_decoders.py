@@ -101,3 +101,17 @@ def test_tokenizer_writes_any_text_and_has_a_chat_template(tmp_path):
     chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     assert chat == "<begin>user: hi<end><begin>assistant: "
     assert byte_tokenizer(chat=False).chat_template is None
+
+
+@pytest.mark.slow
+def test_smollm2_is_a_language_model_that_has_learnt_something(smollm2: BaseModel):
+    model, tokenizer = load_model(smollm2, LANGUAGE_MODEL), load_tokenizer(smollm2)
+    assert (model.dtype, len(linear_modules(smollm2, LANGUAGE_MODEL))) == (torch.bfloat16, 210)
+    turn = [{"role": "user", "content": "What is the capital of France?"}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        for _ in range(8):
+            following = projection(model)(last_states(model, {"input_ids": ids})[:, -1:]).argmax(-1)
+            ids = torch.cat([ids, following], dim=1)
+    assert "Paris" in tokenizer.decode(ids[0, -8:])
