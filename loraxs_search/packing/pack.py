@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -34,12 +34,13 @@ from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.packing.passes import Reads, Reduced, run_pass, run_prefix
 from loraxs_search.packing.plan import Demand, Indices, Pass, padding, plan_passes
 from loraxs_search.packing.prefix_cache import PrefixCache
+from loraxs_search.packing.prompt_reading import PromptReader
 from loraxs_search.packing.slot import Slot
 from loraxs_search.packing.writing import PackWriter
 from loraxs_search.records import LinearModule, Split, TrialSpec
 from loraxs_search.tasks import Batch, PreparedTask
 from loraxs_search.tasks.kinds import PassOutputs, Read, Request, TaskKind, Write, drive
-from loraxs_search.trial import Snapshot, in_row_order, split_metrics
+from loraxs_search.trial import Snapshot, in_row_order, is_worth_sharing, prompt_groups, split_metrics
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
@@ -89,6 +90,7 @@ class Pack:
         self.unpackable = sharing.unpackable
         self._prefix = PrefixCache(model, self._adaptable.layers, cache_bytes)
         self._packed = PackedModel(model, factors, self._adaptable, self._executor.num_workers, self._prefix)
+        self._prompt_reader = PromptReader(model, self._packed, self._executor)
         self._writer = PackWriter(model, self._packed, self._executor, _is_out_of_memory)
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
@@ -229,8 +231,19 @@ class Pack:
 
     def _answer_reads(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
         data = {slot.name: slot.data for slot in slots}
-        longest = max(int(data[trial].lengths(read.source)[read.rows].max()) for trial, read in reads.items())
-        return self._within_memory(longest, lambda: self._read(slots, reads))
+        sources = {trial: data[trial].encoded(read.source) for trial, read in reads.items()}
+        shared = {trial: read for trial, read in reads.items() if is_worth_sharing(sources[trial], read.rows)}
+        whole = {trial: _with_prompts(read) for trial, read in reads.items() if trial not in shared}
+        results: dict[str, tuple[Tensor, ...]] = {}
+        if whole:
+            longest = max(int(data[trial].lengths(read.source)[read.rows].max()) for trial, read in whole.items())
+            results |= self._within_memory(longest, lambda: self._read(slots, whole))
+        if shared:
+            self._begin(slots, {})
+            groups = [prompt_groups(sources[trial], read.rows) for trial, read in shared.items()]
+            longest = max(tokens for own in groups for tokens, _ in own)
+            results |= self._within_memory(longest, lambda: self._prompt_reader.read(shared, self._passes))
+        return results
 
     def _read(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
         self._begin(slots, reads)
@@ -348,6 +361,11 @@ class _Losses:
 
     def __call__(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
         return (self.kind.loss(outputs, batch),)
+
+
+def _with_prompts(read: Read) -> Read:
+    """Return the same request for whole rows, without shared prompts."""
+    return read if isinstance(read.source, str) else replace(read, source=read.source.with_prompts())
 
 
 def _per_row(reduced: Reduced, counts: Mapping[str, int]) -> Tensor:

@@ -12,6 +12,7 @@ from loraxs_search.trial.report import make_report
 from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_parameters
 from loraxs_search.trial.schedule import lr_factor
 from loraxs_search.trial.score_folder import FolderScores, score_folder
+from loraxs_search.trial.shared_prompts import is_worth_sharing, prompt_groups, read_shared
 from loraxs_search.trial.snapshot import Snapshot
 from loraxs_search.trial.yardsticks import bare_body, measure_yardsticks
 
@@ -30,12 +31,15 @@ __all__ = [
     "evaluate",
     "forward",
     "in_row_order",
+    "is_worth_sharing",
     "load_parameters",
     "lr_factor",
     "make_report",
     "measure_latency",
     "measure_yardsticks",
     "open_rows",
+    "prompt_groups",
+    "read_shared",
     "sample_answers",
     "score_folder",
     "score_rows",

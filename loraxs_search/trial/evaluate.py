@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,13 +15,16 @@ from torch import Tensor
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.records import Sample, Split
 from loraxs_search.tasks import PreparedTask, RowSource, eval_batches
+from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import Asking, Read, Request, RowScores, Write, Written, drive
 from loraxs_search.trial.forward import forward_batch
 from loraxs_search.trial.generate import OnText, write
+from loraxs_search.trial.shared_prompts import is_worth_sharing, prompt_groups, read_shared
 
 EVAL_TOKENS = 4096
 NUM_SAMPLES = 3  # rows that cards show
 ResultT = TypeVar("ResultT")
+_Compute = Callable[[npt.NDArray[np.int64]], tuple[Tensor, ...]]
 
 
 def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split, device: torch.device) -> dict[str, float]:
@@ -112,15 +115,40 @@ class _Reader:
         return write(self.model, request, self.data.tokenizer, on_text=self.on_text)
 
     def _read(self, request: Read) -> tuple[Tensor, ...]:
+        source = self.data.encoded(request.source)
+        if is_worth_sharing(source, request.rows):
+            return self._read_shared(request, source)
+        whole = source.with_prompts()
+
         @torch.inference_mode()
         def compute(positions: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:
-            batch = self.data.collate(request.source, request.rows[positions]).to(self.device)
+            batch = self.data.collate(whole, request.rows[positions]).to(self.device)
             return tuple(part.cpu() for part in request.reduce(forward_batch(self.model, batch), batch))
 
+        batches = eval_batches(whole.lengths[request.rows], self._max_tokens)
+        return in_row_order(batches, self._map(compute, batches))
+
+    def _read_shared(self, request: Read, source: EncodedRows) -> tuple[Tensor, ...]:
+        groups = prompt_groups(source, request.rows)
+
+        @torch.inference_mode()
+        def compute(positions: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:
+            rows = request.rows[positions]
+            (outputs,) = read_shared(self.model, [source.take(rows)])
+            batch = self.data.collate(source, rows).to(self.device)
+            return tuple(part.cpu() for part in request.reduce(outputs, batch))
+
+        planned = eval_batches(np.array([tokens for tokens, _ in groups]), self._max_tokens)
+        batches = [np.concatenate([groups[i][1] for i in batch.tolist()]) for batch in planned]
+        return in_row_order(batches, self._map(compute, batches))
+
+    @property
+    def _max_tokens(self) -> int:
         # With more and smaller batches, threads end at about the same time.
-        max_tokens = EVAL_TOKENS // 2 if self.pool else EVAL_TOKENS
-        batches = eval_batches(self.data.lengths(request.source)[request.rows], max_tokens)
-        return in_row_order(batches, (self.pool.map if self.pool else map)(compute, batches))
+        return EVAL_TOKENS // 2 if self.pool else EVAL_TOKENS
+
+    def _map(self, compute: _Compute, batches: Sequence[npt.NDArray[np.int64]]) -> Iterable[tuple[Tensor, ...]]:
+        return (self.pool.map if self.pool else map)(compute, batches)
 
 
 def in_row_order(positions: Sequence[npt.NDArray[np.int64]], parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -40,7 +40,7 @@ class GrowingLayer(DynamicLayer):
     """
 
     def __init__(self, turned: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._turned = turned
         self._keys = self._values = torch.empty(0)
 
@@ -58,8 +58,8 @@ class GrowingLayer(DynamicLayer):
             self._keys[:num_rows, :, :, start:stop] = key_states.transpose(2, 3)
         else:
             self._keys[:num_rows, :, start:stop] = key_states
-        self._show(num_rows, stop)
-        return (self.keys, self.values) if start else (key_states, value_states)
+        keys, values = self._show(num_rows, stop)
+        return (keys, values) if start else (key_states, value_states)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Go on with these rows; those that keep their place are not copied."""
@@ -73,11 +73,14 @@ class GrowingLayer(DynamicLayer):
         self._show(num_rows, length)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _show(self, num_rows: int, length: int) -> None:
-        """Set what the rest of the library sees."""
-        keys = self._keys[:num_rows, :, :, :length].transpose(2, 3) if self._turned else None
-        self.keys = self._keys[:num_rows, :, :length] if keys is None else keys
-        self.values = self._values[:num_rows, :, :length]
+    def _show(self, num_rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """Set what the rest of the library sees, and return it."""
+        if self._turned:
+            keys = self._keys[:num_rows, :, :, :length].transpose(2, 3)
+        else:
+            keys = self._keys[:num_rows, :, :length]
+        self.keys, self.values = keys, self._values[:num_rows, :, :length]
+        return self.keys, self.values
 
     def _make_space(self, key_states: Tensor, value_states: Tensor, start: int, stop: int) -> None:
         n, heads, _, d = key_states.shape
@@ -85,9 +88,7 @@ class GrowingLayer(DynamicLayer):
         keys = key_states.new_empty((n, heads, d, space) if self._turned else (n, heads, space, d))
         values = value_states.new_empty(n, heads, space, value_states.shape[-1])
         if start:
-            values[:, :, :start] = self.values
-            if self._turned:
-                keys[..., :start] = self.keys.transpose(2, 3)
-            else:
-                keys[:, :, :start] = self.keys
+            values[:, :, :start] = self._values[:n, :, :start]
+            before = self._keys[:n, :, :, :start] if self._turned else self._keys[:n, :, :start]
+            keys[:, :, : before.shape[2], : before.shape[3]] = before
         self._keys, self._values = keys, values

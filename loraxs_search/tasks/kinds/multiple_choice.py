@@ -240,7 +240,7 @@ class MultipleChoice(LanguageModelKind):
         """Ask for the loss of each option behind its prompt."""
         prompts = prompts_of(asked)
         options = choices.behind([prompts.row(row) for row in range(len(asked))])
-        return Read(options.with_prompts(), np.arange(len(options)), self.sums)
+        return Read(options, np.arange(len(options)), self.sums)
 
     def _said(self, option: int, tokens: Sequence[int], data: RowSource) -> str:
         fixed = self.options.fixed
