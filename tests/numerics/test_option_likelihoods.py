@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from support.bases import SMALL
@@ -23,7 +23,7 @@ from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.records import BaseModel, DataSource, Hyperparameters, Task, TrialSpec
 from loraxs_search.tasks import PreparedTask, load_data, prepare
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
+from loraxs_search.tasks.kinds._choices import Choices
 from loraxs_search.trial import TrialRun, attach, detach, score_rows
 
 CPU = torch.device("cpu")
@@ -97,19 +97,13 @@ def plain(model: torch.nn.Module, data: PreparedTask, split: str) -> tuple[list[
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The losses of all options, whenever a split is scored."""
-    score, seen = MultipleChoice.score, []
+    scores, seen = Choices.scores, []
 
-    def recorded(self: MultipleChoice, *args: Any) -> Iterator[Any]:
-        asking = score(self, *args)
-        answer = yield next(asking)
-        seen.append(answer[0])
-        try:
-            asking.send(answer)
-        except StopIteration as stop:
-            return stop.value
-        raise AssertionError("one request is all that a split needs")
+    def recorded(self: Choices, losses: npt.NDArray[np.float32], normalize: str) -> list[npt.NDArray[np.float64]]:
+        seen.append(torch.from_numpy(losses))
+        return scores(self, losses, normalize)
 
-    monkeypatch.setattr(MultipleChoice, "score", recorded)
+    monkeypatch.setattr(Choices, "scores", recorded)
     return seen
 
 

@@ -7,16 +7,73 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds._requests import PassOutputs
 from loraxs_search.tasks.kinds._templates import continued_ids
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+    from loraxs_search.tasks.batch import Batch
+
+
+_Place = tuple[int, list[int]]  # a row, and which of its reads
+
+
+@dataclass(frozen=True)
+class OptionRows:
+    """All K options, in as few rows as give each one's likelihood.
+
+    A row begins with its prompt's last token, at which the first token of an option is read. Options that agree but for
+    their last tokens are one row, which is read for each of them: with single tokens for options, a prompt is computed
+    once for all.
+
+    Args:
+        rows: One or more for each prompt; a read and its target are there once.
+        places: The row of each option, and which of its reads are the option's.
+    """
+
+    rows: EncodedRows
+    places: list[_Place]
+
+    @property
+    def width(self) -> int:
+        """The most reads of a row."""
+        assert self.rows.positions is not None
+        return int(self.rows.positions.lengths.max())
+
+    def sums(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the sum of each option's values, (K,), of those of each row's reads, (rows, width)."""
+        return np.array([values[row, reads].sum() for row, reads in self.places], values.dtype)
+
+
+@dataclass(frozen=True)
+class ReadLosses:
+    """A `reduce`: the loss of each read, (n, width) float32, and whether its target was the likeliest, int64.
+
+    Args:
+        width: The most reads of a row; what a row lacks is 0.
+    """
+
+    width: int
+
+    def __call__(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
+        import torch
+
+        from loraxs_search.tasks.kinds._token_loss import token_losses
+
+        losses, is_likeliest = token_losses(outputs, batch)
+        columns = torch.arange(self.width, device=losses.device)
+        is_read = columns[None, :] < batch.counts[:, None]
+        shape = (len(batch.counts), self.width)
+        wide = losses.new_zeros(shape).masked_scatter(is_read, losses)
+        return wide, is_likeliest.new_zeros(shape).masked_scatter(is_read, is_likeliest).long()
 
 
 @dataclass(frozen=True)
@@ -80,21 +137,30 @@ class Choices:
         """Where each row's right option is among all, (n,)."""
         return self.starts + np.array(self.labels, np.int64)
 
-    def behind(self, prompts: Sequence[npt.NDArray[np.int32]]) -> EncodedRows:
-        """Return all options as K rows behind the prompts of their rows, each learnt as an answer is.
-
-        A row begins with its prompt's last token, at which its first token is read.
-        """
-        options = [option for own in self.tokens for option in own]
-        row_of = [row for row, own in enumerate(self.tokens) for _ in own]
-        ids = [[int(prompts[row][-1]), *option[:-1]] for row, option in zip(row_of, options, strict=True)]
-        return EncodedRows(
+    def behind(self, prompts: Sequence[npt.NDArray[np.int32]]) -> OptionRows:
+        """Return all options as rows behind their prompts; see `OptionRows`."""
+        ids, reads, prompt_of, places = list[list[int]](), list[list[tuple[int, int]]](), list[int](), list[_Place]()
+        for number, own in enumerate(self.tokens):
+            first = len(ids)
+            group_of = _groups(own)
+            for fed in dict.fromkeys(group_of):
+                options = [option for option, group in zip(own, group_of, strict=True) if group == fed]
+                ids.append([int(prompts[number][-1]), *fed])
+                reads.append(sorted({read for option in options for read in enumerate(option)}))
+                prompt_of.append(number)
+            rows = {fed: first + i for i, fed in enumerate(dict.fromkeys(group_of))}
+            places += [
+                (rows[fed], [reads[rows[fed]].index(read) for read in enumerate(option)])
+                for option, fed in zip(own, group_of, strict=True)
+            ]
+        rows_of_options = EncodedRows(
             ids=Ragged.of(ids, np.int32),
-            positions=Ragged.of([range(len(option)) for option in options], np.int32),
-            targets=Ragged.of(options, np.int64),
+            positions=Ragged.of([[position for position, _ in own] for own in reads], np.int32),
+            targets=Ragged.of([[token for _, token in own] for own in reads], np.int64),
             prompts=Ragged.of([prompt[:-1] for prompt in prompts], np.int32),
-            prompt_of=np.array(row_of, np.int64),
+            prompt_of=np.array(prompt_of, np.int64),
         )
+        return OptionRows(rows_of_options, places)
 
     def scores(self, losses: npt.NDArray[np.float32], normalize: str) -> list[npt.NDArray[np.float64]]:
         """Return each row's options' log-likelihoods, normalised.
@@ -111,3 +177,11 @@ class Choices:
     def _sizes(self, normalize: str) -> Iterator[int]:
         for tokens, num_bytes in zip(self.tokens, self.num_bytes, strict=True):
             yield from map(len, tokens) if normalize == "tokens" else num_bytes
+
+
+def _groups(options: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Return for each option the tokens that are computed for it: its own but the last, or those of a longer one that
+    begins with them."""
+    fed = [tuple(option[:-1]) for option in options]
+    longest = sorted(set(fed), key=len, reverse=True)
+    return [next(it for it in longest if it[: len(own)] == own) for own in fed]

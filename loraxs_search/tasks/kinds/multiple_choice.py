@@ -23,7 +23,8 @@ from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks._texts import check_question
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
-from loraxs_search.tasks.kinds._choices import Choices
+from loraxs_search.tasks.kinds._choices import Choices, ReadLosses
+from loraxs_search.tasks.kinds._examples import with_examples
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite, prompts_of
 from loraxs_search.tasks.kinds._option_labels import named_labels, option_labels, option_letter
 from loraxs_search.tasks.kinds._options import (
@@ -80,6 +81,7 @@ class MultipleChoice(LanguageModelKind):
     name = "multiple-choice"
     section = MultipleChoiceSection
     metrics = {name: CLASS_METRICS[name] for name in ("accuracy", "macro_f1")} | TOKEN_METRICS
+    shots = (0, 4)
     asking = frozenset({"prompt", "messages", "options", "normalize"})
 
     @classmethod
@@ -212,35 +214,50 @@ class MultipleChoice(LanguageModelKind):
     def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
         if not self.reports_answers:
             return (yield from self.score_tokens(data, split, rows))
+        return (yield from self._scored(data.encoded(split).take(rows)))
+
+    def base_alone(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int) -> Asking[RowScores]:
         asked = data.encoded(split).take(rows)
-        choices = _choices(asked)
-        losses, correct = yield self._read(asked, choices)
-        scores = choices.scores(finite(losses), self.task.settings["normalize"])
-        answers = np.array([own.argmax() for own in scores], np.int64)
-        right, counts = choices.right, asked.counts(np.arange(len(rows)))
-        return RowScores(answers, losses.numpy()[right], counts, correct.numpy()[right])
+        if shots:
+            room = max(len(option) for own in _choices(asked).tokens for option in own)
+            longer = with_examples(asked, self.prompt, data, shots=shots, room=room)
+            asked = replace(longer, extras=asked.extras)
+        return (yield from self._scored(asked))
 
     def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
         choices = _choices(questions)
-        losses, _ = yield self._read(questions, choices)
-        scores = choices.scores(finite(losses), self.task.settings["normalize"])
+        losses, _ = yield from self._option_losses(questions, choices)
         predictions = []
-        for text, tokens, own in zip(shown, choices.tokens, scores, strict=True):
+        for text, tokens, own in zip(shown, choices.tokens, self._scores(choices, losses), strict=True):
             best = int(own.argmax())
-            predictions.append(
-                Prediction(text, self._said(best, tokens[best], data), float(1 / np.exp(own - own[best]).sum()))
-            )
+            share = float(1 / np.exp(own - own[best]).sum())
+            predictions.append(Prediction(text, self._said(best, tokens[best], data), share))
         return predictions
+
+    def _scored(self, asked: EncodedRows) -> Asking[RowScores]:
+        """Yield what scores all options of these rows, and return answers and the losses of the right options."""
+        choices = _choices(asked)
+        losses, correct = yield from self._option_losses(asked, choices)
+        answers = np.array([own.argmax() for own in self._scores(choices, losses)], np.int64)
+        right, counts = choices.right, asked.counts(np.arange(len(asked)))
+        return RowScores(answers, losses[right], counts, correct[right])
+
+    def _option_losses(
+        self, asked: EncodedRows, choices: Choices
+    ) -> Asking[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+        """Yield a pass over all options, and return each one's loss and how many of its tokens were the likeliest."""
+        prompts = prompts_of(asked)
+        options = choices.behind([prompts.row(row) for row in range(len(asked))])
+        every = np.arange(len(options.rows))
+        losses, correct = yield Read(options.rows.with_prompts(), every, ReadLosses(options.width))
+        return options.sums(finite(losses)), options.sums(correct.numpy())
+
+    def _scores(self, choices: Choices, losses: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float64]]:
+        return choices.scores(losses, self.task.settings["normalize"])
 
     def shown_references(self, data: RowSource, rows: EncodedRows, labels: npt.NDArray[Any]) -> list[str]:
         tokens = _choices(rows).tokens
         return [self._said(label, own[label], data) for label, own in zip(labels.tolist(), tokens, strict=True)]
-
-    def _read(self, asked: EncodedRows, choices: Choices) -> Read:
-        """Ask for the loss of each option behind its prompt."""
-        prompts = prompts_of(asked)
-        options = choices.behind([prompts.row(row) for row in range(len(asked))])
-        return Read(options, np.arange(len(options)), self.sums)
 
     def _said(self, option: int, tokens: Sequence[int], data: RowSource) -> str:
         fixed = self.options.fixed

@@ -10,6 +10,7 @@ from support.characters import CHAT, characters
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import DataSource, Task
 from loraxs_search.tasks import RowSource, checked, encode, load_data, prepare
+from loraxs_search.tasks.kinds._choices import Choices
 
 ROWS = [
     {"q": "Sky", "choices": ["blue", "red"], "answer": 0},
@@ -308,13 +309,16 @@ def test_a_prompt_that_ends_in_white_space_is_warned_of(make):
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
-def answered(asking, likelihoods):
-    """Answer a request for options with these log-likelihoods."""
+def answered(asking, tokenizer, **losses):
+    """Answer a request for options with the losses of these tokens, 0 of all others, each of which is the likeliest."""
     request = next(asking)
-    losses = -torch.tensor(likelihoods, dtype=torch.float32)
-    assert len(request.rows) == len(losses)
+    targets = request.source.targets
+    values = torch.zeros(len(request.rows), int(targets.lengths.max()))
+    for row in range(len(request.rows)):
+        for column, token in enumerate(tokenizer.convert_ids_to_tokens(targets.row(row).tolist())):
+            values[row, column] = losses.get(token, 0.0)
     with pytest.raises(StopIteration) as stop:
-        asking.send((losses, torch.arange(len(losses))))
+        asking.send((values, (values == 0).long()))
     return request, stop.value.value
 
 
@@ -322,44 +326,59 @@ def answered(asking, likelihoods):
 def test_the_likeliest_option_wins_after_normalising(make, normalize, second):
     data = prepare(make(normalize=normalize), characters())
     asking = data.kind.score(data, "test", np.array([1, 0]))
-    _, scores = answered(asking, [-1.0, -1.5, -1.25, -3.0, -2.0])
+    of_tokens = {"1": 1.0, "2": 1.5, "3": 0.625, "b": 3.0, "r": 2.0}
+    _, scores = answered(asking, data.tokenizer, **of_tokens)
     assert scores.predictions.tolist() == [second, 1]
     assert scores.losses.tolist() == [1.25, 3.0], "those of the right options"
+    assert scores.losses.dtype == np.float32
     assert scores.counts.tolist() == [3, 5]
-    assert scores.correct.tolist() == [2, 3]
+    assert scores.correct.tolist() == [1, 4]
 
 
-def test_options_share_their_prompts(make):
+def test_options_that_begin_alike_are_one_row_and_all_share_the_prompt(make):
     data = prepare(make(), characters())
-    request, _ = answered(data.kind.score(data, "test", np.array([1, 0])), [0.0] * 5)
-    whole = request.source.with_prompts()
-    assert [shown(data.tokenizer, whole.ids.row(i)) for i in range(5)] == [
-        "Sum?▁",
-        "Sum?▁",
-        "Sum?▁3",
-        "Sky?▁blu",
-        "Sky?▁re",
-    ]
-    assert [shown(data.tokenizer, whole.targets.row(i)) for i in (2, 4)] == ["▁33", "▁red"]
-    assert whole.positions.row(4).tolist() == [3, 4, 5, 6]
+    request, _ = answered(data.kind.score(data, "test", np.array([1, 0])), data.tokenizer)
+    rows = request.source
+    assert [shown(data.tokenizer, rows.ids.row(i)) for i in range(len(rows))] == ["Sum?▁3", "Sky?▁blu", "Sky?▁re"]
+    assert [shown(data.tokenizer, rows.targets.row(i)) for i in range(len(rows))] == ["▁1233", "▁blue", "▁red"]
+    assert rows.positions.row(0).tolist() == [3, 4, 4, 4, 5]
+    choices = Choices.unpacked(data.encoded("test").extras)
+    parts = choices.behind([np.array([7, 8, 9], np.int32)] * 2).rows
+    assert (parts.prompt_of.tolist(), parts.prompts.row(1).tolist()) == ([0, 0, 1], [7, 8])
+    assert parts.ids.row(2)[0] == 9
+    whole = parts.with_prompts()
+    assert (whole.prompts, whole.ids.row(2)[:3].tolist()) == (None, [7, 8, 9])
+    assert whole.positions.row(2).tolist() == [2, 3, 3, 3, 4]
+
+
+@pytest.mark.parametrize("shots", [0, 4])
+def test_the_base_alone_is_asked_with_worked_examples(make, shots):
+    rows = [{"q": f"q{i}", "choices": ["yes", "no"], "answer": i % 2} for i in range(6)]
+    data = prepare(make(rows), characters(begins=True))
+    asking = data.kind.base_alone(data, "test", np.array([4]), shots)
+    request, scores = answered(asking, data.tokenizer, n=1.0)
+    asked = shown(data.tokenizer, request.source.ids.row(0))
+    before = "q0?▁yes\n\nq1?▁no\n\nq2?▁yes\n\nq3?▁no\n\n" if shots else ""
+    assert asked == f"<s>{before}q4?▁ye"
+    assert scores.predictions.tolist() == [0] == data.labels("test")[[4]].tolist()
 
 
 def test_a_likelihood_that_is_not_finite_ends_the_trial(make):
     data = prepare(make(), characters())
     asking = data.kind.score(data, "test", np.arange(2))
     next(asking)
+    values = torch.zeros(3, 5)
+    values[1, 2] = float("nan")
     with pytest.raises(TrialDivergedError):
-        asking.send((torch.tensor([0.0, float("nan"), 0, 0, 0]), torch.zeros(5)))
+        asking.send((values, torch.zeros(3, 5)))
 
 
 def test_an_answer_is_the_options_text_and_its_share_among_them(make):
     kind, tokenizer = checked(make()), characters()
-    source, questions = RowSource(tokenizer), encode(kind, tokenizer, [("Sky", "red|blue"), ("x", "a|b|c")])
+    source, questions = RowSource(tokenizer), encode(kind, tokenizer, [("Sky", "red|blue"), ("x", "a|d|c")])
     asking = kind.predict(source, questions, ["Sky", "x"])
-    next(asking)
-    with pytest.raises(StopIteration) as stop:
-        asking.send((torch.tensor([np.log(4), np.log(4 / 3), 1, 1, 1]), torch.zeros(5)))
-    first, second = stop.value.value
+    of_tokens = {"r": np.log(4), "b": np.log(4 / 3)}
+    _, (first, second) = answered(asking, tokenizer, **of_tokens)
     assert (first.text, first.label) == ("Sky", "blue")
     assert first.score == pytest.approx(0.75)
     assert second.score == pytest.approx(1 / 3)
