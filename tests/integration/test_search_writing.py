@@ -93,7 +93,11 @@ def test_candidates_are_written_for_and_the_champion_writes(shell: Shell, agree:
     agree("turned", 3)
     assert len(reports("turned")) == 3
     assert all("loss" in metrics and "exact_match" not in metrics for metrics in reports("turned"))
+    constant, zero, four = StudyFolder.open("turned").yardsticks() or ()
+    assert (constant.name, zero.name, four.name) == ("constant", "zero-shot", "4-shot")
+    assert {"exact_match", "unparsed", "unended"} <= set(zero.validation_metrics) & set(four.validation_metrics)
 
+    assert "turned-words:1 is the champion" in shell.ok("promote", "turned")
     champion = json.loads(shell.ok("show", "turned-words", "--json"))
     metrics = champion["manifest"]["validation_metrics"]
     assert set(metrics) == {"exact_match", "token_f1", "loss", "unparsed", "unended"}
