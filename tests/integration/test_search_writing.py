@@ -97,7 +97,9 @@ def test_candidates_are_written_for_and_the_champion_writes(shell: Shell, agree:
     assert (constant.name, zero.name, four.name) == ("constant", "zero-shot", "4-shot")
     assert {"exact_match", "unparsed", "unended"} <= set(zero.validation_metrics) & set(four.validation_metrics)
 
-    assert "turned-words:1 is the champion" in shell.ok("promote", "turned")
+    promoted = shell.ok("promote", "turned")
+    assert "turned-words: promoted, trial" in promoted
+    assert "answer: w" in promoted  # samples of what it writes
     champion = json.loads(shell.ok("show", "turned-words", "--json"))
     metrics = champion["manifest"]["validation_metrics"]
     assert set(metrics) == {"exact_match", "token_f1", "loss", "unparsed", "unended"}
