@@ -125,7 +125,7 @@ def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path |
     for array in labels.values():
         array.flags.writeable = False
     test_fingerprint = fingerprint(dict(data.rows), ("test",))
-    report = replace(data.report, warnings=tuple(kind.warnings(data.rows)))
+    report = replace(data.report, warnings=tuple(kind.warnings(data.rows, splits)))
     return PreparedTask(kind, tokenizer, data.fingerprint, test_fingerprint, splits, labels, report)
 
 

@@ -59,7 +59,7 @@ def read_records(study: str) -> Records:
     stands = {
         r.data.tags["trial_id"]: (
             r.data.tags.get("loraxs.state", "RUNNING"),
-            len(client.get_metric_history(r.info.run_id, task.metric)),
+            len(client.get_metric_history(r.info.run_id, task.search_metric)),
         )
         for r in children
     }

@@ -158,8 +158,12 @@ class TaskKind(ABC):
         """Whether a test split with these columns hides its labels; then it counts as missing."""
         return False
 
-    def warnings(self, rows: Mapping[Split, Rows]) -> Iterator[str]:  # for kinds to use
-        """Yield a sentence for each property of the rows that people should know of before they train on them."""
+    def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
+        """Yield a sentence for each property of the rows that people should know of before they train on them.
+
+        Args:
+            encoded: Their tokens, of validation only those that are scored.
+        """
         yield from ()
 
     @property

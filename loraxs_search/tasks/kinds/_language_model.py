@@ -124,7 +124,7 @@ class LanguageModelKind(TaskKind):
         """Return labels for questions, which nothing reads, (N,)."""
         return np.zeros(num_rows, np.int64)
 
-    def warnings(self, rows: Mapping[Split, Rows]) -> Iterator[str]:
+    def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         texts = [] if self.prompt.roles else [text for split in rows.values() for text in split.texts]
         if spaced := sum(text[-1:].isspace() for text in texts):
             yield (

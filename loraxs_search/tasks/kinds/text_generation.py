@@ -21,6 +21,12 @@ from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows
+from loraxs_search.tasks.kinds._answer_checks import (
+    check_answers,
+    length_warnings,
+    reference_warnings,
+    stop_warnings,
+)
 from loraxs_search.tasks.kinds._answers import Extraction, ExtractSection, extract_laws
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._examples import with_examples
@@ -132,28 +138,13 @@ class TextGeneration(LanguageModelKind):
         labels: npt.NDArray[Any] = np.empty(0)
         if len(errors) == known:
             with collected(errors):
-                self._check_answers(columns, answers, place)
+                stored = [columns.values[name] for name in templates["answer"].columns]
+                check_answers(self.task, answers, stored, self.generation.stop, place)
             with collected(errors):
                 labels = self._labels(references, place)
         if errors:
             raise joined(self.task, errors)
         return Rows(texts, None, labels, {**extras, _ANSWERS: answers})
-
-    def _check_answers(self, columns: Columns, answers: Sequence[str], place: SourceLocation) -> None:
-        stored = [columns.values[name] for name in self.templates["answer"].columns]
-        if blank := [row for row in range(len(answers)) if not any(str(column[row]).strip() for column in stored)]:
-            raise TaskDataError(
-                f"Task {self.task.name}: each row must have an answer, but {place.name} has rows without:"
-                f" {_where(place, blank)}.",
-                hint="write their answers, or remove the rows",
-            )
-        for stop in self.generation.stop:
-            if all(stop in answer for answer in answers):
-                raise TaskDataError(
-                    f"Task {self.task.name}: a stop string must not be in the answers, but {stop!r} is in every answer"
-                    f" of {place.name}: no answer could be written whole.",
-                    hint="take it out of `generation.stop`, or out of the answers",
-                )
 
     def _labels(self, references: Sequence[str], place: SourceLocation) -> npt.NDArray[np.str_]:
         labels = self.extraction.references(references, whole="reference" not in self.task.settings)
@@ -173,33 +164,14 @@ class TextGeneration(LanguageModelKind):
     def no_labels(self, num_rows: int) -> npt.NDArray[Any]:
         return np.array([""] * num_rows, np.str_)
 
-    def warnings(self, rows: Mapping[Split, Rows]) -> Iterator[str]:
-        yield from super().warnings(rows)
+    def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
+        yield from super().warnings(rows, encoded)
         for split, own in rows.items():
             answers = own.extras[_ANSWERS]
-            for stop in self.generation.stop:
-                if holding := sum(stop in answer for answer in answers):
-                    yield (
-                        f"{holding:,} of {len(own):,} {split} answers have the stop string {stop!r} in them: what"
-                        " follows it could never be written"
-                    )
+            yield from stop_warnings(split, answers, self.generation.stop)
             if "reference" in self.task.settings:
-                yield from self._wrong_answers(split, answers, own.labels.tolist())
-
-    def _wrong_answers(self, split: Split, answers: Sequence[str], references: Sequence[str]) -> Iterator[str]:
-        found = [self.extraction.find(answer) for answer in answers]
-        lost = found.count("")
-        wrong = int(np.count_nonzero(self.extraction.settled(found, references) != np.array(references))) - lost
-        if lost:
-            yield (
-                f"`extract` finds nothing in {lost:,} of {len(answers):,} {split} answers: who learns to write them"
-                " gets no answer right by them"
-            )
-        if wrong:
-            yield (
-                f"{wrong:,} of {len(answers):,} {split} answers say something else than their `reference`: who writes"
-                " them is counted as wrong"
-            )
+                yield from reference_warnings(split, answers, own.labels.tolist(), self.extraction)
+        yield from length_warnings(encoded, self.generation.max_new_tokens)
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -313,8 +285,3 @@ def _template_laws(key: str, text: str) -> Iterator[Fault]:
     else:
         if not columns:
             yield (key,), f"must name a column in braces, as in {{answer}}, but got {text!r}."
-
-
-def _where(place: SourceLocation, rows: Sequence[int]) -> str:
-    more = len(rows) - 1
-    return place.row(rows[0]) + (f" and {more:,} more row{'s' * (more > 1)}" if more else "")

@@ -59,6 +59,10 @@ def refused(task: Task) -> str:
     return f"{error.value} {error.value.hint}"
 
 
+def warned(task: Task) -> tuple[str, ...]:
+    return prepare(task, characters()).report.warnings
+
+
 # ---- rows ------------------------------------------------------------------------------------------------------------
 def test_labels_are_references_in_canonical_form(make):
     rows = load_data(make(**NUMBER)).rows["train"]
@@ -137,7 +141,7 @@ def test_a_stop_string_in_every_answer_is_refused_and_in_some_warned_of(make):
     assert "'answer is' is in every answer" in message
     assert "take it out of `generation.stop`" in message
     task = make([*ROWS, {"q": "x", "a": "no", "n": "1"}], **stops)
-    warnings = list(checked(task).warnings(load_data(task).rows))
+    warnings = warned(task)
     assert len(warnings) == 3
     assert warnings[0].startswith("3 of 4 train answers have the stop string 'answer is' in them")
 
@@ -145,16 +149,22 @@ def test_a_stop_string_in_every_answer_is_refused_and_in_some_warned_of(make):
 def test_answers_that_are_no_right_answer_are_counted(make):
     rows = [*ROWS, {"q": "x", "a": "The answer is 3", "n": "5"}, {"q": "y", "a": "Who knows", "n": "5"}]
     task = make(rows, **NUMBER)
-    warnings = list(checked(task).warnings(load_data(task).rows))
-    assert "`extract` finds nothing in 1 of 5 train answers: who learns to write them" in warnings[0]
+    warnings = warned(task)
+    assert "`extract` finds nothing in 1 of 5 train answers: whoever writes them" in warnings[0]
     assert "1 of 5 train answers say something else than their `reference`" in warnings[1]
     prepared = prepare(task, characters())
     assert set(warnings) <= set(data_warnings(prepared.report, {}))
 
 
+def test_answers_that_are_longer_than_what_may_be_written_are_counted(make):
+    warnings = warned(make(generation={"max_new_tokens": 17}))
+    assert len(warnings) == 3
+    assert warnings[0].startswith("1 of 3 train answers have more than max_new_tokens=17 tokens, the longest 18")
+
+
 def test_a_prompt_that_ends_in_a_space_is_warned_of(make):
     task = make(prompt="{q}: ", answer="{a}")
-    assert any("prompts end in white space" in it for it in checked(task).warnings(load_data(task).rows))
+    assert any("prompts end in white space" in it for it in warned(task))
 
 
 def test_an_answer_that_does_not_fit_names_its_row(make):
