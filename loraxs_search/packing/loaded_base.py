@@ -260,9 +260,10 @@ def _answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], scor
     columns = ("losses", "counts", "correct") if wanted else ()
     given = {name: values for name in (*columns, "ended") if (values := getattr(scores, name)) is not None}
     lists: dict[str, Any] = {name: tuple(values.tolist()) for name, values in given.items()}
+    labels = data.labels(split)[rows]
     return Answers(
-        predictions=tuple(scores.answers.tolist()),
-        labels=tuple(data.labels(split)[rows].tolist()),
+        predictions=tuple(scores.answers_like(labels).tolist()),
+        labels=tuple(labels.tolist()),
         loss=float(scores.losses.sum(dtype=np.float64)),
         loss_count=int(scores.counts.sum()),
         **lists,

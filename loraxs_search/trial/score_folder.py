@@ -63,7 +63,7 @@ def score_folder(folder: Path, task: Task) -> FolderScores:
     losses, counts, correct = (None if column is None else tuple(column.tolist()) for column in _tokens(data, scores))
     return FolderScores(
         split_metrics(data, "test", scores),
-        tuple(scores.answers.tolist()),
+        tuple(scores.answers_like(data.labels("test")).tolist()),
         tuple(data.labels("test").tolist()),
         *fingerprints,
         losses=losses,

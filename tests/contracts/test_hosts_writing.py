@@ -12,6 +12,7 @@ from support.toy_language import save_base, save_rows
 
 from loraxs_search.packing import Host
 from loraxs_search.records import Answers, Hyperparameters, Task, TrialSpec
+from loraxs_search.search.driver.finishing import joined as joined_answers
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 from loraxs_search.search_space import Space, parse_space
 
@@ -104,3 +105,13 @@ def test_candidates_are_scored_by_what_they_write(host: Host, space: Space, spec
     _, state = host.advance(spec, 2, None, task)
     report, _ = host.advance(spec, 2, state, task.for_candidates)
     assert set(report.metrics) == {"exact_match", "unparsed", "unended", "loss"}
+
+
+def test_a_task_that_is_measured_by_its_tokens_alone_writes_nothing(host: Host, space: Space, spec: TrialSpec) -> None:
+    task = replace(space.task, metric="loss", direction="minimize", metrics=("loss", "token_accuracy"))
+    task = replace(task, report_metric=None, report_direction=None)
+    answers = host.answer_alone("test", ROWS, 0, task)
+    assert (set(answers.predictions), answers.ended) == ({""}, None)
+    metrics, rows = joined_answers([answers], task)
+    assert set(metrics) == {"loss", "token_accuracy"}
+    assert rows.losses is not None

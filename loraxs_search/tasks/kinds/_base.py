@@ -222,8 +222,16 @@ class TaskKind(ABC):
 
     @property
     def reports_answers(self) -> bool:
-        """Whether the metric of this task's reports needs answers, and not the losses alone."""
-        return self.metrics[self.task.search_metric].column == "predictions"
+        """Whether reports need answers, and not the losses alone; where they have no metric of their own, as those of
+        candidates, whether some metric of the task does."""
+        if self.task.report_metric is not None:
+            return self.metrics[self.task.report_metric].column == "predictions"
+        return self.needs_answers
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether some metric of the task is taken of answers, and not of tokens alone."""
+        return any(self.metrics[name].column == "predictions" for name in self.task.metrics)
 
     def asked_as(self, trained: Task) -> Task:
         """Return this task as an adapter is asked that was trained for another one: the same rows and what answers are

@@ -143,6 +143,12 @@ class RowScores:
         assert self.predictions is not None  # whoever asks for answers does not ask for a cheap report
         return self.predictions
 
+    def answers_like(self, labels: Values) -> Values:
+        """Return the predictions, or where no metric needs any, as many that are none: empty texts, or -1."""
+        if self.predictions is not None:
+            return self.predictions
+        return np.full(len(labels), "" if labels.dtype.kind == "U" else -1)
+
     @property
     def loss(self) -> float:
         """The mean loss over all reads."""

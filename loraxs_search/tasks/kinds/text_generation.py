@@ -115,17 +115,6 @@ class TextGeneration(LanguageModelKind):
         """How answers are written."""
         return GenerationSection.model_validate(self.task.settings.get("generation") or {})
 
-    @property
-    def reports_answers(self) -> bool:
-        """Whether reports need answers; where they have no metric of their own, some metric of the task does."""
-        if self.task.report_metric is not None:
-            return super().reports_answers
-        return self._needs_answers
-
-    @property
-    def _needs_answers(self) -> bool:
-        return any(self.metrics[name].column == "predictions" for name in self.task.metrics)
-
     # ---- rows --------------------------------------------------------------------------------------------------------
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
         errors: list[TaskDataError] = []
@@ -231,7 +220,7 @@ class TextGeneration(LanguageModelKind):
         every = np.arange(len(asked))
         losses, correct = yield Read(asked, every, self.sums)
         scores = RowScores(None, finite(losses), asked.counts(every), correct.numpy())
-        if not self._needs_answers:
+        if not self.needs_answers:
             return scores
         return (yield from self._with_answers(scores, asked, data.labels(split)[rows]))
 
