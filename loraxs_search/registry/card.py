@@ -327,9 +327,13 @@ def _lora_rank(manifest: Manifest) -> int:
 
 def _data(source: DataSource) -> str:
     if source.hub:
-        return "/".join(filter(None, (source.hub, source.config)))
-    names = sorted({path.rpartition("/")[2] for path in source.data_files.values()})
-    return ", ".join(f"`{name}`" for name in names) or "not named"
+        names = ["/".join(filter(None, (source.hub, source.config)))]
+    else:
+        names = [f"`{name}`" for name in sorted({path.rpartition("/")[2] for path in source.data_files.values()})]
+    names += [
+        f"{'/'.join(filter(None, (it.hub, it.config)))} ({split})" for split, it in sorted(source.elsewhere.items())
+    ]
+    return ", ".join(names) or "not named"
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.characters import characters
 from support.pages import README, ROOT
+from support.shell import Shell
 
 from loraxs_search.cli import run
 
@@ -18,8 +20,9 @@ OURS = README.commands("loraxs-search")
 # Whatever has an address runs on a cluster, in tests/integration/test_cluster_local.py; `ui` in
 # tests/cli/test_ui_browser.py; `launch` is the search that all these tests share.
 ELSEWHERE = [command for command in OURS if "--address" in command.args or command.args[0] == "ui"]
-LAUNCHES = [command for command in OURS if command.args[0] == "launch" and command not in ELSEWHERE]
-RUN = [command for command in OURS if command not in (*ELSEWHERE, *LAUNCHES)]
+(WRITES,) = [command for command in OURS if "movie_reviews_text" in command.args]
+LAUNCHES = [command for command in OURS if command.args[0] == "launch" and command not in (*ELSEWHERE, WRITES)]
+RUN = [command for command in OURS if command not in (*ELSEWHERE, *LAUNCHES, WRITES)]
 COPIED = next(command.args[3] for command in OURS if command.args[:2] == ["spaces", "copy"])
 
 
@@ -51,6 +54,27 @@ def test_the_launch_on_the_first_screen_is_the_one_that_ran(searched):
     heading, *rest = reported
     assert heading.split()[:9] == searched.launched.stdout.splitlines()[0].split()[:9]
     assert {shape(line) for line in rest} <= {shape(line) for line in printed.splitlines()}
+
+
+@pytest.mark.slow
+def test_the_launch_that_writes_prints_what_the_readme_says(fresh_home, tmp_path):
+    """On a base of random weights, which has other numbers and writes nothing of use."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    tokenizer = characters()
+    tokenizer.save_pretrained(tmp_path / "base")
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained(tmp_path / "base")
+    few = ("search.max_steps=4", "search.report_every=2", "search.trials=3", "task.data.carved_rows=12")
+    changes = (f"base_model={tmp_path / 'base'}", "search.precision=float32", *few)
+    done = Shell(fresh_home, tmp_path).run(*WRITES.args, *(part for it in changes for part in ("--set", it)))
+    assert done.returncode == 0, done.stderr
+    said = [line for line in WRITES.output if line and line != "..."]
+    trial = r"\d{5} "
+    heading, *rest = [line for line in said if not re.match(trial, line)]
+    printed = done.stdout.splitlines()
+    assert heading.split()[:10] == printed[0].split()[:10]
+    assert {line.split()[0] for line in rest} == {line.split()[0] for line in printed[1:] if not re.match(trial, line)}
 
 
 @pytest.mark.slow

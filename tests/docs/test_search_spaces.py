@@ -13,6 +13,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 from support.pages import README, ROOT, SEARCH_SPACES
 from support.shell import Shell
+from transformers import PretrainedConfig
 
 from loraxs_search.base_model import head_shapes, linear_modules, locate
 from loraxs_search.errors import LoraxsError
@@ -23,19 +24,27 @@ from loraxs_search.search_space._sections import (
     BaseModelSection,
     DataSection,
     PromotionSection,
+    TaskSection,
     search_section,
-    task_section,
 )
 from loraxs_search.tasks import catalogue_names, kind_of
 from loraxs_search.tasks.kinds import KINDS
+from loraxs_search.tasks.kinds._answers import ExtractSection
+from loraxs_search.tasks.kinds._section import Section
+from loraxs_search.tasks.kinds.text_generation import GenerationSection
 from loraxs_search.tasks.metrics import METRICS
 
 OURS = SEARCH_SPACES.commands("loraxs-search")
 LAUNCHES = [command for command in OURS if command.args[0] == "launch"]
 RUN = [command for command in OURS if command not in LAUNCHES]
 SECTIONS = {
-    "task": task_section(KINDS.get("sequence-classification")),
+    "task": TaskSection,
     "task.data": DataSection,
+    "sequence-classification`, `regression": KINDS.get("regression").section,
+    "text-generation": KINDS.get("text-generation").section,
+    "task.extract": ExtractSection,
+    "task.generation": GenerationSection,
+    "multiple-choice": KINDS.get("multiple-choice").section,
     "base_model": BaseModelSection,
     "search": search_section(),
     "promotion": PromotionSection,
@@ -75,7 +84,9 @@ def test_a_yaml_block_is_a_valid_space(page, tmp_path):
     """A part takes the place of its section of the whole file; another task has other metrics to promote by."""
     for name in re.findall(r"\w+\.csv", page.text):
         (tmp_path / name).write_text("sentence,label\n")
-    whole, *parts = page.blocks("yaml")
+    blocks = page.blocks("yaml")
+    whole = next(block for block in blocks if "base_model:" in block and "parameters:" in block)
+    parts = [block for block in blocks if block is not whole]
     space = parse_space(whole, source=page.path, folder=tmp_path)
     assert space.grid_size() is None
     for part in parts:
@@ -103,6 +114,8 @@ def test_a_table_names_every_key_and_its_default(section):
     assert {name.strip("`") for name in table} == set(model)
     for name, field in model.items():
         default = PydanticUndefined if field.is_required() else field.default
+        if isinstance(default, Section):  # its own table has its defaults
+            default = None
         assert_default(table[f"`{name}`"][0], default, name)
 
 
@@ -165,17 +178,30 @@ def _base(space: Space, folder: Path) -> BaseModel:
     try:
         return locate(space.base_model)
     except LoraxsError:
-        from transformers import RobertaConfig
+        pass
+    config = configuration(space.base_model.id)
+    own = folder / config.model_type / str(config.hidden_size)
+    config.save_pretrained(own)
+    return BaseModel(space.base_model.id, str(own), "")
 
-        assert space.base_model.id == "FacebookAI/roberta-large"
-        config = RobertaConfig(
-            vocab_size=50265,
-            hidden_size=1024,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            intermediate_size=4096,
-            max_position_embeddings=514,
-            type_vocab_size=1,
-        )
-        config.save_pretrained(folder)
-        return BaseModel(space.base_model.id, str(folder), "")
+
+def configuration(base: str) -> PretrainedConfig:
+    """Return the configuration of a base on the hub, as far as sizes depend on it."""
+    from transformers import GemmaConfig, LlamaConfig, MistralConfig, RobertaConfig
+
+    grouped = {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32}
+    wide = {"hidden_size": 4096, "intermediate_size": 14336, **grouped}
+    small = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "head_dim": 128}
+    gemma = {"hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28, "head_dim": 256}
+    roberta = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    return {
+        "FacebookAI/roberta-large": RobertaConfig(
+            vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, **roberta
+        ),
+        "google/gemma-7b": GemmaConfig(vocab_size=256000, num_attention_heads=16, num_key_value_heads=16, **gemma),
+        "mistralai/Mistral-7B-v0.1": MistralConfig(vocab_size=32000, **wide),
+        "meta-llama/Meta-Llama-3-8B": LlamaConfig(vocab_size=128256, **wide),
+        "meta-llama/Llama-3.2-3B": LlamaConfig(
+            vocab_size=128256, num_attention_heads=24, num_key_value_heads=8, tie_word_embeddings=True, **small
+        ),
+    }[base]

@@ -121,7 +121,7 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
     question = {
         "mlflow": server,
         "base": asdict(with_known_package(spaces[0].base_model)) if spaces else None,
-        "hub": any(space.task.source.hub is not None for space in spaces),
+        "hub": any(space.task.source.hub is not None or space.task.source.elsewhere for space in spaces),
         "thorough": thorough,
     }
     versions = runtime_env.versions()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from support.toy_language import choosing, writing
 
-from loraxs_search.records import Decision, Latency, Look, Refit, Sample, Yardstick
+from loraxs_search.records import DataSource, Decision, Latency, Look, Refit, Sample, SplitSource, Yardstick
 from loraxs_search.registry import model_card
 from loraxs_search.registry.card import promoted_card
 
@@ -28,6 +28,13 @@ def test_the_card_says_task_scores_size_and_origin(manifest):
     assert "| learning_rate | 0.001 |" in card
     assert "train.jsonl.gz" in card
     assert "/data/" not in card  # a card is handed out: it names no folder of the machine it was made on
+
+
+def test_the_card_names_every_data_set(manifest):
+    made = manifest()
+    source = DataSource("org/set", elsewhere={"test": SplitSource("org/other", "test", "main")})
+    card = model_card(replace(made, task=replace(made.task, source=source)))
+    assert "Data: org/set, org/other/main (test), fingerprint `" in card
 
 
 def test_the_card_says_what_the_test_rows_were_for(manifest):
