@@ -99,13 +99,19 @@ def test_candidates_are_written_for_and_the_champion_writes(shell: Shell, agree:
     assert set(metrics) == {"exact_match", "token_f1", "loss", "unparsed", "unended"}
     assert metrics["exact_match"] > 0.3
     assert champion["manifest"]["test_metrics"]["exact_match"] > 0.3
+    samples = champion["manifest"]["samples"]
+    assert [sample["prompt"].partition(" ")[0] for sample in samples] == ["say"] * 3
+    printed = shell.ok("promote", "turned")
+    assert all(f"  {sample['prompt']}\n    reference: {sample['reference']}\n" in printed for sample in samples)
     answers = json.loads(shell.ok("predict", "turned-words", "w1 w2", "w7 w5", "w3 w3", "--json"))
     assert [answer["text"] for answer in answers] == ["w1 w2", "w7 w5", "w3 w3"]
     assert all(answer["label"] and answer["score"] is None for answer in answers)
     folder = Path(shell.ok("pull", "turned-words").strip())
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["task"]["settings"]["generation"] == {"max_new_tokens": 4, "stop": []}
-    assert "transformers.AutoModelForCausalLM.from_pretrained" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "transformers.AutoModelForCausalLM.from_pretrained" in card
+    assert f"```text\n{samples[0]['prompt']}\n```" in card
     check_alone(StudyFolder.open("turned"), folder)
     check_scored_anew(StudyFolder.open("turned").info.task, folder)
 
