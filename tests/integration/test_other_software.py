@@ -203,7 +203,7 @@ def test_vllm_writes_the_same(make, smollm2, tmp_path, tmp_path_factory):
 
 
 # ---- lm-eval ---------------------------------------------------------------------------------------------------------
-NUM_ROWS = 300
+NUM_ROWS = 200
 REVIEWED = {
     "task": "reviews",
     "dataset_path": "json",
