@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from loraxs_search.records import Prediction
     from loraxs_search.search import SearchResult, resume
     from loraxs_search.search.driver.launch import launch
+    from loraxs_search.tasks.kinds import Sampling
 
 from wrapt import register_post_import_hook
 
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterBank",
     "Prediction",
+    "Sampling",
     "SearchResult",
     "__version__",
     "history",
@@ -59,6 +61,7 @@ __all__ = [
 _HOMES = {
     "AdapterBank": "bank",
     "Prediction": "records",
+    "Sampling": "tasks.kinds",
     "SearchResult": "search",
     "launch": "search",
     "resume": "search",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.methods._base import Conversion, HeadPlan, Method
 from loraxs_search.methods._names import ADAPTER, FILES, Shapes, file_bytes
-from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Scalar
+from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Scalar, Serving
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -24,11 +24,28 @@ if TYPE_CHECKING:
 def merge(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
     """Write the base with the update added to its weights, and its tokenizer: plain transformers loads it."""
     from loraxs_search import base_model
+    from loraxs_search.home import write_atomic
+    from loraxs_search.tasks import kind_of
+    from loraxs_search.tasks.asking import asked_as_in_training
 
-    merged = unloaded(peft_model(model), merge=True)
+    merged, serving = unloaded(peft_model(model), merge=True), kind_of(manifest.task).serving
+    if serving is not None:
+        _set_generation(merged, serving)
+        load = 'import transformers\nmodel = transformers.AutoModelForCausalLM.from_pretrained(".").eval()'
+        page = f"# {manifest.task.name}\n\n```python\n{load}\n```\n{asked_as_in_training(serving, None)}"
+        write_atomic(folder / "README.md", page)
     with base_model.quiet():  # of a progress bar
         merged.save_pretrained(str(folder))
     base_model.load_tokenizer(base_model.locate(manifest.base_model)).save_pretrained(str(folder))
+
+
+def _set_generation(model: PreTrainedModel, serving: Serving) -> None:
+    """Set how a model writes by default; stop strings need a tokenizer at each call, so they stay out."""
+    settings = model.generation_config
+    assert settings is not None  # it can write
+    settings.max_new_tokens, settings.do_sample = serving.max_new_tokens, bool(serving.temperature)
+    settings.temperature = serving.temperature or None
+    settings.top_p, settings.top_k = (serving.top_p, 0) if serving.temperature else (None, None)
 
 
 class PeftMethod(Method):

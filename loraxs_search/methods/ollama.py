@@ -8,6 +8,7 @@ from loraxs_search.home import write_atomic
 from loraxs_search.methods.gguf_lora import FILE
 from loraxs_search.records import Manifest, Serving
 from loraxs_search.tasks import kind_of
+from loraxs_search.tasks.asking import prompt_section
 from loraxs_search.tasks.kinds import Template
 
 _QUOTES = '"""'
@@ -63,7 +64,8 @@ def _quoted(text: str) -> str | None:
 
 def _readme(manifest: Manifest) -> str:
     """Return what the two files are for."""
-    base, name = manifest.base_model.id, manifest.task.name
+    base, name, serving = manifest.base_model.id, manifest.task.name, kind_of(manifest.task).serving
+    prompt = "" if serving is None else f"\n{prompt_section(serving)}\n"
     return f"""# {name}
 
 A LoRA-XS adapter for `{base}` as plain LoRA for llama.cpp, exactly; in float32.
@@ -80,4 +82,4 @@ With Ollama, after putting the base's path into `Modelfile`:
 ollama create {name} -f Modelfile
 ollama run {name}
 ```
-"""
+{prompt}"""

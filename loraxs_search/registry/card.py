@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraxs_search.methods import get_method
-from loraxs_search.records import DataSource, Decision, Latency, Manifest, Scalar, Serving, Task, Yardstick, is_alone
+from loraxs_search.records import DataSource, Decision, Latency, Manifest, Scalar, Task, Yardstick, is_alone
 from loraxs_search.registry.seed_statistics import seed_statistics
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def model_card(manifest: Manifest) -> str:
         _chosen(manifest),
         *_searched(manifest),
         *_samples(manifest),
-        *_prompt(manifest),
+        *_prompt(_kind(task)),
         "## Size",
         _size(manifest),
         "## Load it",
@@ -194,36 +193,35 @@ import loraxs_search, peft, transformers
 {kind.loading_code(base)}
 tokenizer = transformers.AutoTokenizer.from_pretrained("{base.id}"{revision})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
-```{_asking(manifest)}{_vllm(manifest)}"""
+```{_asking(kind)}{_vllm(manifest)}"""
 
 
 def _samples(manifest: Manifest) -> list[str]:
     """Return test rows beside the adapter's answers; nothing where none were kept."""
+    from loraxs_search.tasks.asking import fenced
+
     if not manifest.samples:
         return []
     rows = [
-        f"Prompt:\n\n{_fenced(sample.prompt)}\n\nReference:\n\n{_fenced(sample.reference)}\n\n"
-        f"Answer:\n\n{_fenced(sample.answer)}"
+        f"Prompt:\n\n{fenced(sample.prompt)}\n\nReference:\n\n{fenced(sample.reference)}\n\n"
+        f"Answer:\n\n{fenced(sample.answer)}"
         for sample in manifest.samples
     ]
     return ["## Answers", "The first test rows, with what this adapter makes of them.", "\n\n---\n\n".join(rows)]
 
 
-def _prompt(manifest: Manifest) -> list[str]:
+def _prompt(kind: TaskKind) -> list[str]:
     """Return how the adapter was asked in training; nothing where it is not asked by a prompt."""
-    serving = _kind(manifest.task).serving
-    if serving is None:
-        return []
-    if serving.prompt is None:
-        shown = "\n\n".join(f"{role}: {content}" for role, content in serving.messages)
-        how = "It was trained on these messages, through the tokenizer's chat template, with columns in braces:"
-    else:
-        shown, how = serving.prompt, "It was trained behind this prompt, with columns in braces:"
-    drawn = f"drawn at temperature {serving.temperature:g}" if serving.temperature else "the likeliest token each time"
-    ends = [f"after {serving.max_new_tokens} tokens"] if serving.max_new_tokens is not None else []
-    ends += [f"before `{json.dumps(text, ensure_ascii=False)}`" for text in serving.stop]
-    written = f"Answers are written with {drawn}, and end at the end token, or {' or '.join(ends)}."
-    return ["## Prompt", how, _fenced(shown), written]
+    from loraxs_search.tasks.asking import prompt_section
+
+    return [] if kind.serving is None else ["## Prompt", prompt_section(kind.serving)]
+
+
+def _asking(kind: TaskKind) -> str:
+    """Return code that asks as in training, without this package; nothing where no text is written."""
+    from loraxs_search.tasks.asking import asking_code
+
+    return "" if kind.serving is None else f"\n\nAsk it as in training:\n\n```python\n{asking_code(kind.serving)}\n```"
 
 
 def _predicting(kind: TaskKind) -> str:
@@ -231,53 +229,6 @@ def _predicting(kind: TaskKind) -> str:
         return ""
     columns = ", ".join(json.dumps(f"<{name}>", ensure_ascii=False) for name in kind.question_texts)
     return f'\nanswers = loraxs_search.predict("{kind.task.name}", [{columns}])'
-
-
-def _asking(manifest: Manifest) -> str:
-    """Return code that asks as in training, without this package; nothing where no text is written."""
-    serving = _kind(manifest.task).serving
-    if serving is None:
-        return ""
-    limits: dict[str, Any] = {"max_new_tokens": serving.max_new_tokens, "do_sample": bool(serving.temperature)}
-    if serving.temperature:
-        limits |= {"temperature": serving.temperature, "top_p": serving.top_p, "top_k": 0}
-    if serving.stop:
-        limits["stop_strings"] = list(serving.stop)
-    options = ", ".join(f"{name}={value!r}" for name, value in limits.items() if value is not None)
-    cut = f"\nfor stop in {list(serving.stop)!r}:\n    answer = answer.partition(stop)[0]" if serving.stop else ""
-    return f"""
-
-Ask it as in training:
-
-```python
-{_given(serving)}
-written = model.generate(**inputs, {options}, tokenizer=tokenizer)
-answer = tokenizer.decode(written[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True){cut}
-print(answer)
-```"""
-
-
-def _given(serving: Serving) -> str:
-    """Return code that makes `inputs` of a prompt, with the columns' names for their values."""
-    from loraxs_search.tasks.kinds import Template
-
-    def filled(text: str) -> str:
-        template = Template.of(text)
-        return template.fill({name: f"<{name}>" for name in template.columns})
-
-    if serving.prompt is None:
-        messages = [{"role": role, "content": filled(content)} for role, content in serving.messages]
-        options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
-        return f"messages = {messages!r}\ninputs = tokenizer.apply_chat_template(messages, {options})"
-    prompt = filled(serving.prompt)
-    return f'prompt = {prompt!r}\ninputs = tokenizer(prompt, return_tensors="pt")'
-
-
-def _fenced(text: str) -> str:
-    """Return text as a block, whatever is in it."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"
 
 
 def _vllm(manifest: Manifest) -> str:

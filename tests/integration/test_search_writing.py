@@ -111,7 +111,9 @@ def test_candidates_are_written_for_and_the_champion_writes(shell: Shell, agree:
     folder = Path(shell.ok("pull", "turned-words").strip())
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["task"]["settings"]["generation"] == {"max_new_tokens": 4, "stop": []}
-    assert "transformers.AutoModelForCausalLM.from_pretrained" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "transformers.AutoModelForCausalLM.from_pretrained" in card
+    assert f"```text\n{samples[0]['prompt']}\n```" in card
     check_alone(StudyFolder.open("turned"), folder)
     check_scored_anew(StudyFolder.open("turned").info.task, folder)
 

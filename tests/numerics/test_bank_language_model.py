@@ -20,14 +20,14 @@ from transformers import (
 )
 
 import loraxs_search
-from loraxs_search import AdapterBank
+from loraxs_search import AdapterBank, Sampling
 from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
 from loraxs_search.errors import UsageError
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Task, TaskModel
-from loraxs_search.tasks.kinds import KINDS, Prompt, Sampling
+from loraxs_search.tasks.kinds import KINDS, Prompt
 
 from .conftest import SMALL, WORDS, tokenizer
 

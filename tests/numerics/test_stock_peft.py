@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from support.bases import save_language_model
 from support.toy_language import WORDS, save_base, writing
+from transformers import GenerationConfig
 
 import loraxs_search
 from loraxs_search.base_model import linear_modules, load_tokenizer, locate
 from loraxs_search.methods.formats import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
-from loraxs_search.registry import model_card
+from loraxs_search.registry import model_card, seal
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import Prompt, Write
 from loraxs_search.trial.generate import write
@@ -45,10 +46,10 @@ print(json.dumps(rows))
 """
 CARD = """
 import json, os, sys
-folder, code = json.loads(sys.argv[1])
-os.chdir(folder)
-exec(code, space := {})
-print("\\n" + json.dumps(space["answer"]))
+for folder, code in json.loads(sys.argv[1]):
+    os.chdir(folder)
+    exec(code, space := {"print": lambda answer: None})
+    print(json.dumps(space["answer"]))
 """
 
 
@@ -85,16 +86,34 @@ def test_stock_peft_writes_the_same_tokens(adapter):
 
 
 @pytest.mark.parametrize("key", ["prompt", "messages"])
-def test_the_cards_code_asks_as_in_training(key, make_adapter, tmp_path):
-    """It runs in the adapter's folder, and writes what `predict` gives for the columns' names."""
+def test_the_code_beside_it_asks_as_in_training(key, make_adapter, tmp_path):
+    """In each form it runs in the adapter's folder, and writes what `predict` gives for the columns' names."""
     base = locate(BaseModelRef(str(save_language_model(tmp_path / "base"))))
     given = {"prompt": "say {words}", "messages": [{"role": "user", "content": "say {words}"}]}[key]
     task = writing(generation={"max_new_tokens": NEW_TOKENS, "stop": ["e"]})
     settings = {name: value for name, value in task.settings.items() if name != "prompt"} | {key: given}
     task = replace(task, settings=settings, max_length=64)
     folder = make_adapter(tmp_path / "adapter", base, task=task, seed=3, rank=8, target_modules=modules_of(base))
-    blocks = re.findall(r"```python\n(.*?)```", model_card(read_manifest(folder)), flags=re.S)
-    assert len(blocks) == 3
-    answer = json.loads(run(CARD, str(folder), blocks[1] + blocks[2]).splitlines()[-1])
-    assert [answer.strip()] == [given.label for given in loraxs_search.predict(folder, "<words>")]
-    assert answer.strip()
+    manifest = read_manifest(folder)
+    (folder / "README.md").write_text(model_card(manifest))
+    seal(folder, manifest)
+    (expected,) = loraxs_search.predict(folder, "<words>")
+    assert expected.label
+    runs = [[str(form), code_of(form)] for form in (folder, converted(folder, "lora"), converted(folder, "merged"))]
+    for line in run(CARD, *runs).splitlines():
+        assert json.loads(line).strip() == expected.label
+
+
+def code_of(folder: Path) -> str:
+    """Return the code of a README.md but for the first block of a card, which is of this package alone."""
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
+    return "".join(blocks[-2:])
+
+
+def test_a_merged_model_writes_as_in_training_by_default(make_adapter, tmp_path):
+    base = locate(BaseModelRef(str(save_language_model(tmp_path / "base"))))
+    task = writing(generation={"max_new_tokens": 5, "stop": ["e"], "temperature": 0.5})
+    folder = make_adapter(tmp_path / "adapter", base, task=task, rank=2, target_modules=modules_of(base))
+    settings = GenerationConfig.from_pretrained(converted(folder, "merged"))
+    assert (settings.max_new_tokens, settings.do_sample, settings.temperature) == (5, True, 0.5)
+    assert settings.stop_strings is None

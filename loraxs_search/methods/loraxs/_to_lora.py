@@ -18,6 +18,7 @@ from loraxs_search.methods.loraxs.config import LoraXSConfig
 from loraxs_search.methods.loraxs.layer import LoraXSLayer
 from loraxs_search.records import Manifest
 from loraxs_search.tasks import kind_of
+from loraxs_search.tasks.asking import asked_as_in_training
 
 
 def write_lora(model: PeftModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
@@ -130,7 +131,7 @@ def _lora_config(
 
 def _readme(manifest: Manifest) -> str:
     """Return how the plain LoRA adapter is loaded with its labels: PEFT's files have no place for them."""
-    base = manifest.base_model
+    base, kind = manifest.base_model, kind_of(manifest.task)
     return f"""# {manifest.task.name}
 
 A LoRA-XS adapter for `{base.id}` as plain LoRA, exactly.
@@ -139,7 +140,7 @@ With transformers and PEFT, from this folder, where the hub or its cache has the
 
 ```python
 import peft, transformers
-{kind_of(manifest.task).loading_code(base)}
+{kind.loading_code(base)}
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```
-"""
+{asked_as_in_training(kind.serving, base)}"""

@@ -11,8 +11,10 @@ from support.toy_language import choosing, save_base, save_rows, writing
 
 import loraxs_search
 from loraxs_search.base_model import linear_modules, load_model, locate
+from loraxs_search.errors import FactorMismatchError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
-from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Task, TaskModel
+from loraxs_search.methods.reference_logits import compare_reference_logits
+from loraxs_search.records import BaseModel, BaseModelRef, DataSource, ReferenceLogits, Task, TaskModel
 from loraxs_search.trial import measure_latency, score_folder
 from loraxs_search.trial.latency import _answer
 
@@ -103,3 +105,14 @@ def test_its_latency_is_measured(make):
 def test_its_reference_logits_are_few(make):
     probe = read_manifest(make(writing())).probe
     assert all(len(row) <= 64 for row in probe.logits)
+
+
+def test_large_logits_may_differ_by_what_rounding_makes_of_them():
+    """Those of SmolLM2 in float32 are 1.7e-4 off in float64, and 29 at most."""
+    reference = ReferenceLogits(((1, 2),), ((28.6, -3.0),))
+    compare_reference_logits(torch.tensor([[28.6 + 3e-4, -3.0 - 3e-4]]), reference)
+    with pytest.raises(FactorMismatchError, match=r"a difference of 0\.01"):
+        compare_reference_logits(torch.tensor([[28.6, -3.01]]), reference)
+    small = ReferenceLogits(((1, 2),), ((0.5, -0.3),))
+    with pytest.raises(FactorMismatchError, match=r"a difference of 0\.0003"):
+        compare_reference_logits(torch.tensor([[0.5003, -0.3]]), small)

