@@ -113,7 +113,7 @@ def test_candidates_are_written_for_and_the_champion_writes(shell: Shell, agree:
     assert manifest["task"]["settings"]["generation"] == {"max_new_tokens": 4, "stop": []}
     card = (folder / "README.md").read_text()
     assert "transformers.AutoModelForCausalLM.from_pretrained" in card
-    assert f"```text\n{samples[0]['prompt']}\n```" in card
+    assert f"```text\n{manifest['samples'][0]['prompt']}\n```" in card
     check_alone(StudyFolder.open("turned"), folder)
     check_scored_anew(StudyFolder.open("turned").info.task, folder)
 
