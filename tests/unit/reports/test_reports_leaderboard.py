@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from loraxs_search.cli._output import print_leaderboard
 from loraxs_search.records import (
     AdapterSize,
     Candidate,
@@ -15,6 +16,7 @@ from loraxs_search.records import (
     TrialRecord,
     TrialReport,
     TrialState,
+    Yardstick,
 )
 from loraxs_search.reports import leaderboard, progress
 
@@ -96,3 +98,30 @@ def test_a_complete_trial_stands_for_the_step_that_is_kept():
     assert (rows["00003"].score, rows["00003"].step, rows["00003"].kept_step) == (0.7, 2, 1)
     assert (rows["00001"].score, rows["00001"].kept_step) == (0.4, 2)
     assert all(rows[name].kept_step is None for name in ("00000", "00002", "00004"))  # these have no adapter
+
+
+def test_columns_that_only_some_studies_have_are_shown_where_they_have_values(capsys):
+    def heading(task, rows, yardsticks=()):
+        print_leaderboard(rows, task, yardsticks)
+        return [name.strip() for name in capsys.readouterr().out.splitlines()[0].split("  ") if name]
+
+    plain = ["trial", "state", "step", "pearson", "test pearson", "R", "bytes", "seconds"]
+    assert heading(TASK, leaderboard(TRIALS, TASK)) == plain
+    best = leaderboard(TRIALS, TASK, keep="best")
+    assert heading(TASK, best) == [*plain[:3], "kept", *plain[3:]]
+    by_mse = replace(TASK, report_metric="mse", report_direction="minimize")
+    both = [*plain[:3], "mse", "validation pearson", "test pearson"]
+    assert heading(by_mse, leaderboard(TRIALS, by_mse)) == [*both, *plain[5:]]
+    metrics = {"pearson": 0.6, "unparsed": 0.25, "unended": 0.0}
+    scored = Candidate("s", "00001", "t", {}, metrics, 80, "data", "base")
+    written = leaderboard(TRIALS, by_mse, [scored])
+    assert (written[1].unparsed, written[1].unended) == (0.25, 0.0)
+    assert heading(by_mse, written) == [*both, "unparsed", "unended", *plain[5:]]
+
+
+def test_a_yardstick_stands_below_with_both_metrics(capsys):
+    task = replace(TASK, report_metric="mse", report_direction="minimize")
+    alone = Yardstick("4-shot", {"pearson": 0.3, "mse": 0.9, "unparsed": 0.5}, {"pearson": 0.2}, seconds=3.0)
+    print_leaderboard(leaderboard(TRIALS, task), task, [alone])
+    cells = capsys.readouterr().out.splitlines()[-1].split()
+    assert cells == ["4-shot", "YARDSTICK", "-", "0.9000", "0.3000", "0.2000", "0.5000", "-", "-", "3.0"]
