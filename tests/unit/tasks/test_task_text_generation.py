@@ -396,6 +396,13 @@ def test_references_that_are_the_whole_answer_stay_the_tasks_own(make):
     assert other != load_data(task).rows["test"].labels.tolist(), "then the two cannot be compared, and that is said"
 
 
+def test_an_adapter_that_writes_nothing_but_its_answer_is_searched_for_no_other_place(make):
+    bare = make(**NUMBER)
+    bare = replace(bare, settings={k: v for k, v in bare.settings.items() if k != "extract"})
+    task = replace(bare, settings={**bare.settings, "extract": {"after": "The answer is"}})
+    assert "extract" not in asked(task, bare).settings
+
+
 def test_an_adapter_of_another_kind_is_refused(make):
     task = make(**NUMBER)
     with pytest.raises(TaskDataError, match=r"\(multiple-choice\), but has \[\] \(text-generation\)"):
