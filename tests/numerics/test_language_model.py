@@ -74,5 +74,6 @@ def test_the_topmost_layer_is_computed_where_a_pass_reads_it(tmp_path: Path) -> 
     assert pack.step(slots) == {}
     pack.clear()
     behind = {name for name in world.names if ".1.mlp" in name or name.endswith("1.self_attn.o_proj")}
-    assert {num_positions[name] for name in behind} == {num_reads}
-    assert min(num_positions[name] for name in set(world.names) - behind) >= num_tokens > num_reads
+    (num_behind,) = {num_positions[name] for name in behind}
+    assert num_reads <= num_behind <= 1.1 * num_reads  # some are repeated, so that shapes are few
+    assert min(num_positions[name] for name in set(world.names) - behind) >= num_tokens > num_behind
