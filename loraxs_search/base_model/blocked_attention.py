@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 _BLOCK_BYTES = 1 << 20
-_BLOCK_QUERIES, _MULTIPLE = 128, 32  # fewer queries make smaller products, which cost more than the keys they leave out
+_BLOCK_QUERIES, _MULTIPLE = 64, 32  # fewer queries make smaller products, which cost more than the keys they leave out
 
 
 def softmax_gradient(gradient: Tensor, weights: Tensor) -> Tensor:

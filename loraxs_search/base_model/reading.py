@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -31,24 +31,38 @@ def last_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     return states
 
 
-def projection(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """Return the function from hidden states (..., width) to the base's own logits (..., vocabulary), float32.
+class Projection:
+    """Turns hidden states (..., width) into the base's own logits (..., vocabulary), float32, in one step or two.
 
     Some bases scale logits by a number of their configuration, or cap them by one.
     """
-    embedding = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    factor = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    factor /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
 
-    def project(states: Tensor) -> Tensor:
-        logits: Tensor = embedding(states).float()
-        if factor != 1.0:
-            logits = logits * factor
-        return torch.tanh(logits / cap) * cap if cap else logits
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._embedding = model.get_output_embeddings()
+        config = model.config.get_text_config()
+        self._factor = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
+        self._factor /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+        self._cap = getattr(config, "final_logit_softcapping", None)  # Gemma
 
-    return project
+    def __call__(self, states: Tensor) -> Tensor:
+        return self.finish(self.embed(states))
+
+    def embed(self, states: Tensor) -> Tensor:
+        """Return the output embedding's own numbers, in the precision of the body."""
+        embedded: Tensor = self._embedding(states)
+        return embedded
+
+    def finish(self, embedded: Tensor) -> Tensor:
+        """Return the logits that they mean, float32."""
+        logits = embedded.float()
+        if self._factor != 1.0:
+            logits = logits * self._factor
+        return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
+
+
+def projection(model: PreTrainedModel) -> Projection:
+    """Return how a base's hidden states become logits."""
+    return Projection(model)
 
 
 @torch.no_grad()

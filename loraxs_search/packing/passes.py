@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from loraxs_search.base_model import joined, padding_side
 from loraxs_search.multiplexed import RowSegment, SlotRowMap
 from loraxs_search.packing.packed_model import PackedModel
-from loraxs_search.packing.plan import Indices, Pass
+from loraxs_search.packing.plan import Indices, Pass, round_up
 from loraxs_search.packing.prefix_cache import CachedRows, PrefixCache
 from loraxs_search.records import Split
 from loraxs_search.tasks import Batch, PreparedTask
@@ -84,8 +84,9 @@ def run_pass(
         CachedRows(group[0].data, group[0].request.source, indices) for group, indices in zip(groups, rows, strict=True)
     ]
     positions = _positions(batches, shared.width, padding_side(model.config))
+    positions, sizes = _evened(positions, [part.num_reads for part in parts], shared.num_tokens)
     computing = packed_model.context.computing(_row_map(parts, [len(part.rows) for part in parts], device), worker)
-    reading = packed_model.reading(positions, shared.width, _row_map(parts, [part.num_reads for part in parts], device))
+    reading = packed_model.reading(positions, shared.width, _row_map(parts, sizes, device))
     with computing, packed_model.prefix.skipped(known, inputs), reading as is_cut:
         outputs = forward(model, inputs, positions, is_cut=is_cut)
     return _reduced(groups, batches, outputs)
@@ -132,6 +133,22 @@ def _positions(batches: list[Batch], width: int, side: str) -> Tensor | None:
         positions.append(batch.reads + batch.reads.new_tensor([start, more]))
         start += len(batch.counts)
     return torch.cat(positions)
+
+
+def _evened(positions: Tensor | None, sizes: list[int], most: int) -> tuple[Tensor | None, list[int]]:
+    """Repeat the last read until their number is one of a few: a CPU's matrix kernels are built for each shape.
+
+    Nothing looks at what is computed for the repeats.
+
+    Args:
+        positions: Of the reads, (M, 2).
+        sizes: How many of them each part has.
+        most: All positions of the pass.
+    """
+    if positions is None:
+        return None, sizes
+    more = max(0, round_up(len(positions), most) - len(positions))
+    return torch.cat([positions, positions[-1:].expand(more, 2)]), [*sizes[:-1], sizes[-1] + more]
 
 
 def _reduced(groups: list[list[_Part]], batches: list[Batch], outputs: PassOutputs) -> list[Reduced]:

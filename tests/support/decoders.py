@@ -159,13 +159,23 @@ class DecoderWorld:
     """One decoder with its factors, on which trials of several tasks run alone or packed."""
 
     def __init__(self, folder: Path, family: str, dtype: torch.dtype | None = None) -> None:
-        self.base = save_decoder(folder / "base", family)
+        tasks = [continuations("short", 1, 12), continuations("long", 10, 30)]
+        self._load(save_decoder(folder / "base", family), tasks, dtype)
+
+    @classmethod
+    def of(cls, base: BaseModel, tasks: Sequence[PreparedTask]) -> DecoderWorld:
+        """Return one of a base that is there."""
+        world = cls.__new__(cls)
+        world._load(base, tasks, None)
+        return world
+
+    def _load(self, base: BaseModel, tasks: Sequence[PreparedTask], dtype: torch.dtype | None) -> None:
+        self.base, self.tasks = base, list(tasks)
         self.model = load_model(self.base, LANGUAGE_MODEL, dtype=dtype)
         exact = load_model(self.base, LANGUAGE_MODEL)
         self.modules: tuple[LinearModule, ...] = linear_modules(self.base, LANGUAGE_MODEL)
         self.names = [module.name for module in self.modules]
         self.factors: FactorStore = LoadedFactors(self.model, exact, self.names)
-        self.tasks = [continuations("short", 1, 12), continuations("long", 10, 30)]
 
     def spec(self, trial_id: str, **changes: Any) -> TrialSpec:
         values: dict[str, Any] = {

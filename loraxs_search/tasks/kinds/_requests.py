@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,19 @@ ResultT = TypeVar("ResultT")
 KeyT = TypeVar("KeyT", bound=Hashable)
 
 
+@runtime_checkable
+class SplitProjection(Protocol):
+    """A projection that can be had in two steps, so that logits in float32 need never exist for many reads at once."""
+
+    def embed(self, states: Tensor) -> Tensor:
+        """Return the output embedding's own numbers, (..., vocabulary), in the precision of the body."""
+        ...
+
+    def finish(self, embedded: Tensor) -> Tensor:
+        """Return the logits that they mean, float32."""
+        ...
+
+
 @dataclass(frozen=True)
 class PassOutputs:
     """What a pass computed for n rows of one task.
@@ -33,7 +46,7 @@ class PassOutputs:
             positions that the rows read, row after row, (M, width), in the precision of the body.
         project: Hidden states (..., width) to logits (..., vocabulary), float32, by the base's own output embedding;
             None where there is a head. Logits are the largest tensors there are: ask for those that are needed, a part
-            at a time.
+            at a time. The bases' own is a `SplitProjection` too.
     """
 
     read: Tensor

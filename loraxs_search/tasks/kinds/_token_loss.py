@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from loraxs_search.tasks.kinds._requests import PassOutputs
+from loraxs_search.tasks.kinds._requests import PassOutputs, SplitProjection
 
 if TYPE_CHECKING:
     from loraxs_search.tasks.batch import Batch
 
-# Memory of one chunk's logits in float32. Beside them there is at most as much again, for a moment.
+# Memory of one chunk's logits, were they all float32; on a CPU they are in blocks of a core's cache alone.
 CHUNK_BYTES = 64 << 20
+_CPU_BLOCK_BYTES = 2 << 20
 
 
 def token_losses(outputs: PassOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -54,8 +55,8 @@ def row_sums(values: Tensor, batch: Batch) -> Tensor:
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Return C, the most reads whose logits exist at once."""
-    return max(1, CHUNK_BYTES // (4 * vocabulary))
+    """Return C, the most reads whose logits exist at once: a power of two, which a CPU's matrix kernels like best."""
+    return _power_of_two(CHUNK_BYTES // (4 * vocabulary))
 
 
 class _Losses(torch.autograd.Function):
@@ -87,17 +88,42 @@ def _chunk(
     states: Tensor, targets: Tensor, project: Callable[[Tensor], Tensor], gradients: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return losses and whether they are of the likeliest token, (C,); write d loss / d state, (C, width)."""
+    embed, finish = (project.embed, project.finish) if isinstance(project, SplitProjection) else (project, _as_is)
     with torch.set_grad_enabled(gradients is not None):
-        states.requires_grad_(gradients is not None)
-        logits = project(states)  # (C, V)
+        embedded = embed(states.requires_grad_(gradients is not None))  # (C, V)
+    raw = embedded.detach()
+    size = _power_of_two(_CPU_BLOCK_BYTES // (4 * raw.shape[1])) if raw.device.type == "cpu" else len(raw)
+    parts = [_block(raw[part], targets[part], finish, gradients is not None) for part in _chunks(len(raw), size)]
+    if gradients is not None:
+        gradients.copy_(torch.autograd.grad(embedded, states, raw)[0])
+    losses, is_likeliest = zip(*parts, strict=True)
+    return torch.cat(losses), torch.cat(is_likeliest)
+
+
+def _block(
+    raw: Tensor, targets: Tensor, finish: Callable[[Tensor], Tensor], with_gradients: bool
+) -> tuple[Tensor, Tensor]:
+    """Return losses and whether they are of the likeliest token; replace `raw` by its gradients, for memory."""
+    with torch.set_grad_enabled(with_gradients):
+        leaf = raw.detach().requires_grad_(with_gradients)
+        logits = finish(leaf)
     is_likeliest = logits.detach().argmax(-1) == targets
     log_p, target = torch.log_softmax(logits.detach(), 1), targets[:, None]
     losses = -log_p.gather(1, target)[:, 0]
-    if gradients is not None:
-        # In place, for memory: softmax, less 1 at the target.
+    if with_gradients:
+        # In place: softmax, less 1 at the target.
         of_logits = log_p.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=log_p.dtype))
-        gradients.copy_(torch.autograd.grad(logits, states, of_logits)[0])
+        raw.copy_(torch.autograd.grad(logits, leaf, of_logits)[0])
     return losses, is_likeliest
+
+
+def _as_is(logits: Tensor) -> Tensor:
+    return logits * 1  # not the same tensor, which is written over
+
+
+def _power_of_two(number: int) -> int:
+    """Return the largest one that is not above `number`, at least 1."""
+    return 1 << max(1, number).bit_length() - 1
 
 
 _losses = cast("Callable[..., tuple[Tensor, Tensor]]", _Losses.apply)

@@ -48,6 +48,41 @@ def _projection(dtype: torch.dtype, cap: float | None = None) -> Project:
     return project
 
 
+class _InTwoSteps:
+    """The same projection as the bases have it."""
+
+    def __init__(self, dtype: torch.dtype, cap: float | None) -> None:
+        self._dtype, self._cap, self._least = dtype, cap, torch.promote_types(dtype, torch.float32)
+        self.sizes: list[int] = []
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return self.finish(self.embed(states))
+
+    def embed(self, states: Tensor) -> Tensor:
+        return _projection(self._dtype)(states).to(self._dtype)
+
+    def finish(self, embedded: Tensor) -> Tensor:
+        self.sizes.append(len(embedded))
+        logits = embedded.to(self._least)
+        return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
+
+
+@pytest.mark.parametrize("cap", [None, SOFT_CAP])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_two_steps_float32_logits_exist_for_a_block_alone(
+    dtype: torch.dtype, cap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_token_loss, "_CPU_BLOCK_BYTES", 2 * 4 * VOCABULARY)
+    batch, states, project = _batch(), _states(dtype), _InTwoSteps(dtype, cap)
+    expected = _losses_and_gradient(states, cross_entropy(project(states), batch.targets, reduction="none"))
+    project.sizes.clear()
+    losses, _ = token_losses(PassOutputs(states, project), batch)
+    assert max(project.sizes) == 2
+    tolerance = 1e-6 if dtype is torch.float32 else 1e-2
+    for actual, wanted in zip(_losses_and_gradient(states, losses), expected, strict=True):
+        assert (actual - wanted).norm() <= tolerance * wanted.norm()
+
+
 def _losses_and_gradient(states: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
     """Return losses and the gradient of their sum, each with its own weight."""
     weights = torch.linspace(-1, 2, M, dtype=losses.dtype)
