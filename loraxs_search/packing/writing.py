@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -67,9 +68,8 @@ class PackWriter:
             batch = shared.shares[0].positions
             try:
                 with self._packed.prefix.paused():
-                    write_rows(
-                        self._model, [rows[row] for row in batch.tolist()], self._computing(slots[batch], worker)
-                    )
+                    own, groups = [rows[row] for row in batch.tolist()], slots[batch]
+                    write_rows(self._model, own, functools.partial(self._computing, worker, groups), groups=groups)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not self._is_out_of_memory(error):
                     raise
@@ -85,18 +85,10 @@ class PackWriter:
             torch.cuda.empty_cache()
         return np.sort(np.concatenate(failed))
 
-    def _computing(self, slots: Indices, worker: int) -> Callable[[Indices], AbstractContextManager[None]]:
-        """Return what tells the adapted layers which rows of a batch are left.
-
-        Args:
-            slots: Slot index of each row, ascending, (n,).
-        """
-
-        def computing(left: Indices) -> AbstractContextManager[None]:
-            row_map = SlotRowMap(segments_of(slots[left]), self._model.device)
-            return self._packed.context.computing(row_map, worker)
-
-        return computing
+    def _computing(self, worker: int, slots: Indices, left: Indices) -> AbstractContextManager[None]:
+        """Tell the adapted layers which rows of a batch are left, given the slot of each of its rows."""
+        row_map = SlotRowMap(segments_of(slots[left]), self._model.device)
+        return self._packed.context.computing(row_map, worker)
 
 
 def _too_long(num_tokens: int) -> UsageError:

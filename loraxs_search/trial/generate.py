@@ -92,12 +92,18 @@ def writing_batches(lengths: Indices, max_rows: int, num_workers: int = 1) -> li
 
 
 @torch.inference_mode()
-def write_rows(model: nn.Module, rows: Sequence[OpenRow], computing: Computing | None = None) -> None:
+def write_rows(
+    model: nn.Module, rows: Sequence[OpenRow], computing: Computing | None = None, *, groups: Indices | None = None
+) -> None:
     """Continue the rows of one batch until each has ended.
 
     Args:
-        computing: Entered around each pass with the numbers of the rows that are left, ascending.
+        computing: Entered around passes with the numbers of the rows that are left, in the order of these passes.
+        groups: The group of each row, (n,), such as its slot: those of one group stand side by side, and go on so,
+            in whatever order is quickest. Without, rows keep their order.
     """
+    if computing is None:
+        groups = np.zeros(len(rows), np.int64)
     for row in rows:
         row.begin()
     device = next(model.parameters()).device
@@ -111,10 +117,32 @@ def write_rows(model: nn.Module, rows: Sequence[OpenRow], computing: Computing |
                 tokens_n, stays = _next_tokens(decoding.project(states_nTD[:, -1]), [rows[i] for i in left.tolist()])
                 ids_nT = torch.from_numpy(tokens_n[:, None]).to(device)
                 mask_nT = torch.ones_like(ids_nT)
-        left, staying = left[stays], torch.from_numpy(np.flatnonzero(stays)).to(device)
+        order = np.flatnonzero(stays) if groups is None else closed_up(stays, groups[left])
+        left, staying = left[order], torch.from_numpy(order).to(device)
         if len(left):
             decoding.select(staying)
             ids_nT, mask_nT = ids_nT[staying], mask_nT[staying]
+
+
+def closed_up(stays: npt.NDArray[np.bool_], groups: Indices) -> Indices:
+    """Return which row stands where once others have left: groups side by side, and few rows in another place.
+
+    A cache copies the rows that move, and no others.
+
+    Args:
+        stays: Which rows go on, (n,).
+        groups: The group of each row, (n,).
+    """
+    order = np.empty(int(stays.sum()), np.int64)
+    start = 0
+    for group in dict.fromkeys(groups.tolist()):
+        own = np.flatnonzero(stays & (groups == group))
+        places = np.arange(start, start + len(own))
+        kept = np.intersect1d(own, places)
+        order[kept] = kept
+        order[np.setdiff1d(places, kept)] = np.setdiff1d(own, kept)
+        start += len(own)
+    return order
 
 
 def _next_tokens(logits_nV: Tensor, rows: Sequence[OpenRow]) -> tuple[Indices, npt.NDArray[np.bool_]]:
@@ -122,7 +150,7 @@ def _next_tokens(logits_nV: Tensor, rows: Sequence[OpenRow]) -> tuple[Indices, n
     likeliest_n, margins_n = two_largest(logits_nV)
     tokens, margins = likeliest_n.tolist(), margins_n.tolist()
     for i, row in enumerate(rows):
-        if row.samples and np.isfinite(margins[i]):
+        if row.samples and not np.isnan(margins[i]):
             tokens[i] = row.drawn(logits_nV[i])
     stays = [row.add(token, margin) for row, token, margin in zip(rows, tokens, margins, strict=True)]
     return np.array(tokens, np.int64), np.array(stays, bool)

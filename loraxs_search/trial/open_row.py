@@ -71,10 +71,10 @@ class OpenRow:
         """Add a token; return whether another one follows.
 
         Args:
-            margin: By how much the two largest logits differ; where it is not finite, the row is over.
+            margin: By how much the two largest logits differ; where it is NaN, the row is over.
         """
         self.tokens.append(token)
-        self.margin = min(self.margin, margin) if np.isfinite(margin) else np.nan
+        self.margin = np.nan if np.isnan(margin) else min(self.margin, margin)
         self.ended = token in self._ends
         over = self.ended or len(self.tokens) == self._request.max_new_tokens or bool(np.isnan(self.margin))
         if self._request.stop or self._on_text or over:

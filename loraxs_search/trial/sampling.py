@@ -13,11 +13,11 @@ from loraxs_search.tasks.kinds import Sampling
 def two_largest(logits_nV: Tensor) -> tuple[Tensor, Tensor]:
     """Return the likeliest token of each row, (n,) int64, and by how much it beats the second, (n,) float32.
 
-    The margin is not finite where some logit is not.
+    The margin is NaN where a logit is NaN or positive infinity: such logits come first.
     """
     values_n2, tokens_n2 = logits_nV.topk(2, dim=-1)
-    margin_n = values_n2[:, 0] - values_n2[:, 1]
-    return tokens_n2[:, 0], torch.where(logits_nV.isfinite().all(-1), margin_n, torch.nan)
+    largest_n, margin_n = values_n2[:, 0], values_n2[:, 0] - values_n2[:, 1]
+    return tokens_n2[:, 0], torch.where(largest_n.isfinite(), margin_n, torch.nan)
 
 
 def uniform_numbers(sampling: Sampling, row: int, count: int) -> npt.NDArray[np.float64]:
