@@ -249,7 +249,7 @@ class MultipleChoice(LanguageModelKind):
         prompts = prompts_of(asked)
         options = choices.behind([prompts.row(row) for row in range(len(asked))])
         every = np.arange(len(options.rows))
-        losses, correct = yield Read(options.rows.with_prompts(), every, ReadLosses(options.width))
+        losses, correct = yield Read(options.rows, every, ReadLosses(options.width))
         return options.sums(finite(losses)), options.sums(correct.numpy())
 
     def _scores(self, choices: Choices, losses: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float64]]:

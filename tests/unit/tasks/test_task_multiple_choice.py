@@ -338,7 +338,7 @@ def test_the_likeliest_option_wins_after_normalising(make, normalize, second):
 def test_options_that_begin_alike_are_one_row_and_all_share_the_prompt(make):
     data = prepare(make(), characters())
     request, _ = answered(data.kind.score(data, "test", np.array([1, 0])), data.tokenizer)
-    rows = request.source
+    rows = request.source.with_prompts()
     assert [shown(data.tokenizer, rows.ids.row(i)) for i in range(len(rows))] == ["Sum?▁3", "Sky?▁blu", "Sky?▁re"]
     assert [shown(data.tokenizer, rows.targets.row(i)) for i in range(len(rows))] == ["▁1233", "▁blue", "▁red"]
     assert rows.positions.row(0).tolist() == [3, 4, 4, 4, 5]
@@ -357,7 +357,7 @@ def test_the_base_alone_is_asked_with_worked_examples(make, shots):
     data = prepare(make(rows), characters(begins=True))
     asking = data.kind.base_alone(data, "test", np.array([4]), shots)
     request, scores = answered(asking, data.tokenizer, n=1.0)
-    asked = shown(data.tokenizer, request.source.ids.row(0))
+    asked = shown(data.tokenizer, request.source.with_prompts().ids.row(0))
     before = "q0?▁yes\n\nq1?▁no\n\nq2?▁yes\n\nq3?▁no\n\n" if shots else ""
     assert asked == f"<s>{before}q4?▁ye"
     assert scores.predictions.tolist() == [0] == data.labels("test")[[4]].tolist()
