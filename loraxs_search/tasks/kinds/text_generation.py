@@ -210,7 +210,8 @@ class TextGeneration(LanguageModelKind):
         extract |= {key: held[key] for key in ("one_of", "as") if key in held}
         if task == self.task and extract == held:
             return task
-        settings = {"reference": self.task.settings["answer"], **task.settings}
+        others = {key: value for key, value in task.settings.items() if key != "extract"}
+        settings = {"reference": self.task.settings["answer"], **others}
         return replace(task, settings=settings | ({"extract": extract} if extract else {}))
 
     def base_alone(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int) -> Asking[RowScores]:
