@@ -93,10 +93,6 @@ def test_candidates_are_written_for_and_the_champion_writes(shell: Shell, agree:
     agree("turned", 3)
     assert len(reports("turned")) == 3
     assert all("loss" in metrics and "exact_match" not in metrics for metrics in reports("turned"))
-    constant, zero, four = StudyFolder.open("turned").yardsticks() or ()
-    assert (constant.name, zero.name, four.name) == ("constant", "zero-shot", "4-shot")
-    assert {"exact_match", "unparsed", "unended"} <= set(zero.validation_metrics) & set(four.validation_metrics)
-
     promoted = shell.ok("promote", "turned")
     assert "turned-words: promoted, trial" in promoted
     assert "answer: w" in promoted  # samples of what it writes
@@ -141,7 +137,7 @@ def test_what_is_wrong_is_named_before_anything_is_trained(shell: Shell) -> None
         assert message in " ".join(done.stderr.split())
     for change, message in (
         ("task.extract={after: The answer is}", "`extract` must find something in each row's answer, but in"),
-        ("task.generation={stop: [w]}", "'w' is in every answer of"),
+        ("task.generation={stop: [w], max_new_tokens: 4}", "'w' is in every answer of"),
         ("task.max_length=3", "an answer must fit `max_length` with a token of its prompt at least"),
         ("task.max_length=62", "together must be at most 64 with this base model, but got max_length=62 and"),
     ):

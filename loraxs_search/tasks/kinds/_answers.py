@@ -18,7 +18,6 @@ from loraxs_search.tasks.kinds._section import Section, Text
 
 AnswerType = Literal["text", "number", "math"]
 _SENTENCE_END = ".!?,;: \t\r\n\0"
-_FORMULA_END = re.compile(r"\.?\s*\n\s*\n|\.\s*\n|\Z")  # a formula may go over several lines, up to a full stop
 
 
 def _pattern(value: str) -> str:
@@ -142,9 +141,19 @@ class Extraction:
 
     def _trimmed(self, text: str) -> str:
         if self.form == "math":
-            end = _FORMULA_END.search(text)
-            assert end is not None  # the end of the text is one
-            return text[: end.start()].strip(" \t\r\n\0").removesuffix(".").rstrip()
+            return _formula(text)
         if self.after is None:
             return text.strip(" \t\r\n\0")
         return text.strip().partition("\n")[0].strip().rstrip(_SENTENCE_END)
+
+
+def _formula(text: str) -> str:
+    """Return the first formula of a text: it may go over several lines, up to a full stop or an empty line."""
+    lines: list[str] = []
+    for line in text.strip(" \t\r\n\0").split("\n"):
+        if not line.strip():
+            break
+        lines.append(line.strip())
+        if lines[-1].endswith("."):
+            break
+    return "\n".join(lines).removesuffix(".").rstrip()

@@ -210,8 +210,9 @@ class TextGeneration(LanguageModelKind):
         extract |= {key: held[key] for key in ("one_of", "as") if key in held}
         if task == self.task and extract == held:
             return task
-        settings = {"reference": self.task.settings["answer"], **task.settings, "extract": extract}
-        return replace(task, settings=settings if extract else {k: v for k, v in settings.items() if k != "extract"})
+        others = {key: value for key, value in task.settings.items() if key != "extract"}
+        settings = {"reference": self.task.settings["answer"], **others}
+        return replace(task, settings=settings | ({"extract": extract} if extract else {}))
 
     def base_alone(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int) -> Asking[RowScores]:
         asked, room = data.encoded(split).take(rows), self.generation.max_new_tokens

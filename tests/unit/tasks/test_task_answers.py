@@ -103,7 +103,13 @@ def test_after_takes_the_last_place():
 def test_a_formula_goes_over_lines():
     text = "The answer is: \\begin{pmatrix} 1 \\\\\n 2 \\end{pmatrix}\n\nQuestion"
     found = find(text, after="The answer is", **{"as": "math"})
-    assert found == "\\begin{pmatrix} 1 \\\\\n 2 \\end{pmatrix}"
+    assert found == "\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}"
+    assert find("The answer is x + 1.\nSo it is.", after="The answer is", **{"as": "math"}) == "x + 1"
+
+
+def test_long_white_space_takes_no_time():
+    for form in ("text", "number", "math"):
+        assert find("The answer is" + " " * 200_000 + "7 \n\n", after="The answer is", **{"as": form}) == "7"
 
 
 def test_regex_takes_the_first_match():
