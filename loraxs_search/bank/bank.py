@@ -185,12 +185,13 @@ class AdapterBank:
             parts = self._store.take(names)
         return BankRows(self._model, parts).logits(None, inputs)
 
-    def predict(self, names: str | Sequence[str], texts: str | Sequence[str | tuple[str, str]]) -> list[Prediction]:
-        """Apply to each text the adapter that is named for it; a pair task takes pairs of texts.
+    def predict(self, names: str | Sequence[str], texts: str | Sequence[str | tuple[str, ...]]) -> list[Prediction]:
+        """Apply to each text the adapter that is named for it.
 
         Args:
             names: The adapter of each text, or one name for all of them.
-            texts: Several texts, or one, whose answer is a list of one.
+            texts: Several texts, or one, whose answer is a list of one. A task that reads several columns, such as
+                pairs or a prompt with two columns, takes a tuple of as many.
         Raises:
             UsageError: a name is not in the bank, or there is not one for each text.
             TaskDataError: a task takes another number of texts.

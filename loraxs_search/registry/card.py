@@ -160,10 +160,12 @@ def _describe(yardstick: Yardstick, task: Task) -> str:
 def _size(manifest: Manifest) -> str:
     size, lora_parameters = manifest.size, manifest.lora_parameters
     method = get_method(manifest.hyperparameters.method)
+    has_head = _kind(manifest.task).model.num_outputs is not None
+    head = {"head": f"{size.head_parameters:,} parameters"} if has_head else {}
     rows = {
         method.description: f"{size.r_parameters:,} parameters",
-        "head": f"{size.head_parameters:,} parameters",
-        f"stored, {method.symbol} and head": f"{size.stored_bytes:,} bytes",
+        **head,
+        f"stored, {method.symbol}{' and head' if has_head else ' alone'}": f"{size.stored_bytes:,} bytes",
     }
     if lora_parameters:
         smaller = lora_parameters / max(1, size.r_parameters)

