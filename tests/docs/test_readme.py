@@ -36,7 +36,7 @@ def shape(line: str) -> str:
 def test_the_readme_has_commands():
     assert {command.args[0] for command in OURS} == {
         *("launch", "promote", "pull", "predict", "spaces", "check", "status", "resume", "ui", "history", "ls", "show"),
-        *("doctor", "sync", "tasks"),
+        *("doctor", "sync"),
     }
     assert [command.args[0] for command in ELSEWHERE] == ["ui", "doctor", "launch"]
     assert all(line.startswith("$ ") for block in README.blocks("console") for line in block.splitlines()[:1])
@@ -77,7 +77,7 @@ def test_the_launch_that_writes_prints_what_the_readme_says(fresh_home, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [pytest.param(c, id=c.line.removeprefix("loraxs-search ")) for c in RUN])
-def test_a_command_runs_and_prints_what_the_readme_says(command, searched, smollm2, readme_folder):
+def test_a_command_runs_and_prints_what_the_readme_says(command, searched, readme_folder):
     done = replace(searched.shell, folder=readme_folder).run(*command.args)
     if command.args == ["promote", "reviews"]:  # by now it is the champion; the first decision is the fixture's
         assert done.returncode == 0, done.stderr
