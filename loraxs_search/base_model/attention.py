@@ -113,12 +113,17 @@ def padded_attention(
 
 
 def _of_one_token(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Compute what one more token sees: keys and values are not repeated for the heads that share them."""
+    """Compute what one more token sees: keys and values are not repeated for the heads that share them.
+
+    What the mask, (n or 1, 1, 1, S), does not reach is not seen: there may be space for more keys than there are.
+    """
     n, heads, _, width = query.shape
     q = query.reshape(n * key.shape[1], -1, width)  # (n key heads, heads that share them, d)
     scores = torch.bmm(q, key.flatten(0, 1).transpose(1, 2)).float().mul_(scale).view(n, heads, 1, -1)
     if mask is not None:
-        scores += mask[..., : key.shape[2]]
+        seen = min(mask.shape[-1], key.shape[2])
+        scores[..., :seen] += mask[..., :seen]
+        scores[..., seen:] = float("-inf")
     weights = torch.softmax(scores, -1).to(query.dtype).view(*q.shape[:2], -1)
     return torch.bmm(weights, value.flatten(0, 1)).view(n, 1, heads, -1)
 

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from loraxs_search.base_model import uses_padded_attention
 
-_MORE = 64  # tokens that are made space for at once
+_SPACE = 32  # tokens that are made space for at once: as long as shapes stay, so do a CPU's kernels for them
 
 
 def growing_cache(model: PreTrainedModel) -> DynamicCache:
@@ -45,7 +45,10 @@ class GrowingLayer(DynamicLayer):
         self._keys = self._values = torch.empty(0)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keep further keys and values (n, h, T, d); return all, (n, h, S, d)."""
+        """Keep further keys and values (n, h, T, d); return all, (n, h, S, d).
+
+        Behind them are zeros up to C where keys are turned and T is 1: a slice would be copied before it is multiplied.
+        """
         start = self.get_seq_length() if self.is_initialized else 0
         stop = start + key_states.shape[2]
         if not self.is_initialized:
@@ -59,6 +62,8 @@ class GrowingLayer(DynamicLayer):
         else:
             self._keys[:num_rows, :, start:stop] = key_states
         keys, values = self._show(num_rows, stop)
+        if self._turned and key_states.shape[2] == 1:
+            return self._keys[:num_rows].transpose(2, 3), self._values[:num_rows]
         return (keys, values) if start else (key_states, value_states)
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -84,9 +89,9 @@ class GrowingLayer(DynamicLayer):
 
     def _make_space(self, key_states: Tensor, value_states: Tensor, start: int, stop: int) -> None:
         n, heads, _, d = key_states.shape
-        space = stop + _MORE
-        keys = key_states.new_empty((n, heads, d, space) if self._turned else (n, heads, space, d))
-        values = value_states.new_empty(n, heads, space, value_states.shape[-1])
+        space = -(-(stop + 1) // _SPACE) * _SPACE
+        keys = key_states.new_zeros((n, heads, d, space) if self._turned else (n, heads, space, d))
+        values = value_states.new_zeros(n, heads, space, value_states.shape[-1])
         if start:
             values[:, :, :start] = self._values[:n, :, :start]
             before = self._keys[:n, :, :, :start] if self._turned else self._keys[:n, :, :start]
