@@ -37,7 +37,7 @@ def test_the_wheel_alone_was_searched_with(searched, installed):
 
 def test_the_wheel_finds_its_spaces(searched, installed, tmp_path):
     shell = replace(searched.shell, package=installed, folder=tmp_path)
-    assert "movie_reviews       Movie reviews: " in shell.ok("spaces", "ls")
+    assert re.search(r"^movie_reviews +Movie reviews: ", shell.ok("spaces", "ls"), re.MULTILINE)
     assert f"space       movie_reviews ({installed}" in shell.ok("check", "movie_reviews")
 
 
