@@ -144,8 +144,8 @@ class TextGeneration(LanguageModelKind):
             labels = self.extraction.references(references, whole="reference" not in self.task.settings)
         except SlowPatternError as error:
             raise TaskDataError(
-                f"Task {self.task.name}: `extract.regex` must be found or missed in {MATCH_SECONDS:g} seconds, but takes"
-                f" longer in {place.name} on {place.values(references, [references.index(error.text)])}.",
+                f"Task {self.task.name}: `extract.regex` must be found or missed in {MATCH_SECONDS:g} seconds, but"
+                f" takes longer in {place.name} on {place.values(references, [references.index(error.text)])}.",
                 hint="write it without a repetition inside a repetition, such as (a+)+",
             ) from None
         if lost := [row for row, label in enumerate(labels) if not label and row not in blank]:
