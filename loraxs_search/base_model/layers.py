@@ -7,7 +7,13 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model._library import library_call
@@ -17,10 +23,32 @@ from loraxs_search.records import BaseModel, Head, LinearModule, TaskModel
 
 
 def task_config(base: BaseModel, model: TaskModel) -> PretrainedConfig:
-    """Return the base's configuration with the task's changes."""
+    """Return the base's configuration with the task's changes.
+
+    Raises:
+        BaseModelError: it cannot be read, or is of an encoder where a language model is asked for.
+    """
     with library_call(base):
         config: PretrainedConfig = AutoConfig.from_pretrained(base.path, **dict(model.config))
+    if model.auto_class == "AutoModelForCausalLM" and not _reads_from_left(config):
+        raise BaseModelError(
+            f"A task whose base answers by itself must have a decoder, but {base.id} is an encoder"
+            f" ({config.model_type}): each of its tokens sees those that follow.",
+            hint="choose a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct, or a task of the kind"
+            " sequence-classification or regression",
+        )
     return config
+
+
+def _reads_from_left(config: PretrainedConfig) -> bool:
+    """Whether transformers loads a base as a language model in which no token sees a later one.
+
+    Encoders that are also trained with masks, such as BERT, are loaded too, but are decoders only if they say so.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return False
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
+    return not masked or bool(getattr(config, "is_decoder", False))
 
 
 def auto_class(model: TaskModel) -> Any:

@@ -23,6 +23,7 @@ from loraxs_search.base_model.reading import check_projection
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import BaseModel, TaskModel
 
+_UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "tekken.json")
 
 
@@ -68,7 +69,8 @@ def load_model(
 def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     """Load a base model's tokenizer, set to pad with the model's token and on the model's side.
 
-    Decoders often name no token: they pad with the tokenizer's own, else with the end-of-text token.
+    Decoders often name no token: they pad with the tokenizer's own, else with the end-of-text token. A tokenizer
+    without a limit of its own gets that of the model's positions.
 
     Raises:
         BaseModelError: there is no tokenizer in the folder, or no token to pad with.
@@ -82,6 +84,9 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id != pad_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     tokenizer.padding_side = padding_side(config)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if tokenizer.model_max_length >= _UNLIMITED and isinstance(positions, int) and positions > 0:
+        tokenizer.model_max_length = positions
     return tokenizer
 
 

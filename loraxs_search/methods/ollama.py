@@ -64,13 +64,16 @@ def _quoted(text: str) -> str | None:
 
 def _readme(manifest: Manifest) -> str:
     """Return what the two files are for."""
-    base, name, serving = manifest.base_model.id, manifest.task.name, kind_of(manifest.task).serving
+    ref, name, serving = manifest.base_model, manifest.task.name, kind_of(manifest.task).serving
+    made = "`convert_hf_to_gguf.py` makes it"
+    if ref.package is not None:
+        made = f"the weights of the Python package `{ref.package}`, no others: its own GGUF file, if it has one"
     prompt = "" if serving is None else f"\n{prompt_section(serving)}\n"
     return f"""# {name}
 
-A LoRA-XS adapter for `{base}` as plain LoRA for llama.cpp, exactly; in float32.
+A LoRA-XS adapter for `{ref.id}` as plain LoRA for llama.cpp, exactly; in float32.
 
-With llama.cpp, where `base.gguf` is the base (`convert_hf_to_gguf.py` makes it):
+With llama.cpp, where `base.gguf` is the base ({made}):
 
 ```console
 llama-completion -m base.gguf --lora {FILE} -p "..."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraxs_search.methods import get_method
@@ -178,8 +179,9 @@ def _size(manifest: Manifest) -> str:
 
 
 def _loading(manifest: Manifest) -> str:
-    base, kind = manifest.base_model, _kind(manifest.task)
-    revision = f', revision="{base.revision}"' if base.revision else ""
+    from loraxs_search.tasks.base_code import base_argument, revision_argument, where_base_is
+
+    base, kind = replace(manifest.base_model, sha256=manifest.base_digest), _kind(manifest.task)
     return f"""With this package, wherever the search found its base:
 
 ```python
@@ -188,12 +190,12 @@ model = loraxs_search.load_adapter("{manifest.task.name}")
 tokenizer = loraxs_search.load_tokenizer("{manifest.task.name}"){_predicting(kind)}
 ```
 
-With transformers and PEFT, from this folder, where the hub or its cache has the base:
+With transformers and PEFT, from this folder, {where_base_is(base)}:
 
 ```python
 import loraxs_search, peft, transformers
 {kind.loading_code(base)}
-tokenizer = transformers.AutoTokenizer.from_pretrained("{base.id}"{revision})
+tokenizer = transformers.AutoTokenizer.from_pretrained({base_argument(base)}{revision_argument(base)})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```{_asking(kind)}{_vllm(manifest)}"""
 
@@ -237,12 +239,13 @@ def _vllm(manifest: Manifest) -> str:
     """Return how vLLM serves the adapter; nothing where it cannot be written as plain LoRA."""
     if "lora" not in get_method(manifest.hyperparameters.method).conversions:
         return ""
-    base, rank = manifest.base_model.id, _lora_rank(manifest)
+    ref, rank = manifest.base_model, _lora_rank(manifest)
+    base, where = (ref.id, "") if ref.package is None else ("FOLDER", "; FOLDER is `folder` of the code above")
     has_head = _kind(manifest.task).model.num_outputs is not None
     limits = "for a base that vLLM adapts; it does not take a trained head" if has_head else "for a base that it adapts"
     return f"""
 
-With vLLM, as plain LoRA ({limits}):
+With vLLM, as plain LoRA ({limits}{where}):
 
 ```console
 loraxs-search pull {manifest.task.name} --format lora --out adapters/{manifest.task.name}

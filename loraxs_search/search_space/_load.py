@@ -24,10 +24,11 @@ from loraxs_search.search_space._schedulers import taken_keys
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection, search_section
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import read_task
-from loraxs_search.tasks.kinds import kind_of
+from loraxs_search.tasks.kinds import find_metric, kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")
 _SECTIONS = (*_REQUIRED, "method", "search", "promotion")
+_HEAD_PARAMETERS = {"head", "head_learning_rate"}
 
 
 def load_space(path_or_name: str, *, overrides: Sequence[str] = ()) -> Space:
@@ -65,6 +66,7 @@ def parse_space(
     parameters = (
         read_parameters(document, sections["parameters"], method) if "parameters" in sections and method else {}
     )
+    _check_head(document, sections.get("parameters"), task)
     # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
     search = _search(document, sections.get("search") or {})
     task = _reported(document, sections.get("search") or {}, task)
@@ -156,8 +158,12 @@ def _search(document: Document, given: object) -> SearchPlan:
 def _reported(document: Document, given: object, task: Task | None) -> Task | None:
     """Return the task with what its running trials are compared by, where that is not its metric."""
     name = given.get("metric") if isinstance(given, dict) else None
-    if task is None or document.faults.at_or_below(("search", "metric")):
+    if document.faults.at_or_below(("search", "metric")):
         return task
+    if task is None:
+        if name is not None and find_metric(name) is None:
+            document.faults.add(("search", "metric"), f"must be the name of a metric, but got {shown(name)}.")
+        return None
     kind = kind_of(task)
     if name is not None and name not in (fitting := kind.fitting_metrics(kind.keys())):
         law = f"must fit {kind.describe(kind.keys())} (one of: {one_of(fitting, name)})"
@@ -167,6 +173,14 @@ def _reported(document: Document, given: object, task: Task | None) -> Task | No
     if metric == task.metric:
         return task
     return replace(task, report_metric=metric, report_direction=kind.metrics[metric].direction)
+
+
+def _check_head(document: Document, given: object, task: Task | None) -> None:
+    """Refuse parameters of a head where there is none: trials would differ in nothing."""
+    if task is None or not isinstance(given, dict) or kind_of(task).model.num_outputs is not None:
+        return
+    for key in _HEAD_PARAMETERS & given.keys():
+        document.faults.add(("parameters", key), f"must be left out: an adapter for {task.kind} has no head.")
 
 
 def _sound(document: Document, given: object, key: str, default: int) -> int | None:

@@ -48,10 +48,14 @@ def _law(kind: str, context: Mapping[str, Any], value: object) -> str:
         return f"must be one of: {one_of(names, value)}"
     if kind == "value_error":
         return str(context["error"])
+    if kind == "too_short":
+        least = context["min_length"]
+        return f"must hold at least {'one item' if least == 1 else f'{least} items'}"
     laws = {
         "greater_than_equal": "must be at least {ge}",
         "greater_than": "must be above {gt}",
         "less_than": "must be below {lt}",
+        "less_than_equal": "must be at most {le}",
         "int_type": "must be an integer",
         "float_type": "must be a number",
         "finite_number": "must be a finite number",
@@ -60,7 +64,6 @@ def _law(kind: str, context: Mapping[str, Any], value: object) -> str:
         "string_too_short": "must not be empty",
         "string_pattern_mismatch": "must be 64 hexadecimal digits in lower case",
         "list_type": "must be a list",
-        "too_short": "must hold at least one item",
         "model_type": "must be a mapping",
         "dict_type": "must be a mapping",
     }

@@ -17,7 +17,7 @@ from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.rows import Rows
 
 _EXTRA = "extra."  # before the names of columns that a kind adds
-_VERSION = "2"  # raised whenever the same bytes are read as other rows
+_VERSION = "3"  # raised whenever the same bytes are read as other rows
 
 
 def rows_path(task: Task, digest: str, cache_dir: Path) -> Path:

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from loraxs_search.records import BaseModelRef, Serving
+from loraxs_search.tasks.base_code import base_argument, revision_argument
 from loraxs_search.tasks.kinds import Template
 
 
@@ -43,12 +44,12 @@ def asked_as_in_training(serving: Serving | None, base: BaseModelRef | None) -> 
     """Return the end of a page on an adapter: its prompt, and code that asks; empty where no text is written.
 
     Args:
-        base: Whose tokenizer the code loads; None where it stands beside the page.
+        base: Whose tokenizer the code loads, behind that which loads the base; None where it stands beside the page.
     """
     if serving is None:
         return ""
-    revision = f', revision="{base.revision}"' if base is not None and base.revision else ""
-    tokenizer = f'tokenizer = transformers.AutoTokenizer.from_pretrained("{base.id if base else "."}"{revision})'
+    argument = '"."' if base is None else f"{base_argument(base)}{revision_argument(base)}"
+    tokenizer = f"tokenizer = transformers.AutoTokenizer.from_pretrained({argument})"
     return f"""
 {prompt_section(serving)}
 

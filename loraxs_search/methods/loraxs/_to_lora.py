@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel
@@ -19,6 +20,7 @@ from loraxs_search.methods.loraxs.layer import LoraXSLayer
 from loraxs_search.records import Manifest
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.asking import asked_as_in_training
+from loraxs_search.tasks.base_code import where_base_is
 
 
 def write_lora(model: PeftModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
@@ -131,12 +133,12 @@ def _lora_config(
 
 def _readme(manifest: Manifest) -> str:
     """Return how the plain LoRA adapter is loaded with its labels: PEFT's files have no place for them."""
-    base, kind = manifest.base_model, kind_of(manifest.task)
+    base, kind = replace(manifest.base_model, sha256=manifest.base_digest), kind_of(manifest.task)
     return f"""# {manifest.task.name}
 
 A LoRA-XS adapter for `{base.id}` as plain LoRA, exactly.
 
-With transformers and PEFT, from this folder, where the hub or its cache has the base:
+With transformers and PEFT, from this folder, {where_base_is(base)}:
 
 ```python
 import peft, transformers

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loraxs_search.errors import TaskDataError
+from loraxs_search.errors import TaskDataError, shortened
 from loraxs_search.records import Split, Task
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows
-from loraxs_search.tasks.kinds._answers import Extraction
+from loraxs_search.tasks.kinds._answers import MATCH_SECONDS, Extraction, SlowPatternError
+from loraxs_search.tasks.rows import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MOST_FORMULAS = 500
 
 
+def blank_rows(columns: Sequence[Sequence[Any]]) -> list[int]:
+    """Return the rows in which each of the columns that answers are made of is blank."""
+    return [row for row, values in enumerate(zip(*columns, strict=True)) if not any(str(it).strip() for it in values)]
+
+
 def check_answers(
-    task: Task, answers: Sequence[str], columns: Sequence[Sequence[Any]], stop: Sequence[str], place: SourceLocation
+    task: Task, answers: Sequence[str], blank: Sequence[int], stop: Sequence[str], place: SourceLocation
 ) -> None:
     """Refuse answers that cannot be learnt or written.
 
     Args:
-        columns: The columns that answers are made of.
+        blank: The rows without an answer.
     Raises:
         TaskDataError: a row has no answer, or a stop string is in all of them.
     """
-    if blank := [row for row in range(len(answers)) if not any(str(column[row]).strip() for column in columns)]:
+    if blank:
         more = len(blank) - 1
         raise TaskDataError(
             f"Task {task.name}: each row must have an answer, but {place.name} has rows without:"
@@ -40,6 +49,25 @@ def check_answers(
                 f" of {place.name}: no answer could be written whole.",
                 hint="take it out of `generation.stop`, or out of the answers",
             )
+
+
+def check_end_tokens(
+    task: Task, rows: Rows, answers: Sequence[Sequence[int]], end: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuse answers that have the end token in their text: writing would end there.
+
+    Args:
+        answers: Their tokens, without the end token that is added to each.
+    Raises:
+        TaskDataError: some have it.
+    """
+    if ended := [row for row, ids in enumerate(answers) if end in ids]:
+        token, place = tokenizer.convert_ids_to_tokens(end), rows.place or SourceLocation("the request")
+        raise TaskDataError(
+            f"Task {task.name}: an answer must not have the end token {token} in its text, but in {place.name} those of"
+            f" {place.values(rows.texts, ended)} have it.",
+            hint="take it out of `answer` and of the rows: it is added to each answer",
+        )
 
 
 def stop_warnings(split: Split, answers: Sequence[str], stop: Sequence[str]) -> Iterator[str]:
@@ -59,7 +87,14 @@ def reference_warnings(
     are looked at, since math-verify is slow."""
     if extraction.form == "math":
         answers, references = answers[:_MOST_FORMULAS], references[:_MOST_FORMULAS]
-    found = [extraction.find(answer) for answer in answers]
+    try:
+        found = [extraction.find(answer, patient=False) for answer in answers]
+    except SlowPatternError as error:
+        yield (
+            f"`extract.regex` takes longer than {MATCH_SECONDS:g} seconds on the {split} answer"
+            f" {shortened(error.text)}: whoever writes it is counted as wrong; write it without a repetition inside a repetition, such as (a+)+"
+        )
+        return
     lost = found.count("")
     wrong = int(np.count_nonzero(extraction.settled(found, references) != np.array(references))) - lost
     if lost:

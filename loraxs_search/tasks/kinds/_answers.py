@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import regex
 from pydantic import AfterValidator, Field, PlainValidator, create_model
 
 from loraxs_search.tasks.kinds._base import Fault
@@ -17,13 +18,14 @@ from loraxs_search.tasks.kinds._numbers import first_number, last_number, only_n
 from loraxs_search.tasks.kinds._section import Section, Text
 
 AnswerType = Literal["text", "number", "math"]
+MATCH_SECONDS = 1.0  # a regular expression may take ages on a short text: what takes longer finds nothing
 _SENTENCE_END = ".!?,;: \t\r\n\0"
 
 
 def _pattern(value: str) -> str:
     try:
-        groups = re.compile(value).groups
-    except re.error as error:
+        groups = regex.compile(value).groups
+    except regex.error as error:
         raise ValueError(f"must be a regular expression ({error})") from None
     if not groups:
         raise ValueError("must have a group, in round brackets, that is the answer")
@@ -64,6 +66,14 @@ def extract_laws(extract: Mapping[str, Any]) -> Iterator[Fault]:
             yield ("extract", "as"), f"must be text beside one_of, but got {extract['as']}."
 
 
+class SlowPatternError(Exception):
+    """A regular expression takes too long on a text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
 @dataclass(frozen=True)
 class Extraction:
     """Which part of a text is its answer, and in which form.
@@ -88,9 +98,20 @@ class Extraction:
         keys = extract or {}
         return cls(keys.get("after"), keys.get("regex"), tuple(keys.get("one_of") or ()), keys.get("as", "text"))
 
-    def find(self, text: str) -> str:
-        """Return the answer in a text, in canonical form; the empty text where there is none."""
-        part = self._part(text)
+    def find(self, text: str, *, patient: bool = True) -> str:
+        """Return the answer in a text, in canonical form; the empty text where there is none.
+
+        Args:
+            patient: Whether a text on which `regex` takes too long has no answer, and others go on.
+        Raises:
+            SlowPatternError: `regex` takes too long, and this is not patient.
+        """
+        try:
+            part = self._part(text)
+        except SlowPatternError:
+            if not patient:
+                raise
+            part = None
         if part is None:
             return ""
         if self.one_of:
@@ -111,8 +132,10 @@ class Extraction:
         Args:
             texts: Of one source. Either all have the answer where `after` or `regex` says, or all are nothing else.
             whole: These are whole answers, as the model learns to write them.
+        Raises:
+            SlowPatternError: `regex` takes too long on one of them.
         """
-        found = [self.find(text) for text in texts]
+        found = [self.find(text, patient=False) for text in texts]
         if whole or any(found):
             return found
         return [self.bare(text) for text in texts]
@@ -127,7 +150,10 @@ class Extraction:
     def _part(self, text: str) -> str | None:
         """Return the part of a text where its answer is; the text itself where nothing says."""
         if self.regex is not None:
-            match = re.search(self.regex, text)
+            try:
+                match = regex.search(self.regex, text, timeout=MATCH_SECONDS)
+            except TimeoutError:
+                raise SlowPatternError(text) from None
             return None if match is None else match[1]
         if self.after is None:
             return text

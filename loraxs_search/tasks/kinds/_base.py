@@ -48,6 +48,7 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.records import BaseModelRef, Prediction, Sample, Serving, Split, Task, TaskModel
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks.base_code import base_argument, finding_code, revision_argument
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section
@@ -344,5 +345,5 @@ class TaskKind(ABC):
             options = f", id2label=dict(enumerate(labels)), {ids}"
         elif model.num_outputs is not None:
             options = f", num_labels={model.num_outputs}"
-        revision = f', revision="{base.revision}"' if base.revision else ""
-        return f'{before}base = transformers.{model.auto_class}.from_pretrained("{base.id}"{options}{revision})'
+        arguments = f"{base_argument(base)}{options}{revision_argument(base)}"
+        return f"{finding_code(base)}{before}base = transformers.{model.auto_class}.from_pretrained({arguments})"

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from loraxs_search.tasks.batch import Batch, RowSource
 
 _MOST_SHOWN = 1000  # characters of a sample's texts
+_JOINT = 10  # characters that are shown on either side of where prompt and answer meet
+_SENTENCE_MARKS = (".", ",", ":", ";", "?", "!", ")")
 _CONTENTS = "contents"  # name of the messages' contents in `Rows.extras`
 
 
@@ -91,18 +93,22 @@ class LanguageModelKind(TaskKind):
         return [{name: texts[name][i] for name in names} for i in range(num_rows)]
 
     def _written(self, name: str, values: Sequence[Any], place: SourceLocation) -> list[str]:
-        texts, faults = [""] * len(values), list[int]()
+        texts, faults = [""] * len(values), dict[str, list[int]]()
         for row, value in enumerate(values):
             try:
                 texts[row] = written(value)
-            except ValueError:
-                faults.append(row)
-        if faults:
-            raise TaskDataError(
-                f"Task {self.task.name}: `{name}` must be a text, or a value that JSON knows, in each row, but"
-                f" {place.name} has {place.values(values, faults)}.",
+            except ValueError as error:
+                faults.setdefault(str(error), []).append(row)
+        errors = [
+            TaskDataError(
+                f"Task {self.task.name}: `{name}` must {law} in each row, but {place.name} has"
+                f" {place.values(values, rows)}.",
                 hint="correct or remove the rows",
             )
+            for law, rows in faults.items()
+        ]
+        if errors:
+            raise joined(self.task, errors)
         return texts
 
     def held(self, filled: list[list[str]]) -> tuple[list[str], dict[str, list[Any]]]:
@@ -131,6 +137,23 @@ class LanguageModelKind(TaskKind):
                 f"{spaced:,} of {len(texts):,} prompts end in white space: a model knows the space before a word as"
                 " part of that word, so begin the answers with it instead"
             )
+        if joint := [pair for split in rows.values() for pair in self._joints(split) if _runs_on(*pair)]:
+            prompt, answer = joint[0]
+            yield (
+                f"{len(joint):,} of {len(texts):,} answers follow their prompt without a space, as in"
+                f" {prompt[-_JOINT:] + answer[:_JOINT]!r}: most models know a word with the space before it as another"
+                " token, so begin the answers with a space"
+            )
+
+    def learnt_texts(self, rows: Rows) -> Sequence[Sequence[str]]:
+        """Return what may stand behind each row's prompt."""
+        return [()] * len(rows)
+
+    def _joints(self, rows: Rows) -> Iterator[tuple[str, str]]:
+        """Yield each row's prompt with the first answer that may run on from it; nothing of messages."""
+        for prompt, answers in zip(rows.texts, self.learnt_texts(rows), strict=True):
+            if not self.prompt.roles and answers:
+                yield prompt, next((it for it in answers if _runs_on(prompt, it)), answers[0])
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -143,6 +166,15 @@ class LanguageModelKind(TaskKind):
                     f"Task {self.task.name}: `messages` must have a tokenizer with a chat template, but this base"
                     " model's has none.",
                     hint="write the prompt as a text, under `prompt`, or choose a base model that was made for chats",
+                )
+            )
+        elif self.prompt.roles and (fault := self.prompt.template_fault(tokenizer)):
+            errors.append(
+                TaskDataError(
+                    f"Task {self.task.name}: `messages` must fit the chat template of the base model's tokenizer, which"
+                    f" says: {fault.rstrip('.')}.",
+                    hint="change `messages`, or write the prompt as a text, under `prompt`; many templates take no"
+                    " system message, and want user and assistant in turn",
                 )
             )
         if errors:
@@ -265,6 +297,12 @@ class LanguageModelKind(TaskKind):
 
         losses, is_likeliest = token_losses(outputs, batch)
         return row_sums(losses, batch), row_sums(is_likeliest, batch)
+
+
+def _runs_on(prompt: str, answer: str) -> bool:
+    """Whether an answer begins with a letter or digit of a script that has spaces, right behind a word or its mark."""
+    first, last = answer[:1], prompt[-1:]
+    return (first.isdigit() or first.lower() != first.upper()) and (last.isalnum() or last in _SENTENCE_MARKS)
 
 
 def prompts_of(rows: EncodedRows) -> Ragged:

@@ -25,6 +25,7 @@ def option_labels(
     """Return the index of each row's right option, (N,).
 
     The whole column is read in one way: the one that fits every row. Where several fit, they must agree on every row.
+    Of equal options it is the first: a model holds them equally likely, and the first of the likeliest is its answer.
 
     Args:
         values: The column, as stored.
@@ -33,7 +34,10 @@ def option_labels(
         TaskDataError: no way of reading fits every row, or two do and differ.
     """
     judged = [row for row, own in enumerate(options) if own]
-    answers = {name: [read(values[row], options[row]) for row in judged] for name, read in _READINGS.items()}
+    answers = {
+        name: [_first_equal(read(values[row], options[row]), options[row]) for row in judged]
+        for name, read in _READINGS.items()
+    }
     fitting = {name: found for name, found in answers.items() if None not in found}
     if not fitting:
         raise _misfit(values, judged, answers, task, place)
@@ -58,17 +62,20 @@ def named_labels(
     Raises:
         TaskDataError: a row has another number of names than of options, or its label is none of them.
     """
-    labels, faults, uneven = np.zeros(len(values), np.int64), list[int](), list[int]()
+    labels, faults, uneven, doubled = np.zeros(len(values), np.int64), list[int](), list[int](), list[int]()
     for row, own in enumerate(options):
         known = [_plain(name) for name in names[row]] if isinstance(names[row], list | tuple) else []
         if own and len(known) != len(own):
             uneven.append(row)
+        elif own and len(set(known)) < len(known):
+            doubled.append(row)
         elif own:
             label = _plain(values[row])
             faults += [] if label in known else [row]
-            labels[row] = known.index(label) if label in known else 0
+            labels[row] = (_first_equal(known.index(label), own) or 0) if label in known else 0
     where = [
         (uneven, names, "option_names", "hold a name for each option of its row"),
+        (doubled, names, "option_names", "hold names that differ from each other"),
         (faults, values, task.settings["label"], "be one of the names of its row's options"),
     ]
     errors = [
@@ -94,6 +101,10 @@ def _plain(value: Any) -> str:
 def option_letter(index: int) -> str:
     """Return the letter by which people call an option, or its index where letters do not reach."""
     return ascii_uppercase[index] if index < len(ascii_uppercase) else str(index)
+
+
+def _first_equal(index: int | None, options: Options) -> int | None:
+    return None if index is None else next(i for i, option in enumerate(options) if option == options[index])
 
 
 def _by_index(value: Any, options: Options) -> int | None:

@@ -66,9 +66,10 @@ class OptionTexts:
         """
         if self.column is None:
             return [template.fill(row) for template in self.templates]
-        if not isinstance(row[self.column], list | tuple):
-            raise ValueError("it is no list")
-        texts = [self.templates[0].fill({self.column: item}) for item in row[self.column]]
+        items = row[self.column]
+        if not isinstance(items, list | tuple) or any(isinstance(item, list | tuple | dict) for item in items):
+            raise ValueError("it is no list of texts or numbers")
+        texts = [self.templates[0].fill({self.column: item}) for item in items]
         return [f" {text}" if self.adds_space and not text[:1].isspace() else text for text in texts]
 
 

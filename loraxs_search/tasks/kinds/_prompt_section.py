@@ -38,7 +38,7 @@ def prompt_laws(keys: Keys) -> Iterator[Fault]:
     else:
         given = [key for key in ("prompt", "messages") if keys[key] is not None]
         if len(given) != 1:
-            yield ("prompt",), f"must stand alone or give way to `messages`, but got {'both' if given else 'neither'}."
+            yield ("prompt",), f"must be given, or else `messages`, but got {'both' if given else 'neither'}."
     for key in given:
         try:
             prompt = Prompt.of({key: keys[key]})

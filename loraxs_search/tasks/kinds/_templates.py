@@ -72,26 +72,28 @@ def written(value: Any) -> str:
     maps are written as JSON writes them.
 
     Raises:
-        ValueError: it is missing, not a number, not Unicode, or nothing that JSON knows.
+        ValueError: it is missing, not a number, not Unicode, or nothing that JSON knows; with what it must be.
     """
     if value is None:
-        raise ValueError("there is no value")
+        raise ValueError("have a value")
+    text = value if isinstance(value, str) else _number(value) if isinstance(value, float) else _json(value)
     try:
-        text = value if isinstance(value, str) else _number(value) if isinstance(value, float) else _json(value)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
-    if not text.isascii():
-        text.encode()  # half of a surrogate pair: neither a tokenizer nor a file takes it
+        text.encode()
+    except UnicodeEncodeError:  # neither a tokenizer nor a file takes it
+        raise ValueError("be Unicode, without half of a surrogate pair") from None
     return text
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("be a text, or a value that JSON knows") from None
 
 
 def _number(value: float) -> str:
     if not math.isfinite(value):
-        raise ValueError("it is not finite")
+        raise ValueError("be finite")
     return str(int(value)) if value.is_integer() and abs(value) < _WHOLE else repr(value)
 
 
@@ -148,6 +150,17 @@ class Prompt:
             return [begin + ids for ids in token_ids([texts[0] for texts in filled], tokenizer)]
         texts = [self._rendered(contents, tokenizer) for contents in filled]
         return token_ids(texts, tokenizer)
+
+    def template_fault(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return why the tokenizer's chat template does not take these messages; empty where it does."""
+        from jinja2 import TemplateError
+
+        try:
+            self._rendered(["a"] * len(self.roles), tokenizer)
+            self._rendered(["a"] * len(self.roles), tokenizer, {"role": "assistant", "content": "a"})
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            return " ".join(str(error).split()) or type(error).__name__
+        return ""
 
     def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
         """Return the token that ends an answer; None where the tokenizer has none.

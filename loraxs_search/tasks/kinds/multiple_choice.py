@@ -97,6 +97,8 @@ class MultipleChoice(LanguageModelKind):
         names, options = keys.get("option_names"), keys.get("options")
         if isinstance(names, list) and isinstance(options, list) and len(names) != len(options):
             yield ("option_names",), f"must name each of the {len(options)} options, but got {json.dumps(names)}."
+        elif isinstance(names, list) and len(set(names)) < len(names):
+            yield ("option_names",), f"must differ from each other, but got {json.dumps(names, ensure_ascii=False)}."
         label, contents = keys.get("label"), [message["content"] for message in keys.get("messages") or ()]
         if any(f"{{{label}}}" in text for text in (keys.get("prompt") or "", *contents)):
             yield ("label",), f"must be no column of the prompt, which would give the answer away, but got {label!r}."
@@ -199,6 +201,10 @@ class MultipleChoice(LanguageModelKind):
             raise joined(self.task, faults)
         contents, extras = self.held([self.prompt.fill(row) for row in asked])
         return self._rows(contents, options, np.full(len(rows), _UNLEARNT), extras)
+
+    def learnt_texts(self, rows: Rows) -> Sequence[Sequence[str]]:
+        fixed = self.options.fixed
+        return rows.extras[_OPTIONS] if fixed is None else [fixed] * len(rows)
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:

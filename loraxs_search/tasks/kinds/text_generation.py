@@ -22,12 +22,14 @@ from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._answer_checks import (
+    blank_rows,
     check_answers,
+    check_end_tokens,
     length_warnings,
     reference_warnings,
     stop_warnings,
 )
-from loraxs_search.tasks.kinds._answers import Extraction, ExtractSection, extract_laws
+from loraxs_search.tasks.kinds._answers import MATCH_SECONDS, Extraction, ExtractSection, SlowPatternError, extract_laws
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._examples import with_examples
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite, prompts_of
@@ -126,18 +128,27 @@ class TextGeneration(LanguageModelKind):
             references = self.read_texts(templates["reference"], columns, place, errors)
         labels: npt.NDArray[Any] = np.empty(0)
         if len(errors) == known:
+            stored = [columns.values[name] for name in templates["answer"].columns]
+            blank = blank_rows(stored)
             with collected(errors):
-                stored = [columns.values[name] for name in templates["answer"].columns]
-                check_answers(self.task, answers, stored, self.generation.stop, place)
+                check_answers(self.task, answers, blank, self.generation.stop, place)
             with collected(errors):
-                labels = self._labels(references, place)
+                labels = self._labels(references, place, frozenset(blank))
         if errors:
             raise joined(self.task, errors)
         return Rows(texts, None, labels, {**extras, _ANSWERS: answers})
 
-    def _labels(self, references: Sequence[str], place: SourceLocation) -> npt.NDArray[np.str_]:
-        labels = self.extraction.references(references, whole="reference" not in self.task.settings)
-        if lost := [row for row, label in enumerate(labels) if not label]:
+    def _labels(self, references: Sequence[str], place: SourceLocation, blank: frozenset[int]) -> npt.NDArray[np.str_]:
+        """Return the answers in the references; rows of `blank` have none, which is said of them already."""
+        try:
+            labels = self.extraction.references(references, whole="reference" not in self.task.settings)
+        except SlowPatternError as error:
+            raise TaskDataError(
+                f"Task {self.task.name}: `extract.regex` must be found or missed in {MATCH_SECONDS:g} seconds, but"
+                f" takes longer in {place.name} on {place.values(references, [references.index(error.text)])}.",
+                hint="write it without a repetition inside a repetition, such as (a+)+",
+            ) from None
+        if lost := [row for row, label in enumerate(labels) if not label and row not in blank]:
             what = "reference" if "reference" in self.task.settings else "answer"
             raise TaskDataError(
                 f"Task {self.task.name}: `extract` must find something in each row's {what}, but in {place.name} it"
@@ -161,6 +172,9 @@ class TextGeneration(LanguageModelKind):
             if "reference" in self.task.settings:
                 yield from reference_warnings(split, answers, own.labels.tolist(), self.extraction)
         yield from length_warnings(encoded, self.generation.max_new_tokens)
+
+    def learnt_texts(self, rows: Rows) -> Sequence[Sequence[str]]:
+        return [(answer,) for answer in rows.extras[_ANSWERS]]
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -193,7 +207,10 @@ class TextGeneration(LanguageModelKind):
             return self.joined(rows, tokenizer, None)
         end = self.prompt.end_id(tokenizer)
         ends = [] if end is None else [end]
-        return self.joined(rows, tokenizer, [[*ids, *ends] for ids in continued_ids(rows.extras[_ANSWERS], tokenizer)])
+        answers = continued_ids(rows.extras[_ANSWERS], tokenizer)
+        if end is not None:
+            check_end_tokens(self.task, rows, answers, end, tokenizer)
+        return self.joined(rows, tokenizer, [[*ids, *ends] for ids in answers])
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
     def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:

@@ -6,8 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from support.bases import DECODERS, GEMMA2, GEMMA3, MISTRAL, SMOLLM, byte_tokenizer, language_model, save_language_model
-from transformers import CohereConfig, GraniteConfig, LlamaForCausalLM
+from support.bases import (
+    BERT,
+    DECODERS,
+    GEMMA2,
+    GEMMA3,
+    MISTRAL,
+    SMOLLM,
+    byte_tokenizer,
+    language_model,
+    save_language_model,
+)
+from transformers import AutoModel, CohereConfig, DistilBertConfig, GraniteConfig, LlamaForCausalLM
 
 from loraxs_search.base_model import (
     last_states,
@@ -115,3 +125,20 @@ def test_smollm2_is_a_language_model_that_has_learnt_something(smollm2: BaseMode
             following = projection(model)(last_states(model, {"input_ids": ids})[:, -1:]).argmax(-1)
             ids = torch.cat([ids, following], dim=1)
     assert "Paris" in tokenizer.decode(ids[0, -8:])
+
+
+def test_a_tokenizer_without_a_limit_has_that_of_the_models_positions(tmp_path):
+    base = locate(BaseModelRef(str(save_language_model(tmp_path / "m"))))
+    assert load_tokenizer(base).model_max_length == SMOLLM.max_position_embeddings
+
+
+@pytest.mark.parametrize(
+    "config", [BERT, DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=32, vocab_size=40)]
+)
+def test_an_encoder_is_no_language_model(tmp_path, config):
+    AutoModel.from_config(config).save_pretrained(tmp_path / "m")
+    base = locate(BaseModelRef(str(tmp_path / "m")))
+    for use in (linear_modules, load_model):
+        with pytest.raises(BaseModelError, match=r"must have a decoder, but .* is an encoder") as error:
+            use(base, LANGUAGE_MODEL)
+        assert "choose a decoder" in error.value.hint

@@ -7,9 +7,22 @@ from dataclasses import replace
 
 from support.toy_language import choosing, writing
 
-from loraxs_search.records import DataSource, Decision, Latency, Look, Refit, Sample, SplitSource, Yardstick
+from loraxs_search import base_model
+from loraxs_search.records import (
+    BaseModel,
+    BaseModelRef,
+    DataSource,
+    Decision,
+    Latency,
+    Look,
+    Refit,
+    Sample,
+    SplitSource,
+    Yardstick,
+)
 from loraxs_search.registry import model_card
 from loraxs_search.registry.card import promoted_card
+from loraxs_search.tasks.base_code import finding_code
 
 REFITS = (Refit(1, {"accuracy": 0.79}), Refit(2, failed="diverged"))
 
@@ -147,3 +160,27 @@ def test_the_card_of_one_that_chooses_shows_what_it_chose(manifest):
     assert "Answer:\n\n```text\nw1\n```" in card
     assert "## Prompt" not in card
     assert "model.generate" not in card
+
+
+# ---- where the base is from ------------------------------------------------------------------------------------------
+def test_code_for_a_base_of_a_package_finds_its_weights_and_not_the_hubs(manifest):
+    made = manifest(task=writing(), base_model=BaseModelRef("org/base", package="some-model"), base_digest="d" * 64)
+    card = model_card(made)
+    assert "where the Python package `some-model` is installed. The base's weights are those in it" in card
+    blocks = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    assert f'locate(BaseModelRef("org/base", package="some-model", sha256="{"d" * 64}")).path' in blocks[1]
+    assert "AutoModelForCausalLM.from_pretrained(folder)" in blocks[1]
+    assert "AutoTokenizer.from_pretrained(folder)" in blocks[1]
+    assert 'from_pretrained("org/base"' not in card
+    assert "vllm serve FOLDER" in card
+    for block in blocks:
+        ast.parse(block)
+
+
+def test_that_code_runs(manifest, monkeypatch):
+    asked = []
+    monkeypatch.setattr(base_model, "locate", lambda ref: asked.append(ref) or BaseModel(ref.id, "/there", "d"))
+    found = {}
+    exec(finding_code(BaseModelRef("org/base", package="some-model", sha256="d" * 64)), found)
+    assert found["folder"] == "/there"
+    assert asked == [BaseModelRef("org/base", package="some-model", sha256="d" * 64)]

@@ -331,3 +331,39 @@ def test_what_trials_are_compared_by_fits_the_kind(text, faults, metric, message
     (line,) = faults(text.replace("  trials: 4\n", f"  metric: {metric}\n"))
     assert line.startswith("space.yaml:18: search.metric: ")
     assert message in line
+
+
+WRITING = """
+task:
+  name: words
+  kind: text-generation
+  data: {hub: org/set}
+  prompt: "{q}?"
+  answer: " {a}"
+  metrics: [exact_match]
+base_model: org/base
+parameters: {rank: 4, learning_rate: 0.001}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("  metrics", "  generation: {temperature: 1, top_p: 2}\n  metrics", "top_p: must be at most 1.0, but got 2."),
+        ("  metrics", "  extract: {one_of: [a]}\n  metrics", "one_of: must hold at least 2 items, but got"),
+        (
+            "rank: 4,",
+            "rank: 4, head: full,",
+            "parameters.head: must be left out: an adapter for text-generation has no",
+        ),
+        ("rank: 4,", "rank: 4, head_learning_rate: 0.1,", "parameters.head_learning_rate: must be left out"),
+        ("{q}?", "{q", "search.metric: must be the name of a metric, but got"),
+    ],
+)
+def test_faults_of_a_task_that_writes(tmp_path, old, new, told):
+    file = tmp_path / "words.yaml"
+    assert old in WRITING
+    file.write_text(WRITING.replace(old, new, 1) + ("search: {metric: lss}\n" if "metric" in told else ""))
+    with pytest.raises(SpaceError) as error:
+        load_space(str(file))
+    assert told in str(error.value)

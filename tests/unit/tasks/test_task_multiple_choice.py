@@ -170,7 +170,7 @@ def test_every_fault_of_a_file_is_named_at_once_with_its_line(make):
         "be two or more, but PLACE has ['x'] (line 1)",
         "be a list of texts or numbers, but PLACE has None (line 3), ['x', None] (line 7)",
         "each have text, but PLACE has ['x', ' '] (line 4)",
-        "`q` must be a text, or a value that JSON knows, in each row, but PLACE has None (line 2)",
+        "`q` must have a value in each row, but PLACE has None (line 2)",
         "as it is in 2 other rows, but PLACE has 2 (line 6)",
     ):
         path = make(rows).source.data_files["train"]
@@ -192,7 +192,7 @@ def test_columns_that_are_missing_are_named_with_their_nearest(make):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"prompt": None}, "`prompt` must stand alone or give way to `messages`, but got neither."),
+        ({"prompt": None}, "`prompt` must be given, or else `messages`, but got neither."),
         ({"messages": [{"role": "user", "content": "{q}"}]}, "`messages`, but got both."),
         ({"prompt": "What?"}, "`prompt` must name a column in braces, as in {question}, but got 'What?'."),
         ({"prompt": "{q"}, "`prompt` must close each brace, or double one that is text, but got '{q'."),
@@ -386,3 +386,53 @@ def test_an_answer_is_the_options_text_and_its_share_among_them(make):
     assert checked(make(labelled([0]), options=[" no", " yes"])).show(1) == "yes"
     assert kind.linear() is None
     assert kind.constants(np.array([2, 0, 2])) == [2, 0]
+
+
+# ---- options that are equal, and where they begin --------------------------------------------------------------------
+@pytest.mark.parametrize("label", [1, "B", "x"])
+def test_of_equal_options_the_first_is_right(make, label):
+    """Their likelihoods are equal, and the first of the likeliest is the answer."""
+    rows = [{"q": "q", "choices": ["x", "x", "y"], "answer": label}, {"q": "p", "choices": ["a", "x"], "answer": label}]
+    assert load_data(make(rows)).rows["train"].labels.tolist() == [0, 1]
+
+
+def test_of_equal_options_the_first_is_right_by_name_too(make):
+    rows = [{"q": "q", "choices": ["x", "x", "y"], "answer": "2", "names": ["1", "2", "3"]}]
+    assert load_data(make(rows, option_names="names")).rows["train"].labels.tolist() == [0]
+
+
+def test_names_of_options_must_differ(make):
+    rows = [{"q": "q", "choices": ["x", "y"], "answer": "A", "names": ["A", "A"]}]
+    assert "`option_names` must hold names that differ from each other, but" in refused(
+        make(rows, option_names="names")
+    )
+    with pytest.raises(TaskDataError, match=r'`option_names` must differ from each other, but got \["A", "A"\]'):
+        checked(make(options=[" x", " y"], option_names=["A", "A"]))
+
+
+@pytest.mark.parametrize("item", [["b"], {"text": "b"}])
+def test_a_list_or_a_map_among_options_is_refused(make, item):
+    rows = [{"q": "q", "choices": ["a", item], "answer": 0}]
+    assert "the options of a row must be a list of texts or numbers, but" in refused(make(rows))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "warned"),
+    [
+        ("{q}\nAnswer:", ["yes", "no"], "'ky\\nAnswer:yes'"),
+        ("{q}\nAnswer:", [" yes", "no"], "'ky\\nAnswer:no'"),
+        ("{q}", ["yes", "no"], "'Skyyes'"),
+        ("{q}\nAnswer:", [" yes", " no"], ""),
+        ("{q}\nAnswer:\n", ["yes", "no"], ""),
+        ("{q} (", ["yes", "no"], ""),
+        ("{q}\uff1f", ["是", "否"], ""),
+    ],
+)
+def test_options_that_run_on_from_their_prompt_are_warned_of(make, prompt, options, warned):
+    task = make([{"q": "Sky", "answer": 0}, {"q": "Sum", "answer": 1}], prompt=prompt, options=options)
+    rows = load_data(task).rows
+    said = [it for it in checked(task).warnings(rows, {}) if "without a space" in it]
+    assert len(said) == bool(warned)
+    if warned:
+        assert said[0].startswith("6 of 6 answers follow their prompt without a space, as in ")
+        assert warned in said[0]

@@ -123,7 +123,7 @@ def test_a_row_without_an_answer_is_refused(make, answer):
 
 
 def test_a_missing_answer_is_refused(make):
-    assert "`a` must be a text" in refused(make([*ROWS, {"q": "x", "n": "1"}]))
+    assert "`a` must have a value in each row" in refused(make([*ROWS, {"q": "x", "n": "1"}]))
 
 
 def test_an_extraction_that_finds_nothing_in_references_is_refused(make):
@@ -407,3 +407,64 @@ def test_an_adapter_of_another_kind_is_refused(make):
     task = make(**NUMBER)
     with pytest.raises(TaskDataError, match=r"\(multiple-choice\), but has \[\] \(text-generation\)"):
         asked(task, replace(task, kind="multiple-choice"))
+
+
+# ---- each fault once, with what it breaks ----------------------------------------------------------------------------
+def test_a_blank_answer_is_one_fault(make):
+    said = refused(make([*ROWS, {"q": "x", "a": " ", "n": "1"}]))
+    assert "each row must have an answer, but" in said
+    assert said.count("each row must") == 3  # once for each split
+    assert "extract" not in said
+
+
+@pytest.mark.parametrize(
+    ("value", "law"),
+    [
+        (None, "have a value"),
+        (float("nan"), "be finite"),
+        ("o\udfff", "be Unicode, without half of a surrogate pair"),
+    ],
+)
+def test_a_value_that_no_template_takes_is_refused_with_the_reason(make, value, law):
+    said = refused(make([*ROWS, {"q": value, "a": "x", "n": "1"}]))
+    assert f"`q` must {law} in each row, but" in said
+    assert "(line 4)" in said
+
+
+def test_an_end_token_in_an_answer_is_refused(make):
+    task = make([*ROWS, {"q": "x", "a": "so</s>", "n": "1"}])
+    with pytest.raises(
+        TaskDataError, match=r"must not have the end token </s> in its text, but in .* 'x\?' \(line 4\)"
+    ):
+        prepare(task, characters())
+
+
+def test_a_regular_expression_that_takes_ages_is_refused(make, monkeypatch):
+    monkeypatch.setattr("loraxs_search.tasks.kinds._answers.MATCH_SECONDS", 0.01)
+    rows = [*ROWS, {"q": "x", "a": "a" * 60 + "!", "n": "1"}]
+    said = refused(make(rows, extract={"regex": "((?:a|aa)+|is .+)$"}))
+    assert "`extract.regex` must be found or missed in" in said
+    assert "(line 4)" in said
+
+
+def test_a_regular_expression_that_takes_ages_on_answers_is_warned_of(make, monkeypatch):
+    monkeypatch.setattr("loraxs_search.tasks.kinds._answers.MATCH_SECONDS", 0.01)
+    rows = [{"q": f"x{i}", "a": "a" * 60 + "!", "n": "b"} for i in range(3)]
+    task = make(rows, reference="{n}", extract={"regex": "((?:a|aa)+|b)$"}, max_length=80)
+    assert any("`extract.regex` takes longer than" in text for text in warned(task))
+
+
+# ---- chat templates --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+        ("{% for m in messages %}{{ m.content ", "unexpected end of template"),
+        ("{{ messages[0].parts[0].text }}", "has no attribute 'parts'"),
+    ],
+)
+def test_a_chat_template_that_does_not_take_the_messages_is_told(make, template, says):
+    task = make(prompt=None, messages=[{"role": "system", "content": "so"}, {"role": "user", "content": "{q}"}])
+    with pytest.raises(TaskDataError, match="`messages` must fit the chat template") as error:
+        checked(task).check_tokenizer(characters(chat=template))
+    assert says in str(error.value)
