@@ -92,7 +92,8 @@ def reference_warnings(
     except SlowPatternError as error:
         yield (
             f"`extract.regex` takes longer than {MATCH_SECONDS:g} seconds on the {split} answer"
-            f" {shortened(error.text)}: whoever writes it is counted as wrong; write it without a repetition inside a repetition, such as (a+)+"
+            f" {shortened(error.text)}: whoever writes it is counted as wrong;"
+            " write it without a repetition inside a repetition, such as (a+)+"
         )
         return
     lost = found.count("")
