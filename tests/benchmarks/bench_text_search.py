@@ -16,6 +16,7 @@ import argparse
 import gzip
 import json
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -51,12 +52,14 @@ search:
 promotion: {{candidates: 1, seeds: 0}}
 """
 BOX = (1.0e-3, 8.0e-3)
+_NUMBER = re.compile(r"The answer is \$?\d")
 RANK, BATCH_SIZE, MAX_LENGTH, VALIDATION_ROWS = 32, 8, 512, 64
 
 
 def split_rows(folder: Path, target: Path, test_rows: int) -> dict[str, str]:
     """Write train, validation and test files for both sides; return their paths."""
-    lines = gzip.decompress((folder / "train.jsonl.gz").read_bytes()).decode().splitlines()
+    stored = gzip.decompress((folder / "train.jsonl.gz").read_bytes()).decode().splitlines()
+    lines = [line for line in stored if _NUMBER.search(json.loads(line)["answer"])]
     cuts = {"test": lines[:test_rows], "validation": lines[test_rows : test_rows + VALIDATION_ROWS]}
     cuts["train"] = lines[test_rows + VALIDATION_ROWS :]
     for split, rows in cuts.items():
