@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from loraxs_search.base_model.padding import joined, padding_side
     from loraxs_search.base_model.probing import close_to, dummy_inputs, end_with_eos, rounding, timing_inputs
     from loraxs_search.base_model.reading import last_states, projection, readable
+    from loraxs_search.base_model.shared_body import HeadAlone, rows_of, share_body
     from loraxs_search.base_model.sharing import probe_sharing
 
 __all__ = [
+    "HeadAlone",
     "Sharing",
     "check_packable",
     "check_shared",
@@ -60,6 +62,8 @@ __all__ = [
     "quiet",
     "readable",
     "rounding",
+    "rows_of",
+    "share_body",
     "timing_inputs",
     "use_padded_attention",
     "uses_padded_attention",
@@ -91,6 +95,9 @@ _HOMES = {
     "readable": "reading",
     "quiet": "_library",
     "rounding": "probing",
+    "HeadAlone": "shared_body",
+    "rows_of": "shared_body",
+    "share_body": "shared_body",
     "use_padded_attention": "attention",
     "uses_padded_attention": "attention",
     "joined": "padding",

@@ -42,7 +42,7 @@ class AdaptableLayers:
         self.device = next(model.parameters()).device
         self.modules = {module.name: module for module in modules}
         self.sizes = {name: (m.out_features, m.in_features) for name, m in self.modules.items()}  # (out, in)
-        self._model = model
+        self.model = model
         self._heads = head_names(model)
         self._output, self._idle = output_head(model) if self._heads else ("", ())
         self._stack = _repeated(model, self.sizes)
@@ -50,7 +50,7 @@ class AdaptableLayers:
     @property
     def layers(self) -> nn.ModuleList | None:
         """The layers that the base repeats, None when it has more than one list of them or none."""
-        layers = self._model.get_submodule(self._stack) if self._stack else None
+        layers = self.model.get_submodule(self._stack) if self._stack else None
         return layers if isinstance(layers, nn.ModuleList) else None
 
     def lowest(self, modules: Iterable[str]) -> int:
@@ -67,7 +67,7 @@ class AdaptableLayers:
         """
         if num_outputs is None:
             return InitialHead({}, {}, ())
-        drawn = fresh_head(with_labels(self._model, num_outputs), seed)
+        drawn = fresh_head(with_labels(self.model, num_outputs), seed)
         if which == "full" or not self._idle:
             return InitialHead(drawn, {}, self._heads)
         trained = {name: value for name, value in drawn.items() if name.startswith(f"{self._output}.")}

@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypeVar
@@ -20,7 +20,6 @@ from loraxs_search.base_model import (
     Sharing,
     check_packable,
     check_shared,
-    head_names,
     probe_sharing,
     readable,
     timing_inputs,
@@ -35,6 +34,7 @@ from loraxs_search.packing.passes import Reads, Reduced, run_pass, run_prefix
 from loraxs_search.packing.plan import Demand, Indices, Pass, padding, plan_passes
 from loraxs_search.packing.prefix_cache import PrefixCache
 from loraxs_search.packing.prompt_reading import PromptReader
+from loraxs_search.packing.served_model import ServedModel
 from loraxs_search.packing.slot import Slot
 from loraxs_search.packing.writing import PackWriter
 from loraxs_search.records import LinearModule, Split, TrialSpec
@@ -45,8 +45,11 @@ from loraxs_search.trial import Snapshot, in_row_order, is_worth_sharing, prompt
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 Rows = Mapping[str, Indices]  # of each trial, by its name
+RequestT = TypeVar("RequestT", Read, Write)
+ModelFor = Callable[[PreparedTask], PreTrainedModel]
 
 _PADDING_FACTOR = 1.1  # what padding may add to the tokens of a plan
+_TAKE_TURNS = "set `search.pack_size` to 1 or auto: trials take turns then, each alone"
 _PASSES_PER_WORKER = (1, 2, 3, 4)  # passes a worker may have in a round
 
 
@@ -56,7 +59,7 @@ class Pack:
     A slot's numbers depend on the slot alone, up to the rounding of shared passes; its failure is its own.
 
     Args:
-        model: The frozen base with the task's head, as `load_model` gives it.
+        model: The frozen base as the first task loads it, by `load_model`.
         factors: The store that factors come from; `LoadedFactors` when the base is not in its checkpoint's precision.
         modules: The linear layers that may be adapted.
         max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out. A longer row is computed
@@ -65,6 +68,9 @@ class Pack:
         cache_bytes: Memory for the hidden states below the lowest adapted layer, which are computed once for each row
             and then looked up; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 computes them in every pass.
         sharing: Which layers rows can share, as `probe_sharing` returns it; None means that the base is probed here.
+        model_for: Returns the base as a task loads it, on the very body of `model`. Asked once for each class of
+            models, while nothing of a trial is on the base. None: every task must read the base as `model` does, by a
+            head or without one.
 
     Raises:
         BaseModelError: the base does not compute each row by itself.
@@ -80,35 +86,35 @@ class Pack:
         executor: PassExecutor | None = None,
         cache_bytes: int | None = None,
         sharing: Sharing | None = None,
+        model_for: ModelFor | None = None,
     ) -> None:
         self.max_tokens = self._first_max_tokens = max_tokens
         self._executor = executor or PassExecutor(1)
-        self._model, self._has_head = model, bool(head_names(model))
-        self._adaptable = AdaptableLayers(model, modules)
-        sharing = sharing or probe_sharing(model, tuple(self._adaptable.sizes))
-        check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials take turns then, each alone")
+        self._model, self._modules = model, tuple(modules)
+        adaptable = AdaptableLayers(model, modules)
+        sharing = sharing or probe_sharing(model, tuple(adaptable.sizes))
+        check_shared(sharing, "Trials", _TAKE_TURNS)
         self.unpackable = sharing.unpackable
-        self._prefix = PrefixCache(model, self._adaptable.layers, cache_bytes)
-        self._packed = PackedModel(model, factors, self._adaptable, self._executor.num_workers, self._prefix)
-        self._prompt_reader = PromptReader(model, self._packed, self._executor)
-        self._writer = PackWriter(model, self._packed, self._executor, _is_out_of_memory)
+        first = ServedModel(model, adaptable)
+        self._numbers_segments: bool | None = None  # in the rows of all tasks, once there is one
+        self._served: dict[str, ServedModel] = {}  # by the class that loads it
+        self._model_for = model_for or functools.partial(_same_reading, first)
+        self._prefix = PrefixCache(model, adaptable.layers, cache_bytes)
+        self._packed = PackedModel(first, factors, self._executor.num_workers, self._prefix)
+        self._prompt_reader = PromptReader(self._packed, self._executor)
+        self._writer = PackWriter(self._packed, self._executor, _is_out_of_memory)
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or in the state of its snapshot.
 
         Raises:
             TargetModulesError, RankError, BaseModelError: the trial asks for what the base does not have, or for a
-                layer that cannot serve many trials in one pass.
+                layer that cannot serve many trials in one pass; or its task loads another body than those before.
         """
+        served = self._served_for(data)
+        self._check_inputs(data)
         check_packable(spec.hyperparameters.target_modules, self.unpackable)
-        if (data.kind.model.num_outputs is None) == self._has_head:
-            has = "a head" if self._has_head else "no head"
-            raise UsageError(
-                f"Trials that share a host must read its base in one way, but task {data.task.name} ({data.task.kind})"
-                f" meets a base with {has}.",
-                hint="search tasks of such different kinds one after the other",
-            )
-        return Slot(spec, data, self._adaptable, snapshot)
+        return Slot(spec, data, served.adaptable, snapshot)
 
     def step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:
         """Take one optimizer step of each slot; return the errors of those that could not, by trial id.
@@ -163,7 +169,8 @@ class Pack:
         results: dict[str, Any] = self._answer_reads(slots, reads) if reads else {}
         if writes:
             self._begin(slots, {})
-            results |= self._writer.write(writes)
+            for model, own in self._by_model(writes):
+                results |= self._writer.write(model, own)
         return results
 
     def shape_of_round(self, slots: Sequence[Slot]) -> tuple[int, float]:
@@ -209,6 +216,41 @@ class Pack:
         self._packed.clear()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _served_for(self, data: PreparedTask) -> ServedModel:
+        """Return the model that reads rows of a task; gets it where it is the first of its class."""
+        name = data.kind.model.auto_class
+        if name not in self._served:
+            self.clear()
+            model = self._model_for(data)
+            if not self._packed.serves(model):
+                self._serve(model, data)
+            self._served[name] = self._packed.served(model)
+        return self._served[name]
+
+    def _check_inputs(self, data: PreparedTask) -> None:
+        """Refuse rows that the base is given in another form than those of other tasks: no pass takes both."""
+        numbered = data.encoded("train").types is not None
+        if self._numbers_segments not in (None, numbered):
+            raise UsageError(
+                "Rows of tasks that share a host must all have `token_type_ids` or none, but those of task"
+                f" {data.task.name} ({data.task.kind}) have {'them' if numbered else 'none'}.",
+                hint="search such tasks one after the other",
+            )
+        self._numbers_segments = numbered
+
+    def _serve(self, model: PreTrainedModel, data: PreparedTask) -> None:
+        adaptable = AdaptableLayers(model, self._modules)
+        sharing = probe_sharing(model, tuple(adaptable.sizes))
+        check_shared(sharing, f"Trials of task {data.task.name}", _TAKE_TURNS)
+        self._packed.serve(ServedModel(model, adaptable))
+        self.unpackable |= sharing.unpackable
+
+    def _by_model(self, requests: Mapping[str, RequestT]) -> Iterator[tuple[PreTrainedModel, dict[str, RequestT]]]:
+        """Yield requests of slots in place by the model that answers them."""
+        models = {slot.name: slot.model for slot in self._packed.slots}
+        for model in dict.fromkeys(models[trial] for trial in requests):
+            yield model, {trial: request for trial, request in requests.items() if models[trial] is model}
+
     def _gradients(self, slots: Sequence[Slot], rows: Rows) -> dict[str, Tensor]:
         """Set each slot's whole gradient, and return each slot's mean loss, a scalar on the device."""
         reads = _training(slots, rows)
@@ -242,7 +284,9 @@ class Pack:
             self._begin(slots, {})
             groups = [prompt_groups(sources[trial], read.rows) for trial, read in shared.items()]
             longest = max(tokens for own in groups for tokens, _ in own)
-            results |= self._within_memory(longest, lambda: self._prompt_reader.read(shared, self._passes))
+            for model, own in self._by_model(shared):
+                read = functools.partial(self._prompt_reader.read, model, own, self._passes)
+                results |= self._within_memory(longest, read)
         return results
 
     def _read(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
@@ -338,6 +382,18 @@ class Pack:
             log.warning("Memory ran out with one row; layers are computed again in backward from now on.")
             return True
         return False
+
+
+def _same_reading(first: ServedModel, data: PreparedTask) -> PreTrainedModel:
+    """Return the one model there is, if it reads rows as the task does."""
+    if (data.kind.model.num_outputs is None) != bool(first.heads):
+        return first.model
+    has = "a head" if first.heads else "no head"
+    raise UsageError(
+        f"Trials of one model must read it in one way, but task {data.task.name} ({data.task.kind}) meets a base with"
+        f" {has}.",
+        hint="give the pack a function that returns the base as each task loads it",
+    )
 
 
 def _seconds(compute: Callable[[], object], device: torch.device) -> float:

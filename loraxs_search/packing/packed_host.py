@@ -85,7 +85,13 @@ class PackedHost:
         executor = PassExecutor(*workers_for(loaded.device))
         sharing = _sharing(loaded, refuse=slots is not None)
         self._pack = Pack(
-            loaded.model, loaded.factors, loaded.modules, max_tokens=budget, executor=executor, sharing=sharing
+            loaded.model,
+            loaded.factors,
+            loaded.modules,
+            max_tokens=budget,
+            executor=executor,
+            sharing=sharing,
+            model_for=loaded.model_for,
         )
         self._alone, self._takes_turns = TrialHost.on(loaded), slots is None
         self._full_slots = _full_slots(loaded, self._pack, largest[0], executor.num_workers)

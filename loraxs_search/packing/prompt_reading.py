@@ -23,13 +23,14 @@ Plan = Callable[[Sequence[Demand]], list[Pass]]
 class PromptReader:
     """Answers `Read` requests of slots that are in place, whose rows share prompts."""
 
-    def __init__(self, model: PreTrainedModel, packed_model: PackedModel, executor: PassExecutor) -> None:
-        self._model, self._packed, self._executor = model, packed_model, executor
+    def __init__(self, packed_model: PackedModel, executor: PassExecutor) -> None:
+        self._packed, self._executor = packed_model, executor
 
-    def read(self, reads: Mapping[str, Read], plan: Plan) -> dict[str, tuple[Tensor, ...]]:
+    def read(self, model: PreTrainedModel, reads: Mapping[str, Read], plan: Plan) -> dict[str, tuple[Tensor, ...]]:
         """Compute requests by trial name.
 
         Args:
+            model: The base as the tasks of these trials load it.
             plan: Spreads prompts over passes, each with the rows that continue it, as if it were one row of as many
                 tokens.
         """
@@ -48,10 +49,10 @@ class PromptReader:
             parts = [sources[name].take(own) for name, own in zip(names, rows, strict=True)]
             indices = np.array([slots[name][0] for name in names])
             with self._packed.prefix.paused():
-                outputs = read_shared(self._model, parts, lambda part_of: self._computing(indices[part_of], worker))
+                outputs = read_shared(model, parts, lambda part_of: self._computing(indices[part_of], worker))
             results = []
             for name, own, numbers, output in zip(names, chosen, rows, outputs, strict=True):
-                batch = slots[name][1].collate(sources[name], numbers).to(self._model.device)
+                batch = slots[name][1].collate(sources[name], numbers).to(self._packed.device)
                 with torch.inference_mode():
                     parts_of_rows = reads[name].reduce(output, batch)
                 results.append((name, own, tuple(part.cpu() for part in parts_of_rows)))
@@ -67,4 +68,4 @@ class PromptReader:
         }
 
     def _computing(self, slots: Indices, worker: int) -> AbstractContextManager[None]:
-        return self._packed.context.computing(SlotRowMap(segments_of(slots), self._model.device), worker)
+        return self._packed.context.computing(SlotRowMap(segments_of(slots), self._packed.device), worker)

@@ -25,7 +25,7 @@ class Slot:
     """What `TrialRun` keeps in a PEFT model, held apart from one: adapter, head, AdamW's moments, reports.
 
     Args:
-        adaptable: Layers and head of the base.
+        adaptable: Layers and head of the base, as the task loads it.
         snapshot: State to continue from; None starts at step 0.
     """
 
@@ -36,7 +36,7 @@ class Slot:
         adaptable: AdaptableLayers,
         snapshot: Snapshot | None = None,
     ) -> None:
-        self.spec, self.data = spec, data
+        self.spec, self.data, self.model = spec, data, adaptable.model
         self.adapter = _adapter(spec, adaptable)
         hyper = spec.hyperparameters
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)

@@ -32,32 +32,33 @@ class PackWriter:
 
     def __init__(
         self,
-        model: PreTrainedModel,
         packed_model: PackedModel,
         executor: PassExecutor,
         is_out_of_memory: Callable[[Exception], bool],
     ) -> None:
-        self._model, self._packed, self._executor = model, packed_model, executor
+        self._packed, self._executor = packed_model, executor
         self._is_out_of_memory = is_out_of_memory
-        self.max_rows = default_rows(model.device)
+        self.max_rows = default_rows(packed_model.device)
 
-    def write(self, writes: Writes) -> dict[str, Written]:
+    def write(self, model: PreTrainedModel, writes: Writes) -> dict[str, Written]:
         """Answer requests; a batch for which memory runs out is halved, and later ones are no larger.
 
+        Args:
+            model: The base as the tasks of these trials load it.
         Raises:
             UsageError: memory does not hold one row.
         """
         asked = [(index, slot) for index, slot in enumerate(self._packed.slots) if slot.name in writes]
-        own = {slot.name: open_rows(writes[slot.name], slot.data.tokenizer, self._model) for _, slot in asked}
+        own = {slot.name: open_rows(writes[slot.name], slot.data.tokenizer, model) for _, slot in asked}
         rows = [row for _, slot in asked for row in own[slot.name]]
         slots = np.repeat([index for index, _ in asked], [len(own[slot.name]) for _, slot in asked])
         left = np.arange(len(rows))
         while len(left):
-            left = self._try(rows, slots, left)
+            left = self._try(model, rows, slots, left)
         return {name: written(rows_of_slot) for name, rows_of_slot in own.items()}
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _try(self, rows: Sequence[OpenRow], slots: Indices, left: Indices) -> Indices:
+    def _try(self, model: PreTrainedModel, rows: Sequence[OpenRow], slots: Indices, left: Indices) -> Indices:
         """Write these rows; return those of them for whose batches memory ran out."""
         lengths = np.array([rows[row].max_length for row in left.tolist()])
         chosen = writing_batches(lengths, self.max_rows, self._executor.num_workers)
@@ -69,7 +70,7 @@ class PackWriter:
             try:
                 with self._packed.prefix.paused():
                     own, groups = [rows[row] for row in batch.tolist()], slots[batch]
-                    write_rows(self._model, own, functools.partial(self._computing, worker, groups), groups=groups)
+                    write_rows(model, own, functools.partial(self._computing, worker, groups), groups=groups)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not self._is_out_of_memory(error):
                     raise
@@ -87,7 +88,7 @@ class PackWriter:
 
     def _computing(self, worker: int, slots: Indices, left: Indices) -> AbstractContextManager[None]:
         """Tell the adapted layers which rows of a batch are left, given the slot of each of its rows."""
-        row_map = SlotRowMap(segments_of(slots[left]), self._model.device)
+        row_map = SlotRowMap(segments_of(slots[left]), self._packed.device)
         return self._packed.context.computing(row_map, worker)
 
 

@@ -1,0 +1,193 @@
+"""Tasks with a head and without one on one base: they share passes, and each trial is what it is alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import toy_language
+
+from loraxs_search.errors import UsageError
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.packing import PackedHost, TrialHost
+from loraxs_search.packing import pack as packing
+from loraxs_search.packing.loaded_base import LoadedBase
+from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.pass_executor import PassExecutor
+from loraxs_search.records import BaseModelRef, DataSource, Hyperparameters, Task, TrialSpec
+from loraxs_search.search.hosts.host_actor import HostActor
+from loraxs_search.search.hosts.host_config import HostConfig
+from loraxs_search.tasks import PreparedTask
+from loraxs_search.trial import Snapshot, TrialRun, attach, detach
+
+TOLERANCE = 1e-5  # relative, on every R, its moments, the heads and theirs
+NUM_STEPS = 30
+WITH_HEAD, WITHOUT = ("sequence-classification", "regression"), ("text-generation", "multiple-choice")
+ORDERS = {"head-first": (*WITH_HEAD, *WITHOUT), "no-head-first": (*WITHOUT, *WITH_HEAD)}
+
+
+def make_tasks(folder: Path) -> dict[str, Task]:
+    """Write a base and rows that all four kinds learn from; return a task of each kind."""
+    toy_language.save_base(folder)
+    files = {split: str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    for split, size in {"train": 60, "validation": 20, "test": 8}.items():
+        words = [[toy_language.WORDS[(7 * i + 3 * j) % 20] for j in range(1 + i % 7)] for i in range(size)]
+        rows = [
+            {"words": " ".join(own), "turned": " ".join(own[::-1][:3]), "label": i % 3, "number": len(own) / 4}
+            for i, own in enumerate(words)
+        ]
+        Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = DataSource(data_files=files)
+    classes = Task(
+        "classes", WITH_HEAD[0], source, "words", "label", "accuracy", "maximize", ("accuracy",), labels=("a", "b", "c")
+    )
+    numbers = Task("numbers", WITH_HEAD[1], source, "words", "number", "mse", "minimize", ("mse",))
+    own = [
+        replace(classes, max_length=16),
+        replace(numbers, max_length=16),
+        toy_language.writing(source=source),
+        toy_language.choosing(source=source),
+    ]
+    return {task.kind: task for task in own}
+
+
+class MixedWorld:
+    """One base, loaded by its first task, on which trials of all kinds run alone or packed."""
+
+    def __init__(self, folder: Path, kinds: Sequence[str]) -> None:
+        self.tasks = make_tasks(folder)
+        self.ref = BaseModelRef(id=str(folder))
+        self.loaded = LoadedBase(self.ref, self.tasks[kinds[0]], precision="float32", device="cpu")
+        self.names = [module.name for module in self.loaded.modules]
+        self.trials = [(self.spec(i, kind), self.loaded.prepared(self.tasks[kind])) for i, kind in enumerate(kinds)]
+
+    def spec(self, number: int, kind: str) -> TrialSpec:
+        top = tuple(name for name in self.names if ".1." in name)
+        hyper = Hyperparameters(
+            rank=3 + number,
+            target_modules=(tuple(self.names), top, tuple(self.names[::2]), tuple(self.names[1::3]))[number],
+            scale=(1.0, 2.0, 0.5, 1.0)[number],
+            learning_rate=2e-3,
+            head_learning_rate=1e-3,
+            init_std=1e-2,
+            batch_size=(8, 5, 16, 7)[number],
+            max_steps=50,
+            seed=number,
+        )
+        return TrialSpec(str(number), {}, hyper, study=kind)
+
+    def pack(self, num_workers: int = 1, max_tokens: int = 400) -> Pack:
+        loaded, executor = self.loaded, PassExecutor(num_workers)
+        return Pack(
+            loaded.model,
+            loaded.factors,
+            loaded.modules,
+            max_tokens=max_tokens,
+            executor=executor,
+            model_for=loaded.model_for,
+        )
+
+    def lone(self, spec: TrialSpec, data: PreparedTask) -> Snapshot:
+        """Run a trial by itself on a base that its own task has loaded; return its state after a report."""
+        own = LoadedBase(self.ref, data.task, precision="float32", device="cpu")
+        with use_factor_store(own.factors):
+            model = attach(own.model, spec)
+        try:
+            run = TrialRun(spec, model, data, torch.device("cpu"))
+            run.advance(NUM_STEPS)
+            return run.snapshot()
+        finally:
+            detach(model, spec)
+
+
+def distance(packed: Snapshot, lone: Snapshot) -> float:
+    """Return the largest |a - b| / |b| over every trained tensor and its moments."""
+    ours, theirs = packed.parameters | packed.moments, lone.parameters | lone.moments
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - value).norm() / value.norm()) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_pack_of_all_kinds_equals_lone_trials_after_thirty_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, num_workers: int
+) -> None:
+    world = MixedWorld(tmp_path, ORDERS[order])
+    pack = world.pack(num_workers)
+    slots = [pack.join(spec, data) for spec, data in world.trials]
+    run, company = packing.run_pass, set[frozenset[str]]()
+
+    def watched(model: Any, packed: Any, shared: Any, *others: Any) -> Any:
+        company.add(frozenset(str(share.trial) for share in shared.shares))
+        return run(model, packed, shared, *others)
+
+    monkeypatch.setattr(packing, "run_pass", watched)
+    for _ in range(NUM_STEPS):
+        assert pack.step(slots) == {}
+    assert len(max(company, key=len)) == len(slots)  # rows of all four in one pass
+    scores = pack.evaluate(slots, "validation")
+    packed = [slot.snapshot() for slot in slots]
+    reports = [slot.report(scores[slot.name]) for slot in slots]  # type: ignore[arg-type]
+    pack.clear()
+    for (spec, data), snapshot, report in zip(world.trials, packed, reports, strict=True):
+        lone = world.lone(spec, data)
+        assert distance(snapshot, lone) < TOLERANCE, spec
+        assert report.train_loss == pytest.approx(lone.reports[-1].train_loss, rel=1e-5)
+        assert report.metrics == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
+        assert report.size == lone.reports[-1].size
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_host_that_one_kind_has_begun_serves_all(tmp_path: Path, order: str) -> None:
+    world = MixedWorld(tmp_path, ORDERS[order])
+    config = HostConfig(world.ref, "float32", pack_size=4, packed=True, largest=(16, 8), make=_one_thread)
+    actor = HostActor(config, 1, "here")
+    infos = [actor.info(data.task) for _, data in world.trials]
+    assert len({info.modules for info in infos}) == 1
+    assert len({info.base.weight_digest for info in infos}) == 1
+    with ThreadPoolExecutor(4) as callers:
+        going = [callers.submit(actor.call, "advance", d.task, (s, 8, None, d.task)) for s, d in world.trials]
+        states = [future.result()[1] for future in going]
+    for (spec, data), info, state in zip(world.trials, infos, states, strict=True):
+        task, rows = data.task, range(8)
+        lone = TrialHost(world.ref, task, precision="float32", device="cpu")
+        report, expected = lone.advance(spec, 8, None)
+        assert info.head_parameters == lone.info().head_parameters
+        assert distance(Snapshot.from_bytes(state), Snapshot.from_bytes(expected)) < TOLERANCE
+        confirmed, wanted = actor.call("confirm", task, (spec, expected, task)), lone.confirm(spec, expected, task)
+        assert confirmed.files == wanted.files
+        assert confirmed.factors == wanted.factors
+        answers, own = actor.call("answer", task, (spec, expected, rows, task)), lone.answer(spec, expected, rows, task)
+        assert (answers.predictions, answers.labels) == (own.predictions, own.labels)
+        assert answers.loss == pytest.approx(own.loss, rel=1e-5)
+        assert [y.name for y in actor.call("yardsticks", task, (task,))] == [y.name for y in lone.yardsticks(task)]
+        if data.kind.shots:
+            alone, own = (
+                actor.call("answer_alone", task, ("test", rows, 0, task)),
+                lone.answer_alone("test", rows, 0, task),
+            )
+            assert alone.predictions == own.predictions
+        assert report.step == 8
+
+
+def test_rows_with_and_without_segments_are_refused_in_one_pack(tmp_path: Path) -> None:
+    world = MixedWorld(tmp_path, ORDERS["head-first"])
+    pack, (spec, data) = world.pack(), world.trials[0]
+    pack.join(spec, data)
+    other_spec, other = world.trials[2]
+    other._splits = {
+        split: replace(rows, types=np.zeros(len(rows.ids.values), np.int8)) for split, rows in other._splits.items()
+    }
+    with pytest.raises(UsageError, match="token_type_ids"):
+        pack.join(other_spec, other)
+
+
+def _one_thread(config: HostConfig, task: Task, _: int) -> PackedHost:
+    return PackedHost(config.base, task, slots=4, precision="float32", device="cpu", largest=config.largest)
