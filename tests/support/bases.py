@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -94,7 +95,7 @@ def language_model(config: PretrainedConfig, noise: float = 0.1) -> PreTrainedMo
         noise: Added to each weight, so that every part of the model counts in its logits.
     """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=noise)

@@ -24,19 +24,19 @@ NARROW = BertConfig(
     intermediate_size=48,
     max_position_embeddings=16,
 )
-MakeFolder = Callable[[PretrainedConfig, str], Path]
+MakeFolder = Callable[..., Path]
 
 
 @pytest.fixture
 def make_folder(make_adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeFolder:
-    """Make an adapter of one module on a small base whose tokenizer knows no longest row."""
+    """Make an adapter of one module on a small base; its tokenizer knows no longest row unless it is given one."""
     monkeypatch.setattr(latency, "_AGREEMENT", 10.0)  # a busy machine is no fault of what is tested
 
-    def make(config: PretrainedConfig, module: str) -> Path:
+    def make(config: PretrainedConfig, module: str, **limits: int) -> Path:
         base(config).save_pretrained(tmp_path / "base")
         words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(40)}, unk_token="w3"))
         words.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w1", unk_token="w3")
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w1", unk_token="w3", **limits)
         tokenizer.save_pretrained(tmp_path / "base")
         with use_factor_store(FactorStore()):
             found = locate(BaseModelRef(str(tmp_path / "base")))
@@ -51,7 +51,12 @@ def test_a_base_that_wants_an_end_token_in_each_row_is_timed(make_folder: MakeFo
     assert found.ratio is not None and found.ratio > 0
 
 
-def test_a_base_that_fails_on_the_rows_is_told_in_the_result(make_folder: MakeFolder) -> None:
+def test_a_base_of_few_positions_is_timed_on_shorter_rows(make_folder: MakeFolder) -> None:
     found = measure_latency(make_folder(NARROW, "bert.encoder.layer.0.intermediate.dense"))
+    assert (found.failed, found.tokens) == ("", 16)
+
+
+def test_a_base_that_fails_on_the_rows_is_told_in_the_result(make_folder: MakeFolder) -> None:
+    found = measure_latency(make_folder(NARROW, "bert.encoder.layer.0.intermediate.dense", model_max_length=512))
     assert found.ratio is None
     assert "RuntimeError: The expanded size of the tensor (64) must match" in found.failed
