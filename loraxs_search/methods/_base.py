@@ -6,9 +6,9 @@ torch nor transformers nor PEFT at its top; functions that need them import them
 
 **Declaration** (`name` to `conversions`): plain values. Any process, any thread.
 
-**Resolution** (`fields`, `params`, `check`, `factor_sets`, `size`): from the YAML file's values to a trial's
-hyperparameters. Called by the space reader, `check` and the driver, without torch, any number of times; the same
-arguments give the same answer.
+**Resolution** (`fields`, `params`, `check`, `factor_sets`, `estimates` to `assets`, `size`): from the YAML file's
+values to a trial's hyperparameters. Called by the space reader, `check` and the driver, without torch, any number of
+times; the same arguments give the same answer.
 
 **Work** (`factors` to `load`, `packed`): on a base in memory. A host calls these from one thread at a time for one
 base; several bases, and so several threads, may be in one process. `attach` and `detach` come in pairs, one adapter at
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from loraxs_search.methods._names import Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.records import AdapterSize, Basis, Hyperparameters, LinearModule, Manifest, Scalar
+from loraxs_search.records import AdapterSize, Basis, Estimate, Head, Hyperparameters, LinearModule, Manifest, Scalar
 
 if TYPE_CHECKING:
     import torch
@@ -164,6 +164,8 @@ class Method(ABC):
     """Its own parameters in YAML, beside those that all methods have."""
     not_offered: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Names that people may look for, and why they are not there: `must` sentences that follow the name."""
+    only_with: ClassVar[Mapping[str, Mapping[str, tuple[Scalar, ...]]]] = MappingProxyType({})
+    """Of its own parameters, those that a trial has only where others have certain values: a condition as in `when`."""
     sized_by: ClassVar[tuple[str, ...]] = ()
     """Those of its own parameters, integers or words, that decide what is stored."""
     packed: ClassVar[PackedMethod | None] = None
@@ -203,6 +205,29 @@ class Method(ABC):
 
     def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
         """Return the factors that trials of a space share, to be computed before the first of them; none by default."""
+        return ()
+
+    def estimates(self, possible: Possible, heads: Sequence[Head]) -> tuple[Estimate, ...]:
+        """Return what trials of a space start from that takes a task's rows to compute; nothing by default.
+
+        It is computed once for a study, on one host, and kept as an asset; its seed is set by the study.
+
+        Args:
+            heads: Those that a trial may have.
+        """
+        return ()
+
+    def with_assets(self, hyper: Hyperparameters, assets: Mapping[str, str], seed: int) -> Hyperparameters:
+        """Return a trial's hyperparameters with the assets that it starts from, out of those of its study.
+
+        Args:
+            assets: Name to digest; of an estimate, `Estimate.name`.
+            seed: The study's, which estimates were made with.
+        """
+        return hyper
+
+    def assets(self, hyper: Hyperparameters) -> tuple[str, ...]:
+        """Return the digests of the assets that must be on a trial's machine when `attach` is called."""
         return ()
 
     @abstractmethod

@@ -6,11 +6,13 @@ What it means to a search; the PEFT tuner that computes it is `methods/loraxs/`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from loraxs_search.errors import RankError
+from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods._base import (
     Conversion,
     FactorRequest,
@@ -22,10 +24,20 @@ from loraxs_search.methods._base import (
     Possible,
     Sizes,
 )
-from loraxs_search.methods._names import ADAPTER, R, Shapes
+from loraxs_search.methods._names import ADAPTER, A, B, R, Shapes, file_bytes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, merge, peft_model
-from loraxs_search.records import Basis, Hyperparameters, LinearModule, Manifest, Scalar, Sigma
+from loraxs_search.records import (
+    AdapterSize,
+    Basis,
+    Estimate,
+    Head,
+    Hyperparameters,
+    LinearModule,
+    Manifest,
+    Scalar,
+    Sigma,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +49,9 @@ if TYPE_CHECKING:
     from loraxs_search.methods.loraxs import LoraXSConfig
 
 _SMALLEST_FACTOR_RANK = 64
+_GRADIENT: Basis = "gradient"
+_STEP: dict[str, Scalar] = {"scale": 1.0, "sigma": "none", "init_std": 0.0}  # it has a size of its own, and S is in R
+_OF_THE_WEIGHT = tuple(basis for basis in get_args(Basis) if basis != _GRADIENT)
 
 
 def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
@@ -99,7 +114,10 @@ class LoraXS(PeftMethod):
     not_offered: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
     )
-    sized_by: ClassVar[tuple[str, ...]] = ("rank",)
+    only_with: ClassVar[Mapping[str, Mapping[str, tuple[Scalar, ...]]]] = MappingProxyType(
+        {name: {"basis": _OF_THE_WEIGHT} for name in _STEP}
+    )
+    sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis")
     packed: ClassVar[PackedMethod | None] = _PackedLoraXS()
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType(
         {"lora": as_lora, "merged": merge, "gguf": as_gguf}
@@ -107,10 +125,16 @@ class LoraXS(PeftMethod):
 
     # ---- resolution --------------------------------------------------------------------------------------------------
     def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:
+        if params.get("basis") == _GRADIENT:
+            return {**params, **_STEP, "factor_rank": _max_rank(possible)}
         return {**params, "factor_rank": factor_rank_bucket(_max_rank(possible))}
 
     def params(self, hyper: Hyperparameters) -> Mapping[str, Scalar]:
         return {name: getattr(hyper, name) for name in self.parameters}
+
+    def with_defaults(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        values = super().with_defaults(params)
+        return values | _STEP if values["basis"] == _GRADIENT else values
 
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
         """Hold the rank against the smaller side of each layer.
@@ -128,7 +152,36 @@ class LoraXS(PeftMethod):
 
     def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
         rank = factor_rank_bucket(_max_rank(possible))
-        return tuple(FactorSet(cast("Basis", basis), rank) for basis in possible["basis"] or ())
+        bases = [cast("Basis", basis) for basis in possible["basis"] or ()]
+        return tuple(FactorSet(basis, rank) for basis in bases if basis != _GRADIENT)
+
+    def estimates(self, possible: Possible, heads: Sequence[Head]) -> tuple[Estimate, ...]:
+        if _GRADIENT not in (possible["basis"] or ()):
+            return ()
+        return tuple(Estimate(_max_rank(possible), head) for head in heads)
+
+    def with_assets(self, hyper: Hyperparameters, assets: Mapping[str, str], seed: int) -> Hyperparameters:
+        """Give a trial on the gradient's basis its factors, and the head that the gradient was taken through.
+
+        The gradient of a head that starts elsewhere has nothing to do with it.
+        """
+        if hyper.basis != _GRADIENT:
+            return hyper
+        return replace(hyper, factor_set=assets[Estimate(hyper.rank, hyper.head).name], head_seed=seed)
+
+    def assets(self, hyper: Hyperparameters) -> tuple[str, ...]:
+        return () if hyper.factor_set is None else (hyper.factor_set,)
+
+    def size(
+        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], head: Shapes, identity: Shapes
+    ) -> AdapterSize:
+        size = super().size(params, modules, head, identity)
+        if params["basis"] != _GRADIENT:
+            return size
+        rank = int(params["rank"])
+        frozen: dict[str, tuple[int, ...]] = {f"{module.name}.{A}": (rank, module.in_features) for module in modules}
+        frozen |= {f"{module.name}.{B}": (module.out_features, rank) for module in modules}
+        return replace(size, stored_bytes=file_bytes({**self.stored(params, modules), **frozen, **head}))
 
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         rank = int(params["rank"])
@@ -141,6 +194,8 @@ class LoraXS(PeftMethod):
     def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterator[FactorRequest]:
         from loraxs_search.methods.loraxs import module_settings
 
+        if hyper.basis == _GRADIENT:
+            return  # they are in the adapter's own file
         config = _config(hyper)
         for name, size in sizes.items():
             settings = module_settings(config, name, *size)
@@ -182,11 +237,18 @@ def _config(hyper: Hyperparameters, **attachment: Any) -> LoraXSConfig:
         scale=hyper.scale,
         sigma=hyper.sigma,
         basis=hyper.basis,
+        factor_set=hyper.factor_set,
+        first_step=_first_rate(hyper) if hyper.basis == _GRADIENT else 0.0,
         factor_rank=hyper.factor_rank,
         init_std=hyper.init_std,
         init_seed=hyper.seed,
         **attachment,
     )
+
+
+def _first_rate(hyper: Hyperparameters) -> float:
+    """Return the learning rate of a trial's first step."""
+    return hyper.learning_rate * lr_factor(0, hyper.max_steps, hyper.warmup_ratio, hyper.lr_schedule)
 
 
 def _max_rank(possible: Possible) -> int:

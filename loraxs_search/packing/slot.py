@@ -41,7 +41,7 @@ class Slot:
         hyper = spec.hyperparameters
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         device = adaptable.device
-        head = adaptable.draw_head(hyper.head, data.kind.model.num_outputs, hyper.seed)
+        head = adaptable.draw_head(hyper.head, data.kind.model.num_outputs, hyper.head_start)
         self.head = {name: value.to(device).requires_grad_() for name, value in head.trained.items()}
         self.fixed_head = {name: value.to(device) for name, value in head.fixed.items()}
         self._layout = SlotStateLayout(self.adapter, tuple(self.head), head.owners)

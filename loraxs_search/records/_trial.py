@@ -27,6 +27,8 @@ class Hyperparameters:
         factor_rank: Rank at which the factors are computed; the trial uses their first `rank` columns.
         method: A name of `loraxs_search.methods`.
         method_params: The method's own parameters by name, defaults included.
+        factor_set: sha256 of the asset with the factors that were estimated on the study's rows, for `basis: gradient`.
+        head_seed: The head starts as with this seed; None means `seed`.
     """
 
     target_modules: tuple[str, ...]
@@ -50,6 +52,13 @@ class Hyperparameters:
     factor_rank: int | None = None
     method: str = "lora-xs"
     method_params: Mapping[str, Scalar] = field(default_factory=dict)
+    factor_set: str | None = None
+    head_seed: int | None = None
+
+    @property
+    def head_start(self) -> int:
+        """The seed that the head is drawn from."""
+        return self.seed if self.head_seed is None else self.head_seed
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class TrialSpec:
     Args:
         study: Tells trials of several studies apart that share a host.
         identity: What the study began with; a host that has loaded something else refuses the trial.
+        keeper: The actor that has the study's assets; a host asks it for those that its node lacks.
     """
 
     trial_id: str
@@ -66,6 +76,7 @@ class TrialSpec:
     hyperparameters: Hyperparameters
     study: str = ""
     identity: Identity | None = None
+    keeper: str = ""
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -30,6 +30,34 @@ def check_conditions(
         circle: list[str] = error.args[1]
         path = ("parameters", circle[-1], "when")
         document.faults.add(path, f"must not lead back to itself, but got {' -> '.join(reversed(circle))}.")
+
+
+def add_implied_conditions(
+    document: Document,
+    parameters: dict[str, Parameter],
+    specs: Mapping[str, ParameterSpec],
+    only_with: Mapping[str, Mapping[str, Sequence[Scalar]]],
+) -> None:
+    """Add to parameters that only go with certain values of others the condition that says so.
+
+    Args:
+        only_with: Parameter to what others must be, as `Method.only_with` has it.
+    """
+    for name, others in only_with.items():
+        for other, allowed in others.items():
+            if name not in parameters:
+                continue
+            parameter, given = parameters[name], dict(parameters[name].when)
+            parent = parameters.get(other)
+            possible = given.get(other) or (parent.possible if parent else (specs[other].default,)) or ()
+            fitting = tuple(value for value in possible if value is not None and value in allowed)
+            if fitting and parent is not None and other not in given and len(fitting) < len(possible):
+                parameters[name] = replace(parameter, when=(*parameter.when, (other, fitting)))
+            elif not fitting or (other in given and len(fitting) < len(possible)):
+                known = one_of([str(value) for value in allowed])
+                law = f"must be left out unless {other} is one of: {known}"
+                got = one_of([str(value) for value in possible])
+                document.faults.add(("parameters", name), f"{law}, but {other} may be {got}.")
 
 
 def drawing_order(parameters: Iterable[Parameter]) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from loraxs_search.methods import ParameterSpec
+from loraxs_search.methods import ParameterSpec, get_method
 from loraxs_search.records import Scalar
-from loraxs_search.search_space._conditions import check_conditions
+from loraxs_search.search_space._conditions import add_implied_conditions, check_conditions
 from loraxs_search.search_space._distributions import Choice, Constant, Distribution, Floats, Integers, Parameter
 from loraxs_search.search_space._document import Document, as_written
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
@@ -41,6 +41,7 @@ def read_parameters(document: Document, section: object, method: str) -> dict[st
         if name not in section:
             document.faults.add((_SECTION, name), f"is required: {specs[name]}, or a range of them.")
     check_conditions(document, section, parameters, specs)
+    add_implied_conditions(document, parameters, specs, get_method(method).only_with)
     return parameters
 
 

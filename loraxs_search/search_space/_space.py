@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from loraxs_search.methods import FactorSet, Method, Possible, get_method
 from loraxs_search.records import (
     BaseModelRef,
+    Estimate,
+    Head,
     Hyperparameters,
     LinearModule,
     PromotionRule,
@@ -92,6 +94,11 @@ class Space:
         """Return the factors that trials share, to be computed before the first of them."""
         return self._method.factor_sets(self._possible())
 
+    def estimates(self) -> tuple[Estimate, ...]:
+        """Return what is estimated on the task's rows before the first trial."""
+        found = self._method.estimates(self._possible(), self._heads())
+        return tuple(replace(estimate, seed=self.search.seed) for estimate in found)
+
     @property
     def is_packable(self) -> bool:
         """Whether the method's trials can share passes."""
@@ -126,6 +133,11 @@ class Space:
     @property
     def _method(self) -> Method:
         return get_method(self.method)
+
+    def _heads(self) -> Sequence[Head]:
+        """Return how a trial's head may be trained."""
+        values = self._possible_values("head", Hyperparameters.head)
+        return [cast("Head", value) for value in values or ()]
 
     def _possible(self) -> Possible:
         """Return every value of the method's own parameters that a trial may have, its default included."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from loraxs_search.assets import digest_of
 from loraxs_search.errors import StudyError, unknown_name
 from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_locked, write_atomic
 from loraxs_search.mlflow_uri import without_account
@@ -219,6 +220,33 @@ class StudyFolder:
         path = self.path / "yardsticks.json"
         return read_record(_YardstickFile, path).yardsticks if path.exists() else None
 
+    def write_asset(self, name: str, content: bytes) -> str:
+        """Keep what trials start from, under a name and its digest, which is returned."""
+        digest = digest_of(content)
+        write_atomic(self.path / "assets" / f"{digest}.safetensors", content)
+        write_atomic(self.path / "assets.json", to_json({"digests": {**self.assets(), name: digest}}, indent=2))
+        return digest
+
+    def assets(self) -> Mapping[str, str]:
+        """Return the digests of the study's assets by name."""
+        path = self.path / "assets.json"
+        return read_record(_AssetFile, path).digests if path.exists() else {}
+
+    def read_asset(self, digest: str) -> bytes:
+        """Return an asset.
+
+        Raises:
+            StudyError: it is missing, or not what its name says.
+        """
+        path = self.path / "assets" / f"{digest}.safetensors"
+        content = path.read_bytes() if path.exists() else b""
+        if digest_of(content) != digest:
+            raise StudyError(
+                f"A study must keep what its trials start from, but {path} is {'damaged' if content else 'missing'}.",
+                hint="restore the file from a backup, or launch the study again under another name",
+            )
+        return content
+
     # ---- snapshots and candidates ----------------------------------------------------------------------------------
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
         """Keep a trial's state, replacing the one before, atomically.
@@ -296,6 +324,11 @@ class StudyFolder:
 class _CandidateFile:
     at: float
     candidates: list[Candidate]
+
+
+@dataclass(frozen=True)
+class _AssetFile:
+    digests: Mapping[str, str]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from loraxs_search.factors import GRADIENT
 from loraxs_search.methods._base import PackedAdapter, Sizes
 from loraxs_search.methods._names import ADAPTER, ROOT, R
+from loraxs_search.methods.loraxs._own_pair import set_factors
 from loraxs_search.methods.loraxs._settings import ModuleSettings, initial_r, module_settings
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 
@@ -25,7 +27,7 @@ class PackedR(PackedAdapter):
             name: module_settings(config, name, *size) for name, size in sizes.items()
         }
         self.modules = tuple(self.settings)
-        drawn = [initial_r(config, settings.rank, name) for name, settings in self.settings.items()]
+        drawn = [_initial(config, settings, name) for name, settings in self.settings.items()]
         self.r = torch.stack(drawn).to(device).requires_grad_()
 
     @property
@@ -38,6 +40,11 @@ class PackedR(PackedAdapter):
 
     def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
         return [torch.stack([named[_trained_name(module)] for module in self.modules])]
+
+
+def _initial(config: LoraXSConfig, settings: ModuleSettings, module: str) -> Tensor:
+    step = set_factors(settings, module).singular_values if settings.basis == GRADIENT else None
+    return initial_r(config, settings, module, step)
 
 
 def _trained_name(module: str) -> str:

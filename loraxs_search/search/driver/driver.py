@@ -92,6 +92,7 @@ class Driver:
         with folder.lock(), mirrored(folder, self._stop.set) as mirror:
             if folder.identity() is None:
                 folder.write_identity(actors.info.identity)
+            actors.prepare_assets(folder, self._view.phase)
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
                 result = self._search(folder, actors, tracker)
