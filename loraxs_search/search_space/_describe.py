@@ -27,7 +27,8 @@ class ShapeDescription:
     """An adapter of the space, and what would be stored.
 
     Args:
-        params: The method's own parameters that decide what is stored: the rank of LoRA-XS.
+        params: The method's own parameters that decide what is stored, of those that the space names: the rank of
+            LoRA-XS.
         head: `full` or `output`.
     """
 
@@ -79,7 +80,9 @@ def describe(
         method.check(method.with_defaults(own), adapted)
         stored = heads.get(head, {})
         identity = {name: shape for name, shape in heads.get("full", {}).items() if name not in stored}
-        shapes.append(ShapeDescription(own, expression, head, method.size(own, adapted, stored, identity)))
+        size = method.size(own, adapted, stored, identity)
+        named = {name: value for name, value in own.items() if name in space.parameters}
+        shapes.append(ShapeDescription(named, expression, head, size))
     return SpaceDescription(
         combinations=space.grid_size(),
         groups=tuple(GroupDescription(expression, names) for expression, names in groups.items()),
