@@ -33,6 +33,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from loraxs_search.errors import UsageError
 from loraxs_search.methods._names import Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.records import AdapterSize, Basis, Estimate, Head, Hyperparameters, LinearModule, Manifest, Scalar
@@ -221,10 +222,37 @@ class Method(ABC):
         """Return a trial's hyperparameters with the assets that it starts from, out of those of its study.
 
         Args:
-            assets: Name to digest; of an estimate, `Estimate.name`.
+            assets: Name to digest; of an estimate, `Estimate.name`; of an adapter, `starting.START`.
             seed: The study's, which estimates were made with.
         """
         return hyper
+
+    def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
+        """Return a registered adapter of this method as the asset that trials start from; see `starting`.
+
+        Args:
+            folder: The adapter's, as it was pulled.
+            with_head: Whether trials start from its head too.
+        Raises:
+            UsageError: trials of this method start from no adapter.
+        """
+        raise UsageError(
+            f"`start_from` must go with a method whose trials can start from an adapter, but {self.name} has none.",
+            hint="leave it out, or search lora-xs",
+        )
+
+    def check_start(  # noqa: B027
+        self, start: Hyperparameters, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> None:
+        """Hold a trial against the adapter of the same base and method that it starts from.
+
+        Args:
+            start: The adapter's.
+            params: As of `check`.
+            modules: That the trial adapts.
+        Raises:
+            UsageError: the trial cannot begin at the adapter's function.
+        """
 
     def assets(self, hyper: Hyperparameters) -> tuple[str, ...]:
         """Return the digests of the assets that must be on a trial's machine when `attach` is called."""
@@ -243,6 +271,17 @@ class Method(ABC):
         """
 
     # ---- work --------------------------------------------------------------------------------------------------------
+    def check_on(  # noqa: B027
+        self, linears: Mapping[str, nn.Module], hyper: Hyperparameters, factors: FactorStore
+    ) -> None:
+        """Hold what a trial starts from against a base before it joins a pack, as `attach` does for a lone one.
+
+        Args:
+            linears: The base's linear layers that may be adapted, by full name; some are not this trial's.
+        Raises:
+            FactorMismatchError: it was made for other factors.
+        """
+
     def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterable[FactorRequest]:
         """Return every factor file that an adapter needs, to be registered with it; none by default."""
         return ()

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
-from loraxs_search.errors import RankError
+from loraxs_search.errors import RankError, UsageError
 from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods._base import (
     Conversion,
@@ -27,6 +27,7 @@ from loraxs_search.methods._base import (
 from loraxs_search.methods._names import ADAPTER, A, B, R, Shapes, file_bytes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, merge, peft_model
+from loraxs_search.methods.starting import START, pack_start
 from loraxs_search.records import (
     AdapterSize,
     Basis,
@@ -166,11 +167,47 @@ class LoraXS(PeftMethod):
         The gradient of a head that starts elsewhere has nothing to do with it.
         """
         if hyper.basis != _GRADIENT:
-            return hyper
+            return replace(hyper, start_from=assets.get(START))
         return replace(hyper, factor_set=assets[Estimate(hyper.rank, hyper.head).name], head_seed=seed)
 
     def assets(self, hyper: Hyperparameters) -> tuple[str, ...]:
-        return () if hyper.factor_set is None else (hyper.factor_set,)
+        return tuple(digest for digest in (hyper.factor_set, hyper.start_from) if digest is not None)
+
+    def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
+        return pack_start(folder, manifest, R, with_head=with_head)
+
+    def check_start(
+        self, start: Hyperparameters, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> None:
+        """Hold a trial against the adapter that it starts from: R is to mean there what it means here.
+
+        Raises:
+            UsageError: basis, sigma or modules are others, or the rank is smaller.
+        """
+        if start.basis == _GRADIENT:
+            raise UsageError(
+                "`start_from` must name an adapter in the base's own factors, but this one has those of a gradient.",
+                hint="name an adapter of another basis",
+            )
+        for name in ("basis", "sigma"):
+            wanted = getattr(start, name)
+            if params[name] != wanted:
+                raise UsageError(
+                    f"`{name}` must be that of the adapter it starts from, {wanted}, but a trial may have"
+                    f" {params[name]}.",
+                    hint=f"set `{name}: {wanted}` in the space",
+                )
+        if missing := [name for name in start.target_modules if name not in {module.name for module in modules}]:
+            raise UsageError(
+                f"A trial must adapt all that the adapter it starts from does, but {missing[0]} may be left out.",
+                hint="choose `target_modules` that hold those of the adapter",
+            )
+        if int(params["rank"]) < start.rank:
+            raise UsageError(
+                f"`rank` must be at least that of the adapter it starts from, {start.rank}, but a trial may have"
+                f" {params['rank']}.",
+                hint="raise `rank` in the space, or start from a smaller adapter",
+            )
 
     def size(
         self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], head: Shapes, identity: Shapes
@@ -200,6 +237,12 @@ class LoraXS(PeftMethod):
         for name, size in sizes.items():
             settings = module_settings(config, name, *size)
             yield FactorRequest(name, settings.factor_rank, settings.basis, settings.driver)
+
+    def check_on(self, linears: Mapping[str, nn.Module], hyper: Hyperparameters, factors: FactorStore) -> None:
+        from loraxs_search.methods.loraxs import check_start_on
+
+        if hyper.start_from is not None:
+            check_start_on(linears, _config(hyper), hyper.target_modules, factors)
 
     def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
         own = {"modules_to_save": list(head.trained), "pass_through": list(head.identity)}
@@ -242,6 +285,7 @@ def _config(hyper: Hyperparameters, **attachment: Any) -> LoraXSConfig:
         factor_rank=hyper.factor_rank,
         init_std=hyper.init_std,
         init_seed=hyper.seed,
+        start_from=hyper.start_from,
         **attachment,
     )
 

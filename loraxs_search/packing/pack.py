@@ -114,6 +114,7 @@ class Pack:
         served = self._served_for(data)
         self._check_inputs(data)
         check_packable(spec.hyperparameters.target_modules, self.unpackable)
+        self._packed.check(spec.hyperparameters)
         return Slot(spec, data, served.adaptable, snapshot)
 
     def step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:

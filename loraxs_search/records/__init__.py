@@ -12,6 +12,7 @@ from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._keep import KeepRule
 from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, Look, PromotionRule, Refit
 from loraxs_search.records._search import SearchPlan
+from loraxs_search.records._start import AdapterRef, StartFrom
 from loraxs_search.records._task import DataSource, Serving, SplitSource, Task, TaskModel
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.records._words import (
@@ -31,6 +32,7 @@ from loraxs_search.records._yardstick import Yardstick, YardstickName, alone_yar
 __all__ = [
     "MAX_AUTO_PACK_SIZE",
     "Action",
+    "AdapterRef",
     "AdapterSize",
     "Answers",
     "BaseModel",
@@ -68,6 +70,7 @@ __all__ = [
     "Split",
     "SplitOverlap",
     "SplitSource",
+    "StartFrom",
     "Task",
     "TaskModel",
     "TrialRecord",

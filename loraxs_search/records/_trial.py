@@ -28,6 +28,7 @@ class Hyperparameters:
         method: A name of `loraxs_search.methods`.
         method_params: The method's own parameters by name, defaults included.
         factor_set: sha256 of the asset with the factors that were estimated on the study's rows, for `basis: gradient`.
+        start_from: sha256 of the asset with the tensors of another adapter that it starts from.
         head_seed: The head starts as with this seed; None means `seed`.
     """
 
@@ -54,6 +55,7 @@ class Hyperparameters:
     method_params: Mapping[str, Scalar] = field(default_factory=dict)
     factor_set: str | None = None
     head_seed: int | None = None
+    start_from: str | None = None
 
     @property
     def head_start(self) -> int:

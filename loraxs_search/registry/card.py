@@ -44,7 +44,7 @@ def model_card(manifest: Manifest) -> str:
         "## Origin",
         f"Trial `{manifest.trial_id}` of study `{manifest.study}`, {manifest.created_at}.\n"
         f"{len(tuned.target_modules)} modules{f' with {own}' if own else ''}, {tuned.max_steps} steps of "
-        f"{tuned.batch_size} rows, seed {tuned.seed}.",
+        f"{tuned.batch_size} rows, seed {tuned.seed}.{_started(manifest)}",
         _table(("parameter", "value"), {name: str(value) for name, value in sorted(manifest.params.items())}),
         f"Data: {_data(task.source)}, fingerprint `{manifest.data_fingerprint[:16]}`. "
         f"Base weights: sha256 `{manifest.base_digest[:16]}`.",
@@ -290,6 +290,11 @@ def _data(source: DataSource) -> str:
         f"{'/'.join(filter(None, (it.hub, it.config)))} ({split})" for split, it in sorted(source.elsewhere.items())
     ]
     return ", ".join(names) or "not named"
+
+
+def _started(manifest: Manifest) -> str:
+    start = manifest.start_from
+    return "" if start is None else f" It started from `{start.name}` (content `{start.digest[:16]}`)."
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:

@@ -16,7 +16,13 @@ without `else` it is left out and its default stands. `target_modules` are group
 The package imports no torch; Optuna is loaded when a distribution is asked for.
 """
 
-from loraxs_search.search_space._describe import GroupDescription, ShapeDescription, SpaceDescription, describe
+from loraxs_search.search_space._describe import (
+    GroupDescription,
+    ShapeDescription,
+    SpaceDescription,
+    describe,
+    trial_shapes,
+)
 from loraxs_search.search_space._distributions import Choice, Constant, Floats, Integers, Parameter
 from loraxs_search.search_space._load import load_space, parse_space
 from loraxs_search.search_space._modules import resolve_modules
@@ -43,4 +49,5 @@ __all__ = [
     "section_of",
     "shipped_space_path",
     "shipped_spaces",
+    "trial_shapes",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -12,6 +12,8 @@ from loraxs_search.search_space._counting import reachable_shapes
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._space import Space
+
+_MODULES = "target_modules"
 
 
 @dataclass(frozen=True)
@@ -89,3 +91,17 @@ def describe(
         smallest=min(shapes, key=lambda shape: shape.size.stored_bytes),
         largest=max(shapes, key=lambda shape: shape.size.stored_bytes),
     )
+
+
+def trial_shapes(
+    space: Space, modules: Sequence[LinearModule]
+) -> Iterator[tuple[Mapping[str, Scalar], tuple[str, ...]]]:
+    """Yield the method's own words and integers that a trial may have together, and the layers that it then adapts.
+
+    Of a range of integers only the ends. The others of its parameters have their defaults.
+    """
+    method, specs = get_method(space.method), parameter_specs(space.method)
+    decisive = [name for name, spec in method.parameters.items() if spec.kind != "float"]
+    for params in reachable_shapes(space.parameters, {name: specs[name].default for name in (*decisive, _MODULES)}):
+        own = method.with_defaults({name: params[name] for name in decisive if name in params})
+        yield own, resolve_modules(str(params[_MODULES]), modules)

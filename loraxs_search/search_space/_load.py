@@ -27,7 +27,7 @@ from loraxs_search.search_space._task import read_task
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")
-_SECTIONS = (*_REQUIRED, "method", "search", "promotion")
+_SECTIONS = (*_REQUIRED, "method", "start_from", "search", "promotion")
 _HEAD_PARAMETERS = {"head", "head_learning_rate"}
 
 
@@ -63,6 +63,7 @@ def parse_space(
     task = read_task(document, sections["task"], folder) if "task" in sections else None
     base_model = _base_model(document, sections["base_model"], folder) if "base_model" in sections else None
     method = _method(document, sections.get("method", LoraXS.name))
+    start_from = _start_from(document, sections.get("start_from"))
     parameters = (
         read_parameters(document, sections["parameters"], method) if "parameters" in sections and method else {}
     )
@@ -81,6 +82,7 @@ def parse_space(
         task=task,
         base_model=base_model,
         method=method,
+        start_from=start_from,
         parameters=parameters,
         search=search,
         promotion=promotion,
@@ -115,6 +117,15 @@ def _method(document: Document, given: object) -> str:
     except ValueError as error:
         document.faults.add(("method",), f"{error}, but got {shown(given)}.")
         return ""
+
+
+def _start_from(document: Document, given: object) -> str | None:
+    """Return the name of the adapter that trials start from; the registry is asked for it at launch."""
+    if given is None or (isinstance(given, str) and given):
+        return given or None
+    law = "must name a registered adapter (TASK, TASK@alias or TASK:3)"
+    document.faults.add(("start_from",), f"{law}, but got {shown(given)}.")
+    return None
 
 
 def _base_model(document: Document, given: object, folder: Path) -> BaseModelRef | None:

@@ -40,6 +40,7 @@ class Space:
         folder: Absolute folder that relative paths in `text` start from.
         method: The registered method that every trial trains.
         parameters: By name, in the file's order.
+        start_from: The registered adapter that trials start from, as it was named; None where they start anew.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Space:
     parameters: Mapping[str, Parameter]
     search: SearchPlan
     promotion: PromotionRule
+    start_from: str | None = None
 
     def suggest(self, trial: BaseTrial) -> dict[str, Scalar]:
         """Draw a trial's params, constants included; a parameter whose condition does not hold is left out."""

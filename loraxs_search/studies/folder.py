@@ -23,6 +23,7 @@ from loraxs_search.records import (
     KeepRule,
     PromotionRule,
     SearchPlan,
+    StartFrom,
     Task,
     TrialReport,
     Yardstick,
@@ -44,6 +45,7 @@ class StudyInfo:
         study_id: Never used twice, even when a name is.
         space_source: Path or shipped name the space was read from; `space_folder` is where its relative paths start.
         tracking_uri: Where its trials are recorded; no user and no password are in it.
+        start_from: The registered adapter that its trials start from; None where they start anew.
         storage: Where copies of its folder are kept, for drivers on other machines; None means nowhere.
     """
 
@@ -59,6 +61,7 @@ class StudyInfo:
     created_at: float
     versions: Mapping[str, str] = field(default_factory=dict)
     storage: str | None = None
+    start_from: StartFrom | None = None
 
 
 def studies_root() -> Path:

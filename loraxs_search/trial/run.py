@@ -16,7 +16,8 @@ from loraxs_search.errors import BaseModelError, TrialDivergedError
 from loraxs_search.factors import FactorStore
 from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods import HeadPlan, get_method
-from loraxs_search.records import Head, TrialReport, TrialSpec
+from loraxs_search.methods.starting import started_head
+from loraxs_search.records import Head, Hyperparameters, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
 from loraxs_search.trial.evaluate import evaluate
 from loraxs_search.trial.forward import forward_batch
@@ -51,6 +52,7 @@ def attach(model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None 
     trained, idle = start_head(model, hyper.head, hyper.head_start)
     if idle:
         _check_distinct(trained[0], idle)
+    _continue_head(model, hyper, trained)
     # With a task type PEFT would train the whole head by itself.
     task_type = None if idle else "SEQ_CLS" if trained else "CAUSAL_LM"
     plan = HeadPlan(trained, (*idle, *missing_poolers(model)), task_type)
@@ -69,6 +71,14 @@ def start_head(model: PreTrainedModel, head: Head, seed: int) -> tuple[tuple[str
         trained = (output,)
     make_identity(model, idle)
     return trained, idle
+
+
+@torch.no_grad()
+def _continue_head(model: PreTrainedModel, hyper: Hyperparameters, trained: Sequence[str]) -> None:
+    """Start the head from that of another adapter, where the trial starts from one that has the same."""
+    own = {f"{top}.{name}": p for top in trained for name, p in model.get_submodule(top).named_parameters()}
+    for name, value in started_head(hyper, own).items():
+        own[name].copy_(value)
 
 
 def _check_distinct(output: str, idle: Sequence[str]) -> None:

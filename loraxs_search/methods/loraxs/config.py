@@ -35,6 +35,7 @@ class LoraXSConfig(PeftConfig):
             With the randomised driver it is part of what R means, so keep it when loading.
         init_std: Standard deviation of R at the start; 0 begins at the base model.
         init_seed: R of each module is drawn from (init_seed, module name) alone; None uses torch's global generator.
+        start_from: The asset with another adapter's R, from which a fresh one starts; see `methods.starting`.
         target_modules: Names, name endings, a regex, or `all-linear`; None means PEFT's LoRA default for the model.
         exclude_modules: Names, name endings or a regex never adapted.
         rank_pattern: Module name pattern to its own r.
@@ -63,6 +64,7 @@ class LoraXSConfig(PeftConfig):
     factor_rank: int | None = None
     init_std: float = 1e-5
     init_seed: int | None = None
+    start_from: str | None = None
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)

@@ -28,6 +28,7 @@ from loraxs_search.methods.loraxs._mixed_batch import check_adapter_names, mixed
 from loraxs_search.methods.loraxs._own_pair import as_factors, own_pair
 from loraxs_search.methods.loraxs._parameters import Float32Buffers, Float32Parameters
 from loraxs_search.methods.loraxs._settings import ModuleSettings, initial_r
+from loraxs_search.methods.loraxs._start import check_start, started_r
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 
 
@@ -72,12 +73,14 @@ class LoraXSLayer(BaseTunerLayer):
         """
         self.settings[adapter_name] = settings
         self._recorded[adapter_name] = (module, config.factor_fingerprints)
-        step = None
+        step, is_fresh = None, module not in config.factor_fingerprints
         if settings.basis == GRADIENT:
             step = self._add_own_pair(adapter_name, config, module)
         elif self._base_device().type != "meta":
             self._load_pair(adapter_name)
-        self.loraxs_R[adapter_name] = nn.Parameter(initial_r(config, settings, module, step))
+        start = self._start(adapter_name, config.start_from, module) if config.start_from and is_fresh else None
+        first = initial_r(config, settings, module, step) if start is None else start
+        self.loraxs_R[adapter_name] = nn.Parameter(first)
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def factor_pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
@@ -180,6 +183,12 @@ class LoraXSLayer(BaseTunerLayer):
     def _oriented(self, matrix: Tensor) -> Tensor:
         """Swap between (out, in) and the layout of the layer's own weight."""
         return transpose(matrix, self.fan_in_fan_out)
+
+    def _start(self, adapter_name: str, digest: str, module: str) -> Tensor | None:
+        """Return another adapter's R as this one's start; None where that does not adapt this layer."""
+        settings = self.settings[adapter_name]
+        check_start(digest, settings, module, self.factors_of(adapter_name))
+        return started_r(digest, settings, module)
 
     def _add_own_pair(self, adapter_name: str, config: LoraXSConfig, module: str) -> Tensor:
         """Give an adapter its own A and B, those of its study or room for those of its file; return S."""

@@ -13,6 +13,7 @@ from loraxs_search.records import Candidate, KeepRule, Scalar, TrialRecord, Tria
 from loraxs_search.registry import trial_of
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
+from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
@@ -81,6 +82,7 @@ class Driver:
             folder = self._begun_folder()
             actors = StudyActors(self._info, self._space, pool, recorded=folder.identity() if folder else None)
             try:
+                check_start(self._space, self._info, actors.info)
                 actors.prepare_factors(self._view.phase)
                 return self._run_with(actors, self._open_folder())
             finally:
@@ -92,6 +94,7 @@ class Driver:
         with folder.lock(), mirrored(folder, self._stop.set) as mirror:
             if folder.identity() is None:
                 folder.write_identity(actors.info.identity)
+            keep_start(folder)
             actors.prepare_assets(folder, self._view.phase)
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
