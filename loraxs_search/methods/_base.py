@@ -258,6 +258,10 @@ class Method(ABC):
         """Return the digests of the assets that must be on a trial's machine when `attach` is called."""
         return ()
 
+    def lora_rank(self, hyper: Hyperparameters) -> int:
+        """Return the largest rank that a layer of the adapter has as plain LoRA, where `conversions` has that form."""
+        return hyper.rank
+
     @abstractmethod
     def size(
         self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], head: Shapes, identity: Shapes

@@ -27,6 +27,7 @@ from loraxs_search.methods._base import (
 from loraxs_search.methods._names import ADAPTER, A, B, R, Shapes, file_bytes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, merge, peft_model
+from loraxs_search.methods._rank_pattern import module_ranks, widest_rank
 from loraxs_search.methods.starting import START, pack_start
 from loraxs_search.records import (
     AdapterSize,
@@ -36,6 +37,7 @@ from loraxs_search.records import (
     Hyperparameters,
     LinearModule,
     Manifest,
+    RankPattern,
     Scalar,
     Sigma,
 )
@@ -106,6 +108,7 @@ class LoraXS(PeftMethod):
     parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
         {
             "rank": ParameterSpec("int", low=1, high=65536),
+            "rank_pattern": ParameterSpec("name", names=get_args(RankPattern), default=Hyperparameters.rank_pattern),
             "scale": ParameterSpec("float", above=True, default=Hyperparameters.scale),
             "sigma": ParameterSpec("name", names=get_args(Sigma), default=Hyperparameters.sigma),
             "basis": ParameterSpec("name", names=get_args(Basis), default=Hyperparameters.basis),
@@ -118,7 +121,7 @@ class LoraXS(PeftMethod):
     only_with: ClassVar[Mapping[str, Mapping[str, tuple[Scalar, ...]]]] = MappingProxyType(
         {name: {"basis": _OF_THE_WEIGHT} for name in _STEP}
     )
-    sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis")
+    sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis", "rank_pattern")
     packed: ClassVar[PackedMethod | None] = _PackedLoraXS()
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType(
         {"lora": as_lora, "merged": merge, "gguf": as_gguf}
@@ -138,13 +141,14 @@ class LoraXS(PeftMethod):
         return values | _STEP if values["basis"] == _GRADIENT else values
 
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
-        """Hold the rank against the smaller side of each layer.
+        """Hold each layer's rank against its smaller side.
 
         Raises:
-            RankError: it is above one of them; the message names the smallest.
+            RankError: it is above one of them; the message names the layer that it fits least.
         """
-        rank = int(params["rank"])
-        smallest = min(modules, key=_smaller_side)
+        ranks = _ranks(params, [module.name for module in modules])
+        smallest = min(modules, key=lambda module: _smaller_side(module) - ranks[module.name])
+        rank = ranks[smallest.name]
         if not 1 <= rank <= _smaller_side(smallest):
             raise RankError(
                 f"`rank` must be in 1..{_smaller_side(smallest)}, but got rank={rank} for {smallest.name}.",
@@ -202,10 +206,12 @@ class LoraXS(PeftMethod):
                 f"A trial must adapt all that the adapter it starts from does, but {missing[0]} may be left out.",
                 hint="choose `target_modules` that hold those of the adapter",
             )
-        if int(params["rank"]) < start.rank:
+        ranks = _ranks(params, [module.name for module in modules])
+        own = module_ranks(start.rank, start.rank_pattern, start.target_modules)
+        if smaller := [name for name, rank in own.items() if ranks[name] < rank]:
             raise UsageError(
-                f"`rank` must be at least that of the adapter it starts from, {start.rank}, but a trial may have"
-                f" {params['rank']}.",
+                f"`rank` must be at least that of the adapter it starts from, {own[smaller[0]]}, but a trial may have"
+                f" {ranks[smaller[0]]} for {smaller[0]}.",
                 hint="raise `rank` in the space, or start from a smaller adapter",
             )
 
@@ -215,14 +221,16 @@ class LoraXS(PeftMethod):
         size = super().size(params, modules, head, identity)
         if params["basis"] != _GRADIENT:
             return size
-        rank = int(params["rank"])
-        frozen: dict[str, tuple[int, ...]] = {f"{module.name}.{A}": (rank, module.in_features) for module in modules}
-        frozen |= {f"{module.name}.{B}": (module.out_features, rank) for module in modules}
+        ranks = _ranks(params, [module.name for module in modules])
+        frozen: dict[str, tuple[int, ...]] = {}
+        for module in modules:
+            frozen[f"{module.name}.{A}"] = (ranks[module.name], module.in_features)
+            frozen[f"{module.name}.{B}"] = (module.out_features, ranks[module.name])
         return replace(size, stored_bytes=file_bytes({**self.stored(params, modules), **frozen, **head}))
 
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
-        rank = int(params["rank"])
-        return {f"{module.name}.{R}": (rank, rank) for module in modules}
+        ranks = _ranks(params, [module.name for module in modules])
+        return {f"{name}.{R}": (rank, rank) for name, rank in ranks.items()}
 
     def stored_identity(self, identity: Shapes) -> Shapes:
         return {}  # their names are in the config
@@ -243,6 +251,9 @@ class LoraXS(PeftMethod):
 
         if hyper.start_from is not None:
             check_start_on(linears, _config(hyper), hyper.target_modules, factors)
+
+    def lora_rank(self, hyper: Hyperparameters) -> int:
+        return max(module_ranks(hyper.rank, hyper.rank_pattern, hyper.target_modules).values(), default=hyper.rank)
 
     def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
         own = {"modules_to_save": list(head.trained), "pass_through": list(head.identity)}
@@ -275,8 +286,10 @@ def factor_rank_bucket(max_rank: int) -> int:
 def _config(hyper: Hyperparameters, **attachment: Any) -> LoraXSConfig:
     from loraxs_search.methods.loraxs import LoraXSConfig
 
+    ranks = module_ranks(hyper.rank, hyper.rank_pattern, hyper.target_modules)
     return LoraXSConfig(
         r=hyper.rank,
+        rank_pattern={name: rank for name, rank in ranks.items() if rank != hyper.rank},
         scale=hyper.scale,
         sigma=hyper.sigma,
         basis=hyper.basis,
@@ -296,7 +309,12 @@ def _first_rate(hyper: Hyperparameters) -> float:
 
 
 def _max_rank(possible: Possible) -> int:
-    return max(int(rank) for rank in possible["rank"] or ())
+    patterns = [str(pattern) for pattern in possible["rank_pattern"] or ()]
+    return max(widest_rank(int(rank), pattern) for rank in possible["rank"] or () for pattern in patterns)
+
+
+def _ranks(params: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, int]:
+    return module_ranks(int(params["rank"]), str(params["rank_pattern"]), names)
 
 
 def _smaller_side(module: LinearModule) -> int:

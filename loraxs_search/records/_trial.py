@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.records._identity import Identity
-from loraxs_search.records._words import Basis, Head, LrSchedule, Scalar, Sigma
+from loraxs_search.records._words import Basis, Head, LrSchedule, RankPattern, Scalar, Sigma
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Hyperparameters:
         factor_rank: Rank at which the factors are computed; the trial uses their first `rank` columns.
         method: A name of `loraxs_search.methods`.
         method_params: The method's own parameters by name, defaults included.
+        rank_pattern: Which layers have more rank, and the others less; LoRA-XS's own.
         factor_set: sha256 of the asset with the factors that were estimated on the study's rows, for `basis: gradient`.
         start_from: sha256 of the asset with the tensors of another adapter that it starts from.
         head_seed: The head starts as with this seed; None means `seed`.
@@ -53,6 +54,7 @@ class Hyperparameters:
     factor_rank: int | None = None
     method: str = "lora-xs"
     method_params: Mapping[str, Scalar] = field(default_factory=dict)
+    rank_pattern: RankPattern = "uniform"
     factor_set: str | None = None
     head_seed: int | None = None
     start_from: str | None = None

@@ -163,6 +163,7 @@ def test_packed_with_unlike_trials_they_equal_lone_trials(make_world: Callable[.
         make("12", learning_rate=1e-4, rank=8, target_modules=tuple(world.names[1::2]), weight_decay=0.1),
         *world.mixed_specs()[:3],
         make("13", learning_rate=5e-4, rank=3, lr_schedule="constant", warmup_ratio=0.0),
+        make("14", learning_rate=3e-4, rank=6, rank_pattern="upper"),
     ]
     slots = world.join(pack, specs)
     for _ in range(20):

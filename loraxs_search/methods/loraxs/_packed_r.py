@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from loraxs_search.factors import GRADIENT
 from loraxs_search.methods._base import PackedAdapter, Sizes
@@ -19,6 +20,9 @@ from loraxs_search.methods.loraxs.config import LoraXSConfig
 class PackedR(PackedAdapter):
     """R of shape (modules, r, r), float32, drawn as the lone trial draws it.
 
+    r is the largest rank of a module. Those of smaller ones stand in the top left corner; what is around them is zero
+    and gets no gradient, since `PackedCores` multiplies it with zero.
+
     Args:
         sizes: Of the adapted layers, in model order, which is the stack's.
     """
@@ -29,7 +33,7 @@ class PackedR(PackedAdapter):
         }
         self.modules = tuple(self.settings)
         drawn = [_initial(config, settings, name) for name, settings in self.settings.items()]
-        self.r = torch.stack(drawn).to(device).requires_grad_()
+        self.r = _stack(drawn).to(device).requires_grad_()
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -37,10 +41,16 @@ class PackedR(PackedAdapter):
 
     def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         (stack,) = values
-        return {_trained_name(module): r for module, r in zip(self.modules, stack, strict=True)}
+        named = zip(self.settings.items(), stack, strict=True)
+        return {_trained_name(module): r[: own.rank, : own.rank] for (module, own), r in named}
 
     def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
-        return [torch.stack([named[_trained_name(module)] for module in self.modules])]
+        return [_stack([named[_trained_name(module)] for module in self.modules])]
+
+
+def _stack(matrices: Sequence[Tensor]) -> Tensor:
+    rank = max(len(matrix) for matrix in matrices)
+    return torch.stack([pad(matrix, (0, rank - len(matrix)) * 2) for matrix in matrices])
 
 
 def _initial(config: LoraXSConfig, settings: ModuleSettings, module: str) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods._base import PackedAdapter
@@ -232,8 +233,9 @@ class PackedCores:
             slot.r.grad = total[rows, i, :rank, :rank] * scale
 
     def _scale(self, slot: CoreSlot) -> Tensor:
-        """Return what R is multiplied with, entry by entry, shape (modules, r, r)."""
-        scales = [
-            s.scale_core(self._pairs.factors(name, s.factor_key).singular_values) for name, s in slot.settings.items()
-        ]
+        """Return what R is multiplied with, entry by entry, shape (modules, r, r); zero beyond a module's own rank."""
+        rank, scales = slot.r.shape[-1], []
+        for name, own in slot.settings.items():
+            scale = own.scale_core(self._pairs.factors(name, own.factor_key).singular_values)
+            scales.append(pad(scale, (0, rank - own.rank) * 2))
         return torch.stack(scales).to(slot.r.device)
