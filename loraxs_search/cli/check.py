@@ -117,6 +117,8 @@ def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _R
         for name, it in extremes.items()
     ]
     print_table(columns, body, right=frozenset({*description.smallest.params, *numbers}))
+    for remark in description.remarks:
+        print(f"\n{remark}")
     for group in description.groups:
         print(f"\n{group.expression}: {len(group.modules)} modules")
         print("\n".join(f"  {name}" for name in fold_layers(group.modules)))
@@ -139,6 +141,8 @@ def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows:
         "budget": f"{plan.trials} trials of at most {plan.max_steps} steps, scored every {plan.report_every}",
         "pack size": _pack_size(plan.pack_size, rows),
     }
+    if space.start_from is not None:
+        facts["start from"] = f"{space.start_from}, as the registry has it at launch"
     if kind_of(task).shots:
         facts["at the end"] = _end(space, rows)
     return facts if rows is None else facts | _counts(rows)

@@ -258,6 +258,10 @@ class Method(ABC):
         """Return the digests of the assets that must be on a trial's machine when `attach` is called."""
         return ()
 
+    def remark(self, params: Mapping[str, Scalar]) -> str:
+        """Return what people should know of adapters with these own parameters, for `check` and model cards."""
+        return ""
+
     def lora_rank(self, hyper: Hyperparameters) -> int:
         """Return the largest rank that a layer of the adapter has as plain LoRA, where `conversions` has that form."""
         return hyper.rank

@@ -252,6 +252,14 @@ class LoraXS(PeftMethod):
         if hyper.start_from is not None:
             check_start_on(linears, _config(hyper), hyper.target_modules, factors)
 
+    def remark(self, params: Mapping[str, Scalar]) -> str:
+        if params["basis"] != _GRADIENT:
+            return ""
+        return (
+            "With basis gradient, R starts at the first step of full fine-tuning, not at zero. A and B come from this "
+            "task's rows and are stored with R."
+        )
+
     def lora_rank(self, hyper: Hyperparameters) -> int:
         return max(module_ranks(hyper.rank, hyper.rank_pattern, hyper.target_modules).values(), default=hyper.rank)
 

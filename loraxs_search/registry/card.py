@@ -40,7 +40,7 @@ def model_card(manifest: Manifest) -> str:
         _size(manifest),
         "## Load it",
         _loading(manifest),
-        *filter(None, [method.note]),
+        *filter(None, [method.note, method.remark(method.params(tuned))]),
         "## Origin",
         f"Trial `{manifest.trial_id}` of study `{manifest.study}`, {manifest.created_at}.\n"
         f"{len(tuned.target_modules)} modules{f' with {own}' if own else ''}, {tuned.max_steps} steps of "

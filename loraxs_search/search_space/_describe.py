@@ -49,12 +49,14 @@ class SpaceDescription:
         groups: Every module group that a trial may have.
         smallest: The adapter with the fewest bytes that a trial may have.
         largest: The one with the most.
+        remarks: What the method says of adapters that a trial may have.
     """
 
     combinations: int | None
     groups: tuple[GroupDescription, ...]
     smallest: ShapeDescription
     largest: ShapeDescription
+    remarks: tuple[str, ...] = ()
 
 
 def describe(
@@ -74,7 +76,7 @@ def describe(
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
     by_name = {module.name: module for module in modules}
     decisive = (*method.sized_by, "target_modules", "head")
-    shapes = []
+    shapes, remarks = [], list[str]()
     for params in reachable_shapes(space.parameters, {name: specs[name].default for name in decisive}):
         own = {name: params[name] for name in method.sized_by}
         expression, head = str(params["target_modules"]), str(params["head"])
@@ -82,7 +84,8 @@ def describe(
         method.check(method.with_defaults(own), adapted)
         stored = heads.get(head, {})
         identity = {name: shape for name, shape in heads.get("full", {}).items() if name not in stored}
-        size = method.size(own, adapted, stored, identity)
+        remarks.append(method.remark(method.with_defaults(own)))
+        size = method.size(method.with_defaults(own), adapted, stored, identity)
         named = {name: value for name, value in own.items() if name in space.parameters}
         shapes.append(ShapeDescription(named, expression, head, size))
     return SpaceDescription(
@@ -90,6 +93,7 @@ def describe(
         groups=tuple(GroupDescription(expression, names) for expression, names in groups.items()),
         smallest=min(shapes, key=lambda shape: shape.size.stored_bytes),
         largest=max(shapes, key=lambda shape: shape.size.stored_bytes),
+        remarks=tuple(dict.fromkeys(filter(None, remarks))),
     )
 
 
