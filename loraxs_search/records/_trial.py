@@ -89,11 +89,14 @@ class AdapterSize:
     Args:
         r_parameters: Of the adapter without its head: R, or what another method trains in its place.
         stored_bytes: Of the adapter's file, names included.
+        without_projection: Of the file without the projections that a seed or the base's own weights give back; None
+            where it holds none.
     """
 
     r_parameters: int
     head_parameters: int
     stored_bytes: int
+    without_projection: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every method keeps: the package's own, and one from outside of it, PEFT's IA3."""
+"""What every method keeps: the package's own, and one from outside of it, a toy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from support import bases
 from support.shell import Shell
-from support.toy_ia3 import IA3
+from support.toy_ia3 import ToyIA3
 from torch import Tensor, nn
 from transformers import PreTrainedModel, RobertaConfig
 
@@ -32,7 +32,17 @@ from loraxs_search.trial import attach, detach
 
 OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all that decide what is stored among them
     "lora-xs": ({"rank": 2}, {"rank": 8, "basis": "random", "sigma": "sqrt", "init_std": 0.5}),
-    "ia3": ({}, {"side": "input"}),
+    "vera": ({"rank": 3}, {"rank": 40, "d_initial": 0.5}),
+    "ia3": ({}, {"scaled": "output"}, {"scaled": "input"}),
+    "vb-lora": (
+        {"rank": 2, "vector_length": 8},
+        {"rank": 3, "vector_length": 16, "num_vectors": 5, "topk": 3},
+    ),
+    "tinylora": ({"rank": 2}, {"rank": 40, "vector_size": 5, "weight_tying": 0.6}),
+    "psoft": ({"rank": 4}, {"rank": 3, "core": "free", "magnitudes": "output"}, {"rank": 2, "magnitudes": "none"}),
+    "randlora": ({"rank": 5}, {"rank": 16, "scale": 2.0}),
+    "unilora": ({"rank": 2}, {"rank": 3, "vector_size": 16, "init_bound": 0.1}),
+    "toy-ia3": ({}, {"side": "input"}),
 }
 BASES = {
     "bert": bases.BERT,
@@ -44,10 +54,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS._entries, IA3.name, IA3)
+    monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
 
 
-@pytest.fixture(params=[*METHODS.names(), IA3.name])
+@pytest.fixture(params=[*OWN])
 def method(request: pytest.FixtureRequest, _registered: None) -> Method:
     return METHODS.get(request.param)()
 
@@ -133,9 +143,9 @@ def test_params_come_back_out_of_a_stored_record(method: Method, base: PreTraine
 
 
 def test_a_space_of_the_method_is_described_and_drawn_from(method: Method, base: PreTrainedModel) -> None:
-    required = {"rank": 4} if method.name == "lora-xs" else {}
-    given = {name: 4 for name, spec in method.parameters.items() if spec.default is None}
-    assert given == required
+    given = {name: value for name, value in OWN[method.name][0].items()}
+    needed = {name for name, spec in method.parameters.items() if spec.default is None}
+    assert needed in (set(), {"rank"})
     overrides = [f"method={method.name}", f"parameters={json.dumps({'learning_rate': 1e-3, **given})}"]
     space = load_space("movie_reviews", overrides=overrides)
     modules = tuple(linears(base).values())
@@ -167,15 +177,18 @@ def test_what_is_trained_starts_from_the_seed_alone(method: Method, base: PreTra
         detach(model, other)
 
 
-def test_a_step_reaches_all_that_is_trained_and_nothing_else(method: Method, base: PreTrainedModel, head: str) -> None:
+def test_steps_reach_all_that_is_trained_and_nothing_else(method: Method, base: PreTrainedModel, head: str) -> None:
+    ids = torch.randint(4, 40, (3, 7), generator=torch.Generator().manual_seed(0))
     for spec in specs(method, base, head):
         model = attach(base, spec)
-        before = state(base)
+        before, reached = state(base), set[str]()
         optimizer = torch.optim.AdamW(trained(model).values(), lr=0.1)
-        ids = torch.randint(4, 40, (3, 7), generator=torch.Generator().manual_seed(0))
-        model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().sum().backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained(model).values())
-        optimizer.step()
+        for _ in range(2):  # where a product starts at zero, its other factors have no gradient at first
+            optimizer.zero_grad()
+            model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().sum().backward()
+            reached |= {name for name, p in trained(model).items() if p.grad is not None and p.grad.abs().sum() > 0}
+            optimizer.step()
+        assert reached == trained(model).keys()
         detach(model, spec)
         after = state(base)
         assert all(torch.equal(after[name], value) for name, value in before.items() if name in after)
@@ -297,16 +310,18 @@ NO_RANK = ["parameters={learning_rate: 1.0e-3}"]
 
 def test_another_methods_parameter_is_refused_with_its_owner() -> None:
     with pytest.raises(SpaceError) as caught:
-        load_space("movie_reviews", overrides=["method=ia3"])
+        load_space("movie_reviews", overrides=["method=toy-ia3"])
     _, first, *_ = caught.value.message.splitlines()
     assert "parameters.rank: must be one of: " in first
-    assert first.endswith("but got 'rank', which method lora-xs takes and ia3 does not.")
+    assert re.search(r"but got 'rank', which method .*lora-xs.* takes? and toy-ia3 does not\.$", first)
 
 
 def test_an_unknown_method_is_refused_with_the_nearest() -> None:
-    for given, shown in (("ia33", '"ia33"'), ("3", "3"), ("", "null")):
-        with pytest.raises(SpaceError, match=rf"method: must be one of: ia3, lora-xs|lora-xs, ia3.* but got {shown}\."):
+    for given, shown in (("toy-ia33", '"toy-ia33"'), ("3", "3"), ("", "null")):
+        with pytest.raises(SpaceError, match=rf"method: must be one of: .*lora-xs.* but got {shown}\."):
             load_space("movie_reviews", overrides=[f"method={given}", *NO_RANK])
+    with pytest.raises(SpaceError, match="method: must be one of: toy-ia3, "):
+        load_space("movie_reviews", overrides=["method=toy-ia33", *NO_RANK])
 
 
 # ---- a search --------------------------------------------------------------------------------------------------------
@@ -317,23 +332,23 @@ def test_a_method_from_outside_searches_is_promoted_pulled_and_predicts(
     text = tiny_space.read_text()
     parameters = "parameters:\n  side: {choice: [input, output]}\n  learning_rate: 1.0e-2\n  batch_size: 8\n"
     head, tail = text[: text.index("parameters:")], text[text.index("search:") :]
-    tiny_space.write_text(f"{head}method: ia3\n{parameters}{tail}")
+    tiny_space.write_text(f"{head}method: toy-ia3\n{parameters}{tail}")
     checked = shell.ok("check", str(tiny_space), "--data")
-    assert "method      IA3\n" in checked
-    assert "pack size   auto: 1 at once on this machine (trials of method ia3 cannot share passes)" in checked
+    assert "method      Toy IA3\n" in checked
+    assert "pack size   auto: 1 at once on this machine (trials of method toy-ia3 cannot share passes)" in checked
     shell.ok("launch", str(tiny_space), "--name", "toy", "--set", "search.trials=3")
     trials = json.loads(shell.ok("status", "toy", "--json"))["trials"]
     assert {trial["state"] for trial in trials} <= {"COMPLETE", "PRUNED"}
     shell.ok("promote", "toy", "--force")
     folder = Path(shell.ok("pull", "tiny-reviews").strip())
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["hyperparameters"]["method"], manifest["factors"]) == ("ia3", {})
+    assert (manifest["hyperparameters"]["method"], manifest["factors"]) == ("toy-ia3", {})
     assert manifest["hyperparameters"]["method_params"] == {"side": manifest["params"]["side"]}
     assert manifest["size"]["stored_bytes"] == (folder / "adapter_model.safetensors").stat().st_size
     assert all("ia3_l" in name or "classifier" in name for name in load_file(folder / "adapter_model.safetensors"))
-    assert "IA3 adapter for `" in (folder / "README.md").read_text()
+    assert "Toy IA3 adapter for `" in (folder / "README.md").read_text()
     predictions = json.loads(shell.ok("predict", "tiny-reviews", "a fine film", "--json"))
     assert predictions[0]["label"] in ("negative", "positive")
     refused = shell.run("pull", "tiny-reviews", "--format", "lora")
     assert refused.returncode == 2
-    assert "`--format` must be one of: native, merged for an adapter of method ia3, but got 'lora'." in refused.stderr
+    assert "`--format` must be one of: native, merged for an adapter of method toy-ia3, but got 'lora'." in refused.stderr

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from peft import IA3Config
 
 
-class IA3(PeftMethod):
+class ToyIA3(PeftMethod):
     """Scales what enters or what leaves each layer by a vector, which starts at one."""
 
-    name = "ia3"
-    title = "IA3"
+    name = "toy-ia3"
+    title = "Toy IA3"
     symbol = "vectors"
     description = "vectors that scale the base's layers"
     parameters = MappingProxyType({"side": ParameterSpec("name", names=("output", "input"), default="output")})
