@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import TargetModulesError, UsageError
 from loraxs_search.methods._base import Conversion, HeadPlan, Method
 from loraxs_search.methods._names import ADAPTER, FILES, Shapes, StoredTensor, file_bytes
 from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Scalar, Serving
@@ -126,6 +126,7 @@ class PeftMethod(Method):
         import torch
         from peft import get_peft_model
 
+        check_linear(model, hyper.target_modules)
         config = self.config(hyper, self.attachment(hyper, head))
         read = hyper.target_modules if self.reads_weights else ()
         with torch.random.fork_rng(devices=[]), exact_weights(model, read, factors):
@@ -199,6 +200,23 @@ def check_tuner(method: str, tuner: str) -> None:
             f"`method: {method}` must be one that the installed PEFT has, but peft {version} lacks it.",
             hint=f"install a version with `peft.tuners.{tuner}` here and on every node, or leave the method out",
         )
+
+
+def check_linear(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Refuse what is no linear layer: some tuners take embeddings, which no method here means.
+
+    Raises:
+        TargetModulesError: a module is there, and is another one.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    modules = dict(model.named_modules())
+    for name in names:
+        if name in modules and not isinstance(modules[name], nn.Linear | Conv1D):
+            raise TargetModulesError(
+                f"`target_modules` must be linear layers, but {name} is {type(modules[name]).__name__}."
+            )
 
 
 @contextlib.contextmanager

@@ -6,12 +6,14 @@ more bases, and so more numbers that are trained.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraxs_search.methods._base import HeadPlan
-from loraxs_search.methods._names import ADAPTER, PROJECTION_SEED, TOP, Shapes, StoredTensor
+from loraxs_search.methods._names import ADAPTER, PROJECTION_SEED, ROOT, TOP, Shapes, StoredTensor
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, peft_model
 from loraxs_search.records import Hyperparameters, LinearModule, Scalar
@@ -37,6 +39,10 @@ class RandLoRA(PeftMethod):
     title: ClassVar[str] = "RandLoRA"
     symbol: ClassVar[str] = "scales"
     description: ClassVar[str] = "lambda and gamma (scales of fixed random bases)"
+    note: ClassVar[str] = (
+        "The file holds the random bases once, not once for each layer; PEFT alone warns of missing keys, and is right "
+        "all the same, since its layers share them."
+    )
     parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
         {
             "rank": ParameterSpec("int", low=1, high=65536),
@@ -86,8 +92,17 @@ class RandLoRA(PeftMethod):
 
     def saved_state(self, model: PeftModel | PreTrainedModel) -> dict[str, Tensor]:
         state = peft_model(model).state_dict()
-        shared = tuple(f".{name}.{ADAPTER}" for name in _BASES)
-        return {name: value for name, value in state.items() if not name.startswith(f"{TOP}model.") or not name.endswith(shared)}
+        return {name: value for name, value in state.items() if not _is_copy(name)}
+
+    def load(self, base: PreTrainedModel, folder: Path, device: str) -> PeftModel:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Found missing adapter keys .*\.randlora_[AB]\.")
+            return super().load(base, folder, device)
+
+
+def _is_copy(name: str) -> bool:
+    """Whether an entry of a state dict is what a layer shares with the whole model."""
+    return name.startswith(ROOT) and name.endswith(tuple(f".{bases}.{ADAPTER}" for bases in _BASES))
 
 
 def _num_bases(side: int, rank: int) -> int:

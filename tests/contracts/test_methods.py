@@ -255,7 +255,9 @@ def test_what_is_stored_is_the_model(method: Method, base: PreTrainedModel, head
 # ---- packed ----------------------------------------------------------------------------------------------------------
 def test_a_packed_adapter_is_the_lone_one(method: Method, base: PreTrainedModel) -> None:
     if method.packed is None:
-        assert not load_space("movie_reviews", overrides=[f"method={method.name}", *NO_RANK]).is_packable
+        given = {"learning_rate": 1e-3, **OWN[method.name][0]}
+        space = [f"method={method.name}", f"parameters={json.dumps(given)}"]
+        assert not load_space("movie_reviews", overrides=space).is_packable
         return
     sizes = {name: (module.out_features, module.in_features) for name, module in linears(base).items()}
     for spec in specs(method, base):
