@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class TinyLoRA(PeftMethod):
-    """v starts at zero. Layers that share a v follow one another in the model; a small layer's rank is its side."""
+    """v starts at zero; a small layer's rank is its side.
+
+    `num_groups` vectors are trained, each for layers that follow one another in the model; 0 is one for each layer.
+    """
 
     name: ClassVar[str] = "tinylora"
     title: ClassVar[str] = "TinyLoRA"
@@ -31,10 +34,10 @@ class TinyLoRA(PeftMethod):
         {
             "rank": ParameterSpec("int", low=1, high=65536),
             "vector_size": ParameterSpec("int", low=1, high=1 << 20, default=64),
-            "weight_tying": ParameterSpec("float", high=1.0, default=0.0),
+            "num_groups": ParameterSpec("int", high=65536, default=0),
         }
     )
-    sized_by: ClassVar[tuple[str, ...]] = ("rank", "vector_size", "weight_tying")
+    sized_by: ClassVar[tuple[str, ...]] = ("rank", "vector_size", "num_groups")
     tuner: ClassVar[str] = "tinylora"
     projections: ClassVar[tuple[str, ...]] = ("tinylora_A", "tinylora_B", "tinylora_P")
     reads_weights: ClassVar[bool] = True
@@ -48,7 +51,7 @@ class TinyLoRA(PeftMethod):
             **attachment,
             r=own["rank"],
             u=own["vector_size"],
-            weight_tying=own["weight_tying"],
+            weight_tying=1.0 - _num_groups(own, hyper.target_modules) / len(hyper.target_modules),
             projection_seed=PROJECTION_SEED,
         )
 
@@ -71,8 +74,5 @@ class TinyLoRA(PeftMethod):
         return _num_groups(params, modules) * int(params["vector_size"])
 
 
-def _num_groups(params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> int:
-    """Return how many vectors PEFT trains: the groups that have a layer, of layers in equal parts."""
-    wanted = max(1, round(len(modules) * (1.0 - float(params["weight_tying"]))))
-    size = max(1, len(modules) // wanted)
-    return len({min(index // size, wanted - 1) for index in range(len(modules))})
+def _num_groups(params: Mapping[str, Scalar], modules: Sequence[LinearModule] | Sequence[str]) -> int:
+    return min(int(params["num_groups"]) or len(modules), len(modules))
