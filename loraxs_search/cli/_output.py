@@ -82,7 +82,7 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks.
 
     Columns that only some studies have are left out where no trial has a value: the step that is kept, and of written
-    answers the shares `unparsed` and `unended`.
+    answers the shares `unparsed` and `unended`. Of several methods, what each trains is not R alone.
     """
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     cells = [*(_cells(row, task) for row in rows), *(_yardstick_cells(yardstick, task) for yardstick in yardsticks)]
@@ -91,7 +91,8 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     params += [[""] * len(varying) for _ in yardsticks]
     names = [name for name in _columns(task) if name not in empty]
     body = [[*(row[name] for name in names), *own] for row, own in zip(cells, params, strict=True)]
-    print_table([*names, *varying], body, right=frozenset(names[2:]))
+    shown = ["parameters" if name == "R" and "method" in varying else name for name in names]
+    print_table([*shown, *varying], body, right=frozenset(shown[2:]))
 
 
 def _columns(task: Task) -> list[str]:

@@ -99,27 +99,35 @@ def _check_rows(space: Space, base: BaseModel, modules: Sequence[LinearModule], 
 
 
 def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> None:
-    from loraxs_search.methods import get_method
-
     for key, value in _summary(space, base, description, rows).items():
         print(f"{key:<11} {value}")
     print()
-    extremes = {"smallest": description.smallest, "largest": description.largest}
-    numbers = (get_method(space.method).symbol, "head", "bytes")
-    columns = ("adapter", *description.smallest.params, "modules", *numbers)
-    body = [
-        (
-            name,
-            *map(str, it.params.values()),
-            it.target_modules,
-            *map(_count, (it.size.r_parameters, it.size.head_parameters, it.size.stored_bytes)),
-        )
-        for name, it in extremes.items()
-    ]
-    print_table(columns, body, right=frozenset({*description.smallest.params, *numbers}))
+    _show_extremes(description)
     for group in description.groups:
         print(f"\n{group.expression}: {len(group.modules)} modules")
         print("\n".join(f"  {name}" for name in fold_layers(group.modules)))
+
+
+def _show_extremes(description: SpaceDescription) -> None:
+    """Print the smallest and the largest adapter, of each method where there are several."""
+    from loraxs_search.methods import get_method
+
+    methods, several = description.methods, len(description.methods) > 1
+    shapes = [(name, shape) for each in methods.values() for name, shape in vars(each).items()]
+    params = list(dict.fromkeys(name for _, shape in shapes for name in shape.params))
+    numbers = ("parameters" if several else get_method(shapes[0][1].method).symbol, "head", "bytes")
+    columns = ("adapter", *(["method"] if several else []), *params, "modules", *numbers)
+    body = [
+        (
+            name,
+            *([shape.method] if several else []),
+            *(str(shape.params.get(param, "-")) for param in params),
+            shape.target_modules,
+            *map(_count, (shape.size.r_parameters, shape.size.head_parameters, shape.size.stored_bytes)),
+        )
+        for name, shape in shapes
+    ]
+    print_table(columns, body, right=frozenset({*params, *numbers}))
 
 
 def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> dict[str, Any]:
@@ -127,13 +135,13 @@ def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows:
     from loraxs_search.tasks import kind_of
 
     task, plan = space.task, space.search
-    searched = [name for name, parameter in space.parameters.items() if parameter.distribution.size != 1]
+    searched = [name for name, parameter in space.parameters.items() if parameter.size != 1]
     size = "continuous" if description.combinations is None else f"{description.combinations:,} combinations"
     facts = {
         "space": f"{space.name} ({space.source})",
         "task": f"{task.name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
         + (f", trials by {task.report_metric}" if task.report_metric else ""),
-        "method": get_method(space.method).title,
+        "method": ", ".join(get_method(name).title for name in space.methods),
         "base model": f"{base.id}, weights {base.weight_digest[:12]}",
         "searched": f"{', '.join(searched) or 'nothing'}: {size}",
         "budget": f"{plan.trials} trials of at most {plan.max_steps} steps, scored every {plan.report_every}",
@@ -141,6 +149,8 @@ def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows:
     }
     if kind_of(task).shots:
         facts["at the end"] = _end(space, rows)
+    if description.notes:
+        facts["note"] = "; ".join(description.notes)
     return facts if rows is None else facts | _counts(rows)
 
 

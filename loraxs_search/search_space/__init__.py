@@ -17,7 +17,7 @@ The package imports no torch; Optuna is loaded when a distribution is asked for.
 """
 
 from loraxs_search.search_space._describe import GroupDescription, ShapeDescription, SpaceDescription, describe
-from loraxs_search.search_space._distributions import Choice, Constant, Floats, Integers, Parameter
+from loraxs_search.search_space._distributions import Alternative, Choice, Constant, Floats, Integers, Parameter
 from loraxs_search.search_space._load import load_space, parse_space
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._portable import portable_text
@@ -26,6 +26,7 @@ from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import section_of
 
 __all__ = [
+    "Alternative",
     "Choice",
     "Constant",
     "Floats",

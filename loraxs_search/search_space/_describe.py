@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from loraxs_search.methods import Shapes, get_method
+from loraxs_search.methods import LoraXS, Method, Shapes, get_method
 from loraxs_search.records import AdapterSize, LinearModule, Scalar
 from loraxs_search.search_space._counting import reachable_shapes
 from loraxs_search.search_space._modules import resolve_modules
@@ -29,12 +29,22 @@ class ShapeDescription:
     Args:
         params: The method's own parameters that decide what is stored: the rank of LoRA-XS.
         head: `full` or `output`.
+        method: That is trained.
     """
 
     params: Mapping[str, Scalar]
     target_modules: str
     head: str
     size: AdapterSize
+    method: str = LoraXS.name
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The adapter with the fewest bytes that a trial of one method may have, and the one with the most."""
+
+    smallest: ShapeDescription
+    largest: ShapeDescription
 
 
 @dataclass(frozen=True)
@@ -46,12 +56,16 @@ class SpaceDescription:
         groups: Every module group that a trial may have.
         smallest: The adapter with the fewest bytes that a trial may have.
         largest: The one with the most.
+        methods: The same for the trials of each method, by its name.
+        notes: What is worth saying of it, for people.
     """
 
     combinations: int | None
     groups: tuple[GroupDescription, ...]
     smallest: ShapeDescription
     largest: ShapeDescription
+    methods: Mapping[str, Extremes]
+    notes: tuple[str, ...] = ()
 
 
 def describe(
@@ -67,22 +81,46 @@ def describe(
         TargetModulesError: a module group matches nothing.
         RankError: a rank that a trial may have is above the smaller side of one of its modules.
     """
-    method, specs = get_method(space.method), parameter_specs(space.method)
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
-    by_name = {module.name: module for module in modules}
-    decisive = (*method.sized_by, "target_modules", "head")
-    shapes = []
-    for params in reachable_shapes(space.parameters, {name: specs[name].default for name in decisive}):
-        own = {name: params[name] for name in method.sized_by}
-        expression, head = str(params["target_modules"]), str(params["head"])
-        adapted = [by_name[name] for name in groups[expression]]
-        method.check(method.with_defaults(own), adapted)
-        stored = heads.get(head, {})
-        identity = {name: shape for name, shape in heads.get("full", {}).items() if name not in stored}
-        shapes.append(ShapeDescription(own, expression, head, method.size(own, adapted, stored, identity)))
+    layers = _Layers({module.name: module for module in modules}, groups, heads)
+    methods = {name: _extremes(_shapes(space, get_method(name), layers)) for name in space.methods}
     return SpaceDescription(
         combinations=space.grid_size(),
         groups=tuple(GroupDescription(expression, names) for expression, names in groups.items()),
-        smallest=min(shapes, key=lambda shape: shape.size.stored_bytes),
-        largest=max(shapes, key=lambda shape: shape.size.stored_bytes),
+        smallest=min((each.smallest for each in methods.values()), key=_stored_bytes),
+        largest=max((each.largest for each in methods.values()), key=_stored_bytes),
+        methods=methods,
+        notes=space.notes(),
     )
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """What adapters are put on: the base's linear layers, the groups of a space, the parameters of heads."""
+
+    modules: Mapping[str, LinearModule]
+    groups: Mapping[str, tuple[str, ...]]
+    heads: Mapping[str, Shapes]
+
+
+def _shapes(space: Space, method: Method, layers: _Layers) -> Iterator[ShapeDescription]:
+    """Yield what adapters of one method may be, each held against the layers that it is for."""
+    specs, decisive = parameter_specs(method.name), (*method.sized_by, "target_modules", "head")
+    for params in reachable_shapes(space.parameters_of(method.name), {name: specs[name].default for name in decisive}):
+        own = {name: params[name] for name in method.sized_by}
+        expression, head = str(params["target_modules"]), str(params["head"])
+        adapted = [layers.modules[name] for name in layers.groups[expression]]
+        method.check(method.with_defaults(own), adapted)
+        stored = layers.heads.get(head, {})
+        identity = {name: shape for name, shape in layers.heads.get("full", {}).items() if name not in stored}
+        size = method.size(own, adapted, stored, identity)
+        yield ShapeDescription(own, expression, head, size, method.name)
+
+
+def _extremes(shapes: Iterable[ShapeDescription]) -> Extremes:
+    known = list(shapes)
+    return Extremes(min(known, key=_stored_bytes), max(known, key=_stored_bytes))
+
+
+def _stored_bytes(shape: ShapeDescription) -> int:
+    return shape.size.stored_bytes

@@ -10,15 +10,14 @@ from typing import Any
 
 import yaml
 
-from loraxs_search.methods import METHODS, LoraXS
+from loraxs_search.methods import LoraXS
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.search_space._document import Document, parse_document
-from loraxs_search.search_space._entries import known_entry
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
 from loraxs_search.search_space._files import find_file, read_file
 from loraxs_search.search_space._overrides import apply_overrides
-from loraxs_search.search_space._parameters import read_parameters
+from loraxs_search.search_space._parameters import read_method, read_parameters
 from loraxs_search.search_space._reading import read_section
 from loraxs_search.search_space._schedulers import taken_keys
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection, search_section
@@ -62,7 +61,7 @@ def parse_space(
     sections = _sections(document)
     task = read_task(document, sections["task"], folder) if "task" in sections else None
     base_model = _base_model(document, sections["base_model"], folder) if "base_model" in sections else None
-    method = _method(document, sections.get("method", LoraXS.name))
+    method = read_method(document, sections.get("method", LoraXS.name))
     parameters = (
         read_parameters(document, sections["parameters"], method) if "parameters" in sections and method else {}
     )
@@ -71,7 +70,7 @@ def parse_space(
     search = _search(document, sections.get("search") or {})
     task = _reported(document, sections.get("search") or {}, task)
     promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else ())
-    if document.faults or task is None or base_model is None:
+    if document.faults or task is None or base_model is None or method is None:
         document.faults.fail(source, document.locations)
     return Space(
         name=name or Path(source).stem,
@@ -80,7 +79,7 @@ def parse_space(
         folder=str(folder),
         task=task,
         base_model=base_model,
-        method=method,
+        methods=tuple(str(name) for name in method.possible or ()),
         parameters=parameters,
         search=search,
         promotion=promotion,
@@ -106,15 +105,6 @@ def _sections(document: Document) -> dict[str, Any]:
         if key not in data:
             document.faults.add((key,), "is required.")
     return data
-
-
-def _method(document: Document, given: object) -> str:
-    """Return a registered method's name; empty where it is none, as its parameters cannot be read then."""
-    try:
-        return known_entry(METHODS, "a method")(given)
-    except ValueError as error:
-        document.faults.add(("method",), f"{error}, but got {shown(given)}.")
-        return ""
 
 
 def _base_model(document: Document, given: object, folder: Path) -> BaseModelRef | None:

@@ -18,9 +18,9 @@ from loraxs_search.records import (
 )
 from loraxs_search.search_space._conditions import drawing_order
 from loraxs_search.search_space._counting import count_configurations
-from loraxs_search.search_space._distributions import Parameter
+from loraxs_search.search_space._distributions import METHOD, Parameter
 from loraxs_search.search_space._modules import resolve_modules
-from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES
+from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES, both
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -36,7 +36,7 @@ class Space:
         text: The YAML, with overrides applied.
         source: The file as it was named.
         folder: Absolute folder that relative paths in `text` start from.
-        method: The registered method that every trial trains.
+        methods: The registered methods that trials train; where there are several, `method` is the first parameter.
         parameters: By name, in the file's order.
     """
 
@@ -46,7 +46,7 @@ class Space:
     folder: str
     task: Task
     base_model: BaseModelRef
-    method: str
+    methods: tuple[str, ...]
     parameters: Mapping[str, Parameter]
     search: SearchPlan
     promotion: PromotionRule
@@ -56,11 +56,26 @@ class Space:
         drawn: dict[str, Scalar] = {}
         for name in drawing_order(self.parameters.values()):
             parameter = self.parameters[name]
-            if parameter.present(drawn):
-                drawn[name] = parameter.distribution.suggest(trial, name)
-            elif parameter.otherwise is not None:
-                drawn[name] = parameter.otherwise
+            index, otherwise = parameter.chosen(drawn), parameter.otherwise_after(drawn)
+            if index is not None:
+                distribution = parameter.alternatives[index].distribution
+                drawn[name] = distribution.suggest(trial, parameter.drawn_name(index))
+            elif otherwise is not None:
+                drawn[name] = otherwise
         return {name: drawn[name] for name in self.parameters if name in drawn}
+
+    def drawn_params(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Return a trial's params under the names that `suggest` draws them by: each alternative has one of its own."""
+        drawn: dict[str, Scalar] = {}
+        for name, parameter in self.parameters.items():
+            index = parameter.chosen(params)
+            if index is not None and name in params:
+                drawn[parameter.drawn_name(index)] = params[name]
+        return drawn
+
+    def method_of(self, params: Mapping[str, Scalar]) -> Method:
+        """Return the method that a trial with these params trains."""
+        return get_method(str(params.get(METHOD, self.methods[0])))
 
     def hyperparameters(
         self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], seed: int
@@ -74,15 +89,16 @@ class Space:
             RankError: the rank is above the smaller side of one of the modules.
         """
         given: dict[str, Any] = dict(params)
-        method = self._method
+        method = self.method_of(params)
+        given.pop(METHOD, None)
         names = resolve_modules(str(given.pop("target_modules", DEFAULT_TARGET_MODULES)), modules)
         own = {name: given.pop(name) for name in method.parameters if name in given}
         method.check(method.with_defaults(own), [module for module in modules if module.name in set(names)])
         given.setdefault("head_learning_rate", given["learning_rate"])
         return Hyperparameters(
             **given,
-            **method.fields(own, self._possible()),
-            method=self.method,
+            **method.fields(own, self._possible(method)),
+            method=method.name,
             target_modules=names,
             max_steps=self.search.max_steps,
             seed=seed,
@@ -90,12 +106,26 @@ class Space:
 
     def factor_sets(self) -> tuple[FactorSet, ...]:
         """Return the factors that trials share, to be computed before the first of them."""
-        return self._method.factor_sets(self._possible())
+        methods = map(get_method, self.methods)
+        return tuple(dict.fromkeys(each for m in methods for each in m.factor_sets(self._possible(m))))
 
     @property
     def is_packable(self) -> bool:
-        """Whether the method's trials can share passes."""
-        return self._method.packed is not None
+        """Whether trials of some method can share passes."""
+        return len(self.unpackable_methods) < len(self.methods)
+
+    @property
+    def unpackable_methods(self) -> tuple[str, ...]:
+        """The methods whose trials cannot share passes: each trains alone."""
+        return tuple(name for name in self.methods if get_method(name).packed is None)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what is worth saying once of a space, for people: which of its trials cannot share passes."""
+        alone = self.unpackable_methods
+        if not alone or not self.is_packable or self.search.pack_size == 1:
+            return ()
+        which = f"method {alone[0]}" if len(alone) == 1 else f"methods {both(alone)}"
+        return (f"trials of {which} cannot share passes: each trains alone, beside the packs of the others",)
 
     def largest(self) -> tuple[int, int]:
         """Return the largest batch size and the largest rank a trial may have; the rank is 0 where there is none."""
@@ -105,17 +135,21 @@ class Space:
 
     def target_groups(self) -> tuple[str, ...]:
         """Return every module group expression a trial may have."""
-        parameter = self.parameters.get("target_modules")
-        if parameter is None:
-            return (DEFAULT_TARGET_MODULES,)
-        groups = [str(value) for value in parameter.possible or ()]
-        if parameter.when and parameter.otherwise is None:
-            groups.append(DEFAULT_TARGET_MODULES)
-        return tuple(dict.fromkeys(groups))
+        groups = (self._possible_values(name, "target_modules", DEFAULT_TARGET_MODULES) for name in self.methods)
+        return tuple(dict.fromkeys(str(value) for values in groups for value in values or ()))
+
+    def parameters_of(self, method: str) -> dict[str, Parameter]:
+        """Return the parameters of the trials of one method, without the choice of the method."""
+        resolved = ((name, parameter.of_method(method)) for name, parameter in self.parameters.items())
+        return {name: parameter for name, parameter in resolved if parameter is not None and name != METHOD}
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's distribution of each parameter that is searched, in the file's order."""
-        distributions = ((name, parameter.distribution.to_optuna()) for name, parameter in self.parameters.items())
+        distributions = (
+            (parameter.drawn_name(index), alternative.distribution.to_optuna())
+            for parameter in self.parameters.values()
+            for index, alternative in enumerate(parameter.alternatives)
+        )
         return {name: distribution for name, distribution in distributions if distribution is not None}
 
     def grid_size(self) -> int | None:
@@ -123,18 +157,16 @@ class Space:
         return count_configurations(self.parameters)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    @property
-    def _method(self) -> Method:
-        return get_method(self.method)
+    def _possible(self, method: Method) -> Possible:
+        """Return every value of a method's own parameters that a trial may have, its default included."""
+        return {
+            name: self._possible_values(method.name, name, spec.default) for name, spec in method.parameters.items()
+        }
 
-    def _possible(self) -> Possible:
-        """Return every value of the method's own parameters that a trial may have, its default included."""
-        return {name: self._possible_values(name, spec.default) for name, spec in self._method.parameters.items()}
-
-    def _possible_values(self, name: str, default: Scalar | None) -> Sequence[Scalar] | None:
+    def _possible_values(self, method: str, name: str, default: Scalar | None) -> Sequence[Scalar] | None:
         parameter = self.parameters.get(name)
+        parameter = parameter and parameter.of_method(method)
         values = () if parameter is None else parameter.possible
-        may_be_left_out = parameter is None or (parameter.when and parameter.otherwise is None)
-        if values is None or not may_be_left_out or default is None:
+        if values is None or default is None or not (parameter is None or parameter.may_be_absent):
             return values
         return tuple(dict.fromkeys((*values, default)))

@@ -24,7 +24,7 @@ def expected_pack_size(
     from loraxs_search.packing.pass_executor import workers_for
 
     if not space.is_packable:
-        return unshared(space.method)
+        return unshared(space.methods)
     if torch.cuda.is_available():
         return None
     device = torch.device("cpu")

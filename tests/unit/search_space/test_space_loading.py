@@ -39,7 +39,7 @@ def test_every_section_becomes_its_record(parse, text, folder):
 
 def test_every_form_becomes_its_distribution(parse, text):
     space = parse(text)
-    assert {name: parameter.distribution for name, parameter in space.parameters.items()} == {
+    assert {name: p.alternatives[0].distribution for name, p in space.parameters.items()} == {
         "rank": Integers(4, 16, step=4),
         "scale": Floats(0.5, 2.0, step=0.25),
         "target_modules": Choice(("attention", "query+value", "all-linear@last-2")),
@@ -47,7 +47,7 @@ def test_every_form_becomes_its_distribution(parse, text):
         "weight_decay": Constant(0.0),
         "sigma": Choice(("input", "sqrt")),
     }
-    assert space.parameters["sigma"].when == (("rank", (4, 8)),)
+    assert space.parameters["sigma"].alternatives[0].when == (("rank", (4, 8)),)
     assert space.parameters["sigma"].otherwise == "none"
 
 
@@ -100,8 +100,8 @@ def test_overrides_are_yaml_values_put_in_before_checking(parse, text):
         "search.trials=25",
     )
     assert (space.search.trials, space.search.max_steps) == (25, 200)
-    assert space.parameters["rank"].distribution == Constant(8)
-    assert space.parameters["scale"].distribution == Choice((1.0, 2.0))
+    assert space.parameters["rank"].alternatives[0].distribution == Constant(8)
+    assert space.parameters["scale"].alternatives[0].distribution == Choice((1.0, 2.0))
     assert space.base_model == BaseModelRef(id="org/name", revision="main")
     assert space.task.source.data_files["validation"].endswith("/train.jsonl")
     assert space.text.startswith('# space.yaml with --set "search.trials=24"\n')
