@@ -3,6 +3,7 @@
 _base.py    the contract
 _peft.py    a method whose adapter PEFT builds: what is left to say is its config
 lora_xs.py  LoRA-XS; its PEFT tuner is `loraxs/`, in PEFT's own file shape
+lora.py     plain LoRA, with PEFT's own tuner
 loading.py  from an adapter folder to a model; formats.py: to other folders
 
 A distribution adds a method by an entry point of the group `loraxs_search.methods`: its name to its class.
@@ -25,6 +26,7 @@ from loraxs_search.methods._base import (
 from loraxs_search.methods._names import FILES, Shapes, head_parameter
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod
+from loraxs_search.methods.lora import Lora
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.plugins import Registry
 
@@ -35,6 +37,7 @@ __all__ = [
     "FactorRequest",
     "FactorSet",
     "HeadPlan",
+    "Lora",
     "LoraXS",
     "Method",
     "PackedAdapter",
@@ -49,7 +52,7 @@ __all__ = [
     "head_parameter",
 ]
 
-METHODS: Registry[type[Method]] = Registry("method", "loraxs_search.methods", {LoraXS.name: LoraXS})
+METHODS: Registry[type[Method]] = Registry("method", "loraxs_search.methods", {LoraXS.name: LoraXS, Lora.name: Lora})
 
 
 def get_method(name: str) -> Method:

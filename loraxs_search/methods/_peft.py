@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from loraxs_search.errors import TargetModulesError
 from loraxs_search.methods._base import Conversion, HeadPlan, Method
 from loraxs_search.methods._names import ADAPTER, FILES, Shapes, file_bytes
 from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Scalar, Serving
@@ -93,6 +94,9 @@ class PeftMethod(Method):
         from peft import get_peft_model
 
         config = self.config(hyper, self.attachment(hyper, head))
+        keeps_in_out = _keeps_in_out(model, hyper.target_modules)
+        if hasattr(config, "fan_in_fan_out"):  # PEFT finds out too, with a warning
+            config.fan_in_fan_out = keeps_in_out
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(hyper.seed)  # the CPU's alone, where PEFT draws
             try:
@@ -100,6 +104,9 @@ class PeftMethod(Method):
             except BaseException:
                 _unwrap(model)
                 raise
+        stored: Any = adapted.peft_config[ADAPTER]
+        if isinstance(stored.target_modules, set):  # the fewest endings that tell layers apart, in any order
+            stored.target_modules = list(hyper.target_modules)
         for name in set(head.identity) & set(getattr(config, "modules_to_save", None) or ()):
             adapted.get_base_model().get_submodule(name).requires_grad_(False)
         return adapted
@@ -139,6 +146,24 @@ def peft_model(model: PeftModel | PreTrainedModel) -> PeftModel:
 
     assert isinstance(model, PeftModel)
     return model
+
+
+def _keeps_in_out(model: PreTrainedModel, names: Sequence[str]) -> bool:
+    """Whether these layers keep their weights as (in, out), as GPT-2's do.
+
+    Raises:
+        TargetModulesError: one of them is no linear layer of the model.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    if unknown := [name for name in names if name not in layers]:
+        raise TargetModulesError(
+            f"`target_modules` must be linear layers of the base, but {unknown[0]} is none.",
+            hint="name a module group such as all-linear in the space",
+        )
+    return any(isinstance(layers[name], Conv1D) for name in names)
 
 
 def unloaded(model: PeftModel, *, merge: bool = False) -> PreTrainedModel:
