@@ -41,9 +41,12 @@ _SMALLEST_FACTOR_RANK = 64
 
 def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
     """Write the same function as plain LoRA, exactly, with a README.md that says how it is loaded."""
-    from loraxs_search.methods.loraxs import write_lora
+    from loraxs_search.methods._plain_lora import write_readme
+    from loraxs_search.methods.loraxs import export_lora
 
-    write_lora(peft_model(model), manifest, folder, rank)
+    base = manifest.base_model
+    export_lora(peft_model(model), ADAPTER, folder, rank=rank, base=base.id, revision=base.revision)
+    write_readme(manifest, LoraXS.title, folder)
 
 
 def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
@@ -60,7 +63,7 @@ def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path
     adapted = peft_model(model)
     config = cast("PreTrainedModel", adapted.get_base_model()).config
     write_gguf_lora(lora_pairs(adapted, ADAPTER), config, folder / FILE, base=manifest.base_model.id)
-    write_modelfile(manifest, folder)
+    write_modelfile(manifest, LoraXS.title, folder)
 
 
 class _PackedLoraXS(PackedMethod):

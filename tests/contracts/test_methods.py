@@ -32,6 +32,12 @@ from loraxs_search.trial import attach, detach
 
 OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all that decide what is stored among them
     "lora-xs": ({"rank": 2}, {"rank": 8, "basis": "random", "sigma": "sqrt", "init_std": 0.5}),
+    "lora": (
+        {"rank": 2},
+        {"rank": 4, "rslora": True, "scale": 2.0, "init": "gaussian"},
+        {"rank": 2, "init": "pissa", "scale": 0.5},
+        {"rank": 4, "dora": True, "init": "orthogonal"},
+    ),
     "vera": ({"rank": 3}, {"rank": 40, "d_initial": 0.5}),
     "ia3": ({}, {"scaled": "output"}, {"scaled": "input"}),
     "vb-lora": (
@@ -292,6 +298,10 @@ def test_each_form_of_a_folder_is_the_same_function(
         for form in method.conversions:
             if form == "gguf":  # of adapters without a head: tests/unit/methods/test_methods_gguf_lora.py
                 with pytest.raises(LoraxsError, match="`--format gguf` must be of an adapter without a head"):
+                    converted(folder, form)
+                continue
+            if form == "lora" and own.get("dora"):
+                with pytest.raises(LoraxsError, match="`--format lora` and gguf must be of an update that is added"):
                     converted(folder, form)
                 continue
             made = converted(folder, form)
