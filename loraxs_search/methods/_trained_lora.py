@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -28,6 +29,11 @@ def initial_pairs(config: LoraConfig, sizes: Sizes, seed: int) -> dict[str, Pair
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return {name: _pair(_layer(_empty(*size), config)) for name, size in sizes.items()}
+
+
+def scaling_of(config: LoraConfig) -> float:
+    """Return the factor of B A, as PEFT computes it."""
+    return float(config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))
 
 
 @torch.no_grad()

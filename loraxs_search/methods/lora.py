@@ -8,14 +8,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.errors import RankError, UsageError
-from loraxs_search.methods._base import Conversion, HeadPlan
+from loraxs_search.methods._base import Conversion, HeadPlan, PackedAdapter, PackedBase, PackedMethod, Sizes
 from loraxs_search.methods._names import Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, merge, peft_model
 from loraxs_search.records import Hyperparameters, LinearModule, Manifest, Scalar
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig, PeftModel
+    from torch import nn
     from transformers import PreTrainedModel
 
     from loraxs_search.factors import FactorStore
@@ -61,6 +63,20 @@ def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path
     write_modelfile(manifest, Lora.title, folder)
 
 
+class _PackedLora(PackedMethod):
+    """Slots share the base alone; each has its own A and B."""
+
+    def adapter(self, hyper: Hyperparameters, sizes: Sizes, device: torch.device) -> PackedAdapter:
+        from loraxs_search.methods._packed_lora import PackedPairs
+
+        return PackedPairs(Lora().config(hyper, {}), sizes, hyper.seed, device)
+
+    def on(self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int) -> PackedBase:
+        from loraxs_search.methods._packed_lora import LoraBase
+
+        return LoraBase(linears, num_workers)
+
+
 class Lora(PeftMethod):
     """y = W x + s B A x, with s = alpha / r, or alpha / sqrt(r) for rsLoRA; alpha = scale * rank.
 
@@ -85,6 +101,7 @@ class Lora(PeftMethod):
         {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
     )
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "dora")
+    packed: ClassVar[PackedMethod | None] = _PackedLora()
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType(
         {"lora": as_lora, "merged": merge, "gguf": as_gguf}
     )
@@ -108,6 +125,10 @@ class Lora(PeftMethod):
                 f"`rank` must be even with `init: orthogonal`, but got rank={rank}.",
                 hint="use even ranks, or another init",
             )
+
+    def can_pack(self, params: Mapping[str, Scalar]) -> bool:
+        """Whether the update is added to the base as it is: DoRA scales its weights, and PiSSA changes them."""
+        return not params["dora"] and not _changes_base(params)
 
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         rank, shapes = int(params["rank"]), dict[str, tuple[int, ...]]()
@@ -139,7 +160,7 @@ class Lora(PeftMethod):
     ) -> PeftModel:
         from loraxs_search.methods import _trained_lora as lora
 
-        if self._changes_base(hyper):
+        if _changes_base(self.params(hyper)):
             with lora.weights_kept(model, hyper.target_modules):
                 return super().attach(model, hyper, head, factors)
         adapted = super().attach(model, hyper, head, factors)
@@ -163,8 +184,9 @@ class Lora(PeftMethod):
         with weights_kept(base, names):
             return super().load(base, folder, device)
 
-    def _changes_base(self, hyper: Hyperparameters) -> bool:
-        return self.params(hyper)["init"] == "pissa"
+
+def _changes_base(params: Mapping[str, Scalar]) -> bool:
+    return params["init"] == "pissa"
 
 
 def _check_additive(manifest: Manifest) -> None:

@@ -22,7 +22,7 @@ from loraxs_search.methods._base import (
     Possible,
     Sizes,
 )
-from loraxs_search.methods._names import ADAPTER, R, Shapes
+from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, R, Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, merge, peft_model
 from loraxs_search.records import Basis, Hyperparameters, LinearModule, Manifest, Scalar, Sigma
@@ -128,6 +128,10 @@ class LoraXS(PeftMethod):
                 f"`rank` must be in 1..{_smaller_side(smallest)}, but got rank={rank} for {smallest.name}.",
                 hint="lower the rank, or leave this module out of target_modules",
             )
+
+    def slot_bytes(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], num_workers: int) -> int:
+        # R with its gradient and two moments; in the pack C, what R is multiplied with, and gradients for each worker.
+        return BYTES_PER_PARAMETER * self.size(params, modules, {}, {}).r_parameters * (4 + 2 + num_workers)
 
     def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
         rank = factor_rank_bucket(_max_rank(possible))

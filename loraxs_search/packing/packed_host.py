@@ -277,7 +277,8 @@ class PackedHost:
     def _goes_alone(self, spec: TrialSpec, task: Task | None) -> bool:
         """Whether a trial is advanced between rounds: its method, or a layer that it adapts, cannot share passes."""
         hyper = spec.hyperparameters
-        if get_method(hyper.method).packed is None:
+        method = get_method(hyper.method)
+        if not method.can_pack(method.params(hyper)):
             return self._alone.serves(task)
         return self._may_go_alone(task) and not self._pack.unpackable.isdisjoint(hyper.target_modules)
 
