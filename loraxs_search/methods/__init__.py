@@ -3,6 +3,7 @@
 _base.py    the contract
 _peft.py    a method whose adapter PEFT builds: what is left to say is its config
 lora_xs.py  LoRA-XS; its PEFT tuner is `loraxs/`, in PEFT's own file shape
+full.py, head_only.py: yardsticks, to compare adapters with
 ia3.py, psoft.py, randlora.py, tinylora.py, unilora.py, vb_lora.py, vera.py: tuners of PEFT's own
 loading.py  from an adapter folder to a model; formats.py: to other folders
 
@@ -26,6 +27,8 @@ from loraxs_search.methods._base import (
 from loraxs_search.methods._names import FILES, Shapes, StoredTensor, head_parameter
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod
+from loraxs_search.methods.full import Full
+from loraxs_search.methods.head_only import HeadOnly
 from loraxs_search.methods.ia3 import IA3
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.psoft import PSOFT
@@ -58,7 +61,7 @@ __all__ = [
     "head_parameter",
 ]
 
-_OWN: tuple[type[Method], ...] = (LoraXS, VeRA, IA3, VBLoRA, TinyLoRA, PSOFT, RandLoRA, UniLoRA)
+_OWN: tuple[type[Method], ...] = (LoraXS, VeRA, IA3, VBLoRA, TinyLoRA, PSOFT, RandLoRA, UniLoRA, Full, HeadOnly)
 METHODS: Registry[type[Method]] = Registry("method", "loraxs_search.methods", {entry.name: entry for entry in _OWN})
 
 
