@@ -32,7 +32,7 @@ def command(
     trials would share this machine. It warns if scores would look better than they are, for instance because test rows
     are also in the training rows.
     """
-    from loraxs_search.base_model import head_shapes, linear_modules
+    from loraxs_search.base_model import body_shapes, head_shapes, linear_modules
     from loraxs_search.records import Head
     from loraxs_search.search_space import describe, load_space
     from loraxs_search.tasks import kind_of
@@ -42,7 +42,8 @@ def command(
     task = loaded.task
     model = kind_of(task).model
     modules = linear_modules(base, model)
-    description = describe(loaded, modules, heads={head: head_shapes(base, model, head) for head in get_args(Head)})
+    heads = {head: head_shapes(base, model, head) for head in get_args(Head)}
+    description = describe(loaded, modules, heads=heads, body=body_shapes(base, model))
     rows = _check_rows(loaded, base, modules, description.largest.size.head_parameters) if data else None
     value = {
         "space": loaded.name,

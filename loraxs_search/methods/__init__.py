@@ -5,6 +5,7 @@ _peft.py    a method whose adapter PEFT builds: what is left to say is its confi
 lora_xs.py  LoRA-XS; its PEFT tuner is `loraxs/`, in PEFT's own file shape
 lora.py     plain LoRA, with PEFT's own tuner
 ia3.py, psoft.py, randlora.py, tinylora.py, unilora.py, vb_lora.py, vera.py: other tuners of PEFT's
+full.py, head_only.py: yardsticks, to compare adapters with
 loading.py  from an adapter folder to a model; formats.py: to other folders
 
 A distribution adds a method by an entry point of the group `loraxs_search.methods`: its name to its class.
@@ -27,6 +28,8 @@ from loraxs_search.methods._base import (
 from loraxs_search.methods._names import FILES, Shapes, StoredTensor, head_parameter
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod
+from loraxs_search.methods.full import Full
+from loraxs_search.methods.head_only import HeadOnly
 from loraxs_search.methods.ia3 import IA3
 from loraxs_search.methods.lora import Lora
 from loraxs_search.methods.lora_xs import LoraXS
@@ -61,7 +64,7 @@ __all__ = [
     "head_parameter",
 ]
 
-_OWN: tuple[type[Method], ...] = (LoraXS, Lora, VeRA, IA3, VBLoRA, TinyLoRA, PSOFT, RandLoRA, UniLoRA)
+_OWN: tuple[type[Method], ...] = (LoraXS, Lora, VeRA, IA3, VBLoRA, TinyLoRA, PSOFT, RandLoRA, UniLoRA, Full, HeadOnly)
 METHODS: Registry[type[Method]] = Registry("method", "loraxs_search.methods", {entry.name: entry for entry in _OWN})
 
 

@@ -168,6 +168,14 @@ class Method(ABC):
     """Those of its own parameters, integers or words, that decide what is stored."""
     packed: ClassVar[PackedMethod | None] = None
     """How trials share passes, if `can_pack` says so. None: each trains alone, between the rounds of the others."""
+    is_yardstick: ClassVar[bool] = False
+    """Whether its trials are there to be compared with: candidates only where `promotion.methods` names it."""
+    has_adapter: ClassVar[bool] = True
+    """Whether what it trains is kept as an adapter. Of a method without one only metrics are recorded."""
+    needs_head: ClassVar[bool] = False
+    """Whether a task must have a head for it."""
+    advice: ClassVar[str] = ""
+    """What is worth knowing before a search with it, for people: a clause that follows its name."""
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({})
     """Form (`lora`, `merged`) to what writes a loaded adapter in it: (model, manifest, new folder, asked rank).
 
@@ -227,7 +235,12 @@ class Method(ABC):
 
     @abstractmethod
     def size(
-        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], head: Shapes, identity: Shapes
+        self,
+        params: Mapping[str, Scalar],
+        modules: Sequence[LinearModule],
+        head: Shapes,
+        identity: Shapes,
+        body: Shapes = MappingProxyType({}),
     ) -> AdapterSize:
         """Return what `measure` returns for an adapter of these, without any weights.
 
@@ -235,6 +248,7 @@ class Method(ABC):
             modules: That are adapted.
             head: Parameters of the head that are trained.
             identity: Parameters of `HeadPlan.identity`.
+            body: Parameters of the base below its head, for methods that train them.
         """
 
     # ---- work --------------------------------------------------------------------------------------------------------
@@ -265,8 +279,12 @@ class Method(ABC):
         """Take the adapter off what `attach` returned, and return the base, frozen."""
 
     @abstractmethod
-    def is_adapter(self, name: str) -> bool:
-        """Whether the trained parameter of this name is the adapter's, else the head's, which has its own rate."""
+    def is_adapter(self, name: str, model: PeftModel | PreTrainedModel) -> bool:
+        """Whether the trained parameter of this name is the adapter's, else the head's, which has its own rate.
+
+        Args:
+            model: What `attach` returned.
+        """
 
     @abstractmethod
     def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:

@@ -82,7 +82,9 @@ class PeftMethod(Method):
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         """Return the adapter's tensors as PEFT stores them: name in the base to shape; float32, all of them trained."""
 
-    def stored_beside(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Mapping[str, StoredTensor]:
+    def stored_beside(
+        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> Mapping[str, StoredTensor]:
         """Return what else the adapter's file holds, by full name there; nothing by default."""
         return {}
 
@@ -108,7 +110,12 @@ class PeftMethod(Method):
         return identity
 
     def size(
-        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], head: Shapes, identity: Shapes
+        self,
+        params: Mapping[str, Scalar],
+        modules: Sequence[LinearModule],
+        head: Shapes,
+        identity: Shapes,
+        body: Shapes = MappingProxyType({}),
     ) -> AdapterSize:
         tensors = {**self.stored(params, modules), **head, **self.stored_identity(identity)}
         beside = self.stored_beside(params, modules)
@@ -151,7 +158,7 @@ class PeftMethod(Method):
         base.requires_grad_(False)
         return base
 
-    def is_adapter(self, name: str) -> bool:
+    def is_adapter(self, name: str, model: PeftModel | PreTrainedModel) -> bool:
         return ".modules_to_save." not in name
 
     def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
@@ -159,7 +166,7 @@ class PeftMethod(Method):
         from peft import get_peft_model_state_dict
 
         trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-        own = sum(count for name, count in trained.items() if self.is_adapter(name))
+        own = sum(count for name, count in trained.items() if self.is_adapter(name, model))
         stored = get_peft_model_state_dict(model, self.saved_state(model), adapter_name=ADAPTER)
         needed = {name: tensor for name, tensor in stored.items() if not self._is_projection(name)}
         sizes = [

@@ -57,9 +57,7 @@ class RandLoRA(PeftMethod):
         from peft import RandLoraConfig
 
         rank, scale = (self.params(hyper)[name] for name in ("rank", "scale"))
-        return RandLoraConfig(
-            **attachment, r=rank, randlora_alpha=rank * scale, projection_prng_key=PROJECTION_SEED
-        )
+        return RandLoraConfig(**attachment, r=rank, randlora_alpha=rank * scale, projection_prng_key=PROJECTION_SEED)
 
     def attach(
         self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
@@ -82,7 +80,9 @@ class RandLoRA(PeftMethod):
             shapes[f"{module.name}.randlora_gamma"] = (_num_bases(side, rank), side)
         return shapes
 
-    def stored_beside(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Mapping[str, StoredTensor]:
+    def stored_beside(
+        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> Mapping[str, StoredTensor]:
         rank = int(params["rank"])
         sides = [max(side(module) for module in modules) for side in (_inputs, _outputs)]
         return {

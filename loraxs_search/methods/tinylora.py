@@ -58,7 +58,9 @@ class TinyLoRA(PeftMethod):
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         return {}
 
-    def stored_beside(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Mapping[str, StoredTensor]:
+    def stored_beside(
+        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> Mapping[str, StoredTensor]:
         size, beside = int(params["vector_size"]), dict[str, StoredTensor]()
         for group in range(_num_groups(params, modules)):
             beside[f"{TOP}tinylora_v.{group}"] = StoredTensor((size,))

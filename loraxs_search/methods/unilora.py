@@ -53,7 +53,9 @@ class UniLoRA(PeftMethod):
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         return {}
 
-    def stored_beside(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Mapping[str, StoredTensor]:
+    def stored_beside(
+        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> Mapping[str, StoredTensor]:
         return {f"{TOP}unilora_theta_d": StoredTensor((int(params["vector_size"]),))}
 
     def num_trained(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> int:

@@ -72,7 +72,9 @@ class VBLoRA(PeftMethod):
         topk = int(params["topk"])
         return {f"{name}_topk_weights": (*shape, topk - 1) for name, shape in _mixtures(params, modules)}
 
-    def stored_beside(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Mapping[str, StoredTensor]:
+    def stored_beside(
+        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> Mapping[str, StoredTensor]:
         topk, num_vectors = int(params["topk"]), int(params["num_vectors"])
         dtype = "U8" if num_vectors < 1 << 8 else "I16" if num_vectors < 1 << 15 else "I32"
         indices = {

@@ -41,16 +41,16 @@ class VeRA(PeftMethod):
         from peft import VeraConfig
 
         own = self.params(hyper)
-        return VeraConfig(
-            **attachment, r=own["rank"], d_initial=own["d_initial"], projection_prng_key=PROJECTION_SEED
-        )
+        return VeraConfig(**attachment, r=own["rank"], d_initial=own["d_initial"], projection_prng_key=PROJECTION_SEED)
 
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         rank = int(params["rank"])
         vectors = {f"{module.name}.vera_lambda_b": (module.out_features,) for module in modules}
         return vectors | {f"{module.name}.vera_lambda_d": (rank,) for module in modules}
 
-    def stored_beside(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Mapping[str, StoredTensor]:
+    def stored_beside(
+        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> Mapping[str, StoredTensor]:
         rank = int(params["rank"])
         return {
             f"{TOP}vera_A": StoredTensor((rank, max(module.in_features for module in modules))),

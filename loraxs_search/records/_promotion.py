@@ -28,6 +28,7 @@ class PromotionRule:
             that it is not measured.
         candidates: How many of the best trials are candidates.
         seeds: How often each of these is trained again from a fresh seed; what comes out is a candidate too.
+        methods: Methods whose trials may be candidates; none named means all but yardsticks.
     """
 
     metric: str | None = None
@@ -40,6 +41,7 @@ class PromotionRule:
     max_latency: float | None = None
     candidates: int = 3
     seeds: int = 2
+    methods: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

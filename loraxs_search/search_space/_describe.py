@@ -69,7 +69,11 @@ class SpaceDescription:
 
 
 def describe(
-    space: Space, modules: Sequence[LinearModule], *, heads: Mapping[str, Shapes] = MappingProxyType({})
+    space: Space,
+    modules: Sequence[LinearModule],
+    *,
+    heads: Mapping[str, Shapes] = MappingProxyType({}),
+    body: Shapes = MappingProxyType({}),
 ) -> SpaceDescription:
     """Return what a space amounts to on a base model with these linear layers.
 
@@ -77,12 +81,13 @@ def describe(
 
     Args:
         heads: `full` and `output` to full name and shape of the head's parameters that are trained.
+        body: Full name and shape of the base's parameters below its head.
     Raises:
         TargetModulesError: a module group matches nothing.
         RankError: a rank that a trial may have is above the smaller side of one of its modules.
     """
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
-    layers = _Layers({module.name: module for module in modules}, groups, heads)
+    layers = _Layers({module.name: module for module in modules}, groups, heads, body)
     methods = {name: _extremes(_shapes(space, get_method(name), layers)) for name in space.methods}
     return SpaceDescription(
         combinations=space.grid_size(),
@@ -96,11 +101,12 @@ def describe(
 
 @dataclass(frozen=True)
 class _Layers:
-    """What adapters are put on: the base's linear layers, the groups of a space, the parameters of heads."""
+    """What adapters are put on: the base's linear layers, a space's groups, the parameters of heads and body."""
 
     modules: Mapping[str, LinearModule]
     groups: Mapping[str, tuple[str, ...]]
     heads: Mapping[str, Shapes]
+    body: Shapes
 
 
 def _shapes(space: Space, method: Method, layers: _Layers) -> Iterator[ShapeDescription]:
@@ -113,7 +119,7 @@ def _shapes(space: Space, method: Method, layers: _Layers) -> Iterator[ShapeDesc
         method.check(method.with_defaults(own), adapted)
         stored = layers.heads.get(head, {})
         identity = {name: shape for name, shape in layers.heads.get("full", {}).items() if name not in stored}
-        size = method.size(own, adapted, stored, identity)
+        size = method.size(own, adapted, stored, identity, layers.body)
         yield ShapeDescription(own, expression, head, size, method.name)
 
 

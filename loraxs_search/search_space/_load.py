@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from loraxs_search.methods import LoraXS
+from loraxs_search.methods import LoraXS, get_method
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.search_space._document import Document, parse_document
@@ -62,14 +62,15 @@ def parse_space(
     task = read_task(document, sections["task"], folder) if "task" in sections else None
     base_model = _base_model(document, sections["base_model"], folder) if "base_model" in sections else None
     method = read_method(document, sections.get("method", LoraXS.name))
+    methods = tuple(str(name) for name in method.possible or ()) if method else ()
     parameters = (
         read_parameters(document, sections["parameters"], method) if "parameters" in sections and method else {}
     )
-    _check_head(document, sections.get("parameters"), task)
+    _check_head(document, sections.get("parameters"), task, methods)
     # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
     search = _search(document, sections.get("search") or {})
     task = _reported(document, sections.get("search") or {}, task)
-    promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else ())
+    promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else (), methods)
     if document.faults or task is None or base_model is None or method is None:
         document.faults.fail(source, document.locations)
     return Space(
@@ -79,7 +80,7 @@ def parse_space(
         folder=str(folder),
         task=task,
         base_model=base_model,
-        methods=tuple(str(name) for name in method.possible or ()),
+        methods=methods,
         parameters=parameters,
         search=search,
         promotion=promotion,
@@ -165,11 +166,14 @@ def _reported(document: Document, given: object, task: Task | None) -> Task | No
     return replace(task, report_metric=metric, report_direction=kind.metrics[metric].direction)
 
 
-def _check_head(document: Document, given: object, task: Task | None) -> None:
-    """Refuse parameters of a head where there is none: trials would differ in nothing."""
-    if task is None or not isinstance(given, dict) or kind_of(task).model.num_outputs is not None:
+def _check_head(document: Document, given: object, task: Task | None, methods: Sequence[str]) -> None:
+    """Refuse parameters of a head where there is none, as trials would differ in nothing, and methods that need one."""
+    if task is None or kind_of(task).model.num_outputs is not None:
         return
-    for key in _HEAD_PARAMETERS & given.keys():
+    for name in methods:
+        if get_method(name).needs_head:
+            document.faults.add(("method",), f"must be for a task with a head, but got {name} for {task.kind}.")
+    for key in _HEAD_PARAMETERS & (given.keys() if isinstance(given, dict) else set()):
         document.faults.add(("parameters", key), f"must be left out: an adapter for {task.kind} has no head.")
 
 
@@ -179,7 +183,7 @@ def _sound(document: Document, given: object, key: str, default: int) -> int | N
     return None if document.faults.at_or_below(("search", key)) else value
 
 
-def _promotion(document: Document, given: object, metrics: Sequence[str]) -> PromotionRule:
+def _promotion(document: Document, given: object, metrics: Sequence[str], methods: Sequence[str]) -> PromotionRule:
     section = read_section(document, ("promotion",), PromotionSection, given)
     keys = given if isinstance(given, dict) else {}
     guards = keys.get("guards")
@@ -191,4 +195,18 @@ def _promotion(document: Document, given: object, metrics: Sequence[str]) -> Pro
         if isinstance(metric, str) and metrics and metric not in metrics:
             message = f"must be one of the task's metrics: {one_of(metrics, metric)}, but got {shown(metric)}."
             document.faults.add(("promotion", key), message)
-    return PromotionRule() if section is None else PromotionRule(**section.model_dump())
+    for name in section.methods if section is not None and methods else ():
+        if fault := _not_promotable(name, methods):
+            document.faults.add(("promotion", "methods"), fault)
+    if section is None:
+        return PromotionRule()
+    return PromotionRule(**{**section.model_dump(), "methods": tuple(section.methods)})
+
+
+def _not_promotable(name: str, methods: Sequence[str]) -> str | None:
+    """Return why trials of a method cannot be candidates of a space with these methods; None where they can."""
+    if name not in methods:
+        return f"must be among the space's methods: {one_of(methods, name)}, but got {shown(name)}."
+    if not get_method(name).has_adapter:
+        return f"must have adapters, but of {name} only metrics are recorded."
+    return None

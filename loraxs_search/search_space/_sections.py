@@ -92,6 +92,7 @@ class PromotionSection(Section):
     max_latency: Latency | None = None
     candidates: Count = PromotionRule.candidates
     seeds: Annotated[int, Field(ge=0)] = PromotionRule.seeds
+    methods: Names = []  # noqa: RUF012  # pydantic copies it
 
 
 class BaseModelSection(Section):

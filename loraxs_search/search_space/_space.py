@@ -120,12 +120,18 @@ class Space:
         return tuple(name for name in self.methods if get_method(name).packed is None)
 
     def notes(self) -> tuple[str, ...]:
-        """Return what is worth saying once of a space, for people: which of its trials cannot share passes."""
+        """Return what is worth saying once of a space, for people: what its methods ask for, which cannot share passes."""
+        advice = tuple(f"method {name} {text}" for name in self.methods if (text := get_method(name).advice))
         alone = self.unpackable_methods
         if not alone or not self.is_packable or self.search.pack_size == 1:
-            return ()
+            return advice
         which = f"method {alone[0]}" if len(alone) == 1 else f"methods {both(alone)}"
-        return (f"trials of {which} cannot share passes: each trains alone, beside the packs of the others",)
+        return (*advice, f"trials of {which} cannot share passes: each trains alone, beside the packs of the others")
+
+    def may_be_candidate(self, method: str) -> bool:
+        """Whether trials of a method may be candidates: those that the rule names, by default all but yardsticks."""
+        named = self.promotion.methods
+        return method in named if named else not get_method(method).is_yardstick
 
     def largest(self) -> tuple[int, int]:
         """Return the largest batch size and the largest rank of a trial that takes a slot; 0 where it has no rank."""

@@ -160,7 +160,7 @@ class TrialRun:
     def _make_optimizer(self) -> torch.optim.AdamW:
         hyper = self.spec.hyperparameters
         rates = {True: hyper.learning_rate, False: hyper.head_learning_rate}
-        owned = {name: self._method.is_adapter(name) for name in self._parameters}
+        owned = {name: self._method.is_adapter(name, self.model) for name in self._parameters}
         groups = [
             {"params": [p for n, p in self._parameters.items() if owned[n] is adapter], "lr": lr, "base_lr": lr}
             for adapter, lr in rates.items()
@@ -193,6 +193,8 @@ class TrialRun:
     def _load(self, snapshot: Snapshot) -> None:
         load_parameters(self.model, snapshot)
         for name, parameter in self._parameters.items() if snapshot.moments else ():
+            if f"exp_avg/{name}" not in snapshot.moments:  # nothing of the loss has reached it
+                continue
             state: dict[str, Any] = {"step": torch.tensor(float(snapshot.step), device=parameter.device)}
             for key in ("exp_avg", "exp_avg_sq"):
                 state[key] = snapshot.moments[f"{key}/{name}"].to(parameter.device, copy=True)

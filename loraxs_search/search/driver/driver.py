@@ -189,7 +189,7 @@ class Driver:
 
         trials = completed_trials(ledger.records.values(), folder.keep_rule)
         finish, seeds = Finish(actors, folder, self._space, trials, self._stop), self._info.promotion.seeds
-        if seeds and trials:
+        if seeds and finish.best:
             self._view.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
             finish.refit()
         self._view.phase("scoring the candidates on all validation rows")
@@ -256,14 +256,14 @@ def _result(folder: StudyFolder, journal: Journal) -> SearchResult:
 def _log_adapters(
     folder: StudyFolder, tracker: Tracker, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
 ) -> None:
-    """Have MLflow keep the adapter of every completed trial, and the finalist where that is a refit.
+    """Have MLflow keep the adapter of every completed trial that has one, and the finalist where that is a refit.
 
     The scores of those that are candidates go with them.
     """
     scores = {candidate.trial_id: _candidate_scores(candidate) for candidate in candidates}
     names = [record.trial_id for record in trials if record.state is TrialState.COMPLETE]
     names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
-    for name in dict.fromkeys(names):
+    for name in (name for name in dict.fromkeys(names) if folder.adapter_path(name).is_dir()):
         tracker.adapter_logged(name, folder.adapter_path(name), trial_of(name), scores.get(name))
 
 
