@@ -16,6 +16,7 @@ from loraxs_search.reports.differences import Evidence
 from loraxs_search.reports.size_ratio import Point
 
 MAX_GROUPS = 12
+_HINT = "`loraxs-search status STUDY` shows what trials tried"
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def group_trials(
         return groups
     first = next((group for group in groups if group.label == against), None)
     if first is None:
-        raise UsageError(unknown_name("--against", against, [group.label for group in groups]))
+        raise UsageError(unknown_name("--against", against, [group.label for group in groups]), hint=_HINT)
     return [first, *(group for group in groups if group is not first)]
 
 
@@ -148,7 +149,7 @@ def _names(studies: Sequence[ComparedStudy]) -> str:
 def _check(by: str, values: dict[Scalar | None, list[ComparedTrial]], trials: Sequence[ComparedTrial]) -> None:
     if set(values) == {None}:
         known = {METHOD, STUDY, *(name for trial in trials for name in trial.params)}
-        raise UsageError(unknown_name("--by", by, known), hint="`loraxs-search status STUDY` shows what trials tried")
+        raise UsageError(unknown_name("--by", by, known), hint=_HINT)
     if len(values) > MAX_GROUPS:
         raise UsageError(
             f"`--by` must be a parameter with at most {MAX_GROUPS} values, but {by} has {len(values)} here, such as "

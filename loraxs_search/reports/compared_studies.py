@@ -118,7 +118,10 @@ def read_studies(names: Sequence[str]) -> list[ComparedStudy]:
         UsageError: a study is named twice.
     """
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"Each study must be named once, but got {', '.join(repeated)} twice.")
+        raise UsageError(
+            f"Each study must be named once, but got {', '.join(repeated)} twice.",
+            hint="name it once: its trials are grouped by --by",
+        )
     studies = [ComparedStudy(StudyFolder.open(name)) for name in names]
     for other in studies[1:]:
         if differences := _differences(studies[0], other):

@@ -46,7 +46,10 @@ def importances(folder: StudyFolder) -> Importances:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.simplefilter("ignore", UserWarning)  # of groups of trials that are small: `num_trials` says so
-        study = _complete_trials(folder)
+        try:
+            study = _complete_trials(folder)
+        except (ValueError, KeyError, TypeError) as error:  # no JSON, or no events of Optuna's
+            return Importances(folder.name, why=f"the sampler's memory cannot be read: {error}")
         count = len(study.trials)
         if count < MIN_TRIALS:
             return Importances(folder.name, num_trials=count, why=f"they need {MIN_TRIALS} complete trials")
