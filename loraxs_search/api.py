@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from loraxs_search.reports import Comparison
     from loraxs_search.tasks import TaskKind
 
 __all__ = [
     "Prediction",
+    "compare",
     "history",
     "load_adapter",
     "load_tokenizer",
@@ -91,6 +93,43 @@ def samples(decision: Decision) -> tuple[Sample, ...]:
     if decision.winner is None or decision.study not in list_studies():
         return ()
     return registry.verify(StudyFolder.open(decision.study).adapter_path(decision.winner)).samples
+
+
+def compare(
+    *studies: str,
+    by: str = "method",
+    against: str | None = None,
+    max_bytes: int | None = None,
+    tolerance: float = 0.0,
+    png: str | Path | None = None,
+    peft_folder: str | Path | None = None,
+) -> Comparison:
+    """Compare methods, or values of a parameter, of studies of one task, within equal trial budgets.
+
+    Args:
+        by: `method`, `study`, or a parameter.
+        against: The value that the others are compared with; the first one by default.
+        max_bytes: Larger adapters are left out.
+        tolerance: How much worse still counts as equal, where sizes are compared with LoRA's.
+        png: File to draw quality against bytes to.
+        peft_folder: Where to write results in the form of PEFT's method comparison.
+    Raises:
+        StudyError: a study is missing, no trial has ended, or studies are not of one task, the same rows and one base.
+        UsageError: no trial has the parameter or the value, or there are too many values.
+        HomeError: `png` or `peft_folder` cannot be written.
+    """
+    from loraxs_search import reports
+
+    comparison = reports.compare(studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
+    if png is not None:
+        from loraxs_search.reports.png_plot import save_png
+
+        save_png(comparison, Path(png))
+    if peft_folder is not None:
+        from loraxs_search.reports.peft_results import write_peft_results
+
+        write_peft_results(comparison, Path(peft_folder))
+    return comparison
 
 
 def ls(*, limit: int | None = None, tracking_uri: str | None = None) -> list[registry.TaskSummary]:

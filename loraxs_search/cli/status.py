@@ -10,7 +10,7 @@ import typer
 
 from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table
 from loraxs_search.errors import StudyError
-from loraxs_search.reports import leaderboard, progress, shown_yardsticks
+from loraxs_search.reports import leaderboard, progress, shown_yardsticks, study_state
 from loraxs_search.studies import StudyFolder, list_studies
 
 
@@ -54,7 +54,7 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
     yardsticks = shown_yardsticks(folder.yardsticks(), finished=candidates is not None)
     value = {
         "study": folder.name,
-        "state": _state(folder),
+        "state": study_state(folder),
         "progress": counts,
         "trials": rows,
         "yardsticks": yardsticks,
@@ -62,7 +62,7 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
 
     def show() -> None:
         print_leaderboard(rows, info.task, yardsticks)
-        talk = f"\n{folder.name}: {_state(folder)}, {counts.ended}/{counts.num_trials} trials ended"
+        talk = f"\n{folder.name}: {study_state(folder)}, {counts.ended}/{counts.num_trials} trials ended"
         print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
 
     emit(as_json, value, show)
@@ -85,15 +85,9 @@ def _summary(name: str) -> tuple[str, str, str, str, str]:
     try:
         folder = StudyFolder.open(name)
         counts = progress(folder.journal().records.values(), folder.info.search)
-        state = _state(folder)
+        state = study_state(folder)
     except StudyError as error:  # the others are shown all the same
         print(f"warning: {error.message}", file=sys.stderr)
         return name, "-", "damaged", "-", "-"
     created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.info.created_at))
     return name, folder.info.task.name, state, f"{counts.ended}/{counts.num_trials}", created
-
-
-def _state(folder: StudyFolder) -> str:
-    if folder.is_running():
-        return "running"
-    return "finished" if folder.candidates() is not None else "interrupted"

@@ -65,7 +65,7 @@ def test_a_search_of_trials_that_wait_is_interrupted_and_resumed(tmp_path: Path)
     assert row["mlflow_calls"]["create_run"] >= 38
 
 
-@pytest.mark.parametrize("name", ["bench_faults.py", "bench_scale.py"])
+@pytest.mark.parametrize("name", ["bench_faults.py", "bench_methods.py", "bench_scale.py"])
 def test_a_benchmark_says_what_it_does(name: str) -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / name), "--help"], capture_output=True, text=True, check=False
