@@ -249,7 +249,9 @@ class PackedHost:
                 continue
             report = slot.report(metrics)
             self._keep_idle(slot)
-            answer = replace(report, peers=_peers(request, requests, scores))
+            peers = _peers(request, requests, scores)
+            sizes = {other.spec.trial_id: other.slot.size.stored_bytes for other in requests}
+            answer = replace(report, peers=peers, peer_bytes={name: sizes[name] for name in peers})
             request.answer.set_result((answer, slot.snapshot().to_bytes()))
         self._expected += len(requests)
         with self._changed:

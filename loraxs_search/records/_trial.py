@@ -110,6 +110,7 @@ class TrialReport:
         num_tokens: Real (unpadded) training tokens seen so far.
         peers: Trials of the study that were scored in the same evaluation: id to (step, value of the metric that
             running trials are compared by).
+        peer_bytes: What each of these stores.
     """
 
     trial_id: str
@@ -120,6 +121,7 @@ class TrialReport:
     num_tokens: int
     size: AdapterSize
     peers: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    peer_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

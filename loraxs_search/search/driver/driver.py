@@ -111,6 +111,7 @@ class Driver:
         from loraxs_search.search.driver.yardsticks import StudyYardsticks
         from loraxs_search.search.ledger.ledger import Ledger
         from loraxs_search.search.ledger.optuna_storage import open_optuna_study
+        from loraxs_search.search.ledger.optuna_values import directions
         from loraxs_search.search.ledger.rebuild import rebuild
         from loraxs_search.search.tune.runner import run_tuner
         from loraxs_search.search.tune.scheduler import TuneScheduler
@@ -124,7 +125,7 @@ class Driver:
         journal = folder.journal()
         deadline = self._deadline(journal)
         journal.driver_started(self._started_at)
-        study = open_optuna_study(folder.optuna_path, folder.name, task.search_direction)
+        study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
         rebuild(study, self._space, journal.records)
         ledger = Ledger(journal, study, tracker, self._view, KeepRule.of(task, plan))
         ledger.reconcile(folder)

@@ -56,7 +56,7 @@ class Ledger:
     def reported(self, report: TrialReport) -> None:
         if self._journal.trial_reported(report):
             self._tracker.trial_reported(report)
-            self._handle(report.trial_id).report(report.metrics[self._metric], report.step)
+            self._tell(report)
             self._view.trial_changed(self.records[report.trial_id])
 
     def ended(self, trial_id: str, state: TrialState, reason: str) -> None:
@@ -74,12 +74,14 @@ class Ledger:
             snapshot = folder.read_snapshot(record.trial_id)
             for report in read_reports(snapshot) if snapshot else ():
                 self._journal.trial_reported(report)
+        from loraxs_search.search.ledger.optuna_values import has_report
+
         optunas = self._study.get_trials(deepcopy=False)
         for record in self.records.values():
             frozen = optunas[int(record.trial_id)]
             for report in record.reports:
-                if not frozen.state.is_finished() and report.step not in frozen.intermediate_values:
-                    self._handle(record.trial_id).report(report.metrics[self._metric], report.step)
+                if not frozen.state.is_finished() and not has_report(frozen, report.step):
+                    self._tell(report)
                 self._tracker.trial_reported(report)
             if record.state is not TrialState.RUNNING:
                 if not frozen.state.is_finished():
@@ -95,13 +97,20 @@ class Ledger:
             self._handles[trial_id] = live_trial(self._study, frozen)
         return self._handles[trial_id]
 
+    def _tell(self, report: TrialReport) -> None:
+        from loraxs_search.search.ledger.optuna_values import tell_report
+
+        tell_report(self._handle(report.trial_id), report, self._metric)
+
     def _end_in_study(self, record: TrialRecord) -> None:
         from optuna.trial import TrialState as OptunaState
+
+        from loraxs_search.search.ledger.optuna_values import final_values
 
         handle = self._handle(record.trial_id)
         handle.set_user_attr("reason", record.reason)
         complete = record.state is TrialState.COMPLETE
-        value = self._keep.kept(record.reports).metrics[self._metric] if complete else None
+        value = final_values(self._study, self._keep.kept(record.reports), self._metric) if complete else None
         self._study.tell(handle, value, state=OptunaState[record.state.value])
         del self._handles[record.trial_id]
 
