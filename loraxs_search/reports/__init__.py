@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
 from loraxs_search.reports.progress import Progress, progress
+from loraxs_search.reports.score_warnings import score_warnings
 from loraxs_search.reports.yardsticks import shown_yardsticks
 
-__all__ = ["LeaderboardRow", "Progress", "leaderboard", "progress", "shown_yardsticks"]
+__all__ = ["LeaderboardRow", "Progress", "leaderboard", "progress", "score_warnings", "shown_yardsticks"]
