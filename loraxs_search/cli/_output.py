@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -63,6 +64,12 @@ def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
 def describe_decision(decision: Decision) -> str:
     """Return what a decision was on, for people."""
     return f"{'no trial' if decision.winner is None else f'trial {decision.winner}'} of {decision.study or 'no study'}"
+
+
+def print_warnings(warnings: Sequence[str]) -> None:
+    """Print what people should know of a study to stderr, below its table."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[str] = frozenset()) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table
+from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table, print_warnings
 from loraxs_search.errors import StudyError
-from loraxs_search.reports import leaderboard, progress, shown_yardsticks, study_state
+from loraxs_search.reports import leaderboard, progress, score_warnings, shown_yardsticks, study_state
 from loraxs_search.studies import StudyFolder, list_studies
 
 
@@ -31,7 +31,7 @@ def command(
 
     Where trials are compared by another metric than the task's, the table has both: the trials' own, and the task's,
     which only candidates have. Of written answers, `unparsed` is the share in which no answer was found, and `unended`
-    the share that the bound on new tokens ended.
+    the share that the bound on new tokens ended. A warning names either of them where it is a tenth or more.
 
     Below the trials are the yardsticks, simple models scored on the same rows: `constant` is the best constant answer,
     `tfidf` a linear model on TF-IDF, `features` a linear model on the untouched base's features of 500 train rows. Both
@@ -52,18 +52,20 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
     candidates = folder.candidates()
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep)
     yardsticks = shown_yardsticks(folder.yardsticks(), finished=candidates is not None)
-    value = {
+    value: dict[str, Any] = {
         "study": folder.name,
         "state": study_state(folder),
         "progress": counts,
         "trials": rows,
         "yardsticks": yardsticks,
+        "warnings": score_warnings(rows, info.task),
     }
 
     def show() -> None:
         print_leaderboard(rows, info.task, yardsticks)
         talk = f"\n{folder.name}: {study_state(folder)}, {counts.ended}/{counts.num_trials} trials ended"
         print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
+        print_warnings(value["warnings"])
 
     emit(as_json, value, show)
 

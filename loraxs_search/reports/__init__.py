@@ -5,6 +5,7 @@ from __future__ import annotations
 from loraxs_search.reports.comparison import ComparedGroup, Comparison, compare
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
 from loraxs_search.reports.progress import Progress, progress, study_state
+from loraxs_search.reports.score_warnings import score_warnings
 from loraxs_search.reports.yardsticks import shown_yardsticks
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "compare",
     "leaderboard",
     "progress",
+    "score_warnings",
     "shown_yardsticks",
     "study_state",
 ]

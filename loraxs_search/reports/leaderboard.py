@@ -26,7 +26,8 @@ class LeaderboardRow:
         finalist: The adapter that `test_score` is of: the trial's own id, or that of a refit; empty without one.
         candidate_score: The task's metric on all validation rows, where the trial is a candidate.
         kept_step: The step that the adapter is of, where the study keeps the best one.
-        unparsed: Of a candidate that wrote its answers, the share of validation rows in which none was found.
+        unparsed: Where answers were written, the share of validation rows in which none was found: a candidate's, or
+            before there is one the report's that `score` is of.
         unended: The share that the bound on new tokens ended.
     """
 
@@ -78,6 +79,7 @@ def _row(
     if record.state is TrialState.COMPLETE:
         kept = rule.kept(record.reports)
     ended = record.ended_at is not None
+    written = validation or (kept.metrics if kept else {})
     return LeaderboardRow(
         trial_id=record.trial_id,
         state=record.state,
@@ -92,6 +94,6 @@ def _row(
         finalist=finalist.trial_id if finalist else "",
         candidate_score=validation.get(task.metric),
         kept_step=kept.step if kept and rule.keep == "best" and record.state is TrialState.COMPLETE else None,
-        unparsed=validation.get("unparsed"),
-        unended=validation.get("unended"),
+        unparsed=written.get("unparsed"),
+        unended=written.get("unended"),
     )

@@ -16,8 +16,7 @@ from support import toy_language
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing import PackedHost, TrialHost
-from loraxs_search.packing import pack as packing
+from loraxs_search.packing import PackedHost, TrialHost, pass_runner
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.pass_executor import PassExecutor
@@ -122,13 +121,13 @@ def test_a_pack_of_all_kinds_equals_lone_trials_after_thirty_steps(
     world = MixedWorld(tmp_path, ORDERS[order])
     pack = world.pack(num_workers)
     slots = [pack.join(spec, data) for spec, data in world.trials]
-    run, company = packing.run_pass, set[frozenset[str]]()
+    run, company = pass_runner.run_pass, set[frozenset[str]]()
 
     def watched(model: Any, packed: Any, shared: Any, *others: Any) -> Any:
         company.add(frozenset(str(share.trial) for share in shared.shares))
         return run(model, packed, shared, *others)
 
-    monkeypatch.setattr(packing, "run_pass", watched)
+    monkeypatch.setattr(pass_runner, "run_pass", watched)
     for _ in range(NUM_STEPS):
         assert pack.step(slots) == {}
     assert len(max(company, key=len)) == len(slots)  # rows of all four in one pass

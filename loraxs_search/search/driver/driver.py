@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool
     from loraxs_search.search.hosts.study_actors import StudyActors
     from loraxs_search.search.ledger.ledger import Ledger
+    from loraxs_search.search.ledger.score_watch import ScoreWatch
     from loraxs_search.search.tune.searcher import StudySearcher
 
 
@@ -113,6 +114,7 @@ class Driver:
         from loraxs_search.search.ledger.optuna_storage import open_optuna_study
         from loraxs_search.search.ledger.optuna_values import directions
         from loraxs_search.search.ledger.rebuild import rebuild
+        from loraxs_search.search.ledger.score_watch import ScoreWatch
         from loraxs_search.search.tune.runner import run_tuner
         from loraxs_search.search.tune.scheduler import TuneScheduler
         from loraxs_search.search.tune.searcher import StudySearcher
@@ -127,7 +129,8 @@ class Driver:
         journal.driver_started(self._started_at)
         study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
         rebuild(study, self._space, journal.records)
-        ledger = Ledger(journal, study, tracker, self._view, KeepRule.of(task, plan))
+        watch = ScoreWatch(task, plan.max_steps)
+        ledger = Ledger(journal, study, tracker, self._view, KeepRule.of(task, plan), watch)
         ledger.reconcile(folder)
         scheduler = make_scheduler(plan, task.search_direction)
         scheduler.replay(journal.reports, task.search_metric)
@@ -144,7 +147,7 @@ class Driver:
             journal.search_ended(searcher.early_end or "")
         tracker.yardsticks_measured(yardsticks.result())
         if folder.candidates() is None:
-            self._keep_adapters(folder, actors, ledger, tracker)
+            self._keep_adapters(folder, actors, ledger, tracker, watch)
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)
 
@@ -185,7 +188,9 @@ class Driver:
                 hint=f"go on with `loraxs-search resume {name}`",
             )
 
-    def _keep_adapters(self, folder: StudyFolder, actors: StudyActors, ledger: Ledger, tracker: Tracker) -> None:
+    def _keep_adapters(
+        self, folder: StudyFolder, actors: StudyActors, ledger: Ledger, tracker: Tracker, watch: ScoreWatch
+    ) -> None:
         from loraxs_search.search.driver.candidates import Finish, completed_trials
 
         trials = completed_trials(ledger.records.values(), folder.keep_rule)
@@ -195,6 +200,8 @@ class Driver:
             finish.refit()
         self._view.phase("scoring the candidates on all validation rows")
         candidates = finish.validate()
+        for candidate in candidates[:1]:
+            watch.scored(candidate.trial_id, candidate.validation_metrics)
         if not finish.alone.is_measured:
             self._view.phase("asking the base alone, on validation and test rows")
             finish.alone.measure()

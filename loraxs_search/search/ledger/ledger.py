@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from loraxs_search.records import Hyperparameters, KeepRule, Scalar, TrialRecord, TrialReport, TrialState
+from loraxs_search.search.ledger.score_watch import ScoreWatch
 from loraxs_search.search.ledger.view import SearchView
 from loraxs_search.studies import Journal, StudyFolder, read_reports
 from loraxs_search.tracking import Tracker
@@ -22,13 +23,20 @@ class Ledger:
 
     Args:
         keep: What trials are compared by, and which step of a complete one counts.
+        watch: Looks at each report; None where nobody is to be warned.
     """
 
     def __init__(
-        self, journal: Journal, study: optuna.Study, tracker: Tracker, view: SearchView, keep: KeepRule
+        self,
+        journal: Journal,
+        study: optuna.Study,
+        tracker: Tracker,
+        view: SearchView,
+        keep: KeepRule,
+        watch: ScoreWatch | None = None,
     ) -> None:
         self._journal, self._study, self._tracker, self._view = journal, study, tracker, view
-        self._keep, self._metric = keep, keep.metric
+        self._keep, self._metric, self._watch = keep, keep.metric, watch
         self._handles: dict[str, optuna.trial.Trial] = {}  # of unfinished trials
 
     @property
@@ -58,6 +66,8 @@ class Ledger:
             self._tracker.trial_reported(report)
             self._tell(report)
             self._view.trial_changed(self.records[report.trial_id])
+            if self._watch is not None:
+                self._watch.reported(report)
 
     def ended(self, trial_id: str, state: TrialState, reason: str) -> None:
         if self._journal.trial_ended(trial_id, state, reason):

@@ -27,6 +27,7 @@ from loraxs_search.tasks.kinds._answer_checks import (
     check_end_tokens,
     length_warnings,
     reference_warnings,
+    share_warnings,
     stop_warnings,
 )
 from loraxs_search.tasks.kinds._answers import MATCH_SECONDS, Extraction, ExtractSection, SlowPatternError, extract_laws
@@ -266,6 +267,9 @@ class TextGeneration(LanguageModelKind):
         if np.isnan(written.margins).any():
             raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
         return written
+
+    def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        return share_warnings(metrics, self.generation.max_new_tokens, extracts="extract" in self.task.settings)
 
     # ---- yardsticks, and what people read ----------------------------------------------------------------------------
     def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
