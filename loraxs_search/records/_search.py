@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.records._words import Precision, Scalar, SearchDevice
+from loraxs_search.records._words import MAX_STATE_BYTES, Precision, Scalar, SearchDevice
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class SearchPlan:
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
         device: What trials run on; `auto` is GPUs where the cluster has any, else CPUs.
         keep: Which step of a trial becomes its adapter: the last, or the one with the best report.
+        max_state_mb: Larger states of trials, in megabytes, stay on their node; losing it restarts the trial.
     """
 
     trials: int = 16
@@ -44,3 +45,4 @@ class SearchPlan:
     seed: int = 0
     scheduler_params: Mapping[str, Scalar] = field(default_factory=dict)
     keep: Literal["last", "best"] = "last"
+    max_state_mb: float = MAX_STATE_BYTES / 1e6
