@@ -57,7 +57,8 @@ class PSOFT(PeftMethod):
         least = 2 if params.get("core") == "orthogonal" else 1  # one direction cannot be turned
         if not least <= int(params["rank"]) <= _smaller_side(smallest):
             raise RankError(
-                f"`rank` must be in {least}..{_smaller_side(smallest)}, but got rank={params['rank']} for {smallest.name}.",
+                f"`rank` must be in {least}..{_smaller_side(smallest)}, but got rank={params['rank']} for "
+                f"{smallest.name}.",
                 hint="choose another rank, or leave this module out of target_modules",
             )
 

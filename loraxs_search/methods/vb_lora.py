@@ -53,13 +53,13 @@ class VBLoRA(PeftMethod):
         for module in modules:
             if module.in_features % length or module.out_features % length:
                 raise UsageError(
-                    f"`vector_length` must divide both sides of every adapted layer, but got {length} for {module.name} "
-                    f"of {module.in_features} x {module.out_features}.",
+                    f"`vector_length` must divide both sides of every adapted layer, but got {length} for "
+                    f"{module.name} of {module.in_features} x {module.out_features}.",
                     hint="choose a common divisor of the layers' sides, such as 64",
                 )
         if int(params["topk"]) > int(params["num_vectors"]):
             raise UsageError(
-                f"`topk` must be at most `num_vectors`, but got topk={params['topk']} of {params['num_vectors']} vectors."
+                f"`topk` must be at most `num_vectors`, but got topk={params['topk']} of {params['num_vectors']}."
             )
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> VBLoRAConfig:

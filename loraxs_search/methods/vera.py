@@ -1,6 +1,7 @@
 """VeRA: delta_W = diag(b) B diag(d) A, with B and A drawn once for all layers and the vectors b and d trained.
 
-Source: arXiv 2310.11454. Layers may differ in shape: A and B are as large as the largest, and each layer takes its part.
+Layers may differ in shape: A and B are as large as the largest, and each layer takes its part. Source: arXiv
+2310.11454.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ class LoadedBase:
         weights = {name: matrix(self.model.get_submodule(name)) for name in names}
         self.factors.prepare(weights, rank=rank, basis=basis)
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
+    def confirm(self, spec: TrialSpec, snapshot: Snapshot, task: Task | None = None) -> Confirmation:
         """Return a trained adapter's files, and reference logits that show whether they were loaded correctly.
 
         The base is used in the checkpoint's own precision, which is what `from_pretrained` gives by default; no other
@@ -172,7 +172,7 @@ class LoadedBase:
             reference = make_reference_logits(model, exact.config.vocab_size)
             return Confirmation(spec.trial_id, method.files(model, self._body_fingerprint), reference, factors)
 
-    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
+    def answer(self, spec: TrialSpec, snapshot: Snapshot, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded; see `confirm`.
 
         The topmost layer is pruned to what the head reads.
@@ -224,14 +224,14 @@ class LoadedBase:
 
     @contextlib.contextmanager
     def _trained(
-        self, spec: TrialSpec, snapshot: bytes, task: Task | None
+        self, spec: TrialSpec, snapshot: Snapshot, task: Task | None
     ) -> Iterator[tuple[PeftModel | PreTrainedModel, PreTrainedModel, PreparedTask]]:
         """Put a trained adapter on the base in the checkpoint's own precision, and take it off again."""
         data = self.prepared(task)
         exact, _ = self._exact_for(data.task)
         model = attach(exact, spec, self.factors)
         try:
-            load_parameters(model, Snapshot.from_bytes(snapshot))
+            load_parameters(model, snapshot)
             yield model, exact, data
         finally:
             detach(model, spec)

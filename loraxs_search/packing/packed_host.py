@@ -18,12 +18,14 @@ from loraxs_search.errors import LoraxsError
 from loraxs_search.methods import get_method
 from loraxs_search.packing import capacity
 from loraxs_search.packing.loaded_base import LoadedBase
+from loraxs_search.packing.node_states import NodeStates
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.pass_executor import PassExecutor, workers_for
 from loraxs_search.packing.request import AdvanceRequest, admit, scored_now
 from loraxs_search.packing.slot import Slot
 from loraxs_search.packing.trial_host import TrialHost
 from loraxs_search.records import (
+    MAX_STATE_BYTES,
     Answers,
     BaseModelRef,
     Basis,
@@ -59,6 +61,7 @@ class PackedHost:
         max_tokens: Padded tokens of one pass; None means what suits the device.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
             that have just been answered. Trials that go on together are scored together.
+        max_state_bytes: Larger states of trials stay on the node.
         gather_s: How long the very first round waits for the next of the trials that are starting.
 
     Raises:
@@ -77,6 +80,7 @@ class PackedHost:
         max_tokens: int | None = None,
         linger_s: float = LINGER_S,
         gather_s: float = 0.0,
+        max_state_bytes: int = MAX_STATE_BYTES,
     ) -> None:
         # oneDNN forgets kernels beyond this number, and a pack uses more of them than a lone trial; read at first use.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
@@ -93,7 +97,8 @@ class PackedHost:
             sharing=sharing,
             model_for=loaded.model_for,
         )
-        self._alone, self._takes_turns = TrialHost.on(loaded), slots is None
+        self._states = NodeStates(max_state_bytes)
+        self._alone, self._takes_turns = TrialHost.on(loaded, self._states), slots is None
         self._full_slots = _full_slots(loaded, self._pack, largest[0], executor.num_workers)
         if self._takes_turns and len(sharing.unpackable) == len(loaded.modules):
             self._full_slots = slots = 1
@@ -139,11 +144,13 @@ class PackedHost:
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
         """Return a trained adapter's files, as it will be loaded; rounds wait."""
-        return self._on_bare_base(lambda: self._loaded.confirm(spec, snapshot, task))
+        return self._on_bare_base(lambda: self._loaded.confirm(spec, self._alone.whole(spec, snapshot, task), task))
 
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded; rounds wait."""
-        return self._on_bare_base(lambda: self._loaded.answer(spec, snapshot, rows, task))
+        return self._on_bare_base(
+            lambda: self._loaded.answer(spec, self._alone.whole(spec, snapshot, task), rows, task)
+        )
 
     def answer_alone(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
         """Return the answers of the base without an adapter, as it will be loaded; rounds wait."""
@@ -216,7 +223,7 @@ class PackedHost:
                 slot is not None and slot.spec == request.spec and slot.data is data and slot.step == request.first_step
             )
             if slot is None or not is_here:
-                slot = self._pack.join(request.spec, data, request.snapshot)
+                slot = self._pack.join(request.spec, data, self._states.found(request.snapshot))
         except Exception as error:  # noqa: BLE001  # the caller handles it
             request.answer.set_exception(error)
             return False
@@ -252,7 +259,7 @@ class PackedHost:
             peers = _peers(request, requests, scores)
             sizes = {other.spec.trial_id: other.slot.size.stored_bytes for other in requests}
             answer = replace(report, peers=peers, peer_bytes={name: sizes[name] for name in peers})
-            request.answer.set_result((answer, slot.snapshot().to_bytes()))
+            request.answer.set_result((answer, self._states.kept(request.spec, slot.snapshot())))
         self._expected += len(requests)
         with self._changed:
             for waiting in self._arrived:

@@ -49,9 +49,12 @@ class Slot:
         self.size = self._measure(adaptable)
         self.step, self.device_s, self.num_tokens = 0, 0.0, 0
         self._reports: tuple[TrialReport, ...] = ()
+        self._retrained = 0
         self._losses: list[float] = []
         if snapshot is not None:
-            self._layout.restore(snapshot, self.parameters, self._moments)
+            if snapshot.parameters:  # none where a state was lost: it starts anew
+                self._layout.restore(snapshot, self.parameters, self._moments)
+            self._retrained = snapshot.retrained_steps
             self.step, self._reports = snapshot.step, snapshot.reports
             self.device_s, self.num_tokens = snapshot.device_s, snapshot.num_tokens
 
@@ -96,7 +99,8 @@ class Slot:
 
     def stepped(self, loss: float, num_tokens: int) -> None:
         """Record that the step was taken."""
-        self._losses.append(loss)
+        if not self._reports or self.step >= self._reports[-1].step:
+            self._losses.append(loss)
         self.step += 1
         self.num_tokens += num_tokens
 
@@ -110,6 +114,7 @@ class Slot:
             device_s=self.device_s,
             num_tokens=self.num_tokens,
             size=self.size,
+            retrained_steps=self._retrained,
         )
         self._losses.clear()
         self._reports = (*self._reports, report)
@@ -125,6 +130,7 @@ class Slot:
             reports=self._reports,
             device_s=self.device_s,
             num_tokens=self.num_tokens,
+            retrained_steps=self._retrained,
         )
 
     def _measure(self, adaptable: AdaptableLayers) -> AdapterSize:

@@ -15,6 +15,7 @@ from loraxs_search.records._task import DataSource, Serving, SplitSource, Task, 
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.records._words import (
     MAX_AUTO_PACK_SIZE,
+    MAX_STATE_BYTES,
     Basis,
     Direction,
     Head,
@@ -29,6 +30,7 @@ from loraxs_search.records._yardstick import Yardstick, YardstickName, alone_yar
 
 __all__ = [
     "MAX_AUTO_PACK_SIZE",
+    "MAX_STATE_BYTES",
     "Action",
     "AdapterSize",
     "Answers",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.records._words import Precision, Scalar, SearchDevice
+from loraxs_search.records._words import MAX_STATE_BYTES, Precision, Scalar, SearchDevice
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class SearchPlan:
         keep: Which step of a trial becomes its adapter: the last, or the one with the best report.
         objectives: What is searched for together: what running trials are compared by, and `stored_bytes`; empty where
             it is the score alone.
+        max_state_mb: Larger states of trials, in megabytes, stay on their node; losing it restarts the trial.
     """
 
     trials: int = 16
@@ -48,3 +49,4 @@ class SearchPlan:
     scheduler_params: Mapping[str, Scalar] = field(default_factory=dict)
     keep: Literal["last", "best"] = "last"
     objectives: tuple[str, ...] = ()
+    max_state_mb: float = MAX_STATE_BYTES / 1e6

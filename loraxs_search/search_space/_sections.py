@@ -72,6 +72,7 @@ class SearchSection(Section):
     precision: Precision = SearchPlan.precision
     device: SearchDevice = SearchPlan.device
     seed: Annotated[int, Field(ge=0, lt=2**32)] = SearchPlan.seed
+    max_state_mb: Annotated[Number, Field(ge=0)] = SearchPlan.max_state_mb
 
 
 def search_section() -> type[SearchSection]:

@@ -120,7 +120,7 @@ class Space:
         return tuple(name for name in self.methods if get_method(name).packed is None)
 
     def notes(self) -> tuple[str, ...]:
-        """Return what is worth saying once of a space, for people: what its methods ask for, which cannot share passes."""
+        """Return what is worth saying once of a space, for people: what methods ask for, which cannot share passes."""
         advice = tuple(f"method {name} {text}" for name in self.methods if (text := get_method(name).advice))
         alone = self.unpackable_methods
         if not alone or not self.is_packable or self.search.pack_size == 1:

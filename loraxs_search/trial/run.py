@@ -107,6 +107,7 @@ class TrialRun:
         self._optimizer = self._make_optimizer()
         self.step, self._device_s, self._num_tokens = 0, 0.0, 0
         self._reports: tuple[TrialReport, ...] = ()
+        self._retrained = 0
         self._size = self._method.measure(model)
         if snapshot is not None:
             self._load(snapshot)
@@ -122,21 +123,30 @@ class TrialRun:
             TrialDivergedError: the loss, its gradient or a metric is not finite.
         """
         started, first = time.perf_counter(), self.step
-        until = min(until, self.spec.hyperparameters.max_steps)
-        losses = [self._train_step() for _ in range(first, until)]
+        losses = self.train(until)
+        since = max(0, self._reports[-1].step - first) if self._reports else 0
         metrics = evaluate(self.model, self.data, "validation", self._device)
         self._device_s += time.perf_counter() - started
         report = make_report(
             self.spec,
             metrics,
-            losses,
+            losses[since:],
             step=self.step,
             device_s=self._device_s,
             num_tokens=self._num_tokens,
             size=self._size,
+            retrained_steps=self._retrained,
         )
         self._reports = (*self._reports, report)
         return report
+
+    def train(self, until: int) -> list[float]:
+        """Train up to step `until` (at most `max_steps`) without scoring, and return the loss of each step.
+
+        Raises:
+            TrialDivergedError: the loss or its gradient is not finite.
+        """
+        return [self._train_step() for _ in range(self.step, min(until, self.spec.hyperparameters.max_steps))]
 
     def snapshot(self) -> Snapshot:
         """Return the whole state; tensors are copies on the CPU."""
@@ -154,6 +164,7 @@ class TrialRun:
             reports=self._reports,
             device_s=self._device_s,
             num_tokens=self._num_tokens,
+            retrained_steps=self._retrained,
         )
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -191,7 +202,8 @@ class TrialRun:
 
     @torch.no_grad()
     def _load(self, snapshot: Snapshot) -> None:
-        load_parameters(self.model, snapshot)
+        if snapshot.parameters:  # none where a state was lost: it starts anew
+            load_parameters(self.model, snapshot)
         for name, parameter in self._parameters.items() if snapshot.moments else ():
             if f"exp_avg/{name}" not in snapshot.moments:  # nothing of the loss has reached it
                 continue
@@ -201,6 +213,7 @@ class TrialRun:
             self._optimizer.state[parameter] = state
         self.step, self._reports = snapshot.step, snapshot.reports
         self._device_s, self._num_tokens = snapshot.device_s, snapshot.num_tokens
+        self._retrained = snapshot.retrained_steps
 
 
 @torch.no_grad()

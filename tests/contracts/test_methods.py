@@ -152,7 +152,7 @@ def test_params_come_back_out_of_a_stored_record(method: Method, base: PreTraine
 
 
 def test_a_space_of_the_method_is_described_and_drawn_from(method: Method, base: PreTrainedModel) -> None:
-    given = {name: value for name, value in OWN[method.name][0].items()}
+    given = OWN[method.name][0]
     assert {name for name, spec in method.parameters.items() if spec.default is None} <= given.keys()
     overrides = [f"method={method.name}", f"parameters={json.dumps({'learning_rate': 1e-3, **given})}"]
     space = load_space("movie_reviews", overrides=overrides)

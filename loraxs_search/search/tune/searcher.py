@@ -170,10 +170,15 @@ class StudySearcher(Searcher):
 
     def _end(self, trial_id: str, step: int) -> None:
         if step >= self._plan.max_steps:
-            self._ledger.ended(trial_id, TrialState.COMPLETE, f"trained all {step} steps")
+            self._ledger.ended(trial_id, TrialState.COMPLETE, f"trained all {step} steps{self._retrained(trial_id)}")
             return
         reason = self._scheduler.stopped.get(trial_id, f"the search's time was up at step {step}")
         self._ledger.ended(trial_id, TrialState.PRUNED, reason)
+
+    def _retrained(self, trial_id: str) -> str:
+        reports = self._ledger.records[trial_id].reports
+        steps = reports[-1].retrained_steps if reports else 0
+        return f", {steps} of them again from the start: its state stayed on a node that is lost" if steps else ""
 
     def _fail(self, trial_id: str, reason: str) -> None:
         self._ledger.ended(trial_id, TrialState.FAIL, reason)
