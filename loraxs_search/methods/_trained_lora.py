@@ -69,14 +69,17 @@ def as_plain_lora(model: PeftModel) -> PlainLora:
 
 # ---- a base whose weights an init changes ----------------------------------------------------------------------------
 @contextmanager
-def weights_kept(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Keep the weights of these layers, by full name, before an adapter changes them; restored if that fails."""
+def own_weights(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Give these layers, by full name, weights of their own to be changed; the first ones are restored if that fails.
+
+    Others hold those parameters too: the model of another task, and whoever reads the bare body in another thread.
+    """
     try:
         for name in names:
             layer = model.get_submodule(name)
             weight = layer.get_parameter("weight")
-            layer.register_buffer(_KEPT, weight.data, persistent=False)
-            weight.data = weight.data.clone()
+            object.__setattr__(layer, _KEPT, weight)  # no parameter of the model: it is neither cast nor moved
+            layer.register_parameter("weight", nn.Parameter(weight.detach().clone(), requires_grad=False))
         yield
     except BaseException:
         restore_weights(model)
@@ -84,10 +87,10 @@ def weights_kept(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
 
 
 def restore_weights(model: nn.Module) -> None:
-    """Give layers the very weights back that were kept of them."""
+    """Give layers the very parameters back that they had before `own_weights`."""
     for layer in model.modules():
-        if _KEPT in dict(layer.named_buffers(recurse=False)):
-            layer.get_parameter("weight").data = layer.get_buffer(_KEPT)
+        if (weight := _kept(layer)) is not None:
+            layer.register_parameter("weight", weight)
             delattr(layer, _KEPT)
 
 
@@ -96,6 +99,12 @@ def _config(model: PeftModel) -> LoraConfig:
     config = model.peft_config[ADAPTER]
     assert isinstance(config, LoraConfig)
     return config
+
+
+def _kept(layer: nn.Module) -> nn.Parameter | None:
+    """Return the parameter in whose place a layer has a weight of its own."""
+    weight: nn.Parameter | None = vars(layer).get(_KEPT)
+    return weight
 
 
 def _layer(base: nn.Module, config: LoraConfig) -> Linear:
@@ -120,10 +129,10 @@ def _pair(layer: Linear) -> Pair:
 def _added_pair(layer: Linear, config: LoraConfig) -> Pair:
     """Return A and scaling * B of what a layer adds to the weight that its base was loaded with."""
     a, b = _pair(layer)
-    scaling, base = layer.scaling[ADAPTER], layer.get_base_layer()
-    if _KEPT not in dict(base.named_buffers(recurse=False)):
+    scaling, kept = layer.scaling[ADAPTER], _kept(layer.get_base_layer())
+    if kept is None:
         return a, scaling * b
-    weight = base.get_buffer(_KEPT).float()
+    weight = kept.detach().float()
     weight = weight.T if layer.fan_in_fan_out else weight  # (out, in)
     original = _empty(weight.shape[0], weight.shape[1])
     original.weight.data = weight.clone()

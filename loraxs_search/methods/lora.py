@@ -161,7 +161,7 @@ class Lora(PeftMethod):
         from loraxs_search.methods import _trained_lora as lora
 
         if _changes_base(self.params(hyper)):
-            with lora.weights_kept(model, hyper.target_modules):
+            with lora.own_weights(model, hyper.target_modules):
                 return super().attach(model, hyper, head, factors)
         adapted = super().attach(model, hyper, head, factors)
         lora.draw_pairs(adapted, hyper.seed)
@@ -177,11 +177,11 @@ class Lora(PeftMethod):
     def load(self, base: PreTrainedModel, folder: Path, device: str) -> PeftModel:
         from peft import PeftConfig
 
-        from loraxs_search.methods._trained_lora import weights_kept
+        from loraxs_search.methods._trained_lora import own_weights
 
         config = PeftConfig.from_pretrained(str(folder))
         names = config.target_modules if getattr(config, "init_lora_weights", True) == "pissa" else ()
-        with weights_kept(base, names):
+        with own_weights(base, names):
             return super().load(base, folder, device)
 
 

@@ -15,6 +15,7 @@ import torch
 from support import toy_language
 
 from loraxs_search.errors import UsageError
+from loraxs_search.methods import get_method
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing import PackedHost, TrialHost, pass_runner
 from loraxs_search.packing.loaded_base import LoadedBase
@@ -58,9 +59,14 @@ def make_tasks(folder: Path) -> dict[str, Task]:
 
 
 class MixedWorld:
-    """One base, loaded by its first task, on which trials of all kinds run alone or packed."""
+    """One base, loaded by its first task, on which trials of all kinds run alone or packed.
 
-    def __init__(self, folder: Path, kinds: Sequence[str]) -> None:
+    Args:
+        lora: The trials, by number, that train plain LoRA.
+    """
+
+    def __init__(self, folder: Path, kinds: Sequence[str], lora: Sequence[int] = ()) -> None:
+        self.lora = frozenset(lora)
         self.tasks = make_tasks(folder)
         self.ref = BaseModelRef(id=str(folder))
         self.loaded = LoadedBase(self.ref, self.tasks[kinds[0]], precision="float32", device="cpu")
@@ -69,10 +75,12 @@ class MixedWorld:
 
     def spec(self, number: int, kind: str) -> TrialSpec:
         top = tuple(name for name in self.names if ".1." in name)
+        own: dict[str, Any] = {"rank": 3 + number, "scale": (1.0, 2.0, 0.5, 1.0)[number]}
+        if number in self.lora:
+            own = {"method": "lora", **get_method("lora").fields({**own, "rslora": number == 1}, {})}
         hyper = Hyperparameters(
-            rank=3 + number,
+            **own,
             target_modules=(tuple(self.names), top, tuple(self.names[::2]), tuple(self.names[1::3]))[number],
-            scale=(1.0, 2.0, 0.5, 1.0)[number],
             learning_rate=2e-3,
             head_learning_rate=1e-3,
             init_std=1e-2,
@@ -113,12 +121,13 @@ def distance(packed: Snapshot, lone: Snapshot) -> float:
     return max(float((ours[name] - value).norm() / value.norm()) for name, value in theirs.items())
 
 
+@pytest.mark.parametrize("lora", [(), (0, 2)], ids=["lora-xs", "and-lora"])
 @pytest.mark.parametrize("num_workers", [1, 3])
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_pack_of_all_kinds_equals_lone_trials_after_thirty_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, num_workers: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, num_workers: int, lora: tuple[int, ...]
 ) -> None:
-    world = MixedWorld(tmp_path, ORDERS[order])
+    world = MixedWorld(tmp_path, ORDERS[order], lora)
     pack = world.pack(num_workers)
     slots = [pack.join(spec, data) for spec, data in world.trials]
     run, company = pass_runner.run_pass, set[frozenset[str]]()
