@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,6 +22,7 @@ def tried(score: float, stored_bytes: int = 1000, **params):
     return Tried(params, score, stored_bytes, r_parameters=stored_bytes // 10)
 
 
+LANDED = Path(__file__).parents[2] / "fixtures" / "landed"
 XS = [tried(0.70, 500), tried(0.80, 1000), tried(0.75, 1200), tried(0.90, 2000)]
 LORA = [tried(0.80, 10_000), tried(0.85, 20_000), tried(0.60, 5_000)]
 
@@ -298,3 +301,12 @@ def test_the_papers_numbers_stand_beside_tasks_that_it_has(fresh_home):
     ]
     searched("own", [tried(0.5)])
     assert compare(["own"]).paper == ()
+
+
+# ---- what earlier versions wrote -------------------------------------------------------------------------------------
+def test_a_study_of_the_first_version_is_compared(fresh_home):
+    shutil.copytree(LANDED / "home" / "studies", fresh_home / "studies")
+    comparison = compare(["interrupted"])
+    (group,) = comparison.groups
+    assert (group.label, comparison.studies) == ("lora-xs", {"interrupted": "interrupted"})
+    assert comparison.budget == group.num_trials == len(group.points) > 0
