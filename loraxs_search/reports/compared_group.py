@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from functools import cached_property
 from loraxs_search.errors import StudyError, UsageError, shortened, unknown_name
 from loraxs_search.records import Candidate, Scalar
 from loraxs_search.registry import trial_of
-from loraxs_search.registry.seed_statistics import SeedStatistics, seed_statistics
+from loraxs_search.registry.seed_statistics import SeedStatistics
 from loraxs_search.reports.compared_studies import METHOD, STUDY, ComparedStudy, ComparedTrial
 from loraxs_search.reports.differences import Evidence
 from loraxs_search.reports.size_ratio import Point
@@ -63,24 +64,42 @@ class Group:
         """The best score; of equal ones the first."""
         return max(self.points, key=lambda point: self.sign * point.score, default=None)
 
+    @cached_property
+    def seed_scores(self) -> tuple[float, ...]:
+        """The task's metric of the best one's recipe from several seeds, its own first.
+
+        Those of the candidate and its refits; where it is none, those of trials with the same params.
+        """
+        task, candidate = self.studies[0].info.task, self._best_candidate
+        if candidate is not None:
+            metrics = [candidate.validation_metrics, *(refit.validation_metrics for refit in candidate.refits)]
+            scores = [values.get(task.metric, math.nan) for values in metrics]
+            return tuple(score for score in scores if math.isfinite(score))
+        best = next((trial for trial in self.used if self.best and trial.name == self.best.trial), None)
+        if best is None or task.metric != task.search_metric:
+            return ()
+        recipe = [trial for trial in self.trials if trial.params == best.params and trial.method == best.method]
+        others = [trial for trial in recipe if trial is not best]
+        return tuple(t.score for t in (best, *others) if t.score is not None) if others else ()
+
     @property
     def over_seeds(self) -> SeedStatistics | None:
-        """The task's metric over the best one and its refits."""
-        candidate = self._best_candidate
-        return seed_statistics(candidate).get(self.studies[0].info.task.metric) if candidate else None
+        """Mean and deviation of these."""
+        scores = self.seed_scores
+        if not scores:
+            return None
+        deviation = statistics.stdev(scores) if len(scores) > 1 else None
+        return SeedStatistics(statistics.fmean(scores), deviation, len(scores))
 
     @cached_property
     def evidence(self) -> Evidence:
         """What of the group can be tested."""
-        task, candidate = self.studies[0].info.task, self._best_candidate
-        refits = [refit.validation_metrics for refit in candidate.refits] if candidate else []
-        metrics = [candidate.validation_metrics, *refits] if candidate else []
-        scores = [value for values in metrics if math.isfinite(value := values.get(task.metric, math.nan))]
-        tested = self._tested
+        task, tested = self.studies[0].info.task, self._tested
         if tested is None:
-            return Evidence(task, scores)
-        rows = next(s for s in self.studies if s.name == tested.study).folder.confirmations().rows_path(tested.trial_id)
-        return Evidence(task, scores, tested, rows if rows.is_file() else None)
+            return Evidence(task, self.seed_scores)
+        study = next(study for study in self.studies if study.name == tested.study)
+        rows = study.folder.confirmations().rows_path(tested.trial_id)
+        return Evidence(task, self.seed_scores, tested, rows if rows.is_file() else None)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @property

@@ -31,8 +31,9 @@ class ComparedGroup:
         points: Those that trained all their steps and store at most `max_bytes`, in the order they were started.
         front: The best ones for their size, smallest first.
         best: The best score among `points`; None where there is none.
-        seed_scores: The task's metric of the best one and of its refits, on all validation rows, its own first; empty
-            where it is no candidate of its study. `over_seeds` is their mean and deviation.
+        seed_scores: The task's metric of the best one and of its refits on all validation rows, its own first; where it
+            is no candidate, that of trials with the same params, at their reports.
+        over_seeds: Mean and deviation of these.
         tested: The finalist that is of this group, which answered the test rows; empty without one.
         test_score: The task's metric of it.
         difference: From the first group; None for that one itself, and where nothing tells.
@@ -163,7 +164,7 @@ def _alone(group: Group) -> ComparedGroup:
         points=tuple(group.points),
         front=front_of(group.points, group.sign),
         best=group.best,
-        seed_scores=tuple(evidence.seed_scores),
+        seed_scores=group.seed_scores,
         over_seeds=group.over_seeds,
         tested=f"{tested.study}/{tested.trial_id}" if tested else "",
         test_score=tested.test_metrics.get(evidence.task.metric) if tested else None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from loraxs_search.records import Candidate, Task
+from loraxs_search.registry.criterion import NOISE
 
 
 @dataclass(frozen=True)
@@ -78,23 +80,21 @@ def _of_rows(first: Evidence, second: Evidence) -> Difference | None:
 
 
 def _of_seeds(first: Evidence, second: Evidence, why: str) -> Difference | None:
-    import numpy as np
-
     one, other = first.seed_scores, second.seed_scores
     if not one or not other:
         return None
-    gain = _sign(first.task) * float(np.mean(other) - np.mean(one))
+    gain = _sign(first.task) * (statistics.fmean(other) - statistics.fmean(one))
     return Difference(gain, _welch(one, other), "seeds", why)
 
 
 def _welch(one: Sequence[float], other: Sequence[float]) -> float | None:
     """Return the two-sided p-value of two means; None with one seed, or where seeds do not differ at all."""
-    import numpy as np
-    from scipy.stats import ttest_ind
+    from scipy.stats import ttest_ind_from_stats
 
-    if min(len(one), len(other)) < 2 or np.var(one) + np.var(other) == 0:
+    if min(len(one), len(other)) < 2 or max(max(one) - min(one), max(other) - min(other)) <= NOISE:
         return None
-    return float(ttest_ind(other, one, equal_var=False).pvalue)
+    sides = [(statistics.fmean(scores), statistics.stdev(scores), len(scores)) for scores in (other, one)]
+    return float(ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue)
 
 
 def _sign(task: Task) -> float:

@@ -16,7 +16,7 @@ _MARKERS = "osD^vP*Xd<>p"  # one for each of the groups that there may be
 
 
 def save_png(comparison: Comparison, path: Path) -> None:
-    """Draw each group's trials, its front, and its best over seeds, and write them whole to a PNG file.
+    """Draw quality against bytes, and beside it each group's trials and its best over seeds; write a PNG file whole.
 
     Raises:
         HomeError: the file cannot be written.
@@ -24,45 +24,53 @@ def save_png(comparison: Comparison, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second: late. No pyplot: no state, no display
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    sizes, groups = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for number, group in enumerate(comparison.groups):
+        style = {"color": f"C{number % 10}", "marker": _MARKERS[number % len(_MARKERS)]}
         if group.points:
-            _draw(axes, group, f"C{number % 10}", _MARKERS[number % len(_MARKERS)], comparison)
-    axes.set_xscale("log")
-    axes.set_xlabel("stored bytes: adapter and head")
-    axes.set_ylabel(f"{comparison.metric} on validation rows")
-    if comparison.direction == "minimize":
-        axes.invert_yaxis()
-    axes.set_title(_title(comparison), fontsize="medium")
-    axes.grid(visible=True, which="major", alpha=0.3)
-    if axes.has_data():
-        axes.legend(title=comparison.by)
+            _draw_sizes(sizes, group, style)
+        _draw_group(groups, number, group, style, comparison.metric == comparison.task_metric)
+    _label(sizes, groups, comparison)
+    figure.suptitle(_title(comparison), fontsize="medium")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     write_atomic(path, buffer.getvalue())
 
 
-def _draw(axes: Axes, group: ComparedGroup, color: str, marker: str, comparison: Comparison) -> None:
-    sizes, scores = [p.stored_bytes for p in group.points], [p.score for p in group.points]
-    axes.plot(sizes, scores, marker, color=color, alpha=0.35, markersize=5)
-    front_sizes, front_scores = [p.stored_bytes for p in group.front], [p.score for p in group.front]
-    axes.plot(front_sizes, front_scores, f"{marker}-", color=color, drawstyle="steps-post", label=group.label)
-    if group.over_seeds is None or group.best is None or comparison.metric != comparison.task_metric:
-        return
-    axes.errorbar(
-        [group.best.stored_bytes],
-        [group.over_seeds.mean],
-        yerr=[group.over_seeds.deviation or 0.0],
-        fmt="_",
-        color=color,
-        capsize=5,
-        markersize=12,
-    )
+def _draw_sizes(axes: Axes, group: ComparedGroup, style: dict[str, str]) -> None:
+    """Draw its trials, pale, and its front as steps: from a size on, the best score that this size allows."""
+    trials, front = ([(p.stored_bytes, p.score) for p in points] for points in (group.points, group.front))
+    axes.plot(*zip(*trials, strict=True), linestyle="", alpha=0.35, markersize=5, **style)
+    axes.plot(*zip(*front, strict=True), drawstyle="steps-post", label=group.label, **style)
+
+
+def _draw_group(axes: Axes, number: int, group: ComparedGroup, style: dict[str, str], same_metric: bool) -> None:
+    """Draw its trials in a column, and mean and deviation over seeds where they are of the same metric."""
+    axes.plot([number] * len(group.points), [p.score for p in group.points], linestyle="", alpha=0.35, **style)
+    if group.over_seeds is not None and same_metric:
+        deviation = group.over_seeds.deviation or 0.0
+        place = number + 0.2  # beside the trials
+        axes.errorbar([place], [group.over_seeds.mean], [deviation], capsize=4, **style)
+
+
+def _label(sizes: Axes, groups: Axes, comparison: Comparison) -> None:
+    sizes.set_xscale("log")
+    sizes.set_xlabel("stored bytes: adapter and head; lines: the best for their size")
+    sizes.set_ylabel(f"{comparison.metric} on validation rows")
+    groups.set_xticks(range(len(comparison.groups)), [group.label for group in comparison.groups], rotation=30)
+    groups.set_xlim(-0.5, len(comparison.groups) - 0.5)
+    groups.set_xlabel("trials; beside them, the best over seeds")
+    for axes in (sizes, groups):
+        axes.grid(visible=True, which="major", alpha=0.3)
+    if comparison.direction == "minimize":
+        sizes.invert_yaxis()
+    if sizes.has_data():
+        sizes.legend(title=comparison.by)
 
 
 def _title(comparison: Comparison) -> str:
-    running = [name for name, state in comparison.studies.items() if state != "finished"]
-    parts = [comparison.task, comparison.base_model.rpartition("/")[2], f"{comparison.budget} trials each"]
-    return ", ".join([*parts, *(f"{name} not finished" for name in running)])
+    unfinished = [f"{name} not finished" for name, state in comparison.studies.items() if state != "finished"]
+    base = comparison.base_model.rpartition("/")[2]
+    return ", ".join([comparison.task, base, f"{comparison.budget} trials each", *unfinished])

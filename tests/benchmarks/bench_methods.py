@@ -6,8 +6,9 @@
 FOLDER holds `glue/<task>/{train,validation,test}.jsonl.gz` and, for the decoder, `commonsense/arc_easy` and
 `arithmetic`. Each method, or each value of a parameter, is a study of its own, so that all have the same number of
 trials; the studies of a comparison are launched together, as `loraxs-search launch A B` does. Nothing is stopped early.
-The best trial of each is trained again from fresh seeds, and its finalist answers the test rows. The tables and figures
-are those of `loraxs-search compare`. Scores are what is compared; nothing is timed.
+The best trial of each is trained again from fresh seeds, and its finalist answers the test rows. Full fine-tuning has
+no finalist: its best params are trained again in a study of their own, and no test row is answered. The tables and
+figures are those of `loraxs-search compare`. Scores are what is compared; nothing is timed.
 
 - methods: MiniLM on GLUE tasks, `--trials` x `--steps` of each method.
 - ablation: LoRA-XS on two GLUE tasks; one parameter at a time leaves its default.
@@ -36,9 +37,10 @@ import loraxs_search
 from loraxs_search.cli import run
 from loraxs_search.errors import LoraxsError
 from loraxs_search.records import to_json
+from loraxs_search.reports import Comparison
 from loraxs_search.search import launch_together
 from loraxs_search.search_space import Space, parse_space
-from loraxs_search.studies import list_studies
+from loraxs_search.studies import StudyFolder, list_studies
 
 GLUE = {"sst2": "sst2", "cola": "cola", "mrpc": "mrpc", "rte": "rte", "sts": "stsb"}  # folder to well-known task
 LENGTHS = {"sst2": 64, "cola": 32, "mrpc": 128, "rte": 128, "sts": 96}
@@ -68,6 +70,7 @@ METHODS = {  # each with rates of its own: one box for all would compare learnin
     "head-only": "\n  learning_rate: 0.001\n",
     "full": "\n  learning_rate: {log_uniform: [2.0e-5, 5.0e-4]}\n",
 }
+NAMED = {"head-only": ", methods: [head-only]"}  # a yardstick with adapters is a candidate where the rule names it
 ABLATION = {  # the first value is the default
     "basis": ["top", "middle", "bottom", "random"],
     "sigma": ["input", "sqrt", "output", "none"],
@@ -96,12 +99,12 @@ class Budget:
     rows: int | None
     seconds: float
 
-    def section(self, metric: str = "") -> str:
+    def section(self, metric: str = "", promoted: str = "") -> str:
         every = max(1, self.steps // 4)
         return (
             f"search: {{{metric}trials: {self.trials}, max_steps: {self.steps}, report_every: {every}, "
             f"scheduler: none, time_budget: {max(60, round(self.seconds))}s}}\n"
-            f"promotion: {{candidates: 1, seeds: {self.seeds}}}\n"
+            f"promotion: {{candidates: 1, seeds: {self.seeds}{promoted}}}\n"
         )
 
 
@@ -123,7 +126,8 @@ def glue_space(task: str, data: Path, label: str, method: str, parameters: str, 
     present = json.dumps({split: str(file) for split, file in files.items() if file.exists()})
     rows = f"\n  validation_rows: {budget.rows}" if budget.rows else ""
     head = f"task:\n  use: {GLUE[task]}\n  data: {{data_files: {present}}}\n  max_length: {LENGTHS[task]}{rows}\n"
-    text = f"{head}{MINILM}method: {method}\nparameters:{parameters}  batch_size: 16\n{HEAD}{budget.section()}"
+    text = f"{head}{MINILM}method: {method}\nparameters:{parameters}  batch_size: 16\n{HEAD}"
+    text += budget.section(promoted=NAMED.get(method, ""))
     return parse_space(text, source=f"{task}-{label}.yaml", folder=data)
 
 
@@ -203,10 +207,31 @@ def search(spaces: Sequence[Space], apart: bool) -> tuple[list[str], str]:
     return [name for name in ours if name is not None], failed
 
 
+def repeat(compared: Comparison, spaces: Sequence[Space], seeds: int) -> list[Space]:
+    """Return spaces that train the best of each group without refits again: full fine-tuning has no candidates."""
+    again = []
+    for group in compared.groups:
+        if group.best is None or group.seed_scores:
+            continue
+        study, _, trial_id = group.best.trial.partition("/")
+        space = next(space for space in spaces if study.startswith(f"{space.name}-20"))
+        params = StudyFolder.open(study).journal().records[trial_id].params
+        fixed = [f"parameters.{name}={json.dumps(value)}" for name, value in params.items() if name != "method"]
+        overrides = (*fixed, f"search.trials={seeds}", "search.seed=1000")
+        source = f"{space.name}-again.yaml"
+        again.append(parse_space(space.text, source=source, folder=Path(space.folder), overrides=overrides))
+    return again
+
+
 def measure(job: Job, budget: Budget, arguments: argparse.Namespace) -> dict[str, Any]:
     """Search one comparison's spaces, print its table, and return its numbers."""
     started = time.monotonic()
-    studies, failed = search(job.spaces(budget), arguments.apart)
+    spaces = job.spaces(budget)
+    studies, failed = search(spaces, arguments.apart)
+    if studies and job.by == "method" and budget.seeds:
+        again = repeat(loraxs_search.compare(*studies), spaces, budget.seeds)
+        more, failed_again = search(again, arguments.apart) if again else ([], "")
+        studies, failed = [*studies, *more], failed + failed_again
     result: dict[str, Any] = {"studies": studies, "failed": failed, "search_s": round(time.monotonic() - started)}
     if failed:
         print(f"{job.show} {job.name}: {failed}", file=sys.stderr)

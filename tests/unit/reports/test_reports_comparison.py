@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,8 +22,9 @@ def tried(score: float, stored_bytes: int = 1000, **params):
     return Tried(params, score, stored_bytes, r_parameters=stored_bytes // 10)
 
 
-XS = [tried(0.70, 500), tried(0.80, 1000), tried(0.75, 1200), tried(0.90, 2000)]
-LORA = [tried(0.80, 10_000), tried(0.85, 20_000), tried(0.60, 5_000)]
+LANDED = Path(__file__).parents[2] / "fixtures" / "landed"
+XS = [tried(0.70, 500, rate=1), tried(0.80, 1000, rate=2), tried(0.75, 1200, rate=3), tried(0.90, 2000, rate=4)]
+LORA = [tried(0.80, 10_000, rate=1), tried(0.85, 20_000, rate=2), tried(0.60, 5_000, rate=3)]
 
 
 @pytest.fixture
@@ -121,6 +124,23 @@ def test_the_best_has_a_mean_and_a_spread_over_its_refits(methods):
     assert found.p_value == pytest.approx(0.0575, abs=1e-3)  # Welch: t = 3.755 with 2.16 degrees of freedom
 
 
+def test_trials_with_the_same_params_are_seeds_of_a_recipe_that_is_no_candidate(methods):
+    searched("again", [tried(0.83, 20_000, rate=2)], space="method: lora\n")
+    searched("full", [tried(0.9, rate=1), tried(0.8, rate=2)], space="method: full\n")
+    searched("repeated", [tried(0.88, rate=1), tried(0.7, rate=3), tried(0.86, rate=1)], space="method: full\n")
+    full = compare(["full", "repeated", "xs"]).groups[0]
+    assert (full.best.trial, full.seed_scores) == ("full/00000", (0.9, 0.88, 0.86))
+    assert (full.num_trials, full.over_seeds.count) == (5, 3)
+    confirm(methods[1], "00001", [0.85, 0.84])
+    assert compare(["lora", "again"]).groups[0].seed_scores == (0.85, 0.84), "refits are scored on all rows"
+
+
+def test_reports_of_another_metric_are_no_seeds(fresh_home):
+    task = replace(TASK, metric="f1", report_metric="loss", report_direction="minimize")
+    searched("s", [tried(0.5), tried(0.4)], task=task)
+    assert compare(["s"]).groups[0].seed_scores == ()
+
+
 def test_finalists_are_compared_row_by_row(methods):
     xs, lora = methods
     confirm(xs, "00001", [0.80], BAD, LABELS)
@@ -151,6 +171,13 @@ def test_seeds_that_are_all_equal_or_alone_have_no_p_value(methods):
     for folder in methods:
         confirm(folder, "00001", [0.8])
     assert compare(["xs", "lora"]).groups[1].difference.p_value is None
+
+
+def test_seeds_of_one_group_may_all_be_equal(methods):
+    confirm(methods[0], "00001", [0.8, 0.8, 0.8])
+    confirm(methods[1], "00001", [0.85, 0.86, 0.87])
+    found = compare(["xs", "lora"]).groups[1].difference
+    assert found.p_value == pytest.approx(0.0091, abs=1e-3)  # the one-sample t-test: t = 10.4 with 2 degrees of freedom
 
 
 def test_without_candidates_nothing_is_tested(methods):
@@ -298,3 +325,12 @@ def test_the_papers_numbers_stand_beside_tasks_that_it_has(fresh_home):
     ]
     searched("own", [tried(0.5)])
     assert compare(["own"]).paper == ()
+
+
+# ---- what earlier versions wrote -------------------------------------------------------------------------------------
+def test_a_study_of_the_first_version_is_compared(fresh_home):
+    shutil.copytree(LANDED / "home" / "studies", fresh_home / "studies")
+    comparison = compare(["interrupted"])
+    (group,) = comparison.groups
+    assert (group.label, comparison.studies) == ("lora-xs", {"interrupted": "interrupted"})
+    assert comparison.budget == group.num_trials == len(group.points) > 0

@@ -64,7 +64,7 @@ def test_a_figure_is_a_whole_png(comparison, tmp_path, max_bytes):
     save_png(compare(["s"], max_bytes=max_bytes), path)
     with Image.open(path) as image:
         image.verify()
-        assert (image.format, image.size) == ("PNG", (1200, 750))
+        assert (image.format, image.size) == ("PNG", (1210, 550))
     assert [p.name for p in path.parent.iterdir()] == ["figure.png"]
 
 
