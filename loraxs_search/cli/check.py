@@ -34,7 +34,7 @@ def command(
     """
     from loraxs_search.base_model import head_shapes, linear_modules
     from loraxs_search.records import Head
-    from loraxs_search.search_space import describe, load_space
+    from loraxs_search.search_space import describe, load_space, notes
     from loraxs_search.tasks import kind_of
 
     loaded = load_space(space, overrides=tuple(overrides or ()))
@@ -50,12 +50,12 @@ def command(
         "rows": rows and rows.scored,
         "data": rows and rows.report,
         "pack_size": rows and rows.pack_size,
-        "warnings": rows.warnings if rows else [],
+        "warnings": [*notes(loaded), *(rows.warnings if rows else ())],
         "description": description,
     }
     emit(as_json, value, lambda: _show(loaded, base, description, rows))
     sys.stdout.flush()
-    for warning in rows.warnings if rows else ():
+    for warning in [*notes(loaded), *(rows.warnings if rows else ())]:
         print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -132,7 +132,8 @@ def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows:
     facts = {
         "space": f"{space.name} ({space.source})",
         "task": f"{task.name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
-        + (f", trials by {task.report_metric}" if task.report_metric else ""),
+        + (f", trials by {task.report_metric}" if task.report_metric else "")
+        + (f"; {', '.join(plan.objectives)} together" if plan.objectives else ""),
         "method": get_method(space.method).title,
         "base model": f"{base.id}, weights {base.weight_digest[:12]}",
         "searched": f"{', '.join(searched) or 'nothing'}: {size}",

@@ -15,6 +15,7 @@ from typing import Any
 from loraxs_search.records import Candidate, Confirmation, KeepRule, Refit, Sample, TrialRecord, TrialSpec, TrialState
 from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of
 from loraxs_search.search.driver.alone import BaseAlone
+from loraxs_search.search.driver.candidate_trials import candidate_trials
 from loraxs_search.search.driver.finishing import (
     AdapterPiece,
     AnswerPiece,
@@ -53,7 +54,7 @@ class Finish:
     """Finishes one study: trains its best recipes again, chooses the finalist, and has all adapters written.
 
     Args:
-        trials: Completed ones, best first; the first `promotion.candidates` of them and their refits are candidates.
+        trials: Completed ones, best first; `promotion.candidates` of them and their refits are candidates.
         stop: Ends the work from outside.
     """
 
@@ -67,7 +68,7 @@ class Finish:
     @property
     def best(self) -> Sequence[TrialRecord]:
         """The trials that are candidates."""
-        return self.trials[: self.space.promotion.candidates]
+        return candidate_trials(self.trials, self.space.promotion, self.space.task, self.space.search)
 
     def refit(self) -> None:
         """Train `promotion.seeds` refits of each of the best trials; existing ones are left alone.
