@@ -15,6 +15,8 @@ from loraxs_search.pareto import dominates
 from loraxs_search.records import KeepRule, TrialRecord, TrialState
 from loraxs_search.registry import choose
 from loraxs_search.reports import front
+from loraxs_search.search.driver.candidate_trials import candidate_trials
+from loraxs_search.search.driver.candidates import completed_trials
 from loraxs_search.studies import StudyFolder
 
 if TYPE_CHECKING:
@@ -100,10 +102,13 @@ def check_front(shown: dict[str, Any]) -> None:
     assert [line.split(",")[0] for line in table] == ["trial", *(it.trial_id for it in best)]
 
     candidates = folder.candidates() or []
-    sizes = {it.stored_bytes for it in best}
-    assert {c.stored_bytes for c in candidates} & sizes == (
-        {c.stored_bytes for c in candidates} if len(sizes) > 2 else sizes
+    expected = candidate_trials(
+        completed_trials(records.values(), folder.keep_rule),
+        folder.info.promotion,
+        folder.info.task,
+        folder.info.search,
     )
+    assert {c.trial_id for c in candidates} == {record.trial_id for record in expected}
     finalist = choose(folder.info.promotion, folder.info.task, candidates).finalist
     assert finalist is not None
     assert [c.trial_id for c in candidates if c.test_metrics] == [finalist.trial_id]
