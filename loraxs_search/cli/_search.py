@@ -112,7 +112,8 @@ def show_results(results: Sequence[SearchResult], as_json: bool) -> None:
 
 def _leaderboard(result: SearchResult) -> tuple[StudyInfo, list[LeaderboardRow], list[Yardstick]]:
     folder = StudyFolder.open(result.study)
-    rows = leaderboard(result.trials, folder.info.task, result.candidates, folder.info.search.keep)
+    plan = folder.info.search
+    rows = leaderboard(result.trials, folder.info.task, result.candidates, plan.keep, plan.objectives)
     return folder.info, rows, shown_yardsticks(folder.yardsticks(), finished=True)
 
 
@@ -124,6 +125,7 @@ def _as_data(
         "wall_s": result.wall_s,
         "notice": result.notice,
         "trials": rows,
+        "front": result.front,
         "yardsticks": yardsticks,
         "warnings": score_warnings(rows, info.task),
     }

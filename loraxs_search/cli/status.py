@@ -10,7 +10,7 @@ import typer
 
 from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table, print_warnings
 from loraxs_search.errors import StudyError
-from loraxs_search.reports import leaderboard, progress, score_warnings, shown_yardsticks, study_state
+from loraxs_search.reports import front, leaderboard, progress, score_warnings, shown_yardsticks, study_state
 from loraxs_search.studies import StudyFolder, list_studies
 
 
@@ -33,6 +33,9 @@ def command(
     which only candidates have. Of written answers, `unparsed` is the share in which no answer was found, and `unended`
     the share that the bound on new tokens ended. A warning names either of them where it is a tenth or more.
 
+    Where score and stored bytes are searched for together, `front` marks the complete trials that no other one beats in
+    both. `--json` lists them by bytes.
+
     Below the trials are the yardsticks, simple models scored on the same rows: `constant` is the best constant answer,
     `tfidf` a linear model on TF-IDF, `features` a linear model on the untouched base's features of 500 train rows. Both
     are ridge regressions. They are measured once for each study, while trials train. All three take ten seconds of one
@@ -50,13 +53,14 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
     info, records = folder.info, folder.journal().records
     counts = progress(records.values(), info.search)
     candidates = folder.candidates()
-    rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep)
+    rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep, info.search.objectives)
     yardsticks = shown_yardsticks(folder.yardsticks(), finished=candidates is not None)
     value: dict[str, Any] = {
         "study": folder.name,
         "state": study_state(folder),
         "progress": counts,
         "trials": rows,
+        "front": front(records.values(), folder.keep_rule) if info.search.objectives else [],
         "yardsticks": yardsticks,
         "warnings": score_warnings(rows, info.task),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits, Sample
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._data import DataReport, SplitOverlap
+from loraxs_search.records._front import FrontTrial
 from loraxs_search.records._host import Answers, Confirmation, HostInfo
 from loraxs_search.records._identity import Identity
 from loraxs_search.records._json import RecordT, from_json, to_json
@@ -43,6 +44,7 @@ __all__ = [
     "DataSource",
     "Decision",
     "Direction",
+    "FrontTrial",
     "Head",
     "HostInfo",
     "Hyperparameters",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loraxs_search.reports.comparison import ComparedGroup, Comparison, compare
+from loraxs_search.reports.front import front, hypervolume
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
 from loraxs_search.reports.progress import Progress, progress, study_state
 from loraxs_search.reports.score_warnings import score_warnings
@@ -14,6 +15,8 @@ __all__ = [
     "LeaderboardRow",
     "Progress",
     "compare",
+    "front",
+    "hypervolume",
     "leaderboard",
     "progress",
     "score_warnings",

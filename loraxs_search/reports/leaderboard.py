@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from loraxs_search.records import Candidate, KeepRule, Scalar, Task, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
+from loraxs_search.reports.front import front
 
 _ORDER = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL]
 
@@ -29,6 +30,8 @@ class LeaderboardRow:
         unparsed: Where answers were written, the share of validation rows in which none was found: a candidate's, or
             before there is one the report's that `score` is of.
         unended: The share that the bound on new tokens ended.
+        on_front: Whether no other complete trial beats it in score and stored bytes together; None where these are not
+            searched for together.
     """
 
     trial_id: str
@@ -46,6 +49,7 @@ class LeaderboardRow:
     kept_step: int | None = None
     unparsed: float | None = None
     unended: float | None = None
+    on_front: bool | None = None
 
 
 def leaderboard(
@@ -53,16 +57,21 @@ def leaderboard(
     task: Task,
     candidates: Iterable[Candidate] = (),
     keep: Literal["last", "best"] = "last",
+    objectives: Sequence[str] = (),
 ) -> list[LeaderboardRow]:
     """Return a row a trial: completed first, each group by validation score, then by id.
 
     Args:
-        keep: Which step of a trial its adapter is of, as `SearchPlan` has it.
+        keep: Which step of a trial its adapter is of, as `SearchPlan` has it; `objectives` too.
     """
+    records = tuple(records)
     scored = {c.trial_id: c for c in candidates}
     tested = {trial_of(c.trial_id): c for c in scored.values() if c.test_metrics}
     rule = KeepRule(task.search_metric, task.search_direction, keep)
     rows = [_row(r, task, rule, scored.get(r.trial_id), tested.get(r.trial_id)) for r in records]
+    if objectives:
+        best = {it.trial_id for it in front(records, rule)}
+        rows = [replace(row, on_front=row.trial_id in best) for row in rows]
     sign = -1.0 if task.search_direction == "maximize" else 1.0
 
     def key(row: LeaderboardRow) -> tuple[int, float, str]:

@@ -20,7 +20,7 @@ from loraxs_search.search_space._conditions import drawing_order, parameters_of
 from loraxs_search.search_space._counting import count_configurations
 from loraxs_search.search_space._distributions import METHOD, Parameter
 from loraxs_search.search_space._modules import resolve_modules
-from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES, both, parameter_specs
+from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES, parameter_specs
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -118,15 +118,6 @@ class Space:
     def unpackable_methods(self) -> tuple[str, ...]:
         """The methods whose trials cannot share passes: each trains alone."""
         return tuple(name for name in self.methods if get_method(name).packed is None)
-
-    def notes(self) -> tuple[str, ...]:
-        """Return what is worth saying once of a space, for people: what methods ask for, which cannot share passes."""
-        advice = tuple(f"method {name} {text}" for name in self.methods if (text := get_method(name).advice))
-        alone = self.unpackable_methods
-        if not alone or not self.is_packable or self.search.pack_size == 1:
-            return advice
-        which = f"method {alone[0]}" if len(alone) == 1 else f"methods {both(alone)}"
-        return (*advice, f"trials of {which} cannot share passes: each trains alone, beside the packs of the others")
 
     def may_be_candidate(self, method: str) -> bool:
         """Whether trials of a method may be candidates: those that the rule names, by default all but yardsticks."""

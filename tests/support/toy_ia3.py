@@ -37,7 +37,7 @@ class ToyIA3(PeftMethod):
         }
 
 
-class RankedIA3(IA3):
+class RankedIA3(ToyIA3):
     """The same with parameters of its own: one that LoRA-XS must have and it may leave out, and other words of one."""
 
     name = "ranked"

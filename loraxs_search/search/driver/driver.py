@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Candidate, KeepRule, Scalar, TrialRecord, TrialState
+from loraxs_search.records import Candidate, FrontTrial, KeepRule, Scalar, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
+from loraxs_search.reports import front
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
-from loraxs_search.search_space import Space
+from loraxs_search.search_space import Space, notes
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
 from loraxs_search.tracking import Tracker
 
@@ -46,6 +47,8 @@ class SearchResult:
         candidates: The best trials and their refits, best first by validation. The finalist alone has test scores.
         wall_s: How long drivers have worked on it, all of them together.
         notice: Why the search ended before its budget, for people; empty when it did not.
+        front: The complete trials that no other one beats in score and stored bytes together, fewest bytes first; empty
+            where these are not searched for together.
     """
 
     study: str
@@ -53,6 +56,7 @@ class SearchResult:
     candidates: tuple[Candidate, ...]
     wall_s: float
     notice: str = ""
+    front: tuple[FrontTrial, ...] = ()
 
 
 class Driver:
@@ -96,6 +100,7 @@ class Driver:
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
                 result = self._search(folder, actors, tracker)
+                tracker.front_found(result.front)
                 tracker.search_finished("FINISHED", _summary(result))
                 return result
             except BaseException as error:
@@ -224,6 +229,7 @@ class Driver:
             trials=tuple(ledger.records.values()),
             why_slots=actors.pack_size.reason,
             keep=plan.keep,
+            notes=notes(self._space),
         )
 
 
@@ -246,6 +252,7 @@ def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
     result = _result(folder, journal)
     _log_adapters(folder, tracker, result.trials, result.candidates)
     tracker.yardsticks_measured(folder.yardsticks() or ())
+    tracker.front_found(result.front)
     if tracker.search_state != "FINISHED":  # killed between the last candidate and this
         tracker.search_finished("FINISHED", _summary(result), at=journal.last_at)
     return result
@@ -258,6 +265,7 @@ def _result(folder: StudyFolder, journal: Journal) -> SearchResult:
         candidates=tuple(folder.candidates() or ()),
         wall_s=journal.spent_s,
         notice=journal.notice or "",
+        front=tuple(front(journal.records.values(), folder.keep_rule)) if folder.info.search.objectives else (),
     )
 
 

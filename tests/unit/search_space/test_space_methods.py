@@ -18,7 +18,7 @@ from support.toy_ia3 import IA3, RankedIA3
 
 from loraxs_search.methods import METHODS, get_method
 from loraxs_search.records import LinearModule
-from loraxs_search.search_space import Space, describe
+from loraxs_search.search_space import Space, describe, notes
 from loraxs_search.search_space._parameter_specs import COMMON
 
 MODULES = tuple(LinearModule(f"bert.encoder.layer.{i}.attention.self.query", 64, 64) for i in range(2))
@@ -140,14 +140,14 @@ def test_factors_bytes_and_sizes_are_each_methods_own(parse: Any) -> None:
 def test_those_that_cannot_share_passes_are_named_once(parse: Any) -> None:
     space = parse(TEXT)
     assert (space.is_packable, space.unpackable_methods) == (True, ("ia3", "ranked"))
-    (note,) = space.notes()
+    (note,) = notes(space)
     assert note.startswith("trials of methods ia3 and ranked cannot share passes: each trains alone")
     assert describe(space, MODULES).notes == (note,)
-    assert parse(TEXT, "search.pack_size=1").notes() == (), "nothing is packed at all"
+    assert notes(parse(TEXT, "search.pack_size=1")) == (), "nothing is packed at all"
     parameters = "parameters={learning_rate: 1.0e-3}"
     alone = parse(TEXT, "method={choice: [ia3, ranked]}", parameters)
-    assert (alone.is_packable, alone.notes()) == (False, ())
-    assert parse(TEXT, "method=lora-xs", "parameters={rank: 4, learning_rate: 1.0e-3}").notes() == ()
+    assert (alone.is_packable, notes(alone)) == (False, ())
+    assert notes(parse(TEXT, "method=lora-xs", "parameters={rank: 4, learning_rate: 1.0e-3}")) == ()
 
 
 def test_a_whole_choice_may_be_overridden(parse: Any) -> None:
@@ -249,7 +249,7 @@ LORA_XS = ("sigma", "basis", "scale")
 TAKERS = {
     "rank": ["lora-xs", "ranked"],
     "side": ["ia3", "ranked"],
-    **dict.fromkeys(("sigma", "basis", "scale"), ["lora-xs"]),
+    **{key: ["lora-xs"] for key in ("sigma", "basis", "scale")},
 }
 
 
