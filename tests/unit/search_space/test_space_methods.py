@@ -249,7 +249,7 @@ LORA_XS = ("sigma", "basis", "scale")
 TAKERS = {
     "rank": ["lora-xs", "ranked"],
     "side": ["ia3", "ranked"],
-    **dict.fromkeys(("sigma", "basis", "scale"), ["lora-xs"]),
+    **{name: ["lora-xs"] for name in ("sigma", "basis", "scale")},
 }
 
 
