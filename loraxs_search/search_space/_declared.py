@@ -8,7 +8,7 @@ from typing import Any
 
 from loraxs_search.records import Scalar
 from loraxs_search.search_space._declaration import Declaration
-from loraxs_search.search_space._distributions import METHOD, Alternative, Parameter
+from loraxs_search.search_space._distributions import METHOD, Alternative, Distribution, Parameter
 from loraxs_search.search_space._document import Document
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
 from loraxs_search.search_space._parameter_specs import SpaceSpecs, both, joint_law
@@ -66,10 +66,7 @@ class DeclaredParameter:
         self._check_else()
         self._check_reached()
         self._check_always_there()
-        read = [self._declaration(item.path, item.methods) for item in self.items]
-        distributions = [
-            declaration and declaration.read(item.given) for declaration, item in zip(read, self.items, strict=True)
-        ]
+        distributions = [self._distribution(item) for item in self.items]
         otherwise = self._otherwise()
         alternatives = tuple(Alternative(each) for each in distributions if each is not None)
         if len(alternatives) < len(self.items):
@@ -92,6 +89,10 @@ class DeclaredParameter:
         asked = tuple(method for method in self.takers if method in wanted)
         return Item(path, given, tuple(method for method in asked if method in left) or asked)
 
+    def _distribution(self, item: Item) -> Distribution | None:
+        declaration = self._declaration(item.path, item.methods)
+        return None if declaration is None else declaration.read(item.given)
+
     def _declaration(self, path: KeyPath, methods: tuple[str, ...]) -> Declaration | None:
         laws = self._specs.laws(self.name, methods or self.takers)
         if not methods and len(laws) > 1:
@@ -109,7 +110,7 @@ class DeclaredParameter:
         if self._is_list or "else" not in first.keys:
             return None
         declaration = self._declaration(first.path, self.takers)
-        return declaration and declaration.value(first.keys["else"], ("else",))
+        return None if declaration is None else declaration.value(first.keys["else"], ("else",))
 
     def _check_else(self) -> None:
         for item in self.items:

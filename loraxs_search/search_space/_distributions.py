@@ -211,8 +211,6 @@ class Parameter:
                 resolved.append(replace(each, when=when))
                 if not when:  # none after it is ever drawn
                     return Parameter(self.name, tuple(resolved))
-        if not resolved and self.otherwise is None:
-            return None
         if not resolved:
-            return Parameter(self.name, (Alternative(Constant(self.otherwise)),))
+            return None if self.otherwise is None else Parameter(self.name, (Alternative(Constant(self.otherwise)),))
         return Parameter(self.name, tuple(resolved), self.otherwise)

@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.samplers import RandomSampler
 from optuna.study import create_study
 from optuna.trial import FixedTrial
-from support.toy_ia3 import IA3, RankedIA3
+from support.toy_ia3 import RankedIA3, ToyIA3
 
 from loraxs_search.methods import METHODS, get_method
 from loraxs_search.records import LinearModule
@@ -40,11 +40,14 @@ search: {trials: 4}
 """
 
 
+class IA3(ToyIA3):
+    name = "ia3"
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for toy in (IA3, RankedIA3):
-            patch.setitem(METHODS._entries, toy.name, toy)
+        patch.setattr(METHODS, "_entries", {entry.name: entry for entry in (LoraXS, IA3, RankedIA3)})
         yield
 
 
