@@ -136,9 +136,8 @@ class PeftMethod(Method):
         check_linear(model, hyper.target_modules)
         config = self.config(hyper, self.attachment(hyper, head))
         read = hyper.target_modules if self.reads_weights else ()
-        keeps_in_out = _keeps_in_out(model, hyper.target_modules)
         if hasattr(config, "fan_in_fan_out"):  # PEFT finds out too, with a warning
-            config.fan_in_fan_out = keeps_in_out
+            config.fan_in_fan_out = _keeps_in_out(model, hyper.target_modules)
         with torch.random.fork_rng(devices=[]), exact_weights(model, read, factors):
             torch.default_generator.manual_seed(hyper.seed)  # the CPU's alone, where PEFT draws
             try:
@@ -270,21 +269,11 @@ def peft_model(model: PeftModel | PreTrainedModel) -> PeftModel:
 
 
 def _keeps_in_out(model: PreTrainedModel, names: Sequence[str]) -> bool:
-    """Whether these layers keep their weights as (in, out), as GPT-2's do.
-
-    Raises:
-        TargetModulesError: one of them is no linear layer of the model.
-    """
-    from torch import nn
+    """Whether one of these layers keeps its weight as (in, out), as GPT-2's do."""
     from transformers.pytorch_utils import Conv1D
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    if unknown := [name for name in names if name not in layers]:
-        raise TargetModulesError(
-            f"`target_modules` must be linear layers of the base, but {unknown[0]} is none.",
-            hint="name a module group such as all-linear in the space",
-        )
-    return any(isinstance(layers[name], Conv1D) for name in names)
+    wanted = set(names)
+    return any(isinstance(module, Conv1D) for name, module in model.named_modules() if name in wanted)
 
 
 def unloaded(model: PeftModel, *, merge: bool = False) -> PreTrainedModel:

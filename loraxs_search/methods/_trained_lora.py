@@ -14,6 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from loraxs_search.base_model import matrix
+from loraxs_search.factors import FactorStore
 from loraxs_search.methods._base import Sizes
 from loraxs_search.methods._names import ADAPTER, ROOT
 from loraxs_search.methods._plain_lora import Pair, PlainLora
@@ -69,18 +70,29 @@ def as_plain_lora(model: PeftModel) -> PlainLora:
 
 # ---- a base whose weights an init changes ----------------------------------------------------------------------------
 @contextmanager
-def own_weights(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+def own_weights(model: nn.Module, names: Iterable[str], factors: FactorStore | None) -> Iterator[None]:
     """Give these layers, by full name, weights of their own to be changed; the first ones are restored if that fails.
 
-    Others hold those parameters too: the model of another task, and whoever reads the bare body in another thread.
+    They are the checkpoint's, on the CPU, so that what is made of them is the same on any device and in any precision;
+    afterwards they are where the first ones are. Others hold those too: the model of another task, and whoever reads
+    the bare body in another thread.
+
+    Args:
+        factors: Knows the checkpoint's weights; None where the model has them itself.
     """
     try:
         for name in names:
             layer = model.get_submodule(name)
             weight = layer.get_parameter("weight")
             object.__setattr__(layer, _KEPT, weight)  # no parameter of the model: it is neither cast nor moved
-            layer.register_parameter("weight", nn.Parameter(weight.detach().clone(), requires_grad=False))
+            exact = weight if factors is None else factors.checkpoint_weight(weight)
+            own = exact.detach().to("cpu", copy=True)
+            layer.register_parameter("weight", nn.Parameter(own, requires_grad=False))
         yield
+        for layer in model.modules():
+            if (weight := _kept(layer)) is not None:
+                own = layer.get_parameter("weight")
+                own.data = own.data.to(weight)
     except BaseException:
         restore_weights(model)
         raise
@@ -132,11 +144,11 @@ def _added_pair(layer: Linear, config: LoraConfig) -> Pair:
     scaling, kept = layer.scaling[ADAPTER], _kept(layer.get_base_layer())
     if kept is None:
         return a, scaling * b
-    weight = kept.detach().float()
+    weight = kept.detach().to("cpu", torch.float32)
     weight = weight.T if layer.fan_in_fan_out else weight  # (out, in)
     original = _empty(weight.shape[0], weight.shape[1])
     original.weight.data = weight.clone()
     own = copy.copy(config)
     own.fan_in_fan_out = False
-    first_a, first_b = _pair(_layer(original, own))
+    first_a, first_b = (side.to(a.device) for side in _pair(_layer(original, own)))
     return torch.cat([a, first_a]), scaling * torch.cat([b, -first_b], dim=1)

@@ -161,7 +161,7 @@ class Lora(PeftMethod):
         from loraxs_search.methods import _trained_lora as lora
 
         if _changes_base(self.params(hyper)):
-            with lora.own_weights(model, hyper.target_modules):
+            with lora.own_weights(model, hyper.target_modules, factors):
                 return super().attach(model, hyper, head, factors)
         adapted = super().attach(model, hyper, head, factors)
         lora.draw_pairs(adapted, hyper.seed)
@@ -181,8 +181,8 @@ class Lora(PeftMethod):
 
         config = PeftConfig.from_pretrained(str(folder))
         names = config.target_modules if getattr(config, "init_lora_weights", True) == "pissa" else ()
-        with own_weights(base, names):
-            return super().load(base, folder, device)
+        with own_weights(base, names, None):
+            return super().load(base, folder, device).to(device)
 
 
 def _changes_base(params: Mapping[str, Scalar]) -> bool:

@@ -6,7 +6,7 @@ from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._data import DataReport, SplitOverlap
 from loraxs_search.records._front import FrontTrial
-from loraxs_search.records._host import Answers, Confirmation, HostInfo
+from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial
 from loraxs_search.records._identity import Identity
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._keep import KeepRule
@@ -51,6 +51,7 @@ __all__ = [
     "Identity",
     "KeepRule",
     "Latency",
+    "LargestTrial",
     "LinearModule",
     "Look",
     "LrSchedule",

@@ -21,10 +21,13 @@ def _advice(space: Space) -> Iterator[str]:
 
 
 def _alone(space: Space) -> Iterator[str]:
-    alone = space.unpackable_methods
-    if alone and space.is_packable and space.search.pack_size != 1:
-        which = f"method {alone[0]}" if len(alone) == 1 else f"methods {both(alone)}"
-        yield f"trials of {which} cannot share passes: each trains alone, beside the packs of the others"
+    if not space.is_packable or space.search.pack_size == 1:
+        return
+    parts = {"trials": space.unpackable_methods, "some trials": space.partly_unpackable_methods}
+    for which, methods in parts.items():
+        if methods:
+            named = f"method {methods[0]}" if len(methods) == 1 else f"methods {both(methods)}"
+            yield f"{which} of {named} cannot share passes: each trains alone, beside the packs of the others"
 
 
 def _objectives(space: Space) -> Iterator[str]:

@@ -21,7 +21,7 @@ from loraxs_search.packing import PackedHost, TrialHost, pass_runner
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.pass_executor import PassExecutor
-from loraxs_search.records import BaseModelRef, DataSource, Hyperparameters, Task, TrialSpec
+from loraxs_search.records import BaseModelRef, DataSource, Hyperparameters, LargestTrial, Task, TrialSpec
 from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.tasks import PreparedTask
@@ -155,7 +155,7 @@ def test_a_pack_of_all_kinds_equals_lone_trials_after_thirty_steps(
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_host_that_one_kind_has_begun_serves_all(tmp_path: Path, order: str) -> None:
     world = MixedWorld(tmp_path, ORDERS[order])
-    config = HostConfig(world.ref, "float32", pack_size=4, packed=True, largest=(16, 8), make=_one_thread)
+    config = HostConfig(world.ref, "float32", pack_size=4, packed=True, largest=LargestTrial(16), make=_one_thread)
     actor = HostActor(config, 1, "here")
     infos = [actor.info(data.task) for _, data in world.trials]
     assert len({info.modules for info in infos}) == 1

@@ -11,7 +11,7 @@ import yaml
 
 from loraxs_search.errors import SpaceError
 from loraxs_search.methods import FactorSet
-from loraxs_search.records import BaseModelRef, DataSource, PromotionRule, SearchPlan, Task
+from loraxs_search.records import BaseModelRef, DataSource, LargestTrial, PromotionRule, SearchPlan, Task
 from loraxs_search.search_space import Choice, Constant, Floats, Integers, load_space, notes, parse_space
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, search_section
@@ -247,11 +247,9 @@ def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, tex
     assert chosen.factor_sets() == (FactorSet("middle", 128), FactorSet("random", 128))
     conditional = parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").factor_sets()
     assert [each.basis for each in conditional] == ["bottom", "top"]
-    assert parse(text).largest() == (16, 16)
-    assert parse(text, "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}").largest() == (
-        64,
-        32,
-    )
+    assert parse(text).largest() == LargestTrial(16, (("lora-xs", {"rank": 4}), ("lora-xs", {"rank": 16})))
+    ranges = "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}"
+    assert parse(text, *ranges).largest() == LargestTrial(64, (("lora-xs", {"rank": 4}), ("lora-xs", {"rank": 32})))
 
 
 @pytest.mark.parametrize("size", ["1", "64", "auto"])

@@ -129,7 +129,8 @@ def test_factors_bytes_and_sizes_are_each_methods_own(parse: Any) -> None:
     text = TEXT.replace("rank: {choice: [4, 8]}", "rank: [{choice: [4, 100], when: {method: lora-xs}}, 8]")
     space = parse(text.replace("[input, both], when: {method: ranked, rank: 8}", "[input, both]"))
     assert [(each.basis, each.rank) for each in space.factor_sets()] == [("top", 128)]
-    assert space.largest() == (16, 100)
+    assert space.largest().batch_size == 16
+    assert max(params["rank"] for _, params in space.largest().adapters) == 100
     modules = tuple(LinearModule(module.name, 128, 128) for module in MODULES)
     described = describe(space, modules)
     assert list(described.methods) == ["lora-xs", "ia3", "ranked"]
@@ -151,6 +152,20 @@ def test_those_that_cannot_share_passes_are_named_once(parse: Any) -> None:
     alone = parse(TEXT, "method={choice: [ia3, ranked]}", parameters)
     assert (alone.is_packable, notes(alone)) == (False, ())
     assert notes(parse(TEXT, "method=lora-xs", "parameters={rank: 4, learning_rate: 1.0e-3}")) == ()
+
+
+def test_a_method_whose_options_cannot_share_passes_is_named_as_far_as_it_goes(parse: Any) -> None:
+    rest = ", learning_rate: 1.0e-3, rank: {choice: [4, 64]}}"
+    some = parse(TEXT, "method=lora", "parameters={dora: {choice: [true, false]}" + rest)
+    assert (some.is_packable, some.unpackable_methods) == (True, ())
+    (note,) = notes(some)
+    assert note.startswith("some trials of method lora cannot share passes: each trains alone")
+    assert {params["rank"] for _, params in some.largest().adapters} == {4, 64}
+    for options in ("dora: true", "init: pissa", "init: {choice: [pissa]}"):
+        none = parse(TEXT, "method=lora", f"parameters={{{options}{rest}")
+        assert (none.is_packable, none.unpackable_methods, notes(none)) == (False, ("lora",), ())
+    every = parse(TEXT, "method=lora", "parameters={init: {choice: [gaussian, default]}" + rest)
+    assert (every.is_packable, notes(every)) == (True, ())
 
 
 def test_a_whole_choice_may_be_overridden(parse: Any) -> None:
