@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from PIL import Image
+from matplotlib.colors import rgb_to_hsv
+from matplotlib.image import imread
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK
 
@@ -62,9 +63,8 @@ def test_where_nothing_is_complete_nothing_is_drawn_in_a_terminal(comparison):
 def test_a_figure_is_a_whole_png(comparison, tmp_path, max_bytes):
     path = tmp_path / "new" / "figure.png"
     save_png(compare(["s"], max_bytes=max_bytes), path)
-    with Image.open(path) as image:
-        image.verify()
-        assert (image.format, image.size) == ("PNG", (1210, 550))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert imread(path).shape == (550, 1210, 4)
     assert [p.name for p in path.parent.iterdir()] == ["figure.png"]
 
 
@@ -88,7 +88,5 @@ def test_a_file_that_cannot_be_written_says_so(comparison, tmp_path):
 
 def _colors(path):
     """Count a figure's hues."""
-    with Image.open(path) as image:
-        return len(
-            {hue // 16 for _, (hue, saturation, _) in image.convert("HSV").getcolors(1 << 20) if saturation > 64}
-        )
+    hues, saturations, _ = rgb_to_hsv(imread(path)[..., :3]).reshape(-1, 3).T
+    return len({int(hue * 16) for hue in hues[saturations > 0.25]})
