@@ -50,7 +50,7 @@ class ScoredTrial:
         peers: Trials of the study that were scored in the same evaluation: id to (step, score). Their own reports come
             before or after this one; one that dies in between never comes.
         stored_bytes: What its adapter stores, the same at each step.
-        peer_bytes: What its peers' adapters store.
+        peer_bytes: What its peers' adapters store, of those of which it is known.
     """
 
     trial_id: str

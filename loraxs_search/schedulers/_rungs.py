@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
@@ -23,7 +24,7 @@ class Rung(ABC):
 
     @abstractmethod
     def add(self, trial_id: str, point: Point) -> None:
-        """Add a trial that is not there yet; its score may be NaN."""
+        """Add a trial that is not there yet; its score may be NaN, and so may be what a peer stores."""
 
     @abstractmethod
     def judge(self, trial_id: str, point: Point, factor: int) -> str | None:
@@ -57,7 +58,7 @@ class HalvingScheduler(Scheduler):
     def decide(self, trial: ScoredTrial) -> str | None:
         """Compare a trial with all that reached the highest of its rungs at which it has not been judged."""
         for peer, (step, score) in trial.peers.items():
-            self._announce(peer, step, (self._sign * score, trial.peer_bytes.get(peer, 0)))
+            self._announce(peer, step, (self._sign * score, trial.peer_bytes.get(peer, math.nan)))
         if trial.step >= self.config.max_steps:
             return None
         for milestone, rung in self._rungs:

@@ -14,25 +14,25 @@ class FrontRung(Rung):
     def __init__(self) -> None:
         super().__init__()
         self._fronts = Fronts[str]()
-        self._without_score: set[str] = set()
+        self._unranked: set[str] = set()  # a number is missing
 
     def __contains__(self, trial_id: str) -> bool:
-        return trial_id in self._fronts or trial_id in self._without_score
+        return trial_id in self._fronts or trial_id in self._unranked
 
     def add(self, trial_id: str, point: Point) -> None:
-        if math.isnan(point[0]):
-            self._without_score.add(trial_id)
+        if any(map(math.isnan, point)):
+            self._unranked.add(trial_id)
         else:
             self._fronts.add(trial_id, point)
 
     def judge(self, trial_id: str, point: Point, factor: int) -> str | None:
         """Hold a trial against the place in the order of fronts that ends the best share."""
-        self._without_score.discard(trial_id)
+        self._unranked.discard(trial_id)
         if self._fronts.get(trial_id) != point:  # announced as it is, as a rule
             self._fronts.discard(trial_id)
             self.add(trial_id, point)
         num_trials = len(self._fronts)
-        if trial_id in self._without_score or self._fronts.is_among(trial_id, max(1.0, num_trials / factor)):
+        if trial_id in self._unranked or self._fronts.is_among(trial_id, max(1.0, num_trials / factor)):
             return None
         front = self._fronts.level(trial_id) + 1
         return (

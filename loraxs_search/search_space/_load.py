@@ -143,9 +143,9 @@ def _search(document: Document, given: object) -> SearchPlan:
     values = section.model_dump(exclude={"metric"})
     params = {key: values.pop(key) for key in values.keys() - SearchSection.model_fields.keys()}
     factor = params.pop("reduction_factor")  # stored as a field, whichever scheduler is chosen
-    taken = {key: value for key, value in params.items() if key in taken_keys(section.scheduler)}
     if section.objectives and "scheduler" not in section.model_fields_set:
         values["scheduler"] = MOASHA.name
+    taken = {key: value for key, value in params.items() if key in taken_keys(values["scheduler"])}
     values["objectives"] = tuple(section.objectives or ())
     values["time_budget_s"] = values.pop("time_budget")
     values["keep_hosts_s"] = values.pop("keep_hosts")

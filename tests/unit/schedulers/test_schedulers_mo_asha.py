@@ -118,6 +118,13 @@ def test_a_peer_whose_own_report_says_otherwise_counts_by_its_report() -> None:
     assert not goes_on(scheduler, "00002", 4, 0.78, 1000)
 
 
+def test_a_peer_of_which_nobody_knows_what_it_stores_counts_once_it_reports() -> None:
+    scheduler = mo_asha(replace(report("00000", 4, 0.5, {"00001": (4, 0.9)}), size=AdapterSize(1, 1, 2000)))
+    assert not scheduler.stopped
+    assert goes_on(scheduler, "00001", 4, 0.9, 1000)
+    assert not goes_on(scheduler, "00002", 4, 0.4, 2000)
+
+
 def test_a_decision_costs_little_with_many_trials_behind_it() -> None:
     scheduler = mo_asha()
     reports = [
