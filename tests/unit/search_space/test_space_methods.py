@@ -16,7 +16,7 @@ from optuna.study import create_study
 from optuna.trial import FixedTrial
 from support.toy_ia3 import RankedIA3, ToyIA3
 
-from loraxs_search.methods import METHODS, get_method
+from loraxs_search.methods import METHODS, LoraXS, get_method
 from loraxs_search.records import LinearModule
 from loraxs_search.search_space import Space, describe, notes
 from loraxs_search.search_space._parameter_specs import COMMON
