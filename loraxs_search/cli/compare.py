@@ -64,6 +64,8 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
     both reach, less `--tolerance`. 0.1 is a tenth. `reached` is the number of the group's first trial as good as the
     first group's best: with --by study, it shows what a warm start saved.
 
+    VeRA, TinyLoRA and RandLoRA store what a seed gives back: `without projection` is their size without that.
+
     The plot has a letter for each group, in capitals on the front: the best adapters for their size.
 
     Importances: how far the best trials of a study lie apart from all, by Optuna's PED-ANOVA. They need 10 complete
@@ -102,7 +104,7 @@ def _show(comparison: Comparison) -> None:
     groups, task_metric = comparison.groups, comparison.task_metric
     one_study = len(comparison.studies) == 1
     names = [comparison.by, "trials", "steps", "best", comparison.metric, "over seeds", f"test {task_metric}"]
-    names += ["gain", "p", "by", "R", "bytes", "R/lora", "bytes/lora", "reached"]
+    names += ["gain", "p", "by", "R", "bytes", _PLAIN, "R/lora", "bytes/lora", "reached"]
     body = [_cells(group, comparison.budget, one_study) for group in groups]
     kept = [i for i, name in enumerate(names) if name not in _OPTIONAL or any(row[i] != "-" for row in body)]
     text = frozenset({names[0], "best", "over seeds", "by"})
@@ -114,7 +116,8 @@ def _show(comparison: Comparison) -> None:
     _show_paper(comparison)
 
 
-_OPTIONAL = ("over seeds", "gain", "p", "by", "R/lora", "bytes/lora", "reached")
+_PLAIN = "without projection"
+_OPTIONAL = (_PLAIN, "over seeds", "gain", "p", "by", "R/lora", "bytes/lora", "reached")
 
 
 def _cells(group: ComparedGroup, budget: int, one_study: bool) -> list[str]:
@@ -133,6 +136,7 @@ def _cells(group: ComparedGroup, budget: int, one_study: bool) -> list[str]:
         difference.by if difference else "-",
         f"{best.r_parameters:,}" if best else "-",
         f"{best.stored_bytes:,}" if best else "-",
+        f"{best.without_projection:,}" if best and best.without_projection is not None else "-",
         _significant(ratio.r_parameters if ratio else None),
         _significant(ratio.stored_bytes if ratio else None),
         str(group.reached_after or "-"),

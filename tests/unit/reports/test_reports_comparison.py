@@ -79,6 +79,12 @@ def test_a_method_is_a_parameter_or_that_of_the_space(fresh_home):
     }
 
 
+@pytest.mark.parametrize("method", ["lora", "{value: lora}", "{choice: [lora]}"])
+def test_a_space_of_one_method_may_name_it_in_any_form(fresh_home, method):
+    searched("s", [tried(0.5)], space=f"method: {method}\n")
+    assert [group.label for group in compare(["s"]).groups] == ["lora"]
+
+
 def test_a_parameter_that_a_space_leaves_out_has_its_default(fresh_home):
     searched("plain", [tried(0.5, rank=4)])
     searched("middle", [tried(0.6, rank=4, basis="middle")])
@@ -228,7 +234,7 @@ def test_a_front_is_of_points_that_none_beats_and_does_not_depend_on_their_order
     kept = {(p.score, p.stored_bytes) for p in front}
     assert kept == {(p.score, p.stored_bytes) for p in points if not any(beats(q, p) for q in points)}
     assert kept == {(p.score, p.stored_bytes) for p in front_of(reversed(points), sign)}
-    assert [p.stored_bytes for p in front] == sorted({p.stored_bytes for p in front})
+    assert [p.stored_bytes for p in front] == sorted(p.stored_bytes for p in front)
 
 
 @given(POINTS, POINTS, st.sampled_from([1.0, -1.0]))
