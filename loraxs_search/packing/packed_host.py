@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 LINGER_S = 0.05
+_UNKNOWN = LargestTrial()
 
 
 class PackedHost:
@@ -75,7 +76,7 @@ class PackedHost:
         task: Task,
         *,
         slots: int | None,
-        largest: LargestTrial = LargestTrial(),
+        largest: LargestTrial = _UNKNOWN,
         precision: Precision = "auto",
         device: str = "auto",
         max_tokens: int | None = None,
