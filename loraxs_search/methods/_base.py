@@ -176,6 +176,8 @@ class Method(ABC):
     """Whether a task must have a head for it."""
     advice: ClassVar[str] = ""
     """What is worth knowing before a search with it, for people: a clause that follows its name."""
+    serves_in_bank: ClassVar[bool] = False
+    """Whether an `AdapterBank` takes its adapters: it knows the numbers of LoRA-XS alone."""
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({})
     """Form (`lora`, `merged`) to what writes a loaded adapter in it: (model, manifest, new folder, asked rank).
 

@@ -104,6 +104,7 @@ class LoraXS(PeftMethod):
     )
     sized_by: ClassVar[tuple[str, ...]] = ("rank",)
     packed: ClassVar[PackedMethod | None] = _PackedLoraXS()
+    serves_in_bank: ClassVar[bool] = True
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType(
         {"lora": as_lora, "merged": merge, "gguf": as_gguf}
     )

@@ -141,7 +141,7 @@ class Space:
             for value in self._possible_values(method.name, "batch_size", Hyperparameters.batch_size) or ()
         ]
         adapters = [(m.name, shape) for m in packed for shape in self._reachable(m, m.sized_by)]
-        return LargestTrial(max(batches), tuple(adapters))
+        return LargestTrial(max(batches), tuple(sorted(adapters, key=repr)))
 
     def target_groups(self) -> tuple[str, ...]:
         """Return every module group expression a trial may have."""
