@@ -49,6 +49,20 @@ def drawing_order(parameters: Iterable[Parameter]) -> tuple[str, ...]:
     return tuple(name for name in TopologicalSorter(graph).static_order() if name in graph)
 
 
+def parameters_of(parameters: Mapping[str, Parameter], method: str) -> dict[str, Parameter]:
+    """Return the parameters of the trials of one method, without the choice of the method, in the file's order.
+
+    Raises:
+        graphlib.CycleError: the conditions go in a circle.
+    """
+    known: dict[str, Parameter] = {}
+    for name in drawing_order(parameters.values()):
+        parameter = parameters[name].of_method(method, known)
+        if parameter is not None and name != METHOD:
+            known[name] = parameter
+    return {name: known[name] for name in parameters if name in known}
+
+
 def _check_holds(
     document: Document,
     path: KeyPath,

@@ -10,7 +10,7 @@ from loraxs_search.search_space._distributions import Parameter
 
 
 def count_configurations(parameters: Mapping[str, Parameter]) -> int | None:
-    """Return the number of different params, or None when a parameter is continuous."""
+    """Return the number of different params of one method's trials, or None when a parameter is continuous."""
     if any(parameter.size is None for parameter in parameters.values()):
         return None
     return sum(weight for _, weight in _branches(parameters, _mentioned(parameters)))
@@ -22,6 +22,7 @@ def reachable_shapes(
     """Return the values that these parameters may have together in a trial; of a range of numbers only the ends.
 
     Args:
+        parameters: Of the trials of one method.
         defaults: Each parameter that decides what is stored, with its value where a trial has none.
     """
     needed = _with_parents(parameters, tuple(defaults))
@@ -67,8 +68,7 @@ def _branches(
         for params, weight in branches:
             index = parameter.chosen(params)
             if index is None:
-                otherwise = parameter.otherwise_after(params)
-                known = {} if otherwise is None else {name: otherwise}
+                known = {} if parameter.otherwise is None else {name: parameter.otherwise}
                 grown.append((params | known, weight))
                 continue
             distribution = parameter.alternatives[index].distribution

@@ -8,7 +8,7 @@ from typing import Any
 
 from loraxs_search.records import Scalar
 from loraxs_search.search_space._declaration import Declaration
-from loraxs_search.search_space._distributions import METHOD, Alternative, Parameter
+from loraxs_search.search_space._distributions import METHOD, Alternative, Distribution, Parameter
 from loraxs_search.search_space._document import Document
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
 from loraxs_search.search_space._parameter_specs import SpaceSpecs, both, joint_law
@@ -21,7 +21,8 @@ class Item:
     """One of the forms that a parameter is declared by.
 
     Args:
-        methods: To which it may apply, of those that take the parameter.
+        methods: To whose trials it may apply: they take the parameter, and no item before it is for all of them. None
+            where there is a fault.
     """
 
     path: KeyPath
@@ -52,17 +53,20 @@ class DeclaredParameter:
         self.takers = specs.takers(name)
         self._is_list = isinstance(given, list) and any(isinstance(item, dict) for item in given)
         forms = enumerate(given) if isinstance(given, list) and self._is_list else [(None, given)]
-        self.items = [self._item(index, form) for index, form in forms]
+        self.items: list[Item] = []
+        left = self.takers
+        for index, form in forms:
+            item = self._item(index, form, left)
+            self.items.append(item)
+            if item.depends_on_method_alone:
+                left = tuple(method for method in left if method not in item.methods)
 
     def read(self) -> Parameter | None:
         """Return the parameter without conditions; None where there is a fault, which the document has then."""
         self._check_else()
         self._check_reached()
         self._check_always_there()
-        read = [self._declaration(item.path, item.methods) for item in self.items]
-        distributions = [
-            declaration and declaration.read(item.given) for declaration, item in zip(read, self.items, strict=True)
-        ]
+        distributions = [self._distribution(item) for item in self.items]
         otherwise = self._otherwise()
         alternatives = tuple(Alternative(each) for each in distributions if each is not None)
         if len(alternatives) < len(self.items):
@@ -71,22 +75,28 @@ class DeclaredParameter:
         return Parameter(self.name, alternatives, otherwise, methods)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _item(self, index: int | None, given: object) -> Item:
+    def _item(self, index: int | None, given: object, left: tuple[str, ...]) -> Item:
         path = self._path if index is None else (*self._path, index)
         when = given.get("when") if isinstance(given, dict) else None
         if not isinstance(when, dict) or METHOD not in when:
-            return Item(path, given, self.takers)
+            return Item(path, given, left or self.takers)
         wanted = when[METHOD] if isinstance(when[METHOD], list) else [when[METHOD]]
         for number, method in enumerate(wanted):
             if method in self._specs.methods and method not in self.takers:
                 here = (*path, "when", METHOD, *([number] if isinstance(when[METHOD], list) else []))
                 law = f"must name a method that takes {self.name}: {one_of(self.takers)}"
                 self._document.faults.add(here, f"{law}, but got {shown(method)}.")
-        methods = tuple(method for method in self.takers if method in wanted)
-        return Item(path, given, methods or self.takers)
+        asked = tuple(method for method in self.takers if method in wanted)
+        return Item(path, given, tuple(method for method in asked if method in left) or asked)
+
+    def _distribution(self, item: Item) -> Distribution | None:
+        declaration = self._declaration(item.path, item.methods)
+        return None if declaration is None else declaration.read(item.given)
 
     def _declaration(self, path: KeyPath, methods: tuple[str, ...]) -> Declaration | None:
-        laws = self._specs.laws(self.name, methods)
+        laws = self._specs.laws(self.name, methods or self.takers)
+        if not methods and len(laws) > 1:
+            return None  # whose law it is meant by is not known
         law = joint_law(laws)
         if law is None:
             each = "; ".join(f"{self._specs.laws(self.name, [method])[0]} for {method}" for method in methods)
@@ -100,7 +110,7 @@ class DeclaredParameter:
         if self._is_list or "else" not in first.keys:
             return None
         declaration = self._declaration(first.path, self.takers)
-        return declaration and declaration.value(first.keys["else"], ("else",))
+        return None if declaration is None else declaration.value(first.keys["else"], ("else",))
 
     def _check_else(self) -> None:
         for item in self.items:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import chain
@@ -196,19 +196,21 @@ class Parameter:
         implied = [METHOD] if self.methods else []
         return implied + [other for alternative in self.alternatives for other, _ in alternative.when]
 
-    def of_method(self, method: str) -> Parameter | None:
-        """Return what it is to trials of one method, conditions on the method resolved; None where they lack it."""
+    def of_method(self, method: str, known: Container[str]) -> Parameter | None:
+        """Return what it is to trials of one method, conditions on the method resolved; None where they lack it.
+
+        Args:
+            known: Other parameters that such trials have; where a condition needs another, it never holds.
+        """
         if self.methods and method not in self.methods:
             return None
         resolved: list[Alternative] = []
         for each in self.alternatives:
-            if all(method in values for other, values in each.when if other == METHOD):
+            if all(method in values if other == METHOD else other in known for other, values in each.when):
                 when = tuple(condition for condition in each.when if condition[0] != METHOD)
                 resolved.append(replace(each, when=when))
                 if not when:  # none after it is ever drawn
                     return Parameter(self.name, tuple(resolved))
-        if not resolved and self.otherwise is None:
-            return None
         if not resolved:
-            return Parameter(self.name, (Alternative(Constant(self.otherwise)),))
+            return None if self.otherwise is None else Parameter(self.name, (Alternative(Constant(self.otherwise)),))
         return Parameter(self.name, tuple(resolved), self.otherwise)

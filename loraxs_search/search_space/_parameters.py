@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraxs_search.search_space._conditions import read_conditions
+from loraxs_search.search_space._conditions import parameters_of, read_conditions
 from loraxs_search.search_space._declaration import Declaration
 from loraxs_search.search_space._declared import PARAMETERS, DeclaredParameter
 from loraxs_search.search_space._distributions import METHOD, Alternative, Parameter
@@ -43,5 +43,4 @@ def read_parameters(document: Document, section: object, method: Parameter) -> d
     read_conditions(document, declared, parameters, specs)
     if len(specs.methods) > 1:
         return parameters
-    resolved = {name: parameter.of_method(specs.methods[0]) for name, parameter in parameters.items() if name != METHOD}
-    return {name: parameter for name, parameter in resolved.items() if parameter is not None}
+    return {} if document.faults else parameters_of(parameters, specs.methods[0])

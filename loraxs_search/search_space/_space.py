@@ -16,11 +16,11 @@ from loraxs_search.records import (
     SearchPlan,
     Task,
 )
-from loraxs_search.search_space._conditions import drawing_order
+from loraxs_search.search_space._conditions import drawing_order, parameters_of
 from loraxs_search.search_space._counting import count_configurations
 from loraxs_search.search_space._distributions import METHOD, Parameter
 from loraxs_search.search_space._modules import resolve_modules
-from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES, both
+from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES, both, parameter_specs
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -134,10 +134,19 @@ class Space:
         return method in named if named else not get_method(method).is_yardstick
 
     def largest(self) -> tuple[int, int]:
-        """Return the largest batch size and the largest rank a trial may have; the rank is 0 where there is none."""
-        batch, rank = self.parameters.get("batch_size"), self.parameters.get("rank")
-        sizes = [Hyperparameters.batch_size] if batch is None else [int(size) for size in batch.possible or ()]
-        return max(sizes), 0 if rank is None else max(int(value) for value in rank.possible or ())
+        """Return the largest batch size and the largest rank of a trial that takes a slot; 0 where it has no rank."""
+        packed = [name for name in self.methods if not self.is_packable or name not in self.unpackable_methods]
+        specs = {name: parameter_specs(name) for name in packed}
+        batches, ranks = (
+            [
+                int(value)
+                for method in packed
+                if name in specs[method]
+                for value in self._possible_values(method, name, specs[method][name].default) or ()
+            ]
+            for name in ("batch_size", "rank")
+        )
+        return max(batches), max(ranks, default=0)
 
     def target_groups(self) -> tuple[str, ...]:
         """Return every module group expression a trial may have."""
@@ -146,8 +155,7 @@ class Space:
 
     def parameters_of(self, method: str) -> dict[str, Parameter]:
         """Return the parameters of the trials of one method, without the choice of the method."""
-        resolved = ((name, parameter.of_method(method)) for name, parameter in self.parameters.items())
-        return {name: parameter for name, parameter in resolved if parameter is not None and name != METHOD}
+        return parameters_of(self.parameters, method)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's distribution of each parameter that is searched, in the file's order."""
@@ -160,7 +168,8 @@ class Space:
 
     def grid_size(self) -> int | None:
         """Return how many different params there are, or None when a parameter is continuous."""
-        return count_configurations(self.parameters)
+        sizes = [count_configurations(self.parameters_of(method)) for method in self.methods]
+        return None if None in sizes else sum(size or 0 for size in sizes)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _possible(self, method: Method) -> Possible:
@@ -170,8 +179,7 @@ class Space:
         }
 
     def _possible_values(self, method: str, name: str, default: Scalar | None) -> Sequence[Scalar] | None:
-        parameter = self.parameters.get(name)
-        parameter = parameter and parameter.of_method(method)
+        parameter = self.parameters_of(method).get(name)
         values = () if parameter is None else parameter.possible
         if values is None or default is None or not (parameter is None or parameter.may_be_absent):
             return values

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import LoraxsError
+from loraxs_search.methods import LoraXS
 from loraxs_search.records import Hyperparameters, TrialState
 from loraxs_search.tracking._runs import SEARCH, StudyRuns
 from loraxs_search.tracking.events import (
@@ -137,8 +138,9 @@ def _resolved(hyperparameters: Hyperparameters | None) -> dict[str, Any]:
     values: dict[str, Any] = {f.name: getattr(hyperparameters, f.name) for f in dataclasses.fields(hyperparameters)}
     # The modules' names are in the adapter's manifest; here they would pass MLflow's limit on a param.
     values["num_target_modules"] = len(values.pop("target_modules"))
-    own = values.pop("method_params")
-    return {**values, **own}
+    if hyperparameters.method != LoraXS.name:
+        values = {name: value for name, value in values.items() if name not in (*LoraXS.parameters, "factor_rank")}
+    return {**values, **values.pop("method_params")}
 
 
 def _classify(error: Exception) -> Exception:

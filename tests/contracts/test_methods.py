@@ -361,6 +361,48 @@ def test_a_method_from_outside_searches_is_promoted_pulled_and_predicts(
     assert predictions[0]["label"] in ("negative", "positive")
     refused = shell.run("pull", "tiny-reviews", "--format", "lora")
     assert refused.returncode == 2
-    assert (
-        "`--format` must be one of: native, merged for an adapter of method toy-ia3, but got 'lora'." in refused.stderr
-    )
+    law = "`--format` must be one of: native, merged for an adapter of method toy-ia3"
+    assert f"{law}, but got 'lora'." in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_search_of_two_methods_packs_one_and_trains_the_other_beside_it(
+    shell: Shell, tiny_base: Path, tiny_space: Path
+) -> None:
+    text = tiny_space.read_text()
+    parameters = """parameters:
+  rank: {choice: [2, 4]}
+  side: {choice: [input, output]}
+  learning_rate:
+    - {log_uniform: [1.0e-2, 5.0e-2], when: {method: lora-xs}}
+    - {log_uniform: [1.0e-3, 5.0e-3]}
+  batch_size: 8
+"""
+    head, tail = text[: text.index("parameters:")], text[text.index("search:") :]
+    tiny_space.write_text(f"{head}method: {{choice: [lora-xs, toy-ia3]}}\n{parameters}{tail}")
+    note = "trials of method toy-ia3 cannot share passes: each trains alone, beside the packs of the others"
+    checked = shell.ok("check", str(tiny_space), "--data")
+    assert "method      LoRA-XS, Toy IA3\n" in checked
+    assert f"note        {note}\n" in checked
+    assert re.search(r"^adapter +method +rank +side +modules +parameters +head +bytes$", checked, re.MULTILINE)
+    assert len(re.findall(r"^(?:smallest|largest) +(?:lora-xs +[24] +-|toy-ia3 +- +(?:in|out)put) ", checked, re.M)) == 4
+    as_data = json.loads(shell.ok("check", str(tiny_space), "--data", "--json"))
+    assert as_data["description"]["notes"] == [note]
+    assert as_data["description"]["methods"].keys() == {"lora-xs", "toy-ia3"}
+
+    launch = ["launch", str(tiny_space), "--name", "two", "--set", "search.pack_size=3", "--set", "search.trials=6"]
+    done = shell.run(*launch, "--set", "search.scheduler=none", "--set", "promotion.seeds=0")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(note) == 1
+    columns = done.stdout.splitlines()[0]
+    assert {"method", "parameters", "rank", "side"} <= set(columns.split())
+    assert columns.split().index("method") < columns.split().index("learning_rate")
+    trials = json.loads(shell.ok("status", "two", "--json"))["trials"]
+    assert {trial["state"] for trial in trials} == {"COMPLETE"}
+    assert {trial["params"]["method"] for trial in trials} == {"lora-xs", "toy-ia3"}
+    for trial in trials:
+        own = {"lora-xs": "rank", "toy-ia3": "side"}[trial["params"]["method"]]
+        assert trial["params"].keys() == {"method", "learning_rate", "batch_size", own}
+    shell.ok("promote", "two", "--force")
+    manifest = json.loads((Path(shell.ok("pull", "tiny-reviews").strip()) / "manifest.json").read_text())
+    assert manifest["params"]["method"] == manifest["hyperparameters"]["method"]
