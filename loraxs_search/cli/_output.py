@@ -49,7 +49,7 @@ SetOption = Annotated[
 ]
 
 
-_OPTIONAL = ("kept", "unparsed", "unended")  # columns of the leaderboard
+_OPTIONAL = ("kept", "unparsed", "unended", "learnt bytes")  # columns of the leaderboard
 
 
 def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
@@ -82,7 +82,8 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks.
 
     Columns that only some studies have are left out where no trial has a value: the step that is kept, and of written
-    answers the shares `unparsed` and `unended`. Of several methods, what each trains is not R alone.
+    answers the shares `unparsed` and `unended`, and of files with projections, which a seed or the base gives back,
+    the bytes without them. Of several methods, what each trains is not R alone.
     """
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     cells = [*(_cells(row, task) for row in rows), *(_yardstick_cells(yardstick, task) for yardstick in yardsticks)]
@@ -99,7 +100,7 @@ def _columns(task: Task) -> list[str]:
     """Return the names of all columns but those of params."""
     validated = [] if task.report_metric is None else [f"validation {task.metric}"]
     scores = [task.search_metric, *validated, f"test {task.metric}"]
-    return ["trial", "state", "step", "kept", *scores, "unparsed", "unended", "R", "bytes", "seconds"]
+    return ["trial", "state", "step", "kept", *scores, "unparsed", "unended", "R", "bytes", "learnt bytes", "seconds"]
 
 
 def _names(rows: Sequence[LeaderboardRow]) -> list[str]:
@@ -120,6 +121,7 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
         "unended": _score(row.unended),
         "R": _value(row.r_parameters),
         "bytes": _value(row.stored_bytes),
+        "learnt bytes": _value(row.without_projection),
         "seconds": f"{row.seconds:.1f}",
     }
 

@@ -28,6 +28,7 @@ class LeaderboardRow:
         kept_step: The step that the adapter is of, where the study keeps the best one.
         unparsed: Of a candidate that wrote its answers, the share of validation rows in which none was found.
         unended: The share that the bound on new tokens ended.
+        without_projection: Of `stored_bytes` those that no seed gives back; None where all are such.
     """
 
     trial_id: str
@@ -45,6 +46,7 @@ class LeaderboardRow:
     kept_step: int | None = None
     unparsed: float | None = None
     unended: float | None = None
+    without_projection: int | None = None
 
 
 def leaderboard(
@@ -94,4 +96,5 @@ def _row(
         kept_step=kept.step if kept and rule.keep == "best" and record.state is TrialState.COMPLETE else None,
         unparsed=validation.get("unparsed"),
         unended=validation.get("unended"),
+        without_projection=last.size.without_projection if last else None,
     )

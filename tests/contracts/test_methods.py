@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, RobertaConfig
 
 from loraxs_search.base_model import fresh_head, head_names, locate, output_head
-from loraxs_search.errors import LoraxsError, SpaceError
-from loraxs_search.methods import METHODS, Method
+from loraxs_search.errors import LoraxsError, SpaceError, UsageError
+from loraxs_search.methods import METHODS, HeadPlan, Method
 from loraxs_search.methods.body import body_fingerprint
 from loraxs_search.methods.formats import Form, converted
 from loraxs_search.methods.loading import load_adapter_folder
@@ -44,7 +44,7 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all tha
     "unilora": ({"rank": 2}, {"rank": 3, "vector_size": 16, "init_bound": 0.1}),
     "full": ({},),
     "head-only": ({},),
-    "toy-ia3": ({}, {"side": "input"}),
+    "toy": ({}, {"side": "input"}),
 }
 TRAINED = {"head-only": {False}}  # the adapter's numbers, the head's
 BASES = {
@@ -320,18 +320,18 @@ NO_RANK = ["parameters={learning_rate: 1.0e-3}"]
 
 def test_another_methods_parameter_is_refused_with_its_owner() -> None:
     with pytest.raises(SpaceError) as caught:
-        load_space("movie_reviews", overrides=["method=toy-ia3"])
+        load_space("movie_reviews", overrides=["method=toy"])
     _, first, *_ = caught.value.message.splitlines()
     assert "parameters.rank: must be one of: " in first
-    assert re.search(r"but got 'rank', which method .*lora-xs.* takes? and toy-ia3 does not\.$", first)
+    assert re.search(r"but got 'rank', which method .*lora-xs.* takes? and toy does not\.$", first)
 
 
 def test_an_unknown_method_is_refused_with_the_nearest() -> None:
-    for given, shown in (("toy-ia33", '"toy-ia33"'), ("3", "3"), ("", "null")):
+    for given, shown in (("toy3", '"toy3"'), ("3", "3"), ("", "null")):
         with pytest.raises(SpaceError, match=rf"method: must be one of: .*lora-xs.* but got {shown}\."):
             load_space("movie_reviews", overrides=[f"method={given}", *NO_RANK])
-    with pytest.raises(SpaceError, match="method: must be one of: toy-ia3, "):
-        load_space("movie_reviews", overrides=["method=toy-ia33", *NO_RANK])
+    with pytest.raises(SpaceError, match="method: must be one of: toy, "):
+        load_space("movie_reviews", overrides=["method=toy3", *NO_RANK])
 
 
 # ---- a search --------------------------------------------------------------------------------------------------------
@@ -342,17 +342,17 @@ def test_a_method_from_outside_searches_is_promoted_pulled_and_predicts(
     text = tiny_space.read_text()
     parameters = "parameters:\n  side: {choice: [input, output]}\n  learning_rate: 1.0e-2\n  batch_size: 8\n"
     head, tail = text[: text.index("parameters:")], text[text.index("search:") :]
-    tiny_space.write_text(f"{head}method: toy-ia3\n{parameters}{tail}")
+    tiny_space.write_text(f"{head}method: toy\n{parameters}{tail}")
     checked = shell.ok("check", str(tiny_space), "--data")
     assert "method      Toy IA3\n" in checked
-    assert "pack size   auto: 1 at once on this machine (trials of method toy-ia3 cannot share passes)" in checked
+    assert "pack size   auto: 1 at once on this machine (trials of method toy cannot share passes)" in checked
     shell.ok("launch", str(tiny_space), "--name", "toy", "--set", "search.trials=3")
     trials = json.loads(shell.ok("status", "toy", "--json"))["trials"]
     assert {trial["state"] for trial in trials} <= {"COMPLETE", "PRUNED"}
     shell.ok("promote", "toy", "--force")
     folder = Path(shell.ok("pull", "tiny-reviews").strip())
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["hyperparameters"]["method"], manifest["factors"]) == ("toy-ia3", {})
+    assert (manifest["hyperparameters"]["method"], manifest["factors"]) == ("toy", {})
     assert manifest["hyperparameters"]["method_params"] == {"side": manifest["params"]["side"]}
     assert manifest["size"]["stored_bytes"] == (folder / "adapter_model.safetensors").stat().st_size
     assert all("ia3_l" in name or "classifier" in name for name in load_file(folder / "adapter_model.safetensors"))
@@ -361,7 +361,7 @@ def test_a_method_from_outside_searches_is_promoted_pulled_and_predicts(
     assert predictions[0]["label"] in ("negative", "positive")
     refused = shell.run("pull", "tiny-reviews", "--format", "lora")
     assert refused.returncode == 2
-    law = "`--format` must be one of: native, merged for an adapter of method toy-ia3"
+    law = "`--format` must be one of: native, merged for an adapter of method toy"
     assert f"{law}, but got 'lora'." in refused.stderr
 
 
@@ -379,16 +379,16 @@ def test_a_search_of_two_methods_packs_one_and_trains_the_other_beside_it(
   batch_size: 8
 """
     head, tail = text[: text.index("parameters:")], text[text.index("search:") :]
-    tiny_space.write_text(f"{head}method: {{choice: [lora-xs, toy-ia3]}}\n{parameters}{tail}")
-    note = "trials of method toy-ia3 cannot share passes: each trains alone, beside the packs of the others"
+    tiny_space.write_text(f"{head}method: {{choice: [lora-xs, toy]}}\n{parameters}{tail}")
+    note = "trials of method toy cannot share passes: each trains alone, beside the packs of the others"
     checked = shell.ok("check", str(tiny_space), "--data")
     assert "method      LoRA-XS, Toy IA3\n" in checked
     assert f"note        {note}\n" in checked
     assert re.search(r"^adapter +method +rank +side +modules +parameters +head +bytes$", checked, re.MULTILINE)
-    assert len(re.findall(r"^(?:smallest|largest) +(?:lora-xs +[24] +-|toy-ia3 +- +(?:in|out)put) ", checked, re.M)) == 4
+    assert len(re.findall(r"^(?:smallest|largest) +(?:lora-xs +[24] +-|toy +- +(?:in|out)put) ", checked, re.M)) == 4
     as_data = json.loads(shell.ok("check", str(tiny_space), "--data", "--json"))
     assert as_data["description"]["notes"] == [note]
-    assert as_data["description"]["methods"].keys() == {"lora-xs", "toy-ia3"}
+    assert as_data["description"]["methods"].keys() == {"lora-xs", "toy"}
 
     launch = ["launch", str(tiny_space), "--name", "two", "--set", "search.pack_size=3", "--set", "search.trials=6"]
     done = shell.run(*launch, "--set", "search.scheduler=none", "--set", "promotion.seeds=0")
@@ -399,10 +399,56 @@ def test_a_search_of_two_methods_packs_one_and_trains_the_other_beside_it(
     assert columns.split().index("method") < columns.split().index("learning_rate")
     trials = json.loads(shell.ok("status", "two", "--json"))["trials"]
     assert {trial["state"] for trial in trials} == {"COMPLETE"}
-    assert {trial["params"]["method"] for trial in trials} == {"lora-xs", "toy-ia3"}
+    assert {trial["params"]["method"] for trial in trials} == {"lora-xs", "toy"}
     for trial in trials:
-        own = {"lora-xs": "rank", "toy-ia3": "side"}[trial["params"]["method"]]
+        own = {"lora-xs": "rank", "toy": "side"}[trial["params"]["method"]]
         assert trial["params"].keys() == {"method", "learning_rate", "batch_size", own}
     shell.ok("promote", "two", "--force")
     manifest = json.loads((Path(shell.ok("pull", "tiny-reviews").strip()) / "manifest.json").read_text())
     assert manifest["params"]["method"] == manifest["hyperparameters"]["method"]
+
+
+# ---- yardsticks ------------------------------------------------------------------------------------------------------
+def test_yardsticks_are_candidates_only_where_the_rule_names_them() -> None:
+    methods = "method={choice: [lora-xs, full, head-only]}"
+    parameters = "parameters={rank: 4, learning_rate: 1.0e-3}"
+    space = load_space("movie_reviews", overrides=[methods, parameters])
+    assert [space.may_be_candidate(name) for name in space.methods] == [True, False, False]
+    assert "method full trains a copy of the base" in space.notes()[0]
+    named = load_space("movie_reviews", overrides=[methods, parameters, "promotion.methods=[head-only]"])
+    assert [named.may_be_candidate(name) for name in named.methods] == [False, False, True]
+    for given, told in {
+        "[full]": "promotion.methods: must have adapters, but of full only metrics are recorded.",
+        "[vera]": "promotion.methods: must be among the space's methods: ",
+        "[lora-xs, lora-xs]": "promotion.methods: must name each once",
+        "7": "promotion.methods: must be a list, but got 7.",
+    }.items():
+        with pytest.raises(SpaceError) as caught:
+            load_space("movie_reviews", overrides=[methods, parameters, f"promotion.methods={given}"])
+        assert told in caught.value.message
+
+
+def test_the_head_alone_needs_a_task_with_one(base: PreTrainedModel) -> None:
+    with pytest.raises(SpaceError, match="method: must be for a task with a head, but got head-only for multiple-cho"):
+        load_space("movie_reviews_text", overrides=["method=head-only", *NO_RANK])
+    method = METHODS.get("head-only")()
+    with pytest.raises(UsageError, match="`method: head-only` must be for a task with a head"):
+        method.attach(base, next(specs(method, base)).hyperparameters, HeadPlan(task_type="CAUSAL_LM"), None)
+
+
+def test_full_fine_tuning_asks_for_the_memory_it_takes(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraxs_search.memory.available_bytes", lambda: 1000)
+    method = METHODS.get("full")()
+    with pytest.raises(UsageError, match=r"`method: full` must have the memory .* 0\.0 GiB of cpu are free\."):
+        attach(base, next(specs(method, base)))
+
+
+def test_a_tuner_that_the_installed_peft_lacks_is_named_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    from loraxs_search.methods import VeRA
+
+    monkeypatch.setattr(VeRA, "tuner", "not_there")
+    with pytest.raises(
+        UsageError, match=r"`method: vera` must be one that .* but peft \d+\.\d+\.\d+ lacks it\."
+    ) as caught:
+        VeRA().check({"rank": 2}, ())
+    assert "peft.tuners.not_there" in str(caught.value.hint)

@@ -302,7 +302,7 @@ def test_a_method_that_cannot_share_passes_trains_between_the_rounds_of_others(
     world: Any, make_host: Make, distance: Distance, monkeypatch: pytest.MonkeyPatch, slots: int | None
 ) -> None:
     monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
-    vectors = world.spec("3", method="toy-ia3", rank=0, method_params={"side": "input"})
+    vectors = world.spec("3", method="toy", rank=0, method_params={"side": "input"})
     specs, host = [world.spec("1"), world.spec("2", rank=8), vectors], make_host(slots)
 
     def drive(spec: Any) -> tuple[Any, bytes]:
@@ -317,5 +317,5 @@ def test_a_method_that_cannot_share_passes_trains_between_the_rounds_of_others(
     for spec, (_, state) in zip(specs, answers, strict=True):
         assert distance(state, lone.advance(spec, 9, None)[1]) < 1e-5
     assert report.metrics == lone.advance(vectors, 9, answers[-1][1], some_rows)[0].metrics
-    with pytest.raises(UsageError, match="but those of toy-ia3 cannot"):
+    with pytest.raises(UsageError, match="but those of toy cannot"):
         host.advance(vectors, 9, None, replace(world.data.task, name="another"))

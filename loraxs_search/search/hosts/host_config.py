@@ -22,9 +22,7 @@ def training_host(config: HostConfig, task: Task, threads: int) -> Host:
 
     torch.set_num_threads(threads)
     if not config.packed:
-        return TrialHost(
-            config.base, task, precision=config.precision, max_state_bytes=config.max_state_bytes
-        )
+        return TrialHost(config.base, task, precision=config.precision, max_state_bytes=config.max_state_bytes)
     slots = None if config.pack_size == "auto" else config.pack_size
     return PackedHost(
         config.base,

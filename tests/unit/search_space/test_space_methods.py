@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.samplers import RandomSampler
 from optuna.study import create_study
 from optuna.trial import FixedTrial
-from support.toy_ia3 import ToyIA3, RankedIA3
+from support.toy_ia3 import RankedIA3, ToyIA3
 
 from loraxs_search.methods import METHODS, get_method
 from loraxs_search.records import LinearModule
@@ -25,7 +25,7 @@ MODULES = tuple(LinearModule(f"bert.encoder.layer.{i}.attention.self.query", 64,
 TEXT = """\
 task: sst2
 base_model: a/b
-method: {choice: [lora-xs, toy-ia3, ranked]}
+method: {choice: [lora-xs, toy, ranked]}
 parameters:
   learning_rate:
     - {log_uniform: [1.0e-3, 1.0e-2], when: {method: lora-xs}}
@@ -34,7 +34,7 @@ parameters:
   rank: {choice: [4, 8]}
   sigma: {choice: [input, sqrt]}
   side:
-    - {choice: [input, output], when: {method: toy-ia3}}
+    - {choice: [input, output], when: {method: toy}}
     - {choice: [input, both], when: {method: ranked, rank: 8}}
 search: {trials: 4}
 """
@@ -58,7 +58,7 @@ def draws(space: Space, number: int = 40, seed: int = 0) -> Iterator[tuple[Any, 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(parse: Any) -> None:
     space = parse(TEXT)
-    assert space.methods == ("lora-xs", "toy-ia3", "ranked")
+    assert space.methods == ("lora-xs", "toy", "ranked")
     assert list(space.parameters) == ["method", "learning_rate", "rank", "sigma", "side"]
     assert pickle.loads(pickle.dumps(space)) == space
     seen = set()
@@ -71,7 +71,7 @@ def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(pa
             assert params["learning_rate"] >= 1e-3
     assert seen == {
         ("lora-xs", "rank", "sigma"),
-        ("toy-ia3", "side"),
+        ("toy", "side"),
         ("ranked", "rank"),
         ("ranked", "rank", "side"),
     }
@@ -80,7 +80,7 @@ def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(pa
 def test_optuna_knows_each_alternative_by_a_name_of_its_own(parse: Any) -> None:
     space = parse(TEXT)
     assert space.distributions() == {
-        "method": CategoricalDistribution(("lora-xs", "toy-ia3", "ranked")),
+        "method": CategoricalDistribution(("lora-xs", "toy", "ranked")),
         "learning_rate": FloatDistribution(1e-3, 1e-2, log=True),
         "learning_rate[1]": FloatDistribution(1e-4, 1e-3, log=True),
         "rank": CategoricalDistribution((4, 8)),
@@ -129,23 +129,23 @@ def test_factors_bytes_and_sizes_are_each_methods_own(parse: Any) -> None:
     assert space.largest() == (16, 100)
     modules = tuple(LinearModule(module.name, 128, 128) for module in MODULES)
     described = describe(space, modules)
-    assert list(described.methods) == ["lora-xs", "toy-ia3", "ranked"]
+    assert list(described.methods) == ["lora-xs", "toy", "ranked"]
     by_rank = described.methods["lora-xs"]
     assert (by_rank.smallest.params, by_rank.largest.params) == ({"rank": 4}, {"rank": 100})
     assert described.largest == by_rank.largest
-    assert described.smallest.method in ("lora-xs", "toy-ia3")
+    assert described.smallest.method in ("lora-xs", "toy")
     assert described.methods["ranked"].largest.params == {"side": "both"}
 
 
 def test_those_that_cannot_share_passes_are_named_once(parse: Any) -> None:
     space = parse(TEXT)
-    assert (space.is_packable, space.unpackable_methods) == (True, ("toy-ia3", "ranked"))
+    assert (space.is_packable, space.unpackable_methods) == (True, ("toy", "ranked"))
     (note,) = space.notes()
-    assert note.startswith("trials of methods toy-ia3 and ranked cannot share passes: each trains alone")
+    assert note.startswith("trials of methods toy and ranked cannot share passes: each trains alone")
     assert describe(space, MODULES).notes == (note,)
     assert parse(TEXT, "search.pack_size=1").notes() == (), "nothing is packed at all"
     parameters = "parameters={learning_rate: 1.0e-3}"
-    alone = parse(TEXT, "method={choice: [toy-ia3, ranked]}", parameters)
+    alone = parse(TEXT, "method={choice: [toy, ranked]}", parameters)
     assert (alone.is_packable, alone.notes()) == (False, ())
     assert parse(TEXT, "method=lora-xs", "parameters={rank: 4, learning_rate: 1.0e-3}").notes() == ()
 
@@ -158,19 +158,19 @@ def test_a_whole_choice_may_be_overridden(parse: Any) -> None:
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
 FAULTS = """
-  sigma: {choice: [input], when: {method: toy-ia3}} | sigma.when.method | takes sigma: lora-xs, but got "toy-ia3"
-  sigma: {choice: [input], when: {method: [lora-xs, toy-ia3]}} | sigma.when.method[1] | but got "toy-ia3"
-  sigma: {choice: [input], when: {method: lora}} | sigma.when.method | must be one of: lora-xs, toy-ia3, ranked
-  sigma: {choice: [input], when: {side: input}} | sigma.when.side | but side is one that toy-ia3 and ranked take
+  sigma: {choice: [input], when: {method: toy}} | sigma.when.method | takes sigma: lora-xs, but got "toy"
+  sigma: {choice: [input], when: {method: [lora-xs, toy]}} | sigma.when.method[1] | but got "toy"
+  sigma: {choice: [input], when: {method: lora}} | sigma.when.method | but got "lora"
+  sigma: {choice: [input], when: {side: input}} | sigma.when.side | but side is one that toy and ranked take
   sigma: {choice: [input], when: {batch_size: 3}} | sigma.when.batch_size | must name a parameter of this space: method
   basis: {value: top, when: {sigma: none}} | basis.when.sigma | a value that sigma may have: input, sqrt
   width: 3 | width | but got 'width'
   alpha: 16 | alpha | use `scale` (= alpha / rank)
-  method: toy-ia3 | method | must stand at the top of the file
+  method: toy | method | must stand at the top of the file
   rank: {choice: [4, 32]} | rank.choice[1] | must be an integer in 2..16, but got 32, as lora-xs and ranked take it
   rank: {value: 4, when: {method: ranked}} | rank.when | beside it, since every trial of lora-xs needs a rank
   rank: [{value: 4, when: {sigma: sqrt}}] | rank | must end with an item without `when`, since every trial of lora-xs
-  side: {choice: [input, output]} | side.choice[1] | must be one of: input, but got "output", as toy-ia3 and ranked take it
+  side: {choice: [input, output]} | side.choice[1] | must be one of: input, but got "output", as toy and ranked take it
   weight_decay: [{value: 0.1}, 0.2] | weight_decay[0] | must have `when`, as all but the last
   weight_decay: [{value: 0.1, when: {rank: 4}}, {value: 1, else: 0}] | weight_decay[1].else | make the value its last
   weight_decay: [{value: x, when: {rank: 4}}, 0] | weight_decay[0].value | must be a number
@@ -198,16 +198,16 @@ def test_a_fault_has_its_line_and_remedy(faults: Any, line: str, key: str, told:
 @pytest.mark.parametrize(
     ("given", "key", "told"),
     [
-        ("{choice: [lora-xs, ia33]}", "method.choice[1]", 'must be one of: toy-ia3, lora-xs, ranked, but got "ia33"'),
-        ("{choice: [toy-ia3, toy-ia3]}", "method.choice[1]", "must list each value once"),
-        ("[lora-xs, toy-ia3]", "method", 'write {choice: ["lora-xs", "toy-ia3"]}'),
-        ("{choice: [lora-xs, toy-ia3, ranked], when: {rank: 4}}", "method.when", "must be one of: choice"),
+        ("{choice: [lora-xs, ia33]}", "method.choice[1]", "must be one of: ia3, toy, "),
+        ("{choice: [toy, toy]}", "method.choice[1]", "must list each value once"),
+        ("[lora-xs, toy]", "method", 'write {choice: ["lora-xs", "toy"]}'),
+        ("{choice: [lora-xs, toy, ranked], when: {rank: 4}}", "method.when", "must be one of: choice"),
         ("{int: [1, 2]}", "method.int", "use choice"),
         ("{choice: []}", "method.choice", "at least one value"),
     ],
 )
 def test_a_choice_of_methods_that_is_none(faults: Any, given: str, key: str, told: str) -> None:
-    (line,) = faults(TEXT.replace("{choice: [lora-xs, toy-ia3, ranked]}", given))
+    (line,) = faults(TEXT.replace("{choice: [lora-xs, toy, ranked]}", given))
     assert line.startswith(f"space.yaml:3: {key}: ")
     assert told in line
 
@@ -223,11 +223,11 @@ def test_words_that_no_value_fits_need_an_item_for_each_method(faults: Any, monk
     monkeypatch.setattr(RankedIA3, "parameters", {**RankedIA3.parameters, "side": type(law)("float", default=0.5)})
     (line,) = faults(TEXT, "parameters.side=input")
     assert "must be declared in a list, an item for each method with `when: {method: ...}`" in line
-    assert line.endswith("since its values differ: one of: output, input for toy-ia3; a number of at least 0 for ranked.")
+    assert line.endswith("since its values differ: one of: output, input for toy; a number of at least 0 for ranked.")
 
 
 def test_faults_of_methods_and_of_the_rest_come_together(faults: Any) -> None:
-    text = TEXT.replace("[4, 8]", "[4, 8.5]").replace("{method: toy-ia3}", "{method: lora-xs}").replace("trials: 4", "x: 4")
+    text = TEXT.replace("[4, 8]", "[4, 8.5]").replace("{method: toy}", "{method: lora-xs}").replace("trials: 4", "x: 4")
     assert [line.split(": ")[1] for line in faults(text)] == [
         "parameters.rank.choice[1]",
         "parameters.side[0].when.method",
@@ -248,7 +248,7 @@ VALUES: dict[str, list[Any]] = {
 LORA_XS = ("sigma", "basis", "scale")
 TAKERS = {
     "rank": ["lora-xs", "ranked"],
-    "side": ["toy-ia3", "ranked"],
+    "side": ["toy", "ranked"],
     **{name: ["lora-xs"] for name in ("sigma", "basis", "scale")},
 }
 
@@ -290,7 +290,7 @@ def condition(draw: st.DrawFn, takers: list[str], declared: dict[str, Any]) -> d
 @settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_whatever_is_drawn_resolves_and_holds_its_own_methods_params_alone(parse: Any, data: st.DataObject) -> None:
-    methods = data.draw(st.lists(st.sampled_from(["lora-xs", "toy-ia3", "ranked"]), min_size=1, unique=True))
+    methods = data.draw(st.lists(st.sampled_from(["lora-xs", "toy", "ranked"]), min_size=1, unique=True))
     document = {
         "task": "sst2",
         "base_model": "a/b",
