@@ -429,7 +429,7 @@ def test_yardsticks_are_candidates_only_where_the_rule_names_them() -> None:
 
 
 def test_the_head_alone_needs_a_task_with_one(base: PreTrainedModel) -> None:
-    with pytest.raises(SpaceError, match="method: must be for a task with a head, but got head-only for multiple-cho"):
+    with pytest.raises(SpaceError, match="method: must be for a task with a head, but got head-only for text-gen"):
         load_space("movie_reviews_text", overrides=["method=head-only", *NO_RANK])
     method = METHODS.get("head-only")()
     with pytest.raises(UsageError, match="`method: head-only` must be for a task with a head"):
