@@ -29,6 +29,7 @@ from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, Tas
 from loraxs_search.registry import adapter_folder
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.kinds import Sampling, classifier
+from loraxs_search.tasks.questions import question_rows
 
 _BULK = 4096  # adapters of one call that are added at once
 
@@ -194,12 +195,12 @@ class AdapterBank:
                 pairs or a prompt with two columns, takes a tuple of as many.
         Raises:
             UsageError: a name is not in the bank, or there is not one for each text.
-            TaskDataError: a task takes another number of texts.
+            TaskDataError: a task takes another number of texts, or a text has nothing to read.
         """
-        texts = [texts] if isinstance(texts, str) else texts
-        names = [names] * len(texts) if isinstance(names, str) else names
-        if len(names) != len(texts):
-            raise UsageError(f"There must be a name for each text, but got {len(names)} for {len(texts)}.")
+        rows = question_rows(texts)
+        names = [names] * len(rows) if isinstance(names, str) else names
+        if len(names) != len(rows):
+            raise UsageError(f"There must be a name for each text, but got {len(names)} for {len(rows)}.")
         _check_rows(names)
         if None in names:
             raise UsageError(
@@ -209,7 +210,7 @@ class AdapterBank:
         with self._lock:  # once: an adapter that is replaced meanwhile has other labels for other numbers
             tasks = [self._store.task(name) for name in names]
             parts = self._store.take(names)
-        questions = Questions(tasks, names, texts, self._tokenizer)
+        questions = Questions(tasks, names, rows, self._tokenizer)
         return questions.predict(BankRows(self._model, parts))
 
     def generate(
@@ -231,12 +232,12 @@ class AdapterBank:
             names: The adapter of each prompt, None for the bare base; or one name for all of them.
             prompts: Several texts, or one, whose answer is a list of one.
             max_new_tokens: Of each row; by default what its adapter's task says, where it says something.
-            stop: Texts that end a row; by default its task's.
+            stop: Texts that end a row, or one; by default its task's.
             sampling: None takes the likeliest token.
             on_text: Called with a prompt's number and each piece of its answer, as it is written.
         Raises:
-            UsageError: the bank's adapters have heads, a name is not in it, there is not one for each prompt, or it is
-                not said how long an answer may be.
+            UsageError: the bank's adapters have heads, a name is not in it, there is not one for each prompt, a prompt
+                is no text or too long for the base, or it is not said how long an answer may be.
             TrialDivergedError: some output is not finite.
         """
         if self._model.has_head:
@@ -244,7 +245,7 @@ class AdapterBank:
                 "Text is written by a bank without heads, but this one's adapters have one.",
                 hint="make a bank of adapters of text-generation, or with `num_labels=None`",
             )
-        prompts = [prompts] if isinstance(prompts, str) else prompts
+        prompts = [row[0] if len(row) == 1 else row for row in question_rows(prompts, "prompts")]
         names = [names] * len(prompts) if isinstance(names, str) else names
         if len(names) != len(prompts):
             raise UsageError(f"There must be a name for each prompt, but got {len(names)} for {len(prompts)}.")
@@ -252,7 +253,7 @@ class AdapterBank:
         with self._lock:
             tasks = {name: None if name is None else self._store.task(name) for name in names}
             parts = self._store.take(names)
-        wishes = Wishes(max_new_tokens, None if stop is None else tuple(stop), sampling)
+        wishes = Wishes.of(max_new_tokens, stop, sampling)
         return continued(names, prompts, tasks, wishes, BankRows(self._model, parts), self._tokenizer, on_text)
 
     # ---- inside ------------------------------------------------------------------------------------------------------

@@ -147,7 +147,8 @@ def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows:
     facts = {
         "space": f"{space.name} ({space.source})",
         "task": f"{task.name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
-        + (f", trials by {task.report_metric}" if task.report_metric else ""),
+        + (f", trials by {task.report_metric}" if task.report_metric else "")
+        + (f"; {', '.join(plan.objectives)} together" if plan.objectives else ""),
         "method": ", ".join(get_method(name).title for name in space.methods),
         "base model": f"{base.id}, weights {base.weight_digest[:12]}",
         "searched": f"{', '.join(searched) or 'nothing'}: {size}",

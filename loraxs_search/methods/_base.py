@@ -33,7 +33,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from loraxs_search.methods._names import Shapes
+from loraxs_search.methods._names import BYTES_PER_PARAMETER, Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.records import AdapterSize, Basis, Hyperparameters, LinearModule, Manifest, Scalar
 
@@ -167,7 +167,7 @@ class Method(ABC):
     sized_by: ClassVar[tuple[str, ...]] = ()
     """Those of its own parameters, integers or words, that decide what is stored."""
     packed: ClassVar[PackedMethod | None] = None
-    """How trials share passes. None: each trains alone, and a host advances it between the rounds of the others."""
+    """How trials share passes, if `can_pack` says so. None: each trains alone, between the rounds of the others."""
     is_yardstick: ClassVar[bool] = False
     """Whether its trials are there to be compared with: candidates only where `promotion.methods` names it."""
     has_adapter: ClassVar[bool] = True
@@ -199,6 +199,26 @@ class Method(ABC):
         """Return its own parameters, those left out at their defaults, in the order of the declaration."""
         values = {name: params.get(name, spec.default) for name, spec in self.parameters.items()}
         return {name: value for name, value in values.items() if value is not None}
+
+    def can_pack(self, params: Mapping[str, Scalar]) -> bool:
+        """Whether a trial can share passes; by default all can where `packed` is there.
+
+        Args:
+            params: All of its own parameters.
+        """
+        return self.packed is not None
+
+    def slot_bytes(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], num_workers: int) -> int:
+        """Return the memory that a packed trial takes on a device, without its head and activations.
+
+        By default each trained number, its two moments and its copy in a pass, and a gradient for each worker.
+
+        Args:
+            params: All of its own parameters.
+            modules: That it adapts.
+            num_workers: Passes that may be computed at the same time.
+        """
+        return BYTES_PER_PARAMETER * self.size(params, modules, {}, {}).r_parameters * (4 + num_workers)
 
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:  # noqa: B027
         """Hold its own parameters against the layers that a trial adapts; any fit by default.

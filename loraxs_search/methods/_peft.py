@@ -136,6 +136,8 @@ class PeftMethod(Method):
         check_linear(model, hyper.target_modules)
         config = self.config(hyper, self.attachment(hyper, head))
         read = hyper.target_modules if self.reads_weights else ()
+        if hasattr(config, "fan_in_fan_out"):  # PEFT finds out too, with a warning
+            config.fan_in_fan_out = _keeps_in_out(model, hyper.target_modules)
         with torch.random.fork_rng(devices=[]), exact_weights(model, read, factors):
             torch.default_generator.manual_seed(hyper.seed)  # the CPU's alone, where PEFT draws
             try:
@@ -143,6 +145,9 @@ class PeftMethod(Method):
             except BaseException:
                 _unwrap(model)
                 raise
+        stored: Any = adapted.peft_config[ADAPTER]
+        if isinstance(stored.target_modules, set):  # the fewest endings that tell layers apart, in any order
+            stored.target_modules = list(hyper.target_modules)
         for name in set(head.identity) & set(getattr(config, "modules_to_save", None) or ()):
             adapted.get_base_model().get_submodule(name).requires_grad_(False)
         return adapted.to(model.device)  # PEFT leaves projections on the CPU
@@ -261,6 +266,14 @@ def peft_model(model: PeftModel | PreTrainedModel) -> PeftModel:
 
     assert isinstance(model, PeftModel)
     return model
+
+
+def _keeps_in_out(model: PreTrainedModel, names: Sequence[str]) -> bool:
+    """Whether one of these layers keeps its weight as (in, out), as GPT-2's do."""
+    from transformers.pytorch_utils import Conv1D
+
+    wanted = set(names)
+    return any(isinstance(module, Conv1D) for name, module in model.named_modules() if name in wanted)
 
 
 def unloaded(model: PeftModel, *, merge: bool = False) -> PreTrainedModel:

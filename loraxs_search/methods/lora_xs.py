@@ -22,7 +22,7 @@ from loraxs_search.methods._base import (
     Possible,
     Sizes,
 )
-from loraxs_search.methods._names import ADAPTER, R, Shapes
+from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, R, Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, merge, peft_model
 from loraxs_search.records import Basis, Hyperparameters, LinearModule, Manifest, Scalar, Sigma
@@ -41,9 +41,12 @@ _SMALLEST_FACTOR_RANK = 64
 
 def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
     """Write the same function as plain LoRA, exactly, with a README.md that says how it is loaded."""
-    from loraxs_search.methods.loraxs import write_lora
+    from loraxs_search.methods._plain_lora import write_readme
+    from loraxs_search.methods.loraxs import export_lora
 
-    write_lora(peft_model(model), manifest, folder, rank)
+    base = manifest.base_model
+    export_lora(peft_model(model), ADAPTER, folder, rank=rank, base=base.id, revision=base.revision)
+    write_readme(manifest, LoraXS.title, folder)
 
 
 def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
@@ -60,7 +63,7 @@ def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path
     adapted = peft_model(model)
     config = cast("PreTrainedModel", adapted.get_base_model()).config
     write_gguf_lora(lora_pairs(adapted, ADAPTER), config, folder / FILE, base=manifest.base_model.id)
-    write_modelfile(manifest, folder)
+    write_modelfile(manifest, LoraXS.title, folder)
 
 
 class _PackedLoraXS(PackedMethod):
@@ -125,6 +128,10 @@ class LoraXS(PeftMethod):
                 f"`rank` must be in 1..{_smaller_side(smallest)}, but got rank={rank} for {smallest.name}.",
                 hint="lower the rank, or leave this module out of target_modules",
             )
+
+    def slot_bytes(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], num_workers: int) -> int:
+        # R with its gradient and two moments; in the pack C, what R is multiplied with, and gradients for each worker.
+        return BYTES_PER_PARAMETER * self.size(params, modules, {}, {}).r_parameters * (4 + 2 + num_workers)
 
     def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
         rank = factor_rank_bucket(_max_rank(possible))

@@ -166,11 +166,14 @@ class LoadedBase:
         The base is used in the checkpoint's own precision, which is what `from_pretrained` gives by default; no other
         trial may be on it.
         """
-        factors = self._factor_files(spec)
+        factors, fingerprint = (
+            self._factor_files(spec),
+            self._body_fingerprint,
+        )  # before weights change
         method = get_method(spec.hyperparameters.method)
         with self._trained(spec, snapshot, task) as (model, exact, _):
             reference = make_reference_logits(model, exact.config.vocab_size)
-            return Confirmation(spec.trial_id, method.files(model, self._body_fingerprint), reference, factors)
+            return Confirmation(spec.trial_id, method.files(model, fingerprint), reference, factors)
 
     def answer(self, spec: TrialSpec, snapshot: Snapshot, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded; see `confirm`.

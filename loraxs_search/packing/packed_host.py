@@ -31,6 +31,7 @@ from loraxs_search.records import (
     Basis,
     Confirmation,
     HostInfo,
+    LargestTrial,
     Precision,
     Split,
     Task,
@@ -57,7 +58,7 @@ class PackedHost:
         slots: Trials in one round; callers beyond that wait for their turn, first come, first served. None means what
             suits the device, and that trials whose layers cannot share a pass are advanced between rounds, each alone,
             as those of a method that cannot always are. Too many for the device's memory become fewer, with a warning.
-        largest: (batch size, rank) of the largest trial to come, by which slots are counted.
+        largest: The largest trial to come, by which slots are counted.
         max_tokens: Padded tokens of one pass; None means what suits the device.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
             that have just been answered. Trials that go on together are scored together.
@@ -74,7 +75,7 @@ class PackedHost:
         task: Task,
         *,
         slots: int | None,
-        largest: tuple[int, int] = (16, 16),
+        largest: LargestTrial = LargestTrial(),
         precision: Precision = "auto",
         device: str = "auto",
         max_tokens: int | None = None,
@@ -99,11 +100,11 @@ class PackedHost:
         )
         self._states = NodeStates(max_state_bytes)
         self._alone, self._takes_turns = TrialHost.on(loaded, self._states), slots is None
-        self._full_slots = _full_slots(loaded, self._pack, largest[0], executor.num_workers)
+        self._full_slots = _full_slots(loaded, self._pack, largest.batch_size, executor.num_workers)
         if self._takes_turns and len(sharing.unpackable) == len(loaded.modules):
             self._full_slots = slots = 1
         wanted = self._full_slots if slots is None else slots
-        self._num_slots = _fitting_slots(loaded, wanted, largest[1], executor.num_workers)
+        self._num_slots = _fitting_slots(loaded, wanted, largest, executor.num_workers)
         self._linger_s, self._gather_s = linger_s, gather_s
         self._idle: dict[str, Slot] = {}  # by the trial's name, oldest use first
         self._changed = threading.Condition()
@@ -256,7 +257,9 @@ class PackedHost:
                 continue
             report = slot.report(metrics)
             self._keep_idle(slot)
-            answer = replace(report, peers=_peers(request, requests, scores))
+            peers = _peers(request, requests, scores)
+            sizes = {other.spec.trial_id: other.slot.size.stored_bytes for other in requests}
+            answer = replace(report, peers=peers, peer_bytes={name: sizes[name] for name in peers})
             request.answer.set_result((answer, self._states.kept(request.spec, slot.snapshot())))
         self._expected += len(requests)
         with self._changed:
@@ -284,7 +287,8 @@ class PackedHost:
     def _goes_alone(self, spec: TrialSpec, task: Task | None) -> bool:
         """Whether a trial is advanced between rounds: its method, or a layer that it adapts, cannot share passes."""
         hyper = spec.hyperparameters
-        if get_method(hyper.method).packed is None:
+        method = get_method(hyper.method)
+        if not method.can_pack(method.params(hyper)):
             return self._alone.serves(task)
         return self._may_go_alone(task) and not self._pack.unpackable.isdisjoint(hyper.target_modules)
 
@@ -346,6 +350,6 @@ def _full_slots(loaded: LoadedBase, pack: Pack, batch_size: int, num_workers: in
     return capacity.full_slots(tokens, num_workers, batch_size * float(loaded.data.lengths("train").mean()))
 
 
-def _fitting_slots(loaded: LoadedBase, wanted: int, rank: int, num_workers: int) -> int:
-    each = capacity.slot_bytes(loaded.modules, rank, loaded.info().head_parameters, num_workers)
+def _fitting_slots(loaded: LoadedBase, wanted: int, largest: LargestTrial, num_workers: int) -> int:
+    each = capacity.slot_bytes(loaded.modules, largest, loaded.info().head_parameters, num_workers)
     return capacity.fitting_slots(wanted, each, loaded.device)

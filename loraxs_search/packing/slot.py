@@ -147,9 +147,9 @@ def _adapter(spec: TrialSpec, adaptable: AdaptableLayers) -> PackedAdapter:
     check_target_modules(spec, adaptable.sizes)
     wanted = set(spec.hyperparameters.target_modules)
     method = get_method(spec.hyperparameters.method)
-    if method.packed is None:
+    if method.packed is None or not method.can_pack(method.params(spec.hyperparameters)):
         raise UsageError(
-            f"Trials that share passes must be of a method that can, but those of {method.name} cannot.",
+            f"Trials that share passes must be of a method that can, but {spec.trial_id} of {method.name} cannot.",
             hint="search one study at a time: its trials take turns then, each alone",
         )
     sizes = {name: size for name, size in adaptable.sizes.items() if name in wanted}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits, Sample
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._data import DataReport, SplitOverlap
-from loraxs_search.records._host import Answers, Confirmation, HostInfo
+from loraxs_search.records._front import FrontTrial
+from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial
 from loraxs_search.records._identity import Identity
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._keep import KeepRule
@@ -43,11 +44,13 @@ __all__ = [
     "DataSource",
     "Decision",
     "Direction",
+    "FrontTrial",
     "Head",
     "HostInfo",
     "Hyperparameters",
     "Identity",
     "KeepRule",
+    "LargestTrial",
     "Latency",
     "LinearModule",
     "Look",

@@ -20,6 +20,8 @@ from loraxs_search.search_space._describe import GroupDescription, ShapeDescript
 from loraxs_search.search_space._distributions import Alternative, Choice, Constant, Floats, Integers, Parameter
 from loraxs_search.search_space._load import load_space, parse_space
 from loraxs_search.search_space._modules import resolve_modules
+from loraxs_search.search_space._notes import notes
+from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._portable import portable_text
 from loraxs_search.search_space._shipped import shipped_space_path, shipped_spaces
 from loraxs_search.search_space._space import Space
@@ -38,6 +40,8 @@ __all__ = [
     "SpaceDescription",
     "describe",
     "load_space",
+    "notes",
+    "parameter_specs",
     "parse_space",
     "portable_text",
     "resolve_modules",

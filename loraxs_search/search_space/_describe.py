@@ -10,6 +10,7 @@ from loraxs_search.methods import LoraXS, Method, Shapes, get_method
 from loraxs_search.records import AdapterSize, LinearModule, Scalar
 from loraxs_search.search_space._counting import reachable_shapes
 from loraxs_search.search_space._modules import resolve_modules
+from loraxs_search.search_space._notes import notes
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._space import Space
 
@@ -95,7 +96,7 @@ def describe(
         smallest=min((each.smallest for each in methods.values()), key=_stored_bytes),
         largest=max((each.largest for each in methods.values()), key=_stored_bytes),
         methods=methods,
-        notes=space.notes(),
+        notes=notes(space),
     )
 
 

@@ -13,9 +13,11 @@ import yaml
 from loraxs_search.methods import LoraXS, get_method
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
+from loraxs_search.schedulers import MOASHA
 from loraxs_search.search_space._document import Document, parse_document
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
 from loraxs_search.search_space._files import find_file, read_file
+from loraxs_search.search_space._objectives import check_objectives, quality_of
 from loraxs_search.search_space._overrides import apply_overrides
 from loraxs_search.search_space._parameters import read_method, read_parameters
 from loraxs_search.search_space._reading import read_section
@@ -71,6 +73,7 @@ def parse_space(
     search = _search(document, sections.get("search") or {})
     task = _reported(document, sections.get("search") or {}, task)
     promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else (), methods)
+    check_objectives(document, sections.get("search") or {}, sections.get("promotion") or {}, task)
     if document.faults or task is None or base_model is None or method is None:
         document.faults.fail(source, document.locations)
     return Space(
@@ -140,7 +143,10 @@ def _search(document: Document, given: object) -> SearchPlan:
     values = section.model_dump(exclude={"metric"})
     params = {key: values.pop(key) for key in values.keys() - SearchSection.model_fields.keys()}
     factor = params.pop("reduction_factor")  # stored as a field, whichever scheduler is chosen
-    taken = {key: value for key, value in params.items() if key in taken_keys(section.scheduler)}
+    if section.objectives and "scheduler" not in section.model_fields_set:
+        values["scheduler"] = MOASHA.name
+    taken = {key: value for key, value in params.items() if key in taken_keys(values["scheduler"])}
+    values["objectives"] = tuple(section.objectives or ())
     values["time_budget_s"] = values.pop("time_budget")
     values["keep_hosts_s"] = values.pop("keep_hosts")
     return SearchPlan(**values, reduction_factor=factor, scheduler_params=taken)
@@ -148,17 +154,19 @@ def _search(document: Document, given: object) -> SearchPlan:
 
 def _reported(document: Document, given: object, task: Task | None) -> Task | None:
     """Return the task with what its running trials are compared by, where that is not its metric."""
-    name = given.get("metric") if isinstance(given, dict) else None
-    if document.faults.at_or_below(("search", "metric")):
+    objective = quality_of(given)
+    where: KeyPath = ("search", "metric") if objective is None else ("search", "objectives", 0)
+    name = objective or (given.get("metric") if isinstance(given, dict) else None)
+    if document.faults.at_or_below(where):
         return task
     if task is None:
         if name is not None and find_metric(name) is None:
-            document.faults.add(("search", "metric"), f"must be the name of a metric, but got {shown(name)}.")
+            document.faults.add(where, f"must be the name of a metric, but got {shown(name)}.")
         return None
     kind = kind_of(task)
     if name is not None and name not in (fitting := kind.fitting_metrics(kind.keys())):
         law = f"must fit {kind.describe(kind.keys())} (one of: {one_of(fitting, name)})"
-        document.faults.add(("search", "metric"), f"{law}, but got {shown(name)}.")
+        document.faults.add(where, f"{law}, but got {shown(name)}.")
         return task
     metric = name or kind.report_metric or task.metric
     if metric == task.metric:

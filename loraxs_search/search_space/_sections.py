@@ -60,10 +60,12 @@ Duration = Annotated[float, Field(gt=0), BeforeValidator(_seconds)]
 class SearchSection(Section):
     """`search:`, the fields of `SearchPlan` but those that schedulers take; see `search_section`.
 
-    `metric` is what running trials are compared by; it becomes the task's `report_metric`.
+    `metric` is what running trials are compared by; it becomes the task's `report_metric`. So does the first of
+    `objectives`.
     """
 
     metric: Text | None = None
+    objectives: Names | None = None
     keep: Literal["last", "best"] = SearchPlan.keep
     trials: Count = SearchPlan.trials
     max_steps: Count = SearchPlan.max_steps
@@ -96,6 +98,7 @@ class PromotionSection(Section):
     guards: dict[str, Annotated[Number, Field(ge=0)]] = {}  # noqa: RUF012  # pydantic copies it
     max_bytes: Count | None = None
     max_latency: Latency | None = None
+    choose: Literal["best", "smallest"] = PromotionRule.choose
     candidates: Count = PromotionRule.candidates
     seeds: Annotated[int, Field(ge=0)] = PromotionRule.seeds
     methods: Methods = PromotionRule.methods

@@ -10,6 +10,7 @@ from loraxs_search.methods import FactorSet, Method, Possible, get_method
 from loraxs_search.records import (
     BaseModelRef,
     Hyperparameters,
+    LargestTrial,
     LinearModule,
     PromotionRule,
     Scalar,
@@ -17,10 +18,10 @@ from loraxs_search.records import (
     Task,
 )
 from loraxs_search.search_space._conditions import drawing_order, parameters_of
-from loraxs_search.search_space._counting import count_configurations
+from loraxs_search.search_space._counting import count_configurations, reachable_shapes
 from loraxs_search.search_space._distributions import METHOD, Parameter
 from loraxs_search.search_space._modules import resolve_modules
-from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES, both, parameter_specs
+from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -117,36 +118,30 @@ class Space:
     @property
     def unpackable_methods(self) -> tuple[str, ...]:
         """The methods whose trials cannot share passes: each trains alone."""
-        return tuple(name for name in self.methods if get_method(name).packed is None)
+        return tuple(name for name in self.methods if not any(self._can_pack(get_method(name))))
 
-    def notes(self) -> tuple[str, ...]:
-        """Return what is worth saying once of a space, for people: what methods ask for, which cannot share passes."""
-        advice = tuple(f"method {name} {text}" for name in self.methods if (text := get_method(name).advice))
-        alone = self.unpackable_methods
-        if not alone or not self.is_packable or self.search.pack_size == 1:
-            return advice
-        which = f"method {alone[0]}" if len(alone) == 1 else f"methods {both(alone)}"
-        return (*advice, f"trials of {which} cannot share passes: each trains alone, beside the packs of the others")
+    @property
+    def partly_unpackable_methods(self) -> tuple[str, ...]:
+        """The methods of which some trials can share passes, and others cannot."""
+        return tuple(name for name in self.methods if len(set(self._can_pack(get_method(name)))) == 2)
 
     def may_be_candidate(self, method: str) -> bool:
         """Whether trials of a method may be candidates: those that the rule names, by default all but yardsticks."""
         named = self.promotion.methods
         return method in named if named else not get_method(method).is_yardstick
 
-    def largest(self) -> tuple[int, int]:
-        """Return the largest batch size and the largest rank of a trial that takes a slot; 0 where it has no rank."""
-        packed = [name for name in self.methods if not self.is_packable or name not in self.unpackable_methods]
-        specs = {name: parameter_specs(name) for name in packed}
-        batches, ranks = (
-            [
-                int(value)
-                for method in packed
-                if name in specs[method]
-                for value in self._possible_values(method, name, specs[method][name].default) or ()
-            ]
-            for name in ("batch_size", "rank")
-        )
-        return max(batches), max(ranks, default=0)
+    def largest(self) -> LargestTrial:
+        """Return the largest trial that takes a slot: its batch size, and the adapters that may be the largest."""
+        packed = [
+            get_method(name) for name in self.methods if not self.is_packable or name not in self.unpackable_methods
+        ]
+        batches = [
+            int(value)
+            for method in packed
+            for value in self._possible_values(method.name, "batch_size", Hyperparameters.batch_size) or ()
+        ]
+        adapters = [(m.name, shape) for m in packed for shape in self._reachable(m, m.sized_by)]
+        return LargestTrial(max(batches), tuple(adapters))
 
     def target_groups(self) -> tuple[str, ...]:
         """Return every module group expression a trial may have."""
@@ -172,6 +167,16 @@ class Space:
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _can_pack(self, method: Method) -> list[bool]:
+        """Return whether trials of a method can share passes, for each way in which its words and flags can fall."""
+        named = [name for name, spec in method.parameters.items() if spec.kind in ("name", "flag")]
+        return [method.can_pack(method.with_defaults(own)) for own in self._reachable(method, named)]
+
+    def _reachable(self, method: Method, names: Sequence[str]) -> list[dict[str, Scalar]]:
+        """Return what these parameters of a method may be together in a trial."""
+        defaults = {name: method.parameters[name].default for name in names}
+        return reachable_shapes(self.parameters_of(method.name), defaults)
+
     def _possible(self, method: Method) -> Possible:
         """Return every value of a method's own parameters that a trial may have, its default included."""
         return {

@@ -15,6 +15,7 @@ from loraxs_search.tracking._runs import SEARCH, StudyRuns
 from loraxs_search.tracking.events import (
     AdapterLogged,
     Event,
+    FrontFound,
     SearchFinished,
     SearchStarted,
     TrialFinished,
@@ -26,6 +27,7 @@ from loraxs_search.tracking.events import (
 STATE = "loraxs.state"
 REASON = "loraxs.reason"
 MODEL_ID = "loraxs.model_id"
+ON_FRONT = "loraxs.on_front"
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
@@ -50,6 +52,7 @@ class Recorder:
             TrialFinished: self._trial_finished,
             AdapterLogged: self._adapter_logged,
             YardsticksMeasured: self._yardsticks_measured,
+            FrontFound: self._front_found,
             SearchFinished: self._search_finished,
         }
 
@@ -73,6 +76,8 @@ class Recorder:
         run_id = self._runs.run(SEARCH, event.at)
         plan = {f"search.{f.name}": getattr(event.plan, f.name) for f in dataclasses.fields(event.plan)}
         plan |= {f"search.{key}": value for key, value in plan.pop("search.scheduler_params").items()}
+        plan["search.objectives"] = ", ".join(plan["search.objectives"])
+        plan = {key: value for key, value in plan.items() if value != ""}
         # MLflow never changes a param: a search that goes on keeps its first ones, and says what is new in tags.
         known = self._runs.client.get_run(run_id).data.params
         params = {key: value for key, value in (plan | dict(event.params)).items() if key not in known}
@@ -125,6 +130,13 @@ class Recorder:
             tags |= {f"loraxs.{name}.failed": yardstick.failed} if yardstick.failed else {}
             tags |= {f"loraxs.{name}.answer": str(yardstick.answer)} if yardstick.answer is not None else {}
         self._runs.add(run_id, metrics=metrics, tags=tags, at=event.at)
+
+    def _front_found(self, event: FrontFound) -> None:
+        run_id = self._runs.run(SEARCH, event.at)
+        for trial in event.trials:
+            self._runs.add(self._runs.run(trial.trial_id, event.at), tags={ON_FRONT: "true"}, at=event.at)
+        lines = [f"{trial.trial_id},{trial.score},{trial.stored_bytes}" for trial in event.trials]
+        self._runs.client.log_text(run_id, "\n".join(("trial,score,stored_bytes", *lines, "")), "front.csv")
 
     def _search_finished(self, event: SearchFinished) -> None:
         run_id = self._runs.run(SEARCH, event.at)

@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from loraxs_search.records import Hyperparameters, Scalar, SearchPlan, TrialReport, TrialState, Yardstick, to_json
+from loraxs_search.records import (
+    FrontTrial,
+    Hyperparameters,
+    Scalar,
+    SearchPlan,
+    TrialReport,
+    TrialState,
+    Yardstick,
+    to_json,
+)
 
 SearchState = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -93,6 +102,15 @@ class YardsticksMeasured:
 
 
 @dataclass(frozen=True)
+class FrontFound:
+    """The trials that no other one beats in score and stored bytes together, once all have ended."""
+
+    at: float
+    trials: tuple[FrontTrial, ...]
+    event: Literal["front_found"] = "front_found"
+
+
+@dataclass(frozen=True)
 class SearchFinished:
     """A search ends; numbers of `summary` become metrics, the rest tags."""
 
@@ -103,9 +121,16 @@ class SearchFinished:
 
 
 Event = (
-    SearchStarted | TrialStarted | TrialReported | TrialFinished | AdapterLogged | YardsticksMeasured | SearchFinished
+    SearchStarted
+    | TrialStarted
+    | TrialReported
+    | TrialFinished
+    | AdapterLogged
+    | YardsticksMeasured
+    | FrontFound
+    | SearchFinished
 )
-FINAL = (TrialFinished, AdapterLogged, YardsticksMeasured, SearchFinished)
+FINAL = (TrialFinished, AdapterLogged, YardsticksMeasured, FrontFound, SearchFinished)
 
 
 def to_line(event: Event) -> bytes:

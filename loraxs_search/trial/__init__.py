@@ -7,6 +7,7 @@ from loraxs_search.trial.forward import forward
 from loraxs_search.trial.generate import default_rows, open_rows, write, write_rows, writing_batches
 from loraxs_search.trial.latency import measure_latency
 from loraxs_search.trial.open_row import OpenRow, written
+from loraxs_search.trial.out_of_memory import MEMORY_ERRORS, is_out_of_memory, row_too_long
 from loraxs_search.trial.precision import choose_dtype
 from loraxs_search.trial.report import make_report
 from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_parameters
@@ -17,6 +18,7 @@ from loraxs_search.trial.snapshot import Snapshot
 from loraxs_search.trial.yardsticks import bare_body, measure_yardsticks
 
 __all__ = [
+    "MEMORY_ERRORS",
     "FolderScores",
     "OpenRow",
     "Snapshot",
@@ -31,6 +33,7 @@ __all__ = [
     "evaluate",
     "forward",
     "in_row_order",
+    "is_out_of_memory",
     "is_worth_sharing",
     "load_parameters",
     "lr_factor",
@@ -40,6 +43,7 @@ __all__ = [
     "open_rows",
     "prompt_groups",
     "read_shared",
+    "row_too_long",
     "sample_answers",
     "score_folder",
     "score_rows",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ToyIA3(PeftMethod):
     """Scales what enters or what leaves each layer by a vector, which starts at one."""
 
-    name = "toy"
+    name = "toy-ia3"
     title = "Toy IA3"
     symbol = "vectors"
     description = "vectors that scale the base's layers"

@@ -16,6 +16,7 @@ from loraxs_search.methods import Method
 from loraxs_search.records import Candidate, Confirmation, KeepRule, Refit, Sample, TrialRecord, TrialSpec, TrialState
 from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of
 from loraxs_search.search.driver.alone import BaseAlone
+from loraxs_search.search.driver.candidate_trials import candidate_trials
 from loraxs_search.search.driver.finishing import (
     AdapterPiece,
     AnswerPiece,
@@ -54,8 +55,8 @@ class Finish:
     """Finishes one study: trains its best recipes again, chooses the finalist, and has all adapters written.
 
     Args:
-        trials: Completed ones, best first; the first `promotion.candidates` of those whose method may be promoted, and
-            their refits, are candidates.
+        trials: Completed ones, best first; `promotion.candidates` of those whose method may be promoted, and their
+            refits, are candidates.
         stop: Ends the work from outside.
     """
 
@@ -70,7 +71,7 @@ class Finish:
     def best(self) -> Sequence[TrialRecord]:
         """The trials that are candidates."""
         able = [record for record in self.trials if self.space.may_be_candidate(self._method(record).name)]
-        return able[: self.space.promotion.candidates]
+        return candidate_trials(able, self.space.promotion, self.space.task, self.space.search)
 
     def refit(self) -> None:
         """Train `promotion.seeds` refits of each of the best trials; existing ones are left alone.

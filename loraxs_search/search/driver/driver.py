@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Candidate, KeepRule, Scalar, TrialRecord, TrialState
+from loraxs_search.records import Candidate, FrontTrial, KeepRule, Scalar, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
+from loraxs_search.reports import front
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
-from loraxs_search.search_space import Space
+from loraxs_search.search_space import Space, notes
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
 from loraxs_search.tracking import Tracker
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool
     from loraxs_search.search.hosts.study_actors import StudyActors
     from loraxs_search.search.ledger.ledger import Ledger
+    from loraxs_search.search.ledger.score_watch import ScoreWatch
     from loraxs_search.search.tune.searcher import StudySearcher
 
 
@@ -45,6 +47,8 @@ class SearchResult:
         candidates: The best trials and their refits, best first by validation. The finalist alone has test scores.
         wall_s: How long drivers have worked on it, all of them together.
         notice: Why the search ended before its budget, for people; empty when it did not.
+        front: The complete trials that no other one beats in score and stored bytes together, fewest bytes first; empty
+            where these are not searched for together.
     """
 
     study: str
@@ -52,6 +56,7 @@ class SearchResult:
     candidates: tuple[Candidate, ...]
     wall_s: float
     notice: str = ""
+    front: tuple[FrontTrial, ...] = ()
 
 
 class Driver:
@@ -95,6 +100,7 @@ class Driver:
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
                 result = self._search(folder, actors, tracker)
+                tracker.front_found(result.front)
                 tracker.search_finished("FINISHED", _summary(result))
                 return result
             except BaseException as error:
@@ -111,7 +117,9 @@ class Driver:
         from loraxs_search.search.driver.yardsticks import StudyYardsticks
         from loraxs_search.search.ledger.ledger import Ledger
         from loraxs_search.search.ledger.optuna_storage import open_optuna_study
+        from loraxs_search.search.ledger.optuna_values import directions
         from loraxs_search.search.ledger.rebuild import rebuild
+        from loraxs_search.search.ledger.score_watch import ScoreWatch
         from loraxs_search.search.tune.runner import run_tuner
         from loraxs_search.search.tune.scheduler import TuneScheduler
         from loraxs_search.search.tune.searcher import StudySearcher
@@ -124,9 +132,10 @@ class Driver:
         journal = folder.journal()
         deadline = self._deadline(journal)
         journal.driver_started(self._started_at)
-        study = open_optuna_study(folder.optuna_path, folder.name, task.search_direction)
+        study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
         rebuild(study, self._space, journal.records)
-        ledger = Ledger(journal, study, tracker, self._view, KeepRule.of(task, plan))
+        watch = ScoreWatch(task, plan.max_steps)
+        ledger = Ledger(journal, study, tracker, self._view, KeepRule.of(task, plan), watch)
         ledger.reconcile(folder)
         scheduler = make_scheduler(plan, task.search_direction)
         scheduler.replay(journal.reports, task.search_metric)
@@ -143,7 +152,7 @@ class Driver:
             journal.search_ended(searcher.early_end or "")
         tracker.yardsticks_measured(yardsticks.result())
         if folder.candidates() is None:
-            self._keep_adapters(folder, actors, ledger, tracker)
+            self._keep_adapters(folder, actors, ledger, tracker, watch)
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)
 
@@ -184,7 +193,9 @@ class Driver:
                 hint=f"go on with `loraxs-search resume {name}`",
             )
 
-    def _keep_adapters(self, folder: StudyFolder, actors: StudyActors, ledger: Ledger, tracker: Tracker) -> None:
+    def _keep_adapters(
+        self, folder: StudyFolder, actors: StudyActors, ledger: Ledger, tracker: Tracker, watch: ScoreWatch
+    ) -> None:
         from loraxs_search.search.driver.candidates import Finish, completed_trials
 
         trials = completed_trials(ledger.records.values(), folder.keep_rule)
@@ -194,6 +205,8 @@ class Driver:
             finish.refit()
         self._view.phase("scoring the candidates on all validation rows")
         candidates = finish.validate()
+        for candidate in candidates[:1]:
+            watch.scored(candidate.trial_id, candidate.validation_metrics)
         if not finish.alone.is_measured:
             self._view.phase("asking the base alone, on validation and test rows")
             finish.alone.measure()
@@ -216,6 +229,7 @@ class Driver:
             trials=tuple(ledger.records.values()),
             why_slots=actors.pack_size.reason,
             keep=plan.keep,
+            notes=notes(self._space),
         )
 
 
@@ -238,6 +252,7 @@ def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
     result = _result(folder, journal)
     _log_adapters(folder, tracker, result.trials, result.candidates)
     tracker.yardsticks_measured(folder.yardsticks() or ())
+    tracker.front_found(result.front)
     if tracker.search_state != "FINISHED":  # killed between the last candidate and this
         tracker.search_finished("FINISHED", _summary(result), at=journal.last_at)
     return result
@@ -250,6 +265,7 @@ def _result(folder: StudyFolder, journal: Journal) -> SearchResult:
         candidates=tuple(folder.candidates() or ()),
         wall_s=journal.spent_s,
         notice=journal.notice or "",
+        front=tuple(front(journal.records.values(), folder.keep_rule)) if folder.info.search.objectives else (),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loraxs_search.packing import Host
-from loraxs_search.records import MAX_AUTO_PACK_SIZE, MAX_STATE_BYTES, BaseModelRef, Precision, Task
+from loraxs_search.records import MAX_AUTO_PACK_SIZE, MAX_STATE_BYTES, BaseModelRef, LargestTrial, Precision, Task
 from loraxs_search.search_space import Space
 
 MAX_CALLERS = 1000
@@ -42,7 +42,7 @@ class HostConfig:
     Args:
         pack_size: Trials on a device; a node with twice the CPUs of the smallest one has twice as many.
         packed: Whether they share passes; otherwise they take turns, each alone.
-        largest: (batch size, rank) of the largest trial to come.
+        largest: The largest trial to come that shares passes.
         make: Makes the host in the actor's process, with a number of threads; a simulation names another, by a module
             the cluster can import.
         versions: The driver's, which a host's process must have too.
@@ -53,7 +53,7 @@ class HostConfig:
     precision: Precision
     pack_size: int | Literal["auto"]
     packed: bool
-    largest: tuple[int, int]
+    largest: LargestTrial
     make: Callable[[HostConfig, Task, int], Host] = training_host
     versions: Mapping[str, str] = field(default_factory=dict)
     max_state_bytes: int = MAX_STATE_BYTES
@@ -89,6 +89,8 @@ def host_config(spaces: Sequence[Space]) -> HostConfig:
         # Each study has a slot of its own at least.
         pack_size=max(*fixed, len(spaces)) if len(fixed) == len(sizes) else "auto",
         packed=len(spaces) > 1 or sizes[0] != 1,
-        largest=(max(size for size, _ in largest), max(rank for _, rank in largest)),
+        largest=LargestTrial(
+            max(each.batch_size for each in largest), tuple(adapter for each in largest for adapter in each.adapters)
+        ),
         max_state_bytes=int(1e6 * min(space.search.max_state_mb for space in spaces)),
     )

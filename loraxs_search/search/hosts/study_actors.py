@@ -48,8 +48,6 @@ class StudyActors:
             self._adaptable = {name for group in groups for name in group.modules}
             check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
             self.pack_size = pool.pack_size(self.info) if space.is_packable else alone(space)
-            for note in space.notes():
-                _logger.warning("%s", note)
             self.slot_counter = pool.slot_counter(self.pack_size.size, study.search)
             # By role: the names under which trainables find these actors.
             self.actor_names = {"directory": pool.directory_name, "keeper": keeper_name}

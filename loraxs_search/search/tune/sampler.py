@@ -15,11 +15,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from loraxs_search.records import Scalar
 from loraxs_search.search.ledger.optuna_storage import as_one, live_trial
+from loraxs_search.search.tune.front_history import FrontHistory
 from loraxs_search.search_space import Space
 
 # TPE looks at every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
 # MAX_HISTORY trials it sees the best and the latest, WINDOW of each, and those that run. What it takes for good are
-# the 25 best ones at most, so these stay the same; the rest stand for all others.
+# the 25 best ones at most (of two objectives a tenth), so these stay the same; the rest stand for all others.
 MAX_HISTORY, WINDOW = 500, 200
 _INFORMATIVE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -29,7 +30,7 @@ class Sampler:
 
     def __init__(self, study: optuna.Study, space: Space) -> None:
         self._study, self._space = study, space
-        self._history = History(study.direction)
+        self._history = _history(study)
 
     def propose(self, seed: int, orphan: FrozenTrial | None = None) -> tuple[Trial, dict[str, Scalar]]:
         """Return a new trial and its params, which are written all together: where only some were on disk after a kill,
@@ -54,13 +55,19 @@ class Sampler:
 
     def _sampler(self, seed: int) -> BaseSampler:
         tpe = TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
-        trials = self._study.get_trials(deepcopy=False)
-        if len(trials) <= MAX_HISTORY:
+        trials, directions = self._study.get_trials(deepcopy=False), self._study.directions
+        if len(trials) <= MAX_HISTORY and len(directions) == 1:
             return tpe
-        shown = ShownHistory(self._history.window(trials))
-        drawn = optuna.create_study(storage=shown, direction=self._study.direction, sampler=tpe).ask()
+        shown = ShownHistory(self._history.window(trials), len(trials))
+        drawn = optuna.create_study(storage=shown, directions=directions, sampler=tpe).ask()
         self._space.suggest(drawn)
         return PartialFixedSampler(drawn.params, RandomSampler(seed=seed))
+
+
+def _history(study: optuna.Study) -> History | FrontHistory:
+    if len(study.directions) == 1:
+        return History(study.direction)
+    return FrontHistory(study.directions[0], MAX_HISTORY, WINDOW)
 
 
 class History:
@@ -97,11 +104,22 @@ class History:
 
 
 class ShownHistory(InMemoryStorage):
-    """A storage that shows the trials it is given, uncopied, beside its own: adding them would copy each."""
+    """A storage that shows the trials it is given, uncopied, beside its own: adding them would copy each.
 
-    def __init__(self, trials: Sequence[FrozenTrial]) -> None:
+    Args:
+        trials: In the order in which they are shown.
+        first_number: Of its own trials; TPE leaves out of a history the trial whose number is that of its own.
+    """
+
+    def __init__(self, trials: Sequence[FrozenTrial], first_number: int) -> None:
         super().__init__()
-        self._shown = trials
+        self._shown, self._first_number = trials, first_number
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Add a trial of its own."""
+        trial_id = super().create_new_trial(study_id, template_trial)
+        self.get_trial(trial_id).number += self._first_number
+        return trial_id
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None

@@ -316,6 +316,11 @@ class TaskKind(ABC):
             measured["unended"] = float(np.mean(~scores.ended))
         return measured | {"loss": scores.loss}
 
+    def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:  # for kinds
+        """Yield what an adapter's scores show to be wrong with how it is asked: the metric, and a sentence with the
+        remedy."""
+        yield from ()
+
     # ---- yardsticks, and what people read ----------------------------------------------------------------------------
     def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
         """Return the answers that are worth giving to every row, the likeliest first; by default the most frequent."""

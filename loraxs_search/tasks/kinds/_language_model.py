@@ -121,7 +121,7 @@ class LanguageModelKind(TaskKind):
         return self.prompt.columns
 
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
-        check_question(self.task, rows, len(self.question_texts))
+        check_question(self.task, rows, self.question_texts)
         named = [dict(zip(self.question_texts, row, strict=True)) for row in rows]
         texts, extras = self.held([self.prompt.fill(row) for row in named])
         return Rows(texts, None, self.no_labels(len(rows)), extras)

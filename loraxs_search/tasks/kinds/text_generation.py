@@ -27,6 +27,7 @@ from loraxs_search.tasks.kinds._answer_checks import (
     check_end_tokens,
     length_warnings,
     reference_warnings,
+    share_warnings,
     stop_warnings,
 )
 from loraxs_search.tasks.kinds._answers import MATCH_SECONDS, Extraction, ExtractSection, SlowPatternError, extract_laws
@@ -54,7 +55,7 @@ class GenerationSection(Section):
 
     max_new_tokens: Count = 128
     stop: Annotated[list[Text], AfterValidator(distinct)] = []  # noqa: RUF012  # pydantic copies it
-    temperature: Annotated[float, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
 
@@ -266,6 +267,9 @@ class TextGeneration(LanguageModelKind):
         if np.isnan(written.margins).any():
             raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
         return written
+
+    def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        return share_warnings(metrics, self.generation.max_new_tokens, extracts="extract" in self.task.settings)
 
     # ---- yardsticks, and what people read ----------------------------------------------------------------------------
     def constants(self, labels: Values) -> list[int] | list[float] | list[str]:

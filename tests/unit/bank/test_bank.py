@@ -158,7 +158,7 @@ def test_an_adapter_that_is_replaced_while_texts_are_tokenised_answers_as_a_whol
 
 
 def test_a_pair_for_a_task_of_one_text_is_refused(bank):
-    with pytest.raises(TaskDataError, match=r"task-2 must be given one text a row, but got \('one', 'two'\)"):
+    with pytest.raises(TaskDataError, match=r"task-2 must be given one text per row, but got \('one', 'two'\)"):
         bank.predict(["a"], [("one", "two")])
     with pytest.raises(UsageError, match="got 1 for 2"):
         bank.predict(["a"], ["one", "two"])

@@ -11,8 +11,8 @@ import yaml
 
 from loraxs_search.errors import SpaceError
 from loraxs_search.methods import FactorSet
-from loraxs_search.records import BaseModelRef, DataSource, PromotionRule, SearchPlan, Task
-from loraxs_search.search_space import Choice, Constant, Floats, Integers, load_space, parse_space
+from loraxs_search.records import BaseModelRef, DataSource, LargestTrial, PromotionRule, SearchPlan, Task
+from loraxs_search.search_space import Choice, Constant, Floats, Integers, load_space, notes, parse_space
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, search_section
 
@@ -76,7 +76,8 @@ def test_sections_offer_every_field_of_their_record_with_its_default(section, re
     for field in own:
         if field.name != "id":
             default = field.default if field.default_factory is MISSING else field.default_factory()
-            assert section.model_fields[renamed.get(field.name, field.name)].default == default
+            given = section.model_fields[renamed.get(field.name, field.name)].default
+            assert given == default or (given, default) == (None, ()), "a list that is not given is none"
 
 
 def test_every_hyperparameter_is_a_parameter_or_comes_from_elsewhere():
@@ -246,11 +247,9 @@ def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, tex
     assert chosen.factor_sets() == (FactorSet("middle", 128), FactorSet("random", 128))
     conditional = parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").factor_sets()
     assert [each.basis for each in conditional] == ["bottom", "top"]
-    assert parse(text).largest() == (16, 16)
-    assert parse(text, "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}").largest() == (
-        64,
-        32,
-    )
+    assert parse(text).largest() == LargestTrial(16, (("lora-xs", {"rank": 4}), ("lora-xs", {"rank": 16})))
+    ranges = "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}"
+    assert parse(text, *ranges).largest() == LargestTrial(64, (("lora-xs", {"rank": 4}), ("lora-xs", {"rank": 32})))
 
 
 @pytest.mark.parametrize("size", ["1", "64", "auto"])
@@ -287,6 +286,43 @@ def test_a_kind_may_say_what_running_trials_are_compared_by(parse, text, monkeyp
     assert parse(text).task.report_metric == "f1"
     assert parse(text, "search.metric=accuracy").task.report_metric is None
     assert parse(text, "task.metric=f1").task.report_metric is None
+
+
+BOTH = ("search.objectives=[f1, stored_bytes]", "promotion.metric=f1")
+
+
+def test_objectives_say_what_trials_are_compared_by_and_change_the_scheduler(parse, text):
+    assert parse(text).search.objectives == ()
+    space = parse(text, *BOTH)
+    assert space.search.objectives == ("f1", "stored_bytes")
+    assert (space.task.search_metric, space.task.search_direction) == ("f1", "maximize")
+    assert space.search.scheduler == "mo-asha"
+    assert notes(space) == ()
+    assert parse(text, *BOTH, "search.scheduler=none").search.scheduler == "none"
+    own = parse(text, "search.objectives=[accuracy, stored_bytes]", "promotion.metric=accuracy")
+    assert own.task.report_metric is None, "the task's own: nothing to say"
+
+
+def test_asha_beside_objectives_is_allowed_with_a_note(parse, text):
+    space = parse(text, *BOTH, "search.scheduler=asha")
+    assert space.search.scheduler == "asha"
+    (note,) = notes(space)
+    assert "asha stops trials by f1 alone" in note
+    assert notes(parse(text, "search.scheduler=asha")) == ()
+
+
+def test_the_loss_of_a_kind_stands_in_for_the_metric_that_promotion_goes_by(parse, text, monkeypatch):
+    from loraxs_search.tasks.kinds import SequenceClassification
+
+    monkeypatch.setattr(SequenceClassification, "report_metric", "matthews")
+    space = parse(text, "search.objectives=[matthews, stored_bytes]", "promotion.metric=accuracy")
+    assert (space.task.search_metric, space.task.metric) == ("matthews", "accuracy")
+
+
+def test_the_smallest_is_chosen_within_a_tolerance(parse, text):
+    assert parse(text).promotion.choose == "best"
+    rule = parse(text, "promotion.choose=smallest", "promotion.tolerance=0.01").promotion
+    assert (rule.choose, rule.tolerance) == ("smallest", 0.01)
 
 
 def test_the_best_step_of_a_trial_is_kept_where_asked(parse, text):

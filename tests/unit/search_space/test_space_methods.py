@@ -16,16 +16,16 @@ from optuna.study import create_study
 from optuna.trial import FixedTrial
 from support.toy_ia3 import RankedIA3, ToyIA3
 
-from loraxs_search.methods import METHODS, get_method
+from loraxs_search.methods import METHODS, LoraXS, get_method
 from loraxs_search.records import LinearModule
-from loraxs_search.search_space import Space, describe
+from loraxs_search.search_space import Space, describe, notes
 from loraxs_search.search_space._parameter_specs import COMMON
 
 MODULES = tuple(LinearModule(f"bert.encoder.layer.{i}.attention.self.query", 64, 64) for i in range(2))
 TEXT = """\
 task: sst2
 base_model: a/b
-method: {choice: [lora-xs, toy, ranked]}
+method: {choice: [lora-xs, ia3, ranked]}
 parameters:
   learning_rate:
     - {log_uniform: [1.0e-3, 1.0e-2], when: {method: lora-xs}}
@@ -34,17 +34,20 @@ parameters:
   rank: {choice: [4, 8]}
   sigma: {choice: [input, sqrt]}
   side:
-    - {choice: [input, output], when: {method: toy}}
+    - {choice: [input, output], when: {method: ia3}}
     - {choice: [input, both], when: {method: ranked, rank: 8}}
 search: {trials: 4}
 """
 
 
+class IA3(ToyIA3):
+    name = "ia3"
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for toy in (ToyIA3, RankedIA3):
-            patch.setitem(METHODS._entries, toy.name, toy)
+        patch.setattr(METHODS, "_entries", {entry.name: entry for entry in (LoraXS, IA3, RankedIA3)})
         yield
 
 
@@ -58,7 +61,7 @@ def draws(space: Space, number: int = 40, seed: int = 0) -> Iterator[tuple[Any, 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(parse: Any) -> None:
     space = parse(TEXT)
-    assert space.methods == ("lora-xs", "toy", "ranked")
+    assert space.methods == ("lora-xs", "ia3", "ranked")
     assert list(space.parameters) == ["method", "learning_rate", "rank", "sigma", "side"]
     assert pickle.loads(pickle.dumps(space)) == space
     seen = set()
@@ -71,7 +74,7 @@ def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(pa
             assert params["learning_rate"] >= 1e-3
     assert seen == {
         ("lora-xs", "rank", "sigma"),
-        ("toy", "side"),
+        ("ia3", "side"),
         ("ranked", "rank"),
         ("ranked", "rank", "side"),
     }
@@ -80,7 +83,7 @@ def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(pa
 def test_optuna_knows_each_alternative_by_a_name_of_its_own(parse: Any) -> None:
     space = parse(TEXT)
     assert space.distributions() == {
-        "method": CategoricalDistribution(("lora-xs", "toy", "ranked")),
+        "method": CategoricalDistribution(("lora-xs", "ia3", "ranked")),
         "learning_rate": FloatDistribution(1e-3, 1e-2, log=True),
         "learning_rate[1]": FloatDistribution(1e-4, 1e-3, log=True),
         "rank": CategoricalDistribution((4, 8)),
@@ -126,28 +129,43 @@ def test_factors_bytes_and_sizes_are_each_methods_own(parse: Any) -> None:
     text = TEXT.replace("rank: {choice: [4, 8]}", "rank: [{choice: [4, 100], when: {method: lora-xs}}, 8]")
     space = parse(text.replace("[input, both], when: {method: ranked, rank: 8}", "[input, both]"))
     assert [(each.basis, each.rank) for each in space.factor_sets()] == [("top", 128)]
-    assert space.largest() == (16, 100)
+    assert space.largest().batch_size == 16
+    assert max(params["rank"] for _, params in space.largest().adapters) == 100
     modules = tuple(LinearModule(module.name, 128, 128) for module in MODULES)
     described = describe(space, modules)
-    assert list(described.methods) == ["lora-xs", "toy", "ranked"]
+    assert list(described.methods) == ["lora-xs", "ia3", "ranked"]
     by_rank = described.methods["lora-xs"]
     assert (by_rank.smallest.params, by_rank.largest.params) == ({"rank": 4}, {"rank": 100})
     assert described.largest == by_rank.largest
-    assert described.smallest.method in ("lora-xs", "toy")
+    assert described.smallest.method in ("lora-xs", "ia3")
     assert described.methods["ranked"].largest.params == {"side": "both"}
 
 
 def test_those_that_cannot_share_passes_are_named_once(parse: Any) -> None:
     space = parse(TEXT)
-    assert (space.is_packable, space.unpackable_methods) == (True, ("toy", "ranked"))
-    (note,) = space.notes()
-    assert note.startswith("trials of methods toy and ranked cannot share passes: each trains alone")
+    assert (space.is_packable, space.unpackable_methods) == (True, ("ia3", "ranked"))
+    (note,) = notes(space)
+    assert note.startswith("trials of methods ia3 and ranked cannot share passes: each trains alone")
     assert describe(space, MODULES).notes == (note,)
-    assert parse(TEXT, "search.pack_size=1").notes() == (), "nothing is packed at all"
+    assert notes(parse(TEXT, "search.pack_size=1")) == (), "nothing is packed at all"
     parameters = "parameters={learning_rate: 1.0e-3}"
-    alone = parse(TEXT, "method={choice: [toy, ranked]}", parameters)
-    assert (alone.is_packable, alone.notes()) == (False, ())
-    assert parse(TEXT, "method=lora-xs", "parameters={rank: 4, learning_rate: 1.0e-3}").notes() == ()
+    alone = parse(TEXT, "method={choice: [ia3, ranked]}", parameters)
+    assert (alone.is_packable, notes(alone)) == (False, ())
+    assert notes(parse(TEXT, "method=lora-xs", "parameters={rank: 4, learning_rate: 1.0e-3}")) == ()
+
+
+def test_a_method_whose_options_cannot_share_passes_is_named_as_far_as_it_goes(parse: Any) -> None:
+    rest = ", learning_rate: 1.0e-3, rank: {choice: [4, 64]}}"
+    some = parse(TEXT, "method=lora", "parameters={dora: {choice: [true, false]}" + rest)
+    assert (some.is_packable, some.unpackable_methods) == (True, ())
+    (note,) = notes(some)
+    assert note.startswith("some trials of method lora cannot share passes: each trains alone")
+    assert {params["rank"] for _, params in some.largest().adapters} == {4, 64}
+    for options in ("dora: true", "init: pissa", "init: {choice: [pissa]}"):
+        none = parse(TEXT, "method=lora", f"parameters={{{options}{rest}")
+        assert (none.is_packable, none.unpackable_methods, notes(none)) == (False, ("lora",), ())
+    every = parse(TEXT, "method=lora", "parameters={init: {choice: [gaussian, default]}" + rest)
+    assert (every.is_packable, notes(every)) == (True, ())
 
 
 def test_a_whole_choice_may_be_overridden(parse: Any) -> None:
@@ -158,19 +176,19 @@ def test_a_whole_choice_may_be_overridden(parse: Any) -> None:
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
 FAULTS = """
-  sigma: {choice: [input], when: {method: toy}} | sigma.when.method | takes sigma: lora-xs, but got "toy"
-  sigma: {choice: [input], when: {method: [lora-xs, toy]}} | sigma.when.method[1] | but got "toy"
-  sigma: {choice: [input], when: {method: lora}} | sigma.when.method | but got "lora"
-  sigma: {choice: [input], when: {side: input}} | sigma.when.side | but side is one that toy and ranked take
+  sigma: {choice: [input], when: {method: ia3}} | sigma.when.method | takes sigma: lora-xs, but got "ia3"
+  sigma: {choice: [input], when: {method: [lora-xs, ia3]}} | sigma.when.method[1] | but got "ia3"
+  sigma: {choice: [input], when: {method: lora}} | sigma.when.method | must be one of: lora-xs, ia3, ranked
+  sigma: {choice: [input], when: {side: input}} | sigma.when.side | but side is one that ia3 and ranked take
   sigma: {choice: [input], when: {batch_size: 3}} | sigma.when.batch_size | must name a parameter of this space: method
   basis: {value: top, when: {sigma: none}} | basis.when.sigma | a value that sigma may have: input, sqrt
   width: 3 | width | but got 'width'
   alpha: 16 | alpha | use `scale` (= alpha / rank)
-  method: toy | method | must stand at the top of the file
+  method: ia3 | method | must stand at the top of the file
   rank: {choice: [4, 32]} | rank.choice[1] | must be an integer in 2..16, but got 32, as lora-xs and ranked take it
   rank: {value: 4, when: {method: ranked}} | rank.when | beside it, since every trial of lora-xs needs a rank
   rank: [{value: 4, when: {sigma: sqrt}}] | rank | must end with an item without `when`, since every trial of lora-xs
-  side: {choice: [input, output]} | side.choice[1] | must be one of: input, but got "output", as toy and ranked take it
+  side: {choice: [input, output]} | side.choice[1] | must be one of: input, but got "output", as ia3 and ranked take it
   weight_decay: [{value: 0.1}, 0.2] | weight_decay[0] | must have `when`, as all but the last
   weight_decay: [{value: 0.1, when: {rank: 4}}, {value: 1, else: 0}] | weight_decay[1].else | make the value its last
   weight_decay: [{value: x, when: {rank: 4}}, 0] | weight_decay[0].value | must be a number
@@ -198,16 +216,16 @@ def test_a_fault_has_its_line_and_remedy(faults: Any, line: str, key: str, told:
 @pytest.mark.parametrize(
     ("given", "key", "told"),
     [
-        ("{choice: [lora-xs, ia33]}", "method.choice[1]", "must be one of: ia3, "),
-        ("{choice: [toy, toy]}", "method.choice[1]", "must list each value once"),
-        ("[lora-xs, toy]", "method", 'write {choice: ["lora-xs", "toy"]}'),
-        ("{choice: [lora-xs, toy, ranked], when: {rank: 4}}", "method.when", "must be one of: choice"),
+        ("{choice: [lora-xs, ia33]}", "method.choice[1]", 'must be one of: ia3, lora-xs, ranked, but got "ia33"'),
+        ("{choice: [ia3, ia3]}", "method.choice[1]", "must list each value once"),
+        ("[lora-xs, ia3]", "method", 'write {choice: ["lora-xs", "ia3"]}'),
+        ("{choice: [lora-xs, ia3, ranked], when: {rank: 4}}", "method.when", "must be one of: choice"),
         ("{int: [1, 2]}", "method.int", "use choice"),
         ("{choice: []}", "method.choice", "at least one value"),
     ],
 )
 def test_a_choice_of_methods_that_is_none(faults: Any, given: str, key: str, told: str) -> None:
-    (line,) = faults(TEXT.replace("{choice: [lora-xs, toy, ranked]}", given))
+    (line,) = faults(TEXT.replace("{choice: [lora-xs, ia3, ranked]}", given))
     assert line.startswith(f"space.yaml:3: {key}: ")
     assert told in line
 
@@ -223,11 +241,11 @@ def test_words_that_no_value_fits_need_an_item_for_each_method(faults: Any, monk
     monkeypatch.setattr(RankedIA3, "parameters", {**RankedIA3.parameters, "side": type(law)("float", default=0.5)})
     (line,) = faults(TEXT, "parameters.side=input")
     assert "must be declared in a list, an item for each method with `when: {method: ...}`" in line
-    assert line.endswith("since its values differ: one of: output, input for toy; a number of at least 0 for ranked.")
+    assert line.endswith("since its values differ: one of: output, input for ia3; a number of at least 0 for ranked.")
 
 
 def test_faults_of_methods_and_of_the_rest_come_together(faults: Any) -> None:
-    text = TEXT.replace("[4, 8]", "[4, 8.5]").replace("{method: toy}", "{method: lora-xs}").replace("trials: 4", "x: 4")
+    text = TEXT.replace("[4, 8]", "[4, 8.5]").replace("{method: ia3}", "{method: lora-xs}").replace("trials: 4", "x: 4")
     assert [line.split(": ")[1] for line in faults(text)] == [
         "parameters.rank.choice[1]",
         "parameters.side[0].when.method",
@@ -248,8 +266,8 @@ VALUES: dict[str, list[Any]] = {
 LORA_XS = ("sigma", "basis", "scale")
 TAKERS = {
     "rank": ["lora-xs", "ranked"],
-    "side": ["toy", "ranked"],
-    **{name: ["lora-xs"] for name in ("sigma", "basis", "scale")},
+    "side": ["ia3", "ranked"],
+    **{key: ["lora-xs"] for key in ("sigma", "basis", "scale")},
 }
 
 
@@ -290,7 +308,7 @@ def condition(draw: st.DrawFn, takers: list[str], declared: dict[str, Any]) -> d
 @settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_whatever_is_drawn_resolves_and_holds_its_own_methods_params_alone(parse: Any, data: st.DataObject) -> None:
-    methods = data.draw(st.lists(st.sampled_from(["lora-xs", "toy", "ranked"]), min_size=1, unique=True))
+    methods = data.draw(st.lists(st.sampled_from(["lora-xs", "ia3", "ranked"]), min_size=1, unique=True))
     document = {
         "task": "sst2",
         "base_model": "a/b",

@@ -67,7 +67,7 @@ def test_what_it_has_is_left_and_a_number_that_was_never_begun_stays_free(tmp_pa
 METHODS_SPACE = """
 task: sst2
 base_model: org/base
-method: {choice: [lora-xs, toy]}
+method: {choice: [lora-xs, toy-ia3]}
 parameters:
   rank: {choice: [4, 8]}
   side: {choice: [input, output]}
@@ -88,7 +88,7 @@ def test_of_several_methods_a_memory_made_anew_goes_on_as_the_lost_one(
         trial, params = Sampler(study, space).propose(number)
         records[f"{number:05d}"] = TrialRecord(f"{number:05d}", params, TrialState.RUNNING)
         study.tell(trial, params["learning_rate"])
-    assert {record.params["method"] for record in records.values()} == {"lora-xs", "toy"}
+    assert {record.params["method"] for record in records.values()} == {"lora-xs", "toy-ia3"}
     again = open_optuna_study(tmp_path / "new.jsonl", "s", "maximize")
     rebuild(again, space, records)
     for before, after in zip(study.get_trials(), again.get_trials(), strict=True):
