@@ -280,7 +280,9 @@ def _kind(task: Task) -> TaskKind:
 
 def _lora_rank(manifest: Manifest) -> int:
     """Return the least rank of those that vLLM takes which holds the adapter."""
-    return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= manifest.hyperparameters.rank), 512)
+    tuned = manifest.hyperparameters
+    own = int(get_method(tuned.method).params(tuned).get("rank", 0))
+    return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= own), 512)
 
 
 def _data(source: DataSource) -> str:
