@@ -95,7 +95,7 @@ class PeftMethod(Method):
     projections: ClassVar[tuple[str, ...]] = ()
     """Last parts of names in the file whose tensors a seed, or the base's own weights, give back."""
     reads_weights: ClassVar[bool] = False
-    """Whether an adapter starts from numbers of the base: then they are the checkpoint's, unrounded, on the CPU."""
+    """Whether an adapter starts from the base's numbers or in their dtype: the checkpoint's then, on the CPU."""
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({"merged": merge})
 
     @abstractmethod

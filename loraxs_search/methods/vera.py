@@ -36,6 +36,7 @@ class VeRA(PeftMethod):
     sized_by: ClassVar[tuple[str, ...]] = ("rank",)
     tuner: ClassVar[str] = "vera"
     projections: ClassVar[tuple[str, ...]] = ("vera_A", "vera_B")
+    reads_weights: ClassVar[bool] = True  # their dtype, which PEFT rounds the projection to
     conversions: ClassVar[Mapping[str, Conversion]] = LOW_RANK
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> VeraConfig:
