@@ -58,7 +58,7 @@ class PackedHost:
         slots: Trials in one round; callers beyond that wait for their turn, first come, first served. None means what
             suits the device, and that trials whose layers cannot share a pass are advanced between rounds, each alone,
             as those of a method that cannot always are. Too many for the device's memory become fewer, with a warning.
-        largest: The largest trial to come, by which slots are counted.
+        largest: The largest trial to come, by which slots are counted; one of default size if None.
         max_tokens: Padded tokens of one pass; None means what suits the device.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
             that have just been answered. Trials that go on together are scored together.
@@ -75,7 +75,7 @@ class PackedHost:
         task: Task,
         *,
         slots: int | None,
-        largest: LargestTrial = LargestTrial(),
+        largest: LargestTrial | None = None,
         precision: Precision = "auto",
         device: str = "auto",
         max_tokens: int | None = None,
@@ -100,6 +100,7 @@ class PackedHost:
         )
         self._states = NodeStates(max_state_bytes)
         self._alone, self._takes_turns = TrialHost.on(loaded, self._states), slots is None
+        largest = largest or LargestTrial()
         self._full_slots = _full_slots(loaded, self._pack, largest.batch_size, executor.num_workers)
         if self._takes_turns and len(sharing.unpackable) == len(loaded.modules):
             self._full_slots = slots = 1

@@ -73,7 +73,11 @@ def _branches(
                 continue
             distribution = parameter.alternatives[index].distribution
             values = distribution.values or ()
-            named = [value for value in sorted(distinct.get(name, ()), key=str) if value in values]
+            named = [
+                value
+                for value in sorted(distinct.get(name, ()), key=lambda value: (isinstance(value, str), value))
+                if value in values
+            ]
             grown += [(params | {name: value}, weight) for value in named]
             others = (distribution.size or 1) - len(named)
             if others:

@@ -398,9 +398,8 @@ def test_a_search_of_two_methods_packs_one_and_trains_the_other_beside_it(
     assert "method      LoRA-XS, Toy IA3\n" in checked
     assert f"note        {note}\n" in checked
     assert re.search(r"^adapter +method +rank +side +modules +parameters +head +bytes$", checked, re.MULTILINE)
-    assert (
-        len(re.findall(r"^(?:smallest|largest) +(?:lora-xs +[24] +-|toy-ia3 +- +(?:in|out)put) ", checked, re.M)) == 4
-    )
+    shape = r"^(?:smallest|largest) +(?:lora-xs +[24] +-|toy-ia3 +- +(?:in|out)put) "
+    assert len(re.findall(shape, checked, re.M)) == 4
     as_data = json.loads(shell.ok("check", str(tiny_space), "--data", "--json"))
     assert as_data["description"]["notes"] == [note]
     assert as_data["description"]["methods"].keys() == {"lora-xs", "toy-ia3"}

@@ -17,6 +17,7 @@ from optuna.trial import FixedTrial
 from support.toy_ia3 import RankedIA3, ToyIA3
 
 from loraxs_search.methods import METHODS, LoraXS, get_method
+from loraxs_search.methods.lora import Lora
 from loraxs_search.records import LinearModule
 from loraxs_search.search_space import Space, describe, notes
 from loraxs_search.search_space._parameter_specs import COMMON
@@ -154,7 +155,10 @@ def test_those_that_cannot_share_passes_are_named_once(parse: Any) -> None:
     assert notes(parse(TEXT, "method=lora-xs", "parameters={rank: 4, learning_rate: 1.0e-3}")) == ()
 
 
-def test_a_method_whose_options_cannot_share_passes_is_named_as_far_as_it_goes(parse: Any) -> None:
+def test_a_method_whose_options_cannot_share_passes_is_named_as_far_as_it_goes(
+    parse: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS._entries, "lora", Lora)
     rest = ", learning_rate: 1.0e-3, rank: {choice: [4, 64]}}"
     some = parse(TEXT, "method=lora", "parameters={dora: {choice: [true, false]}" + rest)
     assert (some.is_packable, some.unpackable_methods) == (True, ())
