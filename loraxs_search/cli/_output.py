@@ -50,7 +50,7 @@ SetOption = Annotated[
 ]
 
 
-_OPTIONAL = ("front", "kept", "unparsed", "unended")  # columns of the leaderboard
+_OPTIONAL = ("front", "kept", "unparsed", "unended", "learnt bytes")  # columns of the leaderboard
 
 
 def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
@@ -89,8 +89,8 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks.
 
     Columns that only some studies have are left out where no trial has a value: whether it is on the front of score and
-    bytes, the step that is kept, and of written answers the shares `unparsed` and `unended`. Of several methods, what
-    each trains is not R alone.
+    bytes, the step that is kept, of written answers the shares `unparsed` and `unended`, and of files with projections,
+    which a seed or the base gives back, the bytes without them. Of several methods, what each trains is not R alone.
     """
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     cells = [*(_cells(row, task) for row in rows), *(_yardstick_cells(yardstick, task) for yardstick in yardsticks)]
@@ -107,7 +107,8 @@ def _columns(task: Task) -> list[str]:
     """Return the names of all columns but those of params."""
     validated = [] if task.report_metric is None else [f"validation {task.metric}"]
     scores = [task.search_metric, *validated, f"test {task.metric}"]
-    return ["trial", "state", "front", "step", "kept", *scores, "unparsed", "unended", "R", "bytes", "seconds"]
+    sizes = ["R", "bytes", "learnt bytes"]
+    return ["trial", "state", "front", "step", "kept", *scores, "unparsed", "unended", *sizes, "seconds"]
 
 
 def _names(rows: Sequence[LeaderboardRow]) -> list[str]:
@@ -129,6 +130,7 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
         "unended": _score(row.unended),
         "R": _value(row.r_parameters),
         "bytes": _value(row.stored_bytes),
+        "learnt bytes": _value(row.without_projection),
         "seconds": f"{row.seconds:.1f}",
     }
 

@@ -13,7 +13,7 @@ import typer
 from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table
 
 if TYPE_CHECKING:
-    from loraxs_search.records import BaseModel, DataReport, LinearModule, Split
+    from loraxs_search.records import AdapterSize, BaseModel, DataReport, LinearModule, Split
     from loraxs_search.search.cluster.placement import PackSize
     from loraxs_search.search_space import Space, SpaceDescription
 
@@ -117,6 +117,8 @@ def _show_extremes(description: SpaceDescription) -> None:
     shapes = [(name, shape) for each in methods.values() for name, shape in vars(each).items()]
     params = list(dict.fromkeys(name for _, shape in shapes for name in shape.params))
     numbers = ("parameters" if several else get_method(shapes[0][1].method).symbol, "head", "bytes")
+    if any(shape.size.without_projection is not None for _, shape in shapes):
+        numbers = (*numbers, "learnt bytes")
     columns = ("adapter", *(["method"] if several else []), *params, "modules", *numbers)
     body = [
         (
@@ -124,11 +126,15 @@ def _show_extremes(description: SpaceDescription) -> None:
             *([shape.method] if several else []),
             *(str(shape.params.get(param, "-")) for param in params),
             shape.target_modules,
-            *map(_count, (shape.size.r_parameters, shape.size.head_parameters, shape.size.stored_bytes)),
+            *map(_count, _numbers(shape.size)[: len(numbers)]),
         )
         for name, shape in shapes
     ]
     print_table(columns, body, right=frozenset({*params, *numbers}))
+
+
+def _numbers(size: AdapterSize) -> tuple[int | None, ...]:
+    return size.r_parameters, size.head_parameters, size.stored_bytes, size.without_projection
 
 
 def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> dict[str, Any]:
@@ -202,5 +208,5 @@ def _span(numbers: Sequence[int]) -> str:
     return f"{{{numbers[0]}-{numbers[-1]}}}" if whole else f"{{{','.join(map(str, numbers))}}}"
 
 
-def _count(number: int) -> str:
-    return f"{number:,}"
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"

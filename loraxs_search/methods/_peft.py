@@ -53,6 +53,34 @@ def _set_generation(model: PreTrainedModel, serving: Serving) -> None:
     settings.top_p, settings.top_k = (serving.top_p, 0) if serving.temperature else (None, None)
 
 
+def low_rank(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
+    """Write the same function as plain LoRA, exactly, where the method's update is of its own `rank`.
+
+    Raises:
+        UsageError: its rank is above `rank`.
+    """
+    from loraxs_search.methods import get_method
+    from loraxs_search.methods._low_rank import write_lora
+
+    title = get_method(manifest.hyperparameters.method).title
+    write_lora(peft_model(model), manifest, title, folder, rank)
+
+
+def low_rank_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
+    """Write the same function as plain LoRA for llama.cpp, exactly, with what Ollama needs.
+
+    Raises:
+        UsageError: it has a head, or llama.cpp has no such layers.
+    """
+    from loraxs_search.methods import get_method
+    from loraxs_search.methods._low_rank import write_gguf
+
+    write_gguf(peft_model(model), manifest, get_method(manifest.hyperparameters.method).title, folder)
+
+
+LOW_RANK: Mapping[str, Conversion] = MappingProxyType({"lora": low_rank, "merged": merge, "gguf": low_rank_gguf})
+
+
 class PeftMethod(Method):
     """Implements a method with a PEFT tuner.
 
@@ -67,7 +95,7 @@ class PeftMethod(Method):
     projections: ClassVar[tuple[str, ...]] = ()
     """Last parts of names in the file whose tensors a seed, or the base's own weights, give back."""
     reads_weights: ClassVar[bool] = False
-    """Whether an adapter starts from numbers of the base: then they are the checkpoint's, unrounded, on the CPU."""
+    """Whether an adapter starts from the base's numbers or in their dtype: the checkpoint's then, on the CPU."""
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({"merged": merge})
 
     @abstractmethod

@@ -14,7 +14,7 @@ from loraxs_search.errors import RankError
 from loraxs_search.methods._base import Conversion
 from loraxs_search.methods._names import Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.methods._peft import PeftMethod, merge
+from loraxs_search.methods._peft import LOW_RANK, PeftMethod
 from loraxs_search.records import Hyperparameters, LinearModule, Scalar
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class PSOFT(PeftMethod):
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "core", "magnitudes")
     tuner: ClassVar[str] = "psoft"
     reads_weights: ClassVar[bool] = True
-    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({"merged": merge})
+    conversions: ClassVar[Mapping[str, Conversion]] = LOW_RANK
 
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
         """Hold the rank against the smaller side of each layer.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from loraxs_search.methods._base import Conversion
 from loraxs_search.methods._names import PROJECTION_SEED, TOP, Shapes, StoredTensor
 from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.methods._peft import PeftMethod, merge
+from loraxs_search.methods._peft import LOW_RANK, PeftMethod
 from loraxs_search.records import Hyperparameters, LinearModule, Scalar
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class TinyLoRA(PeftMethod):
     tuner: ClassVar[str] = "tinylora"
     projections: ClassVar[tuple[str, ...]] = ("tinylora_A", "tinylora_B", "tinylora_P")
     reads_weights: ClassVar[bool] = True
-    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({"merged": merge})
+    conversions: ClassVar[Mapping[str, Conversion]] = LOW_RANK
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> TinyLoraConfig:
         from peft import TinyLoraConfig

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from loraxs_search.methods._base import Conversion
 from loraxs_search.methods._names import PROJECTION_SEED, TOP, Shapes, StoredTensor
 from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.methods._peft import PeftMethod, merge
+from loraxs_search.methods._peft import LOW_RANK, PeftMethod
 from loraxs_search.records import Hyperparameters, LinearModule, Scalar
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class UniLoRA(PeftMethod):
     sized_by: ClassVar[tuple[str, ...]] = ("vector_size",)
     tuner: ClassVar[str] = "unilora"
     reads_weights: ClassVar[bool] = True  # their dtype, which PEFT rounds the entries' factors to
-    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({"merged": merge})
+    conversions: ClassVar[Mapping[str, Conversion]] = LOW_RANK
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> UniLoraConfig:
         from peft import UniLoraConfig

@@ -15,7 +15,7 @@ from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import Conversion
 from loraxs_search.methods._names import TOP, Shapes, StoredTensor
 from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.methods._peft import PeftMethod, merge
+from loraxs_search.methods._peft import LOW_RANK, PeftMethod
 from loraxs_search.records import Hyperparameters, LinearModule, Scalar
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class VBLoRA(PeftMethod):
     )
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "num_vectors", "vector_length", "topk")
     tuner: ClassVar[str] = "vblora"
-    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({"merged": merge})
+    conversions: ClassVar[Mapping[str, Conversion]] = LOW_RANK
 
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
         """Hold the vectors' length against both sides of each layer, and `topk` against their number.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from loraxs_search.methods._base import Conversion
 from loraxs_search.methods._names import PROJECTION_SEED, TOP, Shapes, StoredTensor
 from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.methods._peft import PeftMethod, merge
+from loraxs_search.methods._peft import LOW_RANK, PeftMethod
 from loraxs_search.records import Hyperparameters, LinearModule, Scalar
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class VeRA(PeftMethod):
     sized_by: ClassVar[tuple[str, ...]] = ("rank",)
     tuner: ClassVar[str] = "vera"
     projections: ClassVar[tuple[str, ...]] = ("vera_A", "vera_B")
-    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({"merged": merge})
+    reads_weights: ClassVar[bool] = True  # their dtype, which PEFT rounds the projection to
+    conversions: ClassVar[Mapping[str, Conversion]] = LOW_RANK
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> VeraConfig:
         from peft import VeraConfig

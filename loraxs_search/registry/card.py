@@ -168,6 +168,8 @@ def _size(manifest: Manifest) -> str:
         **head,
         f"stored, {method.symbol}{' and head' if has_head else ' alone'}": f"{size.stored_bytes:,} bytes",
     }
+    if size.without_projection is not None:
+        rows["of that, what no seed and no base gives back"] = f"{size.without_projection:,} bytes"
     if lora_parameters:
         smaller = lora_parameters / max(1, size.r_parameters)
         rank = manifest.hyperparameters.rank
@@ -278,7 +280,9 @@ def _kind(task: Task) -> TaskKind:
 
 def _lora_rank(manifest: Manifest) -> int:
     """Return the least rank of those that vLLM takes which holds the adapter."""
-    return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= manifest.hyperparameters.rank), 512)
+    tuned = manifest.hyperparameters
+    own = int(get_method(tuned.method).params(tuned).get("rank", 0))
+    return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= own), 512)
 
 
 def _data(source: DataSource) -> str:

@@ -32,6 +32,7 @@ class LeaderboardRow:
         unended: The share that the bound on new tokens ended.
         on_front: Whether no other complete trial beats it in score and stored bytes together; None where these are not
             searched for together.
+        without_projection: Of `stored_bytes` those that no seed gives back; None where all are such.
     """
 
     trial_id: str
@@ -50,6 +51,7 @@ class LeaderboardRow:
     unparsed: float | None = None
     unended: float | None = None
     on_front: bool | None = None
+    without_projection: int | None = None
 
 
 def leaderboard(
@@ -105,4 +107,5 @@ def _row(
         kept_step=kept.step if kept and rule.keep == "best" and record.state is TrialState.COMPLETE else None,
         unparsed=written.get("unparsed"),
         unended=written.get("unended"),
+        without_projection=last.size.without_projection if last else None,
     )

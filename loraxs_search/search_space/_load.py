@@ -206,9 +206,7 @@ def _promotion(document: Document, given: object, metrics: Sequence[str], method
     for name in section.methods if section is not None and methods else ():
         if fault := _not_promotable(name, methods):
             document.faults.add(("promotion", "methods"), fault)
-    if section is None:
-        return PromotionRule()
-    return PromotionRule(**{**section.model_dump(), "methods": tuple(section.methods)})
+    return PromotionRule() if section is None else PromotionRule(**section.model_dump())
 
 
 def _not_promotable(name: str, methods: Sequence[str]) -> str | None:

@@ -13,7 +13,7 @@ from loraxs_search.records import Direction, Precision, PromotionRule, SearchDev
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space._entries import known_entry
 from loraxs_search.search_space._schedulers import scheduler_keys
-from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text
+from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text, distinct
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -46,6 +46,11 @@ def _latency(value: object) -> float:
     raise ValueError("must be a number above 1: the time of a batch with the adapter over the bare base's")
 
 
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Methods = Annotated[tuple[Text, ...], AfterValidator(distinct), BeforeValidator(_tuple)]
 PackSize = Annotated[int | Literal["auto"], PlainValidator(_pack_size)]
 Latency = Annotated[float, PlainValidator(_latency)]
 Number = Annotated[float, BeforeValidator(_number)]
@@ -96,7 +101,7 @@ class PromotionSection(Section):
     choose: Literal["best", "smallest"] = PromotionRule.choose
     candidates: Count = PromotionRule.candidates
     seeds: Annotated[int, Field(ge=0)] = PromotionRule.seeds
-    methods: Names = []  # noqa: RUF012  # pydantic copies it
+    methods: Methods = PromotionRule.methods
 
 
 class BaseModelSection(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,11 @@ class Recorder:
         report = event.report
         run_id = self._runs.run(report.trial_id, event.at)
         costs = {"train_loss": report.train_loss, "device_s": report.device_s, "num_tokens": report.num_tokens}
+        if report.retrained_steps:
+            costs["retrained_steps"] = report.retrained_steps
         self._runs.add(run_id, metrics=costs | dict(report.metrics), at=event.at, step=report.step)
         if event.first:
-            self._runs.add(run_id, metrics=dataclasses.asdict(report.size), at=event.at)
+            self._runs.add(run_id, metrics=_known(dataclasses.asdict(report.size)), at=event.at)
 
     def _trial_finished(self, event: TrialFinished) -> None:
         run_id = self._runs.run(event.trial_id, event.at)
@@ -153,6 +155,10 @@ def _resolved(hyperparameters: Hyperparameters | None) -> dict[str, Any]:
     if hyperparameters.method != LoraXS.name:
         values = {name: value for name, value in values.items() if name not in (*LoraXS.parameters, "factor_rank")}
     return {**values, **values.pop("method_params")}
+
+
+def _known(size: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in size.items() if value is not None}
 
 
 def _classify(error: Exception) -> Exception:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, RobertaConfig
 
 from loraxs_search.base_model import fresh_head, head_names, locate, output_head
-from loraxs_search.errors import LoraxsError, SpaceError
-from loraxs_search.methods import METHODS, Method
+from loraxs_search.errors import LoraxsError, SpaceError, UsageError
+from loraxs_search.methods import METHODS, HeadPlan, Method
 from loraxs_search.methods.body import body_fingerprint
 from loraxs_search.methods.formats import Form, converted
 from loraxs_search.methods.loading import load_adapter_folder
@@ -420,3 +420,49 @@ def test_a_search_of_two_methods_packs_one_and_trains_the_other_beside_it(
     shell.ok("promote", "two", "--force")
     manifest = json.loads((Path(shell.ok("pull", "tiny-reviews").strip()) / "manifest.json").read_text())
     assert manifest["params"]["method"] == manifest["hyperparameters"]["method"]
+
+
+# ---- yardsticks ------------------------------------------------------------------------------------------------------
+def test_yardsticks_are_candidates_only_where_the_rule_names_them() -> None:
+    methods = "method={choice: [lora-xs, full, head-only]}"
+    parameters = "parameters={rank: 4, learning_rate: 1.0e-3}"
+    space = load_space("movie_reviews", overrides=[methods, parameters])
+    assert [space.may_be_candidate(name) for name in space.methods] == [True, False, False]
+    assert "method full trains a copy of the base" in space.notes()[0]
+    named = load_space("movie_reviews", overrides=[methods, parameters, "promotion.methods=[head-only]"])
+    assert [named.may_be_candidate(name) for name in named.methods] == [False, False, True]
+    for given, told in {
+        "[full]": "promotion.methods: must have adapters, but of full only metrics are recorded.",
+        "[vera]": "promotion.methods: must be among the space's methods: ",
+        "[lora-xs, lora-xs]": "promotion.methods: must name each once",
+        "7": "promotion.methods: must be a list, but got 7.",
+    }.items():
+        with pytest.raises(SpaceError) as caught:
+            load_space("movie_reviews", overrides=[methods, parameters, f"promotion.methods={given}"])
+        assert told in caught.value.message
+
+
+def test_the_head_alone_needs_a_task_with_one(base: PreTrainedModel) -> None:
+    with pytest.raises(SpaceError, match="method: must be for a task with a head, but got head-only for text-gen"):
+        load_space("movie_reviews_text", overrides=["method=head-only", *NO_RANK])
+    method = METHODS.get("head-only")()
+    with pytest.raises(UsageError, match="`method: head-only` must be for a task with a head"):
+        method.attach(base, next(specs(method, base)).hyperparameters, HeadPlan(task_type="CAUSAL_LM"), None)
+
+
+def test_full_fine_tuning_asks_for_the_memory_it_takes(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraxs_search.memory.available_bytes", lambda: 1000)
+    method = METHODS.get("full")()
+    with pytest.raises(UsageError, match=r"`method: full` must have the memory .* 0\.0 GiB of cpu are free\."):
+        attach(base, next(specs(method, base)))
+
+
+def test_a_tuner_that_the_installed_peft_lacks_is_named_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    from loraxs_search.methods import VeRA
+
+    monkeypatch.setattr(VeRA, "tuner", "not_there")
+    with pytest.raises(
+        UsageError, match=r"`method: vera` must be one that .* but peft \d+\.\d+\.\d+ lacks it\."
+    ) as caught:
+        VeRA().check({"rank": 2}, ())
+    assert "peft.tuners.not_there" in str(caught.value.hint)
