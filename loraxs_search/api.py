@@ -237,10 +237,10 @@ def predict(
     """
     import numpy as np
 
-    from loraxs_search.base_model import load_tokenizer, locate
+    from loraxs_search.base_model import load_tokenizer, locate, use_padded_attention
     from loraxs_search.methods.loading import load_adapter_folder
     from loraxs_search.tasks import RowSource, encode, kind_of
-    from loraxs_search.trial import ask
+    from loraxs_search.trial import ask, base_of
 
     folder = _found(registry.adapter_folder, name, base, tracking_uri)
     manifest = registry.verify(folder)
@@ -250,6 +250,7 @@ def predict(
     source = RowSource(load_tokenizer(model_base))
     questions = encode(kind, source.tokenizer, rows)
     model, shown = load_adapter_folder(folder, base=model_base), [" | ".join(row) for row in rows]
+    use_padded_attention(base_of(model))
     if on_text is None:
         return ask(model, source, kind.predict(source, questions, shown), model.device)
     predictions = []
