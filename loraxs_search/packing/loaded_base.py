@@ -274,8 +274,7 @@ class LoadedBase:
     def _load(self, task: Task, dtype: torch.dtype | None) -> PreTrainedModel:
         """Load the base in `dtype`; None means the checkpoint's own, which is what others load."""
         model = load_model(self.base, self.prepared(task).kind.model, dtype=dtype, device=self.device)
-        if self.device.type == "cpu":
-            use_padded_attention(model)
+        use_padded_attention(model)
         return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loraxs_search.trial.decoding import base_of
 from loraxs_search.trial.evaluate import ask, evaluate, in_row_order, sample_answers, score_rows, split_metrics
 from loraxs_search.trial.forward import forward
 from loraxs_search.trial.generate import default_rows, open_rows, write, write_rows, writing_batches
@@ -26,6 +27,7 @@ __all__ = [
     "ask",
     "attach",
     "bare_body",
+    "base_of",
     "check_step",
     "choose_dtype",
     "default_rows",
