@@ -49,7 +49,7 @@ SetOption = Annotated[
 ]
 
 
-_OPTIONAL = ("kept", "unparsed", "unended")  # columns of the leaderboard
+_OPTIONAL = ("kept", "unparsed", "unended", "from")  # columns of the leaderboard
 
 
 def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
@@ -81,8 +81,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Sequence[Yardstick] = ()) -> None:
     """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks.
 
-    Columns that only some studies have are left out where no trial has a value: the step that is kept, and of written
-    answers the shares `unparsed` and `unended`. Of several methods, what each trains is not R alone.
+    Columns that only some studies have are left out where no trial has a value: the step that is kept, of written answers
+    the shares `unparsed` and `unended`, and the earlier trial that params are from. Of several methods, what each trains is not R alone.
     """
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     cells = [*(_cells(row, task) for row in rows), *(_yardstick_cells(yardstick, task) for yardstick in yardsticks)]
@@ -92,14 +92,14 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     names = [name for name in _columns(task) if name not in empty]
     body = [[*(row[name] for name in names), *own] for row, own in zip(cells, params, strict=True)]
     shown = ["parameters" if name == "R" and "method" in varying else name for name in names]
-    print_table([*shown, *varying], body, right=frozenset(shown[2:]))
+    print_table([*shown, *varying], body, right=frozenset(shown[2:]) - {"from"})
 
 
 def _columns(task: Task) -> list[str]:
     """Return the names of all columns but those of params."""
     validated = [] if task.report_metric is None else [f"validation {task.metric}"]
     scores = [task.search_metric, *validated, f"test {task.metric}"]
-    return ["trial", "state", "step", "kept", *scores, "unparsed", "unended", "R", "bytes", "seconds"]
+    return ["trial", "state", "step", "kept", *scores, "unparsed", "unended", "R", "bytes", "seconds", "from"]
 
 
 def _names(rows: Sequence[LeaderboardRow]) -> list[str]:
@@ -121,6 +121,7 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
         "R": _value(row.r_parameters),
         "bytes": _value(row.stored_bytes),
         "seconds": f"{row.seconds:.1f}",
+        "from": f"{row.warm_start.study}/{row.warm_start.trial_id}" if row.warm_start else "-",
     }
 
 

@@ -13,6 +13,7 @@ from loraxs_search.records._promotion import Action, Candidate, Decision, Latenc
 from loraxs_search.records._search import SearchPlan
 from loraxs_search.records._task import DataSource, Serving, SplitSource, Task, TaskModel
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
+from loraxs_search.records._warm_start import EarlierStudy, EarlierTrial, WarmStart, WarmTrial, WarmTrials
 from loraxs_search.records._words import (
     MAX_AUTO_PACK_SIZE,
     Basis,
@@ -41,6 +42,8 @@ __all__ = [
     "DataSource",
     "Decision",
     "Direction",
+    "EarlierStudy",
+    "EarlierTrial",
     "Head",
     "HostInfo",
     "Hyperparameters",
@@ -72,6 +75,9 @@ __all__ = [
     "TrialReport",
     "TrialSpec",
     "TrialState",
+    "WarmStart",
+    "WarmTrial",
+    "WarmTrials",
     "Yardstick",
     "YardstickName",
     "alone_yardstick",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from loraxs_search.records import Candidate, KeepRule, Scalar, Task, TrialRecord, TrialState
+from loraxs_search.records import Candidate, KeepRule, Scalar, Task, TrialRecord, TrialState, WarmStart
 from loraxs_search.registry import trial_of
 
 _ORDER = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL]
@@ -28,6 +28,7 @@ class LeaderboardRow:
         kept_step: The step that the adapter is of, where the study keeps the best one.
         unparsed: Of a candidate that wrote its answers, the share of validation rows in which none was found.
         unended: The share that the bound on new tokens ended.
+        warm_start: The trial of an earlier study that the params are from.
     """
 
     trial_id: str
@@ -45,6 +46,7 @@ class LeaderboardRow:
     kept_step: int | None = None
     unparsed: float | None = None
     unended: float | None = None
+    warm_start: WarmStart | None = None
 
 
 def leaderboard(
@@ -94,4 +96,5 @@ def _row(
         kept_step=kept.step if kept and rule.keep == "best" and record.state is TrialState.COMPLETE else None,
         unparsed=validation.get("unparsed"),
         unended=validation.get("unended"),
+        warm_start=record.warm_start,
     )

@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from loraxs_search.records import Hyperparameters, Scalar, SearchPlan, TrialReport, TrialState, Yardstick, to_json
+from loraxs_search.records import (
+    Hyperparameters,
+    Scalar,
+    SearchPlan,
+    TrialReport,
+    TrialState,
+    WarmStart,
+    Yardstick,
+    to_json,
+)
 
 SearchState = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -29,12 +38,13 @@ class SearchStarted:
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial starts, or starts again elsewhere."""
+    """A trial starts, or starts again elsewhere; its params may be those of an earlier study's trial."""
 
     at: float
     trial_id: str
     params: Mapping[str, Scalar]
     hyperparameters: Hyperparameters | None
+    warm_start: WarmStart | None = None
     event: Literal["trial_started"] = "trial_started"
 
 
