@@ -14,6 +14,7 @@ from loraxs_search.records._promotion import Action, Candidate, Decision, Latenc
 from loraxs_search.records._search import SearchPlan
 from loraxs_search.records._task import DataSource, Serving, SplitSource, Task, TaskModel
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
+from loraxs_search.records._warm_start import EarlierStudy, EarlierTrial, WarmStart, WarmTrial, WarmTrials
 from loraxs_search.records._words import (
     MAX_AUTO_PACK_SIZE,
     MAX_STATE_BYTES,
@@ -44,6 +45,8 @@ __all__ = [
     "DataSource",
     "Decision",
     "Direction",
+    "EarlierStudy",
+    "EarlierTrial",
     "FrontTrial",
     "Head",
     "HostInfo",
@@ -77,6 +80,9 @@ __all__ = [
     "TrialReport",
     "TrialSpec",
     "TrialState",
+    "WarmStart",
+    "WarmTrial",
+    "WarmTrials",
     "Yardstick",
     "YardstickName",
     "alone_yardstick",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.records._identity import Identity
+from loraxs_search.records._warm_start import WarmStart
 from loraxs_search.records._words import Basis, Head, LrSchedule, Scalar, Sigma
 
 
@@ -129,7 +130,12 @@ class TrialReport:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """All that is known of a trial; `reason` says why it ended, for people."""
+    """All that is known of a trial.
+
+    Args:
+        reason: Why it ended, for people.
+        warm_start: Where its params come from, where the sampler did not propose them.
+    """
 
     trial_id: str
     params: Mapping[str, Scalar]
@@ -138,3 +144,4 @@ class TrialRecord:
     reports: tuple[TrialReport, ...] = ()
     started_at: float = 0.0
     ended_at: float | None = None
+    warm_start: WarmStart | None = None

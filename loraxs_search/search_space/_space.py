@@ -22,6 +22,7 @@ from loraxs_search.search_space._counting import count_configurations, reachable
 from loraxs_search.search_space._distributions import METHOD, Parameter
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES
+from loraxs_search.search_space._warm_start import EarlierStudies
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -39,6 +40,7 @@ class Space:
         folder: Absolute folder that relative paths in `text` start from.
         methods: The registered methods that trials train; where there are several, `method` is the first parameter.
         parameters: By name, in the file's order.
+        warm_start: Studies whose best params the first trials have.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Space:
     parameters: Mapping[str, Parameter]
     search: SearchPlan
     promotion: PromotionRule
+    warm_start: EarlierStudies | None = None
 
     def suggest(self, trial: BaseTrial) -> dict[str, Scalar]:
         """Draw a trial's params, constants included; a parameter whose condition does not hold is left out."""
