@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loraxs_search.api import (
+        compare,
         history,
         load_adapter,
         load_tokenizer,
@@ -44,6 +45,7 @@ __all__ = [
     "Sampling",
     "SearchResult",
     "__version__",
+    "compare",
     "history",
     "launch",
     "load_adapter",

@@ -6,6 +6,7 @@ Heavy libraries load when a function needs them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, TaskDataError, UnknownTaskError, UsageError
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from loraxs_search.reports import Comparison
     from loraxs_search.tasks import TaskKind
 
 __all__ = [
     "Prediction",
+    "compare",
     "history",
     "load_adapter",
     "load_tokenizer",
@@ -42,6 +45,8 @@ __all__ = [
     "rollback",
     "show",
 ]
+
+log = logging.getLogger(__name__)
 
 Form = Literal["native", "lora", "merged", "gguf"]
 
@@ -91,6 +96,43 @@ def samples(decision: Decision) -> tuple[Sample, ...]:
     if decision.winner is None or decision.study not in list_studies():
         return ()
     return registry.verify(StudyFolder.open(decision.study).adapter_path(decision.winner)).samples
+
+
+def compare(
+    *studies: str,
+    by: str = "method",
+    against: str | None = None,
+    max_bytes: int | None = None,
+    tolerance: float = 0.0,
+    png: str | Path | None = None,
+    peft_folder: str | Path | None = None,
+) -> Comparison:
+    """Compare methods, or values of a parameter, of studies of one task, within equal trial budgets.
+
+    Args:
+        by: `method`, `study`, or a parameter.
+        against: The value that the others are compared with; the first one by default.
+        max_bytes: Larger adapters are left out.
+        tolerance: How much worse still counts as equal, where sizes are compared with LoRA's.
+        png: File to draw quality against bytes to.
+        peft_folder: Where to write results in the form of PEFT's method comparison.
+    Raises:
+        StudyError: a study is missing, no trial has ended, or studies are not of one task, the same rows and one base.
+        UsageError: no trial has the parameter or the value, or there are too many values.
+        HomeError: `png` or `peft_folder` cannot be written.
+    """
+    from loraxs_search import reports
+
+    comparison = reports.compare(studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
+    if png is not None:
+        from loraxs_search.reports.png_plot import save_png
+
+        save_png(comparison, Path(png))
+    if peft_folder is not None:
+        from loraxs_search.reports.peft_results import write_peft_results
+
+        write_peft_results(comparison, Path(peft_folder))
+    return comparison
 
 
 def ls(*, limit: int | None = None, tracking_uri: str | None = None) -> list[registry.TaskSummary]:
@@ -220,7 +262,7 @@ def load_tokenizer(
 
 def predict(
     name: str | Path,
-    texts: str | Sequence[str],
+    texts: str | Sequence[str | tuple[str, ...]],
     *,
     base: str | None = None,
     on_text: Callable[[int, str], None] | None = None,
@@ -231,25 +273,34 @@ def predict(
     Args:
         name: As `load_adapter`.
         texts: One text, whose answer is a list of one, or several; for a task that reads several columns, such as pairs
-            or a prompt with two columns, the texts of each row in turn.
+            or a prompt with two columns, the texts of each row in turn, or a tuple for each row.
         on_text: Called with a row's number and each piece of its answer as it is written, row after row; where answers
             are no texts, never. Without it, rows are written side by side, which takes less time.
+    Raises:
+        UsageError: `texts` are no texts, or too many or few for the task's columns.
+        TaskDataError: a row has nothing to read, or something else than text.
     """
     import numpy as np
 
-    from loraxs_search.base_model import load_tokenizer, locate
+    from loraxs_search.base_model import load_tokenizer, locate, use_padded_attention
     from loraxs_search.methods.loading import load_adapter_folder
     from loraxs_search.tasks import RowSource, encode, kind_of
-    from loraxs_search.trial import ask
+    from loraxs_search.tasks.questions import question_rows, shown_question
+    from loraxs_search.trial import ask, base_of
 
+    asked = question_rows(texts)
     folder = _found(registry.adapter_folder, name, base, tracking_uri)
     manifest = registry.verify(folder)
     kind = kind_of(manifest.task)
-    rows = _rows(kind, [texts] if isinstance(texts, str) else texts)
+    rows = _rows(kind, asked)
     model_base = locate(manifest.base_model)
     source = RowSource(load_tokenizer(model_base))
     questions = encode(kind, source.tokenizer, rows)
-    model, shown = load_adapter_folder(folder, base=model_base), [" | ".join(row) for row in rows]
+    if questions.cut is not None and questions.cut.any():
+        cut, limit = int(questions.cut.sum()), kind.task.max_length
+        log.warning("%d of %d rows are longer than max_length=%d: their beginnings are lost", cut, len(rows), limit)
+    model, shown = load_adapter_folder(folder, base=model_base), [shown_question(row) for row in rows]
+    use_padded_attention(base_of(model))
     if on_text is None:
         return ask(model, source, kind.predict(source, questions, shown), model.device)
     predictions = []
@@ -378,8 +429,11 @@ def _advising(name: str, uri: str) -> Iterator[None]:
         raise
 
 
-def _rows(kind: TaskKind, texts: Sequence[str]) -> list[tuple[str, ...]]:
-    names = kind.question_texts
+def _rows(kind: TaskKind, asked: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return rows of the texts that a task takes; those of one text each are taken in turn."""
+    names, texts = kind.question_texts, [row[0] for row in asked if len(row) == 1]
+    if len(texts) < len(asked):
+        return list(asked)
     if len(texts) % len(names):
         raise UsageError(
             f"Task {kind.task.name} takes {len(names)} texts a row, but got {len(texts)} texts.",

@@ -19,16 +19,17 @@ from loraxs_search.bank.continuing import Wishes, continued
 from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
 from loraxs_search.bank.texts import Questions
 from loraxs_search.base_model import load_tokenizer, locate
-from loraxs_search.errors import IntegrityError, UsageError
-from loraxs_search.methods import FILES
+from loraxs_search.errors import IntegrityError, UsageError, one_of
+from loraxs_search.methods import FILES, METHODS, get_method
 from loraxs_search.methods.loading import verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
 from loraxs_search.methods.reference_logits import compare_reference_logits, kept_logits
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, TaskModel, to_json
+from loraxs_search.records import BaseModel, BaseModelRef, Manifest, Prediction, Task, TaskModel, to_json
 from loraxs_search.registry import adapter_folder
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.kinds import Sampling, classifier
+from loraxs_search.tasks.questions import question_rows
 
 _BULK = 4096  # adapters of one call that are added at once
 
@@ -94,10 +95,11 @@ class AdapterBank:
         Raises:
             RegistryError, IntegrityError, BaseModelError, FactorMismatchError: as `pull` and `load_adapter`; what the
                 adapter stores must be R and head alone.
-            UsageError: it does not fit into `max_bytes`.
+            UsageError: it does not fit into `max_bytes`, or is of a method that a bank does not serve.
         """
         folder = adapter_folder(source or name, uri=resolve_uri(tracking_uri))
         manifest, _ = verified_manifest(folder, self.base)
+        _check_method(name, manifest)
         if missing := [file for file in FILES if file not in manifest.files]:
             raise IntegrityError(f"A manifest must vouch for {missing[0]}, but that of {folder} does not.")
         config = LoraXSConfig.from_pretrained(str(folder))
@@ -194,12 +196,12 @@ class AdapterBank:
                 pairs or a prompt with two columns, takes a tuple of as many.
         Raises:
             UsageError: a name is not in the bank, or there is not one for each text.
-            TaskDataError: a task takes another number of texts.
+            TaskDataError: a task takes another number of texts, or a text has nothing to read.
         """
-        texts = [texts] if isinstance(texts, str) else texts
-        names = [names] * len(texts) if isinstance(names, str) else names
-        if len(names) != len(texts):
-            raise UsageError(f"There must be a name for each text, but got {len(names)} for {len(texts)}.")
+        rows = question_rows(texts)
+        names = [names] * len(rows) if isinstance(names, str) else names
+        if len(names) != len(rows):
+            raise UsageError(f"There must be a name for each text, but got {len(names)} for {len(rows)}.")
         _check_rows(names)
         if None in names:
             raise UsageError(
@@ -209,7 +211,7 @@ class AdapterBank:
         with self._lock:  # once: an adapter that is replaced meanwhile has other labels for other numbers
             tasks = [self._store.task(name) for name in names]
             parts = self._store.take(names)
-        questions = Questions(tasks, names, texts, self._tokenizer)
+        questions = Questions(tasks, names, rows, self._tokenizer)
         return questions.predict(BankRows(self._model, parts))
 
     def generate(
@@ -231,12 +233,12 @@ class AdapterBank:
             names: The adapter of each prompt, None for the bare base; or one name for all of them.
             prompts: Several texts, or one, whose answer is a list of one.
             max_new_tokens: Of each row; by default what its adapter's task says, where it says something.
-            stop: Texts that end a row; by default its task's.
+            stop: Texts that end a row, or one; by default its task's.
             sampling: None takes the likeliest token.
             on_text: Called with a prompt's number and each piece of its answer, as it is written.
         Raises:
-            UsageError: the bank's adapters have heads, a name is not in it, there is not one for each prompt, or it is
-                not said how long an answer may be.
+            UsageError: the bank's adapters have heads, a name is not in it, there is not one for each prompt, a prompt
+                is no text or too long for the base, or it is not said how long an answer may be.
             TrialDivergedError: some output is not finite.
         """
         if self._model.has_head:
@@ -244,7 +246,7 @@ class AdapterBank:
                 "Text is written by a bank without heads, but this one's adapters have one.",
                 hint="make a bank of adapters of text-generation, or with `num_labels=None`",
             )
-        prompts = [prompts] if isinstance(prompts, str) else prompts
+        prompts = [row[0] if len(row) == 1 else row for row in question_rows(prompts, "prompts")]
         names = [names] * len(prompts) if isinstance(names, str) else names
         if len(names) != len(prompts):
             raise UsageError(f"There must be a name for each prompt, but got {len(names)} for {len(prompts)}.")
@@ -252,7 +254,7 @@ class AdapterBank:
         with self._lock:
             tasks = {name: None if name is None else self._store.task(name) for name in names}
             parts = self._store.take(names)
-        wishes = Wishes(max_new_tokens, None if stop is None else tuple(stop), sampling)
+        wishes = Wishes.of(max_new_tokens, stop, sampling)
         return continued(names, prompts, tasks, wishes, BankRows(self._model, parts), self._tokenizer, on_text)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -306,6 +308,19 @@ class AdapterBank:
         with self._lock:
             self._store.free_space(layout, names)
             self._store.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
+
+
+def _check_method(name: str, manifest: Manifest) -> None:
+    method = get_method(manifest.hyperparameters.method)
+    if method.serves_in_bank:
+        return
+    known = one_of([other for other, entry in METHODS.importable().items() if entry.serves_in_bank])
+    raise UsageError(
+        f"An adapter of a bank must be of method {known}, but {name} is of method {method.name}.",
+        hint="`loraxs-search pull --format lora` makes it an adapter of which PEFT and vLLM serve many side by side"
+        if "lora" in method.conversions
+        else "load it by itself, with `loraxs_search.load_adapter`",
+    )
 
 
 def _check_rows(names: Sequence[str | None]) -> None:

@@ -22,6 +22,7 @@ from loraxs_search.base_model import (
     matrix,
     missing_poolers,
     probe_sharing,
+    use_padded_attention,
     with_labels,
 )
 from loraxs_search.errors import IntegrityError, TargetModulesError, UsageError, unknown_name
@@ -58,6 +59,7 @@ class BankModel:
     def __init__(self, base: BaseModel, task_model: TaskModel, device: torch.device) -> None:
         self.base, self.device, self.task_model = base, device, task_model
         self.model = load_model(base, task_model, device=device)
+        use_padded_attention(self.model)
         self._context: PassContext[RowMap[StoredRows]] = PassContext()
         self._fingerprints: dict[tuple[str, FactorKey, int, Sigma], tuple[float, ...]] = {}
         self._bodies: set[tuple[float, ...]] = set()  # fingerprints that have been checked

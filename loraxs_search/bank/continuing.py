@@ -10,11 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.answering import write_all
 from loraxs_search.bank.bank_rows import BankRows
-from loraxs_search.errors import TrialDivergedError, UsageError
+from loraxs_search.errors import TrialDivergedError, UsageError, shortened
 from loraxs_search.records import Task
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import Prompt, Sampling, Write
+from loraxs_search.tasks.questions import is_text
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,20 @@ class Wishes:
     max_new_tokens: int | None
     stop: tuple[str, ...] | None
     sampling: Sampling | None
+
+    @classmethod
+    def of(cls, max_new_tokens: int | None, stop: str | Sequence[str] | None, sampling: Sampling | None) -> Wishes:
+        """Check what a caller gives.
+
+        Raises:
+            UsageError: a value is not what it should be.
+        """
+        if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
+            raise UsageError(f"`max_new_tokens` must be a whole number from 1, but got {max_new_tokens!r}.")
+        texts = (stop,) if isinstance(stop, str) else None if stop is None else tuple(stop)
+        if not all(isinstance(text, str) and text for text in texts or ()):
+            raise UsageError(f"`stop` must be texts that are not empty, but got {stop!r}.")
+        return cls(max_new_tokens, texts, sampling)
 
 
 def continued(
@@ -41,6 +56,8 @@ def continued(
     for row, name in enumerate(names):
         rows.setdefault(name, []).append(row)
     writes = {name: _write(encoded, own, tasks[name], wishes) for name, own in rows.items()}
+    for write in writes.values():
+        _check_length(write, tokenizer.model_max_length)
 
     def heard(name: str | None, number: int, piece: str) -> None:
         assert on_text is not None  # else nobody listens
@@ -57,6 +74,11 @@ def continued(
 
 
 def _encoded(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+    if wrong := [row for row, prompt in enumerate(prompts) if not is_text(prompt)]:
+        raise UsageError(
+            f"A prompt must be text, but that of row {wrong[0] + 1} is {shortened(prompts[wrong[0]])}.",
+            hint="give each prompt as a str; `predict` makes it of a row's columns",
+        )
     ids = Prompt.of({"prompt": "{text}"}).ids([(text,) for text in prompts], tokenizer)
     if blank := [row for row, own in enumerate(ids) if not own]:
         raise UsageError(f"A prompt must have a token, but that of row {blank[0] + 1} has none.")
@@ -66,12 +88,21 @@ def _encoded(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Enco
 def _write(encoded: EncodedRows, rows: Sequence[int], task: Task | None, wishes: Wishes) -> Write:
     serving = None if task is None else kind_of(task).serving
     limit = wishes.max_new_tokens or (serving and serving.max_new_tokens)
-    if not limit or limit < 1:
-        whose = "the bare base" if task is None else f"task {task.name}"
+    if not limit:
+        whose = "the bare base" if task is None else f"task {task.name}, of kind {task.kind},"
         raise UsageError(
-            f"`max_new_tokens` must say how long an answer may be, at least 1, but got {wishes.max_new_tokens}, and"
-            f" {whose} says nothing.",
+            f"`max_new_tokens` must say how long an answer may be, but got None, and {whose} says nothing.",
             hint="give max_new_tokens=128, for example",
         )
     stop = wishes.stop if wishes.stop is not None else serving.stop if serving else ()
     return Write(encoded, np.array(rows), limit, stop, wishes.sampling)
+
+
+def _check_length(write: Write, context: int) -> None:
+    lengths = write.source.lengths[write.rows]
+    if (longest := int(lengths.max())) + write.max_new_tokens > context:
+        raise UsageError(
+            f"A prompt and what may be written after it must be at most {context} tokens with this base, but row"
+            f" {write.rows[lengths.argmax()] + 1} has {longest}, and max_new_tokens={write.max_new_tokens}.",
+            hint="shorten the prompt, or lower max_new_tokens",
+        )

@@ -10,12 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.answering import computed
 from loraxs_search.bank.bank_rows import BankRows
-from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Prediction, Task
 from loraxs_search.tasks import RowSource, encode, kind_of
-from loraxs_search.tasks.kinds import Asking, Request, TaskKind, drive
-
-Text = str | tuple[str, ...]
+from loraxs_search.tasks.kinds import Asking, Request, drive
+from loraxs_search.tasks.questions import shown_question
 
 
 class Questions:
@@ -24,18 +22,23 @@ class Questions:
     Args:
         tasks: Of each question's adapter.
         names: Its name.
+        rows: Its texts.
     Raises:
-        TaskDataError: a task takes another number of texts.
+        TaskDataError: a row is not what its task takes.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], names: Sequence[str], texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase
+        self,
+        tasks: Sequence[Task],
+        names: Sequence[str],
+        rows: Sequence[tuple[Any, ...]],
+        tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         self._source = RowSource(tokenizer)
-        self._num = len(texts)
+        self._num = len(rows)
         self._rows: dict[str, list[int]] = {}  # of each adapter
         self._asking: dict[str, Asking[list[Prediction]]] = {}
-        self._add(tasks, names, [(text,) if isinstance(text, str) else tuple(text) for text in texts])
+        self._add(tasks, names, rows)
 
     def predict(self, bank: BankRows) -> list[Prediction]:
         """Return the answers, in the order of the questions; each adapter's are its own task's.
@@ -52,32 +55,23 @@ class Questions:
         return [answer for answer in predictions if answer is not None]
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _add(self, tasks: Sequence[Task], names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
+    def _add(self, tasks: Sequence[Task], names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
         """Tokenise each task's questions at once, and begin to ask each adapter its own."""
         of_task: dict[int, list[int]] = {}
         for row, task in enumerate(tasks):
             of_task.setdefault(id(task), []).append(row)
         for numbers in of_task.values():
             kind = kind_of(tasks[numbers[0]])
-            _check(kind, [rows[row] for row in numbers])
             encoded = encode(kind, self._source.tokenizer, [rows[row] for row in numbers])
             places: dict[str, list[int]] = {}
             for place, row in enumerate(numbers):
                 places.setdefault(names[row], []).append(place)
             for name, own in places.items():
                 self._rows[name] = [numbers[place] for place in own]
-                shown = [" | ".join(rows[row]) for row in self._rows[name]]
+                shown = [shown_question(rows[row]) for row in self._rows[name]]
                 self._asking[name] = kind.predict(self._source, encoded.take(np.array(own)), shown)
 
     def _compute(self, requests: Mapping[str, Request], bank: BankRows) -> dict[str, Any]:
         # An adapter's first question stands for it: fresh rows of a request belong to no question.
         owners = {name: self._rows[name][0] for name in requests}
         return computed(requests, owners, bank, self._source)
-
-
-def _check(kind: TaskKind, rows: Sequence[tuple[str, ...]]) -> None:
-    takes = len(kind.question_texts)
-    if wrong := [row for row in rows if len(row) != takes]:
-        number = "one text" if takes == 1 else "a pair of texts" if takes == 2 else f"{takes} texts"
-        got = wrong[0][0] if len(wrong[0]) == 1 else wrong[0]
-        raise TaskDataError(f"Task {kind.task.name} must be given {number} a row, but got {got!r}.")

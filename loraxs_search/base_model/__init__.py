@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         output_head,
         with_labels,
     )
-    from loraxs_search.base_model.layers import head_shapes, linear_modules, matrix
+    from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules, matrix
     from loraxs_search.base_model.load import load_model, load_tokenizer
     from loraxs_search.base_model.padding import joined, padding_side
     from loraxs_search.base_model.probing import close_to, dummy_inputs, end_with_eos, rounding, timing_inputs
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HeadAlone",
     "Sharing",
+    "body_shapes",
     "check_packable",
     "check_shared",
     "close_to",
@@ -73,6 +74,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "body_shapes": "layers",
     "missing_poolers": "head",
     "close_to": "probing",
     "dummy_inputs": "probing",

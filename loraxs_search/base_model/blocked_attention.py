@@ -102,13 +102,15 @@ def _spans(length: int, num_keys: int, mask: Tensor | None) -> Iterator[tuple[sl
     """Yield queries and how many keys they see at most."""
     count = max(1, length // _BLOCK_QUERIES)
     step = -(-length // count // _MULTIPLE) * _MULTIPLE if count > 1 else length
+    before = num_keys - length  # keys of a cache, before the first query's own
     for start in range(0, length, step):
         stop = min(length, start + step)
-        yield slice(start, stop), stop if _hides_later_keys(mask, start, stop, num_keys) else num_keys
+        seen = before + stop
+        yield slice(start, stop), seen if _hides_keys_from(seen, mask, start, stop, num_keys) else num_keys
 
 
-def _hides_later_keys(mask: Tensor | None, start: int, stop: int, num_keys: int) -> bool:
-    """Whether no query of start..stop sees a key from `stop` on."""
-    if mask is None or stop >= num_keys or mask.shape[2] != num_keys:
+def _hides_keys_from(seen: int, mask: Tensor | None, start: int, stop: int, num_keys: int) -> bool:
+    """Whether no query of start..stop sees a key from `seen` on."""
+    if mask is None or not 0 < seen < num_keys or mask.shape[2] < stop:
         return False
-    return bool(mask[:, :, start:stop, stop:].amax() <= torch.finfo(mask.dtype).min)
+    return bool(mask[:, :, start:stop, seen:].amax() <= torch.finfo(mask.dtype).min)

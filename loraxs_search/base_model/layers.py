@@ -97,6 +97,19 @@ def head_shapes(base: BaseModel, model: TaskModel, head: Head = "full") -> dict[
     }
 
 
+def body_shapes(base: BaseModel, model: TaskModel) -> dict[str, tuple[int, ...]]:
+    """Return the full name and shape of every parameter below the task's head; tied ones once.
+
+    Raises:
+        BaseModelError: the configuration cannot be read or has no model of the task's class.
+    """
+    empty = _without_weights(base, model)
+    heads = set(head_names(empty))
+    return {
+        name: tuple(parameter.shape) for name, parameter in empty.named_parameters() if name.split(".")[0] not in heads
+    }
+
+
 def matrix(layer: nn.Module) -> Tensor:
     """Return a linear layer's weight as the function computes it, shape (out, in); a view."""
     weight = layer.get_parameter("weight")

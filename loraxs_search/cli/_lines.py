@@ -40,6 +40,8 @@ class LinesView:
         slots = f"{facts.num_slots} slot{'s' if facts.num_slots != 1 else ''}"
         why = f" ({facts.why_slots})" if facts.why_slots else ""
         self._write(f"study {facts.study}: {facts.num_trials} trials on {facts.device} ({facts.dtype}), {slots}{why}")
+        for note in facts.notes:
+            self._write(f"note: {note}")
         self._write(f"browse the trials: {self._browse}")
 
     def trial_changed(self, record: TrialRecord) -> None:

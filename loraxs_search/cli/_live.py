@@ -80,7 +80,8 @@ class LiveView:
         if self._facts is None:
             return clock
         hint = Text(f"browse the trials: {self._browse}", style="dim")
-        return Group(self._table(self._facts), self._bar(self._facts), clock, hint)
+        notes = [Text(f"note: {note}", style="yellow") for note in self._facts.notes]
+        return Group(self._table(self._facts), self._bar(self._facts), clock, *notes, hint)
 
     def _table(self, facts: SearchStarted) -> Table:
         rows = leaderboard(list(self._records.values()), facts.task, keep=facts.keep)

@@ -16,6 +16,7 @@ from typer.exceptions import Abort, Exit, TyperException
 from loraxs_search import __version__
 from loraxs_search.cli import (
     check,
+    compare,
     doctor,
     history,
     launch,
@@ -62,7 +63,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _VERBS = (
-    *(check, doctor, launch, status, resume, sync),
+    *(check, doctor, launch, status, compare, resume, sync),
     *(promote, ls, show, history, rollback, rm),
     *(pull, predict, ui),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -49,7 +50,7 @@ SetOption = Annotated[
 ]
 
 
-_OPTIONAL = ("kept", "unparsed", "unended")  # columns of the leaderboard
+_OPTIONAL = ("front", "kept", "unparsed", "unended", "learnt bytes", "from")  # columns of the leaderboard
 
 
 def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
@@ -63,6 +64,12 @@ def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
 def describe_decision(decision: Decision) -> str:
     """Return what a decision was on, for people."""
     return f"{'no trial' if decision.winner is None else f'trial {decision.winner}'} of {decision.study or 'no study'}"
+
+
+def print_warnings(warnings: Sequence[str]) -> None:
+    """Print what people should know of a study to stderr, below its table."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[str] = frozenset()) -> None:
@@ -81,8 +88,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Sequence[Yardstick] = ()) -> None:
     """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks.
 
-    Columns that only some studies have are left out where no trial has a value: the step that is kept, and of written
-    answers the shares `unparsed` and `unended`.
+    Columns that only some studies have are left out where no trial has a value: whether it is on the front of score and
+    bytes, the step that is kept, of written answers the shares `unparsed` and `unended`, of files with projections,
+    which a seed or the base gives back, the bytes without them, and the earlier trial that params are from. Of several
+    methods, what each trains is not R alone.
     """
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     cells = [*(_cells(row, task) for row in rows), *(_yardstick_cells(yardstick, task) for yardstick in yardsticks)]
@@ -91,14 +100,16 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     params += [[""] * len(varying) for _ in yardsticks]
     names = [name for name in _columns(task) if name not in empty]
     body = [[*(row[name] for name in names), *own] for row, own in zip(cells, params, strict=True)]
-    print_table([*names, *varying], body, right=frozenset(names[2:]))
+    shown = ["parameters" if name == "R" and "method" in varying else name for name in names]
+    print_table([*shown, *varying], body, right=frozenset(shown[2:]) - {"from"})
 
 
 def _columns(task: Task) -> list[str]:
     """Return the names of all columns but those of params."""
     validated = [] if task.report_metric is None else [f"validation {task.metric}"]
     scores = [task.search_metric, *validated, f"test {task.metric}"]
-    return ["trial", "state", "step", "kept", *scores, "unparsed", "unended", "R", "bytes", "seconds"]
+    sizes = ["R", "bytes", "learnt bytes"]
+    return ["trial", "state", "front", "step", "kept", *scores, "unparsed", "unended", *sizes, "seconds", "from"]
 
 
 def _names(rows: Sequence[LeaderboardRow]) -> list[str]:
@@ -110,6 +121,7 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
     return {
         "trial": row.trial_id,
         "state": row.state.value,
+        "front": "*" if row.on_front else "-",
         "step": str(row.step),
         "kept": _value(row.kept_step),
         f"validation {task.metric}": _score(row.candidate_score),
@@ -119,7 +131,9 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
         "unended": _score(row.unended),
         "R": _value(row.r_parameters),
         "bytes": _value(row.stored_bytes),
+        "learnt bytes": _value(row.without_projection),
         "seconds": f"{row.seconds:.1f}",
+        "from": f"{row.warm_start.study}/{row.warm_start.trial_id}" if row.warm_start else "-",
     }
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.cli._interrupts import interrupts
-from loraxs_search.cli._output import emit, print_leaderboard
+from loraxs_search.cli._output import emit, print_leaderboard, print_warnings
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.records import Yardstick, to_json
-from loraxs_search.reports import LeaderboardRow, leaderboard, shown_yardsticks
+from loraxs_search.reports import LeaderboardRow, leaderboard, score_warnings, shown_yardsticks
 from loraxs_search.studies import StudyFolder, StudyInfo
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ def _interrupted(studies: Iterable[str | None]) -> Exception:
 def show_result(result: SearchResult, as_json: bool) -> None:
     """Print the leaderboard to stdout and what to do next to stderr."""
     info, rows, yardsticks = _leaderboard(result)
-    value = _as_data(result, rows, yardsticks)
+    value = _as_data(result, info, rows, yardsticks)
     emit(as_json, value, lambda: print_leaderboard(rows, info.task, yardsticks))
-    _say_what_next(result, info, len(rows))
+    _say_what_next(result, info, rows)
 
 
 def show_results(results: Sequence[SearchResult], as_json: bool) -> None:
@@ -105,30 +105,36 @@ def show_results(results: Sequence[SearchResult], as_json: bool) -> None:
             show_result(result, as_json)
         return
     boards = [(result, *_leaderboard(result)) for result in results]
-    print(to_json([_as_data(result, rows, yardsticks) for result, _, rows, yardsticks in boards], indent=2))
+    print(to_json([_as_data(*board) for board in boards], indent=2))
     for result, info, rows, _ in boards:
-        _say_what_next(result, info, len(rows))
+        _say_what_next(result, info, rows)
 
 
 def _leaderboard(result: SearchResult) -> tuple[StudyInfo, list[LeaderboardRow], list[Yardstick]]:
     folder = StudyFolder.open(result.study)
-    rows = leaderboard(result.trials, folder.info.task, result.candidates, folder.info.search.keep)
+    plan = folder.info.search
+    rows = leaderboard(result.trials, folder.info.task, result.candidates, plan.keep, plan.objectives)
     return folder.info, rows, shown_yardsticks(folder.yardsticks(), finished=True)
 
 
-def _as_data(result: SearchResult, rows: Sequence[LeaderboardRow], yardsticks: Sequence[Yardstick]) -> dict[str, Any]:
+def _as_data(
+    result: SearchResult, info: StudyInfo, rows: Sequence[LeaderboardRow], yardsticks: Sequence[Yardstick]
+) -> dict[str, Any]:
     return {
         "study": result.study,
         "wall_s": result.wall_s,
         "notice": result.notice,
         "trials": rows,
+        "front": result.front,
         "yardsticks": yardsticks,
+        "warnings": score_warnings(rows, info.task),
     }
 
 
-def _say_what_next(result: SearchResult, info: StudyInfo, num_trials: int) -> None:
+def _say_what_next(result: SearchResult, info: StudyInfo, rows: Sequence[LeaderboardRow]) -> None:
     if result.notice:
         print(f"\nnotice: {result.notice}", file=sys.stderr)
-    print(f"\nstudy {result.study}: {num_trials} trials in {result.wall_s:.0f} s", file=sys.stderr)
+    print(f"\nstudy {result.study}: {len(rows)} trials in {result.wall_s:.0f} s", file=sys.stderr)
+    print_warnings(score_warnings(rows, info.task))
     print(f"browse the trials: {_browse(info.tracking_uri)}", file=sys.stderr)
     print(f"next: loraxs-search promote {result.study}", file=sys.stderr)

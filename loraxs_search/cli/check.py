@@ -13,7 +13,7 @@ import typer
 from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table
 
 if TYPE_CHECKING:
-    from loraxs_search.records import BaseModel, DataReport, LinearModule, Split
+    from loraxs_search.records import AdapterSize, BaseModel, DataReport, LinearModule, Split, WarmTrials
     from loraxs_search.search.cluster.placement import PackSize
     from loraxs_search.search_space import Space, SpaceDescription
 
@@ -26,14 +26,17 @@ def command(
     """Check a space against its base model; nothing is trained.
 
     Reports every mistake of the file, with its line. For a valid space it prints how many combinations there are, the
-    smallest and the largest adapter, and the layers of each module group.
+    smallest and the largest adapter, and the layers of each module group. With `warm_start` it says which trials of
+    earlier studies the search begins with, and what is left out.
 
     With --data it also reads the rows. It prints how many there are, how many of them two splits share, and how many
     trials would share this machine. It warns if scores would look better than they are, for instance because test rows
     are also in the training rows.
     """
-    from loraxs_search.base_model import head_shapes, linear_modules
+    from loraxs_search.base_model import body_shapes, head_shapes, linear_modules
+    from loraxs_search.mlflow_uri import resolve_uri
     from loraxs_search.records import Head
+    from loraxs_search.search.driver.warm_start import warm_trials
     from loraxs_search.search_space import describe, load_space
     from loraxs_search.tasks import kind_of
 
@@ -42,7 +45,9 @@ def command(
     task = loaded.task
     model = kind_of(task).model
     modules = linear_modules(base, model)
-    description = describe(loaded, modules, heads={head: head_shapes(base, model, head) for head in get_args(Head)})
+    heads = {head: head_shapes(base, model, head) for head in get_args(Head)}
+    description = describe(loaded, modules, heads=heads, body=body_shapes(base, model))
+    warm = warm_trials(loaded, base.weight_digest, resolve_uri())
     rows = _check_rows(loaded, base, modules, description.largest.size.head_parameters) if data else None
     value = {
         "space": loaded.name,
@@ -52,8 +57,9 @@ def command(
         "pack_size": rows and rows.pack_size,
         "warnings": rows.warnings if rows else [],
         "description": description,
+        "warm_start": warm,
     }
-    emit(as_json, value, lambda: _show(loaded, base, description, rows))
+    emit(as_json, value, lambda: _show(loaded, base, description, rows, warm))
     sys.stdout.flush()
     for warning in rows.warnings if rows else ():
         print(f"warning: {warning}", file=sys.stderr)
@@ -98,30 +104,46 @@ def _check_rows(space: Space, base: BaseModel, modules: Sequence[LinearModule], 
     return _Rows(scored, prepared.report, data_warnings(prepared.report, scored), pack_size)
 
 
-def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> None:
-    from loraxs_search.methods import get_method
-
-    for key, value in _summary(space, base, description, rows).items():
+def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None, warm: WarmTrials) -> None:
+    summary = _summary(space, base, description, rows)
+    if space.warm_start is not None:
+        started = f"the first {len(warm.trials)} trials have params of {', '.join(warm.studies)}"
+        summary["warm start"] = "; ".join([*([started] if warm.trials else []), *warm.notes])
+    for key, value in summary.items():
         print(f"{key:<11} {value}")
     print()
-    extremes = {"smallest": description.smallest, "largest": description.largest}
-    numbers = (get_method(space.method).symbol, "head", "bytes")
-    columns = ("adapter", *description.smallest.params, "modules", *numbers)
-    body = [
-        (
-            name,
-            *map(str, it.params.values()),
-            it.target_modules,
-            *map(_count, (it.size.r_parameters, it.size.head_parameters, it.size.stored_bytes)),
-        )
-        for name, it in extremes.items()
-    ]
-    print_table(columns, body, right=frozenset({*description.smallest.params, *numbers}))
-    for remark in description.remarks:
-        print(f"\n{remark}")
+    _show_extremes(description)
     for group in description.groups:
         print(f"\n{group.expression}: {len(group.modules)} modules")
         print("\n".join(f"  {name}" for name in fold_layers(group.modules)))
+
+
+def _show_extremes(description: SpaceDescription) -> None:
+    """Print the smallest and the largest adapter, of each method where there are several."""
+    from loraxs_search.methods import get_method
+
+    methods, several = description.methods, len(description.methods) > 1
+    shapes = [(name, shape) for each in methods.values() for name, shape in vars(each).items()]
+    params = list(dict.fromkeys(name for _, shape in shapes for name in shape.params))
+    numbers = ("parameters" if several else get_method(shapes[0][1].method).symbol, "head", "bytes")
+    if any(shape.size.without_projection is not None for _, shape in shapes):
+        numbers = (*numbers, "learnt bytes")
+    columns = ("adapter", *(["method"] if several else []), *params, "modules", *numbers)
+    body = [
+        (
+            name,
+            *([shape.method] if several else []),
+            *(str(shape.params.get(param, "-")) for param in params),
+            shape.target_modules,
+            *map(_count, _numbers(shape.size)[: len(numbers)]),
+        )
+        for name, shape in shapes
+    ]
+    print_table(columns, body, right=frozenset({*params, *numbers}))
+
+
+def _numbers(size: AdapterSize) -> tuple[int | None, ...]:
+    return size.r_parameters, size.head_parameters, size.stored_bytes, size.without_projection
 
 
 def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> dict[str, Any]:
@@ -129,13 +151,14 @@ def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows:
     from loraxs_search.tasks import kind_of
 
     task, plan = space.task, space.search
-    searched = [name for name, parameter in space.parameters.items() if parameter.distribution.size != 1]
+    searched = [name for name, parameter in space.parameters.items() if parameter.size != 1]
     size = "continuous" if description.combinations is None else f"{description.combinations:,} combinations"
     facts = {
         "space": f"{space.name} ({space.source})",
         "task": f"{task.name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
-        + (f", trials by {task.report_metric}" if task.report_metric else ""),
-        "method": get_method(space.method).title,
+        + (f", trials by {task.report_metric}" if task.report_metric else "")
+        + (f"; {', '.join(plan.objectives)} together" if plan.objectives else ""),
+        "method": ", ".join(get_method(name).title for name in space.methods),
         "base model": f"{base.id}, weights {base.weight_digest[:12]}",
         "searched": f"{', '.join(searched) or 'nothing'}: {size}",
         "budget": f"{plan.trials} trials of at most {plan.max_steps} steps, scored every {plan.report_every}",
@@ -145,6 +168,8 @@ def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows:
         facts["start from"] = f"{space.start_from}, as the registry has it at launch"
     if kind_of(task).shots:
         facts["at the end"] = _end(space, rows)
+    if description.notes:
+        facts["note"] = "; ".join(description.notes)
     return facts if rows is None else facts | _counts(rows)
 
 
@@ -194,5 +219,5 @@ def _span(numbers: Sequence[int]) -> str:
     return f"{{{numbers[0]}-{numbers[-1]}}}" if whole else f"{{{','.join(map(str, numbers))}}}"
 
 
-def _count(number: int) -> str:
-    return f"{number:,}"
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"

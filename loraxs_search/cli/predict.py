@@ -40,7 +40,7 @@ def command(
         stream.end()
         return
     emit(as_json, predictions, lambda: _show(predictions))
-    if len(texts) > 1 and not any(len(text.split()) > 1 for text in texts):
+    if len(predictions) == len(texts) > 1 and not any(len(text.split()) > 1 for text in texts):
         sys.stdout.flush()
         print(f"note: {len(predictions)} rows of one word each; put a text of several words in quotes", file=sys.stderr)
 

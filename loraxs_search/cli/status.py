@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table
+from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table, print_warnings
 from loraxs_search.errors import StudyError
-from loraxs_search.reports import leaderboard, progress, shown_yardsticks
+from loraxs_search.reports import front, leaderboard, progress, score_warnings, shown_yardsticks, study_state
 from loraxs_search.studies import StudyFolder, list_studies
 
 
@@ -31,7 +31,10 @@ def command(
 
     Where trials are compared by another metric than the task's, the table has both: the trials' own, and the task's,
     which only candidates have. Of written answers, `unparsed` is the share in which no answer was found, and `unended`
-    the share that the bound on new tokens ended.
+    the share that the bound on new tokens ended. A warning names either of them where it is a tenth or more.
+
+    Where score and stored bytes are searched for together, `front` marks the complete trials that no other one beats in
+    both. `--json` lists them by bytes.
 
     Below the trials are the yardsticks, simple models scored on the same rows: `constant` is the best constant answer,
     `tfidf` a linear model on TF-IDF, `features` a linear model on the untouched base's features of 500 train rows. Both
@@ -50,20 +53,23 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
     info, records = folder.info, folder.journal().records
     counts = progress(records.values(), info.search)
     candidates = folder.candidates()
-    rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep)
+    rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep, info.search.objectives)
     yardsticks = shown_yardsticks(folder.yardsticks(), finished=candidates is not None)
-    value = {
+    value: dict[str, Any] = {
         "study": folder.name,
-        "state": _state(folder),
+        "state": study_state(folder),
         "progress": counts,
         "trials": rows,
+        "front": front(records.values(), folder.keep_rule) if info.search.objectives else [],
         "yardsticks": yardsticks,
+        "warnings": score_warnings(rows, info.task),
     }
 
     def show() -> None:
         print_leaderboard(rows, info.task, yardsticks)
-        talk = f"\n{folder.name}: {_state(folder)}, {counts.ended}/{counts.num_trials} trials ended"
+        talk = f"\n{folder.name}: {study_state(folder)}, {counts.ended}/{counts.num_trials} trials ended"
         print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
+        print_warnings(value["warnings"])
 
     emit(as_json, value, show)
 
@@ -85,15 +91,9 @@ def _summary(name: str) -> tuple[str, str, str, str, str]:
     try:
         folder = StudyFolder.open(name)
         counts = progress(folder.journal().records.values(), folder.info.search)
-        state = _state(folder)
+        state = study_state(folder)
     except StudyError as error:  # the others are shown all the same
         print(f"warning: {error.message}", file=sys.stderr)
         return name, "-", "damaged", "-", "-"
     created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.info.created_at))
     return name, folder.info.task.name, state, f"{counts.ended}/{counts.num_trials}", created
-
-
-def _state(folder: StudyFolder) -> str:
-    if folder.is_running():
-        return "running"
-    return "finished" if folder.candidates() is not None else "interrupted"

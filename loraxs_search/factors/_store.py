@@ -79,6 +79,10 @@ class FactorStore:
             self._memory[key] = remembered
         return remembered.factors
 
+    def checkpoint_weight(self, weight: Tensor) -> Tensor:
+        """Return the checkpoint's own weight of a layer: the one that is decomposed; itself by default."""
+        return weight
+
     def identify(self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto") -> tuple[str, str]:
         """Return the key of a weight's factor file, and the checksum of the numbers that `get` gives for it."""
         resolved = resolve_driver(driver, basis, *weight.shape)

@@ -34,7 +34,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from loraxs_search.errors import UsageError
-from loraxs_search.methods._names import Shapes
+from loraxs_search.methods._names import BYTES_PER_PARAMETER, Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.records import AdapterSize, Basis, Estimate, Head, Hyperparameters, LinearModule, Manifest, Scalar
 
@@ -170,7 +170,17 @@ class Method(ABC):
     sized_by: ClassVar[tuple[str, ...]] = ()
     """Those of its own parameters, integers or words, that decide what is stored."""
     packed: ClassVar[PackedMethod | None] = None
-    """How trials share passes. None: each trains alone, and a host advances it between the rounds of the others."""
+    """How trials share passes, if `can_pack` says so. None: each trains alone, between the rounds of the others."""
+    is_yardstick: ClassVar[bool] = False
+    """Whether its trials are there to be compared with: candidates only where `promotion.methods` names it."""
+    has_adapter: ClassVar[bool] = True
+    """Whether what it trains is kept as an adapter. Of a method without one only metrics are recorded."""
+    needs_head: ClassVar[bool] = False
+    """Whether a task must have a head for it."""
+    advice: ClassVar[str] = ""
+    """What is worth knowing before a search with it, for people: a clause that follows its name."""
+    serves_in_bank: ClassVar[bool] = False
+    """Whether an `AdapterBank` takes its adapters: it knows the numbers of LoRA-XS alone."""
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({})
     """Form (`lora`, `merged`) to what writes a loaded adapter in it: (model, manifest, new folder, asked rank).
 
@@ -194,6 +204,26 @@ class Method(ABC):
         """Return its own parameters, those left out at their defaults, in the order of the declaration."""
         values = {name: params.get(name, spec.default) for name, spec in self.parameters.items()}
         return {name: value for name, value in values.items() if value is not None}
+
+    def can_pack(self, params: Mapping[str, Scalar]) -> bool:
+        """Whether a trial can share passes; by default all can where `packed` is there.
+
+        Args:
+            params: All of its own parameters.
+        """
+        return self.packed is not None
+
+    def slot_bytes(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], num_workers: int) -> int:
+        """Return the memory that a packed trial takes on a device, without its head and activations.
+
+        By default each trained number, its two moments and its copy in a pass, and a gradient for each worker.
+
+        Args:
+            params: All of its own parameters.
+            modules: That it adapts.
+            num_workers: Passes that may be computed at the same time.
+        """
+        return BYTES_PER_PARAMETER * self.size(params, modules, {}, {}).r_parameters * (4 + num_workers)
 
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:  # noqa: B027
         """Hold its own parameters against the layers that a trial adapts; any fit by default.
@@ -259,16 +289,21 @@ class Method(ABC):
         return ()
 
     def remark(self, params: Mapping[str, Scalar]) -> str:
-        """Return what people should know of adapters with these own parameters, for `check` and model cards."""
+        """Return what people should know of adapters with these own parameters: a clause for `check` and cards."""
         return ""
 
     def lora_rank(self, hyper: Hyperparameters) -> int:
         """Return the largest rank that a layer of the adapter has as plain LoRA, where `conversions` has that form."""
-        return hyper.rank
+        return int(self.params(hyper).get("rank", 0))
 
     @abstractmethod
     def size(
-        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], head: Shapes, identity: Shapes
+        self,
+        params: Mapping[str, Scalar],
+        modules: Sequence[LinearModule],
+        head: Shapes,
+        identity: Shapes,
+        body: Shapes = MappingProxyType({}),
     ) -> AdapterSize:
         """Return what `measure` returns for an adapter of these, without any weights.
 
@@ -276,6 +311,7 @@ class Method(ABC):
             modules: That are adapted.
             head: Parameters of the head that are trained.
             identity: Parameters of `HeadPlan.identity`.
+            body: Parameters of the base below its head, for methods that train them.
         """
 
     # ---- work --------------------------------------------------------------------------------------------------------
@@ -317,8 +353,12 @@ class Method(ABC):
         """Take the adapter off what `attach` returned, and return the base, frozen."""
 
     @abstractmethod
-    def is_adapter(self, name: str) -> bool:
-        """Whether the trained parameter of this name is the adapter's, else the head's, which has its own rate."""
+    def is_adapter(self, name: str, model: PeftModel | PreTrainedModel) -> bool:
+        """Whether the trained parameter of this name is the adapter's, else the head's, which has its own rate.
+
+        Args:
+            model: What `attach` returned.
+        """
 
     @abstractmethod
     def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:

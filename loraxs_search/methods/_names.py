@@ -5,16 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from math import prod
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 ADAPTER = "default"  # the one adapter of a trial, and of a loaded folder
-ROOT = "base_model.model."
+TOP = "base_model."  # of what a tuner has once for all layers
+ROOT = f"{TOP}model."
 R = "loraxs_R"  # what the LoRA-XS tuner calls R, the one tensor that it stores of each layer
 A, B = "loraxs_A", "loraxs_B"  # stored where they are the adapter's own, those of a gradient
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 BYTES_PER_PARAMETER = 4  # adapter and head are stored in float32
+PROJECTION_SEED = (
+    0  # of all projections, whatever the trial's seed: what a seed gives back is the same for all adapters
+)
 
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by full name in the base
+
+
+class StoredTensor(NamedTuple):
+    """A tensor of an adapter's file."""
+
+    shape: tuple[int, ...]
+    dtype: str = "F32"
+
+
+_NONE: Mapping[str, StoredTensor] = MappingProxyType({})
+_ORDER = ("U8", "I16", "I32", "F32", "I64")  # of safetensors' own enumeration
+_ITEM_BYTES = {"U8": 1, "I16": 2, "I32": 4, "I64": 8, "F32": BYTES_PER_PARAMETER}
 
 
 def head_parameter(name: str, owners: Iterable[str]) -> str:
@@ -28,16 +45,22 @@ def head_parameter(name: str, owners: Iterable[str]) -> str:
     return f"{ROOT}{owner}.modules_to_save.{ADAPTER}.{name.removeprefix(f'{owner}.')}"
 
 
-def file_bytes(tensors: Shapes) -> int:
-    """Return the length of a PEFT adapter's safetensors file with these float32 tensors.
+def file_bytes(tensors: Shapes, others: Mapping[str, StoredTensor] = _NONE, *, root: str = ROOT) -> int:
+    """Return the length of a safetensors file with these tensors.
 
-    8 bytes + a JSON header, padded to 8, that names each tensor in alphabetical order + 4 bytes a number. With a small
-    rank the header is a good part of the file.
+    8 bytes + a JSON header, padded to 8, that names each tensor + its numbers. Tensors stand in the order of their
+    dtype, the widest first, then of their names. With a small rank the header is a good part of the file.
+
+    Args:
+        tensors: In float32.
+        others: By full name in the file.
+        root: What the names of `tensors` have before them in the file.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    stored = {f"{root}{name}": StoredTensor(shape) for name, shape in tensors.items()} | dict(others)
     end = 0
-    for name in sorted(tensors):
-        start, end = end, end + BYTES_PER_PARAMETER * prod(tensors[name])
-        header[f"{ROOT}{name}"] = {"dtype": "F32", "shape": list(tensors[name]), "data_offsets": [start, end]}
+    for name, tensor in sorted(stored.items(), key=lambda item: (-_ORDER.index(item[1].dtype), item[0])):
+        start, end = end, end + _ITEM_BYTES[tensor.dtype] * prod(tensor.shape)
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + length + -length % 8 + end

@@ -15,14 +15,14 @@ class ParameterSpec:
     """The law of a parameter.
 
     Args:
-        kind: `int`, `float`, `name` (one of `names`), or `modules` (the search space's own).
+        kind: `int`, `float`, `flag` (true or false), `name` (one of `names`), or `modules` (the search space's own).
         default: Its value where a space leaves it out; None means that a space must give one.
         low: Least value; itself allowed unless `above`.
         high: Largest value; itself allowed unless `below`.
         names: The words allowed, for a parameter of kind `name`.
     """
 
-    kind: Literal["int", "float", "name", "modules"]
+    kind: Literal["int", "float", "flag", "name", "modules"]
     low: float = 0.0
     above: bool = False
     high: float = math.inf
@@ -33,6 +33,8 @@ class ParameterSpec:
     def __str__(self) -> str:
         if self.kind == "name":
             return f"one of: {one_of(self.names)}"
+        if self.kind == "flag":
+            return "true or false"
         noun = "an integer" if self.kind == "int" else "a number"
         if self.below:
             return f"{noun} of at least {self.low:g} and below {self.high:g}"
@@ -50,6 +52,10 @@ class ParameterSpec:
             if value not in self.names:
                 raise ValueError(f"must be one of: {one_of(self.names, value)}")
             return str(value)
+        if self.kind == "flag":
+            if not isinstance(value, bool):
+                raise ValueError(f"must be {self}")
+            return value
         return self._number(value)
 
     def same(self, one: Scalar, other: Scalar) -> bool:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import importlib.util
 import tempfile
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from loraxs_search.errors import TargetModulesError, UsageError
 from loraxs_search.methods._base import Conversion, HeadPlan, Method
-from loraxs_search.methods._names import ADAPTER, FILES, Shapes, file_bytes
+from loraxs_search.methods._names import ADAPTER, FILES, Shapes, StoredTensor, file_bytes
 from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Scalar, Serving
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from loraxs_search.factors import FactorStore
@@ -48,14 +53,49 @@ def _set_generation(model: PreTrainedModel, serving: Serving) -> None:
     settings.top_p, settings.top_k = (serving.top_p, 0) if serving.temperature else (None, None)
 
 
+def low_rank(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
+    """Write the same function as plain LoRA, exactly, where the method's update is of its own `rank`.
+
+    Raises:
+        UsageError: its rank is above `rank`.
+    """
+    from loraxs_search.methods import get_method
+    from loraxs_search.methods._low_rank import write_lora
+
+    title = get_method(manifest.hyperparameters.method).title
+    write_lora(peft_model(model), manifest, title, folder, rank)
+
+
+def low_rank_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
+    """Write the same function as plain LoRA for llama.cpp, exactly, with what Ollama needs.
+
+    Raises:
+        UsageError: it has a head, or llama.cpp has no such layers.
+    """
+    from loraxs_search.methods import get_method
+    from loraxs_search.methods._low_rank import write_gguf
+
+    write_gguf(peft_model(model), manifest, get_method(manifest.hyperparameters.method).title, folder)
+
+
+LOW_RANK: Mapping[str, Conversion] = MappingProxyType({"lora": low_rank, "merged": merge, "gguf": low_rank_gguf})
+
+
 class PeftMethod(Method):
     """Implements a method with a PEFT tuner.
 
     A subclass says `config`, `stored`, and what it declares. Its config must take `target_modules` and
     `modules_to_save`. Layers that are to be the identity are stored whole, as PEFT has no other place for them; a
-    method whose config has one overrides `attachment` and `stored_identity`.
+    method whose config has one overrides `attachment` and `stored_identity`. A file that holds more than what is
+    trained at each layer is told by `stored_beside`, `num_trained` and `projections`.
     """
 
+    tuner: ClassVar[str] = ""
+    """The tuner's folder in PEFT, where not every version has it."""
+    projections: ClassVar[tuple[str, ...]] = ()
+    """Last parts of names in the file whose tensors a seed, or the base's own weights, give back."""
+    reads_weights: ClassVar[bool] = False
+    """Whether an adapter starts from the base's numbers or in their dtype: the checkpoint's then, on the CPU."""
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({"merged": merge})
 
     @abstractmethod
@@ -70,6 +110,24 @@ class PeftMethod(Method):
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         """Return the adapter's tensors as PEFT stores them: name in the base to shape; float32, all of them trained."""
 
+    def stored_beside(
+        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> Mapping[str, StoredTensor]:
+        """Return what else the adapter's file holds, by full name there; nothing by default."""
+        return {}
+
+    def num_trained(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> int:
+        """Return how many numbers of the adapter are trained: all of `stored` by default."""
+        return sum(map(prod, self.stored(params, modules).values()))
+
+    def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
+        """Refuse a method whose tuner the installed PEFT lacks; one that has laws of its own calls this first.
+
+        Raises:
+            UsageError: it is not there; the message has PEFT's version.
+        """
+        check_tuner(self.name, self.tuner)
+
     def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
         """Return where PEFT puts the adapter, and what goes with it."""
         saved = [*head.trained, *head.identity]
@@ -80,11 +138,22 @@ class PeftMethod(Method):
         return identity
 
     def size(
-        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], head: Shapes, identity: Shapes
+        self,
+        params: Mapping[str, Scalar],
+        modules: Sequence[LinearModule],
+        head: Shapes,
+        identity: Shapes,
+        body: Shapes = MappingProxyType({}),
     ) -> AdapterSize:
-        own = self.stored(params, modules)
-        num_bytes = file_bytes({**own, **head, **self.stored_identity(identity)})
-        return AdapterSize(sum(map(prod, own.values())), sum(map(prod, head.values())), num_bytes)
+        tensors = {**self.stored(params, modules), **head, **self.stored_identity(identity)}
+        beside = self.stored_beside(params, modules)
+        needed = {name: tensor for name, tensor in beside.items() if not self._is_projection(name)}
+        return AdapterSize(
+            self.num_trained(params, modules),
+            sum(map(prod, head.values())),
+            file_bytes(tensors, beside),
+            None if len(needed) == len(beside) else file_bytes(tensors, needed),
+        )
 
     def attach(
         self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
@@ -92,24 +161,31 @@ class PeftMethod(Method):
         import torch
         from peft import get_peft_model
 
+        check_linear(model, hyper.target_modules)
         config = self.config(hyper, self.attachment(hyper, head))
-        with torch.random.fork_rng(devices=[]):
+        read = hyper.target_modules if self.reads_weights else ()
+        if hasattr(config, "fan_in_fan_out"):  # PEFT finds out too, with a warning
+            config.fan_in_fan_out = _keeps_in_out(model, hyper.target_modules)
+        with torch.random.fork_rng(devices=[]), exact_weights(model, read, factors):
             torch.default_generator.manual_seed(hyper.seed)  # the CPU's alone, where PEFT draws
             try:
                 adapted = get_peft_model(model, config, adapter_name=ADAPTER)
             except BaseException:
                 _unwrap(model)
                 raise
+        stored: Any = adapted.peft_config[ADAPTER]
+        if isinstance(stored.target_modules, set):  # the fewest endings that tell layers apart, in any order
+            stored.target_modules = list(hyper.target_modules)
         for name in set(head.identity) & set(getattr(config, "modules_to_save", None) or ()):
             adapted.get_base_model().get_submodule(name).requires_grad_(False)
-        return adapted
+        return adapted.to(model.device)  # PEFT leaves projections on the CPU
 
     def detach(self, model: PeftModel | PreTrainedModel) -> PreTrainedModel:
         base = unloaded(peft_model(model))
         base.requires_grad_(False)
         return base
 
-    def is_adapter(self, name: str) -> bool:
+    def is_adapter(self, name: str, model: PeftModel | PreTrainedModel) -> bool:
         return ".modules_to_save." not in name
 
     def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
@@ -117,20 +193,99 @@ class PeftMethod(Method):
         from peft import get_peft_model_state_dict
 
         trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-        own = sum(count for name, count in trained.items() if self.is_adapter(name))
-        stored = get_peft_model_state_dict(model, adapter_name=ADAPTER)
-        content = safetensors.torch.save({k: v.contiguous() for k, v in stored.items()}, {"format": "pt"})
-        return AdapterSize(own, sum(trained.values()) - own, len(content))
+        own = sum(count for name, count in trained.items() if self.is_adapter(name, model))
+        stored = get_peft_model_state_dict(model, self.saved_state(model), adapter_name=ADAPTER)
+        needed = {name: tensor for name, tensor in stored.items() if not self._is_projection(name)}
+        sizes = [
+            len(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, {"format": "pt"}))
+            for tensors in (stored, needed)
+        ]
+        without = None if len(needed) == len(stored) else sizes[1]
+        return AdapterSize(own, sum(trained.values()) - own, sizes[0], without)
+
+    def saved_state(self, model: PeftModel | PreTrainedModel) -> dict[str, Tensor] | None:
+        """Return the state dict that PEFT takes an adapter's tensors from; None means the model's own."""
+        return None
 
     def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
         with tempfile.TemporaryDirectory() as folder:
-            peft_model(model).save_pretrained(folder)
+            peft_model(model).save_pretrained(folder, state_dict=self.saved_state(model))
             return {name: (Path(folder) / name).read_bytes() for name in FILES}
 
     def load(self, base: PreTrainedModel, folder: Path, device: str) -> PeftModel:
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(base, str(folder), torch_device=device)
+        if not self.reads_weights:
+            return PeftModel.from_pretrained(base, str(folder), torch_device=device)
+        loaded: PeftModel = PeftModel.from_pretrained(base.to("cpu"), str(folder), torch_device="cpu")
+        return loaded.to(device)
+
+    def _is_projection(self, name: str) -> bool:
+        return name.rpartition(".")[2] in self.projections
+
+
+def check_tuner(method: str, tuner: str) -> None:
+    """Refuse a method whose tuner the installed PEFT lacks; PEFT itself is not imported.
+
+    Args:
+        tuner: Its folder there; nothing is checked where it is empty.
+    Raises:
+        UsageError: it is not there; the message has PEFT's version.
+    """
+    package = importlib.util.find_spec("peft")
+    places = (package.submodule_search_locations if package else None) or ()
+    if tuner and not any((Path(place) / "tuners" / tuner).is_dir() for place in places):
+        version = importlib.metadata.version("peft") if package else "none"
+        raise UsageError(
+            f"`method: {method}` must be one that the installed PEFT has, but peft {version} lacks it.",
+            hint=f"install a version with `peft.tuners.{tuner}` here and on every node, or leave the method out",
+        )
+
+
+def check_linear(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Refuse what is no linear layer: some tuners take embeddings, which no method here means.
+
+    Raises:
+        TargetModulesError: a module is there, and is another one.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    modules = dict(model.named_modules())
+    for name in names:
+        if name in modules and not isinstance(modules[name], nn.Linear | Conv1D):
+            raise TargetModulesError(
+                f"`target_modules` must be linear layers, but {name} is {type(modules[name]).__name__}."
+            )
+
+
+@contextlib.contextmanager
+def exact_weights(model: PreTrainedModel, names: Sequence[str], factors: FactorStore | None) -> Iterator[None]:
+    """Give layers the checkpoint's own weights for a while, on the CPU: what is made of them is the same on any device.
+
+    Rounded weights have other singular vectors, and another device computes others. The base's own weights stay as
+    they are: other threads may compute with them.
+
+    Args:
+        names: Of the layers; those that the model lacks are left to PEFT to refuse.
+        factors: Knows the checkpoint's weights; None where the model has them itself.
+    """
+    from torch import nn
+
+    modules = dict(model.named_modules())
+    held: list[tuple[nn.Module, nn.Parameter]] = [
+        (layer, weight)
+        for name in names
+        if isinstance(weight := getattr(layer := modules.get(name), "weight", None), nn.Parameter) and layer is not None
+    ]
+    try:
+        for layer, weight in held:
+            exact = weight if factors is None else factors.checkpoint_weight(weight)
+            layer.weight = nn.Parameter(exact.detach().to("cpu"), requires_grad=False)
+        yield
+    finally:
+        for layer, weight in held:
+            layer.weight = weight
 
 
 def peft_model(model: PeftModel | PreTrainedModel) -> PeftModel:
@@ -139,6 +294,14 @@ def peft_model(model: PeftModel | PreTrainedModel) -> PeftModel:
 
     assert isinstance(model, PeftModel)
     return model
+
+
+def _keeps_in_out(model: PreTrainedModel, names: Sequence[str]) -> bool:
+    """Whether one of these layers keeps its weight as (in, out), as GPT-2's do."""
+    from transformers.pytorch_utils import Conv1D
+
+    wanted = set(names)
+    return any(isinstance(module, Conv1D) for name, module in model.named_modules() if name in wanted)
 
 
 def unloaded(model: PeftModel, *, merge: bool = False) -> PreTrainedModel:

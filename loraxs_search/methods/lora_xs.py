@@ -24,13 +24,12 @@ from loraxs_search.methods._base import (
     Possible,
     Sizes,
 )
-from loraxs_search.methods._names import ADAPTER, A, B, R, Shapes, file_bytes
+from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, ROOT, A, B, R, Shapes, StoredTensor
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, merge, peft_model
 from loraxs_search.methods._rank_pattern import module_ranks, widest_rank
 from loraxs_search.methods.starting import START, pack_start
 from loraxs_search.records import (
-    AdapterSize,
     Basis,
     Estimate,
     Head,
@@ -59,9 +58,12 @@ _OF_THE_WEIGHT = tuple(basis for basis in get_args(Basis) if basis != _GRADIENT)
 
 def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
     """Write the same function as plain LoRA, exactly, with a README.md that says how it is loaded."""
-    from loraxs_search.methods.loraxs import write_lora
+    from loraxs_search.methods._plain_lora import write_readme
+    from loraxs_search.methods.loraxs import export_lora
 
-    write_lora(peft_model(model), manifest, folder, rank)
+    base = manifest.base_model
+    export_lora(peft_model(model), ADAPTER, folder, rank=rank, base=base.id, revision=base.revision)
+    write_readme(manifest, LoraXS.title, folder)
 
 
 def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
@@ -78,7 +80,7 @@ def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path
     adapted = peft_model(model)
     config = cast("PreTrainedModel", adapted.get_base_model()).config
     write_gguf_lora(lora_pairs(adapted, ADAPTER), config, folder / FILE, base=manifest.base_model.id)
-    write_modelfile(manifest, folder)
+    write_modelfile(manifest, LoraXS.title, folder)
 
 
 class _PackedLoraXS(PackedMethod):
@@ -123,6 +125,7 @@ class LoraXS(PeftMethod):
     )
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis", "rank_pattern")
     packed: ClassVar[PackedMethod | None] = _PackedLoraXS()
+    serves_in_bank: ClassVar[bool] = True
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType(
         {"lora": as_lora, "merged": merge, "gguf": as_gguf}
     )
@@ -154,6 +157,10 @@ class LoraXS(PeftMethod):
                 f"`rank` must be in 1..{_smaller_side(smallest)}, but got rank={rank} for {smallest.name}.",
                 hint="lower the rank, or leave this module out of target_modules",
             )
+
+    def slot_bytes(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], num_workers: int) -> int:
+        # R with its gradient and two moments; in the pack C, what R is multiplied with, and gradients for each worker.
+        return BYTES_PER_PARAMETER * self.size(params, modules, {}, {}).r_parameters * (4 + 2 + num_workers)
 
     def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
         rank = factor_rank_bucket(_max_rank(possible))
@@ -215,18 +222,14 @@ class LoraXS(PeftMethod):
                 hint="raise `rank` in the space, or start from a smaller adapter",
             )
 
-    def size(
-        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], head: Shapes, identity: Shapes
-    ) -> AdapterSize:
-        size = super().size(params, modules, head, identity)
+    def stored_beside(
+        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> Mapping[str, StoredTensor]:
         if params["basis"] != _GRADIENT:
-            return size
+            return {}
         ranks = _ranks(params, [module.name for module in modules])
-        frozen: dict[str, tuple[int, ...]] = {}
-        for module in modules:
-            frozen[f"{module.name}.{A}"] = (ranks[module.name], module.in_features)
-            frozen[f"{module.name}.{B}"] = (module.out_features, ranks[module.name])
-        return replace(size, stored_bytes=file_bytes({**self.stored(params, modules), **frozen, **head}))
+        a = {f"{ROOT}{m.name}.{A}": StoredTensor((ranks[m.name], m.in_features)) for m in modules}
+        return a | {f"{ROOT}{m.name}.{B}": StoredTensor((m.out_features, ranks[m.name])) for m in modules}
 
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         ranks = _ranks(params, [module.name for module in modules])
@@ -256,8 +259,8 @@ class LoraXS(PeftMethod):
         if params["basis"] != _GRADIENT:
             return ""
         return (
-            "With basis gradient, R starts at the first step of full fine-tuning, not at zero. A and B come from this "
-            "task's rows and are stored with R."
+            "with basis gradient, R starts at the first step of full fine-tuning, not at zero, and A and B, which come "
+            "from the task's rows, are stored with it"
         )
 
     def lora_rank(self, hyper: Hyperparameters) -> int:

@@ -15,10 +15,14 @@ _QUOTES = '"""'
 _COLUMN, _GIVEN = "\0", "{{ .Prompt }}"
 
 
-def write_modelfile(manifest: Manifest, folder: Path) -> None:
-    """Write `Modelfile` beside the adapter, and a README.md that says how both are used."""
+def write_modelfile(manifest: Manifest, title: str, folder: Path) -> None:
+    """Write `Modelfile` beside the adapter, and a README.md that says how both are used.
+
+    Args:
+        title: Of the method that trained it.
+    """
     write_atomic(folder / "Modelfile", modelfile(manifest.base_model.id, kind_of(manifest.task).serving))
-    write_atomic(folder / "README.md", _readme(manifest))
+    write_atomic(folder / "README.md", _readme(manifest, title))
 
 
 def modelfile(base: str, serving: Serving | None) -> str:
@@ -62,7 +66,7 @@ def _quoted(text: str) -> str | None:
     return None if _QUOTES in text or text.endswith('"') else f"{_QUOTES}{text}{_QUOTES}"
 
 
-def _readme(manifest: Manifest) -> str:
+def _readme(manifest: Manifest, title: str) -> str:
     """Return what the two files are for."""
     ref, name, serving = manifest.base_model, manifest.task.name, kind_of(manifest.task).serving
     made = "`convert_hf_to_gguf.py` makes it"
@@ -71,7 +75,7 @@ def _readme(manifest: Manifest) -> str:
     prompt = "" if serving is None else f"\n{prompt_section(serving)}\n"
     return f"""# {name}
 
-A LoRA-XS adapter for `{ref.id}` as plain LoRA for llama.cpp, exactly; in float32.
+A {title} adapter for `{ref.id}` as plain LoRA for llama.cpp, exactly; in float32.
 
 With llama.cpp, where `base.gguf` is the base ({made}):
 

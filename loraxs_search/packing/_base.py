@@ -89,8 +89,8 @@ class Host(Protocol):
                 scored without training.
             snapshot: The trial's last state; None starts at step 0.
         Returns:
-            The report of that step; trials of the study that were scored in the same evaluation are its peers. And a
-            snapshot that holds all of the trial's reports, this one last.
+            The report of that step; trials of the study that were scored in the same evaluation are its peers, with
+            what they store. And a snapshot that holds all of the trial's reports, this one last.
         """
         ...
 

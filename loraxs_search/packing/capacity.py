@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from loraxs_search.memory import available_bytes
-from loraxs_search.records import MAX_AUTO_PACK_SIZE, LinearModule
+from loraxs_search.methods import get_method
+from loraxs_search.records import MAX_AUTO_PACK_SIZE, LargestTrial, LinearModule
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,9 @@ def fitting_slots(wanted: int, slot_bytes: int, device: torch.device) -> int:
     return min(wanted, fitting)
 
 
-def slot_bytes(modules: Sequence[LinearModule], rank: int, head_parameters: int, num_workers: int) -> int:
-    """Return the memory of one slot outside activations: R and head with gradient and moments, and R's part of C."""
-    # Each with its gradient and two moments; in the pack C, what R is multiplied with, and gradients for each worker.
-    num_r = rank * rank * len(modules)
-    return 4 * (num_r * (4 + 2 + num_workers) + head_parameters * (4 + num_workers))
+def slot_bytes(modules: Sequence[LinearModule], largest: LargestTrial, head_parameters: int, num_workers: int) -> int:
+    """Return the memory of the largest slot outside activations, all of these modules being adapted."""
+    methods = [(get_method(name), params) for name, params in largest.adapters]
+    adapters = [method.slot_bytes(method.with_defaults(params), modules, num_workers) for method, params in methods]
+    # Each of the head's numbers with its gradient and two moments; in the pack a gradient for each worker.
+    return max(adapters, default=0) + 4 * head_parameters * (4 + num_workers)

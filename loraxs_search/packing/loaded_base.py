@@ -179,19 +179,22 @@ class LoadedBase:
         }
         return pack_factors(estimate_factors(exact, data, names, estimate), recipe)
 
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
+    def confirm(self, spec: TrialSpec, snapshot: Snapshot, task: Task | None = None) -> Confirmation:
         """Return a trained adapter's files, and reference logits that show whether they were loaded correctly.
 
         The base is used in the checkpoint's own precision, which is what `from_pretrained` gives by default; no other
         trial may be on it.
         """
-        factors = self._factor_files(spec)
+        factors, fingerprint = (
+            self._factor_files(spec),
+            self._body_fingerprint,
+        )  # before weights change
         method = get_method(spec.hyperparameters.method)
         with self._trained(spec, snapshot, task) as (model, exact, _):
             reference = make_reference_logits(model, exact.config.vocab_size)
-            return Confirmation(spec.trial_id, method.files(model, self._body_fingerprint), reference, factors)
+            return Confirmation(spec.trial_id, method.files(model, fingerprint), reference, factors)
 
-    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
+    def answer(self, spec: TrialSpec, snapshot: Snapshot, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded; see `confirm`.
 
         The topmost layer is pruned to what the head reads.
@@ -243,14 +246,14 @@ class LoadedBase:
 
     @contextlib.contextmanager
     def _trained(
-        self, spec: TrialSpec, snapshot: bytes, task: Task | None
+        self, spec: TrialSpec, snapshot: Snapshot, task: Task | None
     ) -> Iterator[tuple[PeftModel | PreTrainedModel, PreTrainedModel, PreparedTask]]:
         """Put a trained adapter on the base in the checkpoint's own precision, and take it off again."""
         data = self.prepared(task)
         exact, _ = self._exact_for(data.task)
         model = attach(exact, spec, self.factors)
         try:
-            load_parameters(model, Snapshot.from_bytes(snapshot))
+            load_parameters(model, snapshot)
             yield model, exact, data
         finally:
             detach(model, spec)
@@ -290,8 +293,7 @@ class LoadedBase:
     def _load(self, task: Task, dtype: torch.dtype | None) -> PreTrainedModel:
         """Load the base in `dtype`; None means the checkpoint's own, which is what others load."""
         model = load_model(self.base, self.prepared(task).kind.model, dtype=dtype, device=self.device)
-        if self.device.type == "cpu":
-            use_padded_attention(model)
+        use_padded_attention(model)
         return model
 
 

@@ -30,9 +30,10 @@ class LoadedFactors(FactorStore):
             weight = loaded.get_submodule(name).get_parameter("weight")
             self._exact[weight.data_ptr()] = exact.get_submodule(name).get_parameter("weight").detach()
 
+    def checkpoint_weight(self, weight: Tensor) -> Tensor:
+        return self._exact.get(weight.data_ptr(), weight)
+
     def get(self, weight: Tensor, **request: Any) -> Factors:
-        exact = self._exact.get(weight.data_ptr())
-        if exact is None:
-            return super().get(weight, **request)
+        exact = self.checkpoint_weight(weight)
         transposed = weight.shape != exact.shape or weight.stride() != exact.stride()
         return super().get(exact.T if transposed else exact, **request)

@@ -3,54 +3,39 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import (
-    Sharing,
-    check_packable,
-    check_shared,
-    probe_sharing,
-    readable,
-    timing_inputs,
-)
-from loraxs_search.errors import LoraxsError, TrialDivergedError, UsageError
+from loraxs_search.base_model import Sharing, check_packable, probe_sharing, readable, timing_inputs
+from loraxs_search.errors import LoraxsError, TrialDivergedError
 from loraxs_search.factors import FactorStore
 from loraxs_search.packing.adamw import AdamWUpdate, adamw, gradient_norms
 from loraxs_search.packing.adaptable import AdaptableLayers
+from loraxs_search.packing.model_choice import ModelChoice, ModelFor
+from loraxs_search.packing.pack_answers import PackAnswers
 from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.pass_executor import PassExecutor
-from loraxs_search.packing.passes import Reads, Reduced, run_pass, run_prefix
-from loraxs_search.packing.plan import Demand, Indices, Pass, padding, plan_passes
+from loraxs_search.packing.pass_runner import PassRunner
+from loraxs_search.packing.passes import Reads, Reduced
+from loraxs_search.packing.plan import Indices, padding
 from loraxs_search.packing.prefix_cache import PrefixCache
-from loraxs_search.packing.prompt_reading import PromptReader
 from loraxs_search.packing.served_model import ServedModel
 from loraxs_search.packing.slot import Slot
-from loraxs_search.packing.writing import PackWriter
 from loraxs_search.records import LinearModule, Split, TrialSpec
 from loraxs_search.tasks import Batch, PreparedTask
-from loraxs_search.tasks.kinds import PassOutputs, Read, Request, TaskKind, Write, drive
-from loraxs_search.trial import Snapshot, in_row_order, is_worth_sharing, prompt_groups, split_metrics
+from loraxs_search.tasks.kinds import PassOutputs, Read, Request, TaskKind, drive
+from loraxs_search.trial import MEMORY_ERRORS, Snapshot, is_out_of_memory, split_metrics
 
-log = logging.getLogger(__name__)
-ResultT = TypeVar("ResultT")
 Rows = Mapping[str, Indices]  # of each trial, by its name
-RequestT = TypeVar("RequestT", Read, Write)
-ModelFor = Callable[[PreparedTask], PreTrainedModel]
-
-_PADDING_FACTOR = 1.1  # what padding may add to the tokens of a plan
-_TAKE_TURNS = "set `search.pack_size` to 1 or auto: trials take turns then, each alone"
-_PASSES_PER_WORKER = (1, 2, 3, 4)  # passes a worker may have in a round
 
 
 class Pack:
@@ -88,21 +73,26 @@ class Pack:
         sharing: Sharing | None = None,
         model_for: ModelFor | None = None,
     ) -> None:
-        self.max_tokens = self._first_max_tokens = max_tokens
-        self._executor = executor or PassExecutor(1)
-        self._model, self._modules = model, tuple(modules)
+        self._model = model
+        executor = executor or PassExecutor(1)
         adaptable = AdaptableLayers(model, modules)
-        sharing = sharing or probe_sharing(model, tuple(adaptable.sizes))
-        check_shared(sharing, "Trials", _TAKE_TURNS)
-        self.unpackable = sharing.unpackable
         first = ServedModel(model, adaptable)
-        self._numbers_segments: bool | None = None  # in the rows of all tasks, once there is one
-        self._served: dict[str, ServedModel] = {}  # by the class that loads it
-        self._model_for = model_for or functools.partial(_same_reading, first)
         self._prefix = PrefixCache(model, adaptable.layers, cache_bytes)
-        self._packed = PackedModel(first, factors, self._executor.num_workers, self._prefix)
-        self._prompt_reader = PromptReader(self._packed, self._executor)
-        self._writer = PackWriter(self._packed, self._executor, _is_out_of_memory)
+        self._packed = PackedModel(first, factors, executor.num_workers, self._prefix)
+        sharing = sharing or probe_sharing(model, tuple(adaptable.sizes))
+        self._models = ModelChoice(self._packed, first, modules, model_for, sharing)
+        self._runner = PassRunner(model, self._packed, executor, max_tokens)
+        self._answers = PackAnswers(self._packed, executor, self._runner)
+
+    @property
+    def max_tokens(self) -> int:
+        """Padded tokens that one pass may have from now on."""
+        return self._runner.max_tokens
+
+    @property
+    def unpackable(self) -> frozenset[str]:
+        """Layers that cannot serve many trials in one pass."""
+        return self._models.unpackable
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or in the state of its snapshot.
@@ -111,8 +101,7 @@ class Pack:
             TargetModulesError, RankError, BaseModelError: the trial asks for what the base does not have, or for a
                 layer that cannot serve many trials in one pass; or its task loads another body than those before.
         """
-        served = self._served_for(data)
-        self._check_inputs(data)
+        served = self._models.served_for(data)
         check_packable(spec.hyperparameters.target_modules, self.unpackable)
         self._packed.check(spec.hyperparameters)
         return Slot(spec, data, served.adaptable, snapshot)
@@ -126,7 +115,7 @@ class Pack:
         rows = {slot.name: slot.next_rows() for slot in slots}
         tokens = [int(slot.data.lengths("train")[rows[slot.name]].sum()) for slot in slots]
         longest = max(int(slot.data.lengths("train")[rows[slot.name]].max()) for slot in slots)
-        losses = self._within_memory(longest, lambda: self._gradients(slots, rows), learns=True)
+        losses = self._runner.within_memory(longest, lambda: self._gradients(slots, rows), learns=True)
         norms = gradient_norms([slot.parameters for slot in slots])
         numbers = torch.stack([torch.stack([losses[slot.name] for slot in slots]), norms]).tolist()
         errors: dict[str, LoraxsError] = {}
@@ -165,21 +154,14 @@ class Pack:
 
         All slots stay in place, also those that ask for nothing.
         """
-        reads = {trial: request for trial, request in requests.items() if isinstance(request, Read)}
-        writes = {trial: request for trial, request in requests.items() if isinstance(request, Write)}
-        results: dict[str, Any] = self._answer_reads(slots, reads) if reads else {}
-        if writes:
-            self._begin(slots, {})
-            for model, own in self._by_model(writes):
-                results |= self._writer.write(model, own)
-        return results
+        return self._answers.answer(slots, requests)
 
     def shape_of_round(self, slots: Sequence[Slot]) -> tuple[int, float]:
         """Return the passes that the next round of these slots takes, and its padded tokens over its real ones."""
         self._packed.place(slots)
         rows = {slot.name: slot.next_rows() for slot in slots}
-        demands = self._demands(_training(slots, rows))
-        passes = self._passes(demands)
+        demands = self._runner.demands(_training(slots, rows))
+        passes = self._runner.plan(demands)
         return len(passes), padding(demands, passes)
 
     @torch.no_grad()
@@ -192,8 +174,8 @@ class Pack:
         try:
             inputs = timing_inputs(self._model, num_tokens)
             return min(_seconds(lambda: readable(self._model, inputs), self._model.device) for _ in range(3))
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+        except MEMORY_ERRORS as error:
+            if not is_out_of_memory(error):
                 raise
             return math.inf
 
@@ -217,184 +199,23 @@ class Pack:
         self._packed.clear()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _served_for(self, data: PreparedTask) -> ServedModel:
-        """Return the model that reads rows of a task; gets it where it is the first of its class."""
-        name = data.kind.model.auto_class
-        if name not in self._served:
-            self.clear()
-            model = self._model_for(data)
-            if not self._packed.serves(model):
-                self._serve(model, data)
-            self._served[name] = self._packed.served(model)
-        return self._served[name]
-
-    def _check_inputs(self, data: PreparedTask) -> None:
-        """Refuse rows that the base is given in another form than those of other tasks: no pass takes both."""
-        numbered = data.encoded("train").types is not None
-        if self._numbers_segments not in (None, numbered):
-            raise UsageError(
-                "Rows of tasks that share a host must all have `token_type_ids` or none, but those of task"
-                f" {data.task.name} ({data.task.kind}) have {'them' if numbered else 'none'}.",
-                hint="search such tasks one after the other",
-            )
-        self._numbers_segments = numbered
-
-    def _serve(self, model: PreTrainedModel, data: PreparedTask) -> None:
-        adaptable = AdaptableLayers(model, self._modules)
-        sharing = probe_sharing(model, tuple(adaptable.sizes))
-        check_shared(sharing, f"Trials of task {data.task.name}", _TAKE_TURNS)
-        self._packed.serve(ServedModel(model, adaptable))
-        self.unpackable |= sharing.unpackable
-
-    def _by_model(self, requests: Mapping[str, RequestT]) -> Iterator[tuple[PreTrainedModel, dict[str, RequestT]]]:
-        """Yield requests of slots in place by the model that answers them."""
-        models = {slot.name: slot.model for slot in self._packed.slots}
-        for model in dict.fromkeys(models[trial] for trial in requests):
-            yield model, {trial: request for trial, request in requests.items() if models[trial] is model}
-
     def _gradients(self, slots: Sequence[Slot], rows: Rows) -> dict[str, Tensor]:
         """Set each slot's whole gradient, and return each slot's mean loss, a scalar on the device."""
         reads = _training(slots, rows)
-        self._begin(slots, reads)
+        self._runner.begin(slots, reads)
         losses = {slot.name: torch.zeros((), device=slot.parameters[0].device) for slot in slots}
         counts = {s.name: int(s.data.encoded("train").counts(rows[s.name]).sum()) for s in slots}
 
-        def compute(worker: int, shared: Pass) -> list[Reduced]:
-            reduced = run_pass(self._model, self._packed, shared, reads, worker)
+        def backward(reduced: list[Reduced]) -> None:
             weights = [_per_row(part, counts) for part in reduced]
             torch.autograd.backward([part.parts[0] for part in reduced], weights)
-            return [part.detached() for part in reduced]
 
-        passes = self._passes(self._demands(reads))
-        for reduced in chain.from_iterable(self._executor.run(passes, compute)):
+        outputs = self._runner.run(reads, backward)
+        for reduced in chain.from_iterable(own for _, own in outputs):
             for (trial, _), part in zip(reduced.trials, reduced.split(reduced.parts[0]), strict=True):
                 losses[trial] += part.sum() / counts[trial]
         self._packed.collect()
         return losses
-
-    def _answer_reads(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
-        data = {slot.name: slot.data for slot in slots}
-        sources = {trial: data[trial].encoded(read.source) for trial, read in reads.items()}
-        shared = {trial: read for trial, read in reads.items() if is_worth_sharing(sources[trial], read.rows)}
-        whole = {trial: _with_prompts(read) for trial, read in reads.items() if trial not in shared}
-        results: dict[str, tuple[Tensor, ...]] = {}
-        if whole:
-            longest = max(int(data[trial].lengths(read.source)[read.rows].max()) for trial, read in whole.items())
-            results |= self._within_memory(longest, lambda: self._read(slots, whole))
-        if shared:
-            self._begin(slots, {})
-            groups = [prompt_groups(sources[trial], read.rows) for trial, read in shared.items()]
-            longest = max(tokens for own in groups for tokens, _ in own)
-            for model, own in self._by_model(shared):
-                read = functools.partial(self._prompt_reader.read, model, own, self._passes)
-                results |= self._within_memory(longest, read)
-        return results
-
-    def _read(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
-        self._begin(slots, reads)
-        computed: dict[str, list[tuple[Indices, tuple[Tensor, ...]]]] = {trial: [] for trial in reads}
-
-        @torch.inference_mode()
-        def compute(worker: int, shared: Pass) -> list[Reduced]:
-            return run_pass(self._model, self._packed, shared, reads, worker)
-
-        passes = self._passes(self._demands(reads))
-        for shared, outputs in zip(passes, self._executor.run(passes, compute), strict=True):
-            positions = iter(share.positions for share in shared.shares)
-            for reduced in outputs:
-                columns = zip(*(reduced.split(part.cpu()) for part in reduced.parts), strict=True)
-                for (trial, _), parts in zip(reduced.trials, columns, strict=True):
-                    computed[trial].append((next(positions), parts))
-        return {
-            trial: in_row_order([positions for positions, _ in parts], [part for _, part in parts])
-            for trial, parts in computed.items()
-        }
-
-    def _begin(self, slots: Sequence[Slot], reads: Reads) -> None:
-        self._packed.place(slots)
-        self._packed.begin()
-        self._look_ahead(reads)
-
-    def _look_ahead(self, reads: Reads) -> None:
-        """Cache the hidden states below the lowest adapted layer, for rows that are not cached yet and still fit.
-
-        This comes before all passes: inside them, the worker that is first would decide whose rounding all others use.
-        """
-        wanted: dict[tuple[PreparedTask, Split], list[Indices]] = {}
-        for slot in self._packed.slots:
-            read = reads.get(slot.name)
-            if read is not None and isinstance(read.source, str):
-                wanted.setdefault((slot.data, read.source), []).append(read.rows)
-        for (data, split), rows in wanted.items():
-            new = self._prefix.missing(data, split, np.concatenate(rows))
-            if len(new):
-                self._remember(data, split, new)
-
-    def _remember(self, data: PreparedTask, split: Split, rows: Indices) -> None:
-        passes = self._passes([Demand(0, data.lengths(split)[rows])])
-        compute = functools.partial(run_prefix, self._model, self._prefix, data, split, rows)
-        for known, states in self._executor.run(passes, lambda _, shared: compute(shared)):
-            self._prefix.keep(data, split, known, states)
-
-    def _demands(self, reads: Reads) -> list[Demand]:
-        """Return what is to be planned, in the order in which slots are placed."""
-        requests = [(slot, reads[slot.name]) for slot in self._packed.slots if slot.name in reads]
-        return [Demand(slot.name, slot.data.lengths(read.source)[read.rows]) for slot, read in requests]
-
-    def _passes(self, demands: Sequence[Demand]) -> list[Pass]:
-        longest = max(int(demand.lengths.max()) for demand in demands)
-        total = sum(int(demand.lengths.sum()) for demand in demands)
-        # Large passes need fewer calls, small ones keep every worker busy to the end: the plan with the earliest end
-        # wins. A single worker is always busy.
-        num_workers = self._executor.num_workers
-        shares = [
-            math.ceil(_PADDING_FACTOR * total / (num_workers * parts))
-            for parts in (_PASSES_PER_WORKER if num_workers > 1 else (1,))
-        ]
-        budgets = dict.fromkeys(max(longest, min(self.max_tokens, share)) for share in shares)
-        return min((plan_passes(demands, budget) for budget in budgets), key=self._executor.makespan)
-
-    def _within_memory(self, longest: int, compute: Callable[[], ResultT], *, learns: bool = False) -> ResultT:
-        """Compute, and halve the token budget after each failure until the passes fit; a failed try changes nothing.
-
-        Args:
-            longest: Tokens of the longest row; the budget is never less.
-            learns: Whether there is a backward. Then layers are checkpointed where one row is too much.
-        """
-        while True:
-            try:
-                return compute()
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                if not self._save_memory(longest, learns):
-                    raise _too_long(longest) from error
-            torch.cuda.empty_cache()
-
-    def _save_memory(self, longest: int, learns: bool) -> bool:
-        """Do what makes the next try need less memory; return False where there is nothing left to do."""
-        emptied = self._prefix.shrink()
-        if emptied or self.max_tokens > longest:
-            self.max_tokens = min(self.max_tokens, max(longest, self.max_tokens // 2))
-            log.warning("Memory ran out; passes have at most %d tokens from now on.", self.max_tokens)
-            return True
-        if learns and self._packed.checkpoint_gradients():
-            self.max_tokens = self._first_max_tokens  # a token takes much less now
-            log.warning("Memory ran out with one row; layers are computed again in backward from now on.")
-            return True
-        return False
-
-
-def _same_reading(first: ServedModel, data: PreparedTask) -> PreTrainedModel:
-    """Return the one model there is, if it reads rows as the task does."""
-    if (data.kind.model.num_outputs is None) != bool(first.heads):
-        return first.model
-    has = "a head" if first.heads else "no head"
-    raise UsageError(
-        f"Trials of one model must read it in one way, but task {data.task.name} ({data.task.kind}) meets a base with"
-        f" {has}.",
-        hint="give the pack a function that returns the base as each task loads it",
-    )
 
 
 def _seconds(compute: Callable[[], object], device: torch.device) -> float:
@@ -420,28 +241,10 @@ class _Losses:
         return (self.kind.loss(outputs, batch),)
 
 
-def _with_prompts(read: Read) -> Read:
-    """Return the same request for whole rows, without shared prompts."""
-    return read if isinstance(read.source, str) else replace(read, source=read.source.with_prompts())
-
-
 def _per_row(reduced: Reduced, counts: Mapping[str, int]) -> Tensor:
     """Return one over each row's trial's count, shape (n,), float32."""
     values = [np.full(num_rows, 1 / counts[trial], dtype=np.float32) for trial, num_rows in reduced.trials]
     return torch.from_numpy(np.concatenate(values)).to(reduced.parts[0].device)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # The CPU's allocator raises a bare RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-def _too_long(longest: int) -> LoraxsError:
-    return UsageError(
-        f"Memory must hold a pass of one row, but it ran out with a row of {longest} tokens.",
-        hint=f"lower the task's `max_length` below {longest}, set `search.precision` to bfloat16, or use a device with"
-        " more memory",
-    )
 
 
 def _share_time(slots: Sequence[Slot], tokens: Sequence[int], seconds: float) -> None:

@@ -18,18 +18,21 @@ from loraxs_search.errors import LoraxsError
 from loraxs_search.methods import get_method
 from loraxs_search.packing import capacity
 from loraxs_search.packing.loaded_base import LoadedBase
+from loraxs_search.packing.node_states import NodeStates
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.pass_executor import PassExecutor, workers_for
 from loraxs_search.packing.request import AdvanceRequest, admit, scored_now
 from loraxs_search.packing.slot import Slot
 from loraxs_search.packing.trial_host import TrialHost
 from loraxs_search.records import (
+    MAX_STATE_BYTES,
     Answers,
     BaseModelRef,
     Basis,
     Confirmation,
     Estimate,
     HostInfo,
+    LargestTrial,
     Precision,
     Split,
     Task,
@@ -43,6 +46,7 @@ log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 LINGER_S = 0.05
+_UNKNOWN = LargestTrial()
 
 
 class PackedHost:
@@ -56,10 +60,11 @@ class PackedHost:
         slots: Trials in one round; callers beyond that wait for their turn, first come, first served. None means what
             suits the device, and that trials whose layers cannot share a pass are advanced between rounds, each alone,
             as those of a method that cannot always are. Too many for the device's memory become fewer, with a warning.
-        largest: (batch size, rank) of the largest trial to come, by which slots are counted.
+        largest: The largest trial to come, by which slots are counted.
         max_tokens: Padded tokens of one pass; None means what suits the device.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
             that have just been answered. Trials that go on together are scored together.
+        max_state_bytes: Larger states of trials stay on the node.
         gather_s: How long the very first round waits for the next of the trials that are starting.
 
     Raises:
@@ -72,12 +77,13 @@ class PackedHost:
         task: Task,
         *,
         slots: int | None,
-        largest: tuple[int, int] = (16, 16),
+        largest: LargestTrial = _UNKNOWN,
         precision: Precision = "auto",
         device: str = "auto",
         max_tokens: int | None = None,
         linger_s: float = LINGER_S,
         gather_s: float = 0.0,
+        max_state_bytes: int = MAX_STATE_BYTES,
     ) -> None:
         # oneDNN forgets kernels beyond this number, and a pack uses more of them than a lone trial; read at first use.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
@@ -94,12 +100,13 @@ class PackedHost:
             sharing=sharing,
             model_for=loaded.model_for,
         )
-        self._alone, self._takes_turns = TrialHost.on(loaded), slots is None
-        self._full_slots = _full_slots(loaded, self._pack, largest[0], executor.num_workers)
+        self._states = NodeStates(max_state_bytes)
+        self._alone, self._takes_turns = TrialHost.on(loaded, self._states), slots is None
+        self._full_slots = _full_slots(loaded, self._pack, largest.batch_size, executor.num_workers)
         if self._takes_turns and len(sharing.unpackable) == len(loaded.modules):
             self._full_slots = slots = 1
         wanted = self._full_slots if slots is None else slots
-        self._num_slots = _fitting_slots(loaded, wanted, largest[1], executor.num_workers)
+        self._num_slots = _fitting_slots(loaded, wanted, largest, executor.num_workers)
         self._linger_s, self._gather_s = linger_s, gather_s
         self._idle: dict[str, Slot] = {}  # by the trial's name, oldest use first
         self._changed = threading.Condition()
@@ -144,11 +151,13 @@ class PackedHost:
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
         """Return a trained adapter's files, as it will be loaded; rounds wait."""
-        return self._on_bare_base(lambda: self._loaded.confirm(spec, snapshot, task))
+        return self._on_bare_base(lambda: self._loaded.confirm(spec, self._alone.whole(spec, snapshot, task), task))
 
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded; rounds wait."""
-        return self._on_bare_base(lambda: self._loaded.answer(spec, snapshot, rows, task))
+        return self._on_bare_base(
+            lambda: self._loaded.answer(spec, self._alone.whole(spec, snapshot, task), rows, task)
+        )
 
     def answer_alone(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
         """Return the answers of the base without an adapter, as it will be loaded; rounds wait."""
@@ -221,7 +230,7 @@ class PackedHost:
                 slot is not None and slot.spec == request.spec and slot.data is data and slot.step == request.first_step
             )
             if slot is None or not is_here:
-                slot = self._pack.join(request.spec, data, request.snapshot)
+                slot = self._pack.join(request.spec, data, self._states.found(request.snapshot))
         except Exception as error:  # noqa: BLE001  # the caller handles it
             request.answer.set_exception(error)
             return False
@@ -254,8 +263,10 @@ class PackedHost:
                 continue
             report = slot.report(metrics)
             self._keep_idle(slot)
-            answer = replace(report, peers=_peers(request, requests, scores))
-            request.answer.set_result((answer, slot.snapshot().to_bytes()))
+            peers = _peers(request, requests, scores)
+            sizes = {other.spec.trial_id: other.slot.size.stored_bytes for other in requests}
+            answer = replace(report, peers=peers, peer_bytes={name: sizes[name] for name in peers})
+            request.answer.set_result((answer, self._states.kept(request.spec, slot.snapshot())))
         self._expected += len(requests)
         with self._changed:
             for waiting in self._arrived:
@@ -282,7 +293,8 @@ class PackedHost:
     def _goes_alone(self, spec: TrialSpec, task: Task | None) -> bool:
         """Whether a trial is advanced between rounds: its method, or a layer that it adapts, cannot share passes."""
         hyper = spec.hyperparameters
-        if get_method(hyper.method).packed is None:
+        method = get_method(hyper.method)
+        if not method.can_pack(method.params(hyper)):
             return self._alone.serves(task)
         return self._may_go_alone(task) and not self._pack.unpackable.isdisjoint(hyper.target_modules)
 
@@ -344,6 +356,6 @@ def _full_slots(loaded: LoadedBase, pack: Pack, batch_size: int, num_workers: in
     return capacity.full_slots(tokens, num_workers, batch_size * float(loaded.data.lengths("train").mean()))
 
 
-def _fitting_slots(loaded: LoadedBase, wanted: int, rank: int, num_workers: int) -> int:
-    each = capacity.slot_bytes(loaded.modules, rank, loaded.info().head_parameters, num_workers)
+def _fitting_slots(loaded: LoadedBase, wanted: int, largest: LargestTrial, num_workers: int) -> int:
+    each = capacity.slot_bytes(loaded.modules, largest, loaded.info().head_parameters, num_workers)
     return capacity.fitting_slots(wanted, each, loaded.device)

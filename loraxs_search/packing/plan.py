@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import UsageError
+from loraxs_search.tasks.batches import RUN_TOKENS, cheapest_runs
 
 Indices = npt.NDArray[np.int64]
 
-# What one more pass costs beside its tokens (calls into the framework, small kernels), in tokens.
-PASS_TOKENS = 128
+PASS_TOKENS = RUN_TOKENS  # what one more pass costs beside its tokens
 
 
 @dataclass(frozen=True)
@@ -102,26 +102,9 @@ def _planned(demands: Sequence[Demand], max_tokens: int, pass_tokens: int) -> li
 
 
 def _cut(lengths: Indices, max_tokens: int, pass_tokens: int) -> list[slice]:
-    """Cut rows, sorted longest first, into the cheapest runs of 2^i rows, by dynamic programming."""
-    num_rows = len(lengths)
+    """Cut rows, sorted longest first, into the cheapest runs of 2^i rows."""
     widths = {int(length): round_up(int(length), max_tokens) for length in np.unique(lengths)}
-    row_widths = [widths[length] for length in lengths.tolist()]
-    best, sizes = [0] * (num_rows + 1), [0] * num_rows  # best[i]: cost of the rows from i on
-    for start in range(num_rows - 1, -1, -1):
-        width = row_widths[start]
-        limit = min(num_rows - start, max_tokens // width)
-        size, cheapest = 1, -1
-        while size <= limit:
-            cost = size * width + pass_tokens + best[start + size]
-            if cheapest < 0 or cost < cheapest:
-                cheapest, sizes[start] = cost, size
-            size *= 2
-        best[start] = cheapest
-    runs, start = [], 0
-    while start < num_rows:
-        runs.append(slice(start, start + sizes[start]))
-        start += sizes[start]
-    return runs
+    return cheapest_runs([widths[length] for length in lengths.tolist()], max_tokens, pass_tokens, few_sizes=True)
 
 
 def round_up(width: int, max_tokens: int) -> int:

@@ -51,9 +51,12 @@ class Slot:
         self.size = self._measure(adaptable)
         self.step, self.device_s, self.num_tokens = 0, 0.0, 0
         self._reports: tuple[TrialReport, ...] = ()
+        self._retrained = 0
         self._losses: list[float] = []
         if snapshot is not None:
-            self._layout.restore(snapshot, self.parameters, self._moments)
+            if snapshot.parameters:  # none where a state was lost: it starts anew
+                self._layout.restore(snapshot, self.parameters, self._moments)
+            self._retrained = snapshot.retrained_steps
             self.step, self._reports = snapshot.step, snapshot.reports
             self.device_s, self.num_tokens = snapshot.device_s, snapshot.num_tokens
 
@@ -98,7 +101,8 @@ class Slot:
 
     def stepped(self, loss: float, num_tokens: int) -> None:
         """Record that the step was taken."""
-        self._losses.append(loss)
+        if not self._reports or self.step >= self._reports[-1].step:
+            self._losses.append(loss)
         self.step += 1
         self.num_tokens += num_tokens
 
@@ -112,6 +116,7 @@ class Slot:
             device_s=self.device_s,
             num_tokens=self.num_tokens,
             size=self.size,
+            retrained_steps=self._retrained,
         )
         self._losses.clear()
         self._reports = (*self._reports, report)
@@ -127,6 +132,7 @@ class Slot:
             reports=self._reports,
             device_s=self.device_s,
             num_tokens=self.num_tokens,
+            retrained_steps=self._retrained,
         )
 
     def _measure(self, adaptable: AdaptableLayers) -> AdapterSize:
@@ -143,9 +149,9 @@ def _adapter(spec: TrialSpec, adaptable: AdaptableLayers) -> PackedAdapter:
     check_target_modules(spec, adaptable.sizes)
     wanted = set(spec.hyperparameters.target_modules)
     method = get_method(spec.hyperparameters.method)
-    if method.packed is None:
+    if method.packed is None or not method.can_pack(method.params(spec.hyperparameters)):
         raise UsageError(
-            f"Trials that share passes must be of a method that can, but those of {method.name} cannot.",
+            f"Trials that share passes must be of a method that can, but {spec.trial_id} of {method.name} cannot.",
             hint="search one study at a time: its trials take turns then, each alone",
         )
     sizes = {name: size for name, size in adaptable.sizes.items() if name in wanted}

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loraxs_search.errors import UsageError
+from loraxs_search.methods import get_method
 from loraxs_search.packing._checks import check_target_modules
 from loraxs_search.packing.loaded_base import LoadedBase
+from loraxs_search.packing.node_states import NodeStates
 from loraxs_search.records import (
+    MAX_STATE_BYTES,
     Answers,
     BaseModelRef,
     Basis,
@@ -33,17 +36,27 @@ class TrialHost:
 
     Args:
         device: `auto` takes the first accelerator this process sees, else the CPU.
+        max_state_bytes: Larger states stay on the node.
     """
 
-    def __init__(self, base: BaseModelRef, task: Task, *, precision: Precision = "auto", device: str = "auto") -> None:
+    def __init__(
+        self,
+        base: BaseModelRef,
+        task: Task,
+        *,
+        precision: Precision = "auto",
+        device: str = "auto",
+        max_state_bytes: int = MAX_STATE_BYTES,
+    ) -> None:
         self._loaded = LoadedBase(base, task, precision=precision, device=device)
+        self._states = NodeStates(max_state_bytes)
         self._active: TrialRun | None = None
 
     @classmethod
-    def on(cls, loaded: LoadedBase) -> TrialHost:
+    def on(cls, loaded: LoadedBase, states: NodeStates) -> TrialHost:
         """Return a host on a base that is loaded already; nobody else may use that base while a trial is active."""
         host = cls.__new__(cls)
-        host._loaded, host._active = loaded, None
+        host._loaded, host._states, host._active = loaded, states, None
         return host
 
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
@@ -90,7 +103,8 @@ class TrialHost:
         except Exception:
             self.release(spec)
             raise
-        return report, run.snapshot().to_bytes()
+        is_last = run.done and not get_method(spec.hyperparameters.method).has_adapter
+        return report, self._states.kept(spec, run.snapshot(), is_last=is_last)
 
     def release(self, spec: TrialSpec) -> None:
         """Take a trial off the base if it is the active one."""
@@ -99,13 +113,11 @@ class TrialHost:
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
         """Return a trained adapter's files, as it will be loaded."""
-        self._park()
-        return self._loaded.confirm(spec, snapshot, task)
+        return self._loaded.confirm(spec, self.whole(spec, snapshot, task), task)
 
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded."""
-        self._park()
-        return self._loaded.answer(spec, snapshot, rows, task)
+        return self._loaded.answer(spec, self.whole(spec, snapshot, task), rows, task)
 
     def answer_alone(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
         """Return the answers of the base without an adapter, as it will be loaded."""
@@ -126,6 +138,25 @@ class TrialHost:
         reported = {name: getattr(first, name) for name in ("validation_rows", "report_metric", "report_direction")}
         return task is None or replace(task, **reported) == first
 
+    def whole(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Snapshot:
+        """Return the whole of a trial's state, trained again where it stayed on a node that is lost; the base is bare.
+
+        Raises:
+            TrialDivergedError: training it again does not succeed.
+        """
+        self._park()
+        given = Snapshot.from_bytes(snapshot)
+        state = self._states.found(given)
+        assert state is not None  # one was given
+        if state.parameters:
+            return state
+        try:
+            run = self._activate(spec, given, task)
+            run.train(given.step)
+            return run.snapshot()
+        finally:
+            self._park()
+
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _activate(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None) -> TrialRun:
         if task is not None and not self.serves(task):
@@ -141,7 +172,7 @@ class TrialHost:
             return run
         self._park()
         model = attach(self._loaded.model, spec, self._loaded.factors)
-        self._active = TrialRun(spec, model, data, self._loaded.device, snapshot)
+        self._active = TrialRun(spec, model, data, self._loaded.device, self._states.found(snapshot))
         return self._active
 
     def _park(self) -> None:

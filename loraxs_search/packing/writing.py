@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -17,27 +17,26 @@ from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.packing.plan import Indices, Pass, Share
 from loraxs_search.tasks.kinds import Write, Written
-from loraxs_search.trial import OpenRow, default_rows, open_rows, write_rows, writing_batches, written
+from loraxs_search.trial import (
+    MEMORY_ERRORS,
+    OpenRow,
+    default_rows,
+    is_out_of_memory,
+    open_rows,
+    write_rows,
+    writing_batches,
+    written,
+)
 
 log = logging.getLogger(__name__)
 Writes = Mapping[str, Write]  # requests by trial name
 
 
 class PackWriter:
-    """Continues the prompts of slots that are in place.
+    """Continues the prompts of slots that are in place."""
 
-    Args:
-        is_out_of_memory: Whether an error means that memory ran out.
-    """
-
-    def __init__(
-        self,
-        packed_model: PackedModel,
-        executor: PassExecutor,
-        is_out_of_memory: Callable[[Exception], bool],
-    ) -> None:
+    def __init__(self, packed_model: PackedModel, executor: PassExecutor) -> None:
         self._packed, self._executor = packed_model, executor
-        self._is_out_of_memory = is_out_of_memory
         self.max_rows = default_rows(packed_model.device)
 
     def write(self, model: PreTrainedModel, writes: Writes) -> dict[str, Written]:
@@ -71,8 +70,8 @@ class PackWriter:
                 with self._packed.prefix.paused():
                     own, groups = [rows[row] for row in batch.tolist()], slots[batch]
                     write_rows(model, own, functools.partial(self._computing, worker, groups), groups=groups)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not self._is_out_of_memory(error):
+            except MEMORY_ERRORS as error:
+                if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
                     raise _too_long(rows[batch[0]].max_length) from error

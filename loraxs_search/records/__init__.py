@@ -6,7 +6,8 @@ from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._data import DataReport, SplitOverlap
 from loraxs_search.records._estimate import Estimate
-from loraxs_search.records._host import Answers, Confirmation, HostInfo
+from loraxs_search.records._front import FrontTrial
+from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial
 from loraxs_search.records._identity import Identity
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._keep import KeepRule
@@ -15,8 +16,10 @@ from loraxs_search.records._search import SearchPlan
 from loraxs_search.records._start import AdapterRef, StartFrom
 from loraxs_search.records._task import DataSource, Serving, SplitSource, Task, TaskModel
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
+from loraxs_search.records._warm_start import EarlierStudy, EarlierTrial, WarmStart, WarmTrial, WarmTrials
 from loraxs_search.records._words import (
     MAX_AUTO_PACK_SIZE,
+    MAX_STATE_BYTES,
     Basis,
     Direction,
     Head,
@@ -32,6 +35,7 @@ from loraxs_search.records._yardstick import Yardstick, YardstickName, alone_yar
 
 __all__ = [
     "MAX_AUTO_PACK_SIZE",
+    "MAX_STATE_BYTES",
     "Action",
     "AdapterRef",
     "AdapterSize",
@@ -45,12 +49,16 @@ __all__ = [
     "DataSource",
     "Decision",
     "Direction",
+    "EarlierStudy",
+    "EarlierTrial",
     "Estimate",
+    "FrontTrial",
     "Head",
     "HostInfo",
     "Hyperparameters",
     "Identity",
     "KeepRule",
+    "LargestTrial",
     "Latency",
     "LinearModule",
     "Look",
@@ -79,6 +87,9 @@ __all__ = [
     "TrialReport",
     "TrialSpec",
     "TrialState",
+    "WarmStart",
+    "WarmTrial",
+    "WarmTrials",
     "Yardstick",
     "YardstickName",
     "alone_yardstick",

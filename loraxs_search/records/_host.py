@@ -9,7 +9,7 @@ from loraxs_search.records._adapter import ReferenceLogits, Sample
 from loraxs_search.records._base import BaseModel, LinearModule
 from loraxs_search.records._data import DataReport
 from loraxs_search.records._identity import Identity
-from loraxs_search.records._words import Split
+from loraxs_search.records._words import Scalar, Split
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,18 @@ class HostInfo:
     def identity(self) -> Identity:
         """What of base and data a study is held to."""
         return Identity(self.base.weight_digest, self.data_fingerprint)
+
+
+@dataclass(frozen=True)
+class LargestTrial:
+    """The largest of the trials that share a host's passes, by which its slots are counted.
+
+    Args:
+        adapters: Method and its own parameters of each adapter that may take the most memory.
+    """
+
+    batch_size: int = 16
+    adapters: tuple[tuple[str, Mapping[str, Scalar]], ...] = ()
 
 
 @dataclass(frozen=True)

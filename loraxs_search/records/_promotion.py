@@ -28,6 +28,9 @@ class PromotionRule:
             that it is not measured.
         candidates: How many of the best trials are candidates.
         seeds: How often each of these is trained again from a fresh seed; what comes out is a candidate too.
+        methods: Methods whose trials may be candidates; none named means all but yardsticks.
+        choose: Which trials are candidates: the best ones, or the best one and the smallest within `tolerance` of it.
+            Either way, those of the front of metric and stored bytes come first where that was searched for.
     """
 
     metric: str | None = None
@@ -40,6 +43,8 @@ class PromotionRule:
     max_latency: float | None = None
     candidates: int = 3
     seeds: int = 2
+    methods: tuple[str, ...] = ()
+    choose: Literal["best", "smallest"] = "best"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.records._words import Precision, Scalar, SearchDevice
+from loraxs_search.records._words import MAX_STATE_BYTES, Precision, Scalar, SearchDevice
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class SearchPlan:
         concurrent: Trials in flight at once; None means as many as the devices hold, counted anew as nodes come and
             go. An autoscaler starts nodes for those that do not fit.
         report_every: Steps between two reports; also ASHA's first rung.
-        scheduler: A name of `loraxs_search.schedulers`: `asha` stops weak trials at rungs, `none` lets all finish.
+        scheduler: A name of `loraxs_search.schedulers`: `asha` stops weak trials at rungs, `mo-asha` those that are
+            weak for what they store, `none` lets all finish.
         reduction_factor: ASHA keeps the best 1/reduction_factor at each rung.
         scheduler_params: What the scheduler takes beside that, by the names that it declares.
         time_budget_s: The search stops proposing and running trials after this, over all drivers; None means no limit.
@@ -27,6 +28,9 @@ class SearchPlan:
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
         device: What trials run on; `auto` is GPUs where the cluster has any, else CPUs.
         keep: Which step of a trial becomes its adapter: the last, or the one with the best report.
+        objectives: What is searched for together: what running trials are compared by, and `stored_bytes`; empty where
+            it is the score alone.
+        max_state_mb: Larger states of trials, in megabytes, stay on their node; losing it restarts the trial.
     """
 
     trials: int = 16
@@ -44,3 +48,5 @@ class SearchPlan:
     seed: int = 0
     scheduler_params: Mapping[str, Scalar] = field(default_factory=dict)
     keep: Literal["last", "best"] = "last"
+    objectives: tuple[str, ...] = ()
+    max_state_mb: float = MAX_STATE_BYTES / 1e6

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.records._identity import Identity
+from loraxs_search.records._warm_start import WarmStart
 from loraxs_search.records._words import Basis, Head, LrSchedule, RankPattern, Scalar, Sigma
 
 
@@ -104,11 +105,14 @@ class AdapterSize:
     Args:
         r_parameters: Of the adapter without its head: R, or what another method trains in its place.
         stored_bytes: Of the adapter's file, names included.
+        without_projection: Of the file without the projections that a seed or the base's own weights give back; None
+            where it holds none.
     """
 
     r_parameters: int
     head_parameters: int
     stored_bytes: int
+    without_projection: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,9 @@ class TrialReport:
         num_tokens: Real (unpadded) training tokens seen so far.
         peers: Trials of the study that were scored in the same evaluation: id to (step, value of the metric that
             running trials are compared by).
+        peer_bytes: What each of these stores.
+        retrained_steps: Steps that were trained again since the trial's state, too large to travel, was lost with its
+            node.
     """
 
     trial_id: str
@@ -132,11 +139,18 @@ class TrialReport:
     num_tokens: int
     size: AdapterSize
     peers: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    peer_bytes: Mapping[str, int] = field(default_factory=dict)
+    retrained_steps: int = 0
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """All that is known of a trial; `reason` says why it ended, for people."""
+    """All that is known of a trial.
+
+    Args:
+        reason: Why it ended, for people.
+        warm_start: Where its params come from, where the sampler did not propose them.
+    """
 
     trial_id: str
     params: Mapping[str, Scalar]
@@ -145,3 +159,4 @@ class TrialRecord:
     reports: tuple[TrialReport, ...] = ()
     started_at: float = 0.0
     ended_at: float | None = None
+    warm_start: WarmStart | None = None

@@ -15,4 +15,5 @@ Split = Literal["train", "validation", "test"]
 Precision = Literal["auto", "float32", "bfloat16"]
 SearchDevice = Literal["auto", "gpu", "cpu"]
 
+MAX_STATE_BYTES = 64_000_000  # of weights, moments and reports of a trial, to travel with each report
 MAX_AUTO_PACK_SIZE = 64  # what `pack_size: auto` comes to at most

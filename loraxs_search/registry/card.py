@@ -7,8 +7,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraxs_search.methods import get_method
-from loraxs_search.records import DataSource, Decision, Latency, Manifest, Scalar, Task, Yardstick, is_alone
+from loraxs_search.methods import Method, get_method
+from loraxs_search.records import (
+    DataSource,
+    Decision,
+    Hyperparameters,
+    Latency,
+    Manifest,
+    Scalar,
+    Task,
+    Yardstick,
+    is_alone,
+)
 from loraxs_search.registry.seed_statistics import seed_statistics
 
 if TYPE_CHECKING:
@@ -40,7 +50,7 @@ def model_card(manifest: Manifest) -> str:
         _size(manifest),
         "## Load it",
         _loading(manifest),
-        *filter(None, [method.note, method.remark(method.params(tuned))]),
+        *filter(None, [method.note, _remark(method, tuned)]),
         "## Origin",
         f"Trial `{manifest.trial_id}` of study `{manifest.study}`, {manifest.created_at}.\n"
         f"{len(tuned.target_modules)} modules{f' with {own}' if own else ''}, {tuned.max_steps} steps of "
@@ -168,6 +178,8 @@ def _size(manifest: Manifest) -> str:
         **head,
         f"stored, {method.symbol}{' and head' if has_head else ' alone'}": f"{size.stored_bytes:,} bytes",
     }
+    if size.without_projection is not None:
+        rows["of that, what no seed and no base gives back"] = f"{size.without_projection:,} bytes"
     if lora_parameters:
         smaller = lora_parameters / max(1, size.r_parameters)
         rank = manifest.hyperparameters.rank
@@ -291,6 +303,11 @@ def _data(source: DataSource) -> str:
         f"{'/'.join(filter(None, (it.hub, it.config)))} ({split})" for split, it in sorted(source.elsewhere.items())
     ]
     return ", ".join(names) or "not named"
+
+
+def _remark(method: Method, hyper: Hyperparameters) -> str:
+    text = method.remark(method.params(hyper))
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _started(manifest: Manifest) -> str:

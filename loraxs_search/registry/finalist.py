@@ -30,7 +30,8 @@ def choose(rule: PromotionRule, task: Task, candidates: Sequence[Candidate]) -> 
     eligible = [candidate for candidate, fault in checked if fault is None]
     reasons = [f"{candidate.trial_id} is out: {fault}" for candidate, fault in checked if fault is not None]
     if not eligible:
-        return Choice(None, (*reasons, "no candidate may be promoted"))
+        none = "no trial of a method that may be promoted has trained all its steps"
+        return Choice(None, (*reasons, "no candidate may be promoted" if candidates else none))
 
     def value(candidate: Candidate) -> float:
         return criterion.value(candidate.validation_metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -78,7 +79,9 @@ def check_task(task: str) -> str:
     if not _TASK.fullmatch(task) or len(task) > 200:
         raise RegistryError(
             f"`task name` must start with a letter or digit and hold only letters, digits, _ . -, but got {task!r}.",
-            hint="rename the task in its YAML: task.name",
+            hint="`predict` takes a folder as it is, and `pull` and `--base` go with the name of a task"
+            if os.sep in task
+            else "rename the task in its YAML: task.name",
         )
     return task
 

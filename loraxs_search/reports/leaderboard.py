@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from loraxs_search.records import Candidate, KeepRule, Scalar, Task, TrialRecord, TrialState
+from loraxs_search.records import Candidate, KeepRule, Scalar, Task, TrialRecord, TrialState, WarmStart
 from loraxs_search.registry import trial_of
+from loraxs_search.reports.front import front
 
 _ORDER = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL]
 
@@ -26,8 +27,13 @@ class LeaderboardRow:
         finalist: The adapter that `test_score` is of: the trial's own id, or that of a refit; empty without one.
         candidate_score: The task's metric on all validation rows, where the trial is a candidate.
         kept_step: The step that the adapter is of, where the study keeps the best one.
-        unparsed: Of a candidate that wrote its answers, the share of validation rows in which none was found.
+        unparsed: Where answers were written, the share of validation rows in which none was found: a candidate's, or
+            before there is one the report's that `score` is of.
         unended: The share that the bound on new tokens ended.
+        on_front: Whether no other complete trial beats it in score and stored bytes together; None where these are not
+            searched for together.
+        without_projection: Of `stored_bytes` those that no seed gives back; None where all are such.
+        warm_start: The trial of an earlier study that the params are from.
     """
 
     trial_id: str
@@ -45,6 +51,9 @@ class LeaderboardRow:
     kept_step: int | None = None
     unparsed: float | None = None
     unended: float | None = None
+    on_front: bool | None = None
+    without_projection: int | None = None
+    warm_start: WarmStart | None = None
 
 
 def leaderboard(
@@ -52,16 +61,21 @@ def leaderboard(
     task: Task,
     candidates: Iterable[Candidate] = (),
     keep: Literal["last", "best"] = "last",
+    objectives: Sequence[str] = (),
 ) -> list[LeaderboardRow]:
     """Return a row a trial: completed first, each group by validation score, then by id.
 
     Args:
-        keep: Which step of a trial its adapter is of, as `SearchPlan` has it.
+        keep: Which step of a trial its adapter is of, as `SearchPlan` has it; `objectives` too.
     """
+    records = tuple(records)
     scored = {c.trial_id: c for c in candidates}
     tested = {trial_of(c.trial_id): c for c in scored.values() if c.test_metrics}
     rule = KeepRule(task.search_metric, task.search_direction, keep)
     rows = [_row(r, task, rule, scored.get(r.trial_id), tested.get(r.trial_id)) for r in records]
+    if objectives:
+        best = {it.trial_id for it in front(records, rule)}
+        rows = [replace(row, on_front=row.trial_id in best) for row in rows]
     sign = -1.0 if task.search_direction == "maximize" else 1.0
 
     def key(row: LeaderboardRow) -> tuple[int, float, str]:
@@ -78,6 +92,7 @@ def _row(
     if record.state is TrialState.COMPLETE:
         kept = rule.kept(record.reports)
     ended = record.ended_at is not None
+    written = validation or (kept.metrics if kept else {})
     return LeaderboardRow(
         trial_id=record.trial_id,
         state=record.state,
@@ -92,6 +107,8 @@ def _row(
         finalist=finalist.trial_id if finalist else "",
         candidate_score=validation.get(task.metric),
         kept_step=kept.step if kept and rule.keep == "best" and record.state is TrialState.COMPLETE else None,
-        unparsed=validation.get("unparsed"),
-        unended=validation.get("unended"),
+        unparsed=written.get("unparsed"),
+        unended=written.get("unended"),
+        without_projection=last.size.without_projection if last else None,
+        warm_start=record.warm_start,
     )

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from loraxs_search.records import SearchPlan, TrialRecord, TrialState
+from loraxs_search.studies import StudyFolder
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,10 @@ def progress(records: Collection[TrialRecord], plan: SearchPlan) -> Progress:
         pruned=count(TrialState.PRUNED),
         failed=count(TrialState.FAIL),
     )
+
+
+def study_state(folder: StudyFolder) -> str:
+    """Return `running`, `finished` or `interrupted`."""
+    if folder.is_running():
+        return "running"
+    return "finished" if folder.candidates() is not None else "interrupted"

@@ -1,8 +1,10 @@
 """Schedulers: which trials stop early. Pure decisions, without Ray; `search/tune/scheduler.py` hands them to Ray Tune.
 
-_base.py   the contract
-asha.py    asynchronous successive halving
-none.py    every trial trains all its steps
+_base.py     the contract
+_rungs.py    what schedulers that halve share
+asha.py      asynchronous successive halving by score
+mo_asha.py   the same by score and stored bytes
+none.py      every trial trains all its steps
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from loraxs_search.plugins import Registry
 from loraxs_search.records import Direction, Scalar, SearchPlan
 from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, SchedulerParameter, ScoredTrial
 from loraxs_search.schedulers.asha import ASHA
+from loraxs_search.schedulers.mo_asha import MOASHA
 from loraxs_search.schedulers.none import NoScheduler
 
 __all__ = [
     "ASHA",
+    "MOASHA",
     "SCHEDULERS",
     "NoScheduler",
     "Scheduler",
@@ -25,7 +29,7 @@ __all__ = [
 ]
 
 SCHEDULERS: Registry[type[Scheduler]] = Registry(
-    "search.scheduler", "loraxs_search.schedulers", {entry.name: entry for entry in (ASHA, NoScheduler)}
+    "search.scheduler", "loraxs_search.schedulers", {entry.name: entry for entry in (ASHA, MOASHA, NoScheduler)}
 )
 
 

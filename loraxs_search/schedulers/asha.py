@@ -4,97 +4,43 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping
-from typing import Annotated, ClassVar
 
-from pydantic import Field
-
-from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, SchedulerParameter, ScoredTrial
+from loraxs_search.pareto import Point
+from loraxs_search.schedulers._rungs import HalvingScheduler, Rung
 
 
-class ASHA(Scheduler):
-    """Stops a trial at a rung when its score is not among the best 1/reduction_factor that reached the rung.
-
-    Rungs are at `report_every` times each power of `reduction_factor`, below `max_steps`. A trial is held against all
-    others at its rung, its peers among them whichever report comes first: of trials that report at the same time the
-    first one would always go on otherwise. The first trial at a rung goes on, and so does one whose score is NaN.
-
-    Source: arXiv 1810.05934; decides as Ray's `AsyncHyperBandScheduler` with one bracket does where no trial has peers,
-    in a time that does not grow with the trials.
-    """
-
-    name = "asha"
-    parameters: ClassVar[Mapping[str, SchedulerParameter]] = {
-        "reduction_factor": SchedulerParameter(Annotated[int, Field(ge=2)], 2)
-    }
-
-    def __init__(self, config: SchedulerConfig) -> None:
-        super().__init__(config)
-        self._factor = int(config.parameters["reduction_factor"])
-        self._sign = 1.0 if config.direction == "maximize" else -1.0  # of scores, so that larger is better
-        self._rungs: list[tuple[int, Rung]] = []  # highest first
-        step = config.report_every
-        while step < config.max_steps:
-            self._rungs.insert(0, (step, Rung()))
-            step *= self._factor
-
-    def decide(self, trial: ScoredTrial) -> str | None:
-        """Compare a trial with all that reached the highest of its rungs at which it has not been judged."""
-        for peer, (step, score) in trial.peers.items():
-            self._announce(peer, step, self._sign * score)
-        if trial.step >= self.config.max_steps:
-            return None
-        for milestone, rung in self._rungs:
-            if trial.step >= milestone and (trial.trial_id not in rung or trial.trial_id in rung.announced):
-                return self._judge(trial, rung)
-        return None
-
-    def _announce(self, trial_id: str, step: int, score: float) -> None:
-        """Put a peer's score into its rung ahead of its own report; nothing is decided."""
-        for milestone, rung in self._rungs:
-            if step >= milestone and trial_id not in rung:
-                rung.add(trial_id, score)
-                rung.announced.add(trial_id)
-                return
-
-    def _judge(self, trial: ScoredTrial, rung: Rung) -> str | None:
-        rung.discard(trial.trial_id)
-        cutoff, score = rung.percentile((1 - 1 / self._factor) * 100), self._sign * trial.score
-        rung.add(trial.trial_id, score)
-        if cutoff is None or not score < cutoff:
-            return None
-        return (
-            f"ASHA stopped it at step {trial.step}: {trial.score:.4g} is not among the best 1/{self._factor} that "
-            "reached this step"
-        )
-
-
-class Rung:
-    """Scores of the trials that reached a step, by trial id, and in order; larger is better."""
+class ScoreRung(Rung):
+    """Holds trials against each other by their scores alone."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._scores: dict[str, float] = {}
         self._ordered: list[float] = []  # without NaN
-        self.announced: set[str] = set()  # trials whose score is known, and about which nothing has been decided
 
     def __contains__(self, trial_id: str) -> bool:
         return trial_id in self._scores
 
-    def add(self, trial_id: str, score: float) -> None:
-        """Add the score of a trial that has none yet."""
+    def add(self, trial_id: str, point: Point) -> None:
         assert trial_id not in self._scores, "a trial reaches a rung once"
-        self._scores[trial_id] = score
-        if not math.isnan(score):
-            bisect.insort(self._ordered, score)
+        self._scores[trial_id] = point[0]
+        if not math.isnan(point[0]):
+            bisect.insort(self._ordered, point[0])
 
-    def discard(self, trial_id: str) -> None:
-        """Remove the score of a trial, if it has one."""
+    def judge(self, trial_id: str, point: Point, factor: int) -> str | None:
+        """Hold a score against the percentile of all others'."""
+        self._discard(trial_id)
+        cutoff = self._percentile((1 - 1 / factor) * 100)
+        self.add(trial_id, point)
+        if cutoff is None or not point[0] < cutoff:
+            return None
+        return f"is not among the best 1/{factor} that reached this step"
+
+    def _discard(self, trial_id: str) -> None:
         score = self._scores.pop(trial_id, math.nan)
-        self.announced.discard(trial_id)
         if not math.isnan(score):
             del self._ordered[bisect.bisect_left(self._ordered, score)]
 
-    def percentile(self, percent: float) -> float | None:
+    def _percentile(self, percent: float) -> float | None:
         """Return the score below which that much of all are, between two of them in proportion; None without any."""
         if not self._ordered:
             return None
@@ -103,3 +49,17 @@ class Rung:
         below, above = self._ordered[low], self._ordered[min(low + 1, len(self._ordered) - 1)]
         share = place - low  # numpy's own formula, to the last bit
         return below + (above - below) * share if share < 0.5 else above - (above - below) * (1 - share)
+
+
+class ASHA(HalvingScheduler):
+    """Stops a trial whose score is not among the best 1/reduction_factor at its rung.
+
+    The first trial at a rung goes on, and so does one whose score is NaN.
+
+    Source: arXiv 1810.05934; decides as Ray's `AsyncHyperBandScheduler` with one bracket does where no trial has peers,
+    in a time that does not grow with the trials.
+    """
+
+    name = "asha"
+    title = "ASHA"
+    rung = ScoreRung

@@ -10,8 +10,8 @@ from loraxs_search.search_space._distributions import Parameter
 
 
 def count_configurations(parameters: Mapping[str, Parameter]) -> int | None:
-    """Return the number of different params, or None when a parameter is continuous."""
-    if any(parameter.distribution.size is None for parameter in parameters.values()):
+    """Return the number of different params of one method's trials, or None when a parameter is continuous."""
+    if any(parameter.size is None for parameter in parameters.values()):
         return None
     return sum(weight for _, weight in _branches(parameters, _mentioned(parameters)))
 
@@ -22,18 +22,24 @@ def reachable_shapes(
     """Return the values that these parameters may have together in a trial; of a range of numbers only the ends.
 
     Args:
+        parameters: Of the trials of one method.
         defaults: Each parameter that decides what is stored, with its value where a trial has none.
     """
     needed = _with_parents(parameters, tuple(defaults))
     distinct = _mentioned(needed)
     for name in needed.keys() & defaults.keys():
         named = distinct.setdefault(name, set())
-        named.update(_ends([value for value in needed[name].distribution.values or () if value not in named]))
+        mentioned = set(named)
+        for alternative in needed[name].alternatives:
+            values = alternative.distribution.values or ()
+            named.update(_ends([value for value in values if value not in mentioned]))
     shapes: list[dict[str, Scalar]] = []
     for params, _ in _branches(needed, distinct):
         # What is missing although its condition holds is between the ends.
         if any(
-            name not in params and parameter.present(params) for name, parameter in needed.items() if name in defaults
+            name not in params and parameter.chosen(params) is not None
+            for name, parameter in needed.items()
+            if name in defaults
         ):
             continue
         shape = {name: params.get(name, default) for name, default in defaults.items()}
@@ -60,14 +66,16 @@ def _branches(
     for name in drawing_order(parameters.values()):
         parameter, grown = parameters[name], []
         for params, weight in branches:
-            if not parameter.present(params):
+            index = parameter.chosen(params)
+            if index is None:
                 known = {} if parameter.otherwise is None else {name: parameter.otherwise}
                 grown.append((params | known, weight))
                 continue
-            values = parameter.distribution.values or ()
-            named = [value for value in sorted(distinct.get(name, ()), key=str) if value in values]
+            distribution = parameter.alternatives[index].distribution
+            values = distribution.values or ()
+            named = [value for value in sorted(distinct.get(name, ()), key=_value_order) if value in values]
             grown += [(params | {name: value}, weight) for value in named]
-            others = (parameter.distribution.size or 1) - len(named)
+            others = (distribution.size or 1) - len(named)
             if others:
                 grown.append((params, weight * others))
         branches = grown
@@ -78,8 +86,9 @@ def _mentioned(parameters: Mapping[str, Parameter]) -> dict[str, set[Scalar]]:
     """The values of each parameter that some condition asks for."""
     mentioned: dict[str, set[Scalar]] = {}
     for parameter in parameters.values():
-        for other, values in parameter.when:
-            mentioned.setdefault(other, set()).update(values)
+        for alternative in parameter.alternatives:
+            for other, values in alternative.when:
+                mentioned.setdefault(other, set()).update(values)
     return mentioned
 
 
@@ -89,5 +98,10 @@ def _with_parents(parameters: Mapping[str, Parameter], names: tuple[str, ...]) -
     while waiting:
         name = waiting.pop()
         needed[name] = parameters[name]
-        waiting += [other for other, _ in parameters[name].when if other not in needed]
+        waiting += [other for other in parameters[name].parents() if other not in needed]
     return needed
+
+
+def _value_order(value: Scalar) -> tuple[bool, Scalar]:
+    """Sort numbers by size, and words after them."""
+    return isinstance(value, str), value

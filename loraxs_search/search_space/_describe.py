@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from loraxs_search.methods import Shapes, get_method
+from loraxs_search.methods import LoraXS, Method, Shapes, get_method
 from loraxs_search.records import AdapterSize, LinearModule, Scalar
 from loraxs_search.search_space._counting import reachable_shapes
 from loraxs_search.search_space._modules import resolve_modules
+from loraxs_search.search_space._notes import notes
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._space import Space
-
-_MODULES = "target_modules"
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,22 @@ class ShapeDescription:
         params: The method's own parameters that decide what is stored, of those that the space names: the rank of
             LoRA-XS.
         head: `full` or `output`.
+        method: That is trained.
     """
 
     params: Mapping[str, Scalar]
     target_modules: str
     head: str
     size: AdapterSize
+    method: str = LoraXS.name
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The adapter with the fewest bytes that a trial of one method may have, and the one with the most."""
+
+    smallest: ShapeDescription
+    largest: ShapeDescription
 
 
 @dataclass(frozen=True)
@@ -49,18 +58,24 @@ class SpaceDescription:
         groups: Every module group that a trial may have.
         smallest: The adapter with the fewest bytes that a trial may have.
         largest: The one with the most.
-        remarks: What the method says of adapters that a trial may have.
+        methods: The same for the trials of each method, by its name.
+        notes: What is worth saying of it, for people.
     """
 
     combinations: int | None
     groups: tuple[GroupDescription, ...]
     smallest: ShapeDescription
     largest: ShapeDescription
-    remarks: tuple[str, ...] = ()
+    methods: Mapping[str, Extremes]
+    notes: tuple[str, ...] = ()
 
 
 def describe(
-    space: Space, modules: Sequence[LinearModule], *, heads: Mapping[str, Shapes] = MappingProxyType({})
+    space: Space,
+    modules: Sequence[LinearModule],
+    *,
+    heads: Mapping[str, Shapes] = MappingProxyType({}),
+    body: Shapes = MappingProxyType({}),
 ) -> SpaceDescription:
     """Return what a space amounts to on a base model with these linear layers.
 
@@ -68,44 +83,68 @@ def describe(
 
     Args:
         heads: `full` and `output` to full name and shape of the head's parameters that are trained.
+        body: Full name and shape of the base's parameters below its head.
     Raises:
         TargetModulesError: a module group matches nothing.
         RankError: a rank that a trial may have is above the smaller side of one of its modules.
     """
-    method, specs = get_method(space.method), parameter_specs(space.method)
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
-    by_name = {module.name: module for module in modules}
-    decisive = (*method.sized_by, "target_modules", "head")
-    shapes, remarks = [], list[str]()
-    for params in reachable_shapes(space.parameters, {name: specs[name].default for name in decisive}):
-        own = {name: params[name] for name in method.sized_by}
-        expression, head = str(params["target_modules"]), str(params["head"])
-        adapted = [by_name[name] for name in groups[expression]]
-        method.check(method.with_defaults(own), adapted)
-        stored = heads.get(head, {})
-        identity = {name: shape for name, shape in heads.get("full", {}).items() if name not in stored}
-        remarks.append(method.remark(method.with_defaults(own)))
-        size = method.size(method.with_defaults(own), adapted, stored, identity)
-        named = {name: value for name, value in own.items() if name in space.parameters}
-        shapes.append(ShapeDescription(named, expression, head, size))
+    layers = _Layers({module.name: module for module in modules}, groups, heads, body)
+    methods = {name: _extremes(_shapes(space, get_method(name), layers)) for name in space.methods}
     return SpaceDescription(
         combinations=space.grid_size(),
         groups=tuple(GroupDescription(expression, names) for expression, names in groups.items()),
-        smallest=min(shapes, key=lambda shape: shape.size.stored_bytes),
-        largest=max(shapes, key=lambda shape: shape.size.stored_bytes),
-        remarks=tuple(dict.fromkeys(filter(None, remarks))),
+        smallest=min((each.smallest for each in methods.values()), key=_stored_bytes),
+        largest=max((each.largest for each in methods.values()), key=_stored_bytes),
+        methods=methods,
+        notes=notes(space),
     )
 
 
+@dataclass(frozen=True)
+class _Layers:
+    """What adapters are put on: the base's linear layers, a space's groups, the parameters of heads and body."""
+
+    modules: Mapping[str, LinearModule]
+    groups: Mapping[str, tuple[str, ...]]
+    heads: Mapping[str, Shapes]
+    body: Shapes
+
+
+def _shapes(space: Space, method: Method, layers: _Layers) -> Iterator[ShapeDescription]:
+    """Yield what adapters of one method may be, each held against the layers that it is for."""
+    specs, decisive = parameter_specs(method.name), (*method.sized_by, "target_modules", "head")
+    for params in reachable_shapes(space.parameters_of(method.name), {name: specs[name].default for name in decisive}):
+        own = {name: params[name] for name in method.sized_by}
+        expression, head = str(params["target_modules"]), str(params["head"])
+        adapted = [layers.modules[name] for name in layers.groups[expression]]
+        method.check(method.with_defaults(own), adapted)
+        stored = layers.heads.get(head, {})
+        identity = {name: shape for name, shape in layers.heads.get("full", {}).items() if name not in stored}
+        size = method.size(method.with_defaults(own), adapted, stored, identity, layers.body)
+        named = {name: value for name, value in own.items() if name in space.parameters}
+        yield ShapeDescription(named, expression, head, size, method.name)
+
+
 def trial_shapes(
-    space: Space, modules: Sequence[LinearModule]
+    space: Space, method: Method, modules: Sequence[LinearModule]
 ) -> Iterator[tuple[Mapping[str, Scalar], tuple[str, ...]]]:
-    """Yield the method's own words and integers that a trial may have together, and the layers that it then adapts.
+    """Yield a method's own words, flags and integers that a trial may have together, and the layers that it adapts.
 
     Of a range of integers only the ends. The others of its parameters have their defaults.
     """
-    method, specs = get_method(space.method), parameter_specs(space.method)
+    specs = parameter_specs(method.name)
     decisive = [name for name, spec in method.parameters.items() if spec.kind != "float"]
-    for params in reachable_shapes(space.parameters, {name: specs[name].default for name in (*decisive, _MODULES)}):
+    defaults = {name: specs[name].default for name in (*decisive, "target_modules")}
+    for params in reachable_shapes(space.parameters_of(method.name), defaults):
         own = method.with_defaults({name: params[name] for name in decisive if name in params})
-        yield own, resolve_modules(str(params[_MODULES]), modules)
+        yield own, resolve_modules(str(params["target_modules"]), modules)
+
+
+def _extremes(shapes: Iterable[ShapeDescription]) -> Extremes:
+    known = list(shapes)
+    return Extremes(min(known, key=_stored_bytes), max(known, key=_stored_bytes))
+
+
+def _stored_bytes(shape: ShapeDescription) -> int:
+    return shape.size.stored_bytes

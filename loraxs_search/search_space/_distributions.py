@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import chain
+from math import isclose
 from typing import TYPE_CHECKING
 
 from loraxs_search.records import Scalar
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
 
+Same = Callable[[Scalar, Scalar], bool]  # whether two values of a parameter mean the same
+METHOD = "method"  # the parameter that spaces of several methods have
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -20,9 +25,16 @@ class Constant:
 
     value: Scalar
 
+    def __str__(self) -> str:
+        return str(self.value)
+
     @property
     def values(self) -> Sequence[Scalar]:
         return (self.value,)
+
+    def find(self, value: Scalar, same: Same) -> Scalar | None:
+        """Return the value that may be drawn and is the same; None when there is none."""
+        return self.value if same(self.value, value) else None
 
     @property
     def size(self) -> int | None:
@@ -41,9 +53,16 @@ class Choice:
 
     choices: tuple[Scalar, ...]
 
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(str, self.choices))}"
+
     @property
     def values(self) -> Sequence[Scalar]:
         return self.choices
+
+    def find(self, value: Scalar, same: Same) -> Scalar | None:
+        """Return the value that may be drawn and is the same; None when there is none."""
+        return next((choice for choice in self.choices if same(choice, value)), None)
 
     @property
     def size(self) -> int | None:
@@ -68,9 +87,16 @@ class Integers:
     step: int = 1
     log: bool = False
 
+    def __str__(self) -> str:
+        return f"in {self.low}..{self.high}{f' by {self.step}' if self.step > 1 else ''}"
+
     @property
     def values(self) -> Sequence[Scalar]:
         return range(self.low, self.high + 1, self.step)
+
+    def find(self, value: Scalar, same: Same) -> Scalar | None:
+        """Return the value that may be drawn and is the same; None when there is none."""
+        return value if value in self.values else None
 
     @property
     def size(self) -> int | None:
@@ -93,6 +119,18 @@ class Floats:
     high: float
     step: float | None = None
     log: bool = False
+
+    def __str__(self) -> str:
+        return f"in {self.low:g}..{self.high:g}{f' by {self.step:g}' if self.step else ''}"
+
+    def find(self, value: Scalar, same: Same) -> Scalar | None:
+        """Return the value that may be drawn and is the same; None when there is none."""
+        if isinstance(value, str) or not self.low <= value <= self.high:
+            return None
+        if self.step is None:
+            return float(value)
+        steps = (value - self.low) / self.step
+        return float(value) if isclose(steps, round(steps), abs_tol=1e-8) else None
 
     @property
     def values(self) -> Sequence[Scalar] | None:
@@ -118,30 +156,96 @@ class Floats:
 Distribution = Constant | Choice | Integers | Floats
 
 
+Condition = tuple[tuple[str, tuple[Scalar, ...]], ...]  # parameter to the values it must have; all must hold
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One way to draw a parameter.
+
+    Args:
+        when: What must hold for it. A parameter that is itself absent does not hold.
+    """
+
+    distribution: Distribution
+    when: Condition = ()
+
+    def holds(self, params: Mapping[str, Scalar]) -> bool:
+        """Whether the condition holds for what has been drawn so far."""
+        return all(other in params and params[other] in values for other, values in self.when)
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A parameter of a space.
 
     Args:
-        when: Parameter name to the values it must have for this one to be present; all must hold. A parent that is
-            itself absent does not hold.
-        otherwise: The value when the condition does not hold; None leaves the parameter out, and the record's default
-            stands.
+        alternatives: The first whose condition holds is drawn.
+        otherwise: The value when no condition holds; None leaves the parameter out, and the record's default stands.
+        methods: Those of the space's methods that take it, where some do not: trials of others never have it.
     """
 
     name: str
-    distribution: Distribution
-    when: tuple[tuple[str, tuple[Scalar, ...]], ...] = ()
+    alternatives: tuple[Alternative, ...]
     otherwise: Scalar | None = None
+    methods: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int | None:
+        """How many values may be drawn; None is a range of numbers."""
+        sizes = [alternative.distribution.size for alternative in self.alternatives]
+        return None if None in sizes else sum(size or 0 for size in sizes)
 
     @property
     def possible(self) -> Sequence[Scalar] | None:
         """Every value a trial may show, or None when there is no list of them."""
-        values = self.distribution.values
-        if values is None or self.otherwise is None or self.otherwise in values:
-            return values
-        return (*values, self.otherwise)
+        values = [alternative.distribution.values for alternative in self.alternatives]
+        listed = [each for each in values if each is not None]
+        if len(listed) < len(values):
+            return None
+        if self.otherwise is not None:
+            listed.append((self.otherwise,))
+        return listed[0] if len(listed) == 1 else tuple(dict.fromkeys(chain(*listed)))
 
-    def present(self, params: dict[str, Scalar]) -> bool:
-        """Whether the condition holds for what has been drawn so far."""
-        return all(other in params and params[other] in values for other, values in self.when)
+    @property
+    def may_be_absent(self) -> bool:
+        """Whether some trial may be without it; conditions that complete each other are not seen to."""
+        return self.otherwise is None and all(alternative.when for alternative in self.alternatives)
+
+    def chosen(self, params: Mapping[str, Scalar]) -> int | None:
+        """Return the index of the alternative that is drawn after these params; None when none is."""
+        if self.methods and params.get(METHOD) not in self.methods:
+            return None
+        return next((i for i, alternative in enumerate(self.alternatives) if alternative.holds(params)), None)
+
+    def otherwise_after(self, params: Mapping[str, Scalar]) -> Scalar | None:
+        """Return the value after params for which none is drawn; None where it is left out."""
+        return None if self.methods and params.get(METHOD) not in self.methods else self.otherwise
+
+    def drawn_name(self, index: int) -> str:
+        """Return the name that Optuna knows an alternative by; the first has the parameter's own."""
+        return f"{self.name}[{index}]" if index else self.name
+
+    def parents(self) -> list[str]:
+        """Return the parameters that must be drawn before it."""
+        implied = [METHOD] if self.methods else []
+        return implied + [other for alternative in self.alternatives for other, _ in alternative.when]
+
+    def of_method(self, method: str, known: Container[str]) -> Parameter | None:
+        """Return what it is to trials of one method, conditions on the method resolved; None where they lack it.
+
+        Args:
+            known: Other parameters that such trials have; where a condition needs another, it never holds.
+        """
+        if self.methods and method not in self.methods:
+            return None
+        resolved: list[Alternative] = []
+        for each in self.alternatives:
+            if all(method in values if other == METHOD else other in known for other, values in each.when):
+                when = tuple(condition for condition in each.when if condition[0] != METHOD)
+                resolved.append(replace(each, when=when))
+                if not when:  # none after it is ever drawn
+                    return Parameter(self.name, tuple(resolved))
+        if not resolved:
+            return None if self.otherwise is None else Parameter(self.name, (Alternative(Constant(self.otherwise)),))
+        return Parameter(self.name, tuple(resolved), self.otherwise)

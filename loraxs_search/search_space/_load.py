@@ -10,24 +10,27 @@ from typing import Any
 
 import yaml
 
-from loraxs_search.methods import METHODS, LoraXS
+from loraxs_search.methods import LoraXS, get_method
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
+from loraxs_search.schedulers import MOASHA
+from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import Document, parse_document
-from loraxs_search.search_space._entries import known_entry
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
 from loraxs_search.search_space._files import find_file, read_file
+from loraxs_search.search_space._objectives import check_objectives, quality_of
 from loraxs_search.search_space._overrides import apply_overrides
-from loraxs_search.search_space._parameters import read_parameters
+from loraxs_search.search_space._parameters import read_method, read_parameters
 from loraxs_search.search_space._reading import read_section
 from loraxs_search.search_space._schedulers import taken_keys
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection, search_section
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import read_task
+from loraxs_search.search_space._warm_start import read_warm_start
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")
-_SECTIONS = (*_REQUIRED, "method", "start_from", "search", "promotion")
+_SECTIONS = (*_REQUIRED, "method", "search", "promotion", "start_from", "warm_start")
 _HEAD_PARAMETERS = {"head", "head_learning_rate"}
 
 
@@ -62,17 +65,21 @@ def parse_space(
     sections = _sections(document)
     task = read_task(document, sections["task"], folder) if "task" in sections else None
     base_model = _base_model(document, sections["base_model"], folder) if "base_model" in sections else None
-    method = _method(document, sections.get("method", LoraXS.name))
-    start_from = _start_from(document, sections.get("start_from"))
+    method = read_method(document, sections.get("method", LoraXS.name))
+    methods = tuple(str(name) for name in method.possible or ()) if method else ()
     parameters = (
         read_parameters(document, sections["parameters"], method) if "parameters" in sections and method else {}
     )
-    _check_head(document, sections.get("parameters"), task)
+    _check_head(document, sections.get("parameters"), task, methods)
     # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
     search = _search(document, sections.get("search") or {})
     task = _reported(document, sections.get("search") or {}, task)
-    promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else ())
-    if document.faults or task is None or base_model is None:
+    promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else (), methods)
+    check_objectives(document, sections.get("search") or {}, sections.get("promotion") or {}, task)
+    warm_start = sections.get("warm_start")
+    earlier = None if warm_start is None else read_warm_start(document, warm_start)
+    start_from = _start_from(document, sections.get("start_from"))
+    if document.faults or task is None or base_model is None or method is None:
         document.faults.fail(source, document.locations)
     return Space(
         name=name or Path(source).stem,
@@ -81,12 +88,25 @@ def parse_space(
         folder=str(folder),
         task=task,
         base_model=base_model,
-        method=method,
-        start_from=start_from,
+        methods=methods,
         parameters=parameters,
         search=search,
         promotion=promotion,
+        start_from=start_from,
+        warm_start=earlier,
     )
+
+
+def single_method(text: str) -> str:
+    """Return the method of a space whose trials do not say theirs, as only those of several methods do.
+
+    Whatever else has become of the space, its files or the methods that there are: the text was valid once.
+    """
+    given = parse_document(text, "space.yaml").data
+    method = given.get(METHOD, LoraXS.name) if isinstance(given, dict) else LoraXS.name
+    while isinstance(method, dict | list):
+        method = next(iter(method.values() if isinstance(method, dict) else method), LoraXS.name)
+    return str(method)
 
 
 def _rewritten(document: Document, overrides: Sequence[str]) -> str:
@@ -108,15 +128,6 @@ def _sections(document: Document) -> dict[str, Any]:
         if key not in data:
             document.faults.add((key,), "is required.")
     return data
-
-
-def _method(document: Document, given: object) -> str:
-    """Return a registered method's name; empty where it is none, as its parameters cannot be read then."""
-    try:
-        return known_entry(METHODS, "a method")(given)
-    except ValueError as error:
-        document.faults.add(("method",), f"{error}, but got {shown(given)}.")
-        return ""
 
 
 def _start_from(document: Document, given: object) -> str | None:
@@ -160,7 +171,10 @@ def _search(document: Document, given: object) -> SearchPlan:
     values = section.model_dump(exclude={"metric"})
     params = {key: values.pop(key) for key in values.keys() - SearchSection.model_fields.keys()}
     factor = params.pop("reduction_factor")  # stored as a field, whichever scheduler is chosen
-    taken = {key: value for key, value in params.items() if key in taken_keys(section.scheduler)}
+    if section.objectives and "scheduler" not in section.model_fields_set:
+        values["scheduler"] = MOASHA.name
+    taken = {key: value for key, value in params.items() if key in taken_keys(values["scheduler"])}
+    values["objectives"] = tuple(section.objectives or ())
     values["time_budget_s"] = values.pop("time_budget")
     values["keep_hosts_s"] = values.pop("keep_hosts")
     return SearchPlan(**values, reduction_factor=factor, scheduler_params=taken)
@@ -168,17 +182,19 @@ def _search(document: Document, given: object) -> SearchPlan:
 
 def _reported(document: Document, given: object, task: Task | None) -> Task | None:
     """Return the task with what its running trials are compared by, where that is not its metric."""
-    name = given.get("metric") if isinstance(given, dict) else None
-    if document.faults.at_or_below(("search", "metric")):
+    objective = quality_of(given)
+    where: KeyPath = ("search", "metric") if objective is None else ("search", "objectives", 0)
+    name = objective or (given.get("metric") if isinstance(given, dict) else None)
+    if document.faults.at_or_below(where):
         return task
     if task is None:
         if name is not None and find_metric(name) is None:
-            document.faults.add(("search", "metric"), f"must be the name of a metric, but got {shown(name)}.")
+            document.faults.add(where, f"must be the name of a metric, but got {shown(name)}.")
         return None
     kind = kind_of(task)
     if name is not None and name not in (fitting := kind.fitting_metrics(kind.keys())):
         law = f"must fit {kind.describe(kind.keys())} (one of: {one_of(fitting, name)})"
-        document.faults.add(("search", "metric"), f"{law}, but got {shown(name)}.")
+        document.faults.add(where, f"{law}, but got {shown(name)}.")
         return task
     metric = name or kind.report_metric or task.metric
     if metric == task.metric:
@@ -186,11 +202,14 @@ def _reported(document: Document, given: object, task: Task | None) -> Task | No
     return replace(task, report_metric=metric, report_direction=kind.metrics[metric].direction)
 
 
-def _check_head(document: Document, given: object, task: Task | None) -> None:
-    """Refuse parameters of a head where there is none: trials would differ in nothing."""
-    if task is None or not isinstance(given, dict) or kind_of(task).model.num_outputs is not None:
+def _check_head(document: Document, given: object, task: Task | None, methods: Sequence[str]) -> None:
+    """Refuse parameters of a head where there is none, as trials would differ in nothing, and methods that need one."""
+    if task is None or kind_of(task).model.num_outputs is not None:
         return
-    for key in _HEAD_PARAMETERS & given.keys():
+    for name in methods:
+        if get_method(name).needs_head:
+            document.faults.add(("method",), f"must be for a task with a head, but got {name} for {task.kind}.")
+    for key in _HEAD_PARAMETERS & (given.keys() if isinstance(given, dict) else set()):
         document.faults.add(("parameters", key), f"must be left out: an adapter for {task.kind} has no head.")
 
 
@@ -200,7 +219,7 @@ def _sound(document: Document, given: object, key: str, default: int) -> int | N
     return None if document.faults.at_or_below(("search", key)) else value
 
 
-def _promotion(document: Document, given: object, metrics: Sequence[str]) -> PromotionRule:
+def _promotion(document: Document, given: object, metrics: Sequence[str], methods: Sequence[str]) -> PromotionRule:
     section = read_section(document, ("promotion",), PromotionSection, given)
     keys = given if isinstance(given, dict) else {}
     guards = keys.get("guards")
@@ -212,4 +231,16 @@ def _promotion(document: Document, given: object, metrics: Sequence[str]) -> Pro
         if isinstance(metric, str) and metrics and metric not in metrics:
             message = f"must be one of the task's metrics: {one_of(metrics, metric)}, but got {shown(metric)}."
             document.faults.add(("promotion", key), message)
+    for name in section.methods if section is not None and methods else ():
+        if fault := _not_promotable(name, methods):
+            document.faults.add(("promotion", "methods"), fault)
     return PromotionRule() if section is None else PromotionRule(**section.model_dump())
+
+
+def _not_promotable(name: str, methods: Sequence[str]) -> str | None:
+    """Return why trials of a method cannot be candidates of a space with these methods; None where they can."""
+    if name not in methods:
+        return f"must be among the space's methods: {one_of(methods, name)}, but got {shown(name)}."
+    if not get_method(name).has_adapter:
+        return f"must have adapters, but of {name} only metrics are recorded."
+    return None

@@ -64,6 +64,7 @@ def _law(kind: str, context: Mapping[str, Any], value: object) -> str:
         "string_too_short": "must not be empty",
         "string_pattern_mismatch": "must be 64 hexadecimal digits in lower case",
         "list_type": "must be a list",
+        "tuple_type": "must be a list",
         "model_type": "must be a mapping",
         "dict_type": "must be a mapping",
     }

@@ -13,7 +13,7 @@ from loraxs_search.records import Direction, Precision, PromotionRule, SearchDev
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space._entries import known_entry
 from loraxs_search.search_space._schedulers import scheduler_keys
-from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text
+from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text, distinct
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -46,6 +46,11 @@ def _latency(value: object) -> float:
     raise ValueError("must be a number above 1: the time of a batch with the adapter over the bare base's")
 
 
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Methods = Annotated[tuple[Text, ...], AfterValidator(distinct), BeforeValidator(_tuple)]
 PackSize = Annotated[int | Literal["auto"], PlainValidator(_pack_size)]
 Latency = Annotated[float, PlainValidator(_latency)]
 Number = Annotated[float, BeforeValidator(_number)]
@@ -55,10 +60,12 @@ Duration = Annotated[float, Field(gt=0), BeforeValidator(_seconds)]
 class SearchSection(Section):
     """`search:`, the fields of `SearchPlan` but those that schedulers take; see `search_section`.
 
-    `metric` is what running trials are compared by; it becomes the task's `report_metric`.
+    `metric` is what running trials are compared by; it becomes the task's `report_metric`. So does the first of
+    `objectives`.
     """
 
     metric: Text | None = None
+    objectives: Names | None = None
     keep: Literal["last", "best"] = SearchPlan.keep
     trials: Count = SearchPlan.trials
     max_steps: Count = SearchPlan.max_steps
@@ -72,6 +79,7 @@ class SearchSection(Section):
     precision: Precision = SearchPlan.precision
     device: SearchDevice = SearchPlan.device
     seed: Annotated[int, Field(ge=0, lt=2**32)] = SearchPlan.seed
+    max_state_mb: Annotated[Number, Field(ge=0)] = SearchPlan.max_state_mb
 
 
 def search_section() -> type[SearchSection]:
@@ -90,8 +98,10 @@ class PromotionSection(Section):
     guards: dict[str, Annotated[Number, Field(ge=0)]] = {}  # noqa: RUF012  # pydantic copies it
     max_bytes: Count | None = None
     max_latency: Latency | None = None
+    choose: Literal["best", "smallest"] = PromotionRule.choose
     candidates: Count = PromotionRule.candidates
     seeds: Annotated[int, Field(ge=0)] = PromotionRule.seeds
+    methods: Methods = PromotionRule.methods
 
 
 class BaseModelSection(Section):

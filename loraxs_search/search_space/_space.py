@@ -12,17 +12,19 @@ from loraxs_search.records import (
     Estimate,
     Head,
     Hyperparameters,
+    LargestTrial,
     LinearModule,
     PromotionRule,
     Scalar,
     SearchPlan,
     Task,
 )
-from loraxs_search.search_space._conditions import drawing_order
-from loraxs_search.search_space._counting import count_configurations
-from loraxs_search.search_space._distributions import Parameter
+from loraxs_search.search_space._conditions import drawing_order, parameters_of
+from loraxs_search.search_space._counting import count_configurations, reachable_shapes
+from loraxs_search.search_space._distributions import METHOD, Parameter
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES
+from loraxs_search.search_space._warm_start import EarlierStudies
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -38,9 +40,10 @@ class Space:
         text: The YAML, with overrides applied.
         source: The file as it was named.
         folder: Absolute folder that relative paths in `text` start from.
-        method: The registered method that every trial trains.
+        methods: The registered methods that trials train; where there are several, `method` is the first parameter.
         parameters: By name, in the file's order.
         start_from: The registered adapter that trials start from, as it was named; None where they start anew.
+        warm_start: Studies whose best params the first trials have.
     """
 
     name: str
@@ -49,22 +52,38 @@ class Space:
     folder: str
     task: Task
     base_model: BaseModelRef
-    method: str
+    methods: tuple[str, ...]
     parameters: Mapping[str, Parameter]
     search: SearchPlan
     promotion: PromotionRule
     start_from: str | None = None
+    warm_start: EarlierStudies | None = None
 
     def suggest(self, trial: BaseTrial) -> dict[str, Scalar]:
         """Draw a trial's params, constants included; a parameter whose condition does not hold is left out."""
         drawn: dict[str, Scalar] = {}
         for name in drawing_order(self.parameters.values()):
             parameter = self.parameters[name]
-            if parameter.present(drawn):
-                drawn[name] = parameter.distribution.suggest(trial, name)
-            elif parameter.otherwise is not None:
-                drawn[name] = parameter.otherwise
+            index, otherwise = parameter.chosen(drawn), parameter.otherwise_after(drawn)
+            if index is not None:
+                distribution = parameter.alternatives[index].distribution
+                drawn[name] = distribution.suggest(trial, parameter.drawn_name(index))
+            elif otherwise is not None:
+                drawn[name] = otherwise
         return {name: drawn[name] for name in self.parameters if name in drawn}
+
+    def drawn_params(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Return a trial's params under the names that `suggest` draws them by: each alternative has one of its own."""
+        drawn: dict[str, Scalar] = {}
+        for name, parameter in self.parameters.items():
+            index = parameter.chosen(params)
+            if index is not None and name in params:
+                drawn[parameter.drawn_name(index)] = params[name]
+        return drawn
+
+    def method_of(self, params: Mapping[str, Scalar]) -> Method:
+        """Return the method that a trial with these params trains."""
+        return get_method(str(params.get(METHOD, self.methods[0])))
 
     def hyperparameters(
         self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], seed: int
@@ -78,15 +97,16 @@ class Space:
             RankError: the rank is above the smaller side of one of the modules.
         """
         given: dict[str, Any] = dict(params)
-        method = self._method
+        method = self.method_of(params)
+        given.pop(METHOD, None)
         names = resolve_modules(str(given.pop("target_modules", DEFAULT_TARGET_MODULES)), modules)
         own = {name: given.pop(name) for name in method.parameters if name in given}
         method.check(method.with_defaults(own), [module for module in modules if module.name in set(names)])
         given.setdefault("head_learning_rate", given["learning_rate"])
         return Hyperparameters(
             **given,
-            **method.fields(own, self._possible()),
-            method=self.method,
+            **method.fields(own, self._possible(method)),
+            method=method.name,
             target_modules=names,
             max_steps=self.search.max_steps,
             seed=seed,
@@ -94,61 +114,96 @@ class Space:
 
     def factor_sets(self) -> tuple[FactorSet, ...]:
         """Return the factors that trials share, to be computed before the first of them."""
-        return self._method.factor_sets(self._possible())
+        methods = map(get_method, self.methods)
+        return tuple(dict.fromkeys(each for m in methods for each in m.factor_sets(self._possible(m))))
 
     def estimates(self) -> tuple[Estimate, ...]:
         """Return what is estimated on the task's rows before the first trial."""
-        found = self._method.estimates(self._possible(), self._heads())
-        return tuple(replace(estimate, seed=self.search.seed) for estimate in found)
+        methods = map(get_method, self.methods)
+        made = [each for m in methods for each in m.estimates(self._possible(m), self._heads(m))]
+        return tuple(replace(estimate, seed=self.search.seed) for estimate in made)
 
     @property
     def is_packable(self) -> bool:
-        """Whether the method's trials can share passes."""
-        return self._method.packed is not None
+        """Whether trials of some method can share passes."""
+        return len(self.unpackable_methods) < len(self.methods)
 
-    def largest(self) -> tuple[int, int]:
-        """Return the largest batch size and the largest rank a trial may have; the rank is 0 where there is none."""
-        batch, rank = self.parameters.get("batch_size"), self.parameters.get("rank")
-        sizes = [Hyperparameters.batch_size] if batch is None else [int(size) for size in batch.possible or ()]
-        return max(sizes), 0 if rank is None else max(int(value) for value in rank.possible or ())
+    @property
+    def unpackable_methods(self) -> tuple[str, ...]:
+        """The methods whose trials cannot share passes: each trains alone."""
+        return tuple(name for name in self.methods if not any(self._can_pack(get_method(name))))
+
+    @property
+    def partly_unpackable_methods(self) -> tuple[str, ...]:
+        """The methods of which some trials can share passes, and others cannot."""
+        return tuple(name for name in self.methods if len(set(self._can_pack(get_method(name)))) == 2)
+
+    def may_be_candidate(self, method: str) -> bool:
+        """Whether trials of a method may be candidates: those that the rule names, by default all but yardsticks."""
+        named = self.promotion.methods
+        return method in named if named else not get_method(method).is_yardstick
+
+    def largest(self) -> LargestTrial:
+        """Return the largest trial that takes a slot: its batch size, and the adapters that may be the largest."""
+        packed = [
+            get_method(name) for name in self.methods if not self.is_packable or name not in self.unpackable_methods
+        ]
+        batches = [
+            int(value)
+            for method in packed
+            for value in self._possible_values(method.name, "batch_size", Hyperparameters.batch_size) or ()
+        ]
+        adapters = [(m.name, shape) for m in packed for shape in self._reachable(m, m.sized_by)]
+        return LargestTrial(max(batches), tuple(sorted(adapters, key=repr)))
 
     def target_groups(self) -> tuple[str, ...]:
         """Return every module group expression a trial may have."""
-        parameter = self.parameters.get("target_modules")
-        if parameter is None:
-            return (DEFAULT_TARGET_MODULES,)
-        groups = [str(value) for value in parameter.possible or ()]
-        if parameter.when and parameter.otherwise is None:
-            groups.append(DEFAULT_TARGET_MODULES)
-        return tuple(dict.fromkeys(groups))
+        groups = (self._possible_values(name, "target_modules", DEFAULT_TARGET_MODULES) for name in self.methods)
+        return tuple(dict.fromkeys(str(value) for values in groups for value in values or ()))
+
+    def parameters_of(self, method: str) -> dict[str, Parameter]:
+        """Return the parameters of the trials of one method, without the choice of the method."""
+        return parameters_of(self.parameters, method)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's distribution of each parameter that is searched, in the file's order."""
-        distributions = ((name, parameter.distribution.to_optuna()) for name, parameter in self.parameters.items())
+        distributions = (
+            (parameter.drawn_name(index), alternative.distribution.to_optuna())
+            for parameter in self.parameters.values()
+            for index, alternative in enumerate(parameter.alternatives)
+        )
         return {name: distribution for name, distribution in distributions if distribution is not None}
 
     def grid_size(self) -> int | None:
         """Return how many different params there are, or None when a parameter is continuous."""
-        return count_configurations(self.parameters)
+        sizes = [count_configurations(self.parameters_of(method)) for method in self.methods]
+        return None if None in sizes else sum(size or 0 for size in sizes)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    @property
-    def _method(self) -> Method:
-        return get_method(self.method)
+    def _can_pack(self, method: Method) -> list[bool]:
+        """Return whether trials of a method can share passes, for each way in which its words and flags can fall."""
+        named = [name for name, spec in method.parameters.items() if spec.kind in ("name", "flag")]
+        return [method.can_pack(method.with_defaults(own)) for own in self._reachable(method, named)]
 
-    def _heads(self) -> Sequence[Head]:
-        """Return how a trial's head may be trained."""
-        values = self._possible_values("head", Hyperparameters.head)
+    def _heads(self, method: Method) -> Sequence[Head]:
+        """Return how the head of a method's trials may be trained."""
+        values = self._possible_values(method.name, "head", Hyperparameters.head)
         return [cast("Head", value) for value in values or ()]
 
-    def _possible(self) -> Possible:
-        """Return every value of the method's own parameters that a trial may have, its default included."""
-        return {name: self._possible_values(name, spec.default) for name, spec in self._method.parameters.items()}
+    def _reachable(self, method: Method, names: Sequence[str]) -> list[dict[str, Scalar]]:
+        """Return what these parameters of a method may be together in a trial."""
+        defaults = {name: method.parameters[name].default for name in names}
+        return reachable_shapes(self.parameters_of(method.name), defaults)
 
-    def _possible_values(self, name: str, default: Scalar | None) -> Sequence[Scalar] | None:
-        parameter = self.parameters.get(name)
+    def _possible(self, method: Method) -> Possible:
+        """Return every value of a method's own parameters that a trial may have, its default included."""
+        return {
+            name: self._possible_values(method.name, name, spec.default) for name, spec in method.parameters.items()
+        }
+
+    def _possible_values(self, method: str, name: str, default: Scalar | None) -> Sequence[Scalar] | None:
+        parameter = self.parameters_of(method).get(name)
         values = () if parameter is None else parameter.possible
-        may_be_left_out = parameter is None or (parameter.when and parameter.otherwise is None)
-        if values is None or not may_be_left_out or default is None:
+        if values is None or default is None or not (parameter is None or parameter.may_be_absent):
             return values
         return tuple(dict.fromkeys((*values, default)))

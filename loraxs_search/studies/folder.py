@@ -26,6 +26,7 @@ from loraxs_search.records import (
     StartFrom,
     Task,
     TrialReport,
+    WarmTrials,
     Yardstick,
     to_json,
 )
@@ -35,6 +36,7 @@ from loraxs_search.studies.reading import read_record, read_text
 from loraxs_search.studies.snapshots import kept_path, kept_paths, read_reports, snapshot_path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_WARM_START = "warm_start.json"
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,11 @@ class StudyFolder:
         self.info = read_record(StudyInfo, path / "study.json")
 
     @classmethod
-    def create(cls, info: StudyInfo, space_text: str) -> StudyFolder:
+    def create(cls, info: StudyInfo, space_text: str, warm_trials: WarmTrials | None = None) -> StudyFolder:
         """Create the folder beside its place and rename it: a study exists whole or not at all, and once.
 
+        Args:
+            warm_trials: What its search begins with, where that is not the sampler's.
         Raises:
             StudyError: the name is taken or malformed.
             HomeError: the folder cannot be written.
@@ -100,6 +104,8 @@ class StudyFolder:
         try:
             ensure_dir(building / "snapshots")
             write_atomic(building / "space.yaml", space_text)
+            if warm_trials is not None:
+                write_atomic(building / _WARM_START, to_json(warm_trials, indent=2))
             write_atomic(building / "study.json", to_json(info, indent=2))
             building.rename(path)
         except OSError:
@@ -213,6 +219,11 @@ class StudyFolder:
         """Return the base and the data that the study began with; None where no host has loaded them yet."""
         path = self.path / "identity.json"
         return read_record(Identity, path) if path.exists() else None
+
+    def warm_trials(self) -> WarmTrials:
+        """Return what the search begins with; none where the sampler proposes its first trials too."""
+        path = self.path / _WARM_START
+        return read_record(WarmTrials, path) if path.exists() else WarmTrials()
 
     def write_yardsticks(self, yardsticks: Sequence[Yardstick]) -> None:
         """Record what simple models reach on the study's rows."""

@@ -18,7 +18,7 @@ def check_texts(values: Sequence[Any], task: Task, column: str, place: SourceLoc
     Raises:
         TaskDataError: something is no text, or no valid Unicode; every different one is named.
     """
-    faults = [row for row, value in enumerate(values) if not _is_text(value)]
+    faults = [row for row, value in enumerate(values) if not is_text(value)]
     if faults:
         raise TaskDataError(
             f"Task {task.name}: `{column}` must be text, but {place.name} has {place.values(values, faults)}.",
@@ -33,21 +33,27 @@ def blank_rows(texts: Sequence[str], pairs: Sequence[str] | None) -> list[int]:
     return empty if pairs is None else [row for row in empty if not pairs[row].strip()]
 
 
-def check_question(task: Task, rows: Sequence[tuple[Any, ...]], num_texts: int) -> None:
+def check_question(task: Task, rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> None:
     """Refuse what nobody can judge.
 
+    Args:
+        names: Of the texts of a row.
     Raises:
         TaskDataError: there is no row, one has another number of texts than the task takes, or none to read.
     """
-    takes = f"{_NUMBERS[num_texts]} text{'s' * (num_texts > 1)}"
+    takes = f"{_NUMBERS.get(len(names), len(names))} text{'s' * (len(names) > 1)}"
     if not rows:
         raise TaskDataError(f"Task {task.name} must be given at least one row.")
-    if wrong := [row for row in rows if len(row) != num_texts]:
-        raise TaskDataError(f"Task {task.name} must be given {takes} per row, but got {shortened(wrong[0])}.")
+    if wrong := [row for row in rows if len(row) != len(names)]:
+        got = wrong[0][0] if len(wrong[0]) == 1 else wrong[0]
+        raise TaskDataError(
+            f"Task {task.name} must be given {takes} per row, but got {shortened(got)}.",
+            hint=f"a row is {' then '.join(names)}",
+        )
     place = SourceLocation("the request")
-    columns = [[row[i] for row in rows] for i in range(num_texts)]
+    columns = [[row[i] for row in rows] for i in range(len(names))]
     for values in columns:
-        if faults := [row for row, value in enumerate(values) if not _is_text(value)]:
+        if faults := [row for row, value in enumerate(values) if not is_text(value)]:
             raise TaskDataError(
                 f"Task {task.name} must be given {takes} per row, but got {place.values(values, faults)}.",
                 hint="give each text as a str",
@@ -60,7 +66,8 @@ def check_question(task: Task, rows: Sequence[tuple[Any, ...]], num_texts: int) 
         )
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that a tokenizer takes."""
     return isinstance(value, str) and (value.isascii() or _is_unicode(value))
 
 

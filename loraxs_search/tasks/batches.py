@@ -7,6 +7,8 @@ like length at the same step, whatever their seeds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +19,9 @@ Indices = npt.NDArray[np.int64]
 # sort would put the same rows together in each epoch.
 _WINDOW_BATCHES = 32
 _WINDOWS = 8  # at least, where there are batches enough: few rows are mixed anew too
+
+# What one more batch costs beside its tokens (calls into the framework, small kernels), in tokens.
+RUN_TOKENS = 128
 
 
 def epoch_batches(lengths: Lengths, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
@@ -71,16 +76,38 @@ class TrainingBatches:
 def eval_batches(lengths: Lengths, max_tokens: int) -> list[Indices]:
     """Plan an evaluation: every row exactly once, longest first, each batch of at most `max_tokens` padded tokens.
 
-    A row that is longer than `max_tokens` is a batch of its own.
+    A row that is longer than `max_tokens` is a batch of its own. Where lengths differ much, batches are smaller.
     """
     _check_positive(max_tokens=max_tokens)
     order = _by_length(lengths, np.arange(len(lengths), dtype=np.int64))[::-1]
-    batches, start = [], 0
-    while start < len(order):
-        size = max(1, max_tokens // max(1, int(lengths[order[start]])))
-        batches.append(order[start : start + size])
-        start += size
-    return batches
+    return [order[run] for run in cheapest_runs(np.maximum(lengths[order], 1).tolist(), max_tokens)]
+
+
+def cheapest_runs(
+    widths: Sequence[int], max_tokens: int, run_tokens: int = RUN_TOKENS, *, few_sizes: bool = False
+) -> list[slice]:
+    """Cut rows into runs that cost least: the padded tokens of each, and `run_tokens`.
+
+    A run has 2^i rows, or as many as fit.
+
+    Args:
+        widths: What each row is padded to at least, widest first.
+        max_tokens: No run of several rows has more padded tokens.
+        few_sizes: Have 2^i rows in every run.
+    """
+    num_rows = len(widths)
+    best, sizes = [0] * (num_rows + 1), [0] * num_rows  # best[i]: cost of the rows from i on
+    for start in range(num_rows - 1, -1, -1):
+        limit = max(1, min(num_rows - start, max_tokens // widths[start]))
+        tried = [1 << i for i in range(limit.bit_length())] + ([] if few_sizes else [limit])
+        costs = [size * widths[start] + run_tokens + best[start + size] for size in tried]
+        best[start] = min(costs)
+        sizes[start] = tried[costs.index(best[start])]
+    runs, start = [], 0
+    while start < num_rows:
+        runs.append(slice(start, start + sizes[start]))
+        start += sizes[start]
+    return runs
 
 
 def _shuffled(n: int, seed: int, epoch: int, purpose: int) -> Indices:

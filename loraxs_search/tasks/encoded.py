@@ -59,6 +59,12 @@ class Ragged:
         lengths.flags.writeable = False
         return Ragged(self.values, self.starts[indices], lengths)
 
+    def behind(self, size: int) -> Ragged:
+        """Return what follows the first `size` values of each row, which has as many at least; values are shared."""
+        lengths = self.lengths - np.int32(size)
+        lengths.flags.writeable = False
+        return Ragged(self.values, self.starts + size, lengths)
+
     def flat(self, indices: Indices) -> npt.NDArray[Any]:
         """Return the values of these rows, row after row."""
         lengths = self.lengths[indices]
@@ -140,6 +146,15 @@ class EncodedRows:
             moved = positions.flat(every) + np.repeat(before.lengths, positions.lengths)
             positions = Ragged.joined(moved.astype(np.int32), positions.lengths)
         return replace(self, ids=ids, positions=positions, prompts=None, prompt_of=None)
+
+    def behind(self, size: int) -> EncodedRows:
+        """Return what follows the first tokens of each row, which are not read; of each prompt, where there are any."""
+        if self.prompts is not None:
+            return replace(self, prompts=self.prompts.behind(size))
+        positions = self.positions
+        if positions is not None:
+            positions = Ragged.joined(positions.flat(np.arange(len(self))) - np.int32(size), positions.lengths)
+        return replace(self, ids=self.ids.behind(size), positions=positions)
 
     def padded(self, indices: Indices, pad_id: int, side: str = "right") -> dict[str, npt.NDArray[np.int64]]:
         """Return model inputs (B, T), int64, padded on one side; T is the longest row's length."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import LoraxsError
+from loraxs_search.methods import LoraXS
 from loraxs_search.records import Hyperparameters, TrialState
 from loraxs_search.tracking._runs import SEARCH, StudyRuns
 from loraxs_search.tracking.events import (
     AdapterLogged,
     Event,
+    FrontFound,
     SearchFinished,
     SearchStarted,
     TrialFinished,
@@ -25,6 +27,8 @@ from loraxs_search.tracking.events import (
 STATE = "loraxs.state"
 REASON = "loraxs.reason"
 MODEL_ID = "loraxs.model_id"
+ON_FRONT = "loraxs.on_front"
+WARM_START = "loraxs.warm_start"  # study and trial that a trial's params are from
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
@@ -49,6 +53,7 @@ class Recorder:
             TrialFinished: self._trial_finished,
             AdapterLogged: self._adapter_logged,
             YardsticksMeasured: self._yardsticks_measured,
+            FrontFound: self._front_found,
             SearchFinished: self._search_finished,
         }
 
@@ -72,6 +77,8 @@ class Recorder:
         run_id = self._runs.run(SEARCH, event.at)
         plan = {f"search.{f.name}": getattr(event.plan, f.name) for f in dataclasses.fields(event.plan)}
         plan |= {f"search.{key}": value for key, value in plan.pop("search.scheduler_params").items()}
+        plan["search.objectives"] = ", ".join(plan["search.objectives"])
+        plan = {key: value for key, value in plan.items() if value != ""}
         # MLflow never changes a param: a search that goes on keeps its first ones, and says what is new in tags.
         known = self._runs.client.get_run(run_id).data.params
         params = {key: value for key, value in (plan | dict(event.params)).items() if key not in known}
@@ -81,16 +88,20 @@ class Recorder:
 
     def _trial_started(self, event: TrialStarted) -> None:
         run_id = self._runs.run(event.trial_id, event.at)
-        self._runs.add(run_id, params=_resolved(event.hyperparameters) | dict(event.params))
+        origin = event.warm_start
+        tags = {WARM_START: f"{origin.study}/{origin.trial_id}"} if origin else {}
+        self._runs.add(run_id, params=_resolved(event.hyperparameters) | dict(event.params), tags=tags)
         self._runs.reopen(run_id)
 
     def _trial_reported(self, event: TrialReported) -> None:
         report = event.report
         run_id = self._runs.run(report.trial_id, event.at)
         costs = {"train_loss": report.train_loss, "device_s": report.device_s, "num_tokens": report.num_tokens}
+        if report.retrained_steps:
+            costs["retrained_steps"] = report.retrained_steps
         self._runs.add(run_id, metrics=costs | dict(report.metrics), at=event.at, step=report.step)
         if event.first:
-            self._runs.add(run_id, metrics=dataclasses.asdict(report.size), at=event.at)
+            self._runs.add(run_id, metrics=_known(dataclasses.asdict(report.size)), at=event.at)
 
     def _trial_finished(self, event: TrialFinished) -> None:
         run_id = self._runs.run(event.trial_id, event.at)
@@ -123,6 +134,13 @@ class Recorder:
             tags |= {f"loraxs.{name}.answer": str(yardstick.answer)} if yardstick.answer is not None else {}
         self._runs.add(run_id, metrics=metrics, tags=tags, at=event.at)
 
+    def _front_found(self, event: FrontFound) -> None:
+        run_id = self._runs.run(SEARCH, event.at)
+        for trial in event.trials:
+            self._runs.add(self._runs.run(trial.trial_id, event.at), tags={ON_FRONT: "true"}, at=event.at)
+        lines = [f"{trial.trial_id},{trial.score},{trial.stored_bytes}" for trial in event.trials]
+        self._runs.client.log_text(run_id, "\n".join(("trial,score,stored_bytes", *lines, "")), "front.csv")
+
     def _search_finished(self, event: SearchFinished) -> None:
         run_id = self._runs.run(SEARCH, event.at)
         numbers = {k: v for k, v in event.summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
@@ -137,8 +155,13 @@ def _resolved(hyperparameters: Hyperparameters | None) -> dict[str, Any]:
     values: dict[str, Any] = {f.name: getattr(hyperparameters, f.name) for f in dataclasses.fields(hyperparameters)}
     # The modules' names are in the adapter's manifest; here they would pass MLflow's limit on a param.
     values["num_target_modules"] = len(values.pop("target_modules"))
-    own = values.pop("method_params")
-    return {**values, **own}
+    if hyperparameters.method != LoraXS.name:
+        values = {name: value for name, value in values.items() if name not in (*LoraXS.parameters, "factor_rank")}
+    return {**values, **values.pop("method_params")}
+
+
+def _known(size: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in size.items() if value is not None}
 
 
 def _classify(error: Exception) -> Exception:

@@ -10,7 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from loraxs_search.records import Hyperparameters, Scalar, SearchPlan, TrialReport, TrialState, Yardstick, to_json
+from loraxs_search.records import (
+    FrontTrial,
+    Hyperparameters,
+    Scalar,
+    SearchPlan,
+    TrialReport,
+    TrialState,
+    WarmStart,
+    Yardstick,
+    to_json,
+)
 
 SearchState = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -29,12 +39,13 @@ class SearchStarted:
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial starts, or starts again elsewhere."""
+    """A trial starts, or starts again elsewhere; its params may be those of an earlier study's trial."""
 
     at: float
     trial_id: str
     params: Mapping[str, Scalar]
     hyperparameters: Hyperparameters | None
+    warm_start: WarmStart | None = None
     event: Literal["trial_started"] = "trial_started"
 
 
@@ -93,6 +104,15 @@ class YardsticksMeasured:
 
 
 @dataclass(frozen=True)
+class FrontFound:
+    """The trials that no other one beats in score and stored bytes together, once all have ended."""
+
+    at: float
+    trials: tuple[FrontTrial, ...]
+    event: Literal["front_found"] = "front_found"
+
+
+@dataclass(frozen=True)
 class SearchFinished:
     """A search ends; numbers of `summary` become metrics, the rest tags."""
 
@@ -103,9 +123,16 @@ class SearchFinished:
 
 
 Event = (
-    SearchStarted | TrialStarted | TrialReported | TrialFinished | AdapterLogged | YardsticksMeasured | SearchFinished
+    SearchStarted
+    | TrialStarted
+    | TrialReported
+    | TrialFinished
+    | AdapterLogged
+    | YardsticksMeasured
+    | FrontFound
+    | SearchFinished
 )
-FINAL = (TrialFinished, AdapterLogged, YardsticksMeasured, SearchFinished)
+FINAL = (TrialFinished, AdapterLogged, YardsticksMeasured, FrontFound, SearchFinished)
 
 
 def to_line(event: Event) -> bytes:

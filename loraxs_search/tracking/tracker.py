@@ -13,7 +13,16 @@ from pathlib import Path
 from loraxs_search.errors import HomeError
 from loraxs_search.home import disk_faults
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records import Hyperparameters, Scalar, SearchPlan, TrialReport, TrialState, Yardstick
+from loraxs_search.records import (
+    FrontTrial,
+    Hyperparameters,
+    Scalar,
+    SearchPlan,
+    TrialReport,
+    TrialState,
+    WarmStart,
+    Yardstick,
+)
 from loraxs_search.tracking import _environment
 from loraxs_search.tracking._recorder import AwayError, Recorder, RefusedError
 from loraxs_search.tracking._runs import StudyRuns
@@ -21,6 +30,7 @@ from loraxs_search.tracking._spool import Entry, Spool
 from loraxs_search.tracking.events import (
     AdapterLogged,
     Event,
+    FrontFound,
     SearchFinished,
     SearchStarted,
     SearchState,
@@ -71,6 +81,7 @@ class Tracker:
         self._trials: defaultdict[str, _TrialStatus] = defaultdict(_TrialStatus)
         self._search_state: SearchState | None = None
         self._yardsticks: tuple[Yardstick, ...] = ()
+        self._front: tuple[FrontTrial, ...] = ()
         for event in self._spool.history():
             self._note(event)
         self._runs = StudyRuns(
@@ -102,10 +113,14 @@ class Tracker:
         self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), _environment.tags(gpus)))
 
     def trial_started(
-        self, trial_id: str, params: Mapping[str, Scalar], hyperparameters: Hyperparameters | None = None
+        self,
+        trial_id: str,
+        params: Mapping[str, Scalar],
+        hyperparameters: Hyperparameters | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
         """A trial starts, or starts again elsewhere; without hyperparameters when its params resolve to none."""
-        self._append(TrialStarted(time.time(), trial_id, dict(params), hyperparameters))
+        self._append(TrialStarted(time.time(), trial_id, dict(params), hyperparameters, warm_start))
 
     def trial_reported(self, report: TrialReport) -> None:
         """A trial reports; a step it has reported before is left as it was."""
@@ -141,6 +156,11 @@ class Tracker:
         """The study's yardsticks are known; the same ones reported twice count once."""
         if yardsticks and tuple(yardsticks) != self._yardsticks:
             self._append(YardsticksMeasured(time.time(), tuple(yardsticks)))
+
+    def front_found(self, trials: Sequence[FrontTrial]) -> None:
+        """The study's front is known; the same one reported twice counts once."""
+        if trials and tuple(trials) != self._front:
+            self._append(FrontFound(time.time(), tuple(trials)))
 
     def search_finished(
         self, state: SearchState, summary: Mapping[str, Scalar] | None = None, *, at: float | None = None
@@ -240,6 +260,8 @@ class Tracker:
                 self._trials.setdefault(event.trial_id, _TrialStatus())
             case YardsticksMeasured():
                 self._yardsticks = event.yardsticks
+            case FrontFound():
+                self._front = event.trials
             case SearchStarted():
                 self._search_state = None
             case SearchFinished():

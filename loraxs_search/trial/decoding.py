@@ -5,6 +5,7 @@ Letters: n rows, S tokens of each so far with padding, T further ones, D the wid
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model import projection
-from loraxs_search.trial.growing_cache import growing_cache
+from loraxs_search.trial.growing_cache import forked, growing_cache, keeps_every_key
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -26,7 +27,7 @@ class Decoding:
     """Rows on their way through a decoder. For one thread; the model's adapters must know the rows at each call.
 
     Padding may stand on the left of the first tokens, and on the right of the last: what a row gives depends on its
-    real tokens alone, which stand side by side.
+    real tokens alone, which stand side by side. It may stand between them too where `allows_gaps` says so.
 
     Args:
         model: A base without a head, with or without adapters on it.
@@ -38,6 +39,8 @@ class Decoding:
         self.project = projection(base)
         self._cache = growing_cache(base)
         self._mask_nS: Tensor | None = None
+        # A window counts padding as tokens, and a layer with a state of its own reads it.
+        self.allows_gaps = keeps_every_key(base)
 
     @torch.inference_mode()
     def compute(self, ids_nT: Tensor, mask_nT: Tensor) -> Tensor:
@@ -70,6 +73,18 @@ class Decoding:
         assert self._mask_nS is not None  # something was computed
         self._cache.batch_select_indices(rows)
         self._mask_nS = self._mask_nS[rows]
+
+    @torch.inference_mode()
+    def forked(self, rows: Tensor) -> Decoding:
+        """Return these rows, in this order, to go on by themselves; any thread may, and others meanwhile.
+
+        Args:
+            rows: As for `select`.
+        """
+        assert self._mask_nS is not None  # something was computed
+        other = copy.copy(self)
+        other._cache, other._mask_nS = forked(self._cache, rows), self._mask_nS[rows]
+        return other
 
 
 _ARGUMENTS: dict[type[nn.Module], str] = {}

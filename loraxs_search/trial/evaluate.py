@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,14 +17,16 @@ from loraxs_search.records import Sample, Split
 from loraxs_search.tasks import PreparedTask, RowSource, eval_batches
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import Asking, Read, Request, RowScores, Write, Written, drive
+from loraxs_search.trial.decoding import Decoding
 from loraxs_search.trial.forward import forward_batch
 from loraxs_search.trial.generate import OnText, write
+from loraxs_search.trial.shared_beginning import beginning_of
 from loraxs_search.trial.shared_prompts import is_worth_sharing, prompt_groups, read_shared
 
 EVAL_TOKENS = 4096
 NUM_SAMPLES = 3  # rows that cards show
 ResultT = TypeVar("ResultT")
-_Compute = Callable[[npt.NDArray[np.int64]], tuple[Tensor, ...]]
+Indices = npt.NDArray[np.int64]
 
 
 def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split, device: torch.device) -> dict[str, float]:
@@ -115,40 +117,45 @@ class _Reader:
         return write(self.model, request, self.data.tokenizer, on_text=self.on_text)
 
     def _read(self, request: Read) -> tuple[Tensor, ...]:
-        source = self.data.encoded(request.source)
-        if is_worth_sharing(source, request.rows):
-            return self._read_shared(request, source)
-        whole = source.with_prompts()
+        begun, rows = self._begun(self.data.encoded(request.source).take(request.rows))
+        shares = is_worth_sharing(rows, np.arange(len(rows)))
+        if not shares:
+            rows = rows.with_prompts()
 
         @torch.inference_mode()
-        def compute(positions: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:
-            batch = self.data.collate(whole, request.rows[positions]).to(self.device)
-            return tuple(part.cpu() for part in request.reduce(forward_batch(self.model, batch), batch))
-
-        batches = eval_batches(whole.lengths[request.rows], self._max_tokens)
-        return in_row_order(batches, self._map(compute, batches))
-
-    def _read_shared(self, request: Read, source: EncodedRows) -> tuple[Tensor, ...]:
-        groups = prompt_groups(source, request.rows)
-
-        @torch.inference_mode()
-        def compute(positions: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:
-            rows = request.rows[positions]
-            (outputs,) = read_shared(self.model, [source.take(rows)])
-            batch = self.data.collate(source, rows).to(self.device)
+        def compute(positions: Indices) -> tuple[Tensor, ...]:
+            batch = self.data.collate(rows, positions).to(self.device)
+            if shares or begun:
+                (outputs,) = read_shared(self.model, [rows.take(positions)], begun=begun)
+            else:
+                outputs = forward_batch(self.model, batch)
             return tuple(part.cpu() for part in request.reduce(outputs, batch))
 
-        planned = eval_batches(np.array([tokens for tokens, _ in groups]), self._max_tokens)
-        batches = [np.concatenate([groups[i][1] for i in batch.tolist()]) for batch in planned]
-        return in_row_order(batches, self._map(compute, batches))
+        batches = self._prompt_batches(rows) if shares else eval_batches(rows.lengths, self._max_tokens)
+        return in_row_order(batches, (self.pool.map if self.pool else map)(compute, batches))
+
+    def _begun(self, rows: EncodedRows) -> tuple[Decoding | None, EncodedRows]:
+        """Compute what all rows begin with, where that is worth it; return it, and what follows of each row."""
+        size = beginning_of(rows)
+        if not size:
+            return None, rows
+        decoding = Decoding(self.model)
+        if rows.prompts is not None and not decoding.allows_gaps:
+            return None, rows
+        ids = torch.from_numpy((rows.ids if rows.prompts is None else rows.prompts).row(0)[:size].astype(np.int64))
+        decoding.compute(ids[None].to(self.device), torch.ones(1, size, dtype=torch.int64, device=self.device))
+        return decoding, rows.behind(size)
+
+    def _prompt_batches(self, rows: EncodedRows) -> list[Indices]:
+        """Return the rows of whole prompts in batches."""
+        groups = prompt_groups(rows, np.arange(len(rows)))
+        batches = eval_batches(np.array([tokens for tokens, _ in groups]), self._max_tokens)
+        return [np.concatenate([groups[i][1] for i in batch.tolist()]) for batch in batches]
 
     @property
     def _max_tokens(self) -> int:
         # With more and smaller batches, threads end at about the same time.
         return EVAL_TOKENS // 2 if self.pool else EVAL_TOKENS
-
-    def _map(self, compute: _Compute, batches: Sequence[npt.NDArray[np.int64]]) -> Iterable[tuple[Tensor, ...]]:
-        return (self.pool.map if self.pool else map)(compute, batches)
 
 
 def in_row_order(positions: Sequence[npt.NDArray[np.int64]], parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

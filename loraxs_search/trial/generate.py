@@ -17,6 +17,8 @@ from loraxs_search.tasks.kinds import Write, Written
 from loraxs_search.trial.decoding import Decoding, base_of
 from loraxs_search.trial.open_row import OpenRow, written
 from loraxs_search.trial.sampling import two_largest
+from loraxs_search.trial.shared_beginning import common_beginning, is_worth_beginning
+from loraxs_search.trial.shared_prompts import padded
 
 CPU_ROWS, DEVICE_ROWS = 64, 256  # of a batch
 MAX_TOKENS = 32768  # of a batch, prompts and what may be written
@@ -100,7 +102,8 @@ def write_rows(
     Args:
         computing: Entered around passes with the numbers of the rows that are left, in the order of these passes.
         groups: The group of each row, (n,), such as its slot: those of one group stand side by side, and go on so,
-            in whatever order is quickest. Without, rows keep their order.
+            in whatever order is quickest; what their prompts begin with alike is computed once. Without, rows keep
+            their order.
     """
     if computing is None:
         groups = np.zeros(len(rows), np.int64)
@@ -108,7 +111,10 @@ def write_rows(
         row.begin()
     device = next(model.parameters()).device
     decoding, left = Decoding(model), np.arange(len(rows))
-    ids_nT, mask_nT = _left_padded([row.prompt for row in rows], device)
+    prompts = [row.prompt for row in rows]
+    if groups is not None and decoding.allows_gaps:
+        prompts = _begin(decoding, prompts, groups, computing, device)
+    ids_nT, mask_nT = _left_padded(prompts, device)
     while len(left):
         with computing(left) if computing else nullcontext():
             stays = np.ones(len(left), bool)
@@ -156,8 +162,27 @@ def _next_tokens(logits_nV: Tensor, rows: Sequence[OpenRow]) -> tuple[Indices, n
     return np.array(tokens, np.int64), np.array(stays, bool)
 
 
+def _begin(
+    decoding: Decoding,
+    prompts: Sequence[npt.NDArray[np.int32]],
+    groups: Indices,
+    computing: Computing | None,
+    device: torch.device,
+) -> list[npt.NDArray[np.int32]]:
+    """Compute what the prompts of each group begin with, where that is worth it; return what follows in each."""
+    _, first, group_of_n = np.unique(groups, return_index=True, return_inverse=True)
+    own = [[prompts[i] for i in np.flatnonzero(group_of_n == group)] for group in range(len(first))]
+    # What the last token gives is read, so that one follows.
+    sizes = [min(common_beginning(rows), min(map(len, rows)) - 1) for rows in own]
+    saved = sum(size * (len(rows) - 1) for size, rows in zip(sizes, own, strict=True))
+    if not is_worth_beginning(sum(map(len, prompts)), saved):
+        return list(prompts)
+    order = np.argsort(first)  # groups as they stand
+    with computing(first[order]) if computing else nullcontext():
+        decoding.compute(*_left_padded([prompts[first[group]][: sizes[group]] for group in order], device))
+    decoding.select(torch.from_numpy(np.argsort(order)[group_of_n]).to(device))
+    return [prompt[sizes[group] :] for prompt, group in zip(prompts, group_of_n.tolist(), strict=True)]
+
+
 def _left_padded(prompts: Sequence[npt.NDArray[np.int32]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return token ids and mask, (n, T) int64; any id will do as padding."""
-    rows = EncodedRows(Ragged.of(prompts, np.int32))
-    inputs = rows.padded(np.arange(len(rows)), 0, "left")
-    return torch.from_numpy(inputs["input_ids"]).to(device), torch.from_numpy(inputs["attention_mask"]).to(device)
+    return padded(EncodedRows(Ragged.of(prompts, np.int32)), "left", device)

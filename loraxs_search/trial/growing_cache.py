@@ -5,6 +5,7 @@ Letters: n rows, h key heads, S tokens so far, C tokens that there is space for,
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -29,6 +30,22 @@ def growing_cache(model: PreTrainedModel) -> DynamicCache:
         for layer in cache.layers
     ]
     return cache
+
+
+def keeps_every_key(model: PreTrainedModel) -> bool:
+    """Whether each layer of a model looks at all tokens before, wherever their keys stand in a cache."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+def forked(cache: DynamicCache, rows: Tensor) -> DynamicCache:
+    """Return a cache of these rows that shares no memory with the first one.
+
+    Args:
+        rows: int64, on their device; one may stand there twice.
+    """
+    other = copy.copy(cache)
+    other.layers = [_forked(layer, rows) for layer in cache.layers]
+    return other
 
 
 class GrowingLayer(DynamicLayer):
@@ -77,6 +94,13 @@ class GrowingLayer(DynamicLayer):
             self._keys, self._values = self._keys[indices], self._values[indices]
         self._show(num_rows, length)
 
+    def forked(self, rows: Tensor) -> GrowingLayer:
+        """Return a layer of these rows that shares no memory with this one."""
+        other = copy.copy(self)
+        other._keys, other._values = self._keys[rows], self._values[rows]
+        other._show(len(rows), self.get_seq_length())
+        return other
+
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _show(self, num_rows: int, length: int) -> tuple[Tensor, Tensor]:
         """Set what the rest of the library sees, and return it."""
@@ -97,3 +121,11 @@ class GrowingLayer(DynamicLayer):
             before = self._keys[:n, :, :, :start] if self._turned else self._keys[:n, :, :start]
             keys[:, :, : before.shape[2], : before.shape[3]] = before
         self._keys, self._values = keys, values
+
+
+def _forked(layer: Any, rows: Tensor) -> Any:
+    if isinstance(layer, GrowingLayer):
+        return layer.forked(rows)
+    other = copy.deepcopy(layer)
+    other.batch_select_indices(rows)
+    return other

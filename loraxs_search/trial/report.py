@@ -16,6 +16,7 @@ def make_report(
     device_s: float,
     num_tokens: int,
     size: AdapterSize,
+    retrained_steps: int = 0,
 ) -> TrialReport:
     """Return a trial's report at a step.
 
@@ -24,6 +25,7 @@ def make_report(
         losses: Of each training step since the report before.
         device_s: Seconds of computation spent on the trial so far.
         num_tokens: Real (unpadded) training tokens so far.
+        retrained_steps: As `TrialReport` has them.
     """
     return TrialReport(
         trial_id=spec.trial_id,
@@ -33,4 +35,5 @@ def make_report(
         device_s=device_s,
         num_tokens=num_tokens,
         size=size,
+        retrained_steps=retrained_steps,
     )

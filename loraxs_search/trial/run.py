@@ -124,6 +124,7 @@ class TrialRun:
         self._optimizer = self._make_optimizer()
         self.step, self._device_s, self._num_tokens = 0, 0.0, 0
         self._reports: tuple[TrialReport, ...] = ()
+        self._retrained = 0
         self._size = self._method.measure(model)
         if snapshot is not None:
             self._load(snapshot)
@@ -139,21 +140,30 @@ class TrialRun:
             TrialDivergedError: the loss, its gradient or a metric is not finite.
         """
         started, first = time.perf_counter(), self.step
-        until = min(until, self.spec.hyperparameters.max_steps)
-        losses = [self._train_step() for _ in range(first, until)]
+        losses = self.train(until)
+        since = max(0, self._reports[-1].step - first) if self._reports else 0
         metrics = evaluate(self.model, self.data, "validation", self._device)
         self._device_s += time.perf_counter() - started
         report = make_report(
             self.spec,
             metrics,
-            losses,
+            losses[since:],
             step=self.step,
             device_s=self._device_s,
             num_tokens=self._num_tokens,
             size=self._size,
+            retrained_steps=self._retrained,
         )
         self._reports = (*self._reports, report)
         return report
+
+    def train(self, until: int) -> list[float]:
+        """Train up to step `until` (at most `max_steps`) without scoring, and return the loss of each step.
+
+        Raises:
+            TrialDivergedError: the loss or its gradient is not finite.
+        """
+        return [self._train_step() for _ in range(self.step, min(until, self.spec.hyperparameters.max_steps))]
 
     def snapshot(self) -> Snapshot:
         """Return the whole state; tensors are copies on the CPU."""
@@ -171,13 +181,14 @@ class TrialRun:
             reports=self._reports,
             device_s=self._device_s,
             num_tokens=self._num_tokens,
+            retrained_steps=self._retrained,
         )
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _make_optimizer(self) -> torch.optim.AdamW:
         hyper = self.spec.hyperparameters
         rates = {True: hyper.learning_rate, False: hyper.head_learning_rate}
-        owned = {name: self._method.is_adapter(name) for name in self._parameters}
+        owned = {name: self._method.is_adapter(name, self.model) for name in self._parameters}
         groups = [
             {"params": [p for n, p in self._parameters.items() if owned[n] is adapter], "lr": lr, "base_lr": lr}
             for adapter, lr in rates.items()
@@ -208,14 +219,18 @@ class TrialRun:
 
     @torch.no_grad()
     def _load(self, snapshot: Snapshot) -> None:
-        load_parameters(self.model, snapshot)
+        if snapshot.parameters:  # none where a state was lost: it starts anew
+            load_parameters(self.model, snapshot)
         for name, parameter in self._parameters.items() if snapshot.moments else ():
+            if f"exp_avg/{name}" not in snapshot.moments:  # nothing of the loss has reached it
+                continue
             state: dict[str, Any] = {"step": torch.tensor(float(snapshot.step), device=parameter.device)}
             for key in ("exp_avg", "exp_avg_sq"):
                 state[key] = snapshot.moments[f"{key}/{name}"].to(parameter.device, copy=True)
             self._optimizer.state[parameter] = state
         self.step, self._reports = snapshot.step, snapshot.reports
         self._device_s, self._num_tokens = snapshot.device_s, snapshot.num_tokens
+        self._retrained = snapshot.retrained_steps
 
 
 @torch.no_grad()

@@ -177,7 +177,9 @@ def test_a_task_without_a_champion(say, store_uri):
     assert (decision.promoted, version, decision.study) == (False, None, "in-vain")
     assert say("pull", "hopeless").is_error(1, "Task hopeless has no champion", "promote")
     told = say("history", "hopeless").out
-    assert "refused  no trial of in-vain\n    no candidate may be promoted" in told
+    assert (
+        "refused  no trial of in-vain\n    no trial of a method that may be promoted has trained all its steps" in told
+    )
 
 
 @pytest.mark.parametrize("name", ["movie reviews", "movie-reviews@", "movie-reviews:0", "movie-reviews@latest"])

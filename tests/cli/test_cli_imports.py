@@ -35,6 +35,8 @@ def cli(*args: str) -> str:
         cli("--help"),
         cli("launch", "--help"),
         cli("status"),
+        cli("compare", "--help"),
+        cli("compare", "nothing"),
         cli("spaces", "ls"),
         cli("tasks", "ls"),
         cli("lauch"),

@@ -11,7 +11,7 @@ from loraxs_search.cli._main import app
 from loraxs_search.search_space import shipped_spaces
 
 REGISTRY = ("promote", "ls", "show", "history", "rollback", "rm", "pull", "predict")
-VERBS = ("check", "launch", "status", "resume", *REGISTRY, "ui")
+VERBS = ("check", "launch", "status", "compare", "resume", *REGISTRY, "ui")
 
 
 def test_help_lists_every_verb_whole(say):
@@ -31,7 +31,7 @@ def test_every_verb_has_help(say, verb):
 
 
 def test_tables_can_be_had_as_json():
-    tables = {"check", "doctor", "launch", "status", "resume", "sync", *REGISTRY}
+    tables = {"check", "doctor", "launch", "status", "compare", "resume", "sync", *REGISTRY}
     commands = {info.name: info.callback for info in app.registered_commands}
     assert {name for name, callback in commands.items() if "as_json" in callback.__annotations__} == tables
 

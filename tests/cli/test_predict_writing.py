@@ -14,7 +14,7 @@ from support.toy_language import choosing, save_base, writing
 import loraxs_search
 from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.cli import run
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.methods.formats import converted
 from loraxs_search.records import BaseModelRef, Task, TaskModel
 
@@ -94,3 +94,34 @@ def test_one_with_a_head_is_no_file_for_llama_cpp(make_adapter, tiny_base, tmp_p
     with pytest.raises(UsageError, match="must be of an adapter without a head"):
         converted(folder, "gguf")
     assert not list(tmp_path.glob("*gguf*"))
+
+
+def test_rows_that_a_prompt_or_options_cannot_take_are_named(say, make):
+    chooser = str(make(choosing(options="choices")))
+    said = say("predict", chooser, "w1")
+    assert said.is_error(2, "takes 2 texts a row, but got 1 texts", "words then choices, separated by |")
+    said = say("predict", chooser, "w1", "w2")
+    assert said.is_error(1, "the options of a row must be two or more, but the request has ('w1', 'w2')")
+    assert say("predict", chooser, "w1", "w2 | ").is_error(1, "the options of a row must each have text")
+
+
+def test_a_prompt_that_is_cut_is_said(say, writer, caplog):
+    assert say("predict", str(writer), "w1", "w2").err == ""  # two columns, not two sentences without quotes
+    assert not caplog.records
+    assert len(say("predict", str(writer), "w1 " * 40, "w2", "w1", "w2").ok.splitlines()) == 2
+    assert "1 of 2 rows are longer than max_length=16: their beginnings are lost" in caplog.text
+
+
+def test_python_takes_rows_as_tuples(writer):
+    assert loraxs_search.predict(writer, [("w1", "w2"), ("w3", "w4")]) == loraxs_search.predict(
+        writer, ["w1", "w2", "w3", "w4"]
+    )
+    with pytest.raises(TaskDataError, match=r"must be given two texts per row, but got \('w1', 'w2', 'w3'\)"):
+        loraxs_search.predict(writer, [("w1", "w2", "w3")])
+    with pytest.raises(UsageError, match="`texts` must be a text or a list of texts, but got dict"):
+        loraxs_search.predict(writer, {"first": "w1", "second": "w2"})
+
+
+def test_pull_takes_no_folder_and_a_folder_no_base(say, writer, fresh_home):
+    for line in (("pull", str(writer), "--format", "lora"), ("predict", str(writer), "w1", "w2", "--base", "other")):
+        assert say(*line).is_error(1, "`task name` must", "`pull` and `--base` go with the name of a task")

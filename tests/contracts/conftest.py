@@ -13,7 +13,7 @@ from support.shell import Shell
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder on the path of every process to come, where the toy method is installed."""
-    folder, entries = tmp_path / "site", {"loraxs_search.methods": {"ia3": "IA3"}}
+    folder, entries = tmp_path / "site", {"loraxs_search.methods": {"toy-ia3": "ToyIA3"}}
     write_distribution(folder, "toy_ia3", Path(toy_ia3.__file__).read_text(), entries)
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
     return folder

@@ -1,4 +1,4 @@
-"""What every method keeps: the package's own, and one from outside of it, PEFT's IA3."""
+"""What every method keeps: the package's own, and one from outside of it, a toy."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load_file
 from support import bases
 from support.shell import Shell
-from support.toy_ia3 import IA3
+from support.toy_ia3 import ToyIA3
 from torch import Tensor, nn
 from transformers import PreTrainedModel, RobertaConfig
 
 from loraxs_search import assets
 from loraxs_search.base_model import fresh_head, head_names, locate, output_head
-from loraxs_search.errors import LoraxsError, SpaceError
+from loraxs_search.errors import LoraxsError, SpaceError, UsageError
 from loraxs_search.factors import gradient_factors, pack_factors
-from loraxs_search.methods import METHODS, Method
+from loraxs_search.methods import METHODS, HeadPlan, Method
 from loraxs_search.methods.body import body_fingerprint
 from loraxs_search.methods.formats import Form, converted
 from loraxs_search.methods.loading import load_adapter_folder
@@ -39,8 +39,27 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all tha
         {"rank": 3, "basis": "gradient"},
         {"rank": 4, "rank_pattern": "upper"},
     ),
-    "ia3": ({}, {"side": "input"}),
+    "lora": (
+        {"rank": 2},
+        {"rank": 4, "rslora": True, "scale": 2.0, "init": "gaussian"},
+        {"rank": 2, "init": "pissa", "scale": 0.5},
+        {"rank": 4, "dora": True, "init": "orthogonal"},
+    ),
+    "vera": ({"rank": 3}, {"rank": 40, "d_initial": 0.5}),
+    "ia3": ({}, {"scaled": "output"}, {"scaled": "input"}),
+    "vb-lora": (
+        {"rank": 2, "vector_length": 8},
+        {"rank": 3, "vector_length": 16, "num_vectors": 5, "topk": 3},
+    ),
+    "tinylora": ({"rank": 2}, {"rank": 40, "vector_size": 5, "num_groups": 3}),
+    "psoft": ({"rank": 4}, {"rank": 3, "core": "free", "magnitudes": "output"}, {"rank": 2, "magnitudes": "none"}),
+    "randlora": ({"rank": 5}, {"rank": 16, "scale": 2.0}),
+    "unilora": ({"rank": 2}, {"rank": 3, "vector_size": 16, "init_bound": 0.1}),
+    "full": ({},),
+    "head-only": ({},),
+    "toy-ia3": ({}, {"side": "input"}),
 }
+TRAINED = {"head-only": {False}}  # the adapter's numbers, the head's
 BASES = {
     "bert": bases.BERT,
     "roberta": RobertaConfig(**bases.SMALL),
@@ -51,10 +70,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS._entries, IA3.name, IA3)
+    monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
 
 
-@pytest.fixture(params=[*METHODS.names(), IA3.name])
+@pytest.fixture(params=[*OWN])
 def method(request: pytest.FixtureRequest, _registered: None) -> Method:
     return METHODS.get(request.param)()
 
@@ -155,9 +174,8 @@ def test_params_come_back_out_of_a_stored_record(method: Method, base: PreTraine
 
 
 def test_a_space_of_the_method_is_described_and_drawn_from(method: Method, base: PreTrainedModel) -> None:
-    required = {"rank": 4} if method.name == "lora-xs" else {}
-    given = {name: 4 for name, spec in method.parameters.items() if spec.default is None}
-    assert given == required
+    given = OWN[method.name][0]
+    assert {name for name, spec in method.parameters.items() if spec.default is None} <= given.keys()
     overrides = [f"method={method.name}", f"parameters={json.dumps({'learning_rate': 1e-3, **given})}"]
     space = load_space("movie_reviews", overrides=overrides)
     modules = tuple(linears(base).values())
@@ -176,7 +194,7 @@ def test_what_is_trained_starts_from_the_seed_alone(method: Method, base: PreTra
         model = attach(base, spec)
         assert torch.equal(torch.get_rng_state(), before), "no generator of the process is used"
         first = {name: p.detach().clone() for name, p in trained(model).items()}
-        assert {method.is_adapter(name) for name in first} == {True, False}
+        assert {method.is_adapter(name, model) for name in first} == TRAINED.get(method.name, {True, False})
         assert {p.dtype for p in first.values()} == {torch.float32}
         assert all(p.device == base.device for p in first.values())
         detach(model, spec)
@@ -189,15 +207,18 @@ def test_what_is_trained_starts_from_the_seed_alone(method: Method, base: PreTra
         detach(model, other)
 
 
-def test_a_step_reaches_all_that_is_trained_and_nothing_else(method: Method, base: PreTrainedModel, head: str) -> None:
+def test_steps_reach_all_that_is_trained_and_nothing_else(method: Method, base: PreTrainedModel, head: str) -> None:
+    ids = torch.randint(4, 40, (3, 7), generator=torch.Generator().manual_seed(0))
     for spec in specs(method, base, head):
         model = attach(base, spec)
-        before = state(base)
+        before, reached = state(base), set[str]()
         optimizer = torch.optim.AdamW(trained(model).values(), lr=0.1)
-        ids = torch.randint(4, 40, (3, 7), generator=torch.Generator().manual_seed(0))
-        model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().sum().backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained(model).values())
-        optimizer.step()
+        for _ in range(2):  # where a product starts at zero, its other factors have no gradient at first
+            optimizer.zero_grad()
+            model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().sum().backward()
+            reached |= {name for name, p in trained(model).items() if p.grad is not None and p.grad.abs().sum() > 0}
+            optimizer.step()
+        assert reached == trained(model).keys()
         detach(model, spec)
         after = state(base)
         assert all(torch.equal(after[name], value) for name, value in before.items() if name in after)
@@ -219,6 +240,8 @@ def test_a_base_is_given_back_as_it_was(method: Method, base: PreTrainedModel, h
 
 
 def test_an_adapter_that_does_not_fit_leaves_the_base_as_it_was(method: Method, base: PreTrainedModel) -> None:
+    if method.name in ("full", "head-only"):
+        return  # they adapt no layer
     layers = {name: id(module) for name, module in base.named_modules()}
     spec = next(specs(method, base))
     names = (*spec.hyperparameters.target_modules, "no.such.layer")
@@ -235,13 +258,15 @@ def test_its_size_is_known_without_weights(method: Method, base: PreTrainedModel
     shapes = {name: tuple(value.shape) for name, value in fresh_head(base, 0).items()}
     kept = {n: s for n, s in shapes.items() if head == "output" and not n.startswith(f"{output_head(base)[0]}.")}
     stored = {name: shape for name, shape in shapes.items() if name not in kept}
+    body = {name: tuple(value.shape) for name, value in base.named_parameters() if name not in shapes}
     for spec in specs(method, base, head):
         model = attach(base, spec)
         measured = method.measure(model)
         files = method.files(model, ())
-        assert method.size(method.params(spec.hyperparameters), modules, stored, kept) == measured
-        assert measured.stored_bytes == len(files["adapter_model.safetensors"])
-        own = sum(p.numel() for name, p in trained(model).items() if method.is_adapter(name))
+        assert method.size(method.params(spec.hyperparameters), modules, stored, kept, body) == measured
+        assert [measured.stored_bytes] == [len(files[name]) for name in files if name.endswith(".safetensors")]
+        assert (measured.without_projection or 0) < measured.stored_bytes
+        own = sum(p.numel() for name, p in trained(model).items() if method.is_adapter(name, model))
         assert (measured.r_parameters, measured.head_parameters) == (own, sum(map(prod, stored.values())))
         detach(model, spec)
 
@@ -264,16 +289,20 @@ def test_what_is_stored_is_the_model(method: Method, base: PreTrainedModel, head
 # ---- packed ----------------------------------------------------------------------------------------------------------
 def test_a_packed_adapter_is_the_lone_one(method: Method, base: PreTrainedModel) -> None:
     if method.packed is None:
-        assert not load_space("movie_reviews", overrides=[f"method={method.name}", *NO_RANK]).is_packable
+        given = {"learning_rate": 1e-3, **OWN[method.name][0]}
+        space = [f"method={method.name}", f"parameters={json.dumps(given)}"]
+        assert not load_space("movie_reviews", overrides=space).is_packable
         return
     sizes = {name: (module.out_features, module.in_features) for name, module in linears(base).items()}
     for spec in specs(method, base):
+        if not method.can_pack(method.params(spec.hyperparameters)):
+            continue
         adapter = method.packed.adapter(spec.hyperparameters, sizes, torch.device("cpu"))
         assert adapter.modules == tuple(sizes)
         assert all(own is again for own, again in zip(adapter.tensors, adapter.tensors, strict=True))
         assert all(tensor.is_leaf and tensor.requires_grad for tensor in adapter.tensors)
         model = attach(base, spec)
-        lone = {name: value for name, value in trained(model).items() if method.is_adapter(name)}
+        lone = {name: value for name, value in trained(model).items() if method.is_adapter(name, model)}
         named = adapter.named(adapter.tensors)
         assert named.keys() == lone.keys()
         assert all(torch.equal(named[name], value) for name, value in lone.items())
@@ -289,6 +318,8 @@ def test_each_form_of_a_folder_is_the_same_function(
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
+    if not method.has_adapter:
+        return
     located = locate(BaseModelRef(id=str(tiny_base)))
     target = "encoder.layer.1.attention.self.query"
     for number, own in enumerate(OWN[method.name]):
@@ -302,6 +333,10 @@ def test_each_form_of_a_folder_is_the_same_function(
         for form in method.conversions:
             if form == "gguf":  # of adapters without a head: tests/unit/methods/test_methods_gguf_lora.py
                 with pytest.raises(LoraxsError, match="`--format gguf` must be of an adapter without a head"):
+                    converted(folder, form)
+                continue
+            if form == "lora" and own.get("dora"):
+                with pytest.raises(LoraxsError, match="`--format lora` and gguf must be of an update that is added"):
                     converted(folder, form)
                 continue
             made = converted(folder, form)
@@ -322,16 +357,18 @@ NO_RANK = ["parameters={learning_rate: 1.0e-3}"]
 
 def test_another_methods_parameter_is_refused_with_its_owner() -> None:
     with pytest.raises(SpaceError) as caught:
-        load_space("movie_reviews", overrides=["method=ia3"])
+        load_space("movie_reviews", overrides=["method=toy-ia3"])
     _, first, *_ = caught.value.message.splitlines()
     assert "parameters.rank: must be one of: " in first
-    assert first.endswith("but got 'rank', which method lora-xs takes and ia3 does not.")
+    assert re.search(r"but got 'rank', which method .*lora-xs.* takes? and toy-ia3 does not\.$", first)
 
 
 def test_an_unknown_method_is_refused_with_the_nearest() -> None:
-    for given, shown in (("ia33", '"ia33"'), ("3", "3"), ("", "null")):
-        with pytest.raises(SpaceError, match=rf"method: must be one of: ia3, lora-xs|lora-xs, ia3.* but got {shown}\."):
+    for given, shown in (("toy-ia33", '"toy-ia33"'), ("3", "3"), ("", "null")):
+        with pytest.raises(SpaceError, match=rf"method: must be one of: .*lora-xs.* but got {shown}\."):
             load_space("movie_reviews", overrides=[f"method={given}", *NO_RANK])
+    with pytest.raises(SpaceError, match="method: must be one of: toy-ia3, "):
+        load_space("movie_reviews", overrides=["method=toy-ia33", *NO_RANK])
 
 
 # ---- a search --------------------------------------------------------------------------------------------------------
@@ -342,23 +379,115 @@ def test_a_method_from_outside_searches_is_promoted_pulled_and_predicts(
     text = tiny_space.read_text()
     parameters = "parameters:\n  side: {choice: [input, output]}\n  learning_rate: 1.0e-2\n  batch_size: 8\n"
     head, tail = text[: text.index("parameters:")], text[text.index("search:") :]
-    tiny_space.write_text(f"{head}method: ia3\n{parameters}{tail}")
+    tiny_space.write_text(f"{head}method: toy-ia3\n{parameters}{tail}")
     checked = shell.ok("check", str(tiny_space), "--data")
-    assert "method      IA3\n" in checked
-    assert "pack size   auto: 1 at once on this machine (trials of method ia3 cannot share passes)" in checked
+    assert "method      Toy IA3\n" in checked
+    assert "pack size   auto: 1 at once on this machine (trials of method toy-ia3 cannot share passes)" in checked
     shell.ok("launch", str(tiny_space), "--name", "toy", "--set", "search.trials=3")
     trials = json.loads(shell.ok("status", "toy", "--json"))["trials"]
     assert {trial["state"] for trial in trials} <= {"COMPLETE", "PRUNED"}
     shell.ok("promote", "toy", "--force")
     folder = Path(shell.ok("pull", "tiny-reviews").strip())
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["hyperparameters"]["method"], manifest["factors"]) == ("ia3", {})
+    assert (manifest["hyperparameters"]["method"], manifest["factors"]) == ("toy-ia3", {})
     assert manifest["hyperparameters"]["method_params"] == {"side": manifest["params"]["side"]}
     assert manifest["size"]["stored_bytes"] == (folder / "adapter_model.safetensors").stat().st_size
     assert all("ia3_l" in name or "classifier" in name for name in load_file(folder / "adapter_model.safetensors"))
-    assert "IA3 adapter for `" in (folder / "README.md").read_text()
+    assert "Toy IA3 adapter for `" in (folder / "README.md").read_text()
     predictions = json.loads(shell.ok("predict", "tiny-reviews", "a fine film", "--json"))
     assert predictions[0]["label"] in ("negative", "positive")
     refused = shell.run("pull", "tiny-reviews", "--format", "lora")
     assert refused.returncode == 2
-    assert "`--format` must be one of: native, merged for an adapter of method ia3, but got 'lora'." in refused.stderr
+    assert (
+        "`--format` must be one of: native, merged for an adapter of method toy-ia3, but got 'lora'." in refused.stderr
+    )
+
+
+@pytest.mark.slow
+def test_a_search_of_two_methods_packs_one_and_trains_the_other_beside_it(
+    shell: Shell, tiny_base: Path, tiny_space: Path
+) -> None:
+    text = tiny_space.read_text()
+    parameters = """parameters:
+  rank: {choice: [2, 4]}
+  side: {choice: [input, output]}
+  learning_rate:
+    - {log_uniform: [1.0e-2, 5.0e-2], when: {method: lora-xs}}
+    - {log_uniform: [1.0e-3, 5.0e-3]}
+  batch_size: 8
+"""
+    head, tail = text[: text.index("parameters:")], text[text.index("search:") :]
+    tiny_space.write_text(f"{head}method: {{choice: [lora-xs, toy-ia3]}}\n{parameters}{tail}")
+    note = "trials of method toy-ia3 cannot share passes: each trains alone, beside the packs of the others"
+    checked = shell.ok("check", str(tiny_space), "--data")
+    assert "method      LoRA-XS, Toy IA3\n" in checked
+    assert f"note        {note}\n" in checked
+    assert re.search(r"^adapter +method +rank +side +modules +parameters +head +bytes$", checked, re.MULTILINE)
+    shape = r"^(?:smallest|largest) +(?:lora-xs +[24] +-|toy-ia3 +- +(?:in|out)put) "
+    assert len(re.findall(shape, checked, re.M)) == 4
+    as_data = json.loads(shell.ok("check", str(tiny_space), "--data", "--json"))
+    assert as_data["description"]["notes"] == [note]
+    assert as_data["description"]["methods"].keys() == {"lora-xs", "toy-ia3"}
+
+    launch = ["launch", str(tiny_space), "--name", "two", "--set", "search.pack_size=3", "--set", "search.trials=6"]
+    done = shell.run(*launch, "--set", "search.scheduler=none", "--set", "promotion.seeds=0")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(note) == 1
+    columns = done.stdout.splitlines()[0]
+    assert {"method", "parameters", "rank", "side"} <= set(columns.split())
+    assert columns.split().index("method") < columns.split().index("learning_rate")
+    trials = json.loads(shell.ok("status", "two", "--json"))["trials"]
+    assert {trial["state"] for trial in trials} == {"COMPLETE"}
+    assert {trial["params"]["method"] for trial in trials} == {"lora-xs", "toy-ia3"}
+    for trial in trials:
+        own = {"lora-xs": "rank", "toy-ia3": "side"}[trial["params"]["method"]]
+        assert trial["params"].keys() == {"method", "learning_rate", "batch_size", own}
+    shell.ok("promote", "two", "--force")
+    manifest = json.loads((Path(shell.ok("pull", "tiny-reviews").strip()) / "manifest.json").read_text())
+    assert manifest["params"]["method"] == manifest["hyperparameters"]["method"]
+
+
+# ---- yardsticks ------------------------------------------------------------------------------------------------------
+def test_yardsticks_are_candidates_only_where_the_rule_names_them() -> None:
+    methods = "method={choice: [lora-xs, full, head-only]}"
+    parameters = "parameters={rank: 4, learning_rate: 1.0e-3}"
+    space = load_space("movie_reviews", overrides=[methods, parameters])
+    assert [space.may_be_candidate(name) for name in space.methods] == [True, False, False]
+    assert "method full trains a copy of the base" in space.notes()[0]
+    named = load_space("movie_reviews", overrides=[methods, parameters, "promotion.methods=[head-only]"])
+    assert [named.may_be_candidate(name) for name in named.methods] == [False, False, True]
+    for given, told in {
+        "[full]": "promotion.methods: must have adapters, but of full only metrics are recorded.",
+        "[vera]": "promotion.methods: must be among the space's methods: ",
+        "[lora-xs, lora-xs]": "promotion.methods: must name each once",
+        "7": "promotion.methods: must be a list, but got 7.",
+    }.items():
+        with pytest.raises(SpaceError) as caught:
+            load_space("movie_reviews", overrides=[methods, parameters, f"promotion.methods={given}"])
+        assert told in caught.value.message
+
+
+def test_the_head_alone_needs_a_task_with_one(base: PreTrainedModel) -> None:
+    with pytest.raises(SpaceError, match="method: must be for a task with a head, but got head-only for text-gen"):
+        load_space("movie_reviews_text", overrides=["method=head-only", *NO_RANK])
+    method = METHODS.get("head-only")()
+    with pytest.raises(UsageError, match="`method: head-only` must be for a task with a head"):
+        method.attach(base, next(specs(method, base)).hyperparameters, HeadPlan(task_type="CAUSAL_LM"), None)
+
+
+def test_full_fine_tuning_asks_for_the_memory_it_takes(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraxs_search.memory.available_bytes", lambda: 1000)
+    method = METHODS.get("full")()
+    with pytest.raises(UsageError, match=r"`method: full` must have the memory .* 0\.0 GiB of cpu are free\."):
+        attach(base, next(specs(method, base)))
+
+
+def test_a_tuner_that_the_installed_peft_lacks_is_named_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    from loraxs_search.methods import VeRA
+
+    monkeypatch.setattr(VeRA, "tuner", "not_there")
+    with pytest.raises(
+        UsageError, match=r"`method: vera` must be one that .* but peft \d+\.\d+\.\d+ lacks it\."
+    ) as caught:
+        VeRA().check({"rank": 2}, ())
+    assert "peft.tuners.not_there" in str(caught.value.hint)

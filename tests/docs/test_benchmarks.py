@@ -65,7 +65,7 @@ def test_a_search_of_trials_that_wait_is_interrupted_and_resumed(tmp_path: Path)
     assert row["mlflow_calls"]["create_run"] >= 38
 
 
-@pytest.mark.parametrize("name", ["bench_faults.py", "bench_scale.py"])
+@pytest.mark.parametrize("name", ["bench_faults.py", "bench_methods.py", "bench_scale.py"])
 def test_a_benchmark_says_what_it_does(name: str) -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / name), "--help"], capture_output=True, text=True, check=False
@@ -88,3 +88,19 @@ def test_validation_rows_choose_without_bias_and_test_rows_decide_without_luck(t
     assert now["20 searches"]["drift"] < before["20 searches"]["drift"]
     assert now["20 searches"]["false_promotions"] < before["20 searches"]["false_promotions"]
     assert now["10 losses"]["loss"] < before["10 losses"]["loss"] - 1.0
+
+
+@pytest.mark.long
+def test_the_benchmark_of_methods_compares_what_it_searched(tmp_path: Path, in_warm_home: Path) -> None:
+    """On the shipped reviews in the place of SST-2."""
+    glue, reviews = tmp_path / "data" / "glue", BENCHMARKS.parents[1] / "search_spaces" / "data" / "movie_reviews"
+    glue.mkdir(parents=True)
+    (glue / "sst2").symlink_to(reviews)
+    quick = ("--quick", "--shows=methods", "--tasks=sst2", "--methods=lora-xs")
+    figures = tmp_path / "figures"
+    found = run(tmp_path, *quick, f"--data={tmp_path / 'data'}", f"--figures={figures}", benchmark="bench_methods")
+    measured = found["methods"]["sst2"]  # type: ignore[index]
+    (group,) = measured["comparison"]["groups"]
+    assert (measured["failed"], group["label"], group["num_trials"]) == ("", "lora-xs", 2)
+    assert (len(group["seed_scores"]), group["test_score"] > 0) == (2, True)
+    assert [path.name for path in figures.iterdir()] == ["methods-sst2.png"]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 Stand = tuple[str, int]  # state, number of reports
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
@@ -65,11 +69,16 @@ def read_records(study: str) -> Records:
     }
     return Records(
         journal,
-        {f"{t.number:05d}": (t.state.name, len(t.intermediate_values)) for t in trials},
+        {f"{t.number:05d}": (t.state.name, _num_reports(t)) for t in trials},
         stands,
         Counter(r.data.tags["trial_id"] for r in children),
         len(parents),
     )
+
+
+def _num_reports(trial: FrozenTrial) -> int:
+    """Return how many reports Optuna has of a trial; in a study of two objectives they are attributes."""
+    return len(trial.intermediate_values) + sum(name.startswith("report.") for name in trial.user_attrs)
 
 
 def losses(records: Records, num_trials: int) -> Losses:

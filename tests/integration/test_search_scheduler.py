@@ -65,7 +65,10 @@ def test_a_scheduler_from_outside_stops_trials_of_a_real_search(
 def test_its_keys_are_held_to_its_own_laws(shell: Shell, tiny_space: Path) -> None:
     for plan, message in (
         ("search.patience=0", "search.patience: must be at least 1, but got 0."),
-        ("search.scheduler=every", "search.scheduler: must be one of: every-second, asha, none, gone, but got"),
+        (
+            "search.scheduler=every",
+            "search.scheduler: must be one of: every-second, asha, mo-asha, none, gone, but",
+        ),
         ("search.scheduler=gone", "search.scheduler: must be a scheduler that can be imported"),
     ):
         done = shell.run("check", str(tiny_space), "--set", plan)

@@ -202,7 +202,7 @@ def test_a_bank_is_of_one_sort(adapters, make_adapter, tmp_path):
     with pytest.raises(UsageError, match="written by a bank without heads"):
         AdapterBank.of(str(headed)).generate(str(headed), "w1")
     made = AdapterBank.of(str(adapters.folders["all"]))
-    with pytest.raises(UsageError, match="task all says nothing"):
+    with pytest.raises(UsageError, match="task all, of kind word-pairs, says nothing"):
         made.generate(str(adapters.folders["all"]), "w1 w2")
     with pytest.raises(UsageError, match="the bare base says nothing"):
         made.generate([None], ["w1 w2"])

@@ -15,13 +15,13 @@ import torch
 from support import toy_language
 
 from loraxs_search.errors import UsageError
+from loraxs_search.methods import get_method
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing import PackedHost, TrialHost
-from loraxs_search.packing import pack as packing
+from loraxs_search.packing import PackedHost, TrialHost, pass_runner
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.pass_executor import PassExecutor
-from loraxs_search.records import BaseModelRef, DataSource, Hyperparameters, Task, TrialSpec
+from loraxs_search.records import BaseModelRef, DataSource, Hyperparameters, LargestTrial, Task, TrialSpec
 from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.tasks import PreparedTask
@@ -59,9 +59,14 @@ def make_tasks(folder: Path) -> dict[str, Task]:
 
 
 class MixedWorld:
-    """One base, loaded by its first task, on which trials of all kinds run alone or packed."""
+    """One base, loaded by its first task, on which trials of all kinds run alone or packed.
 
-    def __init__(self, folder: Path, kinds: Sequence[str]) -> None:
+    Args:
+        lora: The trials, by number, that train plain LoRA.
+    """
+
+    def __init__(self, folder: Path, kinds: Sequence[str], lora: Sequence[int] = ()) -> None:
+        self.lora = frozenset(lora)
         self.tasks = make_tasks(folder)
         self.ref = BaseModelRef(id=str(folder))
         self.loaded = LoadedBase(self.ref, self.tasks[kinds[0]], precision="float32", device="cpu")
@@ -70,10 +75,12 @@ class MixedWorld:
 
     def spec(self, number: int, kind: str) -> TrialSpec:
         top = tuple(name for name in self.names if ".1." in name)
+        own: dict[str, Any] = {"rank": 3 + number, "scale": (1.0, 2.0, 0.5, 1.0)[number]}
+        if number in self.lora:
+            own = {"method": "lora", **get_method("lora").fields({**own, "rslora": number == 1}, {})}
         hyper = Hyperparameters(
-            rank=3 + number,
+            **own,
             target_modules=(tuple(self.names), top, tuple(self.names[::2]), tuple(self.names[1::3]))[number],
-            scale=(1.0, 2.0, 0.5, 1.0)[number],
             learning_rate=2e-3,
             head_learning_rate=1e-3,
             init_std=1e-2,
@@ -114,21 +121,22 @@ def distance(packed: Snapshot, lone: Snapshot) -> float:
     return max(float((ours[name] - value).norm() / value.norm()) for name, value in theirs.items())
 
 
+@pytest.mark.parametrize("lora", [(), (0, 2)], ids=["lora-xs", "and-lora"])
 @pytest.mark.parametrize("num_workers", [1, 3])
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_pack_of_all_kinds_equals_lone_trials_after_thirty_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, num_workers: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, num_workers: int, lora: tuple[int, ...]
 ) -> None:
-    world = MixedWorld(tmp_path, ORDERS[order])
+    world = MixedWorld(tmp_path, ORDERS[order], lora)
     pack = world.pack(num_workers)
     slots = [pack.join(spec, data) for spec, data in world.trials]
-    run, company = packing.run_pass, set[frozenset[str]]()
+    run, company = pass_runner.run_pass, set[frozenset[str]]()
 
     def watched(model: Any, packed: Any, shared: Any, *others: Any) -> Any:
         company.add(frozenset(str(share.trial) for share in shared.shares))
         return run(model, packed, shared, *others)
 
-    monkeypatch.setattr(packing, "run_pass", watched)
+    monkeypatch.setattr(pass_runner, "run_pass", watched)
     for _ in range(NUM_STEPS):
         assert pack.step(slots) == {}
     assert len(max(company, key=len)) == len(slots)  # rows of all four in one pass
@@ -147,7 +155,7 @@ def test_a_pack_of_all_kinds_equals_lone_trials_after_thirty_steps(
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_host_that_one_kind_has_begun_serves_all(tmp_path: Path, order: str) -> None:
     world = MixedWorld(tmp_path, ORDERS[order])
-    config = HostConfig(world.ref, "float32", pack_size=4, packed=True, largest=(16, 8), make=_one_thread)
+    config = HostConfig(world.ref, "float32", pack_size=4, packed=True, largest=LargestTrial(16), make=_one_thread)
     actor = HostActor(config, 1, "here")
     infos = [actor.info(data.task) for _, data in world.trials]
     assert len({info.modules for info in infos}) == 1

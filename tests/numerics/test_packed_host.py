@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.toy_ia3 import IA3
+from support.toy_ia3 import ToyIA3
 
 from loraxs_search.errors import BaseModelError, StudyError, TargetModulesError, TrialDivergedError, UsageError
-from loraxs_search.methods import METHODS
+from loraxs_search.methods import METHODS, get_method
 from loraxs_search.packing import PackedHost, TrialHost, capacity, loaded_base
 from loraxs_search.records import BaseModelRef
 from loraxs_search.trial import Snapshot
@@ -172,6 +172,11 @@ def test_a_report_names_those_who_were_scored_with_it(world: Any, make_host: Mak
     assert first.peers == {"2": (3, second.metrics[metric])}
     assert second.peers == {"1": (3, first.metrics[metric])}
     assert third.peers == {}
+    assert [report.peer_bytes for report in (first, second)] == [
+        {"2": second.size.stored_bytes},
+        {"1": first.size.stored_bytes},
+    ]
+    assert third.peer_bytes == {}
 
 
 def test_a_closed_host_takes_no_calls(world: Any, make_host: Make) -> None:
@@ -301,8 +306,8 @@ def test_a_finished_trial_is_scored_on_all_validation_rows_when_asked(world: Any
 def test_a_method_that_cannot_share_passes_trains_between_the_rounds_of_others(
     world: Any, make_host: Make, distance: Distance, monkeypatch: pytest.MonkeyPatch, slots: int | None
 ) -> None:
-    monkeypatch.setitem(METHODS._entries, IA3.name, IA3)
-    vectors = world.spec("3", method="ia3", rank=0, method_params={"side": "input"})
+    monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
+    vectors = world.spec("3", method="toy-ia3", rank=0, method_params={"side": "input"})
     specs, host = [world.spec("1"), world.spec("2", rank=8), vectors], make_host(slots)
 
     def drive(spec: Any) -> tuple[Any, bytes]:
@@ -316,6 +321,26 @@ def test_a_method_that_cannot_share_passes_trains_between_the_rounds_of_others(
     lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
     for spec, (_, state) in zip(specs, answers, strict=True):
         assert distance(state, lone.advance(spec, 9, None)[1]) < 1e-5
-    assert report.metrics == lone.advance(vectors, 9, answers[-1][1], some_rows)[0].metrics
-    with pytest.raises(UsageError, match="but those of ia3 cannot"):
+    expected = lone.advance(vectors, 9, answers[-1][1], some_rows)[0].metrics
+    assert report.metrics == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(UsageError, match="but 3 of toy-ia3 cannot"):
         host.advance(vectors, 9, None, replace(world.data.task, name="another"))
+
+
+def test_lora_shares_passes_and_what_changes_the_base_trains_between_them(
+    world: Any, make_host: Make, distance: Distance
+) -> None:
+    def lora(trial_id: str, **own: Any) -> Any:
+        return world.spec(trial_id, method="lora", rank=0, **get_method("lora").fields({"rank": 4, **own}, {}))
+
+    dora, pissa, plain, host = lora("1", dora=True), lora("2", init="pissa"), world.spec("3"), make_host()
+    specs = [dora, pissa, plain, lora("4", rslora=True), lora("5", rank=8)]
+    with ThreadPoolExecutor(len(specs)) as callers:
+        states = list(callers.map(lambda spec: host.advance(spec, 9, host.advance(spec, 4, None)[1])[1], specs))
+    lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
+    for spec, state in zip(specs, states, strict=True):
+        assert distance(state, lone.advance(spec, 9, None)[1]) < 1e-5
+    expected = lone.confirm(plain, states[2])  # before PiSSA was on its base in the checkpoint's precision
+    for spec, state in ((pissa, states[1]), (dora, states[0])):
+        assert host.confirm(spec, state).files == lone.confirm(spec, state).files
+    assert host.confirm(plain, states[2]).files == expected.files

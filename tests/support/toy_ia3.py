@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from peft import IA3Config
 
 
-class IA3(PeftMethod):
+class ToyIA3(PeftMethod):
     """Scales what enters or what leaves each layer by a vector, which starts at one."""
 
-    name = "ia3"
-    title = "IA3"
+    name = "toy-ia3"
+    title = "Toy IA3"
     symbol = "vectors"
     description = "vectors that scale the base's layers"
     parameters = MappingProxyType({"side": ParameterSpec("name", names=("output", "input"), default="output")})
@@ -35,3 +35,16 @@ class IA3(PeftMethod):
             f"{module.name}.ia3_l": (1, module.in_features) if scales_input else (module.out_features, 1)
             for module in modules
         }
+
+
+class RankedIA3(ToyIA3):
+    """The same with parameters of its own: one that LoRA-XS must have and it may leave out, and other words of one."""
+
+    name = "ranked"
+    title = "ranked IA3"
+    parameters = MappingProxyType(
+        {
+            "rank": ParameterSpec("int", low=2, high=16, default=8),
+            "side": ParameterSpec("name", names=("input", "both"), default="both"),
+        }
+    )

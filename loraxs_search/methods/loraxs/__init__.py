@@ -9,7 +9,7 @@ from loraxs_search.methods.loraxs._register import register
 from loraxs_search.methods.loraxs._settings import FactorKey, ModuleSettings, module_settings
 from loraxs_search.methods.loraxs._start import check_start_on
 from loraxs_search.methods.loraxs._stored_names import split_tensors
-from loraxs_search.methods.loraxs._to_lora import export_lora, lora_pairs, write_lora
+from loraxs_search.methods.loraxs._to_lora import export_lora, lora_pairs
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 from loraxs_search.methods.loraxs.layer import LoraXSLayer
 from loraxs_search.methods.loraxs.model import LoraXSModel
@@ -30,7 +30,6 @@ __all__ = [
     "register",
     "split_tensors",
     "use_factor_store",
-    "write_lora",
 ]
 
 register(LoraXSConfig, LoraXSModel)

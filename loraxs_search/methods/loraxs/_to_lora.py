@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, get_peft_model_state_dict
-from safetensors.torch import save
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
 from torch import Tensor
-from torch.nn.functional import pad
 
 from loraxs_search.errors import UsageError, unknown_name
-from loraxs_search.home import disk_faults, write_atomic
-from loraxs_search.methods._names import ADAPTER, ROOT
+from loraxs_search.methods._names import ROOT
+from loraxs_search.methods._plain_lora import Pair, PlainLora, write_plain_lora
 from loraxs_search.methods.loraxs._register import PREFIX
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 from loraxs_search.methods.loraxs.layer import LoraXSLayer
-from loraxs_search.records import Manifest
-from loraxs_search.tasks import kind_of
-from loraxs_search.tasks.asking import asked_as_in_training
-from loraxs_search.tasks.base_code import where_base_is
-
-
-def write_lora(model: PeftModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
-    """Write a registered adapter as plain LoRA, with a README.md that says how it is loaded; see `export_lora`."""
-    base = manifest.base_model
-    export_lora(model, ADAPTER, folder, rank=rank, base=base.id, revision=base.revision)
-    write_atomic(folder / "README.md", _readme(manifest))
 
 
 def export_lora(
@@ -57,26 +43,27 @@ def export_lora(
     if not isinstance(config, LoraXSConfig):
         known = [name for name, c in model.peft_config.items() if isinstance(c, LoraXSConfig)]
         raise UsageError(unknown_name("adapter_name", adapter_name, known))
-    layers = _layers(model, adapter_name)
-    # R is our only adapter parameter, so the rest is the head, under the keys that PEFT loads.
-    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    tensors: dict[str, Tensor] = {k: v.detach().cpu().contiguous() for k, v in state.items() if f".{PREFIX}" not in k}
-    tensors |= _identities(model, config.pass_through)
-    for name, layer in layers.items():
-        lora_a, lora_b = _padded(*layer.to_lora(adapter_name), rank, name)
-        tensors[f"{ROOT}{name}.lora_A.weight"] = lora_a.cpu().contiguous()
-        tensors[f"{ROOT}{name}.lora_B.weight"] = lora_b.cpu().contiguous()
-    write_atomic(folder / SAFETENSORS_WEIGHTS_NAME, save(tensors, {"format": "pt"}))
-    with disk_faults(folder):
-        lora = _lora_config(config, layers, adapter_name, rank)
-        if base is not None:
-            lora.base_model_name_or_path, lora.revision = base, revision
-        lora.save_pretrained(str(folder))
+    if base is None:
+        base, revision = config.base_model_name_or_path, config.revision
+    write_plain_lora(_as_lora(model, adapter_name, config), folder, rank=rank, base=base, revision=revision)
 
 
-def lora_pairs(model: PeftModel, adapter_name: str) -> dict[str, tuple[Tensor, Tensor]]:
+def lora_pairs(model: PeftModel, adapter_name: str) -> dict[str, Pair]:
     """Return each adapted layer's update as LoRA factors A (r, in) and scale * B R (out, r), by full name."""
     return {name: layer.to_lora(adapter_name) for name, layer in _layers(model, adapter_name).items()}
+
+
+def _as_lora(model: PeftModel, adapter_name: str, config: LoraXSConfig) -> PlainLora:
+    # R is our only adapter parameter, so the rest is the head, under the keys that PEFT loads.
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    head = {k: v.detach().cpu().contiguous() for k, v in state.items() if f".{PREFIX}" not in k}
+    return PlainLora(
+        pairs=lora_pairs(model, adapter_name),
+        others=head | _identities(model, config.pass_through),
+        saved=[*(config.modules_to_save or ()), *config.pass_through],
+        task_type=config.task_type,
+        fan_in_fan_out=any(layer.fan_in_fan_out for layer in _layers(model, adapter_name).values()),
+    )
 
 
 def _layers(model: PeftModel, adapter_name: str) -> dict[str, LoraXSLayer]:
@@ -95,54 +82,3 @@ def _identities(model: PeftModel, names: list[str]) -> dict[str, Tensor]:
         for name in names
         for key, value in base.get_submodule(name).state_dict().items()
     }
-
-
-def _padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> tuple[Tensor, Tensor]:
-    own = a.shape[0]
-    if rank is None or rank == own:
-        return a, b
-    if rank < own:
-        raise UsageError(
-            f"`rank` must be at least the adapter's own, but got rank={rank} where {module} has {own}.",
-            hint=f"use --rank {own} or more",
-        )
-    return pad(a, (0, 0, 0, rank - own)), pad(b, (0, rank - own))
-
-
-def _lora_config(
-    config: LoraXSConfig, layers: dict[str, LoraXSLayer], adapter_name: str, rank: int | None
-) -> LoraConfig:
-    ranks = {name: rank or layer.settings[adapter_name].rank for name, layer in layers.items()}
-    r = rank or config.r
-    own = {name: module_rank for name, module_rank in ranks.items() if module_rank != r}
-    saved = list(dict.fromkeys([*(config.modules_to_save or ()), *config.pass_through])) or None
-    return LoraConfig(
-        r=r,
-        lora_alpha=r,
-        target_modules=sorted(ranks),
-        rank_pattern=own,
-        alpha_pattern=dict(own),
-        fan_in_fan_out=any(layer.fan_in_fan_out for layer in layers.values()),
-        modules_to_save=saved,
-        task_type=config.task_type,
-        base_model_name_or_path=config.base_model_name_or_path,
-        revision=config.revision,
-        inference_mode=True,
-    )
-
-
-def _readme(manifest: Manifest) -> str:
-    """Return how the plain LoRA adapter is loaded with its labels: PEFT's files have no place for them."""
-    base, kind = replace(manifest.base_model, sha256=manifest.base_digest), kind_of(manifest.task)
-    return f"""# {manifest.task.name}
-
-A LoRA-XS adapter for `{base.id}` as plain LoRA, exactly.
-
-With transformers and PEFT, from this folder, {where_base_is(base)}:
-
-```python
-import peft, transformers
-{kind.loading_code(base)}
-model = peft.PeftModel.from_pretrained(base, ".").eval()
-```
-{asked_as_in_training(kind.serving, base)}"""

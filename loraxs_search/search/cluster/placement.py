@@ -114,9 +114,10 @@ class PackSize:
     reason: str
 
 
-def unshared(method: str) -> PackSize:
-    """Return the pack size of a method whose trials cannot share passes."""
-    return PackSize(1, f"trials of method {method} cannot share passes")
+def unshared(methods: Sequence[str]) -> PackSize:
+    """Return the pack size of methods whose trials cannot share passes."""
+    which = "any method" if len(methods) > 1 else f"method {methods[0]}"
+    return PackSize(1, f"trials of {which} cannot share passes")
 
 
 def choose_pack_size(

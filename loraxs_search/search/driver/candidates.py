@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from loraxs_search.methods import Method
 from loraxs_search.records import Candidate, Confirmation, KeepRule, Refit, Sample, TrialRecord, TrialSpec, TrialState
 from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of
 from loraxs_search.search.driver.alone import BaseAlone
+from loraxs_search.search.driver.candidate_trials import candidate_trials
 from loraxs_search.search.driver.finishing import (
     AdapterPiece,
     AnswerPiece,
@@ -53,7 +55,8 @@ class Finish:
     """Finishes one study: trains its best recipes again, chooses the finalist, and has all adapters written.
 
     Args:
-        trials: Completed ones, best first; the first `promotion.candidates` of them and their refits are candidates.
+        trials: Completed ones, best first; `promotion.candidates` of those whose method may be promoted, and their
+            refits, are candidates.
         stop: Ends the work from outside.
     """
 
@@ -67,7 +70,8 @@ class Finish:
     @property
     def best(self) -> Sequence[TrialRecord]:
         """The trials that are candidates."""
-        return self.trials[: self.space.promotion.candidates]
+        able = [record for record in self.trials if self.space.may_be_candidate(self._method(record).name)]
+        return candidate_trials(able, self.space.promotion, self.space.task, self.space.search)
 
     def refit(self) -> None:
         """Train `promotion.seeds` refits of each of the best trials; existing ones are left alone.
@@ -120,7 +124,8 @@ class Finish:
 
         untested = chosen is not None and not chosen.test_metrics
         answers = self._answer_pieces(name) if untested else []
-        ids = list(dict.fromkeys((*known, *(record.trial_id for record in self.trials))))
+        kept = [record.trial_id for record in self.trials if self._method(record).has_adapter]
+        ids = list(dict.fromkeys((*known, *kept)))
         adapters = [AdapterPiece(self._trained(i), self.space.task, keep) for i in ids if not self._is_sealed(i)]
         self._spread([*answers, *adapters])
         if chosen is not None and untested:
@@ -154,6 +159,9 @@ class Finish:
         spread(pool.hosts, pieces, self.check_stopped, at_once=pool.config.max_trials if shared else 1)
 
     # ---- adapters ----------------------------------------------------------------------------------------------------
+    def _method(self, record: TrialRecord) -> Method:
+        return self.space.method_of(record.params)
+
     def _refits(self, record: TrialRecord) -> list[TrialSpec]:
         spec = self.actors.spec(record.trial_id, record.params)
         return [refit_spec(spec, number) for number in range(1, self.space.promotion.seeds + 1)]

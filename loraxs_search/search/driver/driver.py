@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Candidate, KeepRule, Scalar, TrialRecord, TrialState
+from loraxs_search.records import (
+    Candidate,
+    FrontTrial,
+    KeepRule,
+    Scalar,
+    Task,
+    TrialRecord,
+    TrialState,
+    WarmTrials,
+)
 from loraxs_search.registry import trial_of
+from loraxs_search.reports import front
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
-from loraxs_search.search_space import Space
+from loraxs_search.search_space import Space, notes
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
 from loraxs_search.tracking import Tracker
 
@@ -23,9 +34,11 @@ if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool
     from loraxs_search.search.hosts.study_actors import StudyActors
     from loraxs_search.search.ledger.ledger import Ledger
+    from loraxs_search.search.ledger.score_watch import ScoreWatch
     from loraxs_search.search.tune.searcher import StudySearcher
 
 
+_logger = logging.getLogger(__name__)
 _LATE = (
     "hosts.study_actors",
     "ledger.ledger",
@@ -46,6 +59,8 @@ class SearchResult:
         candidates: The best trials and their refits, best first by validation. The finalist alone has test scores.
         wall_s: How long drivers have worked on it, all of them together.
         notice: Why the search ended before its budget, for people; empty when it did not.
+        front: The complete trials that no other one beats in score and stored bytes together, fewest bytes first; empty
+            where these are not searched for together.
     """
 
     study: str
@@ -53,6 +68,7 @@ class SearchResult:
     candidates: tuple[Candidate, ...]
     wall_s: float
     notice: str = ""
+    front: tuple[FrontTrial, ...] = ()
 
 
 class Driver:
@@ -83,8 +99,9 @@ class Driver:
             actors = StudyActors(self._info, self._space, pool, recorded=folder.identity() if folder else None)
             try:
                 check_start(self._space, self._info, actors.info)
+                warm = self._warm_trials(actors) if folder is None else folder.warm_trials()
                 actors.prepare_factors(self._view.phase)
-                return self._run_with(actors, self._open_folder())
+                return self._run_with(actors, self._open_folder(warm))
             finally:
                 actors.close()
         finally:
@@ -99,6 +116,7 @@ class Driver:
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
                 result = self._search(folder, actors, tracker)
+                tracker.front_found(result.front)
                 tracker.search_finished("FINISHED", _summary(result))
                 return result
             except BaseException as error:
@@ -115,29 +133,35 @@ class Driver:
         from loraxs_search.search.driver.yardsticks import StudyYardsticks
         from loraxs_search.search.ledger.ledger import Ledger
         from loraxs_search.search.ledger.optuna_storage import open_optuna_study
+        from loraxs_search.search.ledger.optuna_values import directions
         from loraxs_search.search.ledger.rebuild import rebuild
+        from loraxs_search.search.ledger.score_watch import ScoreWatch
         from loraxs_search.search.tune.runner import run_tuner
+        from loraxs_search.search.tune.sampler import Sampler
         from loraxs_search.search.tune.scheduler import TuneScheduler
         from loraxs_search.search.tune.searcher import StudySearcher
 
         yardsticks = StudyYardsticks(folder, actors, self._space.task)  # begun first: Ray Tune takes seconds to start
         plan, task = self._info.search, self._info.task
+        warm = folder.warm_trials()
         tracker.search_started(
-            self._space.text, plan, params=actors.hardware() | {"search.metric": task.search_metric}, gpus=actors.gpus()
+            self._space.text, plan, params=actors.hardware() | _facts_of_task(task, warm), gpus=actors.gpus()
         )
         journal = folder.journal()
         deadline = self._deadline(journal)
         journal.driver_started(self._started_at)
-        study = open_optuna_study(folder.optuna_path, folder.name, task.search_direction)
+        study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
         rebuild(study, self._space, journal.records)
-        ledger = Ledger(journal, study, tracker, self._view, KeepRule.of(task, plan))
+        watch = ScoreWatch(task, plan.max_steps)
+        ledger = Ledger(journal, study, tracker, self._view, KeepRule.of(task, plan), watch)
         ledger.reconcile(folder)
         scheduler = make_scheduler(plan, task.search_direction)
         scheduler.replay(journal.reports, task.search_metric)
         self._view.started(self._facts(actors, ledger))
         for trial_id, reason in scheduler.stopped.items():
             ledger.ended(trial_id, TrialState.PRUNED, reason)
-        searcher = StudySearcher(study, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path)
+        sampler = Sampler(study, self._space, warm.trials)
+        searcher = StudySearcher(sampler, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path)
         if journal.notice is None and folder.candidates() is None:
             tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off)
             run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
@@ -147,7 +171,7 @@ class Driver:
             journal.search_ended(searcher.early_end or "")
         tracker.yardsticks_measured(yardsticks.result())
         if folder.candidates() is None:
-            self._keep_adapters(folder, actors, ledger, tracker)
+            self._keep_adapters(folder, actors, ledger, tracker, watch)
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)
 
@@ -160,9 +184,25 @@ class Driver:
                 return folder
         return None
 
-    def _open_folder(self) -> StudyFolder:
+    def _open_folder(self, warm: WarmTrials) -> StudyFolder:
         # `create` refuses a name that was taken in the meantime.
-        return self._begun_folder() or StudyFolder.create(self._info, self._space.text)
+        given = None if self._space.warm_start is None else warm
+        return self._begun_folder() or StudyFolder.create(self._info, self._space.text, given)
+
+    def _warm_trials(self, actors: StudyActors) -> WarmTrials:
+        """Return what a new search begins with; the study keeps it, so that a resumed one begins with the same."""
+        if self._space.warm_start is None:
+            return WarmTrials()
+        from loraxs_search.search.driver.warm_start import warm_trials
+
+        self._view.phase("reading the studies that the search starts from")
+        warm = warm_trials(self._space, actors.info.identity.base_digest, self._info.tracking_uri)
+        for note in warm.notes:
+            _logger.warning("warm start: %s", note)
+        if warm.trials:
+            studies = ", ".join(warm.studies)
+            self._view.phase(f"warm start: the first {len(warm.trials)} trials have params of {studies}")
+        return warm
 
     def _deadline(self, journal: Journal) -> float | None:
         """Return when the time budget is used up; drivers before this one have used some of it."""
@@ -188,16 +228,20 @@ class Driver:
                 hint=f"go on with `loraxs-search resume {name}`",
             )
 
-    def _keep_adapters(self, folder: StudyFolder, actors: StudyActors, ledger: Ledger, tracker: Tracker) -> None:
+    def _keep_adapters(
+        self, folder: StudyFolder, actors: StudyActors, ledger: Ledger, tracker: Tracker, watch: ScoreWatch
+    ) -> None:
         from loraxs_search.search.driver.candidates import Finish, completed_trials
 
         trials = completed_trials(ledger.records.values(), folder.keep_rule)
         finish, seeds = Finish(actors, folder, self._space, trials, self._stop), self._info.promotion.seeds
-        if seeds and trials:
+        if seeds and finish.best:
             self._view.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
             finish.refit()
         self._view.phase("scoring the candidates on all validation rows")
         candidates = finish.validate()
+        for candidate in candidates[:1]:
+            watch.scored(candidate.trial_id, candidate.validation_metrics)
         if not finish.alone.is_measured:
             self._view.phase("asking the base alone, on validation and test rows")
             finish.alone.measure()
@@ -220,7 +264,18 @@ class Driver:
             trials=tuple(ledger.records.values()),
             why_slots=actors.pack_size.reason,
             keep=plan.keep,
+            notes=notes(self._space),
         )
+
+
+def _facts_of_task(task: Task, warm: WarmTrials) -> dict[str, Scalar]:
+    """Return what searches of other machines must know to start from this one, and where this one started."""
+    facts: dict[str, Scalar] = {
+        "search.metric": task.search_metric,
+        "search.direction": task.search_direction,
+        "task.kind": task.kind,
+    }
+    return facts | ({"warm_start": ", ".join(warm.studies)} if warm.trials else {})
 
 
 def close_finished(folder: StudyFolder) -> SearchResult:
@@ -242,6 +297,7 @@ def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
     result = _result(folder, journal)
     _log_adapters(folder, tracker, result.trials, result.candidates)
     tracker.yardsticks_measured(folder.yardsticks() or ())
+    tracker.front_found(result.front)
     if tracker.search_state != "FINISHED":  # killed between the last candidate and this
         tracker.search_finished("FINISHED", _summary(result), at=journal.last_at)
     return result
@@ -254,20 +310,21 @@ def _result(folder: StudyFolder, journal: Journal) -> SearchResult:
         candidates=tuple(folder.candidates() or ()),
         wall_s=journal.spent_s,
         notice=journal.notice or "",
+        front=tuple(front(journal.records.values(), folder.keep_rule)) if folder.info.search.objectives else (),
     )
 
 
 def _log_adapters(
     folder: StudyFolder, tracker: Tracker, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
 ) -> None:
-    """Have MLflow keep the adapter of every completed trial, and the finalist where that is a refit.
+    """Have MLflow keep the adapter of every completed trial that has one, and the finalist where that is a refit.
 
     The scores of those that are candidates go with them.
     """
     scores = {candidate.trial_id: _candidate_scores(candidate) for candidate in candidates}
     names = [record.trial_id for record in trials if record.state is TrialState.COMPLETE]
     names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
-    for name in dict.fromkeys(names):
+    for name in (name for name in dict.fromkeys(names) if folder.adapter_path(name).is_dir()):
         tracker.adapter_logged(name, folder.adapter_path(name), trial_of(name), scores.get(name))
 
 

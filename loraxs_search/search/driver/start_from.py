@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraxs_search.errors import BaseModelError, UsageError
+from loraxs_search.errors import BaseModelError, UsageError, one_of
 from loraxs_search.methods import get_method
 from loraxs_search.methods.starting import START
 from loraxs_search.records import AdapterRef, HostInfo, Manifest, StartFrom, Task
@@ -24,9 +24,10 @@ def resolve_start(space: Space, uri: str) -> StartFrom | None:
     ref = AdapterRef(f"{adapter.task}:{adapter.version}", adapter.digest)
     manifest = verify(pull(ref.name, uri=uri))
     own = manifest.hyperparameters
-    if own.method != space.method:
+    if own.method not in space.methods:
         raise UsageError(
-            f"`start_from` must name an adapter of method {space.method}, but {ref.name} is of {own.method}.",
+            f"`start_from` must name an adapter of a method of the space ({one_of(space.methods)}), but {ref.name} is"
+            f" of {own.method}.",
             hint=f"name another adapter, or set `method: {own.method}`",
         )
     return StartFrom(ref, manifest.base_digest, own, has_same_answers(manifest.task, space.task))
@@ -54,7 +55,7 @@ def check_start(space: Space, study: StudyInfo, info: HostInfo) -> None:
             hint="name an adapter of the same base at the same revision",
         )
     method, by_name = get_method(start.hyperparameters.method), {module.name: module for module in info.modules}
-    for params, names in trial_shapes(space, info.modules):
+    for params, names in trial_shapes(space, method, info.modules):
         method.check_start(start.hyperparameters, params, [by_name[name] for name in names])
 
 

@@ -24,15 +24,15 @@ def expected_pack_size(
     from loraxs_search.packing.pass_executor import workers_for
 
     if not space.is_packable:
-        return unshared(space.method)
+        return unshared(space.methods)
     if torch.cuda.is_available():
         return None
     device = torch.device("cpu")
-    (batch_size, rank), (num_workers, _) = space.largest(), workers_for(device)
+    largest, (num_workers, _) = space.largest(), workers_for(device)
     budget = token_budget(modules, torch.float32, device)
-    fills = full_slots(full_tokens(device, budget, lambda _: 0.0), num_workers, batch_size * row_tokens)
+    fills = full_slots(full_tokens(device, budget, lambda _: 0.0), num_workers, largest.batch_size * row_tokens)
     asked = space.search.pack_size
     wanted = fills if asked == "auto" else asked
-    slots = fitting_slots(wanted, slot_bytes(modules, rank, head_parameters, num_workers), device)
+    slots = fitting_slots(wanted, slot_bytes(modules, largest, head_parameters, num_workers), device)
     fits = min(slots, processes_that_fit())
     return choose_pack_size(asked, fits=fits, fills=fills, num_trials=space.search.trials, num_devices=1)

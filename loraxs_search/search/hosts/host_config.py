@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loraxs_search.packing import Host
-from loraxs_search.records import MAX_AUTO_PACK_SIZE, BaseModelRef, Precision, Task
+from loraxs_search.records import MAX_AUTO_PACK_SIZE, MAX_STATE_BYTES, BaseModelRef, LargestTrial, Precision, Task
 from loraxs_search.search_space import Space
 
 MAX_CALLERS = 1000
@@ -22,10 +22,16 @@ def training_host(config: HostConfig, task: Task, threads: int) -> Host:
 
     torch.set_num_threads(threads)
     if not config.packed:
-        return TrialHost(config.base, task, precision=config.precision)
+        return TrialHost(config.base, task, precision=config.precision, max_state_bytes=config.max_state_bytes)
     slots = None if config.pack_size == "auto" else config.pack_size
     return PackedHost(
-        config.base, task, slots=slots, precision=config.precision, largest=config.largest, gather_s=_GATHER_S
+        config.base,
+        task,
+        slots=slots,
+        precision=config.precision,
+        largest=config.largest,
+        gather_s=_GATHER_S,
+        max_state_bytes=config.max_state_bytes,
     )
 
 
@@ -36,19 +42,21 @@ class HostConfig:
     Args:
         pack_size: Trials on a device; a node with twice the CPUs of the smallest one has twice as many.
         packed: Whether they share passes; otherwise they take turns, each alone.
-        largest: (batch size, rank) of the largest trial to come.
+        largest: The largest trial to come that shares passes.
         make: Makes the host in the actor's process, with a number of threads; a simulation names another, by a module
             the cluster can import.
         versions: The driver's, which a host's process must have too.
+        max_state_bytes: Larger states of trials stay on the host's node.
     """
 
     base: BaseModelRef
     precision: Precision
     pack_size: int | Literal["auto"]
     packed: bool
-    largest: tuple[int, int]
+    largest: LargestTrial
     make: Callable[[HostConfig, Task, int], Host] = training_host
     versions: Mapping[str, str] = field(default_factory=dict)
+    max_state_bytes: int = MAX_STATE_BYTES
 
     @property
     def max_trials(self) -> int:
@@ -81,5 +89,8 @@ def host_config(spaces: Sequence[Space]) -> HostConfig:
         # Each study has a slot of its own at least.
         pack_size=max(*fixed, len(spaces)) if len(fixed) == len(sizes) else "auto",
         packed=len(spaces) > 1 or sizes[0] != 1,
-        largest=(max(size for size, _ in largest), max(rank for _, rank in largest)),
+        largest=LargestTrial(
+            max(each.batch_size for each in largest), tuple(adapter for each in largest for adapter in each.adapters)
+        ),
+        max_state_bytes=int(1e6 * min(space.search.max_state_mb for space in spaces)),
     )

@@ -142,8 +142,8 @@ class StudyActors:
 
 
 def alone(space: Space) -> PackSize:
-    """Return the pack size of a method whose trials cannot share passes, and say so where more were asked for."""
-    asked, size = space.search.pack_size, unshared(space.method)
+    """Return the pack size of methods whose trials cannot share passes, and say so where more were asked for."""
+    asked, size = space.search.pack_size, unshared(space.methods)
     if asked not in ("auto", 1):
         _logger.warning("`search.pack_size` is %d, but %s: each trains alone.", asked, size.reason)
     return size

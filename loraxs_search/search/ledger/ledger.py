@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Hyperparameters, KeepRule, Scalar, TrialRecord, TrialReport, TrialState
+from loraxs_search.records import Hyperparameters, KeepRule, Scalar, TrialRecord, TrialReport, TrialState, WarmStart
+from loraxs_search.search.ledger.score_watch import ScoreWatch
 from loraxs_search.search.ledger.view import SearchView
 from loraxs_search.studies import Journal, StudyFolder, read_reports
 from loraxs_search.tracking import Tracker
@@ -22,13 +23,20 @@ class Ledger:
 
     Args:
         keep: What trials are compared by, and which step of a complete one counts.
+        watch: Looks at each report; None where nobody is to be warned.
     """
 
     def __init__(
-        self, journal: Journal, study: optuna.Study, tracker: Tracker, view: SearchView, keep: KeepRule
+        self,
+        journal: Journal,
+        study: optuna.Study,
+        tracker: Tracker,
+        view: SearchView,
+        keep: KeepRule,
+        watch: ScoreWatch | None = None,
     ) -> None:
         self._journal, self._study, self._tracker, self._view = journal, study, tracker, view
-        self._keep, self._metric = keep, keep.metric
+        self._keep, self._metric, self._watch = keep, keep.metric, watch
         self._handles: dict[str, optuna.trial.Trial] = {}  # of unfinished trials
 
     @property
@@ -45,19 +53,27 @@ class Ledger:
         params: Mapping[str, Scalar],
         hyper: Hyperparameters,
         handle: optuna.trial.Trial | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
-        """Record that a trial starts or continues; `handle` is Optuna's, when the caller has it."""
+        """Record that a trial starts or continues.
+
+        Args:
+            handle: Optuna's, when the caller has it.
+            warm_start: Where a new trial's params are from.
+        """
         if handle is not None:
             self._handles[trial_id] = handle
-        record = self._journal.trial_started(trial_id, params)
-        self._tracker.trial_started(trial_id, params, hyper)
+        record = self._journal.trial_started(trial_id, params, warm_start)
+        self._tracker.trial_started(trial_id, params, hyper, record.warm_start)
         self._view.trial_changed(record)
 
     def reported(self, report: TrialReport) -> None:
         if self._journal.trial_reported(report):
             self._tracker.trial_reported(report)
-            self._handle(report.trial_id).report(report.metrics[self._metric], report.step)
+            self._tell(report)
             self._view.trial_changed(self.records[report.trial_id])
+            if self._watch is not None:
+                self._watch.reported(report)
 
     def ended(self, trial_id: str, state: TrialState, reason: str) -> None:
         if self._journal.trial_ended(trial_id, state, reason):
@@ -74,12 +90,14 @@ class Ledger:
             snapshot = folder.read_snapshot(record.trial_id)
             for report in read_reports(snapshot) if snapshot else ():
                 self._journal.trial_reported(report)
+        from loraxs_search.search.ledger.optuna_values import has_report
+
         optunas = self._study.get_trials(deepcopy=False)
         for record in self.records.values():
             frozen = optunas[int(record.trial_id)]
             for report in record.reports:
-                if not frozen.state.is_finished() and report.step not in frozen.intermediate_values:
-                    self._handle(record.trial_id).report(report.metrics[self._metric], report.step)
+                if not frozen.state.is_finished() and not has_report(frozen, report.step):
+                    self._tell(report)
                 self._tracker.trial_reported(report)
             if record.state is not TrialState.RUNNING:
                 if not frozen.state.is_finished():
@@ -95,13 +113,20 @@ class Ledger:
             self._handles[trial_id] = live_trial(self._study, frozen)
         return self._handles[trial_id]
 
+    def _tell(self, report: TrialReport) -> None:
+        from loraxs_search.search.ledger.optuna_values import tell_report
+
+        tell_report(self._handle(report.trial_id), report, self._metric)
+
     def _end_in_study(self, record: TrialRecord) -> None:
         from optuna.trial import TrialState as OptunaState
+
+        from loraxs_search.search.ledger.optuna_values import final_values
 
         handle = self._handle(record.trial_id)
         handle.set_user_attr("reason", record.reason)
         complete = record.state is TrialState.COMPLETE
-        value = self._keep.kept(record.reports).metrics[self._metric] if complete else None
+        value = final_values(self._study, self._keep.kept(record.reports), self._metric) if complete else None
         self._study.tell(handle, value, state=OptunaState[record.state.value])
         del self._handles[record.trial_id]
 

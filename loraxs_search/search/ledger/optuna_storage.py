@@ -78,8 +78,8 @@ def as_one(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
     return storage.log.held() if isinstance(storage, SingleWriterStorage) else contextlib.nullcontext()
 
 
-def open_optuna_study(path: Path, name: str, direction: Direction) -> optuna.Study:
-    """Open the study's storage, created at the first call.
+def open_optuna_study(path: Path, name: str, *directions: Direction) -> optuna.Study:
+    """Open the study's storage, created at the first call; its trials have a value for each direction.
 
     Its sampler is one that costs nothing: Optuna asks it whenever a trial is taken up. `propose` brings its own.
     """
@@ -89,7 +89,7 @@ def open_optuna_study(path: Path, name: str, direction: Direction) -> optuna.Stu
     try:
         return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
     except KeyError:
-        return optuna.create_study(storage=storage, study_name=name, direction=direction, sampler=sampler)
+        return optuna.create_study(storage=storage, study_name=name, directions=directions, sampler=sampler)
 
 
 def sync(path: Path) -> None:

@@ -20,7 +20,7 @@ def rebuild(study: optuna.Study, space: Space, records: Mapping[str, TrialRecord
     known = len(study.get_trials(deepcopy=False))
     for number in range(known, max((int(trial_id) + 1 for trial_id in records), default=0)):
         record = records.get(f"{number:05d}")
-        drawn = FixedTrial(dict(record.params) if record else {})
+        drawn = FixedTrial(space.drawn_params(record.params) if record else {})
         if record is not None:
             space.suggest(drawn)  # asks for the same values, and so says what they were drawn from
         study.add_trial(create_trial(state=TrialState.RUNNING, params=drawn.params, distributions=drawn.distributions))

@@ -18,6 +18,7 @@ class SearchStarted:
         trials: Those that there are already, where a search goes on.
         why_slots: Why so many share a device; empty where that was asked for.
         keep: Which step of a trial becomes its adapter.
+        notes: What of the space may not be what was meant.
     """
 
     study: str
@@ -30,6 +31,7 @@ class SearchStarted:
     trials: tuple[TrialRecord, ...] = ()
     why_slots: str = ""
     keep: Literal["last", "best"] = "last"
+    notes: tuple[str, ...] = ()
 
 
 class SearchView(Protocol):

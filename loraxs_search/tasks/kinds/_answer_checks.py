@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MOST_FORMULAS = 500
+_OFTEN = 0.1  # a share of answers that cannot be chance or a few odd rows
 
 
 def blank_rows(columns: Sequence[Sequence[Any]]) -> list[int]:
@@ -43,7 +44,7 @@ def check_answers(
             hint="write their answers, or remove the rows",
         )
     for text in stop:
-        if all(text in answer for answer in answers):
+        if answers and all(text in answer for answer in answers):
             raise TaskDataError(
                 f"Task {task.name}: a stop string must not be in the answers, but {text!r} is in every answer"
                 f" of {place.name}: no answer could be written whole.",
@@ -119,3 +120,26 @@ def length_warnings(encoded: Mapping[Split, EncodedRows], max_new_tokens: int) -
                 f"{long:,} of {len(rows):,} {split} answers have more than max_new_tokens={max_new_tokens} tokens, the"
                 f" longest {counts.max()}: raise `generation.max_new_tokens`, or they cannot be written whole"
             )
+
+
+def share_warnings(metrics: Mapping[str, float], max_new_tokens: int, *, extracts: bool) -> Iterator[tuple[str, str]]:
+    """Warn of written answers that often were cut, or have no answer in them; each with the metric that shows it.
+
+    Args:
+        extracts: Whether the task says where in a text its answer is.
+    """
+    if (cut := metrics.get("unended", 0.0)) >= _OFTEN:
+        yield (
+            "unended",
+            f"{cut:.0%} of the answers were cut at max_new_tokens={max_new_tokens}: raise `generation.max_new_tokens`,"
+            " or end answers by a text in `generation.stop`",
+        )
+    if (lost := metrics.get("unparsed", 0.0)) >= _OFTEN:
+        yield (
+            "unparsed",
+            f"`extract` found nothing in {lost:.0%} of the answers, which count as wrong: let `extract` find what the"
+            " model writes, or train longer"
+            if extracts
+            else f"{lost:.0%} of the answers are empty, and count as wrong: train longer, or give the model another"
+            " `prompt`",
+        )

@@ -131,7 +131,7 @@ class LabelledKind(TaskKind):
         return tuple(filter(None, (self.task.text, self.task.text_pair)))
 
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
-        check_question(self.task, rows, len(self.question_texts))
+        check_question(self.task, rows, self.question_texts)
         pairs = None if self.task.text_pair is None else [row[1] for row in rows]
         return Rows([row[0] for row in rows], pairs, np.zeros(len(rows), np.int64))
 

@@ -3,6 +3,7 @@ have one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.errors import TrialDivergedError
+from loraxs_search.errors import TrialDivergedError, UsageError
 from loraxs_search.records import Split
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 
@@ -83,11 +84,24 @@ class Sampling:
         seed: With it and its number in the request, a row draws the same tokens in any company.
         temperature: Logits are divided by it; above 0.
         top_p: Only the likeliest tokens that have this share of the probability together are drawn from.
+    Raises:
+        UsageError: a value is outside its range.
     """
 
     seed: int
     temperature: float = 1.0
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise UsageError(f"`seed` must be a whole number from 0, but got seed={self.seed!r}.")
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(
+                f"`temperature` must be above 0 and finite, but got temperature={self.temperature}.",
+                hint="give no sampling at all to have the likeliest token taken",
+            )
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"`top_p` must be above 0 and at most 1, but got top_p={self.top_p}.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -192,7 +192,7 @@ class MultipleChoice(LanguageModelKind):
         form = self.options
         listed = None if form.column is None else self._asked.index(form.column)
         texts = [tuple(str(v) if i == listed and isinstance(v, list) else v for i, v in enumerate(row)) for row in rows]
-        check_question(self.task, texts, len(self._asked))
+        check_question(self.task, texts, self.question_texts)
         asked = [dict(zip(self._asked, row, strict=True)) for row in rows]
         if form.column is not None:
             asked = [row | {form.column: split_options(row[form.column])} for row in asked]

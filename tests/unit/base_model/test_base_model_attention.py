@@ -13,6 +13,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from loraxs_search.base_model import end_with_eos, load_model, locate
 from loraxs_search.base_model.attention import PADDED, padded_attention, use_padded_attention
+from loraxs_search.base_model.blocked_attention import _spans
 from loraxs_search.records import BaseModelRef
 from loraxs_search.tasks.kinds import classifier
 
@@ -74,6 +75,19 @@ def test_blocks_leave_out_only_keys_that_are_hidden(
     )
     for actual, wanted in [(found, expected), *gradients]:
         assert (actual.double() - wanted).norm() <= (1e-5 if dtype is torch.float32 else 2e-2) * wanted.norm()
+
+
+@pytest.mark.parametrize("ahead", [0, 7])
+def test_blocks_of_rows_behind_a_cache_leave_out_what_they_do_not_see(ahead: int) -> None:
+    """Queries see so many keys behind their own."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 4, 150, 8), torch.randn(3, 2, 400, 8), torch.randn(3, 2, 400, 8)
+    steps = torch.arange(150)[:, None] + 250 - torch.arange(400)
+    mask = torch.zeros(3, 1, 150, 400).masked_fill(steps < -ahead, torch.finfo(torch.float32).min)
+    mask[0, ..., :100] = torch.finfo(mask.dtype).min
+    found, _ = padded_attention(torch.nn.Identity(), q, k, v, mask)
+    torch.testing.assert_close(found, eager(q, k, v, mask), rtol=1e-5, atol=1e-6)
+    assert [num_keys for _, num_keys in _spans(150, 400, mask)] == ([400, 400] if ahead else [346, 400])
 
 
 def test_one_query_behind_many_keys_sees_them_all() -> None:

@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from loraxs_search.packing import capacity
-from loraxs_search.records import LinearModule
+from loraxs_search.records import LargestTrial, LinearModule
 
 CPU = torch.device("cpu")
 MODULES = tuple(LinearModule(f"layer.{i}", 384, 1536) for i in range(10))
 PER_TOKEN = 2 * 2 * 10 * (384 + 1536)  # bytes in bfloat16
+
+
+def rank(value: int, method: str = "lora-xs") -> LargestTrial:
+    return LargestTrial(16, ((method, {"rank": value}),))
 
 
 @pytest.fixture
@@ -72,12 +76,20 @@ def test_slots_beyond_memory_become_fewer_with_a_warning(free, caplog):
 
 
 def test_a_slot_at_rank_16_is_under_a_megabyte():
-    assert capacity.slot_bytes(MODULES * 4, 16, 770, 2) < 2**20
+    assert capacity.slot_bytes(MODULES * 4, rank(16), 770, 2) < 2**20
+
+
+def test_a_slot_of_lora_is_as_large_as_its_a_and_b():
+    numbers = 64 * (384 + 1536) * len(MODULES)
+    assert capacity.slot_bytes(MODULES, rank(64, "lora"), 0, 2) == 4 * 6 * numbers
+    both = LargestTrial(16, (*rank(256).adapters, *rank(4, "lora").adapters))
+    assert capacity.slot_bytes(MODULES, both, 0, 2) == capacity.slot_bytes(MODULES, rank(256), 0, 2)
 
 
 def test_a_deep_head_is_most_of_a_slot():
     head = 1_051_650  # RoBERTa-large's: parameters, gradient and two moments, a gradient for each worker
-    assert capacity.slot_bytes(MODULES, 16, head, 2) - capacity.slot_bytes(MODULES, 16, 0, 2) == 4 * 6 * head
+    with_head, without = (capacity.slot_bytes(MODULES, rank(16), size, 2) for size in (head, 0))
+    assert with_head - without == 4 * 6 * head
 
 
 def test_this_machine_has_free_memory():

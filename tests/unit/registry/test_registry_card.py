@@ -9,6 +9,7 @@ from support.toy_language import choosing, writing
 
 from loraxs_search import base_model
 from loraxs_search.records import (
+    AdapterSize,
     BaseModel,
     BaseModelRef,
     DataSource,
@@ -184,3 +185,15 @@ def test_that_code_runs(manifest, monkeypatch):
     exec(finding_code(BaseModelRef("org/base", package="some-model", sha256="d" * 64)), found)
     assert found["folder"] == "/there"
     assert asked == [BaseModelRef("org/base", package="some-model", sha256="d" * 64)]
+
+
+def test_the_card_of_another_method_says_what_was_learnt_and_its_own_rank(manifest):
+    own = {"rank": 100, "d_initial": 0.1}
+    tuned = replace(manifest().hyperparameters, method="vera", rank=0, method_params=own)
+    size = AdapterSize(1_000, 66, 90_000, without_projection=5_000)
+    card = model_card(manifest(hyperparameters=tuned, size=size))
+    assert "VeRA adapter for `" in card
+    assert "| stored, b, d and head | 90,000 bytes |" in card
+    assert "| of that, what no seed and no base gives back | 5,000 bytes |" in card
+    assert "--max-lora-rank 128" in card
+    assert "gives back" not in model_card(manifest())

@@ -125,3 +125,15 @@ def test_a_yardstick_stands_below_with_both_metrics(capsys):
     print_leaderboard(leaderboard(TRIALS, task), task, [alone])
     cells = capsys.readouterr().out.splitlines()[-1].split()
     assert cells == ["4-shot", "YARDSTICK", "-", "0.9000", "0.3000", "0.2000", "0.5000", "-", "-", "3.0"]
+
+
+def test_bytes_without_projections_have_a_column_where_files_hold_some(capsys):
+    size = AdapterSize(16, 4, 80, without_projection=48)
+    [report] = trial("00007", TrialState.COMPLETE, 0.5).reports
+    projected = replace(trial("00007", TrialState.COMPLETE), reports=(replace(report, size=size),))
+    rows = leaderboard([*TRIALS, projected], TASK)
+    print_leaderboard(rows, TASK)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][lines[0].index("bytes") :][:3] == ["bytes", "learnt", "bytes"]
+    assert {line[0]: line[6:8] for line in lines[1:]}["00007"] == ["80", "48"]
+    assert {line[0]: line[6:8] for line in lines[1:]}["00001"] == ["80", "-"]

@@ -81,13 +81,19 @@ trials: 0 | search.trials | must be at least 1, but got 0.
 trials: "4" | search.trials | must be an integer, but got "4".
 trials: 4.0 | search.trials | must be an integer, but got 4.0.
 trials: yes | search.trials | must be an integer, but got true (so YAML reads an unquoted yes).
-trials | scheduler: ashaa | search.scheduler | must be one of: asha, none
+trials | scheduler: ashaa | search.scheduler | must be one of: asha, mo-asha, none
 trials | report_every: 500 | search.report_every | at most max_steps, but got report_every=500 and max_steps=160.
 trials | seed: 4294967296 | search.seed | must be below 4294967296
 time_budget: 1:30 | search.time_budget | (90s, 10m, 2h, 1d), but got
 time_budget: 0 | search.time_budget | must be above 0
 time_budget: soon | search.time_budget | but got "soon"
 time_budget: [1] | search.time_budget | must be a number
+trials | objectives: accuracy | search.objectives | must be a list, but got "accuracy"
+trials | objectives: [accuracy] | search.objectives | must be a metric and then stored_bytes, as in [accuracy, stored_
+trials | objectives: [stored_bytes, accuracy] | search.objectives | but got ["stored_bytes", "accuracy"]
+trials | objectives: [accuracy, seconds] | search.objectives | must be a metric and then stored_bytes
+trials | objectives: [acuracy, stored_bytes] | search.objectives[0] | must fit sequence-classification
+trials | objectives: [accuracy, accuracy] | search.objectives | must name each once, without a second 'accuracy'
 trials | keep: first | search.keep | must be one of: last, best
 metric: f2 | promotion.metric | must be one of the task's metrics: f1, accuracy
 metric | min_gain: .inf | promotion.min_gain | must be a finite number
@@ -100,6 +106,8 @@ metric | direction: up | promotion.direction | must be one of: maximize, minimiz
 metric | guards: {f1: -1} | promotion.guards.f1 | must be at least 0
 metric | guards: [f1] | promotion.guards | must be a mapping
 metric | seeds: -1 | promotion.seeds | must be at least 0
+metric | choose: small | promotion.choose | must be one of: smallest, best
+metric | choose: smallest | promotion.choose | must stand beside a tolerance, which says what fewer bytes may cost
 """
 ROWS = [row.split(" | ") for row in TABLE.strip().splitlines()]
 FAULTS = [tuple(row) if len(row) == 4 else (row[0].partition(":")[0], *row) for row in ROWS]
@@ -152,7 +160,7 @@ def test_all_faults_are_told_at_once_in_file_order(text, parse, chosen):
 
 def _hangs_on_another(key, keys):
     """Whether a law between two keys cannot be checked, because the other one is wrong itself."""
-    if key == "promotion.metric":
+    if key in ("promotion.metric", "search.objectives[0]"):
         return any(other.startswith("task.") for other in keys)
     if key.startswith("task.metrics") or key == "task.labels":
         return "task.kind" in keys or "task.labels[0]" in keys
@@ -367,3 +375,39 @@ def test_faults_of_a_task_that_writes(tmp_path, old, new, told):
     with pytest.raises(SpaceError) as error:
         load_space(str(file))
     assert told in str(error.value)
+
+
+CONTRADICTING = """\
+search:
+  objectives: [accuracy, stored_bytes]
+  metric: f1
+promotion:
+  metric: f1
+  direction: minimize
+  choose: smallest
+  candidates: 1
+"""
+
+
+def test_objectives_that_contradict_the_promotion_rule_are_told_all_at_once(text, faults):
+    begin = text[: text.index("search:")]
+    assert faults(begin + CONTRADICTING) == [
+        "space.yaml:19: search.metric: must be left out, or be what search.objectives begin with: accuracy, but got"
+        ' "f1".',
+        "space.yaml:21: promotion.metric: search.objectives and promotion must go by one metric, but got accuracy and"
+        " f1; write search.objectives: [f1, stored_bytes], or promotion.metric: accuracy.",
+        "space.yaml:23: promotion.choose: smallest must stand beside a tolerance, which says what fewer bytes may cost,"
+        " but there is none; write tolerance: 0.005, or choose: best.",
+        "space.yaml:24: promotion.candidates: must be at least 2 beside choose: smallest, since tolerance counts from"
+        " the best, but got 1.",
+    ]
+    (fault,) = faults(begin + CONTRADICTING.partition("  metric")[0] + "promotion: {direction: minimize}\n")
+    assert "promotion.direction: must be left out, or be maximize, as search.objectives take accuracy" in fault
+
+
+def test_where_promotion_says_nothing_the_objectives_contradict_the_task(text, faults):
+    begin = text[: text.index("search:")]
+    (fault,) = faults(begin + "search: {objectives: [f1, stored_bytes]}\n")
+    assert fault.startswith(
+        "space.yaml:17: search.objectives[0]: search.objectives and promotion must go by one metric"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import optuna
 import pytest
 
 from loraxs_search.records import LinearModule
@@ -17,7 +18,7 @@ def test_what_the_gradient_decides_is_drawn_for_other_bases_alone(parse):
         text
         + "  scale: {choice: [1, 2]}\n  sigma: sqrt\n  init_std: {log_uniform: [1.0e-6, 1.0e-2], when: {rank: 4}}\n"
     )
-    conditions = {name: dict(space.parameters[name].when) for name in ("scale", "sigma", "init_std")}
+    conditions = {name: dict(space.parameters[name].alternatives[0].when) for name in ("scale", "sigma", "init_std")}
     assert conditions["scale"] == conditions["sigma"] == {"basis": ("top", "random")}
     assert conditions["init_std"] == {"rank": (4,), "basis": ("top", "random")}
     hyper = space.hyperparameters({"rank": 4, "basis": "gradient", "learning_rate": 1e-3}, MODULES, 0)
@@ -42,7 +43,7 @@ def test_one_estimate_for_each_head_that_a_trial_may_have(parse):
     ("basis", "scale", "got"),
     [
         ("gradient", "2", "but basis may be gradient."),
-        ("{choice: [gradient, top]}", "{value: 2, when: {basis: gradient}}", "but basis may be gradient."),
+        ("{choice: [gradient, top]}", "{value: 2, when: {basis: gradient}}", "but basis may be gradient, top."),
         ("{choice: [gradient, top]}", "{value: 2, when: {basis: [gradient, top]}}", "but basis may be gradient, top."),
     ],
 )
@@ -62,3 +63,22 @@ def test_its_bytes_are_those_of_a_and_b_too(parse):
     assert described.largest.size.r_parameters == described.smallest.size.r_parameters == 3 * 16
     more = described.largest.size.stored_bytes - described.smallest.size.stored_bytes
     assert more > 3 * 4 * 4 * (32 + 24)
+
+
+def test_other_methods_keep_what_the_gradient_decides(parse):
+    text = SPACE.replace("parameters:", "method: {choice: [lora-xs, lora]}\nparameters:")
+    space = parse(f"{text}  rank: 4\n  basis: {{choice: [top, gradient]}}\n  scale: {{choice: [1, 2]}}\n")
+    assert dict(space.parameters_of("lora")["scale"].alternatives[0].when) == {}
+    assert dict(space.parameters_of("lora-xs")["scale"].alternatives[0].when) == {"basis": ("top",)}
+    drawn = [space.suggest(trial) for trial in asked(space, 40)]
+    assert {(params["method"], params.get("basis"), "scale" in params) for params in drawn} == {
+        ("lora", None, True),
+        ("lora-xs", "top", True),
+        ("lora-xs", "gradient", False),
+    }
+    assert [(each.name, each.rank) for each in space.estimates()] == [("gradient-full", 4)]
+
+
+def asked(space, num):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [study.ask() for _ in range(num)]

@@ -11,8 +11,8 @@ import yaml
 
 from loraxs_search.errors import SpaceError
 from loraxs_search.methods import FactorSet
-from loraxs_search.records import BaseModelRef, DataSource, PromotionRule, SearchPlan, Task
-from loraxs_search.search_space import Choice, Constant, Floats, Integers, load_space, parse_space
+from loraxs_search.records import BaseModelRef, DataSource, LargestTrial, PromotionRule, SearchPlan, Task
+from loraxs_search.search_space import Choice, Constant, Floats, Integers, load_space, notes, parse_space
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, search_section
 
@@ -39,7 +39,7 @@ def test_every_section_becomes_its_record(parse, text, folder):
 
 def test_every_form_becomes_its_distribution(parse, text):
     space = parse(text)
-    assert {name: parameter.distribution for name, parameter in space.parameters.items()} == {
+    assert {name: p.alternatives[0].distribution for name, p in space.parameters.items()} == {
         "rank": Integers(4, 16, step=4),
         "scale": Floats(0.5, 2.0, step=0.25),
         "target_modules": Choice(("attention", "query+value", "all-linear@last-2")),
@@ -47,7 +47,7 @@ def test_every_form_becomes_its_distribution(parse, text):
         "weight_decay": Constant(0.0),
         "sigma": Choice(("input", "sqrt")),
     }
-    assert space.parameters["sigma"].when == (("rank", (4, 8)),)
+    assert space.parameters["sigma"].alternatives[0].when == (("rank", (4, 8)),)
     assert space.parameters["sigma"].otherwise == "none"
 
 
@@ -76,7 +76,8 @@ def test_sections_offer_every_field_of_their_record_with_its_default(section, re
     for field in own:
         if field.name != "id":
             default = field.default if field.default_factory is MISSING else field.default_factory()
-            assert section.model_fields[renamed.get(field.name, field.name)].default == default
+            given = section.model_fields[renamed.get(field.name, field.name)].default
+            assert default in (given, given or ()), "a list that is not given is empty"
 
 
 def test_every_hyperparameter_is_a_parameter_or_comes_from_elsewhere():
@@ -101,8 +102,8 @@ def test_overrides_are_yaml_values_put_in_before_checking(parse, text):
         "search.trials=25",
     )
     assert (space.search.trials, space.search.max_steps) == (25, 200)
-    assert space.parameters["rank"].distribution == Constant(8)
-    assert space.parameters["scale"].distribution == Choice((1.0, 2.0))
+    assert space.parameters["rank"].alternatives[0].distribution == Constant(8)
+    assert space.parameters["scale"].alternatives[0].distribution == Choice((1.0, 2.0))
     assert space.base_model == BaseModelRef(id="org/name", revision="main")
     assert space.task.source.data_files["validation"].endswith("/train.jsonl")
     assert space.text.startswith('# space.yaml with --set "search.trials=24"\n')
@@ -247,11 +248,9 @@ def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, tex
     assert chosen.factor_sets() == (FactorSet("middle", 128), FactorSet("random", 128))
     conditional = parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").factor_sets()
     assert [each.basis for each in conditional] == ["bottom", "top"]
-    assert parse(text).largest() == (16, 16)
-    assert parse(text, "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}").largest() == (
-        64,
-        32,
-    )
+    assert parse(text).largest() == LargestTrial(16, (("lora-xs", {"rank": 16}), ("lora-xs", {"rank": 4})))
+    ranges = "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}"
+    assert parse(text, *ranges).largest() == LargestTrial(64, (("lora-xs", {"rank": 32}), ("lora-xs", {"rank": 4})))
 
 
 @pytest.mark.parametrize("size", ["1", "64", "auto"])
@@ -288,6 +287,43 @@ def test_a_kind_may_say_what_running_trials_are_compared_by(parse, text, monkeyp
     assert parse(text).task.report_metric == "f1"
     assert parse(text, "search.metric=accuracy").task.report_metric is None
     assert parse(text, "task.metric=f1").task.report_metric is None
+
+
+BOTH = ("search.objectives=[f1, stored_bytes]", "promotion.metric=f1")
+
+
+def test_objectives_say_what_trials_are_compared_by_and_change_the_scheduler(parse, text):
+    assert parse(text).search.objectives == ()
+    space = parse(text, *BOTH)
+    assert space.search.objectives == ("f1", "stored_bytes")
+    assert (space.task.search_metric, space.task.search_direction) == ("f1", "maximize")
+    assert space.search.scheduler == "mo-asha"
+    assert notes(space) == ()
+    assert parse(text, *BOTH, "search.scheduler=none").search.scheduler == "none"
+    own = parse(text, "search.objectives=[accuracy, stored_bytes]", "promotion.metric=accuracy")
+    assert own.task.report_metric is None, "the task's own: nothing to say"
+
+
+def test_asha_beside_objectives_is_allowed_with_a_note(parse, text):
+    space = parse(text, *BOTH, "search.scheduler=asha")
+    assert space.search.scheduler == "asha"
+    (note,) = notes(space)
+    assert "asha stops trials by f1 alone" in note
+    assert notes(parse(text, "search.scheduler=asha")) == ()
+
+
+def test_the_loss_of_a_kind_stands_in_for_the_metric_that_promotion_goes_by(parse, text, monkeypatch):
+    from loraxs_search.tasks.kinds import SequenceClassification
+
+    monkeypatch.setattr(SequenceClassification, "report_metric", "matthews")
+    space = parse(text, "search.objectives=[matthews, stored_bytes]", "promotion.metric=accuracy")
+    assert (space.task.search_metric, space.task.metric) == ("matthews", "accuracy")
+
+
+def test_the_smallest_is_chosen_within_a_tolerance(parse, text):
+    assert parse(text).promotion.choose == "best"
+    rule = parse(text, "promotion.choose=smallest", "promotion.tolerance=0.01").promotion
+    assert (rule.choose, rule.tolerance) == ("smallest", 0.01)
 
 
 def test_the_best_step_of_a_trial_is_kept_where_asked(parse, text):

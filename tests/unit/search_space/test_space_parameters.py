@@ -104,7 +104,7 @@ def test_a_range_beyond_the_law_is_refused(faults, data):
 def test_a_number_may_be_written_as_people_write_it(parse, text, written):
     old = "{log_uniform: [1e-4, 1e-2]}"
     space = parse(text.replace(old, written))
-    assert space.parameters["learning_rate"].distribution.values == (0.001,)
+    assert space.parameters["learning_rate"].possible == (0.001,)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from loraxs_search.search.ledger.optuna_storage import SingleWriterJournal, open_optuna_study
 from loraxs_search.search.tune import sampler
-from loraxs_search.search.tune.sampler import WINDOW, History, Sampler
+from loraxs_search.search.tune.sampler import WINDOW, History, Sampler, ShownHistory
 from loraxs_search.search_space import Space, load_space
 
 DISTRIBUTIONS = {
@@ -89,6 +89,17 @@ def test_a_long_history_still_teaches(space: Space, monkeypatch: pytest.MonkeyPa
     proposer = Sampler(study, space)
     rates = [float(proposer.propose(seed)[1]["learning_rate"]) for seed in range(12)]
     assert sorted(rates)[len(rates) // 2] > 0.02, "the best trials have the highest rates"
+
+
+def test_a_proposal_has_a_number_that_no_trial_has_that_is_shown() -> None:
+    """TPE leaves out the trial whose number is that of the one it is asked for."""
+    shown = ShownHistory(_study(3).get_trials(), 3)
+    study = optuna.create_study(storage=shown)
+    trial = study.ask()
+    trial.suggest_float("lr", 0, 1)
+    assert trial.number == 3
+    assert [t.number for t in study.get_trials()] == [0, 1, 2, 3]
+    assert study.get_trials()[3].params == trial.params
 
 
 def test_a_trial_that_was_asked_for_and_not_recorded_is_asked_for_again(space: Space) -> None:

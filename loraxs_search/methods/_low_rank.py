@@ -1,0 +1,82 @@
+"""The update of a PEFT adapter as plain LoRA, for methods whose update is a product of low rank.
+
+Whatever a tuner makes the product of, its rank is at most the method's `rank`: so many of its singular vectors are the
+whole of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraxs_search.methods._names import ADAPTER, ROOT
+from loraxs_search.methods._plain_lora import Pair, PlainLora, write_plain_lora, write_readme
+from loraxs_search.methods.gguf_lora import FILE, check_headless, write_gguf_lora
+from loraxs_search.methods.ollama import write_modelfile
+from loraxs_search.records import Manifest
+
+
+def write_lora(model: PeftModel, manifest: Manifest, title: str, folder: Path, rank: int | None) -> None:
+    """Write an adapter as plain LoRA, with a README.md that says how it is loaded.
+
+    Args:
+        title: Of the method that trained it.
+        rank: That all modules are padded to; None means each module's own.
+    Raises:
+        UsageError: a module's rank is above `rank`.
+    """
+    config = model.active_peft_config
+    saved = tuple(config.modules_to_save or ())
+    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    heads = tuple(f"{ROOT}{name}." for name in saved)
+    lora = PlainLora(
+        pairs=dict(_pairs(model, _rank(manifest))),
+        others={name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name.startswith(heads)},
+        saved=saved,
+        task_type=config.task_type,
+        fan_in_fan_out=any(getattr(layer, "fan_in_fan_out", False) for _, layer in _layers(model)),
+    )
+    write_plain_lora(lora, folder, rank=rank, base=manifest.base_model.id, revision=manifest.base_model.revision)
+    write_readme(manifest, title, folder)
+
+
+def write_gguf(model: PeftModel, manifest: Manifest, title: str, folder: Path) -> None:
+    """Write an adapter as plain LoRA for llama.cpp, with what Ollama needs to ask as in training.
+
+    Raises:
+        UsageError: it has a head, or llama.cpp has no such layers.
+    """
+    check_headless(manifest)
+    config = cast("PreTrainedModel", model.get_base_model()).config
+    write_gguf_lora(dict(_pairs(model, _rank(manifest))), config, folder / FILE, base=manifest.base_model.id)
+    write_modelfile(manifest, title, folder)
+
+
+def _rank(manifest: Manifest) -> int:
+    return int(manifest.hyperparameters.method_params["rank"])
+
+
+def _layers(model: PeftModel) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers that have an update, by full name in the base."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer) and isinstance(layer, nn.Module):
+            yield name.removeprefix(ROOT), layer
+
+
+@torch.no_grad()
+def _pairs(model: PeftModel, rank: int) -> Iterator[tuple[str, Pair]]:
+    """Yield each layer's update as A (r, in) and B (out, r), float32."""
+    for name, layer in _layers(model):
+        update = cast("Tensor", layer.get_delta_weight(ADAPTER)).detach().to("cpu", torch.float64)
+        update = update.T if getattr(layer, "fan_in_fan_out", False) else update  # (out, in)
+        u, s, vh = torch.linalg.svd(update, full_matrices=False)
+        roots = s[:rank].sqrt()
+        yield name, ((roots[:, None] * vh[:rank]).float(), (u[:, :rank] * roots).float())

@@ -1,0 +1,201 @@
+"""Plain LoRA as a method: PEFT's own tuner, with rsLoRA, DoRA and PiSSA as its options. Read without torch or PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from loraxs_search.errors import RankError, UsageError
+from loraxs_search.methods._base import Conversion, HeadPlan, PackedAdapter, PackedBase, PackedMethod, Sizes
+from loraxs_search.methods._names import Shapes
+from loraxs_search.methods._parameter_spec import ParameterSpec
+from loraxs_search.methods._peft import PeftMethod, merge, peft_model
+from loraxs_search.records import Hyperparameters, LinearModule, Manifest, Scalar
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig, PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from loraxs_search.factors import FactorStore
+
+_INITS: Mapping[str, bool | str] = {  # to PEFT's own words
+    "default": True,
+    "gaussian": "gaussian",
+    "orthogonal": "orthogonal",
+    "pissa": "pissa",
+}
+
+
+def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
+    """Write the same function as LoRA on the base as it is, exactly, with a README.md that says how it is loaded.
+
+    Raises:
+        UsageError: it is DoRA, or its rank is above `rank`.
+    """
+    from loraxs_search.methods._plain_lora import write_plain_lora, write_readme
+    from loraxs_search.methods._trained_lora import as_plain_lora
+
+    _check_additive(manifest)
+    base = manifest.base_model
+    write_plain_lora(as_plain_lora(peft_model(model)), folder, rank=rank, base=base.id, revision=base.revision)
+    write_readme(manifest, Lora.title, folder)
+
+
+def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
+    """Write the same function for llama.cpp, exactly, with what Ollama needs to ask as in training.
+
+    Raises:
+        UsageError: it is DoRA, it has a head, or llama.cpp has no such layers.
+    """
+    from loraxs_search.methods._trained_lora import as_plain_lora
+    from loraxs_search.methods.gguf_lora import FILE, check_headless, write_gguf_lora
+    from loraxs_search.methods.ollama import write_modelfile
+
+    check_headless(manifest)
+    _check_additive(manifest)
+    adapted = peft_model(model)
+    config = cast("PreTrainedModel", adapted.get_base_model()).config
+    write_gguf_lora(as_plain_lora(adapted).pairs, config, folder / FILE, base=manifest.base_model.id)
+    write_modelfile(manifest, Lora.title, folder)
+
+
+class _PackedLora(PackedMethod):
+    """Slots share the base alone; each has its own A and B."""
+
+    def adapter(self, hyper: Hyperparameters, sizes: Sizes, device: torch.device) -> PackedAdapter:
+        from loraxs_search.methods._packed_lora import PackedPairs
+
+        return PackedPairs(Lora().config(hyper, {}), sizes, hyper.seed, device)
+
+    def on(self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int) -> PackedBase:
+        from loraxs_search.methods._packed_lora import LoraBase
+
+        return LoraBase(linears, num_workers)
+
+
+class Lora(PeftMethod):
+    """y = W x + s B A x, with s = alpha / r, or alpha / sqrt(r) for rsLoRA; alpha = scale * rank.
+
+    A and B start from the trial's seed alone, in float32 whatever the base is in. `init: pissa` starts from the largest
+    singular values, and takes them out of the base for as long as the adapter is on it.
+    """
+
+    name: ClassVar[str] = "lora"
+    title: ClassVar[str] = "LoRA"
+    symbol: ClassVar[str] = "A, B"
+    description: ClassVar[str] = "A and B (trained, of low rank)"
+    parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
+        {
+            "rank": ParameterSpec("int", low=1, high=65536),
+            "scale": ParameterSpec("float", above=True, default=1.0),
+            "rslora": ParameterSpec("flag", default=False),
+            "dora": ParameterSpec("flag", default=False),
+            "init": ParameterSpec("name", names=tuple(_INITS), default="default"),
+        }
+    )
+    not_offered: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
+    )
+    sized_by: ClassVar[tuple[str, ...]] = ("rank", "dora")
+    packed: ClassVar[PackedMethod | None] = _PackedLora()
+    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType(
+        {"lora": as_lora, "merged": merge, "gguf": as_gguf}
+    )
+
+    # ---- resolution --------------------------------------------------------------------------------------------------
+    def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
+        """Hold the rank against the smaller side of each layer: beyond it, more numbers give no other update.
+
+        Raises:
+            RankError: it is above one of them, or odd with `init: orthogonal`.
+        """
+        rank = int(params["rank"])
+        smallest = min(modules, key=_smaller_side)
+        if not 1 <= rank <= _smaller_side(smallest):
+            raise RankError(
+                f"`rank` must be in 1..{_smaller_side(smallest)}, but got rank={rank} for {smallest.name}.",
+                hint="lower the rank, or leave this module out of target_modules",
+            )
+        if params.get("init") == "orthogonal" and rank % 2:
+            raise RankError(
+                f"`rank` must be even with `init: orthogonal`, but got rank={rank}.",
+                hint="use even ranks, or another init",
+            )
+
+    def can_pack(self, params: Mapping[str, Scalar]) -> bool:
+        """Whether the update is added to the base as it is: DoRA scales its weights, and PiSSA changes them."""
+        return not params["dora"] and not _changes_base(params)
+
+    def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
+        rank, shapes = int(params["rank"]), dict[str, tuple[int, ...]]()
+        for module in modules:
+            shapes[f"{module.name}.lora_A.weight"] = (rank, module.in_features)
+            shapes[f"{module.name}.lora_B.weight"] = (module.out_features, rank)
+            if params.get("dora"):
+                shapes[f"{module.name}.lora_magnitude_vector"] = (module.out_features,)
+        return shapes
+
+    # ---- work --------------------------------------------------------------------------------------------------------
+    def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> LoraConfig:
+        from peft import LoraConfig
+
+        params = self.params(hyper)
+        rank = int(params["rank"])
+        alpha = float(params["scale"]) * rank
+        return LoraConfig(
+            r=rank,
+            lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]  # any number will do
+            use_rslora=bool(params["rslora"]),
+            use_dora=bool(params["dora"]),
+            init_lora_weights=_INITS[str(params["init"])],  # type: ignore[arg-type]
+            **attachment,
+        )
+
+    def attach(
+        self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
+    ) -> PeftModel:
+        from loraxs_search.methods import _trained_lora as lora
+
+        if _changes_base(self.params(hyper)):
+            with lora.own_weights(model, hyper.target_modules, factors):
+                return super().attach(model, hyper, head, factors)
+        adapted = super().attach(model, hyper, head, factors)
+        lora.draw_pairs(adapted, hyper.seed)
+        return adapted
+
+    def detach(self, model: PeftModel | PreTrainedModel) -> PreTrainedModel:
+        from loraxs_search.methods._trained_lora import restore_weights
+
+        base = super().detach(model)
+        restore_weights(base)
+        return base
+
+    def load(self, base: PreTrainedModel, folder: Path, device: str) -> PeftModel:
+        from peft import PeftConfig
+
+        from loraxs_search.methods._trained_lora import own_weights
+
+        config = PeftConfig.from_pretrained(str(folder))
+        names = config.target_modules if getattr(config, "init_lora_weights", True) == "pissa" else ()
+        with own_weights(base, names, None):
+            return super().load(base, folder, device).to(device)
+
+
+def _changes_base(params: Mapping[str, Scalar]) -> bool:
+    return params["init"] == "pissa"
+
+
+def _check_additive(manifest: Manifest) -> None:
+    if Lora().params(manifest.hyperparameters)["dora"]:
+        raise UsageError(
+            "`--format lora` and gguf must be of an update that is added to the weights, but DoRA also scales them.",
+            hint="use --format merged, or the adapter as it is: PEFT and vLLM load DoRA",
+        )
+
+
+def _smaller_side(module: LinearModule) -> int:
+    return min(module.in_features, module.out_features)

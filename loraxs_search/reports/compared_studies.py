@@ -1,0 +1,165 @@
+"""Studies as they are compared: what each trial tried, scored and stores. Studies of other rows are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import yaml
+
+from loraxs_search.errors import StudyError, UsageError, shortened
+from loraxs_search.records import AdapterSize, Candidate, Identity, Scalar, TrialRecord, TrialState
+from loraxs_search.reports.progress import study_state
+from loraxs_search.studies import StudyFolder
+
+METHOD, STUDY = "method", "study"  # what trials can be grouped by beside their parameters
+_DEFAULT_METHOD = "lora-xs"  # of a space that names none
+_NOT_COMPARED = {"source", "metrics"}  # fields of a task: rows are compared by content; other metrics change no score
+
+
+@dataclass(frozen=True)
+class ComparedTrial:
+    """A trial that has ended.
+
+    Args:
+        method: What it trained.
+        params: As it drew them.
+        steps: How far it came.
+        score: Of the report of the step that is kept; None of a trial that has not trained all its steps.
+        size: What it stores; None where it has no report.
+    """
+
+    study: str
+    trial_id: str
+    method: str
+    params: Mapping[str, Scalar]
+    state: TrialState
+    steps: int
+    device_s: float
+    score: float | None
+    size: AdapterSize | None
+
+    @property
+    def name(self) -> str:
+        """Unique among studies."""
+        return f"{self.study}/{self.trial_id}"
+
+    def value(self, by: str) -> Scalar | None:
+        """Return what it had of a parameter, its default where the space leaves it out; None where it takes none."""
+        if by == STUDY:
+            return self.study
+        if by == METHOD:
+            return self.method
+        return self.params[by] if by in self.params else _default(self.method, by)
+
+
+class ComparedStudy:
+    """A study on disk, read once."""
+
+    def __init__(self, folder: StudyFolder) -> None:
+        self.folder, self.info = folder, folder.info
+        self.state = study_state(folder)
+        self.candidates: Sequence[Candidate] = folder.candidates() or ()
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def trials(self) -> tuple[ComparedTrial, ...]:
+        """Its trials that have ended, in the order they were started."""
+        records = self.folder.journal().records.values()
+        return tuple(self._trial(record) for record in records if record.state is not TrialState.RUNNING)
+
+    @property
+    def identity(self) -> Identity | None:
+        """What its rows and its base are by content; None where nothing has been loaded yet."""
+        recorded = self.folder.identity()
+        if recorded is None and self.candidates:
+            recorded = Identity(self.candidates[0].base_digest, self.candidates[0].data_fingerprint)
+        return recorded
+
+    def _trial(self, record: TrialRecord) -> ComparedTrial:
+        rule, last, score = self.folder.keep_rule, record.reports[-1] if record.reports else None, math.nan
+        if record.state is TrialState.COMPLETE:
+            score = rule.kept(record.reports).metrics[rule.metric]
+        return ComparedTrial(
+            study=self.name,
+            trial_id=record.trial_id,
+            method=str(record.params.get(METHOD, self._method)),
+            params=record.params,
+            state=record.state,
+            steps=last.step if last else 0,
+            device_s=last.device_s if last else 0.0,
+            score=score if math.isfinite(score) else None,
+            size=last.size if last else None,
+        )
+
+    @cached_property
+    def _method(self) -> str:
+        """The method of trials whose params name none: the only one of the space."""
+        given = _mapping(yaml.safe_load(self.folder.space_text())).get(METHOD, _DEFAULT_METHOD)
+        for form in ("choice", "value"):
+            given = _mapping(given).get(form, given)
+        return str(given[0] if isinstance(given, list) and given else given)
+
+
+def read_studies(names: Sequence[str]) -> list[ComparedStudy]:
+    """Open studies by name, and refuse those whose scores are not of one task, the same rows and one base.
+
+    Raises:
+        StudyError: there is no such study, or two of them differ; the message has the values.
+        UsageError: a study is named twice.
+    """
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(
+            f"Each study must be named once, but got {', '.join(repeated)} twice.",
+            hint="name it once: its trials are grouped by --by",
+        )
+    studies = [ComparedStudy(StudyFolder.open(name)) for name in names]
+    for other in studies[1:]:
+        if differences := _differences(studies[0], other):
+            raise StudyError(
+                f"Studies that are compared must have one task, the same rows and one base, but {studies[0].name} and "
+                f"{other.name} differ: {'; '.join(differences)}.",
+                hint="compare studies of one task; each task has a comparison of its own",
+            )
+    return studies
+
+
+def _differences(one: ComparedStudy, other: ComparedStudy) -> list[str]:
+    """Return what keeps two studies from being compared, with both values."""
+    pairs = [
+        (f"task.{field.name}", getattr(one.info.task, field.name), getattr(other.info.task, field.name))
+        for field in dataclasses.fields(one.info.task)
+        if field.name not in _NOT_COMPARED
+    ]
+    first, second = one.identity, other.identity
+    unknown = [study.name for study, identity in ((one, first), (other, second)) if identity is None]
+    if unknown:
+        return [f"{name} has not loaded its rows yet" for name in unknown]
+    assert first is not None
+    assert second is not None
+    pairs += [
+        ("data fingerprint", first.data_fingerprint[:16], second.data_fingerprint[:16]),
+        ("base digest", first.base_digest[:16], second.base_digest[:16]),
+    ]
+    return [f"{name} is {shortened(left)} and {shortened(right)}" for name, left, right in pairs if left != right]
+
+
+def _default(method: str, parameter: str) -> Scalar | None:
+    from loraxs_search.search_space import parameter_specs
+
+    try:
+        spec = parameter_specs(method).get(parameter)
+    except UsageError:  # another distribution's method, which is not installed here
+        return None
+    return spec.default if spec else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,196 @@
+"""What studies say of each method, or of each value of a parameter: the best that equal budgets found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from loraxs_search.records import Direction, Scalar
+from loraxs_search.registry.criterion import NOISE
+from loraxs_search.registry.seed_statistics import SeedStatistics
+from loraxs_search.reports.compared_group import Group, group_trials
+from loraxs_search.reports.compared_studies import METHOD, ComparedStudy, read_studies
+from loraxs_search.reports.differences import Difference, difference
+from loraxs_search.reports.importances import Importances, importances
+from loraxs_search.reports.paper_results import PaperResult, paper_results
+from loraxs_search.reports.size_ratio import Point, SizeRatio, front_of, ratio_to
+
+REFERENCE = "lora"  # the method whose sizes others are divided by
+_FEW = 4  # trials of a group; with fewer, its best is mostly luck
+
+
+@dataclass(frozen=True)
+class ComparedGroup:
+    """The trials of one method, or of one value of a parameter.
+
+    Args:
+        value: What they have in common; None where the method does not take the parameter. `label` is for people.
+        num_trials: How many have ended; the first `Comparison.budget` of them are compared.
+        steps, device_s: What those took in all.
+        points: Those that trained all their steps and store at most `max_bytes`, in the order they were started.
+        front: The best ones for their size, smallest first.
+        best: The best score among `points`; None where there is none.
+        seed_scores: The task's metric of the best one and of its refits on all validation rows, its own first; where it
+            is no candidate, that of trials with the same params, at their reports.
+        over_seeds: Mean and deviation of these.
+        tested: The finalist that is of this group, which answered the test rows; empty without one.
+        test_score: The task's metric of it.
+        difference: From the first group; None for that one itself, and where nothing tells.
+        to_lora: What it takes beside LoRA to be as good; None where no LoRA was tried.
+        reached_after: Trials until one was as good as the first group's best; None where none was.
+    """
+
+    value: Scalar | None
+    label: str
+    studies: tuple[str, ...]
+    num_trials: int
+    steps: int
+    device_s: float
+    points: tuple[Point, ...]
+    front: tuple[Point, ...]
+    best: Point | None
+    seed_scores: tuple[float, ...]
+    over_seeds: SeedStatistics | None
+    tested: str
+    test_score: float | None
+    difference: Difference | None = None
+    to_lora: SizeRatio | None = None
+    reached_after: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Studies of one task, compared.
+
+    Args:
+        by: `method`, `study`, or a parameter.
+        metric: What trials are compared by at their reports; `direction` says which way is better.
+        task_metric: What candidates and test rows are scored by.
+        studies: Name to state: `finished`, `running` or `interrupted`.
+        budget: The first so many trials of each group are compared: as many as the smallest has.
+        tolerance: How much worse still counts as equal, where sizes at equal quality are compared.
+        importances: Of each study's parameters.
+        paper: What the paper reports of these methods, on its own bases: not measured here.
+        notes: What a reader must know, one sentence each.
+    """
+
+    by: str
+    task: str
+    base_model: str
+    metric: str
+    direction: Direction
+    task_metric: str
+    studies: Mapping[str, str]
+    budget: int
+    max_bytes: int | None
+    tolerance: float
+    groups: tuple[ComparedGroup, ...]
+    importances: tuple[Importances, ...] = ()
+    paper: tuple[PaperResult, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def compare(
+    studies: Sequence[str],
+    *,
+    by: str = METHOD,
+    against: str | None = None,
+    max_bytes: int | None = None,
+    tolerance: float = 0.0,
+) -> Comparison:
+    """Compare methods, or values of a parameter, by the best adapter that each found within the same number of trials.
+
+    Args:
+        studies: Names; their tasks, rows and bases must be the same.
+        by: `method`, `study`, or a parameter, its default included where a space leaves it out.
+        against: The value that the others are compared with; the first one by default.
+        max_bytes: Larger adapters are left out.
+        tolerance: How much worse still counts as equal, where sizes are compared with LoRA's.
+    Raises:
+        StudyError: a study is missing, no trial has ended, or studies are not of one task, the same rows and one base.
+        UsageError: no trial has the parameter, or too many values of it.
+    """
+    opened = read_studies(studies)
+    groups = group_trials(opened, by, max_bytes, against)
+    task = opened[0].info.task
+    methods = {trial.method for group in groups for trial in group.used}
+    return Comparison(
+        by=by,
+        task=task.name,
+        base_model=opened[0].info.base_model.id,
+        metric=task.search_metric,
+        direction=task.search_direction,
+        task_metric=task.metric,
+        studies={study.name: study.state for study in opened},
+        budget=groups[0].budget,
+        max_bytes=max_bytes,
+        tolerance=tolerance,
+        groups=tuple(_compared(groups, tolerance)),
+        importances=tuple(importances(study.folder) for study in opened),
+        paper=paper_results(task.name, methods),
+        notes=tuple(_notes(opened, groups)),
+    )
+
+
+def _compared(groups: Sequence[Group], tolerance: float) -> list[ComparedGroup]:
+    """Return each group beside the first one, and beside LoRA."""
+    first, sign = groups[0], groups[0].sign
+    lora = front_of((point for group in groups for point in group.points if point.method == REFERENCE), sign)
+    compared = []
+    for group in groups:
+        own = _alone(group)
+        compared.append(
+            dataclasses.replace(
+                own,
+                difference=None if group is first else difference(first.evidence, group.evidence),
+                to_lora=ratio_to(lora, own.front, sign, tolerance),
+                reached_after=_reached_after(first.best, group),
+            )
+        )
+    return compared
+
+
+def _alone(group: Group) -> ComparedGroup:
+    evidence = group.evidence
+    tested = evidence.tested
+    return ComparedGroup(
+        value=group.value,
+        label=group.label,
+        studies=tuple(dict.fromkeys(trial.study for trial in group.used)),
+        num_trials=len(group.trials),
+        steps=sum(trial.steps for trial in group.used),
+        device_s=sum(trial.device_s for trial in group.used),
+        points=tuple(group.points),
+        front=front_of(group.points, group.sign),
+        best=group.best,
+        seed_scores=group.seed_scores,
+        over_seeds=group.over_seeds,
+        tested=f"{tested.study}/{tested.trial_id}" if tested else "",
+        test_score=tested.test_metrics.get(evidence.task.metric) if tested else None,
+    )
+
+
+def _reached_after(mark: Point | None, group: Group) -> int | None:
+    """Return the number of the group's first trial that is as good as `mark`."""
+    if mark is None:
+        return None
+    reached = {p.trial for p in group.points if group.sign * p.score >= group.sign * mark.score - NOISE}
+    return next((number for number, trial in enumerate(group.used, 1) if trial.name in reached), None)
+
+
+def _notes(studies: Sequence[ComparedStudy], groups: Sequence[Group]) -> list[str]:
+    """Return what limits the comparison."""
+    notes = [f"{study.name} is {study.state}: its trials so far" for study in studies if study.state != "finished"]
+    notes += [f"{study.name} has no trial that ended" for study in studies if not study.trials]
+    budget, counts = groups[0].budget, [len(group.trials) for group in groups]
+    if max(counts) > budget:
+        notes.append(f"equal budgets: the first {budget} of up to {max(counts)} trials of each group")
+    if budget < _FEW and len(groups) > 1:
+        notes.append(f"{budget} trials are few: a search tries bad values less often; launch a study for each")
+    steps = {study.info.search.max_steps for study in studies}
+    if len(steps) > 1:
+        notes.append(f"trials of these studies train for {' or '.join(map(str, sorted(steps)))} steps")
+    if len(groups) > 2:
+        notes.append(f"{len(groups) - 1} differences are tested: hold each p to {0.05 / (len(groups) - 1):.3g}")
+    return notes

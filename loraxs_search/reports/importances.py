@@ -1,0 +1,80 @@
+"""Which parameters decide whether a trial is among a study's best: PED-ANOVA, by Optuna."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from loraxs_search.studies import StudyFolder
+
+if TYPE_CHECKING:
+    import optuna
+
+MIN_TRIALS = 10  # complete ones; with fewer, the best of them are too few to have a distribution
+_BEST = 5  # Optuna advises at least so many trials above the quantile
+_ALTERNATIVE = re.compile(r"\[\d+\]$")  # what Optuna's name of a parameter's other range ends with
+
+
+@dataclass(frozen=True)
+class Importances:
+    """How far the best trials of a study lie apart from all, parameter by parameter.
+
+    Args:
+        values: Shares that sum to 1, largest first. A parameter with other ranges under other conditions, or without
+            one, is weighed by each of these.
+        num_trials: Complete trials that they are of.
+        quantile: The share of trials that counts as the best.
+        why: Why there are none; empty where there are.
+    """
+
+    study: str
+    values: Mapping[str, float] = field(default_factory=dict)
+    num_trials: int = 0
+    quantile: float | None = None
+    why: str = ""
+
+
+def importances(folder: StudyFolder) -> Importances:
+    """Return a study's importances, from the sampler's memory; nothing is written."""
+    if not folder.optuna_path.is_file():
+        return Importances(folder.name, why="the sampler's memory is not on this machine")
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", UserWarning)  # of groups of trials that are small: `num_trials` says so
+        try:
+            study = _complete_trials(folder)
+        except (ValueError, KeyError, TypeError) as error:  # no JSON, or no events of Optuna's
+            return Importances(folder.name, why=f"the sampler's memory cannot be read: {error}")
+        count = len(study.trials)
+        if count < MIN_TRIALS:
+            return Importances(folder.name, num_trials=count, why=f"they need {MIN_TRIALS} complete trials")
+        quantile = max(0.1, _BEST / count)
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile)
+        values = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return Importances(folder.name, values, count, quantile)
+
+
+def _complete_trials(folder: StudyFolder) -> optuna.Study:
+    """Return the complete trials in memory, each parameter under its own name."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    stored = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(folder.optuna_path))))
+    study = optuna.create_study(directions=stored.directions)
+    for trial in stored.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        params = {_plain(name): value for name, value in trial.params.items()}
+        distributions = {_plain(name): value for name, value in trial.distributions.items()}
+        study.add_trial(optuna.trial.create_trial(values=trial.values, params=params, distributions=distributions))
+    return study
+
+
+def _plain(name: str) -> str:
+    return _ALTERNATIVE.sub("", name)

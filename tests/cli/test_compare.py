@@ -1,0 +1,117 @@
+"""`compare` from the command line and from Python, on studies that were never run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from support.searched_studies import Tried, confirm, searched
+from support.studies import TASK
+
+import loraxs_search
+
+
+@pytest.fixture
+def studies(fresh_home):
+    """Studies of two methods, both confirmed."""
+    xs = searched("xs", [Tried({"rank": 4}, 0.7, 500, 50), Tried({"rank": 8}, 0.8, 1000, 100)])
+    lora = searched("lora", [Tried({"rank": 4}, 0.8, 10_000, 1000)] * 2, space="method: lora\n")
+    confirm(xs, "00001", [0.8, 0.7, 0.75], [0] * 40, [0, 1] * 20)
+    confirm(lora, "00000", [0.8, 0.81, 0.79], [0, 1] * 20, [0, 1] * 20)
+    return xs, lora
+
+
+def test_a_line_a_group_and_the_plot_below(say, studies):
+    said = say("compare", "xs", "lora")
+    heading, first, second, empty, legend, *_ = said.ok.splitlines()
+    assert heading.split() == [
+        *("method", "trials", "steps", "best", "accuracy", "over", "seeds", "test", "accuracy", "gain", "p", "by"),
+        *("R", "bytes", "R/lora", "bytes/lora", "reached"),
+    ]
+    assert first.split()[:9] == ["lora-xs", "2/2", "40", "xs/00001", "0.8000", "0.7500", "±", "0.0500", "0.5000"]
+    assert first.split()[9:] == ["-", "-", "-", "100", "1,000", "0.1", "0.1", "2"]
+    assert second.split()[9:] == ["+0.5000", "1.91e-06", "rows", "1,000", "10,000", "1", "1", "1"]
+    assert (empty, legend.startswith("accuracy of a lora-xs   b lora")) == ("", True)
+    assert "note: 2 trials are few" in said.err
+    assert "no importances of xs: the sampler's memory is not on this machine" in said.err
+
+
+def test_columns_without_a_value_are_left_out(say, fresh_home):
+    searched("s", [Tried({}, 0.7)])
+    heading = say("compare", "s").ok.splitlines()[0]
+    assert heading.split() == [
+        "method",
+        "trials",
+        "steps",
+        "best",
+        "accuracy",
+        "test",
+        "accuracy",
+        "R",
+        "bytes",
+        "reached",
+    ]
+
+
+def test_what_a_seed_gives_back_is_counted_apart(say, fresh_home):
+    searched("s", [Tried({"method": "vera"}, 0.7, 5000, without_projection=900), Tried({}, 0.7)])
+    heading, vera, own = say("compare", "s").ok.splitlines()[:3]
+    assert "bytes  without projection" in heading
+    assert vera.split()[-3:] == ["5,000", "900", "1"]
+    assert own.split()[-3:] == ["1,000", "-", "1"]
+
+
+def test_json_has_all_numbers_and_nothing_else_on_stdout(say, studies):
+    found = json.loads(say("compare", "xs", "lora", "--by", "rank", "--against", "8", "--json").ok)
+    assert [(group["value"], group["num_trials"]) for group in found["groups"]] == [(8, 1), (4, 3)]
+    assert (found["budget"], found["studies"]) == (1, {"xs": "finished", "lora": "finished"})
+    assert found["notes"]
+
+
+def test_a_figure_and_results_are_written_where_asked(say, studies, tmp_path):
+    said = say(
+        "compare", "xs", "lora", "--png", str(tmp_path / "f.png"), "--export", "peft", "--out", str(tmp_path / "r")
+    )
+    assert said.code == 0
+    assert f"figure: {tmp_path / 'f.png'}" in said.err
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [
+        "lora--lora-00000.json",
+        "lora-xs--xs-00001.json",
+    ]
+
+
+def test_the_papers_numbers_are_marked_as_such(say, fresh_home):
+    searched("s", [Tried({}, 0.7)], task=replace(TASK, name="cola"))
+    said = say("compare", "s").ok
+    assert "the paper's numbers, not measured here (arXiv 2405.17604" in said
+    assert said.splitlines()[-1].split() == [
+        *("lora-xs", "rank", "25", "GLUE,", "mean", "of", "6", "tasks", "RoBERTa-large", "60,000", "88.69"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "parts"),
+    [
+        (["compare"], 2, ("Missing argument",)),
+        (["compare", "x"], 1, ("`study` must be one of: xs, lora, but got 'x'.",)),
+        (["compare", "xs", "xs"], 2, ("named once", "xs")),
+        (["compare", "xs", "--by", "rnk"], 2, ("`--by` must be one of: rank, method, study, but got 'rnk'.",)),
+        (["compare", "xs", "--by", "rank", "--against", "5"], 2, ("`--against` must be one of: 4, 8, but got '5'.",)),
+        (["compare", "xs", "--export", "peft"], 2, ("`--export peft` and `--out FOLDER` must be given together",)),
+        (["compare", "xs", "--out", "x"], 2, ("must be given together",)),
+        (["compare", "xs", "--export", "csv", "--out", "x"], 2, ("Invalid value for '--export'",)),
+        (["compare", "xs", "--max-bytes", "0"], 2, ("Invalid value for '--max-bytes'",)),
+        (["compare", "xs", "--tolerance", "-1"], 2, ("Invalid value for '--tolerance'",)),
+    ],
+)
+def test_a_request_that_cannot_be_met(say, studies, line, code, parts):
+    assert say(*line).is_error(code, *parts)
+
+
+def test_from_python(studies, tmp_path):
+    png, results = tmp_path / "f.png", tmp_path / "results"
+    comparison = loraxs_search.compare("xs", "lora", png=png, peft_folder=str(results))
+    assert [group.label for group in comparison.groups] == ["lora-xs", "lora"]
+    assert png.is_file()
+    assert len(list(results.iterdir())) == 2

@@ -1,0 +1,107 @@
+"""Studies as searches leave them, from scores: for whoever compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from loraxs_search.home import write_atomic
+from loraxs_search.records import (
+    AdapterSize,
+    Candidate,
+    Identity,
+    Refit,
+    Scalar,
+    SearchPlan,
+    Task,
+    TrialReport,
+    TrialState,
+)
+from loraxs_search.registry import ScoredRows
+from loraxs_search.studies import StudyFolder
+from support.studies import TASK, study
+
+IDENTITY = Identity("base" * 16, "data" * 16)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A trial and how it ended: complete with its last score, or pruned, failed or running as `state` says."""
+
+    params: Mapping[str, Scalar]
+    score: float
+    stored_bytes: int = 1000
+    r_parameters: int = 100
+    state: TrialState = TrialState.COMPLETE
+    without_projection: int | None = None
+
+
+def searched(
+    name: str,
+    trials: Sequence[Tried],
+    *,
+    task: Task = TASK,
+    space: str = "task: sst2\n",
+    identity: Identity | None = IDENTITY,
+    finished: bool = True,
+    max_steps: int = 20,
+) -> StudyFolder:
+    """Create a study with these trials; a finished one has its best trial as only candidate, without refits."""
+    folder = study(name, task=task, search=SearchPlan(trials=len(trials), max_steps=max_steps, report_every=10))
+    (folder.path / "space.yaml").write_text(space)
+    if identity is not None:
+        folder.write_identity(identity)
+    journal = folder.journal()
+    for number, tried in enumerate(trials):
+        trial_id, size = (
+            f"{number:05d}",
+            AdapterSize(tried.r_parameters, 10, tried.stored_bytes, tried.without_projection),
+        )
+        journal.trial_started(trial_id, tried.params)
+        if tried.state is TrialState.FAIL:
+            journal.trial_ended(trial_id, tried.state, "it failed")
+            continue
+        steps = (10,) if tried.state is not TrialState.COMPLETE else (10, max_steps)
+        for step in steps:
+            metrics = dict.fromkeys((task.metric, task.search_metric), tried.score)
+            journal.trial_reported(TrialReport(trial_id, step, metrics, 0.5, step / 10, 100 * step, size))
+        if tried.state is not TrialState.RUNNING:
+            journal.trial_ended(trial_id, tried.state, "")
+    if finished:
+        folder.write_candidates([])
+    return folder
+
+
+def confirm(
+    folder: StudyFolder,
+    trial_id: str,
+    scores: Sequence[float],
+    answers: Sequence[int] | None = None,
+    labels: Sequence[int] = (),
+    test_fingerprint: str = "test",
+) -> None:
+    """Make a trial a candidate of its study, beside those that there are.
+
+    Args:
+        scores: Its own on validation rows, then those of its refits.
+        answers: To the test rows; with these it is the finalist.
+    """
+    task, candidates = folder.info.task, folder.candidates() or []
+    refits = [Refit(number, {task.metric: score}) for number, score in enumerate(scores[1:], start=1)]
+    tested = {} if answers is None else {task.metric: sum(map(int.__eq__, answers, labels)) / len(labels)}
+    record = folder.journal().records[trial_id]
+    candidate = Candidate(
+        folder.name,
+        trial_id,
+        task.name,
+        tested,
+        {task.metric: scores[0]},
+        record.reports[-1].size.stored_bytes,
+        IDENTITY.data_fingerprint,
+        IDENTITY.base_digest,
+        refits=tuple(refits),
+        test_fingerprint=test_fingerprint,
+    )
+    if answers is not None:
+        write_atomic(folder.confirmations().rows_path(trial_id), ScoredRows.of(answers, labels).to_bytes())
+    folder.write_candidates([*candidates, candidate])

@@ -1,0 +1,122 @@
+"""What a bank of adapters that write and choose refuses, in one form, before anything is computed."""
+
+from __future__ import annotations
+
+import pytest
+from support.toy_language import choosing, save_base, writing
+
+from loraxs_search import AdapterBank, Sampling
+from loraxs_search.base_model import linear_modules, locate
+from loraxs_search.errors import TaskDataError, UsageError
+from loraxs_search.records import BaseModelRef, TaskModel
+
+TASKS = {
+    "one": writing(prompt="say {words}"),
+    "two": writing(prompt="{first} say {second}"),
+    "listed": choosing(options="choices"),
+    "four": choosing(options=["{a}", "{b}", "{c}", "{d}"]),
+}
+
+
+@pytest.fixture(scope="module")
+def bank(make_adapter, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("writing")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(folder / "home"))
+        save_base(folder / "base")
+        base = locate(BaseModelRef(str(folder / "base")))
+        modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
+        bank = AdapterBank(base, num_labels=None)
+        for name, task in TASKS.items():
+            made = make_adapter(folder / name, base, task=task, seed=3, rank=4, target_modules=modules)
+            bank.load(name, made)
+        yield bank
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message", "hint"),
+    [
+        ("one", "", "must be given text to read, but row 1 has none", "leave out"),
+        ("one", 3, "must be given one text per row, but got 3", "give each text as a str"),
+        ("two", "w1", "must be given two texts per row, but got 'w1'", "a row is first then second"),
+        ("two", ("w1", "w2", "w3"), "must be given two texts per row, but got ('w1', 'w2', 'w3')", "first then second"),
+        ("two", {"first": "w1", "second": "w2"}, "two texts per row, but got {'first'", "a row is first then second"),
+        ("two", ("w1", None), "must be given two texts per row, but got None", "give each text as a str"),
+        ("listed", ("w1", "w2"), "the options of a row must be two or more", "correct or remove"),
+        ("listed", ("w1", ["w2", {}]), "options of a row must", "correct or remove"),
+        ("listed", ("w1", "w2 | " + "w3 " * 40), "must fit `max_length` with a token of its prompt", "raise"),
+        (
+            "four",
+            ("w1", "w2", "w3"),
+            "5 texts per row, but got ('w1', 'w2', 'w3')",
+            "words then a then b",
+        ),
+    ],
+)
+def test_a_row_that_does_not_fit_its_task_is_named(bank, name, row, message, hint):
+    with pytest.raises(TaskDataError) as error:
+        bank.predict(name, [row])
+    assert message in str(error.value)
+    assert hint in str(error.value.hint)
+
+
+def test_options_may_be_a_list(bank):
+    (listed,) = bank.predict("listed", [("w1", ["w2", "w3"])])
+    (joined,) = bank.predict("listed", [("w1", "w2 | w3")])
+    assert listed == joined
+
+
+@pytest.mark.parametrize(
+    ("prompts", "changes", "message"),
+    [
+        ([3], {}, "A prompt must be text, but that of row 1 is 3"),
+        (["say w1", ("w1", "w2")], {}, "that of row 2 is ('w1', 'w2')"),
+        (["half \ud800 of it"], {}, "that of row 1 is 'half"),
+        ([""], {}, "that of row 1 has none"),
+        (None, {}, "`prompts` must be a text or a list of texts, but got NoneType"),
+        (["say w1"], {"max_new_tokens": 0}, "`max_new_tokens` must be a whole number from 1, but got 0"),
+        (["say w1"], {"max_new_tokens": 2.5}, "`max_new_tokens` must be a whole number from 1, but got 2.5"),
+        (
+            ["say w1"],
+            {"max_new_tokens": 63},
+            "at most 64 tokens with this base, but row 1 has 2, and max_new",
+        ),
+        (["say w1", "w1 " * 60], {}, "but row 2 has 60, and max_new_tokens=6"),
+        (["say w1"], {"stop": [""]}, "`stop` must be texts that are not empty, but got ['']"),
+        (["say w1"], {"stop": [3]}, "`stop` must be texts that are not empty, but got [3]"),
+    ],
+)
+def test_a_prompt_or_a_setting_that_cannot_be_is_named(bank, prompts, changes, message):
+    with pytest.raises(UsageError) as error:
+        bank.generate("one", prompts, **changes)
+    assert message in str(error.value)
+
+
+def test_one_text_may_be_the_stop(bank):
+    (whole,) = bank.generate("one", "say w1")
+    word = whole.split()[1]
+    assert bank.generate("one", "say w1", stop=word) == bank.generate("one", "say w1", stop=[word])
+    assert bank.generate("one", "say w1", stop=word) == [whole[: whole.index(word)]]
+
+
+def test_one_that_chooses_writes_where_it_is_said_how_much(bank):
+    with pytest.raises(UsageError, match="of kind multiple-choice, says nothing"):
+        bank.generate("listed", "say w1")
+    assert len(bank.generate("listed", "say w1", max_new_tokens=3)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, "`seed` must be a whole number from 0, but got seed=-1"),
+        ({"seed": "a"}, "`seed` must be a whole number from 0, but got seed='a'"),
+        ({"temperature": 0.0}, "`temperature` must be above 0 and finite, but got temperature=0.0"),
+        ({"temperature": float("nan")}, "`temperature` must be above 0 and finite, but got temperature=nan"),
+        ({"top_p": 0.0}, "`top_p` must be above 0 and at most 1, but got top_p=0.0"),
+        ({"top_p": 1.5}, "`top_p` must be above 0 and at most 1, but got top_p=1.5"),
+    ],
+)
+def test_sampling_is_within_its_ranges(changes, message):
+    with pytest.raises(UsageError) as error:
+        Sampling(**{"seed": 1, **changes})
+    assert message in str(error.value)

@@ -1,0 +1,146 @@
+"""Plain LoRA: PEFT's own numbers, a base that PiSSA gives back, and what it is as plain LoRA."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from loraxs_search.errors import RankError, SpaceError, TargetModulesError
+from loraxs_search.methods import HeadPlan, get_method
+from loraxs_search.methods._plain_lora import write_plain_lora
+from loraxs_search.methods._trained_lora import as_plain_lora, lora_layers
+from loraxs_search.records import Hyperparameters, LinearModule
+from loraxs_search.search_space import load_space
+
+HEAD = HeadPlan(trained=("classifier",), task_type="SEQ_CLS")
+TARGETS = {
+    "bert": ("bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.output.dense"),
+    "gpt2": ("transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_proj"),
+}
+
+
+def hyper(family: str = "bert", **params) -> Hyperparameters:
+    method = get_method("lora")
+    fields = method.fields({"rank": 4, **params}, {})
+    rates = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
+    return Hyperparameters(target_modules=TARGETS[family], **rates, **fields, seed=5, method="lora")
+
+
+def attached(base, family: str = "bert", **params) -> PeftModel:
+    head = HEAD if family == "bert" else HeadPlan(trained=("score",), task_type="SEQ_CLS")
+    return get_method("lora").attach(base, hyper(family, **params), head, None).eval()
+
+
+def pairs(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
+
+
+@torch.no_grad()
+def shake(model: nn.Module) -> None:
+    for name in pairs(model):
+        value = model.get_parameter(name)
+        value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(2)), alpha=0.2)
+
+
+@pytest.mark.parametrize(
+    ("params", "own"),
+    [
+        ({}, {}),
+        ({"scale": 0.5, "rslora": True}, {"lora_alpha": 2, "use_rslora": True}),
+        ({"init": "gaussian"}, {"init_lora_weights": "gaussian"}),
+        ({"init": "orthogonal"}, {"init_lora_weights": "orthogonal"}),
+        ({"init": "pissa"}, {"init_lora_weights": "pissa"}),
+        ({"dora": True}, {"use_dora": True}),
+    ],
+)
+def test_it_begins_with_the_numbers_of_stock_peft(make_base, inputs, logits, params, own) -> None:
+    model, other = attached(make_base(), **params), make_base()
+    torch.manual_seed(5)
+    config = {"r": 4, "lora_alpha": 4, "target_modules": list(TARGETS["bert"]), "task_type": "SEQ_CLS", **own}
+    stock = get_peft_model(other, LoraConfig(**config)).eval()
+    mine, theirs = pairs(model), pairs(stock)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], value) for name, value in theirs.items())
+    assert lora_layers(model).keys() == set(TARGETS["bert"])
+    assert torch.equal(logits(model, inputs), logits(stock, inputs))
+
+
+def test_it_begins_in_float32_whatever_the_base_is_in(make_base) -> None:
+    halved, whole = attached(make_base().bfloat16()), attached(make_base())
+    assert all(torch.equal(pairs(halved)[name], value) for name, value in pairs(whole).items())
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_pissa_gives_the_very_weights_back(make_base, family, inputs, logits) -> None:
+    base = make_base(family)
+    parameters = {name: base.get_submodule(name).weight for name in TARGETS[family]}
+    weights = {name: weight.detach().clone() for name, weight in parameters.items()}
+    before = logits(base, inputs)
+    model = attached(base, family, init="pissa")
+    assert all(not torch.equal(model.get_base_model().get_submodule(n).weight, w) for n, w in weights.items())
+    torch.testing.assert_close(logits(model, inputs), before, atol=1e-5, rtol=1e-5)
+    shake(model)
+    assert all(torch.equal(parameters[name], weight) for name, weight in weights.items()), "others read them meanwhile"
+    get_method("lora").detach(model)
+    assert all(base.get_submodule(name).weight is parameter for name, parameter in parameters.items())
+    assert torch.equal(logits(base, inputs), before)
+
+
+def test_weights_come_back_when_pissa_fails_halfway(make_base) -> None:
+    base = make_base()
+    base.bert.encoder.layer[1].output.dense.weight.data[0, 0] = torch.nan  # PEFT's SVD refuses it
+    before = base.bert.encoder.layer[0].attention.self.query.weight.detach().clone()
+    with pytest.raises(RuntimeError):
+        attached(base, init="pissa")
+    assert torch.equal(base.bert.encoder.layer[0].attention.self.query.weight, before)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("params", [{"rslora": True, "scale": 3.0}, {"init": "pissa", "scale": 0.5}])
+def test_it_is_plain_lora_on_the_base_as_it_was(make_base, family, params, inputs, logits, tmp_path) -> None:
+    model = attached(make_base(family), family, **params)
+    shake(model)
+    expected = logits(model, inputs)
+    write_plain_lora(as_plain_lora(model), tmp_path)
+    loaded = PeftModel.from_pretrained(make_base(family), str(tmp_path)).eval()
+    config = loaded.peft_config["default"]
+    assert (config.r, config.lora_alpha) == ((8, 8) if params.get("init") else (4, 4))
+    assert config.init_lora_weights is True
+    torch.testing.assert_close(logits(loaded, inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_its_files_are_the_same_bytes_each_time(make_base) -> None:
+    method = get_method("lora")
+    first, second = (method.files(attached(make_base()), ()) for _ in range(2))
+    assert first == second
+    assert b'"bert.encoder.layer.0.attention.self.query",\n' in first["adapter_config.json"]
+
+
+def test_what_is_no_linear_layer_is_refused(make_base) -> None:
+    wrong = Hyperparameters(("bert.embeddings.word_embeddings",), 1e-3, 1e-3, method="lora", method_params={"rank": 2})
+    for init in ("default", "pissa"):
+        wrong.method_params["init"] = init  # type: ignore[index]
+        with pytest.raises(TargetModulesError, match="`target_modules` must be linear layers, but"):
+            get_method("lora").attach(make_base(), wrong, HEAD, None)
+
+
+def test_rank_is_held_against_the_smaller_side_and_the_init() -> None:
+    modules, method = (LinearModule("wide", 24, 8), LinearModule("square", 24, 24)), get_method("lora")
+    method.check(method.with_defaults({"rank": 8}), modules)
+    with pytest.raises(RankError, match=r"must be in 1\.\.8, but got rank=9 for wide"):
+        method.check(method.with_defaults({"rank": 9}), modules)
+    with pytest.raises(RankError, match="must be even with `init: orthogonal`, but got rank=3"):
+        method.check(method.with_defaults({"rank": 3, "init": "orthogonal"}), modules)
+
+
+def test_its_options_are_true_or_false_in_yaml() -> None:
+    given = "parameters={rank: 4, learning_rate: 1.0e-3, rslora: {choice: [yes, no]}, dora: %s}"
+    space = load_space("movie_reviews", overrides=["method=lora", given % "true"])
+    assert list(space.parameters["rslora"].possible or ()) == [True, False]
+    modules = (LinearModule("bert.encoder.layer.0.attention.self.query", 24, 24),)
+    drawn = space.hyperparameters({"rank": 4, "learning_rate": 1e-3, "rslora": True, "dora": True}, modules, 0)
+    assert drawn.method_params == {"rank": 4, "scale": 1.0, "rslora": True, "dora": True, "init": "default"}
+    for wrong in ("1", "on top", "{int: [0, 1]}"):
+        with pytest.raises(SpaceError, match=r"parameters\.dora.*: must be true or false"):
+            load_space("movie_reviews", overrides=["method=lora", given % wrong])

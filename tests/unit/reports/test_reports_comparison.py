@@ -1,0 +1,342 @@
+"""Groups of trials within equal budgets, from studies that were never run."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.searched_studies import IDENTITY, Tried, confirm, searched
+from support.studies import TASK
+
+from loraxs_search.errors import StudyError, UsageError
+from loraxs_search.records import Identity, TrialState
+from loraxs_search.reports import compare
+from loraxs_search.reports.size_ratio import Point, front_of, ratio_to
+
+
+def tried(score: float, stored_bytes: int = 1000, **params):
+    return Tried(params, score, stored_bytes, r_parameters=stored_bytes // 10)
+
+
+LANDED = Path(__file__).parents[2] / "fixtures" / "landed"
+XS = [tried(0.70, 500, rate=1), tried(0.80, 1000, rate=2), tried(0.75, 1200, rate=3), tried(0.90, 2000, rate=4)]
+LORA = [tried(0.80, 10_000, rate=1), tried(0.85, 20_000, rate=2), tried(0.60, 5_000, rate=3)]
+
+
+@pytest.fixture
+def methods(fresh_home):
+    """A study of LoRA-XS with four trials, and one of LoRA with three."""
+    return searched("xs", XS), searched("lora", LORA, space="method: lora\n")
+
+
+def groups(comparison):
+    return {group.label: group for group in comparison.groups}
+
+
+# ---- budgets ---------------------------------------------------------------------------------------------------------
+def test_the_first_trials_of_each_group_are_compared_as_many_as_the_smallest_has(methods):
+    comparison = compare(["xs", "lora"])
+    xs, lora = comparison.groups
+    assert (comparison.budget, xs.num_trials, lora.num_trials) == (3, 4, 3)
+    assert (xs.best.trial, xs.best.score) == ("xs/00001", 0.80), "0.90 came after the budget"
+    assert (xs.steps, xs.device_s) == (60, 6.0)
+    assert "equal budgets: the first 3 of up to 4 trials of each group" in comparison.notes
+
+
+def test_stopped_and_failed_trials_count_and_running_ones_do_not(fresh_home):
+    stopped = Tried({}, 0.99, state=TrialState.PRUNED)
+    running, failed = replace(stopped, state=TrialState.RUNNING), replace(stopped, state=TrialState.FAIL)
+    searched("s", [running, stopped, failed, tried(0.5)])
+    (group,) = compare(["s"]).groups
+    assert (group.num_trials, group.steps, group.best.score, len(group.points)) == (3, 30, 0.5, 1)
+
+
+def test_larger_adapters_are_left_out_and_have_used_the_budget(methods):
+    comparison = compare(["xs", "lora"], max_bytes=1000)
+    xs, lora = comparison.groups
+    assert ([p.trial for p in xs.points], xs.best.score) == (["xs/00000", "xs/00001"], 0.80)
+    assert (lora.points, lora.best, lora.front, lora.to_lora, comparison.budget) == ((), None, (), None, 3)
+
+
+def test_less_is_better_where_the_metric_says_so(fresh_home):
+    searched("s", [tried(0.3), tried(0.1), tried(0.2)], task=replace(TASK, metric="mse", direction="minimize"))
+    assert compare(["s"]).groups[0].best.score == 0.1
+
+
+# ---- groups ----------------------------------------------------------------------------------------------------------
+def test_a_method_is_a_parameter_or_that_of_the_space(fresh_home):
+    searched("mixed", [tried(0.5, method="lora"), tried(0.6, method="lora-xs"), tried(0.7, method="lora")])
+    searched("lone", [tried(0.5)], space="method: lora\n")
+    assert [group.label for group in compare(["mixed"]).groups] == ["lora", "lora-xs"]
+    found = groups(compare(["mixed", "lone"]))
+    assert {name: (g.num_trials, g.studies) for name, g in found.items()} == {
+        "lora": (3, ("mixed",)),
+        "lora-xs": (1, ("mixed",)),
+    }
+
+
+@pytest.mark.parametrize("method", ["lora", "{value: lora}", "{choice: [lora]}"])
+def test_a_space_of_one_method_may_name_it_in_any_form(fresh_home, method):
+    searched("s", [tried(0.5)], space=f"method: {method}\n")
+    assert [group.label for group in compare(["s"]).groups] == ["lora"]
+
+
+def test_a_parameter_that_a_space_leaves_out_has_its_default(fresh_home):
+    searched("plain", [tried(0.5, rank=4)])
+    searched("middle", [tried(0.6, rank=4, basis="middle")])
+    assert [group.label for group in compare(["plain", "middle"], by="basis").groups] == ["top", "middle"]
+
+
+def test_a_method_that_takes_no_such_parameter_is_a_group_of_its_own(fresh_home):
+    searched("s", [tried(0.5, rank=8), tried(0.5, rank=4), tried(0.6, method="elsewhere")])
+    assert [(g.label, g.value) for g in compare(["s"], by="rank").groups] == [("4", 4), ("8", 8), ("-", None)]
+
+
+def test_numbers_come_in_order_and_another_group_can_be_the_first(fresh_home):
+    searched("s", [tried(0.5, rank=16), tried(0.6, rank=4), tried(0.7, rank=8)])
+    assert [g.label for g in compare(["s"], by="rank").groups] == ["4", "8", "16"]
+    assert [g.label for g in compare(["s"], by="rank", against="8").groups] == ["8", "4", "16"]
+
+
+def test_by_study_says_when_each_was_as_good_as_the_first(fresh_home):
+    searched("cold", [tried(0.5), tried(0.6), tried(0.7), tried(0.65)])
+    searched("warm", [tried(0.6), tried(0.7), tried(0.9), tried(0.1)])
+    searched("worse", [tried(0.6)] * 4)
+    assert [g.reached_after for g in compare(["cold", "warm", "worse"], by="study").groups] == [3, 2, None]
+
+
+# ---- seeds and tests -------------------------------------------------------------------------------------------------
+LABELS = [0, 1] * 20
+BAD = [0] * 40
+
+
+def test_the_best_has_a_mean_and_a_spread_over_its_refits(methods):
+    xs, lora = methods
+    confirm(xs, "00001", [0.80, 0.70, 0.75])
+    confirm(lora, "00001", [0.85, 0.86, 0.87])
+    first, second = compare(["xs", "lora"]).groups
+    assert (first.seed_scores, str(first.over_seeds)) == ((0.80, 0.70, 0.75), "0.7500 ± 0.0500")
+    assert first.difference is None
+    found = second.difference
+    assert (found.by, round(found.gain, 6), found.why) == (
+        "seeds",
+        0.11,
+        "no paired rows: no finalist is of the first group",
+    )
+    assert found.p_value == pytest.approx(0.0575, abs=1e-3)  # Welch: t = 3.755 with 2.16 degrees of freedom
+
+
+def test_trials_with_the_same_params_are_seeds_of_a_recipe_that_is_no_candidate(methods):
+    searched("again", [tried(0.83, 20_000, rate=2)], space="method: lora\n")
+    searched("full", [tried(0.9, rate=1), tried(0.8, rate=2)], space="method: full\n")
+    searched("repeated", [tried(0.88, rate=1), tried(0.7, rate=3), tried(0.86, rate=1)], space="method: full\n")
+    full = compare(["full", "repeated", "xs"]).groups[0]
+    assert (full.best.trial, full.seed_scores) == ("full/00000", (0.9, 0.88, 0.86))
+    assert (full.num_trials, full.over_seeds.count) == (5, 3)
+    confirm(methods[1], "00001", [0.85, 0.84])
+    assert compare(["lora", "again"]).groups[0].seed_scores == (0.85, 0.84), "refits are scored on all rows"
+
+
+def test_reports_of_another_metric_are_no_seeds(fresh_home):
+    task = replace(TASK, metric="f1", report_metric="loss", report_direction="minimize")
+    searched("s", [tried(0.5), tried(0.4)], task=task)
+    assert compare(["s"]).groups[0].seed_scores == ()
+
+
+def test_finalists_are_compared_row_by_row(methods):
+    xs, lora = methods
+    confirm(xs, "00001", [0.80], BAD, LABELS)
+    confirm(lora, "00001", [0.85], LABELS, LABELS)
+    _, second = compare(["xs", "lora"]).groups
+    assert (second.tested, second.test_score) == ("lora/00001", 1.0)
+    assert (second.difference.by, second.difference.gain, second.difference.why) == ("rows", 0.5, "")
+    assert second.difference.p_value == pytest.approx(2 * 0.5**20)
+    backwards = compare(["lora", "xs"]).groups[1].difference
+    assert (backwards.gain, backwards.p_value) == (-0.5, pytest.approx(2 * 0.5**20))
+
+
+def test_equal_answers_differ_by_chance_alone(methods):
+    for folder in methods:
+        confirm(folder, "00001", [0.8], BAD, LABELS)
+    found = compare(["xs", "lora"]).groups[1].difference
+    assert (found.gain, found.p_value, found.by) == (0.0, 1.0, "rows")
+
+
+def test_other_test_rows_are_not_paired(methods):
+    for folder, fingerprint in zip(methods, ("test", "other"), strict=True):
+        confirm(folder, "00001", [0.8, 0.7], BAD, LABELS, fingerprint)
+    found = compare(["xs", "lora"]).groups[1].difference
+    assert (found.by, found.why) == ("seeds", "no paired rows: the finalists answered other test rows")
+
+
+def test_seeds_that_are_all_equal_or_alone_have_no_p_value(methods):
+    for folder in methods:
+        confirm(folder, "00001", [0.8])
+    assert compare(["xs", "lora"]).groups[1].difference.p_value is None
+
+
+def test_seeds_of_one_group_may_all_be_equal(methods):
+    confirm(methods[0], "00001", [0.8, 0.8, 0.8])
+    confirm(methods[1], "00001", [0.85, 0.86, 0.87])
+    found = compare(["xs", "lora"]).groups[1].difference
+    assert found.p_value == pytest.approx(0.0091, abs=1e-3)  # the one-sample t-test: t = 10.4 with 2 degrees of freedom
+
+
+def test_without_candidates_nothing_is_tested(methods):
+    assert [(g.over_seeds, g.difference, g.tested) for g in compare(["xs", "lora"]).groups] == [(None, None, "")] * 2
+
+
+def test_a_finalist_outside_the_budget_is_not_of_the_group(methods):
+    confirm(methods[0], "00003", [0.9], LABELS, LABELS)
+    assert compare(["xs", "lora"]).groups[0].tested == ""
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------------------
+def test_sizes_are_compared_at_the_best_score_that_both_reach(methods):
+    xs, lora = (group.to_lora for group in compare(["xs", "lora"]).groups)
+    assert (xs.score, xs.trial, xs.reference) == (0.80, "xs/00001", "lora/00000")
+    assert (xs.r_parameters, xs.stored_bytes) == (0.1, 0.1)
+    assert (lora.trial, lora.stored_bytes) == ("lora/00001", 1.0)
+    near = compare(["xs", "lora"], tolerance=0.1).groups[0].to_lora
+    assert (near.trial, near.reference, near.stored_bytes) == ("xs/00000", "lora/00000", 0.05)
+
+
+def test_without_lora_there_are_no_ratios(fresh_home):
+    searched("s", [tried(0.5)])
+    assert compare(["s"]).groups[0].to_lora is None
+
+
+POINTS = st.lists(
+    st.builds(
+        Point,
+        trial=st.uuids().map(str),
+        method=st.just("m"),
+        score=st.integers(0, 5).map(float),
+        r_parameters=st.integers(1, 9),
+        head_parameters=st.just(0),
+        stored_bytes=st.integers(1, 9),
+    ),
+    max_size=12,
+)
+
+
+@given(POINTS, st.sampled_from([1.0, -1.0]))
+def test_a_front_is_of_points_that_none_beats_and_does_not_depend_on_their_order(points, sign):
+    def beats(one, other):
+        as_good = sign * one.score >= sign * other.score and one.stored_bytes <= other.stored_bytes
+        return as_good and (one.score, one.stored_bytes) != (other.score, other.stored_bytes)
+
+    front = front_of(points, sign)
+    kept = {(p.score, p.stored_bytes) for p in front}
+    assert kept == {(p.score, p.stored_bytes) for p in points if not any(beats(q, p) for q in points)}
+    assert kept == {(p.score, p.stored_bytes) for p in front_of(reversed(points), sign)}
+    assert [p.stored_bytes for p in front] == sorted(p.stored_bytes for p in front)
+
+
+@given(POINTS, POINTS, st.sampled_from([1.0, -1.0]))
+def test_a_ratio_is_the_inverse_of_its_reverse(one, other, sign):
+    fronts = front_of(one, sign), front_of(other, sign)
+    ratio, reverse = (ratio_to(a, b, sign, 0.0) for a, b in (fronts, fronts[::-1]))
+    assert (ratio is None) == (reverse is None) == (not one or not other)
+    if ratio is not None:
+        assert ratio.stored_bytes * reverse.stored_bytes == pytest.approx(1.0)
+        assert ratio.score == reverse.score
+
+
+# ---- what is refused, and what is said -------------------------------------------------------------------------------
+def test_studies_of_other_tasks_rows_or_bases_are_refused_with_the_values(fresh_home):
+    searched("one", [tried(0.5)])
+    searched("rows", [tried(0.5)], identity=Identity(IDENTITY.base_digest, "other" * 8))
+    searched("base", [tried(0.5)], identity=Identity("other" * 8, IDENTITY.data_fingerprint))
+    searched("task", [tried(0.5)], task=replace(TASK, name="another", validation_rows=7))
+    cases = {
+        "rows": "data fingerprint is 'datadatadatadata' and 'otherotherothero'.",
+        "base": "base digest is 'basebasebasebase' and 'otherotherothero'.",
+        "task": "task.name is 't' and 'another'; task.validation_rows is None and 7.",
+    }
+    for name, part in cases.items():
+        with pytest.raises(StudyError) as refused:
+            compare(["one", name])
+        assert f"one and {name} differ: {part}" in refused.value.message
+
+
+def test_a_study_that_has_loaded_nothing_is_compared_with_none(fresh_home):
+    searched("one", [tried(0.5)])
+    searched("new", [], identity=None, finished=False)
+    with pytest.raises(StudyError, match="new has not loaded its rows yet"):
+        compare(["one", "new"])
+    with pytest.raises(StudyError, match="must have trials that have ended to be compared, but there are none of new"):
+        compare(["new"])
+
+
+def test_an_old_study_is_known_by_its_candidates(fresh_home):
+    confirm(searched("old", [tried(0.5)], identity=None), "00000", [0.5])
+    searched("one", [tried(0.5)])
+    assert compare(["old", "one"], by="study").budget == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": "rnak"}, "`--by` must be one of: rank, "),
+        ({"by": "learning_rate"}, "at most 12 values, but learning_rate has 13 here, such as 0.0."),
+        ({"by": "rank", "against": "5"}, "`--against` must be one of: 4, but got '5'."),
+    ],
+)
+def test_what_cannot_be_compared_by_is_refused(fresh_home, options, message):
+    searched("s", [tried(0.5, rank=4, learning_rate=number / 10) for number in range(13)])
+    with pytest.raises(UsageError) as refused:
+        compare(["s"], **options)
+    assert message in refused.value.message
+
+
+def test_a_study_is_named_once_and_exists(fresh_home):
+    searched("s", [tried(0.5)])
+    with pytest.raises(UsageError, match="named once, but got s twice"):
+        compare(["s", "s"])
+    with pytest.raises(StudyError, match="`study` must be one of: s, but got 'x'"):
+        compare(["s", "x"])
+
+
+def test_what_limits_a_comparison_is_said(fresh_home):
+    searched("a", [tried(0.5)], finished=False)
+    searched("b", [tried(0.5)], max_steps=40)
+    searched("c", [])
+    running = searched("d", [tried(0.5)])
+    with running.lock():
+        comparison = compare(["a", "b", "c", "d"], by="study")
+    assert comparison.studies == {"a": "interrupted", "b": "finished", "c": "finished", "d": "running"}
+    assert comparison.notes == (
+        "a is interrupted: its trials so far",
+        "d is running: its trials so far",
+        "c has no trial that ended",
+        "1 trials are few: a search tries bad values less often; launch a study for each",
+        "trials of these studies train for 20 or 40 steps",
+        "2 differences are tested: hold each p to 0.025",
+    )
+
+
+# ---- the paper -------------------------------------------------------------------------------------------------------
+def test_the_papers_numbers_stand_beside_tasks_that_it_has(fresh_home):
+    searched("s", [tried(0.5, method="lora"), tried(0.6, method="lora-xs")], task=replace(TASK, name="sst2"))
+    paper = compare(["s"]).paper
+    assert [(p.method, p.variant, p.trained, p.score) for p in paper] == [
+        ("lora", "rank 8", 786_000, 87.8),
+        ("lora-xs", "rank 8", 6_100, 86.25),
+        ("lora-xs", "rank 25", 60_000, 88.69),
+    ]
+    searched("own", [tried(0.5)])
+    assert compare(["own"]).paper == ()
+
+
+# ---- what earlier versions wrote -------------------------------------------------------------------------------------
+def test_a_study_of_the_first_version_is_compared(fresh_home):
+    shutil.copytree(LANDED / "home" / "studies", fresh_home / "studies")
+    comparison = compare(["interrupted"])
+    (group,) = comparison.groups
+    assert (group.label, comparison.studies) == ("lora-xs", {"interrupted": "interrupted"})
+    assert comparison.budget == group.num_trials == len(group.points) > 0

@@ -1,0 +1,43 @@
+"""A search warns of what its scores show, once, while it runs."""
+
+from __future__ import annotations
+
+import pytest
+from support.reports import measured
+from support.studies import study
+from support.toy_language import writing
+from support.toys import HYPERPARAMETERS
+
+from loraxs_search.records import KeepRule
+from loraxs_search.search.ledger.ledger import Ledger
+from loraxs_search.search.ledger.optuna_storage import open_optuna_study
+from loraxs_search.search.ledger.score_watch import ScoreWatch
+from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.tracking import Tracker
+
+CUT = {"exact_match": 0.1, "unparsed": 0.0, "unended": 0.5}
+
+
+def test_a_young_trial_proves_nothing_and_one_warning_is_enough(caplog: pytest.LogCaptureFixture) -> None:
+    watch = ScoreWatch(writing(), max_steps=20)
+    watch.reported(measured("00000", 9, CUT))
+    assert not caplog.records
+    watch.reported(measured("00001", 10, CUT))
+    watch.reported(measured("00000", 20, CUT))
+    watch.scored("00001", CUT)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("trial 00001: 50% of the answers were cut at max_new_tokens=6: raise")
+    watch.scored("00001", {**CUT, "unparsed": 0.3})  # another matter
+    assert "30% of the answers are empty" in caplog.records[-1].getMessage()
+
+
+def test_the_ledger_has_each_report_looked_at(store_uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder = study("s", store_uri, task=writing())
+    optunas, keep = open_optuna_study(folder.optuna_path, "s", "maximize"), KeepRule("exact_match", "maximize")
+    tracker = Tracker("s", folder.path, store_uri, "t")
+    ledger = Ledger(folder.journal(), optunas, tracker, SilentView(), keep, ScoreWatch(writing(), max_steps=8))
+    optunas.ask()
+    ledger.started("00000", {}, HYPERPARAMETERS)
+    ledger.reported(measured("00000", 8, CUT))
+    assert "trial 00000: 50% of the answers were cut" in caplog.text
+    tracker.close()

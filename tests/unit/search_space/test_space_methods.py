@@ -1,0 +1,370 @@
+"""Spaces of several methods: each trial has the params of its own method, and no others."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.samplers import RandomSampler
+from optuna.study import create_study
+from optuna.trial import FixedTrial
+from support.toy_ia3 import RankedIA3, ToyIA3
+
+from loraxs_search.methods import METHODS, LoraXS, get_method
+from loraxs_search.methods.lora import Lora
+from loraxs_search.records import LinearModule
+from loraxs_search.search_space import Space, describe, notes
+from loraxs_search.search_space._parameter_specs import COMMON
+
+MODULES = tuple(LinearModule(f"bert.encoder.layer.{i}.attention.self.query", 64, 64) for i in range(2))
+TEXT = """\
+task: sst2
+base_model: a/b
+method: {choice: [lora-xs, ia3, ranked]}
+parameters:
+  learning_rate:
+    - {log_uniform: [1.0e-3, 1.0e-2], when: {method: lora-xs}}
+    - {log_uniform: [1.0e-4, 1.0e-3], when: {rank: 4}}
+    - 5.0e-5
+  rank: {choice: [4, 8]}
+  sigma: {choice: [input, sqrt]}
+  side:
+    - {choice: [input, output], when: {method: ia3}}
+    - {choice: [input, both], when: {method: ranked, rank: 8}}
+search: {trials: 4}
+"""
+
+
+class IA3(ToyIA3):
+    name = "ia3"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(METHODS, "_entries", {entry.name: entry for entry in (LoraXS, IA3, RankedIA3)})
+        yield
+
+
+def draws(space: Space, number: int = 40, seed: int = 0) -> Iterator[tuple[Any, dict[str, Any]]]:
+    study = create_study(sampler=RandomSampler(seed=seed))
+    for _ in range(number):
+        trial = study.ask()
+        yield trial, space.suggest(trial)
+
+
+# ---- drawing ---------------------------------------------------------------------------------------------------------
+def test_the_method_is_the_first_parameter_and_decides_which_others_there_are(parse: Any) -> None:
+    space = parse(TEXT)
+    assert space.methods == ("lora-xs", "ia3", "ranked")
+    assert list(space.parameters) == ["method", "learning_rate", "rank", "sigma", "side"]
+    assert pickle.loads(pickle.dumps(space)) == space
+    seen = set()
+    for _, params in draws(space):
+        assert next(iter(params)) == "method"
+        present = {name for name in ("rank", "sigma", "side") if name in params}
+        seen.add((params["method"], *sorted(present)))
+        assert params["learning_rate"] == 5e-5 or params.get("rank") in (4, 8)
+        if params["method"] == "lora-xs":
+            assert params["learning_rate"] >= 1e-3
+    assert seen == {
+        ("lora-xs", "rank", "sigma"),
+        ("ia3", "side"),
+        ("ranked", "rank"),
+        ("ranked", "rank", "side"),
+    }
+
+
+def test_optuna_knows_each_alternative_by_a_name_of_its_own(parse: Any) -> None:
+    space = parse(TEXT)
+    assert space.distributions() == {
+        "method": CategoricalDistribution(("lora-xs", "ia3", "ranked")),
+        "learning_rate": FloatDistribution(1e-3, 1e-2, log=True),
+        "learning_rate[1]": FloatDistribution(1e-4, 1e-3, log=True),
+        "rank": CategoricalDistribution((4, 8)),
+        "sigma": CategoricalDistribution(("input", "sqrt")),
+        "side": CategoricalDistribution(("input", "output")),
+        "side[1]": CategoricalDistribution(("input", "both")),
+    }
+    for trial, params in draws(space):
+        assert trial.distributions.items() <= space.distributions().items()
+        assert set(params) <= set(space.parameters)
+        assert trial.params.items() <= space.drawn_params(params).items()
+        again = FixedTrial(space.drawn_params(params))
+        assert space.suggest(again) == params
+        assert (again.params, again.distributions) == (trial.params, trial.distributions)
+
+
+def test_params_resolve_by_the_trials_method(parse: Any) -> None:
+    space = parse(TEXT)
+    params = {"method": "ranked", "rank": 4, "learning_rate": 2e-4}
+    assert space.method_of(params).name == "ranked"
+    made = space.hyperparameters(params, MODULES, 3)
+    assert (made.method, made.rank, made.method_params) == ("ranked", 0, {"rank": 4, "side": "both"})
+    made = space.hyperparameters({"method": "lora-xs", "rank": 4, "learning_rate": 2e-3}, MODULES, 3)
+    assert (made.method, made.rank, made.method_params, made.factor_rank) == ("lora-xs", 4, {}, 64)
+
+
+def test_one_method_leaves_no_trace_in_params_and_conditions_on_it_hold(parse: Any) -> None:
+    one, plain = (
+        parse(TEXT.replace(TEXT[TEXT.index("parameters") : TEXT.index("search")], parameters), "method=lora-xs")
+        for parameters in (
+            "parameters:\n  rank: {choice: [4, 8], when: {method: lora-xs}}\n"
+            "  learning_rate: [{value: 1.0e-3, when: {method: lora-xs}}, 1.0e-4]\n",
+            "parameters:\n  rank: {choice: [4, 8]}\n  learning_rate: 1.0e-3\n",
+        )
+    )
+    assert one.methods == ("lora-xs",)
+    assert one.parameters == plain.parameters
+    assert [params for _, params in draws(one)] == [params for _, params in draws(plain)]
+
+
+# ---- what a space amounts to -----------------------------------------------------------------------------------------
+def test_factors_bytes_and_sizes_are_each_methods_own(parse: Any) -> None:
+    text = TEXT.replace("rank: {choice: [4, 8]}", "rank: [{choice: [4, 100], when: {method: lora-xs}}, 8]")
+    space = parse(text.replace("[input, both], when: {method: ranked, rank: 8}", "[input, both]"))
+    assert [(each.basis, each.rank) for each in space.factor_sets()] == [("top", 128)]
+    assert space.largest().batch_size == 16
+    assert max(params["rank"] for _, params in space.largest().adapters) == 100
+    modules = tuple(LinearModule(module.name, 128, 128) for module in MODULES)
+    described = describe(space, modules)
+    assert list(described.methods) == ["lora-xs", "ia3", "ranked"]
+    by_rank = described.methods["lora-xs"]
+    assert (by_rank.smallest.params, by_rank.largest.params) == ({"rank": 4}, {"rank": 100})
+    assert described.largest == by_rank.largest
+    assert described.smallest.method in ("lora-xs", "ia3")
+    assert described.methods["ranked"].largest.params == {"side": "both"}
+
+
+def test_those_that_cannot_share_passes_are_named_once(parse: Any) -> None:
+    space = parse(TEXT)
+    assert (space.is_packable, space.unpackable_methods) == (True, ("ia3", "ranked"))
+    (note,) = notes(space)
+    assert note.startswith("trials of methods ia3 and ranked cannot share passes: each trains alone")
+    assert describe(space, MODULES).notes == (note,)
+    assert notes(parse(TEXT, "search.pack_size=1")) == (), "nothing is packed at all"
+    parameters = "parameters={learning_rate: 1.0e-3}"
+    alone = parse(TEXT, "method={choice: [ia3, ranked]}", parameters)
+    assert (alone.is_packable, notes(alone)) == (False, ())
+    assert notes(parse(TEXT, "method=lora-xs", "parameters={rank: 4, learning_rate: 1.0e-3}")) == ()
+
+
+def test_a_method_whose_options_cannot_share_passes_is_named_as_far_as_it_goes(
+    parse: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS._entries, "lora", Lora)
+    rest = ", learning_rate: 1.0e-3, rank: {choice: [4, 64]}}"
+    some = parse(TEXT, "method=lora", "parameters={dora: {choice: [true, false]}" + rest)
+    assert (some.is_packable, some.unpackable_methods) == (True, ())
+    (note,) = notes(some)
+    assert note.startswith("some trials of method lora cannot share passes: each trains alone")
+    assert {params["rank"] for _, params in some.largest().adapters} == {4, 64}
+    for options in ("dora: true", "init: pissa", "init: {choice: [pissa]}"):
+        none = parse(TEXT, "method=lora", f"parameters={{{options}{rest}")
+        assert (none.is_packable, none.unpackable_methods, notes(none)) == (False, ("lora",), ())
+    every = parse(TEXT, "method=lora", "parameters={init: {choice: [gaussian, default]}" + rest)
+    assert (every.is_packable, notes(every)) == (True, ())
+
+
+def test_a_whole_choice_may_be_overridden(parse: Any) -> None:
+    space = parse(TEXT, "method.choice=[lora-xs, ranked]", "parameters.side={value: both, when: {method: ranked}}")
+    assert space.methods == ("lora-xs", "ranked")
+    assert parse(space.text).parameters == space.parameters
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+FAULTS = """
+  sigma: {choice: [input], when: {method: ia3}} | sigma.when.method | takes sigma: lora-xs, but got "ia3"
+  sigma: {choice: [input], when: {method: [lora-xs, ia3]}} | sigma.when.method[1] | but got "ia3"
+  sigma: {choice: [input], when: {method: lora}} | sigma.when.method | must be one of: lora-xs, ia3, ranked
+  sigma: {choice: [input], when: {side: input}} | sigma.when.side | but side is one that ia3 and ranked take
+  sigma: {choice: [input], when: {batch_size: 3}} | sigma.when.batch_size | must name a parameter of this space: method
+  basis: {value: top, when: {sigma: none}} | basis.when.sigma | a value that sigma may have: input, sqrt
+  width: 3 | width | but got 'width'
+  alpha: 16 | alpha | use `scale` (= alpha / rank)
+  method: ia3 | method | must stand at the top of the file
+  rank: {choice: [4, 32]} | rank.choice[1] | must be an integer in 2..16, but got 32, as lora-xs and ranked take it
+  rank: {value: 4, when: {method: ranked}} | rank.when | beside it, since every trial of lora-xs needs a rank
+  rank: [{value: 4, when: {sigma: sqrt}}] | rank | must end with an item without `when`, since every trial of lora-xs
+  side: {choice: [input, output]} | side.choice[1] | must be one of: input, but got "output", as ia3 and ranked take it
+  weight_decay: [{value: 0.1}, 0.2] | weight_decay[0] | must have `when`, as all but the last
+  weight_decay: [{value: 0.1, when: {rank: 4}}, {value: 1, else: 0}] | weight_decay[1].else | make the value its last
+  weight_decay: [{value: x, when: {rank: 4}}, 0] | weight_decay[0].value | must be a number
+  weight_decay: [{value: 1, when: {rank: 5}}, 0] | weight_decay[0].when.rank | a value that rank may have: 4, 8
+  weight_decay: [0.1, 0.2] | weight_decay | write {choice: [0.1, 0.2]}
+"""
+ROWS = [tuple(row.strip().split(" | ")) for row in FAULTS.strip().splitlines()]
+
+
+@pytest.mark.parametrize(("line", "key", "told"), ROWS, ids=[row[1] for row in ROWS])
+def test_a_fault_has_its_line_and_remedy(faults: Any, line: str, key: str, told: str) -> None:
+    name = line.partition(":")[0]
+    kept = [each for each in TEXT.splitlines() if not each.strip().startswith((f"{name}:", "- {"))]
+    if name == "side" or "side" not in line:
+        kept = [each for each in kept if not each.strip().startswith("side:")]
+    kept = [each.replace("side:", "side: input") if each.strip() == "side:" else each for each in kept]
+    kept = ["  learning_rate: 1.0e-3" if "- 5.0e-5" in each else each for each in kept if "learning_rate:" not in each]
+    (at,) = [number for number, each in enumerate(kept) if each.startswith("search:")]
+    lines = faults("\n".join([*kept[:at], f"  {line}", *kept[at:]]))
+    (fault,) = [each for each in lines if each.startswith(f"space.yaml:{at + 1}: parameters.{key}: ")]
+    assert told in fault
+    assert len(lines) == 1, lines
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "told"),
+    [
+        ("{choice: [lora-xs, ia33]}", "method.choice[1]", 'must be one of: ia3, lora-xs, ranked, but got "ia33"'),
+        ("{choice: [ia3, ia3]}", "method.choice[1]", "must list each value once"),
+        ("[lora-xs, ia3]", "method", 'write {choice: ["lora-xs", "ia3"]}'),
+        ("{choice: [lora-xs, ia3, ranked], when: {rank: 4}}", "method.when", "must be one of: choice"),
+        ("{int: [1, 2]}", "method.int", "use choice"),
+        ("{choice: []}", "method.choice", "at least one value"),
+    ],
+)
+def test_a_choice_of_methods_that_is_none(faults: Any, given: str, key: str, told: str) -> None:
+    (line,) = faults(TEXT.replace("{choice: [lora-xs, ia3, ranked]}", given))
+    assert line.startswith(f"space.yaml:3: {key}: ")
+    assert told in line
+
+
+def test_what_a_method_needs_is_missed_with_its_name(faults: Any) -> None:
+    text = TEXT.replace("  rank: {choice: [4, 8]}\n", "").replace(", rank: 8", "").replace("rank: 4", "side: input")
+    (line,) = faults(text)
+    assert line == "space.yaml:4: parameters.rank: is required by lora-xs: an integer in 1..65536, or a range of them."
+
+
+def test_words_that_no_value_fits_need_an_item_for_each_method(faults: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    law = RankedIA3.parameters["side"]
+    monkeypatch.setattr(RankedIA3, "parameters", {**RankedIA3.parameters, "side": type(law)("float", default=0.5)})
+    (line,) = faults(TEXT, "parameters.side=input")
+    assert "must be declared in a list, an item for each method with `when: {method: ...}`" in line
+    assert line.endswith("since its values differ: one of: output, input for ia3; a number of at least 0 for ranked.")
+
+
+def test_faults_of_methods_and_of_the_rest_come_together(faults: Any) -> None:
+    text = TEXT.replace("[4, 8]", "[4, 8.5]").replace("{method: ia3}", "{method: lora-xs}").replace("trials: 4", "x: 4")
+    assert [line.split(": ")[1] for line in faults(text)] == [
+        "parameters.rank.choice[1]",
+        "parameters.side[0].when.method",
+        "search.x",
+    ]
+
+
+# ---- any space -------------------------------------------------------------------------------------------------------
+VALUES: dict[str, list[Any]] = {
+    "rank": [2, 4, 8],
+    "side": ["input"],
+    "sigma": ["input", "sqrt", "none"],
+    "basis": ["top", "random"],
+    "scale": [0.5, 1.0],
+    "batch_size": [2, 4],
+    "learning_rate": [1e-3, 1e-2],
+}
+LORA_XS = ("sigma", "basis", "scale")
+TAKERS = {
+    "rank": ["lora-xs", "ranked"],
+    "side": ["ia3", "ranked"],
+    **{key: ["lora-xs"] for key in ("sigma", "basis", "scale")},
+}
+
+
+@st.composite
+def section(draw: st.DrawFn, methods: list[str]) -> dict[str, Any]:
+    taken = [name for name in VALUES if set(TAKERS.get(name, methods)) & set(methods)]
+    declared: dict[str, Any] = {}
+    for name in draw(st.permutations(taken)):
+        left = [method for method in methods if method in TAKERS.get(name, methods)]
+        items = []
+        while left and draw(st.integers(0, 2)):
+            when = draw(condition(left, declared))
+            items.append({"choice": draw(choices(name)), "when": when})
+            left = [method for method in left if method not in when.get("method", ())]
+        last = {"choice": draw(choices(name))}
+        if name not in ("rank", "learning_rate") and items and draw(st.booleans()):
+            declared[name] = items
+        else:
+            declared[name] = [*items, last] if items else last
+    return declared
+
+
+def choices(name: str) -> st.SearchStrategy[list[Any]]:
+    return st.lists(st.sampled_from(VALUES[name]), min_size=1, unique=True)
+
+
+@st.composite
+def condition(draw: st.DrawFn, takers: list[str], declared: dict[str, Any]) -> dict[str, Any]:
+    """Return a condition on the method, or on a parameter that comes before and that trials have together with it."""
+    parents = [name for name in declared if set(TAKERS.get(name, takers)) & set(takers)]
+    other = draw(st.sampled_from(["method", *parents]))
+    if other == "method":
+        return {"method": draw(st.lists(st.sampled_from(takers), min_size=1, unique=True))}
+    given = declared[other]
+    items = given if isinstance(given, list) else [given]
+    return {other: draw(st.sampled_from([value for item in items for value in item["choice"]]))}
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_whatever_is_drawn_resolves_and_holds_its_own_methods_params_alone(parse: Any, data: st.DataObject) -> None:
+    methods = data.draw(st.lists(st.sampled_from(["lora-xs", "ia3", "ranked"]), min_size=1, unique=True))
+    document = {
+        "task": "sst2",
+        "base_model": "a/b",
+        "method": {"choice": methods},
+        "parameters": data.draw(section(methods)),
+    }
+    space = parse(yaml.safe_dump(document, sort_keys=False))
+    for trial, params in draws(space, 5, seed=data.draw(st.integers(0, 99))):
+        method = space.method_of(params)
+        assert ("method" in params) == (len(methods) > 1)
+        assert params.keys() <= {"method", *method.parameters, *COMMON}
+        made = space.hyperparameters(params, MODULES, 1)
+        assert made.method == method.name
+        own = {name: value for name, value in params.items() if name in method.parameters}
+        assert own.items() <= method.params(made).items()
+        assert made.learning_rate == params["learning_rate"]
+        again = FixedTrial(space.drawn_params(params))
+        assert space.suggest(again) == params
+        assert (again.params, again.distributions) == (trial.params, trial.distributions)
+    reached = set(_walk(space))
+    assert space.grid_size() == len(reached)
+    groups = {name: get_method(name).sized_by for name in space.methods}
+    for name, extremes in describe(space, MODULES).methods.items():
+        assert set(extremes.smallest.params) == set(groups[name])
+
+
+def _walk(space: Space) -> Iterator[tuple[Any, ...]]:
+    waiting: list[dict[str, Any]] = [{}]
+    while waiting:
+        script = waiting.pop()
+        trial = _Scripted(script)
+        params = space.suggest(trial)  # type: ignore[arg-type]  # a trial is what answers
+        if trial.open is None:
+            # Alternatives with a value in common count each of them.
+            yield tuple(script.items())
+            assert params
+        else:
+            name, options = trial.open
+            waiting += [script | {name: option} for option in options]
+
+
+class _Scripted:
+    """Answers from a script; the first question that is not in it stays open (and gets a stand-in answer)."""
+
+    def __init__(self, script: dict[str, Any]) -> None:
+        self.script = script
+        self.open: tuple[str, list[Any]] | None = None
+
+    def suggest_categorical(self, name: str, options: list[Any]) -> Any:
+        if name in self.script:
+            return self.script[name]
+        if self.open is None:
+            self.open = (name, options)
+        return options[0]
