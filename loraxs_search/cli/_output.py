@@ -81,8 +81,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Sequence[Yardstick] = ()) -> None:
     """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks.
 
-    Columns that only some studies have are left out where no trial has a value: the step that is kept, of written answers
-    the shares `unparsed` and `unended`, and the earlier trial that params are from. Of several methods, what each trains is not R alone.
+    Columns that only some studies have are left out where no trial has a value: the step that is kept, of written
+    answers the shares `unparsed` and `unended`, and the earlier trial that params are from. What trials of several
+    methods train is not R alone.
     """
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     cells = [*(_cells(row, task) for row in rows), *(_yardstick_cells(yardstick, task) for yardstick in yardsticks)]
