@@ -64,7 +64,7 @@ def test_studies_are_named_or_found(parse: Any) -> None:
         (
             "reviews",
             "warm_start",
-            'must be a list of studies, or auto, which finds them, but got "reviews"; write [rev',
+            'must be a list of studies, or auto, which finds them, but got "reviews"; write [',
         ),
         ("[]", "warm_start", "must be a list of studies"),
         ("3", "warm_start", "must be a list of studies"),
