@@ -58,7 +58,7 @@ class EarlierStudy:
     """A study as another search may start from it.
 
     Args:
-        study_id: Never used twice, even when a name is.
+        study_id: That its runs carry, never used twice, even when a name is; empty where it has no runs.
         base_digest: Of the base's weights; empty where it is not known.
         kind: Of its task; empty where it is not known.
         trials: Best first; those that failed or have no score are not among them.

@@ -12,6 +12,7 @@ from loraxs_search.records import EarlierStudy, EarlierTrial, Identity, TrialSta
 from loraxs_search.reports import leaderboard
 from loraxs_search.search_space import EarlierStudies, Space, fail_with, place_params, single_method
 from loraxs_search.studies import StudyFolder, list_studies
+from loraxs_search.tracking import recorded_id
 
 MAX_STUDIES, BEST = 3, 3
 _COLD = "no finished study of this base and task kind has params in this space: the sampler proposes all trials"
@@ -127,7 +128,7 @@ def local_study(folder: StudyFolder) -> EarlierStudy:
     ended = [row for row in rows if row.state in (TrialState.COMPLETE, TrialState.PRUNED) and row.score is not None]
     return EarlierStudy(
         name=info.name,
-        study_id=info.study_id,
+        study_id=recorded_id(folder.path),
         base_digest=identity.base_digest if identity else "",
         kind=info.task.kind,
         created_at=info.created_at,
@@ -147,9 +148,9 @@ def _fitting(space: Space, base_digest: str, uri: str) -> list[_PlacedStudy]:
     fitting: list[_PlacedStudy] = []
     for study in heapq.merge(here, recorded, key=lambda each: -each.created_at):
         placed = _placed(space, study)
-        if study.study_id not in seen and placed.trials:
+        if placed.trials and study.study_id not in seen:
             fitting.append(placed)
-        seen.add(study.study_id)
+            seen |= {study.study_id} - {""}
         if len(fitting) == MAX_STUDIES:
             break
     return fitting
