@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 
 from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, locate
 from loraxs_search.errors import LoraxsError
+from loraxs_search.methods import METHODS
 from loraxs_search.records import BaseModel
 from loraxs_search.search_space import Space, describe, load_space, parse_space, shipped_space_path, shipped_spaces
 from loraxs_search.search_space._parameter_specs import parameter_specs
@@ -131,6 +132,21 @@ def test_the_table_of_parameters_names_every_key_default_and_word():
             assert_default(default, PydanticUndefined if spec.default is None else spec.default, name)
 
 
+def test_the_table_of_methods_names_each_with_its_keys_and_defaults():
+    table = SEARCH_SPACES.table("`method`")
+    assert {name.strip("`") for name in table} == set(METHODS.names())
+    for name, (_, keys) in table.items():
+        method = METHODS.get(name.strip("`"))()
+        if method.name == "lora-xs":
+            continue
+        said = dict(re.findall(r"`(\w+)` (required|`[^`]*`)", keys))
+        assert said.keys() == method.parameters.keys()
+        for key, spec in method.parameters.items():
+            default = PydanticUndefined if spec.default is None else spec.default
+            assert_default(said[key], default, f"{name} {key}")
+            assert set(spec.names) <= set(re.findall(r"`(\w+)`", SEARCH_SPACES.text)), key
+
+
 def assert_default(said: str, default: Any, name: str) -> None:
     """Compare what a table says with a key's default; words stand for what is required, or nothing at all."""
     written = re.fullmatch(r"`([^`]*)`", said)
@@ -140,7 +156,7 @@ def assert_default(said: str, default: Any, name: str) -> None:
         assert said == "required"
     else:
         assert (said == "required") == (default is PydanticUndefined), name
-        assert default in (PydanticUndefined, None, [], {}), f"{name}: say its default"
+        assert default in (PydanticUndefined, None, [], (), {}), f"{name}: say its default"
 
 
 def test_every_task_metric_and_column_is_named():
