@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from support.decoders import VOCABULARY, DecoderWorld, tokenizer
 
 from loraxs_search.methods.loraxs import use_factor_store
