@@ -15,7 +15,9 @@ from loraxs_search.reports.text_plot import text_plot
 
 
 def command(  # noqa: PLR0913, PLR0917  # each is an option
-    studies: Annotated[list[str], typer.Argument(help="Names of studies of one task, on the same rows and base.")],
+    studies: Annotated[
+        list[str], typer.Argument(help="Names of studies of one task, on the same rows and base.", metavar="STUDY...")
+    ],
     by: Annotated[
         str, typer.Option("--by", help="What is compared: method, study, or a parameter.", metavar="PARAM")
     ] = "method",
@@ -48,7 +50,7 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
 
     Equal budgets: of each group, the first N trials that have ended are compared; N is what the smallest group has.
     Stopped and failed trials count. A search tries bad values less often, so give each value a study of its own:
-    `launch SPACE --set method=lora --name with-lora`.
+    `launch SPACE --set parameters.basis=bottom --name bottom`.
 
     The best: `best` is the group's trial with the best score among those that trained all their steps, `R` and `bytes`
     are what it stores. `over seeds` is the mean and deviation of it and its refits on all validation rows, where it is
