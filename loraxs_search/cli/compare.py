@@ -16,7 +16,7 @@ from loraxs_search.reports.text_plot import text_plot
 
 def command(  # noqa: PLR0913, PLR0917  # each is an option
     studies: Annotated[
-        list[str], typer.Argument(help="Names of studies of one task, on the same rows and base.", metavar="STUDY...")
+        list[str], typer.Argument(help="Names of studies of one task, on the same rows and base.", metavar="STUDY")
     ],
     by: Annotated[
         str, typer.Option("--by", help="What is compared: method, study, or a parameter.", metavar="PARAM")
@@ -60,7 +60,7 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
     Differences: `gain` is what a group gains over the first one, and `p` the chance of such a difference if there were
     none. Where both groups have a finalist, its answers to the test rows are compared one by one (McNemar's test, or a
     paired bootstrap). Only finalists' answers are kept. So otherwise the means over seeds are compared (Welch's test),
-    and `by` says `seeds`. Three seeds show large differences only.
+    if they are on the same validation rows. `by` says `seeds` then. Three seeds show large differences only.
 
     Sizes: `R/lora` and `bytes/lora` compare the smallest adapters of a group and of LoRA that reach the best score that
     both reach, less `--tolerance`. 0.1 is a tenth. `reached` is the number of the group's first trial as good as the
