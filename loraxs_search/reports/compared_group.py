@@ -95,11 +95,12 @@ class Group:
     def evidence(self) -> Evidence:
         """What of the group can be tested."""
         task, tested = self.studies[0].info.task, self._tested
+        on_all_rows = self._best_candidate is not None or task.validation_rows is None
         if tested is None:
-            return Evidence(task, self.seed_scores)
+            return Evidence(task, self.seed_scores, on_all_rows)
         study = next(study for study in self.studies if study.name == tested.study)
         rows = study.folder.confirmations().rows_path(tested.trial_id)
-        return Evidence(task, self.seed_scores, tested, rows if rows.is_file() else None)
+        return Evidence(task, self.seed_scores, on_all_rows, tested, rows if rows.is_file() else None)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _is_small_enough(self, size: AdapterSize) -> bool:

@@ -16,6 +16,7 @@ from loraxs_search.errors import StudyError, UsageError
 from loraxs_search.records import Identity, TrialState
 from loraxs_search.reports import compare
 from loraxs_search.reports.size_ratio import Point, front_of, ratio_to
+from loraxs_search.studies import StudyFolder
 
 
 def tried(score: float, stored_bytes: int = 1000, **params):
@@ -139,6 +140,18 @@ def test_trials_with_the_same_params_are_seeds_of_a_recipe_that_is_no_candidate(
     assert (full.num_trials, full.over_seeds.count) == (5, 3)
     confirm(methods[1], "00001", [0.85, 0.84])
     assert compare(["lora", "again"]).groups[0].seed_scores == (0.85, 0.84), "refits are scored on all rows"
+
+
+@pytest.mark.parametrize(("validation_rows", "compared"), [(None, True), (100, False)])
+def test_seeds_are_compared_on_the_same_validation_rows(fresh_home, validation_rows, compared):
+    task = replace(TASK, validation_rows=validation_rows)
+    confirm(searched("xs", XS, task=task), "00003", [0.9, 0.8])
+    searched("full", [tried(0.9, rate=1), tried(0.8, rate=1)], task=task, space="method: full\n")
+    first, second = compare(["xs", "full"], by="study").groups
+    assert (first.best.trial, len(second.seed_scores)) == ("xs/00001", 2)
+    assert first.seed_scores == (), "outside the budget"
+    confirm(StudyFolder.open("xs"), "00001", [0.8, 0.7])
+    assert (compare(["xs", "full"], by="study").groups[1].difference is not None) == compared
 
 
 def test_reports_of_another_metric_are_no_seeds(fresh_home):
