@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,15 @@ pytestmark = [
 ]
 REAL = (f"base_model={json.dumps(QUICKSTART)}", "search.scheduler=none", "search.max_steps=4", "promotion.seeds=0")
 WARM = (*REAL, "search.trials=4", "search.concurrent=1", "warm_start=[earlier]")
+
+
+@contextmanager
+def away(name: str) -> Iterator[None]:
+    """Have no study of that name on this machine."""
+    path = StudyFolder.open(name).path
+    hidden = path.rename(path.with_name(f".{name}"))
+    yield
+    hidden.rename(path)
 
 
 @pytest.fixture
@@ -63,8 +72,7 @@ def test_killed_and_resumed_it_begins_with_the_same_whatever_has_become_of_the_e
     with start(in_search_home, "launch", str(tiny_space), "--name", "killed", *overrides) as driver:
         wait_for_reports(driver, "killed", 1)
         driver.kill()
-    shutil.rmtree(StudyFolder.open("earlier").path)
-    with start(in_search_home, "resume", "killed") as again:
+    with away("earlier"), start(in_search_home, "resume", "killed") as again:
         out, talk = again.communicate(timeout=600)
     assert again.returncode == 0, talk
     assert f"earlier/{earlier[0]}" in out
@@ -75,8 +83,8 @@ def test_killed_and_resumed_it_begins_with_the_same_whatever_has_become_of_the_e
 
 def test_another_machine_starts_from_the_records(earlier: list[str], search: Callable[..., SearchResult]) -> None:
     expected = StudyFolder.open("whole").warm_trials()
-    shutil.rmtree(StudyFolder.open("earlier").path)
-    search("elsewhere", *WARM, "search.trials=1")
+    with away("earlier"):
+        search("elsewhere", *WARM, "search.trials=1")
     assert StudyFolder.open("elsewhere").warm_trials().trials == expected.trials[:1]
 
 
