@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +57,22 @@ def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[.
         return launch(str(tiny_space), name=name, overrides=overrides, stop=stop)
 
     return launched
+
+
+@pytest.fixture
+def wait_for_reports() -> Callable[[subprocess.Popen[str], str, int], None]:
+    """Wait until a driver's study has so many reports."""
+
+    def wait(driver: subprocess.Popen[str], study: str, number: int) -> None:
+        from loraxs_search.studies import StudyFolder
+
+        end = time.monotonic() + 400
+        while not StudyFolder.exists(study) or len(StudyFolder.open(study).journal().reports) < number:
+            assert driver.poll() is None, f"the driver ended early: {driver.communicate()}"
+            assert time.monotonic() < end, "the search did not come so far"
+            time.sleep(0.05)
+
+    return wait
 
 
 @pytest.fixture
