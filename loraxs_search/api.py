@@ -282,11 +282,11 @@ def predict(
     """
     import numpy as np
 
-    from loraxs_search.base_model import load_tokenizer, locate
+    from loraxs_search.base_model import load_tokenizer, locate, use_padded_attention
     from loraxs_search.methods.loading import load_adapter_folder
     from loraxs_search.tasks import RowSource, encode, kind_of
     from loraxs_search.tasks.questions import question_rows, shown_question
-    from loraxs_search.trial import ask
+    from loraxs_search.trial import ask, base_of
 
     asked = question_rows(texts)
     folder = _found(registry.adapter_folder, name, base, tracking_uri)
@@ -300,6 +300,7 @@ def predict(
         cut, limit = int(questions.cut.sum()), kind.task.max_length
         log.warning("%d of %d rows are longer than max_length=%d: their beginnings are lost", cut, len(rows), limit)
     model, shown = load_adapter_folder(folder, base=model_base), [shown_question(row) for row in rows]
+    use_padded_attention(base_of(model))
     if on_text is None:
         return ask(model, source, kind.predict(source, questions, shown), model.device)
     predictions = []

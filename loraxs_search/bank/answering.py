@@ -14,15 +14,16 @@ from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.bank_rows import BankRows
 from loraxs_search.base_model import joined
-from loraxs_search.records import Split
 from loraxs_search.tasks import Batch, RowSource, eval_batches
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import PassOutputs, Read, Request, Write, Written
 from loraxs_search.trial.evaluate import EVAL_TOKENS, in_row_order
 from loraxs_search.trial.generate import default_rows, open_rows, writing_batches
 from loraxs_search.trial.open_row import written
+from loraxs_search.trial.shared_prompts import is_worth_sharing, prompt_groups
 
 OnText = Callable[[str | None, int, str], None]
+Indices = npt.NDArray[np.int64]
 NameT = TypeVar("NameT", bound=str | None)
 
 
@@ -59,7 +60,7 @@ def write_all(
     every = [(name, row) for name, own in rows.items() for row in own]
     if every:
         lengths = np.array([len(row.prompt) + writes[name].max_new_tokens for name, row in every])
-        for batch in writing_batches(lengths, default_rows(bank.model.device)):
+        for batch in writing_batches(lengths, default_rows(bank.device)):
             bank.write([owners[every[i][0]] for i in batch], [every[i][1] for i in batch])
     return {name: written(own) for name, own in rows.items()}
 
@@ -83,22 +84,79 @@ def _read_outputs(
 def _read_states(
     reads: Mapping[str, Read], owners: Mapping[str, int], bank: BankRows, source: RowSource
 ) -> dict[str, tuple[Tensor, ...]]:
-    """Compute last hidden states for the rows of all requests, in passes of rows of like lengths."""
-    whole = {name: _whole(read.source) for name, read in reads.items()}
-    every = [(name, place) for name, read in reads.items() for place in range(len(read.rows))]
-    lengths = np.array([whole[name].lengths[reads[name].rows[place]] for name, place in every])
-    parts: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in reads}
-    places: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in reads}
-    for chosen in eval_batches(lengths, EVAL_TOKENS) if every else ():
-        of_name: dict[str, list[int]] = {}
+    """Compute last hidden states for the rows of all requests; prompts that many rows share are computed once."""
+    sources = {name: source.encoded(read.source) for name, read in reads.items()}
+    shared = {name: read for name, read in reads.items() if is_worth_sharing(sources[name], read.rows)}
+    whole = {name: read for name, read in reads.items() if name not in shared}
+    return {
+        **_read_whole(whole, {name: sources[name].with_prompts() for name in whole}, owners, bank, source),
+        **_read_shared(shared, sources, owners, bank, source),
+    }
+
+
+def _read_whole(
+    reads: Mapping[str, Read],
+    sources: Mapping[str, EncodedRows],
+    owners: Mapping[str, int],
+    bank: BankRows,
+    source: RowSource,
+) -> dict[str, tuple[Tensor, ...]]:
+    """Compute requests in passes of rows of like lengths."""
+
+    def compute(places: Mapping[str, Indices]) -> dict[str, tuple[Tensor, ...]]:
+        batches = {name: source.collate(sources[name], reads[name].rows[own]) for name, own in places.items()}
+        outputs = _states_of(batches, owners, bank, source)
+        return {name: reads[name].reduce(outputs[name], batch.to(bank.device)) for name, batch in batches.items()}
+
+    every = [(name, np.array([place])) for name, read in reads.items() for place in range(len(read.rows))]
+    lengths = [sources[name].lengths[reads[name].rows[own]].item() for name, own in every]
+    return _in_batches(every, lengths, compute)
+
+
+def _read_shared(
+    reads: Mapping[str, Read],
+    sources: Mapping[str, EncodedRows],
+    owners: Mapping[str, int],
+    bank: BankRows,
+    source: RowSource,
+) -> dict[str, tuple[Tensor, ...]]:
+    """Compute requests prompt by prompt, each with all rows that continue it."""
+
+    def compute(places: Mapping[str, Indices]) -> dict[str, tuple[Tensor, ...]]:
+        rows = {name: reads[name].rows[own] for name, own in places.items()}
+        parts = [sources[name].take(own) for name, own in rows.items()]
+        outputs = bank.read_shared([owners[name] for name in rows], parts)
+        batches = [source.collate(sources[name], own).to(bank.device) for name, own in rows.items()]
+        return {
+            name: reads[name].reduce(output, batch) for name, output, batch in zip(rows, outputs, batches, strict=True)
+        }
+
+    groups = [(name, *group) for name, read in reads.items() for group in prompt_groups(sources[name], read.rows)]
+    return _in_batches([(name, own) for name, _, own in groups], [tokens for _, tokens, _ in groups], compute)
+
+
+def _in_batches(
+    items: Sequence[tuple[str, Indices]],
+    lengths: Sequence[int],
+    compute: Callable[[Mapping[str, Indices]], Mapping[str, tuple[Tensor, ...]]],
+) -> dict[str, tuple[Tensor, ...]]:
+    """Compute places of requests, those of an item together; return each request's results in the order of its rows.
+
+    Args:
+        items: The name of a request, and places in its rows.
+        lengths: Tokens of each item.
+    """
+    parts: dict[str, list[tuple[Tensor, ...]]] = {}
+    places: dict[str, list[Indices]] = {}
+    for chosen in eval_batches(np.array(lengths), EVAL_TOKENS) if items else ():
+        of_name: dict[str, list[Indices]] = {}
         for number in chosen:
-            name, place = every[number]
-            of_name.setdefault(name, []).append(place)
-        rows = {name: np.array(own) for name, own in of_name.items()}
-        batches = {name: source.collate(whole[name], reads[name].rows[own]) for name, own in rows.items()}
-        for name, outputs in _states_of(batches, owners, bank, source).items():
-            parts[name].append(tuple(part.cpu() for part in reads[name].reduce(outputs, batches[name])))
-            places[name].append(rows[name])
+            name, own = items[number]
+            of_name.setdefault(name, []).append(own)
+        together = {name: np.concatenate(own) for name, own in of_name.items()}
+        for name, values in compute(together).items():
+            parts.setdefault(name, []).append(tuple(part.cpu() for part in values))
+            places.setdefault(name, []).append(together[name])
     return {name: in_row_order(places[name], own) for name, own in parts.items()}
 
 
@@ -117,23 +175,6 @@ def _states_of(
     outputs = bank.read(rows, inputs, torch.cat(moved))
     states = torch.split(outputs.read, [len(own) for own in moved])
     return {name: PassOutputs(own, outputs.project) for name, own in zip(batches, states, strict=True)}
-
-
-def _whole(rows: Split | EncodedRows) -> EncodedRows:
-    """Return rows that begin with their prompts, where they share these."""
-    assert isinstance(rows, EncodedRows)  # a bank has no splits
-    if rows.prompts is None or rows.prompt_of is None:
-        return rows
-    before = rows.prompts.take(rows.prompt_of)
-    numbers = range(len(rows))
-    positions = rows.positions
-    return EncodedRows(
-        ids=Ragged.of([np.concatenate([before.row(i), rows.ids.row(i)]) for i in numbers], np.int32),
-        positions=None
-        if positions is None
-        else Ragged.of([positions.row(i) + before.lengths[i] for i in numbers], np.int32),
-        targets=rows.targets,
-    )
 
 
 def _joined(batches: Sequence[Batch], source: RowSource) -> dict[str, Tensor]:

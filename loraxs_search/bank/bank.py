@@ -19,13 +19,13 @@ from loraxs_search.bank.continuing import Wishes, continued
 from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
 from loraxs_search.bank.texts import Questions
 from loraxs_search.base_model import load_tokenizer, locate
-from loraxs_search.errors import IntegrityError, UsageError
-from loraxs_search.methods import FILES
+from loraxs_search.errors import IntegrityError, UsageError, one_of
+from loraxs_search.methods import FILES, METHODS, get_method
 from loraxs_search.methods.loading import verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
 from loraxs_search.methods.reference_logits import compare_reference_logits, kept_logits
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, TaskModel, to_json
+from loraxs_search.records import BaseModel, BaseModelRef, Manifest, Prediction, Task, TaskModel, to_json
 from loraxs_search.registry import adapter_folder
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.kinds import Sampling, classifier
@@ -95,10 +95,11 @@ class AdapterBank:
         Raises:
             RegistryError, IntegrityError, BaseModelError, FactorMismatchError: as `pull` and `load_adapter`; what the
                 adapter stores must be R and head alone.
-            UsageError: it does not fit into `max_bytes`.
+            UsageError: it does not fit into `max_bytes`, or is of a method that a bank does not serve.
         """
         folder = adapter_folder(source or name, uri=resolve_uri(tracking_uri))
         manifest, _ = verified_manifest(folder, self.base)
+        _check_method(name, manifest)
         if missing := [file for file in FILES if file not in manifest.files]:
             raise IntegrityError(f"A manifest must vouch for {missing[0]}, but that of {folder} does not.")
         config = LoraXSConfig.from_pretrained(str(folder))
@@ -307,6 +308,19 @@ class AdapterBank:
         with self._lock:
             self._store.free_space(layout, names)
             self._store.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
+
+
+def _check_method(name: str, manifest: Manifest) -> None:
+    method = get_method(manifest.hyperparameters.method)
+    if method.serves_in_bank:
+        return
+    known = one_of([other for other, entry in METHODS.importable().items() if entry.serves_in_bank])
+    raise UsageError(
+        f"An adapter of a bank must be of method {known}, but {name} is of method {method.name}.",
+        hint="`loraxs-search pull --format lora` makes it an adapter of which PEFT and vLLM serve many side by side"
+        if "lora" in method.conversions
+        else "load it by itself, with `loraxs_search.load_adapter`",
+    )
 
 
 def _check_rows(names: Sequence[str | None]) -> None:

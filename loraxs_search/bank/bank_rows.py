@@ -12,10 +12,11 @@ from loraxs_search.bank.adapter_store import Part
 from loraxs_search.bank.bank_model import BankModel
 from loraxs_search.bank.stored_rows import StoredRows
 from loraxs_search.multiplexed import RowSegment
-from loraxs_search.tasks.encoded import Indices
+from loraxs_search.tasks.encoded import EncodedRows, Indices
 from loraxs_search.tasks.kinds import PassOutputs
 from loraxs_search.trial.generate import write_rows
 from loraxs_search.trial.open_row import OpenRow
+from loraxs_search.trial.shared_prompts import read_shared
 
 Owners = Sequence[int]  # of each row of a batch, which of the questions its adapter is that of
 
@@ -30,6 +31,11 @@ class BankRows:
     def __init__(self, model: BankModel, parts: Sequence[Part]) -> None:
         self.model, self._parts = model, parts
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the base."""
+        return self.model.device
+
     def logits(self, owners: Owners | None, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Return each row's logits, float32: its head's (labels,), or those after its last token (vocabulary,).
 
@@ -38,7 +44,7 @@ class BankRows:
         """
         parts = self._parts if owners is None else parts_of(self._parts, owners)
         order = torch.tensor([row for part in parts for row in part.rows])
-        mine = {name: value[order].to(self.model.device) for name, value in inputs.items()}
+        mine = {name: value[order].to(self.device) for name, value in inputs.items()}
         if self.model.has_head:
             lines = self.model.run(mine, None, self._segments(parts)).read
             widths = [self.model.num_labels(part.layout) for part in parts for _ in part.rows]
@@ -54,21 +60,43 @@ class BankRows:
         """Return the last hidden states that rows are asked for, (M, width), in the order of `reads` (M, 2)."""
         parts = parts_of(self._parts, owners)
         order = torch.tensor([row for part in parts for row in part.rows])
-        mine = {name: value[order].to(self.model.device) for name, value in inputs.items()}
+        mine = {name: value[order].to(self.device) for name, value in inputs.items()}
         places = torch.argsort(order)  # of each row, where it is computed
-        moved = torch.stack([places[reads[:, 0]], reads[:, 1]], dim=1).to(self.model.device)
+        moved = torch.stack([places[reads[:, 0]], reads[:, 1]], dim=1).to(self.device)
         return self.model.run(mine, moved, self._segments(parts))
+
+    def read_shared(self, owners: Owners, parts: Sequence[EncodedRows]) -> list[PassOutputs]:
+        """Return what is read of rows behind prompts that they share; prompts are shared within a part.
+
+        Args:
+            owners: Of each part.
+        """
+        order = self._order(owners)
+
+        def computing(part_of: Indices) -> AbstractContextManager[None]:
+            return self._computing([owners[order[i]] for i in part_of])
+
+        outputs = read_shared(self.model.model, [parts[i] for i in order], computing)
+        by_part = dict(zip(order, outputs, strict=True))
+        return [by_part[i] for i in range(len(parts))]
 
     def write(self, owners: Owners, rows: Sequence[OpenRow]) -> None:
         """Continue the rows of one batch until each has ended."""
-        order = [row for part in parts_of(self._parts, owners) for row in part.rows]
-        sorted_owners = [owners[row] for row in order]
+        order = self._order(owners)
 
         def computing(left: Indices) -> AbstractContextManager[None]:
             # Sorted as they are, the rows of an adapter stay side by side whichever of them leave.
-            return self.model.computing(self._segments(parts_of(self._parts, [sorted_owners[i] for i in left])))
+            return self._computing([owners[order[i]] for i in left])
 
         write_rows(self.model.model, [rows[row] for row in order], computing)
+
+    def _order(self, owners: Owners) -> list[int]:
+        """Return rows in an order in which those of one layout are side by side."""
+        return [row for part in parts_of(self._parts, owners) for row in part.rows]
+
+    def _computing(self, owners: Owners) -> AbstractContextManager[None]:
+        """Set whose the rows of this thread's passes are; they are in the order of `_order`."""
+        return self.model.computing(self._segments(parts_of(self._parts, owners)))
 
     def _segments(self, parts: Sequence[Part]) -> list[RowSegment[StoredRows]]:
         segments, start = [], 0

@@ -42,11 +42,14 @@ _NO_MATTER = {
 
 
 def use_padded_attention(model: PreTrainedModel) -> bool:
-    """Have a model compute attention this way if its hidden states stay what they are; return whether they do.
+    """Have a model on a CPU compute attention this way if its hidden states stay what they are; return whether it does.
 
     Args:
-        model: Loaded with "eager" attention, in evaluation mode; left so where its attention is of another kind.
+        model: Loaded with "eager" attention, in evaluation mode; left so where its attention is of another kind. One on
+            another device is left as it is.
     """
+    if model.device.type != "cpu":
+        return False
     AttentionInterface.register(PADDED, padded_attention)
     AttentionMaskInterface.register(PADDED, eager_mask)
     if not (kept := _stays_the_same(model)):

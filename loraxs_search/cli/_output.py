@@ -50,7 +50,7 @@ SetOption = Annotated[
 ]
 
 
-_OPTIONAL = ("front", "kept", "unparsed", "unended", "learnt bytes")  # columns of the leaderboard
+_OPTIONAL = ("front", "kept", "unparsed", "unended", "learnt bytes", "from")  # columns of the leaderboard
 
 
 def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
@@ -89,8 +89,9 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks.
 
     Columns that only some studies have are left out where no trial has a value: whether it is on the front of score and
-    bytes, the step that is kept, of written answers the shares `unparsed` and `unended`, and of files with projections,
-    which a seed or the base gives back, the bytes without them. Of several methods, what each trains is not R alone.
+    bytes, the step that is kept, of written answers the shares `unparsed` and `unended`, of files with projections,
+    which a seed or the base gives back, the bytes without them, and the earlier trial that params are from. Of several
+    methods, what each trains is not R alone.
     """
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     cells = [*(_cells(row, task) for row in rows), *(_yardstick_cells(yardstick, task) for yardstick in yardsticks)]
@@ -100,7 +101,7 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     names = [name for name in _columns(task) if name not in empty]
     body = [[*(row[name] for name in names), *own] for row, own in zip(cells, params, strict=True)]
     shown = ["parameters" if name == "R" and "method" in varying else name for name in names]
-    print_table([*shown, *varying], body, right=frozenset(shown[2:]))
+    print_table([*shown, *varying], body, right=frozenset(shown[2:]) - {"from"})
 
 
 def _columns(task: Task) -> list[str]:
@@ -108,7 +109,7 @@ def _columns(task: Task) -> list[str]:
     validated = [] if task.report_metric is None else [f"validation {task.metric}"]
     scores = [task.search_metric, *validated, f"test {task.metric}"]
     sizes = ["R", "bytes", "learnt bytes"]
-    return ["trial", "state", "front", "step", "kept", *scores, "unparsed", "unended", *sizes, "seconds"]
+    return ["trial", "state", "front", "step", "kept", *scores, "unparsed", "unended", *sizes, "seconds", "from"]
 
 
 def _names(rows: Sequence[LeaderboardRow]) -> list[str]:
@@ -132,6 +133,7 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
         "bytes": _value(row.stored_bytes),
         "learnt bytes": _value(row.without_projection),
         "seconds": f"{row.seconds:.1f}",
+        "from": f"{row.warm_start.study}/{row.warm_start.trial_id}" if row.warm_start else "-",
     }
 
 

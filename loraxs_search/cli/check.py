@@ -13,7 +13,7 @@ import typer
 from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table
 
 if TYPE_CHECKING:
-    from loraxs_search.records import AdapterSize, BaseModel, DataReport, LinearModule, Split
+    from loraxs_search.records import AdapterSize, BaseModel, DataReport, LinearModule, Split, WarmTrials
     from loraxs_search.search.cluster.placement import PackSize
     from loraxs_search.search_space import Space, SpaceDescription
 
@@ -26,14 +26,17 @@ def command(
     """Check a space against its base model; nothing is trained.
 
     Reports every mistake of the file, with its line. For a valid space it prints how many combinations there are, the
-    smallest and the largest adapter, and the layers of each module group.
+    smallest and the largest adapter, and the layers of each module group. With `warm_start` it says which trials of
+    earlier studies the search begins with, and what is left out.
 
     With --data it also reads the rows. It prints how many there are, how many of them two splits share, and how many
     trials would share this machine. It warns if scores would look better than they are, for instance because test rows
     are also in the training rows.
     """
     from loraxs_search.base_model import body_shapes, head_shapes, linear_modules
+    from loraxs_search.mlflow_uri import resolve_uri
     from loraxs_search.records import Head
+    from loraxs_search.search.driver.warm_start import warm_trials
     from loraxs_search.search_space import describe, load_space
     from loraxs_search.tasks import kind_of
 
@@ -44,6 +47,7 @@ def command(
     modules = linear_modules(base, model)
     heads = {head: head_shapes(base, model, head) for head in get_args(Head)}
     description = describe(loaded, modules, heads=heads, body=body_shapes(base, model))
+    warm = warm_trials(loaded, base.weight_digest, resolve_uri())
     rows = _check_rows(loaded, base, modules, description.largest.size.head_parameters) if data else None
     value = {
         "space": loaded.name,
@@ -53,8 +57,9 @@ def command(
         "pack_size": rows and rows.pack_size,
         "warnings": rows.warnings if rows else [],
         "description": description,
+        "warm_start": warm,
     }
-    emit(as_json, value, lambda: _show(loaded, base, description, rows))
+    emit(as_json, value, lambda: _show(loaded, base, description, rows, warm))
     sys.stdout.flush()
     for warning in rows.warnings if rows else ():
         print(f"warning: {warning}", file=sys.stderr)
@@ -99,8 +104,12 @@ def _check_rows(space: Space, base: BaseModel, modules: Sequence[LinearModule], 
     return _Rows(scored, prepared.report, data_warnings(prepared.report, scored), pack_size)
 
 
-def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> None:
-    for key, value in _summary(space, base, description, rows).items():
+def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None, warm: WarmTrials) -> None:
+    summary = _summary(space, base, description, rows)
+    if space.warm_start is not None:
+        started = f"the first {len(warm.trials)} trials have params of {', '.join(warm.studies)}"
+        summary["warm start"] = "; ".join([*([started] if warm.trials else []), *warm.notes])
+    for key, value in summary.items():
         print(f"{key:<11} {value}")
     print()
     _show_extremes(description)
@@ -155,6 +164,8 @@ def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows:
         "budget": f"{plan.trials} trials of at most {plan.max_steps} steps, scored every {plan.report_every}",
         "pack size": _pack_size(plan.pack_size, rows),
     }
+    if space.start_from is not None:
+        facts["start from"] = f"{space.start_from}, as the registry has it at launch"
     if kind_of(task).shots:
         facts["at the end"] = _end(space, rows)
     if description.notes:

@@ -15,7 +15,9 @@ from loraxs_search.reports.text_plot import text_plot
 
 
 def command(  # noqa: PLR0913, PLR0917  # each is an option
-    studies: Annotated[list[str], typer.Argument(help="Names of studies of one task, on the same rows and base.")],
+    studies: Annotated[
+        list[str], typer.Argument(help="Names of studies of one task, on the same rows and base.", metavar="STUDY")
+    ],
     by: Annotated[
         str, typer.Option("--by", help="What is compared: method, study, or a parameter.", metavar="PARAM")
     ] = "method",
@@ -48,7 +50,7 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
 
     Equal budgets: of each group, the first N trials that have ended are compared; N is what the smallest group has.
     Stopped and failed trials count. A search tries bad values less often, so give each value a study of its own:
-    `launch SPACE --set method=lora --name with-lora`.
+    `launch SPACE --set parameters.basis=bottom --name bottom`.
 
     The best: `best` is the group's trial with the best score among those that trained all their steps, `R` and `bytes`
     are what it stores. `over seeds` is the mean and deviation of it and its refits on all validation rows, where it is
@@ -58,11 +60,13 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
     Differences: `gain` is what a group gains over the first one, and `p` the chance of such a difference if there were
     none. Where both groups have a finalist, its answers to the test rows are compared one by one (McNemar's test, or a
     paired bootstrap). Only finalists' answers are kept. So otherwise the means over seeds are compared (Welch's test),
-    and `by` says `seeds`. Three seeds show large differences only.
+    if they are on the same validation rows. `by` says `seeds` then. Three seeds show large differences only.
 
     Sizes: `R/lora` and `bytes/lora` compare the smallest adapters of a group and of LoRA that reach the best score that
     both reach, less `--tolerance`. 0.1 is a tenth. `reached` is the number of the group's first trial as good as the
     first group's best: with --by study, it shows what a warm start saved.
+
+    VeRA, TinyLoRA and RandLoRA store what a seed gives back: `without projection` is their size without that.
 
     The plot has a letter for each group, in capitals on the front: the best adapters for their size.
 
@@ -102,7 +106,7 @@ def _show(comparison: Comparison) -> None:
     groups, task_metric = comparison.groups, comparison.task_metric
     one_study = len(comparison.studies) == 1
     names = [comparison.by, "trials", "steps", "best", comparison.metric, "over seeds", f"test {task_metric}"]
-    names += ["gain", "p", "by", "R", "bytes", "R/lora", "bytes/lora", "reached"]
+    names += ["gain", "p", "by", "R", "bytes", _PLAIN, "R/lora", "bytes/lora", "reached"]
     body = [_cells(group, comparison.budget, one_study) for group in groups]
     kept = [i for i, name in enumerate(names) if name not in _OPTIONAL or any(row[i] != "-" for row in body)]
     text = frozenset({names[0], "best", "over seeds", "by"})
@@ -114,7 +118,8 @@ def _show(comparison: Comparison) -> None:
     _show_paper(comparison)
 
 
-_OPTIONAL = ("over seeds", "gain", "p", "by", "R/lora", "bytes/lora", "reached")
+_PLAIN = "without projection"
+_OPTIONAL = (_PLAIN, "over seeds", "gain", "p", "by", "R/lora", "bytes/lora", "reached")
 
 
 def _cells(group: ComparedGroup, budget: int, one_study: bool) -> list[str]:
@@ -133,6 +138,7 @@ def _cells(group: ComparedGroup, budget: int, one_study: bool) -> list[str]:
         difference.by if difference else "-",
         f"{best.r_parameters:,}" if best else "-",
         f"{best.stored_bytes:,}" if best else "-",
+        f"{best.without_projection:,}" if best and best.without_projection is not None else "-",
         _significant(ratio.r_parameters if ratio else None),
         _significant(ratio.stored_bytes if ratio else None),
         str(group.reached_after or "-"),

@@ -29,7 +29,9 @@ def command(
     and recorded. A refusal is a result too, so the exit code is 0 for both (`--json` has `promoted`).
 
     Refits: at the end of a search, `launch` trains the best `candidates` trials again, each with the same params from
-    `seeds` new seeds. Such a second training is a refit. 00002.1 is the first refit of trial 00002.
+    `seeds` new seeds. Such a second training is a refit. 00002.1 is the first refit of trial 00002. With
+    `search.objectives`, the best are those of the front of score and bytes; with `choose: smallest`, they are the best
+    one and the smallest within `tolerance` of it.
 
     Finalist: these trials and refits are scored on all validation rows. Adapters above `max_bytes` or `max_latency` are
     out. Of those within `tolerance` of the best, the smallest is the finalist.

@@ -85,6 +85,11 @@ def resolve_driver(driver: Driver, basis: Basis, out_features: int, in_features:
     """
     check_choice("driver", driver, get_args(Driver))
     check_choice("basis", basis, get_args(Basis))
+    if basis == "gradient":
+        raise UsageError(
+            "`basis` must be of the weight itself, but got basis='gradient', which needs a task's rows.",
+            hint="`loraxs-search launch` estimates the gradient and gives trials its factors",
+        )
     if basis != "top":
         if driver == "randomized":
             raise UsageError(
@@ -123,12 +128,17 @@ def compute_factors(weight: Tensor, *, rank: int, basis: Basis = "top", driver: 
     w = weight.detach().to("cpu", torch.float64)
     if not torch.isfinite(w).all():
         raise BaseModelError("A weight must be finite to be decomposed, but got NaN or infinity in it.")
+    left, singular_values, right = decompose(w, rank=rank, driver=resolved, basis=basis)
+    return Factors(left, singular_values, right, driver=resolved, basis=basis)
+
+
+def decompose(w: Tensor, *, rank: int, driver: str, basis: Basis = "top") -> tuple[Tensor, Tensor, Tensor]:
+    """Return U, S and V^T of a float64 matrix on the CPU in their canonical form, float32, cut to `rank`."""
     with single_thread():
-        u, s, vt = _exact(w) if resolved == "exact" else _randomized(w, rank)
+        u, s, vt = _exact(w) if driver == "exact" else _randomized(w, rank)
     chosen = component_order(s.shape[0], basis)[:rank]
     u, s, vt = _canonical_sign(u[:, chosen], s[chosen], vt[chosen])
-    left, singular_values, right = (t.to(torch.float32).contiguous() for t in (u, s, vt))
-    return Factors(left, singular_values, right, driver=resolved, basis=basis)
+    return u.to(torch.float32).contiguous(), s.to(torch.float32).contiguous(), vt.to(torch.float32).contiguous()
 
 
 def _exact(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,9 +6,9 @@ torch nor transformers nor PEFT at its top; functions that need them import them
 
 **Declaration** (`name` to `conversions`): plain values. Any process, any thread.
 
-**Resolution** (`fields`, `params`, `check`, `factor_sets`, `size`): from the YAML file's values to a trial's
-hyperparameters. Called by the space reader, `check` and the driver, without torch, any number of times; the same
-arguments give the same answer.
+**Resolution** (`fields`, `params`, `check`, `factor_sets`, `estimates` to `assets`, `size`): from the YAML file's
+values to a trial's hyperparameters. Called by the space reader, `check` and the driver, without torch, any number of
+times; the same arguments give the same answer.
 
 **Work** (`factors` to `load`, `packed`): on a base in memory. A host calls these from one thread at a time for one
 base; several bases, and so several threads, may be in one process. `attach` and `detach` come in pairs, one adapter at
@@ -33,9 +33,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from loraxs_search.errors import UsageError
 from loraxs_search.methods._names import BYTES_PER_PARAMETER, Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.records import AdapterSize, Basis, Hyperparameters, LinearModule, Manifest, Scalar
+from loraxs_search.records import AdapterSize, Basis, Estimate, Head, Hyperparameters, LinearModule, Manifest, Scalar
 
 if TYPE_CHECKING:
     import torch
@@ -164,6 +165,8 @@ class Method(ABC):
     """Its own parameters in YAML, beside those that all methods have."""
     not_offered: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Names that people may look for, and why they are not there: `must` sentences that follow the name."""
+    only_with: ClassVar[Mapping[str, Mapping[str, tuple[Scalar, ...]]]] = MappingProxyType({})
+    """Of its own parameters, those that a trial has only where others have certain values: a condition as in `when`."""
     sized_by: ClassVar[tuple[str, ...]] = ()
     """Those of its own parameters, integers or words, that decide what is stored."""
     packed: ClassVar[PackedMethod | None] = None
@@ -176,6 +179,8 @@ class Method(ABC):
     """Whether a task must have a head for it."""
     advice: ClassVar[str] = ""
     """What is worth knowing before a search with it, for people: a clause that follows its name."""
+    serves_in_bank: ClassVar[bool] = False
+    """Whether an `AdapterBank` takes its adapters: it knows the numbers of LoRA-XS alone."""
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({})
     """Form (`lora`, `merged`) to what writes a loaded adapter in it: (model, manifest, new folder, asked rank).
 
@@ -233,6 +238,64 @@ class Method(ABC):
         """Return the factors that trials of a space share, to be computed before the first of them; none by default."""
         return ()
 
+    def estimates(self, possible: Possible, heads: Sequence[Head]) -> tuple[Estimate, ...]:
+        """Return what trials of a space start from that takes a task's rows to compute; nothing by default.
+
+        It is computed once for a study, on one host, and kept as an asset; its seed is set by the study.
+
+        Args:
+            heads: Those that a trial may have.
+        """
+        return ()
+
+    def with_assets(self, hyper: Hyperparameters, assets: Mapping[str, str], seed: int) -> Hyperparameters:
+        """Return a trial's hyperparameters with the assets that it starts from, out of those of its study.
+
+        Args:
+            assets: Name to digest; of an estimate, `Estimate.name`; of an adapter, `starting.START`.
+            seed: The study's, which estimates were made with.
+        """
+        return hyper
+
+    def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
+        """Return a registered adapter of this method as the asset that trials start from; see `starting`.
+
+        Args:
+            folder: The adapter's, as it was pulled.
+            with_head: Whether trials start from its head too.
+        Raises:
+            UsageError: trials of this method start from no adapter.
+        """
+        raise UsageError(
+            f"`start_from` must go with a method whose trials can start from an adapter, but {self.name} has none.",
+            hint="leave it out, or search lora-xs",
+        )
+
+    def check_start(  # noqa: B027
+        self, start: Hyperparameters, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> None:
+        """Hold a trial against the adapter of the same base and method that it starts from.
+
+        Args:
+            start: The adapter's.
+            params: As of `check`.
+            modules: That the trial adapts.
+        Raises:
+            UsageError: the trial cannot begin at the adapter's function.
+        """
+
+    def assets(self, hyper: Hyperparameters) -> tuple[str, ...]:
+        """Return the digests of the assets that must be on a trial's machine when `attach` is called."""
+        return ()
+
+    def remark(self, params: Mapping[str, Scalar]) -> str:
+        """Return what people should know of adapters with these own parameters: a clause for `check` and cards."""
+        return ""
+
+    def lora_rank(self, hyper: Hyperparameters) -> int:
+        """Return the largest rank that a layer of the adapter has as plain LoRA, where `conversions` has that form."""
+        return int(self.params(hyper).get("rank", 0))
+
     @abstractmethod
     def size(
         self,
@@ -252,6 +315,17 @@ class Method(ABC):
         """
 
     # ---- work --------------------------------------------------------------------------------------------------------
+    def check_on(  # noqa: B027
+        self, linears: Mapping[str, nn.Module], hyper: Hyperparameters, factors: FactorStore
+    ) -> None:
+        """Hold what a trial starts from against a base before it joins a pack, as `attach` does for a lone one.
+
+        Args:
+            linears: The base's linear layers that may be adapted, by full name; some are not this trial's.
+        Raises:
+            FactorMismatchError: it was made for other factors.
+        """
+
     def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterable[FactorRequest]:
         """Return every factor file that an adapter needs, to be registered with it; none by default."""
         return ()

@@ -6,11 +6,13 @@ What it means to a search; the PEFT tuner that computes it is `methods/loraxs/`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
-from loraxs_search.errors import RankError
+from loraxs_search.errors import RankError, UsageError
+from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods._base import (
     Conversion,
     FactorRequest,
@@ -22,10 +24,22 @@ from loraxs_search.methods._base import (
     Possible,
     Sizes,
 )
-from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, R, Shapes
+from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, ROOT, A, B, R, Shapes, StoredTensor
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, merge, peft_model
-from loraxs_search.records import Basis, Hyperparameters, LinearModule, Manifest, Scalar, Sigma
+from loraxs_search.methods._rank_pattern import module_ranks, widest_rank
+from loraxs_search.methods.starting import START, pack_start
+from loraxs_search.records import (
+    Basis,
+    Estimate,
+    Head,
+    Hyperparameters,
+    LinearModule,
+    Manifest,
+    RankPattern,
+    Scalar,
+    Sigma,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +51,9 @@ if TYPE_CHECKING:
     from loraxs_search.methods.loraxs import LoraXSConfig
 
 _SMALLEST_FACTOR_RANK = 64
+_GRADIENT: Basis = "gradient"
+_STEP: dict[str, Scalar] = {"scale": 1.0, "sigma": "none", "init_std": 0.0}  # it has a size of its own, and S is in R
+_OF_THE_WEIGHT = tuple(basis for basis in get_args(Basis) if basis != _GRADIENT)
 
 
 def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
@@ -93,6 +110,7 @@ class LoraXS(PeftMethod):
     parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
         {
             "rank": ParameterSpec("int", low=1, high=65536),
+            "rank_pattern": ParameterSpec("name", names=get_args(RankPattern), default=Hyperparameters.rank_pattern),
             "scale": ParameterSpec("float", above=True, default=Hyperparameters.scale),
             "sigma": ParameterSpec("name", names=get_args(Sigma), default=Hyperparameters.sigma),
             "basis": ParameterSpec("name", names=get_args(Basis), default=Hyperparameters.basis),
@@ -102,27 +120,38 @@ class LoraXS(PeftMethod):
     not_offered: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
     )
-    sized_by: ClassVar[tuple[str, ...]] = ("rank",)
+    only_with: ClassVar[Mapping[str, Mapping[str, tuple[Scalar, ...]]]] = MappingProxyType(
+        {name: {"basis": _OF_THE_WEIGHT} for name in _STEP}
+    )
+    sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis", "rank_pattern")
     packed: ClassVar[PackedMethod | None] = _PackedLoraXS()
+    serves_in_bank: ClassVar[bool] = True
     conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType(
         {"lora": as_lora, "merged": merge, "gguf": as_gguf}
     )
 
     # ---- resolution --------------------------------------------------------------------------------------------------
     def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:
+        if params.get("basis") == _GRADIENT:
+            return {**params, **_STEP, "factor_rank": _max_rank(possible)}
         return {**params, "factor_rank": factor_rank_bucket(_max_rank(possible))}
 
     def params(self, hyper: Hyperparameters) -> Mapping[str, Scalar]:
         return {name: getattr(hyper, name) for name in self.parameters}
 
+    def with_defaults(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        values = super().with_defaults(params)
+        return values | _STEP if values["basis"] == _GRADIENT else values
+
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
-        """Hold the rank against the smaller side of each layer.
+        """Hold each layer's rank against its smaller side.
 
         Raises:
-            RankError: it is above one of them; the message names the smallest.
+            RankError: it is above one of them; the message names the layer that it fits least.
         """
-        rank = int(params["rank"])
-        smallest = min(modules, key=_smaller_side)
+        ranks = _ranks(params, [module.name for module in modules])
+        smallest = min(modules, key=lambda module: _smaller_side(module) - ranks[module.name])
+        rank = ranks[smallest.name]
         if not 1 <= rank <= _smaller_side(smallest):
             raise RankError(
                 f"`rank` must be in 1..{_smaller_side(smallest)}, but got rank={rank} for {smallest.name}.",
@@ -135,11 +164,76 @@ class LoraXS(PeftMethod):
 
     def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
         rank = factor_rank_bucket(_max_rank(possible))
-        return tuple(FactorSet(cast("Basis", basis), rank) for basis in possible["basis"] or ())
+        bases = [cast("Basis", basis) for basis in possible["basis"] or ()]
+        return tuple(FactorSet(basis, rank) for basis in bases if basis != _GRADIENT)
+
+    def estimates(self, possible: Possible, heads: Sequence[Head]) -> tuple[Estimate, ...]:
+        if _GRADIENT not in (possible["basis"] or ()):
+            return ()
+        return tuple(Estimate(_max_rank(possible), head) for head in heads)
+
+    def with_assets(self, hyper: Hyperparameters, assets: Mapping[str, str], seed: int) -> Hyperparameters:
+        """Give a trial on the gradient's basis its factors, and the head that the gradient was taken through.
+
+        The gradient of a head that starts elsewhere has nothing to do with it.
+        """
+        if hyper.basis != _GRADIENT:
+            return replace(hyper, start_from=assets.get(START))
+        return replace(hyper, factor_set=assets[Estimate(hyper.rank, hyper.head).name], head_seed=seed)
+
+    def assets(self, hyper: Hyperparameters) -> tuple[str, ...]:
+        return tuple(digest for digest in (hyper.factor_set, hyper.start_from) if digest is not None)
+
+    def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
+        return pack_start(folder, manifest, R, with_head=with_head)
+
+    def check_start(
+        self, start: Hyperparameters, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> None:
+        """Hold a trial against the adapter that it starts from: R is to mean there what it means here.
+
+        Raises:
+            UsageError: basis, sigma or modules are others, or the rank is smaller.
+        """
+        if start.basis == _GRADIENT:
+            raise UsageError(
+                "`start_from` must name an adapter in the base's own factors, but this one has those of a gradient.",
+                hint="name an adapter of another basis",
+            )
+        for name in ("basis", "sigma"):
+            wanted = getattr(start, name)
+            if params[name] != wanted:
+                raise UsageError(
+                    f"`{name}` must be that of the adapter it starts from, {wanted}, but a trial may have"
+                    f" {params[name]}.",
+                    hint=f"set `{name}: {wanted}` in the space",
+                )
+        if missing := [name for name in start.target_modules if name not in {module.name for module in modules}]:
+            raise UsageError(
+                f"A trial must adapt all that the adapter it starts from does, but {missing[0]} may be left out.",
+                hint="choose `target_modules` that hold those of the adapter",
+            )
+        ranks = _ranks(params, [module.name for module in modules])
+        own = module_ranks(start.rank, start.rank_pattern, start.target_modules)
+        if smaller := [name for name, rank in own.items() if ranks[name] < rank]:
+            raise UsageError(
+                f"`rank` must be at least that of the adapter it starts from, {own[smaller[0]]}, but a trial may have"
+                f" {ranks[smaller[0]]} for {smaller[0]}.",
+                hint="raise `rank` in the space, or start from a smaller adapter",
+            )
+
+    def stored_beside(
+        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
+    ) -> Mapping[str, StoredTensor]:
+        if params["basis"] != _GRADIENT:
+            return {}
+        ranks = _ranks(params, [module.name for module in modules])
+        a = {f"{ROOT}{m.name}.{A}": StoredTensor((ranks[m.name], m.in_features)) for m in modules}
+        return a | {f"{ROOT}{m.name}.{B}": StoredTensor((m.out_features, ranks[m.name])) for m in modules}
 
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
-        rank = int(params["rank"])
-        return {f"{module.name}.{R}": (rank, rank) for module in modules}
+        ranks = _ranks(params, [module.name for module in modules])
+        return {f"{name}.{R}": (rank, rank) for name, rank in ranks.items()}
 
     def stored_identity(self, identity: Shapes) -> Shapes:
         return {}  # their names are in the config
@@ -148,10 +242,29 @@ class LoraXS(PeftMethod):
     def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterator[FactorRequest]:
         from loraxs_search.methods.loraxs import module_settings
 
+        if hyper.basis == _GRADIENT:
+            return  # they are in the adapter's own file
         config = _config(hyper)
         for name, size in sizes.items():
             settings = module_settings(config, name, *size)
             yield FactorRequest(name, settings.factor_rank, settings.basis, settings.driver)
+
+    def check_on(self, linears: Mapping[str, nn.Module], hyper: Hyperparameters, factors: FactorStore) -> None:
+        from loraxs_search.methods.loraxs import check_start_on
+
+        if hyper.start_from is not None:
+            check_start_on(linears, _config(hyper), hyper.target_modules, factors)
+
+    def remark(self, params: Mapping[str, Scalar]) -> str:
+        if params["basis"] != _GRADIENT:
+            return ""
+        return (
+            "with basis gradient, R starts at the first step of full fine-tuning, not at zero, and A and B, which come "
+            "from the task's rows, are stored with it"
+        )
+
+    def lora_rank(self, hyper: Hyperparameters) -> int:
+        return max(module_ranks(hyper.rank, hyper.rank_pattern, hyper.target_modules).values(), default=hyper.rank)
 
     def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
         own = {"modules_to_save": list(head.trained), "pass_through": list(head.identity)}
@@ -184,20 +297,35 @@ def factor_rank_bucket(max_rank: int) -> int:
 def _config(hyper: Hyperparameters, **attachment: Any) -> LoraXSConfig:
     from loraxs_search.methods.loraxs import LoraXSConfig
 
+    ranks = module_ranks(hyper.rank, hyper.rank_pattern, hyper.target_modules)
     return LoraXSConfig(
         r=hyper.rank,
+        rank_pattern={name: rank for name, rank in ranks.items() if rank != hyper.rank},
         scale=hyper.scale,
         sigma=hyper.sigma,
         basis=hyper.basis,
+        factor_set=hyper.factor_set,
+        first_step=_first_rate(hyper) if hyper.basis == _GRADIENT else 0.0,
         factor_rank=hyper.factor_rank,
         init_std=hyper.init_std,
         init_seed=hyper.seed,
+        start_from=hyper.start_from,
         **attachment,
     )
 
 
+def _first_rate(hyper: Hyperparameters) -> float:
+    """Return the learning rate of a trial's first step."""
+    return hyper.learning_rate * lr_factor(0, hyper.max_steps, hyper.warmup_ratio, hyper.lr_schedule)
+
+
 def _max_rank(possible: Possible) -> int:
-    return max(int(rank) for rank in possible["rank"] or ())
+    patterns = [str(pattern) for pattern in possible["rank_pattern"] or ()]
+    return max(widest_rank(int(rank), pattern) for rank in possible["rank"] or () for pattern in patterns)
+
+
+def _ranks(params: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, int]:
+    return module_ranks(int(params["rank"]), str(params["rank_pattern"]), names)
 
 
 def _smaller_side(module: LinearModule) -> int:

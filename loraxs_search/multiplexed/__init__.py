@@ -8,7 +8,7 @@ from __future__ import annotations
 from loraxs_search.multiplexed._base import LayerRows, LayerUpdate, SlotUpdates, TrainableUpdate
 from loraxs_search.multiplexed.head import AdaptedHead, HeadState
 from loraxs_search.multiplexed.linear import AdaptedLinear
-from loraxs_search.multiplexed.row_map import PassContext, RowMap, RowSegment, SlotRowMap, segments_of
+from loraxs_search.multiplexed.row_map import PassContext, RowMap, RowRun, RowSegment, SlotRowMap, segments_of
 from loraxs_search.multiplexed.trained_linear import TrainedLinear
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "LayerUpdate",
     "PassContext",
     "RowMap",
+    "RowRun",
     "RowSegment",
     "SlotRowMap",
     "SlotUpdates",

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -57,6 +58,19 @@ class RowRun:
     slots: Tensor
     label: int
     segments: tuple[RowSegment[int], ...]
+
+    @cached_property
+    def slot_span(self) -> slice:
+        """The slots from the first of these rows' to the last."""
+        slots = [segment.adapter for segment in self.segments]
+        return slice(min(slots), max(slots) + 1)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Where each row's own is among n x slots, if there were one of each row for each of `slot_span`, (n,)."""
+        span = self.slot_span
+        first = torch.arange(self.stop - self.start, device=self.slots.device) * (span.stop - span.start)
+        return first + self.slots - span.start
 
 
 class SlotRowMap(RowMap[int]):

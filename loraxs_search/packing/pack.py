@@ -103,6 +103,7 @@ class Pack:
         """
         served = self._models.served_for(data)
         check_packable(spec.hyperparameters.target_modules, self.unpackable)
+        self._packed.check(spec.hyperparameters)
         return Slot(spec, data, served.adaptable, snapshot)
 
     def step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:

@@ -30,6 +30,7 @@ from loraxs_search.records import (
     BaseModelRef,
     Basis,
     Confirmation,
+    Estimate,
     HostInfo,
     LargestTrial,
     Precision,
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 LINGER_S = 0.05
+_UNKNOWN = LargestTrial()
 
 
 class PackedHost:
@@ -58,7 +60,7 @@ class PackedHost:
         slots: Trials in one round; callers beyond that wait for their turn, first come, first served. None means what
             suits the device, and that trials whose layers cannot share a pass are advanced between rounds, each alone,
             as those of a method that cannot always are. Too many for the device's memory become fewer, with a warning.
-        largest: The largest trial to come, by which slots are counted; one of default size if None.
+        largest: The largest trial to come, by which slots are counted.
         max_tokens: Padded tokens of one pass; None means what suits the device.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
             that have just been answered. Trials that go on together are scored together.
@@ -75,7 +77,7 @@ class PackedHost:
         task: Task,
         *,
         slots: int | None,
-        largest: LargestTrial | None = None,
+        largest: LargestTrial = _UNKNOWN,
         precision: Precision = "auto",
         device: str = "auto",
         max_tokens: int | None = None,
@@ -100,7 +102,6 @@ class PackedHost:
         )
         self._states = NodeStates(max_state_bytes)
         self._alone, self._takes_turns = TrialHost.on(loaded, self._states), slots is None
-        largest = largest or LargestTrial()
         self._full_slots = _full_slots(loaded, self._pack, largest.batch_size, executor.num_workers)
         if self._takes_turns and len(sharing.unpackable) == len(loaded.modules):
             self._full_slots = slots = 1
@@ -130,6 +131,10 @@ class PackedHost:
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use; rounds wait."""
         self._on_bare_base(lambda: self._loaded.decompose(names, rank, basis))
+
+    def estimate(self, estimate: Estimate, names: Sequence[str], task: Task | None = None) -> bytes:
+        """Return the factors of the first step of full fine-tuning, as an asset; rounds wait."""
+        return self._on_bare_base(lambda: self._loaded.estimate(estimate, names, task))
 
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None

@@ -17,6 +17,7 @@ from loraxs_search.packing.packed_heads import PackedHeads
 from loraxs_search.packing.prefix_cache import PrefixCache
 from loraxs_search.packing.served_model import ServedModel
 from loraxs_search.packing.slot import Slot
+from loraxs_search.records import Hyperparameters
 
 
 class PackedModel:
@@ -68,6 +69,14 @@ class PackedModel:
     def served(self, model: PreTrainedModel) -> ServedModel:
         """Return what belongs to one of the models that are served."""
         return next(served for served in self._served if served.model is model)
+
+    def check(self, hyper: Hyperparameters) -> None:
+        """Hold what a trial starts from against the base.
+
+        Raises:
+            FactorMismatchError: it was made for other factors.
+        """
+        get_method(hyper.method).check_on(self._linears, hyper, self._factors)
 
     def place(self, slots: Iterable[Slot]) -> None:
         """Serve exactly these slots from now on; does nothing when they are in place already."""

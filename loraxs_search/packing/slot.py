@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import PackedAdapter, get_method
+from loraxs_search.methods.starting import started_head
 from loraxs_search.packing._checks import check_target_modules
 from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
 from loraxs_search.packing.adaptable import AdaptableLayers
@@ -41,8 +42,9 @@ class Slot:
         hyper = spec.hyperparameters
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         device = adaptable.device
-        head = adaptable.draw_head(hyper.head, data.kind.model.num_outputs, hyper.seed)
-        self.head = {name: value.to(device).requires_grad_() for name, value in head.trained.items()}
+        head = adaptable.draw_head(hyper.head, data.kind.model.num_outputs, hyper.head_start)
+        started = started_head(hyper, head.trained)
+        self.head = {name: value.to(device).requires_grad_() for name, value in started.items()}
         self.fixed_head = {name: value.to(device) for name, value in head.fixed.items()}
         self._layout = SlotStateLayout(self.adapter, tuple(self.head), head.owners)
         self._moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits, Sample
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._data import DataReport, SplitOverlap
+from loraxs_search.records._estimate import Estimate
 from loraxs_search.records._front import FrontTrial
 from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial
 from loraxs_search.records._identity import Identity
@@ -12,8 +13,10 @@ from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._keep import KeepRule
 from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, Look, PromotionRule, Refit
 from loraxs_search.records._search import SearchPlan
+from loraxs_search.records._start import AdapterRef, StartFrom
 from loraxs_search.records._task import DataSource, Serving, SplitSource, Task, TaskModel
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
+from loraxs_search.records._warm_start import EarlierStudy, EarlierTrial, WarmStart, WarmTrial, WarmTrials
 from loraxs_search.records._words import (
     MAX_AUTO_PACK_SIZE,
     MAX_STATE_BYTES,
@@ -22,6 +25,7 @@ from loraxs_search.records._words import (
     Head,
     LrSchedule,
     Precision,
+    RankPattern,
     Scalar,
     SearchDevice,
     Sigma,
@@ -33,6 +37,7 @@ __all__ = [
     "MAX_AUTO_PACK_SIZE",
     "MAX_STATE_BYTES",
     "Action",
+    "AdapterRef",
     "AdapterSize",
     "Answers",
     "BaseModel",
@@ -44,6 +49,9 @@ __all__ = [
     "DataSource",
     "Decision",
     "Direction",
+    "EarlierStudy",
+    "EarlierTrial",
+    "Estimate",
     "FrontTrial",
     "Head",
     "HostInfo",
@@ -59,6 +67,7 @@ __all__ = [
     "Precision",
     "Prediction",
     "PromotionRule",
+    "RankPattern",
     "RecordT",
     "ReferenceLogits",
     "Refit",
@@ -71,12 +80,16 @@ __all__ = [
     "Split",
     "SplitOverlap",
     "SplitSource",
+    "StartFrom",
     "Task",
     "TaskModel",
     "TrialRecord",
     "TrialReport",
     "TrialSpec",
     "TrialState",
+    "WarmStart",
+    "WarmTrial",
+    "WarmTrials",
     "Yardstick",
     "YardstickName",
     "alone_yardstick",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from loraxs_search.records._base import BaseModelRef
 from loraxs_search.records._promotion import Refit
+from loraxs_search.records._start import AdapterRef
 from loraxs_search.records._task import Task
 from loraxs_search.records._trial import AdapterSize, Hyperparameters
 from loraxs_search.records._words import Scalar
@@ -64,6 +65,7 @@ class Manifest:
         factors: Key of every factor file that R needs, to the checksum of its numbers.
         yardsticks: What simple models reach on the same rows.
         samples: The first test rows with its answers, of the finalist of a search for a language model.
+        start_from: The adapter that its training started from; None where it started anew.
         kept_step: The step that it is of, where a study keeps the best one; None where it is the last.
     """
 
@@ -91,3 +93,4 @@ class Manifest:
     schema_version: int = 1
     kept_step: int | None = None
     samples: tuple[Sample, ...] = ()
+    start_from: AdapterRef | None = None

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.records._identity import Identity
-from loraxs_search.records._words import Basis, Head, LrSchedule, Scalar, Sigma
+from loraxs_search.records._warm_start import WarmStart
+from loraxs_search.records._words import Basis, Head, LrSchedule, RankPattern, Scalar, Sigma
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Hyperparameters:
         factor_rank: Rank at which the factors are computed; the trial uses their first `rank` columns.
         method: A name of `loraxs_search.methods`.
         method_params: The method's own parameters by name, defaults included.
+        rank_pattern: Which layers have more rank, and the others less; LoRA-XS's own.
+        factor_set: sha256 of the asset with the factors that were estimated on the study's rows, for `basis: gradient`.
+        start_from: sha256 of the asset with the tensors of another adapter that it starts from.
+        head_seed: The head starts as with this seed; None means `seed`.
     """
 
     target_modules: tuple[str, ...]
@@ -50,6 +55,15 @@ class Hyperparameters:
     factor_rank: int | None = None
     method: str = "lora-xs"
     method_params: Mapping[str, Scalar] = field(default_factory=dict)
+    rank_pattern: RankPattern = "uniform"
+    factor_set: str | None = None
+    head_seed: int | None = None
+    start_from: str | None = None
+
+    @property
+    def head_start(self) -> int:
+        """The seed that the head is drawn from."""
+        return self.seed if self.head_seed is None else self.head_seed
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,7 @@ class TrialSpec:
     Args:
         study: Tells trials of several studies apart that share a host.
         identity: What the study began with; a host that has loaded something else refuses the trial.
+        keeper: The actor that has the study's assets; a host asks it for those that its node lacks.
     """
 
     trial_id: str
@@ -66,6 +81,7 @@ class TrialSpec:
     hyperparameters: Hyperparameters
     study: str = ""
     identity: Identity | None = None
+    keeper: str = ""
 
     @property
     def name(self) -> str:
@@ -129,7 +145,12 @@ class TrialReport:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """All that is known of a trial; `reason` says why it ended, for people."""
+    """All that is known of a trial.
+
+    Args:
+        reason: Why it ended, for people.
+        warm_start: Where its params come from, where the sampler did not propose them.
+    """
 
     trial_id: str
     params: Mapping[str, Scalar]
@@ -138,3 +159,4 @@ class TrialRecord:
     reports: tuple[TrialReport, ...] = ()
     started_at: float = 0.0
     ended_at: float | None = None
+    warm_start: WarmStart | None = None

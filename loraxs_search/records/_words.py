@@ -7,7 +7,8 @@ from typing import Literal
 Scalar = str | int | float | bool
 Direction = Literal["maximize", "minimize"]
 Sigma = Literal["input", "sqrt", "output", "none"]
-Basis = Literal["top", "middle", "bottom", "random"]
+Basis = Literal["top", "middle", "bottom", "random", "gradient"]
+RankPattern = Literal["uniform", "upper", "lower", "middle", "ends"]
 Head = Literal["full", "output"]
 LrSchedule = Literal["linear", "cosine", "constant"]
 Split = Literal["train", "validation", "test"]

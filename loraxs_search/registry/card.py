@@ -7,8 +7,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraxs_search.methods import get_method
-from loraxs_search.records import DataSource, Decision, Latency, Manifest, Scalar, Task, Yardstick, is_alone
+from loraxs_search.methods import Method, get_method
+from loraxs_search.records import (
+    DataSource,
+    Decision,
+    Hyperparameters,
+    Latency,
+    Manifest,
+    Scalar,
+    Task,
+    Yardstick,
+    is_alone,
+)
 from loraxs_search.registry.seed_statistics import seed_statistics
 
 if TYPE_CHECKING:
@@ -40,11 +50,11 @@ def model_card(manifest: Manifest) -> str:
         _size(manifest),
         "## Load it",
         _loading(manifest),
-        *filter(None, [method.note]),
+        *filter(None, [method.note, _remark(method, tuned)]),
         "## Origin",
         f"Trial `{manifest.trial_id}` of study `{manifest.study}`, {manifest.created_at}.\n"
         f"{len(tuned.target_modules)} modules{f' with {own}' if own else ''}, {tuned.max_steps} steps of "
-        f"{tuned.batch_size} rows, seed {tuned.seed}.",
+        f"{tuned.batch_size} rows, seed {tuned.seed}.{_started(manifest)}",
         _table(("parameter", "value"), {name: str(value) for name, value in sorted(manifest.params.items())}),
         f"Data: {_data(task.source)}, fingerprint `{manifest.data_fingerprint[:16]}`. "
         f"Base weights: sha256 `{manifest.base_digest[:16]}`.",
@@ -280,8 +290,7 @@ def _kind(task: Task) -> TaskKind:
 
 def _lora_rank(manifest: Manifest) -> int:
     """Return the least rank of those that vLLM takes which holds the adapter."""
-    tuned = manifest.hyperparameters
-    own = int(get_method(tuned.method).params(tuned).get("rank", 0))
+    own = get_method(manifest.hyperparameters.method).lora_rank(manifest.hyperparameters)
     return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= own), 512)
 
 
@@ -294,6 +303,16 @@ def _data(source: DataSource) -> str:
         f"{'/'.join(filter(None, (it.hub, it.config)))} ({split})" for split, it in sorted(source.elsewhere.items())
     ]
     return ", ".join(names) or "not named"
+
+
+def _remark(method: Method, hyper: Hyperparameters) -> str:
+    text = method.remark(method.params(hyper))
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _started(manifest: Manifest) -> str:
+    start = manifest.start_from
+    return "" if start is None else f" It started from `{start.name}` (content `{start.digest[:16]}`)."
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:

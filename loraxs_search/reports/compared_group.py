@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from loraxs_search.errors import StudyError, UsageError, shortened, unknown_name
-from loraxs_search.records import Candidate, Scalar
+from loraxs_search.records import AdapterSize, Candidate, Scalar
 from loraxs_search.registry import trial_of
 from loraxs_search.registry.seed_statistics import SeedStatistics
 from loraxs_search.reports.compared_studies import METHOD, STUDY, ComparedStudy, ComparedTrial
@@ -54,9 +54,9 @@ class Group:
     def points(self) -> tuple[Point, ...]:
         """Those that have a score and are small enough."""
         return tuple(
-            Point(t.name, t.method, t.score, t.size.r_parameters, t.size.head_parameters, t.size.stored_bytes)
-            for t in self.used
-            if t.score is not None and t.size and (self.max_bytes is None or t.size.stored_bytes <= self.max_bytes)
+            _point(trial, trial.score, trial.size)
+            for trial in self.used
+            if trial.score is not None and trial.size and self._is_small_enough(trial.size)
         )
 
     @property
@@ -95,13 +95,17 @@ class Group:
     def evidence(self) -> Evidence:
         """What of the group can be tested."""
         task, tested = self.studies[0].info.task, self._tested
+        on_all_rows = self._best_candidate is not None or task.validation_rows is None
         if tested is None:
-            return Evidence(task, self.seed_scores)
+            return Evidence(task, self.seed_scores, on_all_rows)
         study = next(study for study in self.studies if study.name == tested.study)
         rows = study.folder.confirmations().rows_path(tested.trial_id)
-        return Evidence(task, self.seed_scores, tested, rows if rows.is_file() else None)
+        return Evidence(task, self.seed_scores, on_all_rows, tested, rows if rows.is_file() else None)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _is_small_enough(self, size: AdapterSize) -> bool:
+        return self.max_bytes is None or size.stored_bytes <= self.max_bytes
+
     @property
     def _best_candidate(self) -> Candidate | None:
         best = self.best
@@ -122,6 +126,18 @@ class Group:
     @property
     def _candidates(self) -> list[Candidate]:
         return [candidate for study in self.studies for candidate in study.candidates]
+
+
+def _point(trial: ComparedTrial, score: float, size: AdapterSize) -> Point:
+    return Point(
+        trial.name,
+        trial.method,
+        score,
+        size.r_parameters,
+        size.head_parameters,
+        size.stored_bytes,
+        size.without_projection,
+    )
 
 
 def group_trials(

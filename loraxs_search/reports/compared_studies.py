@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from loraxs_search.errors import StudyError, UsageError, shortened
-from loraxs_search.records import AdapterSize, Candidate, Identity, Scalar, TrialReport, TrialState
+from loraxs_search.records import AdapterSize, Candidate, Identity, Scalar, TrialRecord, TrialState
 from loraxs_search.reports.progress import study_state
 from loraxs_search.studies import StudyFolder
 
@@ -72,28 +72,8 @@ class ComparedStudy:
     @cached_property
     def trials(self) -> tuple[ComparedTrial, ...]:
         """Its trials that have ended, in the order they were started."""
-        rule, method = self.folder.keep_rule, self._method
-        trials = []
-        for record in self.folder.journal().records.values():
-            if record.state is TrialState.RUNNING:
-                continue
-            last: TrialReport | None = record.reports[-1] if record.reports else None
-            is_complete = record.state is TrialState.COMPLETE and last is not None
-            score = rule.kept(record.reports).metrics[rule.metric] if is_complete else None
-            trials.append(
-                ComparedTrial(
-                    self.name,
-                    record.trial_id,
-                    str(record.params.get(METHOD, method)),
-                    record.params,
-                    record.state,
-                    last.step if last else 0,
-                    last.device_s if last else 0.0,
-                    score if score is not None and math.isfinite(score) else None,
-                    last.size if last else None,
-                )
-            )
-        return tuple(trials)
+        records = self.folder.journal().records.values()
+        return tuple(self._trial(record) for record in records if record.state is not TrialState.RUNNING)
 
     @property
     def identity(self) -> Identity | None:
@@ -103,11 +83,29 @@ class ComparedStudy:
             recorded = Identity(self.candidates[0].base_digest, self.candidates[0].data_fingerprint)
         return recorded
 
-    @property
+    def _trial(self, record: TrialRecord) -> ComparedTrial:
+        rule, last, score = self.folder.keep_rule, record.reports[-1] if record.reports else None, math.nan
+        if record.state is TrialState.COMPLETE:
+            score = rule.kept(record.reports).metrics[rule.metric]
+        return ComparedTrial(
+            study=self.name,
+            trial_id=record.trial_id,
+            method=str(record.params.get(METHOD, self._method)),
+            params=record.params,
+            state=record.state,
+            steps=last.step if last else 0,
+            device_s=last.device_s if last else 0.0,
+            score=score if math.isfinite(score) else None,
+            size=last.size if last else None,
+        )
+
+    @cached_property
     def _method(self) -> str:
-        """The method of trials whose params name none."""
-        method = _mapping(yaml.safe_load(self.folder.space_text())).get(METHOD, _DEFAULT_METHOD)
-        return method if isinstance(method, str) else _DEFAULT_METHOD
+        """The method of trials whose params name none: the only one of the space."""
+        given = _mapping(yaml.safe_load(self.folder.space_text())).get(METHOD, _DEFAULT_METHOD)
+        for form in ("choice", "value"):
+            given = _mapping(given).get(form, given)
+        return str(given[0] if isinstance(given, list) and given else given)
 
 
 def read_studies(names: Sequence[str]) -> list[ComparedStudy]:

@@ -36,12 +36,14 @@ class Evidence:
 
     Args:
         seed_scores: Of its best recipe.
+        on_all_rows: Whether these are on all validation rows, or on those that reports score.
         tested: The finalist that is of this group; None without one.
         rows: The finalist's answers to the test rows.
     """
 
     task: Task
     seed_scores: Sequence[float] = ()
+    on_all_rows: bool = True
     tested: Candidate | None = None
     rows: Path | None = None
 
@@ -81,7 +83,7 @@ def _of_rows(first: Evidence, second: Evidence) -> Difference | None:
 
 def _of_seeds(first: Evidence, second: Evidence, why: str) -> Difference | None:
     one, other = first.seed_scores, second.seed_scores
-    if not one or not other:
+    if not one or not other or first.on_all_rows != second.on_all_rows:
         return None
     gain = _sign(first.task) * (statistics.fmean(other) - statistics.fmean(one))
     return Difference(gain, _welch(one, other), "seeds", why)

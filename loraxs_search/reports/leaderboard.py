@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from loraxs_search.records import Candidate, KeepRule, Scalar, Task, TrialRecord, TrialState
+from loraxs_search.records import Candidate, KeepRule, Scalar, Task, TrialRecord, TrialState, WarmStart
 from loraxs_search.registry import trial_of
 from loraxs_search.reports.front import front
 
@@ -33,6 +33,7 @@ class LeaderboardRow:
         on_front: Whether no other complete trial beats it in score and stored bytes together; None where these are not
             searched for together.
         without_projection: Of `stored_bytes` those that no seed gives back; None where all are such.
+        warm_start: The trial of an earlier study that the params are from.
     """
 
     trial_id: str
@@ -52,6 +53,7 @@ class LeaderboardRow:
     unended: float | None = None
     on_front: bool | None = None
     without_projection: int | None = None
+    warm_start: WarmStart | None = None
 
 
 def leaderboard(
@@ -108,4 +110,5 @@ def _row(
         unparsed=written.get("unparsed"),
         unended=written.get("unended"),
         without_projection=last.size.without_projection if last else None,
+        warm_start=record.warm_start,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.home import write_atomic
 from loraxs_search.reports.comparison import ComparedGroup, Comparison
@@ -28,7 +28,7 @@ def save_png(comparison: Comparison, path: Path) -> None:
     FigureCanvasAgg(figure)
     sizes, groups = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for number, group in enumerate(comparison.groups):
-        style = {"color": f"C{number % 10}", "marker": _MARKERS[number % len(_MARKERS)]}
+        style: dict[str, Any] = {"color": f"C{number % 10}", "marker": _MARKERS[number % len(_MARKERS)]}
         if group.points:
             _draw_sizes(sizes, group, style)
         _draw_group(groups, number, group, style, comparison.metric == comparison.task_metric)
@@ -39,14 +39,14 @@ def save_png(comparison: Comparison, path: Path) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def _draw_sizes(axes: Axes, group: ComparedGroup, style: dict[str, str]) -> None:
+def _draw_sizes(axes: Axes, group: ComparedGroup, style: dict[str, Any]) -> None:
     """Draw its trials, pale, and its front as steps: from a size on, the best score that this size allows."""
     trials, front = ([(p.stored_bytes, p.score) for p in points] for points in (group.points, group.front))
     axes.plot(*zip(*trials, strict=True), linestyle="", alpha=0.35, markersize=5, **style)
     axes.plot(*zip(*front, strict=True), drawstyle="steps-post", label=group.label, **style)
 
 
-def _draw_group(axes: Axes, number: int, group: ComparedGroup, style: dict[str, str], same_metric: bool) -> None:
+def _draw_group(axes: Axes, number: int, group: ComparedGroup, style: dict[str, Any], same_metric: bool) -> None:
     """Draw its trials in a column, and mean and deviation over seeds where they are of the same metric."""
     axes.plot([number] * len(group.points), [p.score for p in group.points], linestyle="", alpha=0.35, **style)
     if group.over_seeds is not None and same_metric:

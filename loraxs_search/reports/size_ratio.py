@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from loraxs_search.pareto import Fronts
 from loraxs_search.registry.criterion import NOISE
 
 
@@ -17,6 +18,7 @@ class Point:
         score: Of the step that is kept.
         r_parameters: Of the adapter without its head.
         stored_bytes: Of its file, head and names included.
+        without_projection: The same without what a seed gives back; None where there is nothing of the kind.
     """
 
     trial: str
@@ -25,6 +27,7 @@ class Point:
     r_parameters: int
     head_parameters: int
     stored_bytes: int
+    without_projection: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,15 @@ class SizeRatio:
 
 
 def front_of(points: Iterable[Point], sign: float) -> tuple[Point, ...]:
-    """Return the points that no other beats: none is as small and better, or smaller and as good. Smallest first.
-
-    Of equal ones the first is taken.
+    """Return the points that no other beats in score and stored bytes together, fewest bytes first.
 
     Args:
         sign: 1 when more is better, -1 when less is.
     """
-    front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.stored_bytes, -sign * p.score)):
-        if not front or sign * point.score > sign * front[-1].score:
-            front.append(point)
-    return tuple(front)
+    listed, fronts = list(points), Fronts[int]()
+    for number, point in enumerate(listed):
+        fronts.add(number, (sign * point.score, point.stored_bytes))
+    return tuple(listed[number] for number in fronts.first())
 
 
 def ratio_to(reference: Sequence[Point], front: Sequence[Point], sign: float, tolerance: float) -> SizeRatio | None:

@@ -16,36 +16,51 @@ without `else` it is left out and its default stands. `target_modules` are group
 The package imports no torch; Optuna is loaded when a distribution is asked for.
 """
 
-from loraxs_search.search_space._describe import GroupDescription, ShapeDescription, SpaceDescription, describe
+from loraxs_search.search_space._describe import (
+    GroupDescription,
+    ShapeDescription,
+    SpaceDescription,
+    describe,
+    trial_shapes,
+)
 from loraxs_search.search_space._distributions import Alternative, Choice, Constant, Floats, Integers, Parameter
-from loraxs_search.search_space._load import load_space, parse_space
+from loraxs_search.search_space._faults import fail_with
+from loraxs_search.search_space._load import load_space, parse_space, single_method
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._notes import notes
 from loraxs_search.search_space._parameter_specs import parameter_specs
+from loraxs_search.search_space._placing import Placed, place_params
 from loraxs_search.search_space._portable import portable_text
 from loraxs_search.search_space._shipped import shipped_space_path, shipped_spaces
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import section_of
+from loraxs_search.search_space._warm_start import EarlierStudies
 
 __all__ = [
     "Alternative",
     "Choice",
     "Constant",
+    "EarlierStudies",
     "Floats",
     "GroupDescription",
     "Integers",
     "Parameter",
+    "Placed",
     "ShapeDescription",
     "Space",
     "SpaceDescription",
     "describe",
+    "fail_with",
     "load_space",
     "notes",
     "parameter_specs",
     "parse_space",
+    "place_params",
     "portable_text",
     "resolve_modules",
     "section_of",
     "shipped_space_path",
     "shipped_spaces",
+    "single_method",
+    "trial_shapes",
 ]

@@ -28,7 +28,8 @@ class ShapeDescription:
     """An adapter of the space, and what would be stored.
 
     Args:
-        params: The method's own parameters that decide what is stored: the rank of LoRA-XS.
+        params: The method's own parameters that decide what is stored, of those that the space names: the rank of
+            LoRA-XS.
         head: `full` or `output`.
         method: That is trained.
     """
@@ -120,8 +121,24 @@ def _shapes(space: Space, method: Method, layers: _Layers) -> Iterator[ShapeDesc
         method.check(method.with_defaults(own), adapted)
         stored = layers.heads.get(head, {})
         identity = {name: shape for name, shape in layers.heads.get("full", {}).items() if name not in stored}
-        size = method.size(own, adapted, stored, identity, layers.body)
-        yield ShapeDescription(own, expression, head, size, method.name)
+        size = method.size(method.with_defaults(own), adapted, stored, identity, layers.body)
+        named = {name: value for name, value in own.items() if name in space.parameters}
+        yield ShapeDescription(named, expression, head, size, method.name)
+
+
+def trial_shapes(
+    space: Space, method: Method, modules: Sequence[LinearModule]
+) -> Iterator[tuple[Mapping[str, Scalar], tuple[str, ...]]]:
+    """Yield a method's own words, flags and integers that a trial may have together, and the layers that it adapts.
+
+    Of a range of integers only the ends. The others of its parameters have their defaults.
+    """
+    specs = parameter_specs(method.name)
+    decisive = [name for name, spec in method.parameters.items() if spec.kind != "float"]
+    defaults = {name: specs[name].default for name in (*decisive, "target_modules")}
+    for params in reachable_shapes(space.parameters_of(method.name), defaults):
+        own = method.with_defaults({name: params[name] for name in decisive if name in params})
+        yield own, resolve_modules(str(params["target_modules"]), modules)
 
 
 def _extremes(shapes: Iterable[ShapeDescription]) -> Extremes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import chain
+from math import isclose
 from typing import TYPE_CHECKING
 
 from loraxs_search.records import Scalar
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
 
+Same = Callable[[Scalar, Scalar], bool]  # whether two values of a parameter mean the same
 METHOD = "method"  # the parameter that spaces of several methods have
 
 
@@ -23,9 +25,16 @@ class Constant:
 
     value: Scalar
 
+    def __str__(self) -> str:
+        return str(self.value)
+
     @property
     def values(self) -> Sequence[Scalar]:
         return (self.value,)
+
+    def find(self, value: Scalar, same: Same) -> Scalar | None:
+        """Return the value that may be drawn and is the same; None when there is none."""
+        return self.value if same(self.value, value) else None
 
     @property
     def size(self) -> int | None:
@@ -44,9 +53,16 @@ class Choice:
 
     choices: tuple[Scalar, ...]
 
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(str, self.choices))}"
+
     @property
     def values(self) -> Sequence[Scalar]:
         return self.choices
+
+    def find(self, value: Scalar, same: Same) -> Scalar | None:
+        """Return the value that may be drawn and is the same; None when there is none."""
+        return next((choice for choice in self.choices if same(choice, value)), None)
 
     @property
     def size(self) -> int | None:
@@ -71,9 +87,16 @@ class Integers:
     step: int = 1
     log: bool = False
 
+    def __str__(self) -> str:
+        return f"in {self.low}..{self.high}{f' by {self.step}' if self.step > 1 else ''}"
+
     @property
     def values(self) -> Sequence[Scalar]:
         return range(self.low, self.high + 1, self.step)
+
+    def find(self, value: Scalar, same: Same) -> Scalar | None:
+        """Return the value that may be drawn and is the same; None when there is none."""
+        return value if value in self.values else None
 
     @property
     def size(self) -> int | None:
@@ -96,6 +119,18 @@ class Floats:
     high: float
     step: float | None = None
     log: bool = False
+
+    def __str__(self) -> str:
+        return f"in {self.low:g}..{self.high:g}{f' by {self.step:g}' if self.step else ''}"
+
+    def find(self, value: Scalar, same: Same) -> Scalar | None:
+        """Return the value that may be drawn and is the same; None when there is none."""
+        if isinstance(value, str) or not self.low <= value <= self.high:
+            return None
+        if self.step is None:
+            return float(value)
+        steps = (value - self.low) / self.step
+        return float(value) if isclose(steps, round(steps), abs_tol=1e-8) else None
 
     @property
     def values(self) -> Sequence[Scalar] | None:

@@ -14,6 +14,7 @@ from loraxs_search.methods import LoraXS, get_method
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.schedulers import MOASHA
+from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import Document, parse_document
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
 from loraxs_search.search_space._files import find_file, read_file
@@ -25,10 +26,11 @@ from loraxs_search.search_space._schedulers import taken_keys
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection, search_section
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import read_task
+from loraxs_search.search_space._warm_start import read_warm_start
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")
-_SECTIONS = (*_REQUIRED, "method", "search", "promotion")
+_SECTIONS = (*_REQUIRED, "method", "search", "promotion", "start_from", "warm_start")
 _HEAD_PARAMETERS = {"head", "head_learning_rate"}
 
 
@@ -74,6 +76,9 @@ def parse_space(
     task = _reported(document, sections.get("search") or {}, task)
     promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else (), methods)
     check_objectives(document, sections.get("search") or {}, sections.get("promotion") or {}, task)
+    warm_start = sections.get("warm_start")
+    earlier = None if warm_start is None else read_warm_start(document, warm_start)
+    start_from = _start_from(document, sections.get("start_from"))
     if document.faults or task is None or base_model is None or method is None:
         document.faults.fail(source, document.locations)
     return Space(
@@ -87,7 +92,21 @@ def parse_space(
         parameters=parameters,
         search=search,
         promotion=promotion,
+        start_from=start_from,
+        warm_start=earlier,
     )
+
+
+def single_method(text: str) -> str:
+    """Return the method of a space whose trials do not say theirs, as only those of several methods do.
+
+    Whatever else has become of the space, its files or the methods that there are: the text was valid once.
+    """
+    given = parse_document(text, "space.yaml").data
+    method = given.get(METHOD, LoraXS.name) if isinstance(given, dict) else LoraXS.name
+    while isinstance(method, dict | list):
+        method = next(iter(method.values() if isinstance(method, dict) else method), LoraXS.name)
+    return str(method)
 
 
 def _rewritten(document: Document, overrides: Sequence[str]) -> str:
@@ -109,6 +128,15 @@ def _sections(document: Document) -> dict[str, Any]:
         if key not in data:
             document.faults.add((key,), "is required.")
     return data
+
+
+def _start_from(document: Document, given: object) -> str | None:
+    """Return the name of the adapter that trials start from; the registry is asked for it at launch."""
+    if given is None or (isinstance(given, str) and given):
+        return given or None
+    law = "must name a registered adapter (TASK, TASK@alias or TASK:3)"
+    document.faults.add(("start_from",), f"{law}, but got {shown(given)}.")
+    return None
 
 
 def _base_model(document: Document, given: object, folder: Path) -> BaseModelRef | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from loraxs_search.methods import FactorSet, Method, Possible, get_method
 from loraxs_search.records import (
     BaseModelRef,
+    Estimate,
+    Head,
     Hyperparameters,
     LargestTrial,
     LinearModule,
@@ -22,6 +24,7 @@ from loraxs_search.search_space._counting import count_configurations, reachable
 from loraxs_search.search_space._distributions import METHOD, Parameter
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES
+from loraxs_search.search_space._warm_start import EarlierStudies
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -39,6 +42,8 @@ class Space:
         folder: Absolute folder that relative paths in `text` start from.
         methods: The registered methods that trials train; where there are several, `method` is the first parameter.
         parameters: By name, in the file's order.
+        start_from: The registered adapter that trials start from, as it was named; None where they start anew.
+        warm_start: Studies whose best params the first trials have.
     """
 
     name: str
@@ -51,6 +56,8 @@ class Space:
     parameters: Mapping[str, Parameter]
     search: SearchPlan
     promotion: PromotionRule
+    start_from: str | None = None
+    warm_start: EarlierStudies | None = None
 
     def suggest(self, trial: BaseTrial) -> dict[str, Scalar]:
         """Draw a trial's params, constants included; a parameter whose condition does not hold is left out."""
@@ -110,6 +117,12 @@ class Space:
         methods = map(get_method, self.methods)
         return tuple(dict.fromkeys(each for m in methods for each in m.factor_sets(self._possible(m))))
 
+    def estimates(self) -> tuple[Estimate, ...]:
+        """Return what is estimated on the task's rows before the first trial."""
+        methods = map(get_method, self.methods)
+        made = [each for m in methods for each in m.estimates(self._possible(m), self._heads(m))]
+        return tuple(replace(estimate, seed=self.search.seed) for estimate in made)
+
     @property
     def is_packable(self) -> bool:
         """Whether trials of some method can share passes."""
@@ -141,7 +154,7 @@ class Space:
             for value in self._possible_values(method.name, "batch_size", Hyperparameters.batch_size) or ()
         ]
         adapters = [(m.name, shape) for m in packed for shape in self._reachable(m, m.sized_by)]
-        return LargestTrial(max(batches), tuple(adapters))
+        return LargestTrial(max(batches), tuple(sorted(adapters, key=repr)))
 
     def target_groups(self) -> tuple[str, ...]:
         """Return every module group expression a trial may have."""
@@ -171,6 +184,11 @@ class Space:
         """Return whether trials of a method can share passes, for each way in which its words and flags can fall."""
         named = [name for name, spec in method.parameters.items() if spec.kind in ("name", "flag")]
         return [method.can_pack(method.with_defaults(own)) for own in self._reachable(method, named)]
+
+    def _heads(self, method: Method) -> Sequence[Head]:
+        """Return how the head of a method's trials may be trained."""
+        values = self._possible_values(method.name, "head", Hyperparameters.head)
+        return [cast("Head", value) for value in values or ()]
 
     def _reachable(self, method: Method, names: Sequence[str]) -> list[dict[str, Scalar]]:
         """Return what these parameters of a method may be together in a trial."""

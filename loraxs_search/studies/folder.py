@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from loraxs_search.assets import digest_of
 from loraxs_search.errors import StudyError, unknown_name
 from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_locked, write_atomic
 from loraxs_search.mlflow_uri import without_account
@@ -22,8 +23,10 @@ from loraxs_search.records import (
     KeepRule,
     PromotionRule,
     SearchPlan,
+    StartFrom,
     Task,
     TrialReport,
+    WarmTrials,
     Yardstick,
     to_json,
 )
@@ -33,6 +36,7 @@ from loraxs_search.studies.reading import read_record, read_text
 from loraxs_search.studies.snapshots import kept_path, kept_paths, read_reports, snapshot_path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_WARM_START = "warm_start.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class StudyInfo:
         study_id: Never used twice, even when a name is.
         space_source: Path or shipped name the space was read from; `space_folder` is where its relative paths start.
         tracking_uri: Where its trials are recorded; no user and no password are in it.
+        start_from: The registered adapter that its trials start from; None where they start anew.
         storage: Where copies of its folder are kept, for drivers on other machines; None means nowhere.
     """
 
@@ -58,6 +63,7 @@ class StudyInfo:
     created_at: float
     versions: Mapping[str, str] = field(default_factory=dict)
     storage: str | None = None
+    start_from: StartFrom | None = None
 
 
 def studies_root() -> Path:
@@ -82,9 +88,11 @@ class StudyFolder:
         self.info = read_record(StudyInfo, path / "study.json")
 
     @classmethod
-    def create(cls, info: StudyInfo, space_text: str) -> StudyFolder:
+    def create(cls, info: StudyInfo, space_text: str, warm_trials: WarmTrials | None = None) -> StudyFolder:
         """Create the folder beside its place and rename it: a study exists whole or not at all, and once.
 
+        Args:
+            warm_trials: What its search begins with, where that is not the sampler's.
         Raises:
             StudyError: the name is taken or malformed.
             HomeError: the folder cannot be written.
@@ -96,6 +104,8 @@ class StudyFolder:
         try:
             ensure_dir(building / "snapshots")
             write_atomic(building / "space.yaml", space_text)
+            if warm_trials is not None:
+                write_atomic(building / _WARM_START, to_json(warm_trials, indent=2))
             write_atomic(building / "study.json", to_json(info, indent=2))
             building.rename(path)
         except OSError:
@@ -210,6 +220,11 @@ class StudyFolder:
         path = self.path / "identity.json"
         return read_record(Identity, path) if path.exists() else None
 
+    def warm_trials(self) -> WarmTrials:
+        """Return what the search begins with; none where the sampler proposes its first trials too."""
+        path = self.path / _WARM_START
+        return read_record(WarmTrials, path) if path.exists() else WarmTrials()
+
     def write_yardsticks(self, yardsticks: Sequence[Yardstick]) -> None:
         """Record what simple models reach on the study's rows."""
         write_atomic(self.path / "yardsticks.json", to_json({"yardsticks": list(yardsticks)}, indent=2))
@@ -218,6 +233,33 @@ class StudyFolder:
         """Return what simple models reach, or None when that has not been computed."""
         path = self.path / "yardsticks.json"
         return read_record(_YardstickFile, path).yardsticks if path.exists() else None
+
+    def write_asset(self, name: str, content: bytes) -> str:
+        """Keep what trials start from, under a name and its digest, which is returned."""
+        digest = digest_of(content)
+        write_atomic(self.path / "assets" / f"{digest}.safetensors", content)
+        write_atomic(self.path / "assets.json", to_json({"digests": {**self.assets(), name: digest}}, indent=2))
+        return digest
+
+    def assets(self) -> Mapping[str, str]:
+        """Return the digests of the study's assets by name."""
+        path = self.path / "assets.json"
+        return read_record(_AssetFile, path).digests if path.exists() else {}
+
+    def read_asset(self, digest: str) -> bytes:
+        """Return an asset.
+
+        Raises:
+            StudyError: it is missing, or not what its name says.
+        """
+        path = self.path / "assets" / f"{digest}.safetensors"
+        content = path.read_bytes() if path.exists() else b""
+        if digest_of(content) != digest:
+            raise StudyError(
+                f"A study must keep what its trials start from, but {path} is {'damaged' if content else 'missing'}.",
+                hint="restore the file from a backup, or launch the study again under another name",
+            )
+        return content
 
     # ---- snapshots and candidates ----------------------------------------------------------------------------------
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
@@ -296,6 +338,11 @@ class StudyFolder:
 class _CandidateFile:
     at: float
     candidates: list[Candidate]
+
+
+@dataclass(frozen=True)
+class _AssetFile:
+    digests: Mapping[str, str]
 
 
 @dataclass(frozen=True)

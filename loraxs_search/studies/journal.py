@@ -6,13 +6,13 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from loraxs_search.append_log import AppendLog
 from loraxs_search.errors import StudyError
-from loraxs_search.records import Scalar, TrialRecord, TrialReport, TrialState, from_json, to_json
+from loraxs_search.records import Scalar, TrialRecord, TrialReport, TrialState, WarmStart, from_json, to_json
 from loraxs_search.studies.reading import DAMAGED_HINT
 from loraxs_search.studies.work_time import WorkTime
 
@@ -80,10 +80,15 @@ class Journal:
         """Record that there is no more to train, and why if the budget is not used up."""
         self._append({"event": "search_ended", "notice": notice}, sync=True)
 
-    def trial_started(self, trial_id: str, params: Mapping[str, Scalar]) -> TrialRecord:
-        """Record that a trial was proposed with `params`."""
+    def trial_started(
+        self, trial_id: str, params: Mapping[str, Scalar], warm_start: WarmStart | None = None
+    ) -> TrialRecord:
+        """Record that a trial was proposed with `params`, and of which earlier trial they are."""
         if trial_id not in self._records:
-            self._append({"event": "started", "trial_id": trial_id, "params": dict(params)}, sync=True)
+            event: dict[str, Any] = {"event": "started", "trial_id": trial_id, "params": dict(params)}
+            if warm_start is not None:
+                event["warm_start"] = asdict(warm_start)
+            self._append(event, sync=True)
         return self._records[trial_id]
 
     def trial_reported(self, report: TrialReport) -> bool:
@@ -117,8 +122,13 @@ class Journal:
             return
         self._work_time.recorded(at)
         if kind == "started":
+            origin = event.get("warm_start")
             self._records[event["trial_id"]] = TrialRecord(
-                event["trial_id"], event["params"], TrialState.RUNNING, started_at=at
+                trial_id=event["trial_id"],
+                params=event["params"],
+                state=TrialState.RUNNING,
+                started_at=at,
+                warm_start=origin and WarmStart(origin["study"], origin["trial_id"]),
             )
         elif kind == "reported":
             report = from_json(TrialReport, json.dumps(event["report"]))

@@ -11,8 +11,8 @@ from loraxs_search.studies.storage import Storage
 # What is copied, in this order: a copy that was cut short is one of an earlier moment. The sampler's database is not
 # among it, as it is rebuilt from the journal, nor what belongs to one machine.
 _ORDER = (
-    *("tracking.", "space.yaml", "identity.json", "yardsticks.json", "snapshots/", "adapters/", "journal.jsonl"),
-    *("confirmed/", "candidates.json", "study.json"),
+    *("tracking.", "space.yaml", "warm_start.json", "identity.json", "assets/", "assets.json", "yardsticks.json"),
+    *("snapshots/", "adapters/", "journal.jsonl", "confirmed/", "candidates.json", "study.json"),
 )
 # These grow while they are copied. Read before the others, they speak of nothing that is not copied with them; the
 # offset before the events, as it may lag behind them and never run ahead.

@@ -46,12 +46,12 @@ class _FileSplit:
     def digest(self) -> str:
         return f"{file_format(self.path)} {self.path.suffix.lower()} {hashlib.sha256(self.content).hexdigest()}"
 
-    def read(self, task: Task) -> Columns:
+    def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
         try:
             columns = read_columns(self.path, self.content, wanted_columns(task))
         except MalformedFileError as error:
             raise TaskDataError(f"Task {task.name}: {self.path} {error.message}.", hint=error.hint) from error
-        check_columns(task, columns, self.name)
+        check_columns(task, columns, self.name, spare)
         return columns
 
 

@@ -104,7 +104,7 @@ class _HubSplit:
     def name(self) -> str:
         return self.place
 
-    def read(self, task: Task) -> Columns:
+    def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
         import datasets
 
         wanted = wanted_columns(task)
@@ -112,7 +112,7 @@ class _HubSplit:
         available = list(rows.column_names)
         values = rows.select_columns([name for name in with_parents(wanted) if name in available])[:]
         columns = with_parts(Columns(available, values), wanted)
-        check_columns(task, columns, self.name)
+        check_columns(task, columns, self.name, spare)
         feature = rows.features.get(wanted[-1])
         names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
         return replace(columns, stored_names=names)

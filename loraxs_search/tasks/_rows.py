@@ -94,10 +94,11 @@ def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path) -> Rows | None:
     """Return the rows of a split, from the cache when they are there; None of one whose labels are hidden."""
-    path = None if split.digest is None else rows_path(kind.task, split.digest, cache_dir)
+    spare = kind.spare_in_test if name == "test" else frozenset[str]()
+    path = None if split.digest is None else rows_path(kind.task, split.digest, cache_dir, spare)
     if path is not None and (known := load_rows(path, split.name)) is not None:
         return known
-    columns = split.read(kind.task)
+    columns = split.read(kind.task, spare)
     if name == "test" and kind.hides_answers(columns):
         return None
     if name == "train":

@@ -20,13 +20,19 @@ _EXTRA = "extra."  # before the names of columns that a kind adds
 _VERSION = "3"  # raised whenever the same bytes are read as other rows
 
 
-def rows_path(task: Task, digest: str, cache_dir: Path) -> Path:
-    """Return where the rows of a file are kept: all that decides them is in the name."""
+def rows_path(task: Task, digest: str, cache_dir: Path, spare: frozenset[str] = frozenset()) -> Path:
+    """Return where the rows of a file are kept: all that decides them is in the name.
+
+    Args:
+        spare: Columns that may be missing.
+    """
     parts = (_VERSION, digest, task.text, task.text_pair, task.label, task.kind, *task.labels)
     if task.settings:
         parts += (to_json(task.settings),)
     if task.source.max_characters is not None:
         parts += (f"max_characters={task.source.max_characters}",)
+    if spare:
+        parts += (f"without {sorted(spare)}",)
     return cache_dir / "rows" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:40]}.arrow"
 
 

@@ -29,9 +29,11 @@ class StoredSplit(Protocol):
         """What identifies its rows in the cache; None where something else caches them."""
         ...
 
-    def read(self, task: Task) -> Columns:
+    def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
         """Return the columns that the task names.
 
+        Args:
+            spare: Those that may be missing.
         Raises:
             TaskDataError: it cannot be read, or a column is missing.
         """
@@ -59,11 +61,11 @@ def split_names(task: Task, available: list[str], place: str) -> dict[Split, str
     return declared
 
 
-def check_columns(task: Task, columns: Columns, place: str) -> None:
+def check_columns(task: Task, columns: Columns, place: str, spare: frozenset[str]) -> None:
     if not columns.available:
         raise no_rows(task, place)
     wanted = kind_of(task).columns
-    missing = [(key, name) for key, name in wanted.items() if name not in columns.available]
+    missing = [(key, name) for key, name in wanted.items() if name not in {*columns.available, *spare}]
     if missing:
         laws = " ".join(unknown_name(key, name, columns.available) for key, name in missing)
         section = missing[0][0].partition(".")[0]

@@ -25,6 +25,9 @@ class Entry:
     end: int
 
 
+_ID = "tracking.id"
+
+
 class Spool:
     """Owns `tracking.jsonl` of one study folder, until closed.
 
@@ -103,7 +106,13 @@ class Spool:
 
     def _study_id(self, folder: Path) -> str:
         """Return the id that tells this study from one of the same name on another machine."""
-        path = folder / "tracking.id"
+        path = folder / _ID
         if not path.exists():
             write_atomic(path, f"{folder.name}-{secrets.token_hex(4)}")
         return path.read_text().strip()
+
+
+def recorded_id(folder: Path) -> str:
+    """Return the id that the runs of a study folder carry; empty where there are none yet."""
+    path = folder / _ID
+    return path.read_text().strip() if path.exists() else ""

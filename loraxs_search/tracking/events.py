@@ -17,6 +17,7 @@ from loraxs_search.records import (
     SearchPlan,
     TrialReport,
     TrialState,
+    WarmStart,
     Yardstick,
     to_json,
 )
@@ -38,12 +39,13 @@ class SearchStarted:
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial starts, or starts again elsewhere."""
+    """A trial starts, or starts again elsewhere; its params may be those of an earlier study's trial."""
 
     at: float
     trial_id: str
     params: Mapping[str, Scalar]
     hyperparameters: Hyperparameters | None
+    warm_start: WarmStart | None = None
     event: Literal["trial_started"] = "trial_started"
 
 

@@ -13,7 +13,16 @@ from pathlib import Path
 from loraxs_search.errors import HomeError
 from loraxs_search.home import disk_faults
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records import FrontTrial, Hyperparameters, Scalar, SearchPlan, TrialReport, TrialState, Yardstick
+from loraxs_search.records import (
+    FrontTrial,
+    Hyperparameters,
+    Scalar,
+    SearchPlan,
+    TrialReport,
+    TrialState,
+    WarmStart,
+    Yardstick,
+)
 from loraxs_search.tracking import _environment
 from loraxs_search.tracking._recorder import AwayError, Recorder, RefusedError
 from loraxs_search.tracking._runs import StudyRuns
@@ -104,10 +113,14 @@ class Tracker:
         self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), _environment.tags(gpus)))
 
     def trial_started(
-        self, trial_id: str, params: Mapping[str, Scalar], hyperparameters: Hyperparameters | None = None
+        self,
+        trial_id: str,
+        params: Mapping[str, Scalar],
+        hyperparameters: Hyperparameters | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
         """A trial starts, or starts again elsewhere; without hyperparameters when its params resolve to none."""
-        self._append(TrialStarted(time.time(), trial_id, dict(params), hyperparameters))
+        self._append(TrialStarted(time.time(), trial_id, dict(params), hyperparameters, warm_start))
 
     def trial_reported(self, report: TrialReport) -> None:
         """A trial reports; a step it has reported before is left as it was."""

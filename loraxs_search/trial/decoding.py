@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model import projection
-from loraxs_search.trial.growing_cache import forked, growing_cache, keeps_every_key
+from loraxs_search.trial.growing_cache import GrowingLayer, forked, growing_cache, joined, keeps_every_key
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -41,6 +44,7 @@ class Decoding:
         self._mask_nS: Tensor | None = None
         # A window counts padding as tokens, and a layer with a state of its own reads it.
         self.allows_gaps = keeps_every_key(base)
+        self.can_be_joined = all(isinstance(layer, GrowingLayer) for layer in self._cache.layers)
 
     @torch.inference_mode()
     def compute(self, ids_nT: Tensor, mask_nT: Tensor) -> Tensor:
@@ -73,6 +77,31 @@ class Decoding:
         assert self._mask_nS is not None  # something was computed
         self._cache.batch_select_indices(rows)
         self._mask_nS = self._mask_nS[rows]
+
+    def follow(self, tokens_n: npt.NDArray[np.int64]) -> Tensor:
+        """Compute one more token of each row; return its last hidden states, (n, D)."""
+        assert self._mask_nS is not None  # there are prompts
+        ids_n1 = torch.from_numpy(tokens_n[:, None]).to(self._mask_nS.device)
+        return self.compute(ids_n1, torch.ones_like(ids_n1))[:, -1]
+
+    @classmethod
+    @torch.inference_mode()
+    def joined(cls, parts: Sequence[Decoding], rows: Sequence[Tensor]) -> Decoding:
+        """Return the rows of all parts as one; all end in the same column. The parts are used up.
+
+        Args:
+            rows: Which row each row of a part becomes, (n,) int64, for each part.
+        """
+        if len(parts) == 1 and bool((rows[0][1:] > rows[0][:-1]).all()):
+            return parts[0]
+        first, masks = parts[0], [part._mask_nS for part in parts]
+        widest = max(mask.shape[1] for mask in masks if mask is not None)
+        mask_nS = rows[0].new_zeros(sum(map(len, rows)), widest)
+        for own, mask in zip(rows, masks, strict=True):
+            assert mask is not None  # something was computed
+            mask_nS[own, widest - mask.shape[1] :] = mask
+        first._cache, first._mask_nS = joined([part._cache for part in parts], rows), mask_nS
+        return first
 
     @torch.inference_mode()
     def forked(self, rows: Tensor) -> Decoding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -12,18 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import Write, Written
-from loraxs_search.trial.decoding import Decoding, base_of
+from loraxs_search.trial.decoding import base_of
 from loraxs_search.trial.open_row import OpenRow, written
+from loraxs_search.trial.prompt_passes import Computing, Indices, read_prompts
 from loraxs_search.trial.sampling import two_largest
-from loraxs_search.trial.shared_beginning import common_beginning, is_worth_beginning
-from loraxs_search.trial.shared_prompts import padded
 
 CPU_ROWS, DEVICE_ROWS = 64, 256  # of a batch
 MAX_TOKENS = 32768  # of a batch, prompts and what may be written
-Indices = npt.NDArray[np.int64]
-Computing = Callable[[Indices], AbstractContextManager[object]]
 OnText = Callable[[int, str], None]
 
 
@@ -109,25 +105,18 @@ def write_rows(
         groups = np.zeros(len(rows), np.int64)
     for row in rows:
         row.begin()
-    device = next(model.parameters()).device
-    decoding, left = Decoding(model), np.arange(len(rows))
-    prompts = [row.prompt for row in rows]
-    if groups is not None and decoding.allows_gaps:
-        prompts = _begin(decoding, prompts, groups, computing, device)
-    ids_nT, mask_nT = _left_padded(prompts, device)
-    while len(left):
+    left = np.arange(len(rows))
+    decoding, states_nD = read_prompts(model, [row.prompt for row in rows], groups, computing)
+    tokens_n, stays = _next_tokens(decoding.project(states_nD), rows)
+    while stays.any():
+        if not stays.all():
+            order = np.flatnonzero(stays) if groups is None else closed_up(stays, groups[left])
+            decoding.select(torch.from_numpy(order).to(states_nD.device))
+            left, tokens_n = left[order], tokens_n[order]
+        own, stays = [rows[i] for i in left.tolist()], np.ones(len(left), bool)
         with computing(left) if computing else nullcontext():
-            stays = np.ones(len(left), bool)
             while stays.all():
-                states_nTD = decoding.compute(ids_nT, mask_nT)
-                tokens_n, stays = _next_tokens(decoding.project(states_nTD[:, -1]), [rows[i] for i in left.tolist()])
-                ids_nT = torch.from_numpy(tokens_n[:, None]).to(device)
-                mask_nT = torch.ones_like(ids_nT)
-        order = np.flatnonzero(stays) if groups is None else closed_up(stays, groups[left])
-        left, staying = left[order], torch.from_numpy(order).to(device)
-        if len(left):
-            decoding.select(staying)
-            ids_nT, mask_nT = ids_nT[staying], mask_nT[staying]
+                tokens_n, stays = _next_tokens(decoding.project(decoding.follow(tokens_n)), own)
 
 
 def closed_up(stays: npt.NDArray[np.bool_], groups: Indices) -> Indices:
@@ -160,29 +149,3 @@ def _next_tokens(logits_nV: Tensor, rows: Sequence[OpenRow]) -> tuple[Indices, n
             tokens[i] = row.drawn(logits_nV[i])
     stays = [row.add(token, margin) for row, token, margin in zip(rows, tokens, margins, strict=True)]
     return np.array(tokens, np.int64), np.array(stays, bool)
-
-
-def _begin(
-    decoding: Decoding,
-    prompts: Sequence[npt.NDArray[np.int32]],
-    groups: Indices,
-    computing: Computing | None,
-    device: torch.device,
-) -> list[npt.NDArray[np.int32]]:
-    """Compute what the prompts of each group begin with, where that is worth it; return what follows in each."""
-    _, first, group_of_n = np.unique(groups, return_index=True, return_inverse=True)
-    own = [[prompts[i] for i in np.flatnonzero(group_of_n == group)] for group in range(len(first))]
-    # What the last token gives is read, so that one follows.
-    sizes = [min(common_beginning(rows), min(map(len, rows)) - 1) for rows in own]
-    saved = sum(size * (len(rows) - 1) for size, rows in zip(sizes, own, strict=True))
-    if not is_worth_beginning(sum(map(len, prompts)), saved):
-        return list(prompts)
-    order = np.argsort(first)  # groups as they stand
-    with computing(first[order]) if computing else nullcontext():
-        decoding.compute(*_left_padded([prompts[first[group]][: sizes[group]] for group in order], device))
-    decoding.select(torch.from_numpy(np.argsort(order)[group_of_n]).to(device))
-    return [prompt[sizes[group] :] for prompt, group in zip(prompts, group_of_n.tolist(), strict=True)]
-
-
-def _left_padded(prompts: Sequence[npt.NDArray[np.int32]], device: torch.device) -> tuple[Tensor, Tensor]:
-    return padded(EncodedRows(Ragged.of(prompts, np.int32)), "left", device)

@@ -6,6 +6,7 @@ Letters: n rows, h key heads, S tokens so far, C tokens that there is space for,
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,6 +47,20 @@ def forked(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     other = copy.copy(cache)
     other.layers = [_forked(layer, rows) for layer in cache.layers]
     return other
+
+
+def joined(caches: Sequence[DynamicCache], rows: Sequence[Tensor]) -> DynamicCache:
+    """Return the rows of caches of growing layers as one, which all end in the same column; the caches are used up.
+
+    Args:
+        rows: Which row each row of a cache becomes, (n,) int64, for each cache.
+    """
+    for number in range(len(caches[0].layers)):
+        own = [cache.layers[number] for cache in caches]
+        caches[0].layers[number] = GrowingLayer.joined(own, rows)
+        for cache in caches[1:]:
+            cache.layers[number] = caches[0].layers[number]  # so that what was copied takes no memory
+    return caches[0]
 
 
 class GrowingLayer(DynamicLayer):
@@ -99,6 +114,22 @@ class GrowingLayer(DynamicLayer):
         other = copy.copy(self)
         other._keys, other._values = self._keys[rows], self._values[rows]
         other._show(len(rows), self.get_seq_length())
+        return other
+
+    @classmethod
+    def joined(cls, layers: Sequence[GrowingLayer], rows: Sequence[Tensor]) -> GrowingLayer:
+        """Return the rows of all layers as one; what is shorter has zeros before it."""
+        first, num_rows = layers[0], sum(map(len, rows))
+        other, length = copy.copy(first), max(layer.get_seq_length() for layer in layers)
+        other._make_space(first.keys[:1].expand(num_rows, -1, -1, -1), first.values, 0, length)
+        for layer, own in zip(layers, rows, strict=True):
+            place = slice(length - layer.get_seq_length(), length)
+            other._values[own, :, place] = layer.values
+            if other._turned:
+                other._keys[own, :, :, place] = layer.keys.transpose(2, 3)
+            else:
+                other._keys[own, :, place] = layer.keys
+        other._show(num_rows, length)
         return other
 
     # ---- inside ------------------------------------------------------------------------------------------------------

@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 from loraxs_search.base_model import head_names, init_head, make_identity, missing_poolers, output_head
 from loraxs_search.errors import BaseModelError, TrialDivergedError
 from loraxs_search.factors import FactorStore
+from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods import HeadPlan, get_method
-from loraxs_search.records import TrialReport, TrialSpec
+from loraxs_search.methods.starting import started_head
+from loraxs_search.records import Head, Hyperparameters, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
 from loraxs_search.trial.evaluate import evaluate
 from loraxs_search.trial.forward import forward_batch
 from loraxs_search.trial.report import make_report
-from loraxs_search.trial.schedule import lr_factor
 from loraxs_search.trial.snapshot import Snapshot
 
 
@@ -48,20 +49,36 @@ def attach(model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None 
         factors: The store that factors come from; None means the one in use.
     """
     hyper = spec.hyperparameters
-    init_head(model, hyper.seed)
-    trained: tuple[str, ...] = head_names(model)
-    idle: tuple[str, ...] = ()
-    if trained and hyper.head == "output":
-        output, idle = output_head(model)
-        trained = (output,)
-        _check_distinct(output, idle)
-    make_identity(model, idle)
+    trained, idle = start_head(model, hyper.head, hyper.head_start)
+    if idle:
+        _check_distinct(trained[0], idle)
+    _continue_head(model, hyper, trained)
     # With a task type PEFT would train the whole head by itself.
     task_type = None if idle else "SEQ_CLS" if trained else "CAUSAL_LM"
     plan = HeadPlan(trained, (*idle, *missing_poolers(model)), task_type)
     adapted = get_method(hyper.method).attach(model, hyper, plan, factors)
     adapted.eval()  # dropout off: a result must not depend on who shares the device
     return adapted
+
+
+def start_head(model: PreTrainedModel, head: Head, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Draw the head of a base; return the modules of it that are trained, and the layers that are made the identity."""
+    init_head(model, seed)
+    trained: tuple[str, ...] = head_names(model)
+    idle: tuple[str, ...] = ()
+    if trained and head == "output":
+        output, idle = output_head(model)
+        trained = (output,)
+    make_identity(model, idle)
+    return trained, idle
+
+
+@torch.no_grad()
+def _continue_head(model: PreTrainedModel, hyper: Hyperparameters, trained: Sequence[str]) -> None:
+    """Start the head from that of another adapter, where the trial starts from one that has the same."""
+    own = {f"{top}.{name}": p for top in trained for name, p in model.get_submodule(top).named_parameters()}
+    for name, value in started_head(hyper, own).items():
+        own[name].copy_(value)
 
 
 def _check_distinct(output: str, idle: Sequence[str]) -> None:

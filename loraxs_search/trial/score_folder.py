@@ -16,6 +16,7 @@ from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import Sample, Task
 from loraxs_search.tasks import PreparedTask, load_data, prepare
 from loraxs_search.tasks.kinds import RowScores, kind_of
+from loraxs_search.trial.decoding import base_of
 from loraxs_search.trial.evaluate import ask, sample_answers, score_rows, split_metrics
 
 
@@ -58,6 +59,7 @@ def score_folder(folder: Path, task: Task) -> FolderScores:
     if asked != task:
         fingerprints = _own_fingerprints(task, data)
     model = load_adapter_folder(folder, base=base)
+    base_model.use_padded_attention(base_of(model))
     device = torch.device("cpu")
     scores = score_rows(model, data, "test", np.arange(data.num_rows("test")), device)
     losses, counts, correct = (None if column is None else tuple(column.tolist()) for column in _tokens(data, scores))

@@ -6,8 +6,8 @@
 `--record` trains every configuration of a grid once, packed, on real film reviews with MiniLM, and writes all reports
 to FILE: 144 configurations of rank, modules, head and learning rate. `--quick` takes a fifth of the steps. Searches are
 then replayed on such a table by the package's own sampler and schedulers, without Ray: what a trial would report is
-looked up. So this compares decisions, and no search is timed. What a table cannot show: a learning rate between those
-of the grid, and the luck of a trial's seed, since a configuration that is drawn twice scores the same twice.
+looked up, and between two learning rates of the grid their scores are interpolated. So this compares decisions, and no
+search is timed. What a table cannot show is the luck of a trial's seed: of two trials alike the second tells nothing.
 
 All searches may take the same number of steps: those of `--trials` full trials. Six trials run at once and report
 together. Hypervolume is of the complete trials' validation accuracy and the logarithm of their bytes, above an accuracy
@@ -17,6 +17,7 @@ of one half and below the largest adapter, as a share of what all configurations
 from __future__ import annotations
 
 import argparse
+import bisect
 import itertools
 import json
 import math
@@ -60,10 +61,17 @@ parameters:
   rank: {{choice: [2, 4, 8, 16]}}
   target_modules: {{choice: [attention, ffn, all-linear]}}
   head: {{choice: [full, output]}}
-  learning_rate: {{choice: [1.0e-3, 2.0e-3, 4.0e-3, 8.0e-3, 1.6e-2, 3.2e-2]}}
+  learning_rate: {{log_uniform: [1.0e-3, 3.2e-2]}}
   batch_size: {batch_size}
 search: {{trials: 16, max_steps: {steps}, report_every: {every}}}
 """
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+GRID: dict[str, tuple[Scalar, ...]] = {
+    "rank": (2, 4, 8, 16),
+    "target_modules": ("attention", "ffn", "all-linear"),
+    "head": ("full", "output"),
+    "learning_rate": RATES,
+}
 FULL = {"steps": 160, "every": 20, "batch_size": 16, "rows": 500, "max_length": 64}
 QUICK = {"steps": 32, "every": 4, "batch_size": 8, "rows": 300, "max_length": 32}
 
@@ -91,15 +99,21 @@ class Table:
     """What each configuration of a grid reported, and what it stores."""
 
     space: Space
-    reports: Mapping[str, Mapping[str, Any]]  # by params as JSON: `scores` by step, and `stored_bytes`
+    reports: Mapping[str, Mapping[str, Any]]  # by name: `scores` by step, and `stored_bytes`
 
     @classmethod
     def read(cls, path: Path) -> Table:
         content = json.loads(path.read_text())
         return cls(space_of(content["sizes"]), content["reports"])
 
-    def of(self, params: Mapping[str, Scalar]) -> Mapping[str, Any]:
-        return self.reports[key_of(params)]
+    def of(self, params: Mapping[str, Scalar], step: int) -> tuple[float, int]:
+        """Return score and stored bytes of a configuration at a step; its learning rate may be between two."""
+        rate = float(params["learning_rate"])
+        place = min(max(bisect.bisect_right(RATES, rate) - 1, 0), len(RATES) - 2)
+        low, high = (self.reports[key_of(params, RATES[i])] for i in (place, place + 1))
+        share = math.log(rate / RATES[place]) / math.log(RATES[place + 1] / RATES[place])
+        scores = [it["scores"][str(step)] for it in (low, high)]
+        return scores[0] + share * (scores[1] - scores[0]), low["stored_bytes"]
 
     @property
     def points(self) -> list[tuple[float, float]]:
@@ -108,9 +122,9 @@ class Table:
         return [(it["scores"][last], it["stored_bytes"]) for it in self.reports.values()]
 
 
-def key_of(params: Mapping[str, Scalar]) -> str:
+def key_of(params: Mapping[str, Scalar], rate: float) -> str:
     """Return a configuration's name."""
-    return json.dumps(dict(params), sort_keys=True)
+    return " ".join(str(params[name]) for name in ("rank", "target_modules", "head")) + f" {rate:g}"
 
 
 def space_of(sizes: Mapping[str, int]) -> Space:
@@ -126,8 +140,8 @@ def record(path: Path, sizes: Mapping[str, int]) -> None:
     space = space_of(sizes)
     host = PackedHost(space.base_model, space.task, slots=AT_ONCE, largest=space.largest(), gather_s=0.5)
     modules = host.info().modules
-    values = (parameter.distribution.values or () for parameter in space.parameters.values())
-    grid = [dict(zip(space.parameters, drawn, strict=True)) for drawn in itertools.product(*values)]
+    fixed = {"batch_size": sizes["batch_size"]}
+    grid = [dict(zip(GRID, drawn, strict=True)) | fixed for drawn in itertools.product(*GRID.values())]
 
     def trained(number: int) -> tuple[str, dict[str, Any]]:
         hyper = space.hyperparameters(grid[number], modules, seed=number)
@@ -135,7 +149,10 @@ def record(path: Path, sizes: Mapping[str, int]) -> None:
         for step in range(sizes["every"], sizes["steps"] + 1, sizes["every"]):
             report, state = host.advance(spec, step, state)
             scores[step] = report.metrics[METRIC]
-        return key_of(grid[number]), {"scores": scores, "stored_bytes": report.size.stored_bytes}
+        return key_of(grid[number], float(grid[number]["learning_rate"])), {
+            "scores": scores,
+            "stored_bytes": report.size.stored_bytes,
+        }
 
     began, reports = time.monotonic(), dict[str, Any]()
     with ThreadPoolExecutor(AT_ONCE) as callers:
@@ -202,9 +219,8 @@ class Replay:
         self._running = going_on
 
     def _reported(self, trial: optuna.trial.Trial, params: dict[str, Scalar], step: int) -> TrialReport:
-        found = self._table.of(params)
-        size = AdapterSize(0, 0, found["stored_bytes"])
-        return TrialReport(f"{trial.number:05d}", step, {METRIC: found["scores"][str(step)]}, 0.0, 0.0, 0, size)
+        score, stored = self._table.of(params, step)
+        return TrialReport(f"{trial.number:05d}", step, {METRIC: score}, 0.0, 0.0, 0, AdapterSize(0, 0, stored))
 
 
 def with_peers(report: TrialReport, peers: dict[str, tuple[int, float]], sizes: dict[str, int]) -> TrialReport:

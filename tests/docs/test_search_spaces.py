@@ -15,7 +15,7 @@ from support.pages import README, ROOT, SEARCH_SPACES
 from support.shell import Shell
 from transformers import PretrainedConfig
 
-from loraxs_search.base_model import head_shapes, linear_modules, locate
+from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, locate
 from loraxs_search.errors import LoraxsError
 from loraxs_search.methods import METHODS
 from loraxs_search.records import BaseModel
@@ -181,12 +181,14 @@ def size_table(folder: Path) -> Iterator[str]:
         base, task = _base(space, folder), space.task
         modules = linear_modules(base, kind_of(task).model)
         heads = {head: head_shapes(base, kind_of(task).model, head) for head in ("full", "output")}
-        said = describe(space, modules, heads=heads)
-        cells = [name, space.base_model.id.rpartition("/")[2]]
-        for it in (said.smallest, said.largest):
-            size = (it.size.r_parameters, it.size.head_parameters, it.size.stored_bytes)
-            cells += [f"{it.params['rank']}, {it.target_modules}", *(f"{number:,}" for number in size)]
-        yield f"| {' | '.join(cells)} |"
+        described = describe(space, modules, heads=heads, body=body_shapes(base, kind_of(task).model)).methods
+        for method, said in described.items():
+            title = name if len(described) == 1 else f"{name}, {method}"
+            cells = [title, space.base_model.id.rpartition("/")[2]]
+            for it in (said.smallest, said.largest):
+                size = (it.size.r_parameters, it.size.head_parameters, it.size.stored_bytes)
+                cells += [f"{it.params.get('rank', '-')}, {it.target_modules}", *(f"{number:,}" for number in size)]
+            yield f"| {' | '.join(cells)} |"
 
 
 def _base(space: Space, folder: Path) -> BaseModel:

@@ -55,6 +55,16 @@ def reports(study: str) -> list[dict[str, float]]:
     return [dict(record.reports[-1].metrics) for record in records if record.state is TrialState.COMPLETE]
 
 
+def have_no_answers(test: Path) -> None:
+    """Give all rows the reference in a column of its own, and leave out the answers of the test rows."""
+    for path in test.parent.glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [{**row, "wanted": row["turned"]} for row in rows]
+        if path == test:
+            rows = [{"words": row["words"], "wanted": row["wanted"]} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def check_alone(study: StudyFolder, folder: Path) -> None:
     """The base alone was asked with and without examples, and a first champion was held against it."""
     constant, *alone = study.yardsticks() or ()
@@ -115,11 +125,18 @@ def test_candidates_are_written_for_and_the_champion_writes(shell: Shell, agree:
 
 
 def test_trials_may_be_compared_by_what_they_write(shell: Shell, agree: Callable[..., object]) -> None:
-    changes = ("--set", "search.metric=exact_match", "--set", "task.validation_rows=20")
-    shell.ok("launch", "turned.yaml", "--name", "written", *changes)
+    have_no_answers(shell.folder / "test.jsonl")
+    changes = ("search.metric=exact_match", "task.validation_rows=20", "task.metrics=[exact_match]")
+    changes += ("task.reference={wanted}", "task.generation={max_new_tokens: 1}")
+    shell.ok("launch", "turned.yaml", "--name", "written", *(part for it in changes for part in ("--set", it)))
     agree("written", 3)
     assert all({"exact_match", "unparsed", "unended"} <= set(metrics) for metrics in reports("written"))
-    assert "exact_match" in shell.ok("status", "written")
+    status = shell.run("status", "written")
+    assert "exact_match" in status.stdout
+    assert "of the answers were cut at max_new_tokens=1: raise `generation.max_new_tokens`" in status.stderr
+    shell.ok("promote", "written", "--force")
+    (champion,) = json.loads(shell.ok("show", "turned-words", "--json"))
+    assert set(champion["candidate"]["test_metrics"]) == {"exact_match", "unparsed", "unended"}
 
 
 def test_what_is_wrong_is_named_before_anything_is_trained(shell: Shell) -> None:

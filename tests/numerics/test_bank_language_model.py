@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from transformers import (
 
 import loraxs_search
 from loraxs_search import AdapterBank, Sampling
+from loraxs_search.bank import answering
+from loraxs_search.bank.bank_rows import BankRows
 from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
 from loraxs_search.errors import UsageError
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Task, TaskModel
-from loraxs_search.tasks.kinds import KINDS, Prompt
+from loraxs_search.tasks.encoded import EncodedRows
+from loraxs_search.tasks.kinds import KINDS, PassOutputs, Prompt
 
 from .conftest import SMALL, WORDS, tokenizer
 
@@ -202,7 +205,7 @@ def test_a_bank_is_of_one_sort(adapters, make_adapter, tmp_path):
     with pytest.raises(UsageError, match="written by a bank without heads"):
         AdapterBank.of(str(headed)).generate(str(headed), "w1")
     made = AdapterBank.of(str(adapters.folders["all"]))
-    with pytest.raises(UsageError, match="task all says nothing"):
+    with pytest.raises(UsageError, match="task all, of kind word-pairs, says nothing"):
         made.generate(str(adapters.folders["all"]), "w1 w2")
     with pytest.raises(UsageError, match="the bare base says nothing"):
         made.generate([None], ["w1 w2"])
@@ -246,3 +249,35 @@ def test_tasks_that_write_and_that_choose_share_a_bank(make_adapter, tmp_path):
     prompts = ["say w1 w2", "w7 say w8 w9", "say w3 w8 w1 w9"]
     written = bank.generate(["writes", "writes briefly", "writes"], prompts)
     assert [text.strip() for text in written] == [answers[row].label for row in (0, 2, 6)]
+
+
+def test_options_of_several_adapters_share_their_prompts(make_adapter, tmp_path, monkeypatch):
+    save_base(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    modules = tuple(module.name for module in linear_modules(base, LANGUAGE_MODEL))
+    bank = AdapterBank(base, num_labels=None)
+    given = {"options": "choices", "prompt": "say {words} say"}
+    for seed, (rank, targets) in enumerate([(4, modules), (2, modules[:5]), (4, modules)]):
+        folder = tmp_path / str(seed)
+        make_adapter(folder, base, task=choosing(**given), seed=seed, rank=rank, target_modules=targets)
+        bank.load(str(seed), folder)
+    names = [str(number % 3) for number in range(11)]
+    texts = [
+        (" ".join(f"w{(number + i) % 20}" for i in range(9)), "w1 | w2 w4 | w8 w9 w3 | w5") for number in range(11)
+    ]
+    passes, read = list[list[int]](), BankRows.read_shared
+
+    def counted(self: BankRows, owners: Sequence[int], parts: Sequence[EncodedRows]) -> list[PassOutputs]:
+        passes.append([len(part) for part in parts])
+        return read(self, owners, parts)
+
+    monkeypatch.setattr(BankRows, "read_shared", counted)
+    monkeypatch.setattr(answering, "EVAL_TOKENS", 120)  # several passes
+    shared = bank.predict(names, texts)
+    assert sum(map(sum, passes)) > len(names)  # several rows behind each prompt
+    assert (len(passes) > 1, max(map(len, passes))) == (True, 3)
+    monkeypatch.setattr(answering, "is_worth_sharing", lambda source, rows: False)
+    whole = bank.predict(names, texts)
+    assert [answer.label for answer in shared] == [answer.label for answer in whole]
+    assert [answer.score for answer in shared] == pytest.approx([answer.score for answer in whole], rel=1e-5)
+    assert len({round(answer.score or 0, 6) for answer in whole}) > len(names) / 2

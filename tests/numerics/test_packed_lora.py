@@ -69,6 +69,13 @@ def test_two_part_heads_and_transposed_layers(make_world: Callable[..., Any], fa
     world.check_each_is_as_alone(pack, slots, 10, TOLERANCE)
 
 
+def test_pack_equals_lone_trials_on_the_quickstart_base(quickstart: Any) -> None:
+    specs, pack = mixed(quickstart)[:4], quickstart.pack(max_tokens=512)
+    slots = quickstart.join(pack, specs)
+    train(pack, slots, 3)
+    quickstart.check_each_is_as_alone(pack, slots, 3, 1e-4)
+
+
 def test_trials_join_and_leave_between_rounds(world: Any) -> None:
     specs, pack = mixed(world), world.pack()
     slots = world.join(pack, specs)

@@ -33,6 +33,7 @@ class Tried:
     stored_bytes: int = 1000
     r_parameters: int = 100
     state: TrialState = TrialState.COMPLETE
+    without_projection: int | None = None
 
 
 def searched(
@@ -52,7 +53,10 @@ def searched(
         folder.write_identity(identity)
     journal = folder.journal()
     for number, tried in enumerate(trials):
-        trial_id, size = f"{number:05d}", AdapterSize(tried.r_parameters, 10, tried.stored_bytes)
+        trial_id, size = (
+            f"{number:05d}",
+            AdapterSize(tried.r_parameters, 10, tried.stored_bytes, tried.without_projection),
+        )
         journal.trial_started(trial_id, tried.params)
         if tried.state is TrialState.FAIL:
             journal.trial_ended(trial_id, tried.state, "it failed")

@@ -7,6 +7,7 @@ from loraxs_search.methods.loraxs._frozen_pair import checked_factors
 from loraxs_search.methods.loraxs._packed_r import PackedR
 from loraxs_search.methods.loraxs._register import register
 from loraxs_search.methods.loraxs._settings import FactorKey, ModuleSettings, module_settings
+from loraxs_search.methods.loraxs._start import check_start_on
 from loraxs_search.methods.loraxs._stored_names import split_tensors
 from loraxs_search.methods.loraxs._to_lora import export_lora, lora_pairs
 from loraxs_search.methods.loraxs.config import LoraXSConfig
@@ -20,6 +21,7 @@ __all__ = [
     "LoraXSModel",
     "ModuleSettings",
     "PackedR",
+    "check_start_on",
     "checked_factors",
     "current_factor_store",
     "export_lora",

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from loraxs_search.assets import found
 from loraxs_search.base_model import matrix
-from loraxs_search.factors import Factors, FactorStore
+from loraxs_search.factors import GRADIENT, Factors, FactorStore, read_set
 from loraxs_search.methods.loraxs._settings import FactorKey
 
 
@@ -39,8 +40,10 @@ class FactorPairs:
 
     def factors(self, module: str, key: FactorKey) -> Factors:
         """Return the whole factors of a module's weight."""
-        if key.variant:
+        if (module, key) in self._variants:
             return self._variants[module, key]
+        if key.basis == GRADIENT:
+            return read_set(found(key.variant), module)
         weight = matrix(self._linears[module]).detach()
         return self._store().get(weight, rank=key.factor_rank, basis=key.basis, driver=key.driver)
 

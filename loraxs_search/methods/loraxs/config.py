@@ -9,7 +9,7 @@ from typing import Any, get_args
 from peft.config import PeftConfig
 
 from loraxs_search.errors import UsageError
-from loraxs_search.factors import Driver
+from loraxs_search.factors import GRADIENT, Driver
 from loraxs_search.methods.loraxs._register import LORAXS
 from loraxs_search.records import Basis, Sigma
 
@@ -25,13 +25,17 @@ class LoraXSConfig(PeftConfig):
         scale: Factor of the update; 1.0 unless given here or through `loraxs_alpha`.
         loraxs_alpha: Other spelling: scale = loraxs_alpha / r.
         sigma: Where the singular values go: `input` (A = S V^T, B = U), `sqrt`, `output` or `none`.
-        basis: Which singular vectors: `top`, `middle`, `bottom` or `random`.
+        basis: Which singular vectors: `top`, `middle`, `bottom` or `random`; or those of the first step of full
+            fine-tuning, `gradient`: A and B are then stored with R, at the cost of r (in + out) numbers per module.
+        factor_set: With `basis: gradient`, the asset that a fresh adapter takes A and B from.
+        first_step: With `basis: gradient`, the learning rate of that step: R starts at first_step * S / scale.
         factor_driver: How factors are computed: `exact`, `randomized`, or `auto` by size. After an adapter is made it
             says what was used, or stays `auto` when its modules differ.
         factor_rank: Rank at which factors are stored and cut to r; None means the bucket of `default_factor_rank`.
             With the randomised driver it is part of what R means, so keep it when loading.
         init_std: Standard deviation of R at the start; 0 begins at the base model.
         init_seed: R of each module is drawn from (init_seed, module name) alone; None uses torch's global generator.
+        start_from: The asset with another adapter's R, from which a fresh one starts; see `methods.starting`.
         target_modules: Names, name endings, a regex, or `all-linear`; None means PEFT's LoRA default for the model.
         exclude_modules: Names, name endings or a regex never adapted.
         rank_pattern: Module name pattern to its own r.
@@ -54,10 +58,13 @@ class LoraXSConfig(PeftConfig):
     loraxs_alpha: float | None = None
     sigma: Sigma = "input"
     basis: Basis = "top"
+    factor_set: str | None = None
+    first_step: float = 0.0
     factor_driver: Driver = "auto"
     factor_rank: int | None = None
     init_std: float = 1e-5
     init_seed: int | None = None
+    start_from: str | None = None
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
@@ -102,6 +109,9 @@ class LoraXSConfig(PeftConfig):
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:  # PEFT would adapt all layers
             fault = f"`layers_to_transform` must stand beside a list of modules, but got {self.target_modules!r}."
             faults.append(fault)
+        if self.basis == GRADIENT and (self.sigma != "none" or self.factor_set is None):
+            got = f"sigma={self.sigma!r} factor_set={self.factor_set!r}"
+            faults.append(f"`basis` gradient needs sigma='none' and the factor_set of its study, but got {got}.")
         return faults
 
     def _wrong_numbers(self) -> list[str]:
@@ -113,6 +123,7 @@ class LoraXSConfig(PeftConfig):
         if self.factor_rank is not None and _is_rank(self.factor_rank) and self.factor_rank < largest:
             faults.append(f"`factor_rank` must be at least every rank, but got {self.factor_rank} < {largest}.")
         numbers = {"scale": self.scale, "loraxs_alpha": self.loraxs_alpha, "init_std": self.init_std}
+        numbers["first_step"] = self.first_step
         numbers |= {f"scale_pattern[{k!r}]": v for k, v in self.scale_pattern.items()}
         faults += [
             f"`{k}` must be finite, but got {v}." for k, v in numbers.items() if v is not None and not _finite(v)

@@ -11,13 +11,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods._base import PackedAdapter
 from loraxs_search.methods.loraxs._factor_pairs import FactorPair, FactorPairs
 from loraxs_search.methods.loraxs._packed_r import PackedR
 from loraxs_search.methods.loraxs._settings import FactorKey, ModuleSettings
-from loraxs_search.multiplexed import LayerRows, RowSegment, SlotRowMap
+from loraxs_search.multiplexed import LayerRows, RowRun, RowSegment, SlotRowMap
 
 __all__ = [
     "FactorPair",
@@ -28,6 +29,9 @@ __all__ = [
     "add_core_update_",
     "core_update_backward_",
 ]
+
+
+_MOST_BY_EVERY_CORE = 1 << 18  # numbers that rows computed by every core may be
 
 
 def add_core_update_(x: Tensor, y: Tensor, pair: FactorPair, cores: Tensor) -> Tensor:
@@ -62,13 +66,19 @@ def _by_core(z: Tensor, cores: Tensor) -> Tensor:
 
 
 # Rows of one position, such as the reads of a pass, are as many as positions elsewhere: a core for each would take more
-# memory than the layer. They are computed slot by slot instead.
-def _add_by_segment_(
-    x: Tensor, y: Tensor, pair: FactorPair, cores: Tensor, segments: Sequence[RowSegment[int]]
-) -> Tensor:
+# memory than the layer. Few rows, such as those that are written, are computed by every core at once, and each takes
+# its own: two calls instead of several for each slot. Many are computed slot by slot.
+def _add_by_slot_(x: Tensor, y: Tensor, pair: FactorPair, cores: Tensor, run: RowRun) -> Tensor:
     """Do what `add_core_update_` does, for rows of one position and the cores of all slots."""
-    z = torch.mm(x, pair.a.T)  # (m, k)
-    y.addmm_(torch.cat([torch.mm(z[own], cores[slot].T) for slot, own in _rows(segments)]), pair.b_t)
+    z, own = torch.mm(x, pair.a.T), cores[run.slot_span]  # (m, k), (s, k, k)
+    if len(own) == 1:
+        u = torch.mm(z, own[0].T)
+    elif z.numel() * len(own) <= _MOST_BY_EVERY_CORE:
+        by_every = torch.mm(z, own.flatten(0, 1).T)  # (m, s k)
+        u = by_every.view(-1, z.shape[1]).index_select(0, run.places)
+    else:
+        u = torch.cat([torch.mm(z[rows], cores[slot].T) for slot, rows in _rows(run.segments)])
+    y.addmm_(u, pair.b_t)
     return z
 
 
@@ -118,7 +128,7 @@ class TrainedCores:
         for run in rows.row_map.runs(self._pair_of_slot):
             at, pair = rows.positions(run.start, run.stop), self._pairs[run.label]
             if rows.num_positions == 1:
-                saved.append(_add_by_segment_(x[at], y[at], pair, self.cores, run.segments))
+                saved.append(_add_by_slot_(x[at], y[at], pair, self.cores, run))
             else:
                 saved.append(add_core_update_(x[at], y[at], pair, self.cores[run.slots]))
         return saved
@@ -232,8 +242,9 @@ class PackedCores:
             slot.r.grad = total[rows, i, :rank, :rank] * scale
 
     def _scale(self, slot: CoreSlot) -> Tensor:
-        """Return what R is multiplied with, entry by entry, shape (modules, r, r)."""
-        scales = [
-            s.scale_core(self._pairs.factors(name, s.factor_key).singular_values) for name, s in slot.settings.items()
-        ]
+        """Return what R is multiplied with, entry by entry, shape (modules, r, r); zero beyond a module's own rank."""
+        rank, scales = slot.r.shape[-1], []
+        for name, own in slot.settings.items():
+            scale = own.scale_core(self._pairs.factors(name, own.factor_key).singular_values)
+            scales.append(pad(scale, (0, rank - own.rank) * 2))
         return torch.stack(scales).to(slot.r.device)

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Candidate, FrontTrial, KeepRule, Scalar, TrialRecord, TrialState
+from loraxs_search.records import (
+    Candidate,
+    FrontTrial,
+    KeepRule,
+    Scalar,
+    Task,
+    TrialRecord,
+    TrialState,
+    WarmTrials,
+)
 from loraxs_search.registry import trial_of
 from loraxs_search.reports import front
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
+from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space, notes
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
@@ -27,6 +38,7 @@ if TYPE_CHECKING:
     from loraxs_search.search.tune.searcher import StudySearcher
 
 
+_logger = logging.getLogger(__name__)
 _LATE = (
     "hosts.study_actors",
     "ledger.ledger",
@@ -86,8 +98,10 @@ class Driver:
             folder = self._begun_folder()
             actors = StudyActors(self._info, self._space, pool, recorded=folder.identity() if folder else None)
             try:
+                check_start(self._space, self._info, actors.info)
+                warm = self._warm_trials(actors) if folder is None else folder.warm_trials()
                 actors.prepare_factors(self._view.phase)
-                return self._run_with(actors, self._open_folder())
+                return self._run_with(actors, self._open_folder(warm))
             finally:
                 actors.close()
         finally:
@@ -97,6 +111,8 @@ class Driver:
         with folder.lock(), mirrored(folder, self._stop.set) as mirror:
             if folder.identity() is None:
                 folder.write_identity(actors.info.identity)
+            keep_start(folder)
+            actors.prepare_assets(folder, self._view.phase)
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
                 result = self._search(folder, actors, tracker)
@@ -121,13 +137,15 @@ class Driver:
         from loraxs_search.search.ledger.rebuild import rebuild
         from loraxs_search.search.ledger.score_watch import ScoreWatch
         from loraxs_search.search.tune.runner import run_tuner
+        from loraxs_search.search.tune.sampler import Sampler
         from loraxs_search.search.tune.scheduler import TuneScheduler
         from loraxs_search.search.tune.searcher import StudySearcher
 
         yardsticks = StudyYardsticks(folder, actors, self._space.task)  # begun first: Ray Tune takes seconds to start
         plan, task = self._info.search, self._info.task
+        warm = folder.warm_trials()
         tracker.search_started(
-            self._space.text, plan, params=actors.hardware() | {"search.metric": task.search_metric}, gpus=actors.gpus()
+            self._space.text, plan, params=actors.hardware() | _facts_of_task(task, warm), gpus=actors.gpus()
         )
         journal = folder.journal()
         deadline = self._deadline(journal)
@@ -142,7 +160,8 @@ class Driver:
         self._view.started(self._facts(actors, ledger))
         for trial_id, reason in scheduler.stopped.items():
             ledger.ended(trial_id, TrialState.PRUNED, reason)
-        searcher = StudySearcher(study, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path)
+        sampler = Sampler(study, self._space, warm.trials)
+        searcher = StudySearcher(sampler, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path)
         if journal.notice is None and folder.candidates() is None:
             tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off)
             run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
@@ -165,9 +184,25 @@ class Driver:
                 return folder
         return None
 
-    def _open_folder(self) -> StudyFolder:
+    def _open_folder(self, warm: WarmTrials) -> StudyFolder:
         # `create` refuses a name that was taken in the meantime.
-        return self._begun_folder() or StudyFolder.create(self._info, self._space.text)
+        given = None if self._space.warm_start is None else warm
+        return self._begun_folder() or StudyFolder.create(self._info, self._space.text, given)
+
+    def _warm_trials(self, actors: StudyActors) -> WarmTrials:
+        """Return what a new search begins with; the study keeps it, so that a resumed one begins with the same."""
+        if self._space.warm_start is None:
+            return WarmTrials()
+        from loraxs_search.search.driver.warm_start import warm_trials
+
+        self._view.phase("reading the studies that the search starts from")
+        warm = warm_trials(self._space, actors.info.identity.base_digest, self._info.tracking_uri)
+        for note in warm.notes:
+            _logger.warning("warm start: %s", note)
+        if warm.trials:
+            studies = ", ".join(warm.studies)
+            self._view.phase(f"warm start: the first {len(warm.trials)} trials have params of {studies}")
+        return warm
 
     def _deadline(self, journal: Journal) -> float | None:
         """Return when the time budget is used up; drivers before this one have used some of it."""
@@ -231,6 +266,16 @@ class Driver:
             keep=plan.keep,
             notes=notes(self._space),
         )
+
+
+def _facts_of_task(task: Task, warm: WarmTrials) -> dict[str, Scalar]:
+    """Return what searches of other machines must know to start from this one, and where this one started."""
+    facts: dict[str, Scalar] = {
+        "search.metric": task.search_metric,
+        "search.direction": task.search_direction,
+        "task.kind": task.kind,
+    }
+    return facts | ({"warm_start": ", ".join(warm.studies)} if warm.trials else {})
 
 
 def close_finished(folder: StudyFolder) -> SearchResult:

@@ -17,6 +17,7 @@ from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.search.cluster.connection import connected
 from loraxs_search.search.driver.driver import Driver, SearchResult, close_finished
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
+from loraxs_search.search.driver.start_from import resolve_start
 from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.search_space import Space, load_space, parse_space
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
@@ -174,7 +175,7 @@ def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = N
         place = Storage(info.storage)
         place.check()
         check_new_in(place, info.name)
-    return info
+    return replace(info, start_from=resolve_start(loaded, uri))
 
 
 def _absolute(storage: str | None) -> str | None:

@@ -36,6 +36,7 @@ class KeeperHandle(Protocol):
     """A `StudyKeeper`."""
 
     __ray_ready__: RemoteMethod[[], object]
+    read_asset: RemoteMethod[[str], bytes]
     read_snapshot: RemoteMethod[[str], bytes | None]
     write_snapshot: RemoteMethod[[str, bytes], None]
     write_yardsticks: RemoteMethod[[ObjectRef[tuple[Yardstick, ...]]], None]

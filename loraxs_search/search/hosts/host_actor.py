@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import ray
+
+from loraxs_search import assets
 from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
+from loraxs_search.methods import get_method
 from loraxs_search.packing import Host
 from loraxs_search.records import HostInfo, Identity, Task, TrialSpec, to_json
 from loraxs_search.search.cluster.node_checks import Expected, NodeFacts, evaluate, failures
 from loraxs_search.search.cluster.placement import processes_that_fit
+from loraxs_search.search.hosts.handles import find_keeper
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search.hosts.identity import difference
 from loraxs_search.versions import with_python
@@ -51,6 +56,8 @@ class HostActor:
         spec = args[0] if args and isinstance(args[0], TrialSpec) else None
         identity = spec.identity if spec else identity
         host = self._host_with(task) if spec is None and identity is None else self._host_for(identity, task)
+        if spec is not None:
+            _bring_assets(spec)
         return getattr(host, method)(*args)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -106,6 +113,19 @@ class HostActor:
         """Whether this is a host of lone trials, which serves one task, that an earlier search has left here."""
         first = self._first
         return not self._config.packed and first is not None and first.for_candidates != task.for_candidates
+
+
+def _bring_assets(spec: TrialSpec) -> None:
+    """Put on this node what a trial starts from, where it is not there yet.
+
+    Raises:
+        HomeError: the folder cannot be written.
+        StudyError: the study has lost it.
+    """
+    hyper = spec.hyperparameters
+    for digest in get_method(hyper.method).assets(hyper):
+        if spec.keeper and assets.lacks(digest):
+            assets.keep(ray.get(find_keeper(spec.keeper).read_asset.remote(digest)))
 
 
 def check_versions(node: str, expected: Mapping[str, str]) -> None:

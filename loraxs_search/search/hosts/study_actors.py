@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -10,15 +11,16 @@ from collections.abc import Callable, Mapping
 import ray
 
 from loraxs_search.base_model import check_packable
+from loraxs_search.methods import get_method
 from loraxs_search.records import HostInfo, Identity, Scalar, Task, TrialSpec
 from loraxs_search.search.cluster.placement import PackSize, unshared
-from loraxs_search.search.hosts.client import HOST_LOST
+from loraxs_search.search.hosts.client import HOST_LOST, HostClient
 from loraxs_search.search.hosts.handles import kill
 from loraxs_search.search.hosts.identity import check_unchanged
 from loraxs_search.search.hosts.pool import HostPool
 from loraxs_search.search.hosts.study_keeper import start_keeper
 from loraxs_search.search_space import Space, describe
-from loraxs_search.studies import StudyInfo
+from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tasks import data_warnings, overlap_counts
 
 _logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class StudyActors:
 
     def __init__(self, study: StudyInfo, space: Space, pool: HostPool, recorded: Identity | None = None) -> None:
         self._study, self._space, self.pool = study, space, pool
+        self._assets: Mapping[str, str] = {}
         keeper_name, self.keeper = start_keeper(study.name)  # it starts while the host loads
         try:
             self.info: HostInfo = pool.host().result(lambda host: host.info(space.task))
@@ -82,6 +85,28 @@ class StudyActors:
                 say(f"decomposing the base's weights: {total - len(pending)} of {total} parts")
                 reported_at = time.monotonic()
 
+    def prepare_assets(self, folder: StudyFolder, say: Callable[[str], None]) -> None:
+        """Have a host estimate on the study's rows what its trials start from, once; the folder keeps it.
+
+        A study that goes on has it already, and so do all hosts: they get the same file.
+
+        Raises:
+            HomeError: it cannot be kept.
+        """
+        names = [module.name for module in self.info.modules if module.name in self._adaptable]
+        for estimate in self._space.estimates():
+            if estimate.name not in folder.assets():
+                say(f"estimating the gradient of {len(names)} layers on {estimate.num_rows} train rows")
+                ask = functools.partial(
+                    HostClient.estimate,
+                    identity=self.info.identity,
+                    estimate=estimate,
+                    names=names,
+                    task=self._space.task,
+                )
+                folder.write_asset(estimate.name, self.pool.host().result(ask))
+        self._assets = folder.assets()
+
     def close(self) -> None:
         """End the keeper now."""
         kill(self.keeper)
@@ -90,7 +115,9 @@ class StudyActors:
         """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""
         seed = self._study.search.seed * 1_000_003 + int(trial_id)
         hyper = self._space.hyperparameters(params, self.info.modules, seed)
-        return TrialSpec(trial_id, params, hyper, study=self._study.name, identity=self.info.identity)
+        hyper = get_method(hyper.method).with_assets(hyper, self._assets, self._study.search.seed)
+        keeper = self.actor_names["keeper"]
+        return TrialSpec(trial_id, params, hyper, study=self._study.name, identity=self.info.identity, keeper=keeper)
 
     def hardware(self) -> dict[str, Scalar]:
         """Describe the cluster for the record."""

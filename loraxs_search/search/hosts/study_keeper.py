@@ -17,11 +17,17 @@ from loraxs_search.studies import StudyFolder
 
 
 class StudyKeeper:
-    """Keeps trial snapshots in the study folder, on the driver's node: no shared file system is needed."""
+    """Keeps trial snapshots in the study folder, on the driver's node: no shared file system is needed.
+
+    Hosts on other nodes get the study's assets from it.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._folder: StudyFolder | None = None  # opened at first use: the keeper starts before there is one
+
+    def read_asset(self, digest: str) -> bytes:
+        return self._open().read_asset(digest)
 
     def read_snapshot(self, trial_id: str) -> bytes | None:
         return self._open().read_snapshot(trial_id)

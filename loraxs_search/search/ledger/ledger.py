@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Hyperparameters, KeepRule, Scalar, TrialRecord, TrialReport, TrialState
+from loraxs_search.records import Hyperparameters, KeepRule, Scalar, TrialRecord, TrialReport, TrialState, WarmStart
 from loraxs_search.search.ledger.score_watch import ScoreWatch
 from loraxs_search.search.ledger.view import SearchView
 from loraxs_search.studies import Journal, StudyFolder, read_reports
@@ -53,12 +53,18 @@ class Ledger:
         params: Mapping[str, Scalar],
         hyper: Hyperparameters,
         handle: optuna.trial.Trial | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
-        """Record that a trial starts or continues; `handle` is Optuna's, when the caller has it."""
+        """Record that a trial starts or continues.
+
+        Args:
+            handle: Optuna's, when the caller has it.
+            warm_start: Where a new trial's params are from.
+        """
         if handle is not None:
             self._handles[trial_id] = handle
-        record = self._journal.trial_started(trial_id, params)
-        self._tracker.trial_started(trial_id, params, hyper)
+        record = self._journal.trial_started(trial_id, params, warm_start)
+        self._tracker.trial_started(trial_id, params, hyper, record.warm_start)
         self._view.trial_changed(record)
 
     def reported(self, report: TrialReport) -> None:

@@ -13,7 +13,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from loraxs_search.records import Scalar
+from loraxs_search.records import Scalar, WarmStart, WarmTrial
 from loraxs_search.search.ledger.optuna_storage import as_one, live_trial
 from loraxs_search.search.tune.front_history import FrontHistory
 from loraxs_search.search_space import Space
@@ -26,11 +26,28 @@ _INFORMATIVE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Sampler:
-    """Asks a study for trials and draws their params, which depend on a seed and the study's history only."""
+    """Asks a study for trials and draws their params, which depend on a seed and the study's history only.
 
-    def __init__(self, study: optuna.Study, space: Space) -> None:
-        self._study, self._space = study, space
+
+    Args:
+        warm: What the first trials are to be, in order of their numbers; their params lie in the space.
+    """
+
+    def __init__(self, study: optuna.Study, space: Space, warm: Sequence[WarmTrial] = ()) -> None:
+        self._study, self._space, self._warm = study, space, warm
         self._history = _history(study)
+
+    def unknown(self, known: Container[str]) -> list[FrozenTrial]:
+        """Return the trials that a driver asked for and died before they were recorded.
+
+        Args:
+            known: Ids of those that are recorded.
+        """
+        return [t for t in self._study.get_trials(deepcopy=False) if trial_name(t.number) not in known]
+
+    def warm_start(self, number: int) -> WarmStart | None:
+        """Return where the params of a trial are from, by its number; None where they are drawn."""
+        return self._warm[number].warm_start if number < len(self._warm) else None
 
     def propose(self, seed: int, orphan: FrozenTrial | None = None) -> tuple[Trial, dict[str, Scalar]]:
         """Return a new trial and its params, which are written all together: where only some were on disk after a kill,
@@ -41,11 +58,12 @@ class Sampler:
             orphan: A trial that was asked for by a driver that died before it was recorded: finish asking.
         """
         before = self._study.sampler
+        number = len(self._study.get_trials(deepcopy=False)) if orphan is None else orphan.number
         with warnings.catch_warnings():
             # `group` is what conditional spaces need; Optuna has called it experimental since 2.8, PartialFixedSampler
             # since 2.4.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.sampler = self._sampler(seed % 2**32)
+            self._study.sampler = self._sampler(seed % 2**32, number)
         try:
             with as_one(self._study):
                 trial = self._study.ask() if orphan is None else live_trial(self._study, orphan)
@@ -53,7 +71,9 @@ class Sampler:
         finally:
             self._study.sampler = before
 
-    def _sampler(self, seed: int) -> BaseSampler:
+    def _sampler(self, seed: int, number: int) -> BaseSampler:
+        if number < len(self._warm):
+            return PartialFixedSampler(self._space.drawn_params(self._warm[number].params), RandomSampler(seed=seed))
         tpe = TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
         trials, directions = self._study.get_trials(deepcopy=False), self._study.directions
         if len(trials) <= MAX_HISTORY and len(directions) == 1:
@@ -127,3 +147,8 @@ class ShownHistory(InMemoryStorage):
         """Return the trials shown, then the storage's own."""
         shown = [trial for trial in self._shown if states is None or trial.state in states]
         return shown + super().get_all_trials(study_id, deepcopy, states)
+
+
+def trial_name(number: int) -> str:
+    """Return the trial id of an Optuna number."""
+    return f"{number:05d}"

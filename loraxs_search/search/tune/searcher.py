@@ -17,7 +17,7 @@ from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.search.ledger.optuna_storage import sync
 from loraxs_search.search.tune.failures import Outcomes
-from loraxs_search.search.tune.sampler import Sampler
+from loraxs_search.search.tune.sampler import Sampler, trial_name
 from loraxs_search.search.tune.trainable import FAILED, FATAL, REPORT, RESOURCES, SPEC, STEP
 from loraxs_search.search_space import Space
 
@@ -43,7 +43,7 @@ class StudySearcher(Searcher):
 
     def __init__(
         self,
-        study: optuna.Study,
+        sampler: Sampler,
         ledger: Ledger,
         space: Space,
         plan: SearchPlan,
@@ -53,12 +53,11 @@ class StudySearcher(Searcher):
         path: Path,
     ) -> None:
         super().__init__()
-        self._path = path
+        self._path, self._sampler = path, sampler
         self._ledger, self._space, self._plan, self._actors = ledger, space, plan, actors
-        self._proposer = Sampler(study, space)
         self._scheduler, self._deadline = scheduler, deadline
         self._pending = [record.trial_id for record in ledger.unfinished()]
-        self._orphans = [t for t in study.get_trials(deepcopy=False) if trial_name(t.number) not in ledger.records]
+        self._orphans = sampler.unknown(ledger.records)
         self._task_json = to_json(space.task)
         self._trial_ids: dict[str, str] = {}  # by Tune's id, which is another one after each restart
         self._outcomes = Outcomes()
@@ -117,12 +116,12 @@ class StudySearcher(Searcher):
             return None
         if self._pending:
             trial_id = self._pending.pop(0)
-            trial, params = None, dict(self._ledger.records[trial_id].params)
+            trial, origin, params = None, None, dict(self._ledger.records[trial_id].params)
         else:
             trial, params = self._propose()
-            trial_id = trial_name(trial.number)
+            trial_id, origin = trial_name(trial.number), self._sampler.warm_start(trial.number)
         spec = self._actors.spec(trial_id, params)
-        self._ledger.started(trial_id, params, spec.hyperparameters, trial)
+        self._ledger.started(trial_id, params, spec.hyperparameters, trial, origin)
         self._trial_ids[tune_id] = trial_id
         return {
             SPEC: to_json(spec),
@@ -164,7 +163,7 @@ class StudySearcher(Searcher):
     def _propose(self) -> tuple[optuna.trial.Trial, dict[str, Any]]:
         orphan = self._orphans.pop(0) if self._orphans else None
         seed = self._plan.seed * 1_000_003 + len(self._ledger.records)
-        proposed = self._proposer.propose(seed, orphan)
+        proposed = self._sampler.propose(seed, orphan)
         sync(self._path)  # of whatever trial the journal has an event, Optuna knows it
         return proposed
 
@@ -186,8 +185,3 @@ class StudySearcher(Searcher):
         common = self._outcomes.common_failure(self._actors.slot_counter.max_concurrent)
         if common is not None and self.failing is None:
             self.failing = f"{common[0]} of the latest trials failed for the same reason: {common[1]}"
-
-
-def trial_name(number: int) -> str:
-    """Return the trial id of an Optuna number."""
-    return f"{number:05d}"

@@ -44,7 +44,7 @@ def check_answers(
             hint="write their answers, or remove the rows",
         )
     for text in stop:
-        if all(text in answer for answer in answers):
+        if answers and all(text in answer for answer in answers):
             raise TaskDataError(
                 f"Task {task.name}: a stop string must not be in the answers, but {text!r} is in every answer"
                 f" of {place.name}: no answer could be written whole.",

@@ -142,14 +142,19 @@ class TaskKind(ABC):
         Names that the data themselves give to the ids of a column are looked for in the last one.
         """
 
+    @property
+    def spare_in_test(self) -> frozenset[str]:
+        """Columns that a test split may lack, since nothing that is scored there is made of them."""
+        return frozenset()
+
     # ---- rows to tokens: on a host, before any trial -----------------------------------------------------------------
     @abstractmethod
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
         """Return a split's rows, checked.
 
         Args:
-            columns: All of `columns` are there, each with one value a row, as stored: text in a CSV file, whatever JSON
-                or Parquet knows elsewhere.
+            columns: All of `columns` are there, of a test split maybe without `spare_in_test`, each with one value a
+                row, as stored: text in a CSV file, whatever JSON or Parquet knows elsewhere.
             place: Where they are from, for messages.
         Raises:
             TaskDataError: a value is not what it should be; every different one is named, of all columns at once.
@@ -304,7 +309,7 @@ class TaskKind(ABC):
         """Return all metrics that scores give, the mean loss among them; without answers, those that need none.
 
         Of answers that were written, also two shares of all rows: `unparsed`, in which no answer was found, and
-        `unended`, which the bound on new tokens ended.
+        `unended`, which the bound on new tokens ended. Rows without a count have no loss.
         """
         measured = {} if scores.predictions is None else self.measure(scores.predictions, labels)
         for name in dict.fromkeys((*self.task.metrics, self.task.search_metric)):
@@ -314,7 +319,7 @@ class TaskKind(ABC):
         if scores.predictions is not None and scores.ended is not None:
             measured["unparsed"] = float(np.mean(scores.predictions == ""))
             measured["unended"] = float(np.mean(~scores.ended))
-        return measured | {"loss": scores.loss}
+        return measured | ({"loss": scores.loss} if scores.counts.any() else {})
 
     def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:  # for kinds
         """Yield what an adapter's scores show to be wrong with how it is asked: the metric, and a sentence with the

@@ -288,8 +288,17 @@ class LanguageModelKind(TaskKind):
         Raises:
             TrialDivergedError: a loss is not finite.
         """
-        losses, correct = yield Read(split, rows, self.sums)
-        return RowScores(None, finite(losses), data.encoded(split).counts(rows), correct.numpy())
+        return (yield from self._token_scores(split, data.encoded(split), rows))
+
+    def _token_scores(
+        self, source: Split | EncodedRows, encoded: EncodedRows, rows: npt.NDArray[np.int64]
+    ) -> Asking[RowScores]:
+        """Yield one pass over rows of a source, which is encoded so; none where nothing of them is learnt."""
+        if encoded.targets is None:
+            none = np.zeros(len(rows), np.int64)
+            return RowScores(None, none.astype(np.float32), none, none)
+        losses, correct = yield Read(source, rows, self.sums)
+        return RowScores(None, finite(losses), encoded.counts(rows), correct.numpy())
 
     def sums(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
         """Return each row's loss, (n,), and how many of its tokens were the likeliest, (n,) int64: a `reduce`."""

@@ -33,9 +33,9 @@ from loraxs_search.tasks.kinds._answer_checks import (
 from loraxs_search.tasks.kinds._answers import MATCH_SECONDS, Extraction, ExtractSection, SlowPatternError, extract_laws
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._examples import with_examples
-from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite, prompts_of
+from loraxs_search.tasks.kinds._language_model import LanguageModelKind, prompts_of
 from loraxs_search.tasks.kinds._prompt_section import PromptSection, prompt_fields, prompt_laws
-from loraxs_search.tasks.kinds._requests import Asking, Read, RowScores, Sampling, Values, Write, Written
+from loraxs_search.tasks.kinds._requests import Asking, RowScores, Sampling, Values, Write, Written
 from loraxs_search.tasks.kinds._section import Count, Section, Text, distinct
 from loraxs_search.tasks.kinds._templates import Template, continued_ids
 from loraxs_search.tasks.kinds._text_metrics import TEXT_METRICS
@@ -118,26 +118,34 @@ class TextGeneration(LanguageModelKind):
         """How answers are written."""
         return GenerationSection.model_validate(self.task.settings.get("generation") or {})
 
+    @property
+    def spare_in_test(self) -> frozenset[str]:
+        """The answer's, where what is written is held against a reference, and no metric is of the answer's tokens."""
+        templates = self.templates
+        if "reference" not in templates or any(self.metrics[it].column != "predictions" for it in self.task.metrics):
+            return frozenset()
+        return frozenset(templates["answer"].columns).difference(self.prompt.columns, templates["reference"].columns)
+
     # ---- rows --------------------------------------------------------------------------------------------------------
     def read(self, columns: Columns, place: SourceLocation) -> Rows:
         errors: list[TaskDataError] = []
         texts, extras = self.read_prompts(columns, place, errors)
         templates, known = self.templates, len(errors)
-        answers = self.read_texts(templates["answer"], columns, place, errors)
+        stored = [columns.values.get(name) for name in templates["answer"].columns]
+        answers = [] if None in stored else self.read_texts(templates["answer"], columns, place, errors)
         references = answers
         if "reference" in templates:
             references = self.read_texts(templates["reference"], columns, place, errors)
         labels: npt.NDArray[Any] = np.empty(0)
         if len(errors) == known:
-            stored = [columns.values[name] for name in templates["answer"].columns]
-            blank = blank_rows(stored)
+            blank = blank_rows([values for values in stored if values is not None]) if answers else []
             with collected(errors):
                 check_answers(self.task, answers, blank, self.generation.stop, place)
             with collected(errors):
                 labels = self._labels(references, place, frozenset(blank))
         if errors:
             raise joined(self.task, errors)
-        return Rows(texts, None, labels, {**extras, _ANSWERS: answers})
+        return Rows(texts, None, labels, {**extras, _ANSWERS: answers} if answers else extras)
 
     def _labels(self, references: Sequence[str], place: SourceLocation, blank: frozenset[int]) -> npt.NDArray[np.str_]:
         """Return the answers in the references; rows of `blank` have none, which is said of them already."""
@@ -159,7 +167,8 @@ class TextGeneration(LanguageModelKind):
         return np.array(labels, np.str_)
 
     def hides_answers(self, columns: Columns) -> bool:
-        stored = [columns.values[name] for name in self.templates["answer"].columns]
+        templates = self.templates
+        stored = [columns.values[name] for name in templates.get("reference", templates["answer"]).columns]
         return all(value is None or not str(value).strip() for column in stored for value in column)
 
     def no_labels(self, num_rows: int) -> npt.NDArray[Any]:
@@ -168,14 +177,16 @@ class TextGeneration(LanguageModelKind):
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         yield from super().warnings(rows, encoded)
         for split, own in rows.items():
-            answers = own.extras[_ANSWERS]
+            answers = own.extras.get(_ANSWERS, [])
             yield from stop_warnings(split, answers, self.generation.stop)
-            if "reference" in self.task.settings:
+            if answers and "reference" in self.task.settings:
                 yield from reference_warnings(split, answers, own.labels.tolist(), self.extraction)
         yield from length_warnings(encoded, self.generation.max_new_tokens)
 
     def learnt_texts(self, rows: Rows) -> Sequence[Sequence[str]]:
-        return [(answer,) for answer in rows.extras[_ANSWERS]]
+        return (
+            [(answer,) for answer in rows.extras[_ANSWERS]] if _ANSWERS in rows.extras else super().learnt_texts(rows)
+        )
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -236,9 +247,7 @@ class TextGeneration(LanguageModelKind):
         asked, room = data.encoded(split).take(rows), self.generation.max_new_tokens
         if shots:
             asked = with_examples(asked, self.prompt, data, shots=shots, room=room)
-        every = np.arange(len(asked))
-        losses, correct = yield Read(asked, every, self.sums)
-        scores = RowScores(None, finite(losses), asked.counts(every), correct.numpy())
+        scores = yield from self._token_scores(asked, asked, np.arange(len(asked)))
         if not self.needs_answers:
             return scores
         return (yield from self._with_answers(scores, asked, data.labels(split)[rows]))

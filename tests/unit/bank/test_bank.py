@@ -30,6 +30,7 @@ from loraxs_search.errors import (
 from loraxs_search.factors import Factors, FactorStore, default_factor_rank
 from loraxs_search.factors._file import write_factors
 from loraxs_search.home import factor_path
+from loraxs_search.methods import get_method
 from loraxs_search.methods.body import body_fingerprint
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
@@ -334,6 +335,22 @@ def _flipped(factors: Factors) -> Factors:
     """The same subspace with other signs, as another machine may find it."""
     signs = torch.tensor([-1.0, 1.0]).repeat(factors.rank)[: factors.rank]
     return dataclasses.replace(factors, left=factors.left * signs, right=factors.right * signs[:, None])
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "remedy"),
+    [("lora", {"rank": 4}, "pull --format lora"), ("ia3", {}, "loraxs_search.load_adapter")],
+)
+def test_adapters_of_other_methods_are_refused_with_the_way_to_serve_them(
+    bank, base, make_adapter, tmp_path, method, own, remedy
+):
+    fields = get_method(method).fields(own, {})
+    folder = make_adapter(tmp_path / method, base, target_modules=TARGETS, method=method, **fields)
+    before = bank.names
+    with pytest.raises(UsageError, match=f"must be of method lora-xs, but mine is of method {method}") as refusal:
+        bank.load("mine", folder)
+    assert remedy in str(refusal.value.hint)
+    assert bank.names == before
 
 
 def test_adapters_of_two_machines_share_a_bank(base, make_adapter, tmp_path, inputs):

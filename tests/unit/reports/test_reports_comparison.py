@@ -16,6 +16,7 @@ from loraxs_search.errors import StudyError, UsageError
 from loraxs_search.records import Identity, TrialState
 from loraxs_search.reports import compare
 from loraxs_search.reports.size_ratio import Point, front_of, ratio_to
+from loraxs_search.studies import StudyFolder
 
 
 def tried(score: float, stored_bytes: int = 1000, **params):
@@ -79,6 +80,12 @@ def test_a_method_is_a_parameter_or_that_of_the_space(fresh_home):
     }
 
 
+@pytest.mark.parametrize("method", ["lora", "{value: lora}", "{choice: [lora]}"])
+def test_a_space_of_one_method_may_name_it_in_any_form(fresh_home, method):
+    searched("s", [tried(0.5)], space=f"method: {method}\n")
+    assert [group.label for group in compare(["s"]).groups] == ["lora"]
+
+
 def test_a_parameter_that_a_space_leaves_out_has_its_default(fresh_home):
     searched("plain", [tried(0.5, rank=4)])
     searched("middle", [tried(0.6, rank=4, basis="middle")])
@@ -133,6 +140,18 @@ def test_trials_with_the_same_params_are_seeds_of_a_recipe_that_is_no_candidate(
     assert (full.num_trials, full.over_seeds.count) == (5, 3)
     confirm(methods[1], "00001", [0.85, 0.84])
     assert compare(["lora", "again"]).groups[0].seed_scores == (0.85, 0.84), "refits are scored on all rows"
+
+
+@pytest.mark.parametrize(("validation_rows", "compared"), [(None, True), (100, False)])
+def test_seeds_are_compared_on_the_same_validation_rows(fresh_home, validation_rows, compared):
+    task = replace(TASK, validation_rows=validation_rows)
+    confirm(searched("xs", XS, task=task), "00003", [0.9, 0.8])
+    searched("full", [tried(0.9, rate=1), tried(0.8, rate=1)], task=task, space="method: full\n")
+    first, second = compare(["xs", "full"], by="study").groups
+    assert (first.best.trial, len(second.seed_scores)) == ("xs/00001", 2)
+    assert first.seed_scores == (), "outside the budget"
+    confirm(StudyFolder.open("xs"), "00001", [0.8, 0.7])
+    assert (compare(["xs", "full"], by="study").groups[1].difference is not None) == compared
 
 
 def test_reports_of_another_metric_are_no_seeds(fresh_home):
@@ -228,7 +247,7 @@ def test_a_front_is_of_points_that_none_beats_and_does_not_depend_on_their_order
     kept = {(p.score, p.stored_bytes) for p in front}
     assert kept == {(p.score, p.stored_bytes) for p in points if not any(beats(q, p) for q in points)}
     assert kept == {(p.score, p.stored_bytes) for p in front_of(reversed(points), sign)}
-    assert [p.stored_bytes for p in front] == sorted({p.stored_bytes for p in front})
+    assert [p.stored_bytes for p in front] == sorted(p.stored_bytes for p in front)
 
 
 @given(POINTS, POINTS, st.sampled_from([1.0, -1.0]))

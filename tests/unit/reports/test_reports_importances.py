@@ -73,3 +73,13 @@ def test_a_study_fetched_without_its_memory_says_so(folder):
 def test_a_memory_that_is_damaged_says_so(folder):
     folder.optuna_path.write_text("nonsense\n\n{}\n")
     assert importances(folder).why.startswith("the sampler's memory cannot be read: ")
+
+
+def test_of_a_study_of_two_objectives_what_leads_to_the_front_counts(folder):
+    study = open_optuna_study(folder.optuna_path, folder.name, "maximize", "minimize")
+    for number in range(20):
+        params = {"scale": number / 20, "learning_rate": 1e-3 + (number * 7 % 20) * 1e-4}
+        distributions = {"scale": SCALE, "learning_rate": RATE}
+        values = [number / 20, 100.0]
+        study.add_trial(optuna.trial.create_trial(values=values, params=params, distributions=distributions))
+    assert next(iter(importances(folder).values)) == "scale"

@@ -84,6 +84,7 @@ def test_every_hyperparameter_is_a_parameter_or_comes_from_elsewhere():
     from loraxs_search.records import Hyperparameters
 
     elsewhere = {"max_steps", "seed", "factor_rank", "method", "method_params"}
+    elsewhere |= {"factor_set", "head_seed", "start_from"}  # a study's own
     assert {field.name for field in fields(Hyperparameters)} - elsewhere == set(parameter_specs("lora-xs"))
 
 
@@ -247,9 +248,9 @@ def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, tex
     assert chosen.factor_sets() == (FactorSet("middle", 128), FactorSet("random", 128))
     conditional = parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").factor_sets()
     assert [each.basis for each in conditional] == ["bottom", "top"]
-    assert parse(text).largest() == LargestTrial(16, (("lora-xs", {"rank": 4}), ("lora-xs", {"rank": 16})))
+    assert parse(text).largest() == LargestTrial(16, (("lora-xs", {"rank": 16}), ("lora-xs", {"rank": 4})))
     ranges = "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}"
-    assert parse(text, *ranges).largest() == LargestTrial(64, (("lora-xs", {"rank": 4}), ("lora-xs", {"rank": 32})))
+    assert parse(text, *ranges).largest() == LargestTrial(64, (("lora-xs", {"rank": 32}), ("lora-xs", {"rank": 4})))
 
 
 @pytest.mark.parametrize("size", ["1", "64", "auto"])

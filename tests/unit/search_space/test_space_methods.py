@@ -280,11 +280,12 @@ def section(draw: st.DrawFn, methods: list[str]) -> dict[str, Any]:
     taken = [name for name in VALUES if set(TAKERS.get(name, methods)) & set(methods)]
     declared: dict[str, Any] = {}
     for name in draw(st.permutations(taken)):
-        takers = [method for method in methods if method in TAKERS.get(name, methods)]
-        items = [
-            {"choice": draw(choices(name)), "when": draw(condition(takers, declared))}
-            for _ in range(draw(st.integers(0, 2)))
-        ]
+        left = [method for method in methods if method in TAKERS.get(name, methods)]
+        items = []
+        while left and draw(st.integers(0, 2)):
+            when = draw(condition(left, declared))
+            items.append({"choice": draw(choices(name)), "when": when})
+            left = [method for method in left if method not in when.get("method", ())]
         last = {"choice": draw(choices(name))}
         if name not in ("rank", "learning_rate") and items and draw(st.booleans()):
             declared[name] = items

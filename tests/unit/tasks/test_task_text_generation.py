@@ -1,62 +1,23 @@
-"""Text generation: rows and references, what is refused and warned of, tokens, requests and answers."""
+"""Text generation: rows and references, what is refused and warned of."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
-import numpy as np
 import pytest
-import torch
 from support.characters import CHAT, characters
+from support.text_tasks import NUMBER, SUMS, refused, writing_task
 
-from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource, Task
-from loraxs_search.tasks import RowSource, checked, data_warnings, encode, load_data, prepare
-from loraxs_search.tasks.kinds import Ragged, Read, Write, Written
-from loraxs_search.tasks.kinds.text_generation import TextGenerationSection
-
-ROWS = [
-    {"q": "Two and two", "a": "The answer is 4", "n": "4.0"},
-    {"q": "Six and six", "a": "The answer is 12", "n": "12.0"},
-    {"q": "One and six", "a": "The answer is 7", "n": "7.0"},
-]
-NUMBER = {"reference": "{n}", "extract": {"after": "The answer is", "as": "number"}}
+from loraxs_search.tasks import checked, data_warnings, load_data, prepare
 
 
 @pytest.fixture
 def make(write):
-    """A task on these rows, in all three splits."""
-
-    def make(rows=ROWS, metrics=("exact_match",), report_metric=None, max_length=64, **keys):
-        path = write("rows.jsonl", rows)
-        default = {"prompt": "{q}?", "answer": " {a}", "generation": {"max_new_tokens": 20}}
-        section = {name: value for name, value in {**default, **keys}.items() if value is not None}
-        files = dict.fromkeys(("train", "validation", "test"), path)
-        from loraxs_search.tasks.kinds.text_generation import TextGeneration
-
-        fields = TextGeneration.fields(TextGenerationSection.model_validate(section))
-        task = Task(
-            "words",
-            "text-generation",
-            DataSource(data_files=files),
-            metric=metrics[0],
-            direction="maximize",
-            metrics=metrics,
-            max_length=max_length,
-            report_metric=report_metric,
-            report_direction=None if report_metric is None else "minimize",
-            **fields,
-        )
-        checked(task)
-        return task
-
-    return make
-
-
-def refused(task: Task) -> str:
-    with pytest.raises(TaskDataError) as error:
-        load_data(task)
-    return f"{error.value} {error.value.hint}"
+    """A task on a few rows, in all three splits."""
+    return partial(writing_task, write)
 
 
 def warned(task: Task) -> tuple[str, ...]:
@@ -89,10 +50,51 @@ def test_a_test_split_without_answers_counts_as_missing(make, write, tmp_path):
     task = make(rows)
     hidden = write("hidden.jsonl", [{"q": "w", "a": "", "n": ""}] * 3)
     files = {"train": task.source.data_files["train"], "test": hidden}
-    from dataclasses import replace
 
     data = load_data(replace(task, source=DataSource(data_files=files)))
     assert data.rows["test"].texts != ["w?"] * 3
+
+
+def without_answers(rows):
+    return [{key: value for key, value in row.items() if key != "a"} for row in rows]
+
+
+def test_test_rows_need_no_answer_where_a_reference_is_compared(make):
+    data = load_data(make(test=without_answers(SUMS), **NUMBER))
+    assert data.rows["test"].labels.tolist() == data.rows["train"].labels.tolist() == ["4", "12", "7"]
+    assert (data.rows["test"].extras, len(data.rows["train"].extras["answer"])) == ({}, 3)
+    prepared = prepare(make(test=without_answers(SUMS), **NUMBER), characters())
+    assert prepared.encoded("test").targets is None
+    assert prepared.encoded("train").targets is not None
+    assert prepared.report.warnings == ()
+
+
+def test_a_file_without_answers_is_for_testing_alone_whatever_was_read_before(make):
+    rows = without_answers(SUMS)
+    assert len(load_data(make(test=rows, **NUMBER)).rows["test"]) == 3  # and cached
+    assert "`answer.{a}` must be one of: " in refused(make(rows, **NUMBER))
+
+
+@pytest.mark.parametrize("metric", ["loss", "token_accuracy"])
+def test_a_metric_of_the_answers_tokens_needs_them_in_the_test_rows(make, metric):
+    task = make(test=without_answers(SUMS), metrics=("exact_match", metric), **NUMBER)
+    assert "`answer.{a}` must be one of: " in refused(task)
+
+
+def test_without_a_reference_test_rows_need_their_answers(make):
+    assert "`answer.{a}` must be one of: " in refused(make(test=without_answers(SUMS)))
+
+
+def test_a_column_that_prompt_or_reference_needs_too_is_needed(make):
+    rows = [{"q": row["q"], "a": row["a"]} for row in SUMS]
+    assert "`reference.{n}` must be one of: " in refused(make(test=rows, **NUMBER))
+    both = {**NUMBER, "answer": " {q}: {n}"}
+    assert checked(make(**both)).spare_in_test == frozenset()
+
+
+def test_a_test_split_with_references_is_no_hidden_one(make):
+    blank = [{**row, "a": ""} for row in SUMS]
+    assert "each row must have an answer" in refused(make(test=blank, **NUMBER))
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -116,21 +118,21 @@ def test_keys_that_make_no_sense_are_refused(make, keys, message):
 
 @pytest.mark.parametrize("answer", ["", " \n"])
 def test_a_row_without_an_answer_is_refused(make, answer):
-    message = refused(make([*ROWS, {"q": "x", "a": answer, "n": "1"}, {"q": "y", "a": answer, "n": "1"}]))
+    message = refused(make([*SUMS, {"q": "x", "a": answer, "n": "1"}, {"q": "y", "a": answer, "n": "1"}]))
     assert "each row must have an answer, but" in message
     assert "rows.jsonl has rows without: line 4 and 1 more row." in message
     assert "write their answers, or remove the rows" in message
 
 
 def test_a_missing_answer_is_refused(make):
-    assert "`a` must have a value in each row" in refused(make([*ROWS, {"q": "x", "n": "1"}]))
+    assert "`a` must have a value in each row" in refused(make([*SUMS, {"q": "x", "n": "1"}]))
 
 
 def test_an_extraction_that_finds_nothing_in_references_is_refused(make):
-    message = refused(make([*ROWS, {"q": "x", "a": "The answer is (C)", "n": "C"}], **NUMBER))
+    message = refused(make([*SUMS, {"q": "x", "a": "The answer is (C)", "n": "C"}], **NUMBER))
     assert "`extract` must find something in each row's reference, but in" in message
     assert "rows.jsonl it finds nothing in 'C' (line 4)" in message
-    lost = refused(make([*ROWS, {"q": "x", "a": "Nobody knows", "n": "5"}], extract=NUMBER["extract"]))
+    lost = refused(make([*SUMS, {"q": "x", "a": "Nobody knows", "n": "5"}], extract=NUMBER["extract"]))
     assert "in each row's answer, but in" in lost
     assert "' Nobody knows' (line 4)" in lost
 
@@ -140,14 +142,14 @@ def test_a_stop_string_in_every_answer_is_refused_and_in_some_warned_of(make):
     message = refused(make(**stops))
     assert "'answer is' is in every answer" in message
     assert "take it out of `generation.stop`" in message
-    task = make([*ROWS, {"q": "x", "a": "no", "n": "1"}], **stops)
+    task = make([*SUMS, {"q": "x", "a": "no", "n": "1"}], **stops)
     warnings = warned(task)
     assert len(warnings) == 3
     assert warnings[0].startswith("3 of 4 train answers have the stop string 'answer is' in them")
 
 
 def test_answers_that_are_no_right_answer_are_counted(make):
-    rows = [*ROWS, {"q": "x", "a": "The answer is 3", "n": "5"}, {"q": "y", "a": "Who knows", "n": "5"}]
+    rows = [*SUMS, {"q": "x", "a": "The answer is 3", "n": "5"}, {"q": "y", "a": "Who knows", "n": "5"}]
     task = make(rows, **NUMBER)
     warnings = warned(task)
     assert "`extract` finds nothing in 1 of 5 train answers: whoever writes them" in warnings[0]
@@ -168,7 +170,7 @@ def test_a_prompt_that_ends_in_a_space_is_warned_of(make):
 
 
 def test_an_answer_that_does_not_fit_names_its_row(make):
-    rows = [*ROWS, {"q": "x", "a": "abc" * 30, "n": "1"}]
+    rows = [*SUMS, {"q": "x", "a": "abc" * 30, "n": "1"}]
     with pytest.raises(TaskDataError, match=r"an answer must fit `max_length`.*rows.jsonl.*line 4"):
         prepare(make(rows), characters())
 
@@ -198,220 +200,9 @@ def test_messages_need_a_chat_template(make):
     prepare(make(**chat), characters(chat=CHAT))
 
 
-# ---- tokens ----------------------------------------------------------------------------------------------------------
-def test_the_answer_and_its_end_are_learnt(make):
-    data = prepare(make(), characters())
-    rows, tokenizer = data.encoded("train"), data.tokenizer
-    ids, positions, targets = rows.ids.row(0), rows.positions.row(0), rows.targets.row(0)
-    assert tokenizer.decode(ids) == "Two and two? The answer is 4"
-    assert tokenizer.decode(targets) == " The answer is 4</s>"
-    assert ids[positions[0]] == tokenizer.convert_tokens_to_ids("?")
-    assert ids[positions[1:]].tolist() == targets[:-1].tolist()
-
-
-def test_a_chat_ends_as_the_template_ends_a_turn(make):
-    task = make(prompt=None, messages=[{"role": "user", "content": "{q}"}], answer="{a}")
-    data = prepare(task, characters(chat=CHAT))
-    rows = data.encoded("train")
-    assert data.tokenizer.decode(rows.ids.row(0)) == "<|user|>Two and two<|end|><|assistant|>The answer is 4"
-    assert data.tokenizer.decode(rows.targets.row(0)) == "The answer is 4<|end|>"
-
-
-# ---- requests --------------------------------------------------------------------------------------------------------
-def texts_written(*texts, ended=True, margins=1.0):
-    n = len(texts)
-    tokens = Ragged.of([[1]] * n, np.int32)
-    return Written(list(texts), tokens, np.full(n, ended), np.full(n, margins, np.float32))
-
-
-def answered(asking, data, texts, **changes):
-    """Answer the loss with 1 a row, and what is written with texts; return the scores and the `Write`."""
-    request, write = next(asking), None
-    try:
-        while True:
-            if isinstance(request, Read):
-                n = len(request.rows)
-                request = asking.send((torch.ones(n), torch.zeros(n, dtype=torch.int64)))
-            else:
-                write = request
-                request = asking.send(texts_written(*texts, **changes))
-    except StopIteration as stop:
-        return stop.value, write
-
-
-def test_what_is_written_is_scored_by_its_answer(make):
-    data = prepare(make(**NUMBER), characters())
-    texts = ["Well, The answer is $4.00.", "The answer is 13", "no"]
-    scores, write = answered(data.kind.score(data, "test", np.array([0, 1, 2])), data, texts, ended=False)
-    assert isinstance(write, Write)
-    assert [data.tokenizer.decode(write.source.ids.row(i)) for i in range(2)] == ["Two and two?", "Six and six?"]
-    assert (write.max_new_tokens, write.stop, write.sampling) == (20, (), None)
-    assert scores.predictions.tolist() == ["4", "13", ""]
-    measured = data.kind.measure_scores(scores, data.labels("test"))
-    assert measured == pytest.approx(
-        {"exact_match": 1 / 3, "unparsed": 1 / 3, "unended": 1.0, "loss": 3 / scores.counts.sum()}
-    )
-
-
-def test_a_report_of_the_loss_writes_nothing(make):
-    data = prepare(make(report_metric="loss"), characters())
-    scores, write = answered(data.kind.score(data, "test", np.array([0])), data, [])
-    assert (write, scores.predictions) == (None, None)
-    assert set(data.kind.measure_scores(scores, data.labels("test"))) == {"loss"}
-
-
-def test_candidates_are_written_for_where_any_metric_needs_it(make):
-    assert checked(make(metrics=("loss", "exact_match"))).reports_answers
-    assert not checked(make(metrics=("loss", "token_accuracy"))).reports_answers
-
-
-def test_formulas_are_equal_in_any_form(make):
-    rows = [{"q": "x", "a": "The answer is \\frac{1}{2}", "n": "1"}]
-    data = prepare(make(rows, extract={"after": "The answer is", "as": "math"}), characters())
-    scores, _ = answered(data.kind.score(data, "test", np.array([0])), data, ["The answer is 0.5."])
-    assert scores.predictions.tolist() == data.labels("test").tolist() == ["\\frac{1}{2}"]
-
-
-def test_sampling_is_asked_for(make):
-    generation = {"max_new_tokens": 5, "stop": ["z"], "temperature": 0.5, "top_p": 0.9, "seed": 3}
-    data = prepare(make(generation=generation), characters())
-    _, write = answered(data.kind.score(data, "test", np.array([0])), data, ["x"])
-    assert (write.sampling.seed, write.sampling.temperature, write.sampling.top_p) == (3, 0.5, 0.9)
-    assert write.stop == ("z",)
-
-
-def test_numbers_that_are_not_finite_end_the_trial(make):
-    data = prepare(make(), characters())
-    with pytest.raises(TrialDivergedError):
-        answered(data.kind.score(data, "test", np.array([0])), data, ["x"], margins=np.nan)
-
-
-def test_a_question_is_answered_with_the_text(make):
-    kind, source = checked(make(**NUMBER)), RowSource(characters())
-    questions = encode(kind, source.tokenizer, [("Two and two",)])
-    predictions, write = answered(kind.predict(source, questions, ["Two and two"]), None, [" The answer is 4"])
-    assert source.tokenizer.decode(write.source.ids.row(0)) == "Two and two?"
-    assert (predictions[0].text, predictions[0].label) == ("Two and two", "The answer is 4")
-
-
-# ---- yardsticks ------------------------------------------------------------------------------------------------------
-def shown(data, shots):
-    """What the base alone is asked: the prompts that it continues, and the rows whose loss is taken."""
-    asking = data.kind.base_alone(data, "test", np.array([2]), shots)
-    read = next(asking)
-    write = asking.send((torch.ones(1), torch.zeros(1, dtype=torch.int64)))
-    decode = data.tokenizer.decode
-    targets = read.source.targets.row(0)
-    asked, whole = decode(write.source.ids.row(0)), decode(read.source.ids.row(0))
-    assert read.source.ids.row(0)[read.source.positions.row(0)[1:]].tolist() == targets[:-1].tolist()
-    assert whole == asked + decode(targets[:-1])
-    return asked
-
-
-def test_worked_examples_stand_before_the_prompt(make):
-    data = prepare(make(), characters(begins=True))
-    assert shown(data, 0) == "<s>One and six?"
-    before = "<s>Two and two? The answer is 4\n\nSix and six? The answer is 12\n\n"
-    assert shown(data, 2) == f"{before}One and six?"
-
-
-def test_worked_examples_are_turns_of_a_chat(make):
-    messages = [{"role": "system", "content": "Say it"}, {"role": "user", "content": "{q}"}]
-    data = prepare(make(prompt=None, messages=messages, answer="{a}"), characters(chat=CHAT))
-    turn = "<|user|>Two and two<|end|><|assistant|>The answer is 4<|end|>"
-    assert shown(data, 1) == f"<|system|>Say it<|end|>{turn}<|user|>One and six<|end|><|assistant|>"
-
-
-def test_a_system_message_of_the_row_is_kept(make):
-    messages = [{"role": "system", "content": "{n}"}, {"role": "user", "content": "{q}"}]
-    data = prepare(make(prompt=None, messages=messages, answer="{a}"), characters(chat=CHAT))
-    assert shown(data, 1).count("<|system|>") == 2
-
-
-def test_examples_that_do_not_fit_lose_their_beginning(make):
-    rows = [{"q": f"{i} " * 20, "a": "x", "n": "1"} for i in range(9)]
-    data = prepare(make(rows, max_length=60), characters(begins=True))
-    data.tokenizer.model_max_length = 90
-    asked = shown(data, 4)
-    assert asked.startswith("<s>")
-    assert len(data.tokenizer(asked, add_special_tokens=False)["input_ids"]) == 70
-    assert asked.endswith("2 2 2 ?")
-
-
-def test_constants_are_the_most_frequent_references(make):
-    kind = checked(make())
-    assert kind.constants(np.array(["a", "b", "b", "c"], np.str_))[0] == "b"
-    assert len(kind.constants(np.array([str(i) for i in range(100)], np.str_))) == 8
-
-
-def test_an_adapter_is_served_as_it_was_trained(make):
-    serving = checked(make(generation={"max_new_tokens": 9, "stop": ["z"], "temperature": 0.5})).serving
-    assert (serving.prompt, serving.messages, serving.stop) == ("{q}?", (), ("z",))
-    assert (serving.max_new_tokens, serving.temperature, serving.top_p) == (9, 0.5, 1.0)
-    chat = checked(make(prompt=None, messages=[{"role": "user", "content": "{q}"}])).serving
-    assert (chat.prompt, chat.messages) == (None, (("user", "{q}"),))
-
-
-# ---- a champion that was trained to be asked in another way ----------------------------------------------------------
-def asked(task: Task, trained: Task) -> Task:
-    return checked(task).asked_as(trained)
-
-
-def test_an_adapter_that_is_asked_alike_is_asked_as_the_task_says(make):
-    task = make(**NUMBER)
-    assert asked(task, task) == task
-    assert asked(task, replace(task, name="older", metrics=("contains",))) == task
-
-
-def test_an_adapter_is_asked_in_its_own_way_and_held_against_the_tasks_references(make):
-    task = make(**NUMBER)
-    trained = make(
-        messages=[{"role": "user", "content": "{q}"}],
-        prompt=None,
-        answer=" #### {n}",
-        extract={"after": "####"},
-        generation={"max_new_tokens": 5},
-        max_length=48,
-    )
-    own = asked(task, trained)
-    assert own.settings == {
-        **{key: trained.settings[key] for key in ("messages", "answer", "generation")},
-        "reference": "{n}",
-        "extract": {"after": "####", "as": "number"},  # looked for where it is written, compared as the task says
-    }
-    assert (own.name, own.source, own.metrics, own.max_length) == (task.name, task.source, task.metrics, 48)
-    kind = checked(own)
-    assert (
-        load_data(own).rows["test"].labels.tolist() == load_data(task).rows["test"].labels.tolist() == ["4", "12", "7"]
-    )
-    assert kind.extraction.find(" so #### 12. ") == "12"
-
-
-def test_references_that_are_the_whole_answer_stay_the_tasks_own(make):
-    task = make(extract={"after": "The answer is"})
-    own = asked(task, make(answer=" {n}", extract=None))
-    assert own.settings["reference"] == task.settings["answer"]
-    assert "after" not in own.settings["extract"]
-    other = load_data(own).rows["test"].labels.tolist()
-    assert other != load_data(task).rows["test"].labels.tolist(), "then the two cannot be compared, and that is said"
-
-
-def test_an_adapter_that_writes_nothing_but_its_answer_is_searched_for_no_other_place(make):
-    bare = make(**NUMBER)
-    bare = replace(bare, settings={k: v for k, v in bare.settings.items() if k != "extract"})
-    task = replace(bare, settings={**bare.settings, "extract": {"after": "The answer is"}})
-    assert "extract" not in asked(task, bare).settings
-
-
-def test_an_adapter_of_another_kind_is_refused(make):
-    task = make(**NUMBER)
-    with pytest.raises(TaskDataError, match=r"\(multiple-choice\), but has \[\] \(text-generation\)"):
-        asked(task, replace(task, kind="multiple-choice"))
-
-
 # ---- each fault once, with what it breaks ----------------------------------------------------------------------------
 def test_a_blank_answer_is_one_fault(make):
-    said = refused(make([*ROWS, {"q": "x", "a": " ", "n": "1"}]))
+    said = refused(make([*SUMS, {"q": "x", "a": " ", "n": "1"}]))
     assert "each row must have an answer, but" in said
     assert said.count("each row must") == 3  # once for each split
     assert "extract" not in said
@@ -426,13 +217,13 @@ def test_a_blank_answer_is_one_fault(make):
     ],
 )
 def test_a_value_that_no_template_takes_is_refused_with_the_reason(make, value, law):
-    said = refused(make([*ROWS, {"q": value, "a": "x", "n": "1"}]))
+    said = refused(make([*SUMS, {"q": value, "a": "x", "n": "1"}]))
     assert f"`q` must {law} in each row, but" in said
     assert "(line 4)" in said
 
 
 def test_an_end_token_in_an_answer_is_refused(make):
-    task = make([*ROWS, {"q": "x", "a": "so</s>", "n": "1"}])
+    task = make([*SUMS, {"q": "x", "a": "so</s>", "n": "1"}])
     with pytest.raises(
         TaskDataError, match=r"must not have the end token </s> in its text, but in .* 'x\?' \(line 4\)"
     ):
@@ -441,7 +232,7 @@ def test_an_end_token_in_an_answer_is_refused(make):
 
 def test_a_regular_expression_that_takes_ages_is_refused(make, monkeypatch):
     monkeypatch.setattr("loraxs_search.tasks.kinds._answers.MATCH_SECONDS", 0.01)
-    rows = [*ROWS, {"q": "x", "a": "a" * 60 + "!", "n": "1"}]
+    rows = [*SUMS, {"q": "x", "a": "a" * 60 + "!", "n": "1"}]
     said = refused(make(rows, extract={"regex": "((?:a|aa)+|is .+)$"}))
     assert "`extract.regex` must be found or missed in" in said
     assert "(line 4)" in said

@@ -8,10 +8,11 @@ import pytest
 import torch
 from support.decoders import DECODERS
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from loraxs_search.base_model import use_padded_attention
 from loraxs_search.trial.decoding import Decoding
-from loraxs_search.trial.growing_cache import GrowingLayer
+from loraxs_search.trial.growing_cache import GrowingLayer, forked
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -29,6 +30,38 @@ def test_rows_that_leave_come_twice_or_grow_keep_their_numbers(turned: bool) -> 
         ours.batch_select_indices(torch.tensor(rows))
         theirs.batch_select_indices(torch.tensor(rows))
         assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+
+
+@pytest.mark.parametrize("layer", [GrowingLayer(True), GrowingLayer(False), DynamicCache().layer_class_to_replicate()])  # type: ignore[misc]
+def test_forked_rows_go_on_by_themselves(layer: DynamicLayer) -> None:
+    cache = DynamicCache()
+    cache.layers = [layer]
+    keys, values = torch.randn(2, 2, 2, 5, 8).unbind()
+    cache.update(keys, values, 0)
+    for rows in ([1, 0, 1], [0], [1, 0]):
+        other = forked(cache, torch.tensor(rows))
+        assert torch.equal(other.layers[0].keys, keys[rows]) and torch.equal(other.layers[0].values, values[rows])
+        more = torch.randn(2, len(rows), 2, 1, 8)
+        other.update(more[0], more[1], 0)
+        other.batch_select_indices(torch.tensor([0]))
+        assert torch.equal(other.layers[0].keys[:, :, :5], keys[rows[:1]])
+        assert torch.equal(cache.layers[0].keys, keys) and torch.equal(cache.layers[0].values, values)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_joined_rows_end_in_one_column(turned: bool) -> None:
+    numbers, rows = {5: torch.randn(2, 2, 2, 5, 8), 3: torch.randn(2, 1, 2, 3, 8)}, [[2, 0], [1]]
+    layers = [GrowingLayer(turned) for _ in numbers]
+    for layer, both in zip(layers, numbers.values(), strict=True):
+        layer.update(*both)
+    joined = GrowingLayer.joined(layers, [torch.tensor(own) for own in rows])
+    more = torch.randn(2, 3, 2, 1, 8)
+    joined.update(*more)
+    assert joined.get_seq_length() == 6
+    for part, which in ((joined.keys, 0), (joined.values, 1)):
+        assert torch.equal(part[[2, 0], :, :5], numbers[5][which])
+        assert torch.equal(part[[1], :, 2:5], numbers[3][which]) and not part[1, :, :2].any()
+        assert torch.equal(part[:, :, 5:], more[which])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma"])

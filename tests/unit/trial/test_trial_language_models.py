@@ -11,6 +11,7 @@ from support.toy_language import choosing, save_base, save_rows, writing
 
 import loraxs_search
 from loraxs_search.base_model import linear_modules, load_model, locate
+from loraxs_search.base_model.attention import padded_attention
 from loraxs_search.errors import FactorMismatchError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.methods.reference_logits import compare_reference_logits
@@ -81,6 +82,38 @@ def test_long_texts_are_cut_for_people(make, source, monkeypatch):
     monkeypatch.setattr("loraxs_search.tasks.kinds._language_model._MOST_SHOWN", 2)
     scores = score_folder(make(writing(source=source)), writing(source=source))
     assert all(len(text) == 2 for sample in scores.samples for text in (sample.prompt, sample.reference))
+
+
+@pytest.fixture
+def own_attention(monkeypatch) -> list[int]:
+    """The number of keys at each call of our own attention."""
+    seen: list[int] = []
+
+    def watched(module, query, key, *others, **more):
+        seen.append(key.shape[2])
+        return padded_attention(module, query, key, *others, **more)
+
+    monkeypatch.setattr("loraxs_search.base_model.attention.padded_attention", watched)
+    return seen
+
+
+def test_whoever_asks_an_adapter_computes_attention_as_trials_do(make, source, base, own_attention):
+    task = writing(source=source)
+    folder = make(task)
+    bank = loraxs_search.AdapterBank(base, num_labels=None)
+    bank.load("one", folder)
+    for ask in (
+        lambda: loraxs_search.predict(folder, "say one two three"),
+        lambda: score_folder(folder, task),
+        lambda: bank.generate(["one"], ["say one two three"]),
+    ):
+        own_attention.clear()
+        ask()
+        assert max(own_attention) > 6  # the model's own check has fewer
+    model = load_adapter_folder(folder, base=base)
+    own_attention.clear()
+    model(input_ids=torch.arange(4, 20)[None])
+    assert not own_attention  # whoever loads one has the library's own
 
 
 # ---- latency, reference logits ---------------------------------------------------------------------------------------

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.factors import FactorStore
-from loraxs_search.methods.loraxs import ModuleSettings
+from loraxs_search.methods.loraxs import ModuleSettings, packed
 from loraxs_search.methods.loraxs.packed import (
     FactorPair,
     FactorPairs,
     PackedCores,
+    TrainedCores,
     add_core_update_,
     core_update_backward_,
 )
-from loraxs_search.multiplexed import PassContext, RowSegment, SlotRowMap, TrainedLinear
+from loraxs_search.multiplexed import LayerRows, PassContext, RowSegment, SlotRowMap, TrainedLinear
 
 IN, OUT = 8, 6
 
@@ -47,6 +48,26 @@ def test_an_update_and_its_gradients_are_autograds(rank, rows, positions, shared
     torch.testing.assert_close(dx.view_as(x), x.grad)
     torch.testing.assert_close(grads, cores.grad)
     assert torch.equal(grads, without)
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(1, 4), st.permutations(range(6)), st.booleans())
+def test_rows_of_one_position_get_their_own_slots_core(sizes, rank, order, many) -> None:
+    """Few rows are computed by every core at once, many slot by slot; a slot that has diverged harms no other."""
+    pair, cores = a_pair(rank), torch.randn(6, rank, rank, dtype=torch.float64)
+    cores[order[len(sizes)]] = torch.nan
+    edges = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    segments = [RowSegment(order[i], edges[i], edges[i + 1]) for i in range(len(sizes))]
+    x, y = torch.randn(edges[-1], IN, dtype=torch.float64), torch.randn(edges[-1], OUT, dtype=torch.float64)
+    slots = torch.tensor(order[: len(sizes)]).repeat_interleave(torch.tensor(sizes))
+    expected = y.clone()
+    z = add_core_update_(x, expected, pair, cores[slots])
+    update = TrainedCores(cores, torch.zeros(1), [pair], (0,) * 6)
+    with pytest.MonkeyPatch.context() as patch:
+        if many:
+            patch.setattr(packed, "_MOST_BY_EVERY_CORE", 0)
+        (saved,) = update.add_(x, y, LayerRows(SlotRowMap(segments, torch.device("cpu")), 1))
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(saved, z)
 
 
 @dataclass

@@ -6,14 +6,20 @@ from pathlib import Path
 
 import optuna
 import pytest
+from support.studies import study as new_study
 from support.toy_ia3 import ToyIA3
+from support.toys import HYPERPARAMETERS
 
 from loraxs_search.methods import METHODS
-from loraxs_search.records import TrialRecord, TrialState
+from loraxs_search.records import AdapterSize, Direction, KeepRule, TrialRecord, TrialReport, TrialState
+from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.search.ledger.optuna_storage import open_optuna_study
 from loraxs_search.search.ledger.rebuild import rebuild
+from loraxs_search.search.ledger.view import SilentView
 from loraxs_search.search.tune.sampler import Sampler
 from loraxs_search.search_space import Space, parse_space
+from loraxs_search.studies import StudyFolder
+from loraxs_search.tracking import Tracker
 
 SPACE = """
 task: sst2
@@ -96,3 +102,35 @@ def test_of_several_methods_a_memory_made_anew_goes_on_as_the_lost_one(
         again.tell(after.number, before.value)
     for seed in range(5):
         assert Sampler(study, space).propose(seed)[1] == Sampler(again, space).propose(seed)[1]
+
+
+def ledger_on(folder: StudyFolder, study: optuna.Study, tracker: Tracker) -> Ledger:
+    return Ledger(folder.journal(), study, tracker, SilentView(), KeepRule("accuracy", "maximize"))
+
+
+@pytest.mark.parametrize("both", [("maximize",), ("maximize", "minimize")], ids=["score", "score and bytes"])
+def test_from_a_memory_made_anew_the_same_is_proposed(
+    both: tuple[Direction, ...], store_uri: str, tmp_path: Path
+) -> None:
+    """Reports, values and the ends of trials come back too, whichever way Optuna holds them."""
+    space = parse_space(SPACE, source="s.yaml", folder=tmp_path)
+    folder = new_study("s", store_uri)
+    before = open_optuna_study(folder.optuna_path, "s", *both)
+    with Tracker("s", folder.path, store_uri, "t") as tracker:
+        ledger, sampler = ledger_on(folder, before, tracker), Sampler(before, space)
+        for number in range(30):
+            trial, params = sampler.propose(number)
+            name, steps = f"{number:05d}", (8,) if number % 3 else (8, 16)
+            ledger.started(name, params, HYPERPARAMETERS, trial)
+            for step in steps:
+                size = AdapterSize(1, 1, 100 * int(params["rank"]))
+                score = -abs(float(params["learning_rate"]) - 0.01) + step / 1000
+                ledger.reported(TrialReport(name, step, {"accuracy": score}, 0.5, 1.0, 10, size))
+            if number < 28:
+                ledger.ended(name, TrialState.PRUNED if number % 3 else TrialState.COMPLETE, "ended")
+        expected = [Sampler(before, space).propose(seed)[1] for seed in range(30, 34)]
+        folder.optuna_path.unlink()
+        after = open_optuna_study(folder.optuna_path, "s", *both)
+        rebuild(after, space, folder.journal().records)
+        ledger_on(folder, after, tracker).reconcile(folder)
+        assert [Sampler(after, space).propose(seed)[1] for seed in range(30, 34)] == expected

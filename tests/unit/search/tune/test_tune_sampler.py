@@ -11,6 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from loraxs_search.records import WarmStart, WarmTrial
 from loraxs_search.search.ledger.optuna_storage import SingleWriterJournal, open_optuna_study
 from loraxs_search.search.tune import sampler
 from loraxs_search.search.tune.sampler import WINDOW, History, Sampler, ShownHistory
@@ -132,3 +133,21 @@ def test_a_driver_killed_while_it_proposes_proposes_the_same_again(
         (tmp_path / f"{number}.jsonl").write_bytes(content)
         again = open_optuna_study(tmp_path / f"{number}.jsonl", "s", "maximize")
         assert Sampler(again, space).propose(3, *again.get_trials())[1] == params
+
+
+def test_the_first_trials_have_the_params_that_they_are_given(space: Space, tmp_path: Path) -> None:
+    drawn = [Sampler(_study(0), space).propose(seed)[1] for seed in range(3)]
+    warm = [WarmTrial(params, WarmStart("earlier", f"{i:05d}")) for i, params in enumerate(drawn)]
+    study = open_optuna_study(tmp_path / "optuna.jsonl", "s", "maximize")
+    for number in range(2):
+        trial, params = Sampler(study, space, warm).propose(77)
+        assert (trial.number, params) == (number, drawn[number])
+        assert trial.params.items() <= params.items()
+        study.tell(trial, 0.5)
+    study.ask()  # a driver died before it was recorded
+    resumed = Sampler(open_optuna_study(tmp_path / "optuna.jsonl", "s", "maximize"), space, warm)
+    (orphan,) = resumed.unknown({"00000", "00001"})
+    assert resumed.propose(78, orphan)[1] == drawn[2]
+    trial, params = resumed.propose(79)
+    assert params not in drawn
+    assert [resumed.warm_start(n) for n in (2, 3)] == [WarmStart("earlier", "00002"), None]

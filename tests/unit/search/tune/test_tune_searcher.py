@@ -61,7 +61,9 @@ def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudyS
         spec=lambda trial_id, params: SimpleNamespace(hyperparameters=HYPER),
         slot_counter=SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
     )
-    return StudySearcher(study, ledger, space, replace(space.search, **changes), actors, None, None, path)
+    return StudySearcher(
+        Sampler(study, space), ledger, space, replace(space.search, **changes), actors, None, None, path
+    )
 
 
 @pytest.fixture

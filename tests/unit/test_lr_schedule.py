@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.trial.schedule import lr_factor
+from loraxs_search.lr_schedule import lr_factor
 
 
 @given(

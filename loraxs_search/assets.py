@@ -1,0 +1,68 @@
+"""Files that the trials of a study start from, by content: what was estimated on its rows, an adapter's matrices.
+
+A study keeps its own in its folder; a host puts them here, in the state folder of its node, where trials find them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+from loraxs_search.errors import StudyError
+from loraxs_search.home import disk_faults, home, write_atomic
+
+_logger = logging.getLogger(__name__)
+
+
+def digest_of(content: bytes) -> str:
+    """Return the name of an asset, the sha256 of its content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def asset_path(digest: str) -> Path:
+    """Return where an asset lies on this machine; it may not be there."""
+    return home() / "assets" / digest[:2] / f"{digest}.safetensors"
+
+
+def lacks(digest: str) -> bool:
+    """Whether an asset is not on this machine, or is damaged; a damaged one is removed."""
+    path = asset_path(digest)
+    try:
+        with disk_faults(path), path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return True
+    if actual == digest:
+        return False
+    _logger.warning("%s is damaged; it is fetched again.", path)
+    path.unlink(missing_ok=True)
+    return True
+
+
+def keep(content: bytes) -> str:
+    """Put an asset where trials look for it, and return its digest.
+
+    Raises:
+        HomeError: the folder cannot be written.
+    """
+    digest = digest_of(content)
+    path = asset_path(digest)
+    if not path.exists():
+        write_atomic(path, content)
+    return digest
+
+
+def found(digest: str) -> Path:
+    """Return the file of an asset.
+
+    Raises:
+        StudyError: it is not on this machine.
+    """
+    path = asset_path(digest)
+    if not path.exists():
+        raise StudyError(
+            f"A trial's asset must be on its machine, but {path} is not there.",
+            hint="go on with the study by `loraxs-search resume`, which brings its assets to every node",
+        )
+    return path

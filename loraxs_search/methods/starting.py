@@ -1,0 +1,89 @@
+"""What a trial starts from that a registered adapter has learnt: an asset of its study.
+
+The file has the adapter's tensors, by their names in the base, and a header with what they presume. Read without torch,
+but for the functions that return tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.assets import found
+from loraxs_search.methods._names import FILES, ROOT
+from loraxs_search.records import Hyperparameters, Manifest, from_json, to_json
+from loraxs_search.safetensors_header import entry_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+START = "start_from"  # the asset's name in a study
+_CONFIG, _TENSORS = FILES
+
+
+@dataclass(frozen=True)
+class StartHeader:
+    """What the tensors of a start presume.
+
+    Args:
+        hyperparameters: Of the adapter.
+        fingerprints: Of its factors, by module; empty where its method has none.
+        head: Names of the head's tensors; empty where a trial draws its own.
+    """
+
+    hyperparameters: Hyperparameters
+    fingerprints: Mapping[str, tuple[float, ...]]
+    head: tuple[str, ...] = ()
+
+
+def pack_start(folder: Path, manifest: Manifest, owned: str, *, with_head: bool) -> bytes:
+    """Return the asset that trials start from, made of a pulled adapter folder; the same bytes for the same adapter.
+
+    Args:
+        owned: How the names of the adapter's own tensors end; the others are the head's.
+        with_head: Whether trials start from the head too.
+    """
+    from safetensors.numpy import load, save
+
+    config: dict[str, Any] = json.loads((folder / _CONFIG).read_bytes())
+    tensors = {name.removeprefix(ROOT): value for name, value in load((folder / _TENSORS).read_bytes()).items()}
+    head = tuple(sorted(name for name in tensors if not name.endswith(f".{owned}")))
+    header = StartHeader(
+        manifest.hyperparameters, config.get("factor_fingerprints") or {}, head if with_head else tuple[str, ...]()
+    )
+    kept = {name: value for name, value in sorted(tensors.items()) if name not in head or with_head}
+    return save(kept, {START: to_json(header)})
+
+
+def start_header(digest: str) -> StartHeader:
+    """Return the header of a start that is on this machine."""
+    return from_json(StartHeader, json.dumps(entry_of(found(digest), START)))
+
+
+def start_tensor(digest: str, name: str) -> Tensor | None:
+    """Return a tensor of a start by its name in the base, float32 on the CPU; None where it has none of that name."""
+    from safetensors import safe_open
+
+    with safe_open(found(digest), framework="pt") as file:
+        if name not in file.keys():  # noqa: SIM118  # it is no mapping
+            return None
+        tensor: Tensor = file.get_tensor(name).clone().float()
+        return tensor
+
+
+def started_head(hyper: Hyperparameters, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a trial's head at its start: the adapter's, where the trial trains just what that has stored.
+
+    Args:
+        drawn: What the trial would start from, by full name in the base.
+    """
+    own = dict(drawn)
+    if hyper.start_from is None or set(start_header(hyper.start_from).head) != own.keys():
+        return own
+    stored = {name: start_tensor(hyper.start_from, name) for name in own}
+    if any(value is None or value.shape != own[name].shape for name, value in stored.items()):
+        return own
+    return {name: value for name, value in stored.items() if value is not None}

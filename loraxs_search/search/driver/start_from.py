@@ -1,0 +1,79 @@
+"""Trials that start from a registered adapter: resolved once, at launch, and kept by the study."""
+
+from __future__ import annotations
+
+from loraxs_search.errors import BaseModelError, UsageError, one_of
+from loraxs_search.methods import get_method
+from loraxs_search.methods.starting import START
+from loraxs_search.records import AdapterRef, HostInfo, Manifest, StartFrom, Task
+from loraxs_search.registry import Registry, pull, verify
+from loraxs_search.search_space import Space, trial_shapes
+from loraxs_search.studies import StudyFolder, StudyInfo
+
+
+def resolve_start(space: Space, uri: str) -> StartFrom | None:
+    """Return which version a space's `start_from` means now; None where it names none.
+
+    Raises:
+        RegistryError: there is no such adapter.
+        UsageError: it is of another method.
+    """
+    if space.start_from is None:
+        return None
+    adapter = Registry(uri).resolve(space.start_from)
+    ref = AdapterRef(f"{adapter.task}:{adapter.version}", adapter.digest)
+    manifest = verify(pull(ref.name, uri=uri))
+    own = manifest.hyperparameters
+    if own.method not in space.methods:
+        raise UsageError(
+            f"`start_from` must name an adapter of a method of the space ({one_of(space.methods)}), but {ref.name} is"
+            f" of {own.method}.",
+            hint=f"name another adapter, or set `method: {own.method}`",
+        )
+    return StartFrom(ref, manifest.base_digest, own, has_same_answers(manifest.task, space.task))
+
+
+def has_same_answers(task: Task, other: Task) -> bool:
+    """Whether one task's head answers the other: the labels are the same, or the task is."""
+    return task.kind == other.kind and task.labels == other.labels and bool(task.labels or task.name == other.name)
+
+
+def check_start(space: Space, study: StudyInfo, info: HostInfo) -> None:
+    """Refuse a start that some trial of the space could not begin at.
+
+    Raises:
+        BaseModelError: it is of another base.
+        UsageError: rank, modules or factors do not fit.
+    """
+    start = study.start_from
+    if start is None:
+        return
+    if start.base_digest != info.base.weight_digest:
+        raise BaseModelError(
+            f"`start_from` must name an adapter on this base, with weights {info.base.weight_digest[:16]}..., but"
+            f" {start.adapter.name} is on weights {start.base_digest[:16]}....",
+            hint="name an adapter of the same base at the same revision",
+        )
+    method, by_name = get_method(start.hyperparameters.method), {module.name: module for module in info.modules}
+    for params, names in trial_shapes(space, method, info.modules):
+        method.check_start(start.hyperparameters, params, [by_name[name] for name in names])
+
+
+def keep_start(folder: StudyFolder) -> None:
+    """Have the study keep what its trials start from; a driver that was killed may have left it out.
+
+    Raises:
+        RegistryError, TrackingError: it cannot be had, and the study does not have it yet.
+    """
+    start = folder.info.start_from
+    if start is None or START in folder.assets():
+        return
+    path = pull(start.adapter.name, uri=folder.info.tracking_uri)
+    manifest: Manifest = verify(path)
+    if path.name != start.adapter.digest:
+        raise UsageError(
+            f"{start.adapter.name} must be what study {folder.name!r} began with, but its content is another by now.",
+            hint="launch the study again under another name",
+        )
+    method = get_method(manifest.hyperparameters.method)
+    folder.write_asset(START, method.start_asset(path, manifest, with_head=start.with_head))

@@ -1,0 +1,54 @@
+"""A search whose trials start from a registered adapter: resolved at launch, kept by the study, named on the card."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from loraxs_search.errors import RegistryError, UsageError
+from loraxs_search.methods.starting import START
+from loraxs_search.registry.manifest import read
+from loraxs_search.studies import StudyFolder
+
+if TYPE_CHECKING:
+    from loraxs_search.search import SearchResult
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+FIXED = ("parameters.rank=4", "parameters.target_modules=all-linear", "promotion.seeds=0", "search.trials=2")
+
+
+def test_trials_start_from_the_version_that_the_name_meant_at_launch(
+    search: Callable[..., SearchResult], search_home: Path
+) -> None:
+    import loraxs_search
+
+    search("first", *FIXED)
+    loraxs_search.promote("first", force=True)
+    result = search("second", *FIXED, "start_from=tiny-reviews", "parameters.rank={choice: [4, 6]}", "search.trials=3")
+    folder = StudyFolder.open("second")
+    start = folder.info.start_from
+    assert start is not None
+    assert (start.adapter.name, start.with_head) == ("tiny-reviews:1", True)
+    assert set(folder.assets()) == {START}
+    for trial in result.trials:
+        if folder.adapter_path(trial.trial_id).exists():
+            manifest = read(folder.adapter_path(trial.trial_id))
+            assert manifest.start_from == start.adapter
+            assert manifest.hyperparameters.start_from == folder.assets()[START]
+            card = (folder.adapter_path(trial.trial_id) / "README.md").read_text()
+            assert "It started from `tiny-reviews:1`" in card
+    before = len(list((search_home / "studies").iterdir()))
+    for wrong, error, words in (
+        (("parameters.rank=3",), UsageError, "`rank` must be at least that of the adapter it starts from, 4"),
+        (("parameters.rank=4", "parameters.basis=random"), UsageError, "`basis` must be that of the adapter"),
+        (("parameters.rank=4", "parameters.target_modules=attention"), UsageError, "must adapt all that the adapter"),
+        (("start_from=nothing-like-it",), RegistryError, "nothing-like-it"),
+    ):
+        with pytest.raises(error, match=words):
+            search("wrong", *FIXED, "start_from=tiny-reviews", *wrong)
+    assert len(list((search_home / "studies").iterdir())) == before, "nothing is written"
+    shutil.rmtree(search_home / "assets")

@@ -1,0 +1,168 @@
+"""`start_from`: a trial begins at another adapter's function, at its rank or a larger one, alone and packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from loraxs_search import assets
+from loraxs_search.errors import FactorMismatchError, RankError
+from loraxs_search.methods import get_method
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.methods.starting import START
+from loraxs_search.records import AdapterSize, BaseModelRef, Manifest, ReferenceLogits, TrialSpec
+from loraxs_search.trial import TrialRun, attach, detach
+
+LORA_XS = get_method("lora-xs")
+
+
+def logits(world: Any, model: Any) -> Tensor:
+    batch = world.data.collate("validation", range(8))
+    with torch.no_grad():
+        return model(**batch.inputs).logits
+
+
+@pytest.fixture
+def learnt(world: Any, tmp_path: Path) -> Callable[..., tuple[TrialSpec, dict[str, str], Tensor]]:
+    """Train an adapter of rank 4; return its trial, the study's assets made of it, and its logits."""
+
+    def train(*, with_head: bool = True, **changes: Any) -> tuple[TrialSpec, dict[str, str], Tensor]:
+        spec = world.spec("7", scale=2.0, **changes)
+        with use_factor_store(world.factors):
+            model = attach(world.model, spec)
+        TrialRun(spec, model, world.data, torch.device("cpu")).advance(12)
+        expected, files = logits(world, model), LORA_XS.files(model, ())
+        detach(model, spec)
+        folder = tmp_path / "learnt"
+        folder.mkdir(exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        manifest = Manifest(
+            task=world.data.task,
+            base_model=BaseModelRef("base"),
+            base_digest="",
+            data_fingerprint="",
+            study="s",
+            trial_id="7",
+            params={},
+            hyperparameters=spec.hyperparameters,
+            validation_metrics={},
+            test_metrics={},
+            size=AdapterSize(0, 0, 0),
+            probe=ReferenceLogits((), ()),
+            versions={},
+            created_at="",
+        )
+        return spec, {START: assets.keep(LORA_XS.start_asset(folder, manifest, with_head=with_head))}, expected
+
+    return train
+
+
+def starting(world: Any, trial_id: str, known: dict[str, str], **changes: Any) -> TrialSpec:
+    spec = world.spec(trial_id, **changes)
+    return replace(spec, hyperparameters=LORA_XS.with_assets(spec.hyperparameters, known, 0))
+
+
+@pytest.mark.parametrize("changes", [{}, {"rank": 8}, {"scale": 0.5}, {"rank": 6, "scale": 3.0, "seed": 99}])
+def test_a_trial_begins_at_the_others_function(world: Any, learnt: Callable[..., Any], changes: dict[str, Any]) -> None:
+    _, known, expected = learnt()
+    spec = starting(world, "1", known, **{"scale": 2.0, **changes})
+    with use_factor_store(world.factors):
+        model = attach(world.model, spec)
+    torch.testing.assert_close(logits(world, model), expected, rtol=1e-5, atol=1e-6)
+    detach(model, spec)
+
+
+def test_a_pattern_of_ranks_begins_there_too(world: Any, learnt: Callable[..., Any]) -> None:
+    _, known, expected = learnt(rank=6, rank_pattern="upper")
+    for pattern, rank in (("upper", 6), ("uniform", 8)):
+        spec = starting(world, "1", known, scale=2.0, rank=rank, rank_pattern=pattern)
+        with use_factor_store(world.factors):
+            model = attach(world.model, spec)
+        torch.testing.assert_close(logits(world, model), expected, rtol=1e-5, atol=1e-6)
+        detach(model, spec)
+
+
+def test_without_the_head_r_alone_is_continued(world: Any, learnt: Callable[..., Any]) -> None:
+    _, known, _ = learnt(with_head=False)
+    spec, anew = starting(world, "1", known, rank=8), world.spec("1", rank=8)
+    with use_factor_store(world.factors):
+        model = attach(world.model, spec)
+        state = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        detach(model, spec)
+        fresh = attach(world.model, anew)
+    for name, value in fresh.named_parameters():
+        if value.requires_grad:
+            is_head = ".modules_to_save." in name
+            assert torch.equal(state[name], value) == is_head, name
+            assert is_head or (state[name][4:] == 0).all()
+    detach(fresh, anew)
+
+
+def test_layers_that_the_other_lacks_start_as_always(world: Any, learnt: Callable[..., Any]) -> None:
+    some = tuple(world.names[1::2])
+    _, known, expected = learnt(target_modules=some)
+    spec = starting(world, "1", known, scale=2.0, init_std=0.0)
+    with use_factor_store(world.factors):
+        model = attach(world.model, spec)
+    torch.testing.assert_close(logits(world, model), expected, rtol=1e-5, atol=1e-6)
+    detach(model, spec)
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_packed_with_others_they_equal_lone_trials(world: Any, learnt: Callable[..., Any], *, with_head: bool) -> None:
+    _, known, _ = learnt(with_head=with_head)
+    specs = [
+        starting(world, "11", known, rank=8, scale=0.5),
+        starting(world, "12", known, learning_rate=5e-3),
+        *world.mixed_specs()[:3],
+    ]
+    pack = world.pack(num_workers=2)
+    slots = world.join(pack, specs)
+    for _ in range(15):
+        assert pack.step(slots) == {}
+    world.check_each_is_as_alone(pack, slots, 15, 1e-5)
+
+
+def test_resumed_is_uninterrupted(world: Any, learnt: Callable[..., Any]) -> None:
+    _, known, _ = learnt()
+    spec = starting(world, "1", known, rank=6)
+    half, whole = world.lone(spec, 5), world.lone(spec, 10)
+    resumed = world.lone(spec, 10, half)
+    assert all(torch.equal(resumed.parameters[name], value) for name, value in whole.parameters.items())
+
+
+def test_a_smaller_rank_is_refused_on_both_ways(world: Any, learnt: Callable[..., Any]) -> None:
+    _, known, _ = learnt()
+    spec, pack = starting(world, "1", known, rank=3), world.pack()
+    with pytest.raises(RankError, match="`rank` must be at least that of the adapter it starts from, 4, but got 3"):
+        world.lone(spec, 1)
+    with pytest.raises(RankError):
+        world.join(pack, [spec])
+
+
+def test_other_factors_are_refused_to_this_trial_alone(
+    world: Any, learnt: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose singular vectors differ would take R for another function."""
+    _, known, _ = learnt()
+    spec, pack = starting(world, "1", known), world.pack()
+    own = type(world.factors).get
+
+    def turned(store: Any, weight: Tensor, **request: Any) -> Any:
+        factors = own(store, weight, **request)
+        return replace(factors, left=factors.left.flip(1))
+
+    monkeypatch.setattr(type(world.factors), "get", turned)
+    with pytest.raises(FactorMismatchError, match="factors of the adapter that it starts from"):
+        world.lone(spec, 1)
+    with pytest.raises(FactorMismatchError, match="factors of the adapter that it starts from"):
+        world.join(pack, [spec])
+    (other,) = world.join(pack, [world.spec("2")])
+    assert pack.step([other]) == {}
