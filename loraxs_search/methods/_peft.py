@@ -189,19 +189,14 @@ class PeftMethod(Method):
         return ".modules_to_save." not in name
 
     def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
-        import safetensors.torch
         from peft import get_peft_model_state_dict
 
         trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
         own = sum(count for name, count in trained.items() if self.is_adapter(name, model))
         stored = get_peft_model_state_dict(model, self.saved_state(model), adapter_name=ADAPTER)
         needed = {name: tensor for name, tensor in stored.items() if not self._is_projection(name)}
-        sizes = [
-            len(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, {"format": "pt"}))
-            for tensors in (stored, needed)
-        ]
-        without = None if len(needed) == len(stored) else sizes[1]
-        return AdapterSize(own, sum(trained.values()) - own, sizes[0], without)
+        without = None if len(needed) == len(stored) else _num_bytes(needed)
+        return AdapterSize(own, sum(trained.values()) - own, _num_bytes(stored), without)
 
     def saved_state(self, model: PeftModel | PreTrainedModel) -> dict[str, Tensor] | None:
         """Return the state dict that PEFT takes an adapter's tensors from; None means the model's own."""
@@ -222,6 +217,12 @@ class PeftMethod(Method):
 
     def _is_projection(self, name: str) -> bool:
         return name.rpartition(".")[2] in self.projections
+
+
+def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    import safetensors.torch
+
+    return len(safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"}))
 
 
 def check_tuner(method: str, tuner: str) -> None:

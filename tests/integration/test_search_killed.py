@@ -154,21 +154,26 @@ def names() -> list[str]:
 
 
 @LONG
+@pytest.mark.parametrize("max_state_mb", [64, 0])  # with 0 every state stays on its node
 def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
+    max_state_mb: int,
     in_search_home: Path,
     tiny_space: Path,
     agree: Callable[..., object],
     descendants: Callable[[int, str], list[int]],
 ) -> None:
-    with start(in_search_home, "launch", str(tiny_space), "--name", "hostless", *SLOWER) as driver:
-        wait_for(driver, lambda: num_reports("hostless") >= 2)
+    name = f"hostless-{max_state_mb}"
+    options = (*SLOWER, "--set", f"search.max_state_mb={max_state_mb}")
+    with start(in_search_home, "launch", str(tiny_space), "--name", name, *options) as driver:
+        wait_for(driver, lambda: num_reports(name) >= 2)
         for pid in descendants(driver.pid, "HostActor"):
             os.kill(pid, signal.SIGKILL)
         _, talk = driver.communicate(timeout=400)
     assert driver.returncode == 0, talk
-    agree("hostless", 5)
-    states = {record.state.value for record in StudyFolder.open("hostless").journal().records.values()}
-    assert "FAIL" not in states
+    agree(name, 5)
+    records = StudyFolder.open(name).journal().records.values()
+    assert "FAIL" not in {record.state.value for record in records}
+    assert {report.retrained_steps for record in records for report in record.reports} == {0}
 
 
 @LONG
