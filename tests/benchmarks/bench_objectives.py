@@ -1,13 +1,15 @@
 """What a search for score and stored bytes together covers of the front, against random search with as many steps.
 
-    python tests/benchmarks/bench_objectives.py [--table FILE] [--seeds 5] [--trials 16] [--json FILE]
-    python tests/benchmarks/bench_objectives.py --record FILE [--quick]
+    python tests/benchmarks/bench_objectives.py --record FILE [--quick] [--seeds 5] [--trials 16] [--json FILE]
+    python tests/benchmarks/bench_objectives.py --table FILE [--seeds 5] [--trials 16] [--json FILE]
 
 `--record` trains every configuration of a grid once, packed, on real film reviews with MiniLM, and writes all reports
-to FILE: 144 configurations of rank, modules, head and learning rate. `--quick` takes a fifth of the steps. Searches are
-then replayed on such a table by the package's own sampler and schedulers, without Ray: what a trial would report is
-looked up, and between two learning rates of the grid their scores are interpolated. So this compares decisions, and no
-search is timed. What a table cannot show is the luck of a trial's seed: of two trials alike the second tells nothing.
+to FILE: 144 configurations of rank, modules, head and learning rate. `--quick` takes half of them and a tenth of the
+steps, to see that it runs: adapters learn next to nothing there, and its numbers say nothing.
+
+Searches are then replayed on such a table by the package's own sampler and schedulers, without Ray: what a trial would
+report is looked up, and between two learning rates of the grid scores are interpolated. So this compares decisions, and
+no search is timed. It cannot show the luck of a trial's seed: of two trials alike the second tells nothing.
 
 All searches may take the same number of steps: those of `--trials` full trials. Six trials run at once and report
 together. Hypervolume is of the complete trials' validation accuracy and the logarithm of their bytes, above an accuracy
@@ -23,7 +25,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,6 @@ from loraxs_search.search.tune.sampler import Sampler
 from loraxs_search.search_space import Space, parse_space
 
 REVIEWS = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews"
-TABLE = Path(__file__).with_name("objectives_table.json")
 AT_ONCE, METRIC = 6, "accuracy"
 BOTH = (METRIC, "stored_bytes")
 SPACE = """
@@ -73,7 +74,7 @@ GRID: dict[str, tuple[Scalar, ...]] = {
     "learning_rate": RATES,
 }
 FULL = {"steps": 160, "every": 20, "batch_size": 16, "rows": 500, "max_length": 64}
-QUICK = {"steps": 32, "every": 4, "batch_size": 8, "rows": 300, "max_length": 32}
+QUICK = {"steps": 16, "every": 4, "batch_size": 8, "rows": 100, "max_length": 32}
 
 
 @dataclass(frozen=True)
@@ -99,19 +100,20 @@ class Table:
     """What each configuration of a grid reported, and what it stores."""
 
     space: Space
+    rates: Sequence[float]
     reports: Mapping[str, Mapping[str, Any]]  # by name: `scores` by step, and `stored_bytes`
 
     @classmethod
     def read(cls, path: Path) -> Table:
         content = json.loads(path.read_text())
-        return cls(space_of(content["sizes"]), content["reports"])
+        return cls(space_of(content["sizes"]), content["rates"], content["reports"])
 
     def of(self, params: Mapping[str, Scalar], step: int) -> tuple[float, int]:
         """Return score and stored bytes of a configuration at a step; its learning rate may be between two."""
-        rate = float(params["learning_rate"])
-        place = min(max(bisect.bisect_right(RATES, rate) - 1, 0), len(RATES) - 2)
-        low, high = (self.reports[key_of(params, RATES[i])] for i in (place, place + 1))
-        share = math.log(rate / RATES[place]) / math.log(RATES[place + 1] / RATES[place])
+        rate, rates = float(params["learning_rate"]), self.rates
+        place = min(max(bisect.bisect_right(rates, rate) - 1, 0), len(rates) - 2)
+        low, high = (self.reports[key_of(params, rates[i])] for i in (place, place + 1))
+        share = math.log(rate / rates[place]) / math.log(rates[place + 1] / rates[place])
         scores = [it["scores"][str(step)] for it in (low, high)]
         return scores[0] + share * (scores[1] - scores[0]), low["stored_bytes"]
 
@@ -133,7 +135,7 @@ def space_of(sizes: Mapping[str, int]) -> Space:
 
 
 # ---- recording -------------------------------------------------------------------------------------------------------
-def record(path: Path, sizes: Mapping[str, int]) -> None:
+def record(path: Path, sizes: Mapping[str, int], rates: Sequence[float]) -> None:
     """Train all configurations, and write what they report."""
     from loraxs_search.packing import PackedHost
 
@@ -142,6 +144,7 @@ def record(path: Path, sizes: Mapping[str, int]) -> None:
     modules = host.info().modules
     fixed = {"batch_size": sizes["batch_size"]}
     grid = [dict(zip(GRID, drawn, strict=True)) | fixed for drawn in itertools.product(*GRID.values())]
+    grid = [params for params in grid if params["learning_rate"] in rates]
 
     def trained(number: int) -> tuple[str, dict[str, Any]]:
         hyper = space.hyperparameters(grid[number], modules, seed=number)
@@ -160,7 +163,7 @@ def record(path: Path, sizes: Mapping[str, int]) -> None:
             reports[name] = reported
             print(f"{len(reports)}/{len(grid)}  {time.monotonic() - began:.0f} s", flush=True)
     host.close()
-    path.write_text(json.dumps({"sizes": dict(sizes), "reports": reports}, indent=0))
+    path.write_text(json.dumps({"sizes": dict(sizes), "rates": list(rates), "reports": reports}, indent=0))
 
 
 # ---- replaying -------------------------------------------------------------------------------------------------------
@@ -262,15 +265,16 @@ def compare(table: Table, num_seeds: int, num_trials: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", type=Path, help="train the grid and write its table here")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--record", type=Path, help="train the grid, write its table here, and replay on it")
+    source.add_argument("--table", type=Path, help="replay on this table")
     parser.add_argument("--quick", action="store_true", help="record short trials")
-    parser.add_argument("--table", type=Path, default=TABLE, help="replay on this table")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=16, help="full trials whose steps a search may take")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.record:
-        record(arguments.record, QUICK if arguments.quick else FULL)
+        record(arguments.record, *((QUICK, (RATES[0], RATES[3], RATES[5])) if arguments.quick else (FULL, RATES)))
     found = compare(Table.read(arguments.record or arguments.table), arguments.seeds, arguments.trials)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2))
