@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loraxs_search.trial.checkpointing import GradientCheckpointing
 from loraxs_search.trial.evaluate import ask, evaluate, in_row_order, sample_answers, score_rows, split_metrics
 from loraxs_search.trial.forward import forward
 from loraxs_search.trial.generate import default_rows, open_rows, write, write_rows, writing_batches
@@ -20,6 +21,7 @@ from loraxs_search.trial.yardsticks import bare_body, measure_yardsticks
 __all__ = [
     "MEMORY_ERRORS",
     "FolderScores",
+    "GradientCheckpointing",
     "OpenRow",
     "Snapshot",
     "TrialRun",
