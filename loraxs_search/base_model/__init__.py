@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         output_head,
         with_labels,
     )
-    from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules, matrix
+    from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules, matrix, repeated_layers
     from loraxs_search.base_model.load import load_model, load_tokenizer
     from loraxs_search.base_model.padding import joined, padding_side
     from loraxs_search.base_model.probing import close_to, dummy_inputs, end_with_eos, rounding, timing_inputs
@@ -62,6 +62,7 @@ __all__ = [
     "projection",
     "quiet",
     "readable",
+    "repeated_layers",
     "rounding",
     "rows_of",
     "share_body",
@@ -95,6 +96,7 @@ _HOMES = {
     "probe_sharing": "sharing",
     "projection": "reading",
     "readable": "reading",
+    "repeated_layers": "layers",
     "quiet": "_library",
     "rounding": "probing",
     "HeadAlone": "shared_body",

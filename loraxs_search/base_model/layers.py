@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -132,3 +134,10 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
     """Return (in_features, out_features)."""
     out_features, in_features = matrix(module).shape
     return in_features, out_features
+
+
+def repeated_layers(model: nn.Module, names: Iterable[str]) -> str:
+    """Return the name of the one list whose members hold the modules of these names; empty when it is not one."""
+    lists = {match[1] for name in names if (match := re.match(r"(.+?)\.\d+\.", name))}
+    stacks = [name for name in lists if isinstance(model.get_submodule(name), nn.ModuleList)]
+    return stacks[0] if len(stacks) == 1 else ""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import fresh_head, head_names, output_head, with_labels
+from loraxs_search.base_model import fresh_head, head_names, output_head, repeated_layers, with_labels
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import Head, LinearModule
 
@@ -45,7 +45,7 @@ class AdaptableLayers:
         self.model = model
         self._heads = head_names(model)
         self._output, self._idle = output_head(model) if self._heads else ("", ())
-        self._stack = _repeated(model, self.sizes)
+        self._stack = repeated_layers(model, self.sizes)
 
     @property
     def layers(self) -> nn.ModuleList | None:
@@ -89,10 +89,3 @@ class AdaptableLayers:
             if (bias := fixed.get(f"{layer}.bias")) is not None:
                 identities[f"{layer}.bias"] = torch.zeros_like(bias)
         return identities
-
-
-def _repeated(model: nn.Module, names: Iterable[str]) -> str:
-    """Return the name of the one list whose members hold the modules of these names; empty when it is not one."""
-    lists = {match[1] for name in names if (match := re.match(r"(.+?)\.\d+\.", name))}
-    stacks = [name for name in lists if isinstance(model.get_submodule(name), nn.ModuleList)]
-    return stacks[0] if len(stacks) == 1 else ""

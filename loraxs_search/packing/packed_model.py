@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods import PackedBase, get_method
 from loraxs_search.multiplexed import AdaptedHead, PassContext, SlotRowMap, SlotUpdates, TrainedLinear
-from loraxs_search.packing.checkpointing import GradientCheckpointing
 from loraxs_search.packing.packed_heads import PackedHeads
 from loraxs_search.packing.prefix_cache import PrefixCache
 from loraxs_search.packing.served_model import ServedModel
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import Hyperparameters
+from loraxs_search.trial import GradientCheckpointing
 
 
 class PackedModel:

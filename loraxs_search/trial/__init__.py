@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loraxs_search.lr_schedule import lr_factor
+from loraxs_search.trial.checkpointing import GradientCheckpointing
 from loraxs_search.trial.decoding import base_of
 from loraxs_search.trial.evaluate import ask, evaluate, in_row_order, sample_answers, score_rows, split_metrics
 from loraxs_search.trial.forward import forward
@@ -22,6 +23,7 @@ from loraxs_search.trial.yardsticks import bare_body, measure_yardsticks
 __all__ = [
     "MEMORY_ERRORS",
     "FolderScores",
+    "GradientCheckpointing",
     "OpenRow",
     "Snapshot",
     "TrialRun",

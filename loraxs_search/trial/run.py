@@ -19,8 +19,8 @@ from loraxs_search.methods import HeadPlan, get_method
 from loraxs_search.methods.starting import started_head
 from loraxs_search.records import Head, Hyperparameters, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
+from loraxs_search.trial.batch_gradient import BatchGradient
 from loraxs_search.trial.evaluate import evaluate
-from loraxs_search.trial.forward import forward_batch
 from loraxs_search.trial.report import make_report
 from loraxs_search.trial.snapshot import Snapshot
 
@@ -121,6 +121,7 @@ class TrialRun:
         self._method = get_method(hyper.method)
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._gradient = BatchGradient(model, list(self._parameters.values()), data, device)
         self._optimizer = self._make_optimizer()
         self.step, self._device_s, self._num_tokens = 0, 0.0, 0
         self._reports: tuple[TrialReport, ...] = ()
@@ -198,17 +199,14 @@ class TrialRun:
 
     def _train_step(self) -> float:
         hyper = self.spec.hyperparameters
-        batch = self.data.collate("train", self._batches.at(self.step)).to(self._device)
-        loss = self.data.kind.loss(forward_batch(self.model, batch), batch).sum() / batch.counts.sum()
-        value = float(loss.detach())
-        loss.backward()  # type: ignore[no-untyped-call]
+        value, num_tokens = self._gradient.compute(self._batches.at(self.step))
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), hyper.max_grad_norm or math.inf)
         check_step(value, float(norm), self.step + 1)
         self._set_rates()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self._num_tokens += batch.num_tokens
+        self._num_tokens += num_tokens
         return value
 
     def _set_rates(self) -> None:

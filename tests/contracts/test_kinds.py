@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.bases import LLAMA
+from support.trials import make_spec
 from support.word_pairs import WordPairs
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -23,7 +24,7 @@ from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_factors import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.pass_executor import PassExecutor
-from loraxs_search.records import Answers, BaseModel, DataSource, Hyperparameters, Task, TrialSpec, from_json, to_json
+from loraxs_search.records import Answers, BaseModel, DataSource, Task, TrialSpec, from_json, to_json
 from loraxs_search.registry import ScoredRows
 from loraxs_search.tasks import PreparedTask, RowSource, checked, encode, kind_of, prepare
 from loraxs_search.tasks.kinds import KINDS, Asking, PassOutputs, Section, TaskKind, find_metric
@@ -326,18 +327,7 @@ def test_constants_are_answers(name: str, kind: TaskKind, data: PreparedTask) ->
 # ---- alone and packed ------------------------------------------------------------------------------------------------
 def spec(base: BaseModel, kind: TaskKind, trial_id: str, **changes: Any) -> TrialSpec:
     names = tuple(module.name for module in linear_modules(base, kind.model))
-    values: dict[str, Any] = {
-        "rank": 4,
-        "target_modules": names,
-        "learning_rate": 2e-3,
-        "head_learning_rate": 1e-3,
-        "init_std": 1e-3,
-        "batch_size": 8,
-        "max_steps": 50,
-        "seed": int(trial_id),
-        **changes,
-    }
-    return TrialSpec(trial_id, {}, Hyperparameters(**values))
+    return make_spec(trial_id, names, **changes)
 
 
 @every_kind

@@ -149,18 +149,14 @@ def test_what_is_wrong_is_named_before_anything_is_trained(shell: Shell) -> None
         ("task.generation={seed: 3}", "task.generation.seed: must stand beside a `temperature` above 0"),
         ("task.metrics=[accuracy]", "task.metrics[0]: must fit text-generation (one of: "),
     ):
-        done = shell.run("check", "turned.yaml", "--set", change)
-        assert done.returncode == 2
-        assert message in " ".join(done.stderr.split())
+        shell.refuses(2, "check", "turned.yaml", "--set", change, message=message)
     for change, message in (
         ("task.extract={after: The answer is}", "`extract` must find something in each row's answer, but in"),
         ("task.generation={stop: [w], max_new_tokens: 4}", "'w' is in every answer of"),
         ("task.max_length=3", "an answer must fit `max_length` with a token of its prompt at least"),
         ("task.max_length=62", "together must be at most 64 with this base model, but got max_length=62 and"),
     ):
-        done = shell.run("launch", "turned.yaml", "--set", change)
-        assert done.returncode == 1
-        assert message in " ".join(done.stderr.split())
+        shell.refuses(1, "launch", "turned.yaml", "--set", change, message=message)
     warned = shell.run("check", "turned.yaml", "--data", "--set", "task.generation={stop: [w1], max_new_tokens: 4}")
     assert warned.returncode == 0
     assert "train answers have the stop string 'w1' in them" in warned.stderr

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.trials import make_spec, run_alone
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -29,16 +30,15 @@ from transformers import (
 
 from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
 from loraxs_search.factors import FactorStore
-from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_factors import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.packing.slot import Slot
-from loraxs_search.records import BaseModel, DataSource, Hyperparameters, LinearModule, Task, TrialSpec
+from loraxs_search.records import BaseModel, DataSource, LinearModule, Task, TrialSpec
 from loraxs_search.search_space import load_space
 from loraxs_search.tasks import PreparedTask, kind_of, prepare
 from loraxs_search.tasks.kinds import classifier
-from loraxs_search.trial import Snapshot, TrialRun, attach, detach
+from loraxs_search.trial import Snapshot
 
 WORDS = [f"w{i}" for i in range(60)]
 VOCAB = len(WORDS) + 4
@@ -167,18 +167,7 @@ class World:
         self.factors: FactorStore = LoadedFactors(self.model, exact, self.names)
 
     def spec(self, trial_id: str, **changes: Any) -> TrialSpec:
-        values: dict[str, Any] = {
-            "rank": 4,
-            "target_modules": tuple(self.names),
-            "learning_rate": 2e-3,
-            "head_learning_rate": 1e-3,
-            "init_std": 1e-3,
-            "batch_size": 8,
-            "max_steps": 50,
-            "seed": int(trial_id),
-            **changes,
-        }
-        return TrialSpec(trial_id, {}, Hyperparameters(**values))
+        return make_spec(trial_id, self.names, **changes)
 
     def mixed_specs(self) -> list[TrialSpec]:
         """Trials that differ in all that may differ within a pack."""
@@ -215,14 +204,7 @@ class World:
 
     def lone(self, spec: TrialSpec, until: int, snapshot: Snapshot | None = None) -> Snapshot:
         """Run a trial by itself, the reference, and return its state after a report."""
-        with use_factor_store(self.factors):
-            model = attach(self.model, spec)
-        try:
-            run = TrialRun(spec, model, self.data, torch.device("cpu"), snapshot)
-            run.advance(until)
-            return run.snapshot()
-        finally:
-            detach(model, spec)
+        return run_alone(spec, self.data, self.model, self.factors, until, snapshot)
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.bases import language_model
 from support.toy_language import choosing, save_base, writing
 from support.word_pairs import WordPairs
 from transformers import (
-    AutoModelForCausalLM,
     Gemma2Config,
     LlamaConfig,
     MistralConfig,
@@ -66,12 +66,7 @@ def word_pairs(name: str) -> Task:
 
 
 def save_language_model(folder: Path, family: str) -> BaseModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(BASES[family]())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    model.save_pretrained(folder)
+    language_model(BASES[family]()).save_pretrained(folder)
     own = tokenizer()
     own.eos_token = "[SEP]"
     own.save_pretrained(folder)

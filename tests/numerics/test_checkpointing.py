@@ -14,8 +14,8 @@ from support.decoders import DecoderWorld
 from torch import nn
 
 from loraxs_search.errors import UsageError
-from loraxs_search.packing.checkpointing import _CheckpointedLayer
 from loraxs_search.trial import Snapshot
+from loraxs_search.trial.checkpointing import _CheckpointedLayer
 
 TOLERANCE = 1e-5
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from support import toy_language
+from support.trials import run_alone
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
-from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing import PackedHost, TrialHost, pass_runner
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
@@ -25,7 +24,7 @@ from loraxs_search.records import BaseModelRef, DataSource, Hyperparameters, Lar
 from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.tasks import PreparedTask
-from loraxs_search.trial import Snapshot, TrialRun, attach, detach
+from loraxs_search.trial import Snapshot
 
 TOLERANCE = 1e-5  # relative, on every R, its moments, the heads and theirs
 NUM_STEPS = 30
@@ -104,14 +103,7 @@ class MixedWorld:
     def lone(self, spec: TrialSpec, data: PreparedTask) -> Snapshot:
         """Run a trial by itself on a base that its own task has loaded; return its state after a report."""
         own = LoadedBase(self.ref, data.task, precision="float32", device="cpu")
-        with use_factor_store(own.factors):
-            model = attach(own.model, spec)
-        try:
-            run = TrialRun(spec, model, data, torch.device("cpu"))
-            run.advance(NUM_STEPS)
-            return run.snapshot()
-        finally:
-            detach(model, spec)
+        return run_alone(spec, data, own.model, own.factors, NUM_STEPS)
 
 
 def distance(packed: Snapshot, lone: Snapshot) -> float:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    AutoModelForCausalLM,
     Gemma2Config,
     GemmaConfig,
     GPT2Config,
@@ -26,15 +25,16 @@ from transformers import (
 
 from loraxs_search.base_model import linear_modules, load_model
 from loraxs_search.factors import FactorStore
-from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_factors import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.pass_executor import PassExecutor
-from loraxs_search.records import BaseModel, DataSource, Hyperparameters, LinearModule, Task, TaskModel, TrialSpec
+from loraxs_search.records import BaseModel, DataSource, LinearModule, Task, TaskModel, TrialSpec
 from loraxs_search.tasks import PreparedTask
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind
-from loraxs_search.trial import Snapshot, TrialRun, attach, detach
+from loraxs_search.trial import Snapshot
+from support.bases import language_model
+from support.trials import make_spec, run_alone
 
 VOCABULARY = 64
 WINDOW = 6  # shorter than most rows
@@ -145,12 +145,7 @@ def continuations(name: str, seed: int, longest: int = 24) -> PreparedTask:
 
 def save_decoder(folder: Path, family: str) -> BaseModel:
     """Save a decoder of random weights, large enough that nothing of it does next to nothing."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(DECODERS[family]())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    model.save_pretrained(folder)
+    language_model(DECODERS[family]()).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return BaseModel(id=family, path=str(folder), weight_digest="0" * 64)
 
@@ -178,18 +173,7 @@ class DecoderWorld:
         self.factors: FactorStore = LoadedFactors(self.model, exact, self.names)
 
     def spec(self, trial_id: str, **changes: Any) -> TrialSpec:
-        values: dict[str, Any] = {
-            "rank": 4,
-            "target_modules": tuple(self.names),
-            "learning_rate": 2e-3,
-            "head_learning_rate": 1e-3,
-            "init_std": 1e-3,
-            "batch_size": 8,
-            "max_steps": 50,
-            "seed": int(trial_id),
-            **changes,
-        }
-        return TrialSpec(trial_id, {}, Hyperparameters(**values))
+        return make_spec(trial_id, self.names, **changes)
 
     def mixed_trials(self) -> list[tuple[TrialSpec, PreparedTask]]:
         """Trials of mixed ranks, sides, modules, batches and tasks."""
@@ -208,11 +192,4 @@ class DecoderWorld:
 
     def lone(self, spec: TrialSpec, data: PreparedTask, until: int) -> Snapshot:
         """Run a trial by itself, the reference, and return its state after a report."""
-        with use_factor_store(self.factors):
-            model = attach(self.model, spec)
-        try:
-            run = TrialRun(spec, model, data, torch.device("cpu"))
-            run.advance(until)
-            return run.snapshot()
-        finally:
-            detach(model, spec)
+        return run_alone(spec, data, self.model, self.factors, until)

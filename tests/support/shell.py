@@ -54,6 +54,12 @@ class Shell:
             check=False,
         )
 
+    def refuses(self, code: int, *args: str, message: str) -> None:
+        """Run a command that must end with this exit code, and say this on stderr, whatever its line breaks."""
+        done = self.run(*args)
+        assert done.returncode == code, done.stderr
+        assert message in " ".join(done.stderr.split())
+
     def ok(self, *args: str, timeout_s: float = 240.0) -> str:
         """Run, expect success without a traceback, and return what was printed on stdout."""
         done = self.run(*args, timeout_s=timeout_s)

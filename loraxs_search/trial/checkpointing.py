@@ -6,6 +6,9 @@ only, which would turn dropout on, and knows nothing of our row maps.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +26,10 @@ class GradientCheckpointing:
 
     Args:
         layers: The base's repeated layers; None when it has no such list, and then nothing is done.
-        context: Where adapted layers find the rows of their pass.
+        context: Where adapted layers find the rows of their pass; None where all rows have one adapter.
     """
 
-    def __init__(self, layers: nn.ModuleList | None, context: PassContext[Any]) -> None:
+    def __init__(self, layers: nn.ModuleList | None, context: PassContext[Any] | None = None) -> None:
         self._layers, self._context = layers, context
         self._placed: list[int] = []
         self.is_on = False
@@ -52,11 +55,20 @@ class GradientCheckpointing:
             self._layers[index] = self._layers[index].get_submodule("layer")
         self._placed.clear()
 
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Wrap all layers, if checkpointing is on, until the context ends."""
+        self.place(0)
+        try:
+            yield
+        finally:
+            self.remove()
+
 
 class _CheckpointedLayer(nn.Module):
     """Stands where a layer was; the model may ask it for the layer's attributes."""
 
-    def __init__(self, layer: nn.Module, context: PassContext[Any]) -> None:
+    def __init__(self, layer: nn.Module, context: PassContext[Any] | None) -> None:
         super().__init__()
         self.layer = layer
         self._context = context
@@ -70,12 +82,18 @@ class _CheckpointedLayer(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.layer(*args, **kwargs)
-        row_map, worker = self._context.row_map, self._context.worker
+        computing = self._computing()
 
         def compute(*args: Any, **kwargs: Any) -> Any:
             # The second time backward calls this, after the pass, and on an accelerator in another thread.
-            with self._context.computing(row_map, worker):
+            with computing():
                 return self.layer(*args, **kwargs)
 
         # Nothing is drawn at random: dropout is off.
         return checkpoint(compute, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    def _computing(self) -> Callable[[], AbstractContextManager[None]]:
+        """Return what sets the rows of this thread's pass again."""
+        if self._context is None:
+            return nullcontext
+        return partial(self._context.computing, self._context.row_map, self._context.worker)

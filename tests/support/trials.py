@@ -1,0 +1,54 @@
+"""Trials for tests of training: their params, and how each ends when it runs by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from loraxs_search.factors import FactorStore
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.records import Hyperparameters, TrialSpec
+from loraxs_search.tasks import PreparedTask
+from loraxs_search.trial import Snapshot, TrialRun, attach, detach
+
+
+def make_spec(trial_id: str, modules: Iterable[str], **changes: Any) -> TrialSpec:
+    """Return a trial that adapts these modules; its seed is its number."""
+    values: dict[str, Any] = {
+        "rank": 4,
+        "target_modules": tuple(modules),
+        "learning_rate": 2e-3,
+        "head_learning_rate": 1e-3,
+        "init_std": 1e-3,
+        "batch_size": 8,
+        "max_steps": 50,
+        "seed": int(trial_id),
+        **changes,
+    }
+    return TrialSpec(trial_id, {}, Hyperparameters(**values))
+
+
+def run_alone(
+    spec: TrialSpec,
+    data: PreparedTask,
+    model: PreTrainedModel,
+    factors: FactorStore,
+    until: int,
+    snapshot: Snapshot | None = None,
+) -> Snapshot:
+    """Run a trial by itself, the reference, and return its state after a report.
+
+    Args:
+        snapshot: The state that it goes on from.
+    """
+    with use_factor_store(factors):
+        attached = attach(model, spec)
+    try:
+        run = TrialRun(spec, attached, data, torch.device("cpu"), snapshot)
+        run.advance(until)
+        return run.snapshot()
+    finally:
+        detach(attached, spec)
