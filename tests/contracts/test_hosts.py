@@ -15,7 +15,7 @@ from support.spaces import SPACE
 
 from loraxs_search.errors import LoraxsError, RankError, StudyError, TargetModulesError, TrialDivergedError, UsageError
 from loraxs_search.packing import Host, PackedHost, TrialHost
-from loraxs_search.records import Hyperparameters, Task, TrialSpec
+from loraxs_search.records import Hyperparameters, LargestTrial, Task, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.studies import read_reports
@@ -42,7 +42,9 @@ def task(space: Space) -> Task:
 def make(space: Space, warm_home: Path) -> Callable[[str], Host]:
     def host(name: str) -> Host:
         pack_size, packed = HOSTS[name]
-        config = HostConfig(space.base_model, "float32", pack_size, packed, (8, 4))
+        config = HostConfig(
+            space.base_model, "float32", pack_size, packed, LargestTrial(8, (("lora-xs", {"rank": 4}),))
+        )
         return training_host(config, space.task, torch.get_num_threads())
 
     return host

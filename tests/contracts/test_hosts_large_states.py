@@ -13,7 +13,7 @@ from support.spaces import SPACE
 
 from loraxs_search.home import home
 from loraxs_search.packing import Host
-from loraxs_search.records import Hyperparameters, TrialReport, TrialSpec
+from loraxs_search.records import Hyperparameters, LargestTrial, TrialReport, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.studies import read_reports
@@ -40,7 +40,14 @@ def make(
         node = tmp_path / f"node-{len(made)}"
         monkeypatch.setenv("LORAXS_HOME", str(node))
         pack_size, packed = HOSTS[request.param]
-        config = HostConfig(space.base_model, "float32", pack_size, packed, (8, 4), max_state_bytes=max_state_bytes)
+        config = HostConfig(
+            space.base_model,
+            "float32",
+            pack_size,
+            packed,
+            LargestTrial(8, (("lora-xs", {"rank": 4}),)),
+            max_state_bytes=max_state_bytes,
+        )
         made.append(training_host(config, space.task, torch.get_num_threads()))
         return made[-1]
 
@@ -95,7 +102,10 @@ def test_a_lost_node_restarts_the_trial_and_its_reports_say_so(make: Callable[..
     elsewhere = make(0)
     report, state = elsewhere.advance(spec, 8, reference, space.task)
     assert close(report, replace(expected, retrained_steps=4))
-    assert [(each.step, each.retrained_steps) for each in read_reports(state)] == [(4, 0), (8, 4)]
+    assert [(each.step, each.retrained_steps) for each in read_reports(state)] == [
+        (4, 0),
+        LargestTrial(8, (("lora-xs", {"rank": 4}),)),
+    ]
     again = make(0)
     answers = [host.answer(spec, last, range(20), space.task) for host in (again, elsewhere)]
     assert answers[0].predictions == answers[1].predictions

@@ -11,7 +11,7 @@ import torch
 from support.toy_language import save_base, save_rows
 
 from loraxs_search.packing import Host
-from loraxs_search.records import Answers, Hyperparameters, Task, TrialSpec
+from loraxs_search.records import Answers, Hyperparameters, LargestTrial, Task, TrialSpec
 from loraxs_search.search.driver.finishing import joined as joined_answers
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 from loraxs_search.search_space import Space, parse_space
@@ -46,7 +46,13 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Space:
 def host(request: pytest.FixtureRequest, space: Space, warm_home: Path) -> Iterator[Host]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(warm_home))
-        config = HostConfig(space.base_model, "float32", 2 if request.param else 1, request.param, (4, 4))
+        config = HostConfig(
+            space.base_model,
+            "float32",
+            2 if request.param else 1,
+            request.param,
+            LargestTrial(4, (("lora-xs", {"rank": 4}),)),
+        )
         made = training_host(config, space.task, torch.get_num_threads())
         yield made
         made.close()

@@ -28,7 +28,7 @@ from loraxs_search.methods.body import body_fingerprint
 from loraxs_search.methods.formats import Form, converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.records import BaseModelRef, Hyperparameters, LinearModule, TrialSpec, from_json, to_json
-from loraxs_search.search_space import describe, load_space
+from loraxs_search.search_space import describe, load_space, notes
 from loraxs_search.search_space._parameter_specs import COMMON
 from loraxs_search.trial import attach, detach
 
@@ -453,7 +453,7 @@ def test_yardsticks_are_candidates_only_where_the_rule_names_them() -> None:
     parameters = "parameters={rank: 4, learning_rate: 1.0e-3}"
     space = load_space("movie_reviews", overrides=[methods, parameters])
     assert [space.may_be_candidate(name) for name in space.methods] == [True, False, False]
-    assert "method full trains a copy of the base" in space.notes()[0]
+    assert "method full trains a copy of the base" in notes(space)[0]
     named = load_space("movie_reviews", overrides=[methods, parameters, "promotion.methods=[head-only]"])
     assert [named.may_be_candidate(name) for name in named.methods] == [False, False, True]
     for given, told in {

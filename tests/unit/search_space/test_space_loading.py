@@ -248,9 +248,11 @@ def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, tex
     assert chosen.factor_sets() == (FactorSet("middle", 128), FactorSet("random", 128))
     conditional = parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").factor_sets()
     assert [each.basis for each in conditional] == ["bottom", "top"]
-    assert parse(text).largest() == LargestTrial(16, (("lora-xs", {"rank": 16}), ("lora-xs", {"rank": 4})))
+    rest = {"basis": "top", "rank_pattern": "uniform"}
+    assert parse(text).largest() == LargestTrial(16, tuple(("lora-xs", {"rank": rank} | rest) for rank in (4, 16)))
     ranges = "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}"
-    assert parse(text, *ranges).largest() == LargestTrial(64, (("lora-xs", {"rank": 32}), ("lora-xs", {"rank": 4})))
+    largest = parse(text, *ranges).largest()
+    assert largest == LargestTrial(64, tuple(("lora-xs", {"rank": rank} | rest) for rank in (4, 32)))
 
 
 @pytest.mark.parametrize("size", ["1", "64", "auto"])

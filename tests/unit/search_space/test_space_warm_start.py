@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from optuna.samplers import RandomSampler
 from optuna.study import create_study
-from support.toy_ia3 import IA3
+from support.toy_ia3 import ToyIA3
 
 from loraxs_search.methods import METHODS
 from loraxs_search.records import Scalar
@@ -18,7 +18,7 @@ from loraxs_search.search_space import EarlierStudies, place_params, single_meth
 TEXT = """\
 task: sst2
 base_model: a/b
-method: {choice: [lora-xs, ia3]}
+method: {choice: [lora-xs, toy-ia3]}
 parameters:
   rank: {choice: [4, 8]}
   side: input
@@ -43,7 +43,7 @@ FITS: dict[str, Scalar] = {
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(METHODS._entries, IA3.name, IA3)
+    monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
     yield
 
 
@@ -105,7 +105,7 @@ def test_what_one_space_leaves_out_is_at_its_default_in_the_other(parse: Any) ->
     assert place_params(space, plain | more).params == FITS
     unknown = {"factor_rank": "64", "num_target_modules": 3, "side": "output"}
     assert place_params(space, FITS | unknown).params == FITS, "names that are no parameters of its method"
-    one = parse(TEXT.replace("{choice: [lora-xs, ia3]}", "lora-xs").replace("  side: input\n", ""))
+    one = parse(TEXT.replace("{choice: [lora-xs, toy-ia3]}", "lora-xs").replace("  side: input\n", ""))
     assert place_params(one, FITS).params == {name: value for name, value in FITS.items() if name != "method"}
 
 
@@ -120,7 +120,7 @@ def test_what_one_space_leaves_out_is_at_its_default_in_the_other(parse: Any) ->
         ({"weight_decay": 0.1}, "weight_decay is 0.1, and here 0.0"),
         ({"head_learning_rate": 0.5}, "head_learning_rate is 0.5, and here 0.002"),
         ({"target_modules": "ffn"}, "target_modules is ffn, and here one of attention, query+value"),
-        ({"method": "vera"}, "method is vera, and here lora-xs or ia3"),
+        ({"method": "vera"}, "method is vera, and here lora-xs or toy-ia3"),
         ({"batch_size": "many"}, "batch_size is many, and here in 8..32 by 8"),
     ],
 )

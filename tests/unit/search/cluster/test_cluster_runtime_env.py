@@ -10,7 +10,7 @@ import pytest
 
 import loraxs_search
 from loraxs_search.errors import UsageError
-from loraxs_search.records import BaseModelRef
+from loraxs_search.records import BaseModelRef, LargestTrial
 from loraxs_search.search.cluster.connection import connected
 from loraxs_search.search.cluster.runtime_env import job_environment, setup_problem
 from loraxs_search.search.hosts.host_config import HostConfig
@@ -107,7 +107,7 @@ def test_why_an_environment_was_not_made_is_one_line(output: str, problem: str) 
 
 
 def test_warm_hosts_serve_only_who_asks_for_the_same_packages() -> None:
-    config = HostConfig(BaseModelRef("base"), "float32", 1, False, (8, 4))
+    config = HostConfig(BaseModelRef("base"), "float32", 1, False, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
     assert directory_name(config, {}) == directory_name(config, {})
     assert directory_name(config, {}) != directory_name(config, {"pip": ["cowsay"]})
 

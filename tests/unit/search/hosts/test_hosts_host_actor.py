@@ -16,6 +16,7 @@ from loraxs_search.records import (
     HostInfo,
     Hyperparameters,
     Identity,
+    LargestTrial,
     Task,
     TrialSpec,
 )
@@ -27,7 +28,7 @@ from loraxs_search.versions import with_python
 
 OTHER = Task("other", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
-CONFIG = HostConfig(BaseModelRef("base"), "float32", 1, False, (8, 4))
+CONFIG = HostConfig(BaseModelRef("base"), "float32", 1, False, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
 
 
 def test_versions_like_the_drivers_are_fine() -> None:

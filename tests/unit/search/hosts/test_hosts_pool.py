@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from loraxs_search.records import BaseModel, BaseModelRef, HostInfo, SearchPlan
+from loraxs_search.records import BaseModel, BaseModelRef, HostInfo, LargestTrial, SearchPlan
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search.hosts import pool
 from loraxs_search.search.hosts.host_config import HostConfig
@@ -32,7 +32,9 @@ def make_pool(monkeypatch: pytest.MonkeyPatch) -> Callable[[HostConfig], pool.Ho
 def test_a_pack_larger_than_memory_is_a_smaller_one_with_a_warning(
     make_pool: Callable[[HostConfig], pool.HostPool], caplog: pytest.LogCaptureFixture
 ) -> None:
-    hosts = make_pool(HostConfig(BaseModelRef("base"), "float32", 64, True, (8, 4)))
+    hosts = make_pool(
+        HostConfig(BaseModelRef("base"), "float32", 64, True, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
+    )
     with caplog.at_level(logging.WARNING):
         assert hosts.pack_size(INFO).size == 64
         assert not caplog.text
