@@ -104,7 +104,7 @@ def test_a_lost_node_restarts_the_trial_and_its_reports_say_so(make: Callable[..
     assert close(report, replace(expected, retrained_steps=4))
     assert [(each.step, each.retrained_steps) for each in read_reports(state)] == [
         (4, 0),
-        LargestTrial(8, (("lora-xs", {"rank": 4}),)),
+        (8, 4),
     ]
     again = make(0)
     answers = [host.answer(spec, last, range(20), space.task) for host in (again, elsewhere)]

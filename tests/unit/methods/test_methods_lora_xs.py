@@ -43,7 +43,9 @@ def test_bytes_are_those_of_the_file_that_peft_would_write() -> None:
 def test_its_params_come_back_out_of_a_record_with_the_records_defaults() -> None:
     method = get_method("lora-xs")
     params = {"rank": 8, "basis": "bottom"}
-    record = dataclasses.replace(HYPER, **method.fields(params, {"rank": (4, 100), "basis": ("bottom",)}))
+    record = dataclasses.replace(
+        HYPER, **method.fields(params, {"rank": (4, 100), "basis": ("bottom",), "rank_pattern": ("uniform",)})
+    )
     assert method.params(record) == method.with_defaults(params)
     assert (record.factor_rank, record.method_params) == (128, {})
 

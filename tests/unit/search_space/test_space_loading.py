@@ -249,10 +249,10 @@ def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, tex
     conditional = parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").factor_sets()
     assert [each.basis for each in conditional] == ["bottom", "top"]
     rest = {"basis": "top", "rank_pattern": "uniform"}
-    assert parse(text).largest() == LargestTrial(16, tuple(("lora-xs", {"rank": rank} | rest) for rank in (4, 16)))
+    assert parse(text).largest() == LargestTrial(16, tuple(("lora-xs", {"rank": rank} | rest) for rank in (16, 4)))
     ranges = "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}"
     largest = parse(text, *ranges).largest()
-    assert largest == LargestTrial(64, tuple(("lora-xs", {"rank": rank} | rest) for rank in (4, 32)))
+    assert largest == LargestTrial(64, tuple(("lora-xs", {"rank": rank} | rest) for rank in (32, 4)))
 
 
 @pytest.mark.parametrize("size", ["1", "64", "auto"])
