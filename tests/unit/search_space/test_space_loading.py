@@ -242,17 +242,19 @@ def test_the_room_is_light():
     assert not {"torch", "optuna", "transformers", "ray", "mlflow", "datasets", "sklearn"} & set(loaded)
 
 
+def sized(rank):
+    return {"rank": rank, "basis": "top", "rank_pattern": "uniform"}
+
+
 def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, text):
     assert parse(text).factor_sets() == (FactorSet("top", 64),)
     chosen = parse(text, "parameters.basis={choice: [middle, random]}", "parameters.rank={choice: [4, 8, 100]}")
     assert chosen.factor_sets() == (FactorSet("middle", 128), FactorSet("random", 128))
     conditional = parse(text, "parameters.basis={value: bottom, when: {rank: 4}}").factor_sets()
     assert [each.basis for each in conditional] == ["bottom", "top"]
-    rest = {"basis": "top", "rank_pattern": "uniform"}
-    assert parse(text).largest() == LargestTrial(16, tuple(("lora-xs", {"rank": rank} | rest) for rank in (16, 4)))
+    assert parse(text).largest() == LargestTrial(16, (("lora-xs", sized(16)), ("lora-xs", sized(4))))
     ranges = "parameters.batch_size={choice: [8, 64]}", "parameters.rank={choice: [4, 8, 32]}"
-    largest = parse(text, *ranges).largest()
-    assert largest == LargestTrial(64, tuple(("lora-xs", {"rank": rank} | rest) for rank in (32, 4)))
+    assert parse(text, *ranges).largest() == LargestTrial(64, (("lora-xs", sized(32)), ("lora-xs", sized(4))))
 
 
 @pytest.mark.parametrize("size", ["1", "64", "auto"])
