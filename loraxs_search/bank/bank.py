@@ -29,7 +29,7 @@ from loraxs_search.records import BaseModel, BaseModelRef, Manifest, Prediction,
 from loraxs_search.registry import adapter_folder
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.kinds import Sampling, classifier
-from loraxs_search.tasks.questions import question_rows
+from loraxs_search.tasks.questions import listed, question_rows
 
 _BULK = 4096  # adapters of one call that are added at once
 
@@ -246,7 +246,7 @@ class AdapterBank:
                 "Text is written by a bank without heads, but this one's adapters have one.",
                 hint="make a bank of adapters of text-generation, or with `num_labels=None`",
             )
-        prompts = [row[0] if len(row) == 1 else row for row in question_rows(prompts, "prompts")]
+        prompts = listed(prompts, "prompts")
         names = [names] * len(prompts) if isinstance(names, str) else names
         if len(names) != len(prompts):
             raise UsageError(f"There must be a name for each prompt, but got {len(names)} for {len(prompts)}.")

@@ -14,7 +14,7 @@ from support.decoders import DECODERS, DecoderWorld
 from torch.nn.functional import cross_entropy
 
 from loraxs_search.base_model import load_tokenizer
-from loraxs_search.packing import pack as packing
+from loraxs_search.packing import pass_runner
 from loraxs_search.records import BaseModel, DataSource
 from loraxs_search.tasks import prepare
 
@@ -102,13 +102,13 @@ def test_tasks_of_both_kinds_share_passes_and_equal_lone_trials(
     pack = world.pack(max_tokens=400)
     trials = [(world.spec(str(i), rank=4 + 2 * i, init_std=1e-2), data[i % 2]) for i in range(4)]
     slots = [pack.join(spec, own) for spec, own in trials]
-    run, company = packing.run_pass, set[frozenset[str]]()
+    run, company = pass_runner.run_pass, set[frozenset[str]]()
 
     def watched(model: Any, packed: Any, shared: Any, *others: Any) -> Any:
         company.add(frozenset(world.tasks[int(share.trial) % 2].task.kind for share in shared.shares))
         return run(model, packed, shared, *others)
 
-    monkeypatch.setattr(packing, "run_pass", watched)
+    monkeypatch.setattr(pass_runner, "run_pass", watched)
     for _ in range(NUM_STEPS):
         assert pack.step(slots) == {}
     metrics = pack.evaluate(slots, "validation")
