@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import pad
 
 from loraxs_search.errors import UsageError
 from loraxs_search.home import disk_faults, write_atomic
-from loraxs_search.methods._names import ROOT
+from loraxs_search.methods._names import FILES, ROOT
 from loraxs_search.records import Manifest
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.asking import asked_as_in_training
 from loraxs_search.tasks.base_code import where_base_is
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 Pair = tuple[Tensor, Tensor]  # A (r, in), B (out, r), float32; scales are multiplied into B
 
@@ -63,7 +65,7 @@ def write_plain_lora(
         ranks[name] = len(lora_a)
         tensors[f"{ROOT}{name}.lora_A.weight"] = lora_a.detach().cpu().contiguous()
         tensors[f"{ROOT}{name}.lora_B.weight"] = lora_b.detach().cpu().contiguous()
-    write_atomic(folder / SAFETENSORS_WEIGHTS_NAME, save(tensors, {"format": "pt"}))
+    write_atomic(folder / FILES[1], save(tensors, {"format": "pt"}))
     with disk_faults(folder):
         config = _config(lora, ranks)
         config.base_model_name_or_path, config.revision = base, revision
@@ -106,6 +108,8 @@ def _padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:
 
 def _config(lora: PlainLora, ranks: Mapping[str, int]) -> LoraConfig:
     """Return the config of modules of these ranks; the commonest stands for those that are not named."""
+    from peft import LoraConfig  # not above: importing PEFT imports LoRA-XS, which imports this module
+
     commonest = max(set(ranks.values()), key=lambda rank: (list(ranks.values()).count(rank), rank))
     own = {name: rank for name, rank in ranks.items() if rank != commonest}
     config = LoraConfig(

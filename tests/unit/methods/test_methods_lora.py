@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -144,3 +147,9 @@ def test_its_options_are_true_or_false_in_yaml() -> None:
     for wrong in ("1", "on top", "{int: [0, 1]}"):
         with pytest.raises(SpaceError, match=r"parameters\.dora.*: must be true or false"):
             load_space("movie_reviews", overrides=["method=lora", given % wrong])
+
+
+@pytest.mark.parametrize("first", ["_plain_lora", "_packed_lora"])
+def test_its_parts_may_be_what_imports_peft_first(first: str) -> None:
+    code = f"import loraxs_search.methods.{first} as m; print(m.Pair)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).returncode == 0

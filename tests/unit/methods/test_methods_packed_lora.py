@@ -88,6 +88,7 @@ def test_gradients_begin_anew_and_are_summed_in_float32_on_a_rounded_base() -> N
     for _ in range(2):
         packed.begin()
         update.backward_(dy, None, update.add_(x, torch.zeros_like(dy), rows), rows)
+        assert not packed._grads[0][0].any(), "another worker's, which may be computing now"
         packed.collect()
     a, b = slot.pairs(slot.vector.detach())["q"]
     grad_a, grad_b = slot.pairs(slot.vector.grad)["q"]
