@@ -125,7 +125,7 @@ def _show_extremes(description: SpaceDescription) -> None:
     methods, several = description.methods, len(description.methods) > 1
     shapes = [(name, shape) for each in methods.values() for name, shape in vars(each).items()]
     params = list(dict.fromkeys(name for _, shape in shapes for name in shape.params))
-    numbers = ("parameters" if several else get_method(shapes[0][1].method).symbol, "head", "bytes")
+    numbers: tuple[str, ...] = ("parameters" if several else get_method(shapes[0][1].method).symbol, "head", "bytes")
     if any(shape.size.without_projection is not None for _, shape in shapes):
         numbers = (*numbers, "learnt bytes")
     columns = ("adapter", *(["method"] if several else []), *params, "modules", *numbers)

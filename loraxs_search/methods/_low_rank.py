@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -75,7 +75,8 @@ def _layers(model: PeftModel) -> Iterator[tuple[str, nn.Module]]:
 def _pairs(model: PeftModel, rank: int) -> Iterator[tuple[str, Pair]]:
     """Yield each layer's update as A (r, in) and B (out, r), float32."""
     for name, layer in _layers(model):
-        update = cast("Tensor", layer.get_delta_weight(ADAPTER)).detach().to("cpu", torch.float64)
+        delta: Tensor = cast("Any", layer).get_delta_weight(ADAPTER)
+        update = delta.detach().to("cpu", torch.float64)
         update = update.T if getattr(layer, "fan_in_fan_out", False) else update  # (out, in)
         u, s, vh = torch.linalg.svd(update, full_matrices=False)
         roots = s[:rank].sqrt()

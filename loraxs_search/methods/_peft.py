@@ -20,7 +20,7 @@ from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Ma
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from loraxs_search.factors import FactorStore
@@ -212,7 +212,8 @@ class PeftMethod(Method):
 
         if not self.reads_weights:
             return PeftModel.from_pretrained(base, str(folder), torch_device=device)
-        loaded: PeftModel = PeftModel.from_pretrained(base.to("cpu"), str(folder), torch_device="cpu")
+        cast("nn.Module", base).to("cpu")  # in place; transformers' decorator hides what `to` takes
+        loaded: PeftModel = PeftModel.from_pretrained(base, str(folder), torch_device="cpu")
         return loaded.to(device)
 
     def _is_projection(self, name: str) -> bool:

@@ -65,7 +65,7 @@ class PSOFT(PeftMethod):
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> PsoftConfig:
         from peft import PsoftConfig
 
-        own = self.params(hyper)
+        own: Mapping[str, Any] = self.params(hyper)
         return PsoftConfig(
             **attachment,
             r=own["rank"],

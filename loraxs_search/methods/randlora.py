@@ -56,7 +56,8 @@ class RandLoRA(PeftMethod):
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> RandLoraConfig:
         from peft import RandLoraConfig
 
-        rank, scale = (self.params(hyper)[name] for name in ("rank", "scale"))
+        own: Mapping[str, Any] = self.params(hyper)
+        rank, scale = own["rank"], own["scale"]
         return RandLoraConfig(**attachment, r=rank, randlora_alpha=rank * scale, projection_prng_key=PROJECTION_SEED)
 
     def attach(

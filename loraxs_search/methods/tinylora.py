@@ -46,7 +46,7 @@ class TinyLoRA(PeftMethod):
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> TinyLoraConfig:
         from peft import TinyLoraConfig
 
-        own = self.params(hyper)
+        own: Mapping[str, Any] = self.params(hyper)
         return TinyLoraConfig(
             **attachment,
             r=own["rank"],

@@ -41,7 +41,7 @@ class UniLoRA(PeftMethod):
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> UniLoraConfig:
         from peft import UniLoraConfig
 
-        own = self.params(hyper)
+        own: Mapping[str, Any] = self.params(hyper)
         return UniLoraConfig(
             **attachment,
             r=own["rank"],

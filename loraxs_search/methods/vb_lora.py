@@ -65,7 +65,7 @@ class VBLoRA(PeftMethod):
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> VBLoRAConfig:
         from peft import VBLoRAConfig
 
-        own = dict(self.params(hyper))
+        own: dict[str, Any] = dict(self.params(hyper))
         return VBLoRAConfig(**attachment, r=own.pop("rank"), **own, save_only_topk_weights=True)
 
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:

@@ -42,7 +42,7 @@ class VeRA(PeftMethod):
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> VeraConfig:
         from peft import VeraConfig
 
-        own = self.params(hyper)
+        own: Mapping[str, Any] = self.params(hyper)
         return VeraConfig(**attachment, r=own["rank"], d_initial=own["d_initial"], projection_prng_key=PROJECTION_SEED)
 
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
