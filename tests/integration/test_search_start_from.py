@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +40,11 @@ def test_trials_start_from_the_version_that_the_name_meant_at_launch(
             assert manifest.hyperparameters.start_from == folder.assets()[START]
             card = (folder.adapter_path(trial.trial_id) / "README.md").read_text()
             assert "It started from `tiny-reviews:1`" in card
+
+
+def test_a_start_that_no_trial_could_begin_at_is_refused_before_anything_is_written(
+    search: Callable[..., SearchResult], search_home: Path
+) -> None:
     before = len(list((search_home / "studies").iterdir()))
     for wrong, error, words in (
         (("parameters.rank=3",), UsageError, "`rank` must be at least that of the adapter it starts from, 4"),
@@ -51,4 +55,3 @@ def test_trials_start_from_the_version_that_the_name_meant_at_launch(
         with pytest.raises(error, match=words):
             search("wrong", *FIXED, "start_from=tiny-reviews", *wrong)
     assert len(list((search_home / "studies").iterdir())) == before, "nothing is written"
-    shutil.rmtree(search_home / "assets")
