@@ -17,8 +17,10 @@ _OBJECTIVES: KeyPath = ("search", "objectives")
 def quality_of(search: object) -> str | None:
     """Return the metric that `search.objectives` begins with; None where the key is missing, or is no list of two."""
     given = search.get("objectives") if isinstance(search, dict) else None
-    is_pair = isinstance(given, list) and len(given) == 2 and isinstance(given[0], str) and given[1] == STORED_BYTES
-    return given[0] if is_pair and given[0] != STORED_BYTES else None
+    if not isinstance(given, list) or len(given) != 2:
+        return None
+    first, second = given
+    return first if isinstance(first, str) and first != STORED_BYTES and second == STORED_BYTES else None
 
 
 def check_objectives(document: Document, search: object, promotion: object, task: Task | None) -> None:
