@@ -72,13 +72,14 @@ METHODS = {  # each with rates of its own: one box for all would compare learnin
 }
 NAMED = {"head-only": ", methods: [head-only]"}  # a yardstick with adapters is a candidate where the rule names it
 ABLATION = {  # the first value is the default
-    "basis": ["top", "middle", "bottom", "random"],
+    "basis": ["top", "middle", "bottom", "random", "gradient"],
     "sigma": ["input", "sqrt", "output", "none"],
     "init_std": [1.0e-5, 1.0e-3, 1.0e-2],
     "target_modules": ["all-linear", "attention", "ffn", "query+value"],
 }
 ABLATION_TASKS = ("sst2", "mrpc")
 LORA_XS = METHODS["lora-xs"].replace("[4, 8, 16]", "[16]")
+GRADIENT = "\n  rank: 16\n  learning_rate: {log_uniform: [1.0e-4, 3.0e-3]}\n"  # it has no scale to search
 DECODER = {  # label to its method and parameters
     "lora-xs": ("lora-xs", "\n  rank: {choice: [16, 32]}\n  learning_rate: {log_uniform: [1.0e-3, 8.0e-3]}\n"),
     "gradient": (
@@ -133,7 +134,7 @@ def glue_space(task: str, data: Path, label: str, method: str, parameters: str, 
 
 def ablation_parameters(parameter: str, value: object) -> str:
     """Return LoRA-XS's parameters with one of them fixed."""
-    return f"{LORA_XS}  {parameter}: {json.dumps(value)}\n"
+    return f"{GRADIENT if value == 'gradient' else LORA_XS}  {parameter}: {json.dumps(value)}\n"
 
 
 def decoder_space(task: str, rows: Path, label: str, budget: Budget) -> Space:
