@@ -91,8 +91,8 @@ def own_weights(model: nn.Module, names: Iterable[str], factors: FactorStore | N
         yield
         for layer in model.modules():
             if (weight := _kept(layer)) is not None:
-                own = layer.get_parameter("weight")
-                own.data = own.data.to(weight)
+                trained = layer.get_parameter("weight")
+                trained.data = trained.data.to(weight)
     except BaseException:
         restore_weights(model)
         raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def joined(caches: Sequence[DynamicCache], rows: Sequence[Tensor]) -> DynamicCac
         rows: Which row each row of a cache becomes, (n,) int64, for each cache.
     """
     for number in range(len(caches[0].layers)):
-        own = [cache.layers[number] for cache in caches]
+        own = [cast("GrowingLayer", cache.layers[number]) for cache in caches]
         caches[0].layers[number] = GrowingLayer.joined(own, rows)
         for cache in caches[1:]:
             cache.layers[number] = caches[0].layers[number]  # so that what was copied takes no memory
@@ -119,20 +119,25 @@ class GrowingLayer(DynamicLayer):
     @classmethod
     def joined(cls, layers: Sequence[GrowingLayer], rows: Sequence[Tensor]) -> GrowingLayer:
         """Return the rows of all layers as one; what is shorter has zeros before it."""
-        first, num_rows = layers[0], sum(map(len, rows))
-        other, length = copy.copy(first), max(layer.get_seq_length() for layer in layers)
-        other._make_space(first.keys[:1].expand(num_rows, -1, -1, -1), first.values, 0, length)
-        for layer, own in zip(layers, rows, strict=True):
-            place = slice(length - layer.get_seq_length(), length)
-            other._values[own, :, place] = layer.values
+        num_rows, length = sum(map(len, rows)), max(layer.get_seq_length() for layer in layers)
+        other, held = copy.copy(layers[0]), [layer._held() for layer in layers]
+        other._make_space(held[0][0][:1].expand(num_rows, -1, -1, -1), held[0][1], 0, length)
+        for (keys, values), own in zip(held, rows, strict=True):
+            place = slice(length - keys.shape[2], length)
+            other._values[own, :, place] = values
             if other._turned:
-                other._keys[own, :, :, place] = layer.keys.transpose(2, 3)
+                other._keys[own, :, :, place] = keys.transpose(2, 3)
             else:
-                other._keys[own, :, place] = layer.keys
+                other._keys[own, :, place] = keys
         other._show(num_rows, length)
         return other
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _held(self) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of a layer that has some."""
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
     def _show(self, num_rows: int, length: int) -> tuple[Tensor, Tensor]:
         """Set what the rest of the library sees, and return it."""
         if self._turned:

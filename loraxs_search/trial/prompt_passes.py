@@ -74,7 +74,7 @@ def _begun(
         A row for each group, or None; what follows of each prompt; and the row that each goes on from, (n,).
     """
     _, first, group_of_n = np.unique(groups, return_index=True, return_inverse=True)
-    own = [[prompts[i] for i in np.flatnonzero(group_of_n == group)] for group in range(len(first))]
+    own = [[prompts[i] for i in np.flatnonzero(group_of_n == group).tolist()] for group in range(len(first))]
     # What the last token gives is read, so that one follows.
     sizes = [min(common_beginning(rows), min(map(len, rows)) - 1) for rows in own]
     saved = sum(size * (len(rows) - 1) for size, rows in zip(sizes, own, strict=True))
