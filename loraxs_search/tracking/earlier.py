@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from loraxs_search.mlflow_uri import sqlite_path
+from loraxs_search.errors import TrackingError
+from loraxs_search.mlflow_http import check_server
+from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import EarlierStudy, EarlierTrial, TrialState
 from loraxs_search.tasks.kinds import find_metric
 from loraxs_search.tracking._recorder import STATE
@@ -25,25 +28,53 @@ _ORDER = [TrialState.COMPLETE.value, TrialState.PRUNED.value]
 
 
 def study_named(uri: str, name: str) -> EarlierStudy | None:
-    """Return the latest study of that name that is recorded there; None when there is none."""
+    """Return the latest study of that name that is recorded there; None when there is none.
+
+    Raises:
+        TrackingError: the server does not answer, or refuses us.
+    """
     client = _client(uri)
-    runs = () if client is None else _searches(client, f"tags.`{STUDY}` = '{_quoted(name)}'")
-    return next((_study(client, run) for run in runs if client is not None), None)
+    if client is None:
+        return None
+    with _asked(uri):
+        runs = _searches(client, f"tags.`{STUDY}` = '{_quoted(name)}'")
+        return next((_study(client, run) for run in runs), None)
 
 
 def finished_studies(uri: str, base_digest: str, kind: str) -> Iterator[EarlierStudy]:
-    """Yield the finished studies of a base and a task kind that are recorded there, latest first."""
+    """Yield the finished studies of a base and a task kind that are recorded there, latest first.
+
+    Raises:
+        TrackingError: the server does not answer, or refuses us.
+    """
     client = _client(uri)
     if client is None:
         return
     of_base = f"params.`{BASE_DIGEST}` = '{base_digest}' and params.`{TASK_KIND}` = '{_quoted(kind)}'"
-    for run in _searches(client, f"{of_base} and attributes.status = 'FINISHED'"):
-        yield _study(client, run)
+    with _asked(uri):
+        for run in _searches(client, f"{of_base} and attributes.status = 'FINISHED'"):
+            yield _study(client, run)
 
 
 def _client(uri: str) -> MlflowClient | None:
+    """Return a client of a store that is there; an embedded one is not made to be asked."""
     path = sqlite_path(uri)
+    if path is None:
+        check_server(uri)  # in seconds; a call to a dead server may hang for much longer
     return None if path is not None and not path.exists() else connect(uri)
+
+
+@contextlib.contextmanager
+def _asked(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(
+            f"The studies that a search starts from must be readable at {redact(uri)}, but: {redact(str(error))}.",
+            hint="name studies of this machine in `warm_start`, or leave it out",
+        ) from error
 
 
 def _quoted(text: str) -> str:

@@ -93,7 +93,7 @@ def test_a_yaml_block_is_a_valid_space(page, tmp_path):
     for part in parts:
         section = yaml.safe_load(part)
         text = yaml.safe_dump(yaml.safe_load(whole) | ({"promotion": {}} if "task" in section else {}) | section)
-        assert parse_space(text, source=page.path, folder=tmp_path).parameters.keys() > {"rank", "learning_rate"}
+        assert parse_space(text, source=page.path, folder=tmp_path).parameters.keys() >= {"rank", "learning_rate"}
 
 
 def test_the_forms_show_every_form():

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ports import free_port
 from support.studies import TASK, study
 
-from loraxs_search.errors import SpaceError
+from loraxs_search.errors import SpaceError, TrackingError
 from loraxs_search.records import (
     AdapterSize,
     Hyperparameters,
@@ -172,6 +173,13 @@ def test_no_store_is_made_to_look_for_a_study(fresh_home: Path, space: Callable[
     with pytest.raises(SpaceError, match="must be a study of this machine or of its tracking server, but got 'gone'"):
         warm_trials(space("warm_start=[gone]"), BASE, f"sqlite:///{path}")
     assert not path.exists()
+
+
+@pytest.mark.parametrize("wanted", ["[gone]", "auto"])
+def test_a_server_that_is_away_is_named(fresh_home: Path, space: Callable[..., Space], wanted: str) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(TrackingError, match=uri):
+        warm_trials(space(f"warm_start={wanted}"), BASE, uri)
 
 
 # ---- auto ------------------------------------------------------------------------------------------------------------
