@@ -90,9 +90,9 @@ def own_weights(model: nn.Module, names: Iterable[str], factors: FactorStore | N
             layer.register_parameter("weight", nn.Parameter(own, requires_grad=False))
         yield
         for layer in model.modules():
-            if (weight := _kept(layer)) is not None:
+            if (kept := _kept(layer)) is not None:
                 trained = layer.get_parameter("weight")
-                trained.data = trained.data.to(weight)
+                trained.data = trained.data.to(kept)
     except BaseException:
         restore_weights(model)
         raise

@@ -69,8 +69,9 @@ class RowRun:
     def places(self) -> Tensor:
         """Where each row's own is among n x slots, if there were one of each row for each of `slot_span`, (n,)."""
         span = self.slot_span
-        first: Tensor = torch.arange(self.stop - self.start, device=self.slots.device) * (span.stop - span.start)
-        return first + self.slots - span.start
+        first = torch.arange(self.stop - self.start, device=self.slots.device) * (span.stop - span.start)
+        places: Tensor = first + self.slots - span.start
+        return places
 
 
 class SlotRowMap(RowMap[int]):
