@@ -11,15 +11,15 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search import registry
-from loraxs_search.errors import StudyError, TaskDataError, UnknownTaskError, UsageError
+from loraxs_search.errors import StudyError, UnknownTaskError, UsageError
 from loraxs_search.home import disk_faults
-from loraxs_search.records import Candidate, Decision, Prediction, Sample, Task
+from loraxs_search.promotion_scores import scored_anew, tested, timed
+from loraxs_search.records import Decision, Prediction, Sample
 from loraxs_search.studies import StudyFolder, list_studies, next_step, next_step_of_task
 from loraxs_search.tracking import resolve_uri
 
@@ -69,7 +69,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
             hint=next_step(folder),
         )
     if folder.info.promotion.max_latency is not None:
-        candidates = _tested(folder, _timed(folder, candidates))
+        candidates = tested(folder, timed(folder, candidates))
     uri = resolve_uri(tracking_uri or folder.info.tracking_uri)
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
@@ -82,7 +82,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
         {c.trial_id: folder.adapter_path(c.trial_id) for c in candidates},
         force,
         rows,
-        rescore=lambda champion: _scored_anew(champion, task, uri),
+        rescore=lambda champion: scored_anew(champion, task, uri),
         study=folder.name,
     )
     return decision
@@ -313,66 +313,6 @@ def predict(
 
 def _heard(on_text: Callable[[int, str], None], row: int, _: int, piece: str) -> None:
     on_text(row, piece)
-
-
-def _scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> registry.Rescored:
-    from loraxs_search.trial import score_folder
-
-    scores = score_folder(registry.pull(f"{champion.task}:{champion.version}", uri=uri), task)
-    rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
-    return registry.Rescored(scores.metrics, scores.data_fingerprint, rows, scores.test_fingerprint)
-
-
-def _timed(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
-    """Return candidates with their latencies, which the study keeps: deciding again decides on the same numbers."""
-    from loraxs_search.trial import measure_latency
-
-    known = {registry.trial_of(c.trial_id): c.latency for c in candidates if c.latency and not c.latency.failed}
-
-    def timed(candidate: Candidate) -> Candidate:
-        recipe = registry.trial_of(candidate.trial_id)  # what a batch takes does not depend on the seed
-        if recipe not in known:
-            known[recipe] = measure_latency(folder.adapter_path(candidate.trial_id))
-        return replace(candidate, latency=known[recipe])
-
-    with_latency = [timed(candidate) for candidate in candidates]
-    if with_latency != candidates:
-        folder.write_candidates(with_latency)
-    return with_latency
-
-
-def _tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
-    """Return candidates of which the finalist has answered the test rows, once: the study keeps its answers.
-
-    Raises:
-        TaskDataError: the test rows are not those that the study began with.
-    """
-    info = folder.info
-    finalist = registry.choose(info.promotion, info.task, candidates).finalist
-    if finalist is None or finalist.test_metrics:
-        return candidates
-    from loraxs_search.trial import score_folder
-
-    scores = score_folder(folder.adapter_path(finalist.trial_id), info.task)
-    if scores.test_fingerprint != finalist.test_fingerprint:
-        raise TaskDataError(
-            f"The test rows of {info.task.name} must be those of the search, with fingerprint"
-            f" {finalist.test_fingerprint[:16]}, but got {scores.test_fingerprint[:16]}.",
-            hint="restore the file, or search anew on the rows there are now",
-        )
-    tested = replace(finalist, test_metrics=scores.metrics, yardsticks=folder.yardsticks() or ())
-    path = folder.adapter_path(finalist.trial_id)
-    manifest = replace(registry.verify(path), test_metrics=scores.metrics, yardsticks=tested.yardsticks)
-    manifest = replace(manifest, samples=scores.samples)
-    files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "manifest.json"}
-    registry.seal(
-        folder.write_adapter(finalist.trial_id, files | {"README.md": registry.model_card(manifest).encode()}), manifest
-    )
-    rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
-    folder.confirmations().write_candidate(tested, rows.to_bytes())
-    updated = [tested if candidate == finalist else candidate for candidate in candidates]
-    folder.write_candidates(updated)
-    return updated
 
 
 def _new_folder(path: Path) -> Path:

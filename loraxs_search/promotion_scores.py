@@ -1,0 +1,71 @@
+"""What a decision needs that a search has not measured: latencies, the finalist's answers, a champion scored anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from loraxs_search import registry
+from loraxs_search.errors import TaskDataError
+from loraxs_search.records import Candidate, Task
+from loraxs_search.studies import StudyFolder
+
+
+def scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> registry.Rescored:
+    """Return what a registered adapter scores on the rows that a task has now."""
+    from loraxs_search.trial import score_folder
+
+    scores = score_folder(registry.pull(f"{champion.task}:{champion.version}", uri=uri), task)
+    rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
+    return registry.Rescored(scores.metrics, scores.data_fingerprint, rows, scores.test_fingerprint)
+
+
+def timed(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
+    """Return candidates with their latencies, which the study keeps: deciding again decides on the same numbers."""
+    from loraxs_search.trial import measure_latency
+
+    known = {registry.trial_of(c.trial_id): c.latency for c in candidates if c.latency and not c.latency.failed}
+
+    def with_time(candidate: Candidate) -> Candidate:
+        recipe = registry.trial_of(candidate.trial_id)  # what a batch takes does not depend on the seed
+        if recipe not in known:
+            known[recipe] = measure_latency(folder.adapter_path(candidate.trial_id))
+        return replace(candidate, latency=known[recipe])
+
+    with_latency = [with_time(candidate) for candidate in candidates]
+    if with_latency != candidates:
+        folder.write_candidates(with_latency)
+    return with_latency
+
+
+def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
+    """Return candidates of which the finalist has answered the test rows, once: the study keeps its answers.
+
+    Raises:
+        TaskDataError: the test rows are not those that the study began with.
+    """
+    info = folder.info
+    finalist = registry.choose(info.promotion, info.task, candidates).finalist
+    if finalist is None or finalist.test_metrics:
+        return candidates
+    from loraxs_search.trial import score_folder
+
+    scores = score_folder(folder.adapter_path(finalist.trial_id), info.task)
+    if scores.test_fingerprint != finalist.test_fingerprint:
+        raise TaskDataError(
+            f"The test rows of {info.task.name} must be those of the search, with fingerprint"
+            f" {finalist.test_fingerprint[:16]}, but got {scores.test_fingerprint[:16]}.",
+            hint="restore the file, or search anew on the rows there are now",
+        )
+    answered = replace(finalist, test_metrics=scores.metrics, yardsticks=folder.yardsticks() or ())
+    path = folder.adapter_path(finalist.trial_id)
+    manifest = replace(registry.verify(path), test_metrics=scores.metrics, yardsticks=answered.yardsticks)
+    manifest = replace(manifest, samples=scores.samples)
+    files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "manifest.json"}
+    registry.seal(
+        folder.write_adapter(finalist.trial_id, files | {"README.md": registry.model_card(manifest).encode()}), manifest
+    )
+    rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
+    folder.confirmations().write_candidate(answered, rows.to_bytes())
+    updated = [answered if candidate == finalist else candidate for candidate in candidates]
+    folder.write_candidates(updated)
+    return updated
