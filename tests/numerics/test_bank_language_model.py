@@ -270,7 +270,8 @@ def test_options_of_several_adapters_share_their_prompts(make_adapter, tmp_path,
     monkeypatch.setattr(answering, "EVAL_TOKENS", 120)  # several passes
     shared = bank.predict(names, texts)
     assert sum(map(sum, passes)) > len(names)  # several rows behind each prompt
-    assert (len(passes) > 1, max(map(len, passes))) == (True, 3)
+    assert len(passes) > 1
+    assert max(map(len, passes)) > 1  # of several adapters
     monkeypatch.setattr(answering, "is_worth_sharing", lambda source, rows: False)
     whole = bank.predict(names, texts)
     assert [answer.label for answer in shared] == [answer.label for answer in whole]
