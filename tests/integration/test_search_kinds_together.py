@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarn
 
 TASKS = {
     "turned": 'kind: text-generation, prompt: "say {words}", answer: " {turned}", metrics: [exact_match],'
-    " generation: {max_new_tokens: 4}",
+    " generation: {max_new_tokens: 4}, max_length: 32",
     "halves": "kind: sequence-classification, columns: {text: words, label: half}, labels: [lower, upper],"
-    " metrics: [accuracy]",
+    " max_length: 32, metrics: [accuracy]",
 }
 SPACE = """
 task: {name: NAME, data: {data_files: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}}, TASK}
