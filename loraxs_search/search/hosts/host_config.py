@@ -82,15 +82,18 @@ def host_config(spaces: Sequence[Space]) -> HostConfig:
     """Return the hosts that serve all of these spaces, which agree in base and precision."""
     sizes = [space.search.pack_size for space in spaces]
     fixed = [size for size in sizes if size != "auto"]
-    largest = [space.largest() for space in spaces]
     return HostConfig(
         base=spaces[0].base_model,
         precision=spaces[0].search.precision,
         # Each study has a slot of its own at least.
         pack_size=max(*fixed, len(spaces)) if len(fixed) == len(sizes) else "auto",
         packed=len(spaces) > 1 or sizes[0] != 1,
-        largest=LargestTrial(
-            max(each.batch_size for each in largest), tuple(adapter for each in largest for adapter in each.adapters)
-        ),
+        largest=_largest([space.largest() for space in spaces]),
         max_state_bytes=int(1e6 * min(space.search.max_state_mb for space in spaces)),
     )
+
+
+def _largest(trials: Sequence[LargestTrial]) -> LargestTrial:
+    """Return what is as large as each of these; the same for spaces that are alike, however many there are."""
+    adapters = {repr(adapter): adapter for each in trials for adapter in each.adapters}
+    return LargestTrial(max(each.batch_size for each in trials), tuple(adapters[key] for key in sorted(adapters)))
