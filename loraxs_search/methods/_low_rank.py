@@ -7,7 +7,6 @@ whole of it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,53 +14,28 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from loraxs_search.methods._names import ADAPTER, ROOT
-from loraxs_search.methods._plain_lora import Pair, PlainLora, write_plain_lora, write_readme
-from loraxs_search.methods.gguf_lora import FILE, check_headless, write_gguf_lora
-from loraxs_search.methods.ollama import write_modelfile
-from loraxs_search.records import Manifest
+from loraxs_search.methods._plain_lora import Pair, PlainLora
 
 
-def write_lora(model: PeftModel, manifest: Manifest, title: str, folder: Path, rank: int | None) -> None:
-    """Write an adapter as plain LoRA, with a README.md that says how it is loaded.
+def as_plain_lora(model: PeftModel, *, rank: int) -> PlainLora:
+    """Return an adapter's function as LoRA.
 
     Args:
-        title: Of the method that trained it.
-        rank: That all modules are padded to; None means each module's own.
-    Raises:
-        UsageError: a module's rank is above `rank`.
+        rank: That no layer's update is above.
     """
     config = model.active_peft_config
     saved = tuple(config.modules_to_save or ())
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     heads = tuple(f"{ROOT}{name}." for name in saved)
-    lora = PlainLora(
-        pairs=dict(_pairs(model, _rank(manifest))),
+    return PlainLora(
+        pairs=dict(_pairs(model, rank)),
         others={name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name.startswith(heads)},
         saved=saved,
         task_type=config.task_type,
         fan_in_fan_out=any(getattr(layer, "fan_in_fan_out", False) for _, layer in _layers(model)),
     )
-    write_plain_lora(lora, folder, rank=rank, base=manifest.base_model.id, revision=manifest.base_model.revision)
-    write_readme(manifest, title, folder)
-
-
-def write_gguf(model: PeftModel, manifest: Manifest, title: str, folder: Path) -> None:
-    """Write an adapter as plain LoRA for llama.cpp, with what Ollama needs to ask as in training.
-
-    Raises:
-        UsageError: it has a head, or llama.cpp has no such layers.
-    """
-    check_headless(manifest)
-    config = cast("PreTrainedModel", model.get_base_model()).config
-    write_gguf_lora(dict(_pairs(model, _rank(manifest))), config, folder / FILE, base=manifest.base_model.id)
-    write_modelfile(manifest, title, folder)
-
-
-def _rank(manifest: Manifest) -> int:
-    return int(manifest.hyperparameters.method_params["rank"])
 
 
 def _layers(model: PeftModel) -> Iterator[tuple[str, nn.Module]]:

@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loraxs_search.factors import FactorStore
+    from loraxs_search.methods._plain_lora import PlainLora
 
 
 def merge(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
@@ -53,32 +54,46 @@ def _set_generation(model: PreTrainedModel, serving: Serving) -> None:
     settings.top_p, settings.top_k = (serving.top_p, 0) if serving.temperature else (None, None)
 
 
-def low_rank(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
-    """Write the same function as plain LoRA, exactly, where the method's update is of its own `rank`.
+def plain_lora_forms(plain_lora: Callable[[PeftModel, Manifest], PlainLora]) -> Mapping[str, Conversion]:
+    """Return the conversions of a method whose update is of low rank: LoRA, a whole model, and LoRA for llama.cpp.
 
-    Raises:
-        UsageError: its rank is above `rank`.
+    Args:
+        plain_lora: Returns an adapter's update as plain LoRA, exactly; a UsageError says why that cannot be.
     """
+
+    def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
+        from loraxs_search.methods._plain_lora import write_plain_lora, write_readme
+
+        lora, base = plain_lora(peft_model(model), manifest), manifest.base_model
+        write_plain_lora(lora, folder, rank=rank, base=base.id, revision=base.revision)
+        write_readme(manifest, _title(manifest), folder)
+
+    def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
+        from loraxs_search.methods.gguf_lora import FILE, check_headless, write_gguf_lora
+        from loraxs_search.methods.ollama import write_modelfile
+
+        check_headless(manifest)
+        adapted = peft_model(model)
+        config = cast("PreTrainedModel", adapted.get_base_model()).config
+        write_gguf_lora(plain_lora(adapted, manifest).pairs, config, folder / FILE, base=manifest.base_model.id)
+        write_modelfile(manifest, _title(manifest), folder)
+
+    return MappingProxyType({"lora": as_lora, "merged": merge, "gguf": as_gguf})
+
+
+def _title(manifest: Manifest) -> str:
     from loraxs_search.methods import get_method
-    from loraxs_search.methods._low_rank import write_lora
 
-    title = get_method(manifest.hyperparameters.method).title
-    write_lora(peft_model(model), manifest, title, folder, rank)
+    return get_method(manifest.hyperparameters.method).title
 
 
-def low_rank_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
-    """Write the same function as plain LoRA for llama.cpp, exactly, with what Ollama needs.
+def _low_rank(model: PeftModel, manifest: Manifest) -> PlainLora:
+    from loraxs_search.methods._low_rank import as_plain_lora
 
-    Raises:
-        UsageError: it has a head, or llama.cpp has no such layers.
-    """
-    from loraxs_search.methods import get_method
-    from loraxs_search.methods._low_rank import write_gguf
-
-    write_gguf(peft_model(model), manifest, get_method(manifest.hyperparameters.method).title, folder)
+    return as_plain_lora(model, rank=int(manifest.hyperparameters.method_params["rank"]))
 
 
-LOW_RANK: Mapping[str, Conversion] = MappingProxyType({"lora": low_rank, "merged": merge, "gguf": low_rank_gguf})
+LOW_RANK = plain_lora_forms(_low_rank)  # of methods whose update is, as a matrix, of their own `rank`
 
 
 class PeftMethod(Method):
@@ -87,7 +102,7 @@ class PeftMethod(Method):
     A subclass says `config`, `stored`, and what it declares. Its config must take `target_modules` and
     `modules_to_save`. Layers that are to be the identity are stored whole, as PEFT has no other place for them; a
     method whose config has one overrides `attachment` and `stored_identity`. A file that holds more than what is
-    trained at each layer is told by `stored_beside`, `num_trained` and `projections`.
+    trained at each layer is described by `stored_beside`, `num_trained` and `projections`.
     """
 
     tuner: ClassVar[str] = ""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraxs_search.errors import RankError, UsageError
 from loraxs_search.methods._base import Conversion, HeadPlan, PackedAdapter, PackedBase, PackedMethod, Sizes
 from loraxs_search.methods._names import Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.methods._peft import PeftMethod, merge, peft_model
+from loraxs_search.methods._peft import PeftMethod, plain_lora_forms
 from loraxs_search.records import Hyperparameters, LinearModule, Manifest, Scalar
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loraxs_search.factors import FactorStore
+    from loraxs_search.methods._plain_lora import PlainLora
 
 _INITS: Mapping[str, bool | str] = {  # to PEFT's own words
     "default": True,
@@ -30,37 +31,20 @@ _INITS: Mapping[str, bool | str] = {  # to PEFT's own words
 }
 
 
-def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
-    """Write the same function as LoRA on the base as it is, exactly, with a README.md that says how it is loaded.
+def _plain_lora(model: PeftModel, manifest: Manifest) -> PlainLora:
+    """Return an adapter's function as LoRA on the base as it is.
 
     Raises:
-        UsageError: it is DoRA, or its rank is above `rank`.
-    """
-    from loraxs_search.methods._plain_lora import write_plain_lora, write_readme
-    from loraxs_search.methods._trained_lora import as_plain_lora
-
-    _check_additive(manifest)
-    base = manifest.base_model
-    write_plain_lora(as_plain_lora(peft_model(model)), folder, rank=rank, base=base.id, revision=base.revision)
-    write_readme(manifest, Lora.title, folder)
-
-
-def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
-    """Write the same function for llama.cpp, exactly, with what Ollama needs to ask as in training.
-
-    Raises:
-        UsageError: it is DoRA, it has a head, or llama.cpp has no such layers.
+        UsageError: it is DoRA.
     """
     from loraxs_search.methods._trained_lora import as_plain_lora
-    from loraxs_search.methods.gguf_lora import FILE, check_headless, write_gguf_lora
-    from loraxs_search.methods.ollama import write_modelfile
 
-    check_headless(manifest)
-    _check_additive(manifest)
-    adapted = peft_model(model)
-    config = cast("PreTrainedModel", adapted.get_base_model()).config
-    write_gguf_lora(as_plain_lora(adapted).pairs, config, folder / FILE, base=manifest.base_model.id)
-    write_modelfile(manifest, Lora.title, folder)
+    if Lora().params(manifest.hyperparameters)["dora"]:
+        raise UsageError(
+            "`--format lora` and gguf must be of an update that is added to the weights, but DoRA also scales them.",
+            hint="use --format merged, or the adapter as it is: PEFT and vLLM load DoRA",
+        )
+    return as_plain_lora(model)
 
 
 class _PackedLora(PackedMethod):
@@ -102,9 +86,7 @@ class Lora(PeftMethod):
     )
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "dora")
     packed: ClassVar[PackedMethod | None] = _PackedLora()
-    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType(
-        {"lora": as_lora, "merged": merge, "gguf": as_gguf}
-    )
+    conversions: ClassVar[Mapping[str, Conversion]] = plain_lora_forms(_plain_lora)
 
     # ---- resolution --------------------------------------------------------------------------------------------------
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
@@ -187,14 +169,6 @@ class Lora(PeftMethod):
 
 def _changes_base(params: Mapping[str, Scalar]) -> bool:
     return params["init"] == "pissa"
-
-
-def _check_additive(manifest: Manifest) -> None:
-    if Lora().params(manifest.hyperparameters)["dora"]:
-        raise UsageError(
-            "`--format lora` and gguf must be of an update that is added to the weights, but DoRA also scales them.",
-            hint="use --format merged, or the adapter as it is: PEFT and vLLM load DoRA",
-        )
 
 
 def _smaller_side(module: LinearModule) -> int:

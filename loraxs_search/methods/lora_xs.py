@@ -26,7 +26,7 @@ from loraxs_search.methods._base import (
 )
 from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, ROOT, A, B, R, Shapes, StoredTensor
 from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.methods._peft import PeftMethod, merge, peft_model
+from loraxs_search.methods._peft import PeftMethod, peft_model, plain_lora_forms
 from loraxs_search.methods._rank_pattern import module_ranks, widest_rank
 from loraxs_search.methods.starting import START, pack_start
 from loraxs_search.records import (
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loraxs_search.factors import FactorStore
+    from loraxs_search.methods._plain_lora import PlainLora
     from loraxs_search.methods.loraxs import LoraXSConfig
 
 _SMALLEST_FACTOR_RANK = 64
@@ -56,31 +57,10 @@ _STEP: dict[str, Scalar] = {"scale": 1.0, "sigma": "none", "init_std": 0.0}  # i
 _OF_THE_WEIGHT = tuple(basis for basis in get_args(Basis) if basis != _GRADIENT)
 
 
-def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
-    """Write the same function as plain LoRA, exactly, with a README.md that says how it is loaded."""
-    from loraxs_search.methods._plain_lora import write_readme
-    from loraxs_search.methods.loraxs import export_lora
+def _plain_lora(model: PeftModel, _: Manifest) -> PlainLora:
+    from loraxs_search.methods.loraxs import as_plain_lora
 
-    base = manifest.base_model
-    export_lora(peft_model(model), ADAPTER, folder, rank=rank, base=base.id, revision=base.revision)
-    write_readme(manifest, LoraXS.title, folder)
-
-
-def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
-    """Write the same function as plain LoRA for llama.cpp, exactly, with what Ollama needs to ask as in training.
-
-    Raises:
-        UsageError: it has a head, or llama.cpp has no such layers.
-    """
-    from loraxs_search.methods.gguf_lora import FILE, check_headless, write_gguf_lora
-    from loraxs_search.methods.loraxs import lora_pairs
-    from loraxs_search.methods.ollama import write_modelfile
-
-    check_headless(manifest)
-    adapted = peft_model(model)
-    config = cast("PreTrainedModel", adapted.get_base_model()).config
-    write_gguf_lora(lora_pairs(adapted, ADAPTER), config, folder / FILE, base=manifest.base_model.id)
-    write_modelfile(manifest, LoraXS.title, folder)
+    return as_plain_lora(model, ADAPTER)
 
 
 class _PackedLoraXS(PackedMethod):
@@ -126,9 +106,7 @@ class LoraXS(PeftMethod):
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis", "rank_pattern")
     packed: ClassVar[PackedMethod | None] = _PackedLoraXS()
     serves_in_bank: ClassVar[bool] = True
-    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType(
-        {"lora": as_lora, "merged": merge, "gguf": as_gguf}
-    )
+    conversions: ClassVar[Mapping[str, Conversion]] = plain_lora_forms(_plain_lora)
 
     # ---- resolution --------------------------------------------------------------------------------------------------
     def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from loraxs_search.methods.loraxs._register import register
 from loraxs_search.methods.loraxs._settings import FactorKey, ModuleSettings, module_settings
 from loraxs_search.methods.loraxs._start import check_start_on
 from loraxs_search.methods.loraxs._stored_names import split_tensors
-from loraxs_search.methods.loraxs._to_lora import export_lora, lora_pairs
+from loraxs_search.methods.loraxs._to_lora import as_plain_lora, export_lora, lora_pairs
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 from loraxs_search.methods.loraxs.layer import LoraXSLayer
 from loraxs_search.methods.loraxs.model import LoraXSModel
@@ -21,6 +21,7 @@ __all__ = [
     "LoraXSModel",
     "ModuleSettings",
     "PackedR",
+    "as_plain_lora",
     "check_start_on",
     "checked_factors",
     "current_factor_store",

@@ -39,13 +39,10 @@ def export_lora(
         UsageError: the model has no LoRA-XS adapter of this name, or one of a rank above `rank`.
         HomeError: the folder cannot be written.
     """
-    config = model.peft_config.get(adapter_name)
-    if not isinstance(config, LoraXSConfig):
-        known = [name for name, c in model.peft_config.items() if isinstance(c, LoraXSConfig)]
-        raise UsageError(unknown_name("adapter_name", adapter_name, known))
+    config = _config(model, adapter_name)
     if base is None:
         base, revision = config.base_model_name_or_path, config.revision
-    write_plain_lora(_as_lora(model, adapter_name, config), folder, rank=rank, base=base, revision=revision)
+    write_plain_lora(as_plain_lora(model, adapter_name), folder, rank=rank, base=base, revision=revision)
 
 
 def lora_pairs(model: PeftModel, adapter_name: str) -> dict[str, Pair]:
@@ -53,7 +50,13 @@ def lora_pairs(model: PeftModel, adapter_name: str) -> dict[str, Pair]:
     return {name: layer.to_lora(adapter_name) for name, layer in _layers(model, adapter_name).items()}
 
 
-def _as_lora(model: PeftModel, adapter_name: str, config: LoraXSConfig) -> PlainLora:
+def as_plain_lora(model: PeftModel, adapter_name: str) -> PlainLora:
+    """Return the same function as LoRA.
+
+    Raises:
+        UsageError: the model has no LoRA-XS adapter of this name.
+    """
+    config = _config(model, adapter_name)
     # R is our only adapter parameter, so the rest is the head, under the keys that PEFT loads.
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     head = {k: v.detach().cpu().contiguous() for k, v in state.items() if f".{PREFIX}" not in k}
@@ -64,6 +67,14 @@ def _as_lora(model: PeftModel, adapter_name: str, config: LoraXSConfig) -> Plain
         task_type=config.task_type,
         fan_in_fan_out=any(layer.fan_in_fan_out for layer in _layers(model, adapter_name).values()),
     )
+
+
+def _config(model: PeftModel, adapter_name: str) -> LoraXSConfig:
+    config = model.peft_config.get(adapter_name)
+    if not isinstance(config, LoraXSConfig):
+        known = [name for name, c in model.peft_config.items() if isinstance(c, LoraXSConfig)]
+        raise UsageError(unknown_name("adapter_name", adapter_name, known))
+    return config
 
 
 def _layers(model: PeftModel, adapter_name: str) -> dict[str, LoraXSLayer]:
