@@ -61,7 +61,7 @@ def write_plain_lora(
     tensors = dict(lora.others)
     ranks: dict[str, int] = {}
     for name, pair in lora.pairs.items():
-        lora_a, lora_b = _padded(*pair, rank, name)
+        lora_a, lora_b = padded(*pair, rank, name)
         ranks[name] = len(lora_a)
         tensors[f"{ROOT}{name}.lora_A.weight"] = lora_a.detach().cpu().contiguous()
         tensors[f"{ROOT}{name}.lora_B.weight"] = lora_b.detach().cpu().contiguous()
@@ -94,7 +94,12 @@ model = peft.PeftModel.from_pretrained(base, ".").eval()
     write_atomic(folder / "README.md", page)
 
 
-def _padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:
+def padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:
+    """Return A and B of the same update at a rank, with zeros; None means their own.
+
+    Raises:
+        UsageError: their own is above it.
+    """
     own = a.shape[0]
     if rank is None or rank == own:
         return a, b

@@ -16,11 +16,11 @@ from transformers import PretrainedConfig
 
 from loraxs_search.errors import UsageError, one_of
 from loraxs_search.home import disk_faults
+from loraxs_search.methods._plain_lora import Pair, padded
 from loraxs_search.records import Manifest
 from loraxs_search.tasks import kind_of
 
 FILE = "adapter.gguf"
-Pair = tuple[Tensor, Tensor]  # A (r, in), B (out, r), float32
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: P
     """Write the update B A of each layer, in float32; `adapter.lora.alpha` is the rank, so that nothing scales it.
 
     Args:
-        pairs: Full name of each adapted layer of a base without a head to its factors, all of one rank.
+        pairs: Full name of each adapted layer of a base without a head to its factors; zeros fill up smaller ranks.
         config: The base's.
         base: Its name, for people.
     Raises:
@@ -79,16 +79,16 @@ def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: P
 
     architecture = _architecture(config)
     names = _tensor_names(list(pairs), config, architecture)
-    ranks = {a.shape[0] for a, _ in pairs.values()}
-    assert len(ranks) == 1  # llama.cpp knows one alpha, and divides it by each tensor's rank
+    rank = max(a.shape[0] for a, _ in pairs.values())  # llama.cpp divides its one alpha by each tensor's rank
     with disk_faults(path):
         writer = gguf.GGUFWriter(path, architecture.name)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(ranks.pop()))
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, base)
-        for module, (a, b) in pairs.items():
+        for module, pair in pairs.items():
+            a, b = padded(*pair, rank, module)
             rows = _interleaved(b, num_heads) if (num_heads := _heads(module, config, architecture)) else b
             for side, tensor in (("a", a), ("b", rows)):
                 writer.add_tensor(f"{names[module]}.weight.lora_{side}", tensor.float().contiguous().cpu().numpy())

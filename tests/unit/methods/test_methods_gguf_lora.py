@@ -95,6 +95,20 @@ def test_what_is_read_back_is_the_update(name, tmp_path):
         torch.testing.assert_close(tensors[f"{stored}.lora_b"] @ tensors[f"{stored}.lora_a"], rows @ a)
 
 
+def test_ranks_that_differ_are_filled_up_to_the_largest(tmp_path):
+    config, *_ = CONFIGS["llama"]
+    pairs = {
+        module: (a[: 2 + number % 3], b[:, : 2 + number % 3])
+        for number, (module, (a, b)) in enumerate(pairs_of(config).items())
+    }
+    write_gguf_lora(pairs, config, tmp_path / "a.gguf", base="org/base")
+    fields, tensors = read(tmp_path / "a.gguf")
+    assert fields["adapter.lora.alpha"] == 4.0
+    assert {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_a")} == {4}
+    a, b = pairs["model.layers.0.mlp.up_proj"]
+    torch.testing.assert_close(tensors["blk.0.ffn_up.weight.lora_b"] @ tensors["blk.0.ffn_up.weight.lora_a"], b @ a)
+
+
 def test_reordered_rows_turn_as_the_base_turns_them():
     """Rotary positions of llama.cpp on its rows are those of transformers on its own, reordered."""
     half, num_heads = 4, 2
