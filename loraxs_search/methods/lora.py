@@ -12,6 +12,7 @@ from loraxs_search.methods._base import Conversion, HeadPlan, PackedAdapter, Pac
 from loraxs_search.methods._names import Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, plain_lora_forms
+from loraxs_search.methods._rank_law import check_ranks
 from loraxs_search.records import Hyperparameters, LinearModule, Manifest, Scalar
 
 if TYPE_CHECKING:
@@ -96,12 +97,7 @@ class Lora(PeftMethod):
             RankError: it is above one of them, or odd with `init: orthogonal`.
         """
         rank = int(params["rank"])
-        smallest = min(modules, key=_smaller_side)
-        if not 1 <= rank <= _smaller_side(smallest):
-            raise RankError(
-                f"`rank` must be in 1..{_smaller_side(smallest)}, but got rank={rank} for {smallest.name}.",
-                hint="lower the rank, or leave this module out of target_modules",
-            )
+        check_ranks(rank, modules)
         if params.get("init") == "orthogonal" and rank % 2:
             raise RankError(
                 f"`rank` must be even with `init: orthogonal`, but got rank={rank}.",
@@ -169,7 +165,3 @@ class Lora(PeftMethod):
 
 def _changes_base(params: Mapping[str, Scalar]) -> bool:
     return params["init"] == "pissa"
-
-
-def _smaller_side(module: LinearModule) -> int:
-    return min(module.in_features, module.out_features)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
-from loraxs_search.errors import RankError, UsageError
+from loraxs_search.errors import UsageError
 from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods._base import (
     Conversion,
@@ -27,6 +27,7 @@ from loraxs_search.methods._base import (
 from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, ROOT, A, B, R, Shapes, StoredTensor
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, peft_model, plain_lora_forms
+from loraxs_search.methods._rank_law import check_ranks
 from loraxs_search.methods._rank_pattern import module_ranks, widest_rank
 from loraxs_search.methods.starting import START, pack_start
 from loraxs_search.records import (
@@ -127,14 +128,7 @@ class LoraXS(PeftMethod):
         Raises:
             RankError: it is above one of them; the message names the layer that it fits least.
         """
-        ranks = _ranks(params, [module.name for module in modules])
-        smallest = min(modules, key=lambda module: _smaller_side(module) - ranks[module.name])
-        rank = ranks[smallest.name]
-        if not 1 <= rank <= _smaller_side(smallest):
-            raise RankError(
-                f"`rank` must be in 1..{_smaller_side(smallest)}, but got rank={rank} for {smallest.name}.",
-                hint="lower the rank, or leave this module out of target_modules",
-            )
+        check_ranks(_ranks(params, [module.name for module in modules]), modules)
 
     def slot_bytes(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], num_workers: int) -> int:
         # R with its gradient and two moments; in the pack C, what R is multiplied with, and gradients for each worker.
@@ -304,7 +298,3 @@ def _max_rank(possible: Possible) -> int:
 
 def _ranks(params: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, int]:
     return module_ranks(int(params["rank"]), str(params["rank_pattern"]), names)
-
-
-def _smaller_side(module: LinearModule) -> int:
-    return min(module.in_features, module.out_features)

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from loraxs_search.errors import RankError
 from loraxs_search.methods._base import Conversion
 from loraxs_search.methods._names import Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import LOW_RANK, PeftMethod
+from loraxs_search.methods._rank_law import check_ranks
 from loraxs_search.records import Hyperparameters, LinearModule, Scalar
 
 if TYPE_CHECKING:
@@ -53,14 +53,8 @@ class PSOFT(PeftMethod):
             RankError: it is above one of them; the message names the smallest.
         """
         super().check(params, modules)
-        smallest = min(modules, key=_smaller_side)
         least = 2 if params.get("core") == "orthogonal" else 1  # one direction cannot be turned
-        if not least <= int(params["rank"]) <= _smaller_side(smallest):
-            raise RankError(
-                f"`rank` must be in {least}..{_smaller_side(smallest)}, but got rank={params['rank']} for "
-                f"{smallest.name}.",
-                hint="choose another rank, or leave this module out of target_modules",
-            )
+        check_ranks(int(params["rank"]), modules, least=least, remedy="choose another rank")
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> PsoftConfig:
         from peft import PsoftConfig
@@ -80,7 +74,3 @@ class PSOFT(PeftMethod):
         core = (rank * (rank - 1) // 2,) if params["core"] == "orthogonal" else (rank, rank)
         parts = {"weight": core} | {name: (rank,) for name, sides in _SIDES.items() if params["magnitudes"] in sides}
         return {f"{module.name}.psoft_R.{part}": shape for module in modules for part, shape in parts.items()}
-
-
-def _smaller_side(module: LinearModule) -> int:
-    return min(module.in_features, module.out_features)

@@ -76,7 +76,7 @@ class RandLoRA(PeftMethod):
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         rank, shapes = int(params["rank"]), dict[str, tuple[int, ...]]()
         for module in modules:
-            side = min(module.in_features, module.out_features)
+            side = module.smaller_side
             shapes[f"{module.name}.randlora_lambda"] = (rank, _num_bases(side, rank))
             shapes[f"{module.name}.randlora_gamma"] = (_num_bases(side, rank), side)
         return shapes

@@ -65,7 +65,7 @@ class TinyLoRA(PeftMethod):
         for group in range(_num_groups(params, modules)):
             beside[f"{TOP}tinylora_v.{group}"] = StoredTensor((size,))
         for module in modules:
-            rank = min(int(params["rank"]), module.in_features, module.out_features)
+            rank = min(int(params["rank"]), module.smaller_side)
             name = f"{TOP}model.{module.name}.tinylora"
             beside[f"{name}_A"] = StoredTensor((rank, module.in_features))
             beside[f"{name}_B"] = StoredTensor((module.out_features, rank))

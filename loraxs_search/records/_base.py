@@ -46,3 +46,8 @@ class LinearModule:
     name: str
     in_features: int
     out_features: int
+
+    @property
+    def smaller_side(self) -> int:
+        """The largest rank that its weight can have."""
+        return min(self.in_features, self.out_features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loraxs_search.records import Candidate, Manifest
@@ -22,6 +23,12 @@ class SeedStatistics:
     deviation: float | None
     count: int
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> SeedStatistics:
+        """Return the statistics of at least one value."""
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return cls(statistics.fmean(values), deviation, len(values))
+
     def __str__(self) -> str:
         return f"{self.mean:.4f}" + (f" ± {self.deviation:.4f}" if self.deviation is not None else "")
 
@@ -33,6 +40,5 @@ def seed_statistics(of: Candidate | Manifest) -> dict[str, SeedStatistics]:
         others = [refit.validation_metrics[name] for refit in of.refits if name in refit.validation_metrics]
         values = [number for number in (value, *others) if math.isfinite(number)]
         if values:
-            deviation = statistics.stdev(values) if len(values) > 1 else None
-            statistics_of[name] = SeedStatistics(statistics.fmean(values), deviation, len(values))
+            statistics_of[name] = SeedStatistics.of(values)
     return statistics_of

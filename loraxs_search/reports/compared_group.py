@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,11 +84,7 @@ class Group:
     @property
     def over_seeds(self) -> SeedStatistics | None:
         """Mean and deviation of these."""
-        scores = self.seed_scores
-        if not scores:
-            return None
-        deviation = statistics.stdev(scores) if len(scores) > 1 else None
-        return SeedStatistics(statistics.fmean(scores), deviation, len(scores))
+        return SeedStatistics.of(self.seed_scores) if self.seed_scores else None
 
     @cached_property
     def evidence(self) -> Evidence:

@@ -7,9 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-import yaml
 
 from loraxs_search.errors import StudyError, UsageError, shortened
 from loraxs_search.records import AdapterSize, Candidate, Identity, Scalar, TrialRecord, TrialState
@@ -17,7 +14,6 @@ from loraxs_search.reports.progress import study_state
 from loraxs_search.studies import StudyFolder
 
 METHOD, STUDY = "method", "study"  # what trials can be grouped by beside their parameters
-_DEFAULT_METHOD = "lora-xs"  # of a space that names none
 _NOT_COMPARED = {"source", "metrics"}  # fields of a task: rows are compared by content; other metrics change no score
 
 
@@ -102,10 +98,9 @@ class ComparedStudy:
     @cached_property
     def _method(self) -> str:
         """The method of trials whose params name none: the only one of the space."""
-        given = _mapping(yaml.safe_load(self.folder.space_text())).get(METHOD, _DEFAULT_METHOD)
-        for form in ("choice", "value"):
-            given = _mapping(given).get(form, given)
-        return str(given[0] if isinstance(given, list) and given else given)
+        from loraxs_search.search_space import single_method
+
+        return single_method(self.folder.space_text())
 
 
 def read_studies(names: Sequence[str]) -> list[ComparedStudy]:
@@ -159,7 +154,3 @@ def _default(method: str, parameter: str) -> Scalar | None:
     except UsageError:  # another distribution's method, which is not installed here
         return None
     return spec.default if spec else None
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
 MIN_TRIALS = 10  # complete ones; with fewer, the best of them are too few to have a distribution
 _BEST = 5  # Optuna advises at least so many trials above the quantile
-_ALTERNATIVE = re.compile(r"\[\d+\]$")  # what Optuna's name of a parameter's other range ends with
 
 
 @dataclass(frozen=True)
@@ -66,15 +64,13 @@ def _complete_trials(folder: StudyFolder) -> optuna.Study:
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
+    from loraxs_search.search_space import plain_name
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     stored = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(folder.optuna_path))))
     study = optuna.create_study(directions=stored.directions)
     for trial in stored.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        params = {_plain(name): value for name, value in trial.params.items()}
-        distributions = {_plain(name): value for name, value in trial.distributions.items()}
+        params = {plain_name(name): value for name, value in trial.params.items()}
+        distributions = {plain_name(name): value for name, value in trial.distributions.items()}
         study.add_trial(optuna.trial.create_trial(values=trial.values, params=params, distributions=distributions))
     return study
-
-
-def _plain(name: str) -> str:
-    return _ALTERNATIVE.sub("", name)

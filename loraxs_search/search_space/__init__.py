@@ -23,7 +23,15 @@ from loraxs_search.search_space._describe import (
     describe,
     trial_shapes,
 )
-from loraxs_search.search_space._distributions import Alternative, Choice, Constant, Floats, Integers, Parameter
+from loraxs_search.search_space._distributions import (
+    Alternative,
+    Choice,
+    Constant,
+    Floats,
+    Integers,
+    Parameter,
+    plain_name,
+)
 from loraxs_search.search_space._faults import fail_with
 from loraxs_search.search_space._load import load_space, parse_space, single_method
 from loraxs_search.search_space._modules import resolve_modules
@@ -56,6 +64,7 @@ __all__ = [
     "parameter_specs",
     "parse_space",
     "place_params",
+    "plain_name",
     "portable_text",
     "resolve_modules",
     "section_of",

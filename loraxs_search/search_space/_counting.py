@@ -73,7 +73,7 @@ def _branches(
                 continue
             distribution = parameter.alternatives[index].distribution
             values = distribution.values or ()
-            named = [value for value in sorted(distinct.get(name, ()), key=_value_order) if value in values]
+            named = [value for value in sorted(distinct.get(name, ()), key=str) if value in values]
             grown += [(params | {name: value}, weight) for value in named]
             others = (distribution.size or 1) - len(named)
             if others:
@@ -100,8 +100,3 @@ def _with_parents(parameters: Mapping[str, Parameter], names: tuple[str, ...]) -
         needed[name] = parameters[name]
         waiting += [other for other in parameters[name].parents() if other not in needed]
     return needed
-
-
-def _value_order(value: Scalar) -> tuple[bool, Scalar]:
-    """Sort numbers by size, and words after them."""
-    return isinstance(value, str), value

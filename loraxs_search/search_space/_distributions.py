@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -154,6 +155,14 @@ class Floats:
 
 
 Distribution = Constant | Choice | Integers | Floats
+
+
+_ALTERNATIVE = re.compile(r"\[\d+\]$")
+
+
+def plain_name(drawn: str) -> str:
+    """Return the parameter that Optuna knows by a name that `Parameter.drawn_name` has given."""
+    return _ALTERNATIVE.sub("", drawn)
 
 
 Condition = tuple[tuple[str, tuple[Scalar, ...]], ...]  # parameter to the values it must have; all must hold
