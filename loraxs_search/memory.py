@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,15 @@ def available_bytes(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
     """
     left = (_left(folder, files) for folder, files in _memory_groups(groups, own))
     return max(0, min([psutil.virtual_memory().available, *(number for number in left if number is not None)]))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a device."""
+    if device.type != "cuda":
+        return available_bytes()
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def _memory_groups(groups: Path, own: Path) -> Iterator[tuple[Path, _Files]]:

@@ -112,12 +112,10 @@ def _trained(model: PeftModel | PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _check_memory(model: PreTrainedModel) -> None:
-    import torch
-
-    from loraxs_search.memory import available_bytes
+    from loraxs_search.memory import free_bytes
 
     needed = _BYTES_PER_NUMBER * sum(parameter.numel() for parameter in model.parameters())
-    free = torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else available_bytes()
+    free = free_bytes(model.device)
     if needed > free:
         raise UsageError(
             f"`method: full` must have the memory for a copy of the base in training, but {needed / 2**30:.1f} GiB are "

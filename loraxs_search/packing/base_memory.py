@@ -17,7 +17,7 @@ import torch
 
 from loraxs_search.base_model import numbers_by_dtype, weight_bytes
 from loraxs_search.errors import BaseModelError
-from loraxs_search.packing import capacity
+from loraxs_search.memory import free_bytes
 from loraxs_search.records import BaseModel
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -31,7 +31,7 @@ def check_fits(base: BaseModel, dtype: torch.dtype, device: torch.device) -> Non
     Raises:
         BaseModelError: it needs more than is free; the hint says what would fit.
     """
-    free, needed = capacity.free_bytes(device), needed_bytes(base, dtype)
+    free, needed = free_bytes(device), needed_bytes(base, dtype)
     if needed <= free:
         return
     own = _checkpoint_dtype(base)

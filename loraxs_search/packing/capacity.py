@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from loraxs_search.memory import available_bytes
+from loraxs_search.memory import free_bytes
 from loraxs_search.methods import get_method
 from loraxs_search.records import MAX_AUTO_PACK_SIZE, LargestTrial, LinearModule
 
@@ -21,13 +21,6 @@ _MIN_TOKENS = 256
 _CPU_FULL_TOKENS = 1728
 _MIN_GAIN = 1.1  # what twice the tokens must gain in tokens a second
 _MEMORY_SHARE = 0.5  # of the free memory, since others use it too
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_bytes()
 
 
 def token_budget(modules: Iterable[LinearModule], dtype: torch.dtype, device: torch.device) -> int:

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from loraxs_search.pareto import Fronts
 from loraxs_search.search.ledger.optuna_values import last_report
+from loraxs_search.search.tune.ended_trials import EndedTrials, latest
 
 
 class FrontHistory:
@@ -29,8 +30,7 @@ class FrontHistory:
         self._complete = Fronts[int]()
         self._pruned: dict[int, Fronts[int]] = {}  # by step
         self._unranked: list[int] = []  # pruned before their first report
-        self._running: list[int] = []
-        self._num_seen = 0
+        self._ended = EndedTrials()
 
     def window(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the trials to be seen: of a long history the best, the latest and those that run.
@@ -38,17 +38,13 @@ class FrontHistory:
         Args:
             trials: The whole history, by number; at least what it was at the last call.
         """
-        fresh = [*self._running, *range(self._num_seen, len(trials))]
-        self._num_seen = len(trials)
-        self._running = [number for number in fresh if not trials[number].state.is_finished()]
-        for number in fresh:
-            self._take_up(trials[number])
+        for trial in self._ended.new(trials):
+            self._take_up(trial)
         is_long = len(trials) > self._longest
         shown = dict.fromkeys(islice(self._ranked(), self._limit if is_long else None))
         if is_long:
-            latest = (t.number for t in reversed(trials) if t.state in (TrialState.COMPLETE, TrialState.PRUNED))
-            shown |= dict.fromkeys(sorted(islice(latest, self._limit)))
-        return [trials[number] for number in (*shown, *self._running)]
+            shown |= dict.fromkeys(sorted(latest(trials, self._limit)))
+        return [trials[number] for number in (*shown, *self._ended.running)]
 
     def _ranked(self) -> Iterator[int]:
         """Yield all trials that have ended and say something, best first."""
@@ -59,10 +55,10 @@ class FrontHistory:
         if trial.state is TrialState.COMPLETE:
             score, stored = trial.values
             self._complete.add(trial.number, (self._sign * score, stored))
-        elif trial.state is TrialState.PRUNED:
-            last = last_report(trial)
-            if last is None:
-                self._unranked.append(trial.number)
-            else:
-                step, (score, stored) = last
-                self._pruned.setdefault(step, Fronts()).add(trial.number, (self._sign * score, stored))
+            return
+        last = last_report(trial)
+        if last is None:
+            self._unranked.append(trial.number)
+            return
+        step, (score, stored) = last
+        self._pruned.setdefault(step, Fronts()).add(trial.number, (self._sign * score, stored))

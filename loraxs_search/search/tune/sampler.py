@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import warnings
 from collections.abc import Container, Sequence
-from itertools import islice
 
 import optuna
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
@@ -15,6 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from loraxs_search.records import Scalar, WarmStart, WarmTrial
 from loraxs_search.search.ledger.optuna_storage import as_one, live_trial
+from loraxs_search.search.tune.ended_trials import EndedTrials, latest
 from loraxs_search.search.tune.front_history import FrontHistory
 from loraxs_search.search_space import Space
 
@@ -22,12 +22,10 @@ from loraxs_search.search_space import Space
 # MAX_HISTORY trials it sees the best and the latest, WINDOW of each, and those that run. What it takes for good are
 # the 25 best ones at most (of two objectives a tenth), so these stay the same; the rest stand for all others.
 MAX_HISTORY, WINDOW = 500, 200
-_INFORMATIVE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Sampler:
     """Asks a study for trials and draws their params, which depend on a seed and the study's history only.
-
 
     Args:
         warm: What the first trials are to be, in order of their numbers; their params lie in the space.
@@ -58,12 +56,13 @@ class Sampler:
             orphan: A trial that was asked for by a driver that died before it was recorded: finish asking.
         """
         before = self._study.sampler
-        number = len(self._study.get_trials(deepcopy=False)) if orphan is None else orphan.number
+        trials = self._study.get_trials(deepcopy=False)
+        number = len(trials) if orphan is None else orphan.number
         with warnings.catch_warnings():
             # `group` is what conditional spaces need; Optuna has called it experimental since 2.8, PartialFixedSampler
             # since 2.4.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.sampler = self._sampler(seed % 2**32, number)
+            self._study.sampler = self._sampler(seed % 2**32, number, trials)
         try:
             with as_one(self._study):
                 trial = self._study.ask() if orphan is None else live_trial(self._study, orphan)
@@ -71,11 +70,11 @@ class Sampler:
         finally:
             self._study.sampler = before
 
-    def _sampler(self, seed: int, number: int) -> BaseSampler:
+    def _sampler(self, seed: int, number: int, trials: Sequence[FrozenTrial]) -> BaseSampler:
         if number < len(self._warm):
             return PartialFixedSampler(self._space.drawn_params(self._warm[number].params), RandomSampler(seed=seed))
         tpe = TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
-        trials, directions = self._study.get_trials(deepcopy=False), self._study.directions
+        directions = self._study.directions
         if len(trials) <= MAX_HISTORY and len(directions) == 1:
             return tpe
         shown = ShownHistory(self._history.window(trials), len(trials))
@@ -99,8 +98,7 @@ class History:
     def __init__(self, direction: StudyDirection) -> None:
         self._sign = -1.0 if direction is StudyDirection.MAXIMIZE else 1.0
         self._ranked: list[tuple[tuple[bool, int, float], int]] = []
-        self._running: list[int] = []
-        self._num_seen = 0
+        self._ended = EndedTrials()
 
     def window(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the best, the latest and those that run, in the order of their numbers.
@@ -108,14 +106,9 @@ class History:
         Args:
             trials: The whole history, by number; at least what it was at the last call.
         """
-        fresh = [*self._running, *range(self._num_seen, len(trials))]
-        self._num_seen = len(trials)
-        self._running = [number for number in fresh if not trials[number].state.is_finished()]
-        for number in fresh:
-            if trials[number].state in _INFORMATIVE:
-                bisect.insort(self._ranked, (self._rank(trials[number]), number))
-        latest = islice((t.number for t in reversed(trials) if t.state in _INFORMATIVE), WINDOW)
-        window = {*latest, *(number for _, number in self._ranked[:WINDOW]), *self._running}
+        for trial in self._ended.new(trials):
+            bisect.insort(self._ranked, (self._rank(trial), trial.number))
+        window = {*latest(trials, WINDOW), *(number for _, number in self._ranked[:WINDOW]), *self._ended.running}
         return [trials[number] for number in sorted(window)]
 
     def _rank(self, trial: FrozenTrial) -> tuple[bool, int, float]:

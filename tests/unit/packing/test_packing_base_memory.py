@@ -10,7 +10,7 @@ from support.bases import SMOLLM, save_language_model
 
 from loraxs_search.base_model import load_model, locate
 from loraxs_search.errors import BaseModelError
-from loraxs_search.packing import capacity
+from loraxs_search.packing import base_memory
 from loraxs_search.packing.base_memory import check_fits, needed_bytes
 from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
 
@@ -43,7 +43,7 @@ def test_what_is_counted_is_what_the_loaded_models_take(tmp_path, own, dtype, de
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch):
     def set_free(num_bytes: int) -> None:
-        monkeypatch.setattr(capacity, "free_bytes", lambda device: num_bytes)
+        monkeypatch.setattr(base_memory, "free_bytes", lambda device: num_bytes)
 
     return set_free
 
