@@ -53,7 +53,7 @@ def keep(content: bytes) -> str:
     return digest
 
 
-def found(digest: str) -> Path:
+def existing_path(digest: str) -> Path:
     """Return the file of an asset.
 
     Raises:

@@ -89,9 +89,9 @@ def _write(encoded: EncodedRows, rows: Sequence[int], task: Task | None, wishes:
     serving = None if task is None else kind_of(task).serving
     limit = wishes.max_new_tokens or (serving and serving.max_new_tokens)
     if not limit:
-        whose = "the bare base" if task is None else f"task {task.name}, of kind {task.kind},"
+        model = "the bare base" if task is None else f"task {task.name}, of kind {task.kind},"
         raise UsageError(
-            f"`max_new_tokens` must say how long an answer may be, but got None, and {whose} says nothing.",
+            f"`max_new_tokens` must say how long an answer may be, but got None, and {model} says nothing.",
             hint="give max_new_tokens=128, for example",
         )
     stop = wishes.stop if wishes.stop is not None else serving.stop if serving else ()

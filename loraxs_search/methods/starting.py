@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.assets import found
+from loraxs_search.assets import existing_path
 from loraxs_search.methods._names import FILES, ROOT
 from loraxs_search.records import Hyperparameters, Manifest, from_json, to_json
 from loraxs_search.safetensors_header import entry_of
@@ -60,14 +60,14 @@ def pack_start(folder: Path, manifest: Manifest, owned: str, *, with_head: bool)
 
 def start_header(digest: str) -> StartHeader:
     """Return the header of a start that is on this machine."""
-    return from_json(StartHeader, json.dumps(entry_of(found(digest), START)))
+    return from_json(StartHeader, json.dumps(entry_of(existing_path(digest), START)))
 
 
 def start_tensor(digest: str, name: str) -> Tensor | None:
     """Return a tensor of a start by its name in the base, float32 on the CPU; None where it has none of that name."""
     from safetensors import safe_open
 
-    with safe_open(found(digest), framework="pt") as file:
+    with safe_open(existing_path(digest), framework="pt") as file:
         if name not in file.keys():  # noqa: SIM118  # it is no mapping
             return None
         tensor: Tensor = file.get_tensor(name).clone().float()

@@ -53,13 +53,13 @@ class NodeStates:
             write_atomic(self._folder / name, content)
         return replace(snapshot, parameters={}, moments={}, elsewhere=name).to_bytes()
 
-    def found(self, snapshot: Snapshot | None) -> Snapshot | None:
+    def whole(self, snapshot: Snapshot | None) -> Snapshot | None:
         """Return the whole of a state; that of a trial at its start, with its reports, where it is on no disk here."""
         if snapshot is None or not snapshot.elsewhere:
             return snapshot
-        whole = self._read(snapshot.elsewhere)
-        if whole is not None:
-            return whole
+        state = self._read(snapshot.elsewhere)
+        if state is not None:
+            return state
         log.warning(
             "The state of trial %s at step %d stayed on a node that is lost: it trains from the start again.",
             snapshot.trial_id,

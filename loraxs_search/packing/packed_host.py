@@ -230,7 +230,7 @@ class PackedHost:
                 slot is not None and slot.spec == request.spec and slot.data is data and slot.step == request.first_step
             )
             if slot is None or not is_here:
-                slot = self._pack.join(request.spec, data, self._states.found(request.snapshot))
+                slot = self._pack.join(request.spec, data, self._states.whole(request.snapshot))
         except Exception as error:  # noqa: BLE001  # the caller handles it
             request.answer.set_exception(error)
             return False

@@ -146,7 +146,7 @@ class TrialHost:
         """
         self._park()
         given = Snapshot.from_bytes(snapshot)
-        state = self._states.found(given)
+        state = self._states.whole(given)
         assert state is not None  # one was given
         if state.parameters:
             return state
@@ -172,7 +172,7 @@ class TrialHost:
             return run
         self._park()
         model = attach(self._loaded.model, spec, self._loaded.factors)
-        self._active = TrialRun(spec, model, data, self._loaded.device, self._states.found(snapshot))
+        self._active = TrialRun(spec, model, data, self._loaded.device, self._states.whole(snapshot))
         return self._active
 
     def _park(self) -> None:

@@ -22,13 +22,13 @@ class Declaration:
     Args:
         path: Where it stands.
         with_conditions: Whether `when` and `else` may stand beside the form.
-        whose: Follows a fault: for whom the law is.
+        suffix: Follows a fault: for which methods the law is.
     """
 
     def __init__(
-        self, document: Document, path: KeyPath, spec: ParameterSpec, *, with_conditions: bool = True, whose: str = ""
+        self, document: Document, path: KeyPath, spec: ParameterSpec, *, with_conditions: bool = True, suffix: str = ""
     ) -> None:
-        self._document, self._path, self._spec, self._whose = document, path, spec, whose
+        self._document, self._path, self._spec, self._suffix = document, path, spec, suffix
         self._extra = ("when", "else") if with_conditions else ()
 
     def read(self, declared: object) -> Distribution | None:
@@ -148,7 +148,7 @@ class Declaration:
             return self._spec.check(value)
         except ValueError as error:
             got = as_written(self._document, (*self._path, *inside), value)
-            self._fault(inside, f"{error}, but got {got}{self._whose}.")
+            self._fault(inside, f"{error}, but got {got}{self._suffix}.")
             return None
 
     def _fault(self, inside: KeyPath, message: str) -> None:

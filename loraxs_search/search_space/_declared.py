@@ -103,7 +103,7 @@ class DeclaredParameter:
             remedy = "must be declared in a list, an item for each method with `when: {method: ...}`"
             self._document.faults.add(path, f"{remedy}, since its values differ: {each}.")
             return None
-        return Declaration(self._document, path, law, whose="" if law in laws else f", as {both(methods)} take it")
+        return Declaration(self._document, path, law, suffix="" if law in laws else f", as {both(methods)} take it")
 
     def _otherwise(self) -> Scalar | None:
         first = self.items[0]
@@ -132,8 +132,8 @@ class DeclaredParameter:
         uncovered = [method for method in self._specs.required().get(self.name, ()) if not self._covers(method)]
         if not uncovered:
             return
-        whose = f" of {both(uncovered)}" if len(self._specs.methods) > 1 else ""
-        why = f"since every trial{whose} needs a {self.name}."
+        of_methods = f" of {both(uncovered)}" if len(self._specs.methods) > 1 else ""
+        why = f"since every trial{of_methods} needs a {self.name}."
         if self._is_list:
             self._fault(self._path, f"must end with an item without `when`, {why}")
         else:

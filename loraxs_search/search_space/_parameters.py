@@ -39,8 +39,9 @@ def read_parameters(document: Document, section: object, method: Parameter) -> d
     parameters |= {name: read for name, each in declared.items() if (read := each.read()) is not None}
     for name, methods in specs.required().items():
         if name not in section:
-            (law, *_), whose = specs.laws(name, methods), f" by {one_of(methods)}" if len(specs.methods) > 1 else ""
-            document.faults.add((PARAMETERS, name), f"is required{whose}: {law}, or a range of them.")
+            law, *_ = specs.laws(name, methods)
+            by_methods = f" by {one_of(methods)}" if len(specs.methods) > 1 else ""
+            document.faults.add((PARAMETERS, name), f"is required{by_methods}: {law}, or a range of them.")
     read_conditions(document, declared, parameters, specs)
     add_implied_conditions(document, parameters, specs.methods)
     if len(specs.methods) > 1:

@@ -72,11 +72,11 @@ def _place(
         expected = default if otherwise is None else otherwise
         return None if _same(spec, value, expected) else f"{name} is {value}, and here {expected}"
     distribution = parameter.alternatives[index].distribution
-    found = None if value is None else distribution.find(value, spec.same)
-    if found is None:
+    own_value = None if value is None else distribution.find(value, spec.same)
+    if own_value is None:
         placed[name] = "" if value is None else value
         return f"{name} is {value}, and here {distribution}"
-    placed[name] = found
+    placed[name] = own_value
     return None
 
 

@@ -1,6 +1,6 @@
 """What rows begin with alike, such as worked examples or an instruction: it is computed once for all of them.
 
-This is told from their tokens, so whoever makes rows need not say it.
+It is seen in their tokens, so those who make rows need not say it.
 """
 
 from __future__ import annotations

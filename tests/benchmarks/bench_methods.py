@@ -204,8 +204,8 @@ def search(spaces: Sequence[Space], apart: bool) -> tuple[list[str], str]:
         except LoraxsError as error:  # the others have finished
             failed += f"{error.message}\n"
     new = [name for name in list_studies() if name not in before]
-    ours = (next((name for name in new if name.startswith(f"{space.name}-20")), None) for space in spaces)
-    return [name for name in ours if name is not None], failed
+    studies = (next((name for name in new if name.startswith(f"{space.name}-20")), None) for space in spaces)
+    return [name for name in studies if name is not None], failed
 
 
 def repeat(compared: Comparison, spaces: Sequence[Space], seeds: int) -> list[Space]:
@@ -266,16 +266,16 @@ def main() -> None:
     if arguments.quick:
         arguments.trials, arguments.steps, arguments.seeds = 2, 8, 1
     deadline = time.monotonic() + 60 * arguments.minutes
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         wanted = jobs(arguments, Path(scratch))
         for number, job in enumerate(wanted):
             share = (deadline - time.monotonic()) / (len(wanted) - number)
             rows = 100 if arguments.quick else None
             budget = Budget(arguments.trials, arguments.steps, arguments.seeds, rows, 0.6 * share)
-            found.setdefault(job.show, {})[job.name] = measure(job, budget, arguments)
+            results.setdefault(job.show, {})[job.name] = measure(job, budget, arguments)
             if arguments.json:
-                arguments.json.write_text(json.dumps(found, indent=2))
+                arguments.json.write_text(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -90,9 +90,9 @@ class MixedBench(Bench):
 
 def distance(packed: Snapshot, alone: Snapshot) -> float:
     """Return the largest |a - b| / |b| over the adapter's tensors and their moments."""
-    ours, theirs = packed.parameters | packed.moments, alone.parameters | alone.moments
-    own = [name for name in theirs if "modules_to_save" not in name]
-    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in own)
+    in_pack, by_itself = packed.parameters | packed.moments, alone.parameters | alone.moments
+    own = [name for name in by_itself if "modules_to_save" not in name]
+    return max(float((in_pack[name] - by_itself[name]).norm() / by_itself[name].norm()) for name in own)
 
 
 def timed(arguments: argparse.Namespace) -> tuple[MixedBench, list[Row]]:
@@ -120,14 +120,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     bench, rows = timed(arguments)
     print("\n".join(table(rows)))
-    found = MixedBench(argparse.Namespace(**{**vars(arguments), "precision": "float32"})).distances()
-    print("\n".join(f"{name:>16}  packed and alone differ by {value:.1e}" for name, value in found.items()))
+    distances = MixedBench(argparse.Namespace(**{**vars(arguments), "precision": "float32"})).distances()
+    print("\n".join(f"{name:>16}  packed and alone differ by {value:.1e}" for name, value in distances.items()))
     if arguments.json:
         info = bench.resident.info()
         facts = {"device": info.device, "dtype": info.dtype, "versions": dict(info.versions), "gemm_peak": bench.peak}
         chosen = {k: v for k, v in vars(arguments).items() if k != "json"}
         content = {**facts, "arguments": chosen, "load": os.getloadavg(), "rows": [asdict(row) for row in rows]}
-        arguments.json.write_text(json.dumps({**content, "distances": found}, indent=2))
+        arguments.json.write_text(json.dumps({**content, "distances": distances}, indent=2))
 
 
 if __name__ == "__main__":

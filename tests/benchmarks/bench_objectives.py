@@ -249,14 +249,14 @@ def compare(table: Table, num_seeds: int, num_trials: int) -> dict[str, Any]:
     share, num_steps = coverage(table), num_trials * table.space.search.max_steps
     rows: dict[str, Any] = {}
     for policy in POLICIES:
-        found = [Replay(table, policy, seed, num_steps).run() for seed in range(num_seeds)]
-        shares = [share(points) for points in found]
+        points_of = [Replay(table, policy, seed, num_steps).run() for seed in range(num_seeds)]
+        shares = [share(points) for points in points_of]
         row = {
             "hypervolume": statistics.mean(shares),
             "spread": statistics.stdev(shares) if num_seeds > 1 else 0.0,
-            "complete": statistics.mean(len(points) for points in found),
-            "best": statistics.mean(max(score for score, _ in points) for points in found),
-            "smallest_bytes": statistics.mean(min(stored for _, stored in points) for points in found),
+            "complete": statistics.mean(len(points) for points in points_of),
+            "best": statistics.mean(max(score for score, _ in points) for points in points_of),
+            "smallest_bytes": statistics.mean(min(stored for _, stored in points) for points in points_of),
         }
         print(f"{policy.name:<28}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()), flush=True)
         rows[policy.name] = {**row, "of_seeds": shares}
@@ -275,9 +275,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.record:
         record(arguments.record, *((QUICK, (RATES[0], RATES[3], RATES[5])) if arguments.quick else (FULL, RATES)))
-    found = compare(Table.read(arguments.record or arguments.table), arguments.seeds, arguments.trials)
+    policies = compare(Table.read(arguments.record or arguments.table), arguments.seeds, arguments.trials)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2))
+        arguments.json.write_text(json.dumps(policies, indent=2))
 
 
 if __name__ == "__main__":

@@ -74,9 +74,9 @@ def scores(result: SearchResult) -> list[float]:
     return [trial.reports[-1].metrics[metric] if trial.reports else float("-inf") for trial in result.trials]
 
 
-def trials_to(found: Sequence[float], goal: float) -> int:
+def trials_to(scores: Sequence[float], goal: float) -> int:
     """Return the number of the first score that is no worse than the goal; one more than there are, where none is."""
-    return next((number for number, score in enumerate(found, start=1) if score >= goal), len(found) + 1)
+    return next((number for number, score in enumerate(scores, start=1) if score >= goal), len(scores) + 1)
 
 
 def compare(seed: int, data: Path, earlier: Path, trials: int, steps: int) -> dict[str, Any]:

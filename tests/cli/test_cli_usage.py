@@ -188,9 +188,9 @@ def test_check_says_what_a_search_would_begin_with(say, tiny_space, tiny_base, f
             journal.trial_reported(TrialReport(trial_id, 8, {"accuracy": 0.5, "f1": 0.5}, 0.1, 1.0, 10, size))
             journal.trial_ended(trial_id, TrialState.COMPLETE, "")
         folder.write_candidates([])
-    told = say("check", str(tiny_space), "--set", "warm_start=auto").ok
+    output = say("check", str(tiny_space), "--set", "warm_start=auto").ok
     note = "trial 00001 of earlier is left out: rank is 64, and here one of 2, 4"
-    assert f"\nwarm start  the first 1 trials have params of earlier; {note}\n" in told
+    assert f"\nwarm start  the first 1 trials have params of earlier; {note}\n" in output
     described = json.loads(say("check", str(tiny_space), "--json", "--set", "warm_start=[earlier]").ok)["warm_start"]
     assert described["trials"][0]["warm_start"] == {"study": "earlier", "trial_id": "00000"}
     assert described["notes"] == [note]

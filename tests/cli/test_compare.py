@@ -63,10 +63,10 @@ def test_what_a_seed_gives_back_is_counted_apart(say, fresh_home):
 
 
 def test_json_has_all_numbers_and_nothing_else_on_stdout(say, studies):
-    found = json.loads(say("compare", "xs", "lora", "--by", "rank", "--against", "8", "--json").ok)
-    assert [(group["value"], group["num_trials"]) for group in found["groups"]] == [(8, 1), (4, 3)]
-    assert (found["budget"], found["studies"]) == (1, {"xs": "finished", "lora": "finished"})
-    assert found["notes"]
+    comparison = json.loads(say("compare", "xs", "lora", "--by", "rank", "--against", "8", "--json").ok)
+    assert [(group["value"], group["num_trials"]) for group in comparison["groups"]] == [(8, 1), (4, 3)]
+    assert (comparison["budget"], comparison["studies"]) == (1, {"xs": "finished", "lora": "finished"})
+    assert comparison["notes"]
 
 
 def test_a_figure_and_results_are_written_where_asked(say, studies, tmp_path):

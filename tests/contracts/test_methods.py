@@ -456,7 +456,7 @@ def test_yardsticks_are_candidates_only_where_the_rule_names_them() -> None:
     assert "method full trains a copy of the base" in notes(space)[0]
     named = load_space("movie_reviews", overrides=[methods, parameters, "promotion.methods=[head-only]"])
     assert [named.may_be_candidate(name) for name in named.methods] == [False, False, True]
-    for given, told in {
+    for given, message in {
         "[full]": "promotion.methods: must have adapters, but of full only metrics are recorded.",
         "[vera]": "promotion.methods: must be among the space's methods: ",
         "[lora-xs, lora-xs]": "promotion.methods: must name each once",
@@ -464,7 +464,7 @@ def test_yardsticks_are_candidates_only_where_the_rule_names_them() -> None:
     }.items():
         with pytest.raises(SpaceError) as caught:
             load_space("movie_reviews", overrides=[methods, parameters, f"promotion.methods={given}"])
-        assert told in caught.value.message
+        assert message in caught.value.message
 
 
 def test_the_head_alone_needs_a_task_with_one(base: PreTrainedModel) -> None:

@@ -42,12 +42,12 @@ def test_each_group_is_what_its_study_found(comparison: Comparison, results: dic
     assert [group.label for group in comparison.groups] == ["top", "bottom"]
     assert comparison.budget == 3
     for group in comparison.groups:
-        found = results[group.label]
-        assert len(group.points) == sum(trial.state is TrialState.COMPLETE for trial in found.trials) == 3
-        own = next(c for c in found.candidates if f"{c.study}/{c.trial_id}" == group.best.trial)
+        result = results[group.label]
+        assert len(group.points) == sum(trial.state is TrialState.COMPLETE for trial in result.trials) == 3
+        own = next(c for c in result.candidates if f"{c.study}/{c.trial_id}" == group.best.trial)
         assert group.over_seeds == seed_statistics(own)["accuracy"]
         assert (len(group.seed_scores), group.best.stored_bytes) == (3, own.stored_bytes)
-        (finalist,) = (c for c in found.candidates if c.test_metrics)
+        (finalist,) = (c for c in result.candidates if c.test_metrics)
         assert (group.tested, group.test_score) == (
             f"{group.label}/{finalist.trial_id}",
             finalist.test_metrics["accuracy"],

@@ -61,8 +61,8 @@ def hosts() -> list[Any]:
 
     actors = ray.util.list_named_actors(all_namespaces=True)
     (name,) = (actor["name"] for actor in actors if actor["name"].startswith("directory-"))
-    found: list[Any] = ray.get(ray.get_actor(name, NAMESPACE).hosts.remote())
-    return found
+    actors_of: list[Any] = ray.get(ray.get_actor(name, NAMESPACE).hosts.remote())
+    return actors_of
 
 
 def test_tasks_with_and_without_a_head_share_hosts_at_once_and_in_turn(

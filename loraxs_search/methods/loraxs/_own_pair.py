@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraxs_search.assets import found
+from loraxs_search.assets import existing_path
 from loraxs_search.factors import Factors, fingerprint, read_set
 from loraxs_search.methods.loraxs._settings import ModuleSettings
 
@@ -21,7 +21,7 @@ def set_factors(settings: ModuleSettings, module: str) -> Factors:
         StudyError: the asset is not on this machine.
         BaseModelError: it has none for this module.
     """
-    return read_set(found(settings.variant), module)
+    return read_set(existing_path(settings.variant), module)
 
 
 def own_pair(

@@ -65,11 +65,11 @@ def _distinct(trials: Sequence[EarlierTrial]) -> list[EarlierTrial]:
 def _in_turn(studies: Sequence[_PlacedStudy], num_trials: int) -> WarmTrials:
     """Return the best of each study, then the second of each, and so on; equal params once."""
     notes = [note for study in studies for note in study.notes]
-    found: dict[tuple[object, ...], WarmTrial] = {}
+    by_params: dict[tuple[object, ...], WarmTrial] = {}
     for row in zip_longest(*(study.trials for study in studies)):
         for trial in filter(None, row):
-            found.setdefault(tuple(sorted(trial.params.items())), trial)
-    trials = tuple(found.values())
+            by_params.setdefault(tuple(sorted(trial.params.items())), trial)
+    trials = tuple(by_params.values())
     if not studies:
         notes.append(_COLD)
     if len(trials) > num_trials:
