@@ -9,6 +9,14 @@ from support import toy_ia3
 from support.plugins import write_distribution
 from support.shell import Shell
 
+from loraxs_search.methods import METHODS
+
+
+@pytest.fixture
+def toy_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy method, in this process."""
+    monkeypatch.setitem(METHODS._entries, toy_ia3.ToyIA3.name, toy_ia3.ToyIA3)
+
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -12,10 +12,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from support import bases
-from support.shell import Shell
-from support.toy_ia3 import ToyIA3
 from torch import Tensor, nn
 from transformers import PreTrainedModel, RobertaConfig
 
@@ -28,7 +25,7 @@ from loraxs_search.methods.body import body_fingerprint
 from loraxs_search.methods.formats import Form, converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.records import BaseModelRef, Hyperparameters, LinearModule, TrialSpec, from_json, to_json
-from loraxs_search.search_space import describe, load_space, notes
+from loraxs_search.search_space import describe, load_space
 from loraxs_search.search_space._parameter_specs import COMMON
 from loraxs_search.trial import attach, detach
 
@@ -68,13 +65,8 @@ BASES = {
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
-
-
 @pytest.fixture(params=[*OWN])
-def method(request: pytest.FixtureRequest, _registered: None) -> Method:
+def method(request: pytest.FixtureRequest, toy_method: None) -> Method:
     return METHODS.get(request.param)()
 
 
@@ -351,125 +343,10 @@ def test_each_form_of_a_folder_is_the_same_function(
                 converted(folder, form)
 
 
-# ---- in YAML ---------------------------------------------------------------------------------------------------------
-NO_RANK = ["parameters={learning_rate: 1.0e-3}"]
-
-
-def test_another_methods_parameter_is_refused_with_its_owner() -> None:
-    with pytest.raises(SpaceError) as caught:
-        load_space("movie_reviews", overrides=["method=toy-ia3"])
-    _, first, *_ = caught.value.message.splitlines()
-    assert "parameters.rank: must be one of: " in first
-    assert re.search(r"but got 'rank', which method .*lora-xs.* takes? and toy-ia3 does not\.$", first)
-
-
-def test_an_unknown_method_is_refused_with_the_nearest() -> None:
-    for given, shown in (("toy-ia33", '"toy-ia33"'), ("3", "3"), ("", "null")):
-        with pytest.raises(SpaceError, match=rf"method: must be one of: .*lora-xs.* but got {shown}\."):
-            load_space("movie_reviews", overrides=[f"method={given}", *NO_RANK])
-    with pytest.raises(SpaceError, match="method: must be one of: toy-ia3, "):
-        load_space("movie_reviews", overrides=["method=toy-ia33", *NO_RANK])
-
-
-# ---- a search --------------------------------------------------------------------------------------------------------
-@pytest.mark.slow
-def test_a_method_from_outside_searches_is_promoted_pulled_and_predicts(
-    shell: Shell, tiny_base: Path, tiny_space: Path
-) -> None:
-    text = tiny_space.read_text()
-    parameters = "parameters:\n  side: {choice: [input, output]}\n  learning_rate: 1.0e-2\n  batch_size: 8\n"
-    head, tail = text[: text.index("parameters:")], text[text.index("search:") :]
-    tiny_space.write_text(f"{head}method: toy-ia3\n{parameters}{tail}")
-    checked = shell.ok("check", str(tiny_space), "--data")
-    assert "method      Toy IA3\n" in checked
-    assert "pack size   auto: 1 at once on this machine (trials of method toy-ia3 cannot share passes)" in checked
-    shell.ok("launch", str(tiny_space), "--name", "toy", "--set", "search.trials=3")
-    trials = json.loads(shell.ok("status", "toy", "--json"))["trials"]
-    assert {trial["state"] for trial in trials} <= {"COMPLETE", "PRUNED"}
-    shell.ok("promote", "toy", "--force")
-    folder = Path(shell.ok("pull", "tiny-reviews").strip())
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["hyperparameters"]["method"], manifest["factors"]) == ("toy-ia3", {})
-    assert manifest["hyperparameters"]["method_params"] == {"side": manifest["params"]["side"]}
-    assert manifest["size"]["stored_bytes"] == (folder / "adapter_model.safetensors").stat().st_size
-    assert all("ia3_l" in name or "classifier" in name for name in load_file(folder / "adapter_model.safetensors"))
-    assert "Toy IA3 adapter for `" in (folder / "README.md").read_text()
-    predictions = json.loads(shell.ok("predict", "tiny-reviews", "a fine film", "--json"))
-    assert predictions[0]["label"] in ("negative", "positive")
-    refused = shell.run("pull", "tiny-reviews", "--format", "lora")
-    assert refused.returncode == 2
-    assert (
-        "`--format` must be one of: native, merged for an adapter of method toy-ia3, but got 'lora'." in refused.stderr
-    )
-
-
-@pytest.mark.slow
-def test_a_search_of_two_methods_packs_one_and_trains_the_other_beside_it(
-    shell: Shell, tiny_base: Path, tiny_space: Path
-) -> None:
-    text = tiny_space.read_text()
-    parameters = """parameters:
-  rank: {choice: [2, 4]}
-  side: {choice: [input, output]}
-  learning_rate:
-    - {log_uniform: [1.0e-2, 5.0e-2], when: {method: lora-xs}}
-    - {log_uniform: [1.0e-3, 5.0e-3]}
-  batch_size: 8
-"""
-    head, tail = text[: text.index("parameters:")], text[text.index("search:") :]
-    tiny_space.write_text(f"{head}method: {{choice: [lora-xs, toy-ia3]}}\n{parameters}{tail}")
-    note = "trials of method toy-ia3 cannot share passes: each trains alone, beside the packs of the others"
-    checked = shell.ok("check", str(tiny_space), "--data")
-    assert "method      LoRA-XS, Toy IA3\n" in checked
-    assert f"note        {note}\n" in checked
-    assert re.search(r"^adapter +method +rank +side +modules +parameters +head +bytes$", checked, re.MULTILINE)
-    shape = r"^(?:smallest|largest) +(?:lora-xs +[24] +-|toy-ia3 +- +(?:in|out)put) "
-    assert len(re.findall(shape, checked, re.M)) == 4
-    as_data = json.loads(shell.ok("check", str(tiny_space), "--data", "--json"))
-    assert as_data["description"]["notes"] == [note]
-    assert as_data["description"]["methods"].keys() == {"lora-xs", "toy-ia3"}
-
-    launch = ["launch", str(tiny_space), "--name", "two", "--set", "search.pack_size=3", "--set", "search.trials=6"]
-    done = shell.run(*launch, "--set", "search.scheduler=none", "--set", "promotion.seeds=0")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count(note) == 1
-    columns = done.stdout.splitlines()[0]
-    assert {"method", "parameters", "rank", "side"} <= set(columns.split())
-    assert columns.split().index("method") < columns.split().index("learning_rate")
-    trials = json.loads(shell.ok("status", "two", "--json"))["trials"]
-    assert {trial["state"] for trial in trials} == {"COMPLETE"}
-    assert {trial["params"]["method"] for trial in trials} == {"lora-xs", "toy-ia3"}
-    for trial in trials:
-        own = {"lora-xs": "rank", "toy-ia3": "side"}[trial["params"]["method"]]
-        assert trial["params"].keys() == {"method", "learning_rate", "batch_size", own}
-    shell.ok("promote", "two", "--force")
-    manifest = json.loads((Path(shell.ok("pull", "tiny-reviews").strip()) / "manifest.json").read_text())
-    assert manifest["params"]["method"] == manifest["hyperparameters"]["method"]
-
-
 # ---- yardsticks ------------------------------------------------------------------------------------------------------
-def test_yardsticks_are_candidates_only_where_the_rule_names_them() -> None:
-    methods = "method={choice: [lora-xs, full, head-only]}"
-    parameters = "parameters={rank: 4, learning_rate: 1.0e-3}"
-    space = load_space("movie_reviews", overrides=[methods, parameters])
-    assert [space.may_be_candidate(name) for name in space.methods] == [True, False, False]
-    assert "method full trains a copy of the base" in notes(space)[0]
-    named = load_space("movie_reviews", overrides=[methods, parameters, "promotion.methods=[head-only]"])
-    assert [named.may_be_candidate(name) for name in named.methods] == [False, False, True]
-    for given, message in {
-        "[full]": "promotion.methods: must have adapters, but of full only metrics are recorded.",
-        "[vera]": "promotion.methods: must be among the space's methods: ",
-        "[lora-xs, lora-xs]": "promotion.methods: must name each once",
-        "7": "promotion.methods: must be a list, but got 7.",
-    }.items():
-        with pytest.raises(SpaceError) as caught:
-            load_space("movie_reviews", overrides=[methods, parameters, f"promotion.methods={given}"])
-        assert message in caught.value.message
-
-
 def test_the_head_alone_needs_a_task_with_one(base: PreTrainedModel) -> None:
     with pytest.raises(SpaceError, match="method: must be for a task with a head, but got head-only for text-gen"):
-        load_space("movie_reviews_text", overrides=["method=head-only", *NO_RANK])
+        load_space("movie_reviews_text", overrides=["method=head-only", "parameters={learning_rate: 1.0e-3}"])
     method = METHODS.get("head-only")()
     with pytest.raises(UsageError, match="`method: head-only` must be for a task with a head"):
         method.attach(base, next(specs(method, base)).hyperparameters, HeadPlan(task_type="CAUSAL_LM"), None)
@@ -480,14 +357,3 @@ def test_full_fine_tuning_asks_for_the_memory_it_takes(base: PreTrainedModel, mo
     method = METHODS.get("full")()
     with pytest.raises(UsageError, match=r"`method: full` must have the memory .* 0\.0 GiB of cpu are free\."):
         attach(base, next(specs(method, base)))
-
-
-def test_a_tuner_that_the_installed_peft_lacks_is_named_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    from loraxs_search.methods import VeRA
-
-    monkeypatch.setattr(VeRA, "tuner", "not_there")
-    with pytest.raises(
-        UsageError, match=r"`method: vera` must be one that .* but peft \d+\.\d+\.\d+ lacks it\."
-    ) as caught:
-        VeRA().check({"rank": 2}, ())
-    assert "peft.tuners.not_there" in str(caught.value.hint)
