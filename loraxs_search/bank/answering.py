@@ -24,6 +24,7 @@ from loraxs_search.trial.shared_prompts import is_worth_sharing, prompt_groups
 
 OnText = Callable[[str | None, int, str], None]
 Indices = npt.NDArray[np.int64]
+Places = Mapping[str, Indices]  # of rows, by request
 NameT = TypeVar("NameT", bound=str | None)
 
 
@@ -88,57 +89,58 @@ def _read_states(
     sources = {name: source.encoded(read.source) for name, read in reads.items()}
     shared = {name: read for name, read in reads.items() if is_worth_sharing(sources[name], read.rows)}
     whole = {name: read for name, read in reads.items() if name not in shared}
+    reader = _StateReader(owners, bank, source)
     return {
-        **_read_whole(whole, {name: sources[name].with_prompts() for name in whole}, owners, bank, source),
-        **_read_shared(shared, sources, owners, bank, source),
+        **reader.whole(whole, {name: sources[name].with_prompts() for name in whole}),
+        **reader.shared(shared, sources),
     }
 
 
-def _read_whole(
-    reads: Mapping[str, Read],
-    sources: Mapping[str, EncodedRows],
-    owners: Mapping[str, int],
-    bank: BankRows,
-    source: RowSource,
-) -> dict[str, tuple[Tensor, ...]]:
-    """Compute requests in passes of rows of like lengths."""
+class _StateReader:
+    """Computes requests of bases without a head.
 
-    def compute(places: Mapping[str, Indices]) -> dict[str, tuple[Tensor, ...]]:
-        batches = {name: source.collate(sources[name], reads[name].rows[own]) for name, own in places.items()}
-        outputs = _states_of(batches, owners, bank, source)
-        return {name: reads[name].reduce(outputs[name], batch.to(bank.device)) for name, batch in batches.items()}
+    Args:
+        owners: Of each request, a question that names its adapter.
+    """
 
-    every = [(name, np.array([place])) for name, read in reads.items() for place in range(len(read.rows))]
-    lengths = [sources[name].lengths[reads[name].rows[own]].item() for name, own in every]
-    return _in_batches(every, lengths, compute)
+    def __init__(self, owners: Mapping[str, int], bank: BankRows, source: RowSource) -> None:
+        self._owners, self._bank, self._source = owners, bank, source
 
+    def whole(self, reads: Mapping[str, Read], sources: Mapping[str, EncodedRows]) -> dict[str, tuple[Tensor, ...]]:
+        """Compute requests in passes of rows of like lengths."""
 
-def _read_shared(
-    reads: Mapping[str, Read],
-    sources: Mapping[str, EncodedRows],
-    owners: Mapping[str, int],
-    bank: BankRows,
-    source: RowSource,
-) -> dict[str, tuple[Tensor, ...]]:
-    """Compute requests prompt by prompt, each with all rows that continue it."""
+        def compute(places: Places) -> dict[str, tuple[Tensor, ...]]:
+            batches = {name: self._source.collate(sources[name], reads[name].rows[own]) for name, own in places.items()}
+            outputs = _states_of(batches, self._owners, self._bank, self._source)
+            return {
+                name: reads[name].reduce(outputs[name], batch.to(self._bank.device)) for name, batch in batches.items()
+            }
 
-    def compute(places: Mapping[str, Indices]) -> dict[str, tuple[Tensor, ...]]:
-        rows = {name: reads[name].rows[own] for name, own in places.items()}
-        parts = [sources[name].take(own) for name, own in rows.items()]
-        outputs = bank.read_shared([owners[name] for name in rows], parts)
-        batches = [source.collate(sources[name], own).to(bank.device) for name, own in rows.items()]
-        return {
-            name: reads[name].reduce(output, batch) for name, output, batch in zip(rows, outputs, batches, strict=True)
-        }
+        every = [(name, np.array([place])) for name, read in reads.items() for place in range(len(read.rows))]
+        lengths = [sources[name].lengths[reads[name].rows[own]].item() for name, own in every]
+        return _in_batches(every, lengths, compute)
 
-    groups = [(name, *group) for name, read in reads.items() for group in prompt_groups(sources[name], read.rows)]
-    return _in_batches([(name, own) for name, _, own in groups], [tokens for _, tokens, _ in groups], compute)
+    def shared(self, reads: Mapping[str, Read], sources: Mapping[str, EncodedRows]) -> dict[str, tuple[Tensor, ...]]:
+        """Compute requests prompt by prompt, each with all rows that continue it."""
+
+        def compute(places: Places) -> dict[str, tuple[Tensor, ...]]:
+            rows = {name: reads[name].rows[own] for name, own in places.items()}
+            parts = [sources[name].take(own) for name, own in rows.items()]
+            outputs = self._bank.read_shared([self._owners[name] for name in rows], parts)
+            batches = [self._source.collate(sources[name], own).to(self._bank.device) for name, own in rows.items()]
+            return {
+                name: reads[name].reduce(output, batch)
+                for name, output, batch in zip(rows, outputs, batches, strict=True)
+            }
+
+        groups = [(name, *group) for name, read in reads.items() for group in prompt_groups(sources[name], read.rows)]
+        return _in_batches([(name, own) for name, _, own in groups], [tokens for _, tokens, _ in groups], compute)
 
 
 def _in_batches(
     items: Sequence[tuple[str, Indices]],
     lengths: Sequence[int],
-    compute: Callable[[Mapping[str, Indices]], Mapping[str, tuple[Tensor, ...]]],
+    compute: Callable[[Places], Mapping[str, tuple[Tensor, ...]]],
 ) -> dict[str, tuple[Tensor, ...]]:
     """Compute places of requests, those of an item together; return each request's results in the order of its rows.
 
