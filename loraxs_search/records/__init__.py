@@ -11,6 +11,7 @@ from loraxs_search.records._host import Answers, Confirmation, HostInfo, Largest
 from loraxs_search.records._identity import Identity
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._keep import KeepRule
+from loraxs_search.records._lineage import Lineage, Origin
 from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, Look, PromotionRule, Refit
 from loraxs_search.records._search import SearchPlan
 from loraxs_search.records._start import AdapterRef, StartFrom
@@ -60,10 +61,12 @@ __all__ = [
     "KeepRule",
     "LargestTrial",
     "Latency",
+    "Lineage",
     "LinearModule",
     "Look",
     "LrSchedule",
     "Manifest",
+    "Origin",
     "Precision",
     "Prediction",
     "PromotionRule",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.records._base import BaseModelRef
+from loraxs_search.records._lineage import Lineage
 from loraxs_search.records._promotion import Refit
 from loraxs_search.records._start import AdapterRef
 from loraxs_search.records._task import Task
@@ -67,6 +68,7 @@ class Manifest:
         samples: The first test rows with its answers, of the finalist of a search for a language model.
         start_from: The adapter that its training started from; None where it started anew.
         kept_step: The step that it is of, where a study keeps the best one; None where it is the last.
+        lineage: The trial that its own was cloned from, whose state it may have begun with.
     """
 
     task: Task
@@ -94,3 +96,4 @@ class Manifest:
     kept_step: int | None = None
     samples: tuple[Sample, ...] = ()
     start_from: AdapterRef | None = None
+    lineage: Lineage | None = None

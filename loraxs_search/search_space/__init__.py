@@ -33,6 +33,7 @@ from loraxs_search.search_space._distributions import (
     plain_name,
 )
 from loraxs_search.search_space._faults import fail_with
+from loraxs_search.search_space._given import clone_params, place_given
 from loraxs_search.search_space._load import load_space, parse_space, single_method
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._notes import notes
@@ -57,12 +58,14 @@ __all__ = [
     "ShapeDescription",
     "Space",
     "SpaceDescription",
+    "clone_params",
     "describe",
     "fail_with",
     "load_space",
     "notes",
     "parameter_specs",
     "parse_space",
+    "place_given",
     "place_params",
     "plain_name",
     "portable_text",

@@ -19,10 +19,12 @@ class Placed:
 
     Args:
         faults: What lies outside of it; none where a trial of the space could have the params.
+        outside: The parameters that the faults are about, in their order.
     """
 
     params: Mapping[str, Scalar]
     faults: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
 
 
 def place_params(space: Space, params: Mapping[str, Scalar]) -> Placed:
@@ -36,16 +38,19 @@ def place_params(space: Space, params: Mapping[str, Scalar]) -> Placed:
     """
     method = str(params[METHOD])
     if method not in space.methods:
-        return Placed({}, (f"method is {method}, and here {' or '.join(space.methods)}",))
+        return Placed({}, (f"method is {method}, and here {' or '.join(space.methods)}",), (METHOD,))
     specs = parameter_specs(method)
-    values = {name: _as_number(specs[name], value) for name, value in params.items() if name in specs}
+    values = {name: as_number(specs[name], value) for name, value in params.items() if name in specs}
     wanted = {name: spec.default for name, spec in specs.items()} | values
     wanted.setdefault("head_learning_rate", None)
     if wanted["head_learning_rate"] is None:
         wanted["head_learning_rate"] = wanted["learning_rate"]
     placed: dict[str, Scalar] = {METHOD: method}
-    faults = [fault for name in _order(space, specs) if (fault := _place(space, specs[name], name, wanted, placed))]
-    return Placed({name: placed[name] for name in space.parameters if name in placed}, tuple(faults))
+    faults = {
+        name: fault for name in _order(space, specs) if (fault := _place(space, specs[name], name, wanted, placed))
+    }
+    params = {name: placed[name] for name in space.parameters if name in placed}
+    return Placed(params, tuple(faults.values()), tuple(faults))
 
 
 def _order(space: Space, specs: Mapping[str, ParameterSpec]) -> list[str]:
@@ -84,7 +89,7 @@ def _same(spec: ParameterSpec, one: Scalar | None, other: Scalar | None) -> bool
     return one == other or (one is not None and other is not None and spec.same(one, other))
 
 
-def _as_number(spec: ParameterSpec, value: Scalar) -> Scalar:
+def as_number(spec: ParameterSpec, value: Scalar) -> Scalar:
     """Return a text as the number that it stands for, where the parameter is one."""
     if not isinstance(value, str) or spec.kind not in ("int", "float"):
         return value

@@ -12,7 +12,17 @@ from typing import Any
 
 from loraxs_search.append_log import AppendLog
 from loraxs_search.errors import StudyError
-from loraxs_search.records import Scalar, TrialRecord, TrialReport, TrialState, WarmStart, from_json, to_json
+from loraxs_search.records import (
+    Lineage,
+    Origin,
+    Scalar,
+    TrialRecord,
+    TrialReport,
+    TrialState,
+    WarmStart,
+    from_json,
+    to_json,
+)
 from loraxs_search.studies.reading import DAMAGED_HINT
 from loraxs_search.studies.work_time import WorkTime
 
@@ -80,14 +90,11 @@ class Journal:
         """Record that there is no more to train, and why if the budget is not used up."""
         self._append({"event": "search_ended", "notice": notice}, sync=True)
 
-    def trial_started(
-        self, trial_id: str, params: Mapping[str, Scalar], warm_start: WarmStart | None = None
-    ) -> TrialRecord:
-        """Record that a trial was proposed with `params`, and of which earlier trial they are."""
+    def trial_started(self, trial_id: str, params: Mapping[str, Scalar], origin: Origin | None = None) -> TrialRecord:
+        """Record that a trial starts with `params`, and where it comes from, if it is not the sampler's."""
         if trial_id not in self._records:
             event: dict[str, Any] = {"event": "started", "trial_id": trial_id, "params": dict(params)}
-            if warm_start is not None:
-                event["warm_start"] = asdict(warm_start)
+            event |= {name: value for name, value in asdict(origin or Origin()).items() if value}
             self._append(event, sync=True)
         return self._records[trial_id]
 
@@ -122,13 +129,16 @@ class Journal:
             return
         self._work_time.recorded(at)
         if kind == "started":
-            origin = event.get("warm_start")
+            warm, lineage = event.get("warm_start"), event.get("lineage")
             self._records[event["trial_id"]] = TrialRecord(
                 trial_id=event["trial_id"],
                 params=event["params"],
                 state=TrialState.RUNNING,
                 started_at=at,
-                warm_start=origin and WarmStart(origin["study"], origin["trial_id"]),
+                warm_start=warm and WarmStart(warm["study"], warm["trial_id"]),
+                command=event.get("command", ""),
+                lineage=lineage and Lineage(lineage["study"], lineage["trial_id"], lineage["step"]),
+                is_hidden=event.get("is_hidden", False),
             )
         elif kind == "reported":
             report = from_json(TrialReport, json.dumps(event["report"]))

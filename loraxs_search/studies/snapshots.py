@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from loraxs_search.errors import StudyError
-from loraxs_search.records import TrialReport, from_json
-from loraxs_search.safetensors_header import entry_of
+from loraxs_search.records import TrialReport, from_json, to_json
+from loraxs_search.safetensors_header import entry_of, with_entry
 
 
 def read_reports(snapshot: bytes) -> tuple[TrialReport, ...]:
@@ -20,6 +21,27 @@ def read_reports(snapshot: bytes) -> tuple[TrialReport, ...]:
         return from_json(tuple[TrialReport, ...], json.dumps(entry_of(snapshot, "trial")["reports"]))
     except (ValueError, KeyError) as error:
         raise StudyError(f"A snapshot must be a safetensors file with reports, but: {error}.") from error
+
+
+def is_whole(snapshot: bytes) -> bool:
+    """Whether a snapshot has the trial's tensors; those of a large state are in a file of a node."""
+    return not entry_of(snapshot, "trial").get("elsewhere")
+
+
+def handed_on(snapshot: bytes, trial_id: str) -> bytes:
+    """Return a trial's state as another trial begins with it: tensors, step and the last report.
+
+    The computation until then stays the first trial's: the other one's counts from 0.
+
+    Raises:
+        StudyError: the bytes are no snapshot, or one without a report.
+    """
+    reports = read_reports(snapshot)
+    if not reports:
+        raise StudyError("A state that another trial begins with must have a report, but this one has none.")
+    first = replace(reports[-1], trial_id=trial_id, device_s=0.0, peers={}, peer_bytes={})
+    own = {"trial_id": trial_id, "device_s": 0.0, "reports": json.loads(to_json([first]))}
+    return with_entry(snapshot, "trial", json.dumps(entry_of(snapshot, "trial") | own, sort_keys=True))
 
 
 def kept_path(folder: Path, trial_id: str, step: int) -> Path:

@@ -28,6 +28,7 @@ STATE = "loraxs.state"
 REASON = "loraxs.reason"
 MODEL_ID = "loraxs.model_id"
 ON_FRONT = "loraxs.on_front"
+LINEAGE = "loraxs.lineage"  # study and trial that a trial was cloned from, and `@` the step of the state it began with
 WARM_START = "loraxs.warm_start"  # study and trial that a trial's params are from
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
@@ -90,6 +91,7 @@ class Recorder:
         run_id = self._runs.run(event.trial_id, event.at)
         origin = event.warm_start
         tags = {WARM_START: f"{origin.study}/{origin.trial_id}"} if origin else {}
+        tags |= {LINEAGE: str(event.lineage)} if event.lineage else {}
         self._runs.add(run_id, params=_resolved(event.hyperparameters) | dict(event.params), tags=tags)
         self._runs.reopen(run_id)
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from loraxs_search.records import (
     FrontTrial,
     Hyperparameters,
+    Lineage,
     Scalar,
     SearchPlan,
     TrialReport,
@@ -39,13 +40,14 @@ class SearchStarted:
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial starts, or starts again elsewhere; its params may be those of an earlier study's trial."""
+    """A trial starts, or starts again elsewhere; its params may be another trial's, and so may be its state."""
 
     at: float
     trial_id: str
     params: Mapping[str, Scalar]
     hyperparameters: Hyperparameters | None
     warm_start: WarmStart | None = None
+    lineage: Lineage | None = None
     event: Literal["trial_started"] = "trial_started"
 
 

@@ -16,6 +16,7 @@ from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import (
     FrontTrial,
     Hyperparameters,
+    Lineage,
     Scalar,
     SearchPlan,
     TrialReport,
@@ -118,9 +119,10 @@ class Tracker:
         params: Mapping[str, Scalar],
         hyperparameters: Hyperparameters | None = None,
         warm_start: WarmStart | None = None,
+        lineage: Lineage | None = None,
     ) -> None:
         """A trial starts, or starts again elsewhere; without hyperparameters when its params resolve to none."""
-        self._append(TrialStarted(time.time(), trial_id, dict(params), hyperparameters, warm_start))
+        self._append(TrialStarted(time.time(), trial_id, dict(params), hyperparameters, warm_start, lineage))
 
     def trial_reported(self, report: TrialReport) -> None:
         """A trial reports; a step it has reported before is left as it was."""

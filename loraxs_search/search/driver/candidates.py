@@ -34,6 +34,7 @@ from loraxs_search.search.hosts.refits import RefitPiece, refit_spec
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search_space import Space
 from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.lineage import seed_trial, stages
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Finish:
         trials: Completed ones, best first; `promotion.candidates` of those whose method may be promoted, and their
             refits, are candidates.
         stop: Ends the work from outside.
+        records: All trials of the study, by id: refits of a clone repeat what its state was trained by.
     """
 
     actors: StudyActors
@@ -65,6 +67,7 @@ class Finish:
     space: Space
     trials: Sequence[TrialRecord]
     stop: threading.Event
+    records: Mapping[str, TrialRecord] = field(default_factory=dict)
     _adapters: dict[str, Trained] = field(default_factory=dict)
 
     @property
@@ -80,9 +83,12 @@ class Finish:
             SearchInterruptedError: stopped from outside.
         """
         confirmed, every = self.folder.confirmations(), self.space.search.report_every
-        specs = [spec for record in self.best for spec in self._refits(record)]
-        missing = [spec for spec in specs if confirmed.refit(spec.trial_id) is None]
-        pieces = [RefitPiece(spec, self.space.task, every, self.folder) for spec in missing]
+        wanted = [
+            RefitPiece(spec, self.space.task, every, self.folder, self._earlier(record, number))
+            for record in self.best
+            for number, spec in enumerate(self._refits(record), start=1)
+        ]
+        pieces = [piece for piece in wanted if confirmed.refit(piece.spec.trial_id) is None]
         self._spread(pieces, shared=True)
 
     def validate(self) -> list[Candidate]:
@@ -162,8 +168,19 @@ class Finish:
     def _method(self, record: TrialRecord) -> Method:
         return self.space.method_of(record.params)
 
+    def _spec(self, record: TrialRecord) -> TrialSpec:
+        return self.actors.spec(record.trial_id, record.params, seed_trial(record, self.records))
+
+    def _earlier(self, record: TrialRecord, number: int) -> tuple[tuple[TrialSpec, int], ...]:
+        """Return what a refit of a trial begins with, each to a step: nothing, but for a clone that began so itself."""
+        *earlier, _ = stages(record, self.records)
+        seed_of = seed_trial(record, self.records)
+        specs = [self.actors.spec(record.trial_id, stage.params, seed_of) for stage in earlier]
+        ends = [stage.until or 0 for stage in earlier]
+        return tuple((refit_spec(spec, number), end) for spec, end in zip(specs, ends, strict=True))
+
     def _refits(self, record: TrialRecord) -> list[TrialSpec]:
-        spec = self.actors.spec(record.trial_id, record.params)
+        spec = self._spec(record)
         return [refit_spec(spec, number) for number in range(1, self.space.promotion.seeds + 1)]
 
     def _answer_pieces(self, name: str) -> list[AnswerPiece]:
@@ -183,12 +200,12 @@ class Finish:
         if trial_id not in self._adapters:
             record = next(r for r in self.trials if r.trial_id == trial_of(trial_id))
             refit = self.folder.confirmations().refit(trial_id)
-            spec = self.actors.spec(record.trial_id, record.params)
+            spec = self._spec(record)
             if refit is not None:
                 spec = refit_spec(spec, int(trial_id.rpartition(".")[2]))
             kept = self.folder.keep_rule.kept(record.reports)
             metrics = refit.validation_metrics if refit is not None else kept.metrics
-            self._adapters[trial_id] = Trained(spec, self.folder, metrics, kept.size)
+            self._adapters[trial_id] = Trained(spec, self.folder, metrics, kept.size, record.lineage)
         return self._adapters[trial_id]
 
     def _are_scored_anew(self) -> bool:

@@ -16,6 +16,7 @@ from loraxs_search.records import (
     Answers,
     Confirmation,
     Identity,
+    Lineage,
     Sample,
     Split,
     Task,
@@ -37,12 +38,14 @@ class Trained:
 
     Args:
         validation_metrics: Of the report of the step that is kept.
+        lineage: The trial that its recipe was cloned from.
     """
 
     spec: TrialSpec
     folder: StudyFolder
     validation_metrics: Mapping[str, float]
     size: AdapterSize
+    lineage: Lineage | None = None
 
     @property
     def trial_id(self) -> str:

@@ -73,4 +73,5 @@ def make_manifest(
         yardsticks=candidate.yardsticks if candidate else (),
         kept_step=adapter.kept_step,
         start_from=folder.info.start_from.adapter if folder.info.start_from else None,
+        lineage=adapter.lineage,
     )

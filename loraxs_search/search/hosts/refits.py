@@ -23,18 +23,26 @@ def refit_spec(spec: TrialSpec, number: int) -> TrialSpec:
 
 @dataclass(frozen=True)
 class RefitPiece:
-    """A recipe to train to its last step, its state kept after every `every` steps."""
+    """A recipe to train to its last step, its state kept after every `every` steps.
+
+    Args:
+        earlier: What a clone's recipe begins with: the same trial by other params, each to a step.
+    """
 
     spec: TrialSpec
     task: Task
     every: int
     folder: StudyFolder
+    earlier: tuple[tuple[TrialSpec, int], ...] = ()
 
     def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
         snapshot = self.folder.read_snapshot(self.spec.trial_id)
         reports = read_reports(snapshot) if snapshot else ()
-        until = (reports[-1].step if reports else 0) + self.every
-        return host.advance(self.spec, until, snapshot, self.task)
+        step = reports[-1].step if reports else 0
+        spec, end = next(
+            (stage for stage in self.earlier if step < stage[1]), (self.spec, self.spec.hyperparameters.max_steps)
+        )
+        return host.advance(spec, min(step + self.every, end), snapshot, self.task)
 
     def take(self, answer: tuple[TrialReport, bytes]) -> bool:
         report, snapshot = answer

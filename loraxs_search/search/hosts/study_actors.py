@@ -111,9 +111,13 @@ class StudyActors:
         """End the keeper now."""
         kill(self.keeper)
 
-    def spec(self, trial_id: str, params: Mapping[str, Scalar]) -> TrialSpec:
-        """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""
-        seed = self._study.search.seed * 1_000_003 + int(trial_id)
+    def spec(self, trial_id: str, params: Mapping[str, Scalar], seed_of: str = "") -> TrialSpec:
+        """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone.
+
+        Args:
+            seed_of: The trial whose seed it has, where it goes on with another one's state.
+        """
+        seed = self._study.search.seed * 1_000_003 + int(seed_of or trial_id)
         hyper = self._space.hyperparameters(params, self.info.modules, seed)
         hyper = get_method(hyper.method).with_assets(hyper, self._assets, self._study.search.seed)
         keeper = self.actor_names["keeper"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Hyperparameters, KeepRule, Scalar, TrialRecord, TrialReport, TrialState, WarmStart
+from loraxs_search.records import Hyperparameters, KeepRule, Origin, Scalar, TrialRecord, TrialReport, TrialState
 from loraxs_search.search.ledger.score_watch import ScoreWatch
 from loraxs_search.search.ledger.view import SearchView
 from loraxs_search.studies import Journal, StudyFolder, read_reports
@@ -53,18 +53,18 @@ class Ledger:
         params: Mapping[str, Scalar],
         hyper: Hyperparameters,
         handle: optuna.trial.Trial | None = None,
-        warm_start: WarmStart | None = None,
+        origin: Origin | None = None,
     ) -> None:
         """Record that a trial starts or continues.
 
         Args:
             handle: Optuna's, when the caller has it.
-            warm_start: Where a new trial's params are from.
+            origin: Where a new trial comes from.
         """
         if handle is not None:
             self._handles[trial_id] = handle
-        record = self._journal.trial_started(trial_id, params, warm_start)
-        self._tracker.trial_started(trial_id, params, hyper, record.warm_start)
+        record = self._journal.trial_started(trial_id, params, origin)
+        self._tracker.trial_started(trial_id, params, hyper, record.warm_start, record.lineage)
         self._view.trial_changed(record)
 
     def reported(self, report: TrialReport) -> None:
@@ -116,6 +116,8 @@ class Ledger:
     def _tell(self, report: TrialReport) -> None:
         from loraxs_search.search.ledger.optuna_values import tell_report
 
+        if self.records[report.trial_id].is_hidden:
+            return
         tell_report(self._handle(report.trial_id), report, self._metric)
 
     def _end_in_study(self, record: TrialRecord) -> None:
@@ -125,6 +127,11 @@ class Ledger:
 
         handle = self._handle(record.trial_id)
         handle.set_user_attr("reason", record.reason)
+        if record.is_hidden:  # samplers pass over what has failed
+            handle.set_user_attr("state", record.state.value)
+            self._study.tell(handle, state=OptunaState.FAIL)
+            del self._handles[record.trial_id]
+            return
         complete = record.state is TrialState.COMPLETE
         value = final_values(self._study, self._keep.kept(record.reports), self._metric) if complete else None
         self._study.tell(handle, value, state=OptunaState[record.state.value])

@@ -20,7 +20,8 @@ def rebuild(study: optuna.Study, space: Space, records: Mapping[str, TrialRecord
     known = len(study.get_trials(deepcopy=False))
     for number in range(known, max((int(trial_id) + 1 for trial_id in records), default=0)):
         record = records.get(f"{number:05d}")
-        drawn = FixedTrial(space.drawn_params(record.params) if record else {})
-        if record is not None:
+        is_known = record is not None and not record.is_hidden  # the sampler sees no params of one that is hidden
+        drawn = FixedTrial(space.drawn_params(record.params) if record and is_known else {})
+        if is_known:
             space.suggest(drawn)  # asks for the same values, and so says what they were drawn from
         study.add_trial(create_trial(state=TrialState.RUNNING, params=drawn.params, distributions=drawn.distributions))

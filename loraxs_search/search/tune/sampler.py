@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import optuna
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
@@ -22,6 +22,8 @@ from loraxs_search.search_space import Space
 # MAX_HISTORY trials it sees the best and the latest, WINDOW of each, and those that run. What it takes for good are
 # the 25 best ones at most (of two objectives a tenth), so these stay the same; the rest stand for all others.
 MAX_HISTORY, WINDOW = 500, 200
+
+COMMAND = "command"  # attribute of a trial that a person asked for: the id of the command
 
 
 class Sampler:
@@ -43,44 +45,92 @@ class Sampler:
         """
         return [t for t in self._study.get_trials(deepcopy=False) if trial_name(t.number) not in known]
 
-    def warm_start(self, number: int) -> WarmStart | None:
-        """Return where the params of a trial are from, by its number; None where they are drawn."""
-        return self._warm[number].warm_start if number < len(self._warm) else None
+    def warm_start(self, index: int) -> WarmStart | None:
+        """Return where the params of a proposal are from, by its place among all; None where they are drawn."""
+        return self._warm[index].warm_start if index < len(self._warm) else None
 
-    def propose(self, seed: int, orphan: FrozenTrial | None = None) -> tuple[Trial, dict[str, Scalar]]:
+    def propose(self, seed: int, index: int, orphan: FrozenTrial | None = None) -> tuple[Trial, dict[str, Scalar]]:
         """Return a new trial and its params, which are written all together: where only some were on disk after a kill,
         the rest would be drawn to other values than an undisturbed search has.
 
         Args:
             seed: Any whole number; the 32 bits that samplers take of it differ between the seeds of all plans.
+            index: Place among the search's own proposals: trials that people add are not among them.
             orphan: A trial that was asked for by a driver that died before it was recorded: finish asking.
         """
+        return self._ask(lambda: self._sampler(seed % 2**32, index), orphan)
+
+    def add(
+        self, given: Mapping[str, Scalar], seed: int, command: str, orphan: FrozenTrial | None = None
+    ) -> tuple[Trial, dict[str, Scalar]]:
+        """Return a new trial that a person asked for, and its params; the sampler learns from it.
+
+        Params that are not given are those that it would have if the sampler proposed it; what that lacks, since other
+        values of the given ones would decide whether a trial has it, is drawn at random.
+
+        Args:
+            given: Values of the space, by name, with those that decide whether a trial has them.
+            command: Id of the command, which the trial bears from its first moment on disk.
+            orphan: As `propose` takes it.
+        """
+        return self._ask(lambda: self._fixed(given, seed % 2**32), orphan, command)
+
+    def hide(self, command: str, orphan: FrozenTrial | None = None) -> Trial:
+        """Return a new trial without params: it has a number, and the sampler learns nothing from it."""
+        with as_one(self._study):
+            trial = self._study.ask() if orphan is None else live_trial(self._study, orphan)
+            trial.set_user_attr(COMMAND, command)
+            return trial
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _ask(
+        self, sampler: Callable[[], BaseSampler], orphan: FrozenTrial | None, command: str = ""
+    ) -> tuple[Trial, dict[str, Scalar]]:
         before = self._study.sampler
-        trials = self._study.get_trials(deepcopy=False)
-        number = len(trials) if orphan is None else orphan.number
         with warnings.catch_warnings():
             # `group` is what conditional spaces need; Optuna has called it experimental since 2.8, PartialFixedSampler
             # since 2.4.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.sampler = self._sampler(seed % 2**32, number, trials)
+            self._study.sampler = sampler()
         try:
             with as_one(self._study):
                 trial = self._study.ask() if orphan is None else live_trial(self._study, orphan)
+                if command:
+                    trial.set_user_attr(COMMAND, command)
                 return trial, self._space.suggest(trial)
         finally:
             self._study.sampler = before
 
-    def _sampler(self, seed: int, number: int, trials: Sequence[FrozenTrial]) -> BaseSampler:
-        if number < len(self._warm):
-            return PartialFixedSampler(self._space.drawn_params(self._warm[number].params), RandomSampler(seed=seed))
-        tpe = TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
-        directions = self._study.directions
-        if len(trials) <= MAX_HISTORY and len(directions) == 1:
-            return tpe
+    def _sampler(self, seed: int, index: int) -> BaseSampler:
+        if index < len(self._warm):
+            return PartialFixedSampler(self._space.drawn_params(self._warm[index].params), RandomSampler(seed=seed))
+        trials = self._study.get_trials(deepcopy=False)
+        if len(trials) <= MAX_HISTORY and len(self._study.directions) == 1:
+            return _tpe(seed)
+        return PartialFixedSampler(self._drawn(seed, trials), RandomSampler(seed=seed))
+
+    def _fixed(self, given: Mapping[str, Scalar], seed: int) -> BaseSampler:
+        fixed = self._drawn(seed, self._study.get_trials(deepcopy=False))
+        for name, value in given.items():
+            parameter = self._space.parameters[name]
+            fixed |= {parameter.drawn_name(index): value for index in range(len(parameter.alternatives))}
+        return PartialFixedSampler(fixed, RandomSampler(seed=seed))
+
+    def _drawn(self, seed: int, trials: Sequence[FrozenTrial]) -> dict[str, Scalar]:
+        """Return what TPE draws for the next trial, by the names that Optuna has."""
         shown = ShownHistory(self._history.window(trials), len(trials))
-        drawn = optuna.create_study(storage=shown, directions=directions, sampler=tpe).ask()
+        drawn = optuna.create_study(storage=shown, directions=self._study.directions, sampler=_tpe(seed)).ask()
         self._space.suggest(drawn)
-        return PartialFixedSampler(drawn.params, RandomSampler(seed=seed))
+        return drawn.params
+
+
+def command_of(trial: FrozenTrial) -> str:
+    """Return the id of the command that asked for a trial; empty where the search proposed it."""
+    return str(trial.user_attrs.get(COMMAND, ""))
+
+
+def _tpe(seed: int) -> BaseSampler:
+    return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
 
 
 def _history(study: optuna.Study) -> History | FrontHistory:

@@ -1,0 +1,156 @@
+"""Params that a person gives: whether a trial of the space could have them, and what a clone may change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loraxs_search.methods import ParameterSpec
+from loraxs_search.records import Scalar
+from loraxs_search.search_space._conditions import drawing_order
+from loraxs_search.search_space._distributions import METHOD, Constant, Parameter
+from loraxs_search.search_space._faults import one_of, shown
+from loraxs_search.search_space._parameter_specs import COMMON, SpaceSpecs, method_spec, parameter_specs
+from loraxs_search.search_space._placing import Placed, as_number, place_params
+from loraxs_search.search_space._space import Space
+
+# What decides how a state is trained, and not what it is: a trial may go on from another one's state with other values
+# of these, and hosts can train with any.
+OPTIMIZER = tuple(name for name in COMMON if name not in ("target_modules", "head"))
+
+
+def place_given(space: Space, given: Mapping[str, Scalar]) -> Placed:
+    """Check some of the params of a trial, whose others the sampler will choose.
+
+    What hangs on a condition needs the parameters that decide it to be given too: the sampler might choose others.
+    """
+    reader = _Reader(space, given)
+    for name in drawing_order(space.parameters.values()):
+        reader.place(space.parameters[name])
+    for name in given:
+        if name not in space.parameters:
+            reader.faults[name] = f"`{name}` must be a parameter of the space: {one_of(space.parameters, name)}."
+    return Placed(reader.given, tuple(reader.faults.values()), tuple(reader.faults))
+
+
+def clone_params(
+    space: Space, source: Mapping[str, Scalar], given: Mapping[str, Scalar], *, warm: bool, force: bool
+) -> Placed:
+    """Return the params of a clone: those of its source but for those given.
+
+    Args:
+        warm: Whether it goes on with the source's state: then it may change what concerns the optimizer alone.
+        force: Whether that may lie outside of the space.
+    Returns:
+        The params, and what keeps a clone from having them. Without faults, `outside` has what was forced.
+    """
+    method = str(given.get(METHOD, source.get(METHOD, space.methods[0])))
+    faults = _unknown(space, method, given)
+    if faults:
+        return Placed({}, tuple(faults.values()), tuple(faults))
+    specs = parameter_specs(method)
+    changed = {name: _checked(specs[name], name, value, faults) for name, value in given.items() if name != METHOD}
+    wanted = {METHOD: method, **source, **{name: value for name, value in changed.items() if value is not None}}
+    if warm:
+        faults |= {
+            name: f"`{name}` must stay {source.get(name, specs[name].default if name in specs else method)} in a clone "
+            f"that begins with its source's state, which would mean something else, but got {shown(value)}."
+            for name, value in given.items()
+            if name not in (*OPTIMIZER, *faults) and not _is_same(specs, source, name, value)
+        }
+    if faults:
+        return Placed({}, tuple(faults.values()), tuple(faults))
+    placed = place_params(space, wanted)
+    if force and set(placed.outside) <= set(OPTIMIZER):
+        forced = {name: wanted[name] for name in placed.outside if name in wanted}
+        return Placed({**placed.params, **forced}, (), placed.outside)
+    laws = [
+        f"`{name}` must be as the space has it: {fault}."
+        for name, fault in zip(placed.outside, placed.faults, strict=True)
+    ]
+    return Placed(placed.params, tuple(laws), placed.outside)
+
+
+class _Reader:
+    """Walks through the parameters of a space in the order in which they are drawn."""
+
+    def __init__(self, space: Space, given: Mapping[str, Scalar]) -> None:
+        self._space, self._wanted = space, given
+        self._specs = SpaceSpecs(space.methods)
+        self._open: set[str] = set()  # left to the sampler
+        self._known: dict[str, Scalar] = {}
+        self.given: dict[str, Scalar] = {}
+        self.faults: dict[str, str] = {}
+
+    def place(self, parameter: Parameter) -> None:
+        name = parameter.name
+        undecided = [other for other in parameter.parents() if other in self._open]
+        if name not in self._wanted:
+            self._leave(parameter, undecided)
+        elif undecided:
+            needed = " ".join(f"--set {other}=..." for other in dict.fromkeys(undecided))
+            self.faults[name] = f"`{name}` must come with what decides whether a trial has it: add {needed}."
+        else:
+            self._take(parameter, self._wanted[name])
+
+    def _leave(self, parameter: Parameter, undecided: list[str]) -> None:
+        index = parameter.chosen(self._known)
+        otherwise = parameter.otherwise_after(self._known)
+        if undecided:
+            self._open.add(parameter.name)
+        elif index is None:
+            self._known |= {} if otherwise is None else {parameter.name: otherwise}
+        elif isinstance(constant := parameter.alternatives[index].distribution, Constant):
+            self._known[parameter.name] = constant.value
+        else:
+            self._open.add(parameter.name)
+
+    def _take(self, parameter: Parameter, given: Scalar) -> None:
+        name = parameter.name
+        index = parameter.chosen(self._known)
+        value = _checked(self._law(name), name, given, self.faults)
+        if value is None:
+            return
+        if index is None:
+            given_here = ", ".join(f"{other} {self._known.get(other, 'left out')}" for other in parameter.parents())
+            self.faults[name] = f"`{name}` must be left out of a trial with {given_here}, but got {shown(given)}."
+            return
+        distribution = parameter.alternatives[index].distribution
+        own = distribution.find(value, self._law(name).same)
+        if own is None:
+            self.faults[name] = f"`{name}` must be as the space has it, {distribution}, but got {shown(given)}."
+            return
+        self._known[name] = self.given[name] = own
+
+    def _law(self, name: str) -> ParameterSpec:
+        """Return what a value of a parameter must be; where methods differ in it, by the trial's."""
+        if name == METHOD:
+            return method_spec()
+        takers = self._specs.takers(name)
+        method = str(self._known.get(METHOD, takers[0]))
+        return parameter_specs(method if method in takers else takers[0])[name]
+
+
+def _unknown(space: Space, method: str, given: Mapping[str, Scalar]) -> dict[str, str]:
+    """Return what is wrong with the names that are given."""
+    if method not in space.methods:
+        return {METHOD: f"`method` must be one of: {one_of(space.methods, method)}, but got {method!r}."}
+    known = [*([METHOD] if len(space.methods) > 1 else []), *parameter_specs(method)]
+    return {
+        name: f"`{name}` must be a parameter of a trial: {one_of(known, name)}." for name in given if name not in known
+    }
+
+
+def _checked(spec: ParameterSpec, name: str, value: Scalar, faults: dict[str, str]) -> Scalar | None:
+    """Return a value in the parameter's own type; None where it breaks the law, which goes to the faults."""
+    try:
+        return spec.check(as_number(spec, value))
+    except ValueError as error:
+        faults[name] = f"`{name}` {error}, but got {shown(value)}."
+        return None
+
+
+def _is_same(specs: Mapping[str, ParameterSpec], source: Mapping[str, Scalar], name: str, value: Scalar) -> bool:
+    if name == METHOD:
+        return source.get(METHOD, value) == value
+    own, law = source.get(name, specs[name].default), specs[name]
+    return own is not None and law.same(own, law.check(as_number(law, value)))

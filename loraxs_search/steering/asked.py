@@ -1,0 +1,47 @@
+"""Trials that people ask for: how `add` and `clone` say what they are to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from loraxs_search.errors import CommandError
+from loraxs_search.records import Command, Scalar
+from loraxs_search.search_space import Space, parse_space
+from loraxs_search.steering._base import SteeredStudy
+from loraxs_search.steering.state import AskedTrial, SteeringState
+
+_PARAM = "params."
+
+
+def space_of(study: SteeredStudy) -> Space:
+    """Return the space that a study searches."""
+    info = study.folder.info
+    return parse_space(
+        study.folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name
+    )
+
+
+def refuse(faults: tuple[str, ...], hint: str) -> None:
+    """Refuse params, with all that is wrong with them.
+
+    Raises:
+        CommandError: something is.
+    """
+    if faults:
+        raise CommandError("\n".join(faults), hint=hint)
+
+
+def facts_of(study: SteeredStudy, params: Mapping[str, Scalar], **others: Scalar) -> dict[str, Scalar]:
+    """Return what a verb decided about a trial: its params, and whether the study begins anew for it."""
+    facts = {f"{_PARAM}{name}": value for name, value in params.items()} | others
+    return facts | ({"reopens": True} if study.trials_have_ended else {})
+
+
+def ask(command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+    """Make a trial part of what is to be proposed."""
+    params = {name.removeprefix(_PARAM): value for name, value in facts.items() if name.startswith(_PARAM)}
+    source = command.trial_ids[0] if command.trial_ids else ""
+    step, is_hidden = int(facts.get("step", 0)), bool(facts.get("is_hidden", False))
+    state.asked[command.command_id] = AskedTrial(command.command_id, params, source, step, is_hidden)
+    state.num_reopenings += bool(facts.get("reopens"))
