@@ -55,6 +55,9 @@ class LinesView:
             parts += [f"[{len(self._ended)}/{total}]", record.reason]
         self._write("  ".join(parts))
 
+    def commanded(self, text: str) -> None:
+        self._write(text)
+
     def finished(self) -> None:
         self._out.flush()
 

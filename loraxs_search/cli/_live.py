@@ -68,6 +68,9 @@ class LiveView:
     def trial_changed(self, record: TrialRecord) -> None:
         self._records = self._records | {record.trial_id: record}
 
+    def commanded(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
     def finished(self) -> None:
         self._phase = "done"
 

@@ -30,6 +30,7 @@ from loraxs_search.cli import (
     show,
     spaces,
     status,
+    stop,
     sync,
     tasks,
     ui,
@@ -64,11 +65,12 @@ app = typer.Typer(
 )
 _VERBS = (
     *(check, doctor, launch, status, compare, resume, sync),
+    stop,
     *(promote, ls, show, history, rollback, rm),
     *(pull, predict, ui),
 )
 for verb in _VERBS:
-    app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
+    app.command(name=verb.__name__.rpartition(".")[2].rstrip("_"))(verb.command)
 app.add_typer(spaces.app, name="spaces", cls=Verbs)
 app.add_typer(tasks.app, name="tasks", cls=Verbs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits, Sample
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
+from loraxs_search.records._command import AnswerState, Command, CommandAnswer, CommandRecord, CommandTag
 from loraxs_search.records._data import DataReport, SplitOverlap
 from loraxs_search.records._estimate import Estimate
 from loraxs_search.records._front import FrontTrial
@@ -40,11 +41,16 @@ __all__ = [
     "Action",
     "AdapterRef",
     "AdapterSize",
+    "AnswerState",
     "Answers",
     "BaseModel",
     "BaseModelRef",
     "Basis",
     "Candidate",
+    "Command",
+    "CommandAnswer",
+    "CommandRecord",
+    "CommandTag",
     "Confirmation",
     "DataReport",
     "DataSource",

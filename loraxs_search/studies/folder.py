@@ -30,13 +30,15 @@ from loraxs_search.records import (
     Yardstick,
     to_json,
 )
+from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.journal import Journal
-from loraxs_search.studies.reading import read_record, read_text
-from loraxs_search.studies.snapshots import kept_path, kept_paths, read_reports, snapshot_path
+from loraxs_search.studies.reading import DAMAGED_HINT, read_record, read_text
+from loraxs_search.studies.snapshots import handed_on, kept_path, kept_paths, read_reports, snapshot_path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _WARM_START = "warm_start.json"
+_EARLIER = "candidates-"  # and a number: those of before the search went on
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,10 @@ class StudyFolder:
         """Read the journal as it stands now."""
         return Journal(self.path / "journal.jsonl")
 
+    def inbox(self) -> CommandInbox:
+        """Return the commands of people on this machine that no driver has answered yet."""
+        return CommandInbox(self.path / "commands")
+
     def is_running(self) -> bool:
         """Say whether a driver on this machine holds the study now; nothing is written, and none is kept out."""
         return is_locked(self.path / "study.lock")
@@ -261,6 +267,29 @@ class StudyFolder:
             )
         return content
 
+    # ---- clones --------------------------------------------------------------------------------------------------
+    def write_clone_state(self, command_id: str, snapshot: bytes) -> None:
+        """Keep a trial's state for the clone that a command asks for: the trial may train on before that starts."""
+        write_atomic(self._clone_path(command_id), snapshot)
+
+    def begin_clone(self, trial_id: str, command_id: str) -> tuple[TrialReport, ...]:
+        """Give a trial the state that was kept for it, as its own last one; return its reports.
+
+        Raises:
+            StudyError: the state is missing or damaged.
+        """
+        path = self._clone_path(command_id)
+        if not path.exists():
+            raise StudyError(
+                f"A clone must have the state that it begins with, but {path} is missing.", hint=DAMAGED_HINT
+            )
+        snapshot = handed_on(path.read_bytes(), trial_id)
+        self.write_snapshot(trial_id, snapshot)
+        return read_reports(snapshot)
+
+    def _clone_path(self, command_id: str) -> Path:
+        return self.path / "clones" / f"{command_id}.safetensors"
+
     # ---- snapshots and candidates ----------------------------------------------------------------------------------
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
         """Keep a trial's state, replacing the one before, atomically.
@@ -332,6 +361,27 @@ class StudyFolder:
         """Return the scored candidates, best first by validation, or None when the search is not finished."""
         path = self.path / "candidates.json"
         return read_record(_CandidateFile, path).candidates if path.exists() else None
+
+    def set_candidates_aside(self) -> None:
+        """Take the candidates away, since the search goes on; what is known of them one by one stays.
+
+        Refits and scores of adapters that become candidates again need not be made again, and test rows that an adapter
+        has answered are not asked again.
+        """
+        path = self.path / "candidates.json"
+        if path.exists():
+            aside = path.with_name(f"{_EARLIER}{len(self._earlier_paths()) + 1}.json")
+            with disk_faults(path):
+                path.rename(aside)
+
+    def earlier_finalists(self) -> tuple[str, ...]:
+        """Return the adapters that had answered the test rows when the search went on, in order."""
+        earlier = (read_record(_CandidateFile, path).candidates for path in self._earlier_paths())
+        return tuple(dict.fromkeys(each.trial_id for some in earlier for each in some if each.test_metrics))
+
+    def _earlier_paths(self) -> list[Path]:
+        paths = self.path.glob(f"{_EARLIER}*.json")
+        return sorted(paths, key=lambda path: int(path.stem.removeprefix(_EARLIER)))
 
 
 @dataclass(frozen=True)

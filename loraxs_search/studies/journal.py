@@ -13,6 +13,9 @@ from typing import Any
 from loraxs_search.append_log import AppendLog
 from loraxs_search.errors import StudyError
 from loraxs_search.records import (
+    Command,
+    CommandAnswer,
+    CommandRecord,
     Lineage,
     Origin,
     Scalar,
@@ -40,8 +43,10 @@ class Journal:
         self._log = AppendLog(path)
         self._records: dict[str, TrialRecord] = {}
         self._reports: list[TrialReport] = []
+        self._commands: dict[str, CommandRecord] = {}
         self._work_time = WorkTime()
         self._notice: str | None = None
+        self._num_reopenings, self._is_reopened = 0, False
         self.refresh()
 
     @property
@@ -53,6 +58,11 @@ class Journal:
     def reports(self) -> list[TrialReport]:
         """Every report of every trial, in the order they came."""
         return self._reports
+
+    @property
+    def commands(self) -> Mapping[str, CommandRecord]:
+        """Every command that a driver has taken, by id, in the order in which they were taken, and so carried out."""
+        return self._commands
 
     @property
     def spent_s(self) -> float:
@@ -68,6 +78,16 @@ class Journal:
     def notice(self) -> str | None:
         """Why the search ended before its budget, for people; empty when it used it up, None while it has not ended."""
         return self._notice
+
+    @property
+    def num_reopenings(self) -> int:
+        """How many commands that ask for more, after all trials had ended, the search has followed."""
+        return self._num_reopenings
+
+    @property
+    def is_reopened(self) -> bool:
+        """Whether the search goes on after it had ended: candidates from before are none any more."""
+        return self._is_reopened
 
     def refresh(self) -> None:
         """Read what was appended since the last look."""
@@ -90,6 +110,14 @@ class Journal:
         """Record that there is no more to train, and why if the budget is not used up."""
         self._append({"event": "search_ended", "notice": notice}, sync=True)
 
+    def reopened(self, number: int) -> None:
+        """Record that the search goes on after its trials had ended.
+
+        Args:
+            number: Of the commands so far that ask for this.
+        """
+        self._append({"event": "reopened", "number": number}, sync=True)
+
     def trial_started(self, trial_id: str, params: Mapping[str, Scalar], origin: Origin | None = None) -> TrialRecord:
         """Record that a trial starts with `params`, and where it comes from, if it is not the sampler's."""
         if trial_id not in self._records:
@@ -111,6 +139,25 @@ class Journal:
             return False
         self._append({"event": "ended", "trial_id": trial_id, "state": state.value, "reason": reason}, sync=True)
         return True
+
+    def commanded(self, command: Command) -> bool:
+        """Record that a command was taken, before anything is done about it; False when it was taken before."""
+        if command.command_id in self._commands:
+            return False
+        self._append({"event": "commanded", "command": json.loads(to_json(command))}, sync=True)
+        return True
+
+    def answered(self, answer: CommandAnswer) -> bool:
+        """Record what became of a command, which is its effect too; False when it was answered before."""
+        if self._commands[answer.command_id].answer is not None:
+            return False
+        self._append({"event": "answered", "answer": json.loads(to_json(answer))}, sync=True)
+        return True
+
+    def command_cleared(self, command_id: str) -> None:
+        """Record that the tag of a command is deleted."""
+        if not self._commands[command_id].is_cleared:
+            self._append({"event": "command_cleared", "command_id": command_id}, sync=True)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _last_step(self, trial_id: str) -> int:
@@ -150,7 +197,18 @@ class Journal:
             self._records[event["trial_id"]] = replace(
                 record, state=TrialState(event["state"]), reason=event["reason"], ended_at=at
             )
+        elif kind == "commanded":
+            command = from_json(Command, json.dumps(event["command"]))
+            self._commands[command.command_id] = CommandRecord(command)
+        elif kind == "answered":
+            answer = from_json(CommandAnswer, json.dumps(event["answer"]))
+            self._commands[answer.command_id] = replace(self._commands[answer.command_id], answer=answer)
+        elif kind == "command_cleared":
+            command_id = event["command_id"]
+            self._commands[command_id] = replace(self._commands[command_id], is_cleared=True)
         elif kind == "search_ended":
-            self._notice = event["notice"]
+            self._notice, self._is_reopened = event["notice"], False
+        elif kind == "reopened":
+            self._notice, self._is_reopened, self._num_reopenings = None, True, event["number"]
         else:
             logger.warning("journal %s holds an unknown event %r; it is ignored", self._log.path, kind)

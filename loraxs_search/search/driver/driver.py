@@ -6,7 +6,7 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,12 @@ from loraxs_search.records import (
 from loraxs_search.registry import trial_of
 from loraxs_search.reports import front
 from loraxs_search.schedulers import make_scheduler
+from loraxs_search.search.driver.commander import Commander, InboxSource
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space, notes
+from loraxs_search.steering import steered
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
 from loraxs_search.tracking import Tracker
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 
 _logger = logging.getLogger(__name__)
+_LOOK_EVERY_S = 0.5  # while all that is left is paused
 _LATE = (
     "hosts.study_actors",
     "ledger.ledger",
@@ -150,25 +153,33 @@ class Driver:
         journal = folder.journal()
         deadline = self._deadline(journal)
         journal.driver_started(self._started_at)
-        study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
-        rebuild(study, self._space, journal.records)
+        optuna_study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
+        rebuild(optuna_study, self._space, journal.records)
         watch = ScoreWatch(task, plan.max_steps)
-        ledger = Ledger(journal, study, tracker, self._view, KeepRule.of(task, plan), watch)
+        ledger = Ledger(journal, optuna_study, tracker, self._view, KeepRule.of(task, plan), watch)
         ledger.reconcile(folder)
         scheduler = make_scheduler(plan, task.search_direction)
         scheduler.replay(journal.reports, task.search_metric)
         self._view.started(self._facts(actors, ledger))
         for trial_id, reason in scheduler.stopped.items():
             ledger.ended(trial_id, TrialState.PRUNED, reason)
-        sampler = Sampler(study, self._space, warm.trials)
-        searcher = StudySearcher(sampler, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path)
+        sampler = Sampler(optuna_study, self._space, warm.trials)
+        study = steered(folder, journal)
+        searcher = StudySearcher(
+            sampler, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path, state=study.state
+        )
+        commander = Commander(study, [InboxSource(folder.inbox())], self._view, searcher.follow)
         if journal.notice is None and folder.candidates() is None:
-            tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off)
-            run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
-            if searcher.fatal_error is not None:
-                raise searcher.fatal_error
+            searcher.on_turn = commander.turn
+
+            def train() -> None:
+                tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves)
+                run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
+
+            self._train(train, searcher)
             self._end_unfinished(ledger, searcher)
-            journal.search_ended(searcher.early_end or "")
+            journal.search_ended(searcher.notice)
+        commander.take_all()  # what came too late is refused
         tracker.yardsticks_measured(yardsticks.result())
         if folder.candidates() is None:
             self._keep_adapters(folder, actors, ledger, tracker, watch)
@@ -209,9 +220,25 @@ class Driver:
         budget_s = self._info.search.time_budget_s
         return None if budget_s is None else self._started_at + budget_s - journal.spent_s
 
+    def _train(self, run: Callable[[], None], searcher: StudySearcher) -> None:
+        """Run trials until there are no more; where all that are left are paused, wait for somebody to continue them.
+
+        Tune does not wait: without trials to run it would hold processes and warn of missing resources.
+        """
+        if not searcher.is_waiting:
+            run()
+        while searcher.is_waiting and not self._stop.is_set():
+            self._view.commanded(f"all that is left is paused: `loraxs-search continue {self._info.name}` goes on")
+            while searcher.is_waiting and not self._stop.wait(_LOOK_EVERY_S):
+                searcher.turn()
+            if searcher.has_more and not self._stop.is_set():
+                run()
+        if searcher.fatal_error is not None:
+            raise searcher.fatal_error
+
     def _end_unfinished(self, ledger: Ledger, searcher: StudySearcher) -> None:
         left, name = ledger.unfinished(), self._info.name
-        is_complete = not left and len(ledger.records) >= self._info.search.trials
+        is_complete = not left and not searcher.has_more
         if searcher.failing is not None and not is_complete:
             raise TrialsFailError(
                 f"The trials of study {name!r} must be able to train, but {searcher.failing}",

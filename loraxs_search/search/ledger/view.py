@@ -46,6 +46,9 @@ class SearchView(Protocol):
     def trial_changed(self, record: TrialRecord) -> None:
         """A trial was started, reported or ended."""
 
+    def commanded(self, text: str) -> None:
+        """Somebody has sent a command, which was answered so; or the search waits for one."""
+
     def finished(self) -> None:
         """No more calls follow."""
 
@@ -58,5 +61,7 @@ class SilentView:
     def started(self, facts: SearchStarted) -> None: ...
 
     def trial_changed(self, record: TrialRecord) -> None: ...
+
+    def commanded(self, text: str) -> None: ...
 
     def finished(self) -> None: ...
