@@ -23,7 +23,9 @@ from loraxs_search.studies import Journal, StudyFolder
 
 __all__ = ["VERBS", "Accepted", "SteeredStudy", "SteeringState", "Verb", "apply", "decide", "get_verb", "steered"]
 
-VERBS: Mapping[str, Verb] = {verb.name: verb for verb in (Stop(), Pause(), Continue(), Finish(), Add(), Clone(), Extend())}
+VERBS: Mapping[str, Verb] = {
+    verb.name: verb for verb in (Stop(), Pause(), Continue(), Finish(), Add(), Clone(), Extend())
+}
 
 
 def get_verb(name: str) -> Verb:

@@ -9,6 +9,7 @@ from loraxs_search.errors import CommandError
 from loraxs_search.records import Command, Scalar
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.steering._base import SteeredStudy
+from loraxs_search.steering.plan import check_time, extended, has_ended
 from loraxs_search.steering.state import AskedTrial, SteeringState
 
 _PARAM = "params."
@@ -35,7 +36,16 @@ def refuse(faults: tuple[str, ...], hint: str) -> None:
 def facts_of(study: SteeredStudy, params: Mapping[str, Scalar], **others: Scalar) -> dict[str, Scalar]:
     """Return what a verb decided about a trial: its params, and whether the study begins anew for it."""
     facts = {f"{_PARAM}{name}": value for name, value in params.items()} | others
-    return facts | ({"reopens": True} if study.trials_have_ended else {})
+    return facts | ({"reopens": True} if has_ended(study) else {})
+
+
+def check_budget(study: SteeredStudy) -> None:
+    """Refuse another trial where there is no time to train it.
+
+    Raises:
+        CommandError: the study's time budget is used up.
+    """
+    check_time(study, extended(study.folder.info.search, study.state))
 
 
 def ask(command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:

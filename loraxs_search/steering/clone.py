@@ -9,7 +9,7 @@ from loraxs_search.errors import CommandError
 from loraxs_search.records import Command, Scalar
 from loraxs_search.search_space import clone_params
 from loraxs_search.steering._base import Accepted, SteeredStudy, Trials, Verb
-from loraxs_search.steering.asked import ask, facts_of, refuse, space_of
+from loraxs_search.steering.asked import ask, check_budget, facts_of, refuse, space_of
 from loraxs_search.steering.state import SteeringState
 from loraxs_search.studies import read_reports
 from loraxs_search.studies.snapshots import is_whole
@@ -23,8 +23,8 @@ class Clone(Verb):
     learning rates follow its own schedule from that step on. The sampler learns nothing from a warm clone, whose params
     do not explain its scores, nor from one outside of the space.
 
-    With `force` what concerns the optimizer alone may lie outside of the space. Nothing else can: hosts are prepared for
-    the shapes that the space allows, and a state of another shape, or in other factors, would mean something else.
+    With `force` what concerns the optimizer alone may lie outside of the space. Nothing else can: hosts are prepared
+    for the shapes that the space allows, and a state of another shape, or in other factors, would mean something else.
     """
 
     name = "clone"
@@ -34,6 +34,7 @@ class Clone(Verb):
     after_training: ClassVar[bool] = True
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        check_budget(study)
         (source,) = command.trial_ids
         warm, force = bool(command.arguments.get("warm")), bool(command.arguments.get("force"))
         space = space_of(study)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from loraxs_search.errors import CommandError
 from loraxs_search.records import Command, Scalar, SearchPlan
 from loraxs_search.steering._base import Accepted, SteeredStudy, Verb
-from loraxs_search.steering.plan import extended, num_proposed
+from loraxs_search.steering.plan import check_time, extended, has_ended, num_proposed
 from loraxs_search.steering.state import SteeringState
 
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
@@ -39,9 +39,9 @@ class Extend(Verb):
         if trials is not None and (not isinstance(trials, int) or isinstance(trials, bool) or trials < 1):
             raise CommandError(f"`--trials` must be a whole number of at least 1, but got {trials}.")
         plan, seconds = extended(study.folder.info.search, study.state), 0.0 if time is None else _seconds(time)
-        if trials is None and study.trials_have_ended and not _wants_new(plan, study):
+        if trials is None and has_ended(study) and not _wants_new(plan, study):
             raise CommandError(
-                f"`--time` alone needs a study with trials left to propose, but {study.name!r} has had all {plan.trials}.",
+                f"`--time` alone needs trials left to propose, but study {study.name!r} has had all {plan.trials}.",
                 hint="add --trials",
             )
         budget_s = _budget_s(plan, study, seconds)
@@ -49,7 +49,7 @@ class Extend(Verb):
         facts: dict[str, Scalar] = {"trials": total} | ({} if budget_s is None else {"time_budget_s": budget_s})
         within = "" if budget_s is None else f" within {budget_s:,.0f} s of work"
         text = f"the search is to propose {total} trials{within}, {num_proposed(study.journal)} of them so far"
-        return Accepted(text, facts | ({"reopens": True} if study.trials_have_ended else {}))
+        return Accepted(text, facts | ({"reopens": True} if has_ended(study) else {}))
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
         state.trials = int(facts["trials"])
@@ -60,7 +60,7 @@ class Extend(Verb):
 
 def _base(plan: SearchPlan, study: SteeredStudy) -> int:
     """Return what more trials are counted from."""
-    is_over = study.trials_have_ended or study.state.finishing is not None
+    is_over = has_ended(study) or study.state.finishing is not None
     return num_proposed(study.journal) if is_over else plan.trials
 
 
@@ -74,15 +74,10 @@ def _budget_s(plan: SearchPlan, study: SteeredStudy, more_s: float) -> float | N
     Raises:
         CommandError: the study's is used up, and no time comes to it.
     """
-    spent_s, budget_s = study.journal.spent_s, plan.time_budget_s
     if more_s:
-        return max(spent_s, budget_s or 0.0) + more_s
-    if budget_s is not None and spent_s >= budget_s:
-        raise CommandError(
-            f"`extend` must leave time to train, but study {study.name!r} has used up its {budget_s:g} s.",
-            hint="add --time, as in --time 1h",
-        )
-    return budget_s
+        return max(study.journal.spent_s, plan.time_budget_s or 0.0) + more_s
+    check_time(study, plan)
+    return plan.time_budget_s
 
 
 def _seconds(text: Scalar) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from loraxs_search.errors import CommandError
 from loraxs_search.records import SearchPlan
+from loraxs_search.steering._base import SteeredStudy
 from loraxs_search.steering.state import SteeringState
 from loraxs_search.studies import Journal
 
@@ -18,6 +20,31 @@ def extended(plan: SearchPlan, state: SteeringState) -> SearchPlan:
     )
 
 
+def planned(plan: SearchPlan, state: SteeringState) -> SearchPlan:
+    """Return a plan whose `trials` are all that the study will have, those that people asked for included."""
+    whole = extended(plan, state)
+    return replace(whole, trials=whole.trials + len(state.asked))
+
+
+def has_ended(study: SteeredStudy) -> bool:
+    """Whether the search has to begin anew for what comes now: its trials have ended, or its candidates are scored."""
+    return study.trials_have_ended or study.folder.candidates() is not None
+
+
 def num_proposed(journal: Journal) -> int:
     """Return how many trials the search has proposed itself; those that people asked for come on top."""
     return sum(not record.command for record in journal.records.values())
+
+
+def check_time(study: SteeredStudy, plan: SearchPlan) -> None:
+    """Refuse more trials where there is no time to train them.
+
+    Raises:
+        CommandError: the time budget is used up.
+    """
+    budget_s = plan.time_budget_s
+    if budget_s is not None and study.journal.spent_s >= budget_s:
+        raise CommandError(
+            f"More trials need time to train, but study {study.name!r} has used up its {budget_s:g} s.",
+            hint=f"give it more with `loraxs-search extend {study.name} --time 1h`",
+        )

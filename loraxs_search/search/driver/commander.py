@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from loraxs_search.records import AnswerState, Command, CommandAnswer
-from loraxs_search.search.ledger.view import SearchView
-from loraxs_search.steering import SteeredStudy, apply, decide
-from loraxs_search.studies import CommandInbox
+from loraxs_search.search.ledger.view import SearchView, SilentView
+from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, steered
+from loraxs_search.studies import CommandInbox, StudyFolder
 
 _EVERY_S = 0.2  # between two looks at what people have sent
 
@@ -93,6 +93,31 @@ class Commander:
         apply(command, answer, self._study.state)
         self._view.commanded(_line(command, answer))
         return True
+
+
+def foreseen(folder: StudyFolder) -> SteeringState:
+    """Return what the commands of a study will have come to once those that wait are decided on; nothing is written."""
+    study = steered(folder, folder.journal())
+    waiting = {command.command_id: command for command in folder.inbox().waiting()}
+    for record in study.journal.commands.values():
+        waiting.pop(record.command.command_id, None)
+        if record.answer is None:
+            apply(record.command, decide(record.command, study), study.state)
+    for command in waiting.values():
+        apply(command, decide(command, study), study.state)
+    return study.state
+
+
+def answer_waiting(folder: StudyFolder) -> None:
+    """Answer what people have sent to a study that is not searched any further; its lock is held."""
+    study = steered(folder, folder.journal())
+    Commander(study, [InboxSource(folder.inbox())], SilentView(), lambda: None).take_all()
+
+
+def asks_for_more(folder: StudyFolder, state: SteeringState) -> bool:
+    """Whether people have asked a study for more since its trials had ended, or it is going on for that already."""
+    journal = folder.journal()
+    return journal.is_reopened or state.num_reopenings > journal.num_reopenings
 
 
 def _line(command: Command, answer: CommandAnswer) -> str:

@@ -22,13 +22,14 @@ from loraxs_search.records import (
 )
 from loraxs_search.registry import trial_of
 from loraxs_search.reports import front
-from loraxs_search.schedulers import make_scheduler
-from loraxs_search.search.driver.commander import Commander, InboxSource
+from loraxs_search.schedulers import Scheduler, make_scheduler
+from loraxs_search.search.driver.commander import Commander, InboxSource, answer_waiting
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space, notes
-from loraxs_search.steering import steered
+from loraxs_search.steering import SteeredStudy, SteeringState, steered
+from loraxs_search.steering.plan import planned
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
 from loraxs_search.tracking import Tracker
 
@@ -139,54 +140,87 @@ class Driver:
         from loraxs_search.search.ledger.optuna_values import directions
         from loraxs_search.search.ledger.rebuild import rebuild
         from loraxs_search.search.ledger.score_watch import ScoreWatch
+        from loraxs_search.search.tune.deadline import Deadline
         from loraxs_search.search.tune.runner import run_tuner
         from loraxs_search.search.tune.sampler import Sampler
         from loraxs_search.search.tune.scheduler import TuneScheduler
         from loraxs_search.search.tune.searcher import StudySearcher
 
         yardsticks = StudyYardsticks(folder, actors, self._space.task)  # begun first: Ray Tune takes seconds to start
-        plan, task = self._info.search, self._info.task
-        warm = folder.warm_trials()
+        plan, task, warm = self._info.search, self._info.task, folder.warm_trials()
         tracker.search_started(
             self._space.text, plan, params=actors.hardware() | _facts_of_task(task, warm), gpus=actors.gpus()
         )
         journal = folder.journal()
-        deadline = self._deadline(journal)
+        study = steered(folder, journal)
+        self._reopen(study)
+        deadline = Deadline(plan, study.state, self._started_at - journal.spent_s)
         journal.driver_started(self._started_at)
         optuna_study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
         rebuild(optuna_study, self._space, journal.records)
         watch = ScoreWatch(task, plan.max_steps)
         ledger = Ledger(journal, optuna_study, tracker, self._view, KeepRule.of(task, plan), watch)
         ledger.reconcile(folder)
-        scheduler = make_scheduler(plan, task.search_direction)
-        scheduler.replay(journal.reports, task.search_metric)
-        self._view.started(self._facts(actors, ledger))
-        for trial_id, reason in scheduler.stopped.items():
-            ledger.ended(trial_id, TrialState.PRUNED, reason)
+        scheduler = self._scheduler(ledger, journal)
+        self._view.started(self._facts(actors, ledger, study.state))
         sampler = Sampler(optuna_study, self._space, warm.trials)
-        study = steered(folder, journal)
         searcher = StudySearcher(
-            sampler, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path, state=study.state
+            sampler,
+            ledger,
+            self._space,
+            plan,
+            actors,
+            scheduler,
+            deadline,
+            folder.optuna_path,
+            folder=folder,
+            state=study.state,
         )
-        commander = Commander(study, [InboxSource(folder.inbox())], self._view, searcher.follow)
-        if journal.notice is None and folder.candidates() is None:
-            searcher.on_turn = commander.turn
+        shown = planned(plan, study.state)
 
-            def train() -> None:
-                tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves)
-                run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
+        def follow() -> None:
+            nonlocal shown
+            searcher.follow()
+            if shown != (shown := planned(plan, study.state)):
+                self._view.started(self._facts(actors, ledger, study.state))
 
+        commander = Commander(study, [InboxSource(folder.inbox())], self._view, follow)
+        searcher.on_turn = commander.turn
+
+        def train() -> None:
+            tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves)
+            run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
+
+        def goes_on() -> bool:
+            """Take what people have sent; say whether they ask for more than has been trained."""
+            commander.take_all()  # what came too late is refused
+            return self._reopen(study)
+
+        def keep_adapters() -> bool:
+            tracker.yardsticks_measured(yardsticks.result())
+            return self._keep_adapters(folder, actors, ledger, tracker, watch, goes_on)
+
+        def train_all() -> None:
             self._train(train, searcher)
-            self._end_unfinished(ledger, searcher)
+            self._end_unfinished(ledger, searcher, planned(plan, study.state).trials)
             journal.search_ended(searcher.notice)
-        commander.take_all()  # what came too late is refused
-        tracker.yardsticks_measured(yardsticks.result())
-        if folder.candidates() is None:
-            self._keep_adapters(folder, actors, ledger, tracker, watch)
+
+        _go_through(folder, journal, train_all, keep_adapters, goes_on)
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
+    def _scheduler(self, ledger: Ledger, journal: Journal) -> Scheduler:
+        """Return the scheduler as it stood when the journal ended; trials that it had stopped end now."""
+        scheduler = make_scheduler(self._info.search, self._info.task.search_direction)
+        for record in journal.records.values():
+            if record.lineage is not None and record.lineage.is_warm:
+                scheduler.begins_at(record.trial_id, record.lineage.step)
+        scheduler.replay(journal.reports, self._info.task.search_metric)
+        for trial_id, reason in scheduler.stopped.items():
+            ledger.ended(trial_id, TrialState.PRUNED, reason)
+        return scheduler
+
     def _begun_folder(self) -> StudyFolder | None:
         """Return the study's folder, where an earlier driver began it."""
         if StudyFolder.exists(self._info.name):
@@ -215,10 +249,17 @@ class Driver:
             self._view.phase(f"warm start: the first {len(warm.trials)} trials have params of {studies}")
         return warm
 
-    def _deadline(self, journal: Journal) -> float | None:
-        """Return when the time budget is used up; drivers before this one have used some of it."""
-        budget_s = self._info.search.time_budget_s
-        return None if budget_s is None else self._started_at + budget_s - journal.spent_s
+    def _reopen(self, study: SteeredStudy) -> bool:
+        """Go on with a study whose trials had ended, where people have asked for more; return whether they have.
+
+        The journal says so first: candidates that are still there are of before.
+        """
+        has_more = study.state.num_reopenings > study.journal.num_reopenings
+        if has_more:
+            study.journal.reopened(study.state.num_reopenings)
+        if study.journal.is_reopened:
+            study.folder.set_candidates_aside()
+        return has_more
 
     def _train(self, run: Callable[[], None], searcher: StudySearcher) -> None:
         """Run trials until there are no more; where all that are left are paused, wait for somebody to continue them.
@@ -236,7 +277,7 @@ class Driver:
         if searcher.fatal_error is not None:
             raise searcher.fatal_error
 
-    def _end_unfinished(self, ledger: Ledger, searcher: StudySearcher) -> None:
+    def _end_unfinished(self, ledger: Ledger, searcher: StudySearcher, num_trials: int) -> None:
         left, name = ledger.unfinished(), self._info.name
         is_complete = not left and not searcher.has_more
         if searcher.failing is not None and not is_complete:
@@ -250,18 +291,29 @@ class Driver:
         elif not is_complete:
             ended = len(ledger.records) - len(left)
             raise SearchInterruptedError(
-                f"Study {name!r} was interrupted: {ended} of {self._info.search.trials} trials have ended, "
+                f"Study {name!r} was interrupted: {ended} of {num_trials} trials have ended, "
                 f"{len(left)} keep their last state.",
                 hint=f"go on with `loraxs-search resume {name}`",
             )
 
     def _keep_adapters(
-        self, folder: StudyFolder, actors: StudyActors, ledger: Ledger, tracker: Tracker, watch: ScoreWatch
-    ) -> None:
+        self,
+        folder: StudyFolder,
+        actors: StudyActors,
+        ledger: Ledger,
+        tracker: Tracker,
+        watch: ScoreWatch,
+        goes_on: Callable[[], bool],
+    ) -> bool:
+        """Choose the finalist and have adapters written; False where it is left off, since the search goes on.
+
+        Test rows are asked only after people have last been asked whether it does.
+        """
         from loraxs_search.search.driver.candidates import Finish, completed_trials
 
         trials = completed_trials(ledger.records.values(), folder.keep_rule)
-        finish, seeds = Finish(actors, folder, self._space, trials, self._stop), self._info.promotion.seeds
+        finish = Finish(actors, folder, self._space, trials, self._stop, ledger.records)
+        seeds = self._info.promotion.seeds
         if seeds and finish.best:
             self._view.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
             finish.refit()
@@ -269,6 +321,8 @@ class Driver:
         candidates = finish.validate()
         for candidate in candidates[:1]:
             watch.scored(candidate.trial_id, candidate.validation_metrics)
+        if goes_on():
+            return False
         if not finish.alone.is_measured:
             self._view.phase("asking the base alone, on validation and test rows")
             finish.alone.measure()
@@ -277,9 +331,10 @@ class Driver:
         _log_adapters(folder, tracker, trials, candidates)
         tracker.yardsticks_measured(folder.yardsticks() or ())
         folder.write_candidates(candidates)
+        return True
 
-    def _facts(self, actors: StudyActors, ledger: Ledger) -> SearchStarted:
-        plan = self._info.search
+    def _facts(self, actors: StudyActors, ledger: Ledger, state: SteeringState) -> SearchStarted:
+        plan = planned(self._info.search, state)
         return SearchStarted(
             study=self._info.name,
             task=self._info.task,
@@ -293,6 +348,28 @@ class Driver:
             keep=plan.keep,
             notes=notes(self._space),
         )
+
+
+def _go_through(
+    folder: StudyFolder,
+    journal: Journal,
+    train: Callable[[], None],
+    keep_adapters: Callable[[], bool],
+    goes_on: Callable[[], bool],
+) -> None:
+    """Train, then keep adapters; from the start again whenever people ask for more in the meantime.
+
+    Args:
+        keep_adapters: Returns whether it came to its end.
+        goes_on: Whether people have asked for more: then the candidates are set aside.
+    """
+    while True:
+        if journal.notice is None and folder.candidates() is None:
+            train()
+        if goes_on() or (folder.candidates() is None and not keep_adapters()):
+            continue
+        if not goes_on():
+            return
 
 
 def _facts_of_task(task: Task, warm: WarmTrials) -> dict[str, Scalar]:
@@ -313,6 +390,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
         mirrored(folder, lambda: None),
         Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker,
     ):
+        answer_waiting(folder)
         result = record_finished(folder, tracker)
         tracker.drain()
         return result

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 from loraxs_search import versions
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.search.cluster.connection import connected
+from loraxs_search.search.driver.commander import asks_for_more, foreseen
 from loraxs_search.search.driver.driver import Driver, SearchResult, close_finished
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.start_from import resolve_start
 from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.search_space import Space, load_space, parse_space
+from loraxs_search.steering.plan import extended
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
 from loraxs_search.tracking import ensure_store, resolve_uri
 
@@ -240,9 +242,11 @@ def resume(
     place = _absolute(storage) or (StudyFolder.open(name).info.storage if StudyFolder.exists(name) else None)
     folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
     info = replace(folder.info, tracking_uri=resolve_uri(folder.info.tracking_uri))
-    if folder.candidates() is not None:
+    state = foreseen(folder)
+    if folder.candidates() is not None and not asks_for_more(folder, state):
         return close_finished(folder)
     with folder.lock():  # refuses before Ray is started and the base loaded, where another is at work
         pass
     space = parse_space(folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name)
+    space = replace(space, search=extended(space.search, state))
     return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)

@@ -19,19 +19,23 @@ from ray.tune.stopper import Stopper
 from loraxs_search.errors import ClusterError
 from loraxs_search.records import SearchPlan
 from loraxs_search.search.cluster import runtime_env
+from loraxs_search.search.tune.deadline import Deadline
 from loraxs_search.search.tune.scheduler import TuneScheduler
 from loraxs_search.search.tune.searcher import StudySearcher
 from loraxs_search.search.tune.trainable import TrialTrainable
 
 
 class DeadlineStopper(Stopper):
-    """Stops each trial at its first report after the deadline (seconds since the epoch)."""
+    """Stops each trial at its first report after the deadline."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: Deadline) -> None:
         self._deadline = deadline
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # pickled into snapshots that we never read
+
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return time.time() >= self._deadline
+        return self._deadline.is_over
 
     def stop_all(self) -> bool:
         return False
@@ -45,6 +49,8 @@ _SETTING_UP = threading.Lock()
 # A node that has died is offered to its trials until the cluster has noticed: all failures until then are one loss.
 ONE_LOSS_S = 60.0
 
+
+_MIN_WAITING = 1000  # trials that Tune may have waiting, whatever the plan says
 
 _SETUP_FAILED = re.compile(r"runtime env.*\n\[Node ([^\]]+)\]")
 
@@ -64,7 +70,7 @@ class LoopWatch(Callback):
         is_over: Asked at each turn of the loop.
         begun: Called at each turn of the loop.
         unfit: Called with what is wrong when a node cannot run trials, as one that joined late may not.
-        deadline: Seconds since the epoch.
+        deadline: When the time budget is used up; None where there can be none.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class LoopWatch(Callback):
         is_over: Callable[[], bool],
         begun: Callable[[], None],
         unfit: Callable[[ClusterError], None],
-        deadline: float | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         self._is_over, self._begun, self._unfit, self._deadline = is_over, begun, unfit, deadline
         self._lost_at: dict[str, float] = {}
@@ -82,7 +88,7 @@ class LoopWatch(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: object) -> None:
         self._begun()
-        late = self._deadline is not None and time.time() >= self._deadline
+        late = self._deadline is not None and self._deadline.is_over
         if self._is_over() or (late and not any(trial.status == "RUNNING" for trial in trials)):
             raise _StoppedError
 
@@ -118,7 +124,7 @@ def run_tuner(
     scheduler: TuneScheduler,
     plan: SearchPlan,
     storage: Path,
-    deadline: float | None,
+    deadline: Deadline,
     stop: threading.Event,
 ) -> None:
     """Run trials until the searcher has no more or has a fatal error, or `stop` is set.
@@ -141,8 +147,8 @@ def run_tuner(
                 search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,
-                # The searcher proposes no more than fits now; this bounds what Tune has waiting.
-                max_concurrent_trials=plan.trials,
+                # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
+                max_concurrent_trials=max(plan.trials, _MIN_WAITING),
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -151,7 +157,7 @@ def run_tuner(
                 storage_path=str(storage),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the StudyKeeper keeps snapshots
                 failure_config=FailureConfig(max_failures=plan.max_failures),
-                stop=DeadlineStopper(deadline) if deadline else None,
+                stop=DeadlineStopper(deadline),
                 callbacks=[LoopWatch(over, begun, searcher.break_off, deadline)],
                 verbose=0,
             ),

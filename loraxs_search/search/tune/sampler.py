@@ -45,20 +45,28 @@ class Sampler:
         """
         return [t for t in self._study.get_trials(deepcopy=False) if trial_name(t.number) not in known]
 
+    @property
+    def num_trials(self) -> int:
+        """How many trials have been asked for: the number of the next one."""
+        return len(self._study.get_trials(deepcopy=False))
+
     def warm_start(self, index: int) -> WarmStart | None:
         """Return where the params of a proposal are from, by its place among all; None where they are drawn."""
         return self._warm[index].warm_start if index < len(self._warm) else None
 
-    def propose(self, seed: int, index: int, orphan: FrozenTrial | None = None) -> tuple[Trial, dict[str, Scalar]]:
+    def propose(
+        self, seed: int, orphan: FrozenTrial | None = None, *, index: int | None = None
+    ) -> tuple[Trial, dict[str, Scalar]]:
         """Return a new trial and its params, which are written all together: where only some were on disk after a kill,
         the rest would be drawn to other values than an undisturbed search has.
 
         Args:
             seed: Any whole number; the 32 bits that samplers take of it differ between the seeds of all plans.
-            index: Place among the search's own proposals: trials that people add are not among them.
             orphan: A trial that was asked for by a driver that died before it was recorded: finish asking.
+            index: Place among the search's own proposals, where people have added trials; by default its number.
         """
-        return self._ask(lambda: self._sampler(seed % 2**32, index), orphan)
+        place = index if index is not None else self.num_trials if orphan is None else orphan.number
+        return self._ask(lambda: self._sampler(seed % 2**32, place), orphan)
 
     def add(
         self, given: Mapping[str, Scalar], seed: int, command: str, orphan: FrozenTrial | None = None

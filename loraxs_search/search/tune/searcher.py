@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
+from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.records import SearchPlan, TrialReport, TrialState, from_json, to_json
+from loraxs_search.records import (
+    Lineage,
+    Origin,
+    Scalar,
+    SearchPlan,
+    TrialReport,
+    TrialSpec,
+    TrialState,
+    from_json,
+    to_json,
+)
 from loraxs_search.schedulers import Scheduler
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.search.ledger.optuna_storage import sync
+from loraxs_search.search.tune.deadline import Deadline
 from loraxs_search.search.tune.failures import Outcomes
-from loraxs_search.search.tune.sampler import Sampler, trial_name
+from loraxs_search.search.tune.sampler import Sampler, command_of, trial_name
 from loraxs_search.search.tune.trainable import FAILED, FATAL, REPORT, RESOURCES, SPEC, STEP
 from loraxs_search.search_space import Space
 from loraxs_search.steering import SteeringState
+from loraxs_search.steering.plan import extended
+from loraxs_search.steering.state import AskedTrial
+from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.lineage import seed_trial
 
 _ResultT = TypeVar("_ResultT")
 
@@ -34,11 +49,13 @@ class StudySearcher(Searcher):
     Tune takes an exception of its searcher for a failure of the trial. What keeps this one from recording is in
     `fatal_error` instead: from then on it records nothing and proposes nothing, and trials keep their last state.
 
-    What people ask of it is in `state`, which `follow` acts by. A paused trial is unfinished and not proposed.
+    What people ask of it is in `state`, which `follow` acts by. A paused trial is unfinished and not proposed. Trials
+    that people asked for come before new proposals, and on top of them.
 
     Args:
-        deadline: When the time budget is used up, seconds since 1970.
+        deadline: When the time budget is used up.
         path: The study's storage.
+        folder: Has the states that clones begin with.
         state: What commands have come to; whoever changes it calls `follow`.
     """
 
@@ -53,9 +70,10 @@ class StudySearcher(Searcher):
         plan: SearchPlan,
         actors: StudyActors,
         scheduler: Scheduler,
-        deadline: float | None,
+        deadline: Deadline | None,
         path: Path,
         *,
+        folder: StudyFolder | None = None,
         state: SteeringState | None = None,
     ) -> None:
         super().__init__()
@@ -63,7 +81,7 @@ class StudySearcher(Searcher):
         self._state = state or SteeringState()
         self._leaving: set[str] = set()  # trials that a report ended in Tune since somebody paused them
         self._parked: set[str] = set()  # trials that are paused, and no longer in Tune
-        self._path, self._sampler = path, sampler
+        self._path, self._sampler, self._folder = path, sampler, folder
         self._ledger, self._space, self._plan, self._actors = ledger, space, plan, actors
         self._scheduler, self._deadline = scheduler, deadline
         self._pending = [record.trial_id for record in ledger.unfinished()]
@@ -84,25 +102,24 @@ class StudySearcher(Searcher):
     @property
     def out_of_time(self) -> str | None:
         """Return a message when the time budget is used up, else None."""
-        if self._deadline is not None and time.time() >= self._deadline:
-            return f"the time budget of {self._plan.time_budget_s:g} s is used up"
+        if self._deadline is not None and self._deadline.is_over:
+            return f"the time budget of {self._deadline.budget_s:g} s is used up"
         return None
 
     @property
     def notice(self) -> str:
         """Why the search ends before its budget; empty where it uses it up."""
-        more = len(self._ledger.records) < self._plan.trials
-        return self.early_end or (self._state.finishing if more else None) or ""
+        return self.early_end or (self._state.finishing if self._has_budget() else None) or ""
 
     @property
     def has_more(self) -> bool:
         """Whether there is a trial to propose, now or once what is paused goes on."""
-        return self.early_end is None and bool(self._pending or self._parked or self._wants_new())
+        return self.early_end is None and bool(self._pending or self._parked or self._wants_more())
 
     @property
     def is_waiting(self) -> bool:
         """Whether all that is left to train is paused."""
-        is_paused = bool(self._parked) or (self._state.is_paused and self._wants_new())
+        is_paused = bool(self._parked) or (self._state.is_paused and self._wants_more())
         return self.fatal_error is None and self.early_end is None and not self._pending and is_paused
 
     @property
@@ -179,10 +196,13 @@ class StudySearcher(Searcher):
             trial_id = self._pending.pop(0)
             trial, origin, params = None, None, dict(self._ledger.records[trial_id].params)
         else:
-            trial, params = self._propose()
-            trial_id, origin = trial_name(trial.number), self._sampler.warm_start(trial.number)
-        spec = self._actors.spec(trial_id, params)
+            trial, params, origin = self._new()
+            trial_id = trial_name(trial.number)
+        spec = self._spec(trial_id, params, origin)
+        first = self._begin(trial_id, origin)
         self._ledger.started(trial_id, params, spec.hyperparameters, trial, origin)
+        for report in first:
+            self._ledger.reported(report)
         self._trial_ids[tune_id] = trial_id
         return {
             SPEC: to_json(spec),
@@ -218,22 +238,78 @@ class StudySearcher(Searcher):
             self._end(trial_id, result[STEP])
         self._leaving.discard(trial_id)
 
-    def _wants_new(self) -> bool:
-        return self._state.finishing is None and len(self._ledger.records) < self._plan.trials
+    def _has_budget(self) -> bool:
+        return self._num_proposed() < extended(self._plan, self._state).trials
+
+    def _num_proposed(self) -> int:
+        """Return how many trials the search has proposed itself."""
+        return sum(not record.command for record in self._ledger.records.values())
+
+    def _asked(self) -> AskedTrial | None:
+        """Return the next trial that somebody asked for and that has not started."""
+        if not self._state.asked:
+            return None
+        started = {record.command for record in self._ledger.records.values()}
+        return next((asked for asked in self._state.asked.values() if asked.command_id not in started), None)
+
+    def _wants_more(self) -> bool:
+        return self._asked() is not None or (self._state.finishing is None and self._has_budget())
 
     def _may_propose_new(self) -> bool:
-        return self._wants_new() and not self._state.is_paused
+        return self._wants_more() and not self._state.is_paused
 
     def _is_over(self) -> bool:
         nothing_left = not (self._pending or self._trial_ids or self._may_propose_new())
         return nothing_left or self.early_end is not None
 
-    def _propose(self) -> tuple[optuna.trial.Trial, dict[str, Any]]:
-        orphan = self._orphans.pop(0) if self._orphans else None
-        seed = self._plan.seed * 1_000_003 + len(self._ledger.records)
-        proposed = self._sampler.propose(seed, orphan)
+    def _new(self) -> tuple[optuna.trial.Trial, dict[str, Any], Origin]:
+        """Ask for the next trial; return its handle and params, and where it comes from."""
+        asked = self._asked()
+        orphan = self._orphan(asked.command_id if asked else "")
+        number = self._sampler.num_trials if orphan is None else orphan.number
+        seed = self._plan.seed * 1_000_003 + number
+        if asked is None:
+            index = self._num_proposed()
+            trial, params = self._sampler.propose(seed, orphan, index=index)
+            origin = Origin(self._sampler.warm_start(index))
+        elif asked.is_hidden:
+            trial, params = self._sampler.hide(asked.command_id, orphan), dict(asked.params)
+            origin = Origin(command=asked.command_id, lineage=self._lineage(asked), is_hidden=True)
+        else:
+            trial, params = self._sampler.add(asked.params, seed, asked.command_id, orphan)
+            origin = Origin(command=asked.command_id, lineage=self._lineage(asked))
         sync(self._path)  # of whatever trial the journal has an event, Optuna knows it
-        return proposed
+        return trial, params, origin
+
+    def _orphan(self, command: str) -> FrozenTrial | None:
+        """Take a trial that an earlier driver asked for, for this command or a proposal, and died."""
+        for orphan in self._orphans:
+            if command_of(orphan) == command:
+                self._orphans.remove(orphan)
+                return orphan
+        return None
+
+    def _lineage(self, asked: AskedTrial) -> Lineage | None:
+        return Lineage(self._folder.name if self._folder else "", asked.source, asked.step) if asked.source else None
+
+    def _spec(self, trial_id: str, params: Mapping[str, Scalar], origin: Origin | None) -> TrialSpec:
+        records = self._ledger.records
+        if trial_id in records:
+            seed_of = seed_trial(records[trial_id], records)
+        elif origin is not None and origin.lineage is not None and origin.lineage.is_warm:
+            seed_of = seed_trial(records[origin.lineage.trial_id], records)
+        else:
+            seed_of = trial_id
+        return self._actors.spec(trial_id, params, seed_of)
+
+    def _begin(self, trial_id: str, origin: Origin | None) -> tuple[TrialReport, ...]:
+        """Give a new trial the state that it begins with, before anything is recorded of it; return its reports."""
+        lineage = origin.lineage if origin else None
+        if origin is None or lineage is None or not lineage.is_warm:
+            return ()
+        assert self._folder is not None, "a search that people steer has a folder"
+        self._scheduler.begins_at(trial_id, lineage.step)
+        return self._folder.begin_clone(trial_id, origin.command)
 
     def _end(self, trial_id: str, step: int) -> None:
         if step >= self._plan.max_steps:

@@ -17,6 +17,7 @@ from loraxs_search.records import (
     AdapterSize,
     Hyperparameters,
     Identity,
+    Origin,
     Scalar,
     SearchPlan,
     Task,
@@ -220,7 +221,7 @@ def test_a_folder_keeps_what_its_search_begins_with(make: Make, space: Callable[
     assert StudyFolder.open("new").warm_trials() == warm
     assert StudyFolder.open("first").warm_trials() == WarmTrials()
     journal = StudyFolder.open("new").journal()
-    journal.trial_started("00000", warm.trials[0].params, warm.trials[0].warm_start)
+    journal.trial_started("00000", warm.trials[0].params, Origin(warm.trials[0].warm_start))
     journal.trial_started("00001", {"rank": 4})
     again = StudyFolder.open("new").journal().records
     assert (again["00000"].warm_start, again["00001"].warm_start) == (WarmStart("first", "00003"), None)

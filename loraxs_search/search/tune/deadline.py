@@ -1,0 +1,30 @@
+"""When a search has used up its time budget, as commands extend it."""
+
+from __future__ import annotations
+
+import time
+
+from loraxs_search.records import SearchPlan
+from loraxs_search.steering.plan import extended
+from loraxs_search.steering.state import SteeringState
+
+
+class Deadline:
+    """The end of a time budget that all drivers of a study share; it moves when a command extends the budget.
+
+    Args:
+        since: When this driver began, less what others before it have worked, seconds since 1970.
+    """
+
+    def __init__(self, plan: SearchPlan, state: SteeringState, since: float) -> None:
+        self._plan, self._state, self._since = plan, state, since
+
+    @property
+    def budget_s(self) -> float | None:
+        """The time budget; None where there is none."""
+        return extended(self._plan, self._state).time_budget_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget is used up."""
+        return self.budget_s is not None and time.time() >= self._since + self.budget_s
