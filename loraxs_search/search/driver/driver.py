@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import threading
@@ -23,7 +24,7 @@ from loraxs_search.records import (
 from loraxs_search.registry import trial_of
 from loraxs_search.reports import front
 from loraxs_search.schedulers import make_scheduler
-from loraxs_search.search.driver.commander import Commander, InboxSource
+from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
@@ -168,21 +169,21 @@ class Driver:
         searcher = StudySearcher(
             sampler, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path, state=study.state
         )
-        commander = Commander(study, [InboxSource(folder.inbox())], self._view, searcher.follow)
-        if journal.notice is None and folder.candidates() is None:
-            searcher.on_turn = commander.turn
 
-            def train() -> None:
-                tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves)
-                run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
+        def train() -> None:
+            tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves)
+            run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
 
-            self._train(train, searcher)
-            self._end_unfinished(ledger, searcher)
-            journal.search_ended(searcher.notice)
-        commander.take_all()  # what came too late is refused
-        tracker.yardsticks_measured(yardsticks.result())
-        if folder.candidates() is None:
-            self._keep_adapters(folder, actors, ledger, tracker, watch)
+        with commands(study, self._info.tracking_uri, self._view, searcher.follow) as commander:
+            if journal.notice is None and folder.candidates() is None:
+                self._train(train, searcher, commander, actors.pool)
+                self._end_unfinished(ledger, searcher)
+                journal.search_ended(searcher.notice)
+            commander.take_all()  # what came too late is refused
+            tracker.yardsticks_measured(yardsticks.result())
+            if folder.candidates() is None:
+                self._keep_adapters(folder, actors, ledger, tracker, watch)
+            commander.take_all()
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)
 
@@ -220,19 +221,30 @@ class Driver:
         budget_s = self._info.search.time_budget_s
         return None if budget_s is None else self._started_at + budget_s - journal.spent_s
 
-    def _train(self, run: Callable[[], None], searcher: StudySearcher) -> None:
+    def _train(self, run: Callable[[], None], searcher: StudySearcher, commander: Commander, pool: HostPool) -> None:
         """Run trials until there are no more; where all that are left are paused, wait for somebody to continue them.
 
         Tune does not wait: without trials to run it would hold processes and warn of missing resources.
         """
-        if not searcher.is_waiting:
-            run()
-        while searcher.is_waiting and not self._stop.is_set():
+        from loraxs_search.search.hosts.giving_up import GivingUp
+
+        with contextlib.closing(GivingUp(pool, self._info.name)) as giving_up:
+
+            def turn() -> None:
+                commander.turn()
+                giving_up.turn(searcher.to_give_up)
+
+            searcher.on_turn = turn
+            self._run_and_wait(run, searcher)
+
+    def _run_and_wait(self, run: Callable[[], None], searcher: StudySearcher) -> None:
+        while searcher.has_more and searcher.fatal_error is None and not self._stop.is_set():
+            if not searcher.is_waiting:
+                run()
+                continue
             self._view.commanded(f"all that is left is paused: `loraxs-search continue {self._info.name}` goes on")
             while searcher.is_waiting and not self._stop.wait(_LOOK_EVERY_S):
                 searcher.turn()
-            if searcher.has_more and not self._stop.is_set():
-                run()
         if searcher.fatal_error is not None:
             raise searcher.fatal_error
 
