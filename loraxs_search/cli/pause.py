@@ -16,8 +16,8 @@ def command(
 
     For example: `loraxs-search pause reviews 00003`, or `loraxs-search pause reviews` for all of it.
 
-    A paused trial stops at its next report and keeps its last state, as after a kill. Its slot is free for other trials.
-    A paused search proposes no new trials either. It waits until `loraxs-search continue`, also after a `resume`. Time
-    that it waits counts for `search.time_budget_s`.
+    A paused trial stops at its next report and keeps its last state, as after a kill. Other trials take its slot. A
+    paused search proposes no new trials either. It waits until `loraxs-search continue`, also after a `resume`. The
+    time counts for `search.time_budget_s`.
     """
     send_command(study, "pause", trials or (), tracking_uri=tracking_uri, as_json=as_json)

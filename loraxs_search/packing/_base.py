@@ -27,8 +27,8 @@ class Host(Protocol):
 
     Threads: a host that packs (`PackedHost`) is called from many threads at once, each call blocks until it is
     answered, and waiting trials share passes. A host of lone trials (`TrialHost`) is called from one thread at a time.
-    `yardsticks` and `give_up` are called from threads of their own in both cases, beside any other call. After `close` only `close` is
-    called.
+    `yardsticks` and `give_up` are called from threads of their own in both cases, beside any other call. After `close`
+    only `close` is called.
 
     Tasks: a host that packs serves any number of tasks on its base, a host of lone trials the one it began with. Every
     call on behalf of a trial names the trial's task.

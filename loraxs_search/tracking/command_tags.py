@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Command, CommandAnswer, CommandTag, from_json, to_json
-from loraxs_search.tracking._runs import KIND, STUDY, STUDY_ID, TRIAL_ID
+from loraxs_search.tracking._runs import KIND, STUDY_ID, TRIAL_ID
 from loraxs_search.tracking.store import connect
 
 if TYPE_CHECKING:

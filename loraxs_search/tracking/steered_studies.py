@@ -34,7 +34,7 @@ class SteeredRun:
 
     @property
     def is_running(self) -> bool:
-        """Whether a driver has said that it works, and none that it does no longer; one that was killed says nothing."""
+        """Whether a driver has said that it works and not that it ended; one that is killed says nothing."""
         return str(self.run.info.status) == "RUNNING"
 
     def send(self, command: Command) -> None:
@@ -46,7 +46,7 @@ class SteeredRun:
         """
         if str(self.run.info.status) == "FINISHED":
             raise CommandError(
-                f"`{command.verb}` needs a study that somebody runs, but {self.study!r} at {redact(self.uri)} has ended.",
+                f"`{command.verb}` needs a study that is searched, but {self.study!r} at {redact(self.uri)} has ended.",
                 hint="launch another one",
             )
         with _asked(self.uri):

@@ -7,7 +7,6 @@ import json
 import math
 import random
 import threading
-import time
 from collections.abc import Collection, Sequence
 from typing import Any
 

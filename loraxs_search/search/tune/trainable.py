@@ -63,16 +63,8 @@ class TrialTrainable(tune.Trainable):
         try:
             report, snapshot = self._advance(step + self._every)
             self._check(report)
-        except (HomeError, ClusterError) as error:  # the latter names the node itself
-            address = ray.util.get_node_ip_address()
-            where = f"On node {address}: " if isinstance(error, HomeError) else ""
-            return self._fatal(step, error, where)
-        except TrialGivenUpError:
-            return {STEP: step, GIVEN_UP: True, "done": True}
-        except LoraxsError as error:
-            return self._failure(step, f"{error.message} Hint: {error.hint}." if error.hint else error.message)
-        except RayTaskError as error:
-            return self._failure(step, f"{type(error.cause).__name__}: {error.cause}")
+        except (LoraxsError, RayTaskError) as error:
+            return self._broken_off(step, error)
         try:
             ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
         except HomeError as error:
@@ -121,6 +113,17 @@ class TrialTrainable(tune.Trainable):
             REPORT: to_json(report),
             "done": report.step >= self._max_steps,
         }
+
+    def _broken_off(self, step: int, error: LoraxsError | RayTaskError) -> dict[str, Any]:
+        if isinstance(error, TrialGivenUpError):
+            return {STEP: step, GIVEN_UP: True, "done": True}
+        if isinstance(error, (HomeError, ClusterError)):  # the latter names the node itself
+            address = ray.util.get_node_ip_address()
+            where = f"On node {address}: " if isinstance(error, HomeError) else ""
+            return self._fatal(step, error, where)
+        if isinstance(error, LoraxsError):
+            return self._failure(step, f"{error.message} Hint: {error.hint}." if error.hint else error.message)
+        return self._failure(step, f"{type(error.cause).__name__}: {error.cause}")
 
     def _fatal(self, step: int, error: LoraxsError, where: str = "") -> dict[str, Any]:
         """Report an error that is not the trial's: the trial continues from its last report once it is fixed."""
