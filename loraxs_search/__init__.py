@@ -18,16 +18,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loraxs_search.api import (
         compare,
+        continue_trials,
+        finish_study,
         history,
         load_adapter,
         load_tokenizer,
         ls,
+        pause_trials,
         predict,
         promote,
         pull,
         remove,
         rollback,
         show,
+        stop_trials,
     )
     from loraxs_search.bank import AdapterBank
     from loraxs_search.records import Prediction
@@ -46,11 +50,14 @@ __all__ = [
     "SearchResult",
     "__version__",
     "compare",
+    "continue_trials",
+    "finish_study",
     "history",
     "launch",
     "load_adapter",
     "load_tokenizer",
     "ls",
+    "pause_trials",
     "predict",
     "promote",
     "pull",
@@ -58,6 +65,7 @@ __all__ = [
     "resume",
     "rollback",
     "show",
+    "stop_trials",
 ]
 
 _HOMES = {

@@ -17,10 +17,13 @@ from loraxs_search import __version__
 from loraxs_search.cli import (
     check,
     compare,
+    continue_,
     doctor,
+    finish,
     history,
     launch,
     ls,
+    pause,
     predict,
     promote,
     pull,
@@ -65,7 +68,7 @@ app = typer.Typer(
 )
 _VERBS = (
     *(check, doctor, launch, status, compare, resume, sync),
-    stop,
+    *(stop, pause, continue_, finish),
     *(promote, ls, show, history, rollback, rm),
     *(pull, predict, ui),
 )

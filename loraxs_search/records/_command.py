@@ -31,6 +31,7 @@ class Command:
         sent_by: Who sent it, for people.
         issued_at: When, seconds since 1970.
         tag: Where it was read; None where it came through the study folder.
+        malformed: Why the text that it was read from is no command; empty where it is one.
     """
 
     command_id: str
@@ -41,6 +42,7 @@ class Command:
     sent_by: str = ""
     issued_at: float = 0.0
     tag: CommandTag | None = None
+    malformed: str = ""
 
 
 class AnswerState(enum.StrEnum):

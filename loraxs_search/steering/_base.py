@@ -12,6 +12,7 @@ from loraxs_search.records import Command, Scalar, TrialRecord, TrialState
 from loraxs_search.steering.state import SteeringState
 from loraxs_search.studies import Journal, StudyFolder
 
+_MAX_SHOWN = 10  # trials in a message
 Trials = Literal["none", "any", "one", "some"]  # `any`: none stands for the whole study
 
 
@@ -107,9 +108,10 @@ def check_trials(verb: Verb, command: Command, study: SteeredStudy) -> None:
         )
     for trial_id in given:
         if trial_id not in study.records:
-            known = one_of(list(study.records), trial_id) or "none yet"
+            known = one_of(list(study.records), trial_id).split(", ")
+            shown = ", ".join(known[:_MAX_SHOWN]) + (", ..." if len(known) > _MAX_SHOWN else "")
             raise CommandError(
-                f"`trial` must be one of study {study.name!r}: {known}, but got {trial_id!r}.",
+                f"`trial` must be one of study {study.name!r}: {shown or 'none yet'}, but got {trial_id!r}.",
                 hint=f"`loraxs-search status {study.name}` lists them",
             )
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from loraxs_search.records import AnswerState, Command, CommandAnswer
+from loraxs_search.search.driver.tag_source import TagSource
 from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, steered
 from loraxs_search.studies import CommandInbox, StudyFolder
+from loraxs_search.tracking import recorded_id
+from loraxs_search.tracking.command_tags import CommandTags
 
 _EVERY_S = 0.2  # between two looks at what people have sent
 
@@ -37,6 +41,17 @@ class InboxSource:
 
     def answered(self, command: Command, answer: CommandAnswer) -> None:
         self._inbox.remove(command.command_id)
+
+
+@contextlib.contextmanager
+def commands(
+    study: SteeredStudy, tracking_uri: str, view: SearchView, follow: Callable[[], None]
+) -> Iterator[Commander]:
+    """Yield the commander of a study, which hears the people on this machine and those who may write to MLflow."""
+    folder, journal = study.folder, study.journal
+    tags = CommandTags(tracking_uri, recorded_id(folder.path), folder.info.task.name)
+    with contextlib.closing(TagSource(tags, journal)) as tag_source:
+        yield Commander(study, [InboxSource(folder.inbox()), tag_source], view, follow)
 
 
 class Commander:

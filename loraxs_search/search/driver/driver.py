@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import threading
@@ -23,7 +24,7 @@ from loraxs_search.records import (
 from loraxs_search.registry import trial_of
 from loraxs_search.reports import front
 from loraxs_search.schedulers import Scheduler, make_scheduler
-from loraxs_search.search.driver.commander import Commander, InboxSource, answer_waiting
+from loraxs_search.search.driver.commander import Commander, answer_waiting, commands
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
@@ -184,28 +185,26 @@ class Driver:
             if shown != (shown := planned(plan, study.state)):
                 self._view.started(self._facts(actors, ledger, study.state))
 
-        commander = Commander(study, [InboxSource(folder.inbox())], self._view, follow)
-        searcher.on_turn = commander.turn
-
         def train() -> None:
             tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves)
             run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
+
+        def train_all() -> None:
+            self._train(train, searcher, commander, actors.pool)
+            self._end_unfinished(ledger, searcher, planned(plan, study.state).trials)
+            journal.search_ended(searcher.notice)
+
+        def keep_adapters() -> bool:
+            tracker.yardsticks_measured(yardsticks.result())
+            return self._keep_adapters(folder, actors, ledger, tracker, watch, goes_on)
 
         def goes_on() -> bool:
             """Take what people have sent; say whether they ask for more than has been trained."""
             commander.take_all()  # what came too late is refused
             return self._reopen(study)
 
-        def keep_adapters() -> bool:
-            tracker.yardsticks_measured(yardsticks.result())
-            return self._keep_adapters(folder, actors, ledger, tracker, watch, goes_on)
-
-        def train_all() -> None:
-            self._train(train, searcher)
-            self._end_unfinished(ledger, searcher, planned(plan, study.state).trials)
-            journal.search_ended(searcher.notice)
-
-        _go_through(folder, journal, train_all, keep_adapters, goes_on)
+        with commands(study, self._info.tracking_uri, self._view, follow) as commander:
+            _go_through(folder, journal, train_all, keep_adapters, goes_on)
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)
 
@@ -261,19 +260,30 @@ class Driver:
             study.folder.set_candidates_aside()
         return has_more
 
-    def _train(self, run: Callable[[], None], searcher: StudySearcher) -> None:
+    def _train(self, run: Callable[[], None], searcher: StudySearcher, commander: Commander, pool: HostPool) -> None:
         """Run trials until there are no more; where all that are left are paused, wait for somebody to continue them.
 
         Tune does not wait: without trials to run it would hold processes and warn of missing resources.
         """
-        if not searcher.is_waiting:
-            run()
-        while searcher.is_waiting and not self._stop.is_set():
+        from loraxs_search.search.hosts.giving_up import GivingUp
+
+        with contextlib.closing(GivingUp(pool, self._info.name)) as giving_up:
+
+            def turn() -> None:
+                commander.turn()
+                giving_up.turn(searcher.to_give_up)
+
+            searcher.on_turn = turn
+            self._run_and_wait(run, searcher)
+
+    def _run_and_wait(self, run: Callable[[], None], searcher: StudySearcher) -> None:
+        while searcher.has_more and searcher.fatal_error is None and not self._stop.is_set():
+            if not searcher.is_waiting:
+                run()
+                continue
             self._view.commanded(f"all that is left is paused: `loraxs-search continue {self._info.name}` goes on")
             while searcher.is_waiting and not self._stop.wait(_LOOK_EVERY_S):
                 searcher.turn()
-            if searcher.has_more and not self._stop.is_set():
-                run()
         if searcher.fatal_error is not None:
             raise searcher.fatal_error
 

@@ -29,7 +29,7 @@ from loraxs_search.search.ledger.optuna_storage import sync
 from loraxs_search.search.tune.deadline import Deadline
 from loraxs_search.search.tune.failures import Outcomes
 from loraxs_search.search.tune.sampler import Sampler, command_of, trial_name
-from loraxs_search.search.tune.trainable import FAILED, FATAL, REPORT, RESOURCES, SPEC, STEP
+from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT, RESOURCES, SPEC, STEP
 from loraxs_search.search_space import Space
 from loraxs_search.steering import SteeringState
 from loraxs_search.steering.plan import extended
@@ -140,7 +140,7 @@ class StudySearcher(Searcher):
         self._pending, self._parked = [], set()
         for trial_id in outside:
             if trial_id in self._state.stopping:
-                self._ledger.ended(trial_id, TrialState.PRUNED, self._state.stopping[trial_id])
+                self._ledger.ended(trial_id, TrialState.PRUNED, self._stop_reason(trial_id))
             elif trial_id in self._state.paused:
                 self._parked.add(trial_id)
             else:
@@ -233,6 +233,8 @@ class StudySearcher(Searcher):
             self._fail(trial_id, f"its process was lost more than {self._plan.max_failures} times")
         elif FAILED in result:
             self._fail(trial_id, result[FAILED])
+        elif GIVEN_UP in result:
+            self._end(trial_id, result[STEP])
         else:
             self._reported(result)
             self._end(trial_id, result[STEP])
@@ -315,12 +317,17 @@ class StudySearcher(Searcher):
         if step >= self._plan.max_steps:
             self._ledger.ended(trial_id, TrialState.COMPLETE, f"trained all {step} steps{self._retrained(trial_id)}")
             return
-        reason = self._scheduler.stopped.get(trial_id) or self._state.stopping.get(trial_id)
+        if (reason := self._scheduler.stopped.get(trial_id)) is None and trial_id in self._state.stopping:
+            reason = self._stop_reason(trial_id)
         if reason is None and trial_id in self._leaving:
             self._parked.add(trial_id)
             self.follow()  # it may have been continued in the meantime
             return
         self._ledger.ended(trial_id, TrialState.PRUNED, reason or f"the search's time was up at step {step}")
+
+    def _stop_reason(self, trial_id: str) -> str:
+        reports = self._ledger.records[trial_id].reports
+        return f"{self._state.stopping[trial_id]} at step {reports[-1].step if reports else 0}"
 
     def _retrained(self, trial_id: str) -> str:
         reports = self._ledger.records[trial_id].reports
