@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loraxs_search.api import (
+        add_trial,
+        clone_trial,
         compare,
         continue_trials,
+        extend_study,
         finish_study,
         history,
         load_adapter,
@@ -49,8 +52,11 @@ __all__ = [
     "Sampling",
     "SearchResult",
     "__version__",
+    "add_trial",
+    "clone_trial",
     "compare",
     "continue_trials",
+    "extend_study",
     "finish_study",
     "history",
     "launch",

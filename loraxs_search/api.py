@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Prediction",
+    "add_trial",
+    "clone_trial",
     "compare",
     "continue_trials",
+    "extend_study",
     "finish_study",
     "history",
     "load_adapter",
@@ -137,6 +140,50 @@ def continue_trials(study: str, *trials: str, tracking_uri: str | None = None) -
 def finish_study(study: str, *, tracking_uri: str | None = None) -> CommandAnswer:
     """Finish a running search without new trials; arguments and errors are those of `stop_trials`."""
     return _commanded(study, "finish", (), tracking_uri)
+
+
+def add_trial(study: str, params: Mapping[str, Scalar], *, tracking_uri: str | None = None) -> CommandAnswer:
+    """Add a trial with these params to a search; the sampler proposes those that are left out.
+
+    It comes on top of `search.trials`, and the sampler learns from it. `tracking_uri`, the answer and errors are those
+    of `stop_trials`.
+    """
+    return _commanded(study, "add", (), tracking_uri, params)
+
+
+def clone_trial(
+    study: str,
+    trial: str,
+    params: Mapping[str, Scalar] | None = None,
+    *,
+    warm: bool = False,
+    force: bool = False,
+    tracking_uri: str | None = None,
+) -> CommandAnswer:
+    """Add a trial with the params of another one, but for those given.
+
+    `tracking_uri`, the answer and errors are those of `stop_trials`.
+
+    Args:
+        warm: Go on with that trial's state and step at its last report; then the optimizer's params alone may change.
+        force: Let the optimizer's params lie outside of the space.
+    """
+    return _commanded(study, "clone", [trial], tracking_uri, params, warm=warm, force=force)
+
+
+def extend_study(
+    study: str, *, trials: int | None = None, time: str | None = None, tracking_uri: str | None = None
+) -> CommandAnswer:
+    """Give a search more trials or more time; a finished one goes on with `resume`.
+
+    `tracking_uri`, the answer and errors are those of `stop_trials`.
+
+    Args:
+        time: Such as `1h` or `90m`, beyond the time budget or the time spent.
+    """
+    given = {"trials": trials, "time": time}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    return _commanded(study, "extend", (), tracking_uri, **arguments)
 
 
 def compare(
@@ -384,11 +431,16 @@ def _copy(folder: Path, target: Path) -> None:
 
 
 def _commanded(
-    study: str, verb: str, trials: Sequence[str], tracking_uri: str | None, **arguments: Scalar
+    study: str,
+    verb: str,
+    trials: Sequence[str],
+    tracking_uri: str | None,
+    params: Mapping[str, Scalar] | None = None,
+    **arguments: Scalar,
 ) -> CommandAnswer:
     from loraxs_search.steering.send import new_command, send
 
-    return send(study, new_command(verb, trials, arguments), tracking_uri=tracking_uri)
+    return send(study, new_command(verb, trials, arguments, params), tracking_uri=tracking_uri)
 
 
 def _newest() -> str:

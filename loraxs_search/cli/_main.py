@@ -15,10 +15,13 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from loraxs_search import __version__
 from loraxs_search.cli import (
+    add,
     check,
+    clone,
     compare,
     continue_,
     doctor,
+    extend,
     finish,
     history,
     launch,
@@ -69,6 +72,7 @@ app = typer.Typer(
 _VERBS = (
     *(check, doctor, launch, status, compare, resume, sync),
     *(stop, pause, continue_, finish),
+    *(add, clone, extend),
     *(promote, ls, show, history, rollback, rm),
     *(pull, predict, ui),
 )

@@ -13,6 +13,10 @@ from loraxs_search.records import AnswerState, CommandAnswer, Scalar
 
 StudyArgument = Annotated[str, typer.Argument(help="Name of the study.")]
 TrialsArgument = Annotated[list[str], typer.Argument(help="Trials, such as 00003.", metavar="TRIAL...")]
+ParamOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A param of the trial, e.g. --set rank=16; repeatable.", metavar="NAME=VALUE"),
+]
 AnyTrialsArgument = Annotated[
     list[str] | None, typer.Argument(help="Trials, such as 00003; default: the whole study.", metavar="[TRIAL...]")
 ]

@@ -12,8 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from loraxs_search.errors import ClusterError
+from loraxs_search.records import SearchPlan
 from loraxs_search.search.tune import runner
+from loraxs_search.search.tune.deadline import Deadline
 from loraxs_search.search.tune.runner import ONE_LOSS_S, LoopWatch, _StoppedError
+from loraxs_search.steering import SteeringState
 
 # As Tune writes it at the end of a trial's file: of a process that died, and of a node that could not make one.
 DIED = "Failure # 1 (occurred at 2026-01-01_00-00-00)\nThe actor died unexpectedly.\n"
@@ -65,13 +68,14 @@ def test_the_loop_ends_when_it_should() -> None:
 
 
 def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes() -> None:
-    def turn(deadline: float, *trials: object) -> None:
+    def turn(left_s: float, *trials: object) -> None:
+        deadline = Deadline(SearchPlan(time_budget_s=60.0), SteeringState(), time.time() - 60 + left_s)
         LoopWatch(lambda: False, lambda: None, pytest.fail, deadline).on_step_begin(0, list(trials))
 
-    turn(time.time() + 60, PENDING)
-    turn(time.time() - 1, PENDING, RUNNING)  # those that run are stopped at their next report
+    turn(60, PENDING)
+    turn(-1, PENDING, RUNNING)  # those that run are stopped at their next report
     with pytest.raises(_StoppedError):
-        turn(time.time() - 1, PENDING)
+        turn(-1, PENDING)
 
 
 def test_a_node_that_cannot_make_the_environment_ends_the_search_and_blames_no_trial(tmp_path: Path) -> None:
