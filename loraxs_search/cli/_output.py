@@ -90,8 +90,8 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
 
     Columns that only some studies have are left out where no trial has a value: whether it is on the front of score and
     bytes, the step that is kept, of written answers the shares `unparsed` and `unended`, of files with projections,
-    which a seed or the base gives back, the bytes without them, and the earlier trial that params are from. Of several
-    methods, what each trains is not R alone.
+    which a seed or the base gives back, the bytes without them, and the trial that params are from, with the step of the
+    state that a warm clone began with. Of several methods, what each trains is not R alone.
     """
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     cells = [*(_cells(row, task) for row in rows), *(_yardstick_cells(yardstick, task) for yardstick in yardsticks)]
@@ -133,8 +133,15 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
         "bytes": _value(row.stored_bytes),
         "learnt bytes": _value(row.without_projection),
         "seconds": f"{row.seconds:.1f}",
-        "from": f"{row.warm_start.study}/{row.warm_start.trial_id}" if row.warm_start else "-",
+        "from": _origin(row),
     }
+
+
+def _origin(row: LeaderboardRow) -> str:
+    """Return where a trial's params are from: a trial of another study, or of this one, and the step of its state."""
+    if row.lineage is not None:
+        return row.lineage.trial_id + (f"@{row.lineage.step}" if row.lineage.is_warm else "")
+    return f"{row.warm_start.study}/{row.warm_start.trial_id}" if row.warm_start else "-"
 
 
 def _yardstick_cells(yardstick: Yardstick, task: Task) -> dict[str, str]:

@@ -11,6 +11,7 @@ import typer
 from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table, print_warnings
 from loraxs_search.errors import StudyError
 from loraxs_search.reports import front, leaderboard, progress, score_warnings, shown_yardsticks, study_state
+from loraxs_search.steering import whole_plan
 from loraxs_search.studies import StudyFolder, list_studies
 
 
@@ -50,8 +51,8 @@ def command(
 
 
 def _one(folder: StudyFolder, as_json: bool) -> None:
-    info, records = folder.info, folder.journal().records
-    counts = progress(records.values(), info.search)
+    info, journal = folder.info, folder.journal()
+    records, counts = journal.records, progress(journal.records.values(), whole_plan(folder, journal))
     candidates = folder.candidates()
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep, info.search.objectives)
     yardsticks = shown_yardsticks(folder.yardsticks(), finished=candidates is not None)
@@ -90,7 +91,8 @@ def _all(as_json: bool) -> None:
 def _summary(name: str) -> tuple[str, str, str, str, str]:
     try:
         folder = StudyFolder.open(name)
-        counts = progress(folder.journal().records.values(), folder.info.search)
+        journal = folder.journal()
+        counts = progress(journal.records.values(), whole_plan(folder, journal))
         state = study_state(folder)
     except StudyError as error:  # the others are shown all the same
         print(f"warning: {error.message}", file=sys.stderr)

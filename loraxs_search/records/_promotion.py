@@ -93,6 +93,8 @@ class Candidate:
         yardsticks: What simple models reach on the same rows; the finalist's alone.
         test_fingerprint: Of the test rows alone.
         kept_step: The step that the adapter is of, where a study keeps the best one; None where it is the last.
+        earlier_finalists: Adapters of the study that had answered the same test rows when its search went on; the
+            finalist's alone.
     """
 
     study: str
@@ -110,6 +112,7 @@ class Candidate:
     yardsticks: tuple[Yardstick, ...] = ()
     test_fingerprint: str = ""
     kept_step: int | None = None
+    earlier_finalists: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -120,13 +120,17 @@ class Comparison:
         other = YARDSTICK if champion is None else key(champion.scored.candidate)
         terms = Terms(
             alias=alias,
-            look=looks.number(key(self.finalist.candidate), other),
+            look=looks.number(key(self.finalist.candidate), other, self._earlier_finalists()),
             anchor=self._anchor(alias, champion),
             forced=forced,
         )
         decision = decide(self.rule, self.task, self.finalist, champion.scored if champion else None, terms)
         note = champion.note if champion else ""
         return replace(decision, reasons=(note, *decision.reasons)) if note else decision
+
+    def _earlier_finalists(self) -> list[str]:
+        own = self.finalist.candidate
+        return [key(replace(own, trial_id=trial_id)) for trial_id in own.earlier_finalists]
 
     def _anchor(self, alias: str, champion: ComparedChampion | None) -> Anchor | None:
         criterion, finalist = Criterion.of(self.rule, self.task), self.finalist.candidate

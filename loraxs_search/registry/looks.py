@@ -27,6 +27,13 @@ class Looks:
             for look in decision.looks:
                 self._numbers.setdefault((look.finalist, look.opponent), look.number)
 
-    def number(self, finalist: str, opponent: str) -> int:
-        """Return the number of a comparison: its own where it was made before, else the next one."""
-        return self._numbers.get((finalist, opponent), 1 + max(self._numbers.values(), default=0))
+    def number(self, finalist: str, opponent: str, earlier: Iterable[str] = ()) -> int:
+        """Return the number of a comparison: its own where it was made before, else the next one.
+
+        Args:
+            earlier: Finalists of the same search before it went on. Their answers were seen, whether or not anything
+                was decided on them: each that was never compared is a look.
+        """
+        compared = {one for one, _ in self._numbers}
+        seen = {one for one in earlier if one != finalist and one not in compared}
+        return self._numbers.get((finalist, opponent), 1 + max(self._numbers.values(), default=0) + len(seen))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from loraxs_search.records import Candidate, KeepRule, Scalar, Task, TrialRecord, TrialState, WarmStart
+from loraxs_search.records import Candidate, KeepRule, Lineage, Scalar, Task, TrialRecord, TrialState, WarmStart
 from loraxs_search.registry import trial_of
 from loraxs_search.reports.front import front
 
@@ -34,6 +34,7 @@ class LeaderboardRow:
             searched for together.
         without_projection: Of `stored_bytes` those that no seed gives back; None where all are such.
         warm_start: The trial of an earlier study that the params are from.
+        lineage: The trial of this study that it was cloned from.
     """
 
     trial_id: str
@@ -54,6 +55,7 @@ class LeaderboardRow:
     on_front: bool | None = None
     without_projection: int | None = None
     warm_start: WarmStart | None = None
+    lineage: Lineage | None = None
 
 
 def leaderboard(
@@ -111,4 +113,5 @@ def _row(
         unended=written.get("unended"),
         without_projection=last.size.without_projection if last else None,
         warm_start=record.warm_start,
+        lineage=record.lineage,
     )

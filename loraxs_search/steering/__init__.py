@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loraxs_search.errors import CommandError, unknown_name
-from loraxs_search.records import AnswerState, Command, CommandAnswer
+from loraxs_search.records import AnswerState, Command, CommandAnswer, SearchPlan
 from loraxs_search.steering._base import Accepted, SteeredStudy, Verb, check_trials
 from loraxs_search.steering.add import Add
 from loraxs_search.steering.clone import Clone
@@ -17,11 +17,23 @@ from loraxs_search.steering.continue_ import Continue
 from loraxs_search.steering.extend import Extend
 from loraxs_search.steering.finish import Finish
 from loraxs_search.steering.pause import Pause
+from loraxs_search.steering.plan import planned
 from loraxs_search.steering.state import SteeringState
 from loraxs_search.steering.stop import Stop
 from loraxs_search.studies import Journal, StudyFolder
 
-__all__ = ["VERBS", "Accepted", "SteeredStudy", "SteeringState", "Verb", "apply", "decide", "get_verb", "steered"]
+__all__ = [
+    "VERBS",
+    "Accepted",
+    "SteeredStudy",
+    "SteeringState",
+    "Verb",
+    "apply",
+    "decide",
+    "get_verb",
+    "steered",
+    "whole_plan",
+]
 
 VERBS: Mapping[str, Verb] = {
     verb.name: verb for verb in (Stop(), Pause(), Continue(), Finish(), Add(), Clone(), Extend())
@@ -46,6 +58,11 @@ def steered(folder: StudyFolder, journal: Journal) -> SteeredStudy:
         if record.answer is not None:
             apply(record.command, record.answer, state)
     return SteeredStudy(folder, journal, state)
+
+
+def whole_plan(folder: StudyFolder, journal: Journal) -> SearchPlan:
+    """Return a study's plan as commands have extended it; its `trials` are all that the study will have."""
+    return planned(folder.info.search, steered(folder, journal).state)
 
 
 def decide(command: Command, study: SteeredStudy) -> CommandAnswer:

@@ -140,6 +140,8 @@ class Recorder:
         run_id = self._runs.run(SEARCH, event.at)
         for trial in event.trials:
             self._runs.add(self._runs.run(trial.trial_id, event.at), tags={ON_FRONT: "true"}, at=event.at)
+        for trial_id in event.gone:
+            self._runs.add(self._runs.run(trial_id, event.at), tags={ON_FRONT: "false"}, at=event.at)
         lines = [f"{trial.trial_id},{trial.score},{trial.stored_bytes}" for trial in event.trials]
         self._runs.client.log_text(run_id, "\n".join(("trial,score,stored_bytes", *lines, "")), "front.csv")
 

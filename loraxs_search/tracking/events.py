@@ -107,10 +107,15 @@ class YardsticksMeasured:
 
 @dataclass(frozen=True)
 class FrontFound:
-    """The trials that no other one beats in score and stored bytes together, once all have ended."""
+    """The trials that no other one beats in score and stored bytes together, once all have ended.
+
+    Args:
+        gone: Trials of the front before, where the search went on, that are beaten now.
+    """
 
     at: float
     trials: tuple[FrontTrial, ...]
+    gone: tuple[str, ...] = ()
     event: Literal["front_found"] = "front_found"
 
 

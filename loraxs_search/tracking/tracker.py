@@ -162,7 +162,8 @@ class Tracker:
     def front_found(self, trials: Sequence[FrontTrial]) -> None:
         """The study's front is known; the same one reported twice counts once."""
         if trials and tuple(trials) != self._front:
-            self._append(FrontFound(time.time(), tuple(trials)))
+            gone = {trial.trial_id for trial in self._front} - {trial.trial_id for trial in trials}
+            self._append(FrontFound(time.time(), tuple(trials), tuple(sorted(gone))))
 
     def search_finished(
         self, state: SearchState, summary: Mapping[str, Scalar] | None = None, *, at: float | None = None

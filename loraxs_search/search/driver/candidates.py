@@ -14,7 +14,8 @@ from typing import Any
 
 from loraxs_search.methods import Method
 from loraxs_search.records import Candidate, Confirmation, KeepRule, Refit, Sample, TrialRecord, TrialSpec, TrialState
-from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of
+from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of, verify
+from loraxs_search.registry.manifest import MANIFEST
 from loraxs_search.search.driver.alone import BaseAlone
 from loraxs_search.search.driver.candidate_trials import candidate_trials
 from loraxs_search.search.driver.finishing import (
@@ -132,12 +133,21 @@ class Finish:
         answers = self._answer_pieces(name) if untested else []
         kept = [record.trial_id for record in self.trials if self._method(record).has_adapter]
         ids = list(dict.fromkeys((*known, *kept)))
-        adapters = [AdapterPiece(self._trained(i), self.space.task, keep) for i in ids if not self._is_sealed(i)]
+        adapters = [
+            AdapterPiece(self._trained(i), self.space.task, keep)
+            for i in ids
+            if not self._is_sealed(i, tested=i == name)
+        ]
         self._spread([*answers, *adapters])
         if chosen is not None and untested:
             parts = list(confirmed.answers(name).values())
             metrics, rows = joined(parts, self.space.task)
-            chosen = replace(chosen, test_metrics=metrics, yardsticks=self.folder.yardsticks() or ())
+            chosen = replace(
+                chosen,
+                test_metrics=metrics,
+                yardsticks=self.folder.yardsticks() or (),
+                earlier_finalists=self.folder.earlier_finalists(),
+            )
             for confirmation in finalist:  # none where it was written before the driver was killed
                 self._write(self._trained(name), confirmation, chosen, run_of, samples_of(parts))
             confirmed.write_candidate(chosen, rows.to_bytes())
@@ -230,8 +240,13 @@ class Finish:
         ]
         return make_candidate(self.folder, self.actors.info, adapter, scores[adapter.trial_id], others)
 
-    def _is_sealed(self, trial_id: str) -> bool:
-        return (self.folder.adapter_path(trial_id) / "manifest.json").exists()
+    def _is_sealed(self, trial_id: str, *, tested: bool) -> bool:
+        """Whether an adapter is written out; a finalist's says what it scores on the test rows.
+
+        One that was sealed as a mere candidate, before the search went on, does not.
+        """
+        path = self.folder.adapter_path(trial_id)
+        return (path / MANIFEST).exists() and (not tested or bool(verify(path).test_metrics))
 
     def _write(
         self,
