@@ -90,8 +90,8 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
 
     Columns that only some studies have are left out where no trial has a value: whether it is on the front of score and
     bytes, the step that is kept, of written answers the shares `unparsed` and `unended`, of files with projections,
-    which a seed or the base gives back, the bytes without them, and the trial that params are from, with the step of the
-    state that a warm clone began with. Of several methods, what each trains is not R alone.
+    which a seed or the base gives back, the bytes without them, and the trial that params are from, with the step whose
+    state a warm clone began with. Of several methods, what each trains is not R alone.
     """
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     cells = [*(_cells(row, task) for row in rows), *(_yardstick_cells(yardstick, task) for yardstick in yardsticks)]

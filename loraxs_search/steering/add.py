@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from loraxs_search.records import Command, Scalar
-from loraxs_search.search_space import place_given
 from loraxs_search.steering._base import Accepted, SteeredStudy, Verb
 from loraxs_search.steering.asked import ask, check_budget, facts_of, refuse, space_of
 from loraxs_search.steering.state import SteeringState
@@ -24,6 +23,8 @@ class Add(Verb):
     after_training: ClassVar[bool] = True
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        from loraxs_search.search_space import place_given  # late: `status` starts without it
+
         check_budget(study)
         placed = place_given(space_of(study), command.params)
         refuse(placed.faults, f"`loraxs-search status {study.name}` shows params that trials have")

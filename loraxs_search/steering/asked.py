@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraxs_search.errors import CommandError
 from loraxs_search.records import Command, Scalar
-from loraxs_search.search_space import Space, parse_space
 from loraxs_search.steering._base import SteeredStudy
 from loraxs_search.steering.plan import check_time, extended, has_ended
 from loraxs_search.steering.state import AskedTrial, SteeringState
+
+if TYPE_CHECKING:
+    from loraxs_search.search_space import Space
 
 _PARAM = "params."
 
 
 def space_of(study: SteeredStudy) -> Space:
     """Return the space that a study searches."""
+    from loraxs_search.search_space import parse_space
+
     info = study.folder.info
     return parse_space(
         study.folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from loraxs_search.errors import CommandError
 from loraxs_search.records import Command, Scalar
-from loraxs_search.search_space import clone_params
 from loraxs_search.steering._base import Accepted, SteeredStudy, Trials, Verb
 from loraxs_search.steering.asked import ask, check_budget, facts_of, refuse, space_of
 from loraxs_search.steering.state import SteeringState
@@ -34,6 +33,8 @@ class Clone(Verb):
     after_training: ClassVar[bool] = True
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        from loraxs_search.search_space import clone_params  # late: `status` starts without it
+
         check_budget(study)
         (source,) = command.trial_ids
         warm, force = bool(command.arguments.get("warm")), bool(command.arguments.get("force"))
