@@ -18,7 +18,19 @@ from loraxs_search.steering.state import SteeringState
 from loraxs_search.steering.stop import Stop
 from loraxs_search.studies import Journal, StudyFolder
 
-__all__ = ["VERBS", "Accepted", "SteeredStudy", "SteeringState", "Verb", "apply", "decide", "get_verb", "steered"]
+__all__ = [
+    "VERBS",
+    "Accepted",
+    "SteeredStudy",
+    "SteeringState",
+    "Verb",
+    "apply",
+    "decide",
+    "describe",
+    "get_verb",
+    "open_commands",
+    "steered",
+]
 
 VERBS: Mapping[str, Verb] = {verb.name: verb for verb in (Stop(), Pause(), Continue(), Finish())}
 
@@ -41,6 +53,23 @@ def steered(folder: StudyFolder, journal: Journal) -> SteeredStudy:
         if record.answer is not None:
             apply(record.command, record.answer, state)
     return SteeredStudy(folder, journal, state)
+
+
+def open_commands(study: SteeredStudy) -> list[Command]:
+    """Return the commands that no driver has answered yet, of those that reach the study through its folder."""
+    taken = study.journal.commands
+    left_open = [record.command for record in taken.values() if record.answer is None]
+    return [*left_open, *(each for each in study.folder.inbox().waiting() if each.command_id not in taken)]
+
+
+def describe(command: Command) -> str:
+    """Return a command in a few words, with who sent it."""
+    options = [
+        f"--{name}" if value is True else f"--{name} {value}" for name, value in command.arguments.items() if value
+    ]
+    params = [f"--set {name}={value}" for name, value in command.params.items()]
+    who = f" ({command.sent_by})" if command.sent_by else ""
+    return " ".join((command.verb, *command.trial_ids, *options, *params)) + who
 
 
 def decide(command: Command, study: SteeredStudy) -> CommandAnswer:

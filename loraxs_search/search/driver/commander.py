@@ -10,7 +10,7 @@ from typing import Protocol
 from loraxs_search.records import AnswerState, Command, CommandAnswer
 from loraxs_search.search.driver.tag_source import TagSource
 from loraxs_search.search.ledger.view import SearchView
-from loraxs_search.steering import SteeredStudy, apply, decide
+from loraxs_search.steering import SteeredStudy, apply, decide, describe
 from loraxs_search.studies import CommandInbox
 from loraxs_search.tracking import recorded_id
 from loraxs_search.tracking.command_tags import CommandTags
@@ -37,7 +37,7 @@ class InboxSource:
         self._inbox = inbox
 
     def waiting(self) -> Iterable[Command]:
-        return self._inbox.waiting()
+        return self._inbox.waiting(set_aside=True)
 
     def answered(self, command: Command, answer: CommandAnswer) -> None:
         self._inbox.remove(command.command_id)
@@ -111,7 +111,5 @@ class Commander:
 
 
 def _line(command: Command, answer: CommandAnswer) -> str:
-    what = " ".join((command.verb, *command.trial_ids))
-    who = f" ({command.sent_by})" if command.sent_by else ""
     said = f"refused: {answer.text}" if answer.state is AnswerState.REFUSED else answer.text
-    return f"{what}{who}: {said}"
+    return f"{describe(command)}: {said}"

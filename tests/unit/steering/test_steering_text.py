@@ -20,7 +20,9 @@ from loraxs_search.steering.text import parse, read_params
         ("finish", "00003", "finish", (), {}),
     ],
 )
-def test_a_command_as_it_is_typed(text: str, own: str | None, verb: str, trials: tuple[str, ...], arguments: dict) -> None:
+def test_a_command_as_it_is_typed(
+    text: str, own: str | None, verb: str, trials: tuple[str, ...], arguments: dict
+) -> None:
     command = parse(text, "c1", own)
     assert (command.verb, command.trial_ids, command.arguments, command.malformed) == (verb, trials, arguments, "")
 

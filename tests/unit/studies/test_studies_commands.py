@@ -31,8 +31,10 @@ def test_what_is_no_command_is_set_aside(content: str, tmp_path: Path, caplog: p
     inbox.put(STOP)
     write_atomic(tmp_path / "bad.json", content)
     write_atomic(tmp_path / ".half.json.tmp", content)  # of a sender that was killed
+    assert list(inbox.waiting()) == [STOP]
+    assert (tmp_path / "bad.json").exists(), "who only looks renames nothing"
     for _ in range(2):
-        assert list(inbox.waiting()) == [STOP]
+        assert list(inbox.waiting(set_aside=True)) == [STOP]
     assert caplog.text.count("is no command") == 1
 
 

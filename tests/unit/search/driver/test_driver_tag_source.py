@@ -11,13 +11,13 @@ import pytest
 from support.servers import MlflowServer
 from support.studies import study as new_study
 
-from loraxs_search.errors import CommandError, TrackingError
-from loraxs_search.records import AnswerState
+from loraxs_search.errors import CommandError, StudyError, TrackingError
+from loraxs_search.records import AnswerState, CommandAnswer
 from loraxs_search.search.driver import tag_source
 from loraxs_search.search.driver.commander import Commander
 from loraxs_search.search.driver.tag_source import TagSource
 from loraxs_search.search.ledger.view import SilentView
-from loraxs_search.steering import SteeringState, steered
+from loraxs_search.steering import SteeringState, decide, steered
 from loraxs_search.steering.send import new_command, send
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking import Tracker, recorded_id
@@ -122,8 +122,6 @@ def test_a_driver_that_is_killed_anywhere_leaves_a_command_that_counts_once(desk
     with closing(TagSource(tags, study.journal)) as idle:  # its own thread only reads
         (tagged,) = tags.read()
         command = idle._command(tagged)
-    from loraxs_search.steering import decide
-
     answer = decide(command, study)
     acts: list[Callable[[], object]] = [
         lambda: None,
@@ -149,19 +147,15 @@ def test_a_command_that_is_typed_while_another_is_answered_stays(desk: Desk) -> 
     tags = CommandTags(desk.uri, recorded_id(desk.folder.path), "t")
     (tagged,) = tags.read()
     desk.type("pause 1")
-    study = steered(desk.folder, desk.folder.journal())
-    from loraxs_search.records import CommandAnswer
-
     tags.answer(tagged.tag, CommandAnswer("c1", AnswerState.DONE, "..."))
     assert desk.tags()[COMMAND] == "pause 1"
-    del study
     desk.drive(lambda: is_cleared(desk))
     assert desk.state().paused == {"00001"}
 
 
 # ---- from other machines, on a real server ---------------------------------------------------------------------------
 def test_another_machine_sends_through_the_server(
-    make_mlflow_server: Callable[[], MlflowServer], fresh_home: object, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    make_mlflow_server: Callable[[], MlflowServer],
 ) -> None:
     server = make_mlflow_server()
     server.start()
@@ -190,8 +184,6 @@ def test_another_machine_sends_through_the_server(
 
 
 def test_a_study_that_is_nowhere_is_said_to_be(store_uri: str) -> None:
-    from loraxs_search.errors import StudyError
-
     with pytest.raises(StudyError, match="but there is no 'nothing'"):
         send("nothing", new_command("finish"))
 

@@ -14,13 +14,13 @@ from ray.tune.search import Searcher
 
 from loraxs_search.errors import HomeError, LoraxsError
 from loraxs_search.records import AdapterSize, Hyperparameters, KeepRule, TrialReport, TrialState, to_json
+from loraxs_search.schedulers import NoScheduler, SchedulerConfig
 from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.search.ledger.optuna_storage import open_optuna_study
 from loraxs_search.search.ledger.view import SilentView
 from loraxs_search.search.tune.sampler import Sampler
 from loraxs_search.search.tune.searcher import StudySearcher
 from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT, STEP
-from loraxs_search.schedulers import NoScheduler, SchedulerConfig
 from loraxs_search.search_space import load_space
 from loraxs_search.steering import SteeringState
 from loraxs_search.studies import Journal
@@ -170,7 +170,8 @@ def test_a_stopped_trial_ends_at_its_next_report(started: StudySearcher) -> None
     assert not report(started, "x", 40, "00000")
     assert report(started, "y", 40, "00001")
     record = started._ledger.records["00000"]
-    assert (record.state, record.reason, len(record.reports)) == (TrialState.PRUNED, "stopped by a person at step 40", 1)
+    assert (record.state, record.reason) == (TrialState.PRUNED, "stopped by a person at step 40")
+    assert len(record.reports) == 1
 
 
 def test_a_trial_that_its_host_gave_up_ends_without_a_report(started: StudySearcher) -> None:
@@ -222,7 +223,6 @@ def test_a_search_whose_last_trials_are_paused_waits(make_searcher: Callable[...
     searcher._state.paused.add("00000")
     report(searcher, "p0", 40, "00000")
     assert searcher.suggest("z") is None
-    assert not searcher.is_waiting or searcher._trial_ids
     report(searcher, "y", 160, "00001")
     assert searcher.suggest("z") == Searcher.FINISHED, "Tune ends, and the driver waits"
     assert searcher.is_waiting
