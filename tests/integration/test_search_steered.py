@@ -17,15 +17,9 @@ from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NAME = "steered"
-# Two at a time; long trials, so that there is time to speak of them, and short ones once `finish` has come.
-LONG = (
-    "search.trials=8",
-    "search.concurrent=2",
-    "search.max_steps=4000",
-    "search.report_every=10",
-    "promotion.seeds=0",
-)
-OVERRIDES = [part for value in (*LONG, "search.scheduler=none") for part in ("--set", value)]
+# Two long trials at a time, so that there is time to speak of them.
+PLAN = {"trials": 8, "concurrent": 2, "max_steps": 4000, "report_every": 10, "scheduler": "none"}
+OVERRIDES = [part for name, value in PLAN.items() for part in ("--set", f"search.{name}={value}")]
 
 
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
