@@ -45,10 +45,8 @@ def drive() -> None:
 
 
 def start(home: str) -> subprocess.Popen[bytes]:
-    log = Path(home, "driver.log").open("ab")
-    return subprocess.Popen(
-        [sys.executable, __file__, "--drive"], env={**os.environ, "LORAXS_HOME": home}, stdout=log, stderr=log
-    )
+    with Path(home, "driver.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, __file__, "--drive"], env=os.environ, stdout=log, stderr=log)
 
 
 # ---- the people ------------------------------------------------------------------------------------------------------
