@@ -59,13 +59,13 @@ def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(
         )  # all of it; the driver is killed before the next report
         driver.kill()
         driver.communicate()
-    paused_at = {trial_id: steps(trial_id) for trial_id, state in states().items() if state is TrialState.RUNNING}
+    paused_at = steps("00002")
     assert api.continue_trials(NAME, "00002").state is AnswerState.QUEUED
     with start(in_search_home, "resume", NAME) as again:
-        until(lambda: steps("00002") > paused_at["00002"], "what was continued goes on")
-        assert {name: steps(name) for name in ("00000", "00003")} == {
-            name: paused_at[name] for name in ("00000", "00003")
-        }
+        until(lambda: steps("00002") > paused_at, "what was continued goes on")
+        rested, moved = [steps(name) for name in ("00000", "00003")], steps("00002")
+        until(lambda: steps("00002") > moved, "and on")
+        assert [steps(name) for name in ("00000", "00003")] == rested
         assert api.pause_trials(NAME, "00002").state is AnswerState.DONE
         before = len(states())
         until(lambda: not again.poll() and _is_waiting(), "it waits, since all is paused")
