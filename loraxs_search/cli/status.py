@@ -11,7 +11,8 @@ import typer
 from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table, print_warnings
 from loraxs_search.errors import StudyError
 from loraxs_search.reports import front, leaderboard, progress, score_warnings, shown_yardsticks, study_state
-from loraxs_search.steering import whole_plan
+from loraxs_search.steering import describe, open_commands, steered
+from loraxs_search.steering.plan import planned
 from loraxs_search.studies import StudyFolder, list_studies
 
 
@@ -37,6 +38,8 @@ def command(
     Where score and stored bytes are searched for together, `front` marks the complete trials that no other one beats in
     both. `--json` lists them by bytes.
 
+    Trials that were paused, and commands such as `stop` that no search has answered yet, are named below the table.
+
     Below the trials are the yardsticks, simple models scored on the same rows: `constant` is the best constant answer,
     `tfidf` a linear model on TF-IDF, `features` a linear model on the untouched base's features of 500 train rows. Both
     are ridge regressions. They are measured once for each study, while trials train. All three take ten seconds of one
@@ -51,8 +54,10 @@ def command(
 
 
 def _one(folder: StudyFolder, as_json: bool) -> None:
-    info, journal = folder.info, folder.journal()
-    records, counts = journal.records, progress(journal.records.values(), whole_plan(folder, journal))
+    study = steered(folder, folder.journal())
+    info, records, waiting = folder.info, study.records, open_commands(study)
+    paused = sorted(study.state.paused)
+    counts = progress(records.values(), planned(info.search, study.state))
     candidates = folder.candidates()
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep, info.search.objectives)
     yardsticks = shown_yardsticks(folder.yardsticks(), finished=candidates is not None)
@@ -63,6 +68,8 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
         "trials": rows,
         "front": front(records.values(), folder.keep_rule) if info.search.objectives else [],
         "yardsticks": yardsticks,
+        "paused": paused,
+        "commands": waiting,
         "warnings": score_warnings(rows, info.task),
     }
 
@@ -70,6 +77,11 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
         print_leaderboard(rows, info.task, yardsticks)
         talk = f"\n{folder.name}: {study_state(folder)}, {counts.ended}/{counts.num_trials} trials ended"
         print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
+        if paused or study.state.is_paused:
+            trials = ", ".join(paused) or "no trial"
+            print(f"paused: {trials}{' and all new ones' if study.state.is_paused else ''}", file=sys.stderr)
+        for command in waiting:
+            print(f"not answered yet: {describe(command)}", file=sys.stderr)
         print_warnings(value["warnings"])
 
     emit(as_json, value, show)

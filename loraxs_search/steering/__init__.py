@@ -30,7 +30,9 @@ __all__ = [
     "Verb",
     "apply",
     "decide",
+    "describe",
     "get_verb",
+    "open_commands",
     "steered",
     "whole_plan",
 ]
@@ -63,6 +65,23 @@ def steered(folder: StudyFolder, journal: Journal) -> SteeredStudy:
 def whole_plan(folder: StudyFolder, journal: Journal) -> SearchPlan:
     """Return a study's plan as commands have extended it; its `trials` are all that the study will have."""
     return planned(folder.info.search, steered(folder, journal).state)
+
+
+def open_commands(study: SteeredStudy) -> list[Command]:
+    """Return the commands that no driver has answered yet, of those that reach the study through its folder."""
+    taken = study.journal.commands
+    left_open = [record.command for record in taken.values() if record.answer is None]
+    return [*left_open, *(each for each in study.folder.inbox().waiting() if each.command_id not in taken)]
+
+
+def describe(command: Command) -> str:
+    """Return a command in a few words, with who sent it."""
+    options = [
+        f"--{name}" if value is True else f"--{name} {value}" for name, value in command.arguments.items() if value
+    ]
+    params = [f"--set {name}={value}" for name, value in command.params.items()]
+    who = f" ({command.sent_by})" if command.sent_by else ""
+    return " ".join((command.verb, *command.trial_ids, *options, *params)) + who
 
 
 def decide(command: Command, study: SteeredStudy) -> CommandAnswer:

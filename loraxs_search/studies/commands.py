@@ -35,12 +35,13 @@ class CommandInbox:
         """
         write_atomic(self._path / f"{command.command_id}.json", to_json(command))
 
-    def waiting(self) -> Iterator[Command]:
-        """Yield the commands that lie there, oldest first; what is none of ours is passed over.
+    def waiting(self, *, set_aside: bool = False) -> Iterator[Command]:
+        """Yield the commands that lie there, oldest first; what is none is passed over.
 
-        A file that is no command is set aside, with a warning.
+        Args:
+            set_aside: Rename what is none, with a warning: the driver looks often.
         """
-        commands = [command for path in self._files() if (command := self._read(path)) is not None]
+        commands = [command for path in self._files() if (command := self._read(path, set_aside)) is not None]
         yield from sorted(commands, key=lambda command: (command.issued_at, command.command_id))
 
     def remove(self, command_id: str) -> None:
@@ -56,7 +57,7 @@ class CommandInbox:
         except FileNotFoundError:
             return []
 
-    def _read(self, path: Path) -> Command | None:
+    def _read(self, path: Path, set_aside: bool) -> Command | None:
         try:
             command = from_json(Command, path.read_bytes())
             if f"{command.command_id}.json" == path.name:
@@ -65,7 +66,8 @@ class CommandInbox:
             return None
         except ValueError:
             pass  # not a command
-        _logger.warning("%s is no command to the search; it is set aside", path)
-        with disk_faults(path):
-            path.replace(path.with_suffix(".damaged"))
+        if set_aside:
+            _logger.warning("%s is no command to the search; it is set aside", path)
+            with disk_faults(path):
+                path.replace(path.with_suffix(".damaged"))
         return None

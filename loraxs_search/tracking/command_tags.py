@@ -59,9 +59,9 @@ class CommandTags:
         client = self._connected()
         if self._experiment_id is None:
             experiment = client.get_experiment_by_name(self._experiment)
-            self._experiment_id = experiment and str(experiment.experiment_id)
-            if self._experiment_id is None:
+            if experiment is None:
                 return []
+            self._experiment_id = str(experiment.experiment_id)
         own = f"tags.`{STUDY_ID}` = '{self._study_id}'"
         if self._search_run_id is None:
             runs = client.search_runs([self._experiment_id], f"{own} and tags.`{KIND}` = 'search'", max_results=1)

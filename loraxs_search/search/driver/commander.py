@@ -10,7 +10,7 @@ from typing import Protocol
 from loraxs_search.records import AnswerState, Command, CommandAnswer
 from loraxs_search.search.driver.tag_source import TagSource
 from loraxs_search.search.ledger.view import SearchView, SilentView
-from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, steered
+from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, describe, open_commands, steered
 from loraxs_search.studies import CommandInbox, StudyFolder
 from loraxs_search.tracking import recorded_id
 from loraxs_search.tracking.command_tags import CommandTags
@@ -37,7 +37,7 @@ class InboxSource:
         self._inbox = inbox
 
     def waiting(self) -> Iterable[Command]:
-        return self._inbox.waiting()
+        return self._inbox.waiting(set_aside=True)
 
     def answered(self, command: Command, answer: CommandAnswer) -> None:
         self._inbox.remove(command.command_id)
@@ -113,12 +113,7 @@ class Commander:
 def foreseen(folder: StudyFolder) -> SteeringState:
     """Return what the commands of a study will have come to once those that wait are decided on; nothing is written."""
     study = steered(folder, folder.journal())
-    waiting = {command.command_id: command for command in folder.inbox().waiting()}
-    for record in study.journal.commands.values():
-        waiting.pop(record.command.command_id, None)
-        if record.answer is None:
-            apply(record.command, decide(record.command, study), study.state)
-    for command in waiting.values():
+    for command in open_commands(study):
         apply(command, decide(command, study), study.state)
     return study.state
 
@@ -136,7 +131,5 @@ def asks_for_more(folder: StudyFolder, state: SteeringState) -> bool:
 
 
 def _line(command: Command, answer: CommandAnswer) -> str:
-    what = " ".join((command.verb, *command.trial_ids))
-    who = f" ({command.sent_by})" if command.sent_by else ""
     said = f"refused: {answer.text}" if answer.state is AnswerState.REFUSED else answer.text
-    return f"{what}{who}: {said}"
+    return f"{describe(command)}: {said}"
