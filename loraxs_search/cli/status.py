@@ -11,7 +11,7 @@ import typer
 from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table, print_warnings
 from loraxs_search.errors import StudyError
 from loraxs_search.reports import front, leaderboard, progress, score_warnings, shown_yardsticks, study_state
-from loraxs_search.steering import describe, open_commands, steered
+from loraxs_search.steering import describe, open_commands, steered, whole_plan
 from loraxs_search.steering.plan import planned
 from loraxs_search.studies import StudyFolder, list_studies
 
