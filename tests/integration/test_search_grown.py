@@ -1,0 +1,118 @@
+"""A search that people make grow while it runs, killed in between, and again once it has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.records import read_records
+from support.shell import start
+
+from loraxs_search import api
+from loraxs_search.records import AnswerState, Lineage, TrialState
+from loraxs_search.registry import verify
+from loraxs_search.studies import StudyFolder, read_reports
+from loraxs_search.tracking.store import connect
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+NAME, EVERY, STEPS = "grown", 20, 400
+PLAN = {"trials": 2, "concurrent": 1, "max_steps": STEPS, "report_every": EVERY, "scheduler": "none"}
+OVERRIDES = [part for name, value in PLAN.items() for part in ("--set", f"search.{name}={value}")]
+OVERRIDES += ["--set", "promotion.candidates=8", "--set", "promotion.seeds=1"]
+
+
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def has_reported(trial_id: str) -> bool:
+    if not StudyFolder.exists(NAME):
+        return False
+    record = StudyFolder.open(NAME).journal().records.get(trial_id)
+    return record is not None and bool(record.reports)
+
+
+def test_a_search_grows_is_killed_and_grows_again_when_it_has_ended(in_search_home: Path, tiny_space: Path) -> None:
+    with start(in_search_home, "launch", str(tiny_space), "--name", NAME, *OVERRIDES) as driver:
+        until(lambda: has_reported("00000"), "a trial reports")
+        warm = api.clone_trial(NAME, "0", {"learning_rate": 2e-3}, warm=True)
+        added = api.add_trial(NAME, {"rank": 4, "learning_rate": 5e-3})
+        extended = api.extend_study(NAME, trials=1)
+        driver.kill()
+        driver.communicate()
+    assert {answer.state for answer in (warm, added, extended)} == {AnswerState.DONE}
+    folder = StudyFolder.open(NAME)
+    step = folder.journal().commands[warm.command_id].answer.facts["step"]  # type: ignore[union-attr]
+    with start(in_search_home, "resume", NAME) as again:
+        out, talk = again.communicate(timeout=400)
+    assert again.returncode == 0, talk
+    records = folder.journal().records
+    assert len(records) == 2 + 1 + 2, "what people asked for comes on top of the budget, which is extended"
+    assert {record.state for record in records.values()} == {TrialState.COMPLETE}
+    (clone,) = (record for record in records.values() if record.command == warm.command_id)
+    (own,) = (record for record in records.values() if record.command == added.command_id)
+    assert (own.params["rank"], own.params["learning_rate"]) == (4, 5e-3)
+    assert clone.lineage == Lineage(NAME, "00000", int(step))
+    source = {report.step: report.metrics for report in records["00000"].reports}
+    assert (clone.reports[0].step, clone.reports[0].metrics) == (step, source[int(step)])
+    assert [report.step for report in clone.reports] == list(range(int(step), STEPS + 1, EVERY))
+    assert f"00000@{step}" in out
+    _check_refit(folder, clone.trial_id, int(step))
+    assert verify(folder.adapter_path(clone.trial_id)).lineage == clone.lineage
+    _check_tracked(folder, clone.trial_id)
+    first = _finalist(folder)
+    # ---- once more ----
+    assert api.extend_study(NAME, trials=1).state is AnswerState.QUEUED
+    refits = {path.name: path.stat().st_mtime_ns for path in (folder.path / "confirmed").glob("*.refit.json")}
+    with start(in_search_home, "resume", NAME) as more:
+        _, talk = more.communicate(timeout=400)
+    assert more.returncode == 0, talk
+    after = folder.journal().records
+    assert len(after) == 6
+    assert {name: after[name] for name in records} == records
+    kept = {path.name: path.stat().st_mtime_ns for path in (folder.path / "confirmed").glob("*.refit.json")}
+    assert {name: kept[name] for name in refits} == refits, "what is known of a candidate is not made again"
+    assert len(kept) == 6
+    assert folder.earlier_finalists() == (first,)
+    finalist = _finalist(folder)
+    assert verify(folder.adapter_path(finalist)).test_metrics
+    candidates = {each.trial_id: each for each in folder.candidates() or ()}
+    assert candidates[finalist].earlier_finalists == (() if finalist == first else (first,))
+    _check_tracked(folder, clone.trial_id)
+    with start(in_search_home, "resume", NAME) as done:
+        done.communicate(timeout=400)
+    assert len(folder.journal().records) == 6
+
+
+def _finalist(folder: StudyFolder) -> str:
+    (finalist,) = (each.trial_id for each in folder.candidates() or () if each.test_metrics)
+    return finalist
+
+
+def _check_refit(folder: StudyFolder, clone: str, step: int) -> None:
+    """A refit of a warm clone trains all of it: by the source's params to the step, then by its own."""
+    refit = folder.confirmations().refit(f"{clone}.1")
+    assert refit is not None
+    assert not refit.failed
+    steps = [report.step for report in read_reports(folder.read_snapshot(f"{clone}.1") or b"")]
+    assert steps == list(range(EVERY, STEPS + 1, EVERY))
+
+
+def _check_tracked(folder: StudyFolder, clone: str) -> None:
+    records = read_records(folder.name)
+    assert records.num_parents == 1
+    assert records.journal == records.mlflow
+    assert set(records.runs.values()) == {1}
+    assert records.optuna.keys() == records.journal.keys()
+    client = connect(folder.info.tracking_uri)
+    experiment = client.get_experiment_by_name("tiny-reviews")
+    runs = client.search_runs([experiment.experiment_id], f"tags.`loraxs.study` = '{folder.name}'")
+    tags = {run.data.tags.get("trial_id", ""): run.data.tags for run in runs}
+    assert tags[clone]["loraxs.lineage"] == str(folder.journal().records[clone].lineage)
+    (parent,) = (run for run in runs if "trial_id" not in run.data.tags)
+    assert parent.info.status == "FINISHED"
