@@ -259,3 +259,8 @@ def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, a
         assert again.looks in ((), decision.looks), "the same study again is no new look"
     numbers = {(look.finalist, look.opponent): look.number for known in past for look in known.looks}
     assert sorted(numbers.values()) == list(range(1, len(numbers) + 1))
+
+
+def test_finalists_that_a_search_had_before_it_went_on_are_looks_too() -> None:
+    assert Looks([], "rows").number("s/t3", "constant", ["s/t1", "s/t2", "s/t3"]) == 3
+    assert Looks([], "rows").number("s/t1", "constant", ["s/t1"]) == 1, "the same finalist is the same look"
