@@ -91,6 +91,13 @@ def test_a_pause_of_the_study_takes_the_trials_that_run_then_and_lets_none_begin
     assert (state(folder).paused, state(folder).is_paused) == (set(), False)
 
 
+def test_a_trial_that_ends_before_it_pauses_is_not_paused(folder: StudyFolder) -> None:
+    take(folder, command("pause", "00001"))
+    folder.journal().trial_ended("00001", TrialState.COMPLETE, "trained all 20 steps")
+    assert steered(folder, folder.journal()).paused == []
+    assert "but nothing of study 's' is" in take(folder, command("continue", name="c2"))[0]
+
+
 def test_finish_ends_what_is_paused(folder: StudyFolder) -> None:
     take(folder, command("pause", "00001"), command("finish", name="c2"))
     now = state(folder)
