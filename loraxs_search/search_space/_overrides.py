@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import Document, forget, parse_value
 from loraxs_search.search_space._faults import SourceLocation, shown
 from loraxs_search.search_space._narrowing import narrow
 
+Overrides = Sequence[str] | Mapping[str, Any]
+
 _SHORTHANDS = {"task": "use", "base_model": "id"}  # `task: sst2` is `task: {use: sst2}`
+
+
+def as_texts(overrides: Overrides) -> Sequence[str]:
+    """Return overrides as the command line has them: values of a mapping as YAML."""
+    if not isinstance(overrides, Mapping):
+        return overrides
+    return [f"{path}={_written(value)}" for path, value in overrides.items()]
+
+
+def _written(value: Any) -> str:
+    value = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return text.removesuffix("...\n").strip()
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
