@@ -28,7 +28,8 @@ def command(
     --address the search continues on this machine alone. Give --storage on another machine, to fetch the copy that
     `launch --storage` made. One machine at a time works on a study. An MLflow account comes from the environment again.
 
-    The space cannot be changed, so a study cannot get more trials. Launch again for that.
+    The space cannot be changed. `extend` gives a study more trials or more time, and `add` a trial of your own. With a
+    finished study, `resume` then sets its candidates aside, trains, and chooses among all trials.
     """
     from loraxs_search.search import resume
 

@@ -56,7 +56,7 @@ def command(
 def _one(folder: StudyFolder, as_json: bool) -> None:
     study = steered(folder, folder.journal())
     info, records, waiting = folder.info, study.records, open_commands(study)
-    paused = sorted(study.state.paused)
+    paused = study.paused
     counts = progress(records.values(), planned(info.search, study.state))
     candidates = folder.candidates()
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep, info.search.objectives)

@@ -37,6 +37,11 @@ class SteeredStudy:
         return self.journal.records
 
     @property
+    def paused(self) -> list[str]:
+        """The trials that are paused; one that came to its end before its next report no longer is."""
+        return sorted(each for each in self.state.paused if self.records[each].state is TrialState.RUNNING)
+
+    @property
     def trials_have_ended(self) -> bool:
         """Whether there is no more to train: candidates are being scored, or have been."""
         return self.journal.notice is not None

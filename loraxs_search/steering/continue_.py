@@ -22,7 +22,7 @@ class Continue(Verb):
         check_unstopped(command, study)
         state = study.state
         running = [trial_id for trial_id in command.trial_ids if trial_id not in state.paused]
-        if running or not (command.trial_ids or state.is_paused or state.paused):
+        if running or not (command.trial_ids or state.is_paused or study.paused):
             raise CommandError(
                 f"`continue` needs what is paused, but {f'trial {running[0]}' if running else 'nothing'} of study "
                 f"{study.name!r} is.",

@@ -91,6 +91,13 @@ def test_a_pause_of_the_study_takes_the_trials_that_run_then_and_lets_none_begin
     assert (state(folder).paused, state(folder).is_paused) == (set(), False)
 
 
+def test_a_trial_that_ends_before_it_pauses_is_not_paused(folder: StudyFolder) -> None:
+    take(folder, command("pause", "00001"))
+    folder.journal().trial_ended("00001", TrialState.COMPLETE, "trained all 20 steps")
+    assert steered(folder, folder.journal()).paused == []
+    assert "but nothing of study 's' is" in take(folder, command("continue", name="c2"))[0]
+
+
 def test_finish_ends_what_is_paused(folder: StudyFolder) -> None:
     take(folder, command("pause", "00001"), command("finish", name="c2"))
     now = state(folder)
@@ -175,6 +182,13 @@ def test_each_command_counts_once_wherever_drivers_are_killed(
     assert asdict(state(killed)) == asdict(state(calm))
     text = (killed.path / "journal.jsonl").read_text()
     assert text.count('"commanded"') == text.count('"answered"') == len(sent)
+
+
+def test_a_command_that_was_taken_is_carried_out_though_its_source_is_gone(folder: StudyFolder) -> None:
+    """As a tag that somebody deletes by hand once the driver that has taken it is killed."""
+    folder.journal().commanded(command("stop", "00001"))
+    assert len(take(folder)) == 1
+    assert list(state(folder).stopping) == ["00001"]
 
 
 def answers(folder: StudyFolder) -> dict[str, AnswerState | None]:
