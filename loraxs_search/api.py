@@ -118,7 +118,7 @@ def stop_trials(study: str, *trials: str, now: bool = False, tracking_uri: str |
         StudyError: there is no such study.
         TrackingError: the server is away, or refuses.
     """
-    return _commanded(study, "stop", trials, tracking_uri, now=now)
+    return _commanded(study, "stop", trials, tracking_uri, {"now": now})
 
 
 def pause_trials(study: str, *trials: str, tracking_uri: str | None = None) -> CommandAnswer:
@@ -148,7 +148,7 @@ def add_trial(study: str, params: Mapping[str, Scalar], *, tracking_uri: str | N
     It comes on top of `search.trials`, and the sampler learns from it. `tracking_uri`, the answer and errors are those
     of `stop_trials`.
     """
-    return _commanded(study, "add", (), tracking_uri, params)
+    return _commanded(study, "add", (), tracking_uri, params=params)
 
 
 def clone_trial(
@@ -168,7 +168,7 @@ def clone_trial(
         warm: Go on with that trial's state and step at its last report; then the optimizer's params alone may change.
         force: Let the optimizer's params lie outside of the space.
     """
-    return _commanded(study, "clone", [trial], tracking_uri, params, warm=warm, force=force)
+    return _commanded(study, "clone", [trial], tracking_uri, {"warm": warm, "force": force}, params)
 
 
 def extend_study(
@@ -183,7 +183,7 @@ def extend_study(
     """
     given = {"trials": trials, "time": time}
     arguments = {name: value for name, value in given.items() if value is not None}
-    return _commanded(study, "extend", (), tracking_uri, **arguments)
+    return _commanded(study, "extend", (), tracking_uri, arguments)
 
 
 def compare(
@@ -443,8 +443,8 @@ def _commanded(
     verb: str,
     trials: Sequence[str],
     tracking_uri: str | None,
+    arguments: Mapping[str, Scalar] | None = None,
     params: Mapping[str, Scalar] | None = None,
-    **arguments: Scalar,
 ) -> CommandAnswer:
     from loraxs_search.steering.send import new_command, send
 
