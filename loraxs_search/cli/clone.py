@@ -21,7 +21,7 @@ def command(
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add a trial with the params of another one, but for those that you set.
+    """Add a trial like another one, but for what you set.
 
     For example: `loraxs-search clone reviews 00003 --set learning_rate=1e-3 --warm`.
 

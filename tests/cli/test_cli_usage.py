@@ -14,7 +14,8 @@ from loraxs_search.records import AdapterSize, BaseModelRef, Identity, TrialRepo
 from loraxs_search.search_space import load_space, shipped_spaces
 
 REGISTRY = ("promote", "ls", "show", "history", "rollback", "rm", "pull", "predict")
-VERBS = ("check", "launch", "status", "compare", "resume", *REGISTRY, "ui")
+STEERING = ("stop", "pause", "continue", "finish", "add", "clone", "extend")
+VERBS = ("check", "launch", "status", "compare", "resume", *STEERING, *REGISTRY, "ui")
 
 
 def test_help_lists_every_verb_whole(say):
@@ -34,7 +35,7 @@ def test_every_verb_has_help(say, verb):
 
 
 def test_tables_can_be_had_as_json():
-    tables = {"check", "doctor", "launch", "status", "compare", "resume", "sync", *REGISTRY}
+    tables = {"check", "doctor", "launch", "status", "compare", "resume", "sync", *STEERING, *REGISTRY}
     commands = {info.name: info.callback for info in app.registered_commands}
     assert {name for name, callback in commands.items() if "as_json" in callback.__annotations__} == tables
 
