@@ -167,3 +167,8 @@ class TrialRecord:
     command: str = ""
     lineage: Lineage | None = None
     is_hidden: bool = False
+
+    @property
+    def is_warm_clone(self) -> bool:
+        """Whether it began with another trial's state: its params alone do not explain its scores."""
+        return self.lineage is not None and self.lineage.is_warm

@@ -67,8 +67,8 @@ class ComparedStudy:
 
     @cached_property
     def trials(self) -> tuple[ComparedTrial, ...]:
-        """Its trials that have ended, in the order they were started."""
-        records = self.folder.journal().records.values()
+        """Its trials that have ended, in the order they were started; warm clones had a start that others had not."""
+        records = [record for record in self.folder.journal().records.values() if not record.is_warm_clone]
         return tuple(self._trial(record) for record in records if record.state is not TrialState.RUNNING)
 
     @property

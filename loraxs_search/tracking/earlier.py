@@ -12,7 +12,7 @@ from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import EarlierStudy, EarlierTrial, TrialState
 from loraxs_search.tasks.kinds import find_metric
-from loraxs_search.tracking._recorder import STATE
+from loraxs_search.tracking._recorder import LINEAGE, STATE
 from loraxs_search.tracking._runs import KIND, STUDY, STUDY_ID, TRIAL_ID
 from loraxs_search.tracking.store import connect
 
@@ -104,7 +104,9 @@ def _study(client: MlflowClient, search: Run) -> EarlierStudy:
     runs = [
         (run, score)
         for run in _runs(client, [search.info.experiment_id], of_study)
-        if run.data.tags.get(STATE) in _ORDER and (score := _score(client, run, params)) is not None
+        if "@" not in run.data.tags.get(LINEAGE, "")  # a warm clone's params do not explain its scores
+        and run.data.tags.get(STATE) in _ORDER
+        and (score := _score(client, run, params)) is not None
     ]
     sign = -1.0 if _is_maximized(params) else 1.0
     runs.sort(key=lambda each: (_ORDER.index(each[0].data.tags[STATE]), sign * each[1], each[0].data.tags[TRIAL_ID]))

@@ -191,7 +191,7 @@ class Driver:
         """Return the scheduler as it stood when the journal ended; trials that it had stopped end now."""
         scheduler = make_scheduler(self._info.search, self._info.task.search_direction)
         for record in journal.records.values():
-            if record.lineage is not None and record.lineage.is_warm:
+            if record.lineage is not None and record.is_warm_clone:
                 scheduler.begins_at(record.trial_id, record.lineage.step)
         scheduler.replay(journal.reports, self._info.task.search_metric)
         for trial_id, reason in scheduler.stopped.items():

@@ -123,8 +123,9 @@ def local_study(folder: StudyFolder) -> EarlierStudy:
         StudyError: its files are damaged.
     """
     info, identity = folder.info, folder.identity()
-    records, method = folder.journal().records, single_method(folder.space_text())
-    rows = leaderboard(records.values(), info.task, keep=info.search.keep)
+    records, method = folder.journal().records.values(), single_method(folder.space_text())
+    by_params = [record for record in records if not record.is_warm_clone]
+    rows = leaderboard(by_params, info.task, keep=info.search.keep)
     ended = [row for row in rows if row.state in (TrialState.COMPLETE, TrialState.PRUNED) and row.score is not None]
     return EarlierStudy(
         name=info.name,

@@ -1,0 +1,138 @@
+"""A finished study that people ask for more goes on, once for each command, wherever its driver is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.searched_studies import Tried, confirm, searched
+
+from loraxs_search.records import Lineage, Origin, TrialReport, TrialState
+from loraxs_search.reports import compare
+from loraxs_search.search.driver.commander import answer_waiting, asks_for_more, foreseen
+from loraxs_search.search.driver.driver import Driver, _go_through
+from loraxs_search.search.driver.warm_start import local_study
+from loraxs_search.steering import steered
+from loraxs_search.steering.send import new_command
+from loraxs_search.studies import StudyFolder
+from loraxs_search.tracking import Tracker
+from loraxs_search.tracking.store import connect
+
+SPACE = """
+task: sst2
+base_model: org/base
+parameters:
+  rank: {choice: [4, 8, 16]}
+  learning_rate: 0.01
+"""
+
+
+@pytest.fixture
+def ended(fresh_home: Path) -> StudyFolder:
+    folder = searched("s", [Tried({"rank": 4}, 0.9), Tried({"rank": 8}, 0.8)], space=SPACE, finished=False)
+    confirm(folder, "00000", [0.9], [1, 0], [1, 1])
+    folder.journal().search_ended("")
+    return folder
+
+
+def reopen(folder: StudyFolder) -> bool:
+    """Do what a driver does first."""
+    return Driver._reopen(None, steered(folder, folder.journal()))  # type: ignore[arg-type]
+
+
+def test_what_waits_is_foreseen_and_nothing_is_written(ended: StudyFolder) -> None:
+    before = (ended.path / "journal.jsonl").read_bytes()
+    assert not asks_for_more(ended, foreseen(ended))
+    ended.inbox().put(new_command("extend", arguments={"trials": 0}))  # it will be refused
+    assert not asks_for_more(ended, foreseen(ended))
+    ended.inbox().put(new_command("extend", arguments={"trials": 3}))
+    state = foreseen(ended)
+    assert asks_for_more(ended, state)
+    assert state.trials == 2 + 3
+    assert (ended.path / "journal.jsonl").read_bytes() == before
+
+
+def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended: StudyFolder) -> None:
+    ended.inbox().put(new_command("add", params={"rank": 16}))
+    answer_waiting(ended)
+    assert asks_for_more(ended, foreseen(ended)), "a driver that died here has answered and done nothing"
+    journal = ended.journal()
+    journal.reopened(1)  # and one that died here has left the candidates
+    assert asks_for_more(ended, foreseen(ended))
+    assert not reopen(ended)
+    assert ended.candidates() is None
+    assert ended.earlier_finalists() == ("00000",)
+    journal = ended.journal()
+    assert (journal.notice, journal.num_reopenings) == (None, 1)
+    journal.search_ended("")
+    ended.write_candidates([])
+    assert not asks_for_more(ended, foreseen(ended))
+    assert not reopen(ended)
+    assert ended.candidates() == []
+
+
+def test_a_study_of_an_earlier_version_whose_journal_names_no_end_goes_on_too(fresh_home: Path) -> None:
+    folder = searched("s", [Tried({"rank": 4}, 0.9)], space=SPACE)
+    assert folder.journal().notice is None
+    folder.inbox().put(new_command("extend", arguments={"trials": 1}))
+    answer_waiting(folder)
+    assert reopen(folder)
+    assert folder.candidates() is None
+
+
+def test_more_that_comes_while_candidates_are_scored_is_trained_before_test_rows_are_asked(ended: StudyFolder) -> None:
+    journal, done = ended.journal(), list[str]()
+    ended.set_candidates_aside()
+    journal.reopened(1)
+    asked = iter([False, True, False, False, True, False, False, False])
+
+    def goes_on() -> bool:
+        if more := next(asked):
+            journal.reopened(journal.num_reopenings + 1)
+            ended.set_candidates_aside()
+        return more
+
+    def train() -> None:
+        done.append("train")
+        journal.search_ended("")
+
+    def keep_adapters() -> bool:
+        done.append("validate")
+        if goes_on():
+            return False
+        done.append("test")
+        ended.write_candidates([])
+        return True
+
+    _go_through(ended, journal, train, keep_adapters, goes_on)
+    once = ["train", "validate", "test"]
+    assert done == ["train", "validate", *once, *once]
+    assert ended.candidates() == []
+
+
+def test_a_warm_clone_is_compared_with_nothing_and_starts_no_other_search(ended: StudyFolder) -> None:
+    journal = ended.journal()
+    journal.trial_started("00002", {"rank": 16}, Origin(command="c", lineage=Lineage("s", "00000", 10), is_hidden=True))
+    size = journal.records["00000"].reports[-1].size
+    journal.trial_reported(TrialReport("00002", 20, {"accuracy": 0.99}, 0.1, 1.0, 9, size))
+    journal.trial_ended("00002", TrialState.COMPLETE, "")
+    assert [trial.trial_id for trial in local_study(ended).trials] == ["00000", "00001"]
+    assert {group.value for group in compare("s", by="rank").groups} == {4, 8}
+
+
+def test_mlflow_says_what_a_trial_was_cloned_from_and_what_left_the_front(
+    store_uri: str, fresh_home: Path, tmp_path: Path
+) -> None:
+    from loraxs_search.records import FrontTrial
+
+    with Tracker("s", tmp_path / "s", store_uri, "t") as tracker:
+        tracker.trial_started("00000", {"rank": 4})
+        tracker.trial_started("00001", {"rank": 4}, None, None, Lineage("s", "00000", 20))
+        tracker.front_found([FrontTrial("00000", 0.5, 100)])
+        tracker.front_found([FrontTrial("00001", 0.6, 100)])
+        assert tracker.flush(60)
+    client = connect(store_uri)
+    runs = client.search_runs([client.get_experiment_by_name("t").experiment_id])
+    tags = {run.data.tags.get("trial_id"): run.data.tags for run in runs}
+    assert tags["00001"]["loraxs.lineage"] == "s/00000@20"
+    assert (tags["00000"]["loraxs.on_front"], tags["00001"]["loraxs.on_front"]) == ("false", "true")
