@@ -20,7 +20,9 @@ def command(
     parameter that only goes with certain values of another one needs that one too.
 
     The trial starts once a slot is free, before new proposals. It comes on top of `search.trials`, and the sampler
-    learns from it. A finished search is gone on with by `resume`. Its candidates are then chosen anew among all trials.
+    learns from it. `finish` ends proposals, and not what you have added.
+
+    A finished search goes on with `resume`. Its candidates are then chosen anew among all trials.
     """
     from loraxs_search.steering.text import read_params
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraxs_search.errors import CommandError
+from loraxs_search.errors import CommandError, SpaceError, StudyError
 from loraxs_search.records import Command, Scalar
 from loraxs_search.steering._base import SteeredStudy
 from loraxs_search.steering.plan import check_time, extended, has_ended
@@ -18,14 +19,31 @@ if TYPE_CHECKING:
 _PARAM = "params."
 
 
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Refuse a command where files of the study that it needs are damaged; the search goes on.
+
+    Raises:
+        CommandError: they are.
+    """
+    try:
+        yield
+    except (StudyError, SpaceError) as error:
+        raise CommandError(error.message, hint=error.hint) from error
+
+
 def space_of(study: SteeredStudy) -> Space:
-    """Return the space that a study searches."""
+    """Return the space that a study searches.
+
+    Raises:
+        CommandError: its file is damaged.
+    """
     from loraxs_search.search_space import parse_space
 
     info = study.folder.info
-    return parse_space(
-        study.folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name
-    )
+    with readable():
+        text = study.folder.space_text()
+        return parse_space(text, source=info.space_source, folder=Path(info.space_folder), name=info.name)
 
 
 def refuse(faults: tuple[str, ...], hint: str) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from loraxs_search.errors import CommandError
-from loraxs_search.records import Command, Scalar
+from loraxs_search.records import Command, Scalar, TrialReport
 from loraxs_search.steering._base import Accepted, SteeredStudy, Trials, Verb
-from loraxs_search.steering.asked import ask, check_budget, facts_of, refuse, space_of
+from loraxs_search.steering.asked import ask, check_budget, facts_of, readable, refuse, space_of
 from loraxs_search.steering.state import SteeringState
 from loraxs_search.studies import read_reports
 from loraxs_search.studies.snapshots import is_whole
@@ -60,14 +60,17 @@ def _keep_state(command: Command, study: SteeredStudy, source: str) -> int:
     Raises:
         CommandError: there is no state to begin with.
     """
-    snapshot = study.folder.read_snapshot(source)
+    snapshot, reports = study.folder.read_snapshot(source), tuple[TrialReport, ...]()
+    if snapshot is not None:
+        with readable():
+            reports = read_reports(snapshot)
     where = f"trial {source} of study {study.name!r}"
-    if snapshot is None:
+    if snapshot is None or not reports:
         raise CommandError(
             f"`--warm` needs a trial that has reported, but {where} has no state yet.",
             hint="wait for its first report, or leave out --warm",
         )
-    step, max_steps = read_reports(snapshot)[-1].step, study.folder.info.search.max_steps
+    step, max_steps = reports[-1].step, study.folder.info.search.max_steps
     if step >= max_steps:
         raise CommandError(
             f"`--warm` needs a trial with steps left, but {where} has trained all {max_steps}.",

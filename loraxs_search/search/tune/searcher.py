@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 
-from loraxs_search.errors import LoraxsError
+from loraxs_search.errors import LoraxsError, StudyError
 from loraxs_search.records import (
     Lineage,
     Origin,
@@ -199,7 +199,12 @@ class StudySearcher(Searcher):
             trial, params, origin = self._new()
             trial_id = trial_name(trial.number)
         spec = self._spec(trial_id, params, origin)
-        first = self._begin(trial_id, origin)
+        try:
+            first = self._begin(trial_id, origin)
+        except StudyError as error:  # of a clone whose state is damaged; the others are none the worse
+            self._ledger.started(trial_id, params, spec.hyperparameters, trial, origin)
+            self._ledger.ended(trial_id, TrialState.FAIL, error.message)
+            return None
         self._ledger.started(trial_id, params, spec.hyperparameters, trial, origin)
         for report in first:
             self._ledger.reported(report)

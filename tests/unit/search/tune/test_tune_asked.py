@@ -315,6 +315,26 @@ def test_force_takes_an_optimizer_out_of_the_space_and_the_sampler_does_not_see_
     assert driver.optuna_study.get_trials()[1].params == {}
 
 
+def test_a_damaged_state_costs_the_clone_and_nothing_else(folder: StudyFolder) -> None:
+    driver = drive(folder)
+    driver.begin()
+    folder.write_snapshot("00000", b"not a snapshot")
+    refused = send(folder, "clone", "00000", warm=True)
+    driver.commander.take_all()
+    answer = folder.journal().commands[refused].answer
+    assert answer is not None
+    assert "must be a safetensors file with reports" in answer.text
+    folder.write_snapshot("00000", snapshot("00000", 20))
+    command = send(folder, "clone", "00000", warm=True)
+    driver.commander.take_all()
+    (folder.path / "clones" / f"{command}.safetensors").unlink()
+    assert driver.begin() is None
+    record = folder.journal().records["00001"]
+    assert record.state is TrialState.FAIL
+    assert "A clone must have the state that it begins with" in record.reason
+    assert driver.begin() == "00002"
+
+
 # ---- kills -----------------------------------------------------------------------------------------------------------
 class KilledError(BaseException):
     """What a test kills a driver with."""
