@@ -24,6 +24,7 @@ from loraxs_search.cli import (
     extend,
     finish,
     history,
+    init,
     launch,
     ls,
     pause,
@@ -70,7 +71,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _VERBS = (
-    *(check, doctor, launch, status, compare, resume, sync),
+    *(init, check, doctor, launch, status, compare, resume, sync),
     *(stop, pause, continue_, finish),
     *(add, clone, extend),
     *(promote, ls, show, history, rollback, rm),
