@@ -161,7 +161,6 @@ class Driver:
             tracker.yardsticks_measured(yardsticks.result())
             if folder.candidates() is None:
                 self._keep_adapters(folder, actors, ledger, tracker, watch)
-            commander.take_all()
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)
 
