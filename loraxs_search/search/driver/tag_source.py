@@ -75,7 +75,7 @@ class TagSource:
                 self._answers[command.command_id] = (command, answer)
 
     def settle(self) -> None:
-        """Wait until answers so far are written and tags so far are read; seconds at most, none for a store that is away.
+        """Wait until answers so far are written and tags read; seconds at most, not at all for a store that is away.
 
         One look may have begun before; two that end after this cannot both.
         """
