@@ -155,13 +155,7 @@ class Driver:
             folder=folder,
             state=study.state,
         )
-        shown = planned(plan, study.state)
-
-        def follow() -> None:
-            nonlocal shown
-            searcher.follow()
-            if shown != (shown := planned(plan, study.state)):
-                self._view.started(self._facts(actors, ledger, study.state))
+        follow = self._follower(searcher, study, lambda: self._facts(actors, ledger, study.state))
 
         def train() -> None:
             tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves)
@@ -181,12 +175,29 @@ class Driver:
             commander.take_all()  # what came too late is refused
             return self._reopen(study)
 
-        with commands(study, self._info.tracking_uri, self._view, follow) as commander:
-            _go_through(folder, journal, train_all, keep_adapters, goes_on)
+        while True:
+            with commands(study, self._info.tracking_uri, self._view, follow) as commander:
+                _go_through(folder, journal, train_all, keep_adapters, goes_on)
+            if not self._reopen(study):  # by what was answered last
+                break
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
+    def _follower(
+        self, searcher: StudySearcher, study: SteeredStudy, facts: Callable[[], SearchStarted]
+    ) -> Callable[[], None]:
+        """Return what has the searcher follow commands; where they change the plan, the view begins anew."""
+        shown = planned(self._info.search, study.state)
+
+        def follow() -> None:
+            nonlocal shown
+            searcher.follow()
+            if shown != (shown := planned(self._info.search, study.state)):
+                self._view.started(facts())
+
+        return follow
+
     def _scheduler(self, ledger: Ledger, journal: Journal) -> Scheduler:
         """Return the scheduler as it stood when the journal ended; trials that it had stopped end now."""
         scheduler = make_scheduler(self._info.search, self._info.task.search_direction)
