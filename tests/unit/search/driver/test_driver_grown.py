@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support.reports import report
 from support.searched_studies import Tried, confirm, searched
+from support.studies import study as new_study
 
-from loraxs_search.records import Lineage, Origin, TrialReport, TrialState
+from loraxs_search.records import Lineage, Origin, SearchPlan, TrialReport, TrialState
 from loraxs_search.reports import compare
 from loraxs_search.search.driver.commander import answer_waiting, asks_for_more, foreseen
 from loraxs_search.search.driver.driver import Driver, _go_through
@@ -136,3 +139,20 @@ def test_mlflow_says_what_a_trial_was_cloned_from_and_what_left_the_front(
     tags = {run.data.tags.get("trial_id"): run.data.tags for run in runs}
     assert tags["00001"]["loraxs.lineage"] == "s/00000@20"
     assert (tags["00000"]["loraxs.on_front"], tags["00001"]["loraxs.on_front"]) == ("false", "true")
+
+
+def test_a_resumed_scheduler_does_not_judge_a_warm_clone_where_it_began(fresh_home: Path) -> None:
+    plan = SearchPlan(max_steps=40, report_every=10, scheduler="asha")
+    folder = new_study("s", search=plan)
+    journal = folder.journal()
+    for number in range(4):
+        lineage = Lineage("s", "00000", 20) if number == 3 else None
+        journal.trial_started(f"{number:05d}", {"rank": 4}, Origin(command="c" if lineage else "", lineage=lineage))
+        for step in (10, 20) if lineage is None else (20,):
+            journal.trial_reported(report(f"{number:05d}", step, 0.9 - number / 5))
+    ended = list[str]()
+    driver = SimpleNamespace(_info=folder.info)
+    ledger = SimpleNamespace(ended=lambda trial_id, *_: ended.append(trial_id))
+    Driver._scheduler(driver, ledger, folder.journal())  # type: ignore[arg-type]
+    assert "00003" not in ended
+    assert ended, "others are judged"
