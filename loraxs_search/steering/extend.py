@@ -46,7 +46,9 @@ class Extend(Verb):
             )
         budget_s = _budget_s(plan, study, seconds)
         total = plan.trials if trials is None else int(trials) + _base(plan, study)
-        facts: dict[str, Scalar] = {"trials": total} | ({} if budget_s is None else {"time_budget_s": budget_s})
+        facts: dict[str, Scalar] = {"trials": total}
+        if budget_s is not None:
+            facts["time_budget_s"] = budget_s
         within = "" if budget_s is None else f" within {budget_s:,.0f} s of work"
         text = f"the search is to propose {total} trials{within}, {num_proposed(study.journal)} of them so far"
         return Accepted(text, facts | ({"reopens": True} if has_ended(study) else {}))

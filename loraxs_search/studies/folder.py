@@ -38,7 +38,7 @@ from loraxs_search.studies.snapshots import handed_on, kept_path, kept_paths, re
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _WARM_START = "warm_start.json"
-_EARLIER = "candidates-"  # and a number: those of before the search went on
+_ROUND, _EARLIER = "round.json", "candidates-"  # the latter and a number: those of before the search went on
 
 
 @dataclass(frozen=True)
@@ -355,39 +355,51 @@ class StudyFolder:
 
     def write_candidates(self, candidates: list[Candidate]) -> None:
         """Record the scored candidates; their presence means that the search is finished."""
-        write_atomic(self.path / "candidates.json", to_json({"at": time.time(), "candidates": candidates}, indent=2))
+        made = {"at": time.time(), "candidates": candidates, "round": self._round()}
+        write_atomic(self.path / "candidates.json", to_json(made, indent=2))
 
     def candidates(self) -> list[Candidate] | None:
         """Return the scored candidates, best first by validation, or None when the search is not finished."""
         path = self.path / "candidates.json"
-        return read_record(_CandidateFile, path).candidates if path.exists() else None
+        if not path.exists():
+            return None
+        file = read_record(_CandidateFile, path)
+        return file.candidates if file.round >= self._round() else None
 
     def set_candidates_aside(self) -> None:
-        """Take the candidates away, since the search goes on; what is known of them one by one stays.
+        """Have the candidates be none any more, since the search goes on; what is known of each of them stays.
 
         Refits and scores of adapters that become candidates again need not be made again, and test rows that an adapter
-        has answered are not asked again.
+        has answered are not asked again. No file is taken away: a storage that has a copy would keep it.
         """
-        path = self.path / "candidates.json"
-        if path.exists():
-            aside = path.with_name(f"{_EARLIER}{len(self._earlier_paths()) + 1}.json")
-            with disk_faults(path):
-                path.rename(aside)
+        if self.candidates() is None:
+            return
+        number = self._round() + 1
+        write_atomic(self.path / f"{_EARLIER}{number}.json", (self.path / "candidates.json").read_bytes())
+        write_atomic(self.path / _ROUND, to_json(_RoundFile(number)))
 
     def earlier_finalists(self) -> tuple[str, ...]:
         """Return the adapters that had answered the test rows when the search went on, in order."""
-        earlier = (read_record(_CandidateFile, path).candidates for path in self._earlier_paths())
+        paths = (self.path / f"{_EARLIER}{number}.json" for number in range(1, self._round() + 1))
+        earlier = [read_record(_CandidateFile, path).candidates for path in paths]
         return tuple(dict.fromkeys(each.trial_id for some in earlier for each in some if each.test_metrics))
 
-    def _earlier_paths(self) -> list[Path]:
-        paths = self.path.glob(f"{_EARLIER}*.json")
-        return sorted(paths, key=lambda path: int(path.stem.removeprefix(_EARLIER)))
+    def _round(self) -> int:
+        """Return how often the search has gone on after candidates were scored."""
+        path = self.path / _ROUND
+        return read_record(_RoundFile, path).number if path.exists() else 0
 
 
 @dataclass(frozen=True)
 class _CandidateFile:
     at: float
     candidates: list[Candidate]
+    round: int = 0
+
+
+@dataclass(frozen=True)
+class _RoundFile:
+    number: int
 
 
 @dataclass(frozen=True)
