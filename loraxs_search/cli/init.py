@@ -34,11 +34,11 @@ def command(  # noqa: PLR0913, PLR0917  # each an option
     base: Annotated[str | None, typer.Option("--base", help="Base model: a hub id or a folder.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", help="Tokens of a row.", min=4)] = None,
 ) -> None:
-    """Write a first space for your rows, with a comment at each choice.
+    """Write a first space for your rows.
 
-    Guesses the separator and the encoding, which columns hold texts and answers, the kind of task, the classes, the
-    metrics, `max_length` from the rows' lengths, and takes a base that is at hand. What cannot be known is asked for on
-    a terminal; elsewhere, an error names the option that says it. Nothing is trained.
+    It guesses the separator, the encoding, and which columns hold texts and answers. From these it guesses the kind of
+    task, the classes, the metrics and `max_length`. It takes a base model that is at hand. What cannot be known is
+    asked for on a terminal; elsewhere, an error names the option that says it. Nothing is trained.
 
     A file that is not UTF-8, or has another separator than its ending says, is not changed: a plain copy is written
     beside the space.
