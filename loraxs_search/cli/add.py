@@ -22,7 +22,7 @@ def command(
     The trial starts once a slot is free, before new proposals. It comes on top of `search.trials`, and the sampler
     learns from it. `finish` ends proposals, and not what you have added.
 
-    A finished search goes on with `resume`. Its candidates are then chosen anew among all trials.
+    A finished search goes on with `resume`. Its candidates are then chosen again, among all trials.
     """
     from loraxs_search.steering.text import read_params
 
