@@ -24,6 +24,7 @@ from loraxs_search.cli import (
     predict,
     promote,
     pull,
+    report,
     resume,
     rm,
     rollback,
@@ -63,7 +64,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _VERBS = (
-    *(check, doctor, launch, status, compare, resume, sync),
+    *(check, doctor, launch, status, compare, report, resume, sync),
     *(promote, ls, show, history, rollback, rm),
     *(pull, predict, ui),
 )
