@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loraxs_search.api import (
         compare,
+        figures,
         history,
         load_adapter,
         load_tokenizer,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         promote,
         pull,
         remove,
+        report,
         rollback,
         show,
     )
@@ -46,6 +48,7 @@ __all__ = [
     "SearchResult",
     "__version__",
     "compare",
+    "figures",
     "history",
     "launch",
     "load_adapter",
@@ -55,6 +58,7 @@ __all__ = [
     "promote",
     "pull",
     "remove",
+    "report",
     "resume",
     "rollback",
     "show",

@@ -1,4 +1,4 @@
-"""Whole searches as their journals have them, made up without training: curves, hosts, times, a finalist, yardsticks."""
+"""Whole searches as their journals have them, without training: curves, hosts, times, a finalist, yardsticks."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def _level(facts: StudyFacts, yardstick: Yardstick, reported: Sequence[TrialReco
     if score is None:
         return []
     steps = [report.step for record in reported for report in record.reports]
-    ends = [min(steps), max(max(steps), min(steps) + 1)]
+    ends = [min(steps), max(*steps, min(steps) + 1)]
     name = shown(yardstick.name)
     line = {"color": INK, "width": 1, "dash": "dash"}
     hover = f"{name}: %{{y:.4f}}<extra></extra>"
