@@ -10,7 +10,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search import __version__
 from loraxs_search.home import write_atomic
 from loraxs_search.reports.html import tables
 from loraxs_search.reports.html.facts import StudyFacts, read_facts
@@ -18,6 +17,7 @@ from loraxs_search.reports.html.figures import Section, sections
 from loraxs_search.reports.html.repeat import repeat_command
 from loraxs_search.reports.html.summary import summary
 from loraxs_search.studies import StudyFolder
+from loraxs_search.versions import installed
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -47,7 +47,7 @@ def report_page(facts: StudyFacts) -> str:
             as_of=_moment(facts.read_at),
             created=_moment(facts.info.created_at),
             last=_moment(facts.last_at) if facts.last_at else "",
-            version=__version__,
+            version=installed().get("loraxs-search", ""),
             summary=head,
             yardsticks=tables.yardstick_table(facts, head),
             first=board.part(None, tables.FIRST_ROWS, _first_caption(facts, len(board.rows))),

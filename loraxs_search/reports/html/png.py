@@ -91,7 +91,7 @@ def _draw_scatter(axes: Axes, trace: Any) -> None:
             style |= {"c": list(colors), "cmap": _color_map(scale)}
         axes.scatter(x, y, s=size**2 / 2, **style)
     for at, label in zip(((x[-1], y[-1]),), (trace.text or ())[-1:], strict=False) if "text" in mode else ():
-        axes.annotate(_text(label), at, ha="right", va="bottom", fontsize=8)
+        axes.annotate(_text(label), at, ha="left", va="center", fontsize=8)
 
 
 def _draw_columns(axes: Axes, plot: Figure, number: int, count: int) -> None:
@@ -127,16 +127,8 @@ def _order_categories(axes: Axes, plot: Figure) -> None:
 
 def _label(axes: Axes, plot: Figure) -> None:
     layout = plot.layout
-    for axis, name in ((layout.xaxis, "x"), (layout.yaxis, "y")):
-        if axis.title.text:
-            axes.set(**{f"{name}label": _text(axis.title.text)})
-        if axis.type == "log":
-            axes.set(**{f"{name}scale": "log"})
-        if axis.range and axis.type != "log":
-            axes.set(**{f"{name}lim": axis.range})
-        if axis.tickvals is not None:
-            labels = axis.ticktext or axis.tickvals
-            axes.set(**{f"{name}ticks": axis.tickvals, f"{name}ticklabels": [_text(str(label)) for label in labels]})
+    _label_axis(axes, layout.xaxis, "x")
+    _label_axis(axes, layout.yaxis, "y")
     if layout.yaxis.autorange == "reversed":
         axes.invert_yaxis()
     if layout.yaxis.visible is False:
@@ -149,6 +141,19 @@ def _label(axes: Axes, plot: Figure) -> None:
         axes.annotate(_text(note.text), (note.x, note.y), (-4, 0), textcoords="offset points", ha="right", fontsize=7)
     if len([trace for trace in plot.data if _name(trace)]) > 1:
         axes.legend(fontsize="small")
+
+
+def _label_axis(axes: Axes, axis: Any, name: str) -> None:
+    if axis.title.text:
+        axes.set(**{f"{name}label": _text(axis.title.text)})
+    if axis.type == "log":
+        axes.set(**{f"{name}scale": "log"})
+        getattr(axes, f"{name}axis").set_minor_formatter("")
+    elif axis.range:
+        axes.set(**{f"{name}lim": axis.range})
+    if axis.tickvals is not None:
+        labels = axis.ticktext or axis.tickvals
+        axes.set(**{f"{name}ticks": axis.tickvals, f"{name}ticklabels": [_text(str(label)) for label in labels]})
 
 
 def _values(values: Any) -> list[Any]:

@@ -78,7 +78,7 @@ def stopped_at(records: Sequence[TrialRecord]) -> dict[int, int]:
 
 def duration(seconds: float) -> str:
     """Return a time for people: hours from two hours on, minutes from two minutes on, else seconds."""
-    for least, unit_s, name in ((7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes")):
+    for least, unit_s, name in ((7200.0, 3600.0, "h"), (120.0, 60.0, "min")):
         if seconds >= least:
             return f"{seconds / unit_s:,.1f} {name}"
-    return f"{seconds:.1f} seconds"
+    return f"{seconds:.1f} s"

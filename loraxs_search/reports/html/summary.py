@@ -147,23 +147,19 @@ def _numbers(facts: StudyFacts, result: Result | None) -> Iterator[KeyNumber]:
     counts, spent = facts.counts, spending(facts)
     ended = f"{counts.complete} complete, {counts.pruned} stopped early, {counts.failed} failed"
     yield KeyNumber("trials ended", f"{counts.ended} of {counts.num_trials}", ended)
-    yield KeyNumber(
-        "device time", _hours(spent.device_s), f"{duration(spent.device_s)} for trials, without final scores"
-    )
-    yield KeyNumber("wall time", _hours(spent.wall_s), f"{duration(spent.wall_s)} of drivers at work")
+    hours = f"{spent.device_s / 3600:,.3g} device hours for trials, without refits and final scores"
+    yield KeyNumber("device time", duration(spent.device_s), hours)
+    yield KeyNumber("wall time", duration(spent.wall_s), "while a driver was at work")
     if facts.stopped:
         yield KeyNumber("saved by stopping", f"{spent.saved_share:.0%}", f"{duration(spent.saved_s)} of a device")
 
 
 def _over_seeds(candidate: Candidate, metric: str) -> KeyNumber | None:
     over = seed_statistics(candidate).get(metric)
-    if over is None or over.count < 2:
+    if over is None or over.deviation is None:
         return None
-    return KeyNumber("over seeds", str(over), f"validation {metric}, {over.count} seeds")
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.3g} h" if seconds >= 36 else f"{seconds:.3g} s"
+    spread = f"± {over.deviation:.4f}, {over.count} seeds, validation rows"
+    return KeyNumber("mean over seeds", f"{over.mean:.4f}", spread)
 
 
 def _notes(facts: StudyFacts) -> Iterator[str]:

@@ -14,9 +14,7 @@ from loraxs_search.reports.leaderboard import LeaderboardRow
 
 FIRST_ROWS = 20
 _NAMED = 12  # trials that a row of failures names
-_OPTIONAL = frozenset(
-    {"front", "kept step", "no answer", "cut", "learnt bytes", "from", "all validation rows", "test", "reason"}
-)
+_OPTIONAL = frozenset({"front", "kept step", "no answer", "cut", "learnt bytes", "from", "all rows", "test", "reason"})
 _STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.RUNNING: "running",
@@ -70,7 +68,7 @@ def _cells(row: LeaderboardRow, facts: StudyFacts) -> dict[str, str]:
         "step": f"{row.step:,}",
         "kept step": _value(row.kept_step),
         facts.metric: _score(row.score),
-        "all validation rows": _score(row.candidate_score),
+        "all rows": _score(row.candidate_score),
         "test": _score(row.test_score) + refit,
         "no answer": _score(row.unparsed),
         "cut": _score(row.unended),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import optuna
 
 _DECADE = 10.0  # what spans more is drawn on a logarithmic axis
+_FEW = 6  # as many numbers are drawn side by side, each with its own tick
 
 
 def optuna_study(facts: StudyFacts, *, with_bytes: bool = False) -> optuna.Study:
@@ -73,11 +74,16 @@ def _distribution(values: list[Scalar]) -> optuna.distributions.BaseDistribution
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) < len(values):
         return CategoricalDistribution(sorted({shown(value) for value in values}))
+    if len(set(numbers)) <= _FEW:
+        return CategoricalDistribution(sorted(set(numbers)))
     low, high = float(min(numbers)), float(max(numbers))
     return FloatDistribution(low, high, log=low > 0 and high > _DECADE * low)
 
 
 def _plain(value: Scalar, distribution: optuna.distributions.BaseDistribution) -> Scalar:
+    """Return a value as its distribution has it."""
     from optuna.distributions import CategoricalDistribution
 
-    return shown(value) if isinstance(distribution, CategoricalDistribution) else float(value)
+    if not isinstance(distribution, CategoricalDistribution):
+        return float(value)
+    return value if value in distribution.choices else shown(value)

@@ -5,6 +5,7 @@ The page's style sheet replaces the colours of texts and lines by those of its t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,21 @@ def styled(figure: Figure, x: str = "", y: str = "", *, height: int = 340) -> Fi
     if y:
         figure.update_yaxes(title={"text": y, "standoff": 8})
     return figure
+
+
+def log_axis(axis: Any, low: float, high: float) -> None:
+    """Make an axis logarithmic, with a tick at 1, 2 and 5 of each power of ten that values come near to."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    near = [tick for tick in ticks if low / 1.5 <= tick <= high * 1.5]
+    axis.update(type="log", tickvals=near, ticktext=[_short(tick) for tick in near])
+
+
+def _short(value: float) -> str:
+    for least, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= least:
+            return f"{value / least:g}{unit}"
+    return f"{value:g}"
 
 
 def apart(parts: Sequence[Sequence[Any]]) -> list[Any]:

@@ -33,7 +33,7 @@ class TimeAxis:
 
     @property
     def title(self) -> str:
-        return f"{self.unit} since the first trial was started"
+        return f"{self.unit} since the first trial"
 
     def at(self, moment: float) -> float:
         """Return where a moment lies."""

@@ -39,6 +39,8 @@ class LearningCurves(ReportFigure):
             figure.add_trace(_lines(facts, [best], f"best, {best.trial_id}", line, 1.0))
         figure.add_traces([line for yardstick in facts.yardsticks for line in _level(facts, yardstick, reported)])
         styled(figure, "step", f"{facts.metric} on validation rows", height=400)
+        if facts.yardsticks:
+            figure.update_layout(margin={"r": 64})  # for their names
         return Drawing(_says(facts, groups), {self.name: figure})
 
 
@@ -83,5 +85,5 @@ def _level(facts: StudyFacts, yardstick: Yardstick, reported: Sequence[TrialReco
     name = shown(yardstick.name)
     line = {"color": INK, "width": 1, "dash": "dash"}
     hover = f"{name}: %{{y:.4f}}<extra></extra>"
-    labels, texts = ["", name], {"textposition": "top left", "showlegend": False}
+    labels, texts = ["", name], {"textposition": "middle right", "showlegend": False, "cliponaxis": False}
     return [Scatter(x=ends, y=[score] * 2, mode="lines+text", text=labels, line=line, hovertemplate=hover, **texts)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from loraxs_search.registry import trial_of
 from loraxs_search.reports.html.facts import StudyFacts
 from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, ReportFigure
-from loraxs_search.reports.html.figures._style import ACCENT, GREY, styled
+from loraxs_search.reports.html.figures._style import ACCENT, GREY, log_axis, styled
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -29,7 +29,7 @@ class QualityAndBytes(ReportFigure):
         if min(sizes) == max(sizes):  # one tick, not a range of a millionth of a byte
             figure.update_xaxes(range=[0.9 * sizes[0], 1.1 * sizes[0]], tickvals=sizes[:1])
         elif max(sizes) > _FEW * min(sizes):
-            figure.update_xaxes(type="log", dtick="D2")
+            log_axis(figure.layout.xaxis, min(sizes), max(sizes))
         if facts.sign < 0:
             figure.update_yaxes(autorange="reversed")
         return Drawing(_says(facts, points), {self.name: figure})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from loraxs_search.reports.html.facts import StudyFacts
 from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, ReportFigure
 from loraxs_search.reports.html.figures._optuna_study import optuna_study
-from loraxs_search.reports.html.figures._style import ACCENT, GREY, styled
+from loraxs_search.reports.html.figures._style import ACCENT, GREY, log_axis, styled
 
 if TYPE_CHECKING:
     import optuna
@@ -42,5 +42,5 @@ def _slice(study: optuna.Study, name: str, metric: str) -> Figure:
             trace.x = [label.strip("'\"") for label in trace.x]
         figure.update_xaxes(categoryarray=[label.strip("'\"") for label in figure.layout.xaxis.categoryarray])
     elif figure.layout.xaxis.type == "log":
-        figure.update_xaxes(dtick="D2")
+        log_axis(figure.layout.xaxis, *(edge([x for trace in figure.data for x in trace.x]) for edge in (min, max)))
     return figure

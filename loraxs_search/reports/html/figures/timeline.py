@@ -54,6 +54,7 @@ class Timeline(ReportFigure):
         count = max(lanes) + 1
         styled(figure, axis.title, height=min(110 + _LANE_PX * count, _MOST_PX))
         figure.update_layout(barmode="overlay", bargap=0.25)
+        figure.update_xaxes(range=[0, axis.at(max(stay.until for stay in stays)) or 1])
         figure.update_yaxes(
             tickvals=list(ticks.values()), ticktext=list(ticks), showgrid=False, range=[count - 0.4, -0.6]
         )

@@ -32,6 +32,7 @@ class Utilisation(ReportFigure):
         hover = "%{y:.2f} devices<extra></extra>"
         figure = Figure(Scatter(x=edges, y=[*busy, busy[-1]], hovertemplate=hover, **look))
         styled(figure, axis.title, "devices", height=220)
+        figure.update_xaxes(range=[edges[0], edges[-1]])
         figure.update_yaxes(rangemode="tozero")
         return Drawing(_says(facts), {self.name: figure})
 
