@@ -82,8 +82,8 @@ def write_report(folder: StudyFolder, path: Path | None = None) -> Path:
 
 def _first_caption(facts: StudyFacts, count: int) -> str:
     if count <= tables.FIRST_ROWS:
-        return f"All {count} trials, best first by {facts.metric}."
-    return f"The first {tables.FIRST_ROWS} of {count} trials, best first by {facts.metric}."
+        return f"All {count:,} trials, best first by {facts.metric}."
+    return f"The first {tables.FIRST_ROWS} of {count:,} trials, best first by {facts.metric}."
 
 
 def _template(name: str) -> str:

@@ -165,7 +165,8 @@ def _over_seeds(candidate: Candidate, metric: str) -> KeyNumber | None:
 def _notes(facts: StudyFacts) -> Iterator[str]:
     if facts.state in _STATES:
         counts = facts.counts
-        rest = f"{counts.running} running, {max(0, counts.num_trials - counts.ended - counts.running)} to come"
+        begun = "running" if facts.state == "running" else "begun"
+        rest = f"{counts.running} {begun}, {max(0, counts.num_trials - counts.ended - counts.running)} to come"
         yield f"{_STATES[facts.state]}: {counts.ended} of {counts.num_trials} trials have ended, {rest}."
     if facts.notice:
         yield f"It ended before its budget: {facts.notice}"

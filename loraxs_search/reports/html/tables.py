@@ -51,7 +51,7 @@ def leaderboard_table(facts: StudyFacts) -> Table:
     empty = {name for name in _OPTIONAL if all(row.get(name, "") == "" for row in cells)}
     columns = tuple(name for name in (cells[0] if cells else {}) if name not in empty)
     return Table(
-        caption=f"All {len(cells)} trials, best first by {facts.metric}: complete ones, running, stopped, failed.",
+        caption=f"All {len(cells):,} trials, best first by {facts.metric}: complete ones, running, stopped, failed.",
         columns=columns,
         rows=tuple(tuple(row[name] for name in columns) for row in cells),
         right=frozenset(columns) - {"trial", "state", "front", "from", "reason"} - set(facts.varied),

@@ -45,6 +45,11 @@ def styled(figure: Figure, x: str = "", y: str = "", *, height: int = 340) -> Fi
     return figure
 
 
+def thinner(width: float, count: int) -> float:
+    """Return the width of lines or the size of points of which there are many: beyond a hundred, less."""
+    return width / max(1.0, (count / 100) ** 0.4)
+
+
 def log_axis(axis: Any, low: float, high: float) -> None:
     """Make an axis logarithmic, with a tick at 1, 2 and 5 of each power of ten that values come near to."""
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)

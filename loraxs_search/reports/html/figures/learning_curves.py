@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.records import TrialRecord, TrialState, Yardstick
 from loraxs_search.reports.html.facts import StudyFacts
 from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, ReportFigure, shown
-from loraxs_search.reports.html.figures._style import ACCENT, GREY, INK, PALE, RED, apart, styled
+from loraxs_search.reports.html.figures._style import ACCENT, GREY, INK, PALE, RED, apart, styled, thinner
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Scatter
@@ -45,13 +45,14 @@ class LearningCurves(ReportFigure):
 
 
 def _says(facts: StudyFacts, groups: dict[TrialState, list[TrialRecord]]) -> str:
-    counts = [f"{len(records)} {_LOOKS[state][0]}" for state, records in groups.items() if records]
+    counts = [f"{len(records):,} {_LOOKS[state][0]}" for state, records in groups.items() if records]
     kept = " The step with the best score is kept." if facts.info.search.keep == "best" else ""
     return f"One line for each trial that has reported: {', '.join(counts)}. Stopped trials are grey.{kept}"
 
 
 def _curves(facts: StudyFacts, state: TrialState, records: Sequence[TrialRecord]) -> Scatter:
     label, line, opacity = _LOOKS[state]
+    line = line | {"width": thinner(line["width"], len(records))}
     return _lines(facts, records, label, line, opacity)
 
 

@@ -8,7 +8,7 @@ from loraxs_search.pareto import Fronts
 from loraxs_search.reports.html.facts import StudyFacts
 from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, ReportFigure
 from loraxs_search.reports.html.figures._optuna_study import optuna_study
-from loraxs_search.reports.html.figures._style import ACCENT, GREY, apart, styled
+from loraxs_search.reports.html.figures._style import ACCENT, GREY, apart, styled, thinner
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Scatter
@@ -44,7 +44,7 @@ class ParallelCoordinates(ReportFigure):
 
 def _says(best: int, count: int, metric: str, both: bool) -> str:
     which = "those on the front of score and bytes" if both else f"the best by {metric}"
-    return f"A line for each of {count} complete trials; in colour the {best} that are {which}."
+    return f"A line for each of {count:,} complete trials; in colour the {best} that are {which}."
 
 
 def _parted(lines: list[Scatter], sign: float, both: bool) -> tuple[list[Scatter], list[Scatter]]:
@@ -65,7 +65,11 @@ def _parted(lines: list[Scatter], sign: float, both: bool) -> tuple[list[Scatter
 def _joined(lines: list[Scatter], color: str, opacity: float, label: str) -> Scatter:
     from plotly.graph_objects import Scatter
 
-    look: dict[str, Any] = {"line": {"color": color, "width": 1.4}, "opacity": opacity, "name": label}
+    look: dict[str, Any] = {
+        "line": {"color": color, "width": thinner(1.4, len(lines))},
+        "opacity": opacity,
+        "name": label,
+    }
     return Scatter(
         x=apart([line.x for line in lines]),
         y=apart([line.y for line in lines]),

@@ -64,6 +64,6 @@ def _says(facts: StudyFacts, points: dict[str, tuple[int, float]]) -> str:
         return f"Trial {best} has the best score, {score:.4f}, and none stores fewer bytes than its {stored:,}."
     small, large = points[smallest], points[best]
     return (
-        f"{len(facts.front_ids)} of {len(points)} complete trials are on the front: no other one is as good in fewer"
+        f"{len(facts.front_ids)} of {len(points):,} complete trials are on the front: no other one is as good in fewer"
         f" bytes. It reaches from {small[1]:.4f} in {small[0]:,} bytes to {large[1]:.4f} in {large[0]:,}."
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from loraxs_search.reports.html.facts import StudyFacts
 from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, ReportFigure
 from loraxs_search.reports.html.figures._optuna_study import optuna_study
-from loraxs_search.reports.html.figures._style import ACCENT, GREY, log_axis, styled
+from loraxs_search.reports.html.figures._style import ACCENT, GREY, log_axis, styled, thinner
 
 if TYPE_CHECKING:
     import optuna
@@ -34,7 +34,12 @@ def _slice(study: optuna.Study, name: str, metric: str) -> Figure:
     from optuna.visualization import plot_slice
 
     figure = plot_slice(study, params=[name], target_name=metric)
-    scale = {"colorscale": [[0, GREY], [1, ACCENT]], "showscale": False, "size": 7, "line": {"width": 0}}
+    scale = {
+        "colorscale": [[0, GREY], [1, ACCENT]],
+        "showscale": False,
+        "size": thinner(7, len(study.trials)),
+        "line": {"width": 0},
+    }
     figure.update_traces(marker=scale, hovertemplate="%{x}: %{y:.4f}<extra>trial %{marker.color}</extra>")
     styled(figure, name, metric, height=260)
     if figure.layout.xaxis.type == "category":  # Optuna quotes labels

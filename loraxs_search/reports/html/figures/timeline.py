@@ -66,8 +66,8 @@ def _says(facts: StudyFacts, stays: Sequence[_Stay], most: int) -> str:
     where = f"{len(hosts)} {'host' if len(hosts) == 1 else 'hosts'}"
     at_once = "one trial at a time" if most == 1 else f"at most {most} trials at a time"
     if not hosts:
-        return f"{len(facts.records)} trials, {at_once}. Which host each ran on was not recorded."
-    return f"{len(facts.records)} trials on {where}, {at_once}. A bar is a trial, from its start to its end."
+        return f"{len(facts.records):,} trials, {at_once}. Which host each ran on was not recorded."
+    return f"{len(facts.records):,} trials on {where}, {at_once}. A bar is a trial, from its start to its end."
 
 
 def _stays(record: TrialRecord, now: float) -> Iterator[_Stay]:
