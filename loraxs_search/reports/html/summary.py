@@ -125,14 +125,18 @@ def _verdict(result: Result | None, against: tuple[AgainstYardstick, ...]) -> st
     if result is None or not compared:
         return ""
     beaten = [name for name, gain in compared if gain > 0]
-    others = [f"{name} (by {-gain:.4f})" for name, gain in compared if gain <= 0]
+    others = [f"{name} ({_ahead(-gain)})" for name, gain in compared if gain <= 0]
     where = f"on {result.rows}"
     if not others:
         nearest, gain = min(compared, key=lambda item: item[1])
         return f"It beats every yardstick {where}; the nearest, {nearest}, by {gain:.4f}."
     if not beaten:
-        return f"It beats no yardstick {where}: it is behind {_listed(others)}."
-    return f"It beats {_listed(beaten)} {where}, and is behind {_listed(others)}."
+        return f"It beats no yardstick {where}: not {_listed(others)}."
+    return f"It beats {_listed(beaten)} {where}, but not {_listed(others)}."
+
+
+def _ahead(lead: float) -> str:
+    return f"{lead:.4f} better" if lead >= 5e-5 else "as good"
 
 
 # ---- numbers and notes -----------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, searched
@@ -77,7 +79,7 @@ def test_no_two_trials_of_a_host_are_in_one_lane_at_a_time(folder):
     assert len(bars) == 40
     for lane in {lane for lane, _, _ in bars}:
         spans = sorted((start, end) for y, start, end in bars if y == lane)
-        assert all(end <= start + 1e-9 for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(spans))
     assert list(timeline.layout.yaxis.ticktext)[-2:] == ["10.0.0.1 GPU 0", "10.0.0.2 GPU 0"]
 
 

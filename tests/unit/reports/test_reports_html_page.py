@@ -38,13 +38,19 @@ class Parsed(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        self._inside = tag if dict(attrs).get("type") != "application/json" else "figure"
+        self._inside = tag
+        if dict(attrs).get("type") == "application/json":
+            self._inside = "json"
+            self.data.append("")
 
     def handle_endtag(self, tag):
         self._inside = ""
 
     def handle_data(self, data):
-        {"script": [], "style": [], "figure": self.data}.get(self._inside, self.words).append(data)
+        if self._inside == "json":
+            self.data[-1] += data  # which comes in pieces
+        elif self._inside not in ("script", "style"):
+            self.words.append(data)
 
     @property
     def text(self) -> str:

@@ -34,9 +34,7 @@ def test_the_finalist_counts_by_the_test_rows_and_is_compared_there(folder):
     folder.write_yardsticks([Yardstick(name, {"accuracy": val}, {"accuracy": test}) for name, val, test in marks])
     said = of(folder)
     assert said.found == "The finalist, trial 00000, reaches accuracy 0.7500 on the test rows, in 1,000 bytes."
-    assert said.verdict == (
-        "It beats constant on the test rows, and is behind tfidf (by 0.0000) and features (by 0.0500)."
-    )
+    assert said.verdict == ("It beats constant on the test rows, but not tfidf (as good) and features (0.0500 better).")
     numbers = {number.label: number for number in said.numbers}
     assert numbers["mean over seeds"].value == "0.7800"
     assert numbers["mean over seeds"].note == "± 0.0141, 2 seeds, validation rows"
@@ -50,7 +48,7 @@ def test_before_the_end_the_best_trial_counts_by_validation_rows(fresh_home):
     assert said.found == (
         "The best so far, trial 00000, reaches accuracy 0.8000 on at most 500 validation rows, in 1,000 bytes."
     )
-    assert said.verdict == "It beats no yardstick on at most 500 validation rows: it is behind constant (by 0.0500)."
+    assert said.verdict == "It beats no yardstick on at most 500 validation rows: not constant (0.0500 better)."
     assert said.notes == ("The search was interrupted: 1 of 2 trials have ended, 1 begun, 0 to come.",)
 
 

@@ -36,7 +36,6 @@ class EarlyStopping(ReportFigure):
 def _says(facts: StudyFacts) -> str:
     spent, most = spending(facts), facts.info.search.max_steps
     return (
-        f"{len(facts.stopped):,} of {len(facts.records):,} trials were stopped before step {most}. At their own pace they"
-        f" had needed {duration(spent.saved_s)} more of a device, which is {spent.saved_share:.0%} of what the search"
-        " had taken without."
+        f"{len(facts.stopped):,} of {len(facts.records):,} trials were stopped before step {most}. At their own pace"
+        f" they would have needed {duration(spent.saved_s)} more of a device: that saved {spent.saved_share:.0%}."
     )
