@@ -3,6 +3,7 @@
     loraxs_search.launch("movie_reviews")          # search
     loraxs_search.promote()                        # let the rule decide
     loraxs_search.pull("movie-reviews")            # a folder that PEFT loads
+    loraxs_search.load("movie-reviews")            # answers texts, again and again
     loraxs_search.load_adapter("movie-reviews")    # a PEFT model, ready
     loraxs_search.AdapterBank.of("movie-reviews")  # thousands of adapters in one batch
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         compare,
         figures,
         history,
+        load,
         load_adapter,
         load_tokenizer,
         ls,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
         show,
     )
     from loraxs_search.bank import AdapterBank
+    from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
     from loraxs_search.search import SearchResult, resume
     from loraxs_search.search.driver.launch import launch
@@ -44,6 +47,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterBank",
     "Prediction",
+    "Predictor",
     "Sampling",
     "SearchResult",
     "__version__",
@@ -51,6 +55,7 @@ __all__ = [
     "figures",
     "history",
     "launch",
+    "load",
     "load_adapter",
     "load_tokenizer",
     "ls",
@@ -67,6 +72,7 @@ __all__ = [
 _HOMES = {
     "AdapterBank": "bank",
     "Prediction": "records",
+    "Predictor": "predictor",
     "Sampling": "tasks.kinds",
     "SearchResult": "search",
     "launch": "search",
@@ -81,3 +87,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module(f"loraxs_search.{_HOMES.get(name, 'api')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
