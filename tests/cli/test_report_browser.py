@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,18 @@ def test_all_trials_can_be_unfolded_and_the_page_still_does_not_scroll_sideways(
         seen.page.get_by_text("The space, as it was searched").click()
         assert seen.page.locator(".tall tbody tr").count() == 60
         assert seen.page.evaluate(OVERFLOW) == 0
+
+
+def test_it_works_in_the_frame_of_an_artifact_viewer(browser, fresh_home, tmp_path):
+    """As MLflow shows HTML: a frame of a foreign origin, which may run scripts and nothing else."""
+    viewer = tmp_path / "viewer.html"
+    content = escape(write_report(recorded_search("reviews", 30)).read_text())
+    viewer.write_text(f'<iframe sandbox="allow-scripts" width="900" height="700" srcdoc="{content}"></iframe>')
+    with opened(browser, viewer) as seen:
+        frame = seen.page.frame_locator("iframe")
+        frame.get_by_role("link", name="What early stopping saved").click()
+        frame.locator("#early_stopping .main-svg").first.wait_for()
+        assert seen.errors == []
 
 
 def test_what_users_wrote_does_nothing(browser, fresh_home):

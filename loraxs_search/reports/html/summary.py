@@ -174,6 +174,9 @@ def _notes(facts: StudyFacts) -> Iterator[str]:
         yield f"{_STATES[facts.state]}: {counts.ended} of {counts.num_trials} trials have ended, {rest}."
     if facts.notice:
         yield f"It ended before its budget: {facts.notice}"
+    if facts.info.search.objectives and facts.front_ids:
+        trials = "trial is" if len(facts.front_ids) == 1 else "trials are"
+        yield f"Score and stored bytes were searched for together: {len(facts.front_ids)} {trials} on their front."
     yield from score_warnings(facts.rows, facts.task)
 
 

@@ -18,5 +18,15 @@
     }
   }, { rootMargin: "800px" });
   nodes.forEach((node) => near.observe(node));
+  // In the frame of an artifact viewer, a link within the page may lead to the viewer's own.
+  document.addEventListener("click", (click) => {
+    const link = click.target.closest("a[href^='#']");
+    const target = link && document.getElementById(link.hash.slice(1));
+    if (!target) return;
+    click.preventDefault();
+    target.scrollIntoView();
+    target.setAttribute("tabindex", "-1");
+    target.focus({ preventScroll: true });
+  });
   addEventListener("beforeprint", () => nodes.forEach(draw));
 })();
