@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Scalar, TrialRecord, TrialState
+from loraxs_search.records import Direction, Scalar, TrialRecord, TrialState
 from loraxs_search.reports.html.facts import StudyFacts
 from loraxs_search.reports.html.figures._base import shown
 
@@ -29,7 +29,9 @@ def optuna_study(facts: StudyFacts, *, with_bytes: bool = False) -> optuna.Study
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions = [facts.task.search_direction, *(["minimize"] if with_bytes else [])]
+    directions: list[Direction] = [facts.task.search_direction]
+    if with_bytes:
+        directions.append("minimize")
     study = optuna.create_study(directions=directions)
     if with_bytes:
         with warnings.catch_warnings():

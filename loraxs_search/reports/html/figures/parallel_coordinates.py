@@ -30,7 +30,7 @@ class ParallelCoordinates(ReportFigure):
             raise CannotDrawError("No parameter varies, so that there is nothing to lay side by side.")
         both = bool(facts.info.search.objectives)
         study = optuna_study(facts, with_bytes=both)
-        figure = plot_parallel_coordinate(study, **({} if both else {"target_name": facts.metric}))
+        figure = plot_parallel_coordinate(study, target_name=facts.metric)  # of two objectives, the study names them
         lines = [trace for trace in figure.data if trace.mode == "lines"]
         best, others = _parted(lines, facts.sign, both)
         figure.data = ()
