@@ -14,6 +14,13 @@ from loraxs_search.reports.progress import Progress, progress, study_state
 from loraxs_search.reports.yardsticks import shown_yardsticks
 from loraxs_search.studies import StudyFolder, StudyInfo
 
+_WORDS = {
+    TrialState.COMPLETE: "complete",
+    TrialState.RUNNING: "running",
+    TrialState.PRUNED: "stopped early",
+    TrialState.FAIL: "failed",
+}
+
 
 @dataclass(frozen=True)
 class StudyFacts:
@@ -76,6 +83,12 @@ class StudyFacts:
     @cached_property
     def stopped(self) -> list[TrialRecord]:
         return [record for record in self.records if record.state is TrialState.PRUNED]
+
+    def word(self, state: TrialState) -> str:
+        """Return what a trial's state is called for people."""
+        if state is TrialState.RUNNING and self.state != "running":
+            return "not ended"
+        return _WORDS[state]
 
     @cached_property
     def best(self) -> LeaderboardRow | None:

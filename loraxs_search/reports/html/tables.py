@@ -15,12 +15,6 @@ from loraxs_search.reports.leaderboard import LeaderboardRow
 FIRST_ROWS = 20
 _NAMED = 12  # trials that a row of failures names
 _OPTIONAL = frozenset({"front", "kept step", "no answer", "cut", "learnt bytes", "from", "all rows", "test", "reason"})
-_STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.RUNNING: "running",
-    TrialState.PRUNED: "stopped early",
-    TrialState.FAIL: "failed",
-}
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ def _cells(row: LeaderboardRow, facts: StudyFacts) -> dict[str, str]:
     refit = f" ({row.finalist})" if row.finalist not in ("", row.trial_id) else ""
     return {
         "trial": row.trial_id,
-        "state": _STATES[row.state],
+        "state": facts.word(row.state),
         "front": "yes" if row.on_front else "",
         "step": f"{row.step:,}",
         "kept step": _value(row.kept_step),
@@ -110,12 +104,12 @@ def cost_table(facts: StudyFacts) -> Table:
     counts = {state: sum(record.state is state for record in facts.records) for state in TrialState}
     rows = [
         (
-            _STATES[state],
+            facts.word(state),
             f"{counts[state]:,}",
             duration(spent.by_state.get(state, 0.0)),
             _hours(spent.by_state.get(state, 0.0)),
         )
-        for state in _STATES
+        for state in TrialState
         if counts[state]
     ]
     rows.append(("all", f"{len(facts.records):,}", duration(spent.device_s), _hours(spent.device_s)))

@@ -10,7 +10,7 @@ from support.searched_studies import Tried, searched
 
 from loraxs_search import figures
 from loraxs_search.records import AdapterSize, TrialReport, TrialState
-from loraxs_search.reports.html import read_facts
+from loraxs_search.reports.html import read_facts, sections
 from loraxs_search.reports.html.figures._optuna_study import optuna_study
 from loraxs_search.reports.html.spending import computed
 
@@ -70,6 +70,33 @@ def test_optuna_knows_trials_by_our_numbers_and_only_what_varies(folder):
     assert study.best_trial.distributions["learning_rate"].log
 
 
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([4, 8, 16, 4], "category"),  # a few whole numbers, each with its tick
+        ([0.5, 1.0, 0.5, 1.0], "category"),
+        ([0.0123456, 0.0134567, 0.0145678], None),  # a range of which there are only a few trials
+        ([1e-4, 2e-3, 5e-2], "log"),
+        (["attention", "ffn", "ffn"], "category"),
+        ([True, False], "category"),
+    ],
+)
+def test_a_parameter_is_drawn_as_what_its_values_are(values, shown, fresh_home):
+    searched("s", [Tried({"p": value}, number / 10) for number, value in enumerate(values)])
+    axis = figures("s")["slice_p"].layout.xaxis
+    assert axis.type == shown
+    if shown == "category":
+        assert list(axis.ticktext) == [str(value) for value in sorted(set(values))]
+
+
+def test_long_labels_are_cut_where_they_stand_side_by_side_and_stay_apart(fresh_home):
+    values = [f"query+value+key&dense{number}" for number in range(3)]
+    searched("s", [Tried({"p": value}, number / 10) for number, value in enumerate(values)])
+    axis = figures("s")["slice_p"].layout.xaxis
+    assert len(axis.categoryarray) == 3
+    assert set(axis.ticktext) == {"query+value+key&amp;d…"}
+
+
 # ---- when and where --------------------------------------------------------------------------------------------------
 def test_no_two_trials_of_a_host_are_in_one_lane_at_a_time(folder):
     timeline = figures("s")["timeline"]
@@ -81,6 +108,21 @@ def test_no_two_trials_of_a_host_are_in_one_lane_at_a_time(folder):
         spans = sorted((start, end) for y, start, end in bars if y == lane)
         assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(spans))
     assert list(timeline.layout.yaxis.ticktext)[-2:] == ["10.0.0.1 GPU 0", "10.0.0.2 GPU 0"]
+
+
+def test_the_most_trials_at_a_time_are_those_that_were_open_together(folder):
+    says = {section.name: section.says for section in sections(read_facts(folder))}
+    assert (
+        says["timeline"]
+        == "40 trials on 2 hosts, at most 8 trials at a time. A bar is a trial, from its start to its end."
+    )
+
+
+def test_what_an_interrupted_search_left_is_not_called_running(fresh_home):
+    folder = recorded_search("s", 12, finished=False)
+    assert "not ended" in {trace.name for trace in figures("s")["timeline"].data}
+    with folder.lock():
+        assert "running" in {trace.name for trace in figures("s")["timeline"].data}
 
 
 def test_a_trial_that_moved_has_a_bar_on_each_host(fresh_home):

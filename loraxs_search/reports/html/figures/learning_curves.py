@@ -13,11 +13,11 @@ from loraxs_search.reports.html.figures._style import ACCENT, GREY, INK, PALE, R
 if TYPE_CHECKING:
     from plotly.graph_objects import Scatter
 
-_LOOKS: dict[TrialState, tuple[str, dict[str, Any], float]] = {  # label, line, opacity
-    TrialState.PRUNED: ("stopped early", {"color": GREY, "width": 1}, 0.55),
-    TrialState.FAIL: ("failed", {"color": RED, "width": 1.2}, 0.8),
-    TrialState.COMPLETE: ("complete", {"color": ACCENT, "width": 1.2}, 0.55),
-    TrialState.RUNNING: ("running", {"color": PALE, "width": 1.5, "dash": "dot"}, 1.0),
+_LOOKS: dict[TrialState, tuple[dict[str, Any], float]] = {  # line, opacity
+    TrialState.PRUNED: ({"color": GREY, "width": 1}, 0.55),
+    TrialState.FAIL: ({"color": RED, "width": 1.2}, 0.8),
+    TrialState.COMPLETE: ({"color": ACCENT, "width": 1.2}, 0.55),
+    TrialState.RUNNING: ({"color": PALE, "width": 1.5, "dash": "dot"}, 1.0),
 }
 
 
@@ -45,15 +45,15 @@ class LearningCurves(ReportFigure):
 
 
 def _says(facts: StudyFacts, groups: dict[TrialState, list[TrialRecord]]) -> str:
-    counts = [f"{len(records):,} {_LOOKS[state][0]}" for state, records in groups.items() if records]
+    counts = [f"{len(records):,} {facts.word(state)}" for state, records in groups.items() if records]
     kept = " The step with the best score is kept." if facts.info.search.keep == "best" else ""
     return f"One line for each trial that has reported: {', '.join(counts)}. Stopped trials are grey.{kept}"
 
 
 def _curves(facts: StudyFacts, state: TrialState, records: Sequence[TrialRecord]) -> Scatter:
-    label, line, opacity = _LOOKS[state]
+    line, opacity = _LOOKS[state]
     line = line | {"width": thinner(line["width"], len(records))}
-    return _lines(facts, records, label, line, opacity)
+    return _lines(facts, records, facts.word(state), line, opacity)
 
 
 def _lines(

@@ -43,8 +43,9 @@ class ParallelCoordinates(ReportFigure):
 
 
 def _says(best: int, count: int, metric: str, both: bool) -> str:
-    which = "those on the front of score and bytes" if both else f"the best by {metric}"
-    return f"A line for each of {count:,} complete trials; in colour the {best} that are {which}."
+    which = "on the front of score and bytes" if both else f"best by {metric}"
+    those = f"the one that is {which}" if best == 1 else f"the {best:,} that are {which}"
+    return f"A line for each of {count:,} complete trials; in colour {those}."
 
 
 def _parted(lines: list[Scatter], sign: float, both: bool) -> tuple[list[Scatter], list[Scatter]]:

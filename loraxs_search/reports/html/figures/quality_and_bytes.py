@@ -30,7 +30,10 @@ class QualityAndBytes(ReportFigure):
             figure.update_xaxes(range=[0.9 * sizes[0], 1.1 * sizes[0]], tickvals=sizes[:1])
         elif max(sizes) > _FEW * min(sizes):
             log_axis(figure.layout.xaxis, min(sizes), max(sizes))
-        if facts.sign < 0:
+        scores = [score for _, score in points.values()]
+        if min(scores) == max(scores):
+            figure.update_yaxes(range=[scores[0] - 0.05, scores[0] + 0.05])
+        elif facts.sign < 0:
             figure.update_yaxes(autorange="reversed")
         return Drawing(_says(facts, points), {self.name: figure})
 

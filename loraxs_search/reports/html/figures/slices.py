@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from html import unescape
 from typing import TYPE_CHECKING
 
 from loraxs_search.reports.html.facts import StudyFacts
-from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, ReportFigure
+from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, ReportFigure, shown
 from loraxs_search.reports.html.figures._optuna_study import optuna_study
 from loraxs_search.reports.html.figures._style import ACCENT, GREY, log_axis, styled, thinner
 
 if TYPE_CHECKING:
     import optuna
     from plotly.graph_objects import Figure
+
+_LONGEST = 18  # characters of a label
 
 
 class Slices(ReportFigure):
@@ -44,8 +47,19 @@ def _slice(study: optuna.Study, name: str, metric: str) -> Figure:
     styled(figure, name, metric, height=260)
     if figure.layout.xaxis.type == "category":  # Optuna quotes labels
         for trace in figure.data:
-            trace.x = [label.strip("'\"") for label in trace.x]
-        figure.update_xaxes(categoryarray=[label.strip("'\"") for label in figure.layout.xaxis.categoryarray])
+            trace.x = [_unquoted(label) for label in trace.x]
+        labels = [_unquoted(label) for label in figure.layout.xaxis.categoryarray]
+        figure.update_xaxes(categoryarray=labels, tickvals=labels, ticktext=[_shortened(label) for label in labels])
     elif figure.layout.xaxis.type == "log":
         log_axis(figure.layout.xaxis, *(edge([x for trace in figure.data for x in trace.x]) for edge in (min, max)))
     return figure
+
+
+def _unquoted(label: str) -> str:
+    return label.strip("'\"")
+
+
+def _shortened(label: str) -> str:
+    """Return a label that stands beside others; its own text is escaped."""
+    text = unescape(label)
+    return shown(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from loraxs_search.records import TrialRecord, TrialState
@@ -16,12 +17,7 @@ from loraxs_search.reports.html.figures._time import TimeAxis
 if TYPE_CHECKING:
     from plotly.graph_objects import Bar
 
-_LOOKS = {
-    TrialState.COMPLETE: ("complete", ACCENT),
-    TrialState.PRUNED: ("stopped early", GREY),
-    TrialState.FAIL: ("failed", RED),
-    TrialState.RUNNING: ("running", PALE),
-}
+_COLORS = {TrialState.COMPLETE: ACCENT, TrialState.PRUNED: GREY, TrialState.FAIL: RED, TrialState.RUNNING: PALE}
 _UNKNOWN = "host not recorded"
 _LANE_PX, _MOST_PX = 16, 520
 
@@ -48,9 +44,12 @@ class Timeline(ReportFigure):
             raise CannotDrawError("No trial has been started yet.")
         axis = TimeAxis.over(min(stay.since for stay in stays), max(stay.until for stay in stays))
         lanes, ticks = _lanes(stays)
-        placed = list(zip(stays, lanes, strict=True))
-        states = [state for state in _LOOKS if any(stay.record.state is state for stay in stays)]
-        figure = Figure([_bars(state, placed, axis) for state in states])
+
+        def own(state: TrialState) -> list[tuple[_Stay, int]]:
+            return [(stay, lane) for stay, lane in zip(stays, lanes, strict=True) if stay.record.state is state]
+
+        states = [state for state in _COLORS if any(stay.record.state is state for stay in stays)]
+        figure = Figure([_bars(facts.word(state), _COLORS[state], own(state), axis) for state in states])
         count = max(lanes) + 1
         styled(figure, axis.title, height=min(110 + _LANE_PX * count, _MOST_PX))
         figure.update_layout(barmode="overlay", bargap=0.25)
@@ -58,7 +57,7 @@ class Timeline(ReportFigure):
         figure.update_yaxes(
             tickvals=list(ticks.values()), ticktext=list(ticks), showgrid=False, range=[count - 0.4, -0.6]
         )
-        return Drawing(_says(facts, stays, count), {self.name: figure})
+        return Drawing(_says(facts, stays, _most_at_once(stays)), {self.name: figure})
 
 
 def _says(facts: StudyFacts, stays: Sequence[_Stay], most: int) -> str:
@@ -99,19 +98,23 @@ def _lanes(stays: Sequence[_Stay]) -> tuple[list[int], dict[str, float]]:
     return lanes, ticks
 
 
-def _bars(state: TrialState, placed: Sequence[tuple[_Stay, int]], axis: TimeAxis) -> Bar:
+def _bars(label: str, color: str, placed: Sequence[tuple[_Stay, int]], axis: TimeAxis) -> Bar:
     from plotly.graph_objects import Bar
 
-    label, color = _LOOKS[state]
-    own = [(stay, lane) for stay, lane in placed if stay.record.state is state]
     return Bar(
-        base=[axis.at(stay.since) for stay, _ in own],
-        x=[axis.length(stay.until - stay.since) for stay, _ in own],
-        y=[lane for _, lane in own],
-        text=[f"{stay.record.trial_id} {label}: {shown(stay.record.reason)}".removesuffix(": ") for stay, _ in own],
+        base=[axis.at(stay.since) for stay, _ in placed],
+        x=[axis.length(stay.until - stay.since) for stay, _ in placed],
+        y=[lane for _, lane in placed],
+        text=[f"{stay.record.trial_id} {label}: {shown(stay.record.reason)}".removesuffix(": ") for stay, _ in placed],
         textposition="none",
         orientation="h",
         name=label,
         marker={"color": color},
         hovertemplate="%{text}<extra></extra>",
     )
+
+
+def _most_at_once(stays: Sequence[_Stay]) -> int:
+    """Return how many trials ran at a time, at most; one that ends when another begins makes room for it."""
+    changes = sorted([(stay.since, 1) for stay in stays] + [(stay.until, -1) for stay in stays])
+    return max(accumulate(change for _, change in changes))
