@@ -47,7 +47,7 @@ class Verbs(TyperGroup):
     """A group that answers an unknown verb with the nearest known one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+        if args and args[0] not in self.commands and not args[0].startswith("-") and not ctx.resilient_parsing:
             raise UsageError(unknown_name("command", args[0], self.commands), hint=f"see `{ctx.command_path} --help`")
         return super().resolve_command(ctx, args)
 
@@ -58,7 +58,7 @@ app = typer.Typer(
     help=_HELP,
     epilog="Exit codes: 0 done, 1 failed, 2 usage error, 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table
+from loraxs_search.cli._completion import SpaceArgument
+from loraxs_search.cli._output import JsonOption, SetOption, emit, print_table
 
 if TYPE_CHECKING:
     from loraxs_search.records import AdapterSize, BaseModel, DataReport, LinearModule, Split, WarmTrials

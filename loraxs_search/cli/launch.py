@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from loraxs_search.cli._completion import spaces as complete_spaces
 from loraxs_search.cli._output import (
     AddressOption,
     JsonOption,
@@ -20,7 +21,12 @@ from loraxs_search.mlflow_uri import resolve_uri
 
 
 def command(
-    spaces: Annotated[list[str], typer.Argument(metavar="SPACE", help="Space files, or names of shipped spaces.")],
+    spaces: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SPACE", help="Space files, or names of shipped spaces.", autocompletion=complete_spaces
+        ),
+    ],
     name: Annotated[str | None, typer.Option("--name", help="New name of the study; default: space and time.")] = None,
     address: AddressOption = None,
     runtime_env: RuntimeEnvOption = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loraxs_search.cli._completion import tasks
 from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit
 
 if TYPE_CHECKING:
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias, TASK:version, or a folder: ./FOLDER.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="TASK (its champion), TASK@alias, TASK:version, or a folder: ./FOLDER.", autocompletion=tasks
+        ),
+    ],
     texts: Annotated[list[str], typer.Argument(help="One text for each row; of several columns, each in turn.")],
     base: BaseOption = None,
     tracking_uri: TrackingOption = None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from loraxs_search.cli._completion import studies
 from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table, print_warnings
 from loraxs_search.errors import StudyError
 from loraxs_search.reports import front, leaderboard, progress, score_warnings, shown_yardsticks, study_state
@@ -15,7 +16,9 @@ from loraxs_search.studies import StudyFolder, list_studies
 
 
 def command(
-    study: Annotated[str | None, typer.Argument(help="Name of the study; default: list all studies.")] = None,
+    study: Annotated[
+        str | None, typer.Argument(help="Name of the study; default: list all studies.", autocompletion=studies)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List all studies, or the trials of one.

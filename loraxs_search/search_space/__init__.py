@@ -39,7 +39,6 @@ from loraxs_search.search_space._notes import notes
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._placing import Placed, place_params
 from loraxs_search.search_space._portable import portable_text
-from loraxs_search.search_space._shipped import shipped_space_path, shipped_spaces
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import section_of
 from loraxs_search.search_space._warm_start import EarlierStudies
@@ -68,8 +67,6 @@ __all__ = [
     "portable_text",
     "resolve_modules",
     "section_of",
-    "shipped_space_path",
-    "shipped_spaces",
     "single_method",
     "trial_shapes",
 ]

@@ -16,7 +16,7 @@ What of it is not rebuilt from the rest can be mirrored in a storage (a shared f
 
 from __future__ import annotations
 
-from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies
+from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies, studied_tasks, trials_of
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.mirror import mirrored
 from loraxs_search.studies.next_step import next_step, next_step_of_task
@@ -36,4 +36,6 @@ __all__ = [
     "next_step",
     "next_step_of_task",
     "read_reports",
+    "studied_tasks",
+    "trials_of",
 ]

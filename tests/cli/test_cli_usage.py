@@ -11,7 +11,8 @@ import loraxs_search
 from loraxs_search.base_model import locate
 from loraxs_search.cli._main import app
 from loraxs_search.records import AdapterSize, BaseModelRef, Identity, TrialReport, TrialState
-from loraxs_search.search_space import load_space, shipped_spaces
+from loraxs_search.search_space import load_space
+from loraxs_search.shipped_spaces import shipped_spaces
 
 REGISTRY = ("promote", "ls", "show", "history", "rollback", "rm", "pull", "predict")
 VERBS = ("check", "launch", "status", "compare", "resume", *REGISTRY, "ui")

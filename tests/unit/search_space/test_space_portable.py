@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from loraxs_search.search_space import load_space, portable_text, shipped_space_path, shipped_spaces
+from loraxs_search.search_space import load_space, portable_text
+from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
 
 
 @pytest.mark.parametrize("name", shipped_spaces())
