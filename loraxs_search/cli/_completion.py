@@ -75,6 +75,9 @@ def well_known_tasks_and_spaces(incomplete: str) -> Offered:
 
 # The parameters must have these names: `study`, and `trials` where several can be given.
 StudyArgument = Annotated[str, typer.Argument(help="Name of the study.", autocompletion=studies)]
+StudiesArgument = Annotated[
+    list[str], typer.Argument(help="Names of studies.", metavar="STUDY", autocompletion=studies)
+]
 TrialArgument = Annotated[str, typer.Argument(help="A trial of the study, such as 00004.", autocompletion=trials)]
 TrialsArgument = Annotated[list[str], typer.Argument(help="Trials of the study.", autocompletion=trials)]
 TaskArgument = Annotated[str, typer.Argument(help="Name of the task.", autocompletion=tasks)]

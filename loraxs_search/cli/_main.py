@@ -18,6 +18,7 @@ from loraxs_search.cli import (
     check,
     compare,
     doctor,
+    gc,
     history,
     launch,
     ls,
@@ -30,6 +31,7 @@ from loraxs_search.cli import (
     show,
     spaces,
     status,
+    studies,
     sync,
     tasks,
     ui,
@@ -65,11 +67,12 @@ app = typer.Typer(
 _VERBS = (
     *(check, doctor, launch, status, compare, resume, sync),
     *(promote, ls, show, history, rollback, rm),
-    *(pull, predict, ui),
+    *(pull, predict, ui, gc),
 )
 for verb in _VERBS:
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
 app.add_typer(spaces.app, name="spaces", cls=Verbs)
+app.add_typer(studies.app, name="studies", cls=Verbs)
 app.add_typer(tasks.app, name="tasks", cls=Verbs)
 
 

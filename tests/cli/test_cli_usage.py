@@ -90,7 +90,7 @@ def test_a_fault_of_ours_is_one_sentence(say, monkeypatch):
     def broken(*args):
         raise ZeroDivisionError("by nought")
 
-    monkeypatch.setattr("loraxs_search.cli.status.list_studies", broken)
+    monkeypatch.setattr("loraxs_search.cli.status.study_summaries", broken)
     assert say("status").is_error(1, "error: ZeroDivisionError: by nought", "--traceback")
 
 
@@ -98,7 +98,7 @@ def test_ctrl_c_is_130_without_a_traceback(say, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("loraxs_search.cli.status.list_studies", interrupted)
+    monkeypatch.setattr("loraxs_search.cli.status.study_summaries", interrupted)
     said = say("status")
     assert (said.code, said.err) == (130, "error: interrupted\n")
 
