@@ -1,4 +1,4 @@
-"""loraxs-search spaces ls|show|copy"""
+"""loraxs-search spaces ls|show|copy|schema"""
 
 from __future__ import annotations
 
@@ -50,6 +50,20 @@ def copy(
         raise UsageError(f"`target` must not exist, but {path} does.", hint="give another file name")
     write_atomic(path, portable_text(shipped_space_path(name)))
     print(path)
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of a space file, with which editors complete and check it.
+
+    It knows the methods, kinds and schedulers that are installed here. The line at the head of a shipped space leads to
+    the file of it that comes with the package; `spaces copy` makes that path absolute.
+
+        $ loraxs-search spaces schema > space.schema.json
+    """
+    from loraxs_search.search_space import schema_text
+
+    print(schema_text(), end="")
 
 
 def _about(path: Path) -> str:

@@ -33,6 +33,7 @@ from loraxs_search.search_space._distributions import (
     plain_name,
 )
 from loraxs_search.search_space._faults import fail_with
+from loraxs_search.search_space._json_schema import schema_text, space_schema
 from loraxs_search.search_space._load import load_space, parse_space, single_method
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._notes import notes
@@ -66,7 +67,9 @@ __all__ = [
     "plain_name",
     "portable_text",
     "resolve_modules",
+    "schema_text",
     "section_of",
     "single_method",
+    "space_schema",
     "trial_shapes",
 ]

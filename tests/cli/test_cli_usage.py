@@ -21,7 +21,7 @@ VERBS = ("check", "launch", "status", "compare", "resume", *REGISTRY, "ui")
 def test_help_lists_every_verb_whole(say):
     said = say("--help")
     assert (said.code, said.err) == (0, "")
-    for verb in (*VERBS, "spaces", "tasks"):
+    for verb in (*VERBS, "gc", "spaces", "studies", "tasks"):
         assert f"  {verb} " in said.out
     assert "..." not in said.out.partition("Commands:")[2], "each verb's first line fits"
     assert "130 interrupted" in said.out
@@ -35,7 +35,7 @@ def test_every_verb_has_help(say, verb):
 
 
 def test_tables_can_be_had_as_json():
-    tables = {"check", "doctor", "launch", "status", "compare", "resume", "sync", *REGISTRY}
+    tables = {"check", "doctor", "launch", "status", "compare", "resume", "sync", "gc", *REGISTRY}
     commands = {info.name: info.callback for info in app.registered_commands}
     assert {name for name, callback in commands.items() if "as_json" in callback.__annotations__} == tables
 

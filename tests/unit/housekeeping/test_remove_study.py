@@ -28,7 +28,7 @@ def recorded(folder: StudyFolder, uri: str) -> None:
         tracker.trial_started("00000", {"rank": 4})
         tracker.trial_finished("00000", TrialState.COMPLETE)
         tracker.search_finished("FINISHED")
-        assert tracker.drain() is None
+        assert not tracker.drain()
 
 
 def runs(uri: str) -> int:
