@@ -49,6 +49,16 @@ def tasks(ctx: typer.Context, incomplete: str) -> Offered:
     return _beginning(incomplete, sorted(names))
 
 
+def adapters(ctx: typer.Context, incomplete: str) -> Offered:
+    """Offer what can be asked for answers: tasks, and the trials of a study once that is typed."""
+    from loraxs_search.studies import list_studies, trials_of
+
+    study, slash, begun = incomplete.partition("/")
+    if slash:
+        return [(f"{study}/{trial}", state.value) for trial, state in trials_of(study).items() if trial.startswith(begun)]
+    return tasks(ctx, incomplete) + _beginning(incomplete, [f"{name}/" for name in list_studies()])
+
+
 def shipped(incomplete: str) -> Offered:
     """Offer the shipped spaces."""
     from loraxs_search.shipped_spaces import shipped_spaces

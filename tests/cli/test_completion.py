@@ -57,9 +57,14 @@ def test_studies_are_offered(offered, reviews, verb):
     assert set(offered(f"{verb} ")) == {"reviews", "other"}
 
 
-@pytest.mark.parametrize("verb", ["show", "history", "rollback", "rm", "pull", "predict"])
+@pytest.mark.parametrize("verb", ["show", "history", "rollback", "rm", "pull"])
 def test_tasks_of_studies_are_offered(offered, reviews, verb):
     assert offered(f"{verb} ") == ["t"]
+
+
+def test_predict_is_offered_trials_too(offered, reviews):
+    assert offered("predict ") == ["t", "reviews/"]
+    assert offered("predict reviews/00001") == ["reviews/00001"]
 
 
 def test_tasks_of_the_registry_are_offered_and_no_other_models(offered, store_uri):
