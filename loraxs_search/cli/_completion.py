@@ -55,7 +55,9 @@ def adapters(ctx: typer.Context, incomplete: str) -> Offered:
 
     study, slash, begun = incomplete.partition("/")
     if slash:
-        return [(f"{study}/{trial}", state.value) for trial, state in trials_of(study).items() if trial.startswith(begun)]
+        return [
+            (f"{study}/{trial}", state.value) for trial, state in trials_of(study).items() if trial.startswith(begun)
+        ]
     return tasks(ctx, incomplete) + _beginning(incomplete, [f"{name}/" for name in list_studies()])
 
 

@@ -103,6 +103,35 @@ def test_ctrl_c_is_130_without_a_traceback(say, monkeypatch):
     assert (said.code, said.err) == (130, "error: interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        (["status", "x", "--json"], 1, "`study` must be one of: none, but got 'x'."),
+        (["launch", "--json"], 2, "Missing argument"),
+        (["check", "nope.yaml", "--json"], 2, "there is no nope.yaml"),
+    ],
+)
+def test_an_error_is_a_document_where_one_is_expected(say, line, code, message):
+    said = say(*line)
+    document = json.loads(said.out)
+    assert (said.code, set(document), set(document["error"])) == (code, {"error"}, {"message", "hint", "exit_code"})
+    assert document["error"]["exit_code"] == code
+    assert message in document["error"]["message"]
+    assert f"error: {document['error']['message']}\n\nhint: {document['error']['hint']}" in said.err
+
+
+def test_after_two_dashes_json_is_a_text(say):
+    assert say("status", "--", "--json").is_error(1, "but got '--json'")
+
+
+def test_a_name_that_is_nearly_right_is_asked_about_first(say):
+    study("reviews"), study("review-2"), study("others")
+    assert say("status", "othrs").is_error(1, "error: Did you mean others? `study` must be one of: others, ")
+    assert "Did you mean" not in say("status", "reviewz").err, "two are as near"
+    assert say("lauch").is_error(2, "Did you mean launch? `command` must be one of: launch, ")
+    assert "Did you mean" not in say("xyz").err
+
+
 def test_no_studies_yet_is_said(say):
     said = say("status")
     assert (said.code, said.out) == (0, "study  task  state  trials  created\n")
