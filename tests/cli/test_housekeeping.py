@@ -75,3 +75,39 @@ def test_gc_says_what_goes_what_stays_and_why(say, reviews, fresh_home):
 )
 def test_sizes_are_short(num_bytes, text):
     assert shown_bytes(num_bytes) == text
+
+
+# ---- estimates -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def measured(monkeypatch):
+    """Have the machine be measured at once: a tenth of a second a step."""
+    from loraxs_search.search.driver import estimate
+
+    fast = estimate.Measured("cpu", 6, 5, 0.1, 1.0, 0.0, 10.0)
+    monkeypatch.setattr(estimate, "_measure", lambda *_: fast)
+
+
+def test_launch_says_beforehand_what_check_says(say, tiny_space, measured, fresh_home):
+    checked, dry = (
+        say("check", str(tiny_space), "--estimate").ok,
+        say("launch", str(tiny_space), "--dry-run", "--name", "new").ok,
+    )
+    assert checked == dry
+    assert "\nestimate    about " in dry
+    assert " on this machine alone, " in dry
+    assert "\nmeasured    5 steps and a scoring of 6 drawn trials at once on cpu: 0.1 s a step, 1 s a scoring" in dry
+    assert "\nrows        train " in dry
+    assert not (fresh_home / "studies").exists()
+    described = json.loads(say("launch", str(tiny_space), "--dry-run", "--json").ok)
+    assert described["estimate"]["num_refits"] == 2
+    assert described["estimate"]["measured"]["step_s"] == 0.1
+
+
+def test_an_estimate_that_cannot_be_made_says_why(say, tiny_space):
+    said = say("check", str(tiny_space), "--estimate", "--set", "start_from=other").ok
+    assert "\nestimate    none: trials start from an adapter that a search brings first" in said
+
+
+def test_a_dry_run_refuses_a_name_that_is_taken_and_several_spaces(say, tiny_space, reviews):
+    assert say("launch", str(tiny_space), "--dry-run", "--name", "reviews").is_error(1, "already exists")
+    assert say("launch", str(tiny_space), str(tiny_space), "--dry-run").is_error(2, "must go with one space")

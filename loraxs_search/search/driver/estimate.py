@@ -17,7 +17,7 @@ from loraxs_search.packing import Host
 from loraxs_search.records import AdapterSize, HostInfo, PromotionRule, SearchPlan, Task, TrialReport, TrialSpec
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.cluster.placement import choose_pack_size, processes_that_fit
-from loraxs_search.search.hosts.host_config import host_config
+from loraxs_search.search.hosts.host_config import host_config, training_host
 from loraxs_search.search_space import Space
 from loraxs_search.tasks.kinds import kind_of
 
@@ -94,8 +94,6 @@ def estimate_search(space: Space) -> SearchEstimate:
         first = "an adapter" if space.start_from is not None else "a gradient"
         raise UsageError(f"trials start from {first} that a search brings first, so there is nothing to measure yet.")
     began = time.monotonic()
-    from loraxs_search.search.hosts.host_config import training_host
-
     host = training_host(host_config([space]), space.task, _threads())
     try:
         info = host.info(space.task)
