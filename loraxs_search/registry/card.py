@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.methods import Method, get_method
 from loraxs_search.records import (
-    DataSource,
     Decision,
     Hyperparameters,
     Latency,
@@ -56,7 +55,7 @@ def model_card(manifest: Manifest) -> str:
         f"{len(tuned.target_modules)} modules{f' with {own}' if own else ''}, {tuned.max_steps} steps of "
         f"{tuned.batch_size} rows, seed {tuned.seed}.{_started(manifest)}",
         _table(("parameter", "value"), {name: str(value) for name, value in sorted(manifest.params.items())}),
-        f"Data: {_data(task.source)}, fingerprint `{manifest.data_fingerprint[:16]}`. "
+        f"Data: {_data(task)}, fingerprint `{manifest.data_fingerprint[:16]}`. "
         f"Base weights: sha256 `{manifest.base_digest[:16]}`.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())) + ".",
     ]
@@ -294,15 +293,11 @@ def _lora_rank(manifest: Manifest) -> int:
     return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= own), 512)
 
 
-def _data(source: DataSource) -> str:
-    if source.hub:
-        names = ["/".join(filter(None, (source.hub, source.config)))]
-    else:
-        names = [f"`{name}`" for name in sorted({path.rpartition("/")[2] for path in source.data_files.values()})]
-    names += [
-        f"{'/'.join(filter(None, (it.hub, it.config)))} ({split})" for split, it in sorted(source.elsewhere.items())
-    ]
-    return ", ".join(names) or "not named"
+def _data(task: Task) -> str:
+    from loraxs_search.tasks.source_names import source_names
+
+    names = source_names(task.source)
+    return ", ".join(names if task.source.hub else [f"`{name}`" for name in names]) or "not named"
 
 
 def _remark(method: Method, hyper: Hyperparameters) -> str:

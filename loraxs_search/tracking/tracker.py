@@ -34,6 +34,7 @@ from loraxs_search.tracking.events import (
     SearchFinished,
     SearchStarted,
     SearchState,
+    StudyFacts,
     TrialFinished,
     TrialReported,
     TrialStarted,
@@ -82,6 +83,7 @@ class Tracker:
         self._search_state: SearchState | None = None
         self._yardsticks: tuple[Yardstick, ...] = ()
         self._front: tuple[FrontTrial, ...] = ()
+        self._facts: StudyFacts | None = None
         for event in self._spool.history():
             self._note(event)
         self._runs = StudyRuns(
@@ -92,7 +94,7 @@ class Tracker:
             map_path=study_dir / "tracking.runs.jsonl",
             earlier_trials=self._trials.keys(),
         )
-        self._recorder = Recorder(self._runs)
+        self._recorder = Recorder(self._runs, self._facts)
         self._trouble: str | None = None
         self._closing = self._stopped = False
         self._hurried = False  # somebody waits, and small batches show that events go over
@@ -108,9 +110,11 @@ class Tracker:
         *,
         params: Mapping[str, Scalar] | None = None,
         gpus: Sequence[str] = (),
+        facts: StudyFacts | None = None,
     ) -> None:
         """The search starts, or goes on. Versions, git commit and hardware are added here."""
-        self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), _environment.tags(gpus)))
+        tags = _environment.tags(gpus)
+        self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), tags, facts))
 
     def trial_started(
         self,
@@ -263,7 +267,7 @@ class Tracker:
             case FrontFound():
                 self._front = event.trials
             case SearchStarted():
-                self._search_state = None
+                self._search_state, self._facts = None, event.facts or self._facts
             case SearchFinished():
                 self._search_state = event.state
 
