@@ -12,6 +12,7 @@ from loraxs_search.errors import RegistryError
 from loraxs_search.records import Candidate, Decision, Manifest, from_json, to_json
 from loraxs_search.registry._versions import EVIDENCE
 from loraxs_search.registry.names import is_sha256
+from loraxs_search.registry.tags import CANDIDATE, DECISION, record
 
 _MAX_TAG = 5000  # characters a registered model's tag may have in MLflow's tables
 SIGNATURE = "loraxs.signature."  # of a version: with the alias that was signed behind it
@@ -57,8 +58,8 @@ def read_version(version: Any) -> RegisteredAdapter:
             version=int(version.version),
             aliases=tuple(sorted(version.aliases)),
             digest=_digest(tags["loraxs.digest"]),
-            candidate=from_json(Candidate, tags["loraxs.candidate"]),
-            decision=from_json(Decision, tags["loraxs.decision"]),
+            candidate=from_json(Candidate, record(tags, CANDIDATE)),
+            decision=from_json(Decision, record(tags, DECISION)),
             source=version.source,
             run_id=version.run_id or None,
             evidence=tags.get(EVIDENCE),
@@ -92,8 +93,8 @@ def version_tags(manifest: Manifest, candidate: Candidate, decision: Decision, d
         "loraxs.base_digest": candidate.base_digest,
         "loraxs.data_fingerprint": candidate.data_fingerprint,
         "loraxs.digest": digest,
-        "loraxs.candidate": to_json(candidate),
-        "loraxs.decision": fitted(decision),
+        CANDIDATE: to_json(candidate),
+        DECISION: fitted(decision),
     }
 
 

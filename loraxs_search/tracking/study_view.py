@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _TAG, _OURS = "mlflow.sharedViewState.", "loraxs-"  # of an experiment's tag, and of the key behind it
 _MAX_VALUE = 20_000  # characters of an experiment's tag
 _MAX_VIEWS = 30  # that an experiment keeps of ours: every page of it reads all of them
-_ALWAYS, _NEXT = ("rank", "num_target_modules"), ("target_modules", "method", "learning_rate", "head_learning_rate")
+_ALWAYS, USUAL = ("rank", "num_target_modules"), ("target_modules", "method", "learning_rate", "head_learning_rate")
 _MAX_COLUMNS = 40
 
 
@@ -28,6 +28,11 @@ def runs_link(address: str, experiment_id: str, key: str | None = None) -> str:
     return f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{shared}"
 
 
+def experiments_link(address: str) -> str:
+    """Return the link to all experiments, in the workspace for training."""
+    return f"{address}/#/experiments?workflowType=machine_learning"
+
+
 def trials_view(
     study: str, run_id: str, metric: str, direction: str, parameters: Sequence[str], created_at: float
 ) -> str:
@@ -39,7 +44,7 @@ def trials_view(
         parameters: Columns beside what every trial has.
         created_at: Seconds since 1970.
     """
-    first = [*_ALWAYS, *(name for name in _NEXT if name in parameters)]
+    first = [*_ALWAYS, *(name for name in USUAL if name in parameters)]
     shown = [*first, *(name for name in parameters if name not in first)]
     columns = [
         f"metrics.`{metric}`",
