@@ -12,6 +12,7 @@ from loraxs_search.registry.seed_statistics import seed_statistics
 MAX_PAGE = 5000  # characters of a description in MLflow's tables
 _MAX_LINE = 300
 _NEWLINE = "\n"
+_WORKSPACE = "?workflowType=machine_learning"  # that MLflow's pages open a link in
 
 
 def version_page(manifest: Manifest, candidate: Candidate, decision: Decision, version: int) -> str:
@@ -49,7 +50,7 @@ def _champion(task: str, champion: RegisteredAdapter | None) -> list[str]:
         return ["This task has no champion: none was promoted, or it was removed."]
     candidate, metric = champion.candidate, champion.decision.metric
     return [
-        f"The champion is [version {champion.version}](#/models/{task}/versions/{champion.version}). "
+        f"The champion is [version {champion.version}](#/models/{task}/versions/{champion.version}{_WORKSPACE}). "
         f"{_headline(candidate, metric)} Trial `{candidate.trial_id}` of study `{candidate.study}`"
         + (f", on `{candidate.base_model}`." if candidate.base_model else "."),
         *_yardsticks(candidate, metric),
@@ -62,7 +63,7 @@ def _headline(candidate: Candidate, metric: str) -> str:
     over_seeds = seed_statistics(candidate).get(metric)
     seeds = f", {over_seeds} on validation rows over {over_seeds.count} seeds" if over_seeds else ""
     test = candidate.test_metrics.get(metric)
-    score = f"**{metric} {test:.4f}** on the test rows" if test is not None else f"**{metric}** not scored on test rows"
+    score = f"{metric} {test:.4f} on the test rows" if test is not None else f"{metric}, not scored on test rows"
     return f"{score}{seeds}; {candidate.stored_bytes:,} bytes."
 
 

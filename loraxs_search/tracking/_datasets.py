@@ -26,7 +26,7 @@ def dataset_input(facts: StudyFacts) -> DatasetInput:
     kind, source = _source(task.source)
     columns = [{"name": name, "type": "string"} for name in (task.text, task.text_pair, task.label) if name]
     dataset = Dataset(
-        name=", ".join(source_names(task.source)) or task.name,
+        name=", ".join(source_names(task.source)) if task.source.hub else task.name,  # files are often train.jsonl
         digest=facts.data_fingerprint[:_DIGEST] or "unknown",
         source_type=kind,
         source=json.dumps(source),

@@ -32,16 +32,16 @@ def write_note(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]
 
 def task_note(facts: StudyFacts) -> str:
     """Return the description of a task's experiment, as its latest study has it."""
-    task = facts.task
-    return f"""**{task.name}**: {task.kind.replace("-", " ")}{_labels(task)}. {_searched(task)}
+    task, model = facts.task, f"#/models/{facts.task.name}?workflowType=machine_learning"
+    return f"""{task.kind.replace("-", " ").capitalize()}{_labels(task)}. {_searched(task)}
 
 - **Data**: {_data(facts)}
 - **Base model**: `{facts.base_model}`, frozen. Each trial trains a tiny adapter on it.
 
 Each search is a run, with its trials below it. `loraxs-search ui STUDY` opens the trials of a search, best first.
 
-The best adapter so far is the champion of the [registered model](#/models/{task.name}), once `loraxs-search promote
-STUDY` has made it so. To use it:
+The best adapter so far is the champion of the [registered model]({model}), once `loraxs-search promote STUDY` has made
+it so. To use it:
 
 ```
 loraxs-search pull {task.name}

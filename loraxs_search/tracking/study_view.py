@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 _TAG, _OURS = "mlflow.sharedViewState.", "loraxs-"  # of an experiment's tag, and of the key behind it
 _MAX_VALUE = 20_000  # characters of an experiment's tag
 _MAX_VIEWS = 30  # that an experiment keeps of ours: every page of it reads all of them
-_ALWAYS, USUAL = ("rank", "num_target_modules"), ("target_modules", "method", "learning_rate", "head_learning_rate")
+_RUN_NAME = "attributes.`Run Name`"
+USUAL = ("rank", "target_modules", "method", "learning_rate", "head_learning_rate")  # parameters that come first
 _MAX_COLUMNS = 40
 
 
@@ -44,14 +45,18 @@ def trials_view(
         parameters: Columns beside what every trial has.
         created_at: Seconds since 1970.
     """
-    first = [*_ALWAYS, *(name for name in USUAL if name in parameters)]
-    shown = [*first, *(name for name in parameters if name not in first)]
-    columns = [
-        f"metrics.`{metric}`",
-        *(f"params.`{name}`" for name in shown[:_MAX_COLUMNS]),
-        *(f"metrics.`{name}`" for name in ("stored_bytes", "total_device_s")),
-        *(f"tags.`{name}`" for name in ("loraxs.state", "loraxs.reason")),
-    ]
+    modules = "target_modules" if "target_modules" in parameters else "num_target_modules"
+    first = ["rank", modules]
+    others = sorted((name for name in parameters if name not in first), key=lambda name: name not in USUAL)
+    columns = {
+        f"metrics.`{metric}`": 90,
+        **{f"params.`{name}`": 90 for name in first},
+        "metrics.`stored_bytes`": 90,
+        "tags.`loraxs.state`": 100,
+        "tags.`loraxs.reason`": 280,
+        "metrics.`total_device_s`": 90,
+        **{f"params.`{name}`": 100 for name in others[:_MAX_COLUMNS]},
+    }
     state = {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{run_id}'",
         "orderByKey": f"metrics.`{metric}`",
@@ -60,9 +65,9 @@ def trials_view(
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": columns,
-        "columnOrder": [],
-        "columnWidths": {},
+        "selectedColumns": list(columns),
+        "columnOrder": [_RUN_NAME, *columns],
+        "columnWidths": {_RUN_NAME: 260, **columns},
     }
     at = round(created_at * 1000)
     return json.dumps({"name": study, "createdAt": at, "updatedAt": at, "state": json.dumps(state)})

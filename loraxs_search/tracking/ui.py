@@ -22,7 +22,7 @@ from loraxs_search.tracking.study_view import experiments_link, runs_link
 
 DEFAULT_PORT = 5000
 _MORE_PORTS = 20
-_START_S, _END_S = 120.0, 10.0
+_START_S, _END_S = 120.0, 20.0
 _EVERYWHERE = ("0.0.0.0", "::", "")  # as hosts that a server listens on; a browser needs another
 
 

@@ -37,7 +37,7 @@ def test_a_promoted_adapter_is_champion_with_all_that_is_known_of_it(champion, c
     version = connect(store_uri).get_model_version("movie-reviews", "1")
     assert version.tags["test.accuracy"] == "0.8"
     assert version.tags["loraxs.study"] == "s1"
-    assert version.description.startswith("**accuracy 0.8000** on the test rows")
+    assert version.description.startswith("accuracy 0.8000 on the test rows")
 
 
 def test_a_better_one_takes_the_alias_and_the_old_version_stays(champion, task, candidate, make_folder):

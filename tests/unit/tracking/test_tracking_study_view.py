@@ -124,7 +124,7 @@ def test_each_run_names_its_data(record, store_uri):
     assert len(runs) == 2
     for run in runs:
         (named,) = run.inputs.dataset_inputs
-        assert (named.dataset.name, named.dataset.digest) == ("reviews.csv", "f" * 16)
+        assert (named.dataset.name, named.dataset.digest) == ("exp", "f" * 16)
         assert json.loads(named.dataset.profile)["num_rows"] == 1000
         assert json.loads(named.dataset.source) == {"uri": "reviews.csv"}
 
