@@ -59,6 +59,15 @@ def find_version(uri: str, name: AdapterName) -> Any:
     return _answered(lambda: _version(_get(uri, call, query)["model_version"]))
 
 
+def find_model(uri: str, name: str) -> Any:
+    """Return a registered model with the attributes of MLflow's own.
+
+    Raises:
+        UnansweredError: there is none, or the server wants to be asked in another way.
+    """
+    return _answered(lambda: _model(_get(uri, "mlflow/registered-models/get", {"name": name})["registered_model"]))
+
+
 def find_models(uri: str, only: str | None, size: int, token: str | None) -> Any:
     """Return a page of registered models by name, with the attributes of MLflow's own.
 

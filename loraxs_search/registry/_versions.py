@@ -97,7 +97,6 @@ def register(
     tags: Mapping[str, str],
 ) -> int:
     """Return the version of the task that holds `folder`, registered unless one with its digest exists."""
-    ensure_model(client, task)
     digest = tags["loraxs.digest"]
     known = client.search_model_versions(f"name = '{task}' and tags.`loraxs.digest` = '{digest}'", max_results=1)
     if known:

@@ -84,7 +84,7 @@ class RegistryReader:
             aliases.setdefault(int(number), []).append(alias)
         with speaking(self.uri):
             listed = _versions.versions(self._client, task)
-        adapters = [read_version(version) for version in listed if "loraxs.digest" in version.tags]
+        adapters = [read_version(version, model.tags) for version in listed if "loraxs.digest" in version.tags]
         return [replace(version, aliases=tuple(sorted(aliases.get(version.version, ())))) for version in adapters]
 
     def history(self, task: str) -> list[Decision]:
@@ -142,7 +142,7 @@ class RegistryReader:
             if recorded.version == champion:
                 return replace(recorded, aliases=aliases)
         newest = [version for version in model.latest_versions if int(version.version) == champion]
-        adapter = read_version(newest[0]) if newest else self.resolve(f"{model.name}:{champion}")
+        adapter = read_version(newest[0], model.tags) if newest else self.resolve(f"{model.name}:{champion}")
         return replace(summarise(model.name, champion, adapter.candidate, adapter.decision), aliases=aliases)
 
     def _plainly(self, ask: Callable[[], ResultT], by_client: Callable[[], ResultT]) -> ResultT:
@@ -170,7 +170,13 @@ class RegistryReader:
 
     def _find(self, name: AdapterName) -> RegisteredAdapter | None:
         version = self._plainly(lambda: _rest.find_version(self.uri, name), lambda: self._version(name))
-        return None if version is None else read_version(version)
+        if version is None:
+            return None
+        tags = self._plainly(
+            lambda: _rest.find_model(self.uri, name.task).tags,
+            lambda: self._client.get_registered_model(name.task).tags,
+        )
+        return read_version(version, tags)
 
     def _version(self, name: AdapterName) -> Any | None:
         client = self._client

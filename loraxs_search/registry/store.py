@@ -15,7 +15,7 @@ from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Candidate, Decision, PromotionRule, Task, to_json
 from loraxs_search.registry import _promotion_lock, _signing, _versions, factor_sets
 from loraxs_search.registry._client import speaking
-from loraxs_search.registry.adapters import RegisteredAdapter, fitted, version_tags
+from loraxs_search.registry.adapters import RegisteredAdapter, fitted, record_tags, version_tags
 from loraxs_search.registry.comparison import ComparedChampion, Comparison, Rescore, Rescored, comparable
 from loraxs_search.registry.criterion import Criterion
 from loraxs_search.registry.finalist import Choice, choose, identity, key
@@ -113,7 +113,11 @@ class Registry(RegistryReader):
         task, digest, client = check_task(decision.task), folder_digest(folder), self._client
         aliases = decision.aliases or (CHAMPION,)
         with speaking(self.uri):
-            tags = version_tags(manifest, candidate, replace(decision, aliases=aliases), digest)
+            # Records come first: no version lacks them, whenever this is killed.
+            _versions.ensure_model(client, task)
+            for key, value in record_tags(candidate, replace(decision, aliases=aliases), digest).items():
+                client.set_registered_model_tag(task, key, value)
+            tags = version_tags(manifest, candidate, digest)
             version = _versions.register(client, self.uri, task, folder, manifest, tags)
             page = version_page(manifest, candidate, decision, version)
             client.update_model_version(task, str(version), page)
@@ -189,6 +193,7 @@ class Registry(RegistryReader):
                 for alias in target.aliases:
                     self._client.delete_registered_model_alias(parsed.task, alias)
                 self._client.delete_model_version(parsed.task, str(target.version))
+                self._forget(target)
             if CHAMPION in target.aliases:
                 self._summarise(TaskSummary(parsed.task))
             self._record(decision)
@@ -298,6 +303,13 @@ class Registry(RegistryReader):
         page = task_page(task, self.champion(task), self.history(task))
         self._client.set_registered_model_tag(task, PAGE, _digest(page))
         self._client.update_registered_model(task, page)
+
+    def _forget(self, removed: RegisteredAdapter) -> None:
+        """Drop the records of a version that is no more."""
+        tags = self._known_model(removed.task).tags
+        for tag in record_tags(removed.candidate, removed.decision, removed.digest):
+            if tag in tags:
+                self._client.delete_registered_model_tag(removed.task, tag)
 
     def _summarise(self, summary: TaskSummary) -> None:
         with speaking(self.uri):

@@ -114,7 +114,7 @@ def test_the_number_stands_on_the_version(registry, promote, store_uri):
     promote("t0", 300)
     promote("t1", 399)
     described = connect(store_uri).get_model_version("movie-reviews", "2").description
-    assert "Decision 2 on these rows, held to a confidence of 0.975." in described
+    assert "decision 2 on these test rows, held to a confidence of 0.975" in described
     assert registry.champion("movie-reviews").decision.looks[0].number == 2
 
 
