@@ -15,6 +15,8 @@ from loraxs_search.records import (
     Hyperparameters,
     Scalar,
     SearchPlan,
+    Split,
+    Task,
     TrialReport,
     TrialState,
     WarmStart,
@@ -26,6 +28,23 @@ SearchState = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass(frozen=True)
+class StudyFacts:
+    """What people and views of the runs are shown of a study.
+
+    Args:
+        base_model: The base's id, as named.
+        parameters: Names of what the space searches or sets, in its order.
+        num_rows: Of each split.
+    """
+
+    task: Task
+    base_model: str
+    parameters: tuple[str, ...] = ()
+    num_rows: Mapping[Split, int] = field(default_factory=dict)
+    data_fingerprint: str = ""
+
+
+@dataclass(frozen=True)
 class SearchStarted:
     """A search starts, or goes on: `params` say what it is, `tags` on what it runs now."""
 
@@ -34,6 +53,7 @@ class SearchStarted:
     plan: SearchPlan
     params: Mapping[str, Scalar] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    facts: StudyFacts | None = None
     event: Literal["search_started"] = "search_started"
 
 

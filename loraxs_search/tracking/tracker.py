@@ -35,6 +35,7 @@ from loraxs_search.tracking.events import (
     SearchFinished,
     SearchStarted,
     SearchState,
+    StudyFacts,
     TrialFinished,
     TrialReported,
     TrialStarted,
@@ -84,6 +85,7 @@ class Tracker:
         self._yardsticks: tuple[Yardstick, ...] = ()
         self._front: tuple[FrontTrial, ...] = ()
         self._has_report = False
+        self._facts: StudyFacts | None = None
         for event in self._spool.history():
             self._note(event)
         self._runs = StudyRuns(
@@ -94,7 +96,7 @@ class Tracker:
             map_path=study_dir / "tracking.runs.jsonl",
             earlier_trials=self._trials.keys(),
         )
-        self._recorder = Recorder(self._runs)
+        self._recorder = Recorder(self._runs, self._facts)
         self._trouble: str | None = None
         self._closing = self._stopped = False
         self._hurried = False  # somebody waits, and small batches show that events go over
@@ -110,9 +112,11 @@ class Tracker:
         *,
         params: Mapping[str, Scalar] | None = None,
         gpus: Sequence[str] = (),
+        facts: StudyFacts | None = None,
     ) -> None:
         """The search starts, or goes on. Versions, git commit and hardware are added here."""
-        self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), _environment.tags(gpus)))
+        tags = _environment.tags(gpus)
+        self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), tags, facts))
 
     def trial_started(
         self,
@@ -275,6 +279,7 @@ class Tracker:
                 self._front = event.trials
             case SearchStarted():
                 self._search_state, self._has_report = None, False
+                self._facts = event.facts or self._facts
             case ReportWritten():
                 self._has_report = True
             case SearchFinished():

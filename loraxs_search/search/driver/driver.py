@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.records import (
     Candidate,
+    HostInfo,
     KeepRule,
     Scalar,
     Task,
@@ -28,7 +29,7 @@ from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space, notes
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
-from loraxs_search.tracking import Tracker
+from loraxs_search.tracking import StudyFacts, Tracker
 
 if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool
@@ -124,8 +125,9 @@ class Driver:
         yardsticks = StudyYardsticks(folder, actors, self._space.task)  # begun first: Ray Tune takes seconds to start
         plan, task = self._info.search, self._info.task
         warm = folder.warm_trials()
+        params = actors.hardware() | _facts_of_task(task, warm)
         tracker.search_started(
-            self._space.text, plan, params=actors.hardware() | _facts_of_task(task, warm), gpus=actors.gpus()
+            self._space.text, plan, params=params, gpus=actors.gpus(), facts=_study_facts(self._space, actors.info)
         )
         journal = folder.journal()
         deadline = self._deadline(journal)
@@ -246,6 +248,11 @@ class Driver:
             keep=plan.keep,
             notes=notes(self._space),
         )
+
+
+def _study_facts(space: Space, info: HostInfo) -> StudyFacts:
+    parameters = tuple(space.parameters)
+    return StudyFacts(space.task, space.base_model.id, parameters, info.num_rows, info.data_fingerprint)
 
 
 def _facts_of_task(task: Task, warm: WarmTrials) -> dict[str, Scalar]:

@@ -70,7 +70,7 @@ def test_a_search_is_one_parent_with_a_child_per_trial(open_tracker, record, loo
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.tags["loraxs.study_id"] == parent.data.tags["loraxs.study_id"]
         assert child.info.run_id == tracker.run_id(trial_id)
-        assert child.info.run_name == trial_id
+        assert child.info.run_name == f"{trial_id} r4 lr 1e-3"
     assert tracker.run_id("unheard of") is None
 
 
