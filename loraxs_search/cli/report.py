@@ -23,7 +23,7 @@ def command(
         typer.Option("--png", help="Write its figures as PNG files to this folder, too.", file_okay=False),
     ] = None,
 ) -> None:
-    """Write the report of a study: one HTML file that opens anywhere, without a network.
+    """Write the report of a study: one HTML file, for any browser.
 
     Example: loraxs-search report reviews --open
 
