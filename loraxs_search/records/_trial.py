@@ -130,6 +130,7 @@ class TrialReport:
         peer_bytes: What each of these stores.
         retrained_steps: Steps that were trained again since the trial's state, too large to travel, was lost with its
             node.
+        host: The node and device that trained it, for people; empty where that was not recorded.
     """
 
     trial_id: str
@@ -142,6 +143,7 @@ class TrialReport:
     peers: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     peer_bytes: Mapping[str, int] = field(default_factory=dict)
     retrained_steps: int = 0
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class TrialRecord:
         command: Id of the command that asked for it; empty where the search proposed it.
         lineage: The trial of the study that it was cloned from.
         is_hidden: Whether the sampler learns nothing from it.
+        reported_at: When each report was recorded, seconds since 1970.
     """
 
     trial_id: str
@@ -167,6 +170,7 @@ class TrialRecord:
     command: str = ""
     lineage: Lineage | None = None
     is_hidden: bool = False
+    reported_at: tuple[float, ...] = ()
 
     @property
     def is_warm_clone(self) -> bool:
