@@ -30,7 +30,10 @@ class Continue(Verb):
             )
         if not command.trial_ids:
             return Accepted("the study goes on")
-        return Accepted(f"trial {', '.join(command.trial_ids)} goes on from its last report, once a slot is free")
+        trials = ", ".join(command.trial_ids)
+        if len(command.trial_ids) == 1:
+            return Accepted(f"trial {trials} goes on from its last report, once a slot is free")
+        return Accepted(f"trials {trials} go on from their last reports, once slots are free")
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
         if command.trial_ids:

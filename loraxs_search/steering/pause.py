@@ -32,7 +32,9 @@ class Pause(Verb):
             facts = {"trials": ",".join(each for each in running if each not in study.state.stopping)}
             return Accepted("the study pauses: no new trials, and each running one pauses at its next report", facts)
         trials = ", ".join(command.trial_ids)
-        return Accepted(f"trial {trials} pauses at its next report, and takes no slot until it is continued")
+        if len(command.trial_ids) == 1:
+            return Accepted(f"trial {trials} pauses at its next report, and takes no slot until it is continued")
+        return Accepted(f"trials {trials} pause, each at its next report, and take no slots until they are continued")
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
         state.is_paused = state.is_paused or not command.trial_ids
