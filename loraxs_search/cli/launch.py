@@ -8,18 +8,19 @@ import typer
 
 from loraxs_search.cli._output import (
     AddressOption,
+    EventsOption,
     JsonOption,
     RuntimeEnvOption,
     SetOption,
     StorageOption,
     TrackingOption,
 )
-from loraxs_search.cli._search import show_result, show_results, watched, watched_together
+from loraxs_search.cli._search import check_output, show_result, show_results, watched, watched_together
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import resolve_uri
 
 
-def command(
+def command(  # noqa: PLR0913, PLR0917  # each is an option
     spaces: Annotated[list[str], typer.Argument(metavar="SPACE", help="Space files, or names of shipped spaces.")],
     name: Annotated[str | None, typer.Option("--name", help="New name of the study; default: space and time.")] = None,
     address: AddressOption = None,
@@ -28,6 +29,7 @@ def command(
     storage: StorageOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
+    as_events: EventsOption = False,
 ) -> None:
     """Search a space and score the best adapter.
 
@@ -56,9 +58,10 @@ def command(
     """
     from loraxs_search.search import launch, launch_together
 
+    check_output(as_json, as_events)
     changes = tuple(overrides or ())
     if len(spaces) == 1:
-        with watched(resolve_uri(tracking_uri)) as (view, stop):
+        with watched(resolve_uri(tracking_uri), as_events=as_events) as (view, stop):
             result = launch(
                 spaces[0],
                 name=name,
@@ -70,13 +73,13 @@ def command(
                 view=view,
                 stop=stop,
             )
-        show_result(result, as_json)
+        show_result(result, as_json, as_events=as_events)
         return
     if name is not None:
         raise UsageError(
             "`--name` must be given with one space only.", hint="several studies are named by their spaces"
         )
-    with watched_together(resolve_uri(tracking_uri)) as (views, stop):
+    with watched_together(resolve_uri(tracking_uri), as_events=as_events) as (views, stop):
         results = launch_together(
             spaces,
             address=address,
@@ -87,4 +90,4 @@ def command(
             views=views,
             stop=stop,
         )
-    show_results(results, as_json)
+    show_results(results, as_json, as_events=as_events)

@@ -2,25 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table, print_warnings
-from loraxs_search.errors import StudyError
-from loraxs_search.reports import front, leaderboard, progress, score_warnings, shown_yardsticks, study_state
+from loraxs_search.cli._event_stream import EventStream
+from loraxs_search.cli._follow import follow
+from loraxs_search.cli._output import (
+    EventsOption,
+    JsonOption,
+    emit,
+    print_csv,
+    print_leaderboard,
+    print_leaderboard_csv,
+    print_table,
+    print_warnings,
+)
+from loraxs_search.errors import StudyError, UsageError
+from loraxs_search.reports import (
+    front,
+    interrupted,
+    leaderboard,
+    progress,
+    score_warnings,
+    shown_yardsticks,
+    state_and_place,
+    study_state,
+)
+from loraxs_search.reports import watch as events_of
 from loraxs_search.studies import StudyFolder, list_studies
 
 
 def command(
     study: Annotated[str | None, typer.Argument(help="Name of the study; default: list all studies.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the search as it goes on, until it ends; Ctrl-C leaves the view.")
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, each param in a column of its own.")] = False,
     as_json: JsonOption = False,
+    as_events: EventsOption = False,
 ) -> None:
     """List all studies, or the trials of one.
 
-    Works from any terminal, also while the search runs. Trials come best first: complete ones, then running ones, those
+    Works from any terminal, also while the search runs. `loraxs-search status reviews --watch` draws what `launch`
+    draws; in a pipe it writes a line an event. It reads the study's folder alone and stops nothing.
+
+    `--events` prints the events of a study from its first one on, and follows it, one JSON object a line. `launch
+    --events` and `resume --events` print what happens from then on, and `loraxs_search.watch` yields the same in Python.
+    Each has `event`, `study`, `at` (seconds since 1970) and `version`. They are `phase`, `search_started`,
+    `trial_started`, `trial_reported`, `trial_ended`, `warning`, `yardstick_scored`, `candidate_scored`, and at last
+    `search_ended`, whose `result` is what `launch --json` prints. Their fields: `loraxs_search.records`.
+
+    A study that nobody works on is `interrupted`, and so are its trials that have not ended: `resume` goes on with them.
+    One that a driver on another machine has taken over in its storage is `elsewhere`.
+
+    Trials come best first: complete ones, then running ones, those
     that were stopped early (PRUNED), and failed ones. `--json` has the reason.
 
     The scores of the table are of the last report, on at most `validation_rows` rows. With `search.keep: best` those of
@@ -43,21 +83,49 @@ def command(
     has chosen, also in MLflow, `show` and the model card. Where answers are written, the base alone is asked at the end
     of the search, without and with worked examples: `zero-shot` and `4-shot`. The better one answers the test rows too.
     """
+    _check_options(study, {"--watch": watch, "--csv": as_csv, "--json": as_json, "--events": as_events})
     if study is None:
-        _all(as_json)
+        _all(as_json, as_csv)
+    elif as_events:
+        _stream(study)
     else:
-        _one(StudyFolder.open(study), as_json)
+        if watch:
+            follow(study)
+        _one(StudyFolder.open(study), as_json, as_csv)
 
 
-def _one(folder: StudyFolder, as_json: bool) -> None:
+def _check_options(study: str | None, given: Mapping[str, bool]) -> None:
+    """Refuse options that contradict one another, or need a study.
+
+    Raises:
+        UsageError: some do.
+    """
+    forms = [name for name in ("--csv", "--json", "--events") if given[name]]
+    if len(forms) > 1:
+        raise UsageError(f"`{forms[0]}` must be the only form of output, but got {' and '.join(forms)}.")
+    alone = [name for name in ("--watch", "--events") if given[name]]
+    if study is None and alone:
+        raise UsageError(f"`{alone[0]}` must be given with a study.", hint="`loraxs-search status` lists them")
+
+
+def _stream(study: str) -> None:
+    stream = EventStream(sys.stdout)
+    with contextlib.suppress(KeyboardInterrupt):
+        for event in events_of(study):
+            stream.happened(event)
+
+
+def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:
     info, records = folder.info, folder.journal().records
+    state, place = state_and_place(folder)
     counts = progress(records.values(), info.search)
     candidates = folder.candidates()
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep, info.search.objectives)
+    rows = interrupted(rows) if state == "interrupted" else rows
     yardsticks = shown_yardsticks(folder.yardsticks(), finished=candidates is not None)
     value: dict[str, Any] = {
         "study": folder.name,
-        "state": study_state(folder),
+        "state": state,
         "progress": counts,
         "trials": rows,
         "front": front(records.values(), folder.keep_rule) if info.search.objectives else [],
@@ -66,20 +134,30 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
     }
 
     def show() -> None:
+        if as_csv:
+            print_leaderboard_csv(rows)
+            return
         print_leaderboard(rows, info.task, yardsticks)
-        talk = f"\n{folder.name}: {study_state(folder)}, {counts.ended}/{counts.num_trials} trials ended"
+        talk = f"\n{folder.name}: {state}, {counts.ended}/{counts.num_trials} trials ended"
         print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
         print_warnings(value["warnings"])
+        if place:
+            print(
+                f"a driver on {place} has it, and may have been killed: `resume` there, or here with --storage, tells"
+            )
 
     emit(as_json, value, show)
 
 
-def _all(as_json: bool) -> None:
+def _all(as_json: bool, as_csv: bool) -> None:
     summaries = [_summary(name) for name in list_studies()]
     columns = ("study", "task", "state", "trials", "created")
     value = [dict(zip(columns, row, strict=True)) for row in summaries]
 
     def show() -> None:
+        if as_csv:
+            print_csv(columns, summaries)
+            return
         print_table(columns, summaries)
         if not summaries:
             print("\nno studies yet: start one with `loraxs-search launch movie_reviews`", file=sys.stderr)

@@ -6,6 +6,19 @@ from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._data import DataReport, SplitOverlap
 from loraxs_search.records._estimate import Estimate
+from loraxs_search.records._event import (
+    EVENT_VERSION,
+    CandidateScoredEvent,
+    PhaseEvent,
+    SearchEndedEvent,
+    SearchEvent,
+    SearchStartedEvent,
+    TrialEndedEvent,
+    TrialReportedEvent,
+    TrialStartedEvent,
+    WarningEvent,
+    YardstickScoredEvent,
+)
 from loraxs_search.records._front import FrontTrial
 from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial
 from loraxs_search.records._identity import Identity
@@ -34,6 +47,7 @@ from loraxs_search.records._words import (
 from loraxs_search.records._yardstick import Yardstick, YardstickName, alone_yardstick, is_alone, shots_name
 
 __all__ = [
+    "EVENT_VERSION",
     "MAX_AUTO_PACK_SIZE",
     "MAX_STATE_BYTES",
     "Action",
@@ -44,6 +58,7 @@ __all__ = [
     "BaseModelRef",
     "Basis",
     "Candidate",
+    "CandidateScoredEvent",
     "Confirmation",
     "DataReport",
     "DataSource",
@@ -64,6 +79,7 @@ __all__ = [
     "Look",
     "LrSchedule",
     "Manifest",
+    "PhaseEvent",
     "Precision",
     "Prediction",
     "PromotionRule",
@@ -74,7 +90,10 @@ __all__ = [
     "Sample",
     "Scalar",
     "SearchDevice",
+    "SearchEndedEvent",
+    "SearchEvent",
     "SearchPlan",
+    "SearchStartedEvent",
     "Serving",
     "Sigma",
     "Split",
@@ -83,15 +102,20 @@ __all__ = [
     "StartFrom",
     "Task",
     "TaskModel",
+    "TrialEndedEvent",
     "TrialRecord",
     "TrialReport",
+    "TrialReportedEvent",
     "TrialSpec",
+    "TrialStartedEvent",
     "TrialState",
     "WarmStart",
     "WarmTrial",
     "WarmTrials",
+    "WarningEvent",
     "Yardstick",
     "YardstickName",
+    "YardstickScoredEvent",
     "alone_yardstick",
     "from_json",
     "is_alone",

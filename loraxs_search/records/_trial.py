@@ -129,6 +129,7 @@ class TrialReport:
         peer_bytes: What each of these stores.
         retrained_steps: Steps that were trained again since the trial's state, too large to travel, was lost with its
             node.
+        host: Address of the node that it trained on; empty where that is not known.
     """
 
     trial_id: str
@@ -141,6 +142,7 @@ class TrialReport:
     peers: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     peer_bytes: Mapping[str, int] = field(default_factory=dict)
     retrained_steps: int = 0
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class TrialRecord:
     """All that is known of a trial.
 
     Args:
+        reported_at: When each of its reports was recorded, seconds since 1970.
         reason: Why it ended, for people.
         warm_start: Where its params come from, where the sampler did not propose them.
     """
@@ -160,3 +163,4 @@ class TrialRecord:
     started_at: float = 0.0
     ended_at: float | None = None
     warm_start: WarmStart | None = None
+    reported_at: tuple[float, ...] = ()

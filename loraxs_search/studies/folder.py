@@ -182,9 +182,13 @@ class StudyFolder:
         """The sampler's memory, in Optuna's own journal format."""
         return self.path / "optuna.jsonl"
 
+    @property
+    def journal_path(self) -> Path:
+        return self.path / "journal.jsonl"
+
     def journal(self) -> Journal:
         """Read the journal as it stands now."""
-        return Journal(self.path / "journal.jsonl")
+        return Journal(self.journal_path)
 
     def is_running(self) -> bool:
         """Say whether a driver on this machine holds the study now; nothing is written, and none is kept out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -12,22 +13,33 @@ from typing import Any
 
 from loraxs_search.append_log import AppendLog
 from loraxs_search.errors import StudyError
-from loraxs_search.records import Scalar, TrialRecord, TrialReport, TrialState, WarmStart, from_json, to_json
+from loraxs_search.records import (
+    Scalar,
+    SearchEvent,
+    TrialRecord,
+    TrialReport,
+    TrialState,
+    WarmStart,
+    from_json,
+    to_json,
+)
 from loraxs_search.studies.reading import DAMAGED_HINT
 from loraxs_search.studies.work_time import WorkTime
 
 logger = logging.getLogger(__name__)
+# What no trial's state depends on: a driver notes it for who watches.
+NOTES = frozenset({"search_started", "phase", "warning", "yardstick_scored", "candidate_scored"})
 
 
 class Journal:
     """Append events and replay them into `TrialRecord`s.
 
-    One driver writes, anyone reads. Recording the same report or the same end twice changes nothing: the first one
-    stands.
+    One driver writes, from any of its threads, and anyone reads. Recording the same report or the same end twice
+    changes nothing: the first one stands.
     """
 
     def __init__(self, path: Path) -> None:
-        self._log = AppendLog(path)
+        self._log, self._lock = AppendLog(path), threading.RLock()
         self._records: dict[str, TrialRecord] = {}
         self._reports: list[TrialReport] = []
         self._work_time = WorkTime()
@@ -105,15 +117,22 @@ class Journal:
         self._append({"event": "ended", "trial_id": trial_id, "state": state.value, "reason": reason}, sync=True)
         return True
 
+    def note(self, event: SearchEvent) -> None:
+        """Keep an event of `NOTES` for who watches; it is not flushed to the device."""
+        fields = json.loads(to_json(event))
+        rest = {name: value for name, value in fields.items() if name not in ("event", "study", "version")}
+        self._append({"event": event.event, **rest}, sync=False)
+
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _last_step(self, trial_id: str) -> int:
         reports = self._records[trial_id].reports
         return reports[-1].step if reports else 0
 
     def _append(self, event: dict[str, Any], *, sync: bool) -> None:
-        event["at"] = time.time()
-        self._log.append(json.dumps(event).encode() + b"\n", flush_to_device=sync)
-        self._apply(event)
+        event.setdefault("at", time.time())
+        with self._lock:
+            self._log.append(json.dumps(event).encode() + b"\n", flush_to_device=sync)
+            self._apply(event)
 
     def _apply(self, event: dict[str, Any]) -> None:
         kind, at = event["event"], event["at"]
@@ -134,7 +153,9 @@ class Journal:
             report = from_json(TrialReport, json.dumps(event["report"]))
             self._reports.append(report)
             record = self._records[report.trial_id]
-            self._records[report.trial_id] = replace(record, reports=(*record.reports, report))
+            self._records[report.trial_id] = replace(
+                record, reports=(*record.reports, report), reported_at=(*record.reported_at, at)
+            )
         elif kind == "ended":
             record = self._records[event["trial_id"]]
             self._records[event["trial_id"]] = replace(
@@ -142,5 +163,5 @@ class Journal:
             )
         elif kind == "search_ended":
             self._notice = event["notice"]
-        else:
+        elif kind not in NOTES:
             logger.warning("journal %s holds an unknown event %r; it is ignored", self._log.path, kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import threading
@@ -25,6 +26,7 @@ from loraxs_search.reports import front
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.driver.start_from import check_start, keep_start
+from loraxs_search.search.ledger.announcer import Announcer
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space, notes
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
@@ -80,6 +82,7 @@ class Driver:
 
     def __init__(self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event) -> None:
         self._info, self._space, self._view, self._stop = info, space, view, stop
+        self._say = Announcer(info.name, view)
         self._started_at = time.time()
 
     def run(self, pool: HostPool) -> SearchResult:
@@ -89,30 +92,29 @@ class Driver:
             SearchInterruptedError: stopped before the budget was used.
             TrialsFailError: nearly all of the latest trials failed for the same reason.
         """
-        self._view.phase("loading the base model and the data")
+        self._say.phase("loading the base model and the data")
         for name in _LATE:  # while the host loads
             importlib.import_module(f"loraxs_search.search.{name}")
         from loraxs_search.search.hosts.study_actors import StudyActors
 
-        try:
+        with self._say.hearing_warnings(), contextlib.ExitStack() as at_the_end:
+            at_the_end.callback(self._view.finished)
             folder = self._begun_folder()
             actors = StudyActors(self._info, self._space, pool, recorded=folder.identity() if folder else None)
             try:
                 check_start(self._space, self._info, actors.info)
                 warm = self._warm_trials(actors) if folder is None else folder.warm_trials()
-                actors.prepare_factors(self._view.phase)
+                actors.prepare_factors(self._say.phase)
                 return self._run_with(actors, self._open_folder(warm))
             finally:
                 actors.close()
-        finally:
-            self._view.finished()
 
     def _run_with(self, actors: StudyActors, folder: StudyFolder) -> SearchResult:
         with folder.lock(), mirrored(folder, self._stop.set) as mirror:
             if folder.identity() is None:
                 folder.write_identity(actors.info.identity)
             keep_start(folder)
-            actors.prepare_assets(folder, self._view.phase)
+            actors.prepare_assets(folder, self._say.phase)
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
                 result = self._search(folder, actors, tracker)
@@ -150,14 +152,18 @@ class Driver:
         journal = folder.journal()
         deadline = self._deadline(journal)
         journal.driver_started(self._started_at)
+        self._say.write_to(journal)
         study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
         rebuild(study, self._space, journal.records)
         watch = ScoreWatch(task, plan.max_steps)
-        ledger = Ledger(journal, study, tracker, self._view, KeepRule.of(task, plan), watch)
+        keep = KeepRule.of(task, plan)
+        ledger = Ledger(
+            journal, study, tracker, self._view, keep, watch, lambda: self._say.yardsticks_scored(yardsticks.known())
+        )
         ledger.reconcile(folder)
         scheduler = make_scheduler(plan, task.search_direction)
         scheduler.replay(journal.reports, task.search_metric)
-        self._view.started(self._facts(actors, ledger))
+        self._say.started(self._facts(actors, ledger, deadline))
         for trial_id, reason in scheduler.stopped.items():
             ledger.ended(trial_id, TrialState.PRUNED, reason)
         sampler = Sampler(study, self._space, warm.trials)
@@ -170,8 +176,10 @@ class Driver:
             self._end_unfinished(ledger, searcher)
             journal.search_ended(searcher.early_end or "")
         tracker.yardsticks_measured(yardsticks.result())
+        self._say.yardsticks_scored(yardsticks.known())
         if folder.candidates() is None:
             self._keep_adapters(folder, actors, ledger, tracker, watch)
+        self._say.write_to(None)
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)
 
@@ -195,13 +203,13 @@ class Driver:
             return WarmTrials()
         from loraxs_search.search.driver.warm_start import warm_trials
 
-        self._view.phase("reading the studies that the search starts from")
+        self._say.phase("reading the studies that the search starts from")
         warm = warm_trials(self._space, actors.info.identity.base_digest, self._info.tracking_uri)
         for note in warm.notes:
             _logger.warning("warm start: %s", note)
         if warm.trials:
             studies = ", ".join(warm.studies)
-            self._view.phase(f"warm start: the first {len(warm.trials)} trials have params of {studies}")
+            self._say.phase(f"warm start: the first {len(warm.trials)} trials have params of {studies}")
         return warm
 
     def _deadline(self, journal: Journal) -> float | None:
@@ -234,25 +242,31 @@ class Driver:
         from loraxs_search.search.driver.candidates import Finish, completed_trials
 
         trials = completed_trials(ledger.records.values(), folder.keep_rule)
-        finish, seeds = Finish(actors, folder, self._space, trials, self._stop), self._info.promotion.seeds
+        seeds = self._info.promotion.seeds
+        finish = Finish(actors, folder, self._space, trials, self._stop, self._say.counted)
         if seeds and finish.best:
-            self._view.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
+            self._say.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
             finish.refit()
-        self._view.phase("scoring the candidates on all validation rows")
+        self._say.phase("scoring the candidates on all validation rows")
         candidates = finish.validate()
+        for candidate in candidates:
+            self._say.candidate_scored(candidate.trial_id, "validation", candidate.validation_metrics)
         for candidate in candidates[:1]:
             watch.scored(candidate.trial_id, candidate.validation_metrics)
         if not finish.alone.is_measured:
-            self._view.phase("asking the base alone, on validation and test rows")
+            self._say.phase("asking the base alone, on validation and test rows")
             finish.alone.measure()
-        self._view.phase("scoring the finalist on the test rows, writing adapters")
+        self._say.phase("scoring the finalist on the test rows, writing adapters")
         candidates = finish.seal(candidates, tracker.run_id)
+        for candidate in (candidate for candidate in candidates if candidate.test_metrics):
+            self._say.candidate_scored(candidate.trial_id, "test", candidate.test_metrics)
         _log_adapters(folder, tracker, trials, candidates)
         tracker.yardsticks_measured(folder.yardsticks() or ())
+        self._say.yardsticks_scored(folder.yardsticks() or ())
         folder.write_candidates(candidates)
 
-    def _facts(self, actors: StudyActors, ledger: Ledger) -> SearchStarted:
-        plan = self._info.search
+    def _facts(self, actors: StudyActors, ledger: Ledger, deadline: float | None) -> SearchStarted:
+        plan, now = self._info.search, time.time()
         return SearchStarted(
             study=self._info.name,
             task=self._info.task,
@@ -265,6 +279,11 @@ class Driver:
             why_slots=actors.pack_size.reason,
             keep=plan.keep,
             notes=notes(self._space),
+            at=now,
+            report_every=plan.report_every,
+            num_refits=self._info.promotion.seeds * min(self._info.promotion.candidates, plan.trials),
+            slots=actors.slots_by_address(),
+            time_left_s=None if deadline is None else max(0.0, deadline - now),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ray import ObjectRef
@@ -23,12 +23,17 @@ def refit_spec(spec: TrialSpec, number: int) -> TrialSpec:
 
 @dataclass(frozen=True)
 class RefitPiece:
-    """A recipe to train to its last step, its state kept after every `every` steps."""
+    """A recipe to train to its last step, its state kept after every `every` steps.
+
+    Args:
+        reached: Called with its name and the step that it has reached; one that failed has no more to do.
+    """
 
     spec: TrialSpec
     task: Task
     every: int
     folder: StudyFolder
+    reached: Callable[[str, int], None] = lambda _, __: None
 
     def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
         snapshot = self.folder.read_snapshot(self.spec.trial_id)
@@ -39,6 +44,7 @@ class RefitPiece:
     def take(self, answer: tuple[TrialReport, bytes]) -> bool:
         report, snapshot = answer
         self.folder.write_snapshot(self.spec.trial_id, snapshot)
+        self.reached(self.spec.trial_id, report.step)
         if report.step < self.spec.hyperparameters.max_steps:
             return True
         self._ended(self.folder.keep_rule.kept(read_reports(snapshot)).metrics)
@@ -46,6 +52,7 @@ class RefitPiece:
 
     def failed(self, error: Exception) -> None:
         self._ended({}, reason_of(error))
+        self.reached(self.spec.trial_id, self.spec.hyperparameters.max_steps)
 
     def _ended(self, metrics: Mapping[str, float], failed: str = "") -> None:
         refit = Refit(self.spec.hyperparameters.seed, metrics, failed=failed)

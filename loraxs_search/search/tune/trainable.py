@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -59,6 +60,7 @@ class TrialTrainable(tune.Trainable):
         step = last.step if last else 0
         try:
             report, snapshot = self._advance(step + self._every)
+            report = replace(report, host=ray.util.get_node_ip_address())
             self._check(report)
         except (HomeError, ClusterError) as error:  # the latter names the node itself
             address = ray.util.get_node_ip_address()
