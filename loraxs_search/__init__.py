@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from loraxs_search.bank import AdapterBank
     from loraxs_search.records import Prediction
+    from loraxs_search.reports import watch
     from loraxs_search.search import SearchResult, resume
     from loraxs_search.search.driver.launch import launch
     from loraxs_search.tasks.kinds import Sampling
@@ -58,6 +59,7 @@ __all__ = [
     "resume",
     "rollback",
     "show",
+    "watch",
 ]
 
 _HOMES = {
@@ -67,6 +69,7 @@ _HOMES = {
     "SearchResult": "search",
     "launch": "search",
     "resume": "search",
+    "watch": "reports",
 }
 
 # PEFT learns of LORAXS when somebody imports PEFT, at once if somebody has: no torch is loaded on our account.

@@ -29,8 +29,9 @@ class LiveView:
     def __init__(self, browse: str, began: float | None = None) -> None:
         self._browse, self._state, self._lock = browse, SearchState(), threading.RLock()
         self._began, self._notice = time.time() if began is None else began, ""
+        self._console = Console(stderr=True)
         self._live = _ResizedLive(
-            console=Console(stderr=True),
+            console=self._console,
             get_renderable=self.__rich__,
             refresh_per_second=4,
             transient=True,
@@ -59,7 +60,7 @@ class LiveView:
 
     def __rich__(self) -> RenderableType:
         with self._lock:
-            return draw(self._state, self._live.console, time.time(), self._began, self._notice, self._browse)
+            return draw(self._state, self._console, time.time(), self._began, self._notice, self._browse)
 
 
 class _ResizedLive(Live):

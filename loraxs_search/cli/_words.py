@@ -35,7 +35,7 @@ def phase_in_words(phase: PhaseEvent) -> str:
 
 def progress_in_words(state: SearchState) -> list[tuple[str, str]]:
     """Return labels and what is to be said of the search: where it is, its budget, its best trial."""
-    lines = [("now", _now(state)), ("budget", _budget(state))]
+    lines = [("now", _now(state)), ("trials", _trials(state)), ("steps", _steps(state))]
     if best := _best(state):
         lines.append(("best", best))
     return lines
@@ -52,15 +52,17 @@ def _now(state: SearchState) -> str:
     return "training" if state.phase is None else phase_in_words(state.phase)
 
 
-def _budget(state: SearchState) -> str:
+def _trials(state: SearchState) -> str:
     assert state.facts is not None
     counts = state.counts
-    trials = f"{state.num_ended} of {state.facts.num_trials} trials ended"
     some = [(counts[TrialState.PRUNED], "stopped early"), (counts[TrialState.FAIL], "failed")]
     known = ", ".join(f"{number} {what}" for number, what in some if number)
-    steps = f"{state.steps_done:,} of about {state.trial_steps() + state.refit_steps:,.0f} steps"
+    return f"{state.num_ended} of {state.facts.num_trials} ended{f' ({known})' if known else ''}"
+
+
+def _steps(state: SearchState) -> str:
     refits = f" ({state.refit_steps:,} in refits)" if state.refit_steps else ""
-    return f"{trials}{f' ({known})' if known else ''}; {steps}{refits}"
+    return f"{state.steps_done:,} of about {state.trial_steps() + state.refit_steps:,.0f}{refits}"
 
 
 def _best(state: SearchState) -> str:

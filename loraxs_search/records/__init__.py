@@ -10,6 +10,7 @@ from loraxs_search.records._event import (
     EVENT_VERSION,
     CandidateScoredEvent,
     PhaseEvent,
+    PromotedEvent,
     SearchEndedEvent,
     SearchEvent,
     SearchStartedEvent,
@@ -24,7 +25,16 @@ from loraxs_search.records._host import Answers, Confirmation, HostInfo, Largest
 from loraxs_search.records._identity import Identity
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._keep import KeepRule
-from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, Look, PromotionRule, Refit
+from loraxs_search.records._promotion import (
+    Action,
+    Candidate,
+    Decision,
+    Latency,
+    Look,
+    Notification,
+    PromotionRule,
+    Refit,
+)
 from loraxs_search.records._search import SearchPlan
 from loraxs_search.records._start import AdapterRef, StartFrom
 from loraxs_search.records._task import DataSource, Serving, SplitSource, Task, TaskModel
@@ -79,9 +89,11 @@ __all__ = [
     "Look",
     "LrSchedule",
     "Manifest",
+    "Notification",
     "PhaseEvent",
     "Precision",
     "Prediction",
+    "PromotedEvent",
     "PromotionRule",
     "RankPattern",
     "RecordT",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from loraxs_search.records._promotion import Decision
 from loraxs_search.records._trial import TrialState
 from loraxs_search.records._warm_start import WarmStart
 from loraxs_search.records._words import Direction, Scalar
@@ -170,6 +171,21 @@ class SearchEndedEvent(_Event):
     notice: str = ""
     result: Mapping[str, Any] | None = None
     event: Literal["search_ended"] = "search_ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromotedEvent(_Event):
+    """A finalist became champion; what `promotion.notify` hands on. No search has it among its events.
+
+    Args:
+        text: The same in a sentence.
+    """
+
+    study: str
+    task: str
+    text: str
+    decision: Decision
+    event: Literal["promoted"] = "promoted"
 
 
 SearchEvent = (
