@@ -82,7 +82,7 @@ def _table(state: SearchState, console: Console, num_rows: int) -> Table:
     table.add_column("params", no_wrap=True, overflow="ellipsis", ratio=1)
     low, high = state.score_range()
     ascii_only = console.options.ascii_only
-    for trial in state.lines()[:num_rows]:
+    for trial in state.lines(num_rows):
         curve = sparkline(trial.scores, low, high, width=_CURVE, ascii_only=ascii_only)
         table.add_row(*_cells(trial, state.facts.max_steps, curve, with_bytes), style=_STYLES[trial.state])
     return table

@@ -79,7 +79,7 @@ class LinesView:
     def _phase(self, event: PhaseEvent) -> list[str]:
         """Of what is counted, write a line now and then, and the last one."""
         if event.total is not None:
-            if event.done != event.total and event.at - self._counted_at < _COUNT_EVERY_S:
+            if not event.done or (event.done != event.total and event.at - self._counted_at < _COUNT_EVERY_S):
                 return []
             self._counted_at = event.at
         return [phase_in_words(event)]
@@ -92,9 +92,8 @@ class LinesView:
         return [f"study {event.study}: {what}, {slots}{why}", *notes, f"browse the trials: {self._browse}"]
 
     def _ended(self, event: TrialEndedEvent) -> str:
-        total = self._state.facts.num_trials if self._state.facts else 0
         left = time_left_in_words(self._state.seconds_left(event.at))
-        counted = f"[{self._state.num_ended}/{total}]"
+        counted = f"[{self._state.num_ended}/{self._state.num_trials}]"
         parts = [f"trial {event.trial}", event.state.value, *self._last_report(event.trial), counted, event.reason]
         return "  ".join([*parts, *([left] if left else [])])
 

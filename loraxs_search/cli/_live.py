@@ -15,9 +15,11 @@ from loraxs_search.cli._drawing import draw
 from loraxs_search.records import SearchEvent
 from loraxs_search.reports import SearchState
 
+_A_SECOND = 2.0  # drawings: one takes some 10 ms of what the driver computes with
+
 
 class LiveView:
-    """Redraws a search a few times a second, and wipes it at the end; a context manager.
+    """Redraws a search twice a second, and wipes it at the end; a context manager.
 
     A thread draws, while the search's own thread says what happens.
 
@@ -33,7 +35,7 @@ class LiveView:
         self._live = _ResizedLive(
             console=self._console,
             get_renderable=self.__rich__,
-            refresh_per_second=4,
+            refresh_per_second=_A_SECOND,
             transient=True,
             redirect_stdout=False,
         )

@@ -53,11 +53,10 @@ def _now(state: SearchState) -> str:
 
 
 def _trials(state: SearchState) -> str:
-    assert state.facts is not None
     counts = state.counts
     some = [(counts[TrialState.PRUNED], "stopped early"), (counts[TrialState.FAIL], "failed")]
     known = ", ".join(f"{number} {what}" for number, what in some if number)
-    return f"{state.num_ended} of {state.facts.num_trials} ended{f' ({known})' if known else ''}"
+    return f"{state.num_ended} of {state.num_trials} ended{f' ({known})' if known else ''}"
 
 
 def _steps(state: SearchState) -> str:

@@ -98,7 +98,7 @@ class TrialReportedEvent(_Event):
         device_s: Seconds of computation that it has taken so far.
         num_tokens: Training tokens that it has seen so far.
         stored_bytes: Of its adapter and head, as stored.
-        host: Address of its node; empty where that is not known.
+        host: Address of its node, and its device where the node has several; empty where that is not known.
     """
 
     study: str

@@ -129,7 +129,7 @@ class TrialReport:
         peer_bytes: What each of these stores.
         retrained_steps: Steps that were trained again since the trial's state, too large to travel, was lost with its
             node.
-        host: Address of the node that it trained on; empty where that is not known.
+        host: The node and device that trained it, for people; empty where that was not recorded.
     """
 
     trial_id: str
@@ -150,9 +150,9 @@ class TrialRecord:
     """All that is known of a trial.
 
     Args:
-        reported_at: When each of its reports was recorded, seconds since 1970.
         reason: Why it ended, for people.
         warm_start: Where its params come from, where the sampler did not propose them.
+        reported_at: When each report was recorded, seconds since 1970.
     """
 
     trial_id: str

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from loraxs_search.records import (
     CandidateScoredEvent,
@@ -24,6 +25,8 @@ from loraxs_search.records import (
 )
 from loraxs_search.reports.time_left import Pace, Trained, expected_steps
 
+_T = TypeVar("_T")
+
 _RECENT_S = 60.0  # what hosts have done for so long says how fast they are now
 _ORDER = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -35,6 +38,7 @@ class TrialLine:
     Args:
         metric: What trials are compared by; empty while that is not known.
         reports: Metrics of each of its reports.
+        host: Address of the node that it trains on; empty while that is not known.
     """
 
     trial: str
@@ -94,9 +98,12 @@ class SearchState:
         self._pace = self._work = Pace(0.0)
         self._hosts: dict[str, Pace] = {}
         self._refit_steps, self._refit_total = 0, 0
+        self._low, self._high = math.inf, -math.inf
+        self._derived: dict[str, Any] = {}  # what was computed since the last event: views ask often
 
     def happened(self, event: SearchEvent) -> None:
         """Take the next event."""
+        self._derived.clear()
         self.study = event.study or self.study
         _TAKE[type(event)](self, event)
 
@@ -109,7 +116,12 @@ class SearchState:
     @property
     def counts(self) -> Counter[TrialState]:
         """How many trials are in which state."""
-        return Counter(trial.state for trial in self.trials.values())
+        return self._once("counts", lambda: Counter(trial.state for trial in self.trials.values()))
+
+    @property
+    def num_trials(self) -> int:
+        """Trials that the search will end with; people may add some to those that it began with."""
+        return max(len(self.trials), self.facts.num_trials if self.facts else 0)
 
     @property
     def num_ended(self) -> int:
@@ -118,7 +130,8 @@ class SearchState:
     @property
     def best(self) -> Score | None:
         """The trial with the best score of its last report so far."""
-        return self._best({trial.trial: trial.score for trial in self.trials.values() if trial.score is not None})
+        scored = ((trial.trial, trial.score) for trial in self.trials.values())
+        return self._once("best", lambda: self._best({name: score for name, score in scored if score is not None}))
 
     @property
     def lead(self) -> float | None:
@@ -134,14 +147,13 @@ class SearchState:
         metric = self.facts.metric
         return self._best({name: scores[metric] for name, scores in self.yardsticks.items() if metric in scores})
 
-    def lines(self) -> list[TrialLine]:
-        """Return the trials for a table: running ones first, the furthest on top, then the others, best first."""
-        return sorted(self.trials.values(), key=self._place)
+    def lines(self, limit: int | None = None) -> list[TrialLine]:
+        """Return the first trials of a table: running ones, the furthest on top, then the others, best first."""
+        return heapq.nsmallest(len(self.trials) if limit is None else limit, self.trials.values(), key=self._place)
 
     def score_range(self) -> tuple[float, float]:
         """Return the lowest and the highest score of all reports."""
-        scores = [score for trial in self.trials.values() for score in trial.scores if math.isfinite(score)]
-        return (min(scores), max(scores)) if scores else (0.0, 0.0)
+        return (self._low, self._high) if self._low <= self._high else (0.0, 0.0)
 
     def hosts(self, now: float) -> list[HostLine]:
         """Return the nodes that train, or could, by address."""
@@ -160,12 +172,15 @@ class SearchState:
 
     def trial_steps(self) -> float:
         """Return how many steps trials are expected to have trained in the end."""
+        return self._once("trial_steps", self._estimated_steps)
+
+    def _estimated_steps(self) -> float:
         if self.facts is None:
             return 0.0
         if self.phase is not None and self.num_ended == len(self.trials) and self.trials:  # there come no more
             return float(sum(trial.steps for trial in self._trained()))
         facts = self.facts
-        return expected_steps(self._trained(), facts.num_trials, facts.max_steps, facts.report_every)
+        return expected_steps(self._trained(), self.num_trials, facts.max_steps, facts.report_every)
 
     @property
     def refit_steps(self) -> int:
@@ -204,7 +219,13 @@ class SearchState:
         return max(0.0, amount / per_s - (now - pace.last_at)) if per_s else None
 
     def _trained(self) -> Sequence[Trained]:
-        return [Trained(trial.step, trial.state) for trial in self.trials.values()]
+        return self._once("trained", lambda: [Trained(line.step, line.state) for line in self.trials.values()])
+
+    def _once(self, name: str, compute: Callable[[], _T]) -> _T:
+        """Return what has that name, computed at most once between two events."""
+        if name not in self._derived:
+            self._derived[name] = compute()
+        return self._derived[name]  # type: ignore[no-any-return]
 
     def _sign(self) -> float:
         return -1.0 if self.facts is not None and self.facts.direction == "maximize" else 1.0
@@ -236,19 +257,25 @@ class SearchState:
         self._pace, self._hosts = Pace(event.at), {}
         for trial in self.trials.values():
             trial.metric = event.metric
+            self._widen(trial.scores)
 
     def _trial_started(self, event: TrialStartedEvent) -> None:
         self.trials[event.trial] = TrialLine(event.trial, event.params, self.facts.metric if self.facts else "")
 
     def _reported(self, event: TrialReportedEvent) -> None:
         trial = self.trials[event.trial]
-        steps, trial.step, trial.host = event.step - trial.step, event.step, event.host
+        steps, trial.step, trial.host = event.step - trial.step, event.step, event.host.partition(" ")[0]
         trial.stored_bytes = event.stored_bytes
         trial.reports.append(event.metrics)
+        self._widen(trial.scores[-1:])
         if self.facts is not None and event.at >= self.facts.at:
             self._pace.add(event.at, steps)
-            if event.host:
-                self._hosts.setdefault(event.host, Pace(self.facts.at, _RECENT_S)).add(event.at, steps)
+            if trial.host:
+                self._hosts.setdefault(trial.host, Pace(self.facts.at, _RECENT_S)).add(event.at, steps)
+
+    def _widen(self, scores: Iterable[float]) -> None:
+        for score in filter(math.isfinite, scores):
+            self._low, self._high = min(self._low, score), max(self._high, score)
 
     def _trial_ended(self, event: TrialEndedEvent) -> None:
         self.trials[event.trial].state = event.state

@@ -80,7 +80,7 @@ def test_what_is_counted_has_a_line_now_and_then_and_at_its_end() -> None:
         lines.happened(replace(phase, done=done, at=at))
     lines.happened(WarningEvent(study="mine", at=114.0, text="look"))
     assert texts(out) == [
-        "mine  training again: 0 of 40 steps",
+        "mine  training again: 10 of 40 steps",
         "mine  training again: 20 of 40 steps",
         "mine  training again: 40 of 40 steps",
         "mine  warning: look",

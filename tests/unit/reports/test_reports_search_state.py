@@ -93,6 +93,13 @@ def test_hosts_have_trials_slots_and_a_pace_of_their_own(state: SearchState) -> 
     assert state.hosts(9999.0)[0].steps_per_s == 0.0
 
 
+def test_the_devices_of_a_node_are_one_host() -> None:
+    state = SearchState()
+    for event in training():
+        state.happened(replace(event, host=f"{event.host} GPU 1") if event.event == "trial_reported" else event)
+    assert [host.address for host in state.hosts(1080.0)] == list(NODES)
+
+
 def test_a_search_that_goes_on_counts_what_was_trained_before_but_not_as_its_pace() -> None:
     events, known = [], []
     before = closed(reported(begun(0, 10.0), 80, 0.5, 20.0), TrialState.COMPLETE, 20.0)
