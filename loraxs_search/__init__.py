@@ -19,17 +19,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loraxs_search.api import (
         compare,
+        continue_trials,
+        finish_study,
         history,
         load,
         load_adapter,
         load_tokenizer,
         ls,
+        pause_trials,
         predict,
         promote,
         pull,
         remove,
         rollback,
         show,
+        stop_trials,
     )
     from loraxs_search.bank import AdapterBank
     from loraxs_search.predictor import Predictor
@@ -51,12 +55,15 @@ __all__ = [
     "SearchResult",
     "__version__",
     "compare",
+    "continue_trials",
+    "finish_study",
     "history",
     "launch",
     "load",
     "load_adapter",
     "load_tokenizer",
     "ls",
+    "pause_trials",
     "predict",
     "promote",
     "pull",
@@ -64,6 +71,7 @@ __all__ = [
     "resume",
     "rollback",
     "show",
+    "stop_trials",
     "watch",
 ]
 

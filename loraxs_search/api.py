@@ -19,7 +19,7 @@ from loraxs_search.errors import StudyError, UnknownTaskError, UsageError, unkno
 from loraxs_search.home import disk_faults
 from loraxs_search.promotion_notice import tell
 from loraxs_search.promotion_scores import scored_anew, tested, timed
-from loraxs_search.records import Decision, Prediction, Sample
+from loraxs_search.records import CommandAnswer, Decision, Prediction, Sample, Scalar
 from loraxs_search.studies import StudyFolder, list_studies, next_step, next_step_of_task
 from loraxs_search.tracking import resolve_uri
 
@@ -34,17 +34,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Prediction",
     "compare",
+    "continue_trials",
+    "finish_study",
     "history",
     "load",
     "load_adapter",
     "load_tokenizer",
     "ls",
+    "pause_trials",
     "predict",
     "promote",
     "pull",
     "remove",
     "rollback",
     "show",
+    "stop_trials",
 ]
 
 log = logging.getLogger(__name__)
@@ -99,6 +103,43 @@ def samples(decision: Decision) -> tuple[Sample, ...]:
     if decision.winner is None or decision.study not in list_studies():
         return ()
     return registry.verify(StudyFolder.open(decision.study).adapter_path(decision.winner)).samples
+
+
+def stop_trials(study: str, *trials: str, now: bool = False, tracking_uri: str | None = None) -> CommandAnswer:
+    """Stop trials of a running search: each ends as PRUNED at its next report, or `now` at its next step.
+
+    Args:
+        tracking_uri: Send it through this MLflow server; by default through the study's folder where that is on this
+            machine, else through the default server.
+    Returns:
+        The search's answer; `queued` where nobody runs the study, or its driver is busy.
+    Raises:
+        CommandError: the search refuses it: an unknown trial, one that has ended.
+        StudyError: there is no such study.
+        TrackingError: the server is away, or refuses.
+    """
+    return _commanded(study, "stop", trials, tracking_uri, now=now)
+
+
+def pause_trials(study: str, *trials: str, tracking_uri: str | None = None) -> CommandAnswer:
+    """Pause trials of a running search at their next report; without trials the whole search.
+
+    Arguments and errors are those of `stop_trials`.
+    """
+    return _commanded(study, "pause", trials, tracking_uri)
+
+
+def continue_trials(study: str, *trials: str, tracking_uri: str | None = None) -> CommandAnswer:
+    """Continue trials that were paused; without trials the whole search.
+
+    Arguments and errors are those of `stop_trials`.
+    """
+    return _commanded(study, "continue", trials, tracking_uri)
+
+
+def finish_study(study: str, *, tracking_uri: str | None = None) -> CommandAnswer:
+    """Finish a running search without new trials; arguments and errors are those of `stop_trials`."""
+    return _commanded(study, "finish", (), tracking_uri)
 
 
 def compare(
@@ -351,6 +392,14 @@ def _copy(folder: Path, target: Path) -> None:
                 for path in folder.iterdir():
                     (place / path.name).unlink(missing_ok=True)
             raise
+
+
+def _commanded(
+    study: str, verb: str, trials: Sequence[str], tracking_uri: str | None, **arguments: Scalar
+) -> CommandAnswer:
+    from loraxs_search.steering.send import new_command, send
+
+    return send(study, new_command(verb, trials, arguments), tracking_uri=tracking_uri)
 
 
 def _newest() -> str:

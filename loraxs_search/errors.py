@@ -76,6 +76,14 @@ class StudyError(LoraxsError):
     """A study is missing, already exists, is in use, or its records cannot be read."""
 
 
+class CommandError(LoraxsError):
+    """A command to a running search is refused, or reaches nobody."""
+
+
+class TrialGivenUpError(LoraxsError):
+    """A host gave up a trial that somebody stopped."""
+
+
 class StorageError(LoraxsError):
     """The storage that a study is copied to cannot be reached, read or written."""
 

@@ -13,6 +13,7 @@ from loraxs_search.records import (
     PhaseEvent,
     SearchEvent,
     SearchStartedEvent,
+    SteeredEvent,
     TrialEndedEvent,
     TrialReportedEvent,
     WarningEvent,
@@ -72,6 +73,8 @@ class LinesView:
                 texts = ["  ".join([f"yardstick {event.name}", *_scores(event.metrics)])]
             case CandidateScoredEvent():
                 texts = ["  ".join([f"candidate {event.trial}", f"{event.split} rows", *_scores(event.metrics)])]
+            case SteeredEvent():
+                texts = [event.text]
             case WarningEvent() if self._warns:
                 texts = [f"warning: {event.text}"]
         return texts

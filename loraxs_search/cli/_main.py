@@ -17,10 +17,13 @@ from loraxs_search import __version__
 from loraxs_search.cli import (
     check,
     compare,
+    continue_,
     doctor,
+    finish,
     history,
     launch,
     ls,
+    pause,
     predict,
     promote,
     pull,
@@ -30,6 +33,7 @@ from loraxs_search.cli import (
     show,
     spaces,
     status,
+    stop,
     sync,
     tasks,
     ui,
@@ -64,11 +68,12 @@ app = typer.Typer(
 )
 _VERBS = (
     *(check, doctor, launch, status, compare, resume, sync),
+    *(stop, pause, continue_, finish),
     *(promote, ls, show, history, rollback, rm),
     *(pull, predict, ui),
 )
 for verb in _VERBS:
-    app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
+    app.command(name=verb.__name__.rpartition(".")[2].rstrip("_"))(verb.command)
 app.add_typer(spaces.app, name="spaces", cls=Verbs)
 app.add_typer(tasks.app, name="tasks", cls=Verbs)
 

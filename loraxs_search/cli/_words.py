@@ -38,6 +38,8 @@ def progress_in_words(state: SearchState) -> list[tuple[str, str]]:
     lines = [("now", _now(state)), ("trials", _trials(state)), ("steps", _steps(state))]
     if best := _best(state):
         lines.append(("best", best))
+    if state.steered:
+        lines.append(("asked", state.steered))
     return lines
 
 

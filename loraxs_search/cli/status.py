@@ -34,6 +34,7 @@ from loraxs_search.reports import (
     study_state,
 )
 from loraxs_search.reports import watch as events_of
+from loraxs_search.steering import describe, open_commands, steered
 from loraxs_search.studies import StudyFolder, list_studies
 
 
@@ -54,8 +55,8 @@ def command(
     `--events` prints the events of a study from its first one on, and follows it, one JSON object a line. With `launch`
     and `resume` it prints what happens from then on, and `loraxs_search.watch` yields the same in Python. Each has
     `event`, `study`, `at` (seconds since 1970) and `version`. They are `phase`, `search_started`, `trial_started`,
-    `trial_reported`, `trial_ended`, `warning`, `yardstick_scored`, `candidate_scored`, and at last `search_ended`,
-    whose `result` is what `launch --json` prints. `loraxs_search.records` has their fields.
+    `trial_reported`, `trial_ended`, `steered`, `warning`, `yardstick_scored`, `candidate_scored`, and at last
+    `search_ended`, whose `result` is what `launch --json` prints. `loraxs_search.records` has their fields.
 
     A study that nobody works on is `interrupted`, and so are its trials that have not ended: `resume` goes on with
     them. One that a driver on another machine has taken over in its storage is `elsewhere`.
@@ -75,6 +76,8 @@ def command(
 
     Where score and stored bytes are searched for together, `front` marks the complete trials that no other one beats in
     both. `--json` lists them by bytes.
+
+    Trials that were paused, and commands such as `stop` that no search has answered yet, are named below the table.
 
     Below the trials are the yardsticks, simple models scored on the same rows: `constant` is the best constant answer,
     `tfidf` a linear model on TF-IDF, `features` a linear model on the untouched base's features of 500 train rows. Both
@@ -116,8 +119,10 @@ def _stream(study: str) -> None:
 
 
 def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:
-    info, records = folder.info, folder.journal().records
     state, place = state_and_place(folder)
+    study = steered(folder, folder.journal())
+    info, records, waiting = folder.info, study.records, open_commands(study)
+    paused = study.paused
     counts = progress(records.values(), info.search)
     candidates = folder.candidates()
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep, info.search.objectives)
@@ -130,6 +135,8 @@ def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:
         "trials": rows,
         "front": front(records.values(), folder.keep_rule) if info.search.objectives else [],
         "yardsticks": yardsticks,
+        "paused": paused,
+        "commands": waiting,
         "warnings": score_warnings(rows, info.task),
     }
 
@@ -140,11 +147,14 @@ def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:
         print_leaderboard(rows, info.task, yardsticks)
         talk = f"\n{folder.name}: {state}, {counts.ended}/{counts.num_trials} trials ended"
         print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
+        if paused or study.state.is_paused:
+            trials = ", ".join(paused) or "no trial"
+            print(f"paused: {trials}{' and all new ones' if study.state.is_paused else ''}", file=sys.stderr)
+        for command in waiting:
+            print(f"not answered yet: {describe(command)}", file=sys.stderr)
         print_warnings(value["warnings"])
         if place:
-            print(
-                f"a driver on {place} has it, and may have been killed: `resume` there, or here with --storage, tells"
-            )
+            print(f"a driver on {place} has the study, or was killed there; `resume` finds out", file=sys.stderr)
 
     emit(as_json, value, show)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from loraxs_search.records import (
@@ -27,8 +27,8 @@ class Host(Protocol):
 
     Threads: a host that packs (`PackedHost`) is called from many threads at once, each call blocks until it is
     answered, and waiting trials share passes. A host of lone trials (`TrialHost`) is called from one thread at a time.
-    `yardsticks` is called from a thread of its own in both cases, beside any other call. After `close` only `close` is
-    called.
+    `yardsticks` and `give_up` are called from threads of their own in both cases, beside any other call. After `close`
+    only `close` is called.
 
     Tasks: a host that packs serves any number of tasks on its base, a host of lone trials the one it began with. Every
     call on behalf of a trial names the trial's task.
@@ -45,6 +45,7 @@ class Host(Protocol):
     - BaseModelError, TaskDataError: the base or the rows are not what the node must have. The engine counts that as
       the node's fault where another host has had both.
     - TrialDivergedError: the trial's loss, gradient or a metric is not finite.
+    - TrialGivenUpError: `give_up` named the trial.
     - RankError, TargetModulesError: the trial asks for what the base does not have.
     - StudyError: a snapshot cannot be read.
     - UsageError: the host cannot serve this task beside its first one.
@@ -91,6 +92,16 @@ class Host(Protocol):
         Returns:
             The report of that step; trials of the study that were scored in the same evaluation are its peers, with
             what they store. And a snapshot that holds all of the trial's reports, this one last.
+        """
+        ...
+
+    def give_up(self, names: Collection[str]) -> None:
+        """Have the trials of these names that are being advanced end before their next step; returns at once.
+
+        Their callers get a TrialGivenUpError. Of other names nothing is remembered: who wants to be sure asks again.
+
+        Args:
+            names: `TrialSpec.name` of each.
         """
         ...
 

@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
@@ -23,7 +23,7 @@ from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.pass_executor import PassExecutor, workers_for
 from loraxs_search.packing.request import AdvanceRequest, admit, scored_now
 from loraxs_search.packing.slot import Slot
-from loraxs_search.packing.trial_host import TrialHost
+from loraxs_search.packing.trial_host import TrialHost, given_up
 from loraxs_search.records import (
     MAX_STATE_BYTES,
     Answers,
@@ -112,6 +112,7 @@ class PackedHost:
         self._changed = threading.Condition()
         self._arrived: list[AdvanceRequest] = []
         self._jobs: list[Callable[[], None]] = []
+        self._given_up: set[str] = set()
         self._closing, self._begun = False, False
         self._expected = 0
         self._worker = threading.Thread(target=self._work, name="packed-host", daemon=True)
@@ -148,6 +149,12 @@ class PackedHost:
             self._arrived.append(request)
             self._changed.notify_all()
         return request.answer.result()
+
+    def give_up(self, names: Collection[str]) -> None:
+        """End these trials before the next round, whether they are in the pack, wait for it, or train alone."""
+        self._alone.give_up(names)
+        with self._changed:
+            self._given_up.update(names)
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
         """Return a trained adapter's files, as it will be loaded; rounds wait."""
@@ -194,9 +201,22 @@ class PackedHost:
             for job in jobs:
                 job()
             active += [request for request in arrived if self._assign(request)]
+            active = self._wanted(active)
             if active:
                 active = self._round(active)
         self._pack.clear()
+
+    def _wanted(self, active: list[AdvanceRequest]) -> list[AdvanceRequest]:
+        """Answer those who wait for a trial that was given up; return the requests of the round that are left."""
+        with self._changed:
+            names, self._given_up = self._given_up, set()
+            if not names:
+                return active
+            unwanted = [request for request in (*active, *self._arrived) if request.spec.name in names]
+            self._arrived = [request for request in self._arrived if request not in unwanted]
+        for request in unwanted:
+            request.answer.set_exception(given_up(request.spec.name))
+        return [request for request in active if request not in unwanted]
 
     def _await_work(self, active: list[AdvanceRequest]) -> None:
         """Wait for work; then briefly for trials that could share it, such as those that were just answered."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import TrialGivenUpError, UsageError
 from loraxs_search.methods import get_method
 from loraxs_search.packing._checks import check_target_modules
 from loraxs_search.packing.loaded_base import LoadedBase
@@ -32,7 +32,7 @@ class TrialHost:
     """Advances trials, one at a time, on a base that is loaded once.
 
     Each `advance` returns the trial's snapshot, and restores the caller's when another trial is active, so a host can
-    be lost without losing a trial. Not thread-safe: one caller at a time, except for `yardsticks`.
+    be lost without losing a trial. Not thread-safe: one caller at a time, except for `yardsticks` and `give_up`.
 
     Args:
         device: `auto` takes the first accelerator this process sees, else the CPU.
@@ -51,12 +51,14 @@ class TrialHost:
         self._loaded = LoadedBase(base, task, precision=precision, device=device)
         self._states = NodeStates(max_state_bytes)
         self._active: TrialRun | None = None
+        self._advancing, self._is_given_up = "", False
 
     @classmethod
     def on(cls, loaded: LoadedBase, states: NodeStates) -> TrialHost:
         """Return a host on a base that is loaded already; nobody else may use that base while a trial is active."""
         host = cls.__new__(cls)
         host._loaded, host._states, host._active = loaded, states, None
+        host._advancing, host._is_given_up = "", False
         return host
 
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
@@ -96,15 +98,24 @@ class TrialHost:
 
         Raises:
             TrialDivergedError: the trial has no finite loss or metric; the host is ready for the next one.
+            TrialGivenUpError: `give_up` named it.
         """
+        self._advancing, self._is_given_up = spec.name, False
         try:
             run = self._activate(spec, Snapshot.from_bytes(snapshot) if snapshot else None, task)
-            report = run.advance(until)
+            report = run.advance(until, self._check_wanted)
         except Exception:
             self.release(spec)
             raise
+        finally:
+            self._advancing = ""
         is_last = run.done and not get_method(spec.hyperparameters.method).has_adapter
         return report, self._states.kept(spec, run.snapshot(), is_last=is_last)
+
+    def give_up(self, names: Collection[str]) -> None:
+        """End the trial that is being advanced before its next step, if it is one of these; from any thread."""
+        if self._advancing in names:
+            self._is_given_up = True
 
     def release(self, spec: TrialSpec) -> None:
         """Take a trial off the base if it is the active one."""
@@ -175,7 +186,16 @@ class TrialHost:
         self._active = TrialRun(spec, model, data, self._loaded.device, self._states.whole(snapshot))
         return self._active
 
+    def _check_wanted(self) -> None:
+        if self._is_given_up:
+            raise given_up(self._advancing)
+
     def _park(self) -> None:
         if self._active is not None:
             detach(self._active.model, self._active.spec)
             self._active = None
+
+
+def given_up(name: str) -> TrialGivenUpError:
+    """Return the answer to who waits for a trial that somebody stopped."""
+    return TrialGivenUpError(f"Trial {name} was stopped before its next step.")

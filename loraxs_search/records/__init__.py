@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits, Sample
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
+from loraxs_search.records._command import AnswerState, Command, CommandAnswer, CommandRecord, CommandTag
 from loraxs_search.records._data import DataReport, SplitOverlap
 from loraxs_search.records._estimate import Estimate
 from loraxs_search.records._event import (
@@ -14,6 +15,7 @@ from loraxs_search.records._event import (
     SearchEndedEvent,
     SearchEvent,
     SearchStartedEvent,
+    SteeredEvent,
     TrialEndedEvent,
     TrialReportedEvent,
     TrialStartedEvent,
@@ -63,12 +65,17 @@ __all__ = [
     "Action",
     "AdapterRef",
     "AdapterSize",
+    "AnswerState",
     "Answers",
     "BaseModel",
     "BaseModelRef",
     "Basis",
     "Candidate",
     "CandidateScoredEvent",
+    "Command",
+    "CommandAnswer",
+    "CommandRecord",
+    "CommandTag",
     "Confirmation",
     "DataReport",
     "DataSource",
@@ -112,6 +119,7 @@ __all__ = [
     "SplitOverlap",
     "SplitSource",
     "StartFrom",
+    "SteeredEvent",
     "Task",
     "TaskModel",
     "TrialEndedEvent",

@@ -133,6 +133,15 @@ class WarningEvent(_Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SteeredEvent(_Event):
+    """Somebody has sent a command, which was answered so; or the search waits for one."""
+
+    study: str
+    text: str
+    event: Literal["steered"] = "steered"
+
+
+@dataclass(frozen=True, kw_only=True)
 class YardstickScoredEvent(_Event):
     """A simple model was scored on the validation rows."""
 
@@ -195,6 +204,7 @@ SearchEvent = (
     | TrialReportedEvent
     | TrialEndedEvent
     | WarningEvent
+    | SteeredEvent
     | YardstickScoredEvent
     | CandidateScoredEvent
     | SearchEndedEvent

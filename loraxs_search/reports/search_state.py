@@ -16,6 +16,7 @@ from loraxs_search.records import (
     SearchEndedEvent,
     SearchEvent,
     SearchStartedEvent,
+    SteeredEvent,
     TrialEndedEvent,
     TrialReportedEvent,
     TrialStartedEvent,
@@ -94,6 +95,7 @@ class SearchState:
         self.yardsticks: dict[str, Mapping[str, float]] = {}
         self.candidates: dict[str, Mapping[str, float]] = {}
         self.warnings: list[str] = []
+        self.steered = ""  # the last that people asked of the search, and its answer
         self.ended: SearchEndedEvent | None = None
         self._pace = self._work = Pace(0.0)
         self._hosts: dict[str, Pace] = {}
@@ -283,6 +285,9 @@ class SearchState:
     def _warned(self, event: WarningEvent) -> None:
         self.warnings.append(event.text)
 
+    def _steered(self, event: SteeredEvent) -> None:
+        self.steered = event.text
+
     def _yardstick_scored(self, event: YardstickScoredEvent) -> None:
         self.yardsticks[event.name] = event.metrics
 
@@ -301,6 +306,7 @@ _TAKE: Mapping[type[SearchEvent], Callable[[SearchState, Any], None]] = {
     TrialReportedEvent: SearchState._reported,
     TrialEndedEvent: SearchState._trial_ended,
     WarningEvent: SearchState._warned,
+    SteeredEvent: SearchState._steered,
     YardstickScoredEvent: SearchState._yardstick_scored,
     CandidateScoredEvent: SearchState._candidate_scored,
     SearchEndedEvent: SearchState._search_ended,

@@ -8,6 +8,7 @@ studies/<name>/
     snapshots/<id>.step-<n>.safetensors   the same at its best report, where the study keeps that
     adapters/<id>/        sealed adapter folders of completed trials and of candidates
     confirmed/            refits, scores on all validation rows, the finalist and its answers to the test rows
+    commands/             commands to the driver that it has not answered yet, one file each
     optuna.jsonl          the sampler's memory, in Optuna's journal format
     study.lock            held by the one driver at work
 
@@ -16,6 +17,7 @@ What of it is not rebuilt from the rest can be mirrored in a storage (a shared f
 
 from __future__ import annotations
 
+from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.journal_events import JournalEvents, ended_event, reported_event, started_event
@@ -27,6 +29,7 @@ from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.studies.storage import Storage
 
 __all__ = [
+    "CommandInbox",
     "Journal",
     "JournalEvents",
     "Storage",

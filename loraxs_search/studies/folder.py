@@ -30,6 +30,7 @@ from loraxs_search.records import (
     Yardstick,
     to_json,
 )
+from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.reading import read_record, read_text
@@ -189,6 +190,10 @@ class StudyFolder:
     def journal(self) -> Journal:
         """Read the journal as it stands now."""
         return Journal(self.journal_path)
+
+    def inbox(self) -> CommandInbox:
+        """Return the commands of people on this machine that no driver has answered yet."""
+        return CommandInbox(self.path / "commands")
 
     def is_running(self) -> bool:
         """Say whether a driver on this machine holds the study now; nothing is written, and none is kept out."""

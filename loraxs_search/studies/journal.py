@@ -14,6 +14,9 @@ from typing import Any
 from loraxs_search.append_log import AppendLog
 from loraxs_search.errors import StudyError
 from loraxs_search.records import (
+    Command,
+    CommandAnswer,
+    CommandRecord,
     Scalar,
     SearchEvent,
     TrialRecord,
@@ -28,7 +31,7 @@ from loraxs_search.studies.work_time import WorkTime
 
 logger = logging.getLogger(__name__)
 # What no trial's state depends on: a driver notes it for who watches.
-NOTES = frozenset({"search_started", "phase", "warning", "yardstick_scored", "candidate_scored"})
+NOTES = frozenset({"search_started", "phase", "warning", "steered", "yardstick_scored", "candidate_scored"})
 
 
 class Journal:
@@ -42,6 +45,7 @@ class Journal:
         self._log, self._lock = AppendLog(path), threading.RLock()
         self._records: dict[str, TrialRecord] = {}
         self._reports: list[TrialReport] = []
+        self._commands: dict[str, CommandRecord] = {}
         self._work_time = WorkTime()
         self._notice: str | None = None
         self.refresh()
@@ -55,6 +59,11 @@ class Journal:
     def reports(self) -> list[TrialReport]:
         """Every report of every trial, in the order they came."""
         return self._reports
+
+    @property
+    def commands(self) -> Mapping[str, CommandRecord]:
+        """Every command that a driver has taken, by id, in the order in which they were taken, and so carried out."""
+        return self._commands
 
     @property
     def spent_s(self) -> float:
@@ -117,6 +126,25 @@ class Journal:
         self._append({"event": "ended", "trial_id": trial_id, "state": state.value, "reason": reason}, sync=True)
         return True
 
+    def commanded(self, command: Command) -> bool:
+        """Record that a command was taken, before anything is done about it; False when it was taken before."""
+        if command.command_id in self._commands:
+            return False
+        self._append({"event": "commanded", "command": json.loads(to_json(command))}, sync=True)
+        return True
+
+    def answered(self, answer: CommandAnswer) -> bool:
+        """Record what became of a command, which is its effect too; False when it was answered before."""
+        if self._commands[answer.command_id].answer is not None:
+            return False
+        self._append({"event": "answered", "answer": json.loads(to_json(answer))}, sync=True)
+        return True
+
+    def command_cleared(self, command_id: str) -> None:
+        """Record that the tag of a command is deleted."""
+        if not self._commands[command_id].is_cleared:
+            self._append({"event": "command_cleared", "command_id": command_id}, sync=True)
+
     def note(self, event: SearchEvent) -> None:
         """Keep an event of `NOTES` for who watches; it is not flushed to the device."""
         fields = json.loads(to_json(event))
@@ -160,6 +188,15 @@ class Journal:
             self._records[event["trial_id"]] = replace(
                 record, state=TrialState(event["state"]), reason=event["reason"], ended_at=at
             )
+        elif kind == "commanded":
+            command = from_json(Command, json.dumps(event["command"]))
+            self._commands[command.command_id] = CommandRecord(command)
+        elif kind == "answered":
+            answer = from_json(CommandAnswer, json.dumps(event["answer"]))
+            self._commands[answer.command_id] = replace(self._commands[answer.command_id], answer=answer)
+        elif kind == "command_cleared":
+            command_id = event["command_id"]
+            self._commands[command_id] = replace(self._commands[command_id], is_cleared=True)
         elif kind == "search_ended":
             self._notice = event["notice"]
         elif kind not in NOTES:

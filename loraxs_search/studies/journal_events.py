@@ -13,6 +13,7 @@ from loraxs_search.records import (
     PhaseEvent,
     SearchEvent,
     SearchStartedEvent,
+    SteeredEvent,
     TrialEndedEvent,
     TrialRecord,
     TrialReport,
@@ -31,6 +32,7 @@ _NOTES: Mapping[str, type[SearchEvent]] = {
     "search_started": SearchStartedEvent,
     "phase": PhaseEvent,
     "warning": WarningEvent,
+    "steered": SteeredEvent,
     "yardstick_scored": YardstickScoredEvent,
     "candidate_scored": CandidateScoredEvent,
 }

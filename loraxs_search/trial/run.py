@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -134,14 +134,16 @@ class TrialRun:
     def done(self) -> bool:
         return self.step >= self.spec.hyperparameters.max_steps
 
-    def advance(self, until: int) -> TrialReport:
+    def advance(self, until: int, before_step: Callable[[], None] = lambda: None) -> TrialReport:
         """Train up to step `until` (at most `max_steps`), score the validation split, and return the report.
 
+        Args:
+            before_step: Called ahead of each step; what it raises ends the training there.
         Raises:
             TrialDivergedError: the loss, its gradient or a metric is not finite.
         """
         started, first = time.perf_counter(), self.step
-        losses = self.train(until)
+        losses = self.train(until, before_step)
         since = max(0, self._reports[-1].step - first) if self._reports else 0
         metrics = evaluate(self.model, self.data, "validation", self._device)
         self._device_s += time.perf_counter() - started
@@ -158,13 +160,17 @@ class TrialRun:
         self._reports = (*self._reports, report)
         return report
 
-    def train(self, until: int) -> list[float]:
+    def train(self, until: int, before_step: Callable[[], None] = lambda: None) -> list[float]:
         """Train up to step `until` (at most `max_steps`) without scoring, and return the loss of each step.
 
         Raises:
             TrialDivergedError: the loss or its gradient is not finite.
         """
-        return [self._train_step() for _ in range(self.step, min(until, self.spec.hyperparameters.max_steps))]
+        losses = list[float]()
+        for _ in range(self.step, min(until, self.spec.hyperparameters.max_steps)):
+            before_step()
+            losses.append(self._train_step())
+        return losses
 
     def snapshot(self) -> Snapshot:
         """Return the whole state; tensors are copies on the CPU."""

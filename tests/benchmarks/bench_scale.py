@@ -77,6 +77,9 @@ class Gauge:
         if len(self.ended) >= self.stop_at:
             self.stop.set()
 
+    def commanded(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
     def finished(self) -> None:
         self.phases.append(("end", time.time()))
 

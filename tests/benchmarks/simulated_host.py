@@ -7,13 +7,13 @@ import json
 import math
 import random
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
+from loraxs_search.packing.trial_host import given_up
 from loraxs_search.records import (
     AdapterSize,
     Answers,
@@ -49,6 +49,7 @@ class SimulatedHost:
         self._num_slots, self._pace_s = num_slots, pace_s
         self._all_started = threading.Barrier(num_slots)
         self._state = np.zeros(STATE_FLOATS, np.float32)
+        self._unwanted: dict[str, threading.Event] = {}
 
     def info(self, task: Task, *, anew: bool = False) -> HostInfo:
         rows: dict[Any, int] = {"train": 1000, "validation": 500, "test": 500}
@@ -67,12 +68,20 @@ class SimulatedHost:
         if first and not snapshot:
             with contextlib.suppress(threading.BrokenBarrierError):  # a search that is resumed may have fewer
                 self._all_started.wait(START_TIMEOUT_S)
-        time.sleep(self._pace_s)
+        unwanted = self._unwanted.setdefault(spec.name, threading.Event())
+        unwanted.clear()
+        if unwanted.wait(self._pace_s):
+            raise given_up(spec.name)
         score = accuracy(spec, until)
         metrics = {"loss": 1 - score, **dict.fromkeys(task.metrics, score)}
         report = TrialReport(spec.trial_id, until, metrics, 1 - score, self._pace_s, 1000 * until, SIZE)
         reports = (*(read_reports(snapshot) if snapshot else ()), report)
         return report, safetensors.numpy.save({"state": self._state}, {"trial": to_json({"reports": reports})})
+
+    def give_up(self, names: Collection[str]) -> None:
+        for name in names:
+            if (unwanted := self._unwanted.get(name)) is not None:
+                unwanted.set()
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> Confirmation:
         files = {"adapter_config.json": json.dumps(spec.params).encode(), "adapter_model.safetensors": snapshot}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,15 @@ import pytest
 import torch
 from support.spaces import SPACE
 
-from loraxs_search.errors import LoraxsError, RankError, StudyError, TargetModulesError, TrialDivergedError, UsageError
+from loraxs_search.errors import (
+    LoraxsError,
+    RankError,
+    StudyError,
+    TargetModulesError,
+    TrialDivergedError,
+    TrialGivenUpError,
+    UsageError,
+)
 from loraxs_search.packing import Host, PackedHost, TrialHost
 from loraxs_search.records import Hyperparameters, LargestTrial, Task, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
@@ -122,6 +130,21 @@ def test_a_trial_that_stands_there_already_is_scored_without_training(host: Host
     again, same = host.advance(spec, 4, state, task)
     assert (again.step, again.metrics, again.num_tokens) == (4, report.metrics, report.num_tokens)
     assert numbers(same) == numbers(state)
+
+
+def test_a_trial_that_is_given_up_ends_before_its_next_step(host: Host, make_spec: Any, task: Task) -> None:
+    """And its last state is what it goes on from, if somebody asks for it again."""
+    spec = make_spec("9", max_steps=1_000_000)
+    _, state = host.advance(spec, 2, None, task)
+    undisturbed, _ = host.advance(spec, 4, state, task)
+    with ThreadPoolExecutor(1) as caller:
+        answer = caller.submit(host.advance, spec, 1_000_000, state, task)
+        while not answer.done():  # of a trial that has not arrived, nothing is remembered
+            host.give_up([spec.name, "another/00000"])
+            wait([answer], timeout=0.05)
+        with pytest.raises(TrialGivenUpError, match="stopped"):
+            answer.result()
+    assert host.advance(spec, 4, state, task)[0].metrics == undisturbed.metrics
 
 
 FAULTS: dict[str, tuple[dict[str, Any], bytes | None, type[LoraxsError]]] = {

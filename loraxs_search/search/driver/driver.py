@@ -7,7 +7,7 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loraxs_search.records import (
@@ -22,12 +22,14 @@ from loraxs_search.records import (
 from loraxs_search.registry import trial_of
 from loraxs_search.reports import front
 from loraxs_search.schedulers import make_scheduler
+from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.announcer import Announcer
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space, notes
+from loraxs_search.steering import steered
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
 from loraxs_search.tracking import Tracker
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 
 _logger = logging.getLogger(__name__)
+_LOOK_EVERY_S = 0.5  # while all that is left is paused
 _LATE = (
     "hosts.study_actors",
     "ledger.ledger",
@@ -59,8 +62,8 @@ class Driver:
     """
 
     def __init__(self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event) -> None:
-        self._info, self._space, self._view, self._stop = info, space, view, stop
-        self._say = Announcer(info.name, view)
+        self._info, self._space, self._stop = info, space, stop
+        self._view = Announcer(info.name, view)
         self._started_at = time.time()
 
     def run(self, pool: HostPool) -> SearchResult:
@@ -70,19 +73,19 @@ class Driver:
             SearchInterruptedError: stopped before the budget was used.
             TrialsFailError: nearly all of the latest trials failed for the same reason.
         """
-        self._say.phase("loading the base model and the data")
+        self._view.phase("loading the base model and the data")
         for name in _LATE:  # while the host loads
             importlib.import_module(f"loraxs_search.search.{name}")
         from loraxs_search.search.hosts.study_actors import StudyActors
 
-        with self._say.hearing_warnings(), contextlib.ExitStack() as at_the_end:
+        with self._view.hearing_warnings(), contextlib.ExitStack() as at_the_end:
             at_the_end.callback(self._view.finished)
             folder = self._begun_folder()
             actors = StudyActors(self._info, self._space, pool, recorded=folder.identity() if folder else None)
             try:
                 check_start(self._space, self._info, actors.info)
                 warm = self._warm_trials(actors) if folder is None else folder.warm_trials()
-                actors.prepare_factors(self._say.phase)
+                actors.prepare_factors(self._view.phase)
                 return self._run_with(actors, self._open_folder(warm))
             finally:
                 actors.close()
@@ -92,7 +95,7 @@ class Driver:
             if folder.identity() is None:
                 folder.write_identity(actors.info.identity)
             keep_start(folder)
-            actors.prepare_assets(folder, self._say.phase)
+            actors.prepare_assets(folder, self._view.phase)
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
                 result = self._search(folder, actors, tracker)
@@ -130,34 +133,42 @@ class Driver:
         journal = folder.journal()
         deadline = self._deadline(journal)
         journal.driver_started(self._started_at)
-        self._say.write_to(journal)
-        study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
-        rebuild(study, self._space, journal.records)
+        self._view.write_to(journal)
+        optuna_study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
+        rebuild(optuna_study, self._space, journal.records)
         watch = ScoreWatch(task, plan.max_steps)
-        keep = KeepRule.of(task, plan)
         ledger = Ledger(
-            journal, study, tracker, self._view, keep, watch, lambda: self._say.yardsticks_scored(yardsticks.known())
+            *(journal, optuna_study, tracker, self._view, KeepRule.of(task, plan), watch),
+            after_report=lambda: self._view.yardsticks_scored(yardsticks.known()),
         )
         ledger.reconcile(folder)
         scheduler = make_scheduler(plan, task.search_direction)
         scheduler.replay(journal.reports, task.search_metric)
-        self._say.started(self._facts(actors, ledger, deadline))
+        self._view.started(self._facts(actors, ledger, deadline))
         for trial_id, reason in scheduler.stopped.items():
             ledger.ended(trial_id, TrialState.PRUNED, reason)
-        sampler = Sampler(study, self._space, warm.trials)
-        searcher = StudySearcher(sampler, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path)
-        if journal.notice is None and folder.candidates() is None:
-            tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off)
+        sampler = Sampler(optuna_study, self._space, warm.trials)
+        study = steered(folder, journal)
+        searcher = StudySearcher(
+            sampler, ledger, self._space, plan, actors, scheduler, deadline, folder.optuna_path, state=study.state
+        )
+
+        def train() -> None:
+            tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves)
             run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
-            if searcher.fatal_error is not None:
-                raise searcher.fatal_error
-            self._end_unfinished(ledger, searcher)
-            journal.search_ended(searcher.early_end or "")
-        tracker.yardsticks_measured(yardsticks.result())
-        self._say.yardsticks_scored(yardsticks.known())
-        if folder.candidates() is None:
-            self._keep_adapters(folder, actors, ledger, tracker, watch)
-        self._say.write_to(None)
+
+        with commands(study, self._info.tracking_uri, self._view, searcher.follow) as commander:
+            if journal.notice is None and folder.candidates() is None:
+                self._train(train, searcher, commander, actors.pool)
+                self._end_unfinished(ledger, searcher)
+                journal.search_ended(searcher.notice)
+            commander.take_all()  # what came too late is refused
+            tracker.yardsticks_measured(yardsticks.result())
+            self._view.yardsticks_scored(yardsticks.known())
+            if folder.candidates() is None:
+                self._keep_adapters(folder, actors, ledger, tracker, watch)
+            commander.take_all()
+        self._view.write_to(None)
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)
 
@@ -181,13 +192,13 @@ class Driver:
             return WarmTrials()
         from loraxs_search.search.driver.warm_start import warm_trials
 
-        self._say.phase("reading the studies that the search starts from")
+        self._view.phase("reading the studies that the search starts from")
         warm = warm_trials(self._space, actors.info.identity.base_digest, self._info.tracking_uri)
         for note in warm.notes:
             _logger.warning("warm start: %s", note)
         if warm.trials:
             studies = ", ".join(warm.studies)
-            self._say.phase(f"warm start: the first {len(warm.trials)} trials have params of {studies}")
+            self._view.phase(f"warm start: the first {len(warm.trials)} trials have params of {studies}")
         return warm
 
     def _deadline(self, journal: Journal) -> float | None:
@@ -195,9 +206,36 @@ class Driver:
         budget_s = self._info.search.time_budget_s
         return None if budget_s is None else self._started_at + budget_s - journal.spent_s
 
+    def _train(self, run: Callable[[], None], searcher: StudySearcher, commander: Commander, pool: HostPool) -> None:
+        """Run trials until there are no more; where all that are left are paused, wait for somebody to continue them.
+
+        Tune does not wait: without trials to run it would hold processes and warn of missing resources.
+        """
+        from loraxs_search.search.hosts.giving_up import GivingUp
+
+        with contextlib.closing(GivingUp(pool, self._info.name)) as giving_up:
+
+            def turn() -> None:
+                commander.turn()
+                giving_up.turn(searcher.to_give_up)
+
+            searcher.on_turn = turn
+            self._run_and_wait(run, searcher)
+
+    def _run_and_wait(self, run: Callable[[], None], searcher: StudySearcher) -> None:
+        while searcher.has_more and searcher.fatal_error is None and not self._stop.is_set():
+            if not searcher.is_waiting:
+                run()
+                continue
+            self._view.commanded(f"all that is left is paused: `loraxs-search continue {self._info.name}` goes on")
+            while searcher.is_waiting and not self._stop.wait(_LOOK_EVERY_S):
+                searcher.turn()
+        if searcher.fatal_error is not None:
+            raise searcher.fatal_error
+
     def _end_unfinished(self, ledger: Ledger, searcher: StudySearcher) -> None:
         left, name = ledger.unfinished(), self._info.name
-        is_complete = not left and len(ledger.records) >= self._info.search.trials
+        is_complete = not left and not searcher.has_more
         if searcher.failing is not None and not is_complete:
             raise TrialsFailError(
                 f"The trials of study {name!r} must be able to train, but {searcher.failing}",
@@ -221,26 +259,26 @@ class Driver:
 
         trials = completed_trials(ledger.records.values(), folder.keep_rule)
         seeds = self._info.promotion.seeds
-        finish = Finish(actors, folder, self._space, trials, self._stop, self._say.counted)
+        finish = Finish(actors, folder, self._space, trials, self._stop, self._view.counted)
         if seeds and finish.best:
-            self._say.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
+            self._view.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
             finish.refit()
-        self._say.phase("scoring the candidates on all validation rows")
+        self._view.phase("scoring the candidates on all validation rows")
         candidates = finish.validate()
         for candidate in candidates:
-            self._say.candidate_scored(candidate.trial_id, "validation", candidate.validation_metrics)
+            self._view.candidate_scored(candidate.trial_id, "validation", candidate.validation_metrics)
         for candidate in candidates[:1]:
             watch.scored(candidate.trial_id, candidate.validation_metrics)
         if not finish.alone.is_measured:
-            self._say.phase("asking the base alone, on validation and test rows")
+            self._view.phase("asking the base alone, on validation and test rows")
             finish.alone.measure()
-        self._say.phase("scoring the finalist on the test rows, writing adapters")
+        self._view.phase("scoring the finalist on the test rows, writing adapters")
         candidates = finish.seal(candidates, tracker.run_id)
         for candidate in (candidate for candidate in candidates if candidate.test_metrics):
-            self._say.candidate_scored(candidate.trial_id, "test", candidate.test_metrics)
+            self._view.candidate_scored(candidate.trial_id, "test", candidate.test_metrics)
         _log_adapters(folder, tracker, trials, candidates)
         tracker.yardsticks_measured(folder.yardsticks() or ())
-        self._say.yardsticks_scored(folder.yardsticks() or ())
+        self._view.yardsticks_scored(folder.yardsticks() or ())
         folder.write_candidates(candidates)
 
     def _facts(self, actors: StudyActors, ledger: Ledger, deadline: float | None) -> SearchStarted:

@@ -102,6 +102,10 @@ class HostClient:
         call = self.actor.call.options(concurrency_group="yardsticks")
         return call.remote(Host.yardsticks.__name__, task, (task,))
 
+    def give_up(self, names: Sequence[str]) -> ObjectRef[None]:
+        """Runs in a thread of its own: it waits for no trial."""
+        return self.actor.give_up.options(concurrency_group="commands").remote(names)
+
     def _call(
         self, task: Task, method: Callable[Concatenate[Host, P], ResultT], *args: P.args, **kwargs: P.kwargs
     ) -> ObjectRef[ResultT]:

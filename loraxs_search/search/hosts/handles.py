@@ -47,6 +47,7 @@ class HostHandle(Protocol):
 
     info: RemoteMethod[[Task], HostInfo]
     call: RemoteMethod[..., Any]
+    give_up: RemoteMethod[[Sequence[str]], None]
 
 
 class DirectoryHandle(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,8 @@ from loraxs_search.versions import with_python
 class HostActor:
     """A host in a process of its own. It is built at the first call, so that its errors keep their type.
 
-    Ray calls it from `HostConfig.max_callers` threads, and from one more for the group `yardsticks`. A node may have
+    Ray calls it from `HostConfig.max_callers` threads, and from one more for each of the groups `yardsticks` and
+    `commands`. A node may have
     joined after the driver looked at all there were: whatever keeps a host from being built there is a `ClusterError`
     to the trials that were given to it.
 
@@ -59,6 +60,11 @@ class HostActor:
         if spec is not None:
             _bring_assets(spec)
         return getattr(host, method)(*args)
+
+    def give_up(self, names: Collection[str]) -> None:
+        """End trials before their next step; nothing is to be ended where the host is not built yet."""
+        if (host := self._host) is not None:
+            host.give_up(names)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _host_for(self, identity: Identity | None, task: Task) -> Host:

@@ -1,4 +1,4 @@
-"""What a driver says of its work besides trials: to the view, and once there is a journal to that, for who watches."""
+"""The view that a driver speaks to: it passes all on, and keeps what the journal lacks, for who watches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from loraxs_search.records import (
     CandidateScoredEvent,
     PhaseEvent,
     SearchEvent,
+    SteeredEvent,
+    TrialRecord,
     WarningEvent,
     Yardstick,
     YardstickScoredEvent,
@@ -27,7 +29,7 @@ _STUDY_THREADS = "study"  # of studies that are searched together, each has a dr
 
 
 class Announcer:
-    """Says what happens; a disk that is full stops no search here, since what counts is recorded elsewhere."""
+    """A `SearchView` before another one; a full disk stops no search here, since what counts is recorded elsewhere."""
 
     def __init__(self, study: str, view: SearchView) -> None:
         self._study, self._view = study, view
@@ -45,9 +47,27 @@ class Announcer:
         self._keep(PhaseEvent(study=self._study, at=time.time(), text=text))
         self._view.phase(text)
 
+    def trial_changed(self, record: TrialRecord) -> None:
+        """A trial was started, reported or ended, and the journal has it."""
+        self._view.trial_changed(record)
+
+    def commanded(self, text: str) -> None:
+        """Somebody has sent a command, which was answered so; or the search waits for one."""
+        self._keep(SteeredEvent(study=self._study, at=time.time(), text=text))
+        self._view.commanded(text)
+
+    def noted(self, event: SearchEvent) -> None:
+        """Something else is known."""
+        self._keep(event)
+        self._view.noted(event)
+
+    def finished(self) -> None:
+        """No more calls follow."""
+        self._view.finished()
+
     def counted(self, done: int, total: int, unit: str) -> None:
         """The present work has got so far."""
-        self._note(PhaseEvent(study=self._study, at=time.time(), text=self._phase, done=done, total=total, unit=unit))
+        self.noted(PhaseEvent(study=self._study, at=time.time(), text=self._phase, done=done, total=total, unit=unit))
 
     def started(self, facts: SearchStarted) -> None:
         """Trials are about to train."""
@@ -60,13 +80,13 @@ class Announcer:
             name, metrics = yardstick.name, yardstick.validation_metrics
             if metrics and name not in self._yardsticks:
                 self._yardsticks.add(name)
-                self._note(YardstickScoredEvent(study=self._study, at=time.time(), name=name, metrics=metrics))
+                self.noted(YardstickScoredEvent(study=self._study, at=time.time(), name=name, metrics=metrics))
 
     def candidate_scored(
         self, trial_id: str, split: Literal["validation", "test"], metrics: Mapping[str, float]
     ) -> None:
         """A candidate was scored on all rows of a split."""
-        self._note(
+        self.noted(
             CandidateScoredEvent(study=self._study, at=time.time(), trial=trial_id, split=split, metrics=metrics)
         )
 
@@ -83,13 +103,9 @@ class Announcer:
 
     def warned(self, text: str) -> None:
         """People should know something."""
-        self._note(WarningEvent(study=self._study, at=time.time(), text=text))
+        self.noted(WarningEvent(study=self._study, at=time.time(), text=text))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _note(self, event: SearchEvent) -> None:
-        self._keep(event)
-        self._view.noted(event)
-
     def _keep(self, event: SearchEvent) -> None:
         if self._journal is not None:
             with contextlib.suppress(HomeError):

@@ -9,6 +9,7 @@ from loraxs_search.records import (
     PhaseEvent,
     SearchEvent,
     SearchStartedEvent,
+    SteeredEvent,
     TrialRecord,
     TrialState,
 )
@@ -49,6 +50,9 @@ class EventView:
 
     def trial_changed(self, record: TrialRecord) -> None:
         self._pass_on(record, self._happened)
+
+    def commanded(self, text: str) -> None:
+        self._happened(SteeredEvent(study=self.study or "", at=time.time(), text=text))
 
     def noted(self, event: SearchEvent) -> None:
         self._happened(event)

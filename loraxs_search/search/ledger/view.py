@@ -57,6 +57,9 @@ class SearchView(Protocol):
     def trial_changed(self, record: TrialRecord) -> None:
         """A trial was started, reported or ended."""
 
+    def commanded(self, text: str) -> None:
+        """Somebody has sent a command, which was answered so; or the search waits for one."""
+
     def noted(self, event: SearchEvent) -> None:
         """Something else is known: how far a phase is, a warning, the score of a yardstick or of a candidate."""
 
@@ -72,6 +75,8 @@ class SilentView:
     def started(self, facts: SearchStarted) -> None: ...
 
     def trial_changed(self, record: TrialRecord) -> None: ...
+
+    def commanded(self, text: str) -> None: ...
 
     def noted(self, event: SearchEvent) -> None: ...
 

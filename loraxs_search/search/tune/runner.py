@@ -129,6 +129,10 @@ def run_tuner(
     def over() -> bool:
         return stop.is_set() or searcher.fatal_error is not None
 
+    def begun() -> None:
+        setting_up.close()
+        searcher.turn()
+
     with contextlib.suppress(_StoppedError), contextlib.ExitStack() as setting_up:
         setting_up.enter_context(_SETTING_UP)
         tuner = tune.Tuner(
@@ -148,7 +152,7 @@ def run_tuner(
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the StudyKeeper keeps snapshots
                 failure_config=FailureConfig(max_failures=plan.max_failures),
                 stop=DeadlineStopper(deadline) if deadline else None,
-                callbacks=[LoopWatch(over, setting_up.close, searcher.break_off, deadline)],
+                callbacks=[LoopWatch(over, begun, searcher.break_off, deadline)],
                 verbose=0,
             ),
         )

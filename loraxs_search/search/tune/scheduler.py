@@ -24,18 +24,27 @@ class TuneScheduler(FIFOScheduler):
     Args:
         metric: What running trials are compared by.
         break_off: Called when the scheduler raises: Tune would take that for a failure of the trial.
+        leaves: Says of a trial that has reported whether somebody wants it to train no further.
     """
 
-    def __init__(self, scheduler: Scheduler, metric: str, break_off: Callable[[LoraxsError], None]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        metric: str,
+        break_off: Callable[[LoraxsError], None],
+        leaves: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._scheduler, self._study_metric, self._break_off = scheduler, metric, break_off
+        self._leaves = leaves
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Stop the trial when its scheduler says so; a result without a report is a failure, which Tune ends."""
         if REPORT not in result:
             return self.CONTINUE
+        report = from_json(TrialReport, result[REPORT])
         try:
-            reason = self._scheduler.report(from_json(TrialReport, result[REPORT]), self._study_metric)
+            reason = self._scheduler.report(report, self._study_metric)
         except Exception as error:  # noqa: BLE001  # a scheduler from elsewhere may raise anything
             trial_id = json.loads(trial.config[SPEC])["trial_id"]
             self._break_off(
@@ -46,7 +55,7 @@ class TuneScheduler(FIFOScheduler):
                 )
             )
             return self.CONTINUE
-        return self.CONTINUE if reason is None else self.STOP
+        return self.CONTINUE if reason is None and not self._leaves(report.trial_id) else self.STOP
 
     def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
         """Record a last report, about which Tune does not ask; a repeated one changes nothing."""

@@ -18,8 +18,9 @@ from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.search.ledger.optuna_storage import sync
 from loraxs_search.search.tune.failures import Outcomes
 from loraxs_search.search.tune.sampler import Sampler, trial_name
-from loraxs_search.search.tune.trainable import FAILED, FATAL, REPORT, RESOURCES, SPEC, STEP
+from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT, RESOURCES, SPEC, STEP
 from loraxs_search.search_space import Space
+from loraxs_search.steering import SteeringState
 
 _ResultT = TypeVar("_ResultT")
 
@@ -33,15 +34,18 @@ class StudySearcher(Searcher):
     Tune takes an exception of its searcher for a failure of the trial. What keeps this one from recording is in
     `fatal_error` instead: from then on it records nothing and proposes nothing, and trials keep their last state.
 
+    What people ask of it is in `state`, which `follow` acts by. A paused trial is unfinished and not proposed.
+
     Args:
         deadline: When the time budget is used up, seconds since 1970.
         path: The study's storage.
+        state: What commands have come to; whoever changes it calls `follow`.
     """
 
     fatal_error: LoraxsError | None = None
     failing: str | None = None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the parts of one search
         self,
         sampler: Sampler,
         ledger: Ledger,
@@ -51,8 +55,14 @@ class StudySearcher(Searcher):
         scheduler: Scheduler,
         deadline: float | None,
         path: Path,
+        *,
+        state: SteeringState | None = None,
     ) -> None:
         super().__init__()
+        self.on_turn: Callable[[], None] = lambda: None  # called at each turn of Tune's loop
+        self._state = state or SteeringState()
+        self._leaving: set[str] = set()  # trials that a report ended in Tune since somebody paused them
+        self._parked: set[str] = set()  # trials that are paused, and no longer in Tune
         self._path, self._sampler = path, sampler
         self._ledger, self._space, self._plan, self._actors = ledger, space, plan, actors
         self._scheduler, self._deadline = scheduler, deadline
@@ -61,6 +71,7 @@ class StudySearcher(Searcher):
         self._task_json = to_json(space.task)
         self._trial_ids: dict[str, str] = {}  # by Tune's id, which is another one after each restart
         self._outcomes = Outcomes()
+        self.follow()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher into snapshots that we never read: the study folder is the truth
@@ -77,6 +88,53 @@ class StudySearcher(Searcher):
             return f"the time budget of {self._plan.time_budget_s:g} s is used up"
         return None
 
+    @property
+    def notice(self) -> str:
+        """Why the search ends before its budget; empty where it uses it up."""
+        more = len(self._ledger.records) < self._plan.trials
+        return self.early_end or (self._state.finishing if more else None) or ""
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is a trial to propose, now or once what is paused goes on."""
+        return self.early_end is None and bool(self._pending or self._parked or self._wants_new())
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether all that is left to train is paused."""
+        is_paused = bool(self._parked) or (self._state.is_paused and self._wants_new())
+        return self.fatal_error is None and self.early_end is None and not self._pending and is_paused
+
+    @property
+    def to_give_up(self) -> list[str]:
+        """The trials in Tune that are to end at their next step."""
+        return [trial_id for trial_id in self._trial_ids.values() if trial_id in self._state.at_once]
+
+    def turn(self) -> None:
+        """Do what is done at each turn of Tune's loop; Tune has another loop while no trial runs."""
+        self._recording(self.on_turn)
+
+    def follow(self) -> None:
+        """Act by the state: end what is stopped, keep what is paused, propose again what goes on.
+
+        A trial in Tune leaves at its next report, when the scheduler asks `leaves`.
+        """
+        outside = sorted({*self._pending, *self._parked})  # in the order in which they were started
+        self._pending, self._parked = [], set()
+        for trial_id in outside:
+            if trial_id in self._state.stopping:
+                self._ledger.ended(trial_id, TrialState.PRUNED, self._stop_reason(trial_id))
+            elif trial_id in self._state.paused:
+                self._parked.add(trial_id)
+            else:
+                self._pending.append(trial_id)
+
+    def leaves(self, trial_id: str) -> bool:
+        """Say whether somebody wants a trial in Tune to train no further, for now or for good."""
+        if trial_id in self._state.paused:
+            self._leaving.add(trial_id)
+        return trial_id in self._state.stopping or trial_id in self._state.paused
+
     def break_off(self, error: LoraxsError) -> None:
         """End the search for an error that is not a trial's; the first error counts."""
         self.fatal_error = self.fatal_error or error
@@ -85,6 +143,7 @@ class StudySearcher(Searcher):
         return True  # it holds back itself, by what the cluster has room for at the time
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        self.turn()
         return self._recording(lambda: self._suggest(trial_id))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -112,6 +171,8 @@ class StudySearcher(Searcher):
             return None
         if self._is_over():
             return Searcher.FINISHED
+        if not self._pending and not self._may_propose_new():
+            return None  # a trial in Tune may yet be paused, so that it is to be proposed again
         if len(self._trial_ids) >= self._actors.slot_counter.max_concurrent:
             return None
         if self._pending:
@@ -152,13 +213,22 @@ class StudySearcher(Searcher):
             self._fail(trial_id, f"its process was lost more than {self._plan.max_failures} times")
         elif FAILED in result:
             self._fail(trial_id, result[FAILED])
+        elif GIVEN_UP in result:
+            self._end(trial_id, result[STEP])
         else:
             self._reported(result)
             self._end(trial_id, result[STEP])
+        self._leaving.discard(trial_id)
+
+    def _wants_new(self) -> bool:
+        return self._state.finishing is None and len(self._ledger.records) < self._plan.trials
+
+    def _may_propose_new(self) -> bool:
+        return self._wants_new() and not self._state.is_paused
 
     def _is_over(self) -> bool:
-        enough = not self._pending and len(self._ledger.records) >= self._plan.trials
-        return enough or self.early_end is not None
+        nothing_left = not (self._pending or self._trial_ids or self._may_propose_new())
+        return nothing_left or self.early_end is not None
 
     def _propose(self) -> tuple[optuna.trial.Trial, dict[str, Any]]:
         orphan = self._orphans.pop(0) if self._orphans else None
@@ -171,8 +241,17 @@ class StudySearcher(Searcher):
         if step >= self._plan.max_steps:
             self._ledger.ended(trial_id, TrialState.COMPLETE, f"trained all {step} steps{self._retrained(trial_id)}")
             return
-        reason = self._scheduler.stopped.get(trial_id, f"the search's time was up at step {step}")
-        self._ledger.ended(trial_id, TrialState.PRUNED, reason)
+        if (reason := self._scheduler.stopped.get(trial_id)) is None and trial_id in self._state.stopping:
+            reason = self._stop_reason(trial_id)
+        if reason is None and trial_id in self._leaving:
+            self._parked.add(trial_id)
+            self.follow()  # it may have been continued in the meantime
+            return
+        self._ledger.ended(trial_id, TrialState.PRUNED, reason or f"the search's time was up at step {step}")
+
+    def _stop_reason(self, trial_id: str) -> str:
+        reports = self._ledger.records[trial_id].reports
+        return f"{self._state.stopping[trial_id]} at step {reports[-1].step if reports else 0}"
 
     def _retrained(self, trial_id: str) -> str:
         reports = self._ledger.records[trial_id].reports

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from loraxs_search.errors import ClusterError, HomeError, LoraxsError
+from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialGivenUpError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
 from loraxs_search.search.cluster.lean_import import import_tune
 from loraxs_search.search.hosts.client import HostClient
@@ -25,12 +25,15 @@ STEP = "step"
 SPEC = "spec"
 REPORT = "report"
 FAILED = "failed"
+GIVEN_UP = "given_up"  # somebody stopped the trial: there is no report
 FATAL = "fatal_error"  # (message, hint) of an error that is not the trial's
 RESOURCES = "resources"
 
 
 class TrialTrainable(tune.Trainable):
     """One trial as Tune sees it: each `step` trains to the next report on the host of the device it was given.
+
+    A trial that is given up ends without a report.
 
     Config: `spec` and `task` (a TrialSpec and a Task as JSON), `metric`, `report_every`, `max_failures`, `resources`
     of a slot, and the names of the `keeper` and `directory` actors. A trial that fails ends with a reason;
@@ -61,14 +64,8 @@ class TrialTrainable(tune.Trainable):
         try:
             report, snapshot = self._advance(step + self._every)
             self._check(report)
-        except (HomeError, ClusterError) as error:  # the latter names the node itself
-            address = ray.util.get_node_ip_address()
-            where = f"On node {address}: " if isinstance(error, HomeError) else ""
-            return self._fatal(step, error, where)
-        except LoraxsError as error:
-            return self._failure(step, f"{error.message} Hint: {error.hint}." if error.hint else error.message)
-        except RayTaskError as error:
-            return self._failure(step, f"{type(error.cause).__name__}: {error.cause}")
+        except (LoraxsError, RayTaskError) as error:
+            return self._broken_off(step, error)
         try:
             ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
         except HomeError as error:
@@ -122,6 +119,17 @@ class TrialTrainable(tune.Trainable):
             REPORT: to_json(report),
             "done": report.step >= self._max_steps,
         }
+
+    def _broken_off(self, step: int, error: LoraxsError | RayTaskError) -> dict[str, Any]:
+        if isinstance(error, TrialGivenUpError):
+            return {STEP: step, GIVEN_UP: True, "done": True}
+        if isinstance(error, (HomeError, ClusterError)):  # the latter names the node itself
+            address = ray.util.get_node_ip_address()
+            where = f"On node {address}: " if isinstance(error, HomeError) else ""
+            return self._fatal(step, error, where)
+        if isinstance(error, LoraxsError):
+            return self._failure(step, f"{error.message} Hint: {error.hint}." if error.hint else error.message)
+        return self._failure(step, f"{type(error.cause).__name__}: {error.cause}")
 
     def _fatal(self, step: int, error: LoraxsError, where: str = "") -> dict[str, Any]:
         """Report an error that is not the trial's: the trial continues from its last report once it is fixed."""

@@ -14,13 +14,15 @@ from ray.tune.search import Searcher
 
 from loraxs_search.errors import HomeError, LoraxsError
 from loraxs_search.records import AdapterSize, Hyperparameters, KeepRule, TrialReport, TrialState, to_json
+from loraxs_search.schedulers import NoScheduler, SchedulerConfig
 from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.search.ledger.optuna_storage import open_optuna_study
 from loraxs_search.search.ledger.view import SilentView
 from loraxs_search.search.tune.sampler import Sampler
 from loraxs_search.search.tune.searcher import StudySearcher
-from loraxs_search.search.tune.trainable import FAILED, FATAL, REPORT, STEP
+from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT, STEP
 from loraxs_search.search_space import load_space
+from loraxs_search.steering import SteeringState
 from loraxs_search.studies import Journal
 from loraxs_search.tracking import Tracker
 
@@ -61,9 +63,9 @@ def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudyS
         spec=lambda trial_id, params: SimpleNamespace(hyperparameters=HYPER),
         slot_counter=SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
     )
-    return StudySearcher(
-        Sampler(study, space), ledger, space, replace(space.search, **changes), actors, None, None, path
-    )
+    state, scheduler = SteeringState(), NoScheduler(SchedulerConfig("maximize", 160, 40))
+    plan = replace(space.search, **changes)
+    return StudySearcher(Sampler(study, space), ledger, space, plan, actors, scheduler, None, path, state=state)
 
 
 @pytest.fixture
@@ -148,3 +150,116 @@ def test_five_failures_among_many_trials_end_nothing(make_searcher: Callable[...
         searcher.on_trial_complete("x", result)
     assert states(searcher).count(TrialState.FAIL) == 6
     assert searcher.early_end is None
+
+
+# ---- steered ---------------------------------------------------------------------------------------------------------
+def report(searcher: StudySearcher, tune_id: str, step: int, trial_id: str) -> bool:
+    """Have a trial report as Tune does; return whether it goes on."""
+    result = _result(step, trial_id)
+    searcher.on_trial_result(tune_id, result)
+    if step < 160 and not searcher.leaves(trial_id):
+        return True
+    searcher.on_trial_complete(tune_id, result)
+    return False
+
+
+def test_a_stopped_trial_ends_at_its_next_report(started: StudySearcher) -> None:
+    started._state.stopping["00000"] = "stopped by a person"
+    started.follow()
+    assert states(started) == [TrialState.RUNNING] * 2, "its report is still to come"
+    assert not report(started, "x", 40, "00000")
+    assert report(started, "y", 40, "00001")
+    record = started._ledger.records["00000"]
+    assert (record.state, record.reason) == (TrialState.PRUNED, "stopped by a person at step 40")
+    assert len(record.reports) == 1
+
+
+def test_a_trial_that_its_host_gave_up_ends_without_a_report(started: StudySearcher) -> None:
+    started._state.stopping["00000"] = "stopped by a person"
+    started._state.at_once.add("00000")
+    assert started.to_give_up == ["00000"]
+    started.on_trial_complete("x", {STEP: 0, GIVEN_UP: True})
+    assert started._ledger.records["00000"].reason == "stopped by a person at step 0"
+    assert started.to_give_up == []
+
+
+def test_a_stop_that_comes_with_the_last_report_is_no_stop(started: StudySearcher) -> None:
+    started._state.stopping["00000"] = "stopped by a person"
+    assert not report(started, "x", 160, "00000")
+    assert states(started)[0] is TrialState.COMPLETE
+
+
+def test_a_paused_trial_is_unfinished_and_goes_on_before_new_ones(started: StudySearcher) -> None:
+    started._state.paused.add("00000")
+    assert not report(started, "x", 40, "00000")
+    assert states(started) == [TrialState.RUNNING] * 2
+    assert _proposed(started) == "00002", "its slot is another trial's"
+    assert not report(started, "y", 160, "00001")
+    started._state.paused.clear()
+    started.follow()
+    assert _proposed(started) == "00000"
+
+
+def test_a_trial_that_is_continued_before_it_has_paused_just_goes_on(started: StudySearcher) -> None:
+    started._state.paused.add("00000")
+    started._state.paused.clear()
+    started.follow()
+    assert report(started, "x", 40, "00000")
+
+
+def test_a_trial_that_is_continued_as_it_leaves_is_proposed_again(started: StudySearcher) -> None:
+    started._state.paused.add("00000")
+    assert started.leaves("00000")
+    started._state.paused.clear()
+    started.follow()
+    started.on_trial_complete("x", _result(40))
+    assert _proposed(started) == "00000"
+
+
+def test_a_search_whose_last_trials_are_paused_waits(make_searcher: Callable[..., StudySearcher]) -> None:
+    searcher = make_searcher(trials=2)
+    assert [_proposed(searcher), _proposed(searcher, "y")] == ["00000", "00001"]
+    assert searcher.suggest("z") is None, "a trial in flight may yet be paused"
+    searcher._state.paused.add("00000")
+    report(searcher, "p0", 40, "00000")
+    assert searcher.suggest("z") is None
+    report(searcher, "y", 160, "00001")
+    assert searcher.suggest("z") == Searcher.FINISHED, "Tune ends, and the driver waits"
+    assert searcher.is_waiting
+    assert searcher.has_more
+    searcher._state.paused.clear()
+    searcher.follow()
+    assert not searcher.is_waiting
+    assert _proposed(searcher) == "00000"
+
+
+def test_a_paused_study_proposes_nothing_new(started: StudySearcher) -> None:
+    started._state.is_paused = True
+    report(started, "x", 160, "00000")
+    assert started.suggest("z") is None
+    report(started, "y", 160, "00001")
+    assert started.suggest("z") == Searcher.FINISHED
+    assert started.is_waiting
+    started._state.is_paused = False
+    assert _proposed(started) == "00002"
+
+
+def test_finishing_ends_what_is_paused_and_lets_the_others_train(started: StudySearcher) -> None:
+    started._state.paused.add("00000")
+    report(started, "x", 40, "00000")
+    started._state.finishing = "finished by a person"
+    started._state.stopping["00000"] = "finished by a person, while it was paused"
+    started._state.paused.clear()
+    started.follow()
+    assert started._ledger.records["00000"].reason == "finished by a person, while it was paused at step 40"
+    assert report(started, "y", 40, "00001")
+    assert started.suggest("z") is None
+    report(started, "y", 160, "00001")
+    assert started.suggest("z") == Searcher.FINISHED
+    assert (started.has_more, started.is_waiting, started.notice) == (False, False, "finished by a person")
+
+
+def _proposed(searcher: StudySearcher, tune_id: str = "p0") -> str:
+    """Return the trial that is proposed, under an id of Tune's."""
+    assert isinstance(searcher.suggest(tune_id), dict)
+    return searcher._trial_ids[tune_id]

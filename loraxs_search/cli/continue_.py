@@ -1,0 +1,21 @@
+"""loraxs-search continue STUDY [TRIAL...]"""
+
+from __future__ import annotations
+
+from loraxs_search.cli._output import JsonOption, TrackingOption
+from loraxs_search.cli._steering import AnyTrialsArgument, StudyArgument, send_command
+
+
+def command(
+    study: StudyArgument,
+    trials: AnyTrialsArgument = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Continue trials that were paused, or the whole search.
+
+    For example: `loraxs-search continue reviews 00003`, or `loraxs-search continue reviews` for all of it.
+
+    A trial goes on from its last report once a slot is free, before new trials.
+    """
+    send_command(study, "continue", trials or (), tracking_uri=tracking_uri, as_json=as_json)

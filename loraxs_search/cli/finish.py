@@ -1,0 +1,21 @@
+"""loraxs-search finish STUDY"""
+
+from __future__ import annotations
+
+from loraxs_search.cli._output import JsonOption, TrackingOption
+from loraxs_search.cli._steering import StudyArgument, send_command
+
+
+def command(
+    study: StudyArgument,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Finish a running search without new trials.
+
+    For example: `loraxs-search finish reviews`.
+
+    Running trials train to their ends. Paused ones end as they are. Then the candidates are scored, as always. Stop the
+    running trials too, if you do not want to wait for them.
+    """
+    send_command(study, "finish", tracking_uri=tracking_uri, as_json=as_json)

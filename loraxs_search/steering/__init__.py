@@ -1,0 +1,103 @@
+"""Steering: what people ask of a running search. A verb is a file; what commands have come to is one state.
+
+The driver journals a command before it decides on it, and its answer, which is its effect, before anything follows.
+So after a kill at any moment each command is carried out once, and the state is rebuilt from the journal alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loraxs_search.errors import CommandError, unknown_name
+from loraxs_search.records import AnswerState, Command, CommandAnswer
+from loraxs_search.steering._base import Accepted, SteeredStudy, Verb, check_trials
+from loraxs_search.steering.continue_ import Continue
+from loraxs_search.steering.finish import Finish
+from loraxs_search.steering.pause import Pause
+from loraxs_search.steering.state import SteeringState
+from loraxs_search.steering.stop import Stop
+from loraxs_search.studies import Journal, StudyFolder
+
+__all__ = [
+    "VERBS",
+    "Accepted",
+    "SteeredStudy",
+    "SteeringState",
+    "Verb",
+    "apply",
+    "decide",
+    "describe",
+    "get_verb",
+    "open_commands",
+    "steered",
+]
+
+VERBS: Mapping[str, Verb] = {verb.name: verb for verb in (Stop(), Pause(), Continue(), Finish())}
+
+
+def get_verb(name: str) -> Verb:
+    """Return the verb of a name.
+
+    Raises:
+        CommandError: there is none.
+    """
+    if name not in VERBS:
+        raise CommandError(unknown_name("command", name, VERBS), hint="see `loraxs-search --help`")
+    return VERBS[name]
+
+
+def steered(folder: StudyFolder, journal: Journal) -> SteeredStudy:
+    """Return a study with the state that the commands in its journal have come to."""
+    state = SteeringState()
+    for record in journal.commands.values():
+        if record.answer is not None:
+            apply(record.command, record.answer, state)
+    return SteeredStudy(folder, journal, state)
+
+
+def open_commands(study: SteeredStudy) -> list[Command]:
+    """Return the commands that no driver has answered yet, of those that reach the study through its folder."""
+    taken = study.journal.commands
+    left_open = [record.command for record in taken.values() if record.answer is None]
+    return [*left_open, *(each for each in study.folder.inbox().waiting() if each.command_id not in taken)]
+
+
+def describe(command: Command) -> str:
+    """Return a command in a few words, with who sent it."""
+    options = [
+        f"--{name}" if value is True else f"--{name} {value}" for name, value in command.arguments.items() if value
+    ]
+    params = [f"--set {name}={value}" for name, value in command.params.items()]
+    who = f" ({command.sent_by})" if command.sent_by else ""
+    return " ".join((command.verb, *command.trial_ids, *options, *params)) + who
+
+
+def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
+    """Return the answer to a command; nothing is changed."""
+    try:
+        if command.malformed:
+            raise CommandError(command.malformed)
+        verb = get_verb(command.verb)
+        _check_trains(verb, study)
+        check_trials(verb, command, study)
+        accepted = verb.check(command, study)
+    except CommandError as error:
+        return CommandAnswer(command.command_id, AnswerState.REFUSED, error.message, error.hint or "")
+    return CommandAnswer(command.command_id, AnswerState.DONE, accepted.text, facts=accepted.facts)
+
+
+def apply(command: Command, answer: CommandAnswer, state: SteeringState) -> None:
+    """Make the effect of an answered command part of the state; one that was refused has none.
+
+    A verb of a later version, in a journal that it wrote, is passed over.
+    """
+    if answer.state is AnswerState.DONE and command.verb in VERBS:
+        VERBS[command.verb].apply(command, answer.facts, state)
+
+
+def _check_trains(verb: Verb, study: SteeredStudy) -> None:
+    if study.trials_have_ended and not verb.after_training:
+        raise CommandError(
+            f"`{verb.name}` needs a study that still trains, but all trials of {study.name!r} have ended.",
+            hint=f"`loraxs-search status {study.name}` shows them",
+        )

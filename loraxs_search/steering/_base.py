@@ -1,0 +1,159 @@
+"""The contract of a verb: what people can ask of a running search."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from loraxs_search.errors import CommandError, one_of
+from loraxs_search.records import Command, Scalar, TrialRecord, TrialState
+from loraxs_search.steering.state import SteeringState
+from loraxs_search.studies import Journal, StudyFolder
+
+_MAX_SHOWN = 10  # trials in a message
+Trials = Literal["none", "any", "one", "some"]  # `any`: none stands for the whole study
+
+
+@dataclass(frozen=True)
+class SteeredStudy:
+    """A study as a verb sees it when it decides.
+
+    Args:
+        state: What earlier commands have made of it.
+    """
+
+    folder: StudyFolder
+    journal: Journal
+    state: SteeringState
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def records(self) -> Mapping[str, TrialRecord]:
+        return self.journal.records
+
+    @property
+    def paused(self) -> list[str]:
+        """The trials that are paused; one that came to its end before its next report no longer is."""
+        return sorted(each for each in self.state.paused if self.records[each].state is TrialState.RUNNING)
+
+    @property
+    def trials_have_ended(self) -> bool:
+        """Whether there is no more to train: candidates are being scored, or have been."""
+        return self.journal.notice is not None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A verb carries a command out.
+
+    Args:
+        text: What happens now, for people.
+        facts: What was decided, beside the command itself; `apply` gets them again whenever the journal is replayed.
+    """
+
+    text: str
+    facts: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+class Verb(ABC):
+    """One thing that can be asked of a running search.
+
+    A command is carried out in two parts. `check` decides, from the study alone, and changes nothing. The driver
+    journals its answer, which makes the command done, once and for good. `apply` then makes the effect part of the
+    `SteeringState`, from command and facts alone: also in every later driver, as it replays the journal. So it reads
+    no clock, no file, and never fails. The search follows the state: `StudySearcher.follow` at each turn of its loop.
+
+    An entry is a file of its own and a line in `VERBS` of `steering/__init__.py`.
+
+    Args:
+        name: What people type.
+        trials: Which trials it takes: none; any number, where none is the whole study; one; one or more.
+        options: Its options with their types; a `bool` is a flag. `now` is `--now` on the command line and in a tag.
+        takes_params: Whether it takes `--set NAME=VALUE`.
+        after_training: Whether it may come when the study has no more to train.
+    """
+
+    name: ClassVar[str]
+    trials: ClassVar[Trials] = "none"
+    options: ClassVar[Mapping[str, type[Scalar]]] = {}
+    takes_params: ClassVar[bool] = False
+    after_training: ClassVar[bool] = False
+
+    @abstractmethod
+    def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        """Decide on a command, whose trials are known to be the study's.
+
+        Raises:
+            CommandError: it cannot be carried out; the message has the law, the value and the place.
+        """
+
+    @abstractmethod
+    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+        """Make the effect of an accepted command part of the state."""
+
+
+def check_trials(verb: Verb, command: Command, study: SteeredStudy) -> None:
+    """Refuse trials that are not the study's, and too many or too few.
+
+    Raises:
+        CommandError: they are.
+    """
+    given = command.trial_ids
+    wrong = {"none": bool(given), "any": False, "one": len(given) != 1, "some": not given}[verb.trials]
+    if wrong:
+        wanted = {"none": "no trial", "one": "one trial", "some": "one trial or more"}[verb.trials]
+        raise CommandError(
+            f"`{verb.name}` must name {wanted} of study {study.name!r}, but got {', '.join(given) or 'none'}.",
+            hint=f"see `loraxs-search {verb.name} --help`",
+        )
+    for trial_id in given:
+        if trial_id not in study.records:
+            known = one_of(list(study.records), trial_id).split(", ")
+            shown = ", ".join(known[:_MAX_SHOWN]) + (", ..." if len(known) > _MAX_SHOWN else "")
+            raise CommandError(
+                f"`trial` must be one of study {study.name!r}: {shown or 'none yet'}, but got {trial_id!r}.",
+                hint=f"`loraxs-search status {study.name}` lists them",
+            )
+
+
+def check_unended(command: Command, study: SteeredStudy) -> None:
+    """Refuse trials that have ended.
+
+    Raises:
+        CommandError: one has.
+    """
+    for trial_id in command.trial_ids:
+        record = study.records[trial_id]
+        if record.state is not TrialState.RUNNING:
+            why = f" ({record.reason})" if record.reason else ""
+            raise CommandError(
+                f"`{command.verb}` needs a trial that has not ended, but {trial_id} of study {study.name!r} is "
+                f"{record.state.value}{why}.",
+                hint=f"`loraxs-search status {study.name}` shows how each trial stands",
+            )
+
+
+def check_unstopped(command: Command, study: SteeredStudy) -> None:
+    """Refuse trials that somebody has stopped, and any where the study is told to finish.
+
+    Raises:
+        CommandError: an earlier command says the contrary.
+    """
+    for trial_id in command.trial_ids:
+        if trial_id in study.state.stopping:
+            raise CommandError(
+                f"`{command.verb}` must not contradict an earlier command, but trial {trial_id} of study "
+                f"{study.name!r} is to stop: {study.state.stopping[trial_id]}.",
+                hint="a stopped trial ends at its next report",
+            )
+    if study.state.finishing is not None:
+        raise CommandError(
+            f"`{command.verb}` must not contradict an earlier command, but study {study.name!r} is to end: "
+            f"{study.state.finishing}.",
+            hint="its running trials train to their ends; `stop` one to end it before",
+        )

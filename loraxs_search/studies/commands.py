@@ -1,0 +1,73 @@
+"""The inbox of a study: commands of people on this machine, one file each, until the driver has answered them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from loraxs_search.home import disk_faults, write_atomic
+from loraxs_search.records import Command, from_json, to_json
+
+_logger = logging.getLogger(__name__)
+_NAME = re.compile(r"(?P<id>[A-Za-z0-9-]{1,64})\.json")
+
+
+class CommandInbox:
+    """Files of one folder. Anyone who may write there may steer the study.
+
+    A file is whole from the moment it is seen and flushed to the device, so a command is never lost once `put` has
+    returned. The driver removes it when the journal has its answer: after a kill in between, the journal knows its id.
+
+    Args:
+        path: The folder; it is made by the first command.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def put(self, command: Command) -> None:
+        """Leave a command for the driver.
+
+        Raises:
+            HomeError: the folder cannot be written.
+        """
+        write_atomic(self._path / f"{command.command_id}.json", to_json(command))
+
+    def waiting(self, *, set_aside: bool = False) -> Iterator[Command]:
+        """Yield the commands that lie there, oldest first; what is none is passed over.
+
+        Args:
+            set_aside: Rename what is none, with a warning: the driver looks often.
+        """
+        commands = [command for path in self._files() if (command := self._read(path, set_aside)) is not None]
+        yield from sorted(commands, key=lambda command: (command.issued_at, command.command_id))
+
+    def remove(self, command_id: str) -> None:
+        """Take away a command that is answered; one that is not there changes nothing."""
+        path = self._path / f"{command_id}.json"
+        with disk_faults(path):
+            path.unlink(missing_ok=True)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _files(self) -> list[Path]:
+        try:
+            return [path for path in self._path.iterdir() if _NAME.fullmatch(path.name)]
+        except FileNotFoundError:
+            return []
+
+    def _read(self, path: Path, set_aside: bool) -> Command | None:
+        try:
+            command = from_json(Command, path.read_bytes())
+            if f"{command.command_id}.json" == path.name:
+                return command
+        except FileNotFoundError:  # its sender took it back
+            return None
+        except ValueError:
+            pass  # not a command
+        if set_aside:
+            _logger.warning("%s is no command to the search; it is set aside", path)
+            with disk_faults(path):
+                path.replace(path.with_suffix(".damaged"))
+        return None

@@ -1,0 +1,108 @@
+"""Sends commands to studies of other machines, by tags of their runs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loraxs_search.errors import CommandError, StudyError, TrackingError
+from loraxs_search.mlflow_http import check_server
+from loraxs_search.mlflow_uri import redact, sqlite_path
+from loraxs_search.records import Command, CommandAnswer, from_json, to_json
+from loraxs_search.tracking._runs import KIND, STUDY
+from loraxs_search.tracking.command_tags import ANSWER, COMMAND
+from loraxs_search.tracking.store import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class SteeredRun:
+    """A study by its search's run, for who sends it commands."""
+
+    uri: str
+    study: str
+    client: MlflowClient
+    run: Run
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a driver has said that it works and not that it ended; one that is killed says nothing."""
+        return str(self.run.info.status) == "RUNNING"
+
+    def send(self, command: Command) -> None:
+        """Leave a command for the driver.
+
+        Raises:
+            CommandError: the study has ended.
+            TrackingError: the server is away, or refuses.
+        """
+        if str(self.run.info.status) == "FINISHED":
+            raise CommandError(
+                f"`{command.verb}` needs a study that is searched, but {self.study!r} at {redact(self.uri)} has ended.",
+                hint="launch another one",
+            )
+        with _asked(self.uri):
+            self.client.set_tag(self.run.info.run_id, f"{COMMAND}.{command.command_id}", to_json(command))
+
+    def answer(self, command_id: str, wait_s: float) -> CommandAnswer | None:
+        """Return the answer once it is there, and take it away; None where it does not come in time."""
+        until, key = time.monotonic() + wait_s, f"{ANSWER}.{command_id}"
+        with _asked(self.uri):
+            while True:
+                value = self.client.get_run(self.run.info.run_id).data.tags.get(key)
+                if value is not None:
+                    self.client.delete_tag(self.run.info.run_id, key)
+                    return from_json(CommandAnswer, value)
+                if time.monotonic() >= until:
+                    return None
+                time.sleep(_LOOK_EVERY_S)
+
+
+def find_steered(uri: str, study: str) -> SteeredRun:
+    """Return the latest study of that name that is recorded there.
+
+    Raises:
+        TrackingError: the server does not answer, or refuses us.
+        StudyError: there is no such study.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        check_server(uri)
+    if path is None or path.exists():
+        client = connect(uri)
+        name = study.replace("'", "")  # no study's name has one
+        with _asked(uri):
+            experiments = [each.experiment_id for each in client.search_experiments()]
+            runs = client.search_runs(
+                experiments,
+                f"tags.`{KIND}` = 'search' and tags.`{STUDY}` = '{name}'",
+                max_results=1,
+                order_by=["attributes.start_time DESC"],
+            )
+            if runs:
+                return SteeredRun(uri, study, client, runs[0])
+    raise StudyError(
+        f"`study` must be one of this machine or of {redact(uri)}, but there is no {study!r}.",
+        hint="`loraxs-search status` lists those of this machine; --tracking-uri names the MLflow server of others",
+    )
+
+
+@contextlib.contextmanager
+def _asked(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(
+            f"Commands go through the tags of a study's run, but {redact(uri)} says: {redact(str(error))}.",
+            hint="send it again once the server answers; on the study's own machine none is needed",
+        ) from error

@@ -1,0 +1,202 @@
+"""Random commands to a search whose driver is killed again and again: is each carried out once, and how soon?
+
+    python tests/benchmarks/bench_steering.py [--commands 50] [--kills 10] [--seed 0] [--json FILE]
+
+Everything is real but the host, which waits instead of training. Commands go through the study folder, every third one
+through the tags of MLflow's runs. The driver is killed with kill -9 at random moments and resumed. At the end `finish`
+is sent, and the journal is held against what was sent. `answered_s` is the time from sending to the answer of commands
+that no kill came between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+NAME, PACE_S, TRIALS, AT_ONCE = "steered", 0.4, 400, 6
+
+
+# ---- the driver, in a process of its own -----------------------------------------------------------------------------
+def drive() -> None:
+    """Search until the study is finished, or this process is killed."""
+    from bench_scale import Gauge, run
+
+    from loraxs_search.search.driver.launch import new_study
+    from loraxs_search.search_space import load_space
+    from loraxs_search.studies import StudyFolder
+    from loraxs_search.tracking import ensure_store, resolve_uri
+
+    overrides = (f"search.trials={TRIALS}", f"search.pack_size={AT_ONCE}", "search.max_steps=320", "promotion.seeds=0")
+    space = load_space("movie_reviews", overrides=(*overrides, "search.report_every=40", "promotion.candidates=1"))
+    ensure_store(resolve_uri(None))
+    info = StudyFolder.open(NAME).info if StudyFolder.exists(NAME) else new_study(space, NAME, resolve_uri(None))
+    run(info, space, PACE_S, Gauge(TRIALS, TRIALS + 1, threading.Event()), threading.Event())
+
+
+def start(home: str) -> subprocess.Popen[bytes]:
+    with Path(home, "driver.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, __file__, "--drive"], env=os.environ, stdout=log, stderr=log)
+
+
+# ---- the people ------------------------------------------------------------------------------------------------------
+def random_command(draw: random.Random, trials: list[str]) -> Any:
+    from loraxs_search.steering.send import new_command
+
+    verb = draw.choice(("stop", "stop", "pause", "pause", "continue", "continue"))
+    if verb != "stop" and draw.random() < 0.2:
+        return new_command(verb)  # the whole study
+    recent = trials[-12:] or ["00000"]
+    some = draw.sample(recent, draw.randint(1, min(2, len(recent))))
+    if draw.random() < 0.05:
+        some = ["99999"]
+    return new_command(verb, some, {"now": draw.random() < 0.5} if verb == "stop" else {})
+
+
+def send(command: Any, through_mlflow: bool) -> None:
+    from loraxs_search.mlflow_uri import resolve_uri
+    from loraxs_search.studies import StudyFolder
+    from loraxs_search.tracking.steered_studies import find_steered
+
+    if through_mlflow:
+        find_steered(resolve_uri(), NAME).send(command)
+    else:
+        StudyFolder.open(NAME).inbox().put(command)
+
+
+def trials() -> list[str]:
+    from loraxs_search.studies import StudyFolder
+
+    return list(StudyFolder.open(NAME).journal().records) if StudyFolder.exists(NAME) else []
+
+
+def steer(num_commands: int, num_kills: int, draw: random.Random, home: str) -> tuple[dict[str, float], list[float]]:
+    """Send commands and kill drivers, in random order; return when each was sent, and when drivers were killed."""
+    acts = ["command"] * num_commands + ["kill"] * num_kills
+    draw.shuffle(acts)
+    sent: dict[str, float] = {}
+    kills: list[float] = []
+    driver = start(home)
+    wait_for(lambda: len(trials()) >= AT_ONCE, driver)
+    for act in acts:
+        if act == "command":
+            command = random_command(draw, trials())
+            send(command, through_mlflow=len(sent) % 3 == 2)
+            sent[command.command_id] = time.time()
+            time.sleep(draw.uniform(0, 1.5))
+            continue
+        time.sleep(draw.uniform(0, 2.0))
+        driver.kill()
+        driver.wait()
+        kills.append(time.time())
+        driver = start(home)
+        if draw.random() < 0.7:  # else commands come, and the next kill, while it starts
+            before = driver_starts()
+            wait_for(lambda before=before: driver_starts() > before, driver)
+    from loraxs_search.steering.send import new_command
+
+    last = new_command("finish")
+    send(last, through_mlflow=False)
+    sent[last.command_id] = time.time()
+    assert driver.wait(600) == 0, Path(home, "driver.log").read_text()[-3000:]
+    return sent, kills
+
+
+def driver_starts() -> int:
+    from loraxs_search.studies.folder import studies_root
+
+    return (studies_root() / NAME / "journal.jsonl").read_text().count('"driver_started"')
+
+
+def wait_for(condition: Any, driver: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 300
+    while not condition():
+        assert driver.poll() is None, "the driver ended early"
+        assert time.monotonic() < end, "the driver did not come so far"
+        time.sleep(0.1)
+
+
+# ---- what came of it -------------------------------------------------------------------------------------------------
+def summary(sent: dict[str, float], kills: list[float]) -> dict[str, Any]:
+    """Hold the journal against what was sent."""
+    from loraxs_search.records import AnswerState, TrialState
+    from loraxs_search.steering import steered
+    from loraxs_search.studies import StudyFolder
+
+    folder = StudyFolder.open(NAME)
+    events = [json.loads(line) for line in (folder.path / "journal.jsonl").read_text().splitlines()]
+    taken = Counter(event["command"]["command_id"] for event in events if event["event"] == "commanded")
+    answered = Counter(event["answer"]["command_id"] for event in events if event["event"] == "answered")
+    at = {event["answer"]["command_id"]: event["at"] for event in events if event["event"] == "answered"}
+    undisturbed = [
+        at[name] - then
+        for name, then in sent.items()
+        if name in at and not any(then - 30 < k < at[name] for k in kills)
+    ]
+    study = steered(folder, folder.journal())
+    ended = Counter(event["trial_id"] for event in events if event["event"] == "ended")
+    states = Counter(record.state.value for record in study.records.values())
+    done = [
+        record
+        for record in study.journal.commands.values()
+        if record.answer and record.answer.state is AnswerState.DONE
+    ]
+    return {
+        "sent": len(sent),
+        "kills": len(kills),
+        "lost": len([name for name in sent if answered[name] == 0]),
+        "more_than_once": len([name for name in sent if taken[name] > 1 or answered[name] > 1]),
+        "unknown": len(set(taken) - set(sent)),
+        "done": len(done),
+        "stopped_but_not_ended": len([t for t in study.state.stopping if study.records[t].state is TrialState.RUNNING]),
+        "ended_more_than_once": sum(number > 1 for number in ended.values()),
+        "trials": dict(states),
+        "files_left": len(list(folder.inbox().waiting())),
+        "tags_left": tags_left(),
+        "undisturbed": len(undisturbed),
+        "answered_s_median": round(statistics.median(undisturbed), 2) if undisturbed else None,
+        "answered_s_max": round(max(undisturbed), 2) if undisturbed else None,
+    }
+
+
+def tags_left() -> int:
+    from loraxs_search.mlflow_uri import resolve_uri
+    from loraxs_search.tracking.steered_studies import find_steered
+
+    tags = find_steered(resolve_uri(), NAME).run.data.tags
+    return len([key for key in tags if key.startswith("loraxs.command")])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commands", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--drive", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.drive:
+        drive()
+        return
+    with tempfile.TemporaryDirectory(prefix="loraxs-steer-", ignore_cleanup_errors=True) as home:
+        os.environ["LORAXS_HOME"] = home
+        row = summary(*steer(args.commands, args.kills, random.Random(args.seed), home))
+    print(json.dumps(row, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(row, indent=2))
+    if row["lost"] or row["more_than_once"] or row["stopped_but_not_ended"] or row["ended_more_than_once"]:
+        sys.exit("a command was lost, or counted twice")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""A real search, steered from another process, killed in between: each command counts once, and the rest goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.shell import start
+
+from loraxs_search import api
+from loraxs_search.errors import CommandError
+from loraxs_search.records import AnswerState, TrialState
+from loraxs_search.steering import steered
+from loraxs_search.studies import StudyFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+NAME = "steered"
+# Two long trials at a time, so that there is time to speak of them.
+PLAN = {"trials": 8, "concurrent": 2, "max_steps": 4000, "report_every": 10, "scheduler": "none"}
+OVERRIDES = [part for name, value in PLAN.items() for part in ("--set", f"search.{name}={value}")]
+
+
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def states() -> dict[str, TrialState]:
+    records = StudyFolder.open(NAME).journal().records if StudyFolder.exists(NAME) else {}
+    return {name: record.state for name, record in records.items()}
+
+
+def steps(trial_id: str) -> int:
+    reports = StudyFolder.open(NAME).journal().records[trial_id].reports
+    return reports[-1].step if reports else 0
+
+
+def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(
+    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
+) -> None:
+    driver = start(in_search_home, "launch", str(tiny_space), "--name", NAME, *OVERRIDES)
+    with driver:
+        until(lambda: len(states()) == 2 and steps("00000") > 0 and steps("00001") > 0, "two trials report")
+        assert api.pause_trials(NAME, "0").state is AnswerState.DONE
+        until(lambda: "00002" in states(), "the slot of a paused trial is another one's")
+        began = time.monotonic()
+        assert api.stop_trials(NAME, "00001", now=True).state is AnswerState.DONE
+        until(lambda: states()["00001"] is TrialState.PRUNED, "it is given up")
+        assert time.monotonic() - began < 60  # a second on an idle machine
+        with pytest.raises(CommandError, match="00001 of study 'steered' is PRUNED"):
+            api.stop_trials(NAME, "00001")
+        until(lambda: "00003" in states(), "its slot is another one's")
+        assert (
+            api.pause_trials(NAME).state is AnswerState.DONE
+        )  # all of it; the driver is killed before the next report
+        driver.kill()
+        driver.communicate()
+    paused_at = steps("00002")
+    assert api.continue_trials(NAME, "00002").state is AnswerState.QUEUED
+    with start(in_search_home, "resume", NAME) as again:
+        until(lambda: steps("00002") > paused_at, "what was continued goes on")
+        rested, moved = [steps(name) for name in ("00000", "00003")], steps("00002")
+        until(lambda: steps("00002") > moved, "and on")
+        assert [steps(name) for name in ("00000", "00003")] == rested
+        assert api.pause_trials(NAME, "00002").state is AnswerState.DONE
+        before = len(states())
+        until(lambda: not again.poll() and _is_waiting(), "it waits, since all is paused")
+        assert api.finish_study(NAME).state is AnswerState.DONE
+        _, talk = again.communicate(timeout=300)
+    assert again.returncode == 0, talk
+    assert "all that is left is paused" in talk
+    assert "notice: finished by a person" in talk
+    agree(NAME, before)
+    records = StudyFolder.open(NAME).journal().records
+    assert {record.state for record in records.values()} == {TrialState.PRUNED}
+    assert "while it was paused" in records["00000"].reason
+    assert records["00001"].reason.startswith("stopped by a person (")
+
+
+def _is_waiting() -> bool:
+    """Whether every unfinished trial is paused and has come to rest."""
+    folder = StudyFolder.open(NAME)
+    study = steered(folder, folder.journal())
+    running = {name for name, record in study.records.items() if record.state is TrialState.RUNNING}
+    if running - study.state.paused:
+        return False
+    at = len(study.journal.reports)
+    time.sleep(1.0)
+    study.journal.refresh()
+    return len(study.journal.reports) == at

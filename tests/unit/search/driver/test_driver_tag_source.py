@@ -1,0 +1,201 @@
+"""Commands in tags of MLflow's runs: seen, journalled, answered, deleted, each once wherever a driver is killed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+from support.servers import MlflowServer
+from support.studies import study as new_study
+
+from loraxs_search.errors import CommandError, StudyError, TrackingError
+from loraxs_search.records import AnswerState, CommandAnswer
+from loraxs_search.search.driver import tag_source
+from loraxs_search.search.driver.commander import Commander
+from loraxs_search.search.driver.tag_source import TagSource
+from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.steering import SteeringState, decide, steered
+from loraxs_search.steering.send import new_command, send
+from loraxs_search.studies import StudyFolder
+from loraxs_search.tracking import Tracker, recorded_id
+from loraxs_search.tracking.command_tags import ANSWER, COMMAND, CommandTags
+from loraxs_search.tracking.store import connect
+
+
+class Desk:
+    """A study with two trials that MLflow knows."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self.folder = uri, new_study("s", uri)
+        self.client = connect(uri)
+        journal = self.folder.journal()
+        with Tracker("s", self.folder.path, uri, "t") as tracker:
+            tracker.search_started("task: sst2\n", self.folder.info.search)
+            for trial_id in ("00000", "00001"):
+                journal.trial_started(trial_id, {})
+                tracker.trial_started(trial_id, {})
+            assert tracker.flush(60)
+            self.runs = {trial_id: tracker.run_id(trial_id) or "" for trial_id in ("", "00000", "00001")}
+
+    def tags(self, trial_id: str = "") -> dict[str, str]:
+        return dict(self.client.get_run(self.runs[trial_id]).data.tags)
+
+    def type(self, value: str, trial_id: str = "") -> None:
+        """Do what a person does in the UI."""
+        self.client.set_tag(self.runs[trial_id], COMMAND, value)
+
+    def state(self) -> SteeringState:
+        return steered(self.folder, self.folder.journal()).state
+
+    @contextmanager
+    def driver(self) -> Iterator[Commander]:
+        """Run a driver's part in commands, its source closed as a search ends."""
+        study = steered(self.folder, self.folder.journal())
+        tags = CommandTags(self.uri, recorded_id(self.folder.path), "t")
+        with closing(TagSource(tags, study.journal)) as source:
+            yield Commander(study, [source], SilentView(), lambda: None)
+
+    def drive(self, until: Callable[[], bool]) -> None:
+        with self.driver() as commander:
+            end = time.monotonic() + 60
+            while not until():
+                assert time.monotonic() < end
+                commander.take_all()
+                threading.Event().wait(0.02)
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tag_source, "_EVERY_S", 0.02)
+
+
+@pytest.fixture
+def desk(store_uri: str) -> Desk:
+    return Desk(store_uri)
+
+
+def is_cleared(desk: Desk, number: int = 1) -> bool:
+    records = desk.folder.journal().commands.values()
+    return len(records) == number and all(record.is_cleared for record in records)
+
+
+def test_a_command_on_a_trials_run_means_that_trial(desk: Desk) -> None:
+    desk.type("stop --now", "00001")
+    desk.drive(lambda: is_cleared(desk))
+    assert desk.state().at_once == {"00001"}
+    assert desk.state().stopping == {"00001": "stopped by a person (somebody in MLflow)"}
+    assert COMMAND not in desk.tags("00001")
+    assert desk.tags("00001")[ANSWER] == "stop --now: done: trial 00001 ends at its next step"
+
+
+def test_commands_on_the_search_name_their_trials_and_what_is_wrong_is_said(desk: Desk) -> None:
+    desk.type("pause 00000")
+    desk.type("pause 7", "00001")
+    desk.drive(lambda: is_cleared(desk, 2))
+    assert desk.state().paused == {"00000"}
+    assert desk.tags()[ANSWER].startswith("pause 00000: done: ")
+    assert "refused: `trial` must be one of study 's': 00001, 00000, but got '00007'." in desk.tags("00001")[ANSWER]
+
+
+def test_the_same_words_a_second_time_are_a_second_command(desk: Desk) -> None:
+    for number, words in enumerate(("pause 0", "continue 0", "pause 0"), start=1):
+        desk.type(words)
+        desk.drive(lambda number=number: is_cleared(desk, number))
+    assert [record.command.verb for record in desk.folder.journal().commands.values()] == ["pause", "continue", "pause"]
+    assert desk.state().paused == {"00000"}
+
+
+class KilledError(BaseException):
+    """Ends what it is raised in; what has been written stays."""
+
+
+@pytest.mark.parametrize("after", ["read", "commanded", "answered", "answer written", "deleted", "cleared"])
+def test_a_driver_that_is_killed_anywhere_leaves_a_command_that_counts_once(desk: Desk, after: str) -> None:
+    """What it did up to there, step by step, by hand; then another one comes."""
+    desk.type("stop", "00001")
+    study = steered(desk.folder, desk.folder.journal())
+    tags = CommandTags(desk.uri, recorded_id(desk.folder.path), "t")
+    steps = iter(["read", "commanded", "answered", "answer written", "deleted", "cleared"])
+    with closing(TagSource(tags, study.journal)) as idle:  # its own thread only reads
+        (tagged,) = tags.read()
+        command = idle._command(tagged)
+    answer = decide(command, study)
+    acts: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: study.journal.commanded(command),
+        lambda: study.journal.answered(answer),
+        lambda: desk.client.set_tag(desk.runs["00001"], ANSWER, "..."),
+        lambda: desk.client.delete_tag(desk.runs["00001"], COMMAND),
+        lambda: study.journal.command_cleared(command.command_id),
+    ]
+    for step, act in zip(steps, acts, strict=True):
+        act()
+        if step == after:
+            break
+    desk.drive(lambda: is_cleared(desk))
+    text = (desk.folder.path / "journal.jsonl").read_text()
+    assert [text.count(f'"{word}"') for word in ("commanded", "answered", "command_cleared")] == [1, 1, 1]
+    assert list(desk.state().stopping) == ["00001"]
+    assert COMMAND not in desk.tags("00001")
+
+
+def test_a_command_that_is_typed_while_another_is_answered_stays(desk: Desk) -> None:
+    desk.type("pause 0")
+    tags = CommandTags(desk.uri, recorded_id(desk.folder.path), "t")
+    (tagged,) = tags.read()
+    desk.type("pause 1")
+    tags.answer(tagged.tag, CommandAnswer("c1", AnswerState.DONE, "..."))
+    assert desk.tags()[COMMAND] == "pause 1"
+    desk.drive(lambda: is_cleared(desk))
+    assert desk.state().paused == {"00001"}
+
+
+# ---- from other machines, on a real server ---------------------------------------------------------------------------
+def test_another_machine_sends_through_the_server(
+    make_mlflow_server: Callable[[], MlflowServer],
+) -> None:
+    server = make_mlflow_server()
+    server.start()
+    desk = Desk(server.uri)
+    over = threading.Event()
+    driver = threading.Thread(target=lambda: desk.drive(over.is_set))
+    driver.start()
+    try:
+        answer = send("s", new_command("stop", ["1"]), tracking_uri=server.uri)
+        assert (answer.state, answer.text) == (AnswerState.DONE, "trial 00001 ends at its next report")
+        with pytest.raises(CommandError, match="00001 of study 's' is to stop"):
+            send("s", new_command("pause", ["00001"]), tracking_uri=server.uri)
+    finally:
+        over.set()
+        driver.join()
+    assert not [key for key in desk.tags() if key.startswith((COMMAND, ANSWER))]
+    queued = send("s", new_command("finish"), tracking_uri=server.uri, wait_s=0.0)
+    assert queued.state is AnswerState.QUEUED
+    assert f"loraxs.answer.{queued.command_id}" in queued.text
+    server.kill()
+    with pytest.raises(TrackingError, match="must be reachable"):
+        send("s", new_command("finish"), tracking_uri=server.uri)
+    with desk.driver() as commander:  # away: nothing is heard, and nothing is raised
+        commander.take_all()
+    assert len(desk.folder.journal().commands) == 2
+
+
+def test_a_study_that_is_nowhere_is_said_to_be(store_uri: str) -> None:
+    with pytest.raises(StudyError, match="but there is no 'nothing'"):
+        send("nothing", new_command("finish"))
+
+
+def test_a_study_that_has_ended_takes_no_commands_from_afar(desk: Desk) -> None:
+    with Tracker("s", desk.folder.path, desk.uri, "t") as tracker:
+        tracker.search_finished("FINISHED")
+        assert tracker.flush(60)
+    with pytest.raises(CommandError, match="has ended"):
+        send("s", new_command("finish"), tracking_uri=desk.uri)
+
+
+def test_a_folder_without_runs_has_no_commands(store_uri: str) -> None:
+    folder: StudyFolder = new_study("empty", store_uri)
+    assert CommandTags(store_uri, recorded_id(folder.path), "t").read() == []

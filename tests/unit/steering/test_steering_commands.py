@@ -1,0 +1,235 @@
+"""A command is decided by the study alone, counts once whatever is killed, and its effect is in the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.studies import study as new_study
+
+from loraxs_search.errors import CommandError
+from loraxs_search.records import AnswerState, Command, TrialState
+from loraxs_search.search.driver.commander import Commander, InboxSource
+from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.steering import VERBS, SteeringState, decide, steered
+from loraxs_search.steering.send import new_command, send
+from loraxs_search.studies import Journal, StudyFolder
+
+
+class Heard(SilentView):
+    """Keeps what is said of commands."""
+
+    def __init__(self) -> None:
+        self.lines = list[str]()
+
+    def commanded(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class KilledError(BaseException):
+    """Ends a driver as kill -9 does: nothing is done after it."""
+
+
+def begun(name: str) -> StudyFolder:
+    """Return a study with three trials under way, and one that has ended."""
+    folder = new_study(name)
+    journal = folder.journal()
+    for number in range(4):
+        journal.trial_started(f"{number:05d}", {})
+    journal.trial_ended("00003", TrialState.COMPLETE, "trained all 20 steps")
+    return folder
+
+
+@pytest.fixture
+def folder() -> StudyFolder:
+    return begun("s")
+
+
+def command(verb: str, *trials: str, name: str = "c1", **arguments: bool) -> Command:
+    return Command(name, verb, trials, arguments, sent_by="ann on host", issued_at=float(name[1:]))
+
+
+def state(folder: StudyFolder) -> SteeringState:
+    return steered(folder, folder.journal()).state
+
+
+def take(folder: StudyFolder, *commands: Command) -> list[str]:
+    """Have a driver of its own take commands; return what was said of them."""
+    for each in commands:
+        folder.inbox().put(each)
+    view = Heard()
+    Commander(steered(folder, folder.journal()), [InboxSource(folder.inbox())], view, lambda: None).take_all()
+    assert not list(folder.inbox().waiting())
+    return view.lines
+
+
+# ---- verbs -----------------------------------------------------------------------------------------------------------
+def test_a_stop_is_known_to_every_later_driver(folder: StudyFolder) -> None:
+    (line,) = take(folder, command("stop", "00001", now=True))
+    assert line == "stop 00001 --now (ann on host): trial 00001 ends at its next step"
+    assert state(folder).stopping == {"00001": "stopped by a person (ann on host)"}
+    assert state(folder).at_once == {"00001"}
+
+
+def test_a_pause_ends_with_continue(folder: StudyFolder) -> None:
+    take(folder, command("pause", "00001"))
+    assert state(folder).paused == {"00001"}
+    take(folder, command("continue", "00001", name="c2"))
+    assert state(folder) == SteeringState()
+
+
+def test_a_pause_of_the_study_takes_the_trials_that_run_then_and_lets_none_begin(folder: StudyFolder) -> None:
+    take(folder, command("stop", "00000"), command("pause", name="c2"))
+    assert (state(folder).paused, state(folder).is_paused) == ({"00001", "00002"}, True)
+    take(folder, command("continue", "00001", name="c3"))
+    assert (state(folder).paused, state(folder).is_paused) == ({"00002"}, True)
+    take(folder, command("continue", name="c4"))
+    assert (state(folder).paused, state(folder).is_paused) == (set(), False)
+
+
+def test_a_trial_that_ends_before_it_pauses_is_not_paused(folder: StudyFolder) -> None:
+    take(folder, command("pause", "00001"))
+    folder.journal().trial_ended("00001", TrialState.COMPLETE, "trained all 20 steps")
+    assert steered(folder, folder.journal()).paused == []
+    assert "but nothing of study 's' is" in take(folder, command("continue", name="c2"))[0]
+
+
+def test_finish_ends_what_is_paused(folder: StudyFolder) -> None:
+    take(folder, command("pause", "00001"), command("finish", name="c2"))
+    now = state(folder)
+    assert now.finishing == "finished by a person (ann on host)"
+    assert now.stopping == {"00001": "finished by a person (ann on host), while it was paused"}
+    assert not now.paused
+
+
+REFUSED: list[tuple[list[Command], Command, str]] = [
+    ([], command("stop", "00003", name="c9"), "00003 of study 's' is COMPLETE (trained all 20 steps)"),
+    ([], command("stop", "00009", name="c9"), "`trial` must be one of study 's': 00003, "),
+    ([], command("stop", name="c9"), "`stop` must name one trial or more of study 's', but got none"),
+    ([], command("finish", "00001", name="c9"), "`finish` must name no trial of study 's', but got 00001"),
+    ([], command("stpo", "00001", name="c9"), "`command` must be one of: stop, "),
+    ([], command("continue", "00001", name="c9"), "needs what is paused, but trial 00001 of study 's' is"),
+    ([], command("continue", name="c9"), "needs what is paused, but nothing of study 's' is"),
+    ([command("pause", "00001")], command("pause", "00001", name="c9"), "is not paused, but trial 00001"),
+    ([command("pause")], command("pause", name="c9"), "is not paused, but all of it"),
+    ([command("stop", "00001")], command("pause", "00001", name="c9"), "trial 00001 of study 's' is to stop"),
+    ([command("stop", "00001")], command("continue", "00001", name="c9"), "trial 00001 of study 's' is to stop"),
+    ([command("finish")], command("pause", name="c9"), "study 's' is to end: finished by a person (ann on host)"),
+    ([command("finish")], command("finish", name="c9"), "study 's' is to end"),
+]
+
+
+@pytest.mark.parametrize(("before", "asked", "why"), REFUSED)
+def test_what_cannot_be_carried_out_is_refused_and_changes_nothing(
+    before: list[Command], asked: Command, why: str, folder: StudyFolder
+) -> None:
+    take(folder, *before)
+    as_it_was = state(folder)
+    (line,) = take(folder, asked)
+    assert "refused" in line
+    answer = folder.journal().commands["c9"].answer
+    assert answer is not None
+    assert answer.state is AnswerState.REFUSED
+    assert why in answer.text
+    assert answer.hint
+    assert state(folder) == as_it_was
+
+
+def test_a_study_whose_trials_have_ended_takes_no_commands(folder: StudyFolder) -> None:
+    folder.journal().search_ended("")
+    (line,) = take(folder, command("pause"))
+    assert "all trials of 's' have ended" in line
+
+
+# ---- each once -------------------------------------------------------------------------------------------------------
+commands = st.lists(
+    st.tuples(
+        st.sampled_from([*VERBS, "nonsense"]),
+        st.lists(st.sampled_from([f"{number:05d}" for number in range(5)]), max_size=2, unique=True),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=12,
+)
+numbers = iter(range(1_000_000))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(commands, st.lists(st.integers(0, 5), max_size=8))
+def test_each_command_counts_once_wherever_drivers_are_killed(
+    asked: list[tuple[str, list[str], bool]], kills: list[int]
+) -> None:
+    """A driver that is killed after so many of its writes, and then one that is not: as one that never was."""
+    sent = [command(verb, *trials, name=f"c{n}", now=now) for n, (verb, trials, now) in enumerate(asked)]
+    calm, killed = begun(f"calm-{next(numbers)}"), begun(f"killed-{next(numbers)}")
+    take(calm, *sent)
+    for each in sent:
+        killed.inbox().put(each)
+    for writes in kills:
+        with pytest.MonkeyPatch.context() as patch:
+            _dies_after(patch, writes)
+            try:
+                take(killed)
+            except KilledError:
+                continue
+    take(killed)
+    assert answers(killed) == answers(calm)
+    assert list(killed.journal().commands) == list(calm.journal().commands)
+    assert asdict(state(killed)) == asdict(state(calm))
+    text = (killed.path / "journal.jsonl").read_text()
+    assert text.count('"commanded"') == text.count('"answered"') == len(sent)
+
+
+def answers(folder: StudyFolder) -> dict[str, AnswerState | None]:
+    return {name: each.answer and each.answer.state for name, each in folder.journal().commands.items()}
+
+
+def _dies_after(patch: pytest.MonkeyPatch, writes: int) -> None:
+    left = [writes]
+
+    def dying(whole: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            if left[0] == 0:
+                raise KilledError
+            left[0] -= 1
+            return whole(*args)
+
+        return call
+
+    for of, name in ((Journal, "commanded"), (Journal, "answered"), (InboxSource, "answered")):
+        patch.setattr(of, name, dying(getattr(of, name)))
+
+
+# ---- senders ---------------------------------------------------------------------------------------------------------
+def test_a_command_for_a_study_that_nobody_runs_is_queued_and_said(folder: StudyFolder) -> None:
+    answer = send("s", new_command("stop", ["1"]))
+    assert answer.state is AnswerState.QUEUED
+    assert "nobody runs study 's' on this machine: `loraxs-search resume s` carries it out first" in answer.text
+    assert take(folder) != []
+    assert list(state(folder).stopping) == ["00001"]
+
+
+def test_what_is_wrong_with_it_is_said_at_once_where_nobody_runs_the_study(folder: StudyFolder) -> None:
+    with pytest.raises(CommandError, match="is COMPLETE"):
+        send("s", new_command("stop", ["00003"]))
+    assert not list(folder.inbox().waiting())
+
+
+def test_a_driver_that_does_not_answer_leaves_it_queued(folder: StudyFolder) -> None:
+    with folder.lock():
+        answer = send("s", new_command("stop", ["00001"]), wait_s=0.0)
+    assert answer.state is AnswerState.QUEUED
+    assert "`loraxs-search status s` shows what waits" in answer.text
+    assert len(list(folder.inbox().waiting())) == 1
+
+
+def test_a_decision_changes_nothing(folder: StudyFolder) -> None:
+    study = steered(folder, folder.journal())
+    before = (folder.path / "journal.jsonl").read_bytes()
+    assert decide(command("pause"), study).state is AnswerState.DONE
+    assert study.state == SteeringState()
+    assert (folder.path / "journal.jsonl").read_bytes() == before
