@@ -35,8 +35,13 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
 
     It checks the space, the base, the data, MLflow and Ray before it writes anything. At the end it prints the
     leaderboard, best first. That is all that stdout has, or JSON with --json. While one space is searched, a terminal
-    shows a live table, and a pipe gets plain lines. Ctrl-C stops the search cleanly (exit code 130), a second one at
-    once. `loraxs-search resume` continues after either, and after a kill.
+    shows a live table, and a pipe gets plain lines. `loraxs-search status STUDY --watch` shows the same elsewhere.
+
+    For programs: `loraxs-search launch movie_reviews --events`. Stdout then has one JSON object a line, as things
+    happen. `loraxs-search status --help` lists the events. The last one has what --json prints.
+
+    Ctrl-C stops the search cleanly (exit code 130), a second one at once. `loraxs-search resume` continues after
+    either, and after a kill.
 
     A name that a study has already is refused. Without --address, the search uses all GPUs of this machine, or its CPUs
     if it has none.

@@ -61,8 +61,8 @@ def command(
     A study that nobody works on is `interrupted`, and so are its trials that have not ended: `resume` goes on with
     them. One that a driver on another machine has taken over in its storage is `elsewhere`.
 
-    Trials come best first: complete ones, then running ones, those
-    that were stopped early (PRUNED), and failed ones. `--json` has the reason.
+    Trials come best first: complete ones, then running ones, those that were stopped early (PRUNED), and failed ones.
+    `--json` has the reason.
 
     The scores of the table are of the last report, on at most `validation_rows` rows. With `search.keep: best` those of
     a complete trial are of its best report, and `kept` is its step. At the end, candidates are scored on all validation
@@ -105,7 +105,10 @@ def _check_options(study: str | None, given: Mapping[str, bool]) -> None:
     """
     forms = [name for name in ("--csv", "--json", "--events") if given[name]]
     if len(forms) > 1:
-        raise UsageError(f"`{forms[0]}` must be the only form of output, but got {' and '.join(forms)}.")
+        raise UsageError(
+            f"`{forms[0]}` must be the only form of output, but got {' and '.join(forms)}.",
+            hint="leave one of them out",
+        )
     alone = [name for name in ("--watch", "--events") if given[name]]
     if study is None and alone:
         raise UsageError(f"`{alone[0]}` must be given with a study.", hint="`loraxs-search status` lists them")

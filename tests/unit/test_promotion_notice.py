@@ -8,15 +8,18 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from support.searched_studies import Tried, searched
 
-from loraxs_search import promotion_notice
+import loraxs_search
+from loraxs_search import promotion_notice, registry
+from loraxs_search.home import write_atomic
 from loraxs_search.promotion_notice import shown_address, tell
-from loraxs_search.records import Decision, Notification, PromotedEvent, from_json
+from loraxs_search.records import Decision, Notification, PromotedEvent, PromotionRule, from_json, to_json
 
 DECISION = Decision("reviews", "mine", True, "00004", 0.81, None, "accuracy", ("better",), version=3)
 
@@ -200,3 +203,33 @@ def test_of_an_address_its_server_is_shown() -> None:
         "https://hooks.example.com:8443/***"
     )
     assert shown_address("$TEAM_WEBHOOK") == "$TEAM_WEBHOOK"
+
+
+def promotes(decision: Decision, notification: Notification | None, monkeypatch: pytest.MonkeyPatch) -> Decision:
+    """Promote a study whose registry decides so."""
+    folder = searched("mine", [Tried({"rank": 4}, 0.8)])
+    info = replace(folder.info, promotion=PromotionRule(notify=notification))
+    write_atomic(folder.path / "study.json", to_json(info))
+    monkeypatch.setattr(registry.Registry, "promote", lambda *_, **__: (decision, None))
+    return loraxs_search.promote("mine", tracking_uri=f"sqlite:///{folder.path}/mlflow.db")
+
+
+@pytest.mark.parametrize("promoted", [True, False])
+def test_promote_tells_of_a_promotion_and_of_nothing_else(
+    webhook: Webhook, monkeypatch: pytest.MonkeyPatch, promoted: bool
+) -> None:
+    decision = replace(DECISION, promoted=promoted)
+    assert promotes(decision, Notification(webhook.address), monkeypatch) == decision
+    assert len(webhook.bodies) == promoted
+
+
+def test_promote_stands_although_nobody_could_be_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert promotes(DECISION, Notification(command=("no-such-program-here",)), monkeypatch) == DECISION
+    assert "the adapter is promoted, but nobody was told" in caplog.text
+
+
+def test_nobody_is_told_by_default(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    assert promotes(DECISION, None, monkeypatch) == DECISION
+    assert caplog.records == []
