@@ -1,4 +1,4 @@
-"""Telling others of a promotion: a POST to a URL, a program with JSON on its stdin. What fails is a warning."""
+"""Notifying others of a promotion: a POST to a URL, a program with JSON on its stdin. What fails is a warning."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ANSWER_S, _POST_S, _COMMAND_S = 5.0, 20.0, 30.0  # for an answer, for all tries
 
 
 class _NoticeError(Exception):
-    """Somebody could not be told; the message says why."""
+    """A notification failed; the message says why."""
 
 
 class _PassingError(_NoticeError):
@@ -39,8 +39,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def tell(notification: Notification, decision: Decision, *, pause: Callable[[float], None] = time.sleep) -> None:
-    """Tell who wants to know of a promotion, once. It takes a minute at most, and whatever goes wrong is a warning.
+def notify(notification: Notification, decision: Decision, *, pause: Callable[[float], None] = time.sleep) -> None:
+    """Notify a server and a program of a promotion, once, within a minute; what goes wrong is a warning.
 
     Args:
         pause: How to wait before the next try.
@@ -54,9 +54,9 @@ def tell(notification: Notification, decision: Decision, *, pause: Callable[[flo
     )
     body = to_json(event).encode()
     if notification.url:
-        _warn_if(lambda: _post(notification.url, body, pause), f"by {shown_address(notification.url)}")
+        _warn_if(lambda: _post(notification.url, body, pause), shown_address(notification.url))
     if notification.command:
-        _warn_if(lambda: _run(notification.command, body), f"by {notification.command[0]!r}")
+        _warn_if(lambda: _run(notification.command, body), repr(notification.command[0]))
 
 
 def shown_address(url: str) -> str:
@@ -67,11 +67,11 @@ def shown_address(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/***"
 
 
-def _warn_if(act: Callable[[], None], how: str) -> None:
+def _warn_if(act: Callable[[], None], whom: str) -> None:
     try:
         act()
     except _NoticeError as error:
-        log.warning("the adapter is promoted, but nobody was told %s: %s", how, error)
+        log.warning("the adapter is promoted, but notifying %s failed: %s", whom, error)
 
 
 # ---- a server --------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class LinesView:
 
     Args:
         browse: Where the trials can be seen in MLflow, for people.
-        label: What each line begins with, to tell studies apart.
+        label: What each line begins with, so that studies differ.
         began: When the seconds begin, since 1970.
         warns: Whether to write warnings too; where logging does, they would be there twice.
     """

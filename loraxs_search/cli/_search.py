@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -111,7 +112,8 @@ def watched_together(
 @contextlib.contextmanager
 def _sinks(where: str, as_events: bool) -> Iterator[Sinks]:
     stream = [EventStream(sys.stdout)] if as_events else []
-    if sys.stderr.isatty() and not (as_events and sys.stdout.isatty()):
+    is_shared = as_events and sys.stdout.isatty()  # a view would be drawn into the stream
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_shared:
         from loraxs_search.cli._live import LiveView
 
         with LiveView(where) as live:
@@ -119,7 +121,7 @@ def _sinks(where: str, as_events: bool) -> Iterator[Sinks]:
     else:
         from loraxs_search.cli._lines import LinesView
 
-        yield Sinks(*stream, *([] if as_events and sys.stdout.isatty() else [LinesView(sys.stderr, where)]))
+        yield Sinks(*stream, *([] if is_shared else [LinesView(sys.stderr, where)]))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from loraxs_search.records._yardstick import Yardstick
 
 @dataclass(frozen=True)
 class Notification:
-    """Who is told when a finalist becomes champion; `PromotedEvent` is what they get, as JSON.
+    """Who is notified when a finalist becomes champion; they get a `PromotedEvent` as JSON.
 
     Args:
         url: Gets it by POST; `$NAME` stands for what the environment has under that name. Empty where nobody does.
@@ -44,7 +44,7 @@ class PromotionRule:
         methods: Methods whose trials may be candidates; none named means all but yardsticks.
         choose: Which trials are candidates: the best ones, or the best one and the smallest within `tolerance` of it.
             Either way, those of the front of metric and stored bytes come first where that was searched for.
-        notify: Who is told of a promotion; None where nobody is.
+        notify: Who is notified of a promotion; None where nobody is.
     """
 
     metric: str | None = None

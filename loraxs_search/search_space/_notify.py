@@ -1,4 +1,4 @@
-"""`promotion.notify:`, who is told of a promotion."""
+"""`promotion.notify:`, who is notified of a promotion."""
 
 from __future__ import annotations
 

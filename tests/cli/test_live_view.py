@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import signal
@@ -322,8 +323,18 @@ def test_ctrl_c_in_a_terminal_ends_in_order_and_resume_goes_on(searched, termina
     assert out.read_text() == ""
 
     assert ["stopped", "tiny-reviews", "interrupted"] in [line.split()[:3] for line in shell.ok("status").splitlines()]
-    table = shell.ok("resume", "stopped")
-    assert [line.split()[1] for line in table.splitlines()[1:]] == ["COMPLETE"] * 2 + ["YARDSTICK"] * 3
+    events = [json.loads(line) for line in shell.ok("resume", "stopped", "--events").splitlines()]
+    followed = [json.loads(line) for line in shell.ok("status", "stopped", "--events").splitlines()]
+    assert [trial["state"] for trial in events[-1]["result"]["trials"]] == ["COMPLETE"] * 2
+    begun = [number for number, event in enumerate(followed) if event["event"] == "search_started"]
+    assert len(begun) == 2
+    since = [event for event in events if event["study"] and "last records" not in event.get("text", "")]
+    assert untimed(followed[begun[1] :]) == untimed(since[since.index(followed[begun[1]]) :])
+
+
+def untimed(events: list[dict]) -> list[dict]:
+    """A phase has a moment of its own in the journal."""
+    return [{**event, "at": 0.0} if event["event"] == "phase" else event for event in events]
 
 
 @pytest.mark.long

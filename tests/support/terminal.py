@@ -64,7 +64,7 @@ class Terminal:
         os.write(self._master, key)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Change the size; the kernel tells the program."""
+        """Change the size; the kernel signals the program."""
         self._screen.resize(rows, columns)
         termios.tcsetwinsize(self._master, (rows, columns))
 

@@ -1,4 +1,4 @@
-"""Who is told of a promotion, what they get, and that a promotion stands whatever becomes of telling."""
+"""Who is notified of a promotion, what they get, and that a promotion stands whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.searched_studies import Tried, searched
 import loraxs_search
 from loraxs_search import promotion_notice, registry
 from loraxs_search.home import write_atomic
-from loraxs_search.promotion_notice import shown_address, tell
+from loraxs_search.promotion_notice import notify, shown_address
 from loraxs_search.records import Decision, Notification, PromotedEvent, PromotionRule, from_json, to_json
 
 DECISION = Decision("reviews", "mine", True, "00004", 0.81, None, "accuracy", ("better",), version=3)
@@ -65,7 +65,7 @@ def paused(_: float) -> None:
 
 
 def test_a_server_gets_the_decision_as_json(webhook: Webhook, caplog: pytest.LogCaptureFixture) -> None:
-    tell(Notification(url=webhook.address), DECISION)
+    notify(Notification(url=webhook.address), DECISION)
     (body,), (headers,) = webhook.bodies, webhook.headers
     event = from_json(PromotedEvent, body)
     assert event.decision == DECISION
@@ -80,7 +80,7 @@ def test_an_address_may_come_from_the_environment_and_have_an_account(
     webhook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEAM_WEBHOOK", webhook.address.replace("://", "://me:pass%40word@"))
-    tell(Notification(url="$TEAM_WEBHOOK"), DECISION)
+    notify(Notification(url="$TEAM_WEBHOOK"), DECISION)
     assert webhook.headers[0]["Authorization"] == "Basic bWU6cGFzc0B3b3Jk"
     assert "pass" not in webhook.headers[0]["Host"]
 
@@ -98,7 +98,7 @@ def test_it_is_tried_again_only_where_that_may_help(
     webhook: Webhook, caplog: pytest.LogCaptureFixture, answers: list[int], asked: int, said: str | None
 ) -> None:
     webhook.answers += answers
-    tell(Notification(url=webhook.address), DECISION, pause=paused)
+    notify(Notification(url=webhook.address), DECISION, pause=paused)
     assert len(webhook.bodies) == asked
     assert (said is None) == (caplog.text == "")
     assert said is None or said in caplog.text
@@ -111,8 +111,8 @@ def test_a_server_that_is_away_or_no_such_server_is_a_warning_without_secrets(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    tell(Notification(url=f"{scheme}://me:SECRET@127.0.0.1:{port}/SECRET"), DECISION, pause=paused)
-    assert "the adapter is promoted, but nobody was told" in caplog.text
+    notify(Notification(url=f"{scheme}://me:SECRET@127.0.0.1:{port}/SECRET"), DECISION, pause=paused)
+    assert "the adapter is promoted, but notifying" in caplog.text
     assert f"{scheme}://127.0.0.1:{port}/***" in caplog.text
     assert "cannot be reached" in caplog.text
     assert "SECRET" not in caplog.text
@@ -130,7 +130,7 @@ def test_a_server_that_answers_what_is_no_http_is_a_warning(caplog: pytest.LogCa
 
         thread = threading.Thread(target=answer)
         thread.start()
-        tell(Notification(url=f"http://127.0.0.1:{listening.getsockname()[1]}/"), DECISION, pause=paused)
+        notify(Notification(url=f"http://127.0.0.1:{listening.getsockname()[1]}/"), DECISION, pause=paused)
         thread.join()
     assert "its answer is no HTTP" in caplog.text
 
@@ -140,7 +140,7 @@ def test_a_server_that_never_answers_whole_is_given_up(
 ) -> None:
     monkeypatch.setattr(promotion_notice, "_POST_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        tell(Notification(url=f"http://127.0.0.1:{listening.getsockname()[1]}/"), DECISION)
+        notify(Notification(url=f"http://127.0.0.1:{listening.getsockname()[1]}/"), DECISION)
     assert "no whole answer in 0.05 s" in caplog.text
 
 
@@ -148,15 +148,15 @@ def test_a_variable_that_is_not_there_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("TEAM_WEBHOOK", raising=False)
-    tell(Notification(url="$TEAM_WEBHOOK"), DECISION)
-    assert "nobody was told by $TEAM_WEBHOOK: the environment variable TEAM_WEBHOOK must be an address" in caplog.text
+    notify(Notification(url="$TEAM_WEBHOOK"), DECISION)
+    assert "notifying $TEAM_WEBHOOK failed: the environment variable TEAM_WEBHOOK must be an address" in caplog.text
 
 
 def test_a_program_gets_it_on_stdin_and_leaves_stdout_alone(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     script = "import pathlib, sys; print('talk'); pathlib.Path(sys.argv[1]).write_text(sys.stdin.read())"
-    tell(Notification(command=(sys.executable, "-c", script, str(tmp_path / "got"))), DECISION)
+    notify(Notification(command=(sys.executable, "-c", script, str(tmp_path / "got"))), DECISION)
     assert json.loads((tmp_path / "got").read_text())["decision"]["winner"] == "00004"
     assert capfd.readouterr().out == ""
     assert caplog.records == []
@@ -165,7 +165,7 @@ def test_a_program_gets_it_on_stdin_and_leaves_stdout_alone(
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (("no-such-program-here",), "by 'no-such-program-here': it cannot be started"),
+        (("no-such-program-here",), "notifying 'no-such-program-here' failed: it cannot be started"),
         ((sys.executable, "-c", "print('what went wrong'); raise SystemExit(3)"), "exit code 3: what went wrong"),
         ((sys.executable, "-c", "raise SystemExit(3)"), "exit code 3: it said nothing"),
         (("a\0b",), "it cannot be started"),
@@ -174,7 +174,7 @@ def test_a_program_gets_it_on_stdin_and_leaves_stdout_alone(
 def test_a_program_that_fails_is_a_warning(
     caplog: pytest.LogCaptureFixture, command: tuple[str, ...], said: str
 ) -> None:
-    tell(Notification(command=command), DECISION)
+    notify(Notification(command=command), DECISION)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert said in record.getMessage()
@@ -184,16 +184,16 @@ def test_a_program_that_does_not_end_is_ended(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(promotion_notice, "_COMMAND_S", 0.05)
-    tell(Notification(command=(sys.executable, "-c", "import threading; threading.Event().wait()")), DECISION)
+    notify(Notification(command=(sys.executable, "-c", "import threading; threading.Event().wait()")), DECISION)
     assert "it had not ended after 0.05 s" in caplog.text
 
 
-def test_a_program_is_told_although_a_server_is_not(
+def test_a_program_is_notified_although_a_server_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NOWHERE", raising=False)
     script = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"
-    tell(Notification("$NOWHERE", (sys.executable, "-c", script, str(tmp_path / "got"))), DECISION)
+    notify(Notification("$NOWHERE", (sys.executable, "-c", script, str(tmp_path / "got"))), DECISION)
     assert (tmp_path / "got").exists()
     assert len(caplog.records) == 1
 
@@ -215,7 +215,7 @@ def promotes(decision: Decision, notification: Notification | None, monkeypatch:
 
 
 @pytest.mark.parametrize("promoted", [True, False])
-def test_promote_tells_of_a_promotion_and_of_nothing_else(
+def test_promote_notifies_of_a_promotion_and_of_nothing_else(
     webhook: Webhook, monkeypatch: pytest.MonkeyPatch, promoted: bool
 ) -> None:
     decision = replace(DECISION, promoted=promoted)
@@ -223,13 +223,13 @@ def test_promote_tells_of_a_promotion_and_of_nothing_else(
     assert len(webhook.bodies) == promoted
 
 
-def test_promote_stands_although_nobody_could_be_told(
+def test_a_promotion_stands_although_its_notification_failed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert promotes(DECISION, Notification(command=("no-such-program-here",)), monkeypatch) == DECISION
-    assert "the adapter is promoted, but nobody was told" in caplog.text
+    assert "the adapter is promoted, but notifying" in caplog.text
 
 
-def test_nobody_is_told_by_default(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_nobody_is_notified_by_default(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     assert promotes(DECISION, None, monkeypatch) == DECISION
     assert caplog.records == []

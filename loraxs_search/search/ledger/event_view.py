@@ -1,4 +1,4 @@
-"""A search as events: what a view is told, in the form in which the journal can be read again."""
+"""A search as events: the calls of a view, in the form in which a journal is read again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`promotion.notify`: who is told of a promotion, checked with the space and its line, its secrets not shown."""
+"""`promotion.notify`: who is notified of a promotion, checked with the space and its line, its secrets not shown."""
 
 from __future__ import annotations
 
