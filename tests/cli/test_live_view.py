@@ -51,7 +51,9 @@ def test_lines_say_each_event_once() -> None:
     first = begun(0, 1000.0)
     view.trial_changed(first)
     view.trial_changed(reported(first, 20, 0.5, 1020.0))
-    view.trial_changed(closed(reported(first, 20, 0.5, 1020.0), TrialState.COMPLETE, 1020.0, "trained all 20 steps"))
+    for _ in range(2):
+        end = closed(reported(first, 20, 0.5, 1020.0), TrialState.COMPLETE, 1020.0, "trained all 20 steps")
+        view.trial_changed(end)
     view.trial_changed(closed(begun(1, 1001.0), TrialState.FAIL, 1030.0, "no finite loss"))
     view.noted(YardstickScoredEvent(study="mine", at=1031.0, name="tfidf", metrics={"pearson": 0.4}))
     view.noted(CandidateScoredEvent(study="mine", at=1032.0, trial="00000.1", split="test", metrics={"pearson": 0.6}))

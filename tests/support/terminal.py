@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import termios
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,8 +65,15 @@ class Terminal:
         os.write(self._master, key)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Change the size; the kernel signals the program."""
+        """Change the size; the kernel signals the program.
+
+        Lines that are too long now are wrapped, as most terminals do: what was drawn takes other rows than before.
+        """
+        shown, hidden = self._screen.display[: self._screen.cursor.y + 1], not self.has_cursor
+        wrapped = [part for line in shown for part in textwrap.wrap(line.rstrip(), columns) or [""]]
         self._screen.resize(rows, columns)
+        self._screen.reset()
+        self._stream.feed("\r\n".join(wrapped) + ("\x1b[?25l" if hidden else ""))
         termios.tcsetwinsize(self._master, (rows, columns))
 
     def wait_for(self, pattern: str, timeout_s: float = 120.0) -> None:

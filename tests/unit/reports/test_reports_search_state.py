@@ -105,7 +105,7 @@ def test_a_search_that_goes_on_counts_what_was_trained_before_but_not_as_its_pac
     before = closed(reported(begun(0, 10.0), 80, 0.5, 20.0), TrialState.COMPLETE, 20.0)
     half = reported(begun(1, 10.0), 40, 0.4, 20.0)
     view = EventView(events.append, known.append)
-    view.started(replace(FACTS, trials=(before, half)))
+    view.started(replace(FACTS, trials=(before, half), slots={}))
     view.trial_changed(half)
     assert [event.event for event in events] == ["search_started"], "nothing is said twice"
     assert [event.event for event in known] == [
@@ -117,6 +117,7 @@ def test_a_search_that_goes_on_counts_what_was_trained_before_but_not_as_its_pac
         state.happened(event)
     assert state.steps_done == 120
     assert state.seconds_left(1000.0) is None
+    assert state.hosts(1000.0) == [], "they trained for an earlier driver"
     view.trial_changed(reported(half, 60, 0.45, 1010.0))
     state.happened(events[-1])
     assert state.seconds_left(1010.0) == pytest.approx((20 + 2 * 80 + 160) / 2.0)

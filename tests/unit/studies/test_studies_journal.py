@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from loraxs_search.append_log import AppendLog
 from loraxs_search.errors import StudyError
 from loraxs_search.records import AdapterSize, PhaseEvent, TrialReport, TrialState, WarningEvent
 from loraxs_search.studies import Journal
@@ -149,9 +151,18 @@ def test_each_report_has_the_time_at_which_it_was_recorded(path: Path) -> None:
     assert record.started_at <= record.reported_at[0] <= record.reported_at[1]
 
 
-def test_threads_may_note_while_the_driver_records(path: Path) -> None:
-    journal = Journal(path)
+def test_threads_may_note_while_the_driver_records(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, append, at_once = Journal(path), AppendLog.append, list[int]()
     journal.trial_started("00000", {"rank": 8})
+
+    def slowly(log: AppendLog, lines: bytes, *, flush_to_device: bool = False) -> None:
+        at_once.append(1)
+        assert len(at_once) == 1
+        time.sleep(0)  # another thread's turn
+        append(log, lines, flush_to_device=flush_to_device)
+        at_once.pop()
+
+    monkeypatch.setattr(AppendLog, "append", slowly)
 
     def note(number: int) -> None:
         for _ in range(50):
