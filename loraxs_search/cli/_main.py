@@ -21,6 +21,7 @@ from loraxs_search.cli import (
     doctor,
     finish,
     history,
+    init,
     launch,
     ls,
     pause,
@@ -67,7 +68,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _VERBS = (
-    *(check, doctor, launch, status, compare, resume, sync),
+    *(init, check, doctor, launch, status, compare, resume, sync),
     *(stop, pause, continue_, finish),
     *(promote, ls, show, history, rollback, rm),
     *(pull, predict, ui),

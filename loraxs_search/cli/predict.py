@@ -31,7 +31,8 @@ def command(
         list[str] | None, typer.Argument(help="One text for each row; of several columns, each in turn.")
     ] = None,
     file: Annotated[
-        str | None, typer.Option("--file", help="Rows from a .txt, .csv, .tsv or .jsonl file; - is standard input.")
+        str | None,
+        typer.Option("--file", help="Rows of a .txt, .csv, .tsv, .jsonl or .parquet file; - is stdin."),
     ] = None,
     form: Annotated[Form, typer.Option("--format", help="How answers are printed.")] = "text",
     repl: Annotated[
@@ -48,8 +49,8 @@ def command(
     terminal word by word; the texts that you give are the columns of its prompt, one after the other for each row. Such
     answers may have several lines, and so may texts: --format csv, --format jsonl and --json keep each row by itself.
 
-    A .csv or .tsv file has a header with the task's columns, a .jsonl file an object in each line; others are ignored.
-    Any other file has a text in each line.
+    A file is read as training data are: a .csv or .tsv has a header with the task's columns, a .jsonl an object in each
+    line, and other columns are ignored. A .txt has a text in each line, and so has standard input.
 
     A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads the base model: to serve many requests,
     use --repl, or in Python `loraxs_search.load` or `loraxs_search.AdapterBank`.

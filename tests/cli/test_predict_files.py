@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -52,10 +53,10 @@ def test_every_form_of_file_gives_the_rows_that_python_gives(say: Say, adapter: 
         table(tmp_path / "rows.TSV", rows, "\t"),
         table(tmp_path / "one.csv", [["review"], *([text] for text in TEXTS)]),
         tmp_path / "rows.jsonl",
-        tmp_path / "texts.jsonl",
+        tmp_path / "rows.json.gz",
     ]
     files[3].write_text(objects)
-    files[4].write_text("\ufeff" + "".join(json.dumps(text) + "\n" for text in TEXTS))
+    files[4].write_bytes(gzip.compress(json.dumps([{"text": text} for text in TEXTS]).encode()))
     for file in files:
         lines = say("predict", str(adapter), "--file", str(file), "--format", "jsonl").ok.splitlines()
         assert [json.loads(line) for line in lines] == expected, file.name
@@ -106,13 +107,15 @@ def test_columns_are_found_by_their_names(say: Say, writer: Path, tmp_path: Path
             "txt,label\nso,1\n",
             "lacks a column of the task. `column` must be one of: txt, label, but got 'text'",
         ),
-        ("a.csv", "text,text\nso,so\n", "A column must be there once, but "),
-        ("a.csv", 'text,n\nso,1\n"two\nlines",2,3\n', "the row that ends in line 4 of "),
-        ("a.csv", 'text,n\n"so,1\n', "`--file` must be a table, but line 2 of "),
-        ("a.jsonl", '{"text": "so"}\nso\n', "Each line must be JSON, but line 2 of "),
-        ("a.jsonl", '{"txt": "so"}\n', "lacks a column of the task. `column` must be one of: txt, but got 'text'"),
-        ("a.jsonl", "3\n", "Each line must be an object with text, but line 1 of "),
-        ("a.txt", b"so\ns\xfc\xdf\n", "`--file` must be UTF-8, but line 2 of "),
+        ("a.csv", "text,text\nso,so\n", "`--file` must name each column once, but its header has 'text' twice: "),
+        ("a.csv", 'n,text\n1,so\n"two\nlines"\n', "a field for each of the 2 columns, but line 3 has 1: "),
+        ("a.csv", 'text,n\n"so,1\n', "`--file` must be separated values, but the row in line 2 cannot be read"),
+        ("a.csv", "text;n\nso;1\n", "must be separated by commas, but its header is separated by semicolons: "),
+        ("a.jsonl", '{"text": "so"}\nso\n', "line 2"),
+        ("a.jsonl", '{"txt": "so", "n": 1}\n', "`column` must be one of: txt, n, but got 'text'"),
+        ("a.jsonl", "3\n", "must hold objects, but line 1 has 3"),
+        ("a.md", "so\n", "`--file` must end in one of .json, .jsonl, .csv, .tsv, .parquet"),
+        ("a.txt", b"so\ns\xfc\xdf\n", "`--file` must be text in UTF-8, but line 2 of "),
         ("a.txt", "\n \n", "`--file` must have a row at least"),
     ],
 )
