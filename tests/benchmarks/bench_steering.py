@@ -37,8 +37,8 @@ def drive() -> None:
     from loraxs_search.studies import StudyFolder
     from loraxs_search.tracking import ensure_store, resolve_uri
 
-    overrides = (f"search.trials={TRIALS}", f"search.pack_size={AT_ONCE}", "search.max_steps=320", "promotion.seeds=0")
-    space = load_space("movie_reviews", overrides=(*overrides, "search.report_every=40", "promotion.candidates=1"))
+    overrides = (f"search.trials={TRIALS}", f"search.pack_size={AT_ONCE}", "search.max_steps=1600", "promotion.seeds=0")
+    space = load_space("movie_reviews", overrides=(*overrides, "search.scheduler=none", "promotion.candidates=1"))
     ensure_store(resolve_uri(None))
     info = StudyFolder.open(NAME).info if StudyFolder.exists(NAME) else new_study(space, NAME, resolve_uri(None))
     run(info, space, PACE_S, Gauge(TRIALS, TRIALS + 1, threading.Event()), threading.Event())
@@ -50,17 +50,22 @@ def start(home: str) -> subprocess.Popen[bytes]:
 
 
 # ---- the people ------------------------------------------------------------------------------------------------------
-def random_command(draw: random.Random, trials: list[str]) -> Any:
+def random_command(draw: random.Random) -> Any:
+    """Return a command that mostly makes sense as the study stands; some contradict others, or name no trial."""
+    from loraxs_search.records import TrialState
+    from loraxs_search.steering import steered
     from loraxs_search.steering.send import new_command
+    from loraxs_search.studies import StudyFolder
 
-    verb = draw.choice(("stop", "stop", "pause", "pause", "continue", "continue"))
-    if verb != "stop" and draw.random() < 0.2:
+    folder = StudyFolder.open(NAME)
+    study = steered(folder, folder.journal())
+    running = [name for name, record in study.records.items() if record.state is TrialState.RUNNING]
+    verb = draw.choice(("stop", "pause", "pause", "continue", "continue", "continue"))
+    if verb != "stop" and draw.random() < 0.1:
         return new_command(verb)  # the whole study
-    recent = trials[-12:] or ["00000"]
-    some = draw.sample(recent, draw.randint(1, min(2, len(recent))))
-    if draw.random() < 0.05:
-        some = ["99999"]
-    return new_command(verb, some, {"now": draw.random() < 0.5} if verb == "stop" else {})
+    some = study.paused if verb == "continue" and study.paused else running
+    named = draw.sample(some, min(len(some), draw.randint(1, 2))) if draw.random() < 0.95 else ["99999"]
+    return new_command(verb, named, {"now": draw.random() < 0.5} if verb == "stop" else {})
 
 
 def send(command: Any, through_mlflow: bool) -> None:
@@ -90,7 +95,7 @@ def steer(num_commands: int, num_kills: int, draw: random.Random, home: str) -> 
     wait_for(lambda: len(trials()) >= AT_ONCE, driver)
     for act in acts:
         if act == "command":
-            command = random_command(draw, trials())
+            command = random_command(draw)
             send(command, through_mlflow=len(sent) % 3 == 2)
             sent[command.command_id] = time.time()
             time.sleep(draw.uniform(0, 1.5))

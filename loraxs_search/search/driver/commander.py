@@ -47,11 +47,18 @@ class InboxSource:
 def commands(
     study: SteeredStudy, tracking_uri: str, view: SearchView, follow: Callable[[], None]
 ) -> Iterator[Commander]:
-    """Yield the commander of a study, which hears the people on this machine and those who may write to MLflow."""
+    """Yield the commander of a study, which hears the people on this machine and those who may write to MLflow.
+
+    Where the search comes to its end, whatever waits then is answered.
+    """
     folder, journal = study.folder, study.journal
     tags = CommandTags(tracking_uri, recorded_id(folder.path), folder.info.task.name)
     with contextlib.closing(TagSource(tags, journal)) as tag_source:
-        yield Commander(study, [InboxSource(folder.inbox()), tag_source], view, follow)
+        commander = Commander(study, [InboxSource(folder.inbox()), tag_source], view, follow)
+        yield commander
+        tag_source.settle()  # a search may end before it has looked once
+        commander.take_all()
+        tag_source.settle()
 
 
 class Commander:

@@ -167,7 +167,6 @@ class Driver:
             self._view.yardsticks_scored(yardsticks.known())
             if folder.candidates() is None:
                 self._keep_adapters(folder, actors, ledger, tracker, watch)
-            commander.take_all()
         self._view.write_to(None)
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)

@@ -33,7 +33,9 @@ class TagSource:
 
     def __init__(self, tags: CommandTags, journal: Journal) -> None:
         self._tags, self._journal = tags, journal
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._num_looks = 0
+        self._wake = threading.Event()
         self._read: list[TaggedCommand] | None = None  # what the latest look found, until it is handed over
         self._answers: dict[str, tuple[Command, CommandAnswer]] = {}  # to be written
         self._deleted: list[str] = []  # ids of commands whose tags are gone, until it is journalled
@@ -72,9 +74,23 @@ class TagSource:
             with self._lock:
                 self._answers[command.command_id] = (command, answer)
 
+    def settle(self) -> None:
+        """Wait until answers so far are written and tags read; seconds at most, not at all for a store that is away.
+
+        One look may have begun before; two that end after this cannot both.
+        """
+        for _ in range(2):
+            with self._lock:
+                before = self._num_looks
+                self._wake.set()
+                self._lock.wait_for(lambda before=before: self._num_looks > before, _LAST_S)  # type: ignore[misc]
+                if self._is_away:
+                    return
+
     def close(self) -> None:
-        """Write the last answers, in seconds; what stays unwritten is left to the next driver."""
+        """End the thread; what is not written is left to the next driver."""
         self._closing.set()
+        self._wake.set()
         self._thread.join(_LAST_S)
         self.waiting()
 
@@ -90,12 +106,13 @@ class TagSource:
     # ---- the thread's side -------------------------------------------------------------------------------------------
     def _work(self) -> None:
         pause_s = _EVERY_S
-        while True:
-            closing = self._closing.is_set()
+        while not self._closing.is_set():
+            self._wake.clear()
             pause_s = _EVERY_S if self._look() else min(2 * pause_s, _LONGEST_S)
-            if closing:
-                return
-            self._closing.wait(pause_s)
+            with self._lock:
+                self._num_looks += 1
+                self._lock.notify_all()
+            self._wake.wait(pause_s)
 
     def _look(self) -> bool:
         """Write what is to be written, then read; return whether the store took part."""

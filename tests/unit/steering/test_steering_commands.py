@@ -184,6 +184,13 @@ def test_each_command_counts_once_wherever_drivers_are_killed(
     assert text.count('"commanded"') == text.count('"answered"') == len(sent)
 
 
+def test_a_command_that_was_taken_is_carried_out_though_its_source_is_gone(folder: StudyFolder) -> None:
+    """As a tag that somebody deletes by hand once the driver that has taken it is killed."""
+    folder.journal().commanded(command("stop", "00001"))
+    assert len(take(folder)) == 1
+    assert list(state(folder).stopping) == ["00001"]
+
+
 def answers(folder: StudyFolder) -> dict[str, AnswerState | None]:
     return {name: each.answer and each.answer.state for name, each in folder.journal().commands.items()}
 

@@ -14,7 +14,7 @@ from support.studies import study as new_study
 from loraxs_search.errors import CommandError, StudyError, TrackingError
 from loraxs_search.records import AnswerState, CommandAnswer
 from loraxs_search.search.driver import tag_source
-from loraxs_search.search.driver.commander import Commander
+from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.search.driver.tag_source import TagSource
 from loraxs_search.search.ledger.view import SilentView
 from loraxs_search.steering import SteeringState, decide, steered
@@ -98,6 +98,17 @@ def test_commands_on_the_search_name_their_trials_and_what_is_wrong_is_said(desk
     assert desk.state().paused == {"00000"}
     assert desk.tags()[ANSWER].startswith("pause 00000: done: ")
     assert "refused: `trial` must be one of study 's': 00001, 00000, but got '00007'." in desk.tags("00001")[ANSWER]
+
+
+def test_what_waits_as_a_search_ends_is_answered(desk: Desk) -> None:
+    desk.folder.journal().search_ended("")
+    desk.type("stop", "00001")
+    study = steered(desk.folder, desk.folder.journal())
+    with commands(study, desk.uri, SilentView(), lambda: None):
+        pass  # it has not looked once
+    assert "refused" in desk.tags("00001")[ANSWER]
+    assert COMMAND not in desk.tags("00001")
+    assert is_cleared(desk)
 
 
 def test_the_same_words_a_second_time_are_a_second_command(desk: Desk) -> None:
