@@ -160,7 +160,9 @@ class SearchState:
     def hosts(self, now: float) -> list[HostLine]:
         """Return the nodes that train, or could, by address."""
         slots = self.facts.slots if self.facts else {}
-        busy = Counter(line.host for line in self.trials.values() if line.state is TrialState.RUNNING and line.host)
+        only = next(iter(slots)) if len(slots) == 1 else ""  # where trials are that have not reported yet
+        running = (line.host or only for line in self.trials.values() if line.state is TrialState.RUNNING)
+        busy = Counter(filter(None, running))
         return [
             HostLine(name, busy[name], slots.get(name), pace.per_s(now) if (pace := self._hosts.get(name)) else None)
             for name in sorted({*slots, *self._hosts})

@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 from support.recorded_search import FACTS, begun, closed, finishing, reported, training
 from support.scripted_driver import ScriptedDriver
+from support.shell import Shell
 from support.studies import study
 from support.terminal import Terminal
 
@@ -305,19 +306,19 @@ def test_a_pipe_gets_lines_and_then_the_table(driver: ScriptedDriver) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal_ends_in_order_and_resume_goes_on(searched, terminals, tiny_space_text, tmp_path):
+def test_ctrl_c_in_a_terminal_ends_in_order_and_resume_goes_on(warm_home, terminals, tiny_space_text, tmp_path):
     """The whole story on a real search: live table, Ctrl-C, status, resume in a pipe."""
-    shell = searched.shell
+    shell = Shell(warm_home, tmp_path)
     (tmp_path / "tiny.yaml").write_text(tiny_space_text)
     sized = ("--set", "search.trials=2", "--set", "search.max_steps=60", "--set", "search.scheduler=none")
     command = shell.command("launch", str(tmp_path / "tiny.yaml"), "--name", "stopped", *sized)
     out = tmp_path / "stdout"
     terminals.append(Terminal(command, shell.environment(), stdout=out))
     terminal = terminals[0]
-    terminal.wait_for(r"RUNNING\s+[1-9]", 60)
+    terminal.wait_for(r"RUNNING\s+[1-9]")
     assert ["stopped", "tiny-reviews", "running"] in [line.split()[:3] for line in shell.ok("status").splitlines()]
     terminal.press(b"\x03")
-    assert terminal.wait(60) == 130, terminal.text[-2000:]
+    assert terminal.wait() == 130, terminal.text[-2000:]
     assert "error: Study 'stopped' was interrupted" in terminal.text
     assert "hint: go on with `loraxs-search resume stopped`" in terminal.text
     assert "Traceback" not in terminal.text

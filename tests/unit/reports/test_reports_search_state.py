@@ -100,6 +100,14 @@ def test_the_devices_of_a_node_are_one_host() -> None:
     assert [host.address for host in state.hosts(1080.0)] == list(NODES)
 
 
+def test_trials_are_on_the_only_host_before_they_report() -> None:
+    state = SearchState()
+    view = EventView(state.happened)
+    view.started(replace(FACTS, slots={NODES[0]: 4}))
+    view.trial_changed(begun(0, 1000.0))
+    assert state.hosts(1001.0) == [HostLine(NODES[0], 1, 4, None)]
+
+
 def test_a_search_that_goes_on_counts_what_was_trained_before_but_not_as_its_pace() -> None:
     events, known = [], []
     before = closed(reported(begun(0, 10.0), 80, 0.5, 20.0), TrialState.COMPLETE, 20.0)
