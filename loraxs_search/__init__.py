@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from loraxs_search.bank import AdapterBank
     from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
+    from loraxs_search.reports import watch
     from loraxs_search.search import SearchResult, resume
     from loraxs_search.search.driver.launch import launch
     from loraxs_search.tasks.kinds import Sampling
@@ -81,6 +82,7 @@ __all__ = [
     "rollback",
     "show",
     "stop_trials",
+    "watch",
 ]
 
 _HOMES = {
@@ -91,6 +93,7 @@ _HOMES = {
     "SearchResult": "search",
     "launch": "search",
     "resume": "search",
+    "watch": "reports",
 }
 
 # PEFT learns of LORAXS when somebody imports PEFT, at once if somebody has: no torch is loaded on our account.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UnknownTaskError, UsageError, unknown_name
 from loraxs_search.home import disk_faults
+from loraxs_search.promotion_notice import notify
 from loraxs_search.promotion_scores import scored_anew, tested, timed
 from loraxs_search.records import CommandAnswer, Decision, Prediction, Sample, Scalar
 from loraxs_search.studies import StudyFolder, list_studies, next_step, next_step_of_task
@@ -66,7 +67,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
 
     A champion that was scored on other test rows, or stands on another base, is scored anew in this process first.
     Where the rule has a `max_latency`, candidates are timed in it, and the finalist answers the test rows in it; the
-    study keeps both.
+    study keeps both. Whom `promotion.notify` names is notified of a promotion; where that fails, there is a warning.
 
     Raises:
         StudyError: there is no such study, or its search has not come to its end.
@@ -95,6 +96,8 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
         rescore=lambda champion: scored_anew(champion, task, uri),
         study=folder.name,
     )
+    if decision.promoted and (notification := folder.info.promotion.notify) is not None:
+        notify(notification, decision)
     return decision
 
 

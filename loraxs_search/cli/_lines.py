@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import TextIO
 
-from loraxs_search.records import TrialRecord, TrialState
-from loraxs_search.search.ledger.view import SearchStarted
+from loraxs_search.cli._words import phase_in_words, time_left_in_words
+from loraxs_search.records import (
+    CandidateScoredEvent,
+    PhaseEvent,
+    SearchEvent,
+    SearchStartedEvent,
+    SteeredEvent,
+    TrialEndedEvent,
+    TrialReportedEvent,
+    WarningEvent,
+    YardstickScoredEvent,
+)
+from loraxs_search.reports import SearchState
+
+_COUNT_EVERY_S = 10.0
 
 
 class LinesView:
@@ -15,64 +29,85 @@ class LinesView:
 
     Args:
         browse: Where the trials can be seen in MLflow, for people.
-        label: What each line begins with, to tell studies apart.
+        label: What each line begins with, so that studies differ.
+        began: When the seconds begin, since 1970.
+        warns: Whether to write warnings too; where logging does, they would be there twice.
     """
 
-    def __init__(self, out: TextIO, browse: str, label: str = "") -> None:
-        self._out, self._browse, self._start = out, browse, time.monotonic()
+    def __init__(
+        self, out: TextIO, browse: str, label: str = "", *, began: float | None = None, warns: bool = False
+    ) -> None:
+        self._out, self._browse, self._warns = out, browse, warns
+        self._began = time.time() if began is None else began
         self._label = f"{label}  " if label else ""
-        self._facts: SearchStarted | None = None
-        self._ended: set[str] = set()
-        self.is_training = False
+        self._state = SearchState()
+        self._counted_at = 0.0
 
-    @property
-    def study(self) -> str | None:
-        """The study, once it exists."""
-        return self._facts.study if self._facts else None
+    def happened(self, event: SearchEvent) -> None:
+        """Take the next event."""
+        self._state.happened(event)
+        for text in self._texts(event):
+            print(self._line(text, event.at), end="", file=self._out, flush=True)
 
-    def phase(self, text: str) -> None:
-        self.is_training = False
-        self._write(text)
-
-    def started(self, facts: SearchStarted) -> None:
-        self._facts, self.is_training = facts, True
-        self._ended = {record.trial_id for record in facts.trials if record.state is not TrialState.RUNNING}
-        slots = f"{facts.num_slots} slot{'s' if facts.num_slots != 1 else ''}"
-        why = f" ({facts.why_slots})" if facts.why_slots else ""
-        self._write(f"study {facts.study}: {facts.num_trials} trials on {facts.device} ({facts.dtype}), {slots}{why}")
-        for note in facts.notes:
-            self._write(f"note: {note}")
-        self._write(f"browse the trials: {self._browse}")
-
-    def trial_changed(self, record: TrialRecord) -> None:
-        if record.state is TrialState.RUNNING and not record.reports:
-            return
-        parts = [f"trial {record.trial_id}", *self._last_report(record)]
-        if record.state is not TrialState.RUNNING:
-            self._ended.add(record.trial_id)
-            total = self._facts.num_trials if self._facts else 0
-            parts[1:1] = [record.state.value]
-            parts += [f"[{len(self._ended)}/{total}]", record.reason]
-        self._write("  ".join(parts))
-
-    def commanded(self, text: str) -> None:
-        self._write(text)
-
-    def finished(self) -> None:
-        self._out.flush()
+    def known(self, event: SearchEvent) -> None:
+        """Take an event of an earlier driver: it counts, and has no line."""
+        self._state.happened(event)
 
     def say(self, text: str) -> None:
         """Write a line from a signal handler: past the stream's buffer, which may be in use."""
-        os.write(self._out.fileno(), self._line(text).encode())
+        os.write(self._out.fileno(), self._line(text, time.time()).encode())
 
-    def _last_report(self, record: TrialRecord) -> list[str]:
-        if not record.reports:
-            return ["step 0"]
-        last, metric = record.reports[-1], self._facts.task.search_metric if self._facts else ""
-        return [f"step {last.step}", *([f"{metric} {last.metrics[metric]:.4f}"] if metric in last.metrics else [])]
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _texts(self, event: SearchEvent) -> list[str]:
+        texts: list[str] = []
+        match event:
+            case PhaseEvent():
+                texts = self._phase(event)
+            case SearchStartedEvent():
+                texts = self._started(event)
+            case TrialReportedEvent():
+                texts = ["  ".join([f"trial {event.trial}", *self._last_report(event.trial)])]
+            case TrialEndedEvent():
+                texts = [self._ended(event)]
+            case YardstickScoredEvent():
+                texts = ["  ".join([f"yardstick {event.name}", *_scores(event.metrics)])]
+            case CandidateScoredEvent():
+                texts = ["  ".join([f"candidate {event.trial}", f"{event.split} rows", *_scores(event.metrics)])]
+            case SteeredEvent():
+                texts = [event.text]
+            case WarningEvent() if self._warns:
+                texts = [f"warning: {event.text}"]
+        return texts
 
-    def _write(self, text: str) -> None:
-        print(self._line(text), end="", file=self._out, flush=True)
+    def _phase(self, event: PhaseEvent) -> list[str]:
+        """Of what is counted, write a line now and then, and the last one."""
+        if event.total is not None:
+            if not event.done or (event.done != event.total and event.at - self._counted_at < _COUNT_EVERY_S):
+                return []
+            self._counted_at = event.at
+        return [phase_in_words(event)]
 
-    def _line(self, text: str) -> str:
-        return f"{time.monotonic() - self._start:6.1f}s  {self._label}{text}\n"
+    def _started(self, event: SearchStartedEvent) -> list[str]:
+        slots = f"{event.num_slots} slot{'s' if event.num_slots != 1 else ''}"
+        why = f" ({event.why_slots})" if event.why_slots else ""
+        what = f"{event.num_trials} trials on {event.device} ({event.dtype})"
+        notes = [f"note: {note}" for note in event.notes]
+        return [f"study {event.study}: {what}, {slots}{why}", *notes, f"browse the trials: {self._browse}"]
+
+    def _ended(self, event: TrialEndedEvent) -> str:
+        left = time_left_in_words(self._state.seconds_left(event.at))
+        counted = f"[{self._state.num_ended}/{self._state.num_trials}]"
+        parts = [f"trial {event.trial}", event.state.value, *self._last_report(event.trial), counted, event.reason]
+        return "  ".join([*parts, *([left] if left else [])])
+
+    def _last_report(self, name: str) -> list[str]:
+        trial, facts = self._state.trials[name], self._state.facts
+        score = [f"{facts.metric} {trial.score:.4f}"] if facts is not None and trial.score is not None else []
+        return [f"step {trial.step}", *score]
+
+    def _line(self, text: str, at: float) -> str:
+        return f"{max(0.0, at - self._began):6.1f}s  {self._label}{text}\n"
+
+
+def _scores(metrics: Mapping[str, float]) -> list[str]:
+    return [f"{name} {value:.4f}" for name, value in metrics.items()][:3]

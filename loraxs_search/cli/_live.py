@@ -1,45 +1,41 @@
-"""A live table and a progress bar for terminals."""
+"""A live view for terminals: a bar, the best so far, hosts, and a table of trials."""
 
 from __future__ import annotations
 
+import threading
 import time
 from types import TracebackType
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleRenderable, RenderableType
+from rich.control import Control
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from rich.segment import ControlType
 
-from loraxs_search.records import Scalar, TrialRecord, TrialState
-from loraxs_search.reports import LeaderboardRow, leaderboard
-from loraxs_search.search.ledger.view import SearchStarted
+from loraxs_search.cli._drawing import draw
+from loraxs_search.records import SearchEvent
+from loraxs_search.reports import SearchState
 
-_STYLES = {TrialState.COMPLETE: "green", TrialState.PRUNED: "dim", TrialState.FAIL: "red", TrialState.RUNNING: "bold"}
-_MAX_ROWS = 15
-_OTHER_LINES = 9  # title, frame, heading, bar, clock, hint
+_A_SECOND = 2.0  # drawings: one takes some 10 ms of what the driver computes with
 
 
 class LiveView:
-    """Redraws a table of the best trials a few times a second, and wipes it at the end; a context manager.
+    """Redraws a search twice a second, and wipes it at the end; a context manager.
 
-    A thread draws; what it reads is replaced as a whole by the search's own thread.
+    A thread draws, while the search's own thread says what happens.
 
     Args:
         browse: Where the trials can be seen in MLflow, for people.
+        began: When the clock that it shows begins, seconds since 1970; now by default.
     """
 
-    def __init__(self, browse: str) -> None:
-        self._browse, self._console = browse, Console(stderr=True)
-        self._start = time.monotonic()
-        self._phase = self._notice = ""
-        self._facts: SearchStarted | None = None
-        self._records: dict[str, TrialRecord] = {}
-        self.is_training = False
-        self._live = Live(
+    def __init__(self, browse: str, began: float | None = None) -> None:
+        self._browse, self._state, self._lock = browse, SearchState(), threading.RLock()
+        self._began, self._notice = time.time() if began is None else began, ""
+        self._console = Console(stderr=True)
+        self._live = _ResizedLive(
             console=self._console,
             get_renderable=self.__rich__,
-            refresh_per_second=4,
+            refresh_per_second=_A_SECOND,
             transient=True,
             redirect_stdout=False,
         )
@@ -53,63 +49,33 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
-    @property
-    def study(self) -> str | None:
-        """The study, once it exists."""
-        return self._facts.study if self._facts else None
+    def happened(self, event: SearchEvent) -> None:
+        """Take the next event."""
+        with self._lock:
+            self._state.happened(event)
 
-    def phase(self, text: str) -> None:
-        self._phase, self.is_training = text, False
-
-    def started(self, facts: SearchStarted) -> None:
-        self._facts, self._phase, self.is_training = facts, "training", True
-        self._records = {record.trial_id: record for record in facts.trials}
-
-    def trial_changed(self, record: TrialRecord) -> None:
-        self._records = self._records | {record.trial_id: record}
-
-    def commanded(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
-
-    def finished(self) -> None:
-        self._phase = "done"
+    known = happened
 
     def say(self, text: str) -> None:
         """Show a notice to the end, from a signal handler too: the next drawing has it."""
         self._notice = text
 
     def __rich__(self) -> RenderableType:
-        clock = Text(f"{time.monotonic() - self._start:5.0f} s  {self._notice or self._phase}")
-        if self._facts is None:
-            return clock
-        hint = Text(f"browse the trials: {self._browse}", style="dim")
-        notes = [Text(f"note: {note}", style="yellow") for note in self._facts.notes]
-        return Group(self._table(self._facts), self._bar(self._facts), clock, *notes, hint)
-
-    def _table(self, facts: SearchStarted) -> Table:
-        rows = leaderboard(list(self._records.values()), facts.task, keep=facts.keep)
-        where = f"{facts.study} on {facts.device} ({facts.dtype})"
-        table = Table(title=where, title_justify="left", title_style="bold", expand=True)
-        for column in ("trial", "state", "step", facts.task.search_metric, "bytes"):
-            table.add_column(column, no_wrap=True, justify="left" if column in ("trial", "state") else "right")
-        table.add_column("params", no_wrap=True, overflow="ellipsis", ratio=1)
-        for row in rows[: max(1, min(_MAX_ROWS, self._console.height - _OTHER_LINES))]:
-            table.add_row(*_cells(row), style=_STYLES[row.state])
-        return table
-
-    def _bar(self, facts: SearchStarted) -> RenderableType:
-        ended = sum(record.state is not TrialState.RUNNING for record in self._records.values())
-        line = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=facts.num_trials, completed=ended, width=min(60, self._console.width - 20))
-        line.add_row(bar, f"{ended}/{facts.num_trials} trials")
-        return line
+        with self._lock:
+            return draw(self._state, self._console, time.time(), self._began, self._notice, self._browse)
 
 
-def _cells(row: LeaderboardRow) -> tuple[str, ...]:
-    score = "-" if row.score is None else f"{row.score:.4f}"
-    params = " ".join(f"{name}={_short(value)}" for name, value in row.params.items())
-    return row.trial_id, row.state.value, str(row.step), score, str(row.stored_bytes or "-"), params
+class _ResizedLive(Live):
+    """Clears the screen when its size has changed.
 
+    What was drawn before may take other lines then, and going up by as many as it took would leave some of them.
+    """
 
-def _short(value: Scalar) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    _size: object = None
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        processed = super().process_renderables(renderables)
+        before, self._size = self._size, self.console.size
+        if self.console.is_interactive and before not in (None, self._size):
+            return [Control(ControlType.HOME, ControlType.CLEAR), *processed[1:]]
+        return processed

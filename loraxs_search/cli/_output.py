@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +14,10 @@ from loraxs_search.records import Decision, Scalar, Task, Yardstick, to_json
 from loraxs_search.reports import LeaderboardRow
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+EventsOption = Annotated[
+    bool,
+    typer.Option("--events", help="Print what happens as it happens, one JSON object a line (see `status --help`)."),
+]
 TrackingOption = Annotated[
     str | None,
     typer.Option(
@@ -84,6 +90,25 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         print("  ".join(cells).rstrip())
 
 
+def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table as CSV; what has no value is an empty cell."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+
+
+def print_leaderboard_csv(rows: Sequence[LeaderboardRow]) -> None:
+    """Print a study's trials as CSV: every field of a row, and every param as a column of its own."""
+    names = _names(rows)
+    fields = [field.name for field in dataclasses.fields(LeaderboardRow) if field.name not in ("params", "warm_start")]
+    columns = [*fields, "warm_start", *(f"params.{name}" for name in names)]
+    cells = [
+        [*(getattr(row, field) for field in fields), _origin(row), *(row.params.get(name) for name in names)]
+        for row in rows
+    ]
+    print_csv(columns, cells)
+
+
 def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Sequence[Yardstick] = ()) -> None:
     """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks.
 
@@ -119,7 +144,7 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
     refit = f" ({row.finalist})" if row.finalist not in ("", row.trial_id) else ""
     return {
         "trial": row.trial_id,
-        "state": row.state.value,
+        "state": str(row.state),
         "front": "*" if row.on_front else "-",
         "step": str(row.step),
         "kept": _value(row.kept_step),
@@ -132,7 +157,7 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
         "bytes": _value(row.stored_bytes),
         "learnt bytes": _value(row.without_projection),
         "seconds": f"{row.seconds:.1f}",
-        "from": _origin(row),
+        "from": _origin(row) or "-",
     }
 
 
@@ -140,7 +165,7 @@ def _origin(row: LeaderboardRow) -> str:
     """Return where a trial's params are from: a trial of another study, or of this one, and the step of its state."""
     if row.lineage is not None:
         return row.lineage.trial_id + (f"@{row.lineage.step}" if row.lineage.is_warm else "")
-    return f"{row.warm_start.study}/{row.warm_start.trial_id}" if row.warm_start else "-"
+    return f"{row.warm_start.study}/{row.warm_start.trial_id}" if row.warm_start else ""
 
 
 def _yardstick_cells(yardstick: Yardstick, task: Task) -> dict[str, str]:

@@ -3,55 +3,106 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
+from loraxs_search.cli._event_stream import EventStream
 from loraxs_search.cli._interrupts import interrupts
 from loraxs_search.cli._output import emit, print_leaderboard, print_warnings
+from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
-from loraxs_search.records import Yardstick, to_json
-from loraxs_search.reports import LeaderboardRow, leaderboard, score_warnings, shown_yardsticks
+from loraxs_search.records import SearchEndedEvent, SearchEvent, to_json
+from loraxs_search.reports import SearchDocument, ended, search_document
 from loraxs_search.studies import StudyFolder, StudyInfo
 
 if TYPE_CHECKING:
-    from loraxs_search.cli._lines import LinesView
-    from loraxs_search.cli._live import LiveView
     from loraxs_search.search import SearchResult
+    from loraxs_search.search.ledger.event_view import EventView
+
+
+class Sink(Protocol):
+    """What takes the events of a search: a view, or a stream of lines for programs."""
+
+    def happened(self, event: SearchEvent) -> None:
+        """Take the next event."""
+
+    def known(self, event: SearchEvent) -> None:
+        """Take an event of an earlier driver."""
+
+    def say(self, text: str) -> None:
+        """Show a notice, from a signal handler too."""
+
+
+class Sinks:
+    """Several of them as one."""
+
+    def __init__(self, *sinks: Sink) -> None:
+        self._sinks = sinks
+
+    def happened(self, event: SearchEvent) -> None:
+        for sink in self._sinks:
+            sink.happened(event)
+
+    def known(self, event: SearchEvent) -> None:
+        for sink in self._sinks:
+            sink.known(event)
+
+    def say(self, text: str) -> None:
+        for sink in self._sinks:
+            sink.say(text)
 
 
 @contextlib.contextmanager
-def watched(tracking_uri: str) -> Iterator[tuple[LiveView | LinesView, threading.Event]]:
-    """Yield a live table on a terminal, plain lines in a pipe, and an event that Ctrl-C sets.
+def watched(
+    tracking_uri: str, *, study: str | None = None, as_events: bool = False
+) -> Iterator[tuple[EventView, threading.Event]]:
+    """Yield a view of a search, and an event that Ctrl-C sets.
+
+    It is a live table on a terminal, plain lines in a pipe, and for programs a stream of events on stdout beside the
+    lines.
 
     Args:
         tracking_uri: Where the trials are recorded, for the hint.
+        study: Its name, where that is known before the search begins.
 
     Raises:
         SearchInterruptedError: Ctrl-C was pressed; says how to go on.
     """
+    from loraxs_search.search.ledger.event_view import EventView
+
     stop = threading.Event()
-    with _view(_browse(tracking_uri)) as view, interrupts(view.say, lambda: view.is_training, stop):
-        try:
-            yield view, stop
-        except KeyboardInterrupt as error:
-            raise _interrupted([view.study]) from error
+    with _sinks(browse(tracking_uri), as_events) as sinks:
+        view = EventView(sinks.happened, sinks.known, study)
+        with _ending(lambda: [view], sinks), interrupts(sinks.say, lambda: view.is_training, stop):
+            try:
+                yield view, stop
+            except KeyboardInterrupt as error:
+                raise _interrupted([view.study]) from error
 
 
 @contextlib.contextmanager
-def watched_together(tracking_uri: str) -> Iterator[tuple[Callable[[str], LinesView], threading.Event]]:
-    """Yield what makes a view of plain lines for a study, and an event that Ctrl-C sets; for several studies."""
+def watched_together(
+    tracking_uri: str, *, as_events: bool = False
+) -> Iterator[tuple[Callable[[str], EventView], threading.Event]]:
+    """Yield what makes a view of a study, and an event that Ctrl-C sets; for several studies, in plain lines."""
     from loraxs_search.cli._lines import LinesView
+    from loraxs_search.search.ledger.event_view import EventView
 
-    stop, views, browse = threading.Event(), list[LinesView](), _browse(tracking_uri)
+    stop, views, where = threading.Event(), list[EventView](), browse(tracking_uri)
+    stream = [EventStream(sys.stdout)] if as_events else []
 
-    def view(study: str) -> LinesView:
-        views.append(LinesView(sys.stderr, browse, label=study))
+    def view(study: str) -> EventView:
+        sinks = Sinks(*stream, LinesView(sys.stderr, where, label=study))
+        views.append(EventView(sinks.happened, sinks.known))
         return views[-1]
 
     # The main thread only waits, so it may be interrupted at any time.
-    with interrupts(LinesView(sys.stderr, browse).say, lambda: False, stop):
+    with _ending(lambda: views, Sinks(*stream)), interrupts(LinesView(sys.stderr, where).say, lambda: False, stop):
         try:
             yield view, stop
         except KeyboardInterrupt as error:
@@ -59,19 +110,39 @@ def watched_together(tracking_uri: str) -> Iterator[tuple[Callable[[str], LinesV
 
 
 @contextlib.contextmanager
-def _view(browse: str) -> Iterator[LiveView | LinesView]:
-    if sys.stderr.isatty():
+def _sinks(where: str, as_events: bool) -> Iterator[Sinks]:
+    stream = [EventStream(sys.stdout)] if as_events else []
+    is_shared = as_events and sys.stdout.isatty()  # a view would be drawn into the stream
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_shared:
         from loraxs_search.cli._live import LiveView
 
-        with LiveView(browse) as live:
-            yield live
+        with LiveView(where) as live:
+            yield Sinks(*stream, live)
     else:
         from loraxs_search.cli._lines import LinesView
 
-        yield LinesView(sys.stderr, browse)
+        yield Sinks(*stream, *([] if is_shared else [LinesView(sys.stderr, where)]))
 
 
-def _browse(uri: str) -> str:
+@contextlib.contextmanager
+def _ending(views: Callable[[], Sequence[EventView]], sinks: Sink) -> Iterator[None]:
+    """Have each study's last event follow, when nobody works on it any more."""
+    notice = ""
+    try:
+        yield
+    except BaseException as error:
+        notice = str(error)
+        raise
+    finally:
+        for study in [view.study for view in views()] or [None]:
+            if study is None or not StudyFolder.exists(study):
+                sinks.happened(SearchEndedEvent(study=study, at=time.time(), state="interrupted", notice=notice))
+            else:
+                last = ended(StudyFolder.open(study))
+                sinks.happened(replace(last, notice=last.notice or notice))
+
+
+def browse(uri: str) -> str:
     if sqlite_path(uri) is None:
         return redact(uri)
     embedded = uri == resolve_uri()
@@ -90,51 +161,49 @@ def _interrupted(studies: Iterable[str | None]) -> Exception:
     )
 
 
-def show_result(result: SearchResult, as_json: bool) -> None:
-    """Print the leaderboard to stdout and what to do next to stderr."""
-    info, rows, yardsticks = _leaderboard(result)
-    value = _as_data(result, info, rows, yardsticks)
-    emit(as_json, value, lambda: print_leaderboard(rows, info.task, yardsticks))
-    _say_what_next(result, info, rows)
+def show_result(result: SearchResult, as_json: bool, *, as_events: bool = False) -> None:
+    """Print the leaderboard to stdout and what to do next to stderr.
 
-
-def show_results(results: Sequence[SearchResult], as_json: bool) -> None:
-    """Print the leaderboards of several studies, as JSON in a list."""
-    if not as_json:
-        for result in results:
-            show_result(result, as_json)
-        return
-    boards = [(result, *_leaderboard(result)) for result in results]
-    print(to_json([_as_data(*board) for board in boards], indent=2))
-    for result, info, rows, _ in boards:
-        _say_what_next(result, info, rows)
-
-
-def _leaderboard(result: SearchResult) -> tuple[StudyInfo, list[LeaderboardRow], list[Yardstick]]:
+    Args:
+        as_events: Stdout has had all of it.
+    """
     folder = StudyFolder.open(result.study)
-    plan = folder.info.search
-    rows = leaderboard(result.trials, folder.info.task, result.candidates, plan.keep, plan.objectives)
-    return folder.info, rows, shown_yardsticks(folder.yardsticks(), finished=True)
+    document = search_document(folder, folder.journal())
+    if not as_events:
+        emit(as_json, document, lambda: print_leaderboard(document.trials, folder.info.task, document.yardsticks))
+    _say_what_next(document, folder.info)
 
 
-def _as_data(
-    result: SearchResult, info: StudyInfo, rows: Sequence[LeaderboardRow], yardsticks: Sequence[Yardstick]
-) -> dict[str, Any]:
-    return {
-        "study": result.study,
-        "wall_s": result.wall_s,
-        "notice": result.notice,
-        "trials": rows,
-        "front": result.front,
-        "yardsticks": yardsticks,
-        "warnings": score_warnings(rows, info.task),
-    }
+def show_results(results: Sequence[SearchResult], as_json: bool, *, as_events: bool = False) -> None:
+    """Print the leaderboards of several studies, as JSON in a list."""
+    if as_events or not as_json:
+        for result in results:
+            show_result(result, as_json, as_events=as_events)
+        return
+    folders = [StudyFolder.open(result.study) for result in results]
+    documents = [search_document(folder, folder.journal()) for folder in folders]
+    print(to_json(documents, indent=2))
+    for folder, document in zip(folders, documents, strict=True):
+        _say_what_next(document, folder.info)
 
 
-def _say_what_next(result: SearchResult, info: StudyInfo, rows: Sequence[LeaderboardRow]) -> None:
-    if result.notice:
-        print(f"\nnotice: {result.notice}", file=sys.stderr)
-    print(f"\nstudy {result.study}: {len(rows)} trials in {result.wall_s:.0f} s", file=sys.stderr)
-    print_warnings(score_warnings(rows, info.task))
-    print(f"browse the trials: {_browse(info.tracking_uri)}", file=sys.stderr)
-    print(f"next: loraxs-search promote {result.study}", file=sys.stderr)
+def check_output(as_json: bool, as_events: bool) -> None:
+    """Refuse two forms of output at once.
+
+    Raises:
+        UsageError: both were asked for.
+    """
+    if as_json and as_events:
+        raise UsageError(
+            "`--events` must be given without `--json`, but got both.",
+            hint="the last line of --events has what --json prints",
+        )
+
+
+def _say_what_next(document: SearchDocument, info: StudyInfo) -> None:
+    if document.notice:
+        print(f"\nnotice: {document.notice}", file=sys.stderr)
+    print(f"\nstudy {document.study}: {len(document.trials)} trials in {document.wall_s:.0f} s", file=sys.stderr)
+    print_warnings(document.warnings)
+    print(f"browse the trials: {browse(info.tracking_uri)}", file=sys.stderr)
+    print(f"next: loraxs-search promote {document.study}", file=sys.stderr)

@@ -10,13 +10,14 @@ import typer
 from loraxs_search.cli._completion import spaces as complete_spaces
 from loraxs_search.cli._output import (
     AddressOption,
+    EventsOption,
     JsonOption,
     RuntimeEnvOption,
     SetOption,
     StorageOption,
     TrackingOption,
 )
-from loraxs_search.cli._search import show_result, show_results, watched, watched_together
+from loraxs_search.cli._search import check_output, show_result, show_results, watched, watched_together
 from loraxs_search.cli.check import check
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import resolve_uri
@@ -40,6 +41,7 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
         bool, typer.Option("--dry-run", help="Check everything, estimate the time and device hours, and stop there.")
     ] = False,
     as_json: JsonOption = False,
+    as_events: EventsOption = False,
 ) -> None:
     """Search a space and score the best adapter.
 
@@ -48,8 +50,13 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
 
     It checks the space, the base, the data, MLflow and Ray before it writes anything. At the end it prints the
     leaderboard, best first. That is all that stdout has, or JSON with --json. While one space is searched, a terminal
-    shows a live table, and a pipe gets plain lines. Ctrl-C stops the search cleanly (exit code 130), a second one at
-    once. `loraxs-search resume` continues after either, and after a kill.
+    shows a live table, and a pipe gets plain lines. `loraxs-search status STUDY --watch` shows the same elsewhere.
+
+    For programs: `loraxs-search launch movie_reviews --events`. Stdout then has one JSON object a line, as things
+    happen. `loraxs-search status --help` lists the events. The last one has what --json prints.
+
+    Ctrl-C stops the search cleanly (exit code 130), a second one at once. `loraxs-search resume` continues after
+    either, and after a kill.
 
     A name that a study has already is refused. Without --address, the search uses all GPUs of this machine, or its CPUs
     if it has none.
@@ -71,12 +78,13 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
     """
     from loraxs_search.search import launch, launch_together
 
+    check_output(as_json, as_events)
     changes = tuple(overrides or ())
     if dry_run:
         _dry_run(spaces, changes, name, as_json)
         return
     if len(spaces) == 1:
-        with watched(resolve_uri(tracking_uri)) as (view, stop):
+        with watched(resolve_uri(tracking_uri), as_events=as_events) as (view, stop):
             result = launch(
                 spaces[0],
                 name=name,
@@ -88,13 +96,13 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
                 view=view,
                 stop=stop,
             )
-        show_result(result, as_json)
+        show_result(result, as_json, as_events=as_events)
         return
     if name is not None:
         raise UsageError(
             "`--name` must be given with one space only.", hint="several studies are named by their spaces"
         )
-    with watched_together(resolve_uri(tracking_uri)) as (views, stop):
+    with watched_together(resolve_uri(tracking_uri), as_events=as_events) as (views, stop):
         results = launch_together(
             spaces,
             address=address,
@@ -105,7 +113,7 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
             views=views,
             stop=stop,
         )
-    show_results(results, as_json)
+    show_results(results, as_json, as_events=as_events)
 
 
 def _dry_run(spaces: Sequence[str], changes: Sequence[str], name: str | None, as_json: bool) -> None:

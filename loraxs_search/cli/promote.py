@@ -64,6 +64,9 @@ def command(
     rounds. If odd and even rounds differ by more than 5 %, this machine was too busy, and the candidate is out. A trial
     and its refits are measured once, and the study keeps the ratio. The reasons and the model card show it.
 
+    Notification: `promotion.notify` names an address or a program that gets each promotion as JSON. Where that fails,
+    there is a warning, and the promotion stands.
+
     Samples: if the adapter writes or chooses texts, the first test rows are printed with its answers beside the
     references. The card of the version has them too, in full.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from loraxs_search.cli._completion import StudyArgument
-from loraxs_search.cli._output import AddressOption, JsonOption, RuntimeEnvOption, StorageOption
-from loraxs_search.cli._search import show_result, watched
+from loraxs_search.cli._output import AddressOption, EventsOption, JsonOption, RuntimeEnvOption, StorageOption
+from loraxs_search.cli._search import check_output, show_result, watched
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.studies import StudyFolder
 
@@ -15,6 +15,7 @@ def command(
     runtime_env: RuntimeEnvOption = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
+    as_events: EventsOption = False,
 ) -> None:
     """Continue a search that was interrupted or killed.
 
@@ -30,7 +31,8 @@ def command(
     """
     from loraxs_search.search import resume
 
+    check_output(as_json, as_events)
     uri = StudyFolder.open(study).info.tracking_uri if storage is None or StudyFolder.exists(study) else resolve_uri()
-    with watched(uri) as (view, stop):
+    with watched(uri, study=study, as_events=as_events) as (view, stop):
         result = resume(study, address=address, runtime_env=runtime_env, storage=storage, view=view, stop=stop)
-    show_result(result, as_json)
+    show_result(result, as_json, as_events=as_events)

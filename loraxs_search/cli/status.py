@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from loraxs_search.cli._completion import studies
-from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table, print_warnings
-from loraxs_search.reports import front, leaderboard, progress, score_warnings, shown_yardsticks, study_state
+from loraxs_search.cli._event_stream import EventStream
+from loraxs_search.cli._follow import follow
+from loraxs_search.cli._output import (
+    EventsOption,
+    JsonOption,
+    emit,
+    print_csv,
+    print_leaderboard,
+    print_leaderboard_csv,
+    print_table,
+    print_warnings,
+)
+from loraxs_search.errors import UsageError
+from loraxs_search.reports import (
+    front,
+    interrupted,
+    leaderboard,
+    progress,
+    score_warnings,
+    shown_yardsticks,
+    state_and_place,
+)
+from loraxs_search.reports import watch as events_of
 from loraxs_search.reports.studies import study_summaries
 from loraxs_search.steering import describe, open_commands, steered
 from loraxs_search.steering.plan import planned
@@ -20,12 +43,29 @@ def command(
     study: Annotated[
         str | None, typer.Argument(help="Name of the study; default: list all studies.", autocompletion=studies)
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the search as it goes on, until it ends; Ctrl-C leaves the view.")
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, each param in a column of its own.")] = False,
     as_json: JsonOption = False,
+    as_events: EventsOption = False,
 ) -> None:
     """List all studies, or the trials of one.
 
-    Works from any terminal, also while the search runs. Trials come best first: complete ones, then running ones, those
-    that were stopped early (PRUNED), and failed ones. `--json` has the reason.
+    Works from any terminal, also while the search runs. `loraxs-search status reviews --watch` draws what `launch`
+    draws; in a pipe it writes a line an event. It reads the study's folder alone and stops nothing.
+
+    `--events` prints the events of a study from its first one on, and follows it, one JSON object a line. With `launch`
+    and `resume` it prints what happens from then on, and `loraxs_search.watch` yields the same in Python. Each has
+    `event`, `study`, `at` (seconds since 1970) and `version`. They are `phase`, `search_started`, `trial_started`,
+    `trial_reported`, `trial_ended`, `steered`, `warning`, `yardstick_scored`, `candidate_scored`, and at last
+    `search_ended`, whose `result` is what `launch --json` prints. `loraxs_search.records` has their fields.
+
+    A study that nobody works on is `interrupted`, and so are its trials that have not ended: `resume` goes on with
+    them. One that a driver on another machine has taken over in its storage is `elsewhere`.
+
+    Trials come best first: complete ones, then running ones, those that were stopped early (PRUNED), and failed ones.
+    `--json` has the reason.
 
     The scores of the table are of the last report, on at most `validation_rows` rows. With `search.keep: best` those of
     a complete trial are of its best report, and `kept` is its step. At the end, candidates are scored on all validation
@@ -49,23 +89,54 @@ def command(
     has chosen, also in MLflow, `show` and the model card. Where answers are written, the base alone is asked at the end
     of the search, without and with worked examples: `zero-shot` and `4-shot`. The better one answers the test rows too.
     """
+    _check_options(study, {"--watch": watch, "--csv": as_csv, "--json": as_json, "--events": as_events})
     if study is None:
-        _all(as_json)
+        _all(as_json, as_csv)
+    elif as_events:
+        _stream(study)
     else:
-        _one(StudyFolder.open(study), as_json)
+        if watch:
+            follow(study)
+        _one(StudyFolder.open(study), as_json, as_csv)
 
 
-def _one(folder: StudyFolder, as_json: bool) -> None:
+def _check_options(study: str | None, given: Mapping[str, bool]) -> None:
+    """Refuse options that contradict one another, or need a study.
+
+    Raises:
+        UsageError: some do.
+    """
+    forms = [name for name in ("--csv", "--json", "--events") if given[name]]
+    if len(forms) > 1:
+        raise UsageError(
+            f"`{forms[0]}` must be the only form of output, but got {' and '.join(forms)}.",
+            hint="leave one of them out",
+        )
+    alone = [name for name in ("--watch", "--events") if given[name]]
+    if study is None and alone:
+        raise UsageError(f"`{alone[0]}` must be given with a study.", hint="`loraxs-search status` lists them")
+
+
+def _stream(study: str) -> None:
+    stream = EventStream(sys.stdout)
+    with contextlib.suppress(KeyboardInterrupt):
+        for event in events_of(study):
+            stream.happened(event)
+
+
+def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:
+    state, place = state_and_place(folder)
     study = steered(folder, folder.journal())
     info, records, waiting = folder.info, study.records, open_commands(study)
     paused = study.paused
     counts = progress(records.values(), planned(info.search, study.state))
     candidates = folder.candidates()
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep, info.search.objectives)
+    rows = interrupted(rows) if state == "interrupted" else rows
     yardsticks = shown_yardsticks(folder.yardsticks(), finished=candidates is not None)
     value: dict[str, Any] = {
         "study": folder.name,
-        "state": study_state(folder),
+        "state": state,
         "progress": counts,
         "trials": rows,
         "front": front(records.values(), folder.keep_rule) if info.search.objectives else [],
@@ -76,8 +147,11 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
     }
 
     def show() -> None:
+        if as_csv:
+            print_leaderboard_csv(rows)
+            return
         print_leaderboard(rows, info.task, yardsticks)
-        talk = f"\n{folder.name}: {study_state(folder)}, {counts.ended}/{counts.num_trials} trials ended"
+        talk = f"\n{folder.name}: {state}, {counts.ended}/{counts.num_trials} trials ended"
         print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
         if paused or study.state.is_paused:
             trials = ", ".join(paused) or "no trial"
@@ -85,16 +159,21 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
         for command in waiting:
             print(f"not answered yet: {describe(command)}", file=sys.stderr)
         print_warnings(value["warnings"])
+        if place:
+            print(f"a driver on {place} has the study, or was killed there; `resume` finds out", file=sys.stderr)
 
     emit(as_json, value, show)
 
 
-def _all(as_json: bool) -> None:
+def _all(as_json: bool, as_csv: bool) -> None:
     summaries = list(study_summaries())
     columns = ("study", "task", "state", "trials", "created")
     value = [dict(zip(columns, summary.cells, strict=True)) for summary in summaries]
 
     def show() -> None:
+        if as_csv:
+            print_csv(columns, [summary.cells for summary in summaries])
+            return
         print_table(columns, [summary.cells for summary in summaries])
         if not summaries:
             print("\nno studies yet: start one with `loraxs-search launch movie_reviews`", file=sys.stderr)

@@ -7,13 +7,37 @@ from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._command import AnswerState, Command, CommandAnswer, CommandRecord, CommandTag
 from loraxs_search.records._data import DataReport, SplitOverlap
 from loraxs_search.records._estimate import Estimate
+from loraxs_search.records._event import (
+    EVENT_VERSION,
+    CandidateScoredEvent,
+    PhaseEvent,
+    PromotedEvent,
+    SearchEndedEvent,
+    SearchEvent,
+    SearchStartedEvent,
+    SteeredEvent,
+    TrialEndedEvent,
+    TrialReportedEvent,
+    TrialStartedEvent,
+    WarningEvent,
+    YardstickScoredEvent,
+)
 from loraxs_search.records._front import FrontTrial
 from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial
 from loraxs_search.records._identity import Identity
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._keep import KeepRule
 from loraxs_search.records._lineage import Lineage, Origin
-from loraxs_search.records._promotion import Action, Candidate, Decision, Latency, Look, PromotionRule, Refit
+from loraxs_search.records._promotion import (
+    Action,
+    Candidate,
+    Decision,
+    Latency,
+    Look,
+    Notification,
+    PromotionRule,
+    Refit,
+)
 from loraxs_search.records._search import SearchPlan
 from loraxs_search.records._start import AdapterRef, StartFrom
 from loraxs_search.records._task import DataSource, Serving, SplitSource, Task, TaskModel
@@ -36,6 +60,7 @@ from loraxs_search.records._words import (
 from loraxs_search.records._yardstick import Yardstick, YardstickName, alone_yardstick, is_alone, shots_name
 
 __all__ = [
+    "EVENT_VERSION",
     "MAX_AUTO_PACK_SIZE",
     "MAX_STATE_BYTES",
     "Action",
@@ -47,6 +72,7 @@ __all__ = [
     "BaseModelRef",
     "Basis",
     "Candidate",
+    "CandidateScoredEvent",
     "Command",
     "CommandAnswer",
     "CommandRecord",
@@ -72,9 +98,12 @@ __all__ = [
     "Look",
     "LrSchedule",
     "Manifest",
+    "Notification",
     "Origin",
+    "PhaseEvent",
     "Precision",
     "Prediction",
+    "PromotedEvent",
     "PromotionRule",
     "RankPattern",
     "RecordT",
@@ -83,24 +112,33 @@ __all__ = [
     "Sample",
     "Scalar",
     "SearchDevice",
+    "SearchEndedEvent",
+    "SearchEvent",
     "SearchPlan",
+    "SearchStartedEvent",
     "Serving",
     "Sigma",
     "Split",
     "SplitOverlap",
     "SplitSource",
     "StartFrom",
+    "SteeredEvent",
     "Task",
     "TaskModel",
+    "TrialEndedEvent",
     "TrialRecord",
     "TrialReport",
+    "TrialReportedEvent",
     "TrialSpec",
+    "TrialStartedEvent",
     "TrialState",
     "WarmStart",
     "WarmTrial",
     "WarmTrials",
+    "WarningEvent",
     "Yardstick",
     "YardstickName",
+    "YardstickScoredEvent",
     "alone_yardstick",
     "from_json",
     "is_alone",

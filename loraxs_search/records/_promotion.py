@@ -11,6 +11,19 @@ from loraxs_search.records._yardstick import Yardstick
 
 
 @dataclass(frozen=True)
+class Notification:
+    """Who is notified when a finalist becomes champion; they get a `PromotedEvent` as JSON.
+
+    Args:
+        url: Gets it by POST; `$NAME` stands for what the environment has under that name. Empty where nobody does.
+        command: A program and its arguments, which gets it on stdin.
+    """
+
+    url: str = ""
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PromotionRule:
     """Which adapter of a search is its finalist, and when that one becomes champion.
 
@@ -31,6 +44,7 @@ class PromotionRule:
         methods: Methods whose trials may be candidates; none named means all but yardsticks.
         choose: Which trials are candidates: the best ones, or the best one and the smallest within `tolerance` of it.
             Either way, those of the front of metric and stored bytes come first where that was searched for.
+        notify: Who is notified of a promotion; None where nobody is.
     """
 
     metric: str | None = None
@@ -45,6 +59,7 @@ class PromotionRule:
     seeds: int = 2
     methods: tuple[str, ...] = ()
     choose: Literal["best", "smallest"] = "best"
+    notify: Notification | None = None
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from loraxs_search.reports.following import StudyEvents, ended, watch
 from loraxs_search.reports.front import front, hypervolume
-from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
-from loraxs_search.reports.progress import Progress, progress, study_state
+from loraxs_search.reports.leaderboard import LeaderboardRow, interrupted, leaderboard
+from loraxs_search.reports.progress import Progress, progress, state_and_place, study_state
 from loraxs_search.reports.score_warnings import score_warnings
+from loraxs_search.reports.search_document import SearchDocument, search_document
+from loraxs_search.reports.search_state import HostLine, SearchState, TrialLine
+from loraxs_search.reports.sparkline import sparkline
 from loraxs_search.reports.yardsticks import shown_yardsticks
 
 if TYPE_CHECKING:
@@ -17,16 +21,27 @@ if TYPE_CHECKING:
 __all__ = [
     "ComparedGroup",
     "Comparison",
+    "HostLine",
     "LeaderboardRow",
     "Progress",
+    "SearchDocument",
+    "SearchState",
+    "StudyEvents",
+    "TrialLine",
     "compare",
+    "ended",
     "front",
     "hypervolume",
+    "interrupted",
     "leaderboard",
     "progress",
     "score_warnings",
+    "search_document",
     "shown_yardsticks",
+    "sparkline",
+    "state_and_place",
     "study_state",
+    "watch",
 ]
 
 _OF_COMPARISON = ("ComparedGroup", "Comparison", "compare")

@@ -10,6 +10,7 @@ from typing import Literal
 from loraxs_search.records import Candidate, KeepRule, Lineage, Scalar, Task, TrialRecord, TrialState, WarmStart
 from loraxs_search.reports.front import front
 
+INTERRUPTED: Literal["INTERRUPTED"] = "INTERRUPTED"  # of a trial that has not ended, of a study that nobody works on
 _ORDER = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL]
 
 
@@ -18,6 +19,7 @@ class LeaderboardRow:
     """One trial as people compare it.
 
     Args:
+        state: `INTERRUPTED` where `interrupted` says so; others are Optuna's words.
         score: Validation value of what trials are compared by: of the report of the step that is kept, and of the last
             one of a trial that has not trained all its steps. None before the first report.
         test_score: The task's metric on the test split, for the trial that the finalist is of.
@@ -37,7 +39,7 @@ class LeaderboardRow:
     """
 
     trial_id: str
-    state: TrialState
+    state: TrialState | Literal["INTERRUPTED"]
     step: int
     score: float | None
     test_score: float | None
@@ -82,9 +84,14 @@ def leaderboard(
     sign = -1.0 if task.search_direction == "maximize" else 1.0
 
     def key(row: LeaderboardRow) -> tuple[int, float, str]:
-        return _ORDER.index(row.state), math.inf if row.score is None else sign * row.score, row.trial_id
+        return _ORDER.index(TrialState(row.state)), math.inf if row.score is None else sign * row.score, row.trial_id
 
     return sorted(rows, key=key)
+
+
+def interrupted(rows: Iterable[LeaderboardRow]) -> list[LeaderboardRow]:
+    """Return rows of a study that nobody works on: what has not ended waits for `resume`, and does not run."""
+    return [replace(row, state=INTERRUPTED) if row.state is TrialState.RUNNING else row for row in rows]
 
 
 def _row(

@@ -40,7 +40,26 @@ def progress(records: Collection[TrialRecord], plan: SearchPlan) -> Progress:
 
 
 def study_state(folder: StudyFolder) -> str:
-    """Return `running`, `finished` or `interrupted`."""
+    """Return `running`, `finished` or `interrupted`, by the lock that a driver on this machine holds while it lives."""
     if folder.is_running():
         return "running"
     return "finished" if folder.candidates() is not None else "interrupted"
+
+
+def state_and_place(folder: StudyFolder) -> tuple[str, str]:
+    """Return a study's state, and where its driver may be if not on this machine.
+
+    A study that is copied to a storage may go on with a driver on another machine, of which this folder knows nothing.
+    The storage is asked once: where a driver elsewhere holds it and has not said that it ended, the state is
+    `elsewhere`. It may have been killed: only who waits for a sign of life knows, as `resume` does.
+
+    Returns:
+        The state, and the name of that machine; empty where it is this one or none.
+    """
+    state = study_state(folder)
+    if state != "interrupted" or folder.info.storage is None:
+        return state, ""
+    from loraxs_search.studies import holder_elsewhere
+
+    host = holder_elsewhere(folder.info.storage, folder.name)
+    return ("elsewhere", host) if host else (state, "")

@@ -112,6 +112,13 @@ def search_section() -> type[SearchSection]:
     return create_model("SearchSection", __base__=SearchSection, **scheduler_keys())
 
 
+class NotifySection(Section):
+    """`promotion.notify:`, the fields of `Notification`; `read_notification` has the laws of an address."""
+
+    url: Text | None = None
+    command: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_tuple)] | None = None
+
+
 class PromotionSection(Section):
     """`promotion:`, the fields of `PromotionRule`."""
 
@@ -127,6 +134,7 @@ class PromotionSection(Section):
     candidates: Count = PromotionRule.candidates
     seeds: Annotated[int, Field(ge=0)] = PromotionRule.seeds
     methods: Methods = PromotionRule.methods
+    notify: Any = None  # `read_notification` reads it
 
 
 class BaseModelSection(Section):

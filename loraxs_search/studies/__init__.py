@@ -22,7 +22,8 @@ from __future__ import annotations
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies, studied_tasks, studies_root, trials_of
 from loraxs_search.studies.journal import Journal
-from loraxs_search.studies.lease import check_idle
+from loraxs_search.studies.journal_events import JournalEvents, ended_event, reported_event, started_event
+from loraxs_search.studies.lease import check_idle, holder_elsewhere
 from loraxs_search.studies.mirror import mirrored
 from loraxs_search.studies.next_step import next_step, next_step_of_task
 from loraxs_search.studies.remote_resume import check_new_in, fetch
@@ -32,17 +33,22 @@ from loraxs_search.studies.storage import Storage
 __all__ = [
     "CommandInbox",
     "Journal",
+    "JournalEvents",
     "Storage",
     "StudyFolder",
     "StudyInfo",
     "check_idle",
     "check_new_in",
+    "ended_event",
     "fetch",
+    "holder_elsewhere",
     "list_studies",
     "mirrored",
     "next_step",
     "next_step_of_task",
     "read_reports",
+    "reported_event",
+    "started_event",
     "studied_tasks",
     "studies_root",
     "trials_of",

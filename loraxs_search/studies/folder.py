@@ -200,9 +200,13 @@ class StudyFolder:
         """The sampler's memory, in Optuna's own journal format."""
         return self.path / "optuna.jsonl"
 
+    @property
+    def journal_path(self) -> Path:
+        return self.path / "journal.jsonl"
+
     def journal(self) -> Journal:
         """Read the journal as it stands now."""
-        return Journal(self.path / "journal.jsonl")
+        return Journal(self.journal_path)
 
     def inbox(self) -> CommandInbox:
         """Return the commands of people on this machine that no driver has answered yet."""

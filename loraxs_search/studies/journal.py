@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -19,6 +20,7 @@ from loraxs_search.records import (
     Lineage,
     Origin,
     Scalar,
+    SearchEvent,
     TrialRecord,
     TrialReport,
     TrialState,
@@ -31,17 +33,19 @@ from loraxs_search.studies.work_time import WorkTime
 
 logger = logging.getLogger(__name__)
 _REPORTED = b'{"event": "reported"'  # how such a line begins: most lines of a journal do
+# What no trial's state depends on: a driver notes it for who watches.
+NOTES = frozenset({"search_started", "phase", "warning", "steered", "yardstick_scored", "candidate_scored"})
 
 
 class Journal:
     """Append events and replay them into `TrialRecord`s.
 
-    One driver writes, anyone reads. Recording the same report or the same end twice changes nothing: the first one
-    stands.
+    One driver writes, from any of its threads, and anyone reads. Recording the same report or the same end twice
+    changes nothing: the first one stands.
     """
 
     def __init__(self, path: Path) -> None:
-        self._log = AppendLog(path)
+        self._log, self._lock = AppendLog(path), threading.RLock()
         self._records: dict[str, TrialRecord] = {}
         self._reports: list[TrialReport] = []
         self._commands: dict[str, CommandRecord] = {}
@@ -160,15 +164,22 @@ class Journal:
         if not self._commands[command_id].is_cleared:
             self._append({"event": "command_cleared", "command_id": command_id}, sync=True)
 
+    def note(self, event: SearchEvent) -> None:
+        """Keep an event of `NOTES` for who watches; it is not flushed to the device."""
+        fields = json.loads(to_json(event))
+        rest = {name: value for name, value in fields.items() if name not in ("event", "study", "version")}
+        self._append({"event": event.event, **rest}, sync=False)
+
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _last_step(self, trial_id: str) -> int:
         reports = self._records[trial_id].reports
         return reports[-1].step if reports else 0
 
     def _append(self, event: dict[str, Any], *, sync: bool) -> None:
-        event["at"] = time.time()
-        self._log.append(json.dumps(event).encode() + b"\n", flush_to_device=sync)
-        self._apply(event)
+        event.setdefault("at", time.time())
+        with self._lock:
+            self._log.append(json.dumps(event).encode() + b"\n", flush_to_device=sync)
+            self._apply(event)
 
     def _apply(self, event: dict[str, Any]) -> None:
         kind, at = event["event"], event["at"]
@@ -212,7 +223,7 @@ class Journal:
             self._notice, self._is_reopened = event["notice"], False
         elif kind == "reopened":
             self._notice, self._is_reopened, self._num_reopenings = None, True, event["number"]
-        else:
+        elif kind not in NOTES:
             logger.warning("journal %s holds an unknown event %r; it is ignored", self._log.path, kind)
 
 

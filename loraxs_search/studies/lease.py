@@ -193,6 +193,19 @@ def check_idle(storage: str | None, study: str) -> None:
             pass
 
 
+def holder_elsewhere(uri: str, study: str) -> str:
+    """Return the machine of a driver that holds a study in a storage, has not said that it ended, and is not this one.
+
+    It may have been killed. Empty where there is none, or the storage does not answer.
+    """
+    try:
+        holder = _holder(Lease(Storage(uri), study)._latest()[1])
+    except LoraxsError:
+        return ""
+    is_here = holder is None or holder.released or holder.host == platform.node()
+    return "" if holder is None or is_here else holder.host
+
+
 def _holder(content: bytes | None) -> LeaseInfo | None:
     """Return the holder that an object names; None for one that is being written, or is of another kind."""
     try:

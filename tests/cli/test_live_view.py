@@ -1,139 +1,213 @@
-"""What a search shows: a live table on a terminal, plain lines in a pipe."""
+"""What a search shows: a live view on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import termios
-import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support.recorded_search import FACTS, begun, closed, finishing, reported, training
+from support.scripted_driver import ScriptedDriver
+from support.shell import Shell
+from support.studies import study
+from support.terminal import Terminal
 
+from loraxs_search.cli._drawing import draw
 from loraxs_search.cli._lines import LinesView
-from loraxs_search.cli._live import LiveView
-from loraxs_search.records import AdapterSize, DataSource, Task, TrialRecord, TrialReport, TrialState
-from loraxs_search.search import SearchStarted
-
-TASK = Task("reviews", "regression", DataSource(hub="a/b"), "text", "label", "pearson", "maximize", ("pearson",))
-FACTS = SearchStarted("mine", TASK, num_trials=2, max_steps=4, device="cpu", dtype="float32", num_slots=1)
-
-
-def record(trial_id: str, state: TrialState, step: int, reason: str = "") -> TrialRecord:
-    report = TrialReport(trial_id, step, {"pearson": 0.5}, 1.0, 1.0, 10, AdapterSize(16, 4, 80))
-    return TrialRecord(trial_id, {"rank": 4, "learning_rate": 0.00123}, state, reason, (report,) if step else ())
+from loraxs_search.cli._words import clock, time_left_in_words
+from loraxs_search.records import (
+    CandidateScoredEvent,
+    PhaseEvent,
+    SearchEvent,
+    TrialState,
+    WarningEvent,
+    YardstickScoredEvent,
+)
+from loraxs_search.reports import SearchState
+from loraxs_search.search.ledger.event_view import EventView
 
 
 # ---- a pipe ----------------------------------------------------------------------------------------------------------
-def test_lines_say_each_event_once():
+def texts(out: io.StringIO) -> list[str]:
+    return [line.split("s  ", 1)[1] for line in out.getvalue().splitlines()]
+
+
+def test_lines_say_each_event_once() -> None:
     out = io.StringIO()
-    view = LinesView(out, "loraxs-search ui")
+    lines = LinesView(out, "loraxs-search ui", began=1000.0)
+    view = EventView(lines.happened, lines.known)
     view.phase("starting Ray")
-    view.started(FACTS)
+    view.started(replace(FACTS, num_trials=2, num_slots=1, num_refits=0, notes=("one thing",)))
     assert view.is_training
-    view.trial_changed(record("00000", TrialState.RUNNING, 0))
-    view.trial_changed(record("00000", TrialState.RUNNING, 2))
-    view.trial_changed(record("00000", TrialState.COMPLETE, 4, "trained all 4 steps"))
-    view.trial_changed(record("00001", TrialState.FAIL, 0, "no finite loss"))
+    first = begun(0, 1000.0)
+    view.trial_changed(first)
+    view.trial_changed(reported(first, 20, 0.5, 1020.0))
+    for _ in range(2):
+        end = closed(reported(first, 20, 0.5, 1020.0), TrialState.COMPLETE, 1020.0, "trained all 20 steps")
+        view.trial_changed(end)
+    view.trial_changed(closed(begun(1, 1001.0), TrialState.FAIL, 1030.0, "no finite loss"))
+    view.noted(YardstickScoredEvent(study="mine", at=1031.0, name="tfidf", metrics={"pearson": 0.4}))
+    view.noted(CandidateScoredEvent(study="mine", at=1032.0, trial="00000.1", split="test", metrics={"pearson": 0.6}))
+    view.noted(WarningEvent(study="mine", at=1033.0, text="logging has said so"))
     view.phase("done")
     assert not view.is_training
-    assert [line.split("s  ", 1)[1] for line in out.getvalue().splitlines()] == [
+    assert texts(out) == [
         "starting Ray",
         "study mine: 2 trials on cpu (float32), 1 slot",
+        "note: one thing",
         "browse the trials: loraxs-search ui",
-        "trial 00000  step 2  pearson 0.5000",
-        "trial 00000  COMPLETE  step 4  pearson 0.5000  [1/2]  trained all 4 steps",
-        "trial 00001  FAIL  step 0  [2/2]  no finite loss",
+        "trial 00000  step 20  pearson 0.5000",
+        "trial 00000  COMPLETE  step 20  pearson 0.5000  [1/2]  trained all 20 steps  about 80 s left",
+        "trial 00001  FAIL  step 0  [2/2]  no finite loss  about 1 s left",
+        "yardstick tfidf  pearson 0.4000",
+        "candidate 00000.1  test rows  pearson 0.6000",
         "done",
+    ]
+    assert out.getvalue().splitlines()[4].startswith("  20.0s  ")
+
+
+def test_what_is_counted_has_a_line_now_and_then_and_at_its_end() -> None:
+    out = io.StringIO()
+    lines = LinesView(out, "ui", label="mine", warns=True)
+    phase = PhaseEvent(study="mine", at=100.0, text="training again", done=0, total=40, unit="steps")
+    for done, at in ((0, 100.0), (10, 101.0), (20, 111.0), (30, 112.0), (40, 113.0)):
+        lines.happened(replace(phase, done=done, at=at))
+    lines.happened(WarningEvent(study="mine", at=114.0, text="look"))
+    assert texts(out) == [
+        "mine  training again: 10 of 40 steps",
+        "mine  training again: 20 of 40 steps",
+        "mine  training again: 40 of 40 steps",
+        "mine  warning: look",
     ]
 
 
+@pytest.mark.parametrize("known", [(), (closed(begun(0, 1.0), TrialState.COMPLETE, 2.0), begun(1, 1.0))])
+def test_a_search_that_goes_on_counts_what_had_ended(known: tuple) -> None:
+    out, state = io.StringIO(), SearchState()
+    lines = LinesView(out, "ui")
+
+    def happened(event: SearchEvent) -> None:
+        lines.happened(event)
+        state.happened(event)
+
+    def before(event: SearchEvent) -> None:
+        lines.known(event)
+        state.happened(event)
+
+    view = EventView(happened, before)
+    view.started(replace(FACTS, trials=known))
+    view.trial_changed(closed(begun(1, 1.0), TrialState.COMPLETE, 3.0))
+    ended = len(known) or 1
+    assert f"[{ended}/4]" in out.getvalue()
+    assert f"{ended} of 4 ended" in drawn(state, 80)
+    assert ("00000" in drawn(state, 80)) is bool(known)
+    assert "trial 00000" not in out.getvalue()
+
+
 @pytest.mark.parametrize(
-    "known", [(), (record("00000", TrialState.COMPLETE, 4), record("00001", TrialState.RUNNING, 2))]
+    ("seconds", "words"),
+    [
+        (None, ""),
+        (0.0, "about 1 s left"),
+        (89.4, "about 89 s left"),
+        (90.0, "about 2 min left"),
+        (3600.0, "about 60 min left"),
+        (5400.0, "about 1.5 h left"),
+    ],
 )
-def test_a_search_that_goes_on_counts_what_had_ended(known: tuple[TrialRecord, ...]) -> None:
-    out, screen = io.StringIO(), io.StringIO()
-    lines, live = LinesView(out, "loraxs-search ui"), LiveView("loraxs-search ui")
-    for view in (lines, live):
-        view.started(replace(FACTS, trials=known))
-        view.trial_changed(record("00001", TrialState.COMPLETE, 4))
-    Console(file=screen, width=100).print(live)
-    drawn, ended = screen.getvalue(), len(known) or 1
-    assert f"[{ended}/2]" in out.getvalue()
-    assert f"{ended}/2 trials" in drawn
-    assert ("00000" in drawn) is bool(known)
+def test_what_is_left_is_said_in_a_unit_that_fits(seconds: float | None, words: str) -> None:
+    assert time_left_in_words(seconds) == words
 
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+def test_a_clock_has_hours_where_there_are_any() -> None:
+    assert [clock(seconds) for seconds in (0.0, 65.9, 7265.0)] == ["0:00", "1:05", "2:01:05"]
+
+
+# ---- how it looks ----------------------------------------------------------------------------------------------------
+def drawn(state: SearchState, columns: int, *, rows: int = 30, now: float = 1080.0, notice: str = "") -> str:
+    console = Console(file=io.StringIO(), width=columns, height=rows, record=True, force_terminal=True)
+    console.print(draw(state, console, now, 1000.0, notice, "loraxs-search ui"))
+    return console.export_text()
+
+
+@pytest.fixture
+def state() -> SearchState:
+    state = SearchState()
+    for event in training():
+        state.happened(event)
+    return state
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 160])
+def test_a_search_fits_every_width(state: SearchState, columns: int) -> None:
+    lines = drawn(state, columns).splitlines()
+    assert all(len(line) <= columns for line in lines)
+    assert lines[0] == "mine: reviews on cpu (float32)"
+    assert re.fullmatch(r"[━╸╺ ]+ 43 %  about 2 min left  1:20", lines[1].rstrip())
+    assert lines[2].startswith("now      training")
+    assert lines[3].rstrip() == "trials   2 of 4 ended (1 stopped early)"
+    assert lines[4].rstrip() == "steps    180 of about 420 (160 in refits)"
+    assert lines[5].startswith("best     00000  pearson 0.6000, 0.1800 better than tfidf (0")
+    assert lines[6].split() == ["host", "10.0.0.3", "1/2", "slots", "1.3", "steps/s"]
+    heading, first = lines[9], lines[10]
+    expected = ["trial", "state", "step", "pearson", "curve", *(["bytes"] if columns >= 100 else []), "params"]
+    assert heading.split() == expected
+    assert first.split()[:5] == ["00002", "RUNNING", "40/80", "0.2000", "▂▃"]
+    assert ("31,008" in first) is (columns >= 100)
+    assert ("rank=12 lr=0.00123 modules=attention" in first) is (columns >= 80)
+    assert lines[-1].startswith("browse the trials: loraxs-search ui")
+
+
+def test_refits_are_counted(state: SearchState) -> None:
+    for event in finishing():
+        state.happened(event)
+    lines = drawn(state, 80, now=1120.0).splitlines()
+    assert "about 20 s left" in lines[1]
+    assert lines[2] == "now      training the best 1 again from 2 fresh seeds: 80 of 160 steps"
+    assert lines[4].rstrip() == "steps    260 of about 340 (160 in refits)"
+    assert "host" not in "".join(lines)
+
+
+def test_before_the_first_trial_there_is_a_line(state: SearchState) -> None:
+    early = SearchState()
+    assert drawn(early, 60).split() == ["1:20", "waiting", "for", "the", "search"]
+    early.happened(PhaseEvent(study=None, at=1.0, text="starting Ray"))
+    assert drawn(early, 60).strip() == "1:20  starting Ray"
+    assert drawn(early, 60, notice="stopping").strip() == "1:20  stopping"
+
+
+def test_a_small_window_has_the_first_trials_and_the_notice(state: SearchState) -> None:
+    lines = drawn(state, 60, rows=14, notice="stopping; Ctrl-C again ends at once").splitlines()
+    assert len(lines) < 14
+    assert "notice   stopping; Ctrl-C again ends at once" in [line.rstrip() for line in lines]
+    assert [line.split()[0] for line in lines if line[:3] == "000"] == ["00002"]
+
+
+def test_many_hosts_are_summed_up(state: SearchState) -> None:
+    state.happened(replace(state.facts, slots={f"10.0.1.{number}": 2 for number in range(9)}))
+    assert "and 5 more hosts" in drawn(state, 80)
+
+
+def test_without_a_yardstick_or_a_score_there_is_no_comparison() -> None:
+    state = SearchState()
+    EventView(state.happened).started(FACTS)
+    assert "best" not in drawn(state, 80)
+
+
+CURSOR_OFF, CURSOR_ON = "\x1b[?25l", "\x1b[?25h"
 
 
 # ---- a terminal ------------------------------------------------------------------------------------------------------
-class Terminal:
-    """A program in a pseudo-terminal of 100 columns, and all it has written there."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], *, stdout: Path | None = None) -> None:
-        self._master, slave = pty.openpty()
-        termios.tcsetwinsize(slave, (30, 100))
-        environment = {k: v for k, v in environment.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
-        with stdout.open("wb") if stdout else os.fdopen(os.dup(slave), "wb") as out:
-            self._process = subprocess.Popen(
-                ["setsid", "--ctty", *command],  # a session of its own, with this terminal to be interrupted from
-                stdin=slave,
-                stdout=out,
-                stderr=slave,
-                env=environment | {"TERM": "xterm-256color"},
-            )
-        os.close(slave)
-        self.text = ""
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def press(self, key: bytes) -> None:
-        os.write(self._master, key)
-
-    def wait_for(self, pattern: str, timeout_s: float = 120.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not re.search(pattern, _COLOURS.sub("", self.text)):
-            assert time.monotonic() < deadline, self.text[-2000:]
-            assert self._read(0.5), self.text[-2000:]
-
-    def wait(self, timeout_s: float = 120.0) -> int:
-        deadline = time.monotonic() + timeout_s
-        while self._read(0.5):
-            assert time.monotonic() < deadline, self.text[-2000:]
-        return self._process.wait(timeout=30)
-
-    def close(self) -> None:
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        os.close(self._master)
-
-    def _read(self, timeout_s: float) -> bool:
-        """Take what there is; False when the other side is closed."""
-        if select.select([self._master], [], [], timeout_s)[0]:
-            try:
-                data = os.read(self._master, 65536)
-            except OSError:  # how Linux says that the terminal has no user left
-                return False
-            self.text += data.decode(errors="replace")
-            return bool(data)
-        return self._process.poll() is None
-
-
 @pytest.fixture
 def terminals() -> Iterator[list[Terminal]]:
     opened: list[Terminal] = []
@@ -142,67 +216,128 @@ def terminals() -> Iterator[list[Terminal]]:
         terminal.close()
 
 
-CURSOR_OFF, CURSOR_ON = "\x1b[?25l", "\x1b[?25h"
-_PROGRAM = """
-import logging, sys, time
-from loraxs_search.cli._live import LiveView
-from loraxs_search.cli._main import Talk
-from tests_live import FACTS, record
-from loraxs_search.records import TrialState
-logging.basicConfig(handlers=[Talk()])
-with LiveView("loraxs-search ui") as view:
-    view.phase("starting Ray")
-    time.sleep(0.4)
-    view.started(FACTS)
-    view.trial_changed(record("00000", TrialState.COMPLETE, 4))
-    view.trial_changed(record("00001", TrialState.RUNNING, 2))
-    time.sleep(0.4)
-    logging.warning("something happened")
-    time.sleep(0.4)
-    view.finished()
-print("THE DATA")
-"""
+@pytest.fixture
+def driver() -> ScriptedDriver:
+    """The driver of a study whose first trial is at step 20."""
+    driver = ScriptedDriver(study("mine"))
+    driver.begin()
+    driver.train("00000", 20)
+    return driver
 
 
-def test_the_live_table_is_drawn_and_wiped(terminals, tmp_path):
-    (tmp_path / "tests_live.py").write_text(Path(__file__).read_text())
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    terminals.append(Terminal([sys.executable, "-c", textwrap.dedent(_PROGRAM)], environment))
-    assert terminals[0].wait(30) == 0, terminals[0].text
-    text = terminals[0].text
-    for part in ("starting Ray", "mine on cpu", "00000", "COMPLETE", "0.5000", "rank=4", "━", "1/2 trials", "training"):
-        assert part in text, part
-    assert "browse the trials: loraxs-search ui" in text
-    assert "warning: something happened" in text
-    assert text.count(CURSOR_OFF) == text.count(CURSOR_ON) == 1
-    erased, data = text.rsplit(CURSOR_ON, 1)[1].rsplit("\x1b[2K", 1)
-    assert erased.count("\x1b[1A\x1b[2K") >= 9, "the table is gone, line by line"
-    assert data.strip() == "THE DATA"
+def watching(*options: str) -> list[str]:
+    return [sys.executable, "-m", "loraxs_search", "status", "mine", "--watch", *options]
+
+
+def titles(terminal: Terminal) -> int:
+    """Count the first lines of views on the screen."""
+    return sum(line.startswith("mine: t on cpu") for line in terminal.lines)
+
+
+def test_a_view_in_another_terminal_follows_is_resized_and_left(
+    driver: ScriptedDriver, terminals: list[Terminal]
+) -> None:
+    with driver.folder.lock():
+        terminals.append(Terminal(watching(), dict(os.environ), rows=24, columns=80))
+        (terminal,) = terminals
+        terminal.wait_to_see(r"00000 +RUNNING +20/160 +0\.5000")
+        assert titles(terminal) == 1
+        for trial, (rows, columns) in {"00001": (20, 60), "00002": (40, 160), "00003": (24, 80)}.items():
+            terminal.resize(rows, columns)
+            driver.train(trial, 40)
+            terminal.wait_to_see(rf"{trial} +RUNNING +40/160")
+            assert titles(terminal) == 1, "nothing is left of what was drawn before"
+            assert len([line for line in terminal.lines if line.startswith("00000")]) == 1
+        assert not terminal.has_cursor
+        terminal.press(b"\x03")
+        assert terminal.wait() == 0
+    assert terminal.has_cursor
+    assert titles(terminal) == 0, "the view is wiped"
+    assert "left the view; `loraxs-search status mine --watch` comes back to it" in terminal.lines
+    assert "Traceback" not in terminal.text
+
+
+def test_a_view_ends_with_its_search_and_shows_the_result(driver: ScriptedDriver, terminals: list[Terminal]) -> None:
+    with driver.folder.lock():
+        terminals.append(Terminal(watching(), dict(os.environ), columns=120))
+        (terminal,) = terminals
+        terminal.wait_to_see("00000 +RUNNING")
+        driver.say.warned("many answers were cut")
+        driver.end("00000", TrialState.COMPLETE)
+        driver.finish()
+    assert terminal.wait() == 0
+    assert titles(terminal) == 0
+    assert "warning: many answers were cut" in terminal.lines
+    assert any(re.match("00000 +COMPLETE +20 +0.5000", line) for line in terminal.lines)
+    assert any(line.startswith("mine: finished, 1/16 trials ended") for line in terminal.lines)
+    assert terminal.text.count(CURSOR_OFF) == terminal.text.count(CURSOR_ON) == 1
+
+
+def test_without_colours_there_are_none(driver: ScriptedDriver, terminals: list[Terminal]) -> None:
+    with driver.folder.lock():
+        terminals.append(Terminal(watching(), dict(os.environ), no_color=True))
+        terminals[0].wait_to_see("00000 +RUNNING")
+        terminals[0].press(b"\x03")
+        assert terminals[0].wait() == 0
+    codes = {code for codes in re.findall(r"\x1b\[([0-9;]*)m", terminals[0].text) for code in codes.split(";")}
+    assert codes <= {"", "0", "1", "2"}, "bold and dim are no colours"
+
+
+def test_a_pipe_gets_lines_and_then_the_table(driver: ScriptedDriver) -> None:
+    with driver.folder.lock():
+        process = subprocess.Popen(watching(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        driver.say.warned("many answers were cut")
+        driver.end("00000", TrialState.COMPLETE)
+        driver.finish()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert [line.split("s  ", 1)[1] for line in lines] == [
+        "study mine: 16 trials on cpu (float32), 2 slots\n",
+        "browse the trials: loraxs-search ui --tracking-uri sqlite:///mlflow.db\n",
+        "trial 00000  step 20  accuracy 0.5000\n",
+    ]
+    assert "warning: many answers were cut\n" in out
+    assert "candidate 00000  validation rows  accuracy 0.6000\n" in out
+    assert out.splitlines()[-2].split()[:3] == ["trial", "state", "step"]
+    assert "mine: finished, 1/16 trials ended" in err
+    assert "\x1b" not in out + err
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal_ends_in_order_and_resume_goes_on(searched, terminals, tiny_space_text, tmp_path):
+def test_ctrl_c_in_a_terminal_ends_in_order_and_resume_goes_on(warm_home, terminals, tiny_space_text, tmp_path):
     """The whole story on a real search: live table, Ctrl-C, status, resume in a pipe."""
-    shell = searched.shell
+    shell = Shell(warm_home, tmp_path)
     (tmp_path / "tiny.yaml").write_text(tiny_space_text)
     sized = ("--set", "search.trials=2", "--set", "search.max_steps=60", "--set", "search.scheduler=none")
     command = shell.command("launch", str(tmp_path / "tiny.yaml"), "--name", "stopped", *sized)
     out = tmp_path / "stdout"
     terminals.append(Terminal(command, shell.environment(), stdout=out))
     terminal = terminals[0]
-    terminal.wait_for(r"RUNNING\s*│\s*[1-9]", 60)
+    terminal.wait_for(r"RUNNING\s+[1-9]")
     assert ["stopped", "tiny-reviews", "running"] in [line.split()[:3] for line in shell.ok("status").splitlines()]
     terminal.press(b"\x03")
-    assert terminal.wait(60) == 130, terminal.text[-2000:]
+    assert terminal.wait() == 130, terminal.text[-2000:]
     assert "error: Study 'stopped' was interrupted" in terminal.text
     assert "hint: go on with `loraxs-search resume stopped`" in terminal.text
     assert "Traceback" not in terminal.text
-    assert terminal.text.count(CURSOR_OFF) == terminal.text.count(CURSOR_ON) == 1
+    assert terminal.has_cursor
     assert out.read_text() == ""
 
     assert ["stopped", "tiny-reviews", "interrupted"] in [line.split()[:3] for line in shell.ok("status").splitlines()]
-    table = shell.ok("resume", "stopped")
-    assert [line.split()[1] for line in table.splitlines()[1:]] == ["COMPLETE"] * 2 + ["YARDSTICK"] * 3
+    events = [json.loads(line) for line in shell.ok("resume", "stopped", "--events").splitlines()]
+    followed = [json.loads(line) for line in shell.ok("status", "stopped", "--events").splitlines()]
+    assert [trial["state"] for trial in events[-1]["result"]["trials"]] == ["COMPLETE"] * 2
+    begun = [number for number, event in enumerate(followed) if event["event"] == "search_started"]
+    assert len(begun) == 2
+    since = [event for event in events if event["study"] and "last records" not in event.get("text", "")]
+    assert untimed(followed[begun[1] :]) == untimed(since[since.index(followed[begun[1]]) :])
+
+
+def untimed(events: list[dict]) -> list[dict]:
+    """A phase has a moment of its own in the journal."""
+    return [{**event, "at": 0.0} if event["event"] == "phase" else event for event in events]
 
 
 @pytest.mark.long

@@ -34,7 +34,7 @@ from loraxs_search.search.hosts.pieces import Piece, spread
 from loraxs_search.search.hosts.refits import RefitPiece, refit_spec
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search_space import Space
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies import StudyFolder, read_reports
 from loraxs_search.studies.lineage import seed_trial, stages
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Finish:
             refits, are candidates.
         stop: Ends the work from outside.
         records: All trials of the study, by id: refits of a clone repeat what its state was trained by.
+        counted: Called with how much of the present work is done, of how much, in which unit.
     """
 
     actors: StudyActors
@@ -69,6 +70,7 @@ class Finish:
     trials: Sequence[TrialRecord]
     stop: threading.Event
     records: Mapping[str, TrialRecord] = field(default_factory=dict)
+    counted: Callable[[int, int, str], None] = lambda _, __, ___: None
     _adapters: dict[str, Trained] = field(default_factory=dict)
 
     @property
@@ -84,12 +86,20 @@ class Finish:
             SearchInterruptedError: stopped from outside.
         """
         confirmed, every = self.folder.confirmations(), self.space.search.report_every
-        wanted = [
-            RefitPiece(spec, self.space.task, every, self.folder, self._earlier(record, number))
-            for record in self.best
-            for number, spec in enumerate(self._refits(record), start=1)
+        wanted = [(record, number, spec) for record in self.best for number, spec in enumerate(self._refits(record), 1)]
+        steps = {spec.trial_id: self._steps_done(spec) for _, _, spec in wanted}
+        total = sum(spec.hyperparameters.max_steps for _, _, spec in wanted)
+
+        def reached(name: str, step: int) -> None:
+            steps[name] = step
+            self.counted(sum(steps.values()), total, "steps")
+
+        self.counted(sum(steps.values()), total, "steps")
+        pieces = [
+            RefitPiece(spec, self.space.task, every, self.folder, self._earlier(record, number), reached)
+            for record, number, spec in wanted
+            if confirmed.refit(spec.trial_id) is None
         ]
-        pieces = [piece for piece in wanted if confirmed.refit(piece.spec.trial_id) is None]
         self._spread(pieces, shared=True)
 
     def validate(self) -> list[Candidate]:
@@ -100,7 +110,7 @@ class Finish:
             confirmed = self.folder.confirmations()
             missing = [adapter for adapter in trained if confirmed.validation(adapter.trial_id) is None]
             pieces = [ValidationPiece(adapter, self.space.task) for adapter in missing]
-            self._spread(pieces, shared=True)
+            self._spread(pieces, shared=True, unit="adapters")
             scores = {name: confirmed.validation(name) or {} for name in scores}
         made = [self._candidate(adapter, scores) for adapter in trained]
         task = self.space.task
@@ -138,7 +148,7 @@ class Finish:
             for i in ids
             if not self._is_sealed(i, tested=i == name)
         ]
-        self._spread([*answers, *adapters])
+        self._spread([*answers, *adapters], unit="parts")
         if chosen is not None and untested:
             parts = list(confirmed.answers(name).values())
             metrics, rows = joined(parts, self.space.task)
@@ -156,7 +166,8 @@ class Finish:
     @property
     def alone(self) -> BaseAlone:
         """The base without an adapter, where the task's kind asks it."""
-        return BaseAlone(self.folder, self.actors, self.space.task, self._spread)
+        spread = functools.partial(self._spread, unit="parts")
+        return BaseAlone(self.folder, self.actors, self.space.task, spread)
 
     def check_stopped(self) -> None:
         if self.stop.is_set():
@@ -165,14 +176,29 @@ class Finish:
                 hint=f"go on with `loraxs-search resume {self.folder.name}`",
             )
 
-    def _spread(self, pieces: Sequence[Piece[Any]], *, shared: bool = False) -> None:
+    def _spread(self, pieces: Sequence[Piece[Any]], *, shared: bool = False, unit: str = "") -> None:
         """Have every piece done on all hosts.
 
         Args:
             shared: Pieces share passes where hosts pack.
+            unit: What pieces are called where they are counted; empty where they count themselves.
         """
-        pool = self.actors.pool
-        spread(pool.hosts, pieces, self.check_stopped, at_once=pool.config.max_trials if shared else 1)
+        pool, at_once = self.actors.pool, self.actors.pool.config.max_trials if shared else 1
+
+        def finished(done: int) -> None:
+            if unit:
+                self.counted(done, len(pieces), unit)
+
+        if pieces:
+            finished(0)
+        spread(pool.hosts, pieces, self.check_stopped, at_once=at_once, finished=finished)
+
+    def _steps_done(self, spec: TrialSpec) -> int:
+        """Return how far a refit has got before now."""
+        if self.folder.confirmations().refit(spec.trial_id) is not None:
+            return spec.hyperparameters.max_steps
+        snapshot = self.folder.read_snapshot(spec.trial_id)
+        return read_reports(snapshot)[-1].step if snapshot else 0
 
     # ---- adapters ----------------------------------------------------------------------------------------------------
     def _method(self, record: TrialRecord) -> Method:

@@ -28,6 +28,7 @@ from loraxs_search.search.driver.interrupted import SearchInterruptedError, Tria
 from loraxs_search.search.driver.kept_report import keep_report
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import check_start, keep_start
+from loraxs_search.search.ledger.announcer import Announcer
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space, notes
 from loraxs_search.steering import SteeredStudy, SteeringState, steered
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from loraxs_search.search.hosts.study_actors import StudyActors
     from loraxs_search.search.ledger.ledger import Ledger
     from loraxs_search.search.ledger.score_watch import ScoreWatch
+    from loraxs_search.search.tune.deadline import Deadline
     from loraxs_search.search.tune.searcher import StudySearcher
 
 
@@ -64,7 +66,8 @@ class Driver:
     """
 
     def __init__(self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event) -> None:
-        self._info, self._space, self._view, self._stop = info, space, view, stop
+        self._info, self._space, self._stop = info, space, stop
+        self._view = Announcer(info.name, view)
         self._started_at = time.time()
 
     def run(self, pool: HostPool) -> SearchResult:
@@ -79,7 +82,8 @@ class Driver:
             importlib.import_module(f"loraxs_search.search.{name}")
         from loraxs_search.search.hosts.study_actors import StudyActors
 
-        try:
+        with self._view.hearing_warnings(), contextlib.ExitStack() as at_the_end:
+            at_the_end.callback(self._view.finished)
             folder = self._begun_folder()
             actors = StudyActors(self._info, self._space, pool, recorded=folder.identity() if folder else None)
             try:
@@ -89,8 +93,6 @@ class Driver:
                 return self._run_with(actors, self._open_folder(warm))
             finally:
                 actors.close()
-        finally:
-            self._view.finished()
 
     def _run_with(self, actors: StudyActors, folder: StudyFolder) -> SearchResult:
         with folder.lock(), mirrored(folder, self._stop.set) as mirror:
@@ -139,13 +141,17 @@ class Driver:
         self._reopen(study)
         deadline = Deadline(plan, study.state, self._started_at - journal.spent_s)
         journal.driver_started(self._started_at)
+        self._view.write_to(journal)
         optuna_study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
         rebuild(optuna_study, self._space, journal.records)
         watch = ScoreWatch(task, plan.max_steps)
-        ledger = Ledger(journal, optuna_study, tracker, self._view, KeepRule.of(task, plan), watch)
+        ledger = Ledger(
+            *(journal, optuna_study, tracker, self._view, KeepRule.of(task, plan), watch),
+            after_report=lambda: self._view.yardsticks_scored(yardsticks.known()),
+        )
         ledger.reconcile(folder)
         scheduler = self._scheduler(ledger, journal)
-        self._view.started(self._facts(actors, ledger, study.state))
+        self._view.started(self._facts(actors, ledger, study.state, deadline))
         sampler = Sampler(optuna_study, self._space, warm.trials)
         searcher = StudySearcher(
             sampler,
@@ -159,7 +165,7 @@ class Driver:
             folder=folder,
             state=study.state,
         )
-        follow = self._follower(searcher, study, lambda: self._facts(actors, ledger, study.state))
+        follow = self._follower(searcher, study, lambda: self._facts(actors, ledger, study.state, deadline))
 
         def train() -> None:
             tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves)
@@ -172,6 +178,7 @@ class Driver:
 
         def keep_adapters() -> bool:
             tracker.yardsticks_measured(yardsticks.result())
+            self._view.yardsticks_scored(yardsticks.known())
             return self._keep_adapters(folder, actors, ledger, tracker, watch, goes_on)
 
         def goes_on() -> bool:
@@ -184,6 +191,7 @@ class Driver:
                 _go_through(folder, journal, train_all, keep_adapters, goes_on)
             if not self._reopen(study):  # by what was answered last
                 break
+        self._view.write_to(None)
         journal.search_ended(journal.notice or "")
         return _result(folder, journal)
 
@@ -315,13 +323,15 @@ class Driver:
         from loraxs_search.search.driver.candidates import Finish, completed_trials
 
         trials = completed_trials(ledger.records.values(), folder.keep_rule)
-        finish = Finish(actors, folder, self._space, trials, self._stop, ledger.records)
+        finish = Finish(actors, folder, self._space, trials, self._stop, ledger.records, self._view.counted)
         seeds = self._info.promotion.seeds
         if seeds and finish.best:
             self._view.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
             finish.refit()
         self._view.phase("scoring the candidates on all validation rows")
         candidates = finish.validate()
+        for candidate in candidates:
+            self._view.candidate_scored(candidate.trial_id, "validation", candidate.validation_metrics)
         for candidate in candidates[:1]:
             watch.scored(candidate.trial_id, candidate.validation_metrics)
         if goes_on():
@@ -331,12 +341,15 @@ class Driver:
             finish.alone.measure()
         self._view.phase("scoring the finalist on the test rows, writing adapters")
         candidates = finish.seal(candidates, tracker.run_id)
+        for candidate in (candidate for candidate in candidates if candidate.test_metrics):
+            self._view.candidate_scored(candidate.trial_id, "test", candidate.test_metrics)
         _log_adapters(folder, tracker, trials, candidates)
         tracker.yardsticks_measured(folder.yardsticks() or ())
+        self._view.yardsticks_scored(folder.yardsticks() or ())
         folder.write_candidates(candidates)
         return True
 
-    def _facts(self, actors: StudyActors, ledger: Ledger, state: SteeringState) -> SearchStarted:
+    def _facts(self, actors: StudyActors, ledger: Ledger, state: SteeringState, deadline: Deadline) -> SearchStarted:
         plan = planned(self._info.search, state)
         return SearchStarted(
             study=self._info.name,
@@ -350,6 +363,11 @@ class Driver:
             why_slots=actors.pack_size.reason,
             keep=plan.keep,
             notes=notes(self._space),
+            at=time.time(),
+            report_every=plan.report_every,
+            num_refits=self._info.promotion.seeds * min(self._info.promotion.candidates, plan.trials),
+            slots=actors.slots_by_address(),
+            time_left_s=deadline.left_s,
         )
 
 

@@ -91,7 +91,7 @@ def _flat(row: LeaderboardRow, record: TrialRecord) -> dict[str, Any]:
     metrics = record.reports[-1].metrics if record.reports else {}
     return {
         **fields,
-        "state": row.state.value,
+        "state": str(row.state),
         **{f"params_{name}": value for name, value in row.params.items()},
         **{f"metrics_{name}": value for name, value in metrics.items()},
     }

@@ -30,8 +30,15 @@ class StudyYardsticks:
     def __init__(self, folder: StudyFolder, actors: StudyActors, task: Task) -> None:
         self._folder, self._actors, self._task = folder, actors, task
         self._written: ObjectRef[None] | None = None
+        self._known: tuple[Yardstick, ...] = ()
         if folder.yardsticks() is None:
             self._written = actors.keeper.write_yardsticks.remote(actors.pool.host().yardsticks(task))
+
+    def known(self) -> tuple[Yardstick, ...]:
+        """Return those that are in the study folder by now; waits for nothing."""
+        if not self._known and (self._written is None or ray.wait([self._written], timeout=0)[0]):
+            self._known = self._folder.yardsticks() or ()
+        return self._known
 
     def result(self) -> tuple[Yardstick, ...]:
         """Return the yardsticks once they are in the study folder; those that cannot be had say why.

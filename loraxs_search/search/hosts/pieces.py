@@ -40,6 +40,7 @@ def spread(
     check_stopped: Callable[[], None],
     *,
     at_once: int = 1,
+    finished: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Have every piece done, `at_once` on each host at a time.
 
@@ -49,11 +50,13 @@ def spread(
         hosts: Returns the hosts there are, one at least; not asked where there is nothing to do.
         check_stopped: Raises when the search was stopped from outside.
         at_once: More than 1 where pieces share passes.
+        finished: Called with how many pieces are done, after each.
     Raises:
         RayActorError: hosts keep dying.
     """
     waiting, pending = deque(pieces), dict[ObjectRef[Any], tuple[Piece[Any], HostClient]]()
     losses_left, clients = _MAX_LOST_HOSTS * len(pieces), hosts() if pieces else []
+    num_done = 0
 
     def go_on(piece: Piece[Any], host: HostClient) -> None:
         pending[piece.ask(host)] = piece, host
@@ -69,7 +72,10 @@ def spread(
             try:
                 if _has_more(piece, answer):
                     go_on(piece, host)
-                elif waiting:
+                    continue
+                num_done += 1
+                finished(num_done)
+                if waiting:
                     go_on(waiting.popleft(), host)
             except HOST_LOST:
                 losses_left -= 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ray import ObjectRef
@@ -27,6 +27,7 @@ class RefitPiece:
 
     Args:
         earlier: What a clone's recipe begins with: the same trial by other params, each to a step.
+        reached: Called with its name and the step that it has reached; one that failed has no more to do.
     """
 
     spec: TrialSpec
@@ -34,6 +35,7 @@ class RefitPiece:
     every: int
     folder: StudyFolder
     earlier: tuple[tuple[TrialSpec, int], ...] = ()
+    reached: Callable[[str, int], None] = lambda _, __: None
 
     def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
         snapshot = self.folder.read_snapshot(self.spec.trial_id)
@@ -47,6 +49,7 @@ class RefitPiece:
     def take(self, answer: tuple[TrialReport, bytes]) -> bool:
         report, snapshot = answer
         self.folder.write_snapshot(self.spec.trial_id, snapshot)
+        self.reached(self.spec.trial_id, report.step)
         if report.step < self.spec.hyperparameters.max_steps:
             return True
         self._ended(self.folder.keep_rule.kept(read_reports(snapshot)).metrics)
@@ -54,6 +57,7 @@ class RefitPiece:
 
     def failed(self, error: Exception) -> None:
         self._ended({}, reason_of(error))
+        self.reached(self.spec.trial_id, self.spec.hyperparameters.max_steps)
 
     def _ended(self, metrics: Mapping[str, float], failed: str = "") -> None:
         refit = Refit(self.spec.hyperparameters.seed, metrics, failed=failed)

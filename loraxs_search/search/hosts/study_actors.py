@@ -13,6 +13,7 @@ import ray
 from loraxs_search.base_model import check_packable
 from loraxs_search.methods import get_method
 from loraxs_search.records import HostInfo, Identity, Scalar, Task, TrialSpec
+from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.cluster.placement import PackSize, unshared
 from loraxs_search.search.hosts.client import HOST_LOST, HostClient
 from loraxs_search.search.hosts.handles import kill
@@ -137,6 +138,12 @@ class StudyActors:
             "num_gpus": int(total.get("GPU", 0)),
             "trials_per_device": self.pack_size.size,
         }
+
+    def slots_by_address(self) -> dict[str, int]:
+        """Return how many trials of all studies each node takes at once, by its address."""
+        addresses = {node.node_id: node.address for node in living_nodes()}
+        by_node = self.slot_counter.slots.by_node
+        return {addresses[node_id]: slots for node_id, slots in by_node.items() if node_id in addresses}
 
     def gpus(self) -> list[str]:
         """Return the kinds of accelerator in the cluster, as Ray names them."""

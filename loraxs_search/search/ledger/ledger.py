@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from loraxs_search.records import Hyperparameters, KeepRule, Origin, Scalar, TrialRecord, TrialReport, TrialState
@@ -24,6 +24,7 @@ class Ledger:
     Args:
         keep: What trials are compared by, and which step of a complete one counts.
         watch: Looks at each report; None where nobody is to be warned.
+        after_report: Called after each report.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class Ledger:
         view: SearchView,
         keep: KeepRule,
         watch: ScoreWatch | None = None,
+        after_report: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal, self._study, self._tracker, self._view = journal, study, tracker, view
-        self._keep, self._metric, self._watch = keep, keep.metric, watch
+        self._keep, self._metric, self._watch, self._after_report = keep, keep.metric, watch, after_report
         self._handles: dict[str, optuna.trial.Trial] = {}  # of unfinished trials
 
     @property
@@ -74,6 +76,7 @@ class Ledger:
             self._view.trial_changed(self.records[report.trial_id])
             if self._watch is not None:
                 self._watch.reported(report)
+            self._after_report()
 
     def ended(self, trial_id: str, state: TrialState, reason: str) -> None:
         if self._journal.trial_ended(trial_id, state, reason):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from loraxs_search.records import Task, TrialRecord
+from loraxs_search.records import SearchEvent, Task, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class SearchStarted:
         why_slots: Why so many share a device; empty where that was asked for.
         keep: Which step of a trial becomes its adapter.
         notes: What of the space may not be what was meant.
+        at: When, seconds since 1970.
+        report_every: Steps between two reports of a trial.
+        num_refits: Trainings from new seeds that follow, at most.
+        slots: Trials at once on each node, by its address.
+        time_left_s: What is left of the time budget for trials; None where there is none.
     """
 
     study: str
@@ -32,6 +38,11 @@ class SearchStarted:
     why_slots: str = ""
     keep: Literal["last", "best"] = "last"
     notes: tuple[str, ...] = ()
+    at: float = 0.0
+    report_every: int = 1
+    num_refits: int = 0
+    slots: Mapping[str, int] = field(default_factory=dict)
+    time_left_s: float | None = None
 
 
 class SearchView(Protocol):
@@ -49,6 +60,9 @@ class SearchView(Protocol):
     def commanded(self, text: str) -> None:
         """Somebody has sent a command, which was answered so; or the search waits for one."""
 
+    def noted(self, event: SearchEvent) -> None:
+        """Something else is known: how far a phase is, a warning, the score of a yardstick or of a candidate."""
+
     def finished(self) -> None:
         """No more calls follow."""
 
@@ -63,5 +77,7 @@ class SilentView:
     def trial_changed(self, record: TrialRecord) -> None: ...
 
     def commanded(self, text: str) -> None: ...
+
+    def noted(self, event: SearchEvent) -> None: ...
 
     def finished(self) -> None: ...

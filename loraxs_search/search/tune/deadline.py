@@ -25,6 +25,11 @@ class Deadline:
         return extended(self._plan, self._state).time_budget_s
 
     @property
+    def left_s(self) -> float | None:
+        """What is left of the budget; None where there is none."""
+        return None if self.budget_s is None else max(0.0, self._since + self.budget_s - time.time())
+
+    @property
     def is_over(self) -> bool:
         """Whether the budget is used up."""
-        return self.budget_s is not None and time.time() >= self._since + self.budget_s
+        return self.left_s == 0.0

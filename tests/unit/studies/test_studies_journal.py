@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from loraxs_search.append_log import AppendLog
 from loraxs_search.errors import StudyError
-from loraxs_search.records import AdapterSize, TrialReport, TrialState
+from loraxs_search.records import AdapterSize, PhaseEvent, TrialReport, TrialState, WarningEvent
 from loraxs_search.studies import Journal
 
 SIZE = AdapterSize(r_parameters=9216, head_parameters=770, stored_bytes=40000)
@@ -124,3 +128,52 @@ def test_why_a_search_ended_before_its_budget_is_read_back(path: Path) -> None:
     assert writer.notice is None
     writer.search_ended("the time budget of 30 s is used up")
     assert Journal(path).notice == "the time budget of 30 s is used up"
+
+
+def test_notes_are_events_for_who_watches_and_change_no_trial(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(path)
+    journal.trial_started("00000", {"rank": 8})
+    records = dict(journal.records)
+    journal.note(PhaseEvent(study="mine", at=7.5, text="training again", done=1, total=2, unit="steps"))
+    journal.note(WarningEvent(study="mine", at=8.5, text="look"))
+    assert journal.records == Journal(path).records == records
+    assert [json.loads(line)["at"] for line in path.read_text().splitlines()[1:]] == [7.5, 8.5]
+    assert caplog.records == []
+
+
+def test_each_report_has_the_time_at_which_it_was_recorded(path: Path) -> None:
+    journal = Journal(path)
+    journal.trial_started("00000", {"rank": 8})
+    for step in (40, 80):
+        journal.trial_reported(report("00000", step))
+    record = Journal(path).records["00000"]
+    assert len(record.reported_at) == 2
+    assert record.started_at <= record.reported_at[0] <= record.reported_at[1]
+
+
+def test_threads_may_note_while_the_driver_records(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, append, at_once = Journal(path), AppendLog.append, list[int]()
+    journal.trial_started("00000", {"rank": 8})
+
+    def slowly(log: AppendLog, lines: bytes, *, flush_to_device: bool = False) -> None:
+        at_once.append(1)
+        assert len(at_once) == 1
+        time.sleep(0)  # another thread's turn
+        append(log, lines, flush_to_device=flush_to_device)
+        at_once.pop()
+
+    monkeypatch.setattr(AppendLog, "append", slowly)
+
+    def note(number: int) -> None:
+        for _ in range(50):
+            journal.note(WarningEvent(study="mine", at=1.0, text=f"from thread {number} " + "x" * 500))
+
+    threads = [threading.Thread(target=note, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for step in range(1, 51):
+        journal.trial_reported(report("00000", step))
+    for thread in threads:
+        thread.join()
+    assert Journal(path).records == journal.records
+    assert len(path.read_text().splitlines()) == 1 + 4 * 50 + 50

@@ -1,0 +1,24 @@
+"""Events for programs: one JSON object a line."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from loraxs_search.records import SearchEvent, to_json
+
+
+class EventStream:
+    """Writes each event of a search as a line, at once; those of an earlier driver are not repeated."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def happened(self, event: SearchEvent) -> None:
+        """Take the next event."""
+        print(to_json(event), file=self._out, flush=True)
+
+    def known(self, event: SearchEvent) -> None:
+        """Pass over an event of an earlier driver."""
+
+    def say(self, text: str) -> None:
+        """Say nothing: notices are for people."""

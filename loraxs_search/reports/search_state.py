@@ -1,0 +1,315 @@
+"""What is known of a search from its events: the facts that views draw, launch's own and those in other terminals."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from loraxs_search.records import (
+    CandidateScoredEvent,
+    PhaseEvent,
+    Scalar,
+    SearchEndedEvent,
+    SearchEvent,
+    SearchStartedEvent,
+    SteeredEvent,
+    TrialEndedEvent,
+    TrialReportedEvent,
+    TrialStartedEvent,
+    TrialState,
+    WarningEvent,
+    YardstickScoredEvent,
+)
+from loraxs_search.reports.time_left import Pace, Trained, expected_steps
+
+_T = TypeVar("_T")
+
+_RECENT_S = 60.0  # what hosts have done for so long says how fast they are now
+_ORDER = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass
+class TrialLine:
+    """A trial as it stands.
+
+    Args:
+        metric: What trials are compared by; empty while that is not known.
+        reports: Metrics of each of its reports.
+        host: Address of the node that it trains on; empty while that is not known.
+    """
+
+    trial: str
+    params: Mapping[str, Scalar]
+    metric: str
+    state: TrialState = TrialState.RUNNING
+    step: int = 0
+    reports: list[Mapping[str, float]] = field(default_factory=list)
+    stored_bytes: int = 0
+    host: str = ""
+
+    @property
+    def scores(self) -> list[float]:
+        """What it is compared by, in each of its reports."""
+        return [metrics[self.metric] for metrics in self.reports if self.metric in metrics]
+
+    @property
+    def score(self) -> float | None:
+        """Its last one; None before the first report."""
+        return self.reports[-1].get(self.metric) if self.reports else None
+
+
+@dataclass(frozen=True)
+class HostLine:
+    """A node that trains: trials on it, how many it takes (None where that is not known), and steps a second."""
+
+    address: str
+    num_trials: int
+    num_slots: int | None
+    steps_per_s: float | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """The best of several by what trials are compared by."""
+
+    name: str
+    value: float
+
+
+class SearchState:
+    """Takes the events of one study, in their order, and says how its search stands.
+
+    Args:
+        study: Its name, where that is known before its first event.
+    """
+
+    def __init__(self, study: str = "") -> None:
+        self.study = study
+        self.facts: SearchStartedEvent | None = None
+        self.phase: PhaseEvent | None = None
+        self.trials: dict[str, TrialLine] = {}
+        self.yardsticks: dict[str, Mapping[str, float]] = {}
+        self.candidates: dict[str, Mapping[str, float]] = {}
+        self.warnings: list[str] = []
+        self.steered = ""  # the last that people asked of the search, and its answer
+        self.ended: SearchEndedEvent | None = None
+        self._pace = self._work = Pace(0.0)
+        self._hosts: dict[str, Pace] = {}
+        self._refit_steps, self._refit_total = 0, 0
+        self._low, self._high = math.inf, -math.inf
+        self._derived: dict[str, Any] = {}  # what was computed since the last event: views ask often
+
+    def happened(self, event: SearchEvent) -> None:
+        """Take the next event."""
+        self._derived.clear()
+        self.study = event.study or self.study
+        _TAKE[type(event)](self, event)
+
+    # ---- how it stands -----------------------------------------------------------------------------------------------
+    @property
+    def is_training(self) -> bool:
+        """Whether trials train now, as far as is known."""
+        return self.facts is not None and self.phase is None and self.ended is None
+
+    @property
+    def counts(self) -> Counter[TrialState]:
+        """How many trials are in which state."""
+        return self._once("counts", lambda: Counter(trial.state for trial in self.trials.values()))
+
+    @property
+    def num_trials(self) -> int:
+        """Trials that the search will end with; people may add some to those that it began with."""
+        return max(len(self.trials), self.facts.num_trials if self.facts else 0)
+
+    @property
+    def num_ended(self) -> int:
+        return len(self.trials) - self.counts[TrialState.RUNNING]
+
+    @property
+    def best(self) -> Score | None:
+        """The trial with the best score of its last report so far."""
+        scored = ((trial.trial, trial.score) for trial in self.trials.values())
+        return self._once("best", lambda: self._best({name: score for name, score in scored if score is not None}))
+
+    @property
+    def lead(self) -> float | None:
+        """How much better the best trial is than the best yardstick, negative where it is worse; None without both."""
+        best, mark = self.best, self.best_yardstick
+        return None if best is None or mark is None else self._sign() * (mark.value - best.value)
+
+    @property
+    def best_yardstick(self) -> Score | None:
+        """The best yardstick that is scored by what trials are compared by; None where there is none."""
+        if self.facts is None:
+            return None
+        metric = self.facts.metric
+        return self._best({name: scores[metric] for name, scores in self.yardsticks.items() if metric in scores})
+
+    def lines(self, limit: int | None = None) -> list[TrialLine]:
+        """Return the first trials of a table: running ones, the furthest on top, then the others, best first."""
+        return heapq.nsmallest(len(self.trials) if limit is None else limit, self.trials.values(), key=self._place)
+
+    def score_range(self) -> tuple[float, float]:
+        """Return the lowest and the highest score of all reports."""
+        return (self._low, self._high) if self._low <= self._high else (0.0, 0.0)
+
+    def hosts(self, now: float) -> list[HostLine]:
+        """Return the nodes that train, or could, by address."""
+        slots = self.facts.slots if self.facts else {}
+        only = next(iter(slots)) if len(slots) == 1 else ""  # where trials are that have not reported yet
+        running = (line.host or only for line in self.trials.values() if line.state is TrialState.RUNNING)
+        busy = Counter(filter(None, running))
+        return [
+            HostLine(name, busy[name], slots.get(name), pace.per_s(now) if (pace := self._hosts.get(name)) else None)
+            for name in sorted({*slots, *self._hosts})
+        ]
+
+    # ---- how much there is to do -------------------------------------------------------------------------------------
+    @property
+    def steps_done(self) -> int:
+        """Steps trained so far, those of refits included."""
+        return sum(trial.steps for trial in self._trained()) + self._refit_steps
+
+    def trial_steps(self) -> float:
+        """Return how many steps trials are expected to have trained in the end."""
+        return self._once("trial_steps", self._estimated_steps)
+
+    def _estimated_steps(self) -> float:
+        if self.facts is None:
+            return 0.0
+        if self.phase is not None and self.num_ended == len(self.trials) and self.trials:  # there come no more
+            return float(sum(trial.steps for trial in self._trained()))
+        facts = self.facts
+        return expected_steps(self._trained(), self.num_trials, facts.max_steps, facts.report_every)
+
+    @property
+    def refit_steps(self) -> int:
+        """Steps of the refits that follow the trials, at most."""
+        return self._refit_total or (self.facts.num_refits * self.facts.max_steps if self.facts else 0)
+
+    def share_done(self) -> float:
+        """Return how much of all steps is trained, from 0 to 1; 1 when the search has finished."""
+        if self.ended is not None and self.ended.state == "finished":
+            return 1.0
+        total = self.trial_steps() + self.refit_steps
+        return min(1.0, self.steps_done / total) if total else 0.0
+
+    def seconds_left(self, now: float) -> float | None:
+        """Return how long the steps that are left take at the pace so far, refits included; None while that is unknown.
+
+        What follows them, scores and files, is counted once it has begun.
+        """
+        if self.ended is not None or self.facts is None:
+            return None
+        if (phase := self.phase) is not None:
+            measured = self._work if self._work.per_s() or phase.unit != "steps" else self._pace
+            return self._left(measured, (phase.total or 0) - (phase.done or 0), now)
+        pace = self._pace.per_s()
+        if not pace:
+            return None
+        trials_s = (self.trial_steps() - sum(trial.steps for trial in self._trained())) / pace
+        if (budget_s := self.facts.time_left_s) is not None:
+            trials_s = min(trials_s, max(0.0, self.facts.at + budget_s - self._pace.last_at))
+        return max(0.0, trials_s + self.refit_steps / pace - (now - self._pace.last_at))
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    @staticmethod
+    def _left(pace: Pace, amount: int, now: float) -> float | None:
+        per_s = pace.per_s()
+        return max(0.0, amount / per_s - (now - pace.last_at)) if per_s else None
+
+    def _trained(self) -> Sequence[Trained]:
+        return self._once("trained", lambda: [Trained(line.step, line.state) for line in self.trials.values()])
+
+    def _once(self, name: str, compute: Callable[[], _T]) -> _T:
+        """Return what has that name, computed at most once between two events."""
+        if name not in self._derived:
+            self._derived[name] = compute()
+        return self._derived[name]  # type: ignore[no-any-return]
+
+    def _sign(self) -> float:
+        return -1.0 if self.facts is not None and self.facts.direction == "maximize" else 1.0
+
+    def _best(self, scores: Mapping[str, float]) -> Score | None:
+        finite = {name: value for name, value in scores.items() if math.isfinite(value)}
+        if not finite:
+            return None
+        name = min(finite, key=lambda name: (self._sign() * finite[name], name))
+        return Score(name, finite[name])
+
+    def _place(self, trial: TrialLine) -> tuple[int, float, float, str]:
+        score = math.inf if trial.score is None else self._sign() * trial.score
+        is_running = trial.state is TrialState.RUNNING
+        return _ORDER.index(trial.state), -trial.step if is_running else 0.0, score, trial.trial
+
+    # ---- events ------------------------------------------------------------------------------------------------------
+    def _phase_begun(self, event: PhaseEvent) -> None:
+        if self.phase is None or self.phase.text != event.text or self.phase.unit != event.unit:
+            self._work = Pace(event.at)
+        elif event.done is not None:
+            self._work.add(event.at, event.done - (self.phase.done or 0))
+        self.phase = event
+        if event.unit == "steps":
+            self._refit_steps, self._refit_total = event.done or 0, event.total or 0
+
+    def _started(self, event: SearchStartedEvent) -> None:
+        self.facts, self.phase, self.ended = event, None, None
+        self._pace, self._hosts = Pace(event.at), {}
+        for trial in self.trials.values():
+            trial.metric = event.metric
+            self._widen(trial.scores)
+
+    def _trial_started(self, event: TrialStartedEvent) -> None:
+        self.trials[event.trial] = TrialLine(event.trial, event.params, self.facts.metric if self.facts else "")
+
+    def _reported(self, event: TrialReportedEvent) -> None:
+        trial = self.trials[event.trial]
+        steps, trial.step, trial.host = event.step - trial.step, event.step, event.host.partition(" ")[0]
+        trial.stored_bytes = event.stored_bytes
+        trial.reports.append(event.metrics)
+        self._widen(trial.scores[-1:])
+        if self.facts is not None and event.at >= self.facts.at:
+            self._pace.add(event.at, steps)
+            if trial.host:
+                self._hosts.setdefault(trial.host, Pace(self.facts.at, _RECENT_S)).add(event.at, steps)
+
+    def _widen(self, scores: Iterable[float]) -> None:
+        for score in filter(math.isfinite, scores):
+            self._low, self._high = min(self._low, score), max(self._high, score)
+
+    def _trial_ended(self, event: TrialEndedEvent) -> None:
+        self.trials[event.trial].state = event.state
+
+    def _warned(self, event: WarningEvent) -> None:
+        self.warnings.append(event.text)
+
+    def _steered(self, event: SteeredEvent) -> None:
+        self.steered = event.text
+
+    def _yardstick_scored(self, event: YardstickScoredEvent) -> None:
+        self.yardsticks[event.name] = event.metrics
+
+    def _candidate_scored(self, event: CandidateScoredEvent) -> None:
+        if event.split == "validation":
+            self.candidates[event.trial] = event.metrics
+
+    def _search_ended(self, event: SearchEndedEvent) -> None:
+        self.ended = event
+
+
+_TAKE: Mapping[type[SearchEvent], Callable[[SearchState, Any], None]] = {
+    PhaseEvent: SearchState._phase_begun,
+    SearchStartedEvent: SearchState._started,
+    TrialStartedEvent: SearchState._trial_started,
+    TrialReportedEvent: SearchState._reported,
+    TrialEndedEvent: SearchState._trial_ended,
+    WarningEvent: SearchState._warned,
+    SteeredEvent: SearchState._steered,
+    YardstickScoredEvent: SearchState._yardstick_scored,
+    CandidateScoredEvent: SearchState._candidate_scored,
+    SearchEndedEvent: SearchState._search_ended,
+}

@@ -1,0 +1,123 @@
+"""The view that a driver speaks to: it passes all on, and keeps what the journal lacks, for who watches."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+from loraxs_search.errors import HomeError
+from loraxs_search.records import (
+    CandidateScoredEvent,
+    PhaseEvent,
+    SearchEvent,
+    SteeredEvent,
+    TrialRecord,
+    WarningEvent,
+    Yardstick,
+    YardstickScoredEvent,
+)
+from loraxs_search.search.ledger.event_view import search_started
+from loraxs_search.search.ledger.view import SearchStarted, SearchView
+from loraxs_search.studies import Journal
+
+_PACKAGE = "loraxs_search"
+_STUDY_THREADS = "study"  # of studies that are searched together, each has a driver in a thread of this name
+
+
+class Announcer:
+    """A `SearchView` before another one; a full disk stops no search here, since what counts is recorded elsewhere."""
+
+    def __init__(self, study: str, view: SearchView) -> None:
+        self._study, self._view = study, view
+        self._journal: Journal | None = None
+        self._phase = ""
+        self._yardsticks: set[str] = set()
+
+    def write_to(self, journal: Journal | None) -> None:
+        """Keep what follows in the study's journal too; None means no more."""
+        self._journal = journal
+
+    def phase(self, text: str) -> None:
+        """Other work begins."""
+        self._phase = text
+        self._keep(PhaseEvent(study=self._study, at=time.time(), text=text))
+        self._view.phase(text)
+
+    def trial_changed(self, record: TrialRecord) -> None:
+        """A trial was started, reported or ended, and the journal has it."""
+        self._view.trial_changed(record)
+
+    def commanded(self, text: str) -> None:
+        """Somebody has sent a command, which was answered so; or the search waits for one."""
+        self._keep(SteeredEvent(study=self._study, at=time.time(), text=text))
+        self._view.commanded(text)
+
+    def noted(self, event: SearchEvent) -> None:
+        """Something else is known."""
+        self._keep(event)
+        self._view.noted(event)
+
+    def finished(self) -> None:
+        """No more calls follow."""
+        self._view.finished()
+
+    def counted(self, done: int, total: int, unit: str) -> None:
+        """The present work has got so far."""
+        self.noted(PhaseEvent(study=self._study, at=time.time(), text=self._phase, done=done, total=total, unit=unit))
+
+    def started(self, facts: SearchStarted) -> None:
+        """Trials are about to train."""
+        self._keep(search_started(facts))
+        self._view.started(facts)
+
+    def yardsticks_scored(self, yardsticks: Iterable[Yardstick]) -> None:
+        """Yardsticks were scored; each is said once."""
+        for yardstick in yardsticks:
+            name, metrics = yardstick.name, yardstick.validation_metrics
+            if metrics and name not in self._yardsticks:
+                self._yardsticks.add(name)
+                self.noted(YardstickScoredEvent(study=self._study, at=time.time(), name=name, metrics=metrics))
+
+    def candidate_scored(
+        self, trial_id: str, split: Literal["validation", "test"], metrics: Mapping[str, float]
+    ) -> None:
+        """A candidate was scored on all rows of a split."""
+        self.noted(
+            CandidateScoredEvent(study=self._study, at=time.time(), trial=trial_id, split=split, metrics=metrics)
+        )
+
+    @contextlib.contextmanager
+    def hearing_warnings(self) -> Iterator[None]:
+        """Take what this package warns of, from any thread but those of other studies, for news of the search."""
+        handler = _Warnings(self)
+        logger = logging.getLogger(_PACKAGE)
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+
+    def warned(self, text: str) -> None:
+        """People should know something."""
+        self.noted(WarningEvent(study=self._study, at=time.time(), text=text))
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _keep(self, event: SearchEvent) -> None:
+        if self._journal is not None:
+            with contextlib.suppress(HomeError):
+                self._journal.note(event)
+
+
+class _Warnings(logging.Handler):
+    def __init__(self, announcer: Announcer) -> None:
+        super().__init__(logging.WARNING)
+        self._announcer, self._thread = announcer, threading.current_thread().name
+
+    def emit(self, record: logging.LogRecord) -> None:
+        other = str(record.threadName)
+        if other == self._thread or not other.startswith(_STUDY_THREADS):
+            self._announcer.warned(record.getMessage())

@@ -1,0 +1,165 @@
+"""`status` of studies that run, have ended, wait for somebody, or are another machine's; as CSV and as events."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.scripted_driver import ScriptedDriver
+from support.searched_studies import Tried, searched
+from support.studies import study
+
+from loraxs_search.records import TrialState, to_json
+from loraxs_search.studies import Storage, lease
+
+Say = Callable[..., object]
+PARAMS = {"rank": 4, "learning_rate": 0.002, "target_modules": "query+value"}
+
+
+@pytest.fixture
+def driver() -> ScriptedDriver:
+    """A driver whose study has a trial that has not ended."""
+    driver = ScriptedDriver(study("mine"))
+    driver.begin()
+    driver.train("00000", 20)
+    return driver
+
+
+def states(say: Say) -> tuple[str, str]:
+    """Return what is said of the study, and of its trial."""
+    printed = json.loads(say("status", "mine", "--json").ok)
+    listed = {line.split()[0]: line.split()[2] for line in say("status").ok.splitlines()[1:]}
+    assert printed["state"] == listed["mine"] or printed["state"] == "elsewhere"
+    return printed["state"], printed["trials"][0]["state"]
+
+
+def test_a_trial_of_a_study_that_nobody_works_on_does_not_run(driver: ScriptedDriver, say: Say) -> None:
+    with driver.folder.lock():
+        assert states(say) == ("running", "RUNNING")
+    assert states(say) == ("interrupted", "INTERRUPTED")
+    assert say("status", "mine").ok.splitlines()[1].split()[:2] == ["00000", "INTERRUPTED"]
+    driver.end("00000", TrialState.COMPLETE)
+    driver.finish()
+    assert states(say) == ("finished", "COMPLETE")
+
+
+def test_a_study_that_another_machine_has_taken_over_is_elsewhere(
+    storage_folder: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = ScriptedDriver(study("mine", storage=str(storage_folder)))
+    driver.begin()
+    driver.train("00000", 20)
+    assert states(say) == ("interrupted", "INTERRUPTED")
+    held = lease.Lease(Storage(str(storage_folder)), "mine")
+    held.take()
+    assert states(say) == ("interrupted", "INTERRUPTED"), "this machine's own lock says more than its lease"
+    monkeypatch.setattr(lease.platform, "node", lambda: "another")
+    assert states(say) == ("elsewhere", "RUNNING")
+    host = os.uname().nodename
+    assert f"a driver on {host} has the study, or was killed there" in say("status", "mine").err
+    held.release()
+    assert states(say) == ("interrupted", "INTERRUPTED")
+
+
+def test_a_storage_that_is_away_changes_nothing(storage_folder: Path, say: Say) -> None:
+    ScriptedDriver(study("mine", storage=str(storage_folder))).train("00000", 20)
+    storage_folder.rmdir()
+    assert states(say) == ("interrupted", "INTERRUPTED")
+
+
+@pytest.fixture
+def storage_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    return folder
+
+
+# ---- CSV -------------------------------------------------------------------------------------------------------------
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_csv_has_every_field_and_param(say: Say) -> None:
+    trials = [Tried(PARAMS, 0.8), Tried({"rank": 8, 'odd, "name"': "a,b"}, 0.7, state=TrialState.FAIL)]
+    searched("mine", trials)
+    first, second = rows_of(say("status", "mine", "--csv").ok)
+    assert (first["trial_id"], first["state"], first["step"], first["score"]) == ("00000", "COMPLETE", "20", "0.8")
+    assert first["params.target_modules"] == "query+value"
+    assert first["params.learning_rate"] == "0.002"
+    assert (second["score"], second["params.learning_rate"]) == ("", "")
+    assert second['params.odd, "name"'] == "a,b"
+    printed = json.loads(say("status", "mine", "--json").ok)["trials"][0]
+    assert set(first) == (set(printed) - {"params"}) | {f"params.{name}" for name in (*PARAMS, 'odd, "name"')}
+
+
+def test_studies_are_listed_as_csv_too(say: Say) -> None:
+    searched("mine", [Tried(PARAMS, 0.8)])
+    (row,) = rows_of(say("status", "--csv").ok)
+    assert (row["study"], row["task"], row["state"], row["trials"]) == ("mine", "t", "finished", "1/1")
+
+
+def test_no_study_is_a_table_without_rows(say: Say) -> None:
+    assert rows_of(say("status", "--csv").ok) == []
+
+
+# ---- events ----------------------------------------------------------------------------------------------------------
+def test_events_follow_a_search_to_its_end(driver: ScriptedDriver) -> None:
+    command = [sys.executable, "-m", "loraxs_search", "status", "mine", "--events"]
+    with driver.folder.lock():
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert [json.loads(line)["event"] for line in lines] == ["search_started", "trial_started", "trial_reported"]
+        driver.end("00000", TrialState.COMPLETE)
+        driver.finish()
+    rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    told = [to_json(replace(event, at=0.0)) for event in driver.told if event.event != "phase"]
+    events = [json.loads(line) for line in (*lines, *rest.splitlines())]
+    assert [json.dumps({**e, "at": 0.0}, sort_keys=True) for e in events[:-1] if e["event"] != "phase"] == told
+    assert events[-1]["event"] == "search_ended"
+    assert events[-1]["result"]["trials"][0]["trial_id"] == "00000"
+
+
+def test_an_interrupted_study_is_told_and_ends(driver: ScriptedDriver, say: Say) -> None:
+    events = [json.loads(line) for line in say("status", "mine", "--events").ok.splitlines()]
+    assert (events[-1]["event"], events[-1]["state"], events[-1]["result"]) == ("search_ended", "interrupted", None)
+    assert say("status", "mine", "--watch").ok.splitlines()[1].split()[:2] == ["00000", "INTERRUPTED"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("mine", "--csv", "--json"), "`--csv` must be the only form of output, but got --csv and --json"),
+        (("mine", "--json", "--events"), "`--json` must be the only form of output"),
+        (("--watch",), "`--watch` must be given with a study"),
+        (("--events",), "`--events` must be given with a study"),
+    ],
+)
+def test_contrary_options_are_refused(say: Say, options: tuple[str, ...], said: str) -> None:
+    assert say("status", *options).is_error(2, said)
+
+
+@pytest.mark.parametrize("verb", ["launch", "resume"])
+def test_a_search_prints_one_form(say: Say, verb: str) -> None:
+    searched("mine", [Tried(PARAMS, 0.8)])
+    name = "mine" if verb == "resume" else "movie_reviews"
+    assert say(verb, name, "--json", "--events").is_error(2, "`--events` must be given without `--json`")
+
+
+def test_a_search_that_cannot_begin_says_so_in_its_stream_too(say: Say) -> None:
+    done = say("launch", "movie_reviews", "--events", "--set", "parameters.rank=0")
+    assert done.code == 2
+    (line,) = done.out.splitlines()
+    event = json.loads(line)
+    assert (event["event"], event["state"], event["study"]) == ("search_ended", "interrupted", None)
+    assert "parameters.rank" in event["notice"]
+    assert "parameters.rank" in done.err

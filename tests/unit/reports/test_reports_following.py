@@ -1,0 +1,150 @@
+"""Who follows a study from its folder learns what its launch says, in the same words, and when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import pytest
+from support.scripted_driver import ScriptedDriver
+from support.searched_studies import Tried, searched
+from support.studies import study
+
+import loraxs_search
+from loraxs_search.errors import StudyError
+from loraxs_search.records import (
+    SearchEndedEvent,
+    SearchEvent,
+    SearchStartedEvent,
+    TrialState,
+    from_json,
+    to_json,
+)
+from loraxs_search.reports import StudyEvents, search_document, watch
+
+
+def untimed(events: list[SearchEvent]) -> list[SearchEvent]:
+    """A phase is told to the view and to the journal one after the other, a moment apart."""
+    return [replace(event, at=0.0) if event.event == "phase" else event for event in events]
+
+
+def test_a_follower_gets_the_events_that_the_launch_tells() -> None:
+    driver = ScriptedDriver(study("mine"))
+    follower, seen = StudyEvents(driver.folder), []
+    with driver.folder.lock():
+        assert follower.new() == []
+        driver.begin()
+        seen += follower.new()
+        assert [event.event for event in seen] == ["search_started"]
+        driver.train("00000", 40)
+        driver.train("00001", 20)
+        seen += follower.new()
+        driver.end("00001", TrialState.PRUNED)
+        driver.end("00000", TrialState.COMPLETE)
+        driver.finish()
+        seen += follower.new()
+        assert seen[-1].event == "candidate_scored"
+    (last,) = follower.new()
+    told = [event for event in driver.told if getattr(event, "text", "") != "writing the last records to MLflow"]
+    assert untimed(seen) == untimed(told)
+    assert untimed(list(watch("mine", sleep=never))) == untimed([*told, last])
+    assert isinstance(last, SearchEndedEvent)
+    assert last.state == "finished"
+    assert last.result == json.loads(to_json(search_document(driver.folder, driver.folder.journal())))
+
+
+def never(_: float) -> None:
+    raise AssertionError("there is nothing to wait for")
+
+
+def test_every_event_is_read_back_from_its_line() -> None:
+    driver = ScriptedDriver(study("mine"))
+    driver.begin()
+    driver.train("00000", 40)
+    driver.end("00000", TrialState.COMPLETE)
+    driver.finish()
+    events = list(watch("mine", sleep=never))
+    assert {event.event for event in events} == {
+        *("search_started", "trial_started", "trial_reported", "trial_ended", "phase", "warning"),
+        *("yardstick_scored", "candidate_scored", "search_ended"),
+    }
+    for event in events:
+        line = to_json(event)
+        assert "\n" not in line
+        assert json.loads(line)["version"] == 1
+        assert json.loads(line)["study"] == "mine"
+        assert from_json(SearchEvent, line) == event
+
+
+def test_a_driver_that_was_killed_has_interrupted_its_study() -> None:
+    driver = ScriptedDriver(study("mine"))
+    driver.begin()
+    driver.train("00000", 20)
+    follower = StudyEvents(driver.folder)
+    assert [event.event for event in follower.new()] == ["search_started", "trial_started", "trial_reported"]
+    (last,) = follower.new()
+    assert isinstance(last, SearchEndedEvent)
+    assert (last.state, last.result) == ("interrupted", None)
+
+
+def test_a_study_that_goes_on_while_it_is_watched_has_not_ended() -> None:
+    driver = ScriptedDriver(study("mine"))
+    follower = StudyEvents(driver.folder)
+    assert follower.new() == [], "its driver may be about to begin"
+    with driver.folder.lock():
+        driver.begin()
+        assert len(follower.new()) == 1
+    assert follower.new() == []
+    with driver.folder.lock():
+        assert follower.new() == []
+    assert follower.new() == []
+    assert len(follower.new()) == 1
+
+
+def test_a_study_of_a_version_without_notes_is_followed_too() -> None:
+    searched("old", [Tried({"rank": 4}, 0.8), Tried({"rank": 8}, 0.7, state=TrialState.PRUNED)])
+    events = list(watch("old", sleep=never))
+    assert [event.event for event in events] == [
+        *("trial_started", "trial_reported", "trial_reported", "trial_ended"),
+        *("trial_started", "trial_reported", "trial_ended", "search_ended"),
+    ]
+
+
+def test_a_damaged_journal_is_said_with_its_place() -> None:
+    folder = searched("damaged", [Tried({"rank": 4}, 0.8)])
+    whole = folder.journal_path.stat().st_size
+    with folder.journal_path.open("a") as file:
+        file.write('{"event": "phase", "at": 1.0}\n')
+    with pytest.raises(StudyError, match=f"is damaged at byte {whole}"):
+        list(watch("damaged", sleep=never))
+
+
+def test_an_unknown_study_is_said_at_once() -> None:
+    with pytest.raises(StudyError, match="nothing"):
+        next(loraxs_search.watch("nothing"))
+
+
+def test_watching_from_another_process_loads_nothing_heavy() -> None:
+    searched("mine", [Tried({"rank": 4}, 0.8)])
+    program = """
+        import sys, loraxs_search
+        print([event.event for event in loraxs_search.watch("mine")][-1])
+        print([name for name in ("torch", "ray", "mlflow", "transformers", "peft", "optuna") if name in sys.modules])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.splitlines() == ["search_ended", "[]"]
+
+
+def test_what_is_started_is_known_from_outside() -> None:
+    driver = ScriptedDriver(study("mine"))
+    driver.begin()
+    (event,) = StudyEvents(driver.folder).new()
+    assert isinstance(event, SearchStartedEvent)
+    assert event == driver.told[0]
+    assert (event.metric, event.direction, event.num_trials) == ("accuracy", "maximize", 16)

@@ -1,0 +1,166 @@
+"""What views say of a search: how far it is, what is left, who leads; from its events alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from support.recorded_search import FACTS, NODES, begun, closed, finishing, reported, training
+
+from loraxs_search.records import PhaseEvent, SearchEndedEvent, TrialState, WarningEvent, YardstickScoredEvent
+from loraxs_search.reports import HostLine, SearchState
+from loraxs_search.search.ledger.event_view import EventView
+
+
+@pytest.fixture
+def state() -> SearchState:
+    """A search at 1080 s: trial 0 is complete, trial 1 was stopped after 20 steps, two are at step 40."""
+    state = SearchState()
+    for event in training():
+        state.happened(event)
+    return state
+
+
+def test_who_has_seen_the_events_knows_how_the_trials_stand(state: SearchState) -> None:
+    assert state.study == "mine"
+    assert state.is_training
+    assert state.num_ended == 2
+    assert state.counts[TrialState.PRUNED] == 1
+    assert [(line.trial, line.step) for line in state.lines()] == [
+        ("00002", 40),
+        ("00003", 40),
+        ("00000", 80),
+        ("00001", 20),
+    ]
+    assert state.trials["00000"].scores == pytest.approx([0.3, 0.4, 0.5, 0.6])
+    assert state.score_range() == pytest.approx((0.0, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("direction", "best", "mark", "lead"), [("maximize", 0, "tfidf", 0.18), ("minimize", 3, "constant", 0.0)]
+)
+def test_the_best_is_held_against_the_best_yardstick(direction: str, best: int, mark: str, lead: float) -> None:
+    state = SearchState()
+    for event in training():
+        state.happened(replace(event, direction=direction) if event.event == "search_started" else event)
+    assert state.best is not None
+    assert state.best_yardstick is not None
+    assert (state.best.name, state.best_yardstick.name) == (f"{best:05d}", mark)
+    assert state.lead == pytest.approx(lead)
+
+
+def test_a_yardstick_by_another_metric_and_a_score_that_is_no_number_are_not_compared(state: SearchState) -> None:
+    state.yardsticks.clear()
+    assert (state.best_yardstick, state.lead) == (None, None)
+    state.happened(YardstickScoredEvent(study="mine", at=0.0, name="tfidf", metrics={"mse": 1.0}))
+    assert (state.best_yardstick, state.lead) == (None, None)
+    state.happened(YardstickScoredEvent(study="mine", at=0.0, name="odd", metrics={"pearson": float("nan")}))
+    assert state.best_yardstick is None
+
+
+def test_steps_and_time_that_are_left_are_estimated_from_those_measured(state: SearchState) -> None:
+    """At step 20 three of four went on, and of those that got farther the only one whose fate is known did too."""
+    assert state.steps_done == 80 + 20 + 40 + 40
+    assert state.trial_steps() == 80 + 20 + 80 + 80
+    assert state.refit_steps == 2 * 80
+    assert state.share_done() == 180 / 420
+    # 180 steps in 80 s; 80 steps of trials and 160 of refits are left, and 2 s have passed since the last report.
+    assert state.seconds_left(1080.0) == pytest.approx(240 / (180 / 80))
+    assert state.seconds_left(1082.0) == pytest.approx(240 / (180 / 80) - 2)
+    assert state.seconds_left(9999.0) == 0.0
+
+
+def test_a_time_budget_limits_what_trials_take_and_not_the_refits() -> None:
+    state = SearchState()
+    for event in training():
+        state.happened(replace(event, time_left_s=90.0) if event.event == "search_started" else event)
+    assert state.seconds_left(1080.0) == pytest.approx(10 + 160 / (180 / 80))
+
+
+def test_before_the_first_report_no_time_is_named() -> None:
+    state = SearchState("mine")
+    assert (state.share_done(), state.seconds_left(0.0), state.best) == (0.0, None, None)
+    EventView(state.happened).started(FACTS)
+    assert state.trial_steps() == 4 * 80, "none has been stopped: it is the most that there can be"
+    assert (state.share_done(), state.seconds_left(1010.0)) == (0.0, None)
+
+
+def test_hosts_have_trials_slots_and_a_pace_of_their_own(state: SearchState) -> None:
+    """Of the last minute: node 3 had trials 0 and 2, node 4 the others."""
+    first, second = state.hosts(1080.0)
+    assert first == HostLine(NODES[0], 1, 2, (20 + 20 + 20 + 20) / 60)
+    assert second == HostLine(NODES[1], 1, 2, 20 / 60)
+    assert state.hosts(9999.0)[0].steps_per_s == 0.0
+
+
+def test_the_devices_of_a_node_are_one_host() -> None:
+    state = SearchState()
+    for event in training():
+        state.happened(replace(event, host=f"{event.host} GPU 1") if event.event == "trial_reported" else event)
+    assert [host.address for host in state.hosts(1080.0)] == list(NODES)
+
+
+def test_trials_are_on_the_only_host_before_they_report() -> None:
+    state = SearchState()
+    view = EventView(state.happened)
+    view.started(replace(FACTS, slots={NODES[0]: 4}))
+    view.trial_changed(begun(0, 1000.0))
+    assert state.hosts(1001.0) == [HostLine(NODES[0], 1, 4, None)]
+
+
+def test_a_search_that_goes_on_counts_what_was_trained_before_but_not_as_its_pace() -> None:
+    events, known = [], []
+    before = closed(reported(begun(0, 10.0), 80, 0.5, 20.0), TrialState.COMPLETE, 20.0)
+    half = reported(begun(1, 10.0), 40, 0.4, 20.0)
+    view = EventView(events.append, known.append)
+    view.started(replace(FACTS, trials=(before, half), slots={}))
+    view.trial_changed(half)
+    assert [event.event for event in events] == ["search_started"], "nothing is said twice"
+    assert [event.event for event in known] == [
+        *("trial_started", "trial_reported", "trial_ended"),
+        *("trial_started", "trial_reported"),
+    ]
+    state = SearchState()
+    for event in [*events, *known]:
+        state.happened(event)
+    assert state.steps_done == 120
+    assert state.seconds_left(1000.0) is None
+    assert state.hosts(1000.0) == [], "they trained for an earlier driver"
+    view.trial_changed(reported(half, 60, 0.45, 1010.0))
+    state.happened(events[-1])
+    assert state.seconds_left(1010.0) == pytest.approx((20 + 2 * 80 + 160) / 2.0)
+
+
+def test_the_same_events_in_the_order_of_a_journal_say_the_same() -> None:
+    """A journal has an earlier driver's trials before the second `search_started`, and a launch after it."""
+    told, known = [], []
+    EventView(told.append, known.append).started(replace(FACTS, trials=(reported(begun(0, 10.0), 40, 0.5, 20.0),)))
+    states = [SearchState(), SearchState()]
+    for state, events in zip(states, ([*told, *known], [*known, *told]), strict=True):
+        for event in events:
+            state.happened(event)
+    assert states[0].trials == states[1].trials
+    assert states[0].best == states[1].best
+    assert states[0].best is not None
+
+
+def test_refits_are_counted_and_their_time_measured_by_themselves(state: SearchState) -> None:
+    for event in finishing():
+        state.happened(event)
+    assert not state.is_training
+    assert state.phase is not None
+    assert (state.phase.done, state.phase.total) == (80, 160)
+    assert state.trial_steps() == 180, "no trial is still to come"
+    assert state.share_done() == (180 + 80) / (180 + 160)
+    assert state.seconds_left(1120.0) == pytest.approx(80 / 4.0)
+    assert state.candidates == {"00000": {"pearson": 0.61}}
+    state.happened(PhaseEvent(study="mine", at=1140.0, text="scoring the candidates"))
+    assert state.seconds_left(1140.0) is None
+    assert state.refit_steps == 160
+
+
+def test_the_end_ends_every_estimate(state: SearchState) -> None:
+    state.happened(WarningEvent(study="mine", at=1090.0, text="many answers were cut"))
+    state.happened(SearchEndedEvent(study="mine", at=1100.0, state="finished"))
+    assert (state.share_done(), state.seconds_left(1100.0), state.is_training) == (1.0, None, False)
+    assert state.warnings == ["many answers were cut"]

@@ -1,0 +1,77 @@
+"""How many steps are still to come, from how often trials went on so far."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraxs_search.records import TrialState
+from loraxs_search.reports.sparkline import sparkline
+from loraxs_search.reports.time_left import Pace, Trained, expected_steps
+
+RUNNING, COMPLETE, PRUNED, FAIL = (
+    TrialState.RUNNING,
+    TrialState.COMPLETE,
+    TrialState.PRUNED,
+    TrialState.FAIL,
+)
+
+
+def test_without_a_trial_all_are_expected_to_train_to_the_end() -> None:
+    assert expected_steps([], 10, 100, 40) == 1000
+
+
+def test_the_share_that_went_on_is_expected_to_go_on() -> None:
+    trials = [Trained(20, PRUNED), Trained(80, COMPLETE), Trained(40, PRUNED), Trained(40, RUNNING)]
+    # To step 20 all, beyond it 3 of 4, beyond step 40 one of two (the one that runs there has passed it), then all.
+    fresh = 20 + 0.75 * 20 + 0.75 * 0.5 * 40
+    assert expected_steps(trials, 6, 80, 20) == pytest.approx(20 + 80 + 40 + 40 + 40 + 2 * fresh)
+
+
+def test_a_failed_trial_says_nothing_of_the_others() -> None:
+    assert expected_steps([Trained(20, FAIL)], 2, 80, 20) == 20 + 80
+
+
+def test_the_last_report_comes_at_the_last_step() -> None:
+    assert expected_steps([Trained(40, RUNNING)], 1, 50, 20) == 50
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.sampled_from([RUNNING, COMPLETE, PRUNED, FAIL])), max_size=12),
+    st.integers(0, 20),
+)
+def test_the_estimate_lies_between_what_is_done_and_what_is_possible(
+    given_trials: list[tuple[int, TrialState]], more: int
+) -> None:
+    trials = [Trained(80 if state is COMPLETE else 20 * rung, state) for rung, state in given_trials]
+    running = sum(trial.state is RUNNING for trial in trials)
+    done = sum(trial.steps for trial in trials)
+    expected = expected_steps(trials, len(trials) + more, 80, 20)
+    assert done + 20 * more <= expected <= done + 80 * (running + more) + 1e-9
+
+
+def test_a_pace_is_what_was_done_over_the_time_it_took() -> None:
+    pace = Pace(100.0)
+    assert pace.per_s() is None
+    pace.add(110.0, 20)
+    pace.add(120.0, 20)
+    assert (pace.per_s(), pace.per_s(140.0)) == (2.0, 1.0)
+
+
+def test_a_window_forgets() -> None:
+    pace = Pace(0.0, window_s=60.0)
+    pace.add(10.0, 600)
+    assert pace.per_s() == 60.0
+    pace.add(100.0, 60)
+    assert pace.per_s() == 1.0
+    assert pace.per_s(1000.0) == 0.0
+
+
+def test_bars_stand_between_the_lowest_and_the_highest() -> None:
+    assert sparkline([0.0, 0.5, 1.0], 0.0, 1.0, width=8) == "▁▅█"
+    assert sparkline([0.1] * 20, 0.0, 1.0, width=8) == "▁" * 8
+    assert sparkline([0.5], 0.5, 0.5, width=8) == "▁"
+    assert sparkline([float("nan"), -1.0, 2.0], 0.0, 1.0, width=8) == "▁▁█"
+    assert sparkline([0.0, 1.0], 0.0, 1.0, width=8, ascii_only=True).isascii()
+    assert sparkline([], 0.0, 0.0, width=8) == ""
