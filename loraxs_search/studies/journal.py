@@ -210,21 +210,25 @@ class Journal:
             self._records[event["trial_id"]] = replace(
                 record, state=TrialState(event["state"]), reason=event["reason"], ended_at=at
             )
-        elif kind == "commanded":
-            command = from_json(Command, json.dumps(event["command"]))
-            self._commands[command.command_id] = CommandRecord(command)
-        elif kind == "answered":
-            answer = from_json(CommandAnswer, json.dumps(event["answer"]))
-            self._commands[answer.command_id] = replace(self._commands[answer.command_id], answer=answer)
-        elif kind == "command_cleared":
-            command_id = event["command_id"]
-            self._commands[command_id] = replace(self._commands[command_id], is_cleared=True)
+        elif kind in ("commanded", "answered", "command_cleared"):
+            self._apply_command(kind, event)
         elif kind == "search_ended":
             self._notice, self._is_reopened = event["notice"], False
         elif kind == "reopened":
             self._notice, self._is_reopened, self._num_reopenings = None, True, event["number"]
         elif kind not in NOTES:
             logger.warning("journal %s holds an unknown event %r; it is ignored", self._log.path, kind)
+
+    def _apply_command(self, kind: str, event: dict[str, Any]) -> None:
+        if kind == "commanded":
+            command = from_json(Command, json.dumps(event["command"]))
+            self._commands[command.command_id] = CommandRecord(command)
+        elif kind == "answered":
+            answer = from_json(CommandAnswer, json.dumps(event["answer"]))
+            self._commands[answer.command_id] = replace(self._commands[answer.command_id], answer=answer)
+        else:
+            command_id = event["command_id"]
+            self._commands[command_id] = replace(self._commands[command_id], is_cleared=True)
 
 
 def trial_states(path: Path) -> dict[str, TrialState]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from loraxs_search.records import Candidate, Task, TrialRecord, TrialState, Yardstick
 from loraxs_search.reports.front import front
@@ -85,9 +86,9 @@ class StudyFacts:
     def stopped(self) -> list[TrialRecord]:
         return [record for record in self.records if record.state is TrialState.PRUNED]
 
-    def word(self, state: TrialState) -> str:
+    def word(self, state: TrialState | Literal["INTERRUPTED"]) -> str:
         """Return what a trial's state is called for people."""
-        if state is TrialState.RUNNING and self.state != "running":
+        if state == "INTERRUPTED" or (state is TrialState.RUNNING and self.state != "running"):
             return "not ended"
         return _WORDS[state]
 

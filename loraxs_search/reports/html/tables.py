@@ -49,7 +49,7 @@ def leaderboard_table(facts: StudyFacts) -> Table:
         columns=columns,
         rows=tuple(tuple(row[name] for name in columns) for row in cells),
         right=frozenset(columns) - {"trial", "state", "front", "from", "reason"} - set(facts.varied),
-        states=tuple(row.state.value.lower() for row in facts.rows),
+        states=tuple(row.state.lower() for row in facts.rows),
     )
 
 

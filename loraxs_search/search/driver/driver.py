@@ -152,9 +152,8 @@ class Driver:
         ledger.reconcile(folder)
         scheduler = self._scheduler(ledger, journal)
         self._view.started(self._facts(actors, ledger, study.state, deadline))
-        sampler = Sampler(optuna_study, self._space, warm.trials)
         searcher = StudySearcher(
-            sampler,
+            Sampler(optuna_study, self._space, warm.trials),
             ledger,
             self._space,
             plan,
