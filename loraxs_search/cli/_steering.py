@@ -8,24 +8,29 @@ from typing import Annotated
 
 import typer
 
+from loraxs_search.cli._completion import trials
 from loraxs_search.cli._output import emit
 from loraxs_search.records import AnswerState, CommandAnswer, Scalar
 
-StudyArgument = Annotated[str, typer.Argument(help="Name of the study.")]
-TrialsArgument = Annotated[list[str], typer.Argument(help="Trials, such as 00003.", metavar="TRIAL...")]
+TrialsArgument = Annotated[
+    list[str], typer.Argument(help="Trials, such as 00003.", metavar="TRIAL...", autocompletion=trials)
+]
 ParamOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="A param of the trial, e.g. --set rank=16; repeatable.", metavar="NAME=VALUE"),
 ]
 AnyTrialsArgument = Annotated[
-    list[str] | None, typer.Argument(help="Trials, such as 00003; default: the whole study.", metavar="[TRIAL...]")
+    list[str] | None,
+    typer.Argument(
+        help="Trials, such as 00003; default: the whole study.", metavar="[TRIAL...]", autocompletion=trials
+    ),
 ]
 
 
 def send_command(
     study: str,
     verb: str,
-    trials: Sequence[str] = (),
+    trial_ids: Sequence[str] = (),
     arguments: Mapping[str, Scalar] | None = None,
     params: Mapping[str, Scalar] | None = None,
     *,
@@ -39,7 +44,7 @@ def send_command(
     """
     from loraxs_search.steering.send import new_command, send
 
-    answer = send(study, new_command(verb, trials, arguments, params), tracking_uri=tracking_uri)
+    answer = send(study, new_command(verb, trial_ids, arguments, params), tracking_uri=tracking_uri)
     emit(as_json, answer, lambda: _show(study, answer))
 
 

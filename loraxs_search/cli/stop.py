@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from loraxs_search.cli._completion import StudyArgument
 from loraxs_search.cli._output import JsonOption, TrackingOption
-from loraxs_search.cli._steering import StudyArgument, TrialsArgument, send_command
+from loraxs_search.cli._steering import TrialsArgument, send_command
 
 
 def command(
