@@ -21,6 +21,7 @@ from loraxs_search.cli import (
     doctor,
     gc,
     history,
+    init,
     launch,
     ls,
     predict,
@@ -69,7 +70,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _VERBS = (
-    *(check, doctor, launch, status, compare, resume, sync),
+    *(init, check, doctor, launch, status, compare, resume, sync),
     *(promote, ls, show, history, rollback, rm),
     *(pull, predict, ui, gc),
 )
