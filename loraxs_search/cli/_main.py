@@ -27,6 +27,7 @@ from loraxs_search.cli import (
     predict,
     promote,
     pull,
+    report,
     resume,
     rm,
     rollback,
@@ -70,7 +71,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _VERBS = (
-    *(init, check, doctor, launch, status, compare, resume, sync),
+    *(init, check, doctor, launch, status, compare, report, resume, sync),
     *(promote, ls, show, history, rollback, rm),
     *(pull, predict, ui, gc),
 )

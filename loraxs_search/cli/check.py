@@ -45,9 +45,9 @@ def command(
     trials would share this machine. It warns if scores would look better than they are, for instance because test rows
     are also in the training rows.
 
-    With --estimate it also measures a few steps of drawn trials on this machine, which takes a minute or so. It says
-    about how long a search would take here, and how many device hours. Early stopping, refits, and the scoring at the
-    end are counted. It is a range, since neither scores nor speed are known before.
+    With --estimate it also measures a few steps of drawn trials on this machine, which takes a minute or so. Then it
+    says about how long a search would take here, and how many device hours. That counts what early stopping leaves of
+    the trials' steps, the refits, and scoring at the end. It is a range: neither scores nor speed are known before.
     """
     check(space, tuple(overrides or ()), data=data or estimate, estimate=estimate, as_json=as_json)
 

@@ -1,27 +1,57 @@
-"""loraxs-search ui"""
+"""loraxs-search ui [STUDY]"""
 
 from __future__ import annotations
 
+import os
 import sys
+import webbrowser
 from typing import Annotated
 
 import typer
 
 from loraxs_search.cli._output import TrackingOption
+from loraxs_search.mlflow_uri import sqlite_path
 
 
 def command(
-    port: Annotated[int, typer.Option("--port", help="Port to serve on.", min=1, max=65535)] = 5000,
+    study: Annotated[str | None, typer.Argument(help="Study whose trials to show; default: all tasks.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", help="Port to serve on; default: the first free one from 5000 on.", min=1, max=65535),
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to serve on.")] = "127.0.0.1",
+    no_open: Annotated[bool, typer.Option("--no-open", help="Print the link only; open no browser.")] = False,
     tracking_uri: TrackingOption = None,
 ) -> None:
-    """Serve the MLflow UI on the embedded store.
+    """Serve the MLflow UI, and open it where it shows a study.
 
-    It runs until Ctrl-C. Choose "Model training" at the top left: each task is an experiment, each search a run with
-    its trials below it, each champion a registered model. A search has its YAML, versions and hardware. A trial has its
-    params, metrics, adapter size and why it ended. A server given with --tracking-uri has a UI of its own.
+    Example: `loraxs-search ui reviews`. The link shows the trials of the study, best first, with their params, stored
+    bytes, state and why each one ended. Without a study it shows all tasks: each is an experiment, each search a run
+    with its trials below it, each champion a registered model.
+
+    It prints the link and runs until Ctrl-C. What the server says goes to `ui.log` in the home. A tracking server has a
+    UI of its own: then only the link is printed and opened.
     """
-    from loraxs_search.tracking import resolve_uri, run_ui
+    from loraxs_search.studies import StudyFolder
+    from loraxs_search.tracking import recorded_id, resolve_uri, run_ui, ui_page
 
-    print(f"http://{host}:{port}: choose `Model training` at the top left, then the task", file=sys.stderr)
-    raise typer.Exit(run_ui(resolve_uri(tracking_uri), host=host, port=port))
+    folder = StudyFolder.open(study) if study is not None and StudyFolder.exists(study) else None
+    here = folder.info.tracking_uri if folder is not None else None
+    uri = resolve_uri(tracking_uri or here)
+    link = ui_page(uri, study, recorded_id(folder.path) if folder is not None else "")
+
+    def show(address: str) -> None:
+        print(link(address), flush=True)
+        if not no_open and _has_browser():
+            webbrowser.open(link(address))
+
+    if sqlite_path(uri) is None:
+        show(uri)
+        return
+    print("starting the UI; Ctrl-C ends it", file=sys.stderr)
+    raise typer.Exit(run_ui(uri, host=host, port=port, ready=show))
+
+
+def _has_browser() -> bool:
+    """Whether there is a browser with a window: one in the terminal would take its place."""
+    return sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")))

@@ -24,6 +24,7 @@ _T = TypeVar("_T")
 _FILES, _SCHEME = "mlflow-artifacts/artifacts", "mlflow-artifacts:"
 _TIMEOUT_S, _PAGE_TIMEOUT_S = 5.0, 20.0
 _CHUNK_BYTES = 2**16
+_FAILED, _NOT_FOUND, _MISSING = 400, 404, "RESOURCE_DOES_NOT_EXIST"
 _OTHER_WAYS_IN = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_WORKSPACE")
 
 
@@ -58,6 +59,15 @@ def find_version(uri: str, name: AdapterName) -> Any:
     return _answered(lambda: _version(_get(uri, call, query)["model_version"]))
 
 
+def find_model(uri: str, name: str) -> Any:
+    """Return a registered model with the attributes of MLflow's own.
+
+    Raises:
+        UnansweredError: there is none, or the server wants to be asked in another way.
+    """
+    return _answered(lambda: _model(_get(uri, "mlflow/registered-models/get", {"name": name})["registered_model"]))
+
+
 def find_models(uri: str, only: str | None, size: int, token: str | None) -> Any:
     """Return a page of registered models by name, with the attributes of MLflow's own.
 
@@ -78,6 +88,17 @@ def find_first_version(uri: str, name: str) -> Any | None:
     query = {"filter": f"name = '{name}'", "max_results": "1", "order_by": "version_number ASC"}
     versions = _answered(lambda: _get(uri, "mlflow/model-versions/search", query).get("model_versions", []))
     return _version(versions[0]) if versions else None
+
+
+def find_experiment(uri: str, name: str) -> Any | None:
+    """Return an experiment with the tags of MLflow's own; None when there is none.
+
+    Raises:
+        UnansweredError: the server wants to be asked in another way.
+    """
+    query = {"experiment_name": name}
+    answer = _answered(lambda: _get(uri, "mlflow/experiments/get-by-name", query, may_lack=True))
+    return None if answer is None else SimpleNamespace(tags=_tags(answer["experiment"]))
 
 
 def list_files(uri: str, source: str) -> list[Mapping[str, Any]]:
@@ -147,15 +168,24 @@ def _answered(ask: Callable[[], _T]) -> _T:
         raise UnansweredError from error
 
 
-def _get(uri: str, call: str, query: Mapping[str, str], timeout_s: float = _TIMEOUT_S) -> Any:
-    with _open(uri, call, query, timeout_s) as answer:
-        return answer.json()
+def _get(uri: str, call: str, query: Mapping[str, str], timeout_s: float = _TIMEOUT_S, may_lack: bool = False) -> Any:
+    """Return what a server answers; None where `may_lack` and it says that there is no such thing."""
+    with _open(uri, call, query, timeout_s, may_lack=may_lack) as answer:
+        value = answer.json()
+        if answer.status_code < _FAILED:
+            return value
+        if value["error_code"] == _MISSING:
+            return None
+    raise UnansweredError
 
 
-def _open(uri: str, call: str, query: Mapping[str, str], timeout_s: float, stream: bool = False) -> requests.Response:
+def _open(
+    uri: str, call: str, query: Mapping[str, str], timeout_s: float, stream: bool = False, may_lack: bool = False
+) -> requests.Response:
     answer = get(f"{uri}/api/2.0/{call}", params=query, timeout_s=timeout_s, stream=stream)
     try:
-        answer.raise_for_status()
+        if not (may_lack and answer.status_code == _NOT_FOUND):
+            answer.raise_for_status()
     except OSError:
         answer.close()
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _EXPERIMENT = "loraxs-search adapters"  # for adapters whose run is not in this store
+_NOTE = "Adapters that were promoted here and trained elsewhere: their runs are in another store."
 _MODEL_VERSIONS = "mlflow.modelVersions"
-_MAX_DESCRIPTION = 5000
 EVIDENCE, MODEL_ID = "loraxs.evidence", "loraxs.model_id"
 
 
@@ -56,22 +56,20 @@ def numbers(client: MlflowClient, task: str) -> list[int]:
     return sorted(int(version.version) for version in versions(client, task))
 
 
-def ensure_model(client: MlflowClient, name: str, kind: str = ADAPTER) -> None:
-    """Create the registered model of a task, or of a base's factors, unless it exists."""
+def ensure_model(client: MlflowClient, name: str) -> None:
+    """Create the registered model of a task unless it exists."""
     from mlflow.exceptions import MlflowException
 
     if registered_model(client, name) is not None:
         return
     try:
-        client.create_registered_model(name, tags={KIND: kind})
+        client.create_registered_model(name, tags={KIND: ADAPTER})
     except MlflowException:
         if registered_model(client, name) is None:  # else another promoter was quicker
             raise
 
 
-def add_version(
-    client: MlflowClient, uri: str, name: str, model: Any, tags: Mapping[str, str], description: str | None = None
-) -> Any:
+def add_version(client: MlflowClient, uri: str, name: str, model: Any, tags: Mapping[str, str]) -> Any:
     """Register a logged model as the next version of `name`."""
     return client.create_model_version(
         name,
@@ -79,21 +77,21 @@ def add_version(
         source=model.artifact_location,
         run_id=model.source_run_id or None,  # a server with accounts forbids an empty one
         tags=dict(tags) | {MODEL_ID: model.model_id},
-        description=description,
         # A server wants to know whose the artifacts are; the embedded store would again look elsewhere.
         model_id=None if artifact_root(uri) else model.model_id,
     )
 
 
-def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
-    """Return the experiment of this name, created unless it exists."""
+def ensure_experiment(client: MlflowClient, uri: str, name: str, note: str) -> str:
+    """Return the experiment of this name, created with a description unless it exists."""
     from mlflow.exceptions import MlflowException
 
     experiment, root = client.get_experiment_by_name(name), artifact_root(uri)
     if experiment is not None:
         return str(experiment.experiment_id)
     try:
-        return str(client.create_experiment(name, artifact_location=str(root) if root else None))
+        location = str(root) if root else None
+        return str(client.create_experiment(name, artifact_location=location, tags={"mlflow.note.content": note}))
     except MlflowException:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:  # else another promoter was quicker
@@ -108,25 +106,16 @@ def register(
     folder: Path,
     manifest: Manifest,
     tags: Mapping[str, str],
-    card: Callable[[str], str],
 ) -> int:
-    """Return the version of the task that holds `folder`, registered unless one with its digest exists.
-
-    Args:
-        card: Adds to the folder's card what promoting has found out; what comes out describes the version.
-    """
-    ensure_model(client, task)
+    """Return the version of the task that holds `folder`, registered unless one with its digest exists."""
     digest = tags["loraxs.digest"]
     known = client.search_model_versions(f"name = '{task}' and tags.`loraxs.digest` = '{digest}'", max_results=1)
-    place = folder / "README.md"
-    description = card(place.read_text())[:_MAX_DESCRIPTION] if place.exists() else None
     if known:
         for key, value in tags.items():
             client.set_model_version_tag(task, known[0].version, key, value)
-        client.update_model_version(task, known[0].version, description)
         return int(known[0].version)
     model = _logged_model(client, uri, folder, manifest, digest)
-    made = add_version(client, uri, task, model, tags, description)
+    made = add_version(client, uri, task, model, tags)
     if artifact_root(uri):
         _link(client, model, task, int(made.version))
     return int(made.version)
@@ -174,7 +163,7 @@ def _source(client: MlflowClient, uri: str, manifest: Manifest) -> tuple[str | N
         except MlflowException as error:
             if not is_missing(error):
                 raise
-    return None, ensure_experiment(client, uri, _EXPERIMENT)
+    return None, ensure_experiment(client, uri, _EXPERIMENT, _NOTE)
 
 
 def _link(client: MlflowClient, model: Any, task: str, version: int) -> None:

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from loraxs_search.errors import RegistryError
-from loraxs_search.records import Candidate, Decision, Manifest, from_json, to_json
+from loraxs_search.records import Candidate, Decision, Manifest, to_json
 from loraxs_search.registry._versions import EVIDENCE
 from loraxs_search.registry.names import is_sha256
+from loraxs_search.registry.tags import CANDIDATE, DECISION, adapter_records, adapter_tag
 
 _MAX_TAG = 5000  # characters a registered model's tag may have in MLflow's tables
 SIGNATURE = "loraxs.signature."  # of a version: with the alias that was signed behind it
@@ -44,21 +45,23 @@ class RegisteredAdapter:
     created_at: str = ""
 
 
-def read_version(version: Any) -> RegisteredAdapter:
-    """Rebuild a record from MLflow's model version.
+def read_version(version: Any, model_tags: Mapping[str, str]) -> RegisteredAdapter:
+    """Rebuild a record from MLflow's model version and the tags of its registered model.
 
     Raises:
         RegistryError: somebody else registered it.
     """
     tags = version.tags
     try:
+        digest = _digest(tags["loraxs.digest"])
+        candidate, decision = adapter_records(tags, model_tags, digest)
         return RegisteredAdapter(
             task=version.name,
             version=int(version.version),
             aliases=tuple(sorted(version.aliases)),
-            digest=_digest(tags["loraxs.digest"]),
-            candidate=from_json(Candidate, tags["loraxs.candidate"]),
-            decision=from_json(Decision, tags["loraxs.decision"]),
+            digest=digest,
+            candidate=candidate,
+            decision=decision,
             source=version.source,
             run_id=version.run_id or None,
             evidence=tags.get(EVIDENCE),
@@ -78,8 +81,8 @@ def _digest(tag: str) -> str:
     return tag
 
 
-def version_tags(manifest: Manifest, candidate: Candidate, decision: Decision, digest: str) -> dict[str, str]:
-    """Return the tags of a new version: the records, and what people look for in the UI."""
+def version_tags(manifest: Manifest, candidate: Candidate, digest: str) -> dict[str, str]:
+    """Return the tags of a new version: what people look for in the UI."""
     scores = {f"test.{name}": f"{value:.6g}" for name, value in candidate.test_metrics.items()}
     scores |= {f"validation.{name}": f"{value:.6g}" for name, value in candidate.validation_metrics.items()}
     if candidate.latency and candidate.latency.ratio is not None:
@@ -89,12 +92,13 @@ def version_tags(manifest: Manifest, candidate: Candidate, decision: Decision, d
         "trial_id": candidate.trial_id,
         "stored_bytes": str(candidate.stored_bytes),
         "loraxs.base_model": manifest.base_model.id,
-        "loraxs.base_digest": candidate.base_digest,
-        "loraxs.data_fingerprint": candidate.data_fingerprint,
         "loraxs.digest": digest,
-        "loraxs.candidate": to_json(candidate),
-        "loraxs.decision": fitted(decision),
     }
+
+
+def record_tags(candidate: Candidate, decision: Decision, digest: str) -> dict[str, str]:
+    """Return the tags of the registered model that hold the records of a new version."""
+    return {adapter_tag(digest, CANDIDATE): to_json(candidate), adapter_tag(digest, DECISION): fitted(decision)}
 
 
 def fitted(decision: Decision) -> str:

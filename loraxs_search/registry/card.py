@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.methods import Method, get_method
 from loraxs_search.records import (
-    DataSource,
-    Decision,
     Hyperparameters,
-    Latency,
     Manifest,
     Scalar,
     Task,
     Yardstick,
+    YardstickName,
     is_alone,
 )
 from loraxs_search.registry.seed_statistics import seed_statistics
@@ -25,6 +23,11 @@ if TYPE_CHECKING:
     from loraxs_search.tasks.kinds import TaskKind
 
 
+_YARDSTICKS = {
+    "constant": "always the same answer",
+    "tfidf": "TF-IDF of the texts, linear model",
+    "features": "the untouched base's features of 500 train rows, linear model",
+}
 _WRITTEN = ("unparsed", "unended")  # shares of written answers: none was found, or the bound on tokens ended it
 
 
@@ -39,7 +42,7 @@ def model_card(manifest: Manifest) -> str:
         f"{method.title} adapter for `{manifest.base_model.id}`: {task.kind.replace('-', ' ')}"
         + (f" into {', '.join(task.labels)}." if task.labels else "."),
         "## Scores",
-        _scores(manifest),
+        score_table(manifest),
         _seeds(manifest),
         *_yardsticks(manifest),
         _chosen(manifest),
@@ -47,7 +50,7 @@ def model_card(manifest: Manifest) -> str:
         *_samples(manifest),
         *_prompt(_kind(task)),
         "## Size",
-        _size(manifest),
+        size_table(manifest),
         "## Load it",
         _loading(manifest),
         *filter(None, [method.note, _remark(method, tuned)]),
@@ -56,42 +59,11 @@ def model_card(manifest: Manifest) -> str:
         f"{len(tuned.target_modules)} modules{f' with {own}' if own else ''}, {tuned.max_steps} steps of "
         f"{tuned.batch_size} rows, seed {tuned.seed}.{_started(manifest)}",
         _table(("parameter", "value"), {name: str(value) for name, value in sorted(manifest.params.items())}),
-        f"Data: {_data(task.source)}, fingerprint `{manifest.data_fingerprint[:16]}`. "
+        f"Data: {_data(task)}, fingerprint `{manifest.data_fingerprint[:16]}`. "
         f"Base weights: sha256 `{manifest.base_digest[:16]}`.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())) + ".",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def promoted_card(card: str, decision: Decision, latency: Latency | None) -> str:
-    """Return a card with the results of promoting it, which its folder was sealed before."""
-    return _before_loading(_before_loading(card, "Latency", _latency(latency)), "Decision", _decision(decision))
-
-
-def _before_loading(card: str, title: str, text: str) -> str:
-    if not text:
-        return card
-    before, mark, after = card.partition("\n## Load it\n")
-    return f"{before}\n## {title}\n\n{text}\n{mark}{after}"
-
-
-def _decision(decision: Decision) -> str:
-    """Say how often its test rows were looked at: the more often, the less the next score says."""
-    forced = "Promoted by force." if decision.forced else ""
-    if not decision.looks:
-        return forced
-    look = decision.looks[-1]
-    sure = f", held to a confidence of {look.confidence:.4g}" if look.confidence else ""
-    return f"Decision {look.number} on these rows{sure}. {forced}".rstrip()
-
-
-def _latency(latency: Latency | None) -> str:
-    if latency is None or latency.ratio is None:
-        return ""
-    return (
-        f"A batch of {latency.rows} rows of {latency.tokens} tokens takes {latency.ratio:.3f} times the bare base's "
-        f"time on one thread of a CPU: the shortest of {latency.rounds} times each, in turn, where it was promoted."
-    )
 
 
 def _front_matter(manifest: Manifest) -> str:
@@ -101,7 +73,8 @@ def _front_matter(manifest: Manifest) -> str:
     return "\n".join(["---", f"base_model: {manifest.base_model.id}", "library_name: peft", *pipeline, tags, "---"])
 
 
-def _scores(manifest: Manifest) -> str:
+def score_table(manifest: Manifest) -> str:
+    """Return each metric on test and validation rows, and over seeds."""
     names = [
         name
         for name in dict.fromkeys((*manifest.task.metrics, manifest.task.search_metric, *_WRITTEN))
@@ -155,20 +128,21 @@ def _yardsticks(manifest: Manifest) -> list[str]:
     return ["\n".join(table)] if manifest.yardsticks else []
 
 
+def yardstick_title(name: YardstickName) -> str:
+    """Return what a yardstick is, for people."""
+    if is_alone(name):
+        return f"the untouched base, {name}, asked in the same way"
+    return _YARDSTICKS.get(name, name)
+
+
 def _describe(yardstick: Yardstick, task: Task) -> str:
-    if yardstick.name == "tfidf":
-        return "TF-IDF of the texts, linear model"
-    if is_alone(yardstick.name):
-        return f"the untouched base, {yardstick.name}, asked in the same way"
-    if yardstick.name == "features":
-        return "the untouched base's features of 500 train rows, linear model"
-    answer = yardstick.answer
-    if answer is None:
-        return "always the same answer"
-    return f"always {_kind(task).show(answer)}"
+    if yardstick.answer is None:
+        return yardstick_title(yardstick.name)
+    return f"always {_kind(task).show(yardstick.answer)}"
 
 
-def _size(manifest: Manifest) -> str:
+def size_table(manifest: Manifest) -> str:
+    """Return what is trained and stored, beside plain LoRA and the base."""
     size, lora_parameters = manifest.size, manifest.lora_parameters
     method = get_method(manifest.hyperparameters.method)
     has_head = _kind(manifest.task).model.num_outputs is not None
@@ -294,15 +268,11 @@ def _lora_rank(manifest: Manifest) -> int:
     return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= own), 512)
 
 
-def _data(source: DataSource) -> str:
-    if source.hub:
-        names = ["/".join(filter(None, (source.hub, source.config)))]
-    else:
-        names = [f"`{name}`" for name in sorted({path.rpartition("/")[2] for path in source.data_files.values()})]
-    names += [
-        f"{'/'.join(filter(None, (it.hub, it.config)))} ({split})" for split, it in sorted(source.elsewhere.items())
-    ]
-    return ", ".join(names) or "not named"
+def _data(task: Task) -> str:
+    from loraxs_search.tasks.source_names import source_names
+
+    names = source_names(task.source)
+    return ", ".join(names if task.source.hub else [f"`{name}`" for name in names]) or "not named"
 
 
 def _remark(method: Method, hyper: Hyperparameters) -> str:

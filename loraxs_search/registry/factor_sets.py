@@ -2,7 +2,8 @@
 
 Nearly equal singular values leave singular vectors free to rotate, so two machines may decompose one weight into
 factors that differ. An R trained in one means another model in the other: who loads it needs the very factors. A set is
-a registered model `factors-<base digest>` whose files are named by key and checksum; it only grows.
+a logged model in an experiment of its own, not a registered one: those are tasks. Its files are named by key and
+checksum; it only grows. A tag of the experiment says where the set of a base lies.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +26,22 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _logger = logging.getLogger(__name__)
-_FACTORS = "factors"
 _EXPERIMENT = "loraxs-search factors"
+_NOTE = (
+    "Factors of base models' weights, on which adapters stand: one set for each base. `loraxs-search pull` brings what "
+    "an adapter needs. Nobody has to look here."
+)
+_TAG = "mlflow.loraxs.factors."  # behind it the base's digest and the set's logged model; its value is where files lie
 _MAX_BYTES = 2**30  # of one file: a 16384 x 16384 weight at rank 1024 has an eighth of it
 _AT_ONCE = 8
 
 
-def set_name(base_digest: str) -> str:
-    """Return the registered model that holds the factors of a base."""
-    return f"factors-{base_digest[:32]}"
+@dataclass(frozen=True)
+class FactorSet:
+    """Where the files of a set lie, and the logged model that they are of."""
+
+    source: str
+    model_id: str
 
 
 def publish(client: MlflowClient, uri: str, base_digest: str, base_id: str, factors: Mapping[str, str]) -> None:
@@ -47,15 +56,15 @@ def publish(client: MlflowClient, uri: str, base_digest: str, base_id: str, fact
         _logger.warning("%d factor files of %s are not on this machine and not registered", len(missing), base_id)
     if not any(here.values()):
         return
-    source, model_id = _set_for(client, uri, base_digest, base_id)
-    registered = set(_listed(source, uri))
+    factor_sets = _find(client, base_digest) or [_create(client, uri, base_digest, base_id)]
+    registered = {name for factor_set in factor_sets for name in _listed(factor_set.source, uri)}
     new = {name: path for name, path in here.items() if path is not None and name not in registered}
     if not new:
         return
     with tempfile.TemporaryDirectory() as folder:
         for name, path in new.items():
             (Path(folder) / name).symlink_to(path)
-        client.log_model_artifacts(model_id, folder)
+        client.log_model_artifacts(factor_sets[0].model_id, folder)
 
 
 def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:
@@ -69,20 +78,20 @@ def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:
     missing = {key: checksum for key, checksum in factors.items() if lacks_factors(key, checksum)}
     if not missing:
         return 0
-    factor_set = _known(uri, base_digest)
-    if factor_set is None:
+    factor_sets = sets_of(uri, base_digest)
+    if not factor_sets:
         _logger.warning("the registry has no factors of base %s: they are computed here", base_digest[:16])
         return 0
-    source, _ = factor_set
-    sizes = _listed(source, uri)
-    wanted = [(key, checksum, f"{key}-{checksum[:16]}.safetensors") for key, checksum in missing.items()]
+    files = {name: (each.source, size) for each in factor_sets for name, size in _listed(each.source, uri).items()}
+    names = {key: f"{key}-{checksum[:16]}.safetensors" for key, checksum in missing.items()}
+    wanted = [(*files[name], key, missing[key], name) for key, name in names.items() if name in files]
     with ThreadPoolExecutor(_AT_ONCE, "factors") as threads:
-        return sum(threads.map(lambda item: _fetch(source, uri, sizes, *item) if item[2] in sizes else False, wanted))
+        return sum(threads.map(lambda item: _fetch(uri, *item), wanted))
 
 
-def _fetch(source: str, uri: str, sizes: Mapping[str, int], key: str, checksum: str, name: str) -> bool:
+def _fetch(uri: str, source: str, num_bytes: int, key: str, checksum: str, name: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        content = fetch_file(uri, source, name, Path(folder), sizes[name] or _MAX_BYTES).read_bytes()
+        content = fetch_file(uri, source, name, Path(folder), num_bytes or _MAX_BYTES).read_bytes()
     keep_unchecked(key, content)
     if lacks_factors(key, checksum):
         raise IntegrityError(
@@ -101,42 +110,52 @@ def _listed(source: str, uri: str) -> dict[str, int]:
     return sizes
 
 
-def _known(uri: str, base_digest: str) -> tuple[str, str] | None:
-    """Return what `_find` does; a server is asked without MLflow."""
+def sets_of(uri: str, base_digest: str) -> list[FactorSet]:
+    """Return a base's sets: one, or several where promoters made one each or it was begun by version 0.1.
+
+    A server is asked without MLflow.
+    """
     return _rest.plainly(
         uri,
-        lambda: _checked(_rest.find_first_version(uri, set_name(base_digest)), base_digest),
+        lambda: (
+            _read(_rest.find_experiment(uri, _EXPERIMENT), base_digest)
+            + _registered(_rest.find_first_version(uri, _set_name(base_digest)), base_digest)
+        ),
         lambda: _find(connect(uri), base_digest),
     )
 
 
-def _find(client: MlflowClient, base_digest: str) -> tuple[str, str] | None:
-    """Return source and logged model of a base's set: its first version, where two promoters have made two."""
+def _find(client: MlflowClient, base_digest: str) -> list[FactorSet]:
     page = client.search_model_versions(
-        f"name = '{set_name(base_digest)}'", max_results=1, order_by=["version_number ASC"]
+        f"name = '{_set_name(base_digest)}'", max_results=1, order_by=["version_number ASC"]
     )
-    return _checked(page[0] if page else None, base_digest)
+    sets = _read(client.get_experiment_by_name(_EXPERIMENT), base_digest)
+    return sets + _registered(page[0] if page else None, base_digest)
 
 
-def _checked(version: Any | None, base_digest: str) -> tuple[str, str] | None:
+def _read(experiment: Any | None, base_digest: str) -> list[FactorSet]:
+    prefix, tags = f"{_TAG}{base_digest}.", experiment.tags if experiment is not None else {}
+    return [FactorSet(tags[key], key.removeprefix(prefix)) for key in sorted(tags) if key.startswith(prefix)]
+
+
+def _registered(version: Any | None, base_digest: str) -> list[FactorSet]:
+    """Return the set that version 0.1 kept as the first version of a registered model."""
     if version is None:
-        return None
+        return []
     if version.tags.get("loraxs.base_digest") != base_digest:
-        raise RegistryError(f"{set_name(base_digest)} in the registry must be of base {base_digest}, but is not.")
-    return version.source, version.tags[_versions.MODEL_ID]
+        raise RegistryError(f"{_set_name(base_digest)} in the registry must be of base {base_digest}, but is not.")
+    return [FactorSet(version.source, version.tags[_versions.MODEL_ID])]
 
 
-def _set_for(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> tuple[str, str]:
-    factor_set = _find(client, base_digest)
-    if factor_set is not None:
-        return factor_set
-    name = set_name(base_digest)
-    experiment = _versions.ensure_experiment(client, uri, _EXPERIMENT)
-    model = client.create_logged_model(experiment, name=name, model_type="LORAXS-FACTORS")
-    model = client.finalize_logged_model(model.model_id, "READY")
-    _versions.ensure_model(client, name, _FACTORS)
+def _set_name(base_digest: str) -> str:
+    return f"factors-{base_digest[:32]}"
+
+
+def _create(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> FactorSet:
+    experiment = _versions.ensure_experiment(client, uri, _EXPERIMENT, _NOTE)
     tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id}
-    _versions.add_version(client, uri, name, model, tags)
-    factor_set = _find(client, base_digest)
-    assert factor_set is not None  # made the line before
-    return factor_set
+    name = _set_name(base_digest)
+    model = client.create_logged_model(experiment, name=name, model_type="LORAXS-FACTORS", tags=tags)
+    model = client.finalize_logged_model(model.model_id, "READY")
+    client.set_experiment_tag(experiment, f"{_TAG}{base_digest}.{model.model_id}", model.artifact_location)
+    return FactorSet(model.artifact_location, str(model.model_id))

@@ -17,8 +17,8 @@ from loraxs_search.registry import _artifacts, _listing, _rest, _versions
 from loraxs_search.registry._client import connect, exists, is_denied, is_missing, speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, read_version
 from loraxs_search.registry.names import CHAMPION, AdapterName, check_task, parse_name
-from loraxs_search.registry.summary import TAG as SUMMARY
 from loraxs_search.registry.summary import TaskSummary, summarise
+from loraxs_search.registry.tags import DECISIONS, SUMMARY, record, records
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from loraxs_search.registry.test_predictions import ScoredRows
 
 ResultT = TypeVar("ResultT")
-
-DECISION = "loraxs.decision."  # a tag of the registered model for each, with the time behind it
 
 
 class RegistryReader:
@@ -86,7 +84,7 @@ class RegistryReader:
             aliases.setdefault(int(number), []).append(alias)
         with speaking(self.uri):
             listed = _versions.versions(self._client, task)
-        adapters = [read_version(version) for version in listed if "loraxs.digest" in version.tags]
+        adapters = [read_version(version, model.tags) for version in listed if "loraxs.digest" in version.tags]
         return [replace(version, aliases=tuple(sorted(aliases.get(version.version, ())))) for version in adapters]
 
     def history(self, task: str) -> list[Decision]:
@@ -97,8 +95,8 @@ class RegistryReader:
         if not exists(self.uri):
             return []
         model = self._model(task)
-        tags = sorted(model.tags.items()) if model is not None else []
-        recorded = [from_json(Decision, value) for key, value in tags if key.startswith(DECISION)]
+        values = records(model.tags, DECISIONS) if model is not None else []
+        recorded = [from_json(Decision, value) for value in values]
         named = {int(number) for number in model.aliases.values()} if model is not None else set()
         unrecorded = named - {decision.version for decision in recorded}
         adapters = [self.resolve(f"{task}:{number}") for number in unrecorded]
@@ -140,11 +138,11 @@ class RegistryReader:
         if champion is None:
             return TaskSummary(model.name, aliases=aliases)
         with contextlib.suppress(KeyError, ValueError):
-            recorded = from_json(TaskSummary, model.tags[SUMMARY])
+            recorded = from_json(TaskSummary, record(model.tags, SUMMARY))
             if recorded.version == champion:
                 return replace(recorded, aliases=aliases)
         newest = [version for version in model.latest_versions if int(version.version) == champion]
-        adapter = read_version(newest[0]) if newest else self.resolve(f"{model.name}:{champion}")
+        adapter = read_version(newest[0], model.tags) if newest else self.resolve(f"{model.name}:{champion}")
         return replace(summarise(model.name, champion, adapter.candidate, adapter.decision), aliases=aliases)
 
     def _plainly(self, ask: Callable[[], ResultT], by_client: Callable[[], ResultT]) -> ResultT:
@@ -172,7 +170,13 @@ class RegistryReader:
 
     def _find(self, name: AdapterName) -> RegisteredAdapter | None:
         version = self._plainly(lambda: _rest.find_version(self.uri, name), lambda: self._version(name))
-        return None if version is None else read_version(version)
+        if version is None:
+            return None
+        tags = self._plainly(
+            lambda: _rest.find_model(self.uri, name.task).tags,
+            lambda: self._client.get_registered_model(name.task).tags,
+        )
+        return read_version(version, tags)
 
     def _version(self, name: AdapterName) -> Any | None:
         client = self._client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,17 +15,17 @@ from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Candidate, Decision, PromotionRule, Task, to_json
 from loraxs_search.registry import _promotion_lock, _signing, _versions, factor_sets
 from loraxs_search.registry._client import speaking
-from loraxs_search.registry.adapters import RegisteredAdapter, fitted, version_tags
-from loraxs_search.registry.card import promoted_card
+from loraxs_search.registry.adapters import RegisteredAdapter, fitted, record_tags, version_tags
 from loraxs_search.registry.comparison import ComparedChampion, Comparison, Rescore, Rescored, comparable
 from loraxs_search.registry.criterion import Criterion
 from loraxs_search.registry.finalist import Choice, choose, identity, key
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.names import CHAMPION, AdapterName, base_alias, check_task, parse_name
+from loraxs_search.registry.pages import task_page, version_page
 from loraxs_search.registry.promotion import Scored
-from loraxs_search.registry.reader import DECISION, RegistryReader
-from loraxs_search.registry.summary import TAG as SUMMARY
-from loraxs_search.registry.summary import TaskSummary, summarise
+from loraxs_search.registry.reader import RegistryReader
+from loraxs_search.registry.summary import SHOWN, TaskSummary, shown, summarise
+from loraxs_search.registry.tags import DECISIONS, PAGE, SUMMARY
 
 if TYPE_CHECKING:
     from loraxs_search.registry.test_predictions import ScoredRows
@@ -112,16 +113,14 @@ class Registry(RegistryReader):
         task, digest, client = check_task(decision.task), folder_digest(folder), self._client
         aliases = decision.aliases or (CHAMPION,)
         with speaking(self.uri):
-            tags = version_tags(manifest, candidate, replace(decision, aliases=aliases), digest)
-            version = _versions.register(
-                client,
-                self.uri,
-                task,
-                folder,
-                manifest,
-                tags,
-                lambda card: promoted_card(card, decision, candidate.latency),
-            )
+            # Records come first: no version lacks them, whenever this is killed.
+            _versions.ensure_model(client, task)
+            for key, value in record_tags(candidate, replace(decision, aliases=aliases), digest).items():
+                client.set_registered_model_tag(task, key, value)
+            tags = version_tags(manifest, candidate, digest)
+            version = _versions.register(client, self.uri, task, folder, manifest, tags)
+            page = version_page(manifest, candidate, decision, version)
+            client.update_model_version(task, str(version), page)
             if answers is not None:
                 from loraxs_search.registry.test_predictions import FILE
 
@@ -194,6 +193,7 @@ class Registry(RegistryReader):
                 for alias in target.aliases:
                     self._client.delete_registered_model_alias(parsed.task, alias)
                 self._client.delete_model_version(parsed.task, str(target.version))
+                self._forget(target)
             if CHAMPION in target.aliases:
                 self._summarise(TaskSummary(parsed.task))
             self._record(decision)
@@ -290,12 +290,31 @@ class Registry(RegistryReader):
     def _record(self, decision: Decision) -> None:
         with speaking(self.uri):
             _versions.ensure_model(self._client, check_task(decision.task))
-            key = f"{DECISION}{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+            key = f"{DECISIONS}{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
             self._client.set_registered_model_tag(decision.task, key, fitted(decision))
+            self._describe(decision.task)
+
+    def _describe(self, task: str) -> None:
+        """Describe a task's registered model, unless somebody has written a description of their own."""
+        model = self._known_model(task)
+        present = model.description or ""
+        if present and model.tags.get(PAGE) != _digest(present):
+            return
+        page = task_page(task, self.champion(task), self.history(task))
+        self._client.set_registered_model_tag(task, PAGE, _digest(page))
+        self._client.update_registered_model(task, page)
+
+    def _forget(self, removed: RegisteredAdapter) -> None:
+        """Drop the records of a version that is no more."""
+        tags = self._known_model(removed.task).tags
+        for tag in record_tags(removed.candidate, removed.decision, removed.digest):
+            if tag in tags:
+                self._client.delete_registered_model_tag(removed.task, tag)
 
     def _summarise(self, summary: TaskSummary) -> None:
         with speaking(self.uri):
             self._client.set_registered_model_tag(summary.task, SUMMARY, to_json(summary))
+            self._client.set_registered_model_tag(summary.task, SHOWN, shown(summary))
 
     @contextlib.contextmanager
     def _locked(self, task: str) -> Iterator[_promotion_lock.Check]:
@@ -318,6 +337,10 @@ def _read_predictions(content: bytes | None) -> ScoredRows | None:
     from loraxs_search.registry.test_predictions import ScoredRows
 
     return ScoredRows.from_bytes(content)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _now() -> str:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.records import Candidate, Decision
-from loraxs_search.registry.seed_statistics import seed_statistics
+from loraxs_search.registry.seed_statistics import SeedStatistics, seed_statistics
 
-TAG = "loraxs.champion"
+SHOWN = "loraxs.champion"  # a tag that says the same to people
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,13 @@ def summarise(task: str, version: int, candidate: Candidate, decision: Decision)
         base_model=candidate.base_model,
         promoted_at=decision.at,
     )
+
+
+def shown(summary: TaskSummary) -> str:
+    """Return the line as people read it among a registered model's tags."""
+    if summary.version is None:
+        return "none"
+    over_seeds = f" ({SeedStatistics(summary.mean, summary.spread, 0)} over seeds)" if summary.mean is not None else ""
+    score = "-" if summary.score is None else f"{summary.score:.4f}"
+    size = "" if summary.stored_bytes is None else f", {summary.stored_bytes:,} bytes"
+    return f"version {summary.version}, {summary.metric} {score}{over_seeds}{size}"

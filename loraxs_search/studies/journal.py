@@ -135,7 +135,8 @@ class Journal:
             report = from_json(TrialReport, json.dumps(event["report"]))
             self._reports.append(report)
             record = self._records[report.trial_id]
-            self._records[report.trial_id] = replace(record, reports=(*record.reports, report))
+            reports, times = (*record.reports, report), (*record.reported_at, at)
+            self._records[report.trial_id] = replace(record, reports=reports, reported_at=times)
         elif kind == "ended":
             record = self._records[event["trial_id"]]
             self._records[event["trial_id"]] = replace(

@@ -11,13 +11,17 @@ from typing import Any
 from loraxs_search.errors import LoraxsError
 from loraxs_search.methods import LoraXS
 from loraxs_search.records import Hyperparameters, TrialState
+from loraxs_search.tracking._datasets import dataset_input
+from loraxs_search.tracking._run_names import run_name
 from loraxs_search.tracking._runs import SEARCH, StudyRuns
 from loraxs_search.tracking.events import (
     AdapterLogged,
     Event,
     FrontFound,
+    ReportWritten,
     SearchFinished,
     SearchStarted,
+    StudyFacts,
     TrialFinished,
     TrialReported,
     TrialStarted,
@@ -42,10 +46,14 @@ class AwayError(Exception):
 
 
 class Recorder:
-    """Applies events of one study to its runs, one thread only."""
+    """Applies events of one study to its runs, one thread only.
 
-    def __init__(self, runs: StudyRuns) -> None:
-        self._runs = runs
+    Args:
+        facts: Of the study, as an earlier process recorded them.
+    """
+
+    def __init__(self, runs: StudyRuns, facts: StudyFacts | None = None) -> None:
+        self._runs, self._facts = runs, facts
         self._handlers: dict[type, Callable[[Any], None]] = {
             SearchStarted: self._search_started,
             TrialStarted: self._trial_started,
@@ -54,6 +62,7 @@ class Recorder:
             AdapterLogged: self._adapter_logged,
             YardsticksMeasured: self._yardsticks_measured,
             FrontFound: self._front_found,
+            ReportWritten: self._report_written,
             SearchFinished: self._search_finished,
         }
 
@@ -85,12 +94,18 @@ class Recorder:
         self._runs.add(run_id, params=params, tags=event.tags)
         self._runs.client.log_text(run_id, event.space_yaml, "space.yaml")
         self._runs.reopen(run_id)
+        self._facts = event.facts or self._facts
+        if self._facts is not None:
+            self._runs.describe(run_id, self._facts, event.at)
+            self._runs.log_data(run_id, dataset_input(self._facts))
 
     def _trial_started(self, event: TrialStarted) -> None:
-        run_id = self._runs.run(event.trial_id, event.at)
+        run_id = self._runs.run(event.trial_id, event.at, run_name(event.trial_id, event.params))
         origin = event.warm_start
         tags = {WARM_START: f"{origin.study}/{origin.trial_id}"} if origin else {}
         self._runs.add(run_id, params=_resolved(event.hyperparameters) | dict(event.params), tags=tags)
+        if self._facts is not None:
+            self._runs.log_data(run_id, dataset_input(self._facts))
         self._runs.reopen(run_id)
 
     def _trial_reported(self, event: TrialReported) -> None:
@@ -140,6 +155,11 @@ class Recorder:
             self._runs.add(self._runs.run(trial.trial_id, event.at), tags={ON_FRONT: "true"}, at=event.at)
         lines = [f"{trial.trial_id},{trial.score},{trial.stored_bytes}" for trial in event.trials]
         self._runs.client.log_text(run_id, "\n".join(("trial,score,stored_bytes", *lines, "")), "front.csv")
+
+    def _report_written(self, event: ReportWritten) -> None:
+        if not Path(event.path).is_file():
+            raise RefusedError(f"the report {event.path} is gone")
+        self._runs.client.log_artifact(self._runs.run(SEARCH, event.at), event.path)
 
     def _search_finished(self, event: SearchFinished) -> None:
         run_id = self._runs.run(SEARCH, event.at)

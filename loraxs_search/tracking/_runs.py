@@ -15,10 +15,14 @@ from loraxs_search.append_log import AppendLog
 from loraxs_search.home import disk_faults
 from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import artifact_root
+from loraxs_search.tracking._task_note import write_note
+from loraxs_search.tracking.events import StudyFacts
 from loraxs_search.tracking.store import connect, ensure_store
+from loraxs_search.tracking.study_view import trials_view, view_key, write_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 STUDY = "loraxs.study"
 STUDY_ID = "loraxs.study_id"
@@ -86,22 +90,34 @@ class StudyRuns:
         """Return a trial's `run_id` or `model_id` if this study has one, without asking the server."""
         return self._map.get(trial_id, kind)
 
-    def run(self, trial_id: str, at: float) -> str:
-        """Return the run id of a trial, or of the search; the run is created if there is none."""
+    def run(self, trial_id: str, at: float, name: str = "") -> str:
+        """Return the run id of a trial, or of the search; the run is created if there is none, under this name."""
         known = self.known(trial_id)
         if known is not None:
             return known
         tags = self._identity | ({KIND: "trial", TRIAL_ID: trial_id} if trial_id else {KIND: "search"})
         existing = self._search(tags) if trial_id in self._doubtful else None
-        run_id = existing or self._create(trial_id, at, tags)
+        run_id = existing or self._create(trial_id, at, tags, name)
         self._map.put(trial_id, "run_id", run_id)
         return run_id
+
+    def describe(self, run_id: str, facts: StudyFacts, at: float) -> None:
+        """Have the experiment say what the task is, and show the trials of this study best first."""
+        tags = self.client.get_experiment(self._experiment_id).tags
+        write_note(self.client, self._experiment_id, tags, facts)
+        metric, direction = facts.task.search_metric, facts.task.search_direction
+        view = trials_view(self._identity[STUDY], run_id, metric, direction, facts.parameters, at)
+        write_view(self.client, self._experiment_id, tags, view_key(self._identity[STUDY_ID]), view)
 
     def reopen(self, run_id: str) -> None:
         """Mark a run that may have ended as running."""
         if run_id not in self._running:
             self.client.update_run(run_id, status="RUNNING")
             self._running.add(run_id)
+
+    def log_data(self, run_id: str, data: DatasetInput) -> None:
+        """Name the data that a run stands on; naming the same again changes nothing."""
+        self.client.log_inputs(run_id, datasets=[data])
 
     def log_model(self, trial_id: str, run_id: str, folder: Path, digest: str) -> str:
         """Keep the files of `folder` as a logged model of the run, once per digest, and return its id."""
@@ -118,8 +134,17 @@ class StudyRuns:
         if not ready:
             self.client.log_model_artifacts(model_id, str(folder))
             self.client.finalize_logged_model(model_id, "READY")
+        self._show_model(run_id, model_id)
         self._map.put(trial_id, "model_id", model_id)
         return model_id
+
+    def _show_model(self, run_id: str, model_id: str) -> None:
+        """Name a logged model among what its run has made, as MLflow's table of runs lists it."""
+        from mlflow.entities import LoggedModelOutput
+
+        outputs = self.client.get_run(run_id).outputs
+        if outputs is None or all(output.model_id != model_id for output in outputs.model_outputs):
+            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
     def add(
         self,
@@ -173,11 +198,11 @@ class StudyRuns:
             )
             del metrics[:_MAX_POINTS], params[:_MAX_NAMES], tags[:_MAX_NAMES]
 
-    def _create(self, trial_id: str, at: float, tags: dict[str, str]) -> str:
+    def _create(self, trial_id: str, at: float, tags: dict[str, str], name: str) -> str:
         extra = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "loraxs-search"}
         if trial_id != SEARCH:
             extra["mlflow.parentRunId"] = self.run(SEARCH, at)
-        name = trial_id or self._identity[STUDY]
+        name = name or trial_id or self._identity[STUDY]
         self._doubtful.add(trial_id)  # until the answer is here
         created = self.client.create_run(self._experiment_id, start_time=_ms(at), tags=tags | extra, run_name=name)
         self._doubtful.discard(trial_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import TrackingError
@@ -37,8 +37,7 @@ def study_named(uri: str, name: str) -> EarlierStudy | None:
     if client is None:
         return None
     with _asked(uri):
-        runs = _searches(client, f"tags.`{STUDY}` = '{_quoted(name)}'")
-        return next((_study(client, run) for run in runs), None)
+        return next((_study(client, run) for run in searches_named(client, name)), None)
 
 
 def finished_studies(uri: str, base_digest: str, kind: str) -> Iterator[EarlierStudy]:
@@ -81,6 +80,17 @@ def _quoted(text: str) -> str:
     return text.replace("'", "")  # no name that we give has one
 
 
+def searches_named(client: MlflowClient, study: str) -> Iterator[Run]:
+    """Yield the searches' own runs that have a study's name, latest first."""
+    return _searches(client, f"tags.`{STUDY}` = '{_quoted(study)}'")
+
+
+def is_maximized(of_search: Mapping[str, str]) -> bool:
+    """Return which way a study's metric is better, as the params of its search have it."""
+    known = find_metric(of_search.get(METRIC, ""))
+    return of_search.get(DIRECTION, known.direction if known else "maximize") == "maximize"
+
+
 def _searches(client: MlflowClient, query: str) -> Iterator[Run]:
     experiments = [each.experiment_id for each in client.search_experiments()]
     yield from _runs(client, experiments, f"tags.`{KIND}` = 'search' and {query}")
@@ -106,7 +116,7 @@ def _study(client: MlflowClient, search: Run) -> EarlierStudy:
         for run in _runs(client, [search.info.experiment_id], of_study)
         if run.data.tags.get(STATE) in _ORDER and (score := _score(client, run, params)) is not None
     ]
-    sign = -1.0 if _is_maximized(params) else 1.0
+    sign = -1.0 if is_maximized(params) else 1.0
     runs.sort(key=lambda each: (_ORDER.index(each[0].data.tags[STATE]), sign * each[1], each[0].data.tags[TRIAL_ID]))
     return EarlierStudy(
         name=tags[STUDY],
@@ -127,8 +137,3 @@ def _score(client: MlflowClient, run: Run, of_search: dict[str, str]) -> float |
         points = client.get_metric_history(run.info.run_id, metric)
         value = next((point.value for point in points if point.step == run.data.metrics[_KEPT_STEP]), value)
     return None if value is None or not math.isfinite(value) else value
-
-
-def _is_maximized(of_search: dict[str, str]) -> bool:
-    known = find_metric(of_search.get(METRIC, ""))
-    return of_search.get(DIRECTION, known.direction if known else "maximize") == "maximize"

@@ -15,6 +15,8 @@ from loraxs_search.records import (
     Hyperparameters,
     Scalar,
     SearchPlan,
+    Split,
+    Task,
     TrialReport,
     TrialState,
     WarmStart,
@@ -26,6 +28,23 @@ SearchState = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass(frozen=True)
+class StudyFacts:
+    """What people and views of the runs are shown of a study.
+
+    Args:
+        base_model: The base's id, as named.
+        parameters: Names of what the space searches or sets, in its order.
+        num_rows: Of each split.
+    """
+
+    task: Task
+    base_model: str
+    parameters: tuple[str, ...] = ()
+    num_rows: Mapping[Split, int] = field(default_factory=dict)
+    data_fingerprint: str = ""
+
+
+@dataclass(frozen=True)
 class SearchStarted:
     """A search starts, or goes on: `params` say what it is, `tags` on what it runs now."""
 
@@ -34,6 +53,7 @@ class SearchStarted:
     plan: SearchPlan
     params: Mapping[str, Scalar] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    facts: StudyFacts | None = None
     event: Literal["search_started"] = "search_started"
 
 
@@ -113,6 +133,15 @@ class FrontFound:
 
 
 @dataclass(frozen=True)
+class ReportWritten:
+    """The report of a search lies in a file, to be kept as an artifact of its run."""
+
+    at: float
+    path: str
+    event: Literal["report_written"] = "report_written"
+
+
+@dataclass(frozen=True)
 class SearchFinished:
     """A search ends; numbers of `summary` become metrics, the rest tags."""
 
@@ -130,9 +159,10 @@ Event = (
     | AdapterLogged
     | YardsticksMeasured
     | FrontFound
+    | ReportWritten
     | SearchFinished
 )
-FINAL = (TrialFinished, AdapterLogged, YardsticksMeasured, FrontFound, SearchFinished)
+FINAL = (TrialFinished, AdapterLogged, YardsticksMeasured, FrontFound, ReportWritten, SearchFinished)
 
 
 def to_line(event: Event) -> bytes:

@@ -31,9 +31,11 @@ from loraxs_search.tracking.events import (
     AdapterLogged,
     Event,
     FrontFound,
+    ReportWritten,
     SearchFinished,
     SearchStarted,
     SearchState,
+    StudyFacts,
     TrialFinished,
     TrialReported,
     TrialStarted,
@@ -82,6 +84,8 @@ class Tracker:
         self._search_state: SearchState | None = None
         self._yardsticks: tuple[Yardstick, ...] = ()
         self._front: tuple[FrontTrial, ...] = ()
+        self._has_report = False
+        self._facts: StudyFacts | None = None
         for event in self._spool.history():
             self._note(event)
         self._runs = StudyRuns(
@@ -92,7 +96,7 @@ class Tracker:
             map_path=study_dir / "tracking.runs.jsonl",
             earlier_trials=self._trials.keys(),
         )
-        self._recorder = Recorder(self._runs)
+        self._recorder = Recorder(self._runs, self._facts)
         self._trouble: str | None = None
         self._closing = self._stopped = False
         self._hurried = False  # somebody waits, and small batches show that events go over
@@ -108,9 +112,11 @@ class Tracker:
         *,
         params: Mapping[str, Scalar] | None = None,
         gpus: Sequence[str] = (),
+        facts: StudyFacts | None = None,
     ) -> None:
         """The search starts, or goes on. Versions, git commit and hardware are added here."""
-        self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), _environment.tags(gpus)))
+        tags = _environment.tags(gpus)
+        self._append(SearchStarted(time.time(), space_yaml, plan, dict(params or {}), tags, facts))
 
     def trial_started(
         self,
@@ -162,6 +168,10 @@ class Tracker:
         if trials and tuple(trials) != self._front:
             self._append(FrontFound(time.time(), tuple(trials)))
 
+    def report_written(self, path: Path) -> None:
+        """The report of the search lies in a file, which must stay until it has been carried over."""
+        self._append(ReportWritten(time.time(), str(path.resolve())))
+
     def search_finished(
         self, state: SearchState, summary: Mapping[str, Scalar] | None = None, *, at: float | None = None
     ) -> None:
@@ -183,6 +193,11 @@ class Tracker:
     def search_state(self) -> SearchState | None:
         """How the search was said to have ended; None while it was not."""
         return self._search_state
+
+    @property
+    def has_report(self) -> bool:
+        """Whether a report was written since the search last started."""
+        return self._has_report
 
     def run_id(self, trial_id: str) -> str | None:
         """Return the run of a trial once it has been created; flush first to be sure."""
@@ -263,7 +278,10 @@ class Tracker:
             case FrontFound():
                 self._front = event.trials
             case SearchStarted():
-                self._search_state = None
+                self._search_state, self._has_report = None, False
+                self._facts = event.facts or self._facts
+            case ReportWritten():
+                self._has_report = True
             case SearchFinished():
                 self._search_state = event.state
 

@@ -28,8 +28,7 @@ import torch
 from loraxs_search.factors import FactorStore
 from loraxs_search.records import AdapterSize, PromotionRule
 from loraxs_search.registry import Registry, pull
-from loraxs_search.registry.reader import DECISION
-from loraxs_search.registry.summary import TAG as SUMMARY
+from loraxs_search.registry.tags import DECISIONS, SUMMARY
 from loraxs_search.tracking import ensure_store
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the suite shares
@@ -93,7 +92,7 @@ def _factors() -> dict[str, str]:
 _COPIES = {
     "registered_models": "",
     "registered_model_aliases": "",
-    "registered_model_tags": f"LEFT JOIN bench_versions ON registered_model_tags.key LIKE '{DECISION}%'",
+    "registered_model_tags": f"LEFT JOIN bench_versions ON registered_model_tags.key LIKE '{DECISIONS}%'",
     "model_versions": "CROSS JOIN bench_versions",
     "model_version_tags": "CROSS JOIN bench_versions",
 }

@@ -249,3 +249,27 @@ def test_the_ui_serves_the_embedded_store_until_interrupted(store_uri, make_mlfl
         process.stdout.close()
     with pytest.raises(TrackingError):
         check_server(uri, timeout_s=1.0)
+
+
+def test_with_a_server_of_ones_own_the_link_is_printed_and_opened_there(make_mlflow_server, fresh_home, tmp_path):
+    server = make_mlflow_server()
+    server.start()
+    with Tracker("s1", tmp_path / "study", server.uri, "exp") as tracker:
+        tracker.search_started("task: {}\n", SearchPlan())
+        assert tracker.flush(60)
+    opened, browser = tmp_path / "opened", tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    browser.chmod(0o755)
+    environment = os.environ | {"LORAXS_HOME": str(fresh_home), "BROWSER": f"{browser} %s"}
+    command = [sys.executable, "-m", "loraxs_search", "ui", "s1", "--tracking-uri", server.uri]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    study_id = (tmp_path / "study" / "tracking.id").read_text()
+    link = f"{server.uri}/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=loraxs-{study_id}"
+    assert (done.stdout, done.stderr) == (f"{link}\n", "")
+    assert opened.read_text() == f"{link}\n"
+    opened.unlink()
+    done = subprocess.run(
+        [*command, "--no-open"], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, opened.exists()) == (0, False)

@@ -42,7 +42,7 @@ class MlflowServer:
     def start(self, timeout_s: float = 120.0) -> None:
         from loraxs_search.errors import TrackingError
         from loraxs_search.mlflow_http import check_server
-        from loraxs_search.tracking.store import server_environment
+        from loraxs_search.tracking.ui import server_environment
 
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

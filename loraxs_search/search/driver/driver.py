@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.records import (
     Candidate,
+    HostInfo,
     KeepRule,
     Scalar,
     Task,
@@ -22,12 +23,13 @@ from loraxs_search.registry import trial_of
 from loraxs_search.reports import front
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
+from loraxs_search.search.driver.kept_report import keep_report
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space, notes
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
-from loraxs_search.tracking import Tracker
+from loraxs_search.tracking import StudyFacts, Tracker
 
 if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool
@@ -95,6 +97,7 @@ class Driver:
             try:
                 result = self._search(folder, actors, tracker)
                 tracker.front_found(result.front)
+                keep_report(folder, tracker)
                 tracker.search_finished("FINISHED", _summary(result))
                 return result
             except BaseException as error:
@@ -122,8 +125,9 @@ class Driver:
         yardsticks = StudyYardsticks(folder, actors, self._space.task)  # begun first: Ray Tune takes seconds to start
         plan, task = self._info.search, self._info.task
         warm = folder.warm_trials()
+        params = actors.hardware() | _facts_of_task(task, warm)
         tracker.search_started(
-            self._space.text, plan, params=actors.hardware() | _facts_of_task(task, warm), gpus=actors.gpus()
+            self._space.text, plan, params=params, gpus=actors.gpus(), facts=_study_facts(self._space, actors.info)
         )
         journal = folder.journal()
         deadline = self._deadline(journal)
@@ -246,6 +250,11 @@ class Driver:
         )
 
 
+def _study_facts(space: Space, info: HostInfo) -> StudyFacts:
+    parameters = tuple(space.parameters)
+    return StudyFacts(space.task, space.base_model.id, parameters, info.num_rows, info.data_fingerprint)
+
+
 def _facts_of_task(task: Task, warm: WarmTrials) -> dict[str, Scalar]:
     """Return what searches of other machines must know to start from this one, and where this one started."""
     facts: dict[str, Scalar] = {
@@ -276,6 +285,7 @@ def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
     _log_adapters(folder, tracker, result.trials, result.candidates)
     tracker.yardsticks_measured(folder.yardsticks() or ())
     tracker.front_found(result.front)
+    keep_report(folder, tracker)
     if tracker.search_state != "FINISHED":  # killed between the last candidate and this
         tracker.search_finished("FINISHED", _summary(result), at=journal.last_at)
     return result

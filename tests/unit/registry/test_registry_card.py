@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import re
 from dataclasses import replace
 
@@ -13,16 +12,12 @@ from loraxs_search.records import (
     BaseModel,
     BaseModelRef,
     DataSource,
-    Decision,
-    Latency,
-    Look,
     Refit,
     Sample,
     SplitSource,
     Yardstick,
 )
 from loraxs_search.registry import model_card
-from loraxs_search.registry.card import promoted_card
 from loraxs_search.tasks.base_code import finding_code
 
 REFITS = (Refit(1, {"accuracy": 0.79}), Refit(2, failed="diverged"))
@@ -54,19 +49,6 @@ def test_the_card_names_every_data_set(manifest):
 def test_the_card_says_what_the_test_rows_were_for(manifest):
     assert "it was scored on them once, alone" in model_card(manifest())
     assert "It was not scored on the test rows" in model_card(manifest(test_metrics={}))
-
-
-def test_what_promoting_finds_out_stands_before_how_to_load(manifest):
-    card, made = model_card(manifest()), Decision("t", "s", True, "t7", 0.8, None, "accuracy", ())
-    timed = promoted_card(card, made, Latency(1.23456, 8, 64, 25))
-    assert "8 rows of 64 tokens takes 1.235 times the bare base's time" in timed
-    assert timed.index("## Size") < timed.index("## Latency") < timed.index("## Load it")
-    assert timed.replace(timed[timed.index("## Latency") : timed.index("## Load it")], "") == card
-    assert promoted_card(card, made, None) == promoted_card(card, made, Latency(failed="no base")) == card
-    third = dataclasses.replace(made, looks=(Look("champion", "s/t7", "s/t1", 3, 1 - 0.05 / 3),))
-    assert "Decision 3 on these rows, held to a confidence of 0.9833." in promoted_card(card, third, None)
-    for forced in (dataclasses.replace(third, forced=True), dataclasses.replace(made, forced=True)):
-        assert "Promoted by force." in promoted_card(card, forced, None)
 
 
 def test_the_card_has_yardsticks_beside_the_adapters_score(manifest):

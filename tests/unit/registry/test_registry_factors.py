@@ -17,6 +17,7 @@ from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, factors_at, install_factors, pull
 from loraxs_search.registry._client import connect
 from loraxs_search.registry.factor_files import keep_unchecked, lacks_factors
+from loraxs_search.registry.factor_sets import sets_of
 
 WEIGHT = torch.randn(12, 10, generator=torch.Generator().manual_seed(3))
 
@@ -121,8 +122,8 @@ def test_crafted_factors_are_neither_used_nor_published_on(promote, elsewhere, s
 def test_a_forged_checksum_is_refused_at_the_pull(key_and_checksum, promote, elsewhere, store_uri):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (version,) = connect(store_uri).search_model_versions("name = 'factors-base'")
-    file = Path(version.source) / f"{key}-{said[:16]}.safetensors"
+    (factor_set,) = sets_of(store_uri, "base")
+    file = Path(factor_set.source) / f"{key}-{said[:16]}.safetensors"
     bad = crafted(FactorStore().get(WEIGHT, rank=4))
     write_factors(file, bad)
     file.write_bytes(file.read_bytes().replace(checksum(bad).encode(), said.encode()))
@@ -137,18 +138,17 @@ def test_a_set_is_one_for_all_adapters_and_only_grows(key_and_checksum, promote,
     promote("t0", 0.8, {key: first})
     second_key, second = FactorStore().identify(WEIGHT.T.contiguous(), rank=4)
     promote("t1", 0.9, {key: first, second_key: second})
-    client = connect(store_uri)
-    (version,) = client.search_model_versions("name = 'factors-base'")
-    files = {path.name for path in Path(version.source).iterdir()}
+    (factor_set,) = sets_of(store_uri, "base")
+    files = {path.name for path in Path(factor_set.source).iterdir()}
     assert files == {f"{key}-{first[:16]}.safetensors", f"{second_key}-{second[:16]}.safetensors"}
-    assert [summary.task for summary in Registry(store_uri).summaries()] == ["movie-reviews"], "a set is no task"
+    assert [model.name for model in connect(store_uri).search_registered_models()] == ["movie-reviews"]
 
 
 def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promote, elsewhere, store_uri):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (version,) = connect(store_uri).search_model_versions("name = 'factors-base'")
-    file = Path(version.source) / f"{key}-{said[:16]}.safetensors"
+    (factor_set,) = sets_of(store_uri, "base")
+    file = Path(factor_set.source) / f"{key}-{said[:16]}.safetensors"
     whole = bytearray(file.read_bytes())
     for change in (-1, 30):
         damaged = whole.copy()
@@ -163,9 +163,9 @@ def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promo
 def test_a_file_under_another_ones_name_is_noticed(key_and_checksum, promote, elsewhere, store_uri):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (version,) = connect(store_uri).search_model_versions("name = 'factors-base'")
+    (factor_set,) = sets_of(store_uri, "base")
     other_key, _ = FactorStore().identify(WEIGHT.T.contiguous(), rank=4)
-    shutil.copy(factor_path(other_key), Path(version.source) / f"{key}-{said[:16]}.safetensors")
+    shutil.copy(factor_path(other_key), Path(factor_set.source) / f"{key}-{said[:16]}.safetensors")
     elsewhere()
     with pytest.raises(IntegrityError, match="must have checksum"):
         pull("movie-reviews", uri=store_uri)

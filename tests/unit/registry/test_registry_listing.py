@@ -6,7 +6,7 @@ from loraxs_search.errors import RegistryError
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, _listing, _versions
 from loraxs_search.registry._client import connect
-from loraxs_search.registry.summary import TAG
+from loraxs_search.registry.tags import SUMMARY as TAG
 
 
 @pytest.fixture

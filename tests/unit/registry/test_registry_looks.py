@@ -18,6 +18,7 @@ from loraxs_search.registry.comparison import ComparedChampion, Comparison
 from loraxs_search.registry.criterion import Criterion
 from loraxs_search.registry.looks import Looks
 from loraxs_search.registry.promotion import Scored
+from loraxs_search.registry.tags import DECISIONS
 
 RULE = PromotionRule()
 LABELS = np.arange(400) % 2
@@ -113,7 +114,7 @@ def test_the_number_stands_on_the_version(registry, promote, store_uri):
     promote("t0", 300)
     promote("t1", 399)
     described = connect(store_uri).get_model_version("movie-reviews", "2").description
-    assert "Decision 2 on these rows, held to a confidence of 0.975." in described
+    assert "decision 2 on these test rows, held to a confidence of 0.975" in described
     assert registry.champion("movie-reviews").decision.looks[0].number == 2
 
 
@@ -129,7 +130,7 @@ def test_a_promoter_that_is_killed_before_it_is_champion_spends_no_look(promote,
 def test_a_promoter_that_is_killed_before_it_is_written_down_has_spent_its_look(promote, killed_at):
     promote("t0", 300)
 
-    with killed_at("set_registered_model_tag", "loraxs.decision."):
+    with killed_at("set_registered_model_tag", DECISIONS):
         promote("t1", 399)
     assert numbers(promote("t2", 302)) == [3]
 

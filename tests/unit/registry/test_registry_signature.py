@@ -18,6 +18,7 @@ from loraxs_search.registry._sequences import FILE, SeenSequences
 from loraxs_search.registry._signing import SEQUENCE
 from loraxs_search.registry.names import AdapterName
 from loraxs_search.registry.signature import ENV_KEY, Statement, check_signature, sign
+from loraxs_search.registry.tags import CANDIDATE, DECISION, adapter_tag
 
 KEY = "a key of the team's own"
 RULE = PromotionRule(confidence=0)  # no test rows are needed
@@ -145,13 +146,19 @@ class _Liar(BaseHTTPRequestHandler):
     answer: bytes
 
     def do_GET(self) -> None:
-        asked = "registered-models/alias" in self.path or "model-versions/get" in self.path
+        calls = ("registered-models/alias", "registered-models/get", "model-versions/get")
+        asked = any(call in self.path for call in calls)
         self.send_response(200 if asked or self.path == "/health" else 404)
         self.end_headers()
         self.wfile.write(self.answer if asked else b"")
 
     def log_message(self, *_) -> None:
         pass
+
+
+def listed(tags):
+    """Tags as a server lists them."""
+    return [{"key": key, "value": value} for key, value in tags.items()]
 
 
 @pytest.mark.parametrize("asked", ["movie-reviews", "movie-reviews:1"])
@@ -164,12 +171,11 @@ def test_what_the_team_signed_for_another_task_is_refused(
     spam = dataclasses.replace(task, name="spam")
     folder = make_folder("t0", task=spam)
     Registry(store_uri).promote(RULE, spam, [candidate("t0", task="spam")], {"t0": folder})
-    version = connect(store_uri).get_model_version("spam", "1")
+    version, model = connect(store_uri).get_model_version("spam", "1"), connect(store_uri).get_registered_model("spam")
     fields = ("name", "version", "source", "run_id", "creation_timestamp")
-    told = {name: getattr(version, name) for name in fields} | {
-        "tags": [{"key": k, "value": v} for k, v in version.tags.items()]
-    }
-    monkeypatch.setattr(_Liar, "answer", json.dumps({"model_version": told}).encode(), raising=False)
+    told = {name: getattr(version, name) for name in fields} | {"tags": listed(version.tags)}
+    answer = {"model_version": told, "registered_model": {"name": "spam", "tags": listed(model.tags)}}
+    monkeypatch.setattr(_Liar, "answer", json.dumps(answer).encode(), raising=False)
     with ThreadingHTTPServer(("127.0.0.1", 0), _Liar) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(IntegrityError, match=f"`signature` of {asked}"):
@@ -302,7 +308,11 @@ def test_promoting_again_with_the_key_signs_the_champion_from_its_own_files(
     key()
     own, folders = candidate("t0", 0.8, base_model="org/Tiny"), {"t0": tmp_path / "made" / "t0"}
     digest = tags(store_uri)["loraxs.digest"]
-    connect(store_uri).set_model_version_tag("movie-reviews", "1", "loraxs.digest", "0" * 64)
+    client = connect(store_uri)
+    for kind in (CANDIDATE, DECISION):  # a liar moves these too
+        record = client.get_registered_model("movie-reviews").tags[adapter_tag(digest, kind)]
+        client.set_registered_model_tag("movie-reviews", adapter_tag("0" * 64, kind), record)
+    client.set_model_version_tag("movie-reviews", "1", "loraxs.digest", "0" * 64)
     Registry(store_uri).promote(RULE, task, [own], folders)
     with pytest.raises(IntegrityError, match="but it has none"):
         pull("movie-reviews", uri=store_uri)

@@ -10,6 +10,7 @@ from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule, SearchPlan, TrialState
 from loraxs_search.registry import Registry
 from loraxs_search.registry._client import connect
+from loraxs_search.registry.tags import DECISIONS
 from loraxs_search.tracking import Tracker
 
 RULE = PromotionRule(confidence=0)  # numbers as they stand: no answers to test rows are at hand
@@ -36,7 +37,7 @@ def test_a_promoted_adapter_is_champion_with_all_that_is_known_of_it(champion, c
     version = connect(store_uri).get_model_version("movie-reviews", "1")
     assert version.tags["test.accuracy"] == "0.8"
     assert version.tags["loraxs.study"] == "s1"
-    assert version.description.startswith("---\nbase_model: org/base")
+    assert version.description.startswith("accuracy 0.8000 on the test rows")
 
 
 def test_a_better_one_takes_the_alias_and_the_old_version_stays(champion, task, candidate, make_folder):
@@ -148,7 +149,7 @@ def test_a_task_name_the_registry_cannot_hold_is_refused(registry, task, candida
 def test_history_has_what_a_promoter_that_died_did_not_write_down(registry, task, candidate, make_folder, killed_at):
     registry.promote(RULE, task, [candidate("t0", 0.80)], {"t0": make_folder("t0")})
 
-    with killed_at("set_registered_model_tag", "loraxs.decision."):
+    with killed_at("set_registered_model_tag", DECISIONS):
         registry.promote(RULE, task, [candidate("t1", 0.90)], {"t1": make_folder("t1")})
     history = registry.history("movie-reviews")
     assert [(past.winner, past.promoted, past.version) for past in history] == [("t0", True, 1), ("t1", True, 2)]

@@ -1,0 +1,144 @@
+"""What MLflow's registry shows of a task and of a version, in Markdown: scores, yardsticks, size, reasons, history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from loraxs_search.records import Candidate, Decision, Latency, Manifest
+from loraxs_search.registry.adapters import RegisteredAdapter
+from loraxs_search.registry.card import score_table, size_table, yardstick_title
+from loraxs_search.registry.seed_statistics import seed_statistics
+
+MAX_PAGE = 5000  # characters of a description in MLflow's tables
+_MAX_LINE = 300
+_NEWLINE = "\n"
+_WORKSPACE = "?workflowType=machine_learning"  # that MLflow's pages open a link in
+
+
+def version_page(manifest: Manifest, candidate: Candidate, decision: Decision, version: int) -> str:
+    """Return the description of a version: how good and how big it is, why it was promoted, how to pull it."""
+    task = manifest.task.name
+    before = [
+        f"{_headline(candidate, decision.metric)} On `{manifest.base_model.id}`, promoted {decision.at[:10]}.",
+        score_table(manifest),
+        *_yardsticks(candidate, decision.metric),
+        "### Why it was promoted",
+    ]
+    after = [
+        "### Size",
+        size_table(manifest),
+        *filter(None, [_latency(candidate.latency)]),
+        "### Use it",
+        _using(f"{task}:{version}"),
+        f"Trial `{manifest.trial_id}` of study `{manifest.study}`. How to load it with PEFT and others: `README.md` "
+        "among its files.",
+    ]
+    reasons = [f"- {_line(reason)}" for reason in (*decision.reasons, *_looks(decision))]
+    return _page(before, list(reversed(reasons)), after, newest_last=True)
+
+
+def task_page(task: str, champion: RegisteredAdapter | None, history: Sequence[Decision]) -> str:
+    """Return the description of a task's registered model: its champion, how to pull it, and what was decided."""
+    before = [*_champion(task, champion), "### History"]
+    rows = [_row(decision) for decision in reversed(history)]
+    head = "| when | what | which | score | why |\n|---|---|---|---|---|"
+    return _page(before, rows, [], head=head)
+
+
+def _champion(task: str, champion: RegisteredAdapter | None) -> list[str]:
+    if champion is None:
+        return ["This task has no champion: none was promoted, or it was removed."]
+    candidate, metric = champion.candidate, champion.decision.metric
+    return [
+        f"The champion is [version {champion.version}](#/models/{task}/versions/{champion.version}{_WORKSPACE}). "
+        f"{_headline(candidate, metric)} Trial `{candidate.trial_id}` of study `{candidate.study}`"
+        + (f", on `{candidate.base_model}`." if candidate.base_model else "."),
+        *_yardsticks(candidate, metric),
+        "### Use it",
+        _using(task),
+    ]
+
+
+def _headline(candidate: Candidate, metric: str) -> str:
+    over_seeds = seed_statistics(candidate).get(metric)
+    seeds = f", {over_seeds} on validation rows over {over_seeds.count} seeds" if over_seeds else ""
+    test = candidate.test_metrics.get(metric)
+    score = f"{metric} {test:.4f} on the test rows" if test is not None else f"{metric}, not scored on test rows"
+    return f"{score}{seeds}; {candidate.stored_bytes:,} bytes."
+
+
+def _yardsticks(candidate: Candidate, metric: str) -> list[str]:
+    """Return what simple models reach on the same test rows; nothing where that is not known."""
+    scored = [yardstick for yardstick in candidate.yardsticks if metric in yardstick.test_metrics]
+    if not scored:
+        return []
+    rows = [f"| **this adapter** | **{_number(candidate.test_metrics.get(metric))}** |"]
+    rows += [
+        f"| {yardstick_title(yardstick.name)} | {_number(yardstick.test_metrics[metric])} |" for yardstick in scored
+    ]
+    return [_NEWLINE.join([f"| on the same test rows | {metric} |", "|---|---|", *rows])]
+
+
+def _looks(decision: Decision) -> Iterable[str]:
+    """Say how often its test rows were looked at: the more often, the less the next score says."""
+    if decision.looks:
+        look = decision.looks[-1]
+        sure = f", held to a confidence of {look.confidence:.4g}" if look.confidence else ""
+        yield f"decision {look.number} on these test rows{sure}"
+    if decision.forced:
+        yield "promoted by force"
+
+
+def _latency(latency: Latency | None) -> str:
+    if latency is None or latency.ratio is None:
+        return ""
+    return (
+        f"A batch of {latency.rows} rows of {latency.tokens} tokens takes {latency.ratio:.3f} times the bare base's "
+        f"time on one thread of a CPU: the shortest of {latency.rounds} times each, in turn, where it was promoted."
+    )
+
+
+def _using(name: str) -> str:
+    return f"```\nloraxs-search pull {name}\nloraxs-search predict {name} TEXT\n```"
+
+
+def _row(decision: Decision) -> str:
+    what = {"rollback": "rolled back", "remove": "removed"}.get(
+        decision.action, "promoted" if decision.promoted else "refused"
+    )
+    version = f"version {decision.version}, " if decision.version else ""
+    which = f"{version}{decision.study}/{decision.winner}" if decision.winner else decision.study
+    cells = (
+        f"{decision.at[:10]} {decision.at[11:16]}",
+        f"{what}{', by force' if decision.forced else ''}",
+        which,
+        f"{decision.metric} {_number(decision.winner_metric)}" if decision.winner_metric is not None else "-",
+        decision.reasons[-1] if decision.reasons else "",
+    )
+    return f"| {' | '.join(_line(cell).replace('|', '&#124;') for cell in cells)} |"
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE - 1]}…"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _page(
+    before: Sequence[str], lines: Sequence[str], after: Sequence[str], head: str = "", newest_last: bool = False
+) -> str:
+    """Join the parts of a page; of `lines`, the first ones that fit."""
+    room = MAX_PAGE - len("\n\n".join([*before, head, *after])) - 60  # for what says that some are left out
+    kept: list[str] = []
+    for line in lines:
+        room -= len(line) + 1
+        if room < 0:
+            break
+        kept.append(line)
+    more = len(lines) - len(kept)
+    left_out = [f"{more} more are left out; `loraxs-search history` has all."] if more else []
+    body = _NEWLINE.join(filter(None, [head, *(reversed(kept) if newest_last else kept)]))
+    return "\n\n".join([*before, body, *left_out, *after])[:MAX_PAGE]

@@ -1,0 +1,161 @@
+"""MLflow's UI: served over an embedded store, and the page of it that shows a study."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from loraxs_search.errors import StudyError, TrackingError
+from loraxs_search.home import disk_faults, ensure_dir, home
+from loraxs_search.mlflow_http import check_server
+from loraxs_search.mlflow_uri import artifact_root, redact
+from loraxs_search.tracking.store import connect, ensure_store
+from loraxs_search.tracking.study_link import open_view
+from loraxs_search.tracking.study_view import experiments_link, runs_link
+
+DEFAULT_PORT = 5000
+_MORE_PORTS = 20
+_START_S, _END_S = 120.0, 20.0
+_EVERYWHERE = ("0.0.0.0", "::", "")  # as hosts that a server listens on; a browser needs another
+
+
+def ui_command(uri: str, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> list[str]:
+    """Return the command that serves the MLflow UI over an embedded store.
+
+    Raises:
+        TrackingError: `uri` is a server: it serves its own UI.
+    """
+    root = artifact_root(uri)
+    if root is None:
+        raise TrackingError(
+            f"The store at {redact(uri)} is a server with a UI of its own.", hint=f"open {redact(uri)} in a browser"
+        )
+    serve = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    return [*serve, "--backend-store-uri", uri, "--artifacts-destination", str(root)]
+
+
+def ui_page(uri: str, study: str | None = None, study_id: str = "") -> Callable[[str], str]:
+    """Return what makes a link of an address: to the trials of a study, or to all experiments.
+
+    Args:
+        study_id: Tells it from studies of that name on other machines; without it the latest one is meant.
+    Raises:
+        StudyError: no study of that name is recorded there.
+        TrackingError: the server does not answer, or refuses us.
+    """
+    ensure_store(uri)
+    if study is None:
+        return experiments_link
+    found = open_view(connect(uri), study, study_id)
+    if found is None:
+        raise StudyError(
+            f"Study {study!r} must be recorded at {redact(uri)}, but is not.",
+            hint="`loraxs-search sync` writes there what waits here; `loraxs-search status` lists the studies here",
+        )
+    experiment_id, key = found
+    return lambda address: runs_link(address, experiment_id, key)
+
+
+def run_ui(
+    uri: str, *, host: str = "127.0.0.1", port: int | None = None, ready: Callable[[str], None] = lambda _: None
+) -> int:
+    """Serve the MLflow UI until interrupted; return its exit code.
+
+    What the server prints goes to `ui.log` in the home.
+
+    Args:
+        port: None takes the first free one from 5000 on.
+        ready: Called with the UI's address once it answers.
+    Raises:
+        TrackingError: the port is taken, `uri` is a server, or the UI does not start.
+    """
+    ui_command(uri)  # refuses a server
+    port = _free_port(host) if port is None else _checked_port(host, port)
+    ensure_store(uri)
+    address = f"http://{'127.0.0.1' if host in _EVERYWHERE else host}:{port}"
+    log = ensure_dir(home()) / "ui.log"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the server would outlive us
+    try:
+        with _server(ui_command(uri, host=host, port=port), log) as process:
+            _await(address, process, log)
+            ready(address)
+            return process.wait()
+    except KeyboardInterrupt:
+        return 0
+
+
+def server_environment() -> dict[str, str]:
+    """Return the environment of a server that we start: no telemetry, no background jobs we do not use."""
+    return os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+@contextlib.contextmanager
+def _server(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server in a group of its own: Ctrl-C in a terminal goes to us alone, and its processes end together."""
+    with disk_faults(log), log.open("wb") as out:
+        process = subprocess.Popen(
+            command, env=server_environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_END_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # somebody presses Ctrl-C again
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _await(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            return check_server(address, timeout_s=1.0)
+        except TrackingError as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise TrackingError(
+                    f"The MLflow UI must answer at {address}, but: {_last_line(log) or error}.", hint=f"see {log}"
+                ) from error
+        time.sleep(0.1)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line.strip().rstrip(".") for line in reversed(lines) if line.strip()), "")
+
+
+def _free_port(host: str) -> int:
+    for port in range(DEFAULT_PORT, DEFAULT_PORT + _MORE_PORTS):
+        with contextlib.suppress(TrackingError):
+            return _checked_port(host, port)
+    raise TrackingError(
+        f"A port from {DEFAULT_PORT} to {DEFAULT_PORT + _MORE_PORTS - 1} on {host} must be free, but none is.",
+        hint="choose another with --port",
+    )
+
+
+def _checked_port(host: str, port: int) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise TrackingError(
+                f"Port {port} on {host} must be free, but: {error.strerror}.", hint="choose another with --port"
+            ) from error
+    return port

@@ -1,0 +1,141 @@
+"""What MLflow's registry shows people: pages of a task and of a version, and tags without records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from loraxs_search.records import Decision, Latency, Look, PromotionRule, Refit, Yardstick
+from loraxs_search.registry import Registry
+from loraxs_search.registry._client import connect
+from loraxs_search.registry.pages import MAX_PAGE, task_page, version_page
+from loraxs_search.registry.tags import CANDIDATE, DECISION, DECISIONS, SUMMARY, adapter_tag
+
+RULE = PromotionRule(confidence=0)
+REFITS = (Refit(1, {"accuracy": 0.79}), Refit(2, {"accuracy": 0.82}))
+YARDSTICKS = (Yardstick("constant", {}, {"accuracy": 0.5}, answer=1), Yardstick("tfidf", {}, {"accuracy": 0.7}))
+MADE = Decision(
+    "movie-reviews", "s1", True, "t0", 0.8, None, "accuracy", ("best of 3", "gain +0.3"), at="2026-01-02T03:04:05"
+)
+
+
+@pytest.fixture
+def promote(store_uri, task, candidate, make_folder):
+    def promote(trial_id, accuracy, **changes):
+        own = dataclasses.replace(candidate(trial_id, accuracy), **changes)
+        folder = make_folder(trial_id, yardsticks=own.yardsticks, refits=own.refits, lora_parameters=6400)
+        return Registry(store_uri).promote(RULE, task, [own], {trial_id: folder})
+
+    return promote
+
+
+def in_sight(tags) -> dict[str, str]:
+    """The tags that MLflow's pages show."""
+    return {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
+
+
+def test_the_page_of_a_version_says_how_good_how_big_and_why(promote, store_uri):
+    promote("t0", 0.80, refits=REFITS, yardsticks=YARDSTICKS, latency=Latency(1.23456, 8, 64, 25))
+    page = connect(store_uri).get_model_version("movie-reviews", "1").description
+    for part in (
+        "accuracy 0.8000 on the test rows, 0.8033 ± 0.0153 on validation rows over 3 seeds",
+        "| **this adapter** | **0.8000** |",
+        "| TF-IDF of the texts, linear model | 0.7000 |",
+        "6,400 parameters, 200 times R",
+        "- best of 1 on validation rows: t0",
+        "loraxs-search pull movie-reviews:1",
+        "1.235 times the bare base's time",
+    ):
+        assert part in page
+
+
+def test_the_page_of_a_task_follows_every_decision(promote, store_uri):
+    client, registry = connect(store_uri), Registry(store_uri)
+    promote("t0", 0.80, yardsticks=YARDSTICKS)
+    promote("t1", 0.75)
+    page = client.get_registered_model("movie-reviews").description
+    assert page.startswith("The champion is [version 1](#/models/movie-reviews/versions/1?workflowType=")
+    assert "accuracy 0.8000 on the test rows" in page
+    assert "| always the same answer | 0.5000 |" in page
+    assert "loraxs-search pull movie-reviews\n" in page
+    assert page.index("| refused | s1/t1 | accuracy 0.7500 |") < page.index("| promoted | version 1, s1/t0 |")
+    promote("t2", 0.90)
+    assert "[version 2]" in client.get_registered_model("movie-reviews").description
+    registry.rollback("movie-reviews")
+    page = client.get_registered_model("movie-reviews").description
+    assert "[version 1]" in page
+    assert "| rolled back |" in page
+    registry.remove("movie-reviews:1", forced=True)
+    assert client.get_registered_model("movie-reviews").description.startswith("This task has no champion")
+
+
+def test_a_description_that_people_wrote_stays(promote, store_uri):
+    promote("t0", 0.80)
+    connect(store_uri).update_registered_model("movie-reviews", "ours")
+    promote("t1", 0.90)
+    assert connect(store_uri).get_registered_model("movie-reviews").description == "ours"
+
+
+def test_tags_in_sight_are_words_and_numbers(promote, store_uri):
+    promote("t0", 0.80, refits=REFITS, yardsticks=YARDSTICKS)
+    client = connect(store_uri)
+    model, version = client.get_registered_model("movie-reviews"), client.get_model_version("movie-reviews", "1")
+    assert in_sight(model.tags)["loraxs.champion"] == (
+        "version 1, accuracy 0.8000 (0.8033 ± 0.0153 over seeds), 1,000 bytes"
+    )
+    for value in (*in_sight(model.tags).values(), *version.tags.values()):  # a table has all tags of a version
+        assert "{" not in value
+    assert json.loads(model.tags[adapter_tag(version.tags["loraxs.digest"], CANDIDATE)])["trial_id"] == "t0"
+
+
+def test_records_that_version_0_1_left_in_sight_are_read(promote, store_uri, candidate):
+    made, _ = promote("t0", 0.80)
+    client, registry = connect(store_uri), Registry(store_uri)
+    tags = client.get_registered_model("movie-reviews").tags
+    for key in [SUMMARY, *(key for key in tags if key.startswith(DECISIONS))]:
+        client.set_registered_model_tag("movie-reviews", key.removeprefix("mlflow."), tags[key])
+        client.delete_registered_model_tag("movie-reviews", key)
+    digest = client.get_model_version("movie-reviews", "1").tags["loraxs.digest"]
+    for kind in (CANDIDATE, DECISION):
+        key = adapter_tag(digest, kind)
+        client.set_model_version_tag("movie-reviews", "1", f"loraxs.{kind}", tags[key])
+        client.delete_registered_model_tag("movie-reviews", key)
+    assert registry.champion("movie-reviews").candidate == candidate("t0", 0.80)
+    assert registry.history("movie-reviews") == [made]
+    assert [summary.version for summary in registry.summaries()] == [1]
+    refused, _ = promote("t1", 0.75)
+    assert registry.history("movie-reviews") == [made, refused]
+    assert "refused" in client.get_registered_model("movie-reviews").description
+
+
+def test_a_page_fits_however_much_was_decided(manifest, candidate):
+    reasons = tuple(f"reason {number}: {'x' * 400}" for number in range(100))
+    page = version_page(manifest(), candidate("t0", 0.8), dataclasses.replace(MADE, reasons=reasons), 1)
+    assert len(page) <= MAX_PAGE
+    assert "reason 99" in page, "the last reasons say what was decided"
+    assert "reason 1:" not in page
+    assert "more are left out" in page
+    assert page.endswith("among its files.")
+    history = [dataclasses.replace(MADE, at=f"2026-01-{day:02d}T00:00:00") for day in range(1, 32)] * 5
+    page = task_page("movie-reviews", None, history)
+    assert len(page) <= MAX_PAGE
+    assert "2026-01-31" in page
+    assert "155" not in page
+
+
+def test_what_breaks_a_table_does_not(manifest, candidate):
+    page = task_page("t", None, [dataclasses.replace(MADE, reasons=("a | b\nc",))])
+    assert "a &#124; b c |" in page
+    third = dataclasses.replace(MADE, looks=(Look("champion", "s/t7", "s/t1", 3, 1 - 0.05 / 3),), forced=True)
+    page = version_page(manifest(), candidate("t0", 0.8), third, 1)
+    assert "- decision 3 on these test rows, held to a confidence of 0.9833\n- promoted by force" in page
+
+
+def test_a_summary_needs_no_record_to_be_shown(promote, store_uri):
+    promote("t0", 0.80)
+    Registry(store_uri).remove("movie-reviews:1", forced=True)
+    tags = connect(store_uri).get_registered_model("movie-reviews").tags
+    assert in_sight(tags)["loraxs.champion"] == "none"
+    assert "version" in json.loads(tags[SUMMARY])
