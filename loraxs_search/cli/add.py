@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from loraxs_search.cli._output import JsonOption, TrackingOption
-from loraxs_search.cli._steering import ParamOption, StudyArgument, send_command
+from loraxs_search.cli._completion import StudyArgument
+from loraxs_search.cli._steering import ParamOption, send_command
 
 
 def command(

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from loraxs_search.cli._completion import studies
 from loraxs_search.studies import StudyFolder
 
 
 def command(
-    study: Annotated[str, typer.Argument(help="Name of the study, also of one that runs.")],
+    study: Annotated[str, typer.Argument(help="Name of the study, also of one that runs.", autocompletion=studies)],
     output: Annotated[
         Path | None,
         typer.Option("--output", help="The file; default: report.html in the study's folder.", dir_okay=False),

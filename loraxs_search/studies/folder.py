@@ -221,7 +221,7 @@ class StudyFolder:
         """Hold the study as its only driver; the system lets go of it when the process dies.
 
         Raises:
-            StudyError: another process holds it.
+            StudyError: another process holds it, or the study is gone.
         """
         from filelock import Timeout
 
@@ -235,7 +235,23 @@ class StudyFolder:
                 hint=f"watch it with `loraxs-search status {self.name}`",
             ) from error
         with held:
+            self._check_there()
             yield
+
+    def _check_there(self) -> None:
+        """Refuse a study that was removed between its opening and its lock, and take away what the lock has made.
+
+        Raises:
+            StudyError: it was.
+        """
+        if (self.path / "study.json").is_file():
+            return
+        with contextlib.suppress(OSError):
+            if [path.name for path in self.path.iterdir()] == ["study.lock"]:
+                shutil.rmtree(self.path)
+        raise StudyError(
+            f"Study {self.name!r} was removed meanwhile.", hint="`loraxs-search status` lists what is left"
+        )
 
     def write_identity(self, identity: Identity) -> None:
         """Record the base and the data that the study begins with, before its first trial."""

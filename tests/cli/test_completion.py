@@ -50,7 +50,9 @@ def reviews(store_uri):
     return folder
 
 
-@pytest.mark.parametrize("verb", ["status", "promote", "resume", "sync", "compare"])
+@pytest.mark.parametrize(
+    "verb", ["status", "promote", "resume", "sync", "compare", "report", "ui", "studies show", "studies rm"]
+)
 def test_studies_are_offered(offered, reviews, verb):
     study("other")
     assert offered(f"{verb} re") == ["reviews"]

@@ -105,7 +105,7 @@ def test_columns_are_found_by_their_names(say: Say, writer: Path, tmp_path: Path
         (
             "a.csv",
             "txt,label\nso,1\n",
-            "lacks a column of the task. `column` must be one of: txt, label, but got 'text'",
+            "lacks a column of the task. Did you mean txt? `column` must be one of: txt, label, but got 'text'",
         ),
         ("a.csv", "text,text\nso,so\n", "`--file` must name each column once, but its header has 'text' twice: "),
         ("a.csv", 'n,text\n1,so\n"two\nlines"\n', "a field for each of the 2 columns, but line 3 has 1: "),

@@ -37,7 +37,7 @@ from loraxs_search.tasks.kinds.text_generation import GenerationSection
 from loraxs_search.tasks.metrics import METRICS
 
 OURS = SEARCH_SPACES.commands("loraxs-search")
-LAUNCHES = [command for command in OURS if command.args[0] == "launch"]
+LAUNCHES = [command for command in OURS if command.args[0] == "launch" and "--dry-run" not in command.args]
 RUN = [command for command in OURS if command not in LAUNCHES]
 SECTIONS = {
     "task": TaskSection,
@@ -62,8 +62,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [pytest.param(c, id=c.line.removeprefix("loraxs-search ")) for c in RUN])
-def test_a_command_runs(command, searched, folder):
-    assert replace(searched.shell, folder=folder).ok(*command.args)
+def test_a_command_runs(command, searched, folder, sized_down):
+    less = sized_down if command.args[0] == "launch" else []
+    assert replace(searched.shell, folder=folder).ok(*command.args, *less)
 
 
 @pytest.mark.slow

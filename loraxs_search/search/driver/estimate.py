@@ -25,7 +25,6 @@ _MEASURED_S = 4.0  # of steps, about
 _MARGIN = 0.2  # what a machine's speed varies by, from minute to minute and from trial to trial
 _SIMULATED = 20  # searches with scores drawn at random
 _ANSWERED_ROWS = 8
-_SIZE = AdapterSize(1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
     steps = counts.steps or 1.0
     fewer, more = counts.least_steps / steps - _MARGIN, counts.most_steps / steps + _MARGIN
     fixed = parts["refits"] + parts["candidates"]
-    least = parts["trials"] * fewer + fixed * (1 - _MARGIN)
+    least = min(trials_s * fewer, limit_s) + fixed * (1 - _MARGIN)
     most = min(trials_s * more, limit_s) + fixed * (1 + _MARGIN)
     return SearchEstimate(
         least_s=least + parts["start"] * (1 - _MARGIN),
@@ -137,7 +136,7 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
 
 
 def simulated_steps(plan: SearchPlan, at_once: int) -> StepCounts:
-    """Count the steps of searches whose trials have scores drawn at random, stopped by the plan's own scheduler.
+    """Count the steps of searches whose trials have scores and sizes drawn at random, stopped by the plan's scheduler.
 
     A trial keeps its score, so early stopping is right about it; the better a sampler gets, the fewer it stops.
     """
@@ -150,6 +149,7 @@ def _simulate(plan: SearchPlan, at_once: int, draw: random.Random) -> tuple[int,
     scheduler = make_scheduler(plan, "maximize")
     waiting, running = list(range(plan.trials)), dict[int, int]()
     scores = [draw.random() for _ in waiting]
+    sizes = [draw.randint(1, 10**6) for _ in waiting]
     num_reports = num_steps = 0
     while waiting or running:
         while waiting and len(running) < at_once:
@@ -162,7 +162,9 @@ def _simulate(plan: SearchPlan, at_once: int, draw: random.Random) -> tuple[int,
         for trial, step in list(running.items()):
             num_reports += 1
             peers = {name: at for name, at in together.items() if name != f"{trial}"}
-            report = TrialReport(f"{trial}", step, {"score": scores[trial]}, 0.0, 0.0, 0, _SIZE, peers)
+            own, others = AdapterSize(1, 1, sizes[trial]), {name: sizes[int(name)] for name in peers}
+            scored = {"score": scores[trial]}
+            report = TrialReport(f"{trial}", step, scored, 0.0, 0.0, 0, own, peers, others)
             if scheduler.report(report, "score") is not None or step >= plan.max_steps:
                 del running[trial]
     return num_steps, num_reports

@@ -151,6 +151,16 @@ def test_killed_in_the_middle_it_is_gone_and_gc_removes_the_rest(fresh_home, sto
     assert [path.name for path in (fresh_home / "studies").iterdir()] == ["reviews"]
 
 
+def test_who_comes_too_late_is_refused_and_leaves_nothing(store_uri, fresh_home):
+    """It has opened the study; then the study goes."""
+    late = study("reviews", store_uri)
+    remove_study("reviews")
+    with pytest.raises(StudyError, match="was removed meanwhile"), late.lock():
+        pass
+    assert list((fresh_home / "studies").iterdir()) == []
+    study("reviews", store_uri)
+
+
 def test_of_two_at_once_one_removes_it(store_uri):
     study("reviews", store_uri)
     ended: list[str] = []

@@ -26,14 +26,14 @@ def test_without_early_stopping_every_step_is_counted():
     assert counts.reports == 5 * 3
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "mo_asha"])
+@pytest.mark.parametrize("scheduler", ["asha", "mo-asha"])
 def test_early_stopping_leaves_a_part_that_its_rungs_allow(scheduler):
     plan = SearchPlan(trials=60, max_steps=160, report_every=40, reduction_factor=2, scheduler=scheduler)
     counts = simulated_steps(plan, at_once=6)
     # Were it right at once, half of the trials would stop at 40, and half of the rest at 80.
     ideal = 60 * 40 + 30 * 40 + 15 * 80
-    assert ideal * 0.9 < counts.least_steps <= counts.steps <= counts.most_steps < 60 * 160
-    assert counts.steps < 1.6 * ideal
+    assert ideal * 0.75 < counts.least_steps <= counts.steps <= counts.most_steps < 60 * 160
+    assert ideal * 0.9 < counts.steps < ideal * 1.6
     assert simulated_steps(plan, at_once=6) == counts, "the same each time"
 
 
@@ -59,7 +59,7 @@ def test_a_time_budget_bounds_the_trials_and_nothing_else():
     estimate = add_up(bounded, rule, TASK, INFO, FAST)
     assert estimate.parts_s["trials"] == 60.0
     assert estimate.most_device_hours * 3600 == pytest.approx(60.0 + estimate.parts_s["candidates"] * 1.2)
-    assert estimate.least_s < 60.0
+    assert estimate.least_s == pytest.approx(60.0 + 0.8 * (10.0 + estimate.parts_s["candidates"]))
 
 
 def test_early_stopping_widens_the_range():
@@ -81,4 +81,4 @@ def test_a_space_is_measured_on_this_machine(tiny_space):
     assert (estimate.num_trials, estimate.num_refits) == (6, 2)
     assert 0 < estimate.least_s < estimate.most_s < math.inf
     assert min(estimate.parts_s.values()) > 0
-    assert estimate.measured.device == "cpu"
+    assert estimate.measured.device.startswith("cpu")
