@@ -3,6 +3,7 @@
     loraxs_search.launch("movie_reviews")          # search
     loraxs_search.promote()                        # let the rule decide
     loraxs_search.pull("movie-reviews")            # a folder that PEFT loads
+    loraxs_search.load("movie-reviews")            # answers texts, again and again
     loraxs_search.load_adapter("movie-reviews")    # a PEFT model, ready
     loraxs_search.AdapterBank.of("movie-reviews")  # thousands of adapters in one batch
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from loraxs_search.api import (
         compare,
         history,
+        load,
         load_adapter,
         load_tokenizer,
         ls,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
         show,
     )
     from loraxs_search.bank import AdapterBank
+    from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
     from loraxs_search.search import SearchResult, resume
     from loraxs_search.search.driver.launch import launch
@@ -42,12 +45,14 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterBank",
     "Prediction",
+    "Predictor",
     "Sampling",
     "SearchResult",
     "__version__",
     "compare",
     "history",
     "launch",
+    "load",
     "load_adapter",
     "load_tokenizer",
     "ls",
@@ -63,6 +68,7 @@ __all__ = [
 _HOMES = {
     "AdapterBank": "bank",
     "Prediction": "records",
+    "Predictor": "predictor",
     "Sampling": "tasks.kinds",
     "SearchResult": "search",
     "launch": "search",
@@ -77,3 +83,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module(f"loraxs_search.{_HOMES.get(name, 'api')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,12 +11,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from loraxs_search import registry
-from loraxs_search.errors import StudyError, UnknownTaskError, UsageError
+from loraxs_search.errors import StudyError, UnknownTaskError, UsageError, unknown_name
 from loraxs_search.home import disk_faults
 from loraxs_search.promotion_scores import scored_anew, tested, timed
 from loraxs_search.records import Decision, Prediction, Sample
@@ -28,13 +27,14 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from loraxs_search.predictor import Predictor
     from loraxs_search.reports import Comparison
-    from loraxs_search.tasks import TaskKind
 
 __all__ = [
     "Prediction",
     "compare",
     "history",
+    "load",
     "load_adapter",
     "load_tokenizer",
     "ls",
@@ -220,6 +220,42 @@ def pull(
     return target
 
 
+def load(
+    name: str | Path,
+    *,
+    base: str | None = None,
+    tracking_uri: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+) -> Predictor:
+    """Return the adapter `name` on its base, ready to be called with texts.
+
+        classify = loraxs_search.load("movie-reviews")
+        classify(["a fine film", "a dull one"])
+
+    Args:
+        name: As `load_adapter`.
+        dtype: Precision of the base; by default the checkpoint's.
+    Raises:
+        BaseModelError, FactorMismatchError: as `load_adapter`.
+    """
+    return predictor(name, base=base, tracking_uri=tracking_uri, dtype=dtype, device=device).load()
+
+
+def predictor(
+    name: str | Path,
+    *,
+    base: str | None = None,
+    tracking_uri: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+) -> Predictor:
+    """Return what `load` returns, before the base is loaded: which columns it takes is known by then."""
+    from loraxs_search.predictor import Predictor
+
+    return Predictor(_adapter_folder(name, base, tracking_uri), dtype=dtype, device=device)
+
+
 def load_adapter(
     name: str | Path,
     *,
@@ -233,14 +269,15 @@ def load_adapter(
     A PEFT model, unless its method is one that PEFT does not build.
 
     Args:
-        name: What `pull` takes, or a folder: a Path, or a string that says it is one (`./x`, `~/x`, `/x`).
+        name: What `pull` takes; or `STUDY/TRIAL`, an adapter that a search of this machine has kept; or a folder: a
+            Path, or a string that says it is one (`./x`, `~/x`, `/x`).
     Raises:
         BaseModelError: the base cannot be found or is not the one the adapter was trained on.
         FactorMismatchError: its factors differ from those the adapter was trained in.
     """
     from loraxs_search.methods.loading import load_adapter_folder
 
-    folder = _found(registry.adapter_folder, name, base, tracking_uri)
+    folder = _adapter_folder(name, base, tracking_uri)
     return load_adapter_folder(folder, dtype=dtype, device=device)
 
 
@@ -256,7 +293,7 @@ def load_tokenizer(
     """
     from loraxs_search import base_model
 
-    manifest = registry.verify(_found(registry.adapter_folder, name, base, tracking_uri))
+    manifest = registry.verify(_adapter_folder(name, base, tracking_uri))
     return base_model.load_tokenizer(base_model.locate(manifest.base_model))
 
 
@@ -280,39 +317,10 @@ def predict(
         UsageError: `texts` are no texts, or too many or few for the task's columns.
         TaskDataError: a row has nothing to read, or something else than text.
     """
-    import numpy as np
+    from loraxs_search.tasks.questions import question_rows
 
-    from loraxs_search.base_model import load_tokenizer, locate, use_padded_attention
-    from loraxs_search.methods.loading import load_adapter_folder
-    from loraxs_search.tasks import RowSource, encode, kind_of
-    from loraxs_search.tasks.questions import question_rows, shown_question
-    from loraxs_search.trial import ask, base_of
-
-    asked = question_rows(texts)
-    folder = _found(registry.adapter_folder, name, base, tracking_uri)
-    manifest = registry.verify(folder)
-    kind = kind_of(manifest.task)
-    rows = _rows(kind, asked)
-    model_base = locate(manifest.base_model)
-    source = RowSource(load_tokenizer(model_base))
-    questions = encode(kind, source.tokenizer, rows)
-    if questions.cut is not None and questions.cut.any():
-        cut, limit = int(questions.cut.sum()), kind.task.max_length
-        log.warning("%d of %d rows are longer than max_length=%d: their beginnings are lost", cut, len(rows), limit)
-    model, shown = load_adapter_folder(folder, base=model_base), [shown_question(row) for row in rows]
-    use_padded_attention(base_of(model))
-    if on_text is None:
-        return ask(model, source, kind.predict(source, questions, shown), model.device)
-    predictions = []
-    for number, text in enumerate(shown):
-        asking = kind.predict(source, questions.take(np.array([number])), [text])
-        heard = partial(_heard, on_text, number)
-        predictions += ask(model, source, asking, model.device, on_text=heard)
-    return predictions
-
-
-def _heard(on_text: Callable[[int, str], None], row: int, _: int, piece: str) -> None:
-    on_text(row, piece)
+    rows = question_rows(texts)  # what is no text is refused before anything is looked for
+    return predictor(name, base=base, tracking_uri=tracking_uri)(rows, on_text=on_text)
 
 
 def _new_folder(path: Path) -> Path:
@@ -359,6 +367,23 @@ def _found(find: Callable[..., Path], name: str | Path, base: str | None, tracki
     return folder
 
 
+def _adapter_folder(name: str | Path, base: str | None, tracking_uri: str | None) -> Path:
+    """Return the folder of an adapter that is promoted, that a study has kept, or that is a folder."""
+    study, slash, trial = name.partition("/") if isinstance(name, str) else ("", "", "")
+    if not slash or study not in list_studies():
+        return _found(registry.adapter_folder, name, base, tracking_uri)
+    folder = StudyFolder.open(study).adapter_path(trial)
+    if not trial or not (folder / "manifest.json").is_file():
+        kept = sorted(path.name for path in folder.parent.iterdir()) if folder.parent.is_dir() else []
+        raise StudyError(
+            unknown_name(f"{study}/TRIAL", trial, kept),
+            hint=f"adapters are written at the end of a search: see `loraxs-search status {study}`",
+        )
+    if base is not None:
+        registry.check_base(base, registry.verify(folder).base_model.id)
+    return folder
+
+
 @contextlib.contextmanager
 def _advising(name: str, uri: str) -> Iterator[None]:
     """Tell who asks for a task that the registry does not know what its study on this machine is waiting for."""
@@ -367,16 +392,3 @@ def _advising(name: str, uri: str) -> Iterator[None]:
     except UnknownTaskError as error:
         error.hint = next_step_of_task(re.split("[@:]", name)[0], uri) or error.hint
         raise
-
-
-def _rows(kind: TaskKind, asked: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Return rows of the texts that a task takes; those of one text each are taken in turn."""
-    names, texts = kind.question_texts, [row[0] for row in asked if len(row) == 1]
-    if len(texts) < len(asked):
-        return list(asked)
-    if len(texts) % len(names):
-        raise UsageError(
-            f"Task {kind.task.name} takes {len(names)} texts a row, but got {len(texts)} texts.",
-            hint=f"give them in turn: {' then '.join(names)}",
-        )
-    return [tuple(texts[i : i + len(names)]) for i in range(0, len(texts), len(names))]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 from support.ports import free_port
+from support.said import Said
 from support.servers import MlflowServer
 from support.shared import session_folder, shared_folder
 from support.shell import Shell
@@ -115,6 +116,21 @@ def store_uri(
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     return f"sqlite:///{fresh_home / 'mlflow.db'}"
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """Run a command line in this process; one of its own (`shell`) takes seconds to start."""
+    from loraxs_search.cli import run
+
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def command(*args: str) -> Said:
+        capsys.readouterr()
+        code = run(args)
+        return Said(code, *capsys.readouterr())
+
+    return command
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from loraxs_search.cli import (
     compare,
     doctor,
     history,
+    init,
     launch,
     ls,
     predict,
@@ -63,7 +64,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _VERBS = (
-    *(check, doctor, launch, status, compare, resume, sync),
+    *(init, check, doctor, launch, status, compare, resume, sync),
     *(promote, ls, show, history, rollback, rm),
     *(pull, predict, ui),
 )

@@ -1,4 +1,4 @@
-"""loraxs-search predict NAME TEXT..."""
+"""loraxs-search predict NAME [TEXT...]"""
 
 from __future__ import annotations
 
@@ -8,41 +8,132 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit
+from loraxs_search.cli._rows import Form, Row, read_rows, write_predictions
+from loraxs_search.errors import LoraxsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
+
+_AT_ONCE = 512  # rows between two writes, so that a long file shows answers early
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias, TASK:version, or a folder: ./FOLDER.")],
-    texts: Annotated[list[str], typer.Argument(help="One text for each row; of several columns, each in turn.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="TASK (its champion), TASK@alias, TASK:version, STUDY/TRIAL before promotion, or a folder: ./FOLDER."
+        ),
+    ],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="One text for each row; of several columns, each in turn.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", help="Rows of a .txt, .csv, .tsv, .jsonl or .parquet file; - is stdin."),
+    ] = None,
+    form: Annotated[Form, typer.Option("--format", help="How answers are printed.")] = "text",
+    repl: Annotated[
+        bool, typer.Option("--repl", help="Ask for texts until Ctrl-D, with the base loaded once.")
+    ] = False,
     base: BaseOption = None,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Apply a promoted adapter to texts.
+    """Apply an adapter to texts.
 
     Prints one line for each row, separated by tabs: the answer, how likely it is, and the text. If the answer is a
     number, it prints that and the text. If the adapter writes text, it prints what it writes and nothing else, on a
     terminal word by word; the texts that you give are the columns of its prompt, one after the other for each row. Such
-    answers may have several lines: with --json each row stays by itself.
+    answers may have several lines, and so may texts: --format csv, --format jsonl and --json keep each row by itself.
+
+    A file is read as training data are: a .csv or .tsv has a header with the task's columns, a .jsonl an object in each
+    line, and other columns are ignored. A .txt has a text in each line, and so has standard input.
 
     A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads the base model: to serve many requests,
-    use `loraxs_search.AdapterBank` in Python.
-    """
-    from loraxs_search.api import predict
+    use --repl, or in Python `loraxs_search.load` or `loraxs_search.AdapterBank`.
 
-    stream = _Stream() if sys.stdout.isatty() and not as_json else None
-    predictions = predict(name, texts, base=base, tracking_uri=tracking_uri, on_text=stream)
+    Example: loraxs-search predict movie-reviews --file reviews.csv --format csv > answers.csv
+    """
+    from loraxs_search.api import predictor
+
+    _check_sources(texts, file, repl, as_json, form)
+    answer = predictor(name, base=base, tracking_uri=tracking_uri)
+    if repl:
+        _converse(answer, form)
+    elif file is not None:
+        _answer_file(answer, read_rows(file, answer.columns), as_json, form)
+    else:
+        _answer_texts(answer, list(texts or ()), as_json, form)
+
+
+def _check_sources(texts: Sequence[str] | None, file: str | None, repl: bool, as_json: bool, form: Form) -> None:
+    given = [name for name, value in (("TEXT", texts), ("--file", file is not None), ("--repl", repl)) if value]
+    if len(given) != 1:
+        got = " and ".join(given) or "none of them"
+        raise UsageError(f"Rows must come from one of TEXT, --file and --repl, but got {got}.")
+    if as_json and (repl or form != "text"):
+        other = "--repl" if repl else f"--format {form}"
+        raise UsageError(f"`--json` must stand without {other}, but got both.", hint="--format jsonl is a line a row")
+
+
+def _answer_texts(answer: Predictor, texts: list[str], as_json: bool, form: Form) -> None:
+    stream = _Stream() if sys.stdout.isatty() and not as_json and form == "text" else None
+    predictions = answer(texts, on_text=stream)
     if stream is not None and stream.used:
         stream.end()
         return
-    emit(as_json, predictions, lambda: _show(predictions))
+    if as_json:
+        emit(as_json, predictions, lambda: None)
+    else:
+        _print(predictions, form, header=True)
     if len(predictions) == len(texts) > 1 and not any(len(text.split()) > 1 for text in texts):
         sys.stdout.flush()
         print(f"note: {len(predictions)} rows of one word each; put a text of several words in quotes", file=sys.stderr)
+
+
+def _answer_file(answer: Predictor, rows: Sequence[Row], as_json: bool, form: Form) -> None:
+    if as_json:
+        emit(as_json, answer(list(rows)), lambda: None)
+        return
+    for start in range(0, len(rows), _AT_ONCE):
+        _print(answer(list(rows[start : start + _AT_ONCE])), form, header=start == 0)
+        sys.stdout.flush()
+
+
+def _converse(answer: Predictor, form: Form) -> None:
+    """Answer row after row; what is wrong with one does not end it."""
+    answer.load()
+    header = True
+    while (row := _asked(answer.columns)) is not None:
+        stream = _Stream() if form == "text" else None
+        try:
+            predictions = answer([row], on_text=stream)
+        except LoraxsError as error:
+            print(f"error: {error.message}", file=sys.stderr)
+            continue
+        if stream is not None and stream.used:
+            stream.end()
+        else:
+            _print(predictions, form, header=header)
+            header = False
+        sys.stdout.flush()
+
+
+def _asked(columns: Sequence[str]) -> Row | None:
+    """Return a row that somebody types, column by column; None at its end."""
+    row: list[str] = []
+    while len(row) < len(columns):
+        if sys.stdin.isatty():
+            print(f"{columns[len(row)]}> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return None
+        if line.strip():
+            row.append(line.rstrip("\n"))
+    return tuple(row)
 
 
 class _Stream:
@@ -66,7 +157,10 @@ class _Stream:
         print(flush=True)
 
 
-def _show(predictions: Sequence[Prediction]) -> None:
+def _print(predictions: Sequence[Prediction], form: Form, *, header: bool) -> None:
+    if form != "text":
+        write_predictions(predictions, form, header=header)
+        return
     for prediction in predictions:
         if prediction.score is None and prediction.label is not None:  # it was written
             print(prediction.label)

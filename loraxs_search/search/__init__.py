@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loraxs_search.search.driver.driver import SearchResult
     from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
     from loraxs_search.search.driver.launch import launch, launch_together, resume
+    from loraxs_search.search.driver.result import SearchResult
     from loraxs_search.search.ledger.view import SearchStarted, SearchView, SilentView
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
 
 _HOMES = {
     "SearchInterruptedError": "driver.interrupted",
-    "SearchResult": "driver.driver",
+    "SearchResult": "driver.result",
     "SearchStarted": "ledger.view",
     "SearchView": "ledger.view",
     "SilentView": "ledger.view",

@@ -36,6 +36,7 @@ from loraxs_search.search_space._faults import fail_with
 from loraxs_search.search_space._load import load_space, parse_space, single_method
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._notes import notes
+from loraxs_search.search_space._overrides import Overrides
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._placing import Placed, place_params
 from loraxs_search.search_space._portable import portable_text
@@ -52,6 +53,7 @@ __all__ = [
     "Floats",
     "GroupDescription",
     "Integers",
+    "Overrides",
     "Parameter",
     "Placed",
     "ShapeDescription",

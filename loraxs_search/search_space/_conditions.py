@@ -72,6 +72,8 @@ def _check_holds(
     declared: Mapping[str, DeclaredParameter],
 ) -> None:
     """Refuse a condition on a parameter that no trial has together with this one."""
+    if not methods:
+        return  # its own fault is known already
     for other, _ in when:
         if other in declared and not set(methods) & set(declared[other].takers):
             law = f"must name a parameter that trials with {name} have (those of {both(methods)})"

@@ -14,6 +14,7 @@ from loraxs_search.search_space._faults import KeyPath, one_of, shown
 
 _FORMS = ("value", "choice", "uniform", "log_uniform", "int")
 _OPTIONS = {"uniform": ("step",), "int": ("step", "log")}
+_MAX_STEPS = 10**9  # decimals of 28 digits divide exactly far beyond it
 
 
 class Declaration:
@@ -133,6 +134,9 @@ class Declaration:
         if bounds is None or isinstance(step, str):
             return None
         low, high, by = (Decimal(str(number)) for number in (*bounds, step))
+        if high - low > by * _MAX_STEPS:
+            self._fault(("step",), f"must divide {low} to {high} into at most {_MAX_STEPS:,} steps, but got {step}.")
+            return None
         if (high - low) % by:
             last = low + (high - low) // by * by
             self._fault(

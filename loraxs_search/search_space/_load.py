@@ -19,7 +19,7 @@ from loraxs_search.search_space._document import Document, parse_document
 from loraxs_search.search_space._faults import KeyPath, one_of, shown
 from loraxs_search.search_space._files import find_file, read_file
 from loraxs_search.search_space._objectives import check_objectives, quality_of
-from loraxs_search.search_space._overrides import apply_overrides
+from loraxs_search.search_space._overrides import Overrides, apply_overrides, as_texts
 from loraxs_search.search_space._parameters import read_method, read_parameters
 from loraxs_search.search_space._reading import read_section
 from loraxs_search.search_space._schedulers import taken_keys
@@ -34,12 +34,13 @@ _SECTIONS = (*_REQUIRED, "method", "search", "promotion", "start_from", "warm_st
 _HEAD_PARAMETERS = {"head", "head_learning_rate"}
 
 
-def load_space(path_or_name: str, *, overrides: Sequence[str] = ()) -> Space:
+def load_space(path_or_name: str, *, overrides: Overrides = ()) -> Space:
     """Read and check a space file.
 
     Args:
         path_or_name: A YAML file, or the name of a shipped space.
-        overrides: `dotted.path=YAML value` each, put in before checking; later ones win.
+        overrides: `dotted.path=YAML value` each, or a mapping of paths to values, put in before checking; later ones
+            win.
     Raises:
         SpaceError: there is no such file, or it has faults; the message lists all of them with their lines.
     """
@@ -47,9 +48,7 @@ def load_space(path_or_name: str, *, overrides: Sequence[str] = ()) -> Space:
     return parse_space(read_file(path, source), source=source, folder=path.parent, name=path.stem, overrides=overrides)
 
 
-def parse_space(
-    text: str, *, source: str, folder: Path, name: str | None = None, overrides: Sequence[str] = ()
-) -> Space:
+def parse_space(text: str, *, source: str, folder: Path, name: str | None = None, overrides: Overrides = ()) -> Space:
     """Check a space given as text.
 
     Args:
@@ -59,7 +58,7 @@ def parse_space(
     Raises:
         SpaceError: the text has faults; the message lists all of them with their lines.
     """
-    document = parse_document(text, source)
+    document, overrides = parse_document(text, source), as_texts(overrides)
     apply_overrides(document, overrides)
     folder = folder.resolve()
     sections = _sections(document)

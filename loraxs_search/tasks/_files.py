@@ -51,7 +51,7 @@ def read_columns(path: Path, content: bytes, wanted: Sequence[str]) -> Columns:
     Raises:
         MalformedFileError: it is not what its ending says.
     """
-    content = _decompressed(path, content)
+    content = unpacked(path, content)
     if (ending := file_format(path)) == ".parquet":
         return with_parts(_read_parquet(content, with_parents(wanted)), wanted)
     text = _decoded(content)
@@ -60,7 +60,12 @@ def read_columns(path: Path, content: bytes, wanted: Sequence[str]) -> Columns:
     return with_parts(read_json(text, with_parents(wanted)), wanted)
 
 
-def _decompressed(path: Path, content: bytes) -> bytes:
+def unpacked(path: Path, content: bytes) -> bytes:
+    """Return what a file holds, decompressed where its ending says that it is compressed.
+
+    Raises:
+        MalformedFileError: it is not compressed as it says.
+    """
     decompress = _COMPRESSIONS.get(path.suffix.lower())
     if decompress is None:
         return content

@@ -4,54 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-
-from loraxs_search.cli import run
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command printed and how it ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def ok(self) -> str:
-        """What is on stdout, after a success without a traceback."""
-        assert self.code == 0, self.err
-        assert "Traceback" not in self.err
-        return self.out
-
-    def is_error(self, code: int, *parts: str) -> bool:
-        """Check the form every error has: `error: ...`, a blank line, `hint: ...`, nothing on stdout, no traceback."""
-        message, hint = self.err.split("\n\nhint: ")
-        assert message.splitlines()[-1] != ""
-        assert "error: " in message
-        assert hint.strip()
-        assert "Traceback" not in self.err
-        assert self.out == ""
-        assert self.code == code, self.err
-        for part in parts:
-            assert part in self.err
-        return True
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
-    """Run a command line in this process."""
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def command(*args: str) -> Said:
-        capsys.readouterr()
-        code = run(args)
-        return Said(code, *capsys.readouterr())
-
-    return command
+from support.said import Said
 
 
 @pytest.fixture

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import itertools
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +18,9 @@ from support.pages import README, ROOT
 from support.shell import Shell
 
 from loraxs_search.cli import run
+from loraxs_search.search_space import shipped_space_path
 
+TRAIN = "data/movie_reviews/train.jsonl.gz"
 LAUNCH = "launch movie_reviews --name reviews"  # what the shared search ran, sized down
 OURS = README.commands("loraxs-search")
 # Whatever has an address runs on a cluster, in tests/integration/test_cluster_local.py; `ui` in
@@ -36,7 +42,7 @@ def shape(line: str) -> str:
 def test_the_readme_has_commands():
     assert {command.args[0] for command in OURS} == {
         *("launch", "promote", "pull", "predict", "spaces", "check", "status", "resume", "ui", "history", "ls", "show"),
-        *("doctor", "sync", "compare"),
+        *("doctor", "sync", "compare", "init"),
     }
     assert [command.args[0] for command in ELSEWHERE] == ["ui", "doctor", "launch"]
     assert all(line.startswith("$ ") for block in README.blocks("console") for line in block.splitlines()[:1])
@@ -92,8 +98,13 @@ def test_a_command_runs_and_prints_what_the_readme_says(command, searched, readm
 
 @pytest.fixture(scope="module")
 def readme_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader who goes from top to bottom is."""
-    return tmp_path_factory.mktemp("readme")
+    """Where a reader who goes from top to bottom is, with rows of their own."""
+    folder, train = tmp_path_factory.mktemp("readme"), shipped_space_path("movie_reviews").parent / TRAIN
+    with gzip.open(train, "rt") as rows, (folder / "reviews.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sentence", "label"])
+        writer.writerows([row["sentence"], row["label"]] for row in map(json.loads, itertools.islice(rows, 400)))
+    return folder
 
 
 def test_the_demo_runs_the_commands_of_the_first_screen():
@@ -132,7 +143,7 @@ CHECKS = """
 import pathlib
 assert type(model).__name__ == "PeftModelForSequenceClassification" and not model.training
 assert model.config.id2label == {0: "negative", 1: "positive"}
-assert tokenizer("a text")["input_ids"]
+assert [answer.label for answer in classify(texts)] == [answer.label for answer in bank.predict("movie-reviews", texts)]
 assert [answer.label in ("negative", "positive") for answer in answers] == [True, True]
 from loraxs_search.methods.loraxs import export_lora
 export_lora(model, "default", pathlib.Path("exported"))
@@ -146,5 +157,5 @@ def test_the_functions_named_exist():
 
     for name in set(re.findall(r"loraxs_search\.(\w+)\(", README.text)):
         assert name in loraxs_search.__all__, name
-    (listed,) = re.findall(r"^In Python too: (.*)$", README.text, re.MULTILINE)
+    (listed,) = re.findall(r"^In Python too: ([^.]*)\.$", README.text, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", listed)) <= set(loraxs_search.__all__)

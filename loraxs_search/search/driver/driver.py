@@ -7,12 +7,10 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraxs_search.records import (
     Candidate,
-    FrontTrial,
     HostInfo,
     KeepRule,
     Scalar,
@@ -25,6 +23,7 @@ from loraxs_search.registry import trial_of
 from loraxs_search.reports import front
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
+from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
 from loraxs_search.search_space import Space, notes
@@ -49,27 +48,6 @@ _LATE = (
     "tune.scheduler",
     "tune.runner",
 )
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """How a search ended.
-
-    Args:
-        trials: Every trial, in the order they were started.
-        candidates: The best trials and their refits, best first by validation. The finalist alone has test scores.
-        wall_s: How long drivers have worked on it, all of them together.
-        notice: Why the search ended before its budget, for people; empty when it did not.
-        front: The complete trials that no other one beats in score and stored bytes together, fewest bytes first; empty
-            where these are not searched for together.
-    """
-
-    study: str
-    trials: tuple[TrialRecord, ...]
-    candidates: tuple[Candidate, ...]
-    wall_s: float
-    notice: str = ""
-    front: tuple[FrontTrial, ...] = ()
 
 
 class Driver:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from loraxs_search import versions
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.search.cluster.connection import connected
-from loraxs_search.search.driver.driver import Driver, SearchResult, close_finished
+from loraxs_search.search.driver.driver import Driver, close_finished
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
+from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import resolve_start
 from loraxs_search.search.ledger.view import SearchView, SilentView
-from loraxs_search.search_space import Space, load_space, parse_space
+from loraxs_search.search_space import Overrides, Space, load_space, parse_space
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
 from loraxs_search.tracking import ensure_store, resolve_uri
 
@@ -43,7 +44,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
     runtime_env: str | None = None,
     tracking_uri: str | None = None,
     storage: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     view: SearchView | None = None,
     stop: threading.Event | None = None,
 ) -> SearchResult:
@@ -58,7 +59,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
         runtime_env: YAML file with Ray's environment for the cluster's nodes; our own code goes to them anyhow.
         tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
         storage: A folder that machines share, or s3://bucket/prefix: the study can be resumed from another machine.
-        overrides: `dotted.path=value` each, put into the YAML before it is checked.
+        overrides: `{"dotted.path": value}`, or `dotted.path=YAML value` each, put in before the space is checked.
         stop: Set it from anywhere to end the search cleanly.
 
     Raises:
@@ -66,7 +67,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
         StudyError: the name is taken.
         SearchInterruptedError: stopped from outside; go on with `resume`.
     """
-    loaded = load_space(space, overrides=overrides) if isinstance(space, str) else space
+    loaded = _loaded(space, overrides)
     uri = resolve_uri(tracking_uri)
     info = new_study(loaded, name, uri, storage)
     return _run_one(info, loaded, Cluster(address, runtime_env), view or SilentView(), stop)
@@ -79,7 +80,7 @@ def launch_together(
     runtime_env: str | None = None,
     tracking_uri: str | None = None,
     storage: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     views: Callable[[str], SearchView] | None = None,
     stop: threading.Event | None = None,
 ) -> list[SearchResult]:
@@ -97,7 +98,7 @@ def launch_together(
         UsageError: the spaces do not agree in base and precision.
         LoraxsError: studies ended with an error; the message has them all. The others have finished.
     """
-    loaded = [load_space(space, overrides=overrides) if isinstance(space, str) else space for space in spaces]
+    loaded = [_loaded(space, overrides) for space in spaces]
     uri = resolve_uri(tracking_uri)
     infos = [new_study(space, None, uri, storage) for space in loaded]
     _check_together(loaded)
@@ -108,6 +109,15 @@ def launch_together(
     ]
     with _ready(loaded, uri, Cluster(address, runtime_env)) as pool:
         return _run_side_by_side(drivers, pool, stop)
+
+
+def _loaded(space: str | Space, overrides: Overrides) -> Space:
+    if isinstance(space, str):
+        return load_space(space, overrides=overrides)
+    if not overrides:
+        return space
+    folder = Path(space.folder)
+    return parse_space(space.text, source=space.source, folder=folder, name=space.name, overrides=overrides)
 
 
 def _run_side_by_side(drivers: Sequence[Driver], pool: HostPool, stop: threading.Event) -> list[SearchResult]:

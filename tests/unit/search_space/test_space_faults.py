@@ -50,6 +50,7 @@ scale: {uniform: [0.5, 2.0, 3.0]} | parameters.scale.uniform | must be [low, hig
 scale: {uniform: [0.5, .inf]} | parameters.scale.uniform[1] | got Infinity
 scale: {uniform: [.nan, 1]} | parameters.scale.uniform[0] | got NaN
 scale: {int: [1, 2]} | parameters.scale.int | use uniform (with step) or choice
+scale: {uniform: [0.5, 2.0], step: 1.0e-30} | parameters.scale.step | into at most 1,000,000,000 steps, but got 1e-30.
 scale: {normal: [1, 2]} | parameters.scale | exactly one of: value, choice
 scale: {value: 1, choice: [1]} | parameters.scale | got 2: value, choice
 scale: {value: 1, else: 2} | parameters.scale.else | must stand beside `when`

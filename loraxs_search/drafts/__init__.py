@@ -1,0 +1,8 @@
+"""A first space for rows that somebody has: which columns, what kind of task, how long a search."""
+
+from __future__ import annotations
+
+from loraxs_search.drafts._choices import Choices, UndecidedError
+from loraxs_search.drafts._draft import Draft, draft_space
+
+__all__ = ["Choices", "Draft", "UndecidedError", "draft_space"]

@@ -1,0 +1,42 @@
+"""What people say of their rows themselves; the rest is guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loraxs_search.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is known; None is guessed.
+
+    Args:
+        text: Columns that an answer is given to.
+        label: The column with answers.
+        labels: The answers that there are, in the order of their ids.
+    """
+
+    name: str | None = None
+    kind: str | None = None
+    text: tuple[str, ...] | None = None
+    label: str | None = None
+    labels: tuple[str, ...] | None = None
+    metric: str | None = None
+    base: str | None = None
+    max_length: int | None = None
+
+
+class UndecidedError(UsageError):
+    """Something cannot be guessed: whoever knows it must say it.
+
+    Args:
+        option: The field of `Choices`, and the command line's option, that says it.
+        possible: What may be said, likeliest first; empty where that is open.
+    """
+
+    def __init__(self, option: str, message: str, possible: Sequence[str] = ()) -> None:
+        known = f" (one of: {', '.join(possible)})" if possible else ""
+        super().__init__(message, hint=f"say it with --{option}{known}")
+        self.option, self.possible = option, tuple(possible)

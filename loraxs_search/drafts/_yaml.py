@@ -1,0 +1,99 @@
+"""The text of a space that is drafted: what people read and change."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+
+def render(facts: Mapping[str, Any]) -> str:
+    """Return the YAML; lines without a comment end without space."""
+    lines = _TEMPLATE.render(scalar=scalar, flow=flow, listed=listed, **facts).splitlines()
+    return "".join(f"{_aligned(line)}\n" for line in lines)
+
+
+def listed(values: Sequence[Any]) -> str:
+    """Return a list as YAML in one line."""
+    return f"[{', '.join(map(scalar, values))}]"
+
+
+def _aligned(line: str) -> str:
+    """Put a comment behind a value where the others begin."""
+    value, mark, comment = line.partition("  # ")
+    return f"{value.rstrip():<{_COMMENTS_AT}}  # {comment}" if mark and value.strip() else line.rstrip()
+
+
+def flow(values: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML in one line."""
+    return f"{{{', '.join(f'{name}: {scalar(value)}' for name, value in values.items())}}}"
+
+
+def scalar(value: Any) -> str:
+    """Return a value as YAML that no reader takes for something else."""
+    text = str(value)
+    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", text) and text.lower() not in _WORDS
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+_COMMENTS_AT = 36
+_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
+_TEMPLATE = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False).from_string(
+    """\
+# {{ file }}: written by `loraxs-search init`. Change what was guessed wrong.
+#
+# Check:  loraxs-search check THIS.yaml --data
+# Run:    loraxs-search launch THIS.yaml
+
+task:
+  name: {{ scalar(name) }}  # the registry keeps a champion for each task name
+  kind: {{ roles.kind }}
+  data: {data_files: {{ flow({"train": data}) }}}  # a tenth each is set aside for validation and the test
+{% if writes %}
+  prompt: {{ scalar(prompt) }}  # columns in braces
+  answer: {{ scalar(answer) }}  # learnt: these tokens and the end
+  generation: {max_new_tokens: {{ measured.answer_tokens }}}
+{% elif chooses %}
+  prompt: {{ scalar(prompt) }}  # columns in braces
+  options: {{ scalar(roles.options) }}
+  label: {{ scalar(roles.label) }}
+{% else %}
+  columns: {{ flow(columns) }}
+{% if roles.labels %}
+  labels: {{ listed(roles.labels) }}
+{% endif %}
+{% endif %}
+  metrics: {{ listed(metrics) }}  # the search goes by the first one
+  max_length: {{ measured.max_length }}  # tokens of a row; longer ones are truncated
+
+base_model:
+  id: {{ scalar(base.id) }}
+{% if base.package %}
+  package: {{ base.package }}
+{% endif %}
+
+parameters:
+  rank: {choice: [8, 16, 32]}
+  scale: {choice: [0.5, 1.0, 2.0]}
+  target_modules: {choice: [attention, all-linear]}
+{% if writes or chooses %}
+  learning_rate: {log_uniform: [1.0e-3, 1.0e-2]}
+{% else %}
+  learning_rate: {log_uniform: [2.0e-3, 2.0e-2]}
+  head_learning_rate: {log_uniform: [2.0e-3, 2.0e-2]}
+{% endif %}
+  batch_size: {{ batch }}
+
+search:
+  trials: {{ 4 if writes or chooses else 12 }}
+  max_steps: {{ steps }}
+  report_every: {{ every }}  # weak trials stop early
+
+promotion:
+  candidates: {{ 2 if writes or chooses else 3 }}
+  seeds: {{ 0 if writes or chooses else 2 }}  # the best trials are trained again from so many seeds
+"""
+)

@@ -1,0 +1,138 @@
+"""An adapter on its base, loaded once, that answers texts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.errors import UsageError
+from loraxs_search.records import BaseModel, Prediction, Task
+from loraxs_search.registry import verify
+from loraxs_search.tasks import kind_of
+from loraxs_search.tasks.questions import question_rows, shown_question
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from loraxs_search.tasks import RowSource
+
+log = logging.getLogger(__name__)
+
+
+class Predictor:
+    """Answers texts with one adapter; call it as often as you like.
+
+    The base is loaded at the first call, or by `load`. Not for several threads at once.
+
+    Args:
+        folder: The adapter's.
+        dtype: Precision of the base; by default the checkpoint's.
+    Raises:
+        IntegrityError: the folder is no adapter, or its files are not what its manifest says.
+    """
+
+    def __init__(self, folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> None:
+        self.folder, self._dtype, self._device = folder, dtype, device
+        self._manifest = verify(folder)
+        self._kind = kind_of(self._manifest.task)
+
+    @property
+    def task(self) -> Task:
+        """The task that the adapter was trained for."""
+        return self._manifest.task
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The texts that a row must have, in their order."""
+        return self._kind.question_texts
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it chooses from; empty where it answers with a number, a text, or one of the row's own options."""
+        return self.task.labels
+
+    def load(self) -> Predictor:
+        """Load the base and the adapter, and return itself.
+
+        Raises:
+            BaseModelError: the base cannot be found or is not the one the adapter was trained on.
+            FactorMismatchError: its factors differ from those the adapter was trained in.
+        """
+        _ = self._source, self._model
+        return self
+
+    def __call__(
+        self,
+        texts: str | Sequence[str | tuple[str, ...]],
+        *,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Prediction]:
+        """Return the answer to each text, or to each row of texts, as `predict` does."""
+        import numpy as np
+
+        from loraxs_search.tasks import encode
+        from loraxs_search.trial import ask
+
+        rows = self._rows(question_rows(texts))
+        questions = encode(self._kind, self._source.tokenizer, rows)
+        if questions.cut is not None and questions.cut.any():
+            cut, limit = int(questions.cut.sum()), self.task.max_length
+            log.warning("%d of %d rows are longer than max_length=%d: their beginnings are lost", cut, len(rows), limit)
+        model, source, shown = self._model, self._source, [shown_question(row) for row in rows]
+        if on_text is None:
+            return ask(model, source, self._kind.predict(source, questions, shown), model.device)
+        predictions = []
+        for number, text in enumerate(shown):
+            asking = self._kind.predict(source, questions.take(np.array([number])), [text])
+            heard = partial(_heard, on_text, number)
+            predictions += ask(model, source, asking, model.device, on_text=heard)
+        return predictions
+
+    def __repr__(self) -> str:
+        hyper, base = self._manifest.hyperparameters, self._manifest.base_model.id
+        return f"<Predictor {self.task.name}: {hyper.method} on {base}, {self._manifest.size.stored_bytes:,} bytes>"
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    @cached_property
+    def _base(self) -> BaseModel:
+        from loraxs_search.base_model import locate
+
+        return locate(self._manifest.base_model)
+
+    @cached_property
+    def _source(self) -> RowSource:
+        from loraxs_search.base_model import load_tokenizer
+        from loraxs_search.tasks import RowSource
+
+        return RowSource(load_tokenizer(self._base))
+
+    @cached_property
+    def _model(self) -> PeftModel | PreTrainedModel:
+        from loraxs_search.base_model import use_padded_attention
+        from loraxs_search.methods.loading import load_adapter_folder
+        from loraxs_search.trial import base_of
+
+        model = load_adapter_folder(self.folder, base=self._base, dtype=self._dtype, device=self._device)
+        use_padded_attention(base_of(model))
+        return model
+
+    def _rows(self, asked: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Return rows of the texts that the task takes; those of one text each are taken in turn."""
+        names, texts = self.columns, [row[0] for row in asked if len(row) == 1]
+        if len(texts) < len(asked):
+            return list(asked)
+        if len(texts) % len(names):
+            raise UsageError(
+                f"Task {self.task.name} takes {len(names)} texts a row, but got {len(texts)} texts.",
+                hint=f"give them in turn: {' then '.join(names)}",
+            )
+        return [tuple(texts[i : i + len(names)]) for i in range(0, len(texts), len(names))]
+
+
+def _heard(on_text: Callable[[int, str], None], row: int, _: int, piece: str) -> None:
+    on_text(row, piece)

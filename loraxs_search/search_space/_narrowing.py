@@ -1,0 +1,105 @@
+"""`--set method=lora`: what a space of several methods says of the others is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from loraxs_search.search_space._distributions import METHOD
+from loraxs_search.search_space._document import Document
+from loraxs_search.search_space._faults import KeyPath
+from loraxs_search.search_space._parameter_specs import SpaceSpecs
+
+_PARAMETERS = "parameters"
+
+
+def narrow(document: Document, before: object) -> None:
+    """Leave out what is for methods that an override has taken from the space, and nothing else.
+
+    A space that was given other methods than it had is left as it is: what does not fit them is a fault.
+
+    Args:
+        before: What the file itself has at `method`.
+    """
+    earlier, wanted = _names(before), _names(document.data.get(METHOD))
+    section, promotion = document.data.get(_PARAMETERS), document.data.get("promotion")
+    if not wanted or not set(wanted) < set(earlier):
+        return
+    if isinstance(section, dict):
+        _narrow_parameters(document, section, earlier, wanted)
+    if isinstance(promotion, dict) and isinstance(promotion.get("methods"), list):
+        left = [name for name in promotion["methods"] if name in wanted or name not in earlier]
+        promotion["methods"] = left or promotion["methods"]  # none of them left is a fault: all would be candidates
+
+
+def _narrow_parameters(
+    document: Document, section: dict[str, Any], earlier: Sequence[str], wanted: Sequence[str]
+) -> None:
+    known, kept = SpaceSpecs(earlier), SpaceSpecs(wanted)
+    for name, given in list(section.items()):
+        takers = kept.takers(name)
+        if known.takers(name) and not takers:
+            del section[name]
+        elif isinstance(given, list) and any(isinstance(item, dict) for item in given):
+            _narrow_list(document, (_PARAMETERS, name), given, earlier, takers)
+            if len(given) == 1 and not isinstance(given[0], dict):
+                section[name] = given[0]  # a list of one value alone would be no declaration
+        elif form := _narrowed(given, earlier, takers):
+            (section[name],) = form
+        else:
+            del section[name]
+
+
+def _narrow_list(
+    document: Document, path: KeyPath, forms: list[Any], earlier: Sequence[str], takers: Sequence[str]
+) -> None:
+    """Leave out forms for other methods, and those behind one that always holds now."""
+    left, kept = list(takers), dict[int, Any]()
+    for index, given in enumerate(forms):
+        if left and (form := _narrowed(given, earlier, left)):
+            (kept[index],) = form
+            left = [method for method in left if method not in _taken(kept[index], left)]
+    _move_lines(document, path, list(kept))
+    forms[:] = kept.values()
+
+
+def _narrowed(form: Any, earlier: Sequence[str], takers: Sequence[str]) -> list[Any]:
+    """Return a form without what its condition says of other methods; nothing where it is for those alone."""
+    when = form.get("when") if isinstance(form, dict) else None
+    if not isinstance(when, dict) or METHOD not in when:
+        return [form]
+    asked = when[METHOD] if isinstance(when[METHOD], list) else [when[METHOD]]
+    if not asked or not set(asked) <= set(earlier):
+        return [form]  # a fault, which is told
+    if not (fitting := [method for method in asked if method in takers]):
+        return [form["else"]] if "else" in form else []
+    others = {name: wanted for name, wanted in when.items() if name != METHOD}
+    if set(fitting) < set(takers):
+        return [{**form, "when": {**others, METHOD: fitting}}]
+    if others:
+        return [{**form, "when": others}]
+    return [{key: value for key, value in form.items() if key not in ("when", "else")}]
+
+
+def _taken(form: object, left: Sequence[str]) -> Sequence[str]:
+    """Return the methods of which every trial has this form."""
+    when = form.get("when", {}) if isinstance(form, dict) else {}
+    return when.get(METHOD, left) if isinstance(when, dict) and when.keys() <= {METHOD} else ()
+
+
+def _move_lines(document: Document, path: KeyPath, kept: Sequence[int]) -> None:
+    """Keep the lines of some items of a list at their new places."""
+    new_index: dict[str | int, int] = {old: new for new, old in enumerate(kept)}
+    tables: tuple[dict[KeyPath, Any], ...] = (document.locations, document.written)
+    for table in tables:
+        below = {key: table.pop(key) for key in list(table) if key[: len(path)] == path and len(key) > len(path)}
+        for key, value in below.items():
+            if (new := new_index.get(key[len(path)])) is not None:
+                table[(*path, new, *key[len(path) + 1 :])] = value
+
+
+def _names(given: object) -> list[str]:
+    """Return the methods that are named at `method`; none where it is written in another way."""
+    named = given.get("choice") if isinstance(given, dict) else given
+    names = named if isinstance(named, list) else [named]
+    return [name for name in names if isinstance(name, str)] if all(isinstance(n, str) for n in names) else []

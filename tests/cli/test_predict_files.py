@@ -1,0 +1,209 @@
+"""`predict` of files, of standard input and of rows that somebody types; `loraxs_search.load` in Python."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.said import Said
+from support.toy_language import save_base, writing
+
+import loraxs_search
+from loraxs_search.base_model import linear_modules, locate
+from loraxs_search.errors import StudyError, TaskDataError, UsageError
+from loraxs_search.records import BaseModelRef, TaskModel
+
+TEXTS = ["a moving, funny film", 'it says "no"', "two\nlines\tand a tab", "ende, süß"]
+Say = Callable[..., Said]
+
+
+@pytest.fixture
+def adapter(make_adapter: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> Path:
+    query = ("bert.encoder.layer.0.attention.self.query",)
+    return make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=query)
+
+
+@pytest.fixture
+def writer(make_adapter: Callable[..., Path], tmp_path: Path) -> Path:
+    save_base(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
+    task = writing(prompt="{first} say {second}")
+    return make_adapter(tmp_path / "writer", base, task=task, seed=3, rank=4, target_modules=modules)
+
+
+def table(path: Path, rows: list[list[str]], delimiter: str = ",") -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    return path
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+def test_every_form_of_file_gives_the_rows_that_python_gives(say: Say, adapter: Path, tmp_path: Path) -> None:
+    expected = [json.loads(json.dumps(vars(answer))) for answer in loraxs_search.predict(adapter, TEXTS)]
+    rows = [["id", "text", "label"], *([str(i), text, "?"] for i, text in enumerate(TEXTS))]
+    objects = "".join(json.dumps({"text": text, "more": [1]}) + "\n\n" for text in TEXTS)
+    files = [
+        table(tmp_path / "rows.csv", rows),
+        table(tmp_path / "rows.TSV", rows, "\t"),
+        table(tmp_path / "one.csv", [["review"], *([text] for text in TEXTS)]),
+        tmp_path / "rows.jsonl",
+        tmp_path / "rows.json.gz",
+    ]
+    files[3].write_text(objects)
+    files[4].write_bytes(gzip.compress(json.dumps([{"text": text} for text in TEXTS]).encode()))
+    for file in files:
+        lines = say("predict", str(adapter), "--file", str(file), "--format", "jsonl").ok.splitlines()
+        assert [json.loads(line) for line in lines] == expected, file.name
+        assert json.loads(say("predict", str(adapter), "--file", str(file), "--json").ok) == expected
+
+
+def test_csv_keeps_lines_and_tabs_and_text_does_not(say: Say, adapter: Path, tmp_path: Path) -> None:
+    file = table(tmp_path / "rows.csv", [["text"], *([text] for text in TEXTS)])
+    read = list(csv.DictReader(io.StringIO(say("predict", str(adapter), "--file", str(file), "--format", "csv").ok)))
+    assert [row["text"] for row in read] == TEXTS
+    answers = loraxs_search.predict(adapter, TEXTS)
+    assert [row["label"] for row in read] == [answer.label for answer in answers]
+    assert [float(row["score"]) for row in read] == pytest.approx([answer.score for answer in answers], rel=1e-5)
+    assert say("predict", str(adapter), "--file", str(file)).ok.splitlines()[2].endswith("\ttwo lines\tand a tab")
+
+
+def test_lines_of_a_text_file_and_of_standard_input_are_rows(
+    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts.txt").write_bytes(b"a fine film\r\n\r\nso so\n")
+    printed = say("predict", str(adapter), "--file", str(tmp_path / "texts.txt")).ok
+    assert [line.split("\t")[2] for line in printed.splitlines()] == ["a fine film", "so so"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a fine film\nso so")))
+    assert say("predict", str(adapter), "--file", "-").ok == printed
+
+
+def test_a_long_file_is_answered_in_parts_as_in_one(
+    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = table(tmp_path / "rows.csv", [["text"], *([f"film {i}"] for i in range(11))])
+    whole = say("predict", str(adapter), "--file", str(file), "--format", "csv").ok
+    monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 4)
+    assert say("predict", str(adapter), "--file", str(file), "--format", "csv").ok == whole
+
+
+def test_columns_are_found_by_their_names(say: Say, writer: Path, tmp_path: Path) -> None:
+    file = table(tmp_path / "rows.csv", [["second", "first"], ["w2 w3", "w1"], ["w5", "w4"]])
+    answers = json.loads(say("predict", str(writer), "--file", str(file), "--json").ok)
+    assert answers == json.loads(say("predict", str(writer), "w1", "w2 w3", "w4", "w5", "--json").ok)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text\n", "`--file` must have a row at least"),
+        (
+            "a.csv",
+            "txt,label\nso,1\n",
+            "lacks a column of the task. `column` must be one of: txt, label, but got 'text'",
+        ),
+        ("a.csv", "text,text\nso,so\n", "`--file` must name each column once, but its header has 'text' twice: "),
+        ("a.csv", 'n,text\n1,so\n"two\nlines"\n', "a field for each of the 2 columns, but line 3 has 1: "),
+        ("a.csv", 'text,n\n"so,1\n', "`--file` must be separated values, but the row in line 2 cannot be read"),
+        ("a.csv", "text;n\nso;1\n", "must be separated by commas, but its header is separated by semicolons: "),
+        ("a.jsonl", '{"text": "so"}\nso\n', "line 2"),
+        ("a.jsonl", '{"txt": "so", "n": 1}\n', "`column` must be one of: txt, n, but got 'text'"),
+        ("a.jsonl", "3\n", "must hold objects, but line 1 has 3"),
+        ("a.md", "so\n", "`--file` must end in one of .json, .jsonl, .csv, .tsv, .parquet"),
+        ("a.txt", b"so\ns\xfc\xdf\n", "`--file` must be text in UTF-8, but line 2 of "),
+        ("a.txt", "\n \n", "`--file` must have a row at least"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_with_its_place(
+    say: Say, adapter: Path, tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = say("predict", str(adapter), "--file", str(tmp_path / name))
+    assert (said.code, said.out) == (2, "")
+    assert message in said.err
+
+
+def test_a_text_of_a_megabyte_and_rows_of_several_columns(
+    say: Say, adapter: Path, writer: Path, tmp_path: Path
+) -> None:
+    long = table(tmp_path / "long.csv", [["text"], ["fine " * 200_000]])
+    assert say("predict", str(adapter), "--file", str(long), "--format", "jsonl").code == 0
+    (tmp_path / "lines.txt").write_text("w1\n")
+    said = say("predict", str(writer), "--file", str(tmp_path / "lines.txt"))
+    assert said.is_error(2, "A row of this task has first, second, but a line of", "has one text", ".csv with these")
+
+
+def test_rows_come_from_one_place(say: Say, adapter: Path, tmp_path: Path) -> None:
+    assert "but got none of them" in say("predict", str(adapter)).err
+    assert "but got TEXT and --file" in say("predict", str(adapter), "so", "--file", "x.txt").err
+    assert "there is no x.txt" in say("predict", str(adapter), "--file", "x.txt").err
+    assert "must stand without --repl" in say("predict", str(adapter), "--repl", "--json").err
+    assert "must stand without --format csv" in say("predict", str(adapter), "so", "--format", "csv", "--json").err
+
+
+# ---- row after row ---------------------------------------------------------------------------------------------------
+def test_rows_are_answered_as_they_are_typed(
+    say: Say, adapter: Path, writer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a fine film\n\nso so"))
+    assert say("predict", str(adapter), "--repl").ok == say("predict", str(adapter), "a fine film", "so so").ok
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1\nw2 w3\nw4\nw5\nw6"))  # the last row is not complete
+    said = say("predict", str(writer), "--repl")
+    plain = say("predict", str(writer), "w1", "w2 w3", "w4", "w5").ok
+    assert [line.strip() for line in said.ok.splitlines()] == plain.splitlines()
+
+
+def test_a_row_that_cannot_be_read_does_not_end_it(say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loraxs_search.predictor import Predictor
+
+    answer = Predictor.__call__
+
+    def failing(self: Predictor, texts: list[tuple[str]], **options: object):
+        if texts == [("bad",)]:
+            raise TaskDataError("It cannot be read.")
+        return answer(self, texts, **options)
+
+    monkeypatch.setattr(Predictor, "__call__", failing)
+    monkeypatch.setattr("sys.stdin", io.StringIO("fine film\nbad\nso so\n"))
+    said = say("predict", str(adapter), "--repl", "--format", "jsonl")
+    assert [json.loads(line)["text"] for line in said.ok.splitlines()] == ["fine film", "so so"]
+    assert "error: It cannot be read." in said.err
+
+
+# ---- Python ----------------------------------------------------------------------------------------------------------
+def test_a_loaded_adapter_answers_again_and_again(adapter: Path) -> None:
+    classify = loraxs_search.load(adapter)
+    assert classify(TEXTS) == loraxs_search.predict(adapter, TEXTS) == classify(TEXTS)
+    assert classify("so so") == classify(["so so"])
+    assert (classify.columns, classify.labels) == (("text",), ("label 0", "label 1"))
+    assert repr(classify).startswith("<Predictor task-2: lora-xs on ")
+    for bad in (3, None, {"text": "so"}):
+        with pytest.raises(UsageError, match="must be a text or a list of texts"):
+            classify(bad)  # type: ignore[arg-type]
+
+
+def test_the_package_lists_its_public_names() -> None:
+    assert dir(loraxs_search) == sorted(loraxs_search.__all__)
+    assert {"load", "launch", "Predictor"} <= set(dir(loraxs_search))
+    assert not {"Any", "annotations", "importlib"} & set(dir(loraxs_search))
+    for name in dir(loraxs_search):
+        assert getattr(loraxs_search, name) is not None
+
+
+# ---- trials before promotion -----------------------------------------------------------------------------------------
+def test_a_trial_is_tried_before_promotion(ask: Say, searched: object) -> None:
+    study = json.loads(ask("status", "--json").ok)[0]["study"]
+    trials = json.loads(ask("status", study, "--json").ok)["trials"]
+    complete = next(trial["trial_id"] for trial in trials if trial["state"] == "COMPLETE")
+    (answer,) = loraxs_search.load(f"{study}/{complete}")("a fine film")
+    printed = json.loads(ask("predict", f"{study}/{complete}", "a fine film", "--json").ok)
+    assert printed[0]["label"] == answer.label
+    said = ask("predict", f"{study}/99999", "a fine film")
+    assert said.is_error(1, f"`{study}/TRIAL` must be one of: ", "but got '99999'", "at the end of a search")
+    with pytest.raises(StudyError, match="must be one of"):
+        loraxs_search.load(f"{study}/")

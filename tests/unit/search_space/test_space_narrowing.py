@@ -1,0 +1,79 @@
+"""`--set method=...`: a space of fewer methods, with what it says of those alone."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from loraxs_search.errors import SpaceError
+from loraxs_search.search_space import load_space, parse_space
+
+RIVALS = ("lora-xs", "lora", "vera", "head-only", "full")
+SPACE = """\
+task: sst2
+base_model: a/b
+method: {choice: [lora-xs, lora, vera, ia3]}
+parameters:
+  learning_rate:
+    - {log_uniform: [1.0e-3, 1.0e-2], when: {method: [lora-xs, ia3]}}
+    - {log_uniform: [1.0e-4, 1.0e-3], when: {method: lora, rank: 4}}
+    - 5.0e-5
+  rank: {choice: [4, 8]}
+  weight_decay: {uniform: [0, 0.1], when: {method: [lora, ia3]}, else: 0.0}
+  sigma: {choice: [input, sqrt], when: {rank: 8}, else: none}
+  dora: {choice: [true, false]}
+promotion: {methods: [lora-xs, lora]}
+"""
+
+
+def narrowed(text: str, methods: str):
+    return parse_space(text, source="space.yaml", folder=Path(), overrides=[f"method={methods}"])
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_one_method_of_a_shipped_space_has_the_parameters_that_its_trials_had(name: str) -> None:
+    whole, alone = load_space("rivals_movie_reviews"), load_space("rivals_movie_reviews", overrides=[f"method={name}"])
+    assert alone.methods == (name,)
+    assert alone.parameters == whole.parameters_of(name)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_any_methods_have_the_parameters_that_their_trials_had(number: int) -> None:
+    whole = parse_space(SPACE, source="space.yaml", folder=Path())
+    for names in itertools.combinations(whole.methods, number):
+        promoted = tuple(name for name in ("lora-xs", "lora") if name in names)
+        if not promoted:
+            with pytest.raises(SpaceError, match=r"promotion\.methods: must be among the space's methods"):
+                narrowed(SPACE, f"{{choice: [{', '.join(names)}]}}")
+            continue
+        some = narrowed(SPACE, f"{{choice: [{', '.join(names)}]}}")
+        assert some.methods == names
+        assert [some.parameters_of(name) for name in names] == [whole.parameters_of(name) for name in names]
+        assert narrowed(some.text, promoted[0]).parameters == whole.parameters_of(promoted[0])
+        assert some.promotion.methods == promoted
+
+
+def test_methods_that_the_space_did_not_have_are_held_against_all_that_it_says() -> None:
+    for given in ("psoft", "{choice: [lora, psoft]}"):
+        with pytest.raises(SpaceError) as caught:
+            narrowed(SPACE, given)
+        assert "learning_rate[0].when.method" in caught.value.message
+
+
+def test_what_is_wrong_stays_wrong_at_its_line() -> None:
+    faulty = SPACE.replace("rank: 4", "rank: 5").replace("method: [lora, ia3]", "method: [lora, ia4]")
+    with pytest.raises(SpaceError) as caught:
+        narrowed(faulty, "lora")
+    assert "space.yaml:7: parameters.learning_rate[0].when.rank: must be a value that rank may have" in str(
+        caught.value
+    )
+    assert "space.yaml:10: parameters.weight_decay.when.method" in str(caught.value)
+
+
+def test_a_space_without_parameters_or_of_another_form_is_told_so() -> None:
+    for text in (yaml.safe_dump({**yaml.safe_load(SPACE), "parameters": 3}), "method: {choice: [lora, vera]}\n", "3\n"):
+        with pytest.raises(SpaceError):
+            narrowed(text, "lora")
