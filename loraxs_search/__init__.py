@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loraxs_search.api import (
         compare,
+        figures,
         history,
         load,
         load_adapter,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         promote,
         pull,
         remove,
+        report,
         rollback,
         show,
     )
@@ -50,6 +52,7 @@ __all__ = [
     "SearchResult",
     "__version__",
     "compare",
+    "figures",
     "history",
     "launch",
     "load",
@@ -60,6 +63,7 @@ __all__ = [
     "promote",
     "pull",
     "remove",
+    "report",
     "resume",
     "rollback",
     "show",

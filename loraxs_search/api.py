@@ -25,6 +25,7 @@ from loraxs_search.tracking import resolve_uri
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from plotly.graph_objects import Figure
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from loraxs_search.predictor import Predictor
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Prediction",
     "compare",
+    "figures",
     "history",
     "load",
     "load_adapter",
@@ -42,6 +44,7 @@ __all__ = [
     "promote",
     "pull",
     "remove",
+    "report",
     "rollback",
     "show",
 ]
@@ -133,6 +136,39 @@ def compare(
 
         write_peft_results(comparison, Path(peft_folder))
     return comparison
+
+
+def report(study: str, *, output: str | Path | None = None, png: str | Path | None = None) -> Path:
+    """Write the report of a study as it stands, also while it runs, and return the file: one HTML file for any browser.
+
+    Args:
+        output: The file; by default `report.html` in the study's folder.
+        png: Folder for its figures as PNG files.
+    Raises:
+        StudyError: there is no such study, or it is damaged.
+        HomeError: a file cannot be written.
+    """
+    from loraxs_search.reports.html import write_report
+
+    folder = StudyFolder.open(study)
+    path = write_report(folder, None if output is None else Path(output))
+    if png is not None:
+        from loraxs_search.reports.html.png import save_figures
+
+        save_figures(folder, Path(png))
+    return path
+
+
+def figures(study: str) -> dict[str, Figure]:
+    """Return the figures of a study's report by name, as plotly has them; those that cannot be drawn are left out.
+
+    Raises:
+        StudyError: there is no such study, or it is damaged.
+    """
+    from loraxs_search.reports.html import read_facts, sections
+
+    drawn = sections(read_facts(StudyFolder.open(study)))
+    return {name: plot for section in drawn for name, plot in section.plots.items()}
 
 
 def ls(*, limit: int | None = None, tracking_uri: str | None = None) -> list[registry.TaskSummary]:

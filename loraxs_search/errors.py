@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_MEANT = 0.7  # how alike a name must be to be the one that was meant: a letter or two off
 _MAX_SHOWN = 80  # characters of a value in a message
 
 
@@ -105,8 +106,11 @@ class IntegrityError(RegistryError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Say that `name` is no known `kind`, listing the known ones, nearest first."""
-    return f"`{kind}` must be one of: {one_of(sorted(known), name) or 'none'}, but got {shortened(name)}."
+    """Say that `name` is no known `kind`, listing the known ones, nearest first; the one that may be meant leads."""
+    names = sorted(known)
+    near = get_close_matches(str(name), names, n=2, cutoff=_MEANT)
+    meant = f"Did you mean {near[0]}? " if len(near) == 1 else ""
+    return f"{meant}`{kind}` must be one of: {one_of(names, name) or 'none'}, but got {shortened(name)}."
 
 
 def one_of(names: Iterable[str], wanted: object = None) -> str:

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 ENV_HOME = "LORAXS_HOME"
+REMOVED = ".removed-"  # how what is being removed is called, beside its place
+_IN_USE = ".in-use"
 
 
 def home() -> Path:
@@ -143,6 +147,69 @@ def alone(partial: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)  # while it is held: who waits for it notices, and makes another
+
+
+# ---- what is in use, and what goes ----------------------------------------------------------------------------------
+def mark_used(path: Path) -> None:
+    """Note that a file or folder was used now, by which `gc` knows it from what nobody uses any more."""
+    with contextlib.suppress(OSError):  # a home that cannot be written keeps what it has
+        os.utime(path)
+
+
+@contextlib.contextmanager
+def in_use() -> Iterator[None]:
+    """Keep `gc` from what searches use, for as long as this lasts or the process lives.
+
+    Any number of processes may hold it. One that comes while `gc` looks waits for a moment.
+    """
+    with _held(fcntl.LOCK_SH):
+        yield
+
+
+@contextlib.contextmanager
+def unused() -> Iterator[bool]:
+    """Yield whether no search is at work on this machine; if so, none begins until this ends."""
+    try:
+        with _held(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield True
+    except BlockingIOError:
+        yield False
+
+
+@contextlib.contextmanager
+def _held(how: int) -> Iterator[None]:
+    path = home() / _IN_USE
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a file or a folder of the home: renamed first, so that no reader sees a part of it.
+
+    What a killed process has renamed and not removed is left beside, under a name that begins with `REMOVED`. Of two at
+    once one removes it. A link is removed, never what it leads to.
+
+    Raises:
+        HomeError: the folder that holds it cannot be written.
+    """
+    going = path.with_name(f"{REMOVED}{uuid.uuid4().hex}")
+    with disk_faults(path):
+        try:
+            path.rename(going)
+        except FileNotFoundError:
+            return
+        if going.is_symlink() or not going.is_dir():
+            going.unlink(missing_ok=True)
+            return
+        while going.exists():
+            with contextlib.suppress(FileNotFoundError):  # another one removes the same leftover
+                shutil.rmtree(going)
 
 
 def _umask() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.base_model._digest import numbers_by_dtype, weight_bytes
+from loraxs_search.base_model._digest import numbers_by_dtype, weight_bytes, weight_digest
 from loraxs_search.base_model._known import with_known_package
 from loraxs_search.base_model._locate import locate
 from loraxs_search.base_model._packable import Sharing, check_packable, check_shared
@@ -70,6 +70,7 @@ __all__ = [
     "use_padded_attention",
     "uses_padded_attention",
     "weight_bytes",
+    "weight_digest",
     "with_known_package",
     "with_labels",
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from loraxs_search.base_model._digest import file_digest
 from loraxs_search.base_model._folder import is_model_folder
 from loraxs_search.base_model._made_once import made_once
-from loraxs_search.home import alone, disk_faults, home, write_atomic
+from loraxs_search.home import alone, disk_faults, home, mark_used, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ def converted_gguf(source: Path) -> Path:
     digest = file_digest(source)
     final = home() / "base_models" / f"{digest[:16]}-bf16-{_VERSION}"
     if is_model_folder(final):
+        mark_used(final)
         return final
     with disk_faults(final):
         final.parent.mkdir(parents=True, exist_ok=True)

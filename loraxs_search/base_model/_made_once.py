@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loraxs_search.base_model._folder import is_model_folder
-from loraxs_search.home import disk_faults
+from loraxs_search.home import disk_faults, mark_used
 
 _ABANDONED_AFTER_S = 3600.0
 
@@ -27,6 +27,7 @@ def made_once(final: Path, make: Callable[[Path], None]) -> Path:
         HomeError: the disk is full or cannot be written.
     """
     if is_model_folder(final):
+        mark_used(final)
         return final
     with disk_faults(final):
         final.parent.mkdir(parents=True, exist_ok=True)

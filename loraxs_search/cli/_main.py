@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -18,6 +19,7 @@ from loraxs_search.cli import (
     check,
     compare,
     doctor,
+    gc,
     history,
     init,
     launch,
@@ -25,22 +27,26 @@ from loraxs_search.cli import (
     predict,
     promote,
     pull,
+    report,
     resume,
     rm,
     rollback,
     show,
     spaces,
     status,
+    studies,
     sync,
     tasks,
     ui,
 )
 from loraxs_search.cli._account import hide_account
 from loraxs_search.errors import LoraxsError, UsageError, unknown_name
+from loraxs_search.records import to_json
 
 PROGRAM = "loraxs-search"
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 _TRACEBACK = "--traceback"
+_JSON = "--json"
 _HELP = "Find, keep and hand out tiny adapters: LoRA-XS search on Ray Tune, Optuna and MLflow."
 
 
@@ -48,7 +54,7 @@ class Verbs(TyperGroup):
     """A group that answers an unknown verb with the nearest known one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+        if args and args[0] not in self.commands and not args[0].startswith("-") and not ctx.resilient_parsing:
             raise UsageError(unknown_name("command", args[0], self.commands), hint=f"see `{ctx.command_path} --help`")
         return super().resolve_command(ctx, args)
 
@@ -57,20 +63,22 @@ app = typer.Typer(
     name=PROGRAM,
     cls=Verbs,
     help=_HELP,
-    epilog="Exit codes: 0 done, 1 failed, 2 usage error, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage error, 130 interrupted. With --json an error is on stdout "
+    'too: {"error": {"message", "hint", "exit_code"}}.',
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 _VERBS = (
-    *(init, check, doctor, launch, status, compare, resume, sync),
+    *(init, check, doctor, launch, status, compare, report, resume, sync),
     *(promote, ls, show, history, rollback, rm),
-    *(pull, predict, ui),
+    *(pull, predict, ui, gc),
 )
 for verb in _VERBS:
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
 app.add_typer(spaces.app, name="spaces", cls=Verbs)
+app.add_typer(studies.app, name="studies", cls=Verbs)
 app.add_typer(tasks.app, name="tasks", cls=Verbs)
 
 
@@ -104,6 +112,7 @@ def main() -> NoReturn:
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors go to stderr, with a traceback where it is asked for."""
     args, traceback = _split(argv)
+    as_json = _JSON in args[: args.index("--") if "--" in args else None]
     try:
         code = app(args, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
@@ -115,9 +124,9 @@ def run(argv: Sequence[str]) -> int:
             import traceback as printer
 
             printer.print_exception(error)
-        return _report(error)
+        return _report(error).tell(as_json)
     if code == INTERRUPTED:  # Typer's way to say that Ctrl-C was pressed
-        return _fail("interrupted", None, INTERRUPTED)
+        return Failure("interrupted", None, INTERRUPTED).tell(as_json)
     return code if isinstance(code, int) else 0
 
 
@@ -129,35 +138,53 @@ def _split(argv: Sequence[str]) -> tuple[list[str], bool]:
     return [*options, *argv[end:]], len(options) < end
 
 
-def _report(error: BaseException) -> int:
+@dataclass(frozen=True)
+class Failure:
+    """How a command ended that did not do what it was asked."""
+
+    message: str
+    hint: str | None
+    exit_code: int
+
+    def tell(self, as_json: bool) -> int:
+        """Say it on stderr, and on stdout as the document that `--json` asks for; return the exit code."""
+        print(f"error: {self.message}", file=sys.stderr)
+        if self.hint:
+            print(f"\nhint: {self.hint}", file=sys.stderr)
+        if as_json:
+            print(to_json({"error": self}, indent=2))
+        return self.exit_code
+
+
+class UsageShown(Failure):
+    """A group that was given no verb: it says which ones there are."""
+
+    def tell(self, as_json: bool) -> int:
+        print(self.message, file=sys.stderr)
+        return self.exit_code
+
+
+def _report(error: BaseException) -> Failure:
     if isinstance(error, LoraxsError):
-        return _fail(error.message, error.hint, error.exit_code)
+        return Failure(error.message, error.hint, error.exit_code)
     if isinstance(error, (Abort, KeyboardInterrupt)):
-        return _fail("interrupted", None, INTERRUPTED)
+        return Failure("interrupted", None, INTERRUPTED)
     if isinstance(error, TyperException):
         return _report_usage(error)
     name = type(error).__name__
-    return _fail(f"{name}: {error}", f"this is a fault of {PROGRAM}: run again with {_TRACEBACK} and report it", 1)
+    return Failure(f"{name}: {error}", f"this is a fault of {PROGRAM}: run again with {_TRACEBACK} and report it", 1)
 
 
-def _report_usage(error: TyperException) -> int:
+def _report_usage(error: TyperException) -> Failure:
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context is not None else PROGRAM
-    if context is not None and error.format_message() == context.get_help():  # a group that was given no verb
-        print(error.format_message(), file=sys.stderr)
-        return error.exit_code
+    if context is not None and error.format_message() == context.get_help():
+        return UsageShown(error.format_message(), None, error.exit_code)
     message = error.format_message()
     if hasattr(error, "possibilities"):  # an unknown option
         known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
         message = unknown_name("option", getattr(error, "option_name", ""), [*known, "--help", _TRACEBACK])
-    return _fail(message, f"see `{path} --help`", error.exit_code)
-
-
-def _fail(message: str, hint: str | None, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"\nhint: {hint}", file=sys.stderr)
-    return code
+    return Failure(message, f"see `{path} --help`", error.exit_code)
 
 
 class Talk(logging.Handler):

@@ -11,7 +11,6 @@ import typer
 from loraxs_search.records import Decision, Scalar, Task, Yardstick, to_json
 from loraxs_search.reports import LeaderboardRow
 
-SpaceArgument = Annotated[str, typer.Argument(help="A space file, or the name of a shipped space.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 TrackingOption = Annotated[
     str | None,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table
+from loraxs_search.cli._completion import SpaceArgument
+from loraxs_search.cli._estimate import describe as describe_estimate
+from loraxs_search.cli._estimate import estimated
+from loraxs_search.cli._output import JsonOption, SetOption, emit, print_table
 
 if TYPE_CHECKING:
     from loraxs_search.records import AdapterSize, BaseModel, DataReport, LinearModule, Split, WarmTrials
@@ -18,12 +21,21 @@ if TYPE_CHECKING:
     from loraxs_search.search_space import Space, SpaceDescription
 
 DataOption = Annotated[bool, typer.Option("--data", help="Read the task's data as well: columns, labels, splits.")]
+EstimateOption = Annotated[
+    bool, typer.Option("--estimate", help="Measure a few steps here, and say how long a search would take; reads data.")
+]
 
 
 def command(
-    space: SpaceArgument, data: DataOption = False, overrides: SetOption = None, as_json: JsonOption = False
+    space: SpaceArgument,
+    data: DataOption = False,
+    estimate: EstimateOption = False,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Check a space against its base model; nothing is trained.
+
+        $ loraxs-search check mine.yaml --data
 
     Reports every mistake of the file, with its line. For a valid space it prints how many combinations there are, the
     smallest and the largest adapter, and the layers of each module group. With `warm_start` it says which trials of
@@ -32,7 +44,16 @@ def command(
     With --data it also reads the rows. It prints how many there are, how many of them two splits share, and how many
     trials would share this machine. It warns if scores would look better than they are, for instance because test rows
     are also in the training rows.
+
+    With --estimate it also measures a few steps of drawn trials on this machine, which takes a minute or so. Then it
+    says about how long a search would take here, and how many device hours. That counts what early stopping leaves of
+    the trials' steps, the refits, and scoring at the end. It is a range: neither scores nor speed are known before.
     """
+    check(space, tuple(overrides or ()), data=data or estimate, estimate=estimate, as_json=as_json)
+
+
+def check(space: str, overrides: Sequence[str], *, data: bool, estimate: bool, as_json: bool) -> None:
+    """Check a space and print what was seen; `launch --dry-run` prints the same."""
     from loraxs_search.base_model import body_shapes, head_shapes, linear_modules
     from loraxs_search.mlflow_uri import resolve_uri
     from loraxs_search.records import Head
@@ -40,7 +61,7 @@ def command(
     from loraxs_search.search_space import describe, load_space
     from loraxs_search.tasks import kind_of
 
-    loaded = load_space(space, overrides=tuple(overrides or ()))
+    loaded = load_space(space, overrides=tuple(overrides))
     base = _base_and_data(loaded, data)
     task = loaded.task
     model = kind_of(task).model
@@ -49,6 +70,7 @@ def command(
     description = describe(loaded, modules, heads=heads, body=body_shapes(base, model))
     warm = warm_trials(loaded, base.weight_digest, resolve_uri())
     rows = _check_rows(loaded, base, modules, description.largest.size.head_parameters) if data else None
+    time, unknown = estimated(loaded) if estimate else (None, "")
     value = {
         "space": loaded.name,
         "base_digest": base.weight_digest,
@@ -58,8 +80,11 @@ def command(
         "warnings": rows.warnings if rows else [],
         "description": description,
         "warm_start": warm,
+        "estimate": time,
+        "no_estimate": unknown,
     }
-    emit(as_json, value, lambda: _show(loaded, base, description, rows, warm))
+    told = describe_estimate(time) if time else {"estimate": f"none: {unknown}"} if unknown else {}
+    emit(as_json, value, lambda: _show(loaded, base, description, rows, warm, told))
     sys.stdout.flush()
     for warning in rows.warnings if rows else ():
         print(f"warning: {warning}", file=sys.stderr)
@@ -104,11 +129,19 @@ def _check_rows(space: Space, base: BaseModel, modules: Sequence[LinearModule], 
     return _Rows(scored, prepared.report, data_warnings(prepared.report, scored), pack_size)
 
 
-def _show(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None, warm: WarmTrials) -> None:
+def _show(  # each is a part of what is shown
+    space: Space,
+    base: BaseModel,
+    description: SpaceDescription,
+    rows: _Rows | None,
+    warm: WarmTrials,
+    told: Mapping[str, str],
+) -> None:
     summary = _summary(space, base, description, rows)
     if space.warm_start is not None:
         started = f"the first {len(warm.trials)} trials have params of {', '.join(warm.studies)}"
         summary["warm start"] = "; ".join([*([started] if warm.trials else []), *warm.notes])
+    summary |= told
     for key, value in summary.items():
         print(f"{key:<11} {value}")
     print()

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from loraxs_search.cli._completion import studies
 from loraxs_search.cli._output import JsonOption, emit, print_table
 from loraxs_search.errors import UsageError
-from loraxs_search.reports import ComparedGroup, Comparison, compare
-from loraxs_search.reports.text_plot import text_plot
+
+if TYPE_CHECKING:
+    from loraxs_search.reports import ComparedGroup, Comparison
 
 
 def command(  # noqa: PLR0913, PLR0917  # each is an option
     studies: Annotated[
-        list[str], typer.Argument(help="Names of studies of one task, on the same rows and base.", metavar="STUDY")
+        list[str],
+        typer.Argument(
+            help="Names of studies of one task, on the same rows and base.", metavar="STUDY", autocompletion=studies
+        ),
     ],
     by: Annotated[
         str, typer.Option("--by", help="What is compared: method, study, or a parameter.", metavar="PARAM")
@@ -77,6 +82,8 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
     The paper's numbers are of its own bases, rows and budgets. They stand beside, marked, for tasks that it has.
     """
     _check_options(export, out)
+    from loraxs_search.reports import compare
+
     comparison = compare(studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
     emit(as_json, comparison, lambda: _show(comparison))
     for note in comparison.notes:
@@ -112,6 +119,8 @@ def _show(comparison: Comparison) -> None:
     text = frozenset({names[0], "best", "over seeds", "by"})
     columns = [names[i] for i in kept]
     print_table(columns, [[row[i] for i in kept] for row in body], right=frozenset(columns) - text)
+    from loraxs_search.reports.text_plot import text_plot
+
     for line in ("", *text_plot(comparison)):
         print(line)
     _show_importances(comparison)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import Exit
 
+from loraxs_search.cli._completion import spaces
 from loraxs_search.cli._output import (
     AddressOption,
     JsonOption,
@@ -21,7 +22,8 @@ from loraxs_search.cli._output import (
 
 def command(
     space: Annotated[
-        str | None, typer.Argument(help="A space whose base and files every node needs; default: none.")
+        str | None,
+        typer.Argument(help="A space whose base and files every node needs; default: none.", autocompletion=spaces),
     ] = None,
     address: AddressOption = None,
     tracking_uri: TrackingOption = None,

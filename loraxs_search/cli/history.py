@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
-import typer
-
+from loraxs_search.cli._completion import TaskArgument
 from loraxs_search.cli._output import JsonOption, TrackingOption, describe_decision, emit
 
 
 def command(
-    task: Annotated[str, typer.Argument(help="Name of the task.")],
+    task: TaskArgument,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:

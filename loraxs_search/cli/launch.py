@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from loraxs_search.cli._completion import spaces as complete_spaces
 from loraxs_search.cli._output import (
     AddressOption,
     JsonOption,
@@ -15,21 +17,34 @@ from loraxs_search.cli._output import (
     TrackingOption,
 )
 from loraxs_search.cli._search import show_result, show_results, watched, watched_together
+from loraxs_search.cli.check import check
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import resolve_uri
+from loraxs_search.studies import StudyFolder
 
 
-def command(
-    spaces: Annotated[list[str], typer.Argument(metavar="SPACE", help="Space files, or names of shipped spaces.")],
+def command(  # noqa: PLR0913, PLR0917  # each is an option
+    spaces: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SPACE", help="Space files, or names of shipped spaces.", autocompletion=complete_spaces
+        ),
+    ],
     name: Annotated[str | None, typer.Option("--name", help="New name of the study; default: space and time.")] = None,
     address: AddressOption = None,
     runtime_env: RuntimeEnvOption = None,
     tracking_uri: TrackingOption = None,
     storage: StorageOption = None,
     overrides: SetOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, estimate the time and device hours, and stop there.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Search a space and score the best adapter.
+
+        $ loraxs-search launch mine.yaml --name mine
+        $ loraxs-search launch mine.yaml --dry-run
 
     It checks the space, the base, the data, MLflow and Ray before it writes anything. At the end it prints the
     leaderboard, best first. That is all that stdout has, or JSON with --json. While one space is searched, a terminal
@@ -57,6 +72,9 @@ def command(
     from loraxs_search.search import launch, launch_together
 
     changes = tuple(overrides or ())
+    if dry_run:
+        _dry_run(spaces, changes, name, as_json)
+        return
     if len(spaces) == 1:
         with watched(resolve_uri(tracking_uri)) as (view, stop):
             result = launch(
@@ -88,3 +106,12 @@ def command(
             stop=stop,
         )
     show_results(results, as_json)
+
+
+def _dry_run(spaces: Sequence[str], changes: Sequence[str], name: str | None, as_json: bool) -> None:
+    """Print what `check --estimate` does, once the name is seen to be free."""
+    if len(spaces) > 1:
+        raise UsageError("`--dry-run` must go with one space, but got several.", hint="give them one after the other")
+    if name is not None:
+        StudyFolder.check_new(name)
+    check(spaces[0], changes, data=True, estimate=True, as_json=as_json)

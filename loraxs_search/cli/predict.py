@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loraxs_search.cli._completion import adapters
 from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit
 from loraxs_search.cli._rows import Form, Row, read_rows, write_predictions
 from loraxs_search.errors import LoraxsError, UsageError
@@ -24,7 +25,8 @@ def command(
     name: Annotated[
         str,
         typer.Argument(
-            help="TASK (its champion), TASK@alias, TASK:version, STUDY/TRIAL before promotion, or a folder: ./FOLDER."
+            help="TASK (its champion), TASK@alias, TASK:version, STUDY/TRIAL before promotion, or a folder: ./FOLDER.",
+            autocompletion=adapters,
         ),
     ],
     texts: Annotated[

@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
+from loraxs_search.cli._completion import studies
 from loraxs_search.cli._output import JsonOption, TrackingOption, describe_decision, emit
 
 _WIDTH = 100  # characters of a sample's texts
 
 
 def command(
-    study: Annotated[str | None, typer.Argument(help="Name of the study; default: the newest one.")] = None,
+    study: Annotated[
+        str | None, typer.Argument(help="Name of the study; default: the newest one.", autocompletion=studies)
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Promote the finalist whatever the rule says; recorded.")
     ] = False,

@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from loraxs_search.cli._completion import tasks
 from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias or TASK:version.")],
+    name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias or TASK:version.", autocompletion=tasks)],
     base: BaseOption = None,
     form: Annotated[
         Literal["native", "lora", "merged", "gguf"],

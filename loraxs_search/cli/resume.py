@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
+from loraxs_search.cli._completion import StudyArgument
 from loraxs_search.cli._output import AddressOption, JsonOption, RuntimeEnvOption, StorageOption
 from loraxs_search.cli._search import show_result, watched
 from loraxs_search.mlflow_uri import resolve_uri
@@ -13,7 +10,7 @@ from loraxs_search.studies import StudyFolder
 
 
 def command(
-    study: Annotated[str, typer.Argument(help="Name of the study.")],
+    study: StudyArgument,
     address: AddressOption = None,
     runtime_env: RuntimeEnvOption = None,
     storage: StorageOption = None,

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
+from loraxs_search.cli._completion import tasks
 from loraxs_search.cli._output import JsonOption, TrackingOption, emit
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="TASK:version.")],
+    name: Annotated[str, typer.Argument(help="TASK:version.", autocompletion=tasks)],
     force: Annotated[bool, typer.Option("--force", help="Even a champion; its task then has none.")] = False,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
+from loraxs_search.cli._completion import TaskArgument
 from loraxs_search.cli._output import JsonOption, TrackingOption, emit
 
 
 def command(
-    task: Annotated[str, typer.Argument(help="Name of the task.")],
+    task: TaskArgument,
     to: Annotated[int | None, typer.Option("--to", help="Version; default: the champion before this one.")] = None,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from loraxs_search.cli._completion import TaskArgument
 from loraxs_search.cli._output import JsonOption, TrackingOption, emit, print_table
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    task: Annotated[str, typer.Argument(help="Name of the task.")],
+    task: TaskArgument,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:

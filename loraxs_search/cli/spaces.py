@@ -1,4 +1,4 @@
-"""loraxs-search spaces ls|show|copy"""
+"""loraxs-search spaces ls|show|copy|schema"""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
+from loraxs_search.cli._completion import ShippedSpaceArgument
 from loraxs_search.cli._output import JsonOption, emit, print_table
 from loraxs_search.errors import UsageError
 from loraxs_search.home import write_atomic
 
 app = typer.Typer(help="The search spaces that come with the package.", no_args_is_help=True, rich_markup_mode=None)
-NameArgument = Annotated[str, typer.Argument(help="Name of a shipped space.")]
 
 
 @app.command("ls")
 def ls(as_json: JsonOption = False) -> None:
     """List the shipped spaces."""
-    from loraxs_search.search_space import shipped_space_path, shipped_spaces
+    from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
 
     columns = ("space", "about")
     rows = [(name, _about(shipped_space_path(name))) for name in shipped_spaces()]
@@ -26,29 +26,44 @@ def ls(as_json: JsonOption = False) -> None:
 
 
 @app.command("show")
-def show(name: NameArgument) -> None:
+def show(name: ShippedSpaceArgument) -> None:
     """Print a shipped space."""
-    from loraxs_search.search_space import shipped_space_path
+    from loraxs_search.shipped_spaces import shipped_space_path
 
     print(shipped_space_path(name).read_text(), end="")
 
 
 @app.command("copy")
 def copy(
-    name: NameArgument,
+    name: ShippedSpaceArgument,
     target: Annotated[Path | None, typer.Argument(help="File to write; default NAME.yaml here.")] = None,
 ) -> None:
     """Copy a shipped space to a file of yours.
 
     It keeps the comments and makes the paths of data files absolute, so the copy works anywhere.
     """
-    from loraxs_search.search_space import portable_text, shipped_space_path
+    from loraxs_search.search_space import portable_text
+    from loraxs_search.shipped_spaces import shipped_space_path
 
     path = target or Path(f"{shipped_space_path(name).stem}.yaml")
     if path.exists():
         raise UsageError(f"`target` must not exist, but {path} does.", hint="give another file name")
     write_atomic(path, portable_text(shipped_space_path(name)))
     print(path)
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of a space file, with which editors complete and check it.
+
+    It knows the methods, kinds and schedulers that are installed here. The line at the head of a shipped space leads to
+    the file of it that comes with the package; `spaces copy` makes that path absolute.
+
+        $ loraxs-search spaces schema > space.schema.json
+    """
+    from loraxs_search.search_space import schema_text
+
+    print(schema_text(), end="")
 
 
 def _about(path: Path) -> str:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Annotated, Any
 
 import typer
 
+from loraxs_search.cli._completion import studies
 from loraxs_search.cli._output import JsonOption, emit, print_leaderboard, print_table, print_warnings
-from loraxs_search.errors import StudyError
 from loraxs_search.reports import front, leaderboard, progress, score_warnings, shown_yardsticks, study_state
-from loraxs_search.studies import StudyFolder, list_studies
+from loraxs_search.reports.studies import study_summaries
+from loraxs_search.studies import StudyFolder
 
 
 def command(
-    study: Annotated[str | None, typer.Argument(help="Name of the study; default: list all studies.")] = None,
+    study: Annotated[
+        str | None, typer.Argument(help="Name of the study; default: list all studies.", autocompletion=studies)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List all studies, or the trials of one.
@@ -75,25 +77,16 @@ def _one(folder: StudyFolder, as_json: bool) -> None:
 
 
 def _all(as_json: bool) -> None:
-    summaries = [_summary(name) for name in list_studies()]
+    summaries = list(study_summaries())
     columns = ("study", "task", "state", "trials", "created")
-    value = [dict(zip(columns, row, strict=True)) for row in summaries]
+    value = [dict(zip(columns, summary.cells, strict=True)) for summary in summaries]
 
     def show() -> None:
-        print_table(columns, summaries)
+        print_table(columns, [summary.cells for summary in summaries])
         if not summaries:
             print("\nno studies yet: start one with `loraxs-search launch movie_reviews`", file=sys.stderr)
 
+    for summary in summaries:
+        if summary.problem:  # the others are shown all the same
+            print(f"warning: {summary.problem}", file=sys.stderr)
     emit(as_json, value, show)
-
-
-def _summary(name: str) -> tuple[str, str, str, str, str]:
-    try:
-        folder = StudyFolder.open(name)
-        counts = progress(folder.journal().records.values(), folder.info.search)
-        state = study_state(folder)
-    except StudyError as error:  # the others are shown all the same
-        print(f"warning: {error.message}", file=sys.stderr)
-        return name, "-", "damaged", "-", "-"
-    created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.info.created_at))
-    return name, folder.info.task.name, state, f"{counts.ended}/{counts.num_trials}", created

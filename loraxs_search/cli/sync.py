@@ -7,11 +7,14 @@ from typing import Annotated
 import typer
 from typer.exceptions import Exit
 
+from loraxs_search.cli._completion import studies
 from loraxs_search.cli._output import JsonOption, emit, print_table
 
 
 def command(
-    study: Annotated[str | None, typer.Argument(help="Name of the study; default: all studies.")] = None,
+    study: Annotated[
+        str | None, typer.Argument(help="Name of the study; default: all studies.", autocompletion=studies)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write to MLflow what studies could not while it was unreachable.

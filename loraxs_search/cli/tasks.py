@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loraxs_search.cli._completion import well_known_tasks, well_known_tasks_and_spaces
 from loraxs_search.cli._output import JsonOption, emit, print_table
 from loraxs_search.errors import UsageError
 
@@ -43,7 +44,10 @@ def ls(as_json: JsonOption = False) -> None:
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="Name of a well-known task.")], as_json: JsonOption = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="Name of a well-known task.", autocompletion=well_known_tasks)],
+    as_json: JsonOption = False,
+) -> None:
     """Print a well-known task as a space file would have it, with all that is known of it."""
     import yaml
 
@@ -71,7 +75,12 @@ def show(name: Annotated[str, typer.Argument(help="Name of a well-known task.")]
 @app.command("preview")
 def preview(
     source: Annotated[
-        str, typer.Argument(help="A well-known task, a space file, or a shipped space.", metavar="NAME|SPACE")
+        str,
+        typer.Argument(
+            help="A well-known task, a space file, or a shipped space.",
+            metavar="NAME|SPACE",
+            autocompletion=well_known_tasks_and_spaces,
+        ),
     ],
     base: Annotated[
         str | None,
@@ -116,7 +125,8 @@ def _task_and_base(source: str, base: str | None) -> tuple[Task, BaseModelRef]:
 def _base(name: str) -> BaseModelRef:
     """Return the base of a space, or the one that `name` is the id of."""
     from loraxs_search.records import BaseModelRef
-    from loraxs_search.search_space import load_space, shipped_spaces
+    from loraxs_search.search_space import load_space
+    from loraxs_search.shipped_spaces import shipped_spaces
 
     if name in shipped_spaces() or name.endswith((".yaml", ".yml")):
         return load_space(name).base_model

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from loraxs_search.factors._compute import Factors
-from loraxs_search.home import disk_faults, write_atomic
+from loraxs_search.home import disk_faults, mark_used, write_atomic
 
 ALGORITHM_VERSION: Final = 1  # raise when any change moves the numbers: old files then have other keys
 _NAMES: Final = ("left", "singular_values", "right")
@@ -75,6 +75,7 @@ def read_factors(path: Path) -> Factors:
     factors = Factors(**tensors, driver=about.get("driver", ""), basis=about.get("basis", ""))
     if about.get("checksum") != checksum(factors):
         raise DamagedFileError("the checksum is not that of the content")
+    mark_used(path)
     return factors
 
 

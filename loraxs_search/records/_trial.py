@@ -129,6 +129,7 @@ class TrialReport:
         peer_bytes: What each of these stores.
         retrained_steps: Steps that were trained again since the trial's state, too large to travel, was lost with its
             node.
+        host: The node and device that trained it, for people; empty where that was not recorded.
     """
 
     trial_id: str
@@ -141,6 +142,7 @@ class TrialReport:
     peers: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     peer_bytes: Mapping[str, int] = field(default_factory=dict)
     retrained_steps: int = 0
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ class TrialRecord:
     Args:
         reason: Why it ended, for people.
         warm_start: Where its params come from, where the sampler did not propose them.
+        reported_at: When each report was recorded, seconds since 1970.
     """
 
     trial_id: str
@@ -160,3 +163,4 @@ class TrialRecord:
     started_at: float = 0.0
     ended_at: float | None = None
     warm_start: WarmStart | None = None
+    reported_at: tuple[float, ...] = ()

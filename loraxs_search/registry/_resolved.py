@@ -65,6 +65,10 @@ class ResolvedNames:
         except TypeError:
             return None
 
+    def names(self) -> list[str]:
+        """Return the names that have been resolved in this store."""
+        return [name.removeprefix(self._prefix) for name in self._read() if name.startswith(self._prefix)]
+
     def put(self, name: str, meaning: Resolved) -> None:
         """Remember what the name means."""
         known, entry = self._read(), asdict(meaning)

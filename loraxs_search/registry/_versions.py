@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,17 @@ def registered_model(client: MlflowClient, task: str) -> Any | None:
 def versions(client: MlflowClient, task: str) -> list[Any]:
     """Return the task's versions, newest first; the last hundred when there are more."""
     return list(client.search_model_versions(f"name = '{task}'", max_results=100, order_by=["version_number DESC"]))
+
+
+def all_versions(client: MlflowClient, task: str) -> Iterator[Any]:
+    """Yield all of the task's versions, page by page."""
+    token: str | None = None
+    while True:
+        page = client.search_model_versions(f"name = '{task}'", max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def numbers(client: MlflowClient, task: str) -> list[int]:

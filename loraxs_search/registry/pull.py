@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError
-from loraxs_search.home import alone, disk_faults, ensure_dir, home
+from loraxs_search.home import alone, disk_faults, ensure_dir, home, mark_used
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry._artifacts import Listed, fetch_file, list_files
@@ -109,7 +109,9 @@ def _good_manifest(folder: Path, digest: str) -> Manifest | None:
     if not folder.is_dir():
         return None
     try:
-        return _verify(folder, digest)
+        manifest = _verify(folder, digest)
+        mark_used(folder)
+        return manifest
     except IntegrityError as error:
         _logger.warning("the cached adapter was changed: %s", error)
         return None

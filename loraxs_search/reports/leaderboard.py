@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from loraxs_search.records import Candidate, KeepRule, Scalar, Task, TrialRecord, TrialState, WarmStart
-from loraxs_search.registry import trial_of
 from loraxs_search.reports.front import front
 
 _ORDER = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL]
@@ -70,6 +69,8 @@ def leaderboard(
     """
     records = tuple(records)
     scored = {c.trial_id: c for c in candidates}
+    from loraxs_search.registry import trial_of  # late: it costs as much as all of `status`
+
     tested = {trial_of(c.trial_id): c for c in scored.values() if c.test_metrics}
     rule = KeepRule(task.search_metric, task.search_direction, keep)
     rows = [_row(r, task, rule, scored.get(r.trial_id), tested.get(r.trial_id)) for r in records]

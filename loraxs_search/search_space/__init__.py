@@ -33,6 +33,7 @@ from loraxs_search.search_space._distributions import (
     plain_name,
 )
 from loraxs_search.search_space._faults import fail_with
+from loraxs_search.search_space._json_schema import schema_text, space_schema
 from loraxs_search.search_space._load import load_space, parse_space, single_method
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._notes import notes
@@ -40,7 +41,6 @@ from loraxs_search.search_space._overrides import Overrides
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._placing import Placed, place_params
 from loraxs_search.search_space._portable import portable_text
-from loraxs_search.search_space._shipped import shipped_space_path, shipped_spaces
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import section_of
 from loraxs_search.search_space._warm_start import EarlierStudies
@@ -69,9 +69,9 @@ __all__ = [
     "plain_name",
     "portable_text",
     "resolve_modules",
+    "schema_text",
     "section_of",
-    "shipped_space_path",
-    "shipped_spaces",
     "single_method",
+    "space_schema",
     "trial_shapes",
 ]

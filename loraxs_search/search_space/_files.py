@@ -7,7 +7,7 @@ from pathlib import Path
 from loraxs_search.errors import SpaceError, UsageError
 from loraxs_search.paths import user_path
 from loraxs_search.search_space._faults import one_of, shown
-from loraxs_search.search_space._shipped import shipped_space_path, shipped_spaces
+from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
 
 _MAX_BYTES = 1_000_000
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import yaml
 
+_SCHEMA = re.compile(r"(?m)^(# yaml-language-server: \$schema=)(?!/|\w+:)(\S+)$")
 _PLAIN = re.compile(r"[\w./+-]+")
 
 
 def portable_text(path: Path) -> str:
     """Return a space file's text with its relative paths made absolute, comments and layout kept.
 
-    Data files, and a base model given as a folder, are then found from any folder the text is put into.
+    Data files, a base model given as a folder, and the schema for editors are then found from any folder the text is
+    put into.
     """
     text = path.read_text(encoding="utf-8")
     nodes = sorted(_relative_paths(yaml.compose(text)), key=lambda node: int(node.start_mark.index), reverse=True)
@@ -23,7 +25,7 @@ def portable_text(path: Path) -> str:
         absolute = str((path.parent / node.value).resolve())
         written = absolute if _PLAIN.fullmatch(absolute) else json.dumps(absolute, ensure_ascii=False)
         text = text[: node.start_mark.index] + written + text[node.end_mark.index :]
-    return text
+    return _SCHEMA.sub(lambda line: f"{line[1]}{(path.parent / line[2]).resolve()}", text)
 
 
 def _relative_paths(root: yaml.Node | None) -> Iterator[yaml.ScalarNode]:

@@ -7,7 +7,15 @@ import re
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StringConstraints, create_model
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    WithJsonSchema,
+    create_model,
+)
 
 from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan
 from loraxs_search.schedulers import SCHEDULERS
@@ -51,10 +59,27 @@ def _tuple(value: object) -> object:
 
 
 Methods = Annotated[tuple[Text, ...], AfterValidator(distinct), BeforeValidator(_tuple)]
-PackSize = Annotated[int | Literal["auto"], PlainValidator(_pack_size)]
-Latency = Annotated[float, PlainValidator(_latency)]
+# What an editor checks of a value that a function of ours checks here.
+PackSize = Annotated[
+    int | Literal["auto"],
+    PlainValidator(_pack_size),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
+]
+Latency = Annotated[float, PlainValidator(_latency), WithJsonSchema({"type": "number", "exclusiveMinimum": 1})]
 Number = Annotated[float, BeforeValidator(_number)]
-Duration = Annotated[float, Field(gt=0), BeforeValidator(_seconds)]
+Duration = Annotated[
+    float,
+    Field(gt=0),
+    BeforeValidator(_seconds),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": r"^\d+(\.\d+)?\s*[smhd]$"},
+            ]
+        }
+    ),
+]
 
 
 class SearchSection(Section):
@@ -177,5 +202,5 @@ class TaskSection(Section):
 def task_section(kind: type[TaskKind]) -> type[TaskSection]:
     """Return the section with the keys of a kind beside those that all tasks have."""
     bases: Any = (kind.section, TaskSection)
-    section: type[TaskSection] = create_model("TaskSection", __base__=bases)
+    section: type[TaskSection] = create_model(f"{kind.__name__}TaskSection", __base__=bases)
     return section

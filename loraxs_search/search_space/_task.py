@@ -75,7 +75,7 @@ def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
     try:
         task = catalogue_task(name)
     except LoraxsError as error:
-        document.faults.add(path, error.message.removeprefix("`task` "))
+        document.faults.add(path, error.message.rpartition("`task` ")[2])
         return None
     return section_of(task)
 

@@ -16,8 +16,9 @@ What of it is not rebuilt from the rest can be mirrored in a storage (a shared f
 
 from __future__ import annotations
 
-from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies
+from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies, studied_tasks, studies_root, trials_of
 from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.lease import check_idle
 from loraxs_search.studies.mirror import mirrored
 from loraxs_search.studies.next_step import next_step, next_step_of_task
 from loraxs_search.studies.remote_resume import check_new_in, fetch
@@ -29,6 +30,7 @@ __all__ = [
     "Storage",
     "StudyFolder",
     "StudyInfo",
+    "check_idle",
     "check_new_in",
     "fetch",
     "list_studies",
@@ -36,4 +38,7 @@ __all__ = [
     "next_step",
     "next_step_of_task",
     "read_reports",
+    "studied_tasks",
+    "studies_root",
+    "trials_of",
 ]

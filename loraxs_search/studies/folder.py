@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -26,12 +27,13 @@ from loraxs_search.records import (
     StartFrom,
     Task,
     TrialReport,
+    TrialState,
     WarmTrials,
     Yardstick,
     to_json,
 )
 from loraxs_search.studies.confirmations import Confirmations
-from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.journal import Journal, trial_states
 from loraxs_search.studies.reading import read_record, read_text
 from loraxs_search.studies.snapshots import kept_path, kept_paths, read_reports, snapshot_path
 
@@ -78,6 +80,20 @@ def list_studies() -> list[str]:
         return []
     folders = [path for path in root.iterdir() if path.name[0] != "." and (path / "study.json").is_file()]
     return [p.name for p in sorted(folders, key=lambda p: (p / "study.json").stat().st_mtime, reverse=True)]
+
+
+def studied_tasks() -> list[str]:
+    """Return the names of the tasks that studies here are of, sorted; a damaged study has none."""
+    tasks = set()
+    for name in list_studies():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            tasks.add(str(json.loads((studies_root() / name / "study.json").read_bytes())["task"]["name"]))
+    return sorted(tasks)
+
+
+def trials_of(name: str) -> dict[str, TrialState]:
+    """Return the trials of a study and how they stand, read quickly; none where there is no such study."""
+    return trial_states(studies_root() / name / "journal.jsonl") if StudyFolder.exists(name) else {}
 
 
 class StudyFolder:

@@ -181,6 +181,18 @@ class Lease:
         )
 
 
+def check_idle(storage: str | None, study: str) -> None:
+    """Refuse a study that a driver on another machine is at work on; one that no storage shares is none of theirs.
+
+    Raises:
+        StudyError: one is.
+        StorageError: the storage cannot be asked.
+    """
+    if storage is not None:
+        with Lease(Storage(storage), study).held():
+            pass
+
+
 def _holder(content: bytes | None) -> LeaseInfo | None:
     """Return the holder that an object names; None for one that is being written, or is of another kind."""
     try:

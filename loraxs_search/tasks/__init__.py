@@ -1,7 +1,7 @@
 """What is learnt: the catalogue, the rows, their tokens and batches, and how an answer is scored.
 
-The catalogue, the metric table and the batch plans need neither torch nor `datasets`; the other names load them on
-first use.
+The catalogue loads nothing; the metric table and the batch plans need neither torch nor `datasets`; the other names
+load them on first use.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.tasks.catalogue import CatalogueEntry, catalogue_entry, catalogue_names, catalogue_task
 from loraxs_search.tasks.data_warnings import data_warnings, overlap_counts
-from loraxs_search.tasks.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
     from loraxs_search.tasks._located import locate_for
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from loraxs_search.tasks.batches import TrainingBatches, batch_at, epoch_batches, eval_batches
     from loraxs_search.tasks.encoded import EncodedRows
     from loraxs_search.tasks.kinds import TaskKind, checked, kind_of
+    from loraxs_search.tasks.metrics import METRICS, Metric
     from loraxs_search.tasks.prepared import PreparedTask, TaskData, encode, load_data, prepare
 
 __all__ = [
@@ -54,8 +54,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "METRICS": "metrics",
     "Batch": "batch",
     "EncodedRows": "encoded",
+    "Metric": "metrics",
     "PreparedTask": "prepared",
     "RowSource": "batch",
     "TaskData": "prepared",

@@ -9,15 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from loraxs_search.home import write_atomic
+from loraxs_search.home import mark_used, write_atomic
 
 
 def load_table(path: Path) -> pa.Table | None:
     """Map a table into memory; None when there is none, or it is damaged."""
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (FileNotFoundError, pa.ArrowInvalid, OSError):  # Arrow says either of a file that is cut short
         return None
+    mark_used(path)
+    return table
 
 
 def numbers_of(column: pa.Array) -> npt.NDArray[Any]:

@@ -18,6 +18,7 @@ from loraxs_search.tracking.events import (
     AdapterLogged,
     Event,
     FrontFound,
+    ReportWritten,
     SearchFinished,
     SearchStarted,
     StudyFacts,
@@ -61,6 +62,7 @@ class Recorder:
             AdapterLogged: self._adapter_logged,
             YardsticksMeasured: self._yardsticks_measured,
             FrontFound: self._front_found,
+            ReportWritten: self._report_written,
             SearchFinished: self._search_finished,
         }
 
@@ -153,6 +155,11 @@ class Recorder:
             self._runs.add(self._runs.run(trial.trial_id, event.at), tags={ON_FRONT: "true"}, at=event.at)
         lines = [f"{trial.trial_id},{trial.score},{trial.stored_bytes}" for trial in event.trials]
         self._runs.client.log_text(run_id, "\n".join(("trial,score,stored_bytes", *lines, "")), "front.csv")
+
+    def _report_written(self, event: ReportWritten) -> None:
+        if not Path(event.path).is_file():
+            raise RefusedError(f"the report {event.path} is gone")
+        self._runs.client.log_artifact(self._runs.run(SEARCH, event.at), event.path)
 
     def _search_finished(self, event: SearchFinished) -> None:
         run_id = self._runs.run(SEARCH, event.at)

@@ -116,3 +116,12 @@ def recorded_id(folder: Path) -> str:
     """Return the id that the runs of a study folder carry; empty where there are none yet."""
     path = folder / _ID
     return path.read_text().strip() if path.exists() else ""
+
+
+def has_waiting(folder: Path) -> bool:
+    """Return whether events of a study folder have yet to reach MLflow; needs no lock, and writes nothing."""
+    try:
+        offset = int((folder / "tracking.offset").read_text())
+    except (FileNotFoundError, ValueError):
+        offset = 0
+    return next(lines_from(folder / "tracking.jsonl", offset), None) is not None

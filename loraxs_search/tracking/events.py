@@ -133,6 +133,15 @@ class FrontFound:
 
 
 @dataclass(frozen=True)
+class ReportWritten:
+    """The report of a search lies in a file, to be kept as an artifact of its run."""
+
+    at: float
+    path: str
+    event: Literal["report_written"] = "report_written"
+
+
+@dataclass(frozen=True)
 class SearchFinished:
     """A search ends; numbers of `summary` become metrics, the rest tags."""
 
@@ -150,9 +159,10 @@ Event = (
     | AdapterLogged
     | YardsticksMeasured
     | FrontFound
+    | ReportWritten
     | SearchFinished
 )
-FINAL = (TrialFinished, AdapterLogged, YardsticksMeasured, FrontFound, SearchFinished)
+FINAL = (TrialFinished, AdapterLogged, YardsticksMeasured, FrontFound, ReportWritten, SearchFinished)
 
 
 def to_line(event: Event) -> bytes:

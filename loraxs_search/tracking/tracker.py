@@ -31,6 +31,7 @@ from loraxs_search.tracking.events import (
     AdapterLogged,
     Event,
     FrontFound,
+    ReportWritten,
     SearchFinished,
     SearchStarted,
     SearchState,
@@ -83,6 +84,7 @@ class Tracker:
         self._search_state: SearchState | None = None
         self._yardsticks: tuple[Yardstick, ...] = ()
         self._front: tuple[FrontTrial, ...] = ()
+        self._has_report = False
         self._facts: StudyFacts | None = None
         for event in self._spool.history():
             self._note(event)
@@ -166,6 +168,10 @@ class Tracker:
         if trials and tuple(trials) != self._front:
             self._append(FrontFound(time.time(), tuple(trials)))
 
+    def report_written(self, path: Path) -> None:
+        """The report of the search lies in a file, which must stay until it has been carried over."""
+        self._append(ReportWritten(time.time(), str(path.resolve())))
+
     def search_finished(
         self, state: SearchState, summary: Mapping[str, Scalar] | None = None, *, at: float | None = None
     ) -> None:
@@ -187,6 +193,11 @@ class Tracker:
     def search_state(self) -> SearchState | None:
         """How the search was said to have ended; None while it was not."""
         return self._search_state
+
+    @property
+    def has_report(self) -> bool:
+        """Whether a report was written since the search last started."""
+        return self._has_report
 
     def run_id(self, trial_id: str) -> str | None:
         """Return the run of a trial once it has been created; flush first to be sure."""
@@ -267,7 +278,10 @@ class Tracker:
             case FrontFound():
                 self._front = event.trials
             case SearchStarted():
-                self._search_state, self._facts = None, event.facts or self._facts
+                self._search_state, self._has_report = None, False
+                self._facts = event.facts or self._facts
+            case ReportWritten():
+                self._has_report = True
             case SearchFinished():
                 self._search_state = event.state
 

@@ -37,6 +37,8 @@ def cli(*args: str) -> str:
         cli("status"),
         cli("compare", "--help"),
         cli("compare", "nothing"),
+        cli("report", "--help"),
+        cli("report", "nothing"),
         cli("spaces", "ls"),
         cli("tasks", "ls"),
         cli("lauch"),

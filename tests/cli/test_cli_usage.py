@@ -11,7 +11,8 @@ import loraxs_search
 from loraxs_search.base_model import locate
 from loraxs_search.cli._main import app
 from loraxs_search.records import AdapterSize, BaseModelRef, Identity, TrialReport, TrialState
-from loraxs_search.search_space import load_space, shipped_spaces
+from loraxs_search.search_space import load_space
+from loraxs_search.shipped_spaces import shipped_spaces
 
 REGISTRY = ("promote", "ls", "show", "history", "rollback", "rm", "pull", "predict")
 VERBS = ("check", "launch", "status", "compare", "resume", *REGISTRY, "ui")
@@ -20,7 +21,7 @@ VERBS = ("check", "launch", "status", "compare", "resume", *REGISTRY, "ui")
 def test_help_lists_every_verb_whole(say):
     said = say("--help")
     assert (said.code, said.err) == (0, "")
-    for verb in (*VERBS, "spaces", "tasks"):
+    for verb in (*VERBS, "gc", "spaces", "studies", "tasks"):
         assert f"  {verb} " in said.out
     assert "..." not in said.out.partition("Commands:")[2], "each verb's first line fits"
     assert "130 interrupted" in said.out
@@ -34,7 +35,7 @@ def test_every_verb_has_help(say, verb):
 
 
 def test_tables_can_be_had_as_json():
-    tables = {"check", "doctor", "launch", "status", "compare", "resume", "sync", *REGISTRY}
+    tables = {"check", "doctor", "launch", "status", "compare", "resume", "sync", "gc", *REGISTRY}
     commands = {info.name: info.callback for info in app.registered_commands}
     assert {name for name, callback in commands.items() if "as_json" in callback.__annotations__} == tables
 
@@ -89,7 +90,7 @@ def test_a_fault_of_ours_is_one_sentence(say, monkeypatch):
     def broken(*args):
         raise ZeroDivisionError("by nought")
 
-    monkeypatch.setattr("loraxs_search.cli.status.list_studies", broken)
+    monkeypatch.setattr("loraxs_search.cli.status.study_summaries", broken)
     assert say("status").is_error(1, "error: ZeroDivisionError: by nought", "--traceback")
 
 
@@ -97,9 +98,38 @@ def test_ctrl_c_is_130_without_a_traceback(say, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("loraxs_search.cli.status.list_studies", interrupted)
+    monkeypatch.setattr("loraxs_search.cli.status.study_summaries", interrupted)
     said = say("status")
     assert (said.code, said.err) == (130, "error: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        (["status", "x", "--json"], 1, "`study` must be one of: none, but got 'x'."),
+        (["launch", "--json"], 2, "Missing argument"),
+        (["check", "nope.yaml", "--json"], 2, "there is no nope.yaml"),
+    ],
+)
+def test_an_error_is_a_document_where_one_is_expected(say, line, code, message):
+    said = say(*line)
+    document = json.loads(said.out)
+    assert (said.code, set(document), set(document["error"])) == (code, {"error"}, {"message", "hint", "exit_code"})
+    assert document["error"]["exit_code"] == code
+    assert message in document["error"]["message"]
+    assert f"error: {document['error']['message']}\n\nhint: {document['error']['hint']}" in said.err
+
+
+def test_after_two_dashes_json_is_a_text(say):
+    assert say("status", "--", "--json").is_error(1, "but got '--json'")
+
+
+def test_a_name_that_is_nearly_right_is_asked_about_first(say):
+    study("reviews"), study("review-2"), study("others")
+    assert say("status", "othrs").is_error(1, "error: Did you mean others? `study` must be one of: others, ")
+    assert "Did you mean" not in say("status", "reviewz").err, "two are as near"
+    assert say("lauch").is_error(2, "Did you mean launch? `command` must be one of: launch, ")
+    assert "Did you mean" not in say("xyz").err
 
 
 def test_no_studies_yet_is_said(say):

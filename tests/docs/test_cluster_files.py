@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 from loraxs_search.cli._main import app
 from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
-from loraxs_search.search_space import shipped_spaces
+from loraxs_search.shipped_spaces import shipped_spaces
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -42,7 +42,7 @@ def shape(line: str) -> str:
 def test_the_readme_has_commands():
     assert {command.args[0] for command in OURS} == {
         *("launch", "promote", "pull", "predict", "spaces", "check", "status", "resume", "ui", "history", "ls", "show"),
-        *("doctor", "sync", "compare", "init"),
+        *("doctor", "sync", "compare", "init", "report"),
     }
     assert [command.args[0] for command in ELSEWHERE] == ["ui", "doctor", "launch"]
     assert all(line.startswith("$ ") for block in README.blocks("console") for line in block.splitlines()[:1])

@@ -19,7 +19,7 @@ from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, l
 from loraxs_search.errors import LoraxsError
 from loraxs_search.methods import METHODS
 from loraxs_search.records import BaseModel
-from loraxs_search.search_space import Space, describe, load_space, parse_space, shipped_space_path, shipped_spaces
+from loraxs_search.search_space import Space, describe, load_space, parse_space
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._sections import (
     BaseModelSection,
@@ -28,6 +28,7 @@ from loraxs_search.search_space._sections import (
     TaskSection,
     search_section,
 )
+from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
 from loraxs_search.tasks import catalogue_names, kind_of
 from loraxs_search.tasks.kinds import KINDS
 from loraxs_search.tasks.kinds._answers import ExtractSection

@@ -23,6 +23,7 @@ from loraxs_search.registry import trial_of
 from loraxs_search.reports import front
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
+from loraxs_search.search.driver.kept_report import keep_report
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
@@ -96,6 +97,7 @@ class Driver:
             try:
                 result = self._search(folder, actors, tracker)
                 tracker.front_found(result.front)
+                keep_report(folder, tracker)
                 tracker.search_finished("FINISHED", _summary(result))
                 return result
             except BaseException as error:
@@ -283,6 +285,7 @@ def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
     _log_adapters(folder, tracker, result.trials, result.candidates)
     tracker.yardsticks_measured(folder.yardsticks() or ())
     tracker.front_found(result.front)
+    keep_report(folder, tracker)
     if tracker.search_state != "FINISHED":  # killed between the last candidate and this
         tracker.search_finished("FINISHED", _summary(result), at=journal.last_at)
     return result

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search import versions
 from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.home import in_use
 from loraxs_search.search.cluster.connection import connected
 from loraxs_search.search.driver.driver import Driver, close_finished
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
@@ -210,7 +211,7 @@ def _ready(spaces: Sequence[Space], tracking_uri: str, cluster: Cluster) -> Iter
     Raises:
         ClusterError, TrackingError: one of them does not answer, or a node cannot run trials.
     """
-    with ThreadPoolExecutor(1, "store") as beside:
+    with in_use(), ThreadPoolExecutor(1, "store") as beside:
         store = beside.submit(ensure_store, tracking_uri)
         with connected(cluster.address, runtime_env=cluster.runtime_env):
             from loraxs_search.search.cluster.doctor import check_nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ import ray
 
 from loraxs_search import assets
 from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
+from loraxs_search.home import in_use
 from loraxs_search.methods import get_method
 from loraxs_search.packing import Host
 from loraxs_search.records import HostInfo, Identity, Task, TrialSpec, to_json
@@ -40,6 +42,7 @@ class HostActor:
         self._first: Task | None = None  # that it was built for
         self._loaded: dict[str, Identity] = {}  # by task: base and rows when the rows were last read
         self._loading = threading.RLock()
+        self._home_in_use = contextlib.ExitStack()  # until the process ends
 
     def info(self, task: Task) -> HostInfo:
         """Describe base and data as their files are now, whatever an earlier search has loaded here."""
@@ -101,6 +104,7 @@ class HostActor:
             self._loaded.clear()
         if self._host is None:
             check_versions(self._address, self._config.versions)
+            self._home_in_use.enter_context(in_use())
             self._host = self._config.make(self._config, task, self._threads)
             info = self._host.info(task)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -73,7 +74,7 @@ class TrialTrainable(tune.Trainable):
         except HomeError as error:
             return self._fatal(step, error)
         self._snapshot, self._reports = snapshot, (*self._reports, report)
-        return self._result(report)
+        return self._result(replace(report, host=self._place()))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _begin(self, config: dict[str, Any]) -> None:
@@ -93,6 +94,11 @@ class TrialTrainable(tune.Trainable):
         gpus = ray.get_gpu_ids()
         gpu = str(gpus[0]) if gpus else None
         return ray.get(self._directory.host_for.remote(context.get_node_id(), gpu, lost))
+
+    def _place(self) -> str:
+        """Return the node and the device whose host trains this trial."""
+        gpus = ray.get_gpu_ids()
+        return " ".join([ray.util.get_node_ip_address(), *(f"GPU {gpus[0]}" for _ in gpus[:1])])
 
     def _advance(self, until: int) -> tuple[TrialReport, bytes]:
         while True:

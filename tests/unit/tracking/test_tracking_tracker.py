@@ -193,6 +193,30 @@ def test_the_front_is_in_its_trials_runs_and_in_a_table_of_the_search(
     assert Path(table).read_text() == "trial,score,stored_bytes\nt1,0.7,900\nt0,0.8,3000\n"
 
 
+def test_the_report_is_an_artifact_of_the_searchs_run_and_a_search_that_goes_on_gets_another(
+    open_tracker, store_uri, look, study_dir, caplog
+):
+    report = study_dir / "report.html"
+    tracker = open_tracker()
+    tracker.search_started("task: {}\n", SearchPlan())
+    assert not tracker.has_report
+    report.write_text("<p>1</p>")
+    tracker.report_written(report)
+    assert tracker.close()
+    again = open_tracker()
+    assert again.has_report
+    again.search_started("task: {}\n", SearchPlan(trials=20))
+    assert not again.has_report
+    report.write_text("<p>2</p>")
+    again.report_written(report)
+    again.report_written(study_dir / "gone.html")
+    assert again.close()
+    (parent,) = look().parents
+    kept = connect(store_uri).download_artifacts(parent.info.run_id, "report.html")
+    assert Path(kept).read_text() == "<p>2</p>"
+    assert "gone.html is gone" in caplog.text, "set aside, and nothing waits for it"
+
+
 def test_a_study_of_one_objective_names_none(open_tracker, look):
     tracker = open_tracker()
     tracker.search_started("task: {}\n", SearchPlan())

@@ -26,6 +26,6 @@ def shipped_space_path(name: str) -> Path:
 
 
 def _folder() -> Path:
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parent
     installed = package / "_spaces"
     return installed if installed.is_dir() else package.parent / "search_spaces"

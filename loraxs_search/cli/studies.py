@@ -1,0 +1,106 @@
+"""loraxs-search studies ls|show|rm"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from loraxs_search.cli._bytes import shown_bytes
+from loraxs_search.cli._completion import StudiesArgument, StudyArgument
+from loraxs_search.cli._output import JsonOption, emit, print_table
+
+app = typer.Typer(help="The studies of this machine: list, look, remove.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("ls")
+def ls(as_json: JsonOption = False) -> None:
+    """List all studies, newest first.
+
+    It is the list of `status`, with the size of each and whether records wait for MLflow. --json has the folders.
+
+        $ loraxs-search studies ls
+    """
+    from loraxs_search.reports.studies import study_summaries
+
+    summaries = list(study_summaries(sizes=True))
+    columns = ("study", "task", "state", "trials", "created", "bytes", "for MLflow")
+
+    def show() -> None:
+        rows = [(*it.cells, shown_bytes(it.num_bytes), "waiting" if it.is_waiting else "-") for it in summaries]
+        print_table(columns, rows, right=frozenset({"bytes"}))
+        for summary in summaries:
+            if summary.problem:
+                print(f"warning: {summary.problem}", file=sys.stderr)
+
+    emit(as_json, [asdict(summary) | {"path": str(summary.path)} for summary in summaries], show)
+
+
+@app.command("show")
+def show(study: StudyArgument, as_json: JsonOption = False) -> None:
+    """Show where a study lies, what it takes, and how to open it with other programs.
+
+    $ loraxs-search studies show reviews
+    """
+    from loraxs_search.reports.studies import study_facts
+
+    facts = study_facts(study)
+
+    def show_facts() -> None:
+        for name, value in facts.items():
+            print(f"{name.replace('_', ' '):<13} {_shown(name, value)}")
+        print(f"\ntrials: loraxs-search status {study}", file=sys.stderr)
+        print(f"in Optuna Dashboard: optuna-dashboard {facts['optuna_storage']}", file=sys.stderr)
+
+    emit(as_json, facts, show_facts)
+
+
+@app.command("rm")
+def rm(
+    studies: StudiesArgument,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="Delete the study's runs in MLflow too; by default MLflow keeps the record.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even where records still wait for MLflow, which are lost then.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove studies from this machine.
+
+    Adapters that were promoted or pulled stay: they stand on nothing in a study. A study that a search is at work on is
+    refused, and so is one whose records have not reached MLflow. `sync` brings them over.
+
+    MLflow keeps the runs. With --runs they are deleted there as in its UI, but for those that registered versions name.
+    A copy in a storage stays.
+
+        $ loraxs-search studies rm reviews --dry-run
+    """
+    from loraxs_search.housekeeping import remove_study
+
+    removed = [remove_study(name, runs=runs, force=force, dry_run=dry_run) for name in dict.fromkeys(studies)]
+
+    def show() -> None:
+        for study in removed:
+            of_mlflow = "" if study.num_runs is None else f" and {study.num_runs} runs in MLflow"
+            verdict = "would be removed" if dry_run else "removed"
+            print(f"{study.study}: {verdict}, {shown_bytes(study.num_bytes)}{of_mlflow}")
+
+    emit(as_json, [asdict(study) | {"path": str(study.path)} for study in removed], show)
+    for study in removed:
+        if study.kept_runs:
+            print(f"note: the runs of {', '.join(study.kept_runs)} stay in MLflow", file=sys.stderr)
+        if study.storage is not None:
+            print(f"note: the copy of {study.study} in {study.storage} stays", file=sys.stderr)
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "bytes":
+        return ", ".join(f"{part} {shown_bytes(size)}" for part, size in value.items())
+    if name == "created":
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
+    return "-" if value is None else str(value)

@@ -1,0 +1,170 @@
+"""The kinds of things in the state folder that may be removed. Another one is a class here, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from loraxs_search.base_model import weight_digest
+from loraxs_search.errors import StudyError
+from loraxs_search.home import REMOVED
+from loraxs_search.housekeeping._base import Kind, StoredItem
+from loraxs_search.housekeeping.needs import Needs
+from loraxs_search.registry import trial_of
+from loraxs_search.registry.names import is_sha256
+from loraxs_search.studies import StudyFolder, studies_root
+
+_GOING_ON_S = 24 * 3600.0
+
+
+class Snapshots(Kind):
+    """States of the trials of finished studies: no trial of these goes on. Candidates keep theirs, for `extend`."""
+
+    name = "snapshots"
+    loss = "trials of finished studies can start no other ones from their state"
+    folders = ("studies/*/snapshots", "studies/*/tune")
+
+    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
+        for study in sorted((home / "studies").glob("[!.]*")):
+            if not (study / "study.json").is_file():
+                continue
+            unfinished = f"study {study.name}, which is not finished" if study.name in needs.unfinished else ""
+            kept = set() if unfinished else {trial_of(c.trial_id) for c in StudyFolder(study).candidates() or ()}
+            for path in sorted((study / "snapshots").glob("[!.]*")):
+                is_candidate = path.name.partition(".")[0] in kept
+                candidate = f"study {study.name}, whose candidate it is" if is_candidate else ""
+                yield StoredItem.of(path, needed_by=unfinished or candidate)
+            if (study / "tune").is_dir():
+                yield StoredItem.of(study / "tune", needed_by=unfinished)
+
+    @contextlib.contextmanager
+    def guarded(self, item: StoredItem) -> Iterator[None]:
+        study = StudyFolder.open(item.paths[0].relative_to(studies_root()).parts[0])
+        with study.lock():
+            if study.candidates() is None:
+                raise StudyError(f"study {study.name} goes on")
+            yield
+
+
+class FactorFiles(Kind):
+    """SVD factors of bases' weights, this machine's own and others'."""
+
+    name = "factors"
+    loss = "the next search or load of their base decomposes its weights again"
+    folders = ("factors",)
+    used_by_searches = True
+    needs_registry = True
+
+    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
+        for path in sorted((home / "factors").rglob("[!.]*.safetensors")):
+            who = needs.factors.get(path.name.partition(".")[0], "") or needs.by_unfinished
+            yield StoredItem.of(path, needed_by=who)
+
+
+class BaseModels(Kind):
+    """Base models that were unpacked or converted from an installed package."""
+
+    name = "base models"
+    loss = "unpacked or converted again from their package, if it is installed"
+    folders = ("base_models",)
+    used_by_searches = True
+    needs_registry = True
+
+    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
+        for path in sorted((home / "base_models").glob("[!.]*")):
+            if path.is_dir() and path.name != "digests":
+                who = needs.by_unfinished or needs.bases.get(weight_digest(path), "")
+                yield StoredItem.of(path, needed_by=who)
+
+
+class DataSets(Kind):
+    """Checked rows and tokens of data files, and what is known of them."""
+
+    name = "rows and tokens"
+    loss = "the next search of their task reads and tokenises its data again"
+    folders = ("datasets",)
+    used_by_searches = True
+
+    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
+        for path in sorted((home / "datasets").rglob("[!.]*")):
+            if path.is_file():
+                yield StoredItem.of(path)
+
+
+class PulledAdapters(Kind):
+    """Adapters that were pulled, and what they were converted to, by digest."""
+
+    name = "pulled adapters"
+    loss = "pulled again by their version's number"
+    folders = ("adapters",)
+
+    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
+        for path in sorted((home / "adapters").glob("[!.]*")):
+            digest = path.name.partition(".")[0]
+            if is_sha256(digest):
+                yield StoredItem.of(path, needed_by=needs.adapters.get(digest, ""))
+
+
+class States(Kind):
+    """Large states of trials, which stayed on their node."""
+
+    name = "large states"
+    loss = "a trial that goes on from one trains from the start again"
+    folders = ("states",)
+    used_by_searches = True
+
+    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
+        for path in sorted((home / "states").glob("[!.]*.safetensors")):
+            yield StoredItem.of(path, needed_by=needs.by_unfinished)
+
+
+class Assets(Kind):
+    """Copies of what the trials of studies start from; each study keeps its own."""
+
+    name = "copies of assets"
+    loss = "the next trial of their study brings them again"
+    folders = ("assets",)
+    used_by_searches = True
+
+    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
+        for path in sorted((home / "assets").rglob("[!.]*.safetensors")):
+            yield StoredItem.of(path)
+
+
+class Leftovers(Kind):
+    """What killed processes have left half made or half removed, anywhere in the folders of the other kinds."""
+
+    name = "leftovers"
+    loss = "nothing"
+    folders = ()
+    used_by_searches = True
+
+    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
+        for folder in ("studies", "factors", "base_models", "datasets", "adapters", "states", "assets"):
+            for path in sorted((home / folder).rglob(".*")):
+                is_inside = any(part.startswith(".") for part in path.relative_to(home).parts[:-1])
+                if not is_inside and (path.suffix == ".tmp" or path.is_dir() or path.name.startswith(REMOVED)):
+                    yield self._item(path)
+
+    def _item(self, path: Path) -> StoredItem:
+        """Return what is half removed as long unused, and what is half made as in use for a day: it may be going on."""
+        item = StoredItem.of(path)
+        if path.name.startswith(REMOVED):
+            return replace(item, used_at=0.0)
+        is_fresh = item.used_at > time.time() - _GOING_ON_S
+        return replace(item, needed_by="a process that may still be making it" if is_fresh else "")
+
+
+KINDS: tuple[Kind, ...] = (
+    Snapshots(),
+    FactorFiles(),
+    BaseModels(),
+    DataSets(),
+    PulledAdapters(),
+    States(),
+    Assets(),
+    Leftovers(),
+)

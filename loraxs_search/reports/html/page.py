@@ -1,0 +1,110 @@
+"""The page: facts, words and figures in one file that fetches nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.home import write_atomic
+from loraxs_search.reports.html import tables
+from loraxs_search.reports.html.facts import StudyFacts, read_facts
+from loraxs_search.reports.html.figures import Section, sections
+from loraxs_search.reports.html.repeat import repeat_command
+from loraxs_search.reports.html.summary import summary
+from loraxs_search.studies import StudyFolder
+from loraxs_search.versions import installed
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+REPORT_FILE = "report.html"  # in a study's folder
+_TEMPLATES = files("loraxs_search.reports.html") / "templates"
+
+
+def report_page(facts: StudyFacts) -> str:
+    """Return the report of a study as HTML.
+
+    Scripts are plotly's and ours, each named in the page's policy by its digest: what else a text might smuggle in
+    is not run, and nothing is fetched.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from plotly.offline import get_plotlyjs
+
+    drawn = sections(facts)
+    head, board, script = summary(facts), tables.leaderboard_table(facts), _template("report.js")
+    scripts = (get_plotlyjs() if any(section.plots for section in drawn) else "", script)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return (
+        environment.from_string(_template("report.html.j2"))
+        .render(
+            facts=facts,
+            title=f"{facts.info.name}: {facts.task.name}",
+            as_of=_moment(facts.read_at),
+            created=_moment(facts.info.created_at),
+            last=_moment(facts.last_at) if facts.last_at else "",
+            version=installed().get("loraxs-search", ""),
+            summary=head,
+            yardsticks=tables.yardstick_table(facts, head),
+            first=board.part(None, tables.FIRST_ROWS, _first_caption(facts, len(board.rows))),
+            board=board,
+            sections=[_embedded(section) for section in drawn],
+            costs=tables.cost_table(facts),
+            failures=tables.failure_table(facts),
+            settings=tables.settings_table(facts),
+            command=repeat_command(facts),
+            space=facts.folder.space_text(),
+            style=_template("report.css"),
+            scripts=scripts,
+            policy=_policy(scripts),
+        )
+        .lstrip()
+    )
+
+
+def write_report(folder: StudyFolder, path: Path | None = None) -> Path:
+    """Write the report of a study as it stands, whole, and return the file.
+
+    Args:
+        path: By default `report.html` in the study's folder.
+    Raises:
+        StudyError: a file of the study is damaged.
+        HomeError: the file cannot be written.
+    """
+    path = folder.path / REPORT_FILE if path is None else path
+    write_atomic(path, report_page(read_facts(folder)))
+    return path
+
+
+def _first_caption(facts: StudyFacts, count: int) -> str:
+    if count <= tables.FIRST_ROWS:
+        return f"All {count:,} trials, best first by {facts.metric}."
+    return f"The first {tables.FIRST_ROWS} of {count:,} trials, best first by {facts.metric}."
+
+
+def _template(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    run = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; script-src {run}; style-src 'unsafe-inline'; img-src data:"
+
+
+def _embedded(section: Section) -> dict[str, Any]:
+    plots = [{"name": name, "json": _json(plot), "height": plot.layout.height} for name, plot in section.plots.items()]
+    return {"section": section, "plots": plots}
+
+
+def _json(figure: Figure) -> str:
+    """Return a figure as JSON that cannot end the script element that it stands in."""
+    return str(figure.to_json()).replace("<", "\\u003c")

@@ -1,0 +1,184 @@
+"""What a search found, in sentences and key numbers, and whether it beats the yardsticks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loraxs_search.records import Candidate, Yardstick
+from loraxs_search.registry.seed_statistics import seed_statistics
+from loraxs_search.reports.html.facts import StudyFacts
+from loraxs_search.reports.html.spending import duration, spending
+from loraxs_search.reports.score_warnings import score_warnings
+
+_STATES = {"running": "The search is running", "interrupted": "The search was interrupted"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The best that a search has, and what it is to be compared with.
+
+    Args:
+        name: A trial's id, or a refit's.
+        rows: What the score is of, for people.
+        test: Whether that is the test rows.
+    """
+
+    name: str
+    metric: str
+    score: float
+    rows: str
+    test: bool
+    stored_bytes: int | None
+
+
+@dataclass(frozen=True)
+class AgainstYardstick:
+    """A yardstick beside the result.
+
+    Args:
+        gain: What the result is better by, in the metric's unit; None where one of the two has no such score.
+    """
+
+    yardstick: Yardstick
+    score: float | None
+    gain: float | None
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The head of a report.
+
+    Args:
+        found: What the search found.
+        verdict: Whether that beats the yardsticks; empty where nothing can be compared.
+        notes: What a reader should know of the study.
+    """
+
+    found: str
+    verdict: str
+    result: Result | None
+    against: tuple[AgainstYardstick, ...]
+    numbers: tuple[KeyNumber, ...]
+    notes: tuple[str, ...]
+
+
+def summary(facts: StudyFacts) -> Summary:
+    """Summarize a study as it stands."""
+    result = _result(facts)
+    against = tuple(_compare(facts, result, yardstick) for yardstick in facts.yardsticks)
+    return Summary(
+        found=_found(facts, result),
+        verdict=_verdict(result, against),
+        result=result,
+        against=against,
+        numbers=tuple(_numbers(facts, result)),
+        notes=tuple(_notes(facts)),
+    )
+
+
+# ---- what was found --------------------------------------------------------------------------------------------------
+def _result(facts: StudyFacts) -> Result | None:
+    """Return the finalist on the test rows, else the best candidate on all validation rows, else the best trial."""
+    metric = facts.task.metric
+    finalist, candidate = facts.finalist, next(iter(facts.candidates), None)
+    if finalist is not None and math.isfinite(score := finalist.test_metrics.get(metric, math.nan)):
+        return Result(finalist.trial_id, metric, score, "the test rows", True, finalist.stored_bytes)
+    if candidate is not None and math.isfinite(score := candidate.validation_metrics.get(metric, math.nan)):
+        return Result(candidate.trial_id, metric, score, "all validation rows", False, candidate.stored_bytes)
+    best = facts.best
+    if best is None or best.score is None:
+        return None
+    limit = facts.task.validation_rows
+    rows = "the validation rows" if limit is None else f"at most {limit:,} validation rows"
+    return Result(best.trial_id, facts.metric, best.score, rows, False, best.stored_bytes)
+
+
+def _found(facts: StudyFacts, result: Result | None) -> str:
+    if result is None:
+        return f"No trial has a score{' yet' if facts.state != 'finished' else ''}: nothing was found."
+    size = "" if result.stored_bytes is None else f", in {result.stored_bytes:,} bytes"
+    best = "The finalist" if result.test else "The best candidate" if facts.candidates else "The best so far"
+    kind = "refit" if "." in result.name else "trial"
+    return f"{best}, {kind} {result.name}, reaches {result.metric} {result.score:.4f} on {result.rows}{size}."
+
+
+def _compare(facts: StudyFacts, result: Result | None, yardstick: Yardstick) -> AgainstYardstick:
+    if result is None:
+        return AgainstYardstick(yardstick, None, None)
+    metrics = yardstick.test_metrics if result.test else yardstick.validation_metrics
+    score = metrics.get(result.metric)
+    sign = facts.sign if result.metric == facts.metric else (1.0 if facts.task.direction == "maximize" else -1.0)
+    return AgainstYardstick(yardstick, score, None if score is None else sign * (result.score - score))
+
+
+def _verdict(result: Result | None, against: tuple[AgainstYardstick, ...]) -> str:
+    compared = [(each.yardstick.name, each.gain) for each in against if each.gain is not None]
+    if result is None or not compared:
+        return ""
+    beaten = [name for name, gain in compared if gain > 0]
+    others = [f"{name} ({_ahead(-gain)})" for name, gain in compared if gain <= 0]
+    where = f"on {result.rows}"
+    if not others:
+        nearest, gain = min(compared, key=lambda item: item[1])
+        return f"It beats every yardstick {where}; the nearest, {nearest}, by {gain:.4f}."
+    if not beaten:
+        return f"It beats no yardstick {where}: not {_listed(others)}."
+    return f"It beats {_listed(beaten)} {where}, but not {_listed(others)}."
+
+
+def _ahead(lead: float) -> str:
+    return f"{lead:.4f} better" if lead >= 5e-5 else "as good"
+
+
+# ---- numbers and notes -----------------------------------------------------------------------------------------------
+def _numbers(facts: StudyFacts, result: Result | None) -> Iterator[KeyNumber]:
+    if result is not None:
+        yield KeyNumber(f"{'test ' if result.test else ''}{result.metric}", f"{result.score:.4f}", f"on {result.rows}")
+        of_candidate = next((c for c in facts.candidates if c.trial_id == result.name), None)
+        if of_candidate is not None and (spread := _over_seeds(of_candidate, facts.task.metric)):
+            yield spread
+        if result.stored_bytes is not None:
+            yield KeyNumber("stored", f"{result.stored_bytes:,} B", "adapter and head")
+    counts, spent = facts.counts, spending(facts)
+    ended = f"{counts.complete} complete, {counts.pruned} stopped early, {counts.failed} failed"
+    yield KeyNumber("trials ended", f"{counts.ended} of {counts.num_trials}", ended)
+    hours = f"{spent.device_s / 3600:,.3g} device hours for trials, without refits and final scores"
+    yield KeyNumber("device time", duration(spent.device_s), hours)
+    yield KeyNumber("wall time", duration(spent.wall_s), "while a driver was at work")
+    if facts.stopped:
+        yield KeyNumber("saved by stopping", f"{spent.saved_share:.0%}", f"{duration(spent.saved_s)} of a device")
+
+
+def _over_seeds(candidate: Candidate, metric: str) -> KeyNumber | None:
+    over = seed_statistics(candidate).get(metric)
+    if over is None or over.deviation is None:
+        return None
+    spread = f"± {over.deviation:.4f}, {over.count} seeds, validation rows"
+    return KeyNumber("mean over seeds", f"{over.mean:.4f}", spread)
+
+
+def _notes(facts: StudyFacts) -> Iterator[str]:
+    if facts.state in _STATES:
+        counts = facts.counts
+        begun = "running" if facts.state == "running" else "begun"
+        rest = f"{counts.running} {begun}, {max(0, counts.num_trials - counts.ended - counts.running)} to come"
+        yield f"{_STATES[facts.state]}: {counts.ended} of {counts.num_trials} trials have ended, {rest}."
+    if facts.notice:
+        yield f"It ended before its budget: {facts.notice}"
+    if facts.info.search.objectives and facts.front_ids:
+        trials = "trial is" if len(facts.front_ids) == 1 else "trials are"
+        yield f"Score and stored bytes were searched for together: {len(facts.front_ids)} {trials} on their front."
+    yield from score_warnings(facts.rows, facts.task)
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,186 @@
+"""Tables of the report: plain texts in cells; the template escapes them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loraxs_search.records import Scalar, TrialState
+from loraxs_search.reports.html.facts import StudyFacts
+from loraxs_search.reports.html.spending import duration, spending
+from loraxs_search.reports.html.summary import Summary
+from loraxs_search.reports.leaderboard import LeaderboardRow
+
+FIRST_ROWS = 20
+_NAMED = 12  # trials that a row of failures names
+_OPTIONAL = frozenset({"front", "kept step", "no answer", "cut", "learnt bytes", "from", "all rows", "test", "reason"})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people.
+
+    Args:
+        caption: What it is of, in a sentence.
+        right: Columns of numbers.
+        states: The state of the trial that each row is of, for its look; none where rows are of something else.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[str] = frozenset()
+    states: tuple[str, ...] = ()
+
+    def part(self, first: int | None, last: int | None, caption: str) -> Table:
+        """Return some of its rows under another caption."""
+        rows = slice(first, last)
+        return Table(caption, self.columns, self.rows[rows], self.right, self.states[rows])
+
+
+def leaderboard_table(facts: StudyFacts) -> Table:
+    """Return all trials, best first; columns without a value are left out."""
+    cells = [_cells(row, facts) for row in facts.rows]
+    empty = {name for name in _OPTIONAL if all(row.get(name, "") == "" for row in cells)}
+    columns = tuple(name for name in (cells[0] if cells else {}) if name not in empty)
+    return Table(
+        caption=f"All {len(cells):,} trials, best first by {facts.metric}: complete ones, running, stopped, failed.",
+        columns=columns,
+        rows=tuple(tuple(row[name] for name in columns) for row in cells),
+        right=frozenset(columns) - {"trial", "state", "front", "from", "reason"} - set(facts.varied),
+        states=tuple(row.state.value.lower() for row in facts.rows),
+    )
+
+
+def _cells(row: LeaderboardRow, facts: StudyFacts) -> dict[str, str]:
+    refit = f" ({row.finalist})" if row.finalist not in ("", row.trial_id) else ""
+    return {
+        "trial": row.trial_id,
+        "state": facts.word(row.state),
+        "front": "yes" if row.on_front else "",
+        "step": f"{row.step:,}",
+        "kept step": _value(row.kept_step),
+        facts.metric: _score(row.score),
+        "all rows": _score(row.candidate_score),
+        "test": _score(row.test_score) + refit,
+        "no answer": _score(row.unparsed),
+        "cut": _score(row.unended),
+        "parameters": _number(row.r_parameters),
+        "bytes": _number(row.stored_bytes),
+        "learnt bytes": _number(row.without_projection),
+        "seconds": f"{row.seconds:,.1f}",
+        **{name: _value(row.params.get(name)) for name in facts.varied},
+        "from": f"{row.warm_start.study}/{row.warm_start.trial_id}" if row.warm_start else "",
+        "reason": row.reason if row.state is not TrialState.COMPLETE else "",
+    }
+
+
+def yardstick_table(facts: StudyFacts, summary: Summary) -> Table:
+    """Return the yardsticks, and what the result gains over each."""
+    result = summary.result
+    rows = [
+        (
+            each.yardstick.name,
+            _score(each.yardstick.validation_metrics.get(facts.task.metric)),
+            _score(each.yardstick.test_metrics.get(facts.task.metric)),
+            "" if each.gain is None else f"{each.gain:+.4f}",
+            each.yardstick.failed,
+        )
+        for each in summary.against
+    ]
+    what = f"{result.name} on {result.rows}" if result else "nothing yet"
+    caption = f"Yardsticks by {facts.task.metric}, and how much better the result is: {what}."
+    columns = ("yardstick", "validation", "test", "gain", "why none")
+    table = Table(caption, columns, tuple(rows), frozenset({"validation", "test", "gain"}))
+    return (
+        table if any(row[4] for row in rows) else Table(caption, columns[:4], tuple(r[:4] for r in rows), table.right)
+    )
+
+
+def cost_table(facts: StudyFacts) -> Table:
+    """Return what was spent on trials, by how they ended."""
+    spent = spending(facts)
+    counts = {state: sum(record.state is state for record in facts.records) for state in TrialState}
+    rows = [
+        (
+            facts.word(state),
+            f"{counts[state]:,}",
+            duration(spent.by_state.get(state, 0.0)),
+            _hours(spent.by_state.get(state, 0.0)),
+        )
+        for state in TrialState
+        if counts[state]
+    ]
+    rows.append(("all", f"{len(facts.records):,}", duration(spent.device_s), _hours(spent.device_s)))
+    caption = "Device time of trials, each to its last report. Refits, final scores and lost work are not in it."
+    return Table(
+        caption,
+        ("trials", "number", "device time", "device hours"),
+        tuple(rows),
+        frozenset({"number", "device time", "device hours"}),
+    )
+
+
+def failure_table(facts: StudyFacts) -> Table:
+    """Return what failed and why, the most frequent reason first: trials, refits, yardsticks."""
+    failed: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for record in facts.records:
+        if record.state is TrialState.FAIL:
+            failed["trial", record.reason].append(record.trial_id)
+    for candidate in facts.candidates:
+        for refit in candidate.refits:
+            if refit.failed:
+                failed["refit", refit.failed].append(f"{candidate.trial_id}, seed {refit.seed}")
+    for yardstick in facts.yardsticks:
+        if yardstick.failed:
+            failed["yardstick", yardstick.failed].append(yardstick.name)
+    ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
+    rows = [
+        (kind, str(len(names)), reason or "no reason was recorded", _named(names)) for (kind, reason), names in ordered
+    ]
+    return Table("What failed, and why.", ("what", "number", "reason", "which"), tuple(rows), frozenset({"number"}))
+
+
+def _named(names: Sequence[str]) -> str:
+    names = list(dict.fromkeys(names))
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def settings_table(facts: StudyFacts) -> Table:
+    """Return what was searched, on what, and with which versions."""
+    info, identity = facts.info, facts.folder.identity()
+    constants = {name: value for r in facts.records for name, value in r.params.items() if name not in facts.varied}
+    rows = [
+        ("task", f"{info.task.name} ({info.task.kind})"),
+        ("base model", info.base_model.id),
+        *([("base digest", identity.base_digest), ("data digest", identity.data_fingerprint)] if identity else []),
+        ("scheduler", info.search.scheduler),
+        ("steps of a trial", f"{info.search.max_steps:,}, a report every {info.search.report_every:,}"),
+        ("seed", str(info.search.seed)),
+        *((f"{name} (constant)", _value(value)) for name, value in constants.items()),
+        ("versions", ", ".join(f"{name} {version}" for name, version in sorted(info.versions.items()))),
+        ("study id", info.study_id),
+    ]
+    return Table(
+        "What was searched, and with which versions.", ("setting", "value"), tuple(row for row in rows if row[1])
+    )
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _value(value: Scalar | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.3f}"

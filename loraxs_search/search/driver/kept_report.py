@@ -1,0 +1,27 @@
+"""The report that a search leaves behind, in its folder and in MLflow."""
+
+from __future__ import annotations
+
+import logging
+
+from loraxs_search.studies import StudyFolder
+from loraxs_search.tracking import Tracker
+
+_logger = logging.getLogger(__name__)
+
+
+def keep_report(folder: StudyFolder, tracker: Tracker) -> None:
+    """Write the report of a search that has ended, and have MLflow keep it, once.
+
+    The trials have ended by now, and the tracker carries their records over meanwhile. A report that cannot be made
+    stops nothing: `loraxs-search report` makes it again, and says what is wrong.
+    """
+    if tracker.has_report:
+        return
+    from loraxs_search.reports.html import write_report
+
+    try:
+        tracker.report_written(write_report(folder))
+    except Exception as error:  # noqa: BLE001  # whatever is wrong with a picture, the search has found what it found
+        name = folder.name
+        _logger.warning("no report was written (%s); try `loraxs-search report %s`", error, name)

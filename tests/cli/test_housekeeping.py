@@ -1,0 +1,113 @@
+"""`studies` and `gc` on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.aged import age
+from support.searched_studies import Tried, searched
+
+from loraxs_search.cli._bytes import shown_bytes
+from loraxs_search.home import write_atomic
+
+
+@pytest.fixture
+def reviews(store_uri):
+    return searched("reviews", [Tried({"rank": 2}, 0.8), Tried({"rank": 4}, 0.9)])
+
+
+def test_studies_are_listed_as_status_lists_them(say, reviews):
+    listed, status = say("studies", "ls").ok.splitlines(), say("status").ok.splitlines()
+    assert [line.split()[:4] for line in listed[1:]] == [line.split()[:4] for line in status[1:]]
+    assert listed[0].split() == ["study", "task", "state", "trials", "created", "bytes", "for", "MLflow"]
+    (facts,) = json.loads(say("studies", "ls", "--json").ok)
+    assert facts["path"] == str(reviews.path)
+    assert facts["num_bytes"] > 0
+    assert json.loads(say("status", "--json").ok)[0] == {
+        name: facts[name] for name in ("study", "task", "state", "trials", "created")
+    }
+
+
+def test_a_damaged_study_is_listed(say, reviews):
+    (reviews.path / "study.json").write_text("{")
+    said = say("studies", "ls")
+    assert "damaged" in said.ok
+    assert "A study's files must be whole" in said.err
+
+
+def test_a_study_is_shown_with_the_storage_of_its_sampler(say, reviews):
+    said = say("studies", "show", "reviews")
+    assert f"path          {reviews.path}\n" in said.ok
+    assert f"optuna-dashboard {reviews.optuna_path}\n" in said.err
+    assert json.loads(say("studies", "show", "reviews", "--json").ok)["optuna_storage"] == str(reviews.optuna_path)
+    assert say("studies", "show", "revews").is_error(1, "`study` must be one of: reviews")
+
+
+def test_studies_are_removed(say, reviews):
+    assert say("studies", "rm", "reviews", "--dry-run").ok.startswith("reviews: would be removed, ")
+    assert reviews.path.is_dir()
+    assert json.loads(say("studies", "rm", "reviews", "--json").ok)[0]["study"] == "reviews"
+    assert say("studies", "rm", "reviews").is_error(1, "`study` must be one of: none")
+
+
+def test_gc_says_what_goes_what_stays_and_why(say, reviews, fresh_home):
+    reviews.write_snapshot("00000", b"state")
+    for name in ("rows/a.arrow", "rows/b.arrow"):
+        write_atomic(fresh_home / "datasets" / name, "x" * 10_000)
+    age(fresh_home / "datasets" / "rows" / "a.arrow")
+    planned = say("gc", "--dry-run")
+    (row,) = (line for line in planned.ok.splitlines() if line.startswith("rows and tokens"))
+    assert row.split()[3:7] == ["1", "12.3", "KB", "1"]
+    assert "would free 12.3 KB" in planned.err
+    assert "kept: 1 of rows and tokens, used not long ago" in planned.err
+    assert (fresh_home / "datasets" / "rows" / "a.arrow").exists()
+    done = json.loads(say("gc", "--json").ok)
+    assert [item["path"] for item in done if not item["kept"]] == [str(fresh_home / "datasets" / "rows" / "a.arrow")]
+    assert "freed 12.3 KB" not in say("gc").err
+    assert say("gc", "--older-than", "0d").ok
+    assert not (reviews.path / "snapshots" / "00000.safetensors").exists()
+    assert say("gc", "--older-than", "soon").is_error(2, "must be a number with a unit, but got 'soon'")
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (31_008, "31 KB"), (1_234_567, "1.23 MB"), (999_600, "1 MB")]
+)
+def test_sizes_are_short(num_bytes, text):
+    assert shown_bytes(num_bytes) == text
+
+
+# ---- estimates -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def measured(monkeypatch):
+    """Have the machine be measured at once: a tenth of a second a step."""
+    from loraxs_search.search.driver import estimate
+
+    fast = estimate.Measured("cpu", 6, 5, 0.1, 1.0, 0.0, 10.0)
+    monkeypatch.setattr(estimate, "_measure", lambda *_: fast)
+
+
+def test_launch_says_beforehand_what_check_says(say, tiny_space, measured, fresh_home):
+    checked, dry = (
+        say("check", str(tiny_space), "--estimate").ok,
+        say("launch", str(tiny_space), "--dry-run", "--name", "new").ok,
+    )
+    assert checked == dry
+    assert "\nestimate    about " in dry
+    assert " on this machine alone, " in dry
+    assert "\nmeasured    5 steps and a scoring of 6 drawn trials at once on cpu: 0.1 s a step, 1 s a scoring" in dry
+    assert "\nrows        train " in dry
+    assert not (fresh_home / "studies").exists()
+    described = json.loads(say("launch", str(tiny_space), "--dry-run", "--json").ok)
+    assert described["estimate"]["num_refits"] == 2
+    assert described["estimate"]["measured"]["step_s"] == 0.1
+
+
+def test_an_estimate_that_cannot_be_made_says_why(say, tiny_space):
+    said = say("check", str(tiny_space), "--estimate", "--set", "start_from=other").ok
+    assert "\nestimate    none: trials start from an adapter that a search brings first" in said
+
+
+def test_a_dry_run_refuses_a_name_that_is_taken_and_several_spaces(say, tiny_space, reviews):
+    assert say("launch", str(tiny_space), "--dry-run", "--name", "reviews").is_error(1, "already exists")
+    assert say("launch", str(tiny_space), str(tiny_space), "--dry-run").is_error(2, "must go with one space")

@@ -1,0 +1,50 @@
+"""`report` from the command line and from Python, on studies that were never run."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+
+import pytest
+from support.recorded_searches import recorded_search
+
+import loraxs_search
+
+
+@pytest.fixture
+def folder(fresh_home):
+    return recorded_search("reviews", 12)
+
+
+def test_it_prints_the_file_and_opens_it_when_asked(say, folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    path = Path(say("report", "reviews").ok.strip())
+    assert path == folder.path / "report.html"
+    assert path.read_text().startswith("<!DOCTYPE html>")
+    assert opened == []
+    assert say("report", "reviews", "--open").ok.strip() == str(path)
+    assert opened == [path.as_uri()]
+
+
+def test_it_writes_where_it_is_asked_to_and_figures_beside(say, folder, tmp_path):
+    said = say("report", "reviews", "--output", str(tmp_path / "new" / "r.html"), "--png", str(tmp_path / "png"))
+    assert said.ok.strip() == str(tmp_path / "new" / "r.html")
+    assert (tmp_path / "new" / "r.html").is_file()
+    named = [Path(line.removeprefix("figure: ")) for line in said.err.splitlines()]
+    assert {path.name for path in named} >= {"learning_curves.png", "slice_rank.png", "timeline.png"}
+    assert all(path.parent == tmp_path / "png" and path.stat().st_size > 1000 for path in named)
+    assert not (folder.path / "report.html").exists()
+
+
+def test_an_unknown_study_and_a_place_that_cannot_be_written_are_errors(say, folder):
+    assert say("report", "reviewz").is_error(1, "must be one of: reviews, but got 'reviewz'")
+    assert say("report", "reviews", "--output", "/proc/r.html").is_error(1, "/proc")
+    assert say("report").code == 2
+
+
+def test_it_is_there_from_python(folder, tmp_path):
+    assert loraxs_search.report("reviews") == folder.path / "report.html"
+    path = loraxs_search.report("reviews", output=tmp_path / "r.html", png=tmp_path / "png")
+    assert path == tmp_path / "r.html"
+    assert (tmp_path / "png" / "learning_curves.png").is_file()

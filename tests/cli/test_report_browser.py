@@ -1,0 +1,90 @@
+"""The report in a real browser, from disk and without a network: at two widths, light and dark."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+import pytest
+from support.browsers import CHROMIUM, WIDTHS, chromium, opened
+from support.recorded_searches import recorded_search
+from support.searched_studies import Tried, searched
+
+from loraxs_search.records import TrialState
+from loraxs_search.reports.html import write_report
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's package chromium"),
+]
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+ATTACK = "</script><img src=x onerror='window.attacked = 1'><a href='javascript:alert(1)'>here</a>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+def hostile() -> Path:
+    tried = [Tried({"target_modules": f"{ATTACK}{i % 7}", "rank": 4 + i}, 0.5 + i / 40) for i in range(12)]
+    folder = searched("hostile", [*tried, Tried({"target_modules": ATTACK}, 0.1, state=TrialState.RUNNING)])
+    folder.journal().trial_ended("00012", TrialState.FAIL, ATTACK)
+    return write_report(folder)
+
+
+def test_the_report_opens_everywhere_without_errors_and_without_scrolling_sideways(browser, fresh_home, tmp_path):
+    report = write_report(recorded_search("reviews", 60))
+    grounds = {}
+    for width in WIDTHS:
+        for theme in ("light", "dark"):
+            with opened(browser, report, width, theme) as seen:
+                seen.page.screenshot(path=str(tmp_path / f"{width}-{theme}.png"), full_page=True)
+                assert (seen.errors, seen.requests) == ([], []), (width, theme)
+                assert seen.page.evaluate(OVERFLOW) == 0, (width, theme)
+                assert seen.page.locator(".plot .main-svg").count() >= 11
+                grounds[theme] = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
+                text = seen.page.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
+                assert text not in (grounds[theme], "rgb(107, 118, 132)"), "the theme's colour, not the figure's own"
+    assert grounds == {"light": "rgb(255, 255, 255)", "dark": "rgb(19, 22, 25)"}
+
+
+def test_all_trials_can_be_unfolded_and_the_page_still_does_not_scroll_sideways(browser, fresh_home):
+    report = write_report(recorded_search("reviews", 60))
+    with opened(browser, report, "narrow") as seen:
+        seen.page.get_by_text("All 60 trials", exact=True).click()
+        seen.page.get_by_text("The space, as it was searched").click()
+        assert seen.page.locator(".tall tbody tr").count() == 60
+        assert seen.page.evaluate(OVERFLOW) == 0
+
+
+def test_it_works_in_the_frame_of_an_artifact_viewer(browser, fresh_home, tmp_path):
+    """As MLflow shows HTML: a frame of a foreign origin, which may run scripts and nothing else."""
+    viewer = tmp_path / "viewer.html"
+    content = escape(write_report(recorded_search("reviews", 30)).read_text())
+    viewer.write_text(f'<iframe sandbox="allow-scripts" width="900" height="700" srcdoc="{content}"></iframe>')
+    with opened(browser, viewer) as seen:
+        frame = seen.page.frame_locator("iframe")
+        frame.get_by_role("link", name="What early stopping saved").click()
+        frame.locator("#early_stopping .main-svg").first.wait_for()
+        assert seen.errors == []
+
+
+def test_what_users_wrote_does_nothing(browser, fresh_home):
+    with opened(browser, hostile()) as seen:
+        assert (seen.errors, seen.requests) == ([], [])
+        assert seen.page.evaluate("window.attacked") is None
+        assert seen.page.locator("img").count() == 0
+        assert seen.page.locator("svg a").count() == 0, "labels of figures are no links"
+        assert "onerror" in seen.page.locator("#failures").inner_text(), "it is shown as it was written"
+
+
+def test_a_script_that_is_not_ours_is_not_run(browser, fresh_home, tmp_path):
+    """The page's policy holds even if an escape were forgotten."""
+    report = tmp_path / "report.html"
+    content = write_report(recorded_search("reviews", 12)).read_text()
+    report.write_text(content.replace("</main>", "<script>window.attacked = 1</script></main>"))
+    with opened(browser, report) as seen:
+        assert seen.page.evaluate("window.attacked") is None
+        assert any("Content Security Policy" in error for error in seen.errors)

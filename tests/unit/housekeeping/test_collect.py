@@ -1,0 +1,273 @@
+"""What `gc` removes and what it never does, with real files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from support.aged import DAY_S, age, pulled
+from support.pages import ROOT
+from support.searched_studies import Tried, confirm, searched
+from support.studies import study
+
+from loraxs_search.home import REMOVED, in_use, write_atomic
+from loraxs_search.housekeeping import KINDS, collect
+from loraxs_search.records import Identity
+
+MONTH_S = 30 * DAY_S
+
+
+def gone(**options):
+    """What is removed by a run of `gc`, relative to the home."""
+    return [done.path for done in collect(MONTH_S, **options) if not done.kept]
+
+
+def why(path: Path) -> str:
+    (reason,) = [done.kept for done in collect(MONTH_S, dry_run=True) if done.path == path]
+    return reason
+
+
+def files_of(home: Path) -> set[str]:
+    return {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()}
+
+
+def factor_file(home: Path, factors: dict[str, str]) -> Path:
+    (key,) = factors
+    return home / "factors" / key[:2] / f"{key}.safetensors"
+
+
+# ---- what goes -------------------------------------------------------------------------------------------------------
+def test_what_nobody_needs_goes_and_a_dry_run_removes_nothing(fresh_home, base, factors):
+    base("unused")
+    lone = factor_file(fresh_home, factors(0))
+    for name in ("datasets/rows/a.arrow", "datasets/tokens/b.arrow", "states/c.safetensors", "assets/dd/d.safetensors"):
+        write_atomic(fresh_home / name, "x" * 5000)
+    age(fresh_home)
+    planned = collect(MONTH_S, dry_run=True)
+    assert lone.is_file()
+    assert [done.path for done in planned if not done.kept] == gone()
+    left = {name for name in files_of(fresh_home) if not name.startswith(".")}
+    assert {name.split("/")[0] for name in left} == {"base_models"}, "the digests of files, a line each"
+    assert sum(done.num_bytes for done in planned) >= 5 * 4096
+    assert collect(MONTH_S) == []
+
+
+def test_what_was_used_not_long_ago_stays(fresh_home, factors):
+    path = factor_file(fresh_home, factors(0))
+    age(path, days=20)
+    assert why(path) == "used not long ago"
+    age(path, days=40)
+    assert gone() == [path]
+
+
+def test_using_something_shows(fresh_home, factors):
+    path = factor_file(fresh_home, factors(0))
+    factors(1)
+    factors(0)  # read again, in another store, then aged again: so read it once more
+    age(path)
+    from loraxs_search.factors._file import read_factors
+
+    read_factors(path)
+    assert why(path) == "used not long ago"
+
+
+# ---- what stays ------------------------------------------------------------------------------------------------------
+def test_what_a_registered_version_needs_stays(fresh_home, store_uri, base, factors, register):
+    needed, unused = factors(0), factors(1)
+    digest, other = base("needed"), base("unused")
+    register(store_uri, base_digest=digest, factors=needed)
+    assert digest != other
+    age(fresh_home)
+    assert why(factor_file(fresh_home, needed)) == "needed by t:1"
+    assert why(fresh_home / "base_models" / "needed") == "needed by t:1"
+    assert set(gone()) == {factor_file(fresh_home, unused), fresh_home / "base_models" / "unused"}
+    assert (fresh_home / "mlflow.db").is_file()
+    assert (fresh_home / "artifacts").is_dir()
+
+
+def test_a_registry_that_does_not_answer_keeps_factors_and_bases(fresh_home, base, factors, monkeypatch):
+    base("b")
+    path = factor_file(fresh_home, factors(0))
+    write_atomic(fresh_home / "datasets" / "rows" / "a.arrow", "x")
+    age(fresh_home)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert "what is registered at http://127.0.0.1:9 is not known" in why(path)
+    assert gone() == [fresh_home / "datasets" / "rows" / "a.arrow"]
+
+
+def test_what_an_unfinished_study_may_need_stays(fresh_home, store_uri, base, factors):
+    base("b")
+    path = factor_file(fresh_home, factors(0))
+    folder = searched("open", [Tried({"rank": 2}, 0.8)], finished=False)
+    folder.write_snapshot("00000", b"state")
+    write_atomic(fresh_home / "states" / "c.safetensors", "x")
+    age(fresh_home)
+    assert gone() == []
+    assert why(path) == "needed by study open, which is not finished"
+
+
+def test_a_damaged_study_keeps_what_it_may_need(fresh_home, store_uri, factors):
+    path = factor_file(fresh_home, factors(0))
+    folder = searched("hurt", [Tried({"rank": 2}, 0.8)])
+    (folder.path / "candidates.json").write_text("{")
+    age(fresh_home)
+    assert why(path) == "needed by study hurt, which is not finished"
+
+
+def test_what_a_finished_study_needs_stays(fresh_home, store_uri, base, factors, sealed):
+    digest, needed = base("b"), factors(0)
+    folder = searched("done", [Tried({"rank": 2}, 0.8)], identity=Identity(digest, "data"))
+    sealed(folder.adapter_path("00000"), "done", base_digest=digest, factors=needed)
+    age(fresh_home)
+    assert why(factor_file(fresh_home, needed)) == why(fresh_home / "base_models" / "b") == "needed by study done"
+
+
+def test_states_of_a_finished_study_go_but_those_of_candidates(fresh_home, store_uri):
+    folder = searched("done", [Tried({"rank": 2}, 0.8), Tried({"rank": 4}, 0.9)])
+    confirm(folder, "00001", [0.9, 0.8])
+    for trial in ("00000", "00001"):
+        folder.write_snapshot(trial, b"state")
+    write_atomic(folder.path / "tune" / "state.json", "{}")
+    age(fresh_home)
+    snapshots = folder.path / "snapshots"
+    assert why(snapshots / "00001.safetensors") == "needed by study done, whose candidate it is"
+    assert gone() == [snapshots / "00000.safetensors", folder.path / "tune"]
+    assert folder.journal().records.keys() == {"00000", "00001"}
+
+
+def test_a_study_that_somebody_works_on_keeps_its_states(fresh_home, store_uri):
+    folder = searched("done", [Tried({"rank": 2}, 0.8)])
+    folder.write_snapshot("00000", b"state")
+    age(fresh_home)
+    with folder.lock():
+        assert gone() == []
+    assert gone() == [folder.path / "snapshots" / "00000.safetensors"]
+
+
+def test_pulled_adapters_stay_as_long_as_a_name_means_them(fresh_home, factors, sealed):
+    needed = factors(0)
+    new, old = ("a" * 64, "c" * 64)
+    for digest in (new, old):
+        sealed(fresh_home / "adapters" / digest, factors=needed if digest == new else {})
+        write_atomic(fresh_home / "adapters" / f"{digest}.lora-r8" / "adapter_config.json", "{}")
+        write_atomic(fresh_home / "adapters" / f"{digest}.lora-r8.json", "{}")
+    pulled(fresh_home, "reviews", new)
+    age(fresh_home)
+    assert why(fresh_home / "adapters" / f"{new}.lora-r8") == "needed by `pull reviews`"
+    assert why(factor_file(fresh_home, needed)) == "needed by `pull reviews`"
+    assert {path.name for path in gone()} == {old, f"{old}.lora-r8", f"{old}.lora-r8.json"}
+
+
+def test_while_a_search_runs_what_it_may_use_stays(fresh_home, base, factors):
+    base("b")
+    path = factor_file(fresh_home, factors(0))
+    sealed_folder = fresh_home / "adapters" / ("c" * 64)
+    write_atomic(sealed_folder / "README.md", "old")
+    age(fresh_home)
+    with in_use(), in_use():
+        assert why(path) == "may be needed by a search that is at work on this machine"
+        assert gone() == [sealed_folder]
+    assert path in gone()
+
+
+def test_a_link_that_leads_out_is_left_alone(fresh_home, tmp_path):
+    elsewhere = tmp_path / "elsewhere" / "rows"
+    write_atomic(elsewhere / "a.arrow", "x")
+    (fresh_home / "datasets").mkdir(parents=True)
+    (fresh_home / "datasets" / "rows").symlink_to(elsewhere)
+    (fresh_home / "states").mkdir()
+    (fresh_home / "states" / "s.safetensors").symlink_to(elsewhere / "a.arrow")
+    age(tmp_path)
+    assert gone() == []
+    assert (elsewhere / "a.arrow").read_text() == "x"
+    assert why(fresh_home / "states" / "s.safetensors") == "a link leads out of the state folder"
+
+
+# ---- what killed processes leave -------------------------------------------------------------------------------------
+def test_leftovers_go_after_a_day_and_what_was_being_removed_at_once(fresh_home, store_uri):
+    study("kept")
+    half = [
+        fresh_home / "studies" / ".new.1234",
+        fresh_home / "base_models" / ".b.1234",
+        fresh_home / "adapters" / ".pull-a",
+    ]
+    for folder in half:
+        write_atomic(folder / "part", "x")
+    write_atomic(fresh_home / "datasets" / f"{REMOVED}1" / "part", "x")
+    assert gone() == [fresh_home / "datasets" / f"{REMOVED}1"]
+    assert why(half[0]) == "needed by a process that may still be making it"
+    age(fresh_home)
+    assert set(gone()) == set(half)
+    assert (fresh_home / "studies" / "kept" / "study.json").is_file()
+
+
+DIES = """
+import os, shutil, sys
+from loraxs_search import home
+from loraxs_search.housekeeping import collect
+
+renames, whole = 0, shutil.rmtree
+def dying(path, **options):
+    global renames
+    renames += 1
+    if renames == 3:
+        os.kill(os.getpid(), 9)
+    whole(path, **options)
+home.shutil.rmtree = dying
+collect(30 * 86400.0)
+"""
+
+
+def test_killed_in_the_middle_the_next_one_finishes(fresh_home):
+    names = [hashlib.sha256(bytes([i])).hexdigest() for i in range(6)]
+    for name in names:
+        write_atomic(fresh_home / "adapters" / name / "README.md", "old")
+    age(fresh_home)
+    killed = subprocess.run([sys.executable, "-c", DIES], capture_output=True, timeout=120, check=False)
+    assert killed.returncode == -9
+    left = [path.name for path in (fresh_home / "adapters").iterdir()]
+    assert sorted(name for name in left if not name.startswith(REMOVED)) == sorted(names)[3:], "whole, or renamed"
+    assert sum(name.startswith(REMOVED) for name in left) == 1
+    collect(MONTH_S)
+    assert list((fresh_home / "adapters").iterdir()) == []
+
+
+def test_two_at_once_remove_each_item_once(fresh_home):
+    for i in range(40):
+        write_atomic(fresh_home / "adapters" / hashlib.sha256(bytes([i])).hexdigest() / "README.md", "old")
+    age(fresh_home)
+    done = []
+    threads = [threading.Thread(target=lambda: done.append(gone())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(len, done)) == [0, 40]
+    assert list((fresh_home / "adapters").iterdir()) == []
+
+
+# ---- the contract ----------------------------------------------------------------------------------------------------
+STAYS = {"mlflow.db", "artifacts", "sequences.json"}  # no kind may name them
+
+
+def test_every_place_that_the_package_writes_to_is_of_a_kind_or_stays():
+    source = "\n".join(path.read_text() for path in (ROOT / "loraxs_search").rglob("*.py"))
+    written = set(re.findall(r"(?<!Path\.)\bhome\(\) / [\"\']([\w.-]+)", source))
+    assert "factors" in written
+    known = {folder.split("/")[0] for kind in KINDS for folder in kind.folders}
+    assert written <= known | STAYS
+    assert not known & STAYS
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_looking_at_an_empty_home_writes_nothing(kind, fresh_home):
+    from loraxs_search.housekeeping import Needs
+
+    assert list(kind.items(fresh_home, Needs())) == []
+    assert not fresh_home.exists()
+    assert kind.loss

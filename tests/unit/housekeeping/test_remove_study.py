@@ -1,0 +1,170 @@
+"""Removing a study: never what somebody works on, never unrecorded, whole or not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+from support.aged import DAY_S
+from support.searched_studies import Tried, searched
+from support.studies import mirrored_study, study
+
+from loraxs_search.errors import StudyError
+from loraxs_search.home import REMOVED
+from loraxs_search.housekeeping import collect, remove_study
+from loraxs_search.records import SearchPlan, TrialState
+from loraxs_search.studies import Storage, StudyFolder, list_studies
+from loraxs_search.studies.lease import Lease
+from loraxs_search.tracking import Tracker
+from loraxs_search.tracking.store import connect
+
+
+def recorded(folder: StudyFolder, uri: str) -> None:
+    """Have MLflow know the study and one of its trials."""
+    with Tracker(folder.name, folder.path, uri, "t") as tracker:
+        tracker.search_started("task: t", SearchPlan())
+        tracker.trial_started("00000", {"rank": 4})
+        tracker.trial_finished("00000", TrialState.COMPLETE)
+        tracker.search_finished("FINISHED")
+        assert not tracker.drain()
+
+
+def runs(uri: str) -> int:
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("t")
+    return 0 if experiment is None else len(client.search_runs([experiment.experiment_id]))
+
+
+def test_a_study_goes_and_mlflow_keeps_its_runs(store_uri):
+    folder, other = searched("reviews", [Tried({"rank": 2}, 0.8)]), study("other")
+    recorded(folder, store_uri)
+    dry = remove_study("reviews", dry_run=True)
+    assert folder.path.is_dir()
+    assert remove_study("reviews") == dry
+    assert dry.num_bytes > 1000
+    assert list_studies() == [other.name]
+    assert runs(store_uri) == 2
+    with pytest.raises(StudyError, match="must be one of: other"):
+        remove_study("reviews")
+    study("reviews")
+
+
+def test_its_runs_go_on_request_and_no_other_ones(store_uri):
+    folder, other = study("reviews", store_uri), study("other", store_uri)
+    for it in (folder, other):
+        recorded(it, store_uri)
+    assert remove_study("reviews", runs=True, dry_run=True).num_runs == 2
+    assert runs(store_uri) == 4
+    assert remove_study("reviews", runs=True).num_runs == 2
+    assert runs(store_uri) == 2
+
+
+def test_the_run_of_a_registered_version_stays(store_uri):
+    folder = study("reviews", store_uri)
+    recorded(folder, store_uri)
+    client = connect(store_uri)
+    experiment = client.get_experiment_by_name("t").experiment_id
+    (trial,) = client.search_runs([experiment], "tags.trial_id = '00000'")
+    client.create_registered_model("t")
+    client.create_model_version("t", "file:/nowhere", run_id=trial.info.run_id)
+    removed = remove_study("reviews", runs=True)
+    assert (removed.num_runs, removed.kept_runs) == (0, ("t:1",))
+    assert runs(store_uri) == 2, "its own, and that of its search, below which it stands"
+
+
+def test_one_whose_records_wait_is_refused(store_uri):
+    folder = study("reviews", "http://127.0.0.1:9")
+    tracker = Tracker("reviews", folder.path, "http://127.0.0.1:9", "t")
+    tracker.search_started("task: t", SearchPlan())
+    tracker.close(0.0)
+    with pytest.raises(StudyError, match="still wait") as refused:
+        remove_study("reviews")
+    assert "loraxs-search sync reviews" in refused.value.hint
+    assert folder.path.is_dir()
+    remove_study("reviews", force=True)
+    assert not folder.path.exists()
+
+
+def test_one_that_is_worked_on_is_refused(store_uri):
+    folder = study("reviews", store_uri)
+    with folder.lock(), pytest.raises(StudyError, match="another process is at work on it"):
+        remove_study("reviews", force=True)
+    assert folder.path.is_dir()
+
+
+def test_one_that_another_machine_works_on_is_refused(store_uri, fresh_home, tmp_path, monkeypatch):
+    storage = Storage(str(tmp_path))
+    folder = mirrored_study(fresh_home, storage)
+    with monkeypatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(tmp_path / "another"))
+        lease = Lease(storage, folder.name)
+        lease.take()
+    beating = threading.Event()
+
+    def beat() -> None:
+        while not beating.wait(0.2):
+            lease.renew()
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        with pytest.raises(StudyError, match="is at work"):
+            remove_study(folder.name)
+    finally:
+        beating.set()
+        heart.join()
+    assert folder.path.is_dir()
+    lease.release()
+    assert remove_study(folder.name).storage == storage.uri
+
+
+def test_a_link_is_refused(store_uri, fresh_home, tmp_path):
+    folder = study("reviews", store_uri)
+    folder.path.rename(tmp_path / "elsewhere")
+    folder.path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StudyError, match="is a link"):
+        remove_study("reviews")
+    assert (tmp_path / "elsewhere" / "study.json").is_file()
+
+
+DIES = """
+import os
+from loraxs_search import home
+from loraxs_search.housekeeping import remove_study
+
+home.shutil.rmtree = lambda path, **options: os.kill(os.getpid(), 9)
+remove_study("reviews")
+"""
+
+
+def test_killed_in_the_middle_it_is_gone_and_gc_removes_the_rest(fresh_home, store_uri):
+    study("reviews", store_uri)
+    killed = subprocess.run([sys.executable, "-c", DIES], capture_output=True, timeout=120, check=False)
+    assert killed.returncode == -9
+    assert list_studies() == []
+    (left,) = (fresh_home / "studies").iterdir()
+    assert left.name.startswith(REMOVED)
+    study("reviews", store_uri)  # the name is free
+    collect(30 * DAY_S)
+    assert [path.name for path in (fresh_home / "studies").iterdir()] == ["reviews"]
+
+
+def test_of_two_at_once_one_removes_it(store_uri):
+    study("reviews", store_uri)
+    ended: list[str] = []
+
+    def remove() -> None:
+        try:
+            ended.append(remove_study("reviews").study)
+        except StudyError as error:
+            ended.append(type(error).__name__)
+
+    threads = [threading.Thread(target=remove) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(ended) == ["StudyError", "reviews"]
+    assert list_studies() == []

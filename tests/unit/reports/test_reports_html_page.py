@@ -1,0 +1,225 @@
+"""The report as a file: every kind of study has one, it is small enough, and nothing in it runs but our scripts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from support.recorded_searches import recorded_search
+from support.searched_studies import Tried, confirm, searched
+from support.studies import TASK, study
+
+from loraxs_search.records import TrialState, WarmStart, Yardstick
+from loraxs_search.reports.html import read_facts, report_page, sections, write_report
+from loraxs_search.reports.html.png import save_figures
+from loraxs_search.studies import StudyFolder
+
+LANDED = Path(__file__).parents[2] / "fixtures" / "landed" / "home" / "studies"
+PLOTLY_BYTES = 4_900_000
+PRUNED, FAIL, RUNNING = TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
+NASTY = "</script><img src=x onerror=alert(1)><b>{{ 7 * 7 }}$x_1$"
+
+
+class Parsed(HTMLParser):
+    """The elements and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.data: list[str] = []  # of figures
+        self._inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+        if dict(attrs).get("type") == "application/json":
+            self._inside = "json"
+            self.data.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside == "json":
+            self.data[-1] += data  # which comes in pieces
+        elif self._inside not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def parsed(folder: StudyFolder) -> Parsed:
+    return Parsed(report_page(read_facts(folder)))
+
+
+# ---- studies of all kinds --------------------------------------------------------------------------------------------
+def nothing_tried() -> StudyFolder:
+    return study("s")
+
+
+def one_trial() -> StudyFolder:
+    return searched("s", [Tried({"rank": 4, "scale": 0.5}, 0.8)])
+
+
+def none_complete() -> StudyFolder:
+    states = (PRUNED, FAIL, RUNNING, RUNNING)
+    return searched("s", [Tried({"rank": i}, 0.5, state=state) for i, state in enumerate(states)], finished=False)
+
+
+def only_failed() -> StudyFolder:
+    return searched("s", [Tried({"rank": i}, 0.5, state=FAIL) for i in range(3)])
+
+
+def all_alike() -> StudyFolder:
+    return searched("s", [Tried({"rank": 4, "scale": 1.0}, 0.8) for _ in range(12)])
+
+
+def several_methods() -> StudyFolder:
+    params = [
+        {"method": "lora-xs", "rank": 4, "scale": 0.1 * number, "sigma": True}
+        if number % 2
+        else {"method": "lora", "rank": "auto", "init": None}
+        for number in range(12)
+    ]
+    own = [{name: value for name, value in each.items() if value is not None} for each in params]
+    return searched("s", [Tried(each, 0.5 + number / 50, 1000 * number + 500) for number, each in enumerate(own)])
+
+
+def less_is_better() -> StudyFolder:
+    task = replace(TASK, report_metric="loss", report_direction="minimize")
+    return searched("s", [Tried({"learning_rate": 10.0**-i}, 0.1 * i + 0.1, 100 * i + 9) for i in range(5)], task=task)
+
+
+def warm_started() -> StudyFolder:
+    folder = searched("s", [Tried({"rank": 4}, 0.8)], finished=False)
+    journal = folder.journal()
+    journal.trial_started("00001", {"rank": 8}, WarmStart("earlier", "00007"))
+    journal.trial_started("00004", {"rank": 2})  # 2 and 3 were asked for and never begun
+    return folder
+
+
+def landed() -> StudyFolder:
+    """Of version 0.1.0, which recorded no hosts."""
+    import os
+
+    shutil.copytree(LANDED, Path(os.environ["LORAXS_HOME"]) / "studies")
+    return StudyFolder.open("interrupted")
+
+
+def searched_for_both() -> StudyFolder:
+    return recorded_search("s", 30, objectives=("accuracy", "stored_bytes"))
+
+
+STUDIES = (nothing_tried, one_trial, none_complete, only_failed, all_alike, several_methods, less_is_better)
+STUDIES += (warm_started, landed, searched_for_both)
+
+
+@pytest.mark.parametrize("make", STUDIES, ids=lambda make: make.__name__)
+def test_every_study_has_a_report_and_each_figure_is_there_or_says_why_not(make, fresh_home, tmp_path):
+    folder = make()
+    drawn = sections(read_facts(folder))
+    assert len({section.name for section in drawn}) == len(drawn) == 9
+    for section in drawn:
+        assert section.says.endswith("."), section.name
+    page = parsed(folder)
+    names = {name for section in drawn for name in section.plots}
+    assert {attributes["data-figure"] for attributes in page.named("div") if "data-figure" in attributes} == {
+        f"figure-{name}" for name in names
+    }
+    for section in drawn:
+        assert " ".join(section.says.split()) in page.text or section.plots
+    files = save_figures(folder, tmp_path / "png")
+    assert {path.stem for path in files} == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+
+
+def test_what_cannot_be_drawn_says_why(fresh_home):
+    says = {section.name: section.says for section in sections(read_facts(all_alike()))}
+    assert says["parallel_coordinates"] == "No parameter varies, so that there is nothing to lay side by side."
+    assert says["slices"] == "No parameter varies, so that there is nothing to see a slice of."
+    assert says["early_stopping"] == "No trial was stopped early, so that nothing was saved."
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+def test_a_page_fetches_nothing_and_has_the_script_once(fresh_home):
+    folder = recorded_search("s", 30)
+    path = write_report(folder)
+    assert path == folder.path / "report.html"
+    content = path.read_text()
+    page = Parsed(content)
+    assert content.startswith("<!DOCTYPE html>\n<html lang=")
+    assert not [each for tag, each in page.tags if "src" in each]
+    assert [each["href"] for each in page.named("link")] == ["data:,"]
+    assert {each["href"][0] for each in page.named("a")} == {"#"}
+    assert len([each for each in page.named("script") if "type" not in each]) == 2, "plotly's and ours"
+    (policy,) = (each["content"] for each in page.named("meta") if each.get("http-equiv"))
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert policy.count("'sha256-") == 2
+    targets = {each["href"] for each in page.named("a")}
+    assert targets <= {f"#{each['id']}" for _, each in page.tags if "id" in each}
+
+
+def test_a_study_without_figures_needs_no_script_of_plotlys(fresh_home):
+    assert write_report(nothing_tried()).stat().st_size < 30_000
+
+
+def test_a_study_of_a_thousand_trials_stays_small(fresh_home):
+    size = write_report(recorded_search("s", 1000)).stat().st_size
+    assert size < 8_000_000
+    assert size - PLOTLY_BYTES < 1_500_000, "what a trial takes"
+
+
+def test_every_table_has_a_caption_and_headings_and_every_figure_a_text(fresh_home):
+    page = parsed(recorded_search("s", 30))
+    tables = len(page.named("table"))
+    assert tables == len(page.named("caption")) == 6  # yardsticks, first and all trials, cost, failures, settings
+    assert all("scope" in each for each in page.named("th"))
+    plots = [each for each in page.named("div") if each.get("role") == "img"]
+    assert all(len(each["aria-label"]) > 40 for each in plots)
+    assert len(page.named("h1")) == 1
+    assert len(page.named("h2")) == 13
+
+
+def test_a_running_study_says_that_it_runs_and_as_of_when(fresh_home):
+    folder = recorded_search("s", 12, finished=False)
+    with folder.lock():
+        text = parsed(folder).text
+    assert re.search(r"s running Task t on b\. .* As of \d{4}-\d\d-\d\d \d\d:\d\d UTC: the search is running", text)
+    assert "The search is running: 9 of 12 trials have ended, 3 running, 0 to come." in text
+
+
+# ---- texts of users --------------------------------------------------------------------------------------------------
+def hostile() -> StudyFolder:
+    """A study in which everything that users write is an attack."""
+    task = replace(TASK, name=NASTY, labels=(NASTY, "b"))
+    tried = [Tried({"target_modules": f"{NASTY}{i % 7}", "rank": 4 + i}, 0.5 + i / 40) for i in range(12)]
+    folder = searched("s", [*tried, Tried({"target_modules": NASTY}, 0.1, state=RUNNING)], task=task, space=NASTY)
+    folder.journal().trial_ended("00012", FAIL, NASTY)
+    folder.write_yardsticks([Yardstick(NASTY, {task.metric: 0.4}, failed=NASTY)])
+    confirm(folder, "00011", [0.9])
+    return folder
+
+
+def test_texts_of_users_stay_texts(fresh_home):
+    folder = hostile()
+    page = parsed(folder)
+    assert page.named("img") == page.named("b") == []
+    assert NASTY in page.text, "as it was written, braces too"
+    for data in page.data:
+        assert "<" not in data
+        labels = json.dumps(json.loads(data))
+        assert "<img" not in labels, "plotly reads tags in its labels"
+    assert any("&lt;img" in data for data in page.data)
+    save_figures(folder, folder.path / "png")  # where dollars are no formulas

@@ -1,0 +1,120 @@
+"""What the head of a report says was found, and whether it beats the yardsticks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from support.recorded_searches import recorded_search
+from support.searched_studies import Tried, confirm, searched
+from support.studies import TASK
+
+from loraxs_search.records import TrialState, Yardstick
+from loraxs_search.reports.html import read_facts
+from loraxs_search.reports.html.repeat import repeat_command
+from loraxs_search.reports.html.spending import duration, spending
+from loraxs_search.reports.html.summary import summary
+from loraxs_search.reports.html.tables import failure_table, leaderboard_table
+from loraxs_search.search_space import load_space
+
+
+def of(folder):
+    return summary(read_facts(folder))
+
+
+@pytest.fixture
+def folder(fresh_home):
+    return searched("s", [Tried({"rank": 4}, 0.8), Tried({"rank": 8}, 0.7)])
+
+
+# ---- found, and against what -----------------------------------------------------------------------------------------
+def test_the_finalist_counts_by_the_test_rows_and_is_compared_there(folder):
+    confirm(folder, "00000", [0.79, 0.77], answers=[1, 1, 1, 0], labels=[1, 1, 1, 1])
+    marks = [("constant", 0.9, 0.5), ("tfidf", 0.6, 0.75), ("features", 0.5, 0.8)]
+    folder.write_yardsticks([Yardstick(name, {"accuracy": val}, {"accuracy": test}) for name, val, test in marks])
+    said = of(folder)
+    assert said.found == "The finalist, trial 00000, reaches accuracy 0.7500 on the test rows, in 1,000 bytes."
+    assert said.verdict == ("It beats constant on the test rows, but not tfidf (as good) and features (0.0500 better).")
+    numbers = {number.label: number for number in said.numbers}
+    assert numbers["mean over seeds"].value == "0.7800"
+    assert numbers["mean over seeds"].note == "± 0.0141, 2 seeds, validation rows"
+
+
+def test_before_the_end_the_best_trial_counts_by_validation_rows(fresh_home):
+    task = replace(TASK, validation_rows=500)
+    folder = searched("s", [Tried({}, 0.8), Tried({}, 0.9, state=TrialState.RUNNING)], task=task, finished=False)
+    folder.write_yardsticks([Yardstick("constant", {"accuracy": 0.85}, {"accuracy": 0.1})])
+    said = of(folder)
+    assert said.found == (
+        "The best so far, trial 00000, reaches accuracy 0.8000 on at most 500 validation rows, in 1,000 bytes."
+    )
+    assert said.verdict == "It beats no yardstick on at most 500 validation rows: not constant (0.0500 better)."
+    assert said.notes == ("The search was interrupted: 1 of 2 trials have ended, 1 begun, 0 to come.",)
+
+
+def test_where_less_is_better_a_lower_loss_beats(fresh_home):
+    task = replace(TASK, report_metric="loss", report_direction="minimize")
+    folder = searched("s", [Tried({}, 0.3), Tried({}, 0.2)], task=task, finished=False)
+    folder.write_yardsticks([Yardstick("zero-shot", {"loss": 0.5}), Yardstick("tfidf", {"accuracy": 0.9})])
+    assert of(folder).verdict == "It beats every yardstick on the validation rows; the nearest, zero-shot, by 0.3000."
+
+
+def test_where_nothing_has_a_score_nothing_was_found(fresh_home):
+    said = of(searched("s", [Tried({}, 0.5, state=TrialState.FAIL)]))
+    assert said.found == "No trial has a score: nothing was found."
+    assert said.verdict == ""
+
+
+def test_of_two_objectives_the_front_is_named(fresh_home):
+    facts = read_facts(recorded_search("s", 30, objectives=("accuracy", "stored_bytes")))
+    said = summary(facts).notes
+    assert said == (
+        f"Score and stored bytes were searched for together: {len(facts.front_ids)} trials are on their front.",
+    )
+
+
+# ---- what it cost ----------------------------------------------------------------------------------------------------
+def test_a_stopped_trial_saves_its_remaining_steps_at_its_own_pace(fresh_home):
+    """It reports every 10 of 20 steps, each step a tenth of a second of a device."""
+    spent = spending(read_facts(searched("s", [Tried({}, 0.8), Tried({}, 0.6, state=TrialState.PRUNED)])))
+    assert spent.device_s == pytest.approx(3.0)
+    assert spent.by_state == {TrialState.COMPLETE: pytest.approx(2.0), TrialState.PRUNED: pytest.approx(1.0)}
+    assert spent.saved_s == pytest.approx(1.0)
+    assert spent.saved_share == pytest.approx(0.25)
+
+
+def test_devices_at_work_are_device_seconds_over_the_drivers_time(fresh_home):
+    facts = read_facts(recorded_search("s", 40))
+    spent = spending(facts)
+    assert spent.hosts == ("10.0.0.1 GPU 0", "10.0.0.2 GPU 0")
+    assert 1.2 < spent.busy_devices < 1.8, "0.9 of each of two, less the beginning and the end"
+
+
+def test_times_are_in_units_for_people():
+    assert [duration(s) for s in (0.04, 119, 120, 7199, 7200)] == ["0.0 s", "119.0 s", "2.0 min", "120.0 min", "2.0 h"]
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+def test_the_leaderboard_has_what_varies_and_no_empty_columns(folder):
+    table = leaderboard_table(read_facts(folder))
+    assert table.columns == ("trial", "state", "step", "accuracy", "parameters", "bytes", "seconds", "rank")
+    assert [row[0] for row in table.rows] == ["00000", "00001"]
+
+
+def test_failures_are_grouped_by_reason_the_most_frequent_first(fresh_home):
+    folder = recorded_search("s", 120)
+    rows = failure_table(read_facts(folder)).rows
+    assert [row[0] for row in rows] == ["trial", "refit"]
+    assert rows[0][2] == "its loss must be finite, but is nan at step 12"
+    failed = [r.trial_id for r in folder.journal().records.values() if r.state is TrialState.FAIL]
+    assert rows[0][3].startswith(", ".join(failed[:3]))
+
+
+# ---- again -----------------------------------------------------------------------------------------------------------
+def test_the_command_to_repeat_it_has_the_overrides(fresh_home):
+    space = load_space("movie_reviews", overrides=["search.trials=24", "parameters.rank={choice: [4, 8]}"])
+    folder = searched("s", [Tried({}, 0.8)], space=space.text)
+    facts = read_facts(folder)
+    object.__setattr__(folder.info, "space_source", space.source)
+    words = f"loraxs-search launch {space.source} --set search.trials=24 --set 'parameters.rank={{choice: [4, 8]}}'"
+    assert repeat_command(facts) == f"{words} --name s-again"

@@ -1,0 +1,109 @@
+"""The schema that editors check spaces with: shipped as generated, and no stricter than `check`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from jsonschema import Draft7Validator
+from support.spaces import SPACE
+
+from loraxs_search.methods import METHODS
+from loraxs_search.search_space import portable_text, schema_text, space_schema
+from loraxs_search.search_space._document import parse_document
+from loraxs_search.search_space._parameter_specs import parameter_specs
+from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
+from loraxs_search.tasks.kinds import KINDS
+
+LINE = "# yaml-language-server: $schema="
+VALIDATOR = Draft7Validator(space_schema())
+BASE = {"task": "sst2", "base_model": "org/base", "parameters": {"rank": 4, "learning_rate": 0.001}}
+
+
+def faults(data) -> list[str]:
+    return [".".join(map(str, error.absolute_path)) for error in VALIDATOR.iter_errors(data)]
+
+
+def space(**changes):
+    return {**BASE, **changes}
+
+
+def test_the_shipped_schema_is_the_one_that_is_generated():
+    Draft7Validator.check_schema(space_schema())
+    shipped = shipped_space_path("movie_reviews").with_name("space.schema.json").read_text()
+    assert shipped == schema_text(), "loraxs-search spaces schema > search_spaces/space.schema.json"
+    assert json.loads(shipped) == space_schema()
+
+
+@pytest.mark.parametrize("name", shipped_spaces())
+def test_a_shipped_space_validates_and_leads_to_the_schema(name):
+    path = shipped_space_path(name)
+    assert faults(parse_document(path.read_text(), name).data) == []
+    (line,) = (line for line in path.read_text().splitlines() if line.startswith(LINE))
+    assert (path.parent / line.removeprefix(LINE)).is_file()
+    assert f"{LINE}{path.with_name('space.schema.json')}\n" in portable_text(path)
+
+
+@pytest.mark.parametrize("name", shipped_spaces())
+def test_a_misspelt_key_of_a_shipped_space_does_not(name):
+    data = parse_document(shipped_space_path(name).read_text(), name).data
+    for section in ("task", "parameters", "search"):
+        if isinstance(data.get(section), dict):
+            assert faults({**data, section: {**data[section], "lerning_rate": 1}}), section
+    assert faults({**data, "serch": {}})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"search": None, "promotion": None, "start_from": None, "warm_start": "auto"},
+        {"task": {"use": "sst2", "max_length": 64, "columns": {"text": "a", "label": "b"}}},
+        {"method": {"choice": ["lora", "lora-xs"]}},
+        {"search": {"time_budget": "2h", "keep_hosts": 90, "pack_size": "auto", "objectives": ["accuracy", "bytes"]}},
+        {"parameters": {"rank": {"int": [4, 64], "step": 4}, "target_modules": ["query", "value"]}},
+        {"parameters": {"sigma": {"choice": ["input", "sqrt"], "when": {"basis": ["top"]}, "else": "none"}}},
+        {"parameters": {"rank": [{"choice": [4], "when": {"method": "lora"}}, 8], "scale": {"value": 1.5}}},
+    ],
+)
+def test_what_check_takes_validates(changes):
+    assert faults(space(**changes)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"task": "ssst2"}, "task"),
+        ({"task": {"kind": "sequence-classificaton", "name": "a"}}, "task.kind"),
+        ({"task": {"name": "a", "data": {"hub": "x"}}}, "task"),
+        ({"task": {"use": "sst2", "max_lenght": 64}}, "task"),
+        ({"base_model": {"id": "a", "sha256": "short"}}, "base_model"),
+        ({"parameters": {"rank": {"choise": [4]}}}, "parameters.rank"),
+        ({"parameters": {"rank": {"choice": [4], "int": [1, 2]}}}, "parameters.rank"),
+        ({"parameters": {"sigma": "imput"}}, "parameters.sigma"),
+        ({"search": {"trials": 0}}, "search"),
+        ({"search": {"scheduler": "ahsa"}}, "search"),
+        ({"search": {"time_budget": "soon"}}, "search"),
+        ({"promotion": {"max_latency": 1}}, "promotion"),
+        ({"warm_start": []}, "warm_start"),
+    ],
+)
+def test_what_check_refuses_does_not(changes, place):
+    assert place in faults(space(**changes))
+
+
+def test_every_kind_and_parameter_is_known():
+    schema = space_schema()
+    known = schema["properties"]["parameters"]["properties"]
+    for method in METHODS.importable():
+        assert parameter_specs(method).keys() <= known.keys()
+    written = parse_document(SPACE.format(task="t", base="b", trials=1, steps=2, every=1, promotion="{}"), "s").data
+    assert faults(written) == []
+    assert schema["properties"]["task"]["else"]["else"]["properties"]["kind"]["enum"] == KINDS.names()
+
+
+def test_the_command_prints_it(capsys):
+    from loraxs_search.cli import run
+
+    assert run(["spaces", "schema"]) == 0
+    assert capsys.readouterr().out == schema_text()
