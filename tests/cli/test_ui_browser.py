@@ -143,7 +143,7 @@ def test_the_model_of_the_task_has_a_page_and_readable_tags(page, link, shoot):
     page.get_by_text("loraxs.champion").first.wait_for()
     assert '{"' not in page.locator("#root").inner_text()
     shoot("4-model")
-    page.get_by_role("link", name="version 1", exact=True).first.click()
+    page.get_by_role("link", name="Version 1", exact=True).click()  # of the table; that of the text opens a tab
     for shown in ("Why it was promoted", "loraxs-search pull movie-reviews:1", "plain LoRA at rank"):
         page.get_by_text(shown).first.wait_for()
     shoot("5-version")

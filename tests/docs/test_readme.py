@@ -18,7 +18,7 @@ from support.pages import README, ROOT
 from support.shell import Shell
 
 from loraxs_search.cli import run
-from loraxs_search.search_space import shipped_space_path
+from loraxs_search.shipped_spaces import shipped_space_path
 
 TRAIN = "data/movie_reviews/train.jsonl.gz"
 LAUNCH = "launch movie_reviews --name reviews"  # what the shared search ran, sized down
