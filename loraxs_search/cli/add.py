@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from loraxs_search.cli._output import JsonOption, TrackingOption
 from loraxs_search.cli._completion import StudyArgument
+from loraxs_search.cli._output import JsonOption, TrackingOption
 from loraxs_search.cli._steering import ParamOption, send_command
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._output import JsonOption, TrackingOption
 from loraxs_search.cli._completion import StudyArgument
+from loraxs_search.cli._output import JsonOption, TrackingOption
 from loraxs_search.cli._steering import ParamOption, send_command
 
 
