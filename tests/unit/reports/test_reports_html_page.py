@@ -14,7 +14,7 @@ from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK, study
 
-from loraxs_search.records import TrialState, WarmStart, Yardstick
+from loraxs_search.records import Origin, TrialState, WarmStart, Yardstick
 from loraxs_search.reports.html import read_facts, report_page, sections, write_report
 from loraxs_search.reports.html.png import save_figures
 from loraxs_search.studies import StudyFolder
@@ -105,7 +105,7 @@ def less_is_better() -> StudyFolder:
 def warm_started() -> StudyFolder:
     folder = searched("s", [Tried({"rank": 4}, 0.8)], finished=False)
     journal = folder.journal()
-    journal.trial_started("00001", {"rank": 8}, WarmStart("earlier", "00007"))
+    journal.trial_started("00001", {"rank": 8}, Origin(WarmStart("earlier", "00007")))
     journal.trial_started("00004", {"rank": 2})  # 2 and 3 were asked for and never begun
     return folder
 
