@@ -13,15 +13,19 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import REMOVED
 from loraxs_search.housekeeping._base import Kind, StoredItem
 from loraxs_search.housekeeping.needs import Needs
+from loraxs_search.records import TrialState
 from loraxs_search.registry import trial_of
 from loraxs_search.registry.names import is_sha256
-from loraxs_search.studies import StudyFolder, studies_root
+from loraxs_search.studies import StudyFolder, studies_root, trials_of
 
 _GOING_ON_S = 24 * 3600.0
 
 
 class Snapshots(Kind):
-    """States of the trials of finished studies: no trial of these goes on. Candidates keep theirs, for `extend`."""
+    """States of trials that ended early, of finished studies: none of these goes on.
+
+    Complete ones keep theirs: when the study is extended, another of them may become a candidate.
+    """
 
     name = "snapshots"
     loss = "trials of finished studies can start no other ones from their state"
@@ -32,10 +36,10 @@ class Snapshots(Kind):
             if not (study / "study.json").is_file():
                 continue
             unfinished = f"study {study.name}, which is not finished" if study.name in needs.unfinished else ""
-            kept = set() if unfinished else {trial_of(c.trial_id) for c in StudyFolder(study).candidates() or ()}
+            kept = set() if unfinished else _complete(StudyFolder(study))
             for path in sorted((study / "snapshots").glob("[!.]*")):
-                is_candidate = path.name.partition(".")[0] in kept
-                candidate = f"study {study.name}, whose candidate it is" if is_candidate else ""
+                may_be_chosen = path.name.partition(".")[0] in kept
+                candidate = f"study {study.name}, which may be extended" if may_be_chosen else ""
                 yield StoredItem.of(path, needed_by=unfinished or candidate)
             if (study / "tune").is_dir():
                 yield StoredItem.of(study / "tune", needed_by=unfinished)
@@ -47,6 +51,12 @@ class Snapshots(Kind):
             if study.candidates() is None:
                 raise StudyError(f"study {study.name} goes on")
             yield
+
+
+def _complete(study: StudyFolder) -> set[str]:
+    """Return the trials that trained all their steps, with those that candidates are of."""
+    complete = {name for name, state in trials_of(study.name).items() if state is TrialState.COMPLETE}
+    return complete | {trial_of(candidate.trial_id) for candidate in study.candidates() or ()}
 
 
 class FactorFiles(Kind):

@@ -8,6 +8,7 @@ from pathlib import Path
 from loraxs_search.errors import StudyError
 from loraxs_search.home import remove_whole
 from loraxs_search.housekeeping._base import StoredItem
+from loraxs_search.steering import describe, open_commands, steered
 from loraxs_search.studies import StudyFolder, check_idle
 from loraxs_search.tracking import has_waiting, remove_runs, resolve_uri
 
@@ -55,6 +56,11 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
             raise StudyError(
                 f"A study's records must be in MLflow before it goes, but some of {name!r} still wait.",
                 hint=f"bring them over with `loraxs-search sync {name}`, or lose them with --force",
+            )
+        if not force and (waiting := open_commands(steered(folder, folder.journal()))):
+            raise StudyError(
+                f"A study's commands must be answered before it goes, but `{describe(waiting[0])}` waits in {name!r}.",
+                hint=f"carry it out with `loraxs-search resume {name}`, or lose it with --force",
             )
         check_idle(info.storage, name)
         removed = RemovedStudy(name, folder.path, item.num_bytes, storage=info.storage)

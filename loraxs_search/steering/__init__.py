@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraxs_search.errors import CommandError, unknown_name
+from loraxs_search.errors import CommandError, HomeError, unknown_name
 from loraxs_search.records import AnswerState, Command, CommandAnswer, SearchPlan
 from loraxs_search.steering._base import Accepted, SteeredStudy, Verb, check_trials
 from loraxs_search.steering.add import Add
@@ -95,6 +95,11 @@ def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
         accepted = verb.check(command, study)
     except CommandError as error:
         return CommandAnswer(command.command_id, AnswerState.REFUSED, error.message, error.hint or "")
+    except HomeError:
+        raise  # the disk, not the command: it is decided on once that is put right
+    except Exception as error:  # noqa: BLE001  # what people type must end no search, nor each one that goes on with it
+        said = f"{type(error).__name__}: {error}"
+        return CommandAnswer(command.command_id, AnswerState.REFUSED, f"`{command.verb}` cannot be decided on: {said}")
     return CommandAnswer(command.command_id, AnswerState.DONE, accepted.text, facts=accepted.facts)
 
 

@@ -12,7 +12,7 @@ from loraxs_search.steering._base import Accepted, SteeredStudy, Verb
 from loraxs_search.steering.plan import check_time, extended, has_ended, num_proposed
 from loraxs_search.steering.state import SteeringState
 
-_TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_TIME = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
 
 
 class Extend(Verb):

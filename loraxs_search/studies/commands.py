@@ -26,6 +26,7 @@ class CommandInbox:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._unreadable: set[str] = set()  # files that were warned of
 
     def put(self, command: Command) -> None:
         """Leave a command for the driver.
@@ -56,6 +57,9 @@ class CommandInbox:
             return [path for path in self._path.iterdir() if _NAME.fullmatch(path.name)]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            self._warn(self._path, error)
+            return []
 
     def _read(self, path: Path, set_aside: bool) -> Command | None:
         try:
@@ -64,6 +68,9 @@ class CommandInbox:
                 return command
         except FileNotFoundError:  # its sender took it back
             return None
+        except OSError as error:  # as of somebody who lets nobody else read it
+            self._warn(path, error)
+            return None
         except ValueError:
             pass  # not a command
         if set_aside:
@@ -71,3 +78,9 @@ class CommandInbox:
             with disk_faults(path):
                 path.replace(path.with_suffix(".damaged"))
         return None
+
+    def _warn(self, path: Path, error: OSError) -> None:
+        """Say once what cannot be read: one file stops neither the search nor other commands."""
+        if path.name not in self._unreadable:
+            self._unreadable.add(path.name)
+            _logger.warning("commands in %s cannot be read: %s", path, error.strerror)

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 _REPORTED = b'{"event": "reported"'  # how such a line begins: most lines of a journal do
 # What no trial's state depends on: a driver notes it for who watches.
 NOTES = frozenset({"search_started", "phase", "warning", "steered", "yardstick_scored", "candidate_scored"})
+# What may come while no driver trains: the time until then was nobody's work.
+_NO_WORK = frozenset({"commanded", "answered", "command_cleared", "reopened"})
 
 
 class Journal:
@@ -186,7 +188,8 @@ class Journal:
         if kind == "driver_started":
             self._work_time.driver_started(event["since"], at)
             return
-        self._work_time.recorded(at)
+        if kind not in _NO_WORK:
+            self._work_time.recorded(at)
         if kind == "started":
             warm, lineage = event.get("warm_start"), event.get("lineage")
             self._records[event["trial_id"]] = TrialRecord(

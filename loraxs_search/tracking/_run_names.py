@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +32,7 @@ def _part(name: str, value: Any) -> str:
 
 def _number(value: float) -> str:
     """Return two digits of a number, as people write it: 2e-3, 0.5, 1.7e-2."""
-    if value == 0 or 0.1 <= abs(value) < 1000:
+    if value == 0 or 0.1 <= abs(value) < 1000 or not math.isfinite(value):
         return f"{value:.3g}"
     digits, _, exponent = f"{value:.1e}".partition("e")
     return f"{digits.removesuffix('.0')}e{int(exponent)}"

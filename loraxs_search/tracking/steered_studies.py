@@ -47,7 +47,7 @@ class SteeredRun:
         if str(self.run.info.status) == "FINISHED":
             raise CommandError(
                 f"`{command.verb}` needs a study that is searched, but {self.study!r} at {redact(self.uri)} has ended.",
-                hint="launch another one",
+                hint="on the machine that has it, `extend` it and then `resume`",
             )
         with _asked(self.uri):
             self.client.set_tag(self.run.info.run_id, f"{COMMAND}.{command.command_id}", to_json(command))

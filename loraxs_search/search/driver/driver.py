@@ -183,7 +183,7 @@ class Driver:
         def goes_on() -> bool:
             """Take what people have sent; say whether they ask for more than has been trained."""
             commander.take_all()  # what came too late is refused
-            return self._reopen(study)
+            return self._reopen(study, lambda: self._facts(actors, ledger, study.state, deadline))
 
         while True:
             with commands(study, self._info.tracking_uri, self._view, follow) as commander:
@@ -248,16 +248,21 @@ class Driver:
             self._view.phase(f"warm start: the first {len(warm.trials)} trials have params of {studies}")
         return warm
 
-    def _reopen(self, study: SteeredStudy) -> bool:
+    def _reopen(self, study: SteeredStudy, facts: Callable[[], SearchStarted] | None = None) -> bool:
         """Go on with a study whose trials had ended, where people have asked for more; return whether they have.
 
         The journal says so first: candidates that are still there are of before.
+
+        Args:
+            facts: What the view begins anew with, once it has begun.
         """
         has_more = study.state.num_reopenings > study.journal.num_reopenings
         if has_more:
             study.journal.reopened(study.state.num_reopenings)
         if study.journal.is_reopened:
             study.folder.set_candidates_aside()
+        if has_more and facts is not None:
+            self._view.started(facts())
         return has_more
 
     def _train(self, run: Callable[[], None], searcher: StudySearcher, commander: Commander, pool: HostPool) -> None:

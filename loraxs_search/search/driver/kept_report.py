@@ -16,7 +16,7 @@ def keep_report(folder: StudyFolder, tracker: Tracker) -> None:
     The trials have ended by now, and the tracker carries their records over meanwhile. A report that cannot be made
     stops nothing: `loraxs-search report` makes it again, and says what is wrong.
     """
-    if tracker.has_report:
+    if tracker.has_report and (folder.path / "report.html").is_file():  # on another machine it may be in MLflow alone
         return
     from loraxs_search.reports.html import write_report
 

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from loraxs_search.tracking.command_tags import CommandTags, TaggedCommand
 _logger = logging.getLogger(__name__)
 _EVERY_S, _LONGEST_S, _LAST_S = 2.0, 15.0, 5.0
 _SENT_BY = "somebody in MLflow"
+_MOST_FAILURES = 5  # of an answer that cannot be written: its run was deleted
 
 
 class TagSource:
@@ -40,6 +42,7 @@ class TagSource:
         self._answers: dict[str, tuple[Command, CommandAnswer]] = {}  # to be written
         self._deleted: list[str] = []  # ids of commands whose tags are gone, until it is journalled
         self._answering: set[str] = set()
+        self._failures: Counter[str] = Counter()  # of answers, while the store could be read
         self._earlier = {  # of earlier drivers, with tags that may be there still
             record.command.command_id
             for record in journal.commands.values()
@@ -118,13 +121,10 @@ class TagSource:
         """Write what is to be written, then read; return whether the store took part."""
         deleted = list[str]()
         try:
-            with self._lock:
-                answers = list(self._answers.values())
-            for command, answer in answers:
-                assert command.tag is not None
-                self._tags.answer(command.tag, answer)
-                deleted.append(command.command_id)
+            failed = self._write_answers(deleted)
             read = self._tags.read()
+            if failed is not None:
+                self._failed(failed, deleted)
         except Exception as error:  # noqa: BLE001  # whatever MLflow and the network raise
             self._hand_over(deleted, None)
             if not self._is_away:
@@ -134,6 +134,29 @@ class TagSource:
         self._hand_over(deleted, read)
         self._is_away = False
         return True
+
+    def _write_answers(self, deleted: list[str]) -> str | None:
+        """Write answers and delete their tags, to the first that fails; return its command."""
+        with self._lock:
+            answers = list(self._answers.values())
+        for command, answer in answers:
+            assert command.tag is not None
+            try:
+                self._tags.answer(command.tag, answer)
+            except Exception as error:  # noqa: BLE001  # of the store that is away, or of a run that is deleted
+                _logger.info("a command in MLflow cannot be answered: %s", redact(str(error)))
+                return command.command_id
+            deleted.append(command.command_id)
+        return None
+
+    def _failed(self, command_id: str, deleted: list[str]) -> None:
+        """Let others go first, of a store that answers; in the end nobody is left to be answered."""
+        self._failures[command_id] += 1
+        if self._failures[command_id] >= _MOST_FAILURES:
+            deleted.append(command_id)
+            return
+        with self._lock:
+            self._answers[command_id] = self._answers.pop(command_id)
 
     def _hand_over(self, deleted: list[str], read: list[TaggedCommand] | None) -> None:
         with self._lock:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 from loraxs_search.errors import HomeError
@@ -21,15 +21,19 @@ from loraxs_search.records import (
     YardstickScoredEvent,
 )
 from loraxs_search.search.ledger.event_view import search_started
-from loraxs_search.search.ledger.view import SearchStarted, SearchView
+from loraxs_search.search.ledger.view import SearchStarted, SearchView, SilentView
 from loraxs_search.studies import Journal
 
 _PACKAGE = "loraxs_search"
+_logger = logging.getLogger(__name__)
 _STUDY_THREADS = "study"  # of studies that are searched together, each has a driver in a thread of this name
 
 
 class Announcer:
-    """A `SearchView` before another one; a full disk stops no search here, since what counts is recorded elsewhere."""
+    """A `SearchView` before another one; what counts is recorded elsewhere, so nothing that fails here stops a search.
+
+    A view that raises, as one whose reader went away does, is left out from then on.
+    """
 
     def __init__(self, study: str, view: SearchView) -> None:
         self._study, self._view = study, view
@@ -45,25 +49,25 @@ class Announcer:
         """Other work begins."""
         self._phase = text
         self._keep(PhaseEvent(study=self._study, at=time.time(), text=text))
-        self._view.phase(text)
+        self._show(lambda view: view.phase(text))
 
     def trial_changed(self, record: TrialRecord) -> None:
         """A trial was started, reported or ended, and the journal has it."""
-        self._view.trial_changed(record)
+        self._show(lambda view: view.trial_changed(record))
 
     def commanded(self, text: str) -> None:
         """Somebody has sent a command, which was answered so; or the search waits for one."""
         self._keep(SteeredEvent(study=self._study, at=time.time(), text=text))
-        self._view.commanded(text)
+        self._show(lambda view: view.commanded(text))
 
     def noted(self, event: SearchEvent) -> None:
         """Something else is known."""
         self._keep(event)
-        self._view.noted(event)
+        self._show(lambda view: view.noted(event))
 
     def finished(self) -> None:
         """No more calls follow."""
-        self._view.finished()
+        self._show(lambda view: view.finished())
 
     def counted(self, done: int, total: int, unit: str) -> None:
         """The present work has got so far."""
@@ -72,7 +76,7 @@ class Announcer:
     def started(self, facts: SearchStarted) -> None:
         """Trials are about to train."""
         self._keep(search_started(facts))
-        self._view.started(facts)
+        self._show(lambda view: view.started(facts))
 
     def yardsticks_scored(self, yardsticks: Iterable[Yardstick]) -> None:
         """Yardsticks were scored; each is said once."""
@@ -106,6 +110,13 @@ class Announcer:
         self.noted(WarningEvent(study=self._study, at=time.time(), text=text))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _show(self, show: Callable[[SearchView], None]) -> None:
+        try:
+            show(self._view)
+        except Exception as error:  # noqa: BLE001  # of a view that somebody else wrote, or of a pipe without a reader
+            self._view = SilentView()
+            _logger.warning("the search is shown no longer: %s: %s", type(error).__name__, error)
+
     def _keep(self, event: SearchEvent) -> None:
         if self._journal is not None:
             with contextlib.suppress(HomeError):
@@ -120,4 +131,7 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         other = str(record.threadName)
         if other == self._thread or not other.startswith(_STUDY_THREADS):
-            self._announcer.warned(record.getMessage())
+            try:
+                self._announcer.warned(record.getMessage())
+            except Exception:  # noqa: BLE001  # whoever warns goes on, as with logging's own handlers
+                self.handleError(record)

@@ -17,7 +17,7 @@ from support.studies import study
 
 from loraxs_search.home import REMOVED, in_use, write_atomic
 from loraxs_search.housekeeping import KINDS, collect
-from loraxs_search.records import Identity
+from loraxs_search.records import Identity, TrialState
 
 MONTH_S = 30 * DAY_S
 
@@ -127,21 +127,23 @@ def test_what_a_finished_study_needs_stays(fresh_home, store_uri, base, factors,
     assert why(factor_file(fresh_home, needed)) == why(fresh_home / "base_models" / "b") == "needed by study done"
 
 
-def test_states_of_a_finished_study_go_but_those_of_candidates(fresh_home, store_uri):
-    folder = searched("done", [Tried({"rank": 2}, 0.8), Tried({"rank": 4}, 0.9)])
+def test_states_of_a_finished_study_go_but_those_that_may_be_chosen_when_it_is_extended(fresh_home, store_uri):
+    stopped = Tried({"rank": 8}, 0.7, state=TrialState.PRUNED)
+    folder = searched("done", [stopped, Tried({"rank": 4}, 0.9), Tried({"rank": 2}, 0.8)])
     confirm(folder, "00001", [0.9, 0.8])
-    for trial in ("00000", "00001"):
+    for trial in ("00000", "00001", "00002"):
         folder.write_snapshot(trial, b"state")
     write_atomic(folder.path / "tune" / "state.json", "{}")
     age(fresh_home)
     snapshots = folder.path / "snapshots"
-    assert why(snapshots / "00001.safetensors") == "needed by study done, whose candidate it is"
+    for trial in ("00001", "00002"):
+        assert why(snapshots / f"{trial}.safetensors") == "needed by study done, which may be extended"
     assert gone() == [snapshots / "00000.safetensors", folder.path / "tune"]
-    assert folder.journal().records.keys() == {"00000", "00001"}
+    assert folder.journal().records.keys() == {"00000", "00001", "00002"}
 
 
 def test_a_study_that_somebody_works_on_keeps_its_states(fresh_home, store_uri):
-    folder = searched("done", [Tried({"rank": 2}, 0.8)])
+    folder = searched("done", [Tried({"rank": 2}, 0.8, state=TrialState.PRUNED)])
     folder.write_snapshot("00000", b"state")
     age(fresh_home)
     with folder.lock():

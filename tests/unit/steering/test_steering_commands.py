@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.studies import study as new_study
 
-from loraxs_search.errors import CommandError
+from loraxs_search.errors import CommandError, HomeError
 from loraxs_search.records import AnswerState, Command, TrialState
 from loraxs_search.search.driver.commander import Commander, InboxSource
 from loraxs_search.search.ledger.view import SilentView
-from loraxs_search.steering import VERBS, SteeringState, decide, steered
+from loraxs_search.steering import VERBS, SteeringState, decide, get_verb, steered
 from loraxs_search.steering.send import new_command, send
 from loraxs_search.studies import Journal, StudyFolder
 
@@ -240,3 +241,34 @@ def test_a_decision_changes_nothing(folder: StudyFolder) -> None:
     assert decide(command("pause"), study).state is AnswerState.DONE
     assert study.state == SteeringState()
     assert (folder.path / "journal.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("time", ["9" * 320 + "h", "9" * 320, "1e400", "nan", "-1", "soon"])
+def test_a_time_that_is_none_is_refused_and_ends_nothing(time: str, fresh_home: Path) -> None:
+    folder = new_study("s")
+    answer = decide(Command("a" * 32, "extend", arguments={"time": time}), steered(folder, folder.journal()))
+    assert answer.state is AnswerState.REFUSED
+    assert "`--time` must be a time such as 1h" in answer.text
+
+
+def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(
+    fresh_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, command = new_study("s"), Command("a" * 32, "finish")
+    seen = steered(folder, folder.journal())
+
+    def failing(error: Exception):
+        def check(*_: object):
+            raise error
+
+        monkeypatch.setattr(type(get_verb("finish")), "check", check)
+
+    failing(OverflowError("too large"))
+    answer = decide(command, seen)
+    assert (answer.state, answer.text) == (
+        AnswerState.REFUSED,
+        "`finish` cannot be decided on: OverflowError: too large",
+    )
+    failing(HomeError("the disk is full"))
+    with pytest.raises(HomeError):
+        decide(command, seen)

@@ -52,3 +52,26 @@ def test_the_journal_keeps_commands_in_the_order_they_were_taken(tmp_path: Path)
     assert (again.commands["c2"].command, again.commands["c2"].answer) == (TYPED, answer)
     assert [record.is_cleared for record in again.commands.values()] == [False, True]
     assert (tmp_path / "journal.jsonl").read_text().count("\n") == 4
+
+
+def test_a_file_that_cannot_be_read_stops_no_other_command(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inbox, command = CommandInbox(tmp_path), Command("a" * 32, "finish", issued_at=1.0)
+    inbox.put(command)
+    (tmp_path / f"{'b' * 32}.json").mkdir()  # as unreadable as a file of somebody who lets nobody else read it
+    for _ in range(2):
+        assert [waiting.command_id for waiting in inbox.waiting(set_aside=True)] == [command.command_id]
+    assert caplog.text.count("cannot be read") == 1
+
+
+def test_commands_to_a_study_that_nobody_searches_are_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("loraxs_search.studies.journal.time.time", lambda: clock[0])
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.driver_started(1000.0)
+    clock[0] = 1010.0
+    journal.search_ended("")
+    clock[0] = 90_000.0  # the next day
+    journal.commanded(Command("a" * 32, "extend", arguments={"trials": 2}))
+    journal.answered(CommandAnswer("a" * 32, AnswerState.DONE, "so"))
+    journal.reopened(1)
+    assert journal.spent_s == Journal(tmp_path / "journal.jsonl").spent_s == 10.0

@@ -250,7 +250,7 @@ def test_a_folder_named_as_hub_whose_files_are_replaced_gives_the_new_rows(make_
 
 def test_rows_of_a_file_are_read_once_whatever_it_is_called(make_task, tokenizer, rows, loraxs_home):
     def cached():
-        return {path.name: path.stat().st_mtime_ns for path in (loraxs_home / "datasets" / "rows").iterdir()}
+        return {path.name: path.stat().st_ino for path in (loraxs_home / "datasets" / "rows").iterdir()}
 
     task = make_task()
     first = prepare(task, tokenizer)

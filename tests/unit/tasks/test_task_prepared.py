@@ -100,7 +100,7 @@ def test_what_is_shared_is_read_only(make_task, tokenizer):
 
 
 def cached_tokens(home: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (home / "datasets" / "tokens").glob("*.arrow")}
+    return {path.name: path.stat().st_ino for path in (home / "datasets" / "tokens").glob("*.arrow")}
 
 
 def test_tokens_are_made_once_per_data_tokenizer_and_length(make_task, make_tokenizer, loraxs_home):

@@ -12,7 +12,7 @@ from support.servers import MlflowServer
 from support.studies import study as new_study
 
 from loraxs_search.errors import CommandError, StudyError, TrackingError
-from loraxs_search.records import AnswerState, CommandAnswer
+from loraxs_search.records import AnswerState, CommandAnswer, CommandTag
 from loraxs_search.search.driver import tag_source
 from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.search.driver.tag_source import TagSource
@@ -210,3 +210,21 @@ def test_a_study_that_has_ended_takes_no_commands_from_afar(desk: Desk) -> None:
 def test_a_folder_without_runs_has_no_commands(store_uri: str) -> None:
     folder: StudyFolder = new_study("empty", store_uri)
     assert CommandTags(store_uri, recorded_id(folder.path), "t").read() == []
+
+
+def test_an_answer_that_cannot_be_written_keeps_no_other_from_its_sender(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = CommandTags.answer
+
+    def answer(self: CommandTags, tag: CommandTag, answer: CommandAnswer) -> None:
+        if tag.run_id == desk.runs["00000"]:
+            desk.client.delete_run(tag.run_id)  # somebody does, in the UI
+        write(self, tag, answer)
+
+    monkeypatch.setattr(CommandTags, "answer", answer)
+    desk.type("stop", "00000")
+    desk.type("pause", "00001")
+    desk.drive(lambda: is_cleared(desk, 2))
+    assert COMMAND not in desk.tags("00001")
+    assert desk.state().stopping.keys() == {"00000"}
