@@ -10,6 +10,7 @@ from support.searched_studies import Tried, searched
 
 from loraxs_search.cli._bytes import shown_bytes
 from loraxs_search.home import write_atomic
+from loraxs_search.records import TrialState
 
 
 @pytest.fixture
@@ -51,8 +52,9 @@ def test_studies_are_removed(say, reviews):
     assert say("studies", "rm", "reviews").is_error(1, "`study` must be one of: none")
 
 
-def test_gc_says_what_goes_what_stays_and_why(say, reviews, fresh_home):
-    reviews.write_snapshot("00000", b"state")
+def test_gc_says_what_goes_what_stays_and_why(say, store_uri, fresh_home):
+    study = searched("reviews", [Tried({"rank": 2}, 0.8, state=TrialState.PRUNED), Tried({"rank": 4}, 0.9)])
+    study.write_snapshot("00000", b"state")
     for name in ("rows/a.arrow", "rows/b.arrow"):
         write_atomic(fresh_home / "datasets" / name, "x" * 10_000)
     age(fresh_home / "datasets" / "rows" / "a.arrow")
@@ -66,7 +68,7 @@ def test_gc_says_what_goes_what_stays_and_why(say, reviews, fresh_home):
     assert [item["path"] for item in done if not item["kept"]] == [str(fresh_home / "datasets" / "rows" / "a.arrow")]
     assert "freed 12.3 KB" not in say("gc").err
     assert say("gc", "--older-than", "0d").ok
-    assert not (reviews.path / "snapshots" / "00000.safetensors").exists()
+    assert not (study.path / "snapshots" / "00000.safetensors").exists()
     assert say("gc", "--older-than", "soon").is_error(2, "must be a number with a unit, but got 'soon'")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 
@@ -21,13 +22,13 @@ class Said:
         return self.out
 
     def is_error(self, code: int, *parts: str) -> bool:
-        """Check the form every error has: `error: ...`, a blank line, `hint: ...`, nothing on stdout, no traceback."""
+        """Check the form errors have: `error: ...`, a blank line, `hint: ...`, no traceback, JSON on stdout at most."""
         message, hint = self.err.split("\n\nhint: ")
         assert message.splitlines()[-1] != ""
         assert "error: " in message
         assert hint.strip()
         assert "Traceback" not in self.err
-        assert self.out == ""
+        assert self.out == "" or json.loads(self.out)["error"]["exit_code"] == code  # under --json
         assert self.code == code, self.err
         for part in parts:
             assert part in self.err
