@@ -229,7 +229,7 @@ def test_data_that_only_the_host_sees_to_be_wrong(searched, tiny_space_text, tmp
     done = searched.shell.run("launch", str(tmp_path / "wrong.yaml"), "--name", "wrong")
     assert (done.returncode, done.stdout) == (1, "")
     assert (
-        "error: Task tiny-reviews has 2 faults:\nDid you mean sentence? `columns.text` must be one of: sentence"
+        "error: Task tiny-reviews has 2 faults:\n`columns.text` must be one of: sentence"
         in done.stderr
     )
     assert "\n\nhint: " in done.stderr

@@ -56,6 +56,7 @@ def client_of(folder: StudyFolder) -> MlflowClient:
     return MlflowClient(folder.info.tracking_uri)
 
 
+@pytest.mark.long
 def test_a_killed_search_for_both_ends_as_an_undisturbed_one(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., Any]
 ) -> None:

@@ -65,6 +65,7 @@ def test_the_first_trials_are_the_best_of_the_earlier_search(
     assert parent.data.params["warm_start"] == "earlier"
 
 
+@pytest.mark.long
 def test_killed_and_resumed_it_begins_with_the_same_whatever_has_become_of_the_earlier_one(
     earlier: list[str], in_search_home: Path, tiny_space: Path, wait_for_reports: Callable[..., None]
 ) -> None:

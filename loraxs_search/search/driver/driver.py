@@ -294,7 +294,7 @@ class Driver:
 
     def _end_unfinished(self, ledger: Ledger, searcher: StudySearcher, num_trials: int) -> None:
         left, name = ledger.unfinished(), self._info.name
-        is_complete = not left and not searcher.has_more
+        is_complete = not left and not searcher.is_short
         if searcher.failing is not None and not is_complete:
             raise TrialsFailError(
                 f"The trials of study {name!r} must be able to train, but {searcher.failing}",

@@ -114,7 +114,12 @@ class StudySearcher(Searcher):
     @property
     def has_more(self) -> bool:
         """Whether there is a trial to propose, now or once what is paused goes on."""
-        return self.early_end is None and bool(self._pending or self._parked or self._wants_more())
+        return self.early_end is None and self.is_short
+
+    @property
+    def is_short(self) -> bool:
+        """Whether trials are missing of what the search was to train, whatever ended it."""
+        return bool(self._pending or self._parked or self._wants_more())
 
     @property
     def is_waiting(self) -> bool:
