@@ -228,10 +228,7 @@ def test_data_that_only_the_host_sees_to_be_wrong(searched, tiny_space_text, tmp
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(space))
     done = searched.shell.run("launch", str(tmp_path / "wrong.yaml"), "--name", "wrong")
     assert (done.returncode, done.stdout) == (1, "")
-    assert (
-        "error: Task tiny-reviews has 2 faults:\n`columns.text` must be one of: sentence"
-        in done.stderr
-    )
+    assert "error: Task tiny-reviews has 2 faults:\n`columns.text` must be one of: sentence" in done.stderr
     assert "\n\nhint: " in done.stderr
     assert "Traceback" not in done.stderr
     assert not (searched.shell.home / "studies" / "wrong").exists()
