@@ -186,16 +186,13 @@ def _prompt(roles: Roles) -> str:
 
 # ---- what people read ------------------------------------------------------------------------------------------------
 def _guesses(table: Table, roles: Roles, base: BaseModelRef, measured: _Measured) -> dict[str, str]:
-    counts = ""
-    if roles.labels:
-        sizes = [sum(str(v).strip() == name for v in table.columns[roles.label]) for name in roles.labels]
-        counts = f": {', '.join(f'{name} ({size})' for name, size in zip(roles.labels, sizes, strict=True))}"
+    counts = ", ".join(f"{name} ({number})" for name, number in roles.label_counts.items())
+    remark = f" ({table.remark}: a plain copy is written)" if table.remark else ""
     guesses = {
-        "rows": f"{table.num_rows} in {table.path}"
-        + (f" ({table.remark}: a plain copy is written)" if table.remark else ""),
+        "rows": f"{table.num_rows} in {table.path}{remark}",
         "kind": roles.kind,
         "texts": ", ".join(roles.texts),
-        "answers": f"{roles.label}{counts}",
+        "answers": f"{roles.label}: {counts}" if counts else roles.label,
         "base": base.id,
         "max_length": measured.reason,
     }
@@ -203,20 +200,19 @@ def _guesses(table: Table, roles: Roles, base: BaseModelRef, measured: _Measured
 
 
 def _warnings(table: Table, roles: Roles, measured: _Measured) -> list[str]:
-    found = []
+    warnings = []
     held_out = max(1, table.num_rows // 10)
     if table.num_rows < _FEW_ROWS:
         error = (0.25 / held_out) ** 0.5
         scored = f"a tenth, {held_out}, are scored, with a standard error of up to {error:.2f}"
-        found.append(f"{table.num_rows} rows are few: {scored}")
+        warnings.append(f"{table.num_rows} rows are few: {scored}")
     if measured.cut:
-        found.append(f"about {measured.cut} rows are longer than max_length: they are truncated")
-    if roles.labels:
-        rarest = min(roles.labels, key=lambda n: sum(str(v).strip() == n for v in table.columns[roles.label]))
-        number = sum(str(value).strip() == rarest for value in table.columns[roles.label])
-        if number * 10 < table.num_rows / len(roles.labels):
-            found.append(f"label {rarest!r} is rare ({number} rows): accuracy says little of it, see macro_f1")
-    return found
+        warnings.append(f"about {measured.cut} rows are longer than max_length: they are truncated")
+    if counts := roles.label_counts:
+        rarest, number = min(counts.items(), key=lambda each: each[1])
+        if number * 10 < table.num_rows / len(counts):
+            warnings.append(f"label {rarest!r} is rare ({number} rows): accuracy says little of it, see macro_f1")
+    return warnings
 
 
 def _slug(path: Path) -> str:

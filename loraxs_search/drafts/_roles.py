@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
@@ -40,14 +41,19 @@ class Roles:
         texts: Columns that are read, in order.
         label: The column with answers.
         options: The column with lists to choose from, of multiple choice.
-        labels: Names of classes, in id order.
+        label_counts: Names of classes, in id order, with the rows that have each.
     """
 
     kind: str
     texts: tuple[str, ...]
     label: str
     options: str | None = None
-    labels: tuple[str, ...] = ()
+    label_counts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of classes, in id order."""
+        return tuple(self.label_counts)
 
 
 def guess_roles(table: Table, choices: Choices) -> Roles:
@@ -70,8 +76,7 @@ def guess_roles(table: Table, choices: Choices) -> Roles:
     kind = choices.kind or _kind(table, label)
     if kind in (CLASSES, NUMBERS):
         _check_filled(table, label)
-    labels = _classes(table, label, choices) if kind == CLASSES else ()
-    return Roles(kind, texts, label, labels=labels)
+    return Roles(kind, texts, label, label_counts=_classes(table, label, choices) if kind == CLASSES else {})
 
 
 def different(values: list[Any]) -> Counter[str]:
@@ -182,19 +187,21 @@ def _check_filled(table: Table, label: str) -> None:
         )
 
 
-def _classes(table: Table, label: str, choices: Choices) -> tuple[str, ...]:
+def _classes(table: Table, label: str, choices: Choices) -> dict[str, int]:
     counts = different(table.columns[label])
     if choices.labels is not None:
-        return choices.labels
+        return {name: counts[name] for name in choices.labels}
     if _are_numbers(list(counts)):
-        return tuple(sorted({f"{float(value):g}" for value in counts}, key=float))
+        counts = Counter({f"{number:g}": 0 for number in sorted(map(float, counts))})
+        counts.update(f"{float(value):g}" for value in table.columns[label])
+        return dict(counts)
     if len(counts) < 2:
         raise TaskDataError(
             f"Column {label!r} must have two different answers at least, but has only {next(iter(counts))!r}.",
             hint="name another column with --label",
         )
     _check_spelling(table, label, counts)
-    return tuple(sorted(counts))
+    return dict(sorted(counts.items()))
 
 
 def _check_spelling(table: Table, label: str, counts: Counter[str]) -> None:

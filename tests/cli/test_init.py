@@ -102,6 +102,13 @@ def test_what_is_guessed_is_what_is_there(say: Say, folder: Path) -> None:
     assert "warning: 80 rows are few: a tenth, 8, are scored, with a standard error of up to 0.18" in said.err
 
 
+def test_numbers_that_are_classes_are_counted_however_they_are_written(say: Say, folder: Path) -> None:
+    said = drafted(say, "rows.csv", csv_of(labels=("0.0", "1.0", "0", "1")))
+    assert load_space("./rows.yaml").task.labels == ("0", "1")
+    assert "answers     label: 0 (30), 1 (30)" in said.err
+    assert "is rare" not in said.err
+
+
 def test_a_file_of_another_form_stays_as_it_is(say: Say, folder: Path) -> None:
     content = csv_of(separator=";").replace("fine", "süß").encode("latin-1")
     said = drafted(say, "rows.csv", content)
