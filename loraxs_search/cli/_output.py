@@ -103,7 +103,7 @@ def print_leaderboard_csv(rows: Sequence[LeaderboardRow]) -> None:
     fields = [field.name for field in dataclasses.fields(LeaderboardRow) if field.name not in ("params", "warm_start")]
     columns = [*fields, "warm_start", *(f"params.{name}" for name in names)]
     cells = [
-        [*(getattr(row, field) for field in fields), _origin(row), *(row.params.get(name) for name in names)]
+        [*(getattr(row, field) for field in fields), row.origin, *(row.params.get(name) for name in names)]
         for row in rows
     ]
     print_csv(columns, cells)
@@ -157,15 +157,8 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
         "bytes": _value(row.stored_bytes),
         "learnt bytes": _value(row.without_projection),
         "seconds": f"{row.seconds:.1f}",
-        "from": _origin(row) or "-",
+        "from": row.origin or "-",
     }
-
-
-def _origin(row: LeaderboardRow) -> str:
-    """Return where a trial's params are from: a trial of another study, or of this one, and the step of its state."""
-    if row.lineage is not None:
-        return row.lineage.trial_id + (f"@{row.lineage.step}" if row.lineage.is_warm else "")
-    return f"{row.warm_start.study}/{row.warm_start.trial_id}" if row.warm_start else ""
 
 
 def _yardstick_cells(yardstick: Yardstick, task: Task) -> dict[str, str]:

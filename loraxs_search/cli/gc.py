@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +10,11 @@ import typer
 
 from loraxs_search.cli._bytes import shown_bytes
 from loraxs_search.cli._output import JsonOption, TrackingOption, emit, print_table
+from loraxs_search.durations import seconds_of
 from loraxs_search.errors import UsageError
 
 if TYPE_CHECKING:
     from loraxs_search.housekeeping import Collected
-
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def command(
@@ -72,9 +70,9 @@ def _reasons(done: Sequence[Collected]) -> list[str]:
 
 
 def _seconds(text: Any) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text)
-    if match is None:
+    seconds = seconds_of(text)
+    if seconds is None:
         raise UsageError(
             f"`--older-than` must be a number with a unit, but got {text!r}.", hint="such as 90s, 12h or 30d"
         )
-    return float(match[1]) * _SECONDS[match[2]]
+    return seconds

@@ -153,7 +153,7 @@ class Leftovers(Kind):
     used_by_searches = True
 
     def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
-        for folder in ("studies", "factors", "base_models", "datasets", "adapters", "states", "assets"):
+        for folder in dict.fromkeys(pattern.partition("/")[0] for kind in KINDS for pattern in kind.folders):
             for path in sorted((home / folder).rglob(".*")):
                 is_inside = any(part.startswith(".") for part in path.relative_to(home).parts[:-1])
                 if not is_inside and (path.suffix == ".tmp" or path.is_dir() or path.name.startswith(REMOVED)):

@@ -58,6 +58,13 @@ class LeaderboardRow:
     warm_start: WarmStart | None = None
     lineage: Lineage | None = None
 
+    @property
+    def origin(self) -> str:
+        """Where the params are from: a trial of another study, or of this one and the step of its state; or empty."""
+        if self.lineage is not None:
+            return self.lineage.trial_id + (f"@{self.lineage.step}" if self.lineage.is_warm else "")
+        return f"{self.warm_start.study}/{self.warm_start.trial_id}" if self.warm_start else ""
+
 
 def leaderboard(
     records: Iterable[TrialRecord],

@@ -17,13 +17,12 @@ from pydantic import (
     create_model,
 )
 
+from loraxs_search.durations import seconds_of
 from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space._entries import known_entry
 from loraxs_search.search_space._schedulers import scheduler_keys
 from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text, distinct
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _number(value: object) -> object:
@@ -32,12 +31,11 @@ def _number(value: object) -> object:
 
 
 def _seconds(value: object) -> object:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", value) if isinstance(value, str) else None
-    if match:
-        return float(match[1]) * _UNITS[match[2]]
-    if isinstance(value, str):
+    if not isinstance(value, str):
+        return value
+    if (seconds := seconds_of(value)) is None:
         raise ValueError("must be seconds, or a number with a unit (90s, 10m, 2h, 1d)")
-    return value
+    return seconds
 
 
 def _pack_size(value: object) -> int | Literal["auto"]:

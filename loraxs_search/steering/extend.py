@@ -50,7 +50,8 @@ class Extend(Verb):
         if budget_s is not None:
             facts["time_budget_s"] = budget_s
         within = "" if budget_s is None else f" within {budget_s:,.0f} s of work"
-        text = f"the search is to propose {total} trials{within}, {num_proposed(study.journal)} of them so far"
+        so_far = num_proposed(study.records, study.state)
+        text = f"the search is to propose {total} trials{within}, {so_far} of them so far"
         return Accepted(text, facts | ({"reopens": True} if has_ended(study) else {}))
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
@@ -63,11 +64,11 @@ class Extend(Verb):
 def _base(plan: SearchPlan, study: SteeredStudy) -> int:
     """Return what more trials are counted from."""
     is_over = has_ended(study) or study.state.finishing is not None
-    return num_proposed(study.journal) if is_over else plan.trials
+    return num_proposed(study.records, study.state) if is_over else plan.trials
 
 
 def _wants_new(plan: SearchPlan, study: SteeredStudy) -> bool:
-    return num_proposed(study.journal) < plan.trials
+    return num_proposed(study.records, study.state) < plan.trials
 
 
 def _budget_s(plan: SearchPlan, study: SteeredStudy, more_s: float) -> float | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from loraxs_search.errors import CommandError
-from loraxs_search.records import SearchPlan
+from loraxs_search.records import SearchPlan, TrialRecord
 from loraxs_search.steering._base import SteeredStudy
 from loraxs_search.steering.state import SteeringState
-from loraxs_search.studies import Journal
 
 
 def extended(plan: SearchPlan, state: SteeringState) -> SearchPlan:
@@ -31,9 +31,12 @@ def has_ended(study: SteeredStudy) -> bool:
     return study.trials_have_ended or study.folder.candidates() is not None
 
 
-def num_proposed(journal: Journal) -> int:
-    """Return how many trials the search has proposed itself; those that people asked for come on top."""
-    return sum(not record.command for record in journal.records.values())
+def num_proposed(records: Mapping[str, TrialRecord], state: SteeringState) -> int:
+    """Return how many trials the search has proposed itself; those that people asked for come on top.
+
+    The search asks at each of its turns: trials are looked through only where people have asked for some.
+    """
+    return len(records) - (sum(bool(record.command) for record in records.values()) if state.asked else 0)
 
 
 def check_time(study: SteeredStudy, plan: SearchPlan) -> None:

@@ -12,29 +12,41 @@ from pathlib import Path
 from typing import Any
 
 from loraxs_search.append_log import AppendLog, lines_from
-from loraxs_search.errors import StudyError
 from loraxs_search.records import (
+    CandidateScoredEvent,
     Command,
     CommandAnswer,
     CommandRecord,
     Lineage,
     Origin,
+    PhaseEvent,
     Scalar,
     SearchEvent,
+    SearchStartedEvent,
+    SteeredEvent,
     TrialRecord,
     TrialReport,
     TrialState,
     WarmStart,
+    WarningEvent,
+    YardstickScoredEvent,
     from_json,
     to_json,
 )
-from loraxs_search.studies.reading import DAMAGED_HINT
+from loraxs_search.studies.reading import damaged_event
 from loraxs_search.studies.work_time import WorkTime
 
 logger = logging.getLogger(__name__)
 _REPORTED = b'{"event": "reported"'  # how such a line begins: most lines of a journal do
 # What no trial's state depends on: a driver notes it for who watches.
-NOTES = frozenset({"search_started", "phase", "warning", "steered", "yardstick_scored", "candidate_scored"})
+NOTES: Mapping[str, type[SearchEvent]] = {
+    "search_started": SearchStartedEvent,
+    "phase": PhaseEvent,
+    "warning": WarningEvent,
+    "steered": SteeredEvent,
+    "yardstick_scored": YardstickScoredEvent,
+    "candidate_scored": CandidateScoredEvent,
+}
 # What may come while no driver trains: the time until then was nobody's work.
 _NO_WORK = frozenset({"commanded", "answered", "command_cleared", "reopened"})
 
@@ -102,11 +114,7 @@ class Journal:
             try:
                 self._apply(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:  # not JSON, or not an event
-                raise StudyError(
-                    f"Every line of a journal must be an event, but {self._log.path} is damaged "
-                    f"at byte {self._log.end}.",
-                    hint=DAMAGED_HINT,
-                ) from error
+                raise damaged_event(self._log) from error
 
     # ---- what a driver records -------------------------------------------------------------------------------------
     def driver_started(self, since: float) -> None:

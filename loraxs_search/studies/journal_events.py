@@ -7,13 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from loraxs_search.append_log import AppendLog
-from loraxs_search.errors import StudyError
 from loraxs_search.records import (
-    CandidateScoredEvent,
-    PhaseEvent,
     SearchEvent,
-    SearchStartedEvent,
-    SteeredEvent,
     TrialEndedEvent,
     TrialRecord,
     TrialReport,
@@ -21,21 +16,11 @@ from loraxs_search.records import (
     TrialStartedEvent,
     TrialState,
     WarmStart,
-    WarningEvent,
-    YardstickScoredEvent,
     from_json,
 )
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.reading import DAMAGED_HINT
-
-_NOTES: Mapping[str, type[SearchEvent]] = {
-    "search_started": SearchStartedEvent,
-    "phase": PhaseEvent,
-    "warning": WarningEvent,
-    "steered": SteeredEvent,
-    "yardstick_scored": YardstickScoredEvent,
-    "candidate_scored": CandidateScoredEvent,
-}
+from loraxs_search.studies.journal import NOTES
+from loraxs_search.studies.reading import damaged_event
 
 
 class JournalEvents:
@@ -54,19 +39,15 @@ class JournalEvents:
             try:
                 event = self._event(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
-                raise StudyError(
-                    f"Every line of a journal must be an event, but {self._log.path} is damaged "
-                    f"at byte {self._log.end}.",
-                    hint=DAMAGED_HINT,
-                ) from error
+                raise damaged_event(self._log) from error
             if event is not None:
                 yield event
 
     def _event(self, line: Mapping[str, Any]) -> SearchEvent | None:
         """Return a line's event; None for what is the driver's own business."""
         kind = line["event"]
-        if kind in _NOTES:
-            return from_json(_NOTES[kind], json.dumps({**line, "study": self._study}))
+        if kind in NOTES:
+            return from_json(NOTES[kind], json.dumps({**line, "study": self._study}))
         at = line["at"]
         if kind == "started":
             origin = line.get("warm_start")

@@ -33,7 +33,7 @@ def study_named(uri: str, name: str) -> EarlierStudy | None:
     Raises:
         TrackingError: the server does not answer, or refuses us.
     """
-    client = _client(uri)
+    client = existing_client(uri)
     if client is None:
         return None
     with _asked(uri):
@@ -46,7 +46,7 @@ def finished_studies(uri: str, base_digest: str, kind: str) -> Iterator[EarlierS
     Raises:
         TrackingError: the server does not answer, or refuses us.
     """
-    client = _client(uri)
+    client = existing_client(uri)
     if client is None:
         return
     of_base = f"params.`{BASE_DIGEST}` = '{base_digest}' and params.`{TASK_KIND}` = '{_quoted(kind)}'"
@@ -55,7 +55,7 @@ def finished_studies(uri: str, base_digest: str, kind: str) -> Iterator[EarlierS
             yield _study(client, run)
 
 
-def _client(uri: str) -> MlflowClient | None:
+def existing_client(uri: str) -> MlflowClient | None:
     """Return a client of a store that is there; an embedded one is not made to be asked."""
     path = sqlite_path(uri)
     if path is None:

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import CommandError, StudyError, TrackingError
-from loraxs_search.mlflow_http import check_server
-from loraxs_search.mlflow_uri import redact, sqlite_path
+from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import Command, CommandAnswer, from_json, to_json
-from loraxs_search.tracking._runs import KIND, STUDY
 from loraxs_search.tracking.command_tags import ANSWER, COMMAND
-from loraxs_search.tracking.store import connect
+from loraxs_search.tracking.earlier import existing_client, searches_named
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,22 +71,12 @@ def find_steered(uri: str, study: str) -> SteeredRun:
         TrackingError: the server does not answer, or refuses us.
         StudyError: there is no such study.
     """
-    path = sqlite_path(uri)
-    if path is None:
-        check_server(uri)
-    if path is None or path.exists():
-        client = connect(uri)
-        name = study.replace("'", "")  # no study's name has one
+    client = existing_client(uri)
+    if client is not None:
         with _asked(uri):
-            experiments = [each.experiment_id for each in client.search_experiments()]
-            runs = client.search_runs(
-                experiments,
-                f"tags.`{KIND}` = 'search' and tags.`{STUDY}` = '{name}'",
-                max_results=1,
-                order_by=["attributes.start_time DESC"],
-            )
-            if runs:
-                return SteeredRun(uri, study, client, runs[0])
+            run = next(searches_named(client, study), None)
+        if run is not None:
+            return SteeredRun(uri, study, client, run)
     raise StudyError(
         f"`study` must be one of this machine or of {redact(uri)}, but there is no {study!r}.",
         hint="`loraxs-search status` lists those of this machine; --tracking-uri names the MLflow server of others",

@@ -71,7 +71,7 @@ def _cells(row: LeaderboardRow, facts: StudyFacts) -> dict[str, str]:
         "learnt bytes": _number(row.without_projection),
         "seconds": f"{row.seconds:,.1f}",
         **{name: _value(row.params.get(name)) for name in facts.varied},
-        "from": f"{row.warm_start.study}/{row.warm_start.trial_id}" if row.warm_start else "",
+        "from": row.origin,
         "reason": row.reason if row.state is not TrialState.COMPLETE else "",
     }
 

@@ -32,7 +32,7 @@ from loraxs_search.search.tune.sampler import Sampler, command_of, trial_name
 from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT, RESOURCES, SPEC, STEP
 from loraxs_search.search_space import Space
 from loraxs_search.steering import SteeringState
-from loraxs_search.steering.plan import extended
+from loraxs_search.steering.plan import extended, num_proposed
 from loraxs_search.steering.state import AskedTrial
 from loraxs_search.studies import StudyFolder
 from loraxs_search.studies.lineage import seed_trial
@@ -254,8 +254,7 @@ class StudySearcher(Searcher):
         return self._num_proposed() < extended(self._plan, self._state).trials
 
     def _num_proposed(self) -> int:
-        """Return how many trials the search has proposed itself."""
-        return sum(not record.command for record in self._ledger.records.values())
+        return num_proposed(self._ledger.records, self._state)
 
     def _asked(self) -> AskedTrial | None:
         """Return the next trial that somebody asked for and that has not started."""
