@@ -18,19 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loraxs_search.api import (
-        add_trial,
-        clone_trial,
         compare,
-        continue_trials,
-        extend_study,
         figures,
-        finish_study,
         history,
         load,
         load_adapter,
         load_tokenizer,
         ls,
-        pause_trials,
         predict,
         promote,
         pull,
@@ -38,7 +32,6 @@ if TYPE_CHECKING:
         report,
         rollback,
         show,
-        stop_trials,
     )
     from loraxs_search.bank import AdapterBank
     from loraxs_search.predictor import Predictor
@@ -46,6 +39,15 @@ if TYPE_CHECKING:
     from loraxs_search.reports import watch
     from loraxs_search.search import SearchResult, resume
     from loraxs_search.search.driver.launch import launch
+    from loraxs_search.steering.functions import (
+        add_trial,
+        clone_trial,
+        continue_trials,
+        extend_study,
+        finish_study,
+        pause_trials,
+        stop_trials,
+    )
     from loraxs_search.tasks.kinds import Sampling
 
 from wrapt import register_post_import_hook
@@ -86,6 +88,18 @@ __all__ = [
 ]
 
 _HOMES = {
+    **dict.fromkeys(
+        (
+            "add_trial",
+            "clone_trial",
+            "continue_trials",
+            "extend_study",
+            "finish_study",
+            "pause_trials",
+            "stop_trials",
+        ),
+        "steering.functions",
+    ),
     "AdapterBank": "bank",
     "Prediction": "records",
     "Predictor": "predictor",

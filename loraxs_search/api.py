@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UnknownTaskError, UsageError, unknown_name
-from loraxs_search.home import disk_faults
 from loraxs_search.promotion_notice import notify
 from loraxs_search.promotion_scores import scored_anew, tested, timed
-from loraxs_search.records import CommandAnswer, Decision, Prediction, Sample, Scalar
+from loraxs_search.records import Decision, Prediction, Sample
+from loraxs_search.registry.out_folder import copy_folder, new_folder
 from loraxs_search.studies import StudyFolder, list_studies, next_step, next_step_of_task
 from loraxs_search.tracking import resolve_uri
 
@@ -34,19 +32,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Prediction",
-    "add_trial",
-    "clone_trial",
     "compare",
-    "continue_trials",
-    "extend_study",
     "figures",
-    "finish_study",
     "history",
     "load",
     "load_adapter",
     "load_tokenizer",
     "ls",
-    "pause_trials",
     "predict",
     "promote",
     "pull",
@@ -54,7 +46,6 @@ __all__ = [
     "report",
     "rollback",
     "show",
-    "stop_trials",
 ]
 
 log = logging.getLogger(__name__)
@@ -109,87 +100,6 @@ def samples(decision: Decision) -> tuple[Sample, ...]:
     if decision.winner is None or decision.study not in list_studies():
         return ()
     return registry.verify(StudyFolder.open(decision.study).adapter_path(decision.winner)).samples
-
-
-def stop_trials(study: str, *trials: str, now: bool = False, tracking_uri: str | None = None) -> CommandAnswer:
-    """Stop trials of a running search: each ends as PRUNED at its next report, or `now` at its next step.
-
-    Args:
-        tracking_uri: Send it through this MLflow server; by default through the study's folder where that is on this
-            machine, else through the default server.
-    Returns:
-        The search's answer; `queued` where nobody runs the study, or its driver is busy.
-    Raises:
-        CommandError: the search refuses it: an unknown trial, one that has ended.
-        StudyError: there is no such study.
-        TrackingError: the server is away, or refuses.
-    """
-    return _commanded(study, "stop", trials, tracking_uri, {"now": now})
-
-
-def pause_trials(study: str, *trials: str, tracking_uri: str | None = None) -> CommandAnswer:
-    """Pause trials of a running search at their next report; without trials the whole search.
-
-    Arguments and errors are those of `stop_trials`.
-    """
-    return _commanded(study, "pause", trials, tracking_uri)
-
-
-def continue_trials(study: str, *trials: str, tracking_uri: str | None = None) -> CommandAnswer:
-    """Continue trials that were paused; without trials the whole search.
-
-    Arguments and errors are those of `stop_trials`.
-    """
-    return _commanded(study, "continue", trials, tracking_uri)
-
-
-def finish_study(study: str, *, tracking_uri: str | None = None) -> CommandAnswer:
-    """Finish a running search without new trials; arguments and errors are those of `stop_trials`."""
-    return _commanded(study, "finish", (), tracking_uri)
-
-
-def add_trial(study: str, params: Mapping[str, Scalar], *, tracking_uri: str | None = None) -> CommandAnswer:
-    """Add a trial with these params to a search; the sampler proposes those that are left out.
-
-    It comes on top of `search.trials`, and the sampler learns from it. `tracking_uri`, the answer and errors are those
-    of `stop_trials`.
-    """
-    return _commanded(study, "add", (), tracking_uri, params=params)
-
-
-def clone_trial(
-    study: str,
-    trial: str,
-    params: Mapping[str, Scalar] | None = None,
-    *,
-    warm: bool = False,
-    force: bool = False,
-    tracking_uri: str | None = None,
-) -> CommandAnswer:
-    """Add a trial with the params of another one, but for those given.
-
-    `tracking_uri`, the answer and errors are those of `stop_trials`.
-
-    Args:
-        warm: Go on with that trial's state and step at its last report; then the optimizer's params alone may change.
-        force: Let the optimizer's params lie outside of the space.
-    """
-    return _commanded(study, "clone", [trial], tracking_uri, {"warm": warm, "force": force}, params)
-
-
-def extend_study(
-    study: str, *, trials: int | None = None, time: str | None = None, tracking_uri: str | None = None
-) -> CommandAnswer:
-    """Give a search more trials or more time; a finished one goes on with `resume`.
-
-    `tracking_uri`, the answer and errors are those of `stop_trials`.
-
-    Args:
-        time: Such as `1h` or `90m`, beyond the time budget or the time spent.
-    """
-    given = {"trials": trials, "time": time}
-    arguments = {name: value for name, value in given.items() if value is not None}
-    return _commanded(study, "extend", (), tracking_uri, arguments)
 
 
 def compare(
@@ -335,7 +245,7 @@ def pull(
     """
     if rank is not None and form != "lora":
         raise UsageError(f"`--rank` must go with --format lora, but got {form!r}.")
-    target = None if out is None else _new_folder(Path(out))
+    target = None if out is None else new_folder(Path(out))
     folder = _found(registry.pull, name, base, tracking_uri)
     if form != "native":
         from loraxs_search.methods.formats import converted
@@ -343,7 +253,7 @@ def pull(
         folder = converted(folder, form, rank=rank)
     if target is None:
         return folder
-    _copy(folder, target)
+    copy_folder(folder, target)
     return target
 
 
@@ -450,46 +360,6 @@ def predict(
     return predictor(name, base=base, tracking_uri=tracking_uri)(rows, on_text=on_text)
 
 
-def _new_folder(path: Path) -> Path:
-    with disk_faults(path, "--out"):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"`--out` must name a new or empty folder, but {path} holds something.")
-    return path
-
-
-def _copy(folder: Path, target: Path) -> None:
-    """Copy a flat folder to one that is new or empty; of a copy that fails nothing is left."""
-    is_new = not target.exists()
-    place = target.with_name(f".{target.name}.{os.getpid()}") if is_new else target  # may be where a volume is mounted
-    with disk_faults(target, "--out"):
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            for path in folder.iterdir():
-                shutil.copyfile(path, place / path.name)
-            if is_new:
-                place.rename(target)
-        except BaseException:
-            if is_new:
-                shutil.rmtree(place, ignore_errors=True)
-            else:
-                for path in folder.iterdir():
-                    (place / path.name).unlink(missing_ok=True)
-            raise
-
-
-def _commanded(
-    study: str,
-    verb: str,
-    trials: Sequence[str],
-    tracking_uri: str | None,
-    arguments: Mapping[str, Scalar] | None = None,
-    params: Mapping[str, Scalar] | None = None,
-) -> CommandAnswer:
-    from loraxs_search.steering.send import new_command, send
-
-    return send(study, new_command(verb, trials, arguments, params), tracking_uri=tracking_uri)
-
-
 def _newest() -> str:
     names = list_studies()
     if not names:
@@ -502,9 +372,7 @@ def _found(find: Callable[..., Path], name: str | Path, base: str | None, tracki
     uri = resolve_uri(tracking_uri)
     with _advising(str(name), uri):
         folder = find(name if base is None else registry.on_base(str(name), base), uri=uri)
-    if base is not None:
-        registry.check_base(base, registry.verify(folder).base_model.id)
-    return folder
+    return _on_base(folder, base)
 
 
 def _adapter_folder(name: str | Path, base: str | None, tracking_uri: str | None) -> Path:
@@ -519,6 +387,11 @@ def _adapter_folder(name: str | Path, base: str | None, tracking_uri: str | None
             unknown_name(f"{study}/TRIAL", trial, kept),
             hint=f"adapters are written at the end of a search: see `loraxs-search status {study}`",
         )
+    return _on_base(folder, base)
+
+
+def _on_base(folder: Path, base: str | None) -> Path:
+    """Return an adapter's folder, once it is seen to stand on a base, where one is given."""
     if base is not None:
         registry.check_base(base, registry.verify(folder).base_model.id)
     return folder

@@ -83,8 +83,8 @@ def check(space: str, overrides: Sequence[str], *, data: bool, estimate: bool, a
         "estimate": time,
         "no_estimate": unknown,
     }
-    told = describe_estimate(time) if time else {"estimate": f"none: {unknown}"} if unknown else {}
-    emit(as_json, value, lambda: _show(loaded, base, description, rows, warm, told))
+    time_lines = describe_estimate(time) if time else {"estimate": f"none: {unknown}"} if unknown else {}
+    emit(as_json, value, lambda: _show(loaded, base, description, rows, warm, time_lines))
     sys.stdout.flush()
     for warning in rows.warnings if rows else ():
         print(f"warning: {warning}", file=sys.stderr)
@@ -135,13 +135,13 @@ def _show(  # each is a part of what is shown
     description: SpaceDescription,
     rows: _Rows | None,
     warm: WarmTrials,
-    told: Mapping[str, str],
+    time_lines: Mapping[str, str],
 ) -> None:
     summary = _summary(space, base, description, rows)
     if space.warm_start is not None:
         started = f"the first {len(warm.trials)} trials have params of {', '.join(warm.studies)}"
         summary["warm start"] = "; ".join([*([started] if warm.trials else []), *warm.notes])
-    summary |= told
+    summary |= time_lines
     for key, value in summary.items():
         print(f"{key:<11} {value}")
     print()

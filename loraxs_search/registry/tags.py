@@ -51,6 +51,6 @@ def record(tags: Mapping[str, str], name: str) -> str:
 def records(tags: Mapping[str, str], prefix: str) -> list[str]:
     """Return the records whose names begin so, today's and those of version 0.1, in the order of what is behind it."""
     old = prefix.removeprefix(_HIDDEN)
-    found = [(key.removeprefix(prefix), value) for key, value in tags.items() if key.startswith(prefix)]
-    found += [(key.removeprefix(old), value) for key, value in tags.items() if key.startswith(old)]
-    return [value for _, value in sorted(found)]
+    values = [(key.removeprefix(prefix), value) for key, value in tags.items() if key.startswith(prefix)]
+    values += [(key.removeprefix(old), value) for key, value in tags.items() if key.startswith(old)]
+    return [value for _, value in sorted(values)]

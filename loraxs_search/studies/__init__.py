@@ -20,7 +20,8 @@ What of it is not rebuilt from the rest can be mirrored in a storage (a shared f
 from __future__ import annotations
 
 from loraxs_search.studies.commands import CommandInbox
-from loraxs_search.studies.folder import StudyFolder, StudyInfo, list_studies, studied_tasks, studies_root, trials_of
+from loraxs_search.studies.folder import StudyFolder, list_studies, studied_tasks, studies_root, trials_of
+from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.journal_events import JournalEvents, ended_event, reported_event, started_event
 from loraxs_search.studies.lease import check_idle, holder_elsewhere

@@ -7,10 +7,9 @@ import json
 import os
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraxs_search.assets import digest_of
@@ -18,56 +17,25 @@ from loraxs_search.errors import StudyError, unknown_name
 from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_locked, write_atomic
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records import (
-    BaseModelRef,
     Candidate,
     Identity,
     KeepRule,
-    PromotionRule,
-    SearchPlan,
-    StartFrom,
-    Task,
     TrialReport,
     TrialState,
     WarmTrials,
     Yardstick,
     to_json,
 )
+from loraxs_search.studies.candidates import CandidateFiles
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import Confirmations
+from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal, trial_states
 from loraxs_search.studies.reading import DAMAGED_HINT, read_record, read_text
 from loraxs_search.studies.snapshots import handed_on, kept_path, kept_paths, read_reports, snapshot_path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _WARM_START = "warm_start.json"
-_ROUND, _EARLIER = "round.json", "candidates-"  # the latter and a number: those of before the search went on
-
-
-@dataclass(frozen=True)
-class StudyInfo:
-    """What a study searches, fixed when it is created.
-
-    Args:
-        study_id: Never used twice, even when a name is.
-        space_source: Path or shipped name the space was read from; `space_folder` is where its relative paths start.
-        tracking_uri: Where its trials are recorded; no user and no password are in it.
-        start_from: The registered adapter that its trials start from; None where they start anew.
-        storage: Where copies of its folder are kept, for drivers on other machines; None means nowhere.
-    """
-
-    name: str
-    study_id: str
-    task: Task
-    base_model: BaseModelRef
-    search: SearchPlan
-    promotion: PromotionRule
-    space_source: str
-    space_folder: str
-    tracking_uri: str
-    created_at: float
-    versions: Mapping[str, str] = field(default_factory=dict)
-    storage: str | None = None
-    start_from: StartFrom | None = None
 
 
 def studies_root() -> Path:
@@ -391,51 +359,23 @@ class StudyFolder:
 
     def write_candidates(self, candidates: list[Candidate]) -> None:
         """Record the scored candidates; their presence means that the search is finished."""
-        made = {"at": time.time(), "candidates": candidates, "round": self._round()}
-        write_atomic(self.path / "candidates.json", to_json(made, indent=2))
+        self._candidates.write(candidates)
 
     def candidates(self) -> list[Candidate] | None:
         """Return the scored candidates, best first by validation, or None when the search is not finished."""
-        path = self.path / "candidates.json"
-        if not path.exists():
-            return None
-        file = read_record(_CandidateFile, path)
-        return file.candidates if file.round >= self._round() else None
+        return self._candidates.read()
 
     def set_candidates_aside(self) -> None:
-        """Have the candidates be none any more, since the search goes on; what is known of each of them stays.
-
-        Refits and scores of adapters that become candidates again need not be made again, and test rows that an adapter
-        has answered are not asked again. No file is taken away: a storage that has a copy would keep it.
-        """
-        if self.candidates() is None:
-            return
-        number = self._round() + 1
-        write_atomic(self.path / f"{_EARLIER}{number}.json", (self.path / "candidates.json").read_bytes())
-        write_atomic(self.path / _ROUND, to_json(_RoundFile(number)))
+        """Have the candidates be none any more, since the search goes on; what is known of each of them stays."""
+        self._candidates.set_aside()
 
     def earlier_finalists(self) -> tuple[str, ...]:
         """Return the adapters that had answered the test rows when the search went on, in order."""
-        paths = (self.path / f"{_EARLIER}{number}.json" for number in range(1, self._round() + 1))
-        earlier = [read_record(_CandidateFile, path).candidates for path in paths]
-        return tuple(dict.fromkeys(each.trial_id for some in earlier for each in some if each.test_metrics))
+        return self._candidates.earlier_finalists()
 
-    def _round(self) -> int:
-        """Return how often the search has gone on after candidates were scored."""
-        path = self.path / _ROUND
-        return read_record(_RoundFile, path).number if path.exists() else 0
-
-
-@dataclass(frozen=True)
-class _CandidateFile:
-    at: float
-    candidates: list[Candidate]
-    round: int = 0
-
-
-@dataclass(frozen=True)
-class _RoundFile:
-    number: int
+    @property
+    def _candidates(self) -> CandidateFiles:
+        return CandidateFiles(self.path)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from loraxs_search.errors import StudyError, unknown_name
 from loraxs_search.home import ensure_dir, write_atomic
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records import from_json, to_json
-from loraxs_search.studies.folder import StudyFolder, StudyInfo, studies_root
+from loraxs_search.studies.folder import StudyFolder, studies_root
+from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror_files import in_copy_order, is_behind
 from loraxs_search.studies.storage import Storage

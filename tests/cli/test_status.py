@@ -122,7 +122,7 @@ def test_events_follow_a_search_to_its_end(driver: ScriptedDriver) -> None:
         driver.finish()
     rest, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
-    told = [to_json(replace(event, at=0.0)) for event in driver.told if event.event != "phase"]
+    told = [to_json(replace(event, at=0.0)) for event in driver.seen if event.event != "phase"]
     events = [json.loads(line) for line in (*lines, *rest.splitlines())]
     assert [json.dumps({**e, "at": 0.0}, sort_keys=True) for e in events[:-1] if e["event"] != "phase"] == told
     assert events[-1]["event"] == "search_ended"

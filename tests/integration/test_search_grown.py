@@ -10,7 +10,7 @@ import pytest
 from faults.records import read_records
 from support.shell import start
 
-from loraxs_search import api
+import loraxs_search
 from loraxs_search.records import AnswerState, Lineage, TrialState
 from loraxs_search.registry import verify
 from loraxs_search.studies import StudyFolder, read_reports
@@ -41,9 +41,9 @@ def has_reported(trial_id: str) -> bool:
 def test_a_search_grows_is_killed_and_grows_again_when_it_has_ended(in_search_home: Path, tiny_space: Path) -> None:
     with start(in_search_home, "launch", str(tiny_space), "--name", NAME, *OVERRIDES) as driver:
         until(lambda: has_reported("00000"), "a trial reports")
-        warm = api.clone_trial(NAME, "0", {"learning_rate": 2e-3}, warm=True)
-        added = api.add_trial(NAME, {"rank": 4, "learning_rate": 5e-3})
-        extended = api.extend_study(NAME, trials=1)
+        warm = loraxs_search.clone_trial(NAME, "0", {"learning_rate": 2e-3}, warm=True)
+        added = loraxs_search.add_trial(NAME, {"rank": 4, "learning_rate": 5e-3})
+        extended = loraxs_search.extend_study(NAME, trials=1)
         driver.kill()
         driver.communicate()
     assert {answer.state for answer in (warm, added, extended)} == {AnswerState.DONE}
@@ -68,7 +68,7 @@ def test_a_search_grows_is_killed_and_grows_again_when_it_has_ended(in_search_ho
     _check_tracked(folder, clone.trial_id)
     first = _finalist(folder)
     # ---- once more ----
-    assert api.extend_study(NAME, trials=1).state is AnswerState.QUEUED
+    assert loraxs_search.extend_study(NAME, trials=1).state is AnswerState.QUEUED
     refits = {path.name: path.stat().st_mtime_ns for path in (folder.path / "confirmed").glob("*.refit.json")}
     with start(in_search_home, "resume", NAME) as more:
         _, talk = more.communicate(timeout=400)

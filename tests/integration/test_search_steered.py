@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.shell import start
 
-from loraxs_search import api
+import loraxs_search
 from loraxs_search.errors import CommandError
 from loraxs_search.records import AnswerState, TrialState
 from loraxs_search.steering import steered
@@ -45,31 +45,31 @@ def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(
     driver = start(in_search_home, "launch", str(tiny_space), "--name", NAME, *OVERRIDES)
     with driver:
         until(lambda: len(states()) == 2 and steps("00000") > 0 and steps("00001") > 0, "two trials report")
-        assert api.pause_trials(NAME, "0").state is AnswerState.DONE
+        assert loraxs_search.pause_trials(NAME, "0").state is AnswerState.DONE
         until(lambda: "00002" in states(), "the slot of a paused trial is another one's")
         began = time.monotonic()
-        assert api.stop_trials(NAME, "00001", now=True).state is AnswerState.DONE
+        assert loraxs_search.stop_trials(NAME, "00001", now=True).state is AnswerState.DONE
         until(lambda: states()["00001"] is TrialState.PRUNED, "it is given up")
         assert time.monotonic() - began < 60  # a second on an idle machine
         with pytest.raises(CommandError, match="00001 of study 'steered' is PRUNED"):
-            api.stop_trials(NAME, "00001")
+            loraxs_search.stop_trials(NAME, "00001")
         until(lambda: "00003" in states(), "its slot is another one's")
         assert (
-            api.pause_trials(NAME).state is AnswerState.DONE
+            loraxs_search.pause_trials(NAME).state is AnswerState.DONE
         )  # all of it; the driver is killed before the next report
         driver.kill()
         driver.communicate()
     paused_at = steps("00002")
-    assert api.continue_trials(NAME, "00002").state is AnswerState.QUEUED
+    assert loraxs_search.continue_trials(NAME, "00002").state is AnswerState.QUEUED
     with start(in_search_home, "resume", NAME) as again:
         until(lambda: steps("00002") > paused_at, "what was continued goes on")
         rested, moved = [steps(name) for name in ("00000", "00003")], steps("00002")
         until(lambda: steps("00002") > moved, "and on")
         assert [steps(name) for name in ("00000", "00003")] == rested
-        assert api.pause_trials(NAME, "00002").state is AnswerState.DONE
+        assert loraxs_search.pause_trials(NAME, "00002").state is AnswerState.DONE
         before = len(states())
         until(lambda: not again.poll() and _is_waiting(), "it waits, since all is paused")
-        assert api.finish_study(NAME).state is AnswerState.DONE
+        assert loraxs_search.finish_study(NAME).state is AnswerState.DONE
         _, talk = again.communicate(timeout=300)
     assert again.returncode == 0, talk
     assert "all that is left is paused" in talk

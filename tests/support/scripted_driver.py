@@ -21,8 +21,8 @@ class ScriptedDriver:
     """Does to a study's journal and to its view what a search does, without training."""
 
     def __init__(self, folder: StudyFolder) -> None:
-        self.told: list[SearchEvent] = []
-        self.folder, self.view = folder, EventView(self.told.append)
+        self.seen: list[SearchEvent] = []
+        self.folder, self.view = folder, EventView(self.seen.append)
         self.journal = folder.journal()
         self.say = Announcer(folder.name, self.view)
 

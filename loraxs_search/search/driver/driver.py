@@ -7,26 +7,21 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from loraxs_search.records import (
-    Candidate,
-    HostInfo,
     KeepRule,
-    Scalar,
-    Task,
-    TrialRecord,
     TrialState,
     WarmTrials,
 )
-from loraxs_search.registry import trial_of
-from loraxs_search.reports import front
 from loraxs_search.schedulers import Scheduler, make_scheduler
-from loraxs_search.search.driver.commander import Commander, answer_waiting, commands
+from loraxs_search.search.driver.commander import Commander, commands
+from loraxs_search.search.driver.finished import log_adapters, result_of, summary_of
 from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
 from loraxs_search.search.driver.kept_report import keep_report
 from loraxs_search.search.driver.result import SearchResult
+from loraxs_search.search.driver.run_facts import study_facts, task_params
 from loraxs_search.search.driver.start_from import check_start, keep_start
 from loraxs_search.search.ledger.announcer import Announcer
 from loraxs_search.search.ledger.view import SearchStarted, SearchView
@@ -34,7 +29,7 @@ from loraxs_search.search_space import Space, notes
 from loraxs_search.steering import SteeredStudy, SteeringState, steered
 from loraxs_search.steering.plan import planned
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
-from loraxs_search.tracking import StudyFacts, Tracker
+from loraxs_search.tracking import Tracker
 
 if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool
@@ -105,7 +100,7 @@ class Driver:
                 result = self._search(folder, actors, tracker)
                 tracker.front_found(result.front)
                 keep_report(folder, tracker)
-                tracker.search_finished("FINISHED", _summary(result))
+                tracker.search_finished("FINISHED", summary_of(result))
                 return result
             except BaseException as error:
                 if mirror is not None and mirror.lost_to is not None:
@@ -132,9 +127,9 @@ class Driver:
 
         yardsticks = StudyYardsticks(folder, actors, self._space.task)  # begun first: Ray Tune takes seconds to start
         plan, task, warm = self._info.search, self._info.task, folder.warm_trials()
-        params = actors.hardware() | _facts_of_task(task, warm)
+        params = actors.hardware() | task_params(task, warm)
         tracker.search_started(
-            self._space.text, plan, params=params, gpus=actors.gpus(), facts=_study_facts(self._space, actors.info)
+            self._space.text, plan, params=params, gpus=actors.gpus(), facts=study_facts(self._space, actors.info)
         )
         journal = folder.journal()
         study = steered(folder, journal)
@@ -192,7 +187,7 @@ class Driver:
                 break
         self._view.write_to(None)
         journal.search_ended(journal.notice or "")
-        return _result(folder, journal)
+        return result_of(folder, journal)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
     def _follower(
@@ -347,7 +342,7 @@ class Driver:
         candidates = finish.seal(candidates, tracker.run_id)
         for candidate in (candidate for candidate in candidates if candidate.test_metrics):
             self._view.candidate_scored(candidate.trial_id, "test", candidate.test_metrics)
-        _log_adapters(folder, tracker, trials, candidates)
+        log_adapters(folder, tracker, trials, candidates)
         tracker.yardsticks_measured(folder.yardsticks() or ())
         self._view.yardsticks_scored(folder.yardsticks() or ())
         folder.write_candidates(candidates)
@@ -395,82 +390,3 @@ def _go_through(
             continue
         if not goes_on():
             return
-
-
-def _study_facts(space: Space, info: HostInfo) -> StudyFacts:
-    parameters = tuple(space.parameters)
-    return StudyFacts(space.task, space.base_model.id, parameters, info.num_rows, info.data_fingerprint)
-
-
-def _facts_of_task(task: Task, warm: WarmTrials) -> dict[str, Scalar]:
-    """Return what searches of other machines must know to start from this one, and where this one started."""
-    facts: dict[str, Scalar] = {
-        "search.metric": task.search_metric,
-        "search.direction": task.search_direction,
-        "task.kind": task.kind,
-    }
-    return facts | ({"warm_start": ", ".join(warm.studies)} if warm.trials else {})
-
-
-def close_finished(folder: StudyFolder) -> SearchResult:
-    """Return the result of a search that had ended; MLflow and its copy get what is still missing there."""
-    info = folder.info
-    with (
-        folder.lock(),
-        mirrored(folder, lambda: None),
-        Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker,
-    ):
-        answer_waiting(folder)
-        result = record_finished(folder, tracker)
-        tracker.drain()
-        return result
-
-
-def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
-    """Have the tracker record how a search that had ended stands; what it has recorded before changes nothing."""
-    journal = folder.journal()
-    result = _result(folder, journal)
-    _log_adapters(folder, tracker, result.trials, result.candidates)
-    tracker.yardsticks_measured(folder.yardsticks() or ())
-    tracker.front_found(result.front)
-    keep_report(folder, tracker)
-    if tracker.search_state != "FINISHED":  # killed between the last candidate and this
-        tracker.search_finished("FINISHED", _summary(result), at=journal.last_at)
-    return result
-
-
-def _result(folder: StudyFolder, journal: Journal) -> SearchResult:
-    return SearchResult(
-        study=folder.name,
-        trials=tuple(journal.records.values()),
-        candidates=tuple(folder.candidates() or ()),
-        wall_s=journal.spent_s,
-        notice=journal.notice or "",
-        front=tuple(front(journal.records.values(), folder.keep_rule)) if folder.info.search.objectives else (),
-    )
-
-
-def _log_adapters(
-    folder: StudyFolder, tracker: Tracker, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
-) -> None:
-    """Have MLflow keep the adapter of every completed trial that has one, and the finalist where that is a refit.
-
-    The scores of those that are candidates go with them.
-    """
-    scores = {candidate.trial_id: _candidate_scores(candidate) for candidate in candidates}
-    names = [record.trial_id for record in trials if record.state is TrialState.COMPLETE]
-    names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
-    for name in (name for name in dict.fromkeys(names) if folder.adapter_path(name).is_dir()):
-        tracker.adapter_logged(name, folder.adapter_path(name), trial_of(name), scores.get(name))
-
-
-def _candidate_scores(candidate: Candidate) -> dict[str, float]:
-    splits = {"validation": candidate.validation_metrics, "test": candidate.test_metrics}
-    return {f"{split}.{name}": value for split, metrics in splits.items() for name, value in metrics.items()}
-
-
-def _summary(result: SearchResult) -> Mapping[str, Scalar]:
-    states = [record.state.value for record in result.trials]
-    counts: dict[str, Scalar] = {f"num_{state.lower()}": states.count(state) for state in set(states)}
-    finalist = next((c.trial_id for c in result.candidates if c.test_metrics), "")
-    return counts | {"wall_s": result.wall_s, "notice": result.notice, "finalist": finalist}

@@ -17,7 +17,8 @@ from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.home import in_use
 from loraxs_search.search.cluster.connection import connected
 from loraxs_search.search.driver.commander import asks_for_more, foreseen
-from loraxs_search.search.driver.driver import Driver, close_finished
+from loraxs_search.search.driver.driver import Driver
+from loraxs_search.search.driver.finished import close_finished
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import resolve_start

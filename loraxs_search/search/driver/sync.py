@@ -8,7 +8,7 @@ from typing import Literal
 
 from loraxs_search.errors import StudyError
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.search.driver.driver import record_finished
+from loraxs_search.search.driver.finished import record_finished
 from loraxs_search.studies import StudyFolder, list_studies
 from loraxs_search.tracking import Tracker
 

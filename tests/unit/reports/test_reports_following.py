@@ -49,7 +49,7 @@ def test_a_follower_gets_the_events_that_the_launch_tells() -> None:
         seen += follower.new()
         assert seen[-1].event == "candidate_scored"
     (last,) = follower.new()
-    told = [event for event in driver.told if getattr(event, "text", "") != "writing the last records to MLflow"]
+    told = [event for event in driver.seen if getattr(event, "text", "") != "writing the last records to MLflow"]
     assert untimed(seen) == untimed(told)
     assert untimed(list(watch("mine", sleep=never))) == untimed([*told, last])
     assert isinstance(last, SearchEndedEvent)
@@ -146,5 +146,5 @@ def test_what_is_started_is_known_from_outside() -> None:
     driver.begin()
     (event,) = StudyEvents(driver.folder).new()
     assert isinstance(event, SearchStartedEvent)
-    assert event == driver.told[0]
+    assert event == driver.seen[0]
     assert (event.metric, event.direction, event.num_trials) == ("accuracy", "maximize", 16)

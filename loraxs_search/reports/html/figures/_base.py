@@ -43,7 +43,7 @@ class Section:
 
     Args:
         says: As in `Drawing`; where nothing could be drawn, why.
-        wide: Whether it needs the width of a desk: on a narrow screen it scrolls in its own box.
+        wide: Whether it needs the width of a desktop screen: on a narrow screen it scrolls in its own box.
     """
 
     name: str

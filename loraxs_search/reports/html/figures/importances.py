@@ -17,11 +17,11 @@ class ImportanceFigure(ReportFigure):
     def draw(self, facts: StudyFacts) -> Drawing:
         from plotly.graph_objects import Bar, Figure
 
-        found = importances(facts.folder)
-        if not found.values:
-            raise CannotDrawError(f"There are no importances: {found.why or 'no parameter varies'}.")
-        names = [shown(name) for name in found.values]
-        shares = list(found.values.values())
+        importance = importances(facts.folder)
+        if not importance.values:
+            raise CannotDrawError(f"There are no importances: {importance.why or 'no parameter varies'}.")
+        names = [shown(name) for name in importance.values]
+        shares = list(importance.values.values())
         labels = [f"{share:.2f}" for share in shares]
         bars = Bar(x=shares, y=names, text=labels, textposition="outside", cliponaxis=False, orientation="h")
         figure = Figure(bars.update(marker={"color": ACCENT}, hovertemplate="%{y}: %{x:.3f}<extra></extra>"))
@@ -29,7 +29,7 @@ class ImportanceFigure(ReportFigure):
         figure.update_yaxes(autorange="reversed")
         figure.update_xaxes(range=[0, 1.1 * max(shares)])
         says = (
-            f"{names[0]} decides most whether a trial is among the best {found.quantile:.0%} of {found.num_trials}"
+            f"{names[0]} decides most whether a trial is among the best {importance.quantile:.0%} of {importance.num_trials}"
             " complete ones. This says what decided this search, not which value is better."
         )
         return Drawing(says, {self.name: figure})

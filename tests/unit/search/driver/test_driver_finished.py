@@ -8,7 +8,7 @@ import pytest
 from support.studies import study as new_study
 
 from loraxs_search.records import TrialState
-from loraxs_search.search.driver.driver import close_finished
+from loraxs_search.search.driver.finished import close_finished
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking import Tracker
 from loraxs_search.tracking.store import connect

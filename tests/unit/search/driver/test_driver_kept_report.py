@@ -6,7 +6,7 @@ import pytest
 from support.searched_studies import Tried, searched
 
 from loraxs_search.reports.html import page
-from loraxs_search.search.driver.driver import close_finished
+from loraxs_search.search.driver.finished import close_finished
 from loraxs_search.search.driver.kept_report import keep_report
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking import Tracker

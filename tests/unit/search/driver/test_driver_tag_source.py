@@ -25,7 +25,7 @@ from loraxs_search.tracking.command_tags import ANSWER, COMMAND, CommandTags
 from loraxs_search.tracking.store import connect
 
 
-class Desk:
+class RecordedStudy:
     """A study with two trials that MLflow knows."""
 
     def __init__(self, uri: str) -> None:
@@ -73,50 +73,54 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def desk(store_uri: str) -> Desk:
-    return Desk(store_uri)
+def recorded(store_uri: str) -> RecordedStudy:
+    return RecordedStudy(store_uri)
 
 
-def is_cleared(desk: Desk, number: int = 1) -> bool:
-    records = desk.folder.journal().commands.values()
+def is_cleared(recorded: RecordedStudy, number: int = 1) -> bool:
+    records = recorded.folder.journal().commands.values()
     return len(records) == number and all(record.is_cleared for record in records)
 
 
-def test_a_command_on_a_trials_run_means_that_trial(desk: Desk) -> None:
-    desk.type("stop --now", "00001")
-    desk.drive(lambda: is_cleared(desk))
-    assert desk.state().at_once == {"00001"}
-    assert desk.state().stopping == {"00001": "stopped by a person (somebody in MLflow)"}
-    assert COMMAND not in desk.tags("00001")
-    assert desk.tags("00001")[ANSWER] == "stop --now: done: trial 00001 ends at its next step"
+def test_a_command_on_a_trials_run_means_that_trial(recorded: RecordedStudy) -> None:
+    recorded.type("stop --now", "00001")
+    recorded.drive(lambda: is_cleared(recorded))
+    assert recorded.state().at_once == {"00001"}
+    assert recorded.state().stopping == {"00001": "stopped by a person (somebody in MLflow)"}
+    assert COMMAND not in recorded.tags("00001")
+    assert recorded.tags("00001")[ANSWER] == "stop --now: done: trial 00001 ends at its next step"
 
 
-def test_commands_on_the_search_name_their_trials_and_what_is_wrong_is_said(desk: Desk) -> None:
-    desk.type("pause 00000")
-    desk.type("pause 7", "00001")
-    desk.drive(lambda: is_cleared(desk, 2))
-    assert desk.state().paused == {"00000"}
-    assert desk.tags()[ANSWER].startswith("pause 00000: done: ")
-    assert "refused: `trial` must be one of study 's': 00001, 00000, but got '00007'." in desk.tags("00001")[ANSWER]
+def test_commands_on_the_search_name_their_trials_and_what_is_wrong_is_said(recorded: RecordedStudy) -> None:
+    recorded.type("pause 00000")
+    recorded.type("pause 7", "00001")
+    recorded.drive(lambda: is_cleared(recorded, 2))
+    assert recorded.state().paused == {"00000"}
+    assert recorded.tags()[ANSWER].startswith("pause 00000: done: ")
+    assert "refused: `trial` must be one of study 's': 00001, 00000, but got '00007'." in recorded.tags("00001")[ANSWER]
 
 
-def test_what_waits_as_a_search_ends_is_answered(desk: Desk) -> None:
-    desk.folder.journal().search_ended("")
-    desk.type("stop", "00001")
-    study = steered(desk.folder, desk.folder.journal())
-    with commands(study, desk.uri, SilentView(), lambda: None):
+def test_what_waits_as_a_search_ends_is_answered(recorded: RecordedStudy) -> None:
+    recorded.folder.journal().search_ended("")
+    recorded.type("stop", "00001")
+    study = steered(recorded.folder, recorded.folder.journal())
+    with commands(study, recorded.uri, SilentView(), lambda: None):
         pass  # it has not looked once
-    assert "refused" in desk.tags("00001")[ANSWER]
-    assert COMMAND not in desk.tags("00001")
-    assert is_cleared(desk)
+    assert "refused" in recorded.tags("00001")[ANSWER]
+    assert COMMAND not in recorded.tags("00001")
+    assert is_cleared(recorded)
 
 
-def test_the_same_words_a_second_time_are_a_second_command(desk: Desk) -> None:
+def test_the_same_words_a_second_time_are_a_second_command(recorded: RecordedStudy) -> None:
     for number, words in enumerate(("pause 0", "continue 0", "pause 0"), start=1):
-        desk.type(words)
-        desk.drive(lambda number=number: is_cleared(desk, number))
-    assert [record.command.verb for record in desk.folder.journal().commands.values()] == ["pause", "continue", "pause"]
-    assert desk.state().paused == {"00000"}
+        recorded.type(words)
+        recorded.drive(lambda number=number: is_cleared(recorded, number))
+    assert [record.command.verb for record in recorded.folder.journal().commands.values()] == [
+        "pause",
+        "continue",
+        "pause",
+    ]
+    assert recorded.state().paused == {"00000"}
 
 
 class KilledError(BaseException):
@@ -124,11 +128,13 @@ class KilledError(BaseException):
 
 
 @pytest.mark.parametrize("after", ["read", "commanded", "answered", "answer written", "deleted", "cleared"])
-def test_a_driver_that_is_killed_anywhere_leaves_a_command_that_counts_once(desk: Desk, after: str) -> None:
+def test_a_driver_that_is_killed_anywhere_leaves_a_command_that_counts_once(
+    recorded: RecordedStudy, after: str
+) -> None:
     """What it did up to there, step by step, by hand; then another one comes."""
-    desk.type("stop", "00001")
-    study = steered(desk.folder, desk.folder.journal())
-    tags = CommandTags(desk.uri, recorded_id(desk.folder.path), "t")
+    recorded.type("stop", "00001")
+    study = steered(recorded.folder, recorded.folder.journal())
+    tags = CommandTags(recorded.uri, recorded_id(recorded.folder.path), "t")
     steps = iter(["read", "commanded", "answered", "answer written", "deleted", "cleared"])
     with closing(TagSource(tags, study.journal)) as idle:  # its own thread only reads
         (tagged,) = tags.read()
@@ -138,30 +144,30 @@ def test_a_driver_that_is_killed_anywhere_leaves_a_command_that_counts_once(desk
         lambda: None,
         lambda: study.journal.commanded(command),
         lambda: study.journal.answered(answer),
-        lambda: desk.client.set_tag(desk.runs["00001"], ANSWER, "..."),
-        lambda: desk.client.delete_tag(desk.runs["00001"], COMMAND),
+        lambda: recorded.client.set_tag(recorded.runs["00001"], ANSWER, "..."),
+        lambda: recorded.client.delete_tag(recorded.runs["00001"], COMMAND),
         lambda: study.journal.command_cleared(command.command_id),
     ]
     for step, act in zip(steps, acts, strict=True):
         act()
         if step == after:
             break
-    desk.drive(lambda: is_cleared(desk))
-    text = (desk.folder.path / "journal.jsonl").read_text()
+    recorded.drive(lambda: is_cleared(recorded))
+    text = (recorded.folder.path / "journal.jsonl").read_text()
     assert [text.count(f'"{word}"') for word in ("commanded", "answered", "command_cleared")] == [1, 1, 1]
-    assert list(desk.state().stopping) == ["00001"]
-    assert COMMAND not in desk.tags("00001")
+    assert list(recorded.state().stopping) == ["00001"]
+    assert COMMAND not in recorded.tags("00001")
 
 
-def test_a_command_that_is_typed_while_another_is_answered_stays(desk: Desk) -> None:
-    desk.type("pause 0")
-    tags = CommandTags(desk.uri, recorded_id(desk.folder.path), "t")
+def test_a_command_that_is_typed_while_another_is_answered_stays(recorded: RecordedStudy) -> None:
+    recorded.type("pause 0")
+    tags = CommandTags(recorded.uri, recorded_id(recorded.folder.path), "t")
     (tagged,) = tags.read()
-    desk.type("pause 1")
+    recorded.type("pause 1")
     tags.answer(tagged.tag, CommandAnswer("c1", AnswerState.DONE, "..."))
-    assert desk.tags()[COMMAND] == "pause 1"
-    desk.drive(lambda: is_cleared(desk))
-    assert desk.state().paused == {"00001"}
+    assert recorded.tags()[COMMAND] == "pause 1"
+    recorded.drive(lambda: is_cleared(recorded))
+    assert recorded.state().paused == {"00001"}
 
 
 # ---- from other machines, on a real server ---------------------------------------------------------------------------
@@ -170,9 +176,9 @@ def test_another_machine_sends_through_the_server(
 ) -> None:
     server = make_mlflow_server()
     server.start()
-    desk = Desk(server.uri)
+    recorded = RecordedStudy(server.uri)
     over = threading.Event()
-    driver = threading.Thread(target=lambda: desk.drive(over.is_set))
+    driver = threading.Thread(target=lambda: recorded.drive(over.is_set))
     driver.start()
     try:
         answer = send("s", new_command("stop", ["1"]), tracking_uri=server.uri)
@@ -182,16 +188,16 @@ def test_another_machine_sends_through_the_server(
     finally:
         over.set()
         driver.join()
-    assert not [key for key in desk.tags() if key.startswith((COMMAND, ANSWER))]
+    assert not [key for key in recorded.tags() if key.startswith((COMMAND, ANSWER))]
     queued = send("s", new_command("finish"), tracking_uri=server.uri, wait_s=0.0)
     assert queued.state is AnswerState.QUEUED
     assert f"loraxs.answer.{queued.command_id}" in queued.text
     server.kill()
     with pytest.raises(TrackingError, match="must be reachable"):
         send("s", new_command("finish"), tracking_uri=server.uri)
-    with desk.driver() as commander:  # away: nothing is heard, and nothing is raised
+    with recorded.driver() as commander:  # away: nothing is heard, and nothing is raised
         commander.take_all()
-    assert len(desk.folder.journal().commands) == 2
+    assert len(recorded.folder.journal().commands) == 2
 
 
 def test_a_study_that_is_nowhere_is_said_to_be(store_uri: str) -> None:
@@ -199,12 +205,12 @@ def test_a_study_that_is_nowhere_is_said_to_be(store_uri: str) -> None:
         send("nothing", new_command("finish"))
 
 
-def test_a_study_that_has_ended_takes_no_commands_from_afar(desk: Desk) -> None:
-    with Tracker("s", desk.folder.path, desk.uri, "t") as tracker:
+def test_a_study_that_has_ended_takes_no_commands_from_afar(recorded: RecordedStudy) -> None:
+    with Tracker("s", recorded.folder.path, recorded.uri, "t") as tracker:
         tracker.search_finished("FINISHED")
         assert tracker.flush(60)
     with pytest.raises(CommandError, match="has ended"):
-        send("s", new_command("finish"), tracking_uri=desk.uri)
+        send("s", new_command("finish"), tracking_uri=recorded.uri)
 
 
 def test_a_folder_without_runs_has_no_commands(store_uri: str) -> None:
@@ -213,18 +219,18 @@ def test_a_folder_without_runs_has_no_commands(store_uri: str) -> None:
 
 
 def test_an_answer_that_cannot_be_written_keeps_no_other_from_its_sender(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    recorded: RecordedStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = CommandTags.answer
 
     def answer(self: CommandTags, tag: CommandTag, answer: CommandAnswer) -> None:
-        if tag.run_id == desk.runs["00000"]:
-            desk.client.delete_run(tag.run_id)  # somebody does, in the UI
+        if tag.run_id == recorded.runs["00000"]:
+            recorded.client.delete_run(tag.run_id)  # somebody does, in the UI
         write(self, tag, answer)
 
     monkeypatch.setattr(CommandTags, "answer", answer)
-    desk.type("stop", "00000")
-    desk.type("pause", "00001")
-    desk.drive(lambda: is_cleared(desk, 2))
-    assert COMMAND not in desk.tags("00001")
-    assert desk.state().stopping.keys() == {"00000"}
+    recorded.type("stop", "00000")
+    recorded.type("pause", "00001")
+    recorded.drive(lambda: is_cleared(recorded, 2))
+    assert COMMAND not in recorded.tags("00001")
+    assert recorded.state().stopping.keys() == {"00000"}

@@ -1,0 +1,80 @@
+"""What is recorded of a search that has ended: its result, its adapters, its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
+from loraxs_search.registry import trial_of
+from loraxs_search.reports import front
+from loraxs_search.search.driver.commander import answer_waiting
+from loraxs_search.search.driver.kept_report import keep_report
+from loraxs_search.search.driver.result import SearchResult
+from loraxs_search.studies import Journal, StudyFolder, mirrored
+from loraxs_search.tracking import Tracker
+
+
+def close_finished(folder: StudyFolder) -> SearchResult:
+    """Return the result of a search that had ended; MLflow and its copy get what is still missing there."""
+    info = folder.info
+    with (
+        folder.lock(),
+        mirrored(folder, lambda: None),
+        Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker,
+    ):
+        answer_waiting(folder)
+        result = record_finished(folder, tracker)
+        tracker.drain()
+        return result
+
+
+def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
+    """Have the tracker record how a search that had ended stands; what it has recorded before changes nothing."""
+    journal = folder.journal()
+    result = result_of(folder, journal)
+    log_adapters(folder, tracker, result.trials, result.candidates)
+    tracker.yardsticks_measured(folder.yardsticks() or ())
+    tracker.front_found(result.front)
+    keep_report(folder, tracker)
+    if tracker.search_state != "FINISHED":  # killed between the last candidate and this
+        tracker.search_finished("FINISHED", summary_of(result), at=journal.last_at)
+    return result
+
+
+def result_of(folder: StudyFolder, journal: Journal) -> SearchResult:
+    """Return how a search stands in its journal and its candidates."""
+    return SearchResult(
+        study=folder.name,
+        trials=tuple(journal.records.values()),
+        candidates=tuple(folder.candidates() or ()),
+        wall_s=journal.spent_s,
+        notice=journal.notice or "",
+        front=tuple(front(journal.records.values(), folder.keep_rule)) if folder.info.search.objectives else (),
+    )
+
+
+def log_adapters(
+    folder: StudyFolder, tracker: Tracker, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
+) -> None:
+    """Have MLflow keep the adapter of every completed trial that has one, and the finalist where that is a refit.
+
+    The scores of those that are candidates go with them.
+    """
+    scores = {candidate.trial_id: _candidate_scores(candidate) for candidate in candidates}
+    names = [record.trial_id for record in trials if record.state is TrialState.COMPLETE]
+    names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
+    for name in (name for name in dict.fromkeys(names) if folder.adapter_path(name).is_dir()):
+        tracker.adapter_logged(name, folder.adapter_path(name), trial_of(name), scores.get(name))
+
+
+def _candidate_scores(candidate: Candidate) -> dict[str, float]:
+    splits = {"validation": candidate.validation_metrics, "test": candidate.test_metrics}
+    return {f"{split}.{name}": value for split, metrics in splits.items() for name, value in metrics.items()}
+
+
+def summary_of(result: SearchResult) -> Mapping[str, Scalar]:
+    """Return what the run of a search says of its end."""
+    states = [record.state.value for record in result.trials]
+    counts: dict[str, Scalar] = {f"num_{state.lower()}": states.count(state) for state in set(states)}
+    finalist = next((c.trial_id for c in result.candidates if c.test_metrics), "")
+    return counts | {"wall_s": result.wall_s, "notice": result.notice, "finalist": finalist}
