@@ -29,7 +29,7 @@ class ImportanceFigure(ReportFigure):
         figure.update_yaxes(autorange="reversed")
         figure.update_xaxes(range=[0, 1.1 * max(shares)])
         says = (
-            f"{names[0]} decides most whether a trial is among the best {importance.quantile:.0%} of {importance.num_trials}"
-            " complete ones. This says what decided this search, not which value is better."
+            f"{names[0]} decides most whether a trial is among the best {importance.quantile:.0%}"
+            f" of {importance.num_trials} complete ones. This says what decided this search, not which value is better."
         )
         return Drawing(says, {self.name: figure})
