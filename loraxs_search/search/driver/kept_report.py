@@ -16,10 +16,10 @@ def keep_report(folder: StudyFolder, tracker: Tracker) -> None:
     The trials have ended by now, and the tracker carries their records over meanwhile. A report that cannot be made
     stops nothing: `loraxs-search report` makes it again, and says what is wrong.
     """
-    if tracker.has_report and (folder.path / "report.html").is_file():  # on another machine it may be in MLflow alone
-        return
-    from loraxs_search.reports.html import write_report
+    from loraxs_search.reports.html import REPORT_FILE, write_report
 
+    if tracker.has_report and (folder.path / REPORT_FILE).is_file():  # on another machine it may be in MLflow alone
+        return
     try:
         tracker.report_written(write_report(folder))
     except Exception as error:  # noqa: BLE001  # whatever is wrong with a picture, the search has found what it found

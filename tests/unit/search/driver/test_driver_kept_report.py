@@ -42,6 +42,14 @@ def test_a_finished_search_gets_its_report_once(finished: StudyFolder, store_uri
     assert (finished.path / "tracking.jsonl").read_bytes() == spool
 
 
+def test_a_report_that_is_not_in_the_folder_is_written_again(finished: StudyFolder, store_uri: str) -> None:
+    close_finished(finished)
+    (finished.path / "report.html").unlink()  # as on another machine: a storage keeps no copy of it
+    close_finished(finished)
+    assert (finished.path / "report.html").is_file()
+    assert kept(store_uri) == ["report.html", "space.yaml"]
+
+
 def test_while_its_driver_holds_it_a_finished_search_is_not_running(finished: StudyFolder, store_uri: str) -> None:
     with finished.lock(), Tracker("s", finished.path, store_uri, "t") as tracker:
         keep_report(finished, tracker)
