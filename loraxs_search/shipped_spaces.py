@@ -25,6 +25,11 @@ def shipped_space_path(name: str) -> Path:
     raise UsageError(unknown_name("space", name, shipped_spaces()), hint="`loraxs-search spaces ls` lists them")
 
 
+def schema_path() -> Path:
+    """Return the file of the JSON Schema that editors check a space with."""
+    return _folder() / "space.schema.json"
+
+
 def _folder() -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "_spaces"

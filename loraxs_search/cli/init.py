@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import LoraxsError, UsageError
 
 if TYPE_CHECKING:
     from loraxs_search.drafts import Choices, Draft, UndecidedError
@@ -18,7 +19,12 @@ _LISTS = ("text", "labels")
 
 
 def command(  # noqa: PLR0913, PLR0917  # each an option
-    data: Annotated[Path, typer.Argument(help="Your rows: a .csv, .tsv, .jsonl, .json or .parquet file.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Your rows: a .csv, .tsv, .jsonl, .json or .parquet file, or a data set of the hub: OWNER/NAME."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default NAME.yaml here.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the task; default: that of the file.")] = None,
     kind: Annotated[
@@ -33,6 +39,10 @@ def command(  # noqa: PLR0913, PLR0917  # each an option
     metric: Annotated[str | None, typer.Option("--metric", help="What the search goes by.")] = None,
     base: Annotated[str | None, typer.Option("--base", help="Base model: a hub id or a folder.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", help="Tokens of a row.", min=4)] = None,
+    config: Annotated[str | None, typer.Option("--config", help="Configuration of a data set of the hub.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Split of a data set of the hub to train on; default: train.")
+    ] = None,
 ) -> None:
     """Write a first space for your rows.
 
@@ -40,8 +50,11 @@ def command(  # noqa: PLR0913, PLR0917  # each an option
     task, the classes, the metrics and `max_length`. It takes a base model that is at hand. What cannot be known is
     asked for on a terminal; elsewhere, an error names the option that says it. Nothing is trained.
 
+    On a terminal, Enter takes the first of the listed answers. The file starts with a line for editors, which leads to
+    the schema that came with this program.
+
     A file that is not UTF-8, or has another separator than its ending says, is not changed: a plain copy is written
-    beside the space.
+    beside the space. Rows that lack a text or an answer, and labels that look misspelt, are errors with their lines.
 
     Example: loraxs-search init reviews.csv
     """
@@ -49,39 +62,56 @@ def command(  # noqa: PLR0913, PLR0917  # each an option
     from loraxs_search.search_space import load_space
 
     columns, classes = (_split(given) for given in (text, labels))
-    choices = Choices(name, kind, columns, label, classes, metric, base, max_length)
-    folder = (out.parent if out else Path()).absolute()
-    draft = _drafted(data, folder, choices)
+    choices = Choices(name, kind, columns, label, classes, metric, base, max_length, config, split)
+    if out is not None:
+        _check_new(out)
+    draft = _drafted(data, (out.parent if out else Path()).absolute(), choices)
     path = out or Path(f"{draft.name}.yaml")
-    if path.exists():
-        raise UsageError(f"`--out` must not exist, but {path} does.", hint="give another file with --out, or remove it")
+    _check_new(path)
     draft.write(path)
-    load_space(str(path) if path.is_absolute() else f"./{path}")
+    try:
+        load_space(str(path) if path.is_absolute() else f"./{path}")
+    except LoraxsError:
+        path.unlink()  # else the next try would find it there
+        raise
     _show(draft, path)
 
 
-def _drafted(data: Path, folder: Path, choices: Choices) -> Draft:
-    """Return the draft; on a terminal, what is not known is asked for."""
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise UsageError(f"`--out` must not exist, but {path} does.", hint="give another file with --out, or remove it")
+
+
+def _drafted(data: str, folder: Path, choices: Choices) -> Draft:
+    """Return the draft; on a terminal, what is not known is asked for, again where an answer does not fit."""
     from loraxs_search.drafts import UndecidedError, draft_space
 
+    known, question = choices, None
     while True:
         try:
             return draft_space(data, folder, choices)
-        except UndecidedError as question:
+        except UndecidedError as undecided:
             if not (sys.stdin.isatty() and sys.stderr.isatty()):
                 raise
-            choices = _asked(question, choices)
+            known, question = choices, undecided
+            print(question.message, file=sys.stderr)
+        except UsageError as error:
+            if question is None:
+                raise
+            print(f"error: {error.message}", file=sys.stderr)
+        choices = _asked(question, known)
 
 
 def _asked(question: UndecidedError, choices: Choices) -> Choices:
-    print(question.message, file=sys.stderr)
-    known = f" ({', '.join(question.possible)})" if question.possible else ""
+    """Return the choices with the answer to a question; an empty one is the first that is possible."""
+    default = question.possible[0] if question.possible else ""
+    known = f" ({', '.join(question.possible)}) [{default}]" if question.possible else ""
     print(f"{question.option}{known}: ", end="", file=sys.stderr, flush=True)
     answer = sys.stdin.readline()  # typer's own prompt writes to stdout too, which is the file's name alone
     if not answer:
         raise typer.Abort
-    said: Any = _split(answer) if question.option in _LISTS else answer.strip()
-    return replace(choices, **{question.option: said or None})
+    said = answer.strip() or default
+    return replace(choices, **{question.option: (_split(said) if question.option in _LISTS else said) or None})
 
 
 def _split(given: str | None) -> tuple[str, ...] | None:
@@ -95,4 +125,4 @@ def _show(draft: Draft, path: Path) -> None:
     for warning in draft.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(path)
-    print(f"next: loraxs-search launch {path}", file=sys.stderr)
+    print(f"next: loraxs-search launch {shlex.quote(str(path))}", file=sys.stderr)

@@ -16,6 +16,8 @@ class Choices:
         text: Columns that an answer is given to.
         label: The column with answers.
         labels: The answers that there are, in the order of their ids.
+        config: Of a data set of the hub, its configuration.
+        split: Of a data set of the hub, what it is trained on.
     """
 
     name: str | None = None
@@ -26,6 +28,8 @@ class Choices:
     metric: str | None = None
     base: str | None = None
     max_length: int | None = None
+    config: str | None = None
+    split: str | None = None
 
 
 class UndecidedError(UsageError):

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.base_model import load_tokenizer, locate
+from loraxs_search.drafts._answers import CHOOSING, CLASSES, NUMBERS, WRITING
 from loraxs_search.drafts._choices import Choices, UndecidedError
-from loraxs_search.drafts._roles import CHOOSING, CLASSES, NUMBERS, WRITING, Roles, guess_roles
+from loraxs_search.drafts._roles import Roles, guess_roles
 from loraxs_search.drafts._yaml import render
-from loraxs_search.errors import BaseModelError, UsageError, unknown_name
+from loraxs_search.errors import BaseModelError, TaskDataError, UsageError, unknown_name
+from loraxs_search.home import write_atomic
 from loraxs_search.records import BaseModelRef
-from loraxs_search.tasks import METRICS
-from loraxs_search.tasks.tables import Table, read_table
+from loraxs_search.shipped_spaces import schema_path
+from loraxs_search.tasks.kinds import KINDS
+from loraxs_search.tasks.tables import Table, read_hub_table, read_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +37,9 @@ _BATCH = {CLASSES: 16, NUMBERS: 16, WRITING: 8, CHOOSING: 8}
 _MOST_STEPS = {CLASSES: 160, NUMBERS: 160, WRITING: 60, CHOOSING: 60}
 _EPOCHS = 3
 _FEW_ROWS = 200
+_MAX_SHOWN = 20  # classes that are listed
+_FEWEST = 10  # rows of which a tenth can be set aside
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,21 @@ class Draft:
     converted: tuple[Table, Path] | None = None
 
     def write(self, path: Path) -> None:
-        """Write the space, and the rows where they need another form."""
-        from loraxs_search.home import write_atomic
+        """Write the space, and the rows where they need another form.
 
+        Raises:
+            UsageError: where these rows would go is another file.
+            HomeError: the disk is full, or the folder cannot be written.
+        """
         if self.converted is not None:
             table, place = self.converted
-            table.save_plain(place)
+            rows = table.plain_text()
+            if place.exists() and place.read_bytes() != rows.encode():
+                raise UsageError(
+                    f"A plain copy of {table.name} must be written to {place}, but that is another file.",
+                    hint="move it away, or save your rows as UTF-8 with commas",
+                )
+            write_atomic(place, rows)
         write_atomic(path, self.text)
 
 
@@ -74,35 +89,40 @@ class _Measured:
     warnings: list[str] = field(default_factory=list)
 
 
-def draft_space(path: Path, folder: Path, choices: Choices | None = None) -> Draft:
-    """Return a space for the rows of a file.
+def draft_space(data: str | Path, folder: Path, choices: Choices | None = None) -> Draft:
+    """Return a space for the rows of a file or of a data set of the hub.
 
     Args:
+        data: A file, a hub id such as `nyu-mll/glue`, or a folder that is laid out as a data set.
         folder: Where the space will lie: paths in it start there.
     Raises:
         UndecidedError: something cannot be guessed.
         UsageError: what was chosen does not fit.
-        TaskDataError: the file, or a label in it, is faulty.
+        TaskDataError: the rows, or labels in them, are faulty.
     """
     choices = choices or Choices()
-    table = read_table(path.expanduser())
+    table, name = _table(str(data), choices)
     roles = guess_roles(table, choices)
-    base = _base(roles, choices)
+    base = _base(roles, choices, folder)
     metrics = _metrics(roles, choices)
     measured = _measure(table, roles, base, choices)
-    name = choices.name or _slug(path)
-    data, converted = table.path, None
-    if not table.is_plain:
-        data = folder / f"{_slug(path)}.csv" if path.suffix != ".csv" else folder / f"{path.stem}.plain.csv"
-        converted = (table, data)
+    source, converted = dict(table.source), None
+    if table.is_file:
+        path = Path(table.name)
+        if not table.is_plain:
+            path = folder / f"{path.name.partition('.')[0]}.plain.csv"
+            converted = (table, path)
+        source = {"data_files": {"train": _relative(path, folder)}}
     steps, columns = _steps(table, roles), dict(zip(("text", "text_pair"), roles.texts, strict=False))
     text = render(
         {
-            "file": path.name,
-            "name": name,
+            "source": Path(table.name).name if table.is_file else table.name,
+            "schema": schema_path(),
+            "name": choices.name or name,
             "roles": roles,
             "columns": columns | {"label": roles.label},
-            "data": _relative(data, folder),
+            "data": source,
+            "set_aside": "a tenth each is" if table.is_file else "if it lacks them, rows are",
             "base": base,
             "metrics": metrics,
             "measured": measured,
@@ -116,13 +136,37 @@ def draft_space(path: Path, folder: Path, choices: Choices | None = None) -> Dra
         }
     )
     warnings = tuple(_warnings(table, roles, measured))
-    return Draft(name, text, _guesses(table, roles, base, measured), warnings, converted)
+    return Draft(choices.name or name, text, _guesses(table, roles, base, measured), warnings, converted)
+
+
+def _table(data: str, choices: Choices) -> tuple[Table, str]:
+    """Return the rows, and a name for a task with them."""
+    path = Path(data).expanduser()
+    if not path.exists() and _HUB_ID.fullmatch(data) and not path.parent.is_dir():
+        return read_hub_table(data, choices.config, choices.split), _slug(data.partition("/")[2], choices.config)
+    if path.is_dir():
+        return read_hub_table(str(path.absolute()), choices.config, choices.split), _slug(path.name, choices.config)
+    for option, value in (("config", choices.config), ("split", choices.split)):
+        if value is not None:
+            raise UsageError(
+                f"`--{option}` must go with a data set of the hub, but {path} is a file.", hint="leave it out"
+            )
+    table = read_table(path)
+    if table.num_rows < _FEWEST:
+        raise TaskDataError(
+            f"{path} must have at least {_FEWEST} rows, since a tenth each is set aside for validation and the test,"
+            f" but has {table.num_rows}.",
+            hint="give more rows: a hundred is little, a thousand is good",
+        )
+    return table, _slug(path.name.partition(".")[0])
 
 
 # ---- what is guessed -------------------------------------------------------------------------------------------------
-def _base(roles: Roles, choices: Choices) -> BaseModelRef:
+def _base(roles: Roles, choices: Choices, folder: Path) -> BaseModelRef:
     if choices.base is not None:
-        return BaseModelRef(choices.base)
+        known = next((ref for ref in (_READER, _WRITER) if ref.id == choices.base), None)
+        path = Path(choices.base).expanduser()
+        return known or BaseModelRef(_relative(path, folder, "./") if path.is_dir() else choices.base)
     usual = _READER if roles.kind in (CLASSES, NUMBERS) else _WRITER
     try:
         locate(usual)
@@ -139,12 +183,10 @@ def _metrics(roles: Roles, choices: Choices) -> list[str]:
         usual = ["accuracy", "f1"]
     if choices.metric is None:
         return usual
-    fitting = (
-        [name for name, metric in METRICS.items() if name == choices.metric or name in usual] if METRICS else usual
-    )
-    if choices.metric not in METRICS:
-        raise UsageError(unknown_name("--metric", choices.metric, METRICS), hint=f"usual here: {', '.join(usual)}")
-    return [choices.metric, *(name for name in fitting if name in usual and name != choices.metric)]
+    fitting = KINDS[roles.kind].fitting_metrics({"labels": roles.labels, "options": roles.options})
+    if choices.metric not in fitting:
+        raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
+    return [choices.metric, *(name for name in usual if name != choices.metric)]
 
 
 def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> _Measured:
@@ -186,10 +228,10 @@ def _prompt(roles: Roles) -> str:
 
 # ---- what people read ------------------------------------------------------------------------------------------------
 def _guesses(table: Table, roles: Roles, base: BaseModelRef, measured: _Measured) -> dict[str, str]:
-    counts = ", ".join(f"{name} ({number})" for name, number in roles.label_counts.items())
-    remark = f" ({table.remark}: a plain copy is written)" if table.remark else ""
+    counts = _counted(roles.label_counts)
+    remark = f" ({table.remark}: a plain copy is written)" if table.remark and table.is_file else ""
     guesses = {
-        "rows": f"{table.num_rows} in {table.path}{remark}",
+        "rows": table.remark if table.remark and not table.is_file else f"{table.num_rows} in {table.name}{remark}",
         "kind": roles.kind,
         "texts": ", ".join(roles.texts),
         "answers": f"{roles.label}: {counts}" if counts else roles.label,
@@ -199,28 +241,39 @@ def _guesses(table: Table, roles: Roles, base: BaseModelRef, measured: _Measured
     return guesses | ({"options": roles.options} if roles.options else {})
 
 
+def _counted(counts: Mapping[str, int]) -> str:
+    """Return classes with their rows; of many, how many there are."""
+    if len(counts) > _MAX_SHOWN:
+        return f"{len(counts)} classes of {min(counts.values())} to {max(counts.values())} rows"
+    return ", ".join(f"{name} ({number})" for name, number in counts.items())
+
+
 def _warnings(table: Table, roles: Roles, measured: _Measured) -> list[str]:
     warnings = []
-    held_out = max(1, table.num_rows // 10)
-    if table.num_rows < _FEW_ROWS:
-        error = (0.25 / held_out) ** 0.5
-        scored = f"a tenth, {held_out}, are scored, with a standard error of up to {error:.2f}"
-        warnings.append(f"{table.num_rows} rows are few: {scored}")
+    if table.is_file and table.num_rows < _FEW_ROWS:
+        held_out = max(1, round(table.num_rows / 10))
+        error = f", with a standard error of up to {(0.25 / held_out) ** 0.5:.2f}" if roles.kind != NUMBERS else ""
+        warnings.append(f"{table.num_rows} rows are few: a tenth, {_rows(held_out)}, is scored{error}")
     if measured.cut:
-        warnings.append(f"about {measured.cut} rows are longer than max_length: they are truncated")
+        warnings.append(f"about {_rows(measured.cut)} longer than max_length: what is too long is cut off")
     if counts := roles.label_counts:
         rarest, number = min(counts.items(), key=lambda each: each[1])
         if number * 10 < table.num_rows / len(counts):
-            warnings.append(f"label {rarest!r} is rare ({number} rows): accuracy says little of it, see macro_f1")
+            warnings.append(f"label {rarest!r} is rare ({_rows(number)}): accuracy says little of it, see macro_f1")
     return warnings
 
 
-def _slug(path: Path) -> str:
-    """Return a task's name from a file's: lower-case letters, digits and dashes."""
-    stem = path.name.partition(".")[0]
-    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or "task"
+def _rows(number: int) -> str:
+    return f"{number} row{'s' * (number != 1)}"
 
 
-def _relative(path: Path, folder: Path) -> str:
-    absolute = path.absolute()
-    return str(absolute.relative_to(folder.absolute())) if absolute.is_relative_to(folder.absolute()) else str(absolute)
+def _slug(name: str, config: str | None = None) -> str:
+    """Return a task's name: lower-case letters, digits and dashes."""
+    whole = f"{name}-{config}" if config else name
+    return re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-") or "task"
+
+
+def _relative(path: Path, folder: Path, mark: str = "") -> str:
+    """Return a path as it is written in a file of `folder`; `mark` says that it is a path."""
+    absolute, start = path.absolute(), folder.absolute()
+    return f"{mark}{absolute.relative_to(start)}" if absolute.is_relative_to(start) else str(absolute)

@@ -28,8 +28,9 @@ def _aligned(line: str) -> str:
 
 
 def flow(values: Mapping[str, Any]) -> str:
-    """Return a mapping as YAML in one line."""
-    return f"{{{', '.join(f'{name}: {scalar(value)}' for name, value in values.items())}}}"
+    """Return a mapping as YAML in one line; its values may be mappings."""
+    parts = (f"{name}: {flow(each) if isinstance(each, Mapping) else scalar(each)}" for name, each in values.items())
+    return f"{{{', '.join(parts)}}}"
 
 
 def scalar(value: Any) -> str:
@@ -43,15 +44,16 @@ _COMMENTS_AT = 36
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
 _TEMPLATE = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False).from_string(
     """\
-# {{ file }}: written by `loraxs-search init`. Change what was guessed wrong.
+# {{ source }}: written by `loraxs-search init`. Change what was guessed wrong.
 #
 # Check:  loraxs-search check THIS.yaml --data
 # Run:    loraxs-search launch THIS.yaml
+# yaml-language-server: $schema={{ schema }}
 
 task:
   name: {{ scalar(name) }}  # the registry keeps a champion for each task name
   kind: {{ roles.kind }}
-  data: {data_files: {{ flow({"train": data}) }}}  # a tenth each is set aside for validation and the test
+  data: {{ flow(data) }}  # {{ set_aside }} set aside for validation and the test
 {% if writes %}
   prompt: {{ scalar(prompt) }}  # columns in braces
   answer: {{ scalar(answer) }}  # learnt: these tokens and the end

@@ -28,7 +28,7 @@ def read_csv(text: str, separator: str, wanted: Sequence[str]) -> Columns:
     if not set(wanted) <= set(names):
         _check_separator(text, separator, wanted)
         return Columns(names, {}, [])
-    if twice := [name for name in wanted if names.count(name) > 1]:
+    if twice := [name for name in dict.fromkeys(wanted) if names.count(name) > 1]:
         raise MalformedFileError(
             f"must name each column once, but its header has {', '.join(map(repr, twice))} twice",
             hint="rename or remove one of the two: which one is meant cannot be known",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import datasets
 
 
+_CONFIGS = re.compile(r"pick one among the available configs: \[(?P<names>[^\]]*)\]")
 _SLICE = re.compile(r"(?P<split>[^\[\]]+)(\[(?P<first>\d*):(?P<end>\d*)\])?")  # `train`, `train[:1000]`
 
 
@@ -64,8 +65,18 @@ def _split_elsewhere(task: Task, split: Split, other: SplitSource, cache_dir: Pa
     return _HubSplit(_slice(loaded[name], other.split), f"{place}, split {name}", other.rename)
 
 
+def load_splits(hub: str, config: str | None, cache_dir: Path) -> datasets.DatasetDict:
+    """Load a data set that no task has been declared for yet.
+
+    Raises:
+        TaskDataError: it is missing, or has several configurations and none was named.
+        HomeError: the cache cannot be written.
+    """
+    return _load(None, hub, config, None, cache_dir)
+
+
 def _load(
-    task: Task, hub: str | None, config: str | None, revision: str | None, cache_dir: Path
+    task: Task | None, hub: str | None, config: str | None, revision: str | None, cache_dir: Path
 ) -> datasets.DatasetDict:
     import datasets
 
@@ -153,8 +164,9 @@ def _no_bars() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _faults(task: Task, place: str, cache_dir: Path) -> Iterator[None]:
+def _faults(task: Task | None, place: str, cache_dir: Path) -> Iterator[None]:
     """Turn what `datasets` raises into our errors; a full disk hides in the cause of its own error."""
+    who = "" if task is None else f"Task {task.name}: "
     with disk_faults(cache_dir):
         try:
             yield
@@ -165,8 +177,13 @@ def _faults(task: Task, place: str, cache_dir: Path) -> Iterator[None]:
                 raise cause from error
             if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
                 raise no_rows(task, place) from error
+            if configs := _CONFIGS.search(str(cause)):
+                raise TaskDataError(
+                    f"{who}{place} must be read in one of its configurations: {configs['names'].replace(chr(39), '')}.",
+                    hint="name it: `data.config` in a space, --config for `init`",
+                ) from error
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             raise TaskDataError(
-                f"Task {task.name}: {place} must be a readable data set, but: {reason}",
+                f"{who}{place} must be a readable data set, but: {reason}",
                 hint="check the id and the network, or name local files under `data_files`",
             ) from error

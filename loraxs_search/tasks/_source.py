@@ -76,8 +76,9 @@ def check_columns(task: Task, columns: Columns, place: str, spare: frozenset[str
         raise no_rows(task, place)
 
 
-def no_rows(task: Task, place: str) -> TaskDataError:
+def no_rows(task: Task | None, place: str) -> TaskDataError:
+    who = "" if task is None else f"Task {task.name}: "
     return TaskDataError(
-        f"Task {task.name}: a split must have rows, but {place} gives none.",
+        f"{who}a split must have rows, but {place} gives none.",
         hint="check the file; a split that is left out of the space is carved from train",
     )

@@ -92,7 +92,7 @@ def load_data(task: Task, cache_dir: Path | None = None) -> TaskData:
         TaskDataError: the data do not fit the declaration; the message lists all their faults.
         HomeError: the cache cannot be written.
     """
-    cache = _cache(cache_dir)
+    cache = rows_cache(cache_dir)
     rows = read_rows(checked(task), cache)
     digest = fingerprint(rows)
     return TaskData(rows, digest, cached_report(rows, digest, cache))
@@ -111,7 +111,7 @@ def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path |
     """
     kind = checked(task)
     kind.check_tokenizer(tokenizer)
-    cache, data, identity = _cache(cache_dir), load_data(task, cache_dir), tokenizer_identity(tokenizer)
+    cache, data, identity = rows_cache(cache_dir), load_data(task, cache_dir), tokenizer_identity(tokenizer)
     splits, errors = dict[Split, EncodedRows](), list[TaskDataError]()
     for name, rows in data.rows.items():
         key = cache_key(task, identity, data.fingerprint, name)
@@ -139,5 +139,5 @@ def encode(kind: TaskKind, tokenizer: PreTrainedTokenizerBase, questions: Sequen
     return encode_questions(kind, kind.questions(questions), tokenizer)
 
 
-def _cache(cache_dir: Path | None) -> Path:
+def rows_cache(cache_dir: Path | None) -> Path:
     return ensure_dir(cache_dir if cache_dir is not None else home() / "datasets")

@@ -1,40 +1,55 @@
-"""A whole file of rows, read to see what is in it: also where its separator or encoding is not what its ending says."""
+"""Whole tables of rows, read to see what is in them: files, also where separator or encoding is not what the ending
+says, and data sets of the hub."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraxs_search.errors import TaskDataError, UsageError
+from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.home import disk_faults
-from loraxs_search.tasks._columns import MalformedFileError
+from loraxs_search.tasks._columns import Columns, MalformedFileError
 from loraxs_search.tasks._csv import read_csv
 from loraxs_search.tasks._files import file_format, read_columns, unpacked
+from loraxs_search.tasks._hub_splits import load_splits
+from loraxs_search.tasks.prepared import rows_cache
 
 _SEPARATORS = (",", ";", "\t", "|")
 _LOOKED_AT = 200  # lines that the separator is guessed from
+_MOST_OF_HUB = 100_000  # rows of a data set that are looked at
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a file.
+    """The rows of a file, or of a data set.
 
     Args:
+        name: What people call it: a path or an id.
         columns: Each column's values, one a row; of a file with separated values all are text.
         lines: The line that each row begins in; None where rows have no lines.
+        source: What a task's `data` says to read a data set; empty of a file.
+        label_names: Of each column that gives names to its ids, these names; its values are names.
         is_plain: Whether a task reads the file as it is: UTF-8, and the separator that its ending says.
         remark: What it is where it is not plain, for people.
     """
 
-    path: Path
+    name: str
     columns: dict[str, list[Any]]
     lines: list[int] | None
+    source: Mapping[str, Any] = field(default_factory=dict)
+    label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     is_plain: bool = True
     remark: str = ""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is the user's own file, which they can correct."""
+        return not self.source
 
     @property
     def num_rows(self) -> int:
@@ -44,12 +59,13 @@ class Table:
         """Return where a row stands, for people."""
         return f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"
 
-    def save_plain(self, path: Path) -> None:
-        """Write the rows as UTF-8 with commas."""
-        with disk_faults(path, "the data"), path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(self.columns)
-            writer.writerows(zip(*self.columns.values(), strict=True))
+    def plain_text(self) -> str:
+        """Return the rows as separated by commas."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(self.columns)
+        writer.writerows(zip(*self.columns.values(), strict=True))
+        return text.getvalue()
 
 
 def read_table(path: Path) -> Table:
@@ -61,7 +77,8 @@ def read_table(path: Path) -> Table:
     """
     if not path.is_file():
         raise UsageError(
-            f"The data must be a file, but there is no {path}.", hint="name a .csv, .jsonl or .parquet file"
+            f"The data must be a file, but there is no {path}.",
+            hint="name a .csv, .tsv, .jsonl, .json or .parquet file, or a data set of the hub: OWNER/NAME",
         )
     with disk_faults(path, "the data"):
         content = path.read_bytes()
@@ -75,7 +92,7 @@ def read_table(path: Path) -> Table:
         else:
             names = read_columns(path, content, [""]).available  # no column has that name
             read = read_columns(path, content, names)
-            table = Table(path, read.values, read.lines)
+            table = Table(str(path), read.values, read.lines)
     except MalformedFileError as error:
         raise TaskDataError(f"{path} {error.message}.", hint=error.hint) from error
     if not table.num_rows:
@@ -83,29 +100,58 @@ def read_table(path: Path) -> Table:
     return table
 
 
+def read_hub_table(hub: str, config: str | None, split: str | None, cache_dir: Path | None = None) -> Table:
+    """Read all columns of a data set's training rows, of at most 100,000 of them.
+
+    Args:
+        hub: An id, or a folder that is laid out as a data set.
+        split: The one to train on; None is `train`, or the only one.
+    Raises:
+        TaskDataError: it is out of reach, cannot be read, or holds no row.
+        UsageError: it has no such split.
+    """
+    import datasets
+
+    loaded = load_splits(hub, config, rows_cache(cache_dir))
+    names = list(loaded)
+    chosen = split or ("train" if "train" in names or len(names) > 1 else names[0])
+    if chosen not in names:
+        raise UsageError(unknown_name("--split", chosen, names), hint=f"splits of {hub}")
+    rows = loaded[chosen]
+    looked_at = rows.select(range(min(len(rows), _MOST_OF_HUB)))
+    columns: dict[str, list[Any]] = {name: list(values) for name, values in looked_at[:].items()}
+    label_names: dict[str, tuple[str, ...]] = {}
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            label_names[name] = tuple(feature.names)
+            columns[name] = [None if value is None or value < 0 else feature.names[value] for value in columns[name]]
+    if not len(rows):
+        raise TaskDataError(f"{hub}, split {chosen} must have a row at least, but has none.", hint="name another one")
+    held_out = {name: name for name in ("validation", "test") if name in names and name != chosen}
+    splits = {} if chosen == "train" else {"splits": {"train": chosen, **held_out}}
+    source = {"hub": hub, **({"config": config} if config else {}), **splits}
+    remark = f"the first {_MOST_OF_HUB:,} of {len(rows):,} rows" if len(rows) > _MOST_OF_HUB else ""
+    return Table(hub, columns, None, source, label_names, remark=remark)
+
+
 def _separated(path: Path, content: bytes, usual: str) -> Table:
+    """Read separated values; columns without a name, as pandas writes its index, are left out."""
     text, encoding = _decoded(content)
     separator = _separator(text, usual)
     header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
-    names = [name.strip() for name in header]
-    if empty := [str(place) for place, name in enumerate(names, start=1) if not name]:
-        raise MalformedFileError(
-            f"must name each column in its first line, but column {', '.join(empty)} has no name", hint="name it"
-        )
-    read = read_csv(text, separator, names)
+    names = [name.strip() for name in header if name.strip()]
+    if not names and text.strip():
+        raise MalformedFileError("must name its columns in its first line, but that is empty", hint="name them there")
+    read = read_csv(text, separator, names) if names else Columns([], {}, [])
     remarks = [f"{encoding} instead of UTF-8"] if encoding else []
     if separator != usual:
         words = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
         remarks.append(f"{words[separator]} instead of {words[usual]}")
-    return Table(path, read.values, read.lines, not remarks, " and ".join(remarks))
+    return Table(str(path), read.values, read.lines, is_plain=not remarks, remark=" and ".join(remarks))
 
 
 def _decoded(content: bytes) -> tuple[str, str]:
     """Return a text, and its encoding where that is not UTF-8."""
-    try:
-        return content.decode("utf-8-sig"), ""
-    except UnicodeDecodeError:
-        pass
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
             return content.decode("utf-16"), "UTF-16"
@@ -113,10 +159,12 @@ def _decoded(content: bytes) -> tuple[str, str]:
             raise MalformedFileError(f"must be text, but: {error}", hint="save it as UTF-8") from error
     if b"\0" in content:
         raise MalformedFileError("must be text, but has zero bytes in it", hint="save it as UTF-8")
-    try:
-        return content.decode("cp1252"), "Windows-1252"
-    except UnicodeDecodeError:
-        return content.decode("latin-1"), "Latin-1"
+    for encoding, shown in (("utf-8-sig", ""), ("cp1252", "Windows-1252")):
+        try:
+            return content.decode(encoding), shown
+        except UnicodeDecodeError:
+            continue
+    return content.decode("latin-1"), "Latin-1"
 
 
 def _separator(text: str, usual: str) -> str:

@@ -1,0 +1,203 @@
+"""What the answers of rows are, classes, numbers or words, and which of them are wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from loraxs_search.drafts._choices import Choices, UndecidedError
+from loraxs_search.errors import TaskDataError, UsageError
+from loraxs_search.tasks.tables import Table
+
+CLASSES, NUMBERS, WRITING, CHOOSING = "sequence-classification", "regression", "text-generation", "multiple-choice"
+
+_WRITTEN = ("completion", "response", "output", "answer", "target", "summary", "translation")
+_MISSING = ("nan", "null", "n/a", "na", "#n/a", "<na>", "nat", "?", "-")
+_MAX_CLASSES = 50  # more need many rows each
+_MANY_ROWS = 20  # so many rows for each different value, and they are classes
+_FEW_NUMBERS = 20  # whole numbers with no more different values are taken for classes
+_MAX_LISTED = 5
+
+
+def different(values: Sequence[Any]) -> Counter[str]:
+    """Count the values of a column as texts, without the space around them; empty ones do not count."""
+    return Counter(text for value in values if (text := _text(value)))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, or written as one."""
+    return _number(value) is not None
+
+
+def has_few(table: Table, label: str) -> bool:
+    """Whether the values of a column are few enough to be classes."""
+    number = len(different(table.columns[label]))
+    few = min(_MAX_CLASSES, max(2, table.num_rows // 4))
+    return number <= few or number * _MANY_ROWS <= table.num_rows
+
+
+def guess_kind(table: Table, label: str) -> str:
+    """Return the kind of task that the answers are for.
+
+    Raises:
+        UndecidedError: they may be classes or words.
+    """
+    if label in table.label_names:
+        return CLASSES
+    counts = different(table.columns[label])
+    if _mostly_numbers(table, counts):
+        numbers = {number for text in counts if (number := _number(text)) is not None}
+        return CLASSES if all(map(float.is_integer, numbers)) and len(numbers) <= _FEW_NUMBERS else NUMBERS
+    if has_few(table, label):
+        return CLASSES
+    if label.lower() in _WRITTEN:
+        return WRITING
+    message = f"What is learnt must be known, but column {label!r} has {len(counts)} different values in"
+    raise UndecidedError("kind", f"{message} {table.num_rows} rows: classes, or answers in words?", (WRITING, CLASSES))
+
+
+def check_answers(table: Table, texts: Sequence[str], label: str, kind: str, choices: Choices) -> dict[str, int]:
+    """Return the classes in id order with the rows that have each; no class where the kind has none.
+
+    Raises:
+        TaskDataError: rows lack a text or an answer, or answers look wrong; all of these are named.
+        UsageError: the labels that were chosen are not all that there are.
+    """
+    faults = _empty(table, texts, label) if table.is_file else []
+    counts = different(table.columns[label])
+    numeric = kind == NUMBERS or (choices.labels is None and _mostly_numbers(table, counts))
+    if numeric and choices.labels is None:
+        faults += _no_numbers(table, label, counts)
+    elif kind == CLASSES and choices.labels is None and label not in table.label_names:
+        faults += _misspelt(table, label, counts)
+    if faults:
+        head = [f"{table.name} has {len(faults)} faults:"] if len(faults) > 1 else []
+        listed = ",".join(sorted(counts))
+        way = f", or give all labels: --labels {listed}" if kind == CLASSES and len(counts) <= _MANY_ROWS else ""
+        raise TaskDataError("\n".join([*head, *faults]), hint=f"correct or remove the rows{way}")
+    return _classes(table, label, counts, choices) if kind == CLASSES else {}
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+def _empty(table: Table, texts: Sequence[str], label: str) -> list[str]:
+    columns = [table.columns[name] for name in texts]
+    no_text = [row for row, values in enumerate(zip(*columns, strict=True)) if not any(map(_text, values))]
+    no_answer = [row for row, value in enumerate(table.columns[label]) if not _text(value)]
+    wanted = ((" and ".join(texts), no_text), (label, no_answer))
+    return [
+        f"Each row of {table.name} must have a {name}, but {_places(table, rows)} has none."
+        for name, rows in wanted
+        if rows
+    ]
+
+
+def _no_numbers(table: Table, label: str, counts: Mapping[str, int]) -> list[str]:
+    odd = [text for text in counts if _number(text) is None]
+    listed = [f"{text!r} ({_places(table, _rows_of(table, label, text))})" for text in odd[:_MAX_LISTED]]
+    return [f"Each {label} of {table.name} must be a number, but got {', '.join(listed)}."] if odd else []
+
+
+def _misspelt(table: Table, label: str, counts: Mapping[str, int]) -> list[str]:
+    """Name labels that differ in case alone, and rare ones that are written nearly as a frequent one, or say nothing.
+
+    As classes of their own they would be wrong.
+    """
+    most = max(1, table.num_rows // 100)
+    alike: dict[str, list[str]] = {}  # the most frequent one first
+    for name in sorted(counts, key=lambda name: -counts[name]):
+        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+    meant = {name: usual for usual, *others in alike.values() for name in others}
+    frequent = {folded: names[0] for folded, names in alike.items() if counts[names[0]] > most}
+    for folded, names in alike.items():
+        if folded not in frequent and (near := get_close_matches(folded, frequent, n=1, cutoff=0.8)):
+            meant[names[0]] = frequent[near[0]]
+    faults = {name: f"did you mean {usual!r}?" for name, usual in meant.items()}
+    faults |= {name: "is the answer missing?" for name in counts if name.lower() in _MISSING and counts[name] <= most}
+    return [
+        f"Each {label} of {table.name} must be one that it has often, but got {name!r}"
+        f" ({_places(table, _rows_of(table, label, name))}): {fault}"
+        for name, fault in faults.items()
+    ]
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
+def _classes(table: Table, label: str, counts: Counter[str], choices: Choices) -> dict[str, int]:
+    if choices.labels is not None:
+        return _chosen(table, label, counts, choices.labels)
+    if label in table.label_names:
+        return {name: counts[name] for name in table.label_names[label]}
+    if all(map(is_number, counts)):
+        counts, written = Counter(), counts
+        for text, count in written.items():
+            counts[_plain(text)] += count
+    if len(counts) < 2:
+        raise TaskDataError(
+            f"Column {label!r} must have two different answers at least, but has only {next(iter(counts), '')!r}.",
+            hint="name another column with --label",
+        )
+    by_number = all(map(is_number, counts))
+    return {name: counts[name] for name in sorted(counts, key=float if by_number else None)}  # type: ignore[arg-type]
+
+
+def _chosen(table: Table, label: str, counts: Counter[str], labels: tuple[str, ...]) -> dict[str, int]:
+    """Return the rows of each label that was chosen; numbers are the same however they are written."""
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise UsageError(
+            f"`--labels` must name two different labels at least, each once, but got {','.join(labels) or 'none'}.",
+            hint=f"labels of {table.name}: {','.join(sorted(counts))[:200]}",
+        )
+    by_plain = {_plain(name): name for name in labels}
+    chosen = Counter(dict.fromkeys(labels, 0))
+    unknown = []
+    for text, count in counts.items():
+        name = text if text in chosen else by_plain.get(_plain(text))
+        if name is None:
+            unknown.append(f"{text!r} ({_places(table, _rows_of(table, label, text))})")
+        else:
+            chosen[name] += count
+    if unknown:
+        more = f" and {len(unknown) - _MAX_LISTED} others" if len(unknown) > _MAX_LISTED else ""
+        raise UsageError(
+            f"`--labels` must name every {label} of {table.name}, but lacks {', '.join(unknown[:_MAX_LISTED])}{more}.",
+            hint="add them, or correct the rows",
+        )
+    return dict(chosen)
+
+
+def _mostly_numbers(table: Table, counts: Mapping[str, int]) -> bool:
+    """Whether answers are numbers, but for so few that these are mistakes."""
+    odd = sum(count for text, count in counts.items() if _number(text) is None)
+    return odd < len(counts) and odd <= (max(1, table.num_rows // 100) if table.num_rows >= _MANY_ROWS else 0)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if abs(number) < float("inf") else None  # neither of them nor `nan`
+
+
+def _plain(text: str) -> str:
+    """Return a number as it is written plainly, so `1.0` as `1`; other texts as they are."""
+    number = _number(text)
+    if number is None:
+        return text
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _rows_of(table: Table, label: str, text: str) -> list[int]:
+    return [row for row, value in enumerate(table.columns[label]) if _text(value) == text]
+
+
+def _places(table: Table, rows: Sequence[int]) -> str:
+    more = f" and {len(rows) - _MAX_LISTED} more" if len(rows) > _MAX_LISTED else ""
+    return ", ".join(table.place(row) for row in rows[:_MAX_LISTED]) + more
