@@ -15,8 +15,6 @@ def command(
 ) -> None:
     """Add a trial of your own to a search.
 
-    For example: `loraxs-search add reviews --set rank=16 --set learning_rate=1e-3`.
-
     Values must be ones that the space allows. What you leave out is what the sampler would propose for this trial. A
     parameter that only goes with certain values of another one needs that one too.
 
@@ -24,6 +22,8 @@ def command(
     learns from it. `finish` ends proposals, and not what you have added.
 
     A finished search goes on with `resume`. Its candidates are then chosen again, among all trials.
+
+    Example: loraxs-search add reviews --set rank=16 --set learning_rate=1e-3
     """
     from loraxs_search.steering.text import read_params
 

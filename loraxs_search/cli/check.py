@@ -35,8 +35,6 @@ def command(
 ) -> None:
     """Check a space against its base model; nothing is trained.
 
-        $ loraxs-search check mine.yaml --data
-
     Reports every mistake of the file, with its line. For a valid space it prints how many combinations there are, the
     smallest and the largest adapter, and the layers of each module group. With `warm_start` it says which trials of
     earlier studies the search begins with, and what is left out.
@@ -48,6 +46,8 @@ def command(
     With --estimate it also measures a few steps of drawn trials on this machine, which takes a minute or so. Then it
     says about how long a search would take here, and how many device hours. That counts what early stopping leaves of
     the trials' steps, the refits, and scoring at the end. It is a range: neither scores nor speed are known before.
+
+    Example: loraxs-search check mine.yaml --data
     """
     check(space, tuple(overrides or ()), data=data or estimate, estimate=estimate, as_json=as_json)
 

@@ -24,8 +24,6 @@ def command(
 ) -> None:
     """Add a trial like another one, but for what you set.
 
-    For example: `loraxs-search clone reviews 00003 --set learning_rate=1e-3 --warm`.
-
     With --warm the clone goes on with the trial's adapter, head, optimizer state and step at its last report, however
     that trial ends. It keeps the trial's seed, so with unchanged params it is the trial trained on. It may change what
     the optimizer does: learning rates and their schedule, weight decay, betas, clipping, and the batch size. Another
@@ -36,6 +34,8 @@ def command(
     clone's. `status` shows the trial and the step in the column `from`.
 
     --force takes values of these optimizer parameters that lie outside of the space, and of no others.
+
+    Example: loraxs-search clone reviews 00003 --set learning_rate=1e-3 --warm
     """
     from loraxs_search.steering.text import read_params
 

@@ -80,6 +80,8 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
     is weighed among these. They say what decided this search, not which value is better.
 
     The paper's numbers are of its own bases, rows and budgets. They stand beside, marked, for tasks that it has.
+
+    Example: loraxs-search compare reviews --by rank
     """
     _check_options(export, out)
     from loraxs_search.reports import compare

@@ -15,8 +15,8 @@ def command(
 ) -> None:
     """Continue trials that were paused, or the whole search.
 
-    For example: `loraxs-search continue reviews 00003`, or `loraxs-search continue reviews` for all of it.
-
     A trial goes on from its last report once a slot is free, before new trials.
+
+    Example: loraxs-search continue reviews 00003
     """
     send_command(study, "continue", trials or (), tracking_uri=tracking_uri, as_json=as_json)

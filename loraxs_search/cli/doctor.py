@@ -37,6 +37,8 @@ def command(
     With a space it also checks that the space's files are there with the same content, and where its base would come
     from. If that is the hub, it checks the hub. With --storage it checks that this machine can write to the storage.
     Exits 1 if something would stop a search.
+
+    Example: loraxs-search doctor mine.yaml --address auto
     """
     from loraxs_search.search.cluster.doctor import examine
 

@@ -14,9 +14,9 @@ def command(
 ) -> None:
     """Finish a running search without new trials.
 
-    For example: `loraxs-search finish reviews`.
-
     Running trials train to their ends. Paused ones end as they are. Then the candidates are scored, as always. Stop the
     running trials too, if you do not want to wait for them.
+
+    Example: loraxs-search finish reviews
     """
     send_command(study, "finish", tracking_uri=tracking_uri, as_json=as_json)

@@ -36,7 +36,7 @@ def command(
 
     --json lists every item with its path, its bytes and why it stays.
 
-        $ loraxs-search gc --dry-run --older-than 7d
+    Example: loraxs-search gc --dry-run --older-than 7d
     """
     from loraxs_search.housekeeping import KINDS, collect
 

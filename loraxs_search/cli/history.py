@@ -16,6 +16,8 @@ def command(
     """Show every decision on a task's champion.
 
     The oldest comes first. Refusals, rollbacks and removals are there too, each with the rule's reasons and numbers.
+
+    Example: loraxs-search history movie-reviews
     """
     from loraxs_search.api import history
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -111,7 +111,8 @@ def _asked(question: UndecidedError, choices: Choices) -> Choices:
     if not answer:
         raise typer.Abort
     said = answer.strip() or default
-    return replace(choices, **{question.option: (_split(said) if question.option in _LISTS else said) or None})
+    value: Any = (_split(said) if question.option in _LISTS else said) or None
+    return replace(choices, **{question.option: value})
 
 
 def _split(given: str | None) -> tuple[str, ...] | None:

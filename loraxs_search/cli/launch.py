@@ -45,9 +45,6 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
 ) -> None:
     """Search a space and score the best adapter.
 
-        $ loraxs-search launch mine.yaml --name mine
-        $ loraxs-search launch mine.yaml --dry-run
-
     It checks the space, the base, the data, MLflow and Ray before it writes anything. At the end it prints the
     leaderboard, best first. That is all that stdout has, or JSON with --json. While one space is searched, a terminal
     shows a live table, and a pipe gets plain lines. `loraxs-search status STUDY --watch` shows the same elsewhere.
@@ -75,6 +72,8 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
     A trial fails alone if its numbers become NaN. If nearly all of the latest trials fail for one reason, and at least
     five, the search stops and names it. A full disk, here or on a node, stops the search too, and no trial is blamed.
     `resume` continues once the cause is gone.
+
+    Example: loraxs-search launch mine.yaml --name mine
     """
     from loraxs_search.search import launch, launch_together
 

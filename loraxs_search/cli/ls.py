@@ -21,6 +21,8 @@ def command(
 
     The score is the champion's on the test rows. "Over seeds" is the mean and standard deviation of its trial and the
     refits, the same params from other seeds, on validation rows.
+
+    Example: loraxs-search ls
     """
     from loraxs_search.api import ls
 

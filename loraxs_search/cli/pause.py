@@ -15,10 +15,10 @@ def command(
 ) -> None:
     """Pause trials of a running search, or the whole search.
 
-    For example: `loraxs-search pause reviews 00003`, or `loraxs-search pause reviews` for all of it.
-
     A paused trial stops at its next report and keeps its last state, as after a kill. Other trials take its slot. A
     paused search proposes no new trials either. It waits until `loraxs-search continue`, also after a `resume`. The
-    time counts for `search.time_budget_s`.
+    time counts for `search.time_budget`.
+
+    Example: loraxs-search pause reviews 00003
     """
     send_command(study, "pause", trials or (), tracking_uri=tracking_uri, as_json=as_json)

@@ -72,6 +72,8 @@ def command(
 
     On an MLflow server, commands that change a champion take turns. With LORAXS_SIGNING_KEY_FILE they sign what they
     decide (cluster/README.md, "Signatures").
+
+    Example: loraxs-search promote reviews
     """
     from loraxs_search.api import promote, samples
 

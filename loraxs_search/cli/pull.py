@@ -52,6 +52,8 @@ def command(
     R fits only the weights that it was trained on. Every load compares them, and refuses others. `pull` also brings the
     SVD factors that this machine lacks, and checks signatures if LORAXS_SIGNING_KEY_FILE is set (cluster/README.md,
     "Factors" and "Signatures").
+
+    Example: loraxs-search pull movie-reviews --format lora
     """
     from loraxs_search.api import pull
 

@@ -26,8 +26,6 @@ def command(
 ) -> None:
     """Write the report of a study: one HTML file, for any browser.
 
-    Example: loraxs-search report reviews --open
-
     It says what was found and whether that beats the yardsticks. It has the leaderboard, learning curves, quality
     against bytes, importances, parallel coordinates, and the score over each parameter. Then come trials on hosts,
     devices at work, what early stopping saved, the cost, failures with reasons, and the command to repeat the search.
@@ -38,6 +36,8 @@ def command(
     report says that it runs, and of which moment it is. Nothing is trained.
 
     `--png` draws the same figures with matplotlib, a file for each plot. The file's path is printed.
+
+    Example: loraxs-search report reviews --open
     """
     from loraxs_search.reports.html import write_report
 

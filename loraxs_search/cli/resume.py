@@ -28,6 +28,8 @@ def command(
 
     The space cannot be changed. `extend` gives a study more trials or more time, and `add` a trial of your own. With a
     finished study, `resume` then sets its candidates aside, trains, and chooses among all trials.
+
+    Example: loraxs-search resume reviews
     """
     from loraxs_search.search import resume
 

@@ -19,6 +19,8 @@ def command(
     """Remove one version of a task from the registry.
 
     A champion is removed only with --force. Copies that were pulled stay where they are.
+
+    Example: loraxs-search rm movie-reviews:1
     """
     from loraxs_search.api import remove
 

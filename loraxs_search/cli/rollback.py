@@ -19,6 +19,8 @@ def command(
     """Restore the previous champion of a task, or the version of --to.
 
     From then on, `pull TASK` gets that version. `history` shows the change.
+
+    Example: loraxs-search rollback movie-reviews
     """
     from loraxs_search.api import rollback
 

@@ -24,6 +24,8 @@ def command(
     It shows the last hundred versions. Test metrics are those of the adapter itself. Next to them is what the
     yardsticks of its search reach on the metric that decided. "Over seeds" is the mean and standard deviation of a
     trial and its refits, the same params from other seeds, on validation rows. The model card has both too.
+
+    Example: loraxs-search show movie-reviews
     """
     from loraxs_search.api import show as versions
 

@@ -17,7 +17,10 @@ app = typer.Typer(help="The search spaces that come with the package.", no_args_
 
 @app.command("ls")
 def ls(as_json: JsonOption = False) -> None:
-    """List the shipped spaces."""
+    """List the shipped spaces.
+
+    Example: loraxs-search spaces ls
+    """
     from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
 
     columns = ("space", "about")
@@ -27,7 +30,10 @@ def ls(as_json: JsonOption = False) -> None:
 
 @app.command("show")
 def show(name: ShippedSpaceArgument) -> None:
-    """Print a shipped space."""
+    """Print a shipped space.
+
+    Example: loraxs-search spaces show movie_reviews
+    """
     from loraxs_search.shipped_spaces import shipped_space_path
 
     print(shipped_space_path(name).read_text(), end="")
@@ -41,6 +47,8 @@ def copy(
     """Copy a shipped space to a file of yours.
 
     It keeps the comments and makes the paths of data files absolute, so the copy works anywhere.
+
+    Example: loraxs-search spaces copy movie_reviews mine.yaml
     """
     from loraxs_search.search_space import portable_text
     from loraxs_search.shipped_spaces import shipped_space_path
@@ -59,7 +67,7 @@ def schema() -> None:
     It knows the methods, kinds and schedulers that are installed here. The line at the head of a shipped space leads to
     the file of it that comes with the package; `spaces copy` makes that path absolute.
 
-        $ loraxs-search spaces schema > space.schema.json
+    Example: loraxs-search spaces schema > space.schema.json
     """
     from loraxs_search.search_space import schema_text
 

@@ -88,6 +88,8 @@ def command(
     core at most. One that would need more has no score, and `--json` says why. Their test scores appear when the search
     has chosen, also in MLflow, `show` and the model card. Where answers are written, the base alone is asked at the end
     of the search, without and with worked examples: `zero-shot` and `4-shot`. The better one answers the test rows too.
+
+    Example: loraxs-search status reviews --watch
     """
     _check_options(study, {"--watch": watch, "--csv": as_csv, "--json": as_json, "--events": as_events})
     if study is None:

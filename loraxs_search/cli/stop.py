@@ -20,8 +20,6 @@ def command(
 ) -> None:
     """Stop trials of a running search.
 
-    For example: `loraxs-search stop reviews 00003 00007 --now`.
-
     A stopped trial ends as PRUNED at its next report. With --now it ends at its next step, and its last report counts.
 
     Commands reach the search through its study folder. Where the study is not on this machine, they go through MLflow:
@@ -30,5 +28,7 @@ def command(
     deletes the command. Whoever may write to MLflow may steer.
 
     Without a running search the command is queued: `resume` carries it out first.
+
+    Example: loraxs-search stop reviews 00003 00007 --now
     """
     send_command(study, "stop", trials, {"now": now}, tracking_uri=tracking_uri, as_json=as_json)

@@ -22,7 +22,7 @@ def ls(as_json: JsonOption = False) -> None:
 
     It is the list of `status`, with the size of each and whether records wait for MLflow. --json has the folders.
 
-        $ loraxs-search studies ls
+    Example: loraxs-search studies ls
     """
     from loraxs_search.reports.studies import study_summaries
 
@@ -43,7 +43,7 @@ def ls(as_json: JsonOption = False) -> None:
 def show(study: StudyArgument, as_json: JsonOption = False) -> None:
     """Show where a study lies, what it takes, and how to open it with other programs.
 
-    $ loraxs-search studies show reviews
+    Example: loraxs-search studies show reviews
     """
     from loraxs_search.reports.studies import study_facts
 
@@ -78,7 +78,7 @@ def rm(
     MLflow keeps the runs. With --runs they are deleted there as in its UI, but for those that registered versions name.
     A copy in a storage stays.
 
-        $ loraxs-search studies rm reviews --dry-run
+    Example: loraxs-search studies rm reviews --dry-run
     """
     from loraxs_search.housekeeping import remove_study
 

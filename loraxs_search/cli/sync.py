@@ -21,6 +21,8 @@ def command(
 
     You can repeat it: records that are there already do not change. Exits 1 if records still wait, or if a study is
     damaged.
+
+    Example: loraxs-search sync
     """
     from loraxs_search.search.driver.sync import sync
 

@@ -29,6 +29,8 @@ def ls(as_json: JsonOption = False) -> None:
 
     Their rows come from the Hugging Face hub. "Loaded" says whether this project has ever loaded them, or only read the
     page of the data set.
+
+    Example: loraxs-search tasks ls
     """
     from loraxs_search.tasks import catalogue_entry, catalogue_names
 
@@ -48,7 +50,10 @@ def show(
     name: Annotated[str, typer.Argument(help="Name of a well-known task.", autocompletion=well_known_tasks)],
     as_json: JsonOption = False,
 ) -> None:
-    """Print a well-known task as a space file would have it, with all that is known of it."""
+    """Print a well-known task as a space file would have it, with all that is known of it.
+
+    Example: loraxs-search tasks show gsm8k
+    """
     import yaml
 
     from loraxs_search.search_space import section_of
@@ -98,6 +103,8 @@ def preview(
 
     Learnt tokens are marked: green on a terminal, in [[ ]] elsewhere. Special tokens are written out. Below each row is
     what an answer is compared with. The last lines count tokens, and rows that were cut to keep `max_length`.
+
+    Example: loraxs-search tasks preview movie_reviews --rows 2
     """
     from loraxs_search.base_model import load_tokenizer, locate
     from loraxs_search.tasks import preview as previewed

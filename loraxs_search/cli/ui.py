@@ -28,12 +28,14 @@ def command(
 ) -> None:
     """Serve the MLflow UI, and open it where it shows a study.
 
-    Example: `loraxs-search ui reviews`. The link shows the trials of the study, best first, with their params, stored
-    bytes, state and why each one ended. Without a study it shows all tasks: each is an experiment, each search a run
-    with its trials below it, each champion a registered model.
+    The link shows the trials of the study, best first, with their params, stored bytes, state and why each one ended.
+    Without a study it shows all tasks: each is an experiment, each search a run with its trials below it, each champion
+    a registered model.
 
     It prints the link and runs until Ctrl-C. What the server says goes to `ui.log` in the home. A tracking server has a
     UI of its own: then only the link is printed and opened.
+
+    Example: loraxs-search ui reviews
     """
     from loraxs_search.studies import StudyFolder
     from loraxs_search.tracking import recorded_id, resolve_uri, run_ui, ui_page

@@ -66,16 +66,15 @@ def check_answers(table: Table, texts: Sequence[str], label: str, kind: str, cho
         UsageError: the labels that were chosen are not all that there are.
     """
     faults = _empty(table, texts, label) if table.is_file else []
-    counts = different(table.columns[label])
-    numeric = kind == NUMBERS or (choices.labels is None and _mostly_numbers(table, counts))
-    if numeric and choices.labels is None:
-        faults += _no_numbers(table, label, counts)
+    counts, doubtful = different(table.columns[label]), list[str]()
+    if kind == NUMBERS or (choices.labels is None and _mostly_numbers(table, counts)):
+        doubtful = _no_numbers(table, label, counts)
     elif kind == CLASSES and choices.labels is None and label not in table.label_names:
-        faults += _misspelt(table, label, counts)
-    if faults:
+        doubtful = _misspelt(table, label, counts)
+    if faults := faults + doubtful:
         head = [f"{table.name} has {len(faults)} faults:"] if len(faults) > 1 else []
-        listed = ",".join(sorted(counts))
-        way = f", or give all labels: --labels {listed}" if kind == CLASSES and len(counts) <= _MANY_ROWS else ""
+        can_be_given = doubtful and kind == CLASSES and len(counts) <= _MANY_ROWS
+        way = f", or give all labels: --labels {','.join(sorted(counts))}" if can_be_given else ""
         raise TaskDataError("\n".join([*head, *faults]), hint=f"correct or remove the rows{way}")
     return _classes(table, label, counts, choices) if kind == CLASSES else {}
 
@@ -138,7 +137,7 @@ def _classes(table: Table, label: str, counts: Counter[str], choices: Choices) -
             hint="name another column with --label",
         )
     by_number = all(map(is_number, counts))
-    return {name: counts[name] for name in sorted(counts, key=float if by_number else None)}  # type: ignore[arg-type]
+    return {name: counts[name] for name in sorted(counts, key=float if by_number else None)}
 
 
 def _chosen(table: Table, label: str, counts: Counter[str], labels: tuple[str, ...]) -> dict[str, int]:

@@ -183,7 +183,7 @@ def _metrics(roles: Roles, choices: Choices) -> list[str]:
         usual = ["accuracy", "f1"]
     if choices.metric is None:
         return usual
-    fitting = KINDS[roles.kind].fitting_metrics({"labels": roles.labels, "options": roles.options})
+    fitting = KINDS.get(roles.kind).fitting_metrics({"labels": roles.labels, "options": roles.options})
     if choices.metric not in fitting:
         raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
     return [choices.metric, *(name for name in usual if name != choices.metric)]

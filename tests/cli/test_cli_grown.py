@@ -25,11 +25,6 @@ def ended(fresh_home: Path) -> StudyFolder:
     return searched("reviews", [Tried({"rank": 4, "learning_rate": 0.01}, 0.9)], space=SPACE)
 
 
-@pytest.mark.parametrize("verb", ["add", "clone", "extend"])
-def test_help_has_an_example(say: Any, verb: str) -> None:
-    assert f"For example: `loraxs-search {verb} reviews" in " ".join(say(verb, "--help").out.split())
-
-
 @pytest.mark.parametrize(
     ("line", "what"),
     [

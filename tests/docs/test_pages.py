@@ -117,6 +117,24 @@ def test_help_is_short_and_plain(verb):
     assert [s for s in said if re.search(rf"\b({OUTDATED})\b", s)] == []
 
 
+def every_verb() -> dict[str, Any]:
+    """Return each verb by what is typed for it, those of groups included."""
+    verbs = {}
+    for name, command in GROUP.commands.items():
+        inner = getattr(command, "commands", None)
+        verbs |= {name: command} if inner is None else {f"{name} {own}": each for own, each in inner.items()}
+    return verbs
+
+
+@pytest.mark.parametrize("verb", every_verb())
+def test_help_ends_with_an_example_that_parses(verb):
+    command = every_verb()[verb]
+    last = " ".join(command.help.rstrip().rpartition("\n\n")[2].split())
+    assert last.startswith(f"Example: loraxs-search {verb}")
+    line, _, _ = last.removeprefix(f"Example: loraxs-search {verb}").partition(">")
+    command.make_context(verb, shlex.split(line))
+
+
 @pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.name)
 def test_the_head_of_a_yaml_is_short_and_plain(path):
     head = re.sub(r"^# ?", "", path.read_text().partition("\n\n")[0], flags=re.MULTILINE)

@@ -27,8 +27,12 @@ OURS = README.commands("loraxs-search")
 # tests/cli/test_ui_browser.py; `launch` is the search that all these tests share.
 ELSEWHERE = [command for command in OURS if "--address" in command.args or command.args[0] == "ui"]
 (WRITES,) = [command for command in OURS if command.args[:2] == ["launch", "movie_reviews_text"]]
-LAUNCHES = [command for command in OURS if command.args[0] == "launch" and command not in (*ELSEWHERE, WRITES)]
-RUN = [command for command in OURS if command not in (*ELSEWHERE, *LAUNCHES, WRITES)]
+FIRST = next(i for i, command in enumerate(OURS) if command.args[0] == "init")
+OWN_ROWS = OURS[FIRST : FIRST + 4]  # from a file of rows to answers, in a home of its own
+LAUNCHES = [
+    command for command in OURS if command.args[0] == "launch" and command not in (*ELSEWHERE, *OWN_ROWS, WRITES)
+]
+RUN = [command for command in OURS if command not in (*ELSEWHERE, *LAUNCHES, *OWN_ROWS, WRITES)]
 COPIED = next(command.args[3] for command in OURS if command.args[:2] == ["spaces", "copy"])
 
 
@@ -79,6 +83,24 @@ def test_the_launch_that_writes_prints_what_the_readme_says(fresh_home, tmp_path
     assert "validation exact_match  test exact_match" in printed[0]
     said = {line.split()[0] for line in WRITES.output if line and line != "..." and not re.match(r"\d{5} ", line)}
     assert said <= {line.split()[0] for line in printed if line}
+
+
+@pytest.mark.slow
+def test_a_file_of_rows_becomes_answers(fresh_home, tmp_path):
+    """A newcomer's four commands, none of which fails; the search is sized down."""
+    init, launch, promote, predict = OWN_ROWS
+    texts = {"billing": "the invoice of {} euros is wrong, refund me", "bug": "the app crashed {} times with an error"}
+    rows = [[text.format(i), label] for i in range(100) for label, text in texts.items()]
+    with (tmp_path / init.args[1]).open("w", newline="") as file:
+        csv.writer(file).writerows([["text", "team"], *rows])
+    (tmp_path / predict.args[3]).write_text("please refund my invoice\nit crashed with an error again\n")
+    shell = Shell(fresh_home, tmp_path)
+    shell.ok(*init.args)
+    small = ("trials=2", "max_steps=32", "report_every=16")
+    shell.ok(*launch.args, *(part for it in small for part in ("--set", f"search.{it}")), "--set", "promotion.seeds=0")
+    assert "promoted" in shell.ok(*promote.args)
+    answers = list(csv.DictReader(shell.ok(*predict.args).splitlines()))
+    assert [answer["label"] for answer in answers] == ["billing", "bug"]
 
 
 @pytest.mark.slow
