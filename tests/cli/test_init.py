@@ -74,7 +74,7 @@ def test_options_are_held_against_the_file(say: Say, folder: Path) -> None:
     assert drafted(say, "rows.csv", PLAIN, "--labels", "pos").is_error(2, "must name two different labels at least")
     assert drafted(say, "rows.csv", PLAIN, "--text", "text", "--label", "text").is_error(2, "must be another column")
     assert drafted(say, "rows.csv", PLAIN, "--split", "train").is_error(2, "`--split` must go with a data set")
-    assert drafted(say, "rows.csv", PLAIN, "--name", "Not a name").is_error(2, "name must ")
+    assert drafted(say, "rows.csv", PLAIN, "--name", "Not a name").is_error(2, "task.name: must start with")
     assert not Path("Not a name.yaml").exists()
     assert say("init", "away.csv").is_error(2, "there is no away.csv")
     Path("rows.md").write_text("so")
