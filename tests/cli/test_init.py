@@ -157,6 +157,19 @@ def test_a_data_set_is_read_as_its_features_say(say: Say, folder: Path) -> None:
     assert say("init", "my-set", "--split", "validation").is_error(2, "`--split` must be one of: ")
 
 
+def test_a_data_set_of_several_configurations_lists_them(say: Say, folder: Path) -> None:
+    (folder / "both").mkdir()
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in ("one", "two"))
+    Path("both/README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    Path("both/one.csv").write_text(PLAIN)
+    Path("both/two.csv").write_text(csv_of(labels=("bad", "good")))
+    said = say("init", "both")
+    assert said.is_error(1, "must be read in one of its configurations: one, two.", "--config for `init`")
+    assert say("init", "both", "--config", "two").ok == "both-two.yaml\n"
+    task = load_space("./both-two.yaml").task
+    assert (task.source.config, task.labels) == ("two", ("bad", "good"))
+
+
 def test_a_data_set_out_of_reach_is_named(say: Say, folder: Path) -> None:
     said = say("init", "no-such-org/no-such-set")
     assert said.is_error(1, "no-such-org/no-such-set must be a readable data set", "check the id and the network")
