@@ -128,7 +128,7 @@ def read_hub_table(hub: str, config: str | None, split: str | None, cache_dir: P
     if not len(rows):
         raise TaskDataError(f"{hub}, split {chosen} must have a row at least, but has none.", hint="name another one")
     held_out = {name: name for name in ("validation", "test") if name in names and name != chosen}
-    splits = {} if chosen == "train" else {"splits": {"train": chosen, **held_out}}
+    splits = {"splits": {"train": chosen, **held_out}} if held_out or chosen != "train" else {}
     source = {"hub": hub, **({"config": config} if config else {}), **splits}
     remark = f"the first {_MOST_OF_HUB:,} of {len(rows):,} rows" if len(rows) > _MOST_OF_HUB else ""
     return Table(hub, columns, None, source, label_names, remark=remark)

@@ -153,6 +153,7 @@ def test_a_data_set_is_read_as_its_features_say(say: Say, folder: Path) -> None:
     assert (said.code, said.out) == (0, "my-set.yaml\n"), said.err
     task = load_space("./my-set.yaml").task
     assert (task.source.hub, task.label, task.labels) == (str(folder / "my-set"), "verdict", ("pos", "neg"))
+    assert task.source.splits == {"train": "train", "test": "test"}
     assert json.loads(say("check", "my-set.yaml", "--data", "--json").ok)["rows"]["test"] == 40
     assert say("init", "my-set", "--split", "validation").is_error(2, "`--split` must be one of: ")
 
