@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from pydantic_core import PydanticUndefined
+from support.in_process import InProcess
 from support.pages import README, ROOT, SEARCH_SPACES
-from support.shell import Shell
 from transformers import PretrainedConfig
 
 from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, locate
@@ -64,13 +63,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", [pytest.param(c, id=c.line.removeprefix("loraxs-search ")) for c in RUN])
 def test_a_command_runs(command, searched, folder, sized_down):
     less = sized_down if command.args[0] == "launch" else []
-    assert replace(searched.shell, folder=folder).ok(*command.args, *less)
+    assert InProcess(searched.shell.home, folder).ok(*command.args, *less)
 
 
 @pytest.mark.slow
 def test_two_spaces_are_launched_together(fresh_home, sized_down, tiny_base, tmp_path):
     (together,) = LAUNCHES
-    shell = Shell(fresh_home, tmp_path)
+    shell = InProcess(fresh_home, tmp_path)
     shell.ok("spaces", "copy", "movie_reviews", "mine.yaml")
     tiny = (f"base_model={tiny_base}", "parameters.rank={choice: [2, 4]}", "promotion.seeds=0")
     options = [part for override in tiny for part in ("--set", override)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.bases import LLAMA
+from support.in_process import InProcess
 from support.said import Said
 from support.shell import Shell
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -75,7 +76,7 @@ def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
     save_base(tmp_path / "base")
     save_rows(tmp_path)
     (tmp_path / "choice.yaml").write_text(SPACE)
-    return Shell(search_home, tmp_path)
+    return InProcess(search_home, tmp_path)
 
 
 def test_a_language_model_is_searched_promoted_and_asked(shell: Shell, agree: Callable[..., object]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.in_process import InProcess
 from support.said import Said
 from support.shell import Shell
 from support.toy_language import save_base, save_rows
@@ -47,7 +48,7 @@ def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
     save_base(tmp_path / "base")
     save_rows(tmp_path)
     (tmp_path / "turned.yaml").write_text(SPACE)
-    return Shell(search_home, tmp_path)
+    return InProcess(search_home, tmp_path)
 
 
 def reports(study: str) -> list[dict[str, float]]:
