@@ -16,9 +16,9 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from support.in_process import InProcess
 from support.recorded_search import FACTS, begun, closed, finishing, reported, training
 from support.scripted_driver import ScriptedDriver
-from support.shell import Shell
 from support.studies import study
 from support.terminal import Terminal
 
@@ -308,7 +308,7 @@ def test_a_pipe_gets_lines_and_then_the_table(driver: ScriptedDriver) -> None:
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_ends_in_order_and_resume_goes_on(warm_home, terminals, tiny_space_text, tmp_path):
     """The whole story on a real search: live table, Ctrl-C, status, resume in a pipe."""
-    shell = Shell(warm_home, tmp_path)
+    shell = InProcess(warm_home, tmp_path)
     (tmp_path / "tiny.yaml").write_text(tiny_space_text)
     sized = ("--set", "search.trials=2", "--set", "search.max_steps=60", "--set", "search.scheduler=none")
     command = shell.command("launch", str(tmp_path / "tiny.yaml"), "--name", "stopped", *sized)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import PretrainedConfig
 from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, locate
 from loraxs_search.errors import LoraxsError
 from loraxs_search.methods import METHODS
-from loraxs_search.records import BaseModel
+from loraxs_search.records import BaseModel, TaskModel
 from loraxs_search.search_space import Space, describe, load_space, parse_space
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._sections import (
@@ -179,10 +180,8 @@ def size_table(folder: Path) -> Iterator[str]:
     yield "|---|---|---|--:|--:|--:|---|--:|--:|--:|"
     for name in shipped_spaces():
         space = load_space(str(shipped_space_path(name)))
-        base, task = _base(space, folder), space.task
-        modules = linear_modules(base, kind_of(task).model)
-        heads = {head: head_shapes(base, kind_of(task).model, head) for head in ("full", "output")}
-        described = describe(space, modules, heads=heads, body=body_shapes(base, kind_of(task).model)).methods
+        modules, heads, body = shapes(_base(space, folder), kind_of(space.task).model)
+        described = describe(space, modules, heads=heads, body=body).methods
         for method, said in described.items():
             title = name if len(described) == 1 else f"{name}, {method}"
             cells = [title, space.base_model.id.rpartition("/")[2]]
@@ -190,6 +189,13 @@ def size_table(folder: Path) -> Iterator[str]:
                 size = (it.size.r_parameters, it.size.head_parameters, it.size.stored_bytes)
                 cells += [f"{it.params.get('rank', '-')}, {it.target_modules}", *(f"{number:,}" for number in size)]
             yield f"| {' | '.join(cells)} |"
+
+
+@cache  # most spaces share their base with another one
+def shapes(base: BaseModel, model: TaskModel) -> tuple[Any, Any, Any]:
+    """Return the layers of a base with a task's model, the parameters of each head, and those of its body."""
+    heads = {head: head_shapes(base, model, head) for head in ("full", "output")}
+    return linear_modules(base, model), heads, body_shapes(base, model)
 
 
 def _base(space: Space, folder: Path) -> BaseModel:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from loraxs_search.records import TrialState
+from loraxs_search.search import launch
 from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -79,10 +80,12 @@ def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
     return InProcess(search_home, tmp_path)
 
 
-def test_a_language_model_is_searched_promoted_and_asked(shell: Shell, agree: Callable[..., object]) -> None:
+def test_a_language_model_is_searched_promoted_and_asked(
+    ray_here: None, shell: Shell, agree: Callable[..., object]
+) -> None:
     checked = shell.ok("check", "choice.yaml", "--data")
     assert "next-word: multiple-choice; maximize accuracy" in checked
-    shell.ok("launch", "choice.yaml", "--name", "choice")
+    launch(str(shell.folder / "choice.yaml"), name="choice")
     agree("choice", 3)
     folder = StudyFolder.open("choice")
     complete = [r for r in folder.journal().records.values() if r.state is TrialState.COMPLETE]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.spaces import REVIEWS
 
-from loraxs_search.errors import BaseModelError, StudyError
+from loraxs_search.errors import BaseModelError, StudyError, TaskDataError
 from loraxs_search.records import TrialRecord, TrialState
 from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, launch, resume
 from loraxs_search.studies import StudyFolder
@@ -49,6 +49,14 @@ def test_warm_hosts_serve_the_next_search_and_end_in_time(
         while time.monotonic() < deadline:
             ray.get(directory.hosts.remote())
             time.sleep(0.5)
+
+
+def test_what_only_a_host_sees_is_told_as_it_would_be_here_and_no_study_is_made(
+    search: Callable[..., SearchResult],
+) -> None:
+    with pytest.raises(TaskDataError, match=r"^Task tiny-reviews has 2 faults:\n`columns.text` must be one of: "):
+        search("wrong-rows", "task.columns.text=sentense")
+    assert not StudyFolder.exists("wrong-rows")
 
 
 # ---- identity --------------------------------------------------------------------------------------------------------
