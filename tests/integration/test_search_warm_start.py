@@ -1,15 +1,15 @@
-"""A search that begins with what an earlier one has learnt, on a real base: whole, killed, and on another machine."""
+"""A search that begins with what an earlier one has learnt: whole, killed, and on another machine."""
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from support.shell import start
-from support.spaces import QUICKSTART
 
 from loraxs_search.errors import SpaceError
 from loraxs_search.records import WarmStart
@@ -23,8 +23,8 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
-REAL = (f"base_model={json.dumps(QUICKSTART)}", "search.scheduler=none", "search.max_steps=4", "promotion.seeds=0")
-WARM = (*REAL, "search.trials=4", "search.concurrent=1", "warm_start=[earlier]")
+SHORT = ("search.scheduler=none", "search.max_steps=4", "promotion.seeds=0")
+WARM = (*SHORT, "search.trials=4", "search.concurrent=1", "warm_start=[earlier]")
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def away(name: str) -> Iterator[None]:
 def earlier(search: Callable[..., SearchResult]) -> list[str]:
     """A search to start from, and the ids of its trials, best first."""
     if not StudyFolder.exists("earlier"):
-        search("earlier", *REAL, "search.trials=3", "search.concurrent=1")
+        search("earlier", *SHORT, "search.trials=3", "search.concurrent=1")
     folder = StudyFolder.open("earlier")
     rows = leaderboard(folder.journal().records.values(), folder.info.task)
     return [row.trial_id for row in rows]
@@ -90,10 +90,13 @@ def test_another_machine_starts_from_the_records(earlier: list[str], search: Cal
 
 
 def test_a_warm_start_from_another_base_is_refused_before_anything_is_written(
-    earlier: list[str], search: Callable[..., SearchResult], tiny_base: Path
+    earlier: list[str], search: Callable[..., SearchResult], tiny_base: Path, tmp_path: Path
 ) -> None:
+    other = Path(shutil.copytree(tiny_base, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    save_file({name: weight / 2 for name, weight in weights.items()}, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(SpaceError, match="2 faults") as caught:
-        search("refused", *WARM, f"base_model={tiny_base}", "warm_start=[earlier, gone]")
+        search("refused", *WARM, f"base_model={other}", "warm_start=[earlier, gone]")
     assert "warm_start[0]: must be a study of this base" in caught.value.message
     assert "warm_start[1]: must be a study of this machine" in caught.value.message
     assert not StudyFolder.exists("refused")

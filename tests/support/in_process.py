@@ -7,6 +7,7 @@ import io
 import logging
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,20 +26,21 @@ SEARCHES = ("launch", "resume")
 
 @dataclass(frozen=True)
 class InProcess(Shell):
-    """Runs the command line in this process, as `Shell` does in one of its own."""
+    """Runs the command line in this process, as `Shell` does in one of its own: a warning there is no error."""
 
     def run(self, *args: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
         if args[0] in SEARCHES:
             return super().run(*args, timeout_s=timeout_s)
-        out, err = io.TextIOWrapper(io.BytesIO()), io.TextIOWrapper(io.BytesIO())
+        out, err = _stream(), _stream()
         with self._as_there(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _talking():
+            warnings.simplefilter("ignore")
             code = run(args)
         return subprocess.CompletedProcess(self.command(*args), code, _text(out), _text(err))
 
     @contextlib.contextmanager
     def _as_there(self) -> Iterator[None]:
         """Be in its folder, with its environment and what is installed in its package."""
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             for name, value in self.environment().items():
                 patch.setenv(name, value)
             patch.chdir(self.folder)
@@ -67,6 +69,10 @@ def _talking() -> Iterator[None]:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
+
+
+def _stream() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
 
 
 def _text(stream: io.TextIOWrapper) -> str:
