@@ -50,9 +50,9 @@ def test_a_start_that_no_trial_could_begin_at_is_refused_before_anything_is_writ
 ) -> None:
     before = len(list((search_home / "studies").iterdir()))
     for wrong, error, words in (
-        (("parameters.rank=3",), UsageError, "`rank` must be at least that of the adapter it starts from, 4"),
-        (("parameters.rank=4", "parameters.basis=random"), UsageError, "`basis` must be that of the adapter"),
-        (("parameters.rank=4", "parameters.target_modules=attention"), UsageError, "must adapt all that the adapter"),
+        (("parameters.rank={choice: [2, 4]}",), UsageError, "`rank` must be at least that of the adapter it starts"),
+        (("parameters.sigma=sqrt",), UsageError, "`sigma` must be that of the adapter"),
+        (("parameters.target_modules=attention",), UsageError, "must adapt all that the adapter"),
         (("start_from=nothing-like-it",), RegistryError, "nothing-like-it"),
     ):
         with pytest.raises(error, match=words):
