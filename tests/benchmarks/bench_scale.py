@@ -77,7 +77,7 @@ class Gauge:
         if len(self.ended) >= self.stop_at:
             self.stop.set()
 
-    def commanded(self, text: str) -> None:
+    def commanded(self, text: str, status: object = None) -> None:
         print(text, file=sys.stderr)
 
     def finished(self) -> None:

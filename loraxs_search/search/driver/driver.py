@@ -167,7 +167,7 @@ class Driver:
 
         def train_all() -> None:
             self._train(train, searcher, commander, actors.pool)
-            self._end_unfinished(ledger, searcher, planned(plan, study.state).trials)
+            self._end_unfinished(ledger, searcher, planned(plan, study.state, journal.records).trials)
             journal.search_ended(searcher.notice)
 
         def keep_adapters() -> bool:
@@ -194,12 +194,12 @@ class Driver:
         self, searcher: StudySearcher, study: SteeredStudy, facts: Callable[[], SearchStarted]
     ) -> Callable[[], None]:
         """Return what has the searcher follow commands; where they change the plan, the view begins anew."""
-        shown = planned(self._info.search, study.state)
+        shown = planned(self._info.search, study.state, study.records)
 
         def follow() -> None:
             nonlocal shown
             searcher.follow()
-            if shown != (shown := planned(self._info.search, study.state)):
+            if shown != (shown := planned(self._info.search, study.state, study.records)):
                 self._view.started(facts())
 
         return follow
@@ -349,7 +349,7 @@ class Driver:
         return True
 
     def _facts(self, actors: StudyActors, ledger: Ledger, state: SteeringState, deadline: Deadline) -> SearchStarted:
-        plan = planned(self._info.search, state)
+        plan = planned(self._info.search, state, ledger.records)
         return SearchStarted(
             study=self._info.name,
             task=self._info.task,
@@ -367,6 +367,7 @@ class Driver:
             num_refits=self._info.promotion.seeds * min(self._info.promotion.candidates, plan.trials),
             slots=actors.slots_by_address(),
             time_left_s=deadline.left_s,
+            steering=state.status,
         )
 
 
