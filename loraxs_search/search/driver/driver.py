@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import threading
@@ -162,8 +163,14 @@ class Driver:
         follow = self._follower(searcher, study, lambda: self._facts(actors, ledger, study.state, deadline))
 
         def train() -> None:
-            tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves)
-            run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
+            run_tuner(
+                searcher,
+                TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves),
+                plan,
+                folder.path / "tune",
+                deadline,
+                self._stop,
+            )
 
         def train_all() -> None:
             self._train(train, searcher, commander, actors.pool)
@@ -180,11 +187,12 @@ class Driver:
             commander.take_all()  # what came too late is refused
             return self._reopen(study, lambda: self._facts(actors, ledger, study.state, deadline))
 
-        while True:
-            with commands(study, self._info.tracking_uri, self._view, follow) as commander:
-                _go_through(folder, journal, train_all, keep_adapters, goes_on)
-            if not self._reopen(study):  # by what was answered last
-                break
+        with actors.watched(functools.partial(tracker.hosts_measured, since=self._info.created_at)):
+            while True:
+                with commands(study, self._info.tracking_uri, self._view, follow) as commander:
+                    _go_through(folder, journal, train_all, keep_adapters, goes_on)
+                if not self._reopen(study):  # by what was answered last
+                    break
         self._view.write_to(None)
         journal.search_ended(journal.notice or "")
         return result_of(folder, journal)
