@@ -24,8 +24,8 @@ def command(
 
     For example: `loraxs-search extend reviews --trials 12 --time 1h`.
 
-    A running search goes on at once. With a finished one, run `loraxs-search resume STUDY` next, on the machine that has
-    its folder. `extend` itself may come from any machine, or as a tag in MLflow. `resume` sets the candidates aside,
+    A running search goes on at once. With a finished one, run `loraxs-search resume STUDY` next, on the machine that
+    has its folder. `extend` itself may come from any machine, or as a tag in MLflow. `resume` sets the candidates aside,
     trains, and chooses among all trials. What was promoted stays. The new finalist answers the same test rows as the
     one before, so `promote` holds it to more confidence, as any further decision on these rows.
 

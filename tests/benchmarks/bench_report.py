@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_report.py [--trials 100 1000 10000] [--browser] [--json FILE]
 
 Studies are made up: four reports a trial, two hosts of four slots, 40 % of the trials stopped early, some failed.
-`command` is the whole command `loraxs-search report`, a process of its own, and `status` that of `status`. `page` is the
-making of the page alone, in a process that has plotly and Optuna loaded. `--browser` opens each report in Debian's Chromium, 1280 wide, without a
-network, and scrolls until every figure is drawn.
+`command` is the whole command `loraxs-search report`, a process of its own, and `status` that of `status`. `page` is
+the making of the page alone, in a process that has plotly and Optuna loaded. `--browser` opens each report in Debian's
+Chromium, 1280 wide, without a network, and scrolls until every figure is drawn.
 """
 
 from __future__ import annotations
