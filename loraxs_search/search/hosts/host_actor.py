@@ -21,7 +21,7 @@ from loraxs_search.search.cluster.placement import processes_that_fit
 from loraxs_search.search.hosts.handles import find_keeper
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search.hosts.identity import difference
-from loraxs_search.search.hosts.node_usage import node_usage
+from loraxs_search.search.hosts.node_usage import NodeUsage
 from loraxs_search.versions import with_python
 
 
@@ -45,7 +45,7 @@ class HostActor:
         self._loaded: dict[str, Identity] = {}  # by task: base and rows when the rows were last read
         self._loading = threading.RLock()
         self._home_in_use = contextlib.ExitStack()  # until the process ends
-        node_usage()  # the next one is since then
+        self._usage = NodeUsage()
 
     def info(self, task: Task) -> HostInfo:
         """Describe base and data as their files are now, whatever an earlier search has loaded here."""
@@ -73,7 +73,7 @@ class HostActor:
 
     def usage(self) -> tuple[str, dict[str, float]]:
         """Return the address of the node, and how busy it and the device are."""
-        return self._address, node_usage()
+        return self._address, self._usage.read()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _host_for(self, identity: Identity | None, task: Task) -> Host:

@@ -135,9 +135,9 @@ def test_what_was_steered_is_beside_it(folder):
     folder.inbox().put(Command("e", "add", params={"rank": 16}))
     facts = read_facts(folder)
     assert steering_commands(facts) == [
-        "loraxs-search extend s-again --trials 3 --time 1h",
+        "loraxs-search extend s-again --time 1h --trials 3",
         "loraxs-search clone s-again 00000 --warm --set rank=8",
         "loraxs-search add s-again --set rank=16  # waits to be answered",
     ]
-    assert "loraxs-search extend s-again --trials 3" in report_page(facts)
+    assert "loraxs-search extend s-again --time 1h" in report_page(facts)
     assert "People steered it" not in report_page(read_facts(searched("t", [Tried({}, 0.8)])))
