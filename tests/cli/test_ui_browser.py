@@ -173,9 +173,9 @@ def found(page: Any, what: Any) -> Any:
     """Return what comes to be on a page, which is loaded again now and then, as people do who wait."""
     from playwright.sync_api import TimeoutError as NotYetError
 
-    for _ in range(20):
+    for patience_s in (5, 10, 20, 40, 60, 60, 60):
         try:
-            what.wait_for(timeout=15_000)
+            what.wait_for(timeout=1000 * patience_s)
         except NotYetError:
             page.reload()
         else:

@@ -48,7 +48,7 @@ def _gpu_usage() -> Mapping[str, float]:
         return {}
     import torch
 
-    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    if not torch.cuda.is_available() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {}
     free, total = torch.cuda.mem_get_info()
     readings = {
