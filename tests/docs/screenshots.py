@@ -77,7 +77,8 @@ def main() -> None:
         for path in photograph(browser, write_report(folder, Path(home) / "report.html"), camera):
             print(path)
         if args.ui:
-            print(photograph_ui(browser, folder.name, camera))
+            where = [] if args.study else ["--tracking-uri", resolve_uri(None)]
+            print(photograph_ui(browser, [folder.name, *where], camera))
 
 
 def made_up(in_mlflow: bool) -> StudyFolder:
@@ -111,10 +112,10 @@ def photograph(browser: Browser, report: Path, camera: Camera) -> list[Path]:
     return written
 
 
-def photograph_ui(browser: Browser, study: str, camera: Camera) -> Path:
-    """Take a picture of the page that `loraxs-search ui STUDY` opens, and return the file."""
+def photograph_ui(browser: Browser, words: list[str], camera: Camera) -> Path:
+    """Take a picture of the page that `loraxs-search ui` opens with these words, and return the file."""
     across, down = WIDTHS["wide"]
-    with serving(study) as link:
+    with serving(words) as link:
         page = browser.new_page(viewport={"width": across, "height": down})
         page.set_default_timeout(120_000)
         page.goto(link)
@@ -123,13 +124,15 @@ def photograph_ui(browser: Browser, study: str, camera: Camera) -> Path:
 
 
 @contextmanager
-def serving(study: str) -> Iterator[str]:
+def serving(words: list[str]) -> Iterator[str]:
     """Serve the UI, and yield the link that is printed."""
-    words = [sys.executable, "-m", "loraxs_search", "ui", study, "--no-open"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    command = [sys.executable, "-m", "loraxs_search", "ui", *words, "--no-open"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     try:
-        yield process.stdout.readline().strip()
+        if not (link := process.stdout.readline().strip()):
+            sys.exit("the UI was not served")
+        yield link
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
