@@ -11,11 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import (
-    KeepRule,
-    TrialState,
-    WarmTrials,
-)
+from loraxs_search.records import KeepRule, TrialState, WarmTrials
 from loraxs_search.schedulers import Scheduler, make_scheduler
 from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.search.driver.finished import log_adapters, result_of, summary_of
