@@ -185,7 +185,7 @@ def found(page: Any, what: Any) -> Any:
 
 def link_of(page: Any, store: str, study: str) -> Callable[[str], str]:
     """Return what makes the link to a study that a search is about to record."""
-    for _ in range(240):
+    for _ in range(600):
         try:
             return ui_page(store, study)
         except StudyError:
@@ -193,6 +193,7 @@ def link_of(page: Any, store: str, study: str) -> Callable[[str], str]:
     raise AssertionError(f"{study} is not recorded")
 
 
+@pytest.mark.timeout(900)
 def test_a_tag_that_is_typed_there_stops_a_trial_of_a_running_search(page, link, shoot, running):
     page.goto(link_of(page, running, "typed")(link.partition("/#")[0]))
     found(page, page.get_by_role("link", name="#1 r").first)
