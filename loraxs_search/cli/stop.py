@@ -29,6 +29,7 @@ def command(
     value `stop` to a trial's run, or `stop 00003` to the study's. The search answers in the tag `loraxs.answer` and
     deletes the command. Whoever may write to MLflow may steer.
 
-    Without a running search the command is queued: `resume` carries it out first.
+    Without a running search the command is queued: `resume` carries it out first. If the MLflow server is away, it is
+    queued on this machine: `loraxs-search sync` sends it, and so does the next command.
     """
     send_command(study, "stop", trials, {"now": now}, tracking_uri=tracking_uri, as_json=as_json)

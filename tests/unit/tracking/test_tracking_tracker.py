@@ -25,6 +25,21 @@ def test_a_search_is_one_parent_with_a_child_per_trial(open_tracker, record, loo
     assert tracker.run_id("unheard of") is None
 
 
+def test_how_busy_hosts_are_is_among_the_system_metrics_of_the_search(open_tracker, look, store_uri):
+    tracker = open_tracker()
+    tracker.search_started("task: sst2\n", SearchPlan(), params={})
+    usage = {"10.0.0.1": {"cpu_utilization_percentage": 12.5}, "fe80::1": {"gpu_0_memory_usage_percentage": 40.0}}
+    tracker.hosts_measured(usage, since=time.time() - 30.0)
+    assert tracker.flush(60)
+    (parent,) = look().parents
+    assert parent.data.metrics == {
+        "system/10.0.0.1/cpu_utilization_percentage": 12.5,
+        "system/fe80--1/gpu_0_memory_usage_percentage": 40.0,
+    }
+    history = connect(store_uri).get_metric_history(parent.info.run_id, "system/10.0.0.1/cpu_utilization_percentage")
+    assert [point.step for point in history] == [30]
+
+
 def test_the_parent_says_what_the_search_was(open_tracker, record, look, store_uri):
     tracker = open_tracker()
     record(tracker)
