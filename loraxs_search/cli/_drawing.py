@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loraxs_search.cli._words import clock, params_in_short, progress_in_words, time_left_in_words
+from loraxs_search.cli._words import browse, clock, params_in_short, progress_in_words, time_left_in_words
 from loraxs_search.records import TrialState
 from loraxs_search.reports import SearchState, TrialLine, sparkline
 
@@ -18,12 +18,13 @@ _MAX_ROWS, _MAX_HOSTS, _MAX_BAR, _CURVE = 15, 4, 50, 8
 _WITH_BYTES = 100  # columns from which stored bytes have one
 
 
-def draw(state: SearchState, console: Console, now: float, began: float, notice: str, browse: str) -> RenderableType:
+def draw(state: SearchState, console: Console, now: float, began: float, notice: str, server: str) -> RenderableType:
     """Return a search as it stands, for a terminal of this size.
 
     Args:
         began: When the view did.
         notice: What is to be seen to the end; empty where nothing is.
+        server: Address of MLflow, for people; empty for the embedded store.
     """
     passed = Text(f"{clock(now - began)}  ", style="dim")
     if state.facts is None:
@@ -31,7 +32,7 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
     above = [*_head(state, console, now, passed), *_lines(state, now, notice)]
     below = [
         *(Text(f"note: {note}", style="yellow", no_wrap=True, overflow="ellipsis") for note in state.facts.notes),
-        Text(f"browse the trials: {browse}", style="dim", no_wrap=True, overflow="ellipsis"),
+        Text(browse(state.study, server), style="dim", no_wrap=True, overflow="ellipsis"),
     ]
     rows = console.height - len(above) - len(below) - 3  # an empty line, the heading, the cursor's line
     return Group(*above, Text(""), _table(state, console, max(1, min(_MAX_ROWS, rows))), *below)
@@ -55,6 +56,7 @@ def _lines(state: SearchState, now: float, notice: str) -> list[RenderableType]:
     for host in hosts[:_MAX_HOSTS]:
         slots = f"{host.num_trials}/{'?' if host.num_slots is None else host.num_slots} slots"
         pace = "" if host.steps_per_s is None else f"  {host.steps_per_s:.2g} steps/s"
+        pace += "" if host.rows_per_s is None else f"  {host.rows_per_s:.3g} rows/s"
         lines.append(("host", Text(f"{host.address}  {slots}{pace}")))
     if len(hosts) > _MAX_HOSTS:
         lines.append(("", Text(f"and {len(hosts) - _MAX_HOSTS} more hosts")))
@@ -82,13 +84,17 @@ def _table(state: SearchState, console: Console, num_rows: int) -> Table:
     table.add_column("params", no_wrap=True, overflow="ellipsis", ratio=1)
     low, high = state.score_range()
     ascii_only = console.options.ascii_only
+    paused = set(state.paused)
     for trial in state.lines(num_rows):
         curve = sparkline(trial.scores, low, high, width=_CURVE, ascii_only=ascii_only)
-        table.add_row(*_cells(trial, state.facts.max_steps, curve, with_bytes), style=_STYLES[trial.state])
+        is_paused = trial.trial in paused
+        style = "dim" if is_paused else _STYLES[trial.state]
+        cells = _cells(trial, state.facts.max_steps, curve, with_bytes)
+        table.add_row(cells[0], "paused" if is_paused else cells[1], *cells[2:], style=style)
     return table
 
 
-def _cells(trial: TrialLine, max_steps: int, curve: str, with_bytes: bool) -> Iterable[str]:
+def _cells(trial: TrialLine, max_steps: int, curve: str, with_bytes: bool) -> Sequence[str]:
     score = "-" if trial.score is None else f"{trial.score:.4f}"
     stored = [f"{trial.stored_bytes:,}" if trial.stored_bytes else "-"] if with_bytes else []
     step = f"{trial.step}/{max_steps}"

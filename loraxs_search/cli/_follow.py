@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from loraxs_search.cli._search import browse
+from loraxs_search.cli._search import server_of
 from loraxs_search.records import SearchEvent, WarningEvent
 from loraxs_search.reports import study_state, watch
 from loraxs_search.studies import StudyFolder
@@ -29,7 +29,7 @@ def follow(study: str) -> None:
 def _draw(folder: StudyFolder, events: Iterable[SearchEvent]) -> None:
     from loraxs_search.cli._live import LiveView
 
-    with LiveView(browse(folder.info.tracking_uri), folder.info.created_at) as view:
+    with LiveView(server_of(folder.info.tracking_uri), folder.info.created_at) as view:
         for event in events:
             view.happened(event)
             if isinstance(event, WarningEvent):
@@ -39,6 +39,6 @@ def _draw(folder: StudyFolder, events: Iterable[SearchEvent]) -> None:
 def _write(folder: StudyFolder, events: Iterable[SearchEvent]) -> None:
     from loraxs_search.cli._lines import LinesView
 
-    view = LinesView(sys.stdout, browse(folder.info.tracking_uri), began=folder.info.created_at, warns=True)
+    view = LinesView(sys.stdout, server_of(folder.info.tracking_uri), began=folder.info.created_at, warns=True)
     for event in events:
         view.happened(event)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
-from loraxs_search.cli._words import phase_in_words, time_left_in_words
+from loraxs_search.cli._words import browse, phase_in_words, time_left_in_words
 from loraxs_search.records import (
     CandidateScoredEvent,
     PhaseEvent,
@@ -28,16 +28,16 @@ class LinesView:
     """Writes one line an event, with the seconds since the start.
 
     Args:
-        browse: Where the trials can be seen in MLflow, for people.
+        server: Address of MLflow, for people; empty for the embedded store.
         label: What each line begins with, so that studies differ.
         began: When the seconds begin, since 1970.
         warns: Whether to write warnings too; where logging does, they would be there twice.
     """
 
     def __init__(
-        self, out: TextIO, browse: str, label: str = "", *, began: float | None = None, warns: bool = False
+        self, out: TextIO, server: str, label: str = "", *, began: float | None = None, warns: bool = False
     ) -> None:
-        self._out, self._browse, self._warns = out, browse, warns
+        self._out, self._server, self._warns = out, server, warns
         self._began = time.time() if began is None else began
         self._label = f"{label}  " if label else ""
         self._state = SearchState()
@@ -92,7 +92,7 @@ class LinesView:
         why = f" ({event.why_slots})" if event.why_slots else ""
         what = f"{event.num_trials} trials on {event.device} ({event.dtype})"
         notes = [f"note: {note}" for note in event.notes]
-        return [f"study {event.study}: {what}, {slots}{why}", *notes, f"browse the trials: {self._browse}"]
+        return [f"study {event.study}: {what}, {slots}{why}", *notes, browse(event.study, self._server)]
 
     def _ended(self, event: TrialEndedEvent) -> str:
         left = time_left_in_words(self._state.seconds_left(event.at))

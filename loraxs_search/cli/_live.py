@@ -24,12 +24,12 @@ class LiveView:
     A thread draws, while the search's own thread says what happens.
 
     Args:
-        browse: Where the trials can be seen in MLflow, for people.
+        server: Address of MLflow, for people; empty for the embedded store.
         began: When the clock that it shows begins, seconds since 1970; now by default.
     """
 
-    def __init__(self, browse: str, began: float | None = None) -> None:
-        self._browse, self._state, self._lock = browse, SearchState(), threading.RLock()
+    def __init__(self, server: str, began: float | None = None) -> None:
+        self._server, self._state, self._lock = server, SearchState(), threading.RLock()
         self._began, self._notice = time.time() if began is None else began, ""
         self._console = Console(stderr=True)
         self._live = _ResizedLive(
@@ -62,7 +62,7 @@ class LiveView:
 
     def __rich__(self) -> RenderableType:
         with self._lock:
-            return draw(self._state, self._console, time.time(), self._began, self._notice, self._browse)
+            return draw(self._state, self._console, time.time(), self._began, self._notice, self._server)
 
 
 class _ResizedLive(Live):

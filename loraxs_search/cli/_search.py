@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 from loraxs_search.cli._event_stream import EventStream
 from loraxs_search.cli._interrupts import interrupts
 from loraxs_search.cli._output import emit, print_leaderboard, print_warnings
+from loraxs_search.cli._words import browse
 from loraxs_search.errors import UsageError
-from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
+from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import SearchEndedEvent, SearchEvent, to_json
 from loraxs_search.reports import SearchDocument, ended, search_document
 from loraxs_search.studies import StudyFolder, StudyInfo
@@ -76,7 +77,7 @@ def watched(
     from loraxs_search.search.ledger.event_view import EventView
 
     stop = threading.Event()
-    with _sinks(browse(tracking_uri), as_events) as sinks:
+    with _sinks(server_of(tracking_uri), as_events) as sinks:
         view = EventView(sinks.happened, sinks.known, study)
         with _ending(lambda: [view], sinks), interrupts(sinks.say, lambda: view.is_training, stop):
             try:
@@ -93,16 +94,16 @@ def watched_together(
     from loraxs_search.cli._lines import LinesView
     from loraxs_search.search.ledger.event_view import EventView
 
-    stop, views, where = threading.Event(), list[EventView](), browse(tracking_uri)
+    stop, views, server = threading.Event(), list[EventView](), server_of(tracking_uri)
     stream = [EventStream(sys.stdout)] if as_events else []
 
     def view(study: str) -> EventView:
-        sinks = Sinks(*stream, LinesView(sys.stderr, where, label=study))
+        sinks = Sinks(*stream, LinesView(sys.stderr, server, label=study))
         views.append(EventView(sinks.happened, sinks.known))
         return views[-1]
 
     # The main thread only waits, so it may be interrupted at any time.
-    with _ending(lambda: views, Sinks(*stream)), interrupts(LinesView(sys.stderr, where).say, lambda: False, stop):
+    with _ending(lambda: views, Sinks(*stream)), interrupts(LinesView(sys.stderr, server).say, lambda: False, stop):
         try:
             yield view, stop
         except KeyboardInterrupt as error:
@@ -110,18 +111,18 @@ def watched_together(
 
 
 @contextlib.contextmanager
-def _sinks(where: str, as_events: bool) -> Iterator[Sinks]:
+def _sinks(server: str, as_events: bool) -> Iterator[Sinks]:
     stream = [EventStream(sys.stdout)] if as_events else []
     is_shared = as_events and sys.stdout.isatty()  # a view would be drawn into the stream
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_shared:
         from loraxs_search.cli._live import LiveView
 
-        with LiveView(where) as live:
+        with LiveView(server) as live:
             yield Sinks(*stream, live)
     else:
         from loraxs_search.cli._lines import LinesView
 
-        yield Sinks(*stream, *([] if is_shared else [LinesView(sys.stderr, where)]))
+        yield Sinks(*stream, *([] if is_shared else [LinesView(sys.stderr, server)]))
 
 
 @contextlib.contextmanager
@@ -142,11 +143,9 @@ def _ending(views: Callable[[], Sequence[EventView]], sinks: Sink) -> Iterator[N
                 sinks.happened(replace(last, notice=last.notice or notice))
 
 
-def browse(uri: str) -> str:
-    if sqlite_path(uri) is None:
-        return redact(uri)
-    embedded = uri == resolve_uri()
-    return "loraxs-search ui" if embedded else f"loraxs-search ui --tracking-uri {uri}"
+def server_of(uri: str) -> str:
+    """Return the address of an MLflow server as people may see it; empty for an embedded store, which has none."""
+    return "" if sqlite_path(uri) is not None else redact(uri)
 
 
 def _interrupted(studies: Iterable[str | None]) -> Exception:
@@ -205,5 +204,5 @@ def _say_what_next(document: SearchDocument, info: StudyInfo) -> None:
         print(f"\nnotice: {document.notice}", file=sys.stderr)
     print(f"\nstudy {document.study}: {len(document.trials)} trials in {document.wall_s:.0f} s", file=sys.stderr)
     print_warnings(document.warnings)
-    print(f"browse the trials: {browse(info.tracking_uri)}", file=sys.stderr)
+    print(browse(document.study, server_of(info.tracking_uri)), file=sys.stderr)
     print(f"next: loraxs-search promote {document.study}", file=sys.stderr)

@@ -33,6 +33,15 @@ def phase_in_words(phase: PhaseEvent) -> str:
     return phase.text if phase.total is None else f"{phase.text}: {phase.done:,} of {phase.total:,} {phase.unit}"
 
 
+def browse(study: str, server: str) -> str:
+    """Return how to see the trials of a study in MLflow.
+
+    Args:
+        server: Its address, for people; empty for the embedded store.
+    """
+    return f"browse the trials: loraxs-search ui {study}" + (f" ({server})" if server else "")
+
+
 def progress_in_words(state: SearchState) -> list[tuple[str, str]]:
     """Return labels and what is to be said of the search: where it is, its budget, its best trial."""
     lines = [("now", _now(state)), ("trials", _trials(state)), ("steps", _steps(state))]
@@ -51,7 +60,22 @@ def params_in_short(params: Mapping[str, Scalar]) -> str:
 def _now(state: SearchState) -> str:
     if state.ended is not None:
         return state.ended.state
-    return "training" if state.phase is None else phase_in_words(state.phase)
+    if state.phase is not None:
+        return phase_in_words(state.phase)
+    return _training(state)
+
+
+def _training(state: SearchState) -> str:
+    """Return what becomes of the trials, as people have asked for it."""
+    paused = len(state.paused)
+    if state.is_waiting:
+        what = f"{paused} trial{'' if paused == 1 else 's'}" if paused else "no trial begun"
+        return f"paused, {what}: `loraxs-search continue {state.study}` goes on"
+    if state.steering.finishing:
+        return f"finishing, no new trials: {state.num_training} still to end"
+    if state.steering.is_paused:
+        return f"pausing, no new trials: {state.num_training} still to report"
+    return f"training, {paused} paused" if paused else "training"
 
 
 def _trials(state: SearchState) -> str:

@@ -22,9 +22,10 @@ def command(
 ) -> None:
     """Give a search more trials or more time, a finished one too.
 
-    A running search goes on at once. With a finished one, run `loraxs-search resume STUDY` next. It sets the candidates
-    aside, trains, and chooses among all trials. What was promoted stays. The new finalist answers the same test rows as
-    the one before, so `promote` holds it to more confidence, as any further decision on these rows.
+    A running search goes on at once. With a finished one, run `loraxs-search resume STUDY` next, on the machine that
+    has its folder. `extend` itself may come from any machine, or as a tag in MLflow. `resume` sets the candidates
+    aside, trains, and chooses among all trials. What was promoted stays. The new finalist answers the same test rows
+    as the one before, so `promote` holds it to more confidence, as any further decision on these rows.
 
     --time comes on top of the time budget, or of the time spent, where that is more. Without a time budget the search
     gets one: the time spent so far, and this.

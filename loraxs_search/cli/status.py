@@ -23,6 +23,7 @@ from loraxs_search.cli._output import (
     print_warnings,
 )
 from loraxs_search.errors import UsageError
+from loraxs_search.mlflow_uri import redact
 from loraxs_search.reports import (
     front,
     interrupted,
@@ -35,6 +36,7 @@ from loraxs_search.reports import (
 from loraxs_search.reports import watch as events_of
 from loraxs_search.reports.studies import study_summaries
 from loraxs_search.steering import describe, open_commands, steered
+from loraxs_search.steering.outbox import Outbox
 from loraxs_search.steering.plan import planned
 from loraxs_search.studies import StudyFolder
 
@@ -80,7 +82,9 @@ def command(
     Where score and stored bytes are searched for together, `front` marks the complete trials that no other one beats in
     both. `--json` lists them by bytes.
 
-    Trials that were paused, and commands such as `stop` that no search has answered yet, are named below the table.
+    Trials that were paused, why a search ends without new trials, and commands such as `stop` that no search has
+    answered yet, are named below the table. Without a study, so are commands that wait here for the MLflow server of
+    another machine.
 
     Below the trials are the yardsticks, simple models scored on the same rows: `constant` is the best constant answer,
     `tfidf` a linear model on TF-IDF, `features` a linear model on the untouched base's features of 500 train rows. Both
@@ -131,7 +135,8 @@ def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:
     study = steered(folder, folder.journal())
     info, records, waiting = folder.info, study.records, open_commands(study)
     paused = study.paused
-    counts = progress(records.values(), planned(info.search, study.state))
+    finishing = "" if study.trials_have_ended else study.state.finishing or ""
+    counts = progress(records.values(), planned(info.search, study.state, records))
     candidates = folder.candidates()
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep, info.search.objectives)
     rows = interrupted(rows) if state == "interrupted" else rows
@@ -144,6 +149,7 @@ def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:
         "front": front(records.values(), folder.keep_rule) if info.search.objectives else [],
         "yardsticks": yardsticks,
         "paused": paused,
+        "finishing": finishing,
         "commands": waiting,
         "warnings": score_warnings(rows, info.task),
     }
@@ -158,6 +164,8 @@ def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:
         if paused or study.state.is_paused:
             trials = ", ".join(paused) or "no trial"
             print(f"paused: {trials}{' and all new ones' if study.state.is_paused else ''}", file=sys.stderr)
+        if finishing:
+            print(f"finishing: {finishing}; no new trials, {counts.running} still to end", file=sys.stderr)
         for command in waiting:
             print(f"not answered yet: {describe(command)}", file=sys.stderr)
         print_warnings(value["warnings"])
@@ -183,4 +191,7 @@ def _all(as_json: bool, as_csv: bool) -> None:
     for summary in summaries:
         if summary.problem:  # the others are shown all the same
             print(f"warning: {summary.problem}", file=sys.stderr)
+    for sent in Outbox().waiting():
+        what = f"{sent.study}: {describe(sent.command)}"
+        print(f"{what} waits for {redact(sent.uri)}; `loraxs-search sync` sends it", file=sys.stderr)
     emit(as_json, value, show)

@@ -27,7 +27,8 @@ def command(
     value `stop` to a trial's run, or `stop 00003` to the study's. The search answers in the tag `loraxs.answer` and
     deletes the command. Whoever may write to MLflow may steer.
 
-    Without a running search the command is queued: `resume` carries it out first.
+    Without a running search the command is queued: `resume` carries it out first. If the MLflow server is away, it is
+    queued on this machine: `loraxs-search sync` sends it, and so does the next command.
 
     Example: loraxs-search stop reviews 00003 00007 --now
     """

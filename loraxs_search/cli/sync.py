@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -19,15 +20,22 @@ def command(
 ) -> None:
     """Write to MLflow what studies could not while it was unreachable.
 
-    You can repeat it: records that are there already do not change. Exits 1 if records still wait, or if a study is
+    You can repeat it: records that are there already do not change. Commands such as `stop`, to studies of other
+    machines, that wait here for a server are sent as well. Exits 1 if records or commands still wait, or if a study is
     damaged.
 
     Example: loraxs-search sync
     """
     from loraxs_search.search.driver.sync import sync
+    from loraxs_search.steering.send import send_waiting
+    from loraxs_search.studies import StudyFolder
 
-    done = list(sync(study))
+    sent = send_waiting()
+    is_elsewhere = study is not None and not StudyFolder.exists(study) and study in {it.study for it in sent}
+    done = [] if is_elsewhere else list(sync(study))
     columns = ("study", "records", "problem")
     emit(as_json, done, lambda: print_table(columns, [(it.study, it.state, it.problem) for it in done]))
-    if any(it.state in ("waiting", "damaged") for it in done):
+    for command in sent:
+        print(f"{command.study}: {command.text}", file=sys.stderr)
+    if any(it.state in ("waiting", "damaged") for it in done) or any(it.is_waiting for it in sent):
         raise Exit(1)

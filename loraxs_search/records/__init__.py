@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits, Sample
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
-from loraxs_search.records._command import AnswerState, Command, CommandAnswer, CommandRecord, CommandTag
+from loraxs_search.records._command import (
+    NOT_STEERED,
+    AnswerState,
+    Command,
+    CommandAnswer,
+    CommandRecord,
+    CommandTag,
+    SteeringStatus,
+)
 from loraxs_search.records._data import DataReport, SplitOverlap
 from loraxs_search.records._estimate import Estimate
 from loraxs_search.records._event import (
@@ -63,6 +71,7 @@ __all__ = [
     "EVENT_VERSION",
     "MAX_AUTO_PACK_SIZE",
     "MAX_STATE_BYTES",
+    "NOT_STEERED",
     "Action",
     "AdapterRef",
     "AdapterSize",
@@ -123,6 +132,7 @@ __all__ = [
     "SplitSource",
     "StartFrom",
     "SteeredEvent",
+    "SteeringStatus",
     "Task",
     "TaskModel",
     "TrialEndedEvent",

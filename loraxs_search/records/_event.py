@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from loraxs_search.records._command import NOT_STEERED, SteeringStatus
 from loraxs_search.records._promotion import Decision
 from loraxs_search.records._trial import TrialState
 from loraxs_search.records._warm_start import WarmStart
@@ -59,6 +60,7 @@ class SearchStartedEvent(_Event):
         why_slots: Why so many; empty where that was asked for.
         time_left_s: What is left of the time budget for trials; None where there is none.
         notes: What of the space may not be what was meant.
+        steering: What people have asked of the search so far.
     """
 
     study: str
@@ -76,17 +78,23 @@ class SearchStartedEvent(_Event):
     why_slots: str = ""
     time_left_s: float | None = None
     notes: tuple[str, ...] = ()
+    steering: SteeringStatus = NOT_STEERED
     event: Literal["search_started"] = "search_started"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStartedEvent(_Event):
-    """A trial was proposed with these params."""
+    """A trial was proposed with these params.
+
+    Args:
+        begins_at: The step of another trial's state that it begins with, where it is a warm clone.
+    """
 
     study: str
     trial: str
     params: Mapping[str, Scalar]
     warm_start: WarmStart | None = None
+    begins_at: int = 0
     event: Literal["trial_started"] = "trial_started"
 
 
@@ -134,10 +142,15 @@ class WarningEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SteeredEvent(_Event):
-    """Somebody has sent a command, which was answered so; or the search waits for one."""
+    """Somebody has sent a command, which was answered so; or the search waits for one.
+
+    Args:
+        status: What commands have come to now; None in events of older versions.
+    """
 
     study: str
     text: str
+    status: SteeringStatus | None = None
     event: Literal["steered"] = "steered"
 
 

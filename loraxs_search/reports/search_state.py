@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 from loraxs_search.records import (
     CandidateScoredEvent,
+    Hyperparameters,
     PhaseEvent,
     Scalar,
     SearchEndedEvent,
     SearchEvent,
     SearchStartedEvent,
     SteeredEvent,
+    SteeringStatus,
     TrialEndedEvent,
     TrialReportedEvent,
     TrialStartedEvent,
@@ -40,6 +42,7 @@ class TrialLine:
         metric: What trials are compared by; empty while that is not known.
         reports: Metrics of each of its reports.
         host: Address of the node that it trains on; empty while that is not known.
+        begins_at: The step of another trial's state that it began with.
     """
 
     trial: str
@@ -50,6 +53,11 @@ class TrialLine:
     reports: list[Mapping[str, float]] = field(default_factory=list)
     stored_bytes: int = 0
     host: str = ""
+    begins_at: int = 0
+
+    @property
+    def rows_per_step(self) -> int:
+        return int(self.params.get("batch_size", Hyperparameters.batch_size))
 
     @property
     def scores(self) -> list[float]:
@@ -64,12 +72,13 @@ class TrialLine:
 
 @dataclass(frozen=True)
 class HostLine:
-    """A node that trains: trials on it, how many it takes (None where that is not known), and steps a second."""
+    """A node that trains: trials on it, how many it takes (None where that is not known), steps and rows a second."""
 
     address: str
     num_trials: int
     num_slots: int | None
     steps_per_s: float | None
+    rows_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,9 +105,10 @@ class SearchState:
         self.candidates: dict[str, Mapping[str, float]] = {}
         self.warnings: list[str] = []
         self.steered = ""  # the last that people asked of the search, and its answer
+        self.steering = SteeringStatus()
         self.ended: SearchEndedEvent | None = None
         self._pace = self._work = Pace(0.0)
-        self._hosts: dict[str, Pace] = {}
+        self._hosts: dict[str, tuple[Pace, Pace]] = {}  # steps and rows
         self._refit_steps, self._refit_total = 0, 0
         self._low, self._high = math.inf, -math.inf
         self._derived: dict[str, Any] = {}  # what was computed since the last event: views ask often
@@ -114,6 +124,23 @@ class SearchState:
     def is_training(self) -> bool:
         """Whether trials train now, as far as is known."""
         return self.facts is not None and self.phase is None and self.ended is None
+
+    @property
+    def paused(self) -> list[str]:
+        """The trials that wait until somebody continues them."""
+        unended = (name for name in self.steering.paused if name in self.trials)
+        return [name for name in unended if self.trials[name].state is TrialState.RUNNING]
+
+    @property
+    def num_training(self) -> int:
+        """Trials that train, or wait for a slot."""
+        return self.counts[TrialState.RUNNING] - len(self.paused)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing goes on until somebody continues what is paused."""
+        is_paused = self.steering.is_paused or self.num_trials == len(self.trials)
+        return self.is_training and bool(self.paused or self.steering.is_paused) and is_paused and not self.num_training
 
     @property
     def counts(self) -> Counter[TrialState]:
@@ -161,18 +188,18 @@ class SearchState:
         """Return the nodes that train, or could, by address."""
         slots = self.facts.slots if self.facts else {}
         only = next(iter(slots)) if len(slots) == 1 else ""  # where trials are that have not reported yet
-        running = (line.host or only for line in self.trials.values() if line.state is TrialState.RUNNING)
-        busy = Counter(filter(None, running))
-        return [
-            HostLine(name, busy[name], slots.get(name), pace.per_s(now) if (pace := self._hosts.get(name)) else None)
-            for name in sorted({*slots, *self._hosts})
-        ]
+        paused = set(self.paused)
+        running = (each for each in self.trials.values() if each.state is TrialState.RUNNING)
+        busy = Counter(filter(None, (each.host or only for each in running if each.trial not in paused)))
+        paces = {name: [pace.per_s(now) for pace in both] for name, both in self._hosts.items()}
+        names = sorted({*slots, *paces})
+        return [HostLine(name, busy[name], slots.get(name), *paces.get(name, (None, None))) for name in names]
 
     # ---- how much there is to do -------------------------------------------------------------------------------------
     @property
     def steps_done(self) -> int:
         """Steps trained so far, those of refits included."""
-        return sum(trial.steps for trial in self._trained()) + self._refit_steps
+        return sum(trial.own_steps for trial in self._trained()) + self._refit_steps
 
     def trial_steps(self) -> float:
         """Return how many steps trials are expected to have trained in the end."""
@@ -182,7 +209,7 @@ class SearchState:
         if self.facts is None:
             return 0.0
         if self.phase is not None and self.num_ended == len(self.trials) and self.trials:  # there come no more
-            return float(sum(trial.steps for trial in self._trained()))
+            return float(sum(trial.own_steps for trial in self._trained()))
         facts = self.facts
         return expected_steps(self._trained(), self.num_trials, facts.max_steps, facts.report_every)
 
@@ -203,7 +230,7 @@ class SearchState:
 
         What follows them, scores and files, is counted once it has begun.
         """
-        if self.ended is not None or self.facts is None:
+        if self.ended is not None or self.facts is None or self.is_waiting:
             return None
         if (phase := self.phase) is not None:
             measured = self._work if self._work.per_s() or phase.unit != "steps" else self._pace
@@ -211,7 +238,7 @@ class SearchState:
         pace = self._pace.per_s()
         if not pace:
             return None
-        trials_s = (self.trial_steps() - sum(trial.steps for trial in self._trained())) / pace
+        trials_s = (self.trial_steps() - sum(trial.own_steps for trial in self._trained())) / pace
         if (budget_s := self.facts.time_left_s) is not None:
             trials_s = min(trials_s, max(0.0, self.facts.at + budget_s - self._pace.last_at))
         return max(0.0, trials_s + self.refit_steps / pace - (now - self._pace.last_at))
@@ -223,7 +250,9 @@ class SearchState:
         return max(0.0, amount / per_s - (now - pace.last_at)) if per_s else None
 
     def _trained(self) -> Sequence[Trained]:
-        return self._once("trained", lambda: [Trained(line.step, line.state) for line in self.trials.values()])
+        return self._once(
+            "trained", lambda: [Trained(line.step, line.state, line.begins_at) for line in self.trials.values()]
+        )
 
     def _once(self, name: str, compute: Callable[[], _T]) -> _T:
         """Return what has that name, computed at most once between two events."""
@@ -258,13 +287,14 @@ class SearchState:
 
     def _started(self, event: SearchStartedEvent) -> None:
         self.facts, self.phase, self.ended = event, None, None
-        self._pace, self._hosts = Pace(event.at), {}
+        self._pace, self._hosts, self.steering = Pace(event.at), {}, event.steering
         for trial in self.trials.values():
             trial.metric = event.metric
             self._widen(trial.scores)
 
     def _trial_started(self, event: TrialStartedEvent) -> None:
-        self.trials[event.trial] = TrialLine(event.trial, event.params, self.facts.metric if self.facts else "")
+        metric, begins_at = self.facts.metric if self.facts else "", event.begins_at
+        self.trials[event.trial] = TrialLine(event.trial, event.params, metric, step=begins_at, begins_at=begins_at)
 
     def _reported(self, event: TrialReportedEvent) -> None:
         trial = self.trials[event.trial]
@@ -272,10 +302,13 @@ class SearchState:
         trial.stored_bytes = event.stored_bytes
         trial.reports.append(event.metrics)
         self._widen(trial.scores[-1:])
-        if self.facts is not None and event.at >= self.facts.at:
+        if self.facts is not None and event.at >= self.facts.at and steps:  # none with a state that it began with
             self._pace.add(event.at, steps)
             if trial.host:
-                self._hosts.setdefault(trial.host, Pace(self.facts.at, _RECENT_S)).add(event.at, steps)
+                begun = Pace(self.facts.at, _RECENT_S), Pace(self.facts.at, _RECENT_S)
+                paces = self._hosts.setdefault(trial.host, begun)
+                paces[0].add(event.at, steps)
+                paces[1].add(event.at, steps * trial.rows_per_step)
 
     def _widen(self, scores: Iterable[float]) -> None:
         for score in filter(math.isfinite, scores):
@@ -289,6 +322,10 @@ class SearchState:
 
     def _steered(self, event: SteeredEvent) -> None:
         self.steered = event.text
+        if event.status is not None:
+            if self.steering.is_paused and not event.status.is_paused:
+                self._pace = Pace(event.at)  # the time that the search stood still says nothing of its speed
+            self.steering = event.status
 
     def _yardstick_scored(self, event: YardstickScoredEvent) -> None:
         self.yardsticks[event.name] = event.metrics

@@ -64,7 +64,7 @@ def steered(folder: StudyFolder, journal: Journal) -> SteeredStudy:
 
 def whole_plan(folder: StudyFolder, journal: Journal) -> SearchPlan:
     """Return a study's plan as commands have extended it; its `trials` are all that the study will have."""
-    return planned(folder.info.search, steered(folder, journal).state)
+    return planned(folder.info.search, steered(folder, journal).state, journal.records)
 
 
 def open_commands(study: SteeredStudy) -> list[Command]:

@@ -25,11 +25,11 @@ def stop_trials(study: str, *trials: str, now: bool = False, tracking_uri: str |
         tracking_uri: Send it through this MLflow server; by default through the study's folder where that is on this
             machine, else through the default server.
     Returns:
-        The search's answer; `queued` where nobody runs the study, or its driver is busy.
+        The search's answer; `queued` where nobody runs the study, its driver is busy, or the server is away.
     Raises:
         CommandError: the search refuses it: an unknown trial, one that has ended.
         StudyError: there is no such study.
-        TrackingError: the server is away, or refuses.
+        TrackingError: the server refuses.
     """
     return _commanded(study, "stop", trials, tracking_uri, {"now": now})
 

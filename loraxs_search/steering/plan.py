@@ -20,10 +20,14 @@ def extended(plan: SearchPlan, state: SteeringState) -> SearchPlan:
     )
 
 
-def planned(plan: SearchPlan, state: SteeringState) -> SearchPlan:
-    """Return a plan whose `trials` are all that the study will have, those that people asked for included."""
+def planned(plan: SearchPlan, state: SteeringState, records: Mapping[str, TrialRecord]) -> SearchPlan:
+    """Return a plan whose `trials` are all that the study will have.
+
+    Those that people asked for are included; those that `finish` has kept from being proposed are not.
+    """
     whole = extended(plan, state)
-    return replace(whole, trials=whole.trials + len(state.asked))
+    proposed = whole.trials if state.finishing is None else num_proposed(records, state)
+    return replace(whole, trials=proposed + len(state.asked))
 
 
 def has_ended(study: SteeredStudy) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from loraxs_search.records import Scalar
+from loraxs_search.records import Scalar, SteeringStatus
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,8 @@ class SteeringState:
     trials: int | None = None
     time_budget_s: float | None = None
     num_reopenings: int = 0
+
+    @property
+    def status(self) -> SteeringStatus:
+        """What of it those who watch are shown."""
+        return SteeringStatus(tuple(sorted(self.paused)), self.is_paused, self.finishing or "")

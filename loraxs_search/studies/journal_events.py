@@ -53,7 +53,12 @@ class JournalEvents:
             origin = line.get("warm_start")
             warm_start = origin and WarmStart(origin["study"], origin["trial_id"])
             return TrialStartedEvent(
-                study=self._study, at=at, trial=line["trial_id"], params=line["params"], warm_start=warm_start
+                study=self._study,
+                at=at,
+                trial=line["trial_id"],
+                params=line["params"],
+                warm_start=warm_start,
+                begins_at=(line.get("lineage") or {}).get("step", 0),
             )
         if kind == "reported":
             return _reported(self._study, from_json(TrialReport, json.dumps(line["report"])), at)
@@ -71,6 +76,7 @@ def started_event(study: str, record: TrialRecord) -> TrialStartedEvent:
         trial=record.trial_id,
         params=record.params,
         warm_start=record.warm_start,
+        begins_at=record.lineage.step if record.lineage else 0,
     )
 
 

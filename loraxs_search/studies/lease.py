@@ -171,8 +171,11 @@ class Lease:
         return f"{self._study}/lease"
 
     def _lost(self) -> StudyError:
-        holder = _holder(self._latest()[1])
-        return self._taken(f"one on {holder.host} took over" if holder is not None else "the lease was removed")
+        content = self._latest()[1]
+        if content is None:
+            return self._taken("the lease was removed")
+        holder = _holder(content)  # None where its file system shows it before it is whole
+        return self._taken("another one took over" if holder is None else f"one on {holder.host} took over")
 
     def _taken(self, why: str) -> StudyError:
         return StudyError(

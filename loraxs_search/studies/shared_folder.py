@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loraxs_search.errors import HomeError, StorageConflictError, StorageError
-from loraxs_search.home import home, write_atomic
+from loraxs_search.home import create_atomic, home, write_atomic
 
 HINT = "check that its share is mounted here, has room and may be used"
 
@@ -35,17 +35,8 @@ class SharedFolder:
             )
 
     def create(self, key: str, content: bytes) -> str | None:
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            return None
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            return _version(os.fstat(file.fileno()))
+        status = create_atomic(self._path(key), content)
+        return None if status is None else _version(status)
 
     def write(self, key: str, content: bytes, version: str | None) -> str:
         path = self._path(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from loraxs_search.tracking.events import (
     AdapterLogged,
     Event,
     FrontFound,
+    HostsMeasured,
     ReportWritten,
     SearchFinished,
     SearchStarted,
@@ -34,6 +36,7 @@ MODEL_ID = "loraxs.model_id"
 ON_FRONT = "loraxs.on_front"
 LINEAGE = "loraxs.lineage"  # study and trial that a trial was cloned from, and `@` the step of the state it began with
 WARM_START = "loraxs.warm_start"  # study and trial that a trial's params are from
+_NOT_IN_A_NAME = re.compile(r"[^\w.\- ]")  # of a metric; MLflow takes colons on some systems only
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
@@ -64,6 +67,7 @@ class Recorder:
             YardsticksMeasured: self._yardsticks_measured,
             FrontFound: self._front_found,
             ReportWritten: self._report_written,
+            HostsMeasured: self._hosts_measured,
             SearchFinished: self._search_finished,
         }
 
@@ -164,6 +168,12 @@ class Recorder:
         if not Path(event.path).is_file():
             raise RefusedError(f"the report {event.path} is gone")
         self._runs.client.log_artifact(self._runs.run(SEARCH, event.at), event.path)
+
+    def _hosts_measured(self, event: HostsMeasured) -> None:
+        """MLflow's page of a run draws what is named so beside its metrics, under `System metrics`."""
+        readings = ((address, name, value) for address, each in event.usage.items() for name, value in each.items())
+        metrics = {f"system/{_NOT_IN_A_NAME.sub('-', address)}/{name}": value for address, name, value in readings}
+        self._runs.add(self._runs.run(SEARCH, event.at), metrics=metrics, at=event.at, step=event.step)
 
     def _search_finished(self, event: SearchFinished) -> None:
         run_id = self._runs.run(SEARCH, event.at)

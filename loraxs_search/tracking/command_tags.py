@@ -56,6 +56,8 @@ class CommandTags:
 
     def read(self) -> list[TaggedCommand]:
         """Return the commands that stand in tags now."""
+        if (path := sqlite_path(self._uri)) is not None and not path.exists():
+            return []  # an embedded store is not made to be asked
         client = self._connected()
         if self._experiment_id is None:
             experiment = client.get_experiment_by_name(self._experiment)

@@ -149,6 +149,21 @@ class ReportWritten:
 
 
 @dataclass(frozen=True)
+class HostsMeasured:
+    """How busy hosts are.
+
+    Args:
+        step: Seconds since the study was created: what MLflow draws it over.
+        usage: Readings by the address of a node, under MLflow's names.
+    """
+
+    at: float
+    step: int
+    usage: Mapping[str, Mapping[str, float]]
+    event: Literal["hosts_measured"] = "hosts_measured"
+
+
+@dataclass(frozen=True)
 class SearchFinished:
     """A search ends; numbers of `summary` become metrics, the rest tags."""
 
@@ -167,6 +182,7 @@ Event = (
     | YardsticksMeasured
     | FrontFound
     | ReportWritten
+    | HostsMeasured
     | SearchFinished
 )
 FINAL = (TrialFinished, AdapterLogged, YardsticksMeasured, FrontFound, ReportWritten, SearchFinished)

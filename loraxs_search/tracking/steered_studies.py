@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraxs_search.errors import CommandError, StudyError, TrackingError
+from loraxs_search.errors import StudyError, TrackingError
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import Command, CommandAnswer, from_json, to_json
 from loraxs_search.tracking.command_tags import ANSWER, COMMAND
@@ -35,18 +35,17 @@ class SteeredRun:
         """Whether a driver has said that it works and not that it ended; one that is killed says nothing."""
         return str(self.run.info.status) == "RUNNING"
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the search has come to its end: nobody runs it, unless it is given more and resumed."""
+        return str(self.run.info.status) == "FINISHED"
+
     def send(self, command: Command) -> None:
         """Leave a command for the driver.
 
         Raises:
-            CommandError: the study has ended.
             TrackingError: the server is away, or refuses.
         """
-        if str(self.run.info.status) == "FINISHED":
-            raise CommandError(
-                f"`{command.verb}` needs a study that is searched, but {self.study!r} at {redact(self.uri)} has ended.",
-                hint="on the machine that has it, `extend` it and then `resume`",
-            )
         with _asked(self.uri):
             self.client.set_tag(self.run.info.run_id, f"{COMMAND}.{command.command_id}", to_json(command))
 

@@ -32,6 +32,7 @@ from loraxs_search.tracking.events import (
     AdapterLogged,
     Event,
     FrontFound,
+    HostsMeasured,
     ReportWritten,
     SearchFinished,
     SearchStarted,
@@ -174,6 +175,15 @@ class Tracker:
     def report_written(self, path: Path) -> None:
         """The report of the search lies in a file, which must stay until it has been carried over."""
         self._append(ReportWritten(time.time(), str(path.resolve())))
+
+    def hosts_measured(self, usage: Mapping[str, Mapping[str, float]], since: float) -> None:
+        """Hosts are so busy now, by the addresses of their nodes.
+
+        Args:
+            since: When the study was created, seconds since 1970.
+        """
+        now = time.time()
+        self._append(HostsMeasured(now, round(now - since), {name: dict(each) for name, each in usage.items()}))
 
     def search_finished(
         self, state: SearchState, summary: Mapping[str, Scalar] | None = None, *, at: float | None = None

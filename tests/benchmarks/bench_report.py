@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_report.py [--trials 100 1000 10000] [--browser] [--json FILE]
 
 Studies are made up: four reports a trial, two hosts of four slots, 40 % of the trials stopped early, some failed.
-`command` is the whole command `loraxs-search report`, a process of its own; `page` is the making of the page alone, in
-a process that has plotly and Optuna loaded. `--browser` opens each report in Debian's Chromium, 1280 wide, without a
-network, and scrolls until every figure is drawn.
+`command` is the whole command `loraxs-search report`, a process of its own, and `status` that of `status`. `page` is
+the making of the page alone, in a process that has plotly and Optuna loaded. `--browser` opens each report in Debian's
+Chromium, 1280 wide, without a network, and scrolls until every figure is drawn.
 """
 
 from __future__ import annotations
@@ -29,24 +29,32 @@ from loraxs_search.reports.html import write_report
 
 
 def measure(num_trials: int, browser: bool) -> dict[str, Any]:
-    """Return the seconds and bytes of the report of a study of so many trials."""
+    """Return the seconds and bytes of the report of a study of so many trials, and the seconds of `status`."""
     with tempfile.TemporaryDirectory(prefix="loraxs-report-") as home:
         os.environ["LORAXS_HOME"] = home
         folder = recorded_search("recorded", num_trials)
-        start, cpu = time.perf_counter(), _children_cpu()
-        words = [sys.executable, "-m", "loraxs_search", "report", folder.name]
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-        command_s, command_cpu_s = time.perf_counter() - start, _children_cpu() - cpu
+        command_s, command_cpu_s = _timed("report", folder.name)
+        status_s, status_cpu_s = _timed("status", folder.name)
         start = time.perf_counter()
         path = write_report(folder)
         numbers = {
             "trials": num_trials,
             "command_s": round(command_s, 2),
             "command_cpu_s": round(command_cpu_s, 2),
+            "status_s": round(status_s, 2),
+            "status_cpu_s": round(status_cpu_s, 2),
             "page_s": round(time.perf_counter() - start, 2),
             "mb": round(path.stat().st_size / 1e6, 2),
         }
         return numbers | ({"drawn_s": _drawn(path)} if browser else {})
+
+
+def _timed(*words: str) -> tuple[float, float]:
+    """Run a command in a process of its own; return its seconds, on the clock and of a processor."""
+    start, cpu = time.perf_counter(), _children_cpu()
+    command = [sys.executable, "-m", "loraxs_search", *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - start, _children_cpu() - cpu
 
 
 def _children_cpu() -> float:

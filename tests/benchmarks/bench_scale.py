@@ -77,7 +77,7 @@ class Gauge:
         if len(self.ended) >= self.stop_at:
             self.stop.set()
 
-    def commanded(self, text: str) -> None:
+    def commanded(self, text: str, status: object = None) -> None:
         print(text, file=sys.stderr)
 
     def finished(self) -> None:
@@ -108,7 +108,7 @@ class Counts:
 
         client, names = mlflow.MlflowClient, ("log_batch", "create_run", "update_run", "set_terminated", "search_runs")
         before = {name: getattr(client, name) for name in names}
-        propose = StudySearcher._propose
+        propose = StudySearcher._new
 
         def timed(searcher: Any) -> Any:
             start = time.perf_counter()
@@ -117,13 +117,13 @@ class Counts:
             finally:
                 self.proposals_s.append(time.perf_counter() - start)
 
-        StudySearcher._propose = timed
+        StudySearcher._new = timed
         for name in names:
             setattr(client, name, self._counted(name, before[name]))
         try:
             yield
         finally:
-            StudySearcher._propose = propose
+            StudySearcher._new = propose
             for name in names:
                 setattr(client, name, before[name])
 

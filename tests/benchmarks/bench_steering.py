@@ -1,16 +1,21 @@
 """Random commands to a search whose driver is killed again and again: is each carried out once, and how soon?
 
     python tests/benchmarks/bench_steering.py [--commands 50] [--kills 10] [--seed 0] [--json FILE]
+    python tests/benchmarks/bench_steering.py --cost 60 [--pace 2]
 
 Everything is real but the host, which waits instead of training. Commands go through the study folder, every third one
 through the tags of MLflow's runs. The driver is killed with kill -9 at random moments and resumed. At the end `finish`
 is sent, and the journal is held against what was sent. `answered_s` is the time from sending to the answer of commands
 that no kill came between.
+
+`--cost` searches for so many seconds, undisturbed, and says what share of that time the driver computes for MLflow's
+records and for commands; `--pace` is the seconds between two reports of a trial.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -47,6 +52,58 @@ def drive() -> None:
 def start(home: str) -> subprocess.Popen[bytes]:
     with Path(home, "driver.log").open("ab") as log:
         return subprocess.Popen([sys.executable, __file__, "--drive"], env=os.environ, stdout=log, stderr=log)
+
+
+# ---- what it costs ---------------------------------------------------------------------------------------------------
+class Meter:
+    """Counts the processor time of functions, each in whatever thread calls it."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    def measure(self, label: str, owner: Any, name: str) -> None:
+        """Count what a function of a class or a module takes from now on."""
+        before = getattr(owner, name)
+
+        @functools.wraps(before)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return before(*args, **kwargs)
+            finally:
+                self.seconds[label] += time.thread_time() - start
+
+        setattr(owner, name, measured)
+
+
+def cost(seconds: float, pace_s: float) -> dict[str, Any]:
+    """Search for so long, and return the processor time that logging and steering take, and their share."""
+    from bench_scale import Gauge, run, study
+
+    from loraxs_search.search.driver.commander import Commander
+    from loraxs_search.search.driver.tag_source import TagSource
+    from loraxs_search.search.hosts import study_actors
+    from loraxs_search.tracking import Tracker
+
+    class Timed(Gauge):
+        def started(self, facts: Any) -> None:
+            super().started(facts)
+            threading.Timer(seconds, self.stop.set).start()
+
+    meter, stop = Meter(), threading.Event()
+    meter.measure("records_kept", Tracker, "_append")
+    meter.measure("records_sent", Tracker, "_apply")
+    meter.measure("tags", TagSource, "_look")
+    meter.measure("commands", Commander, "turn")
+    meter.measure("hosts_asked", study_actors, "pool_usage")
+    info, space = study(TRIALS, AT_ONCE)
+    view = Timed(TRIALS, TRIALS + 1, stop)
+    run(info, space, pace_s, view, stop)
+    begun = dict(view.phases)["searching"]
+    wall_s = view.phases[-1][1] - begun
+    used = {f"{label}_s": round(value, 2) for label, value in meter.seconds.items()}
+    share = 100 * sum(meter.seconds.values()) / wall_s
+    return {"wall_s": round(wall_s, 1), "reports": view.num_reports, **used, "percent_of_a_core": round(share, 2)}
 
 
 # ---- the people ------------------------------------------------------------------------------------------------------
@@ -188,6 +245,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--cost", type=float, metavar="SECONDS", help="measure this instead, for so long")
+    parser.add_argument("--pace", type=float, default=2.0, help="seconds between two reports of a trial, for --cost")
     parser.add_argument("--drive", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.drive:
@@ -195,10 +254,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="loraxs-steer-", ignore_cleanup_errors=True) as home:
         os.environ["LORAXS_HOME"] = home
-        row = summary(*steer(args.commands, args.kills, random.Random(args.seed), home))
+        if args.cost:
+            row = cost(args.cost, args.pace)
+        else:
+            row = summary(*steer(args.commands, args.kills, random.Random(args.seed), home))
     print(json.dumps(row, indent=2))
     if args.json:
         args.json.write_text(json.dumps(row, indent=2))
+    if args.cost:
+        return
     if row["lost"] or row["more_than_once"] or row["stopped_but_not_ended"] or row["ended_more_than_once"]:
         sys.exit("a command was lost, or counted twice")
 

@@ -12,7 +12,7 @@ from support.said import Said
 
 @pytest.fixture
 def ask(say: Callable[..., Said], searched: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
-    """Run a command line in this process, about the shared search; README's commands run each verb as a process."""
+    """Run a command line in this process, about the shared search."""
     monkeypatch.setenv("LORAXS_HOME", str(searched.shell.home))
     monkeypatch.chdir(searched.shell.folder)
     return say

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
+from support.in_process import InProcess
 
 from loraxs_search.base_model import locate
 from loraxs_search.errors import BaseModelError
@@ -191,7 +191,7 @@ def test_a_name_of_no_adapter(say, store_uri, name):
 @pytest.fixture
 def pulled(searched, tmp_path: Path) -> Path:
     """A copy of the champion's folder, to be spoilt."""
-    folder = Path(searched.shell.ok("pull", "movie-reviews").strip())
+    folder = Path(InProcess(searched.shell.home, tmp_path).ok("pull", "movie-reviews").strip())
     return Path(shutil.copytree(folder, tmp_path / "pulled"))
 
 
@@ -213,28 +213,16 @@ def test_an_adapter_of_another_base(say, pulled, searched, monkeypatch):
 
 @pytest.mark.slow
 def test_a_study_name_that_is_taken(say, searched):
-    done = searched.shell.run("launch", "movie_reviews", "--name", "reviews")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(searched.shell.home))
+        said = say("launch", "movie_reviews", "--name", "reviews")
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith(
         "error: Study 'reviews' already exists.\n\nhint: go on with `loraxs-search resume reviews`"
     )
 
 
-@pytest.mark.slow
-def test_data_that_only_the_host_sees_to_be_wrong(searched, tiny_space_text, tmp_path):
-    """An error in another process is told as it would be in this one, and the study was never made."""
-    space = yaml.safe_load(tiny_space_text)
-    space["task"]["columns"]["text"] = "sentense"
-    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(space))
-    done = searched.shell.run("launch", str(tmp_path / "wrong.yaml"), "--name", "wrong")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "error: Task tiny-reviews has 2 faults:\n`columns.text` must be one of: sentence" in done.stderr
-    assert "\n\nhint: " in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (searched.shell.home / "studies" / "wrong").exists()
-
-
-@pytest.mark.slow
+@pytest.mark.long  # tests/unit/studies/test_studies_folder.py has the race, without its two searches
 def test_of_two_launches_at_once_on_one_name_one_runs(searched, tiny_space_text, tmp_path):
     (tmp_path / "tiny.yaml").write_text(tiny_space_text)
     sized = ("--set", "search.trials=1", "--set", "search.max_steps=2")

@@ -23,7 +23,7 @@ def test_launch_prints_a_leaderboard_and_tells_the_rest_on_stderr(searched):
     stderr = searched.launched.stderr
     for part in ("starting Ray", "study reviews: 2 trials on", "[2/2]", "scoring the finalist on the test rows"):
         assert part in stderr
-    assert "browse the trials: loraxs-search ui\n" in stderr
+    assert "browse the trials: loraxs-search ui reviews\n" in stderr
     assert stderr.endswith("next: loraxs-search promote reviews\n")
     assert "Traceback" not in stderr
     assert "\x1b[" not in stderr, "no escapes in a pipe"

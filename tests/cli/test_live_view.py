@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
+from support.in_process import InProcess
 from support.recorded_search import FACTS, begun, closed, finishing, reported, training
 from support.scripted_driver import ScriptedDriver
-from support.shell import Shell
 from support.studies import study
 from support.terminal import Terminal
 
@@ -29,6 +30,8 @@ from loraxs_search.records import (
     CandidateScoredEvent,
     PhaseEvent,
     SearchEvent,
+    SteeredEvent,
+    SteeringStatus,
     TrialState,
     WarningEvent,
     YardstickScoredEvent,
@@ -44,7 +47,7 @@ def texts(out: io.StringIO) -> list[str]:
 
 def test_lines_say_each_event_once() -> None:
     out = io.StringIO()
-    lines = LinesView(out, "loraxs-search ui", began=1000.0)
+    lines = LinesView(out, "", began=1000.0)
     view = EventView(lines.happened, lines.known)
     view.phase("starting Ray")
     view.started(replace(FACTS, num_trials=2, num_slots=1, num_refits=0, notes=("one thing",)))
@@ -65,7 +68,7 @@ def test_lines_say_each_event_once() -> None:
         "starting Ray",
         "study mine: 2 trials on cpu (float32), 1 slot",
         "note: one thing",
-        "browse the trials: loraxs-search ui",
+        "browse the trials: loraxs-search ui mine",
         "trial 00000  step 20  pearson 0.5000",
         "trial 00000  COMPLETE  step 20  pearson 0.5000  [1/2]  trained all 20 steps  about 80 s left",
         "trial 00001  FAIL  step 0  [2/2]  no finite loss  about 1 s left",
@@ -78,7 +81,7 @@ def test_lines_say_each_event_once() -> None:
 
 def test_what_is_counted_has_a_line_now_and_then_and_at_its_end() -> None:
     out = io.StringIO()
-    lines = LinesView(out, "ui", label="mine", warns=True)
+    lines = LinesView(out, "http://h:1", label="mine", warns=True)
     phase = PhaseEvent(study="mine", at=100.0, text="training again", done=0, total=40, unit="steps")
     for done, at in ((0, 100.0), (10, 101.0), (20, 111.0), (30, 112.0), (40, 113.0)):
         lines.happened(replace(phase, done=done, at=at))
@@ -94,7 +97,7 @@ def test_what_is_counted_has_a_line_now_and_then_and_at_its_end() -> None:
 @pytest.mark.parametrize("known", [(), (closed(begun(0, 1.0), TrialState.COMPLETE, 2.0), begun(1, 1.0))])
 def test_a_search_that_goes_on_counts_what_had_ended(known: tuple) -> None:
     out, state = io.StringIO(), SearchState()
-    lines = LinesView(out, "ui")
+    lines = LinesView(out, "http://h:1")
 
     def happened(event: SearchEvent) -> None:
         lines.happened(event)
@@ -136,7 +139,7 @@ def test_a_clock_has_hours_where_there_are_any() -> None:
 # ---- how it looks ----------------------------------------------------------------------------------------------------
 def drawn(state: SearchState, columns: int, *, rows: int = 30, now: float = 1080.0, notice: str = "") -> str:
     console = Console(file=io.StringIO(), width=columns, height=rows, record=True, force_terminal=True)
-    console.print(draw(state, console, now, 1000.0, notice, "loraxs-search ui"))
+    console.print(draw(state, console, now, 1000.0, notice, ""))
     return console.export_text()
 
 
@@ -158,14 +161,32 @@ def test_a_search_fits_every_width(state: SearchState, columns: int) -> None:
     assert lines[3].rstrip() == "trials   2 of 4 ended (1 stopped early)"
     assert lines[4].rstrip() == "steps    180 of about 420 (160 in refits)"
     assert lines[5].startswith("best     00000  pearson 0.6000, 0.1800 better than tfidf (0")
-    assert lines[6].split() == ["host", "10.0.0.3", "1/2", "slots", "1.3", "steps/s"]
+    assert lines[6].split() == ["host", "10.0.0.3", "1/2", "slots", "1.3", "steps/s", "21.3", "rows/s"]
     heading, first = lines[9], lines[10]
     expected = ["trial", "state", "step", "pearson", "curve", *(["bytes"] if columns >= 100 else []), "params"]
     assert heading.split() == expected
     assert first.split()[:5] == ["00002", "RUNNING", "40/80", "0.2000", "▂▃"]
     assert ("31,008" in first) is (columns >= 100)
     assert ("rank=12 lr=0.00123 modules=attention" in first) is (columns >= 80)
-    assert lines[-1].startswith("browse the trials: loraxs-search ui")
+    assert lines[-1].startswith("browse the trials: loraxs-search ui mine")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"paused": ("00002",)}, "training, 1 paused"),
+        ({"paused": ("00002",), "is_paused": True}, "pausing, no new trials: 1 still to report"),
+        ({"paused": ("00002", "00003"), "is_paused": True}, "paused, 2 trials: `loraxs-search continue mine` goes on"),
+        ({"finishing": "finished by a person (ann)"}, "finishing, no new trials: 2 still to end"),
+    ],
+)
+def test_what_people_have_asked_for_is_what_it_does(state: SearchState, status: dict[str, Any], words: str) -> None:
+    state.happened(SteeredEvent(study="mine", at=1080.0, text="so", status=SteeringStatus(**status)))
+    lines = drawn(state, 80).splitlines()
+    assert lines[2].rstrip() == f"now      {words}"
+    shown = {line.split()[0]: line.split()[1] for line in lines if line.startswith("0000")}
+    assert {name for name, what in shown.items() if what == "paused"} == set(status.get("paused", ()))
+    assert ("left" in lines[1]) is not words.startswith("paused")
 
 
 def test_refits_are_counted(state: SearchState) -> None:
@@ -295,7 +316,7 @@ def test_a_pipe_gets_lines_and_then_the_table(driver: ScriptedDriver) -> None:
     assert process.returncode == 0, err
     assert [line.split("s  ", 1)[1] for line in lines] == [
         "study mine: 16 trials on cpu (float32), 2 slots\n",
-        "browse the trials: loraxs-search ui --tracking-uri sqlite:///mlflow.db\n",
+        "browse the trials: loraxs-search ui mine\n",
         "trial 00000  step 20  accuracy 0.5000\n",
     ]
     assert "warning: many answers were cut\n" in out
@@ -308,7 +329,7 @@ def test_a_pipe_gets_lines_and_then_the_table(driver: ScriptedDriver) -> None:
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_ends_in_order_and_resume_goes_on(warm_home, terminals, tiny_space_text, tmp_path):
     """The whole story on a real search: live table, Ctrl-C, status, resume in a pipe."""
-    shell = Shell(warm_home, tmp_path)
+    shell = InProcess(warm_home, tmp_path)
     (tmp_path / "tiny.yaml").write_text(tiny_space_text)
     sized = ("--set", "search.trials=2", "--set", "search.max_steps=60", "--set", "search.scheduler=none")
     command = shell.command("launch", str(tmp_path / "tiny.yaml"), "--name", "stopped", *sized)

@@ -27,6 +27,14 @@ def browser():
         yield browser
 
 
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """The report of a search of 60 trials."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(tmp_path_factory.mktemp("home")))
+        return write_report(recorded_search("reviews", 60))
+
+
 def hostile() -> Path:
     tried = [Tried({"target_modules": f"{ATTACK}{i % 7}", "rank": 4 + i}, 0.5 + i / 40) for i in range(12)]
     folder = searched("hostile", [*tried, Tried({"target_modules": ATTACK}, 0.1, state=TrialState.RUNNING)])
@@ -34,8 +42,7 @@ def hostile() -> Path:
     return write_report(folder)
 
 
-def test_the_report_opens_everywhere_without_errors_and_without_scrolling_sideways(browser, fresh_home, tmp_path):
-    report = write_report(recorded_search("reviews", 60))
+def test_the_report_opens_everywhere_without_errors_and_without_scrolling_sideways(browser, report, tmp_path):
     grounds = {}
     for width in WIDTHS:
         for theme in ("light", "dark"):
@@ -50,8 +57,7 @@ def test_the_report_opens_everywhere_without_errors_and_without_scrolling_sidewa
     assert grounds == {"light": "rgb(255, 255, 255)", "dark": "rgb(19, 22, 25)"}
 
 
-def test_all_trials_can_be_unfolded_and_the_page_still_does_not_scroll_sideways(browser, fresh_home):
-    report = write_report(recorded_search("reviews", 60))
+def test_all_trials_can_be_unfolded_and_the_page_still_does_not_scroll_sideways(browser, report):
     with opened(browser, report, "narrow") as seen:
         seen.page.get_by_text("All 60 trials", exact=True).click()
         seen.page.get_by_text("The space, as it was searched").click()
@@ -59,10 +65,10 @@ def test_all_trials_can_be_unfolded_and_the_page_still_does_not_scroll_sideways(
         assert seen.page.evaluate(OVERFLOW) == 0
 
 
-def test_it_works_in_the_frame_of_an_artifact_viewer(browser, fresh_home, tmp_path):
+def test_it_works_in_the_frame_of_an_artifact_viewer(browser, report, tmp_path):
     """As MLflow shows HTML: a frame of a foreign origin, which may run scripts and nothing else."""
     viewer = tmp_path / "viewer.html"
-    content = escape(write_report(recorded_search("reviews", 30)).read_text())
+    content = escape(report.read_text())
     viewer.write_text(f'<iframe sandbox="allow-scripts" width="900" height="700" srcdoc="{content}"></iframe>')
     with opened(browser, viewer) as seen:
         frame = seen.page.frame_locator("iframe")
@@ -80,11 +86,10 @@ def test_what_users_wrote_does_nothing(browser, fresh_home):
         assert "onerror" in seen.page.locator("#failures").inner_text(), "it is shown as it was written"
 
 
-def test_a_script_that_is_not_ours_is_not_run(browser, fresh_home, tmp_path):
+def test_a_script_that_is_not_ours_is_not_run(browser, report, tmp_path):
     """The page's policy holds even if an escape were forgotten."""
-    report = tmp_path / "report.html"
-    content = write_report(recorded_search("reviews", 12)).read_text()
-    report.write_text(content.replace("</main>", "<script>window.attacked = 1</script></main>"))
-    with opened(browser, report) as seen:
+    attacked = tmp_path / "report.html"
+    attacked.write_text(report.read_text().replace("</main>", "<script>window.attacked = 1</script></main>"))
+    with opened(browser, attacked) as seen:
         assert seen.page.evaluate("window.attacked") is None
         assert any("Content Security Policy" in error for error in seen.errors)

@@ -17,7 +17,7 @@ from support.scripted_driver import ScriptedDriver
 from support.searched_studies import Tried, searched
 from support.studies import study
 
-from loraxs_search.records import TrialState, to_json
+from loraxs_search.records import AnswerState, Command, CommandAnswer, TrialState, to_json
 from loraxs_search.studies import Storage, lease
 
 Say = Callable[..., object]
@@ -65,8 +65,42 @@ def test_a_study_that_another_machine_has_taken_over_is_elsewhere(
     assert states(say) == ("elsewhere", "RUNNING")
     host = os.uname().nodename
     assert f"a driver on {host} has the study, or was killed there" in say("status", "mine").err
+    refused = say("pause", "mine")
+    assert refused.code == 1
+    assert f"must reach the driver of study 'mine', but that is on {host}, which does not read" in refused.err
+    assert not list(driver.folder.inbox().waiting()), "nobody would read it"
     held.release()
     assert states(say) == ("interrupted", "INTERRUPTED")
+
+
+def test_a_command_to_another_machine_whose_server_is_away_waits_here(
+    storage_folder: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = ScriptedDriver(study("mine", "http://127.0.0.1:9", storage=str(storage_folder)))
+    driver.begin()
+    lease.Lease(Storage(str(storage_folder)), "mine").take()
+    monkeypatch.setattr(lease.platform, "node", lambda: "another")
+    sent = say("pause", "mine")
+    assert sent.code == 0
+    assert "mine: queued: The MLflow server at http://127.0.0.1:9 must be reachable" in sent.err
+    assert "`loraxs-search sync` sends it once the server answers" in sent.err
+    assert not list(driver.folder.inbox().waiting())
+    assert " waits for http://127.0.0.1:9; `loraxs-search sync` sends it" in say("status").err
+    synced = say("sync", "mine")
+    assert synced.code == 1
+    assert "mine: pause (" in synced.err
+    assert "still waits in " in synced.err
+
+
+def test_a_search_that_is_to_finish_says_what_is_left(driver: ScriptedDriver, say: Say) -> None:
+    command = Command("c", "finish", sent_by="ann")
+    driver.journal.commanded(command)
+    driver.journal.answered(CommandAnswer("c", AnswerState.DONE, "so"))
+    with driver.folder.lock():
+        assert json.loads(say("status", "mine", "--json").ok)["finishing"] == "finished by a person (ann)"
+        said = say("status", "mine").err
+    assert "mine: running, 0/1 trials ended" in said, "of 16 that were planned"
+    assert "finishing: finished by a person (ann); no new trials, 1 still to end" in said
 
 
 def test_a_storage_that_is_away_changes_nothing(storage_folder: Path, say: Say) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import toy_ia3
+from support.in_process import InProcess
 from support.plugins import write_distribution
 from support.shell import Shell
 
@@ -29,5 +30,5 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def shell(outside: Path, warm_home: Path, tmp_path: Path) -> Shell:
-    """The command line in a process that sees what is installed there."""
-    return Shell(tmp_path / "home", tmp_path)
+    """The command line; a search has a process of its own, which sees what is installed there."""
+    return InProcess(tmp_path / "home", tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "word-pairs": {"ask": "text", "answer": "pair"},
 }
 NAMES = [*KINDS.names(), WordPairs.name]
-every_kind = pytest.mark.parametrize("name", NAMES)
+every_kind = pytest.mark.parametrize("name", NAMES, scope="module")
 
 
-@pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS._entries, WordPairs.name, WordPairs)
+@pytest.fixture(scope="module", autouse=True)
+def known() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(KINDS._entries, WordPairs.name, WordPairs)
+        yield
 
 
 def row(number: int, name: str) -> dict[str, Any]:
@@ -62,12 +65,12 @@ def row(number: int, name: str) -> dict[str, Any]:
     return {"text": " ".join(words), "label": label, "pair": f"{words[-1]} {words[0]}"}
 
 
-@pytest.fixture
-def task(name: str, tmp_path: Path) -> Task:
+@pytest.fixture(scope="module")
+def task(name: str, known: None, tmp_path_factory: pytest.TempPathFactory) -> Task:
     kind = KINDS.get(name)
-    files = {}
+    folder, files = tmp_path_factory.mktemp("rows"), {}
     for number, (split, size) in enumerate(SIZES.items()):
-        path = tmp_path / f"{split}.jsonl"
+        path = folder / f"{split}.jsonl"
         path.write_text("".join(json.dumps(row(100 * number + i, name)) + "\n" for i in range(size)))
         files[split] = str(path)
     metrics = kind.fitting_metrics(EXAMPLES[name])
@@ -84,7 +87,7 @@ def task(name: str, tmp_path: Path) -> Task:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
     words = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(LLAMA.vocab_size - 2))]
     raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
@@ -95,27 +98,28 @@ def tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def kind(task: Task) -> TaskKind:
     return checked(task)
 
 
-@pytest.fixture
-def data(task: Task, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> PreparedTask:
-    return prepare(task, tokenizer, cache_dir=tmp_path / "cache")
+@pytest.fixture(scope="module")
+def data(task: Task, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> PreparedTask:
+    return prepare(task, tokenizer, cache_dir=tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture
-def base(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
     """A language model of random weights: kinds with a head put theirs on its body."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LLAMA)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    model.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    return BaseModel("tiny", str(tmp_path / "base"), "0" * 64)
+    folder = tmp_path_factory.mktemp("base")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return BaseModel("tiny", str(folder), "0" * 64)
 
 
 @pytest.fixture
@@ -249,7 +253,7 @@ def test_every_metric_is_measured_in_the_tasks_order(name: str, kind: TaskKind, 
         assert (scores.correct <= scores.counts).all()
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS.names() if "loss" in KINDS.get(name).metrics])
+@pytest.mark.parametrize("name", [name for name in KINDS.names() if "loss" in KINDS.get(name).metrics], scope="module")
 def test_a_cheap_report_has_the_losses_of_a_whole_one(name: str, task: Task, model: Any, data: PreparedTask) -> None:
     """Where trials are compared by the loss, answers that cost more are left out, and nothing else changes."""
     whole = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)

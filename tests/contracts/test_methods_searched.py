@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -37,24 +38,69 @@ def test_an_unknown_method_is_refused_with_the_nearest() -> None:
 
 
 # ---- a search --------------------------------------------------------------------------------------------------------
+PARAMETERS = """parameters:
+  rank: {choice: [2, 4]}
+  side: {choice: [input, output]}
+  learning_rate:
+    - {log_uniform: [1.0e-2, 5.0e-2], when: {method: lora-xs}}
+    - {log_uniform: [1.0e-3, 5.0e-3]}
+  batch_size: 8
+"""
+SEARCH = ("search.pack_size=3", "search.trials=6", "search.scheduler=none", "promotion.methods=[toy-ia3]")
+NOTE = "trials of method toy-ia3 cannot share passes: each trains alone, beside the packs of the others"
+
+
 @pytest.mark.slow
-def test_a_method_from_outside_searches_is_promoted_pulled_and_predicts(
-    shell: Shell, tiny_base: Path, tiny_space: Path
+def test_a_method_from_outside_searches_beside_one_of_ours_is_promoted_pulled_and_predicts(
+    shell: Shell, tiny_space: Path
 ) -> None:
     text = tiny_space.read_text()
-    parameters = "parameters:\n  side: {choice: [input, output]}\n  learning_rate: 1.0e-2\n  batch_size: 8\n"
     head, tail = text[: text.index("parameters:")], text[text.index("search:") :]
-    tiny_space.write_text(f"{head}method: toy-ia3\n{parameters}{tail}")
-    checked = shell.ok("check", str(tiny_space), "--data")
+    tiny_space.write_text(f"{head}method: {{choice: [lora-xs, toy-ia3]}}\n{PARAMETERS}{tail}")
+    check_described(shell, str(tiny_space))
+    done = shell.run("launch", str(tiny_space), "--name", "two", *(part for it in SEARCH for part in ("--set", it)))
+    assert done.returncode == 0, done.stderr
+    check_searched(shell, done)
+    shell.ok("promote", "two", "--force")
+    check_pulled(shell, Path(shell.ok("pull", "tiny-reviews").strip()))
+
+
+def check_described(shell: Shell, space: str) -> None:
+    """What `check` says of the toy alone, and of both methods."""
+    alone = ("method=toy-ia3", "parameters={side: {choice: [input, output]}, learning_rate: 1.0e-2, batch_size: 8}")
+    checked = shell.ok("check", space, "--data", *(part for it in alone for part in ("--set", it)))
     assert "method      Toy IA3\n" in checked
     assert "pack size   auto: 1 at once on this machine (trials of method toy-ia3 cannot share passes)" in checked
-    shell.ok("launch", str(tiny_space), "--name", "toy", "--set", "search.trials=3")
-    trials = json.loads(shell.ok("status", "toy", "--json"))["trials"]
-    assert {trial["state"] for trial in trials} <= {"COMPLETE", "PRUNED"}
-    shell.ok("promote", "toy", "--force")
-    folder = Path(shell.ok("pull", "tiny-reviews").strip())
+    checked = shell.ok("check", space, "--data")
+    assert "method      LoRA-XS, Toy IA3\n" in checked
+    assert f"note        {NOTE}\n" in checked
+    assert re.search(r"^adapter +method +rank +side +modules +parameters +head +bytes$", checked, re.MULTILINE)
+    shape = r"^(?:smallest|largest) +(?:lora-xs +[24] +-|toy-ia3 +- +(?:in|out)put) "
+    assert len(re.findall(shape, checked, re.M)) == 4
+    as_data = json.loads(shell.ok("check", space, "--data", "--json"))
+    assert as_data["description"]["notes"] == [NOTE]
+    assert as_data["description"]["methods"].keys() == {"lora-xs", "toy-ia3"}
+
+
+def check_searched(shell: Shell, done: subprocess.CompletedProcess[str]) -> None:
+    """Both methods were trained, each with its own params, and both are in the table."""
+    assert done.stderr.count(NOTE) == 1
+    columns = done.stdout.splitlines()[0]
+    assert {"method", "parameters", "rank", "side"} <= set(columns.split())
+    assert columns.split().index("method") < columns.split().index("learning_rate")
+    trials = json.loads(shell.ok("status", "two", "--json"))["trials"]
+    assert {trial["state"] for trial in trials} == {"COMPLETE"}
+    assert {trial["params"]["method"] for trial in trials} == {"lora-xs", "toy-ia3"}
+    for trial in trials:
+        own = {"lora-xs": "rank", "toy-ia3": "side"}[trial["params"]["method"]]
+        assert trial["params"].keys() == {"method", "learning_rate", "batch_size", own}
+
+
+def check_pulled(shell: Shell, folder: Path) -> None:
+    """The champion is the toy's, whole, and answers."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["hyperparameters"]["method"], manifest["factors"]) == ("toy-ia3", {})
+    assert (manifest["params"]["method"], manifest["hyperparameters"]["method"]) == ("toy-ia3", "toy-ia3")
+    assert manifest["factors"] == {}
     assert manifest["hyperparameters"]["method_params"] == {"side": manifest["params"]["side"]}
     assert manifest["size"]["stored_bytes"] == (folder / "adapter_model.safetensors").stat().st_size
     assert all("ia3_l" in name or "classifier" in name for name in load_file(folder / "adapter_model.safetensors"))
@@ -66,50 +112,6 @@ def test_a_method_from_outside_searches_is_promoted_pulled_and_predicts(
     assert (
         "`--format` must be one of: native, merged for an adapter of method toy-ia3, but got 'lora'." in refused.stderr
     )
-
-
-@pytest.mark.slow
-def test_a_search_of_two_methods_packs_one_and_trains_the_other_beside_it(
-    shell: Shell, tiny_base: Path, tiny_space: Path
-) -> None:
-    text = tiny_space.read_text()
-    parameters = """parameters:
-  rank: {choice: [2, 4]}
-  side: {choice: [input, output]}
-  learning_rate:
-    - {log_uniform: [1.0e-2, 5.0e-2], when: {method: lora-xs}}
-    - {log_uniform: [1.0e-3, 5.0e-3]}
-  batch_size: 8
-"""
-    head, tail = text[: text.index("parameters:")], text[text.index("search:") :]
-    tiny_space.write_text(f"{head}method: {{choice: [lora-xs, toy-ia3]}}\n{parameters}{tail}")
-    note = "trials of method toy-ia3 cannot share passes: each trains alone, beside the packs of the others"
-    checked = shell.ok("check", str(tiny_space), "--data")
-    assert "method      LoRA-XS, Toy IA3\n" in checked
-    assert f"note        {note}\n" in checked
-    assert re.search(r"^adapter +method +rank +side +modules +parameters +head +bytes$", checked, re.MULTILINE)
-    shape = r"^(?:smallest|largest) +(?:lora-xs +[24] +-|toy-ia3 +- +(?:in|out)put) "
-    assert len(re.findall(shape, checked, re.M)) == 4
-    as_data = json.loads(shell.ok("check", str(tiny_space), "--data", "--json"))
-    assert as_data["description"]["notes"] == [note]
-    assert as_data["description"]["methods"].keys() == {"lora-xs", "toy-ia3"}
-
-    launch = ["launch", str(tiny_space), "--name", "two", "--set", "search.pack_size=3", "--set", "search.trials=6"]
-    done = shell.run(*launch, "--set", "search.scheduler=none", "--set", "promotion.seeds=0")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count(note) == 1
-    columns = done.stdout.splitlines()[0]
-    assert {"method", "parameters", "rank", "side"} <= set(columns.split())
-    assert columns.split().index("method") < columns.split().index("learning_rate")
-    trials = json.loads(shell.ok("status", "two", "--json"))["trials"]
-    assert {trial["state"] for trial in trials} == {"COMPLETE"}
-    assert {trial["params"]["method"] for trial in trials} == {"lora-xs", "toy-ia3"}
-    for trial in trials:
-        own = {"lora-xs": "rank", "toy-ia3": "side"}[trial["params"]["method"]]
-        assert trial["params"].keys() == {"method", "learning_rate", "batch_size", own}
-    shell.ok("promote", "two", "--force")
-    manifest = json.loads((Path(shell.ok("pull", "tiny-reviews").strip()) / "manifest.json").read_text())
-    assert manifest["params"]["method"] == manifest["hyperparameters"]["method"]
 
 
 # ---- yardsticks ------------------------------------------------------------------------------------------------------

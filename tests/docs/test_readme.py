@@ -9,11 +9,11 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.characters import characters
+from support.in_process import InProcess
 from support.pages import README, ROOT
 from support.shell import Shell
 
@@ -106,7 +106,7 @@ def test_a_file_of_rows_becomes_answers(fresh_home, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [pytest.param(c, id=c.line.removeprefix("loraxs-search ")) for c in RUN])
 def test_a_command_runs_and_prints_what_the_readme_says(command, searched, readme_folder):
-    done = replace(searched.shell, folder=readme_folder).run(*command.args)
+    done = InProcess(searched.shell.home, readme_folder).run(*command.args)
     if command.args == ["promote", "reviews"]:  # by now it is the champion; the first decision is the fixture's
         assert done.returncode == 0, done.stderr
         done = searched.promoted

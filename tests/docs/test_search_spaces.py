@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from pydantic_core import PydanticUndefined
+from support.in_process import InProcess
 from support.pages import README, ROOT, SEARCH_SPACES
-from support.shell import Shell
 from transformers import PretrainedConfig
 
 from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, locate
 from loraxs_search.errors import LoraxsError
 from loraxs_search.methods import METHODS
-from loraxs_search.records import BaseModel
+from loraxs_search.records import BaseModel, TaskModel
 from loraxs_search.search_space import Space, describe, load_space, parse_space
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._sections import (
@@ -64,13 +64,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", [pytest.param(c, id=c.line.removeprefix("loraxs-search ")) for c in RUN])
 def test_a_command_runs(command, searched, folder, sized_down):
     less = sized_down if command.args[0] == "launch" else []
-    assert replace(searched.shell, folder=folder).ok(*command.args, *less)
+    assert InProcess(searched.shell.home, folder).ok(*command.args, *less)
 
 
 @pytest.mark.slow
 def test_two_spaces_are_launched_together(fresh_home, sized_down, tiny_base, tmp_path):
     (together,) = LAUNCHES
-    shell = Shell(fresh_home, tmp_path)
+    shell = InProcess(fresh_home, tmp_path)
     shell.ok("spaces", "copy", "movie_reviews", "mine.yaml")
     tiny = (f"base_model={tiny_base}", "parameters.rank={choice: [2, 4]}", "promotion.seeds=0")
     options = [part for override in tiny for part in ("--set", override)]
@@ -180,10 +180,8 @@ def size_table(folder: Path) -> Iterator[str]:
     yield "|---|---|---|--:|--:|--:|---|--:|--:|--:|"
     for name in shipped_spaces():
         space = load_space(str(shipped_space_path(name)))
-        base, task = _base(space, folder), space.task
-        modules = linear_modules(base, kind_of(task).model)
-        heads = {head: head_shapes(base, kind_of(task).model, head) for head in ("full", "output")}
-        described = describe(space, modules, heads=heads, body=body_shapes(base, kind_of(task).model)).methods
+        modules, heads, body = shapes(_base(space, folder), kind_of(space.task).model)
+        described = describe(space, modules, heads=heads, body=body).methods
         for method, said in described.items():
             title = name if len(described) == 1 else f"{name}, {method}"
             cells = [title, space.base_model.id.rpartition("/")[2]]
@@ -191,6 +189,13 @@ def size_table(folder: Path) -> Iterator[str]:
                 size = (it.size.r_parameters, it.size.head_parameters, it.size.stored_bytes)
                 cells += [f"{it.params.get('rank', '-')}, {it.target_modules}", *(f"{number:,}" for number in size)]
             yield f"| {' | '.join(cells)} |"
+
+
+@cache  # most spaces share their base with another one
+def shapes(base: BaseModel, model: TaskModel) -> tuple[Any, Any, Any]:
+    """Return the layers of a base with a task's model, the parameters of each head, and those of its body."""
+    heads = {head: head_shapes(base, model, head) for head in ("full", "output")}
+    return linear_modules(base, model), heads, body_shapes(base, model)
 
 
 def _base(space: Space, folder: Path) -> BaseModel:

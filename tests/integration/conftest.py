@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,43 +20,49 @@ if TYPE_CHECKING:
     from loraxs_search.search import SearchResult
 
 PASSWORD = "a long enough p@ssword"
+_RAY = contextlib.ExitStack()
 
 
-@pytest.fixture(scope="module")
-def search_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home for the searches of one module."""
-    return tmp_path_factory.mktemp("search-home")
+@pytest.fixture(scope="session")
+def search_home(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> Path:
+    """A home for the searches of all modules: their studies have names of their own."""
+    home = tmp_path_factory.mktemp("search-home")
+    shutil.copy(store_template, home / "mlflow.db")
+    return home
 
 
 @pytest.fixture
 def in_search_home(fresh_home: Path, search_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let this test work in the module's home."""
+    """Let this test work in that home."""
     monkeypatch.setenv("LORAXS_HOME", str(search_home))
     return search_home
 
 
-@pytest.fixture(scope="module")
-def ray_here(search_home: Path) -> Iterator[None]:
-    """One Ray for the module: `launch` uses a connection that is there already."""
-    import ray
-
+@pytest.fixture(scope="session")
+def ray_here(search_home: Path) -> None:
+    """One Ray for all tests that search in this process: `launch` uses a connection that is there already."""
     from loraxs_search.search.cluster.connection import connected
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(search_home))
-        with connected(None):
-            yield
-    assert not ray.is_initialized()
+        _RAY.enter_context(connected(None))
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures of the test
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """End that Ray with the last test that needs it (tests/conftest.py puts them together): others must find none."""
+    if "ray_here" not in getattr(nextitem, "fixturenames", ()):
+        _RAY.close()
 
 
 @pytest.fixture
 def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[..., SearchResult]:
-    """Search the tiny space with overrides, in the module's Ray and home."""
+    """Search the tiny space with overrides, on hosts that stay for the next search with the same base and settings."""
 
     def launched(name: str, *overrides: str, stop: threading.Event | None = None) -> SearchResult:
         from loraxs_search.search import launch
 
-        return launch(str(tiny_space), name=name, overrides=overrides, stop=stop)
+        return launch(str(tiny_space), name=name, overrides=("search.keep_hosts=60s", *overrides), stop=stop)
 
     return launched
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.cases import CASES, missing_means
+from faults.cases import CASES, missing_means, trials_fail
 from faults.records import Losses
 from faults.world import World
 
@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
-CHEAP = ("trials fail by themselves",)
 # What others of the suite do in a smaller way: kills of the driver, a node that leaves, a server that is killed.
 LONG = ("driver killed", "worker node killed", "MLflow away in between", "driver's disk full")
 
@@ -34,7 +33,15 @@ def world(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("name", [*CHEAP, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
+def test_nothing_is_lost_or_doubled_where_trials_fail_by_themselves(
+    ray_here: None, in_search_home: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    world = World(tmp_path, in_search_home, base=str(tiny_base))
+    assert trials_fail(world, random.Random(0)) == Losses()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LONG)
 def test_nothing_is_lost_or_doubled(name: str, world: World) -> None:
     _, case = CASES[name]
     if reason := missing_means(case, world):

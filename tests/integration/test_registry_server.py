@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,11 +47,17 @@ for round_number in range(rounds):
 """
 
 
-def test_promoters_on_two_machines_never_overwrite_each_other(make_mlflow_server, tmp_path):
-    server = make_mlflow_server()
-    server.start()
-    connect(server.uri)
-    command = [sys.executable, "-c", PROMOTE, TESTS, server.uri, tmp_path / "made"]
+def promote(uri: str, name: str, folder: Path, **changes: Any) -> None:
+    """Promote an adapter as the first of a task."""
+    task = replace(TASK, name=name)
+    made = adapter(folder, "t0", task=task, **changes)
+    won = replace(candidate("t0", 0.8), task=name)
+    assert Registry(uri).promote(PromotionRule(confidence=0), task, [won], {"t0": made})[1] == 1
+
+
+def test_promoters_on_two_machines_never_overwrite_each_other(mlflow_server, tmp_path):
+    connect(mlflow_server.uri)
+    command = [sys.executable, "-c", PROMOTE, TESTS, mlflow_server.uri, tmp_path / "made"]
     processes = [
         subprocess.Popen(
             [*command, *map(str, (number, PROMOTERS, ROUNDS))],
@@ -62,7 +70,7 @@ def test_promoters_on_two_machines_never_overwrite_each_other(make_mlflow_server
     for process in processes:
         _, talk = process.communicate(timeout=240)
         assert process.returncode == 0, talk
-    registry = Registry(server.uri)
+    registry = Registry(mlflow_server.uri)
     history = registry.history("toy")
     assert len(history) == PROMOTERS * ROUNDS, "no decision is lost"
     best = max(decision.winner_metric for decision in history)
@@ -72,35 +80,33 @@ def test_promoters_on_two_machines_never_overwrite_each_other(make_mlflow_server
     assert scores == sorted(scores), "each was decided against the champion of its time"
     for before, after in itertools.pairwise(crowned):
         assert after.champion == f"{before.study}/{before.winner}"
-    assert _promotion_lock.TAG not in connect(server.uri).get_registered_model("toy").tags, (
+    assert _promotion_lock.TAG not in connect(mlflow_server.uri).get_registered_model("toy").tags, (
         "nobody holds the lease any more"
     )
 
 
-def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(make_mlflow_server):
-    server = make_mlflow_server()
-    server.start()
-    client = connect(server.uri)
-    client.create_registered_model("toy")
+def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server):
+    client = connect(mlflow_server.uri)
+    client.create_registered_model("leased")
 
     def hold(owner: str, seconds: float) -> None:
         lease = json.dumps({"owner": owner, "expires": time.time() + seconds})
-        client.set_registered_model_tag("toy", _promotion_lock.TAG, lease)
+        client.set_registered_model_tag("leased", _promotion_lock.TAG, lease)
 
     hold("a promoter that died", 2.0)
     began = time.monotonic()
     with (
         pytest.raises(RegistryError, match="but a promoter that died holds it"),
-        _promotion_lock.lease_promotion_lock(client, "toy", wait_s=0.5),
+        _promotion_lock.lease_promotion_lock(client, "leased", wait_s=0.5),
     ):
         pass
-    with _promotion_lock.lease_promotion_lock(client, "toy") as check:
+    with _promotion_lock.lease_promotion_lock(client, "leased") as check:
         assert time.monotonic() - began > 1.5
         check()
         hold("another", 60.0)
         with pytest.raises(RegistryError, match="but another holds it"):
             check()
-    assert "another" in client.get_registered_model("toy").tags[_promotion_lock.TAG], "it is not ours to give back"
+    assert "another" in client.get_registered_model("leased").tags[_promotion_lock.TAG], "it is not ours to give back"
 
 
 @pytest.mark.long
@@ -117,35 +123,28 @@ def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, 
     assert Registry(server_with_accounts.uri).summaries() == registry.summaries()
 
 
-def test_pulling_what_is_cached_and_listing_need_no_mlflow(make_mlflow_server, tmp_path):
-    server = make_mlflow_server()
-    server.start()
-    Registry(server.uri).promote(
-        PromotionRule(confidence=0), TASK, [candidate("t0", 0.8)], {"t0": adapter(tmp_path / "t0", "t0")}
-    )
-    pulled = pull("toy", uri=server.uri)
-    code = "import sys; from loraxs_search.registry import Registry, pull; print(pull('toy', uri=sys.argv[1]))\n"
-    code += "assert [found.task for found in Registry(sys.argv[1]).summaries()] == ['toy']\n"
+def test_pulling_what_is_cached_and_listing_need_no_mlflow(mlflow_server, tmp_path):
+    promote(mlflow_server.uri, "cached", tmp_path / "t0")
+    pulled = pull("cached", uri=mlflow_server.uri)
+    code = "import sys; from loraxs_search.registry import Registry, pull; print(pull('cached', uri=sys.argv[1]))\n"
+    code += "assert 'cached' in [found.task for found in Registry(sys.argv[1]).summaries()]\n"
     code += "assert 'mlflow' not in sys.modules and 'numpy' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code, server.uri], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, mlflow_server.uri], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(pulled)
 
 
-def test_a_server_hands_out_the_factors_of_a_base(make_mlflow_server, tmp_path, monkeypatch):
-    server = make_mlflow_server()
-    server.start()
+def test_a_server_hands_out_the_factors_of_a_base(mlflow_server, tmp_path, monkeypatch):
     key, checksum = FactorStore().identify(torch.randn(12, 10, generator=torch.Generator().manual_seed(3)), rank=4)
-    folder = adapter(tmp_path / "t0", "t0", factors={key: checksum})
-    Registry(server.uri).promote(PromotionRule(confidence=0), TASK, [candidate("t0", 0.8)], {"t0": folder})
+    promote(mlflow_server.uri, "with-factors", tmp_path / "t0", factors={key: checksum})
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "elsewhere"))
     assert lacks_factors(key, checksum)
-    code = "import sys; from loraxs_search.registry import pull; pull('toy', uri=sys.argv[1])\n"
+    code = "import sys; from loraxs_search.registry import pull; pull('with-factors', uri=sys.argv[1])\n"
     code += "print('mlflow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, server.uri], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, mlflow_server.uri], capture_output=True, text=True, check=False)
     assert done.stdout == "False\n", done.stderr
     assert not lacks_factors(key, checksum)
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "another"))
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "any")  # what plain requests do not know: MLflow's client asks
-    pull("toy", uri=server.uri)
+    pull("with-factors", uri=mlflow_server.uri)
     assert not lacks_factors(key, checksum)

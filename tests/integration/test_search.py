@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -24,17 +25,15 @@ REVIEWS_TEST = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_rev
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
 
-@pytest.fixture
-def run(search: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
-    """Search on hosts that stay for the next test."""
-    return lambda name, *overrides, **given: search(name, "search.keep_hosts=60s", *overrides, **given)
-
-
 @pytest.fixture(scope="module")
 def whole(ray_here: None, search_home: Path, tiny_space_text: str) -> SearchResult:
     """The one search that several tests look at."""
     (search_home / "whole.yaml").write_text(tiny_space_text)
-    overrides = ("promotion.seeds=2", "parameters.learning_rate={log_uniform: [2.0e-2, 1.0e-1]}")
+    overrides = (
+        "search.keep_hosts=60s",
+        "promotion.seeds=2",
+        "parameters.learning_rate={log_uniform: [2.0e-2, 1.0e-1]}",
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(search_home))
         return launch(str(search_home / "whole.yaml"), name="whole", overrides=overrides)
@@ -59,6 +58,8 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
     recipes = min(2, states.count(TrialState.COMPLETE))
     assert sorted(c.trial_id.count(".") for c in result.candidates) == [0] * recipes + [1] * 2 * recipes
     assert sum(bool(c.test_metrics) for c in result.candidates) == 1, "the finalist alone"
+    (parent,) = search_runs("whole")
+    assert [name for name in parent.data.metrics if re.fullmatch(r"system/[\d.]+/cpu_utilization_percentage", name)]
     folder = StudyFolder.open("whole")
     for candidate in result.candidates:
         manifest = verify(folder.adapter_path(candidate.trial_id))
@@ -77,14 +78,14 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
 
 
 def test_rows_that_splits_share_are_logged_and_recorded(
-    run: Callable[..., SearchResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    search: Callable[..., SearchResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train, test = tmp_path / "train.csv", tmp_path / "test.csv"
     lines = [f"film {i},{i % 2}\n" for i in range(60)]
     train.write_text("sentence,label\n" + "".join(lines))
     test.write_text("sentence,label\n" + "".join(lines[:30]) + "Film  31,1\n" + "another,0\n")
     files = (f"task.data.data_files.train={train}", f"task.data.data_files.test={test}")
-    result = run("shared", "search.trials=1", "search.max_steps=2", "promotion.seeds=0", *files)
+    result = search("shared", "search.trials=1", "search.max_steps=2", "promotion.seeds=0", *files)
     assert [(c.trial_id, c.refits) for c in result.candidates] == [("00000", ())], "no refit where none is wanted"
     (warning,) = [record.getMessage() for record in caplog.records if "rows" in record.getMessage()]
     assert warning.startswith("task tiny-reviews: 31 of 32 test rows are also in train (30 letter for letter, ")
@@ -109,18 +110,20 @@ def test_a_finished_study_resumes_to_the_same_result(whole: SearchResult, in_sea
     assert second.candidates == whole.candidates
 
 
-def test_the_same_seed_gives_the_same_search(run: Callable[..., SearchResult]) -> None:
+def test_the_same_seed_gives_the_same_search(search: Callable[..., SearchResult]) -> None:
     plan = ("search.trials=4", "search.pack_size=1")  # of trials at once, who reports first decides
-    first, second = run("seed-a", *plan), run("seed-b", *plan)
+    first, second = search("seed-a", *plan), search("seed-b", *plan)
     shown = [
         [(t.trial_id, t.params, t.state, [r.metrics for r in t.reports]) for t in r.trials] for r in (first, second)
     ]
     assert shown[0] == shown[1]
 
 
-def test_a_packed_search_trains_the_same_trials(run: Callable[..., SearchResult], agree: Callable[..., object]) -> None:
+def test_a_packed_search_trains_the_same_trials(
+    search: Callable[..., SearchResult], agree: Callable[..., object]
+) -> None:
     plan = ("search.trials=4", "search.scheduler=none")
-    lone, packed = run("lone", *plan, "search.pack_size=1"), run("packed", *plan, "search.pack_size=3")
+    lone, packed = search("lone", *plan, "search.pack_size=1"), search("packed", *plan, "search.pack_size=3")
     agree("packed", 4)
     for a, b in zip(lone.trials, sorted(packed.trials, key=lambda t: t.trial_id), strict=True):
         assert (a.trial_id, a.params, a.state) == (b.trial_id, b.params, b.state)
@@ -128,9 +131,9 @@ def test_a_packed_search_trains_the_same_trials(run: Callable[..., SearchResult]
 
 
 def test_trials_that_diverge_fail_with_a_reason_and_the_others_go_on(
-    run: Callable[..., SearchResult], agree: Callable[..., object]
+    search: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
-    result = run(
+    result = search(
         "diverge",
         "parameters.learning_rate={choice: [1.0e-2, 1.0e+38]}",
         "search.trials=5",
@@ -144,12 +147,12 @@ def test_trials_that_diverge_fail_with_a_reason_and_the_others_go_on(
 
 
 def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_with(
-    run: Callable[..., SearchResult], agree: Callable[..., object]
+    search: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
     with pytest.raises(
         TrialsFailError, match=r"5 of the latest trials failed for the same reason: .* finite"
     ) as failed:
-        run("doomed", "parameters.learning_rate=1.0e+38", "search.trials=8", "search.pack_size=1")
+        search("doomed", "parameters.learning_rate=1.0e+38", "search.trials=8", "search.pack_size=1")
     assert "loraxs-search resume doomed" in (failed.value.hint or "")
     assert StudyFolder.open("doomed").candidates() is None
     before = StudyFolder.open("doomed").journal().records
@@ -161,9 +164,9 @@ def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_wit
 
 
 def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(
-    run: Callable[..., SearchResult], agree: Callable[..., object]
+    search: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
-    result = run(
+    result = search(
         "late", "search.trials=500", "search.time_budget=12s", "search.max_steps=2000", "search.report_every=10"
     )
     agree("late", len(result.trials))
@@ -172,13 +175,13 @@ def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(
 
 
 def test_the_time_budget_is_that_of_all_drivers_together(
-    run: Callable[..., SearchResult], agree: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+    search: Callable[..., SearchResult], agree: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that searched for an hour and was killed has left nothing of half an hour, the next day or whenever."""
     stop = threading.Event()
     stop.set()
     with pytest.raises(SearchInterruptedError):
-        run("spent", "search.trials=500", "search.time_budget=30m", stop=stop)
+        search("spent", "search.trials=500", "search.time_budget=30m", stop=stop)
     journal = StudyFolder.open("spent").journal()
     with monkeypatch.context() as patch:
         patch.setattr("loraxs_search.studies.journal.time.time", lambda: 3600.0)
@@ -227,9 +230,12 @@ def test_a_promoted_adapter_predicts(promoted: Decision, in_search_home: Path) -
 
 
 @pytest.mark.long
-def test_refits_in_a_pack_are_those_of_lone_hosts(run: Callable[..., SearchResult]) -> None:
+def test_refits_in_a_pack_are_those_of_lone_hosts(search: Callable[..., SearchResult]) -> None:
     plan = ("search.trials=2", "search.scheduler=none")
-    lone, packed = run("refit-lone", *plan, "search.pack_size=1"), run("refit-packed", *plan, "search.pack_size=3")
+    lone, packed = (
+        search("refit-lone", *plan, "search.pack_size=1"),
+        search("refit-packed", *plan, "search.pack_size=3"),
+    )
     refits = {candidate.trial_id: candidate.refits for candidate in packed.candidates}
     assert refits.keys() == {candidate.trial_id for candidate in lone.candidates}
     for candidate in lone.candidates:
@@ -239,14 +245,16 @@ def test_refits_in_a_pack_are_those_of_lone_hosts(run: Callable[..., SearchResul
 
 
 @pytest.mark.long
-def test_a_second_study_meets_the_champion_on_its_own_rows(run: Callable[..., SearchResult], tiny_base: Path) -> None:
+def test_a_second_study_meets_the_champion_on_its_own_rows(
+    search: Callable[..., SearchResult], tiny_base: Path
+) -> None:
     plan = ("search.trials=1", "task.name=met-reviews", "promotion.seeds=1", "parameters.learning_rate=0.05")
-    run("met-first", *plan)
+    search("met-first", *plan)
     assert loraxs_search.promote("met-first", force=True).aliases == ("champion", f"champion-{tiny_base.name}")
-    run("met-second", *plan, "search.seed=1")
+    search("met-second", *plan, "search.seed=1")
     decision = loraxs_search.promote("met-second")
     assert decision.p_value is not None
-    run("met-elsewhere", *plan, "search.seed=2", f"task.data.data_files.test={REVIEWS_TEST}")
+    search("met-elsewhere", *plan, "search.seed=2", f"task.data.data_files.test={REVIEWS_TEST}")
     anew = loraxs_search.promote("met-elsewhere")
     assert "has no answers to these test rows: it was scored anew" in anew.reasons[1]
     assert anew.looks[0].number == 1

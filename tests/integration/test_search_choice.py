@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from support.bases import LLAMA
+from support.in_process import InProcess
 from support.said import Said
 from support.shell import Shell
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from loraxs_search.records import TrialState
+from loraxs_search.search import launch
 from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -75,13 +77,15 @@ def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
     save_base(tmp_path / "base")
     save_rows(tmp_path)
     (tmp_path / "choice.yaml").write_text(SPACE)
-    return Shell(search_home, tmp_path)
+    return InProcess(search_home, tmp_path)
 
 
-def test_a_language_model_is_searched_promoted_and_asked(shell: Shell, agree: Callable[..., object]) -> None:
+def test_a_language_model_is_searched_promoted_and_asked(
+    ray_here: None, shell: Shell, agree: Callable[..., object]
+) -> None:
     checked = shell.ok("check", "choice.yaml", "--data")
     assert "next-word: multiple-choice; maximize accuracy" in checked
-    shell.ok("launch", "choice.yaml", "--name", "choice")
+    launch(str(shell.folder / "choice.yaml"), name="choice")
     agree("choice", 3)
     folder = StudyFolder.open("choice")
     complete = [r for r in folder.journal().records.values() if r.state is TrialState.COMPLETE]

@@ -64,17 +64,24 @@ def test_a_study_that_goes_on_uses_its_first_estimate(
 
     from loraxs_search.search import SearchInterruptedError, resume
 
-    plan = ("parameters.basis=gradient", RATE, "search.trials=4", "search.seed=3", "promotion.seeds=0")
-    whole = search("whole", *plan, "search.concurrent=1")
+    plan = (
+        "parameters.basis=gradient",
+        RATE,
+        "search.trials=4",
+        "search.seed=3",
+        "promotion.seeds=0",
+        "search.keep_hosts=null",
+    )
+    whole = search("gradient-whole", *plan, "search.concurrent=1")
     stop = threading.Event()
     stop.set()
     with pytest.raises(SearchInterruptedError):
-        search("halved", *plan, "search.concurrent=1", stop=stop)
-    folder = StudyFolder.open("halved")
+        search("gradient-halved", *plan, "search.concurrent=1", stop=stop)
+    folder = StudyFolder.open("gradient-halved")
     before = dict(folder.assets())
-    assert before == StudyFolder.open("whole").assets(), "the same rows, base and seed"
+    assert before == StudyFolder.open("gradient-whole").assets(), "the same rows, base and seed"
     shutil.rmtree(search_home / "assets")  # as on a node that has never seen the study
-    resumed = resume("halved")
+    resumed = resume("gradient-halved")
     assert folder.assets() == before
     assert [trial.params for trial in resumed.trials] == [trial.params for trial in whole.trials]
     for one, other in zip(resumed.trials, whole.trials, strict=True):

@@ -12,12 +12,20 @@ from pathlib import Path
 import pytest
 from support.spaces import REVIEWS
 
-from loraxs_search.errors import BaseModelError, StudyError
+from loraxs_search.errors import BaseModelError, StudyError, TaskDataError
 from loraxs_search.records import TrialRecord, TrialState
 from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, launch, resume
 from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+
+
+def directories() -> set[str]:
+    """Return the names of the directories of hosts that stay; other tests have theirs."""
+    import ray
+
+    names = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+    return {name for name in names if name.startswith("directory-")}
 
 
 def test_warm_hosts_serve_the_next_search_and_end_in_time(
@@ -27,10 +35,10 @@ def test_warm_hosts_serve_the_next_search_and_end_in_time(
 
     from loraxs_search.search.cluster.connection import NAMESPACE
 
-    short = ("search.trials=1", "search.max_steps=2", "search.report_every=2")
+    short = ("search.trials=1", "search.max_steps=2", "search.report_every=2", "parameters.rank=3")
+    before = directories()
     search("first-of-two", *short, "search.keep_hosts=8s")
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    (name,) = (actor["name"] for actor in actors if actor["name"].startswith("directory-"))
+    (name,) = directories() - before
     hosts = ray.get(ray.get_actor(name, NAMESPACE).hosts.remote())
     assert len(hosts) == 1
     search("second-of-two", *short, "search.keep_hosts=1s")
@@ -41,6 +49,14 @@ def test_warm_hosts_serve_the_next_search_and_end_in_time(
         while time.monotonic() < deadline:
             ray.get(directory.hosts.remote())
             time.sleep(0.5)
+
+
+def test_what_only_a_host_sees_is_told_as_it_would_be_here_and_no_study_is_made(
+    search: Callable[..., SearchResult],
+) -> None:
+    with pytest.raises(TaskDataError, match=r"^Task tiny-reviews has 2 faults:\n`columns.text` must be one of: "):
+        search("wrong-rows", "task.columns.text=sentense")
+    assert not StudyFolder.exists("wrong-rows")
 
 
 # ---- identity --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from mlflow import MlflowClient
 from support import word_pairs
 from support.bases import LLAMA
+from support.in_process import InProcess
 from support.plugins import write_distribution
 from support.shell import Shell
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -69,7 +70,7 @@ def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
     (tmp_path / "pairs.yaml").write_text(SPACE)
     group = {"loraxs_search.task_kinds": {"word-pairs": "WordPairs"}}
     write_distribution(tmp_path / "site", "toy_kinds", Path(word_pairs.__file__).read_text(), group)
-    return Shell(search_home, tmp_path, tmp_path / "site")
+    return InProcess(search_home, tmp_path, tmp_path / "site")
 
 
 def check_scores(shell: Shell, folder: StudyFolder) -> None:

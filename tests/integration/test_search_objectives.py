@@ -60,7 +60,7 @@ def client_of(folder: StudyFolder) -> MlflowClient:
 def test_a_killed_search_for_both_ends_as_an_undisturbed_one(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., Any]
 ) -> None:
-    with start(in_search_home, "launch", str(tiny_space), "--name", "whole", *SET) as driver:
+    with start(in_search_home, "launch", str(tiny_space), "--name", "undisturbed", *SET) as driver:
         _, talk = driver.communicate(timeout=400)
     assert driver.returncode == 0, talk
     with start(in_search_home, "launch", str(tiny_space), "--name", "killed", *SET) as driver:
@@ -72,7 +72,7 @@ def test_a_killed_search_for_both_ends_as_an_undisturbed_one(
     with start(in_search_home, "resume", "killed", "--json") as again:
         out, talk = again.communicate(timeout=400)
     assert again.returncode == 0, talk
-    assert known("killed") == known("whole")
+    assert known("killed") == known("undisturbed")
     agree("killed", 16)
     check_front(json.loads(out))
 

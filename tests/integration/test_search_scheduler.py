@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.in_process import InProcess
 from support.plugins import write_distribution
 from support.shell import Shell
 
@@ -45,16 +46,16 @@ def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
     folder = tmp_path / "site"
     group = {"loraxs_search.schedulers": {"every-second": "EverySecond", "gone": "Gone"}}
     write_distribution(folder, "toy_schedulers", EVERY_SECOND, group)
-    return Shell(search_home, tmp_path, folder)
+    return InProcess(search_home, tmp_path, folder)
 
 
 def test_a_scheduler_from_outside_stops_trials_of_a_real_search(
     shell: Shell, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
     plan = ("search.scheduler=every-second", "search.patience=4", "search.trials=4", "promotion.seeds=0")
-    shell.ok("launch", str(tiny_space), "--name", "second", *(part for item in plan for part in ("--set", item)))
-    agree("second", 4)
-    folder = StudyFolder.open("second")
+    shell.ok("launch", str(tiny_space), "--name", "every-second", *(part for item in plan for part in ("--set", item)))
+    agree("every-second", 4)
+    folder = StudyFolder.open("every-second")
     assert folder.info.search.scheduler_params == {"patience": 4}
     records = folder.journal().records
     pruned = [record for record in records.values() if record.state is TrialState.PRUNED]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 FIXED = ("parameters.rank=4", "parameters.target_modules=all-linear", "promotion.seeds=0", "search.trials=2")
+FIXED += ("task.name=started-reviews",)
 
 
 def test_trials_start_from_the_version_that_the_name_meant_at_launch(
@@ -25,13 +26,15 @@ def test_trials_start_from_the_version_that_the_name_meant_at_launch(
 ) -> None:
     import loraxs_search
 
-    search("first", *FIXED)
-    loraxs_search.promote("first", force=True)
-    result = search("second", *FIXED, "start_from=tiny-reviews", "parameters.rank={choice: [4, 6]}", "search.trials=3")
-    folder = StudyFolder.open("second")
+    search("start-first", *FIXED)
+    loraxs_search.promote("start-first", force=True)
+    result = search(
+        "start-second", *FIXED, "start_from=started-reviews", "parameters.rank={choice: [4, 6]}", "search.trials=3"
+    )
+    folder = StudyFolder.open("start-second")
     start = folder.info.start_from
     assert start is not None
-    assert (start.adapter.name, start.with_head) == ("tiny-reviews:1", True)
+    assert (start.adapter.name, start.with_head) == ("started-reviews:1", True)
     assert set(folder.assets()) == {START}
     for trial in result.trials:
         if folder.adapter_path(trial.trial_id).exists():
@@ -39,7 +42,7 @@ def test_trials_start_from_the_version_that_the_name_meant_at_launch(
             assert manifest.start_from == start.adapter
             assert manifest.hyperparameters.start_from == folder.assets()[START]
             card = (folder.adapter_path(trial.trial_id) / "README.md").read_text()
-            assert "It started from `tiny-reviews:1`" in card
+            assert "It started from `started-reviews:1`" in card
 
 
 def test_a_start_that_no_trial_could_begin_at_is_refused_before_anything_is_written(
@@ -47,11 +50,11 @@ def test_a_start_that_no_trial_could_begin_at_is_refused_before_anything_is_writ
 ) -> None:
     before = len(list((search_home / "studies").iterdir()))
     for wrong, error, words in (
-        (("parameters.rank=3",), UsageError, "`rank` must be at least that of the adapter it starts from, 4"),
-        (("parameters.rank=4", "parameters.basis=random"), UsageError, "`basis` must be that of the adapter"),
-        (("parameters.rank=4", "parameters.target_modules=attention"), UsageError, "must adapt all that the adapter"),
+        (("parameters.rank={choice: [2, 4]}",), UsageError, "`rank` must be at least that of the adapter it starts"),
+        (("parameters.sigma=sqrt",), UsageError, "`sigma` must be that of the adapter"),
+        (("parameters.target_modules=attention",), UsageError, "must adapt all that the adapter"),
         (("start_from=nothing-like-it",), RegistryError, "nothing-like-it"),
     ):
         with pytest.raises(error, match=words):
-            search("wrong", *FIXED, "start_from=tiny-reviews", *wrong)
+            search("wrong", *FIXED, "start_from=started-reviews", *wrong)
     assert len(list((search_home / "studies").iterdir())) == before, "nothing is written"

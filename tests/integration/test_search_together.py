@@ -64,7 +64,7 @@ def test_a_study_that_fails_leaves_the_others_to_their_end(
     ratings.write_text(ratings.read_text().replace("label: rating", "label: nowhere").replace("ratings", "broken"))
     before = set(list_studies())
     with pytest.raises(TaskDataError, match="nowhere"):
-        launch_together([str(tiny_space), str(ratings)], overrides=("search.trials=2",))
+        launch_together([str(tiny_space), str(ratings)], overrides=("search.trials=2", "search.keep_hosts=60s"))
     (finished,) = set(list_studies()) - before
     agree(finished, 2)
 
@@ -92,7 +92,7 @@ def test_studies_that_are_searched_together_share_a_full_device(
         def started(self, facts_known: SearchStarted) -> None:
             facts.append(facts_known)
 
-    plan = ("search.trials=3", "search.max_steps=4", "promotion.seeds=0")
+    plan = ("search.trials=3", "search.max_steps=4", "promotion.seeds=0", "search.keep_hosts=60s")
     for result in launch_together([str(tiny_space), str(ratings)], overrides=plan, views=lambda _: Watching()):
         agree(result.study, 3)
         assert not any(trial.state is TrialState.FAIL for trial in result.trials)

@@ -1,15 +1,15 @@
-"""A search that begins with what an earlier one has learnt, on a real base: whole, killed, and on another machine."""
+"""A search that begins with what an earlier one has learnt: whole, killed, and on another machine."""
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from support.shell import start
-from support.spaces import QUICKSTART
 
 from loraxs_search.errors import SpaceError
 from loraxs_search.records import WarmStart
@@ -23,8 +23,8 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
-REAL = (f"base_model={json.dumps(QUICKSTART)}", "search.scheduler=none", "search.max_steps=4", "promotion.seeds=0")
-WARM = (*REAL, "search.trials=4", "search.concurrent=1", "warm_start=[earlier]")
+SHORT = ("search.scheduler=none", "search.max_steps=4", "promotion.seeds=0")
+WARM = (*SHORT, "search.trials=4", "search.concurrent=1", "warm_start=[earlier]")
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def away(name: str) -> Iterator[None]:
 def earlier(search: Callable[..., SearchResult]) -> list[str]:
     """A search to start from, and the ids of its trials, best first."""
     if not StudyFolder.exists("earlier"):
-        search("earlier", *REAL, "search.trials=3", "search.concurrent=1")
+        search("earlier", *SHORT, "search.trials=3", "search.concurrent=1")
     folder = StudyFolder.open("earlier")
     rows = leaderboard(folder.journal().records.values(), folder.info.task)
     return [row.trial_id for row in rows]
@@ -50,14 +50,14 @@ def test_the_first_trials_are_the_best_of_the_earlier_search(
     earlier: list[str], search: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
     before = StudyFolder.open("earlier").journal().records
-    whole = search("whole", *WARM)
-    agree("whole", 4)
+    whole = search("warm-whole", *WARM)
+    agree("warm-whole", 4)
     assert [trial.warm_start for trial in whole.trials] == [*(WarmStart("earlier", name) for name in earlier), None]
     assert [trial.params for trial in whole.trials[:3]] == [before[name].params for name in earlier]
     assert whole.trials[3].params not in [record.params for record in before.values()]
-    client = connect(StudyFolder.open("whole").info.tracking_uri)
+    client = connect(StudyFolder.open("warm-whole").info.tracking_uri)
     experiment = client.get_experiment_by_name("tiny-reviews")
-    runs = client.search_runs([experiment.experiment_id], "tags.`loraxs.study` = 'whole'")
+    runs = client.search_runs([experiment.experiment_id], "tags.`loraxs.study` = 'warm-whole'")
     trials = [run.data.tags for run in runs if "trial_id" in run.data.tags]
     origins = {tags["trial_id"]: tags.get("loraxs.warm_start") for tags in trials}
     assert origins == {"00003": None} | {f"{i:05d}": f"earlier/{name}" for i, name in enumerate(earlier)}
@@ -70,30 +70,33 @@ def test_killed_and_resumed_it_begins_with_the_same_whatever_has_become_of_the_e
     earlier: list[str], in_search_home: Path, tiny_space: Path, wait_for_reports: Callable[..., None]
 ) -> None:
     overrides = [part for override in WARM for part in ("--set", override)]
-    with start(in_search_home, "launch", str(tiny_space), "--name", "killed", *overrides) as driver:
-        wait_for_reports(driver, "killed", 1)
+    with start(in_search_home, "launch", str(tiny_space), "--name", "warm-killed", *overrides) as driver:
+        wait_for_reports(driver, "warm-killed", 1)
         driver.kill()
-    with away("earlier"), start(in_search_home, "resume", "killed") as again:
+    with away("earlier"), start(in_search_home, "resume", "warm-killed") as again:
         out, talk = again.communicate(timeout=600)
     assert again.returncode == 0, talk
     assert f"earlier/{earlier[0]}" in out
-    killed, whole = (list(StudyFolder.open(name).journal().records.values()) for name in ("killed", "whole"))
+    killed, whole = (list(StudyFolder.open(name).journal().records.values()) for name in ("warm-killed", "warm-whole"))
     assert [trial.params for trial in killed] == [trial.params for trial in whole]
     assert [trial.warm_start for trial in killed] == [trial.warm_start for trial in whole]
 
 
 def test_another_machine_starts_from_the_records(earlier: list[str], search: Callable[..., SearchResult]) -> None:
-    expected = StudyFolder.open("whole").warm_trials()
+    expected = StudyFolder.open("warm-whole").warm_trials()
     with away("earlier"):
-        search("elsewhere", *WARM, "search.trials=1")
-    assert StudyFolder.open("elsewhere").warm_trials().trials == expected.trials[:1]
+        search("warm-elsewhere", *WARM, "search.trials=1")
+    assert StudyFolder.open("warm-elsewhere").warm_trials().trials == expected.trials[:1]
 
 
 def test_a_warm_start_from_another_base_is_refused_before_anything_is_written(
-    earlier: list[str], search: Callable[..., SearchResult], tiny_base: Path
+    earlier: list[str], search: Callable[..., SearchResult], tiny_base: Path, tmp_path: Path
 ) -> None:
+    other = Path(shutil.copytree(tiny_base, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    save_file({name: weight / 2 for name, weight in weights.items()}, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(SpaceError, match="2 faults") as caught:
-        search("refused", *WARM, f"base_model={tiny_base}", "warm_start=[earlier, gone]")
+        search("refused", *WARM, f"base_model={other}", "warm_start=[earlier, gone]")
     assert "warm_start[0]: must be a study of this base" in caught.value.message
     assert "warm_start[1]: must be a study of this machine" in caught.value.message
     assert not StudyFolder.exists("refused")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.in_process import InProcess
 from support.said import Said
 from support.shell import Shell
 from support.toy_language import save_base, save_rows
@@ -16,6 +17,7 @@ from support.toy_language import save_base, save_rows
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Task, TrialState
 from loraxs_search.registry import ScoredRows
+from loraxs_search.search import launch
 from loraxs_search.studies import StudyFolder
 from loraxs_search.trial import score_folder
 
@@ -47,7 +49,7 @@ def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
     save_base(tmp_path / "base")
     save_rows(tmp_path)
     (tmp_path / "turned.yaml").write_text(SPACE)
-    return Shell(search_home, tmp_path)
+    return InProcess(search_home, tmp_path)
 
 
 def reports(study: str) -> list[dict[str, float]]:
@@ -98,9 +100,11 @@ def check_scored_anew(task: Task, folder: Path) -> None:
         score_folder(folder, replace(written, settings=dict(written.settings) | {"extract": {"after": "say"}}))
 
 
-def test_candidates_are_written_for_and_the_champion_writes(shell: Shell, agree: Callable[..., object]) -> None:
+def test_candidates_are_written_for_and_the_champion_writes(
+    ray_here: None, shell: Shell, agree: Callable[..., object]
+) -> None:
     assert "turned-words: text-generation; maximize exact_match" in shell.ok("check", "turned.yaml", "--data")
-    shell.ok("launch", "turned.yaml", "--name", "turned")
+    launch(str(shell.folder / "turned.yaml"), name="turned")
     agree("turned", 3)
     assert len(reports("turned")) == 3
     assert all("loss" in metrics and "exact_match" not in metrics for metrics in reports("turned"))

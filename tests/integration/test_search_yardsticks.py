@@ -58,7 +58,7 @@ def test_studies_that_are_searched_together_have_their_own_yardsticks(
     other = tiny_space.with_name("other.yaml")
     text = tiny_space.read_text().replace("tiny-reviews", "tiny-positives")
     other.write_text(text.replace("metrics: [accuracy, f1]", "metrics: [f1, accuracy]"))
-    results = launch_together([str(tiny_space), str(other)], overrides=SHORT)
+    results = launch_together([str(tiny_space), str(other)], overrides=("search.keep_hosts=60s", *SHORT))
     found = [StudyFolder.open(result.study).yardsticks() or () for result in results]
     assert [[y.name for y in yardsticks] for yardsticks in found] == [NAMES, NAMES]
     assert [y.failed for yardsticks in found for y in yardsticks] == [""] * 6
@@ -70,7 +70,8 @@ def test_studies_that_are_searched_together_have_their_own_yardsticks(
         folder = StudyFolder.open(result.study)
         client = connect(folder.info.tracking_uri)
         experiment = client.get_experiment_by_name(folder.info.task.name)
-        (run,) = client.search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")
+        of_search = f"tags.`loraxs.kind` = 'search' and tags.`loraxs.study` = '{folder.name}'"
+        (run,) = client.search_runs([experiment.experiment_id], of_search)
         for yardstick in yardsticks:
             key = f"yardstick.{yardstick.name}.test.accuracy"
             assert run.data.metrics[key] == pytest.approx(yardstick.test_metrics["accuracy"])

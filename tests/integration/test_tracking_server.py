@@ -65,9 +65,8 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 # ---- a server that dies ----------------------------------------------------------------------------------------------
-def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothing(make_mlflow_server, tmp_path):
-    server = make_mlflow_server()
-    server.start()
+def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothing(mlflow_server, tmp_path):
+    server = mlflow_server
     ensure_store(server.uri)
     tracker = Tracker("s1", tmp_path / "study", server.uri, "exp")
     tracker.search_started("task: {}\n", SearchPlan())
@@ -183,11 +182,35 @@ def test_a_first_use_killed_in_the_middle_does_not_spoil_the_store(tmp_path, mom
     assert connect(uri).search_experiments()
 
 
+# ---- a link ------------------------------------------------------------------------------------------------------
+def test_with_a_server_of_ones_own_the_link_is_printed_and_opened_there(mlflow_server, fresh_home, tmp_path):
+    server = mlflow_server
+    with Tracker("s1", tmp_path / "study", server.uri, "linked") as tracker:
+        tracker.search_started("task: {}\n", SearchPlan())
+        assert tracker.flush(60)
+    opened, browser = tmp_path / "opened", tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    browser.chmod(0o755)
+    environment = os.environ | {"LORAXS_HOME": str(fresh_home), "BROWSER": f"{browser} %s"}
+    command = [sys.executable, "-m", "loraxs_search", "ui", "s1", "--tracking-uri", server.uri]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    study_id = (tmp_path / "study" / "tracking.id").read_text()
+    number = connect(server.uri).get_experiment_by_name("linked").experiment_id
+    link = f"{server.uri}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey=loraxs-{study_id}"
+    assert (done.stdout, done.stderr) == (f"{link}\n", "")
+    assert opened.read_text() == f"{link}\n"
+    opened.unlink()
+    done = subprocess.run(
+        [*command, "--no-open"], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, opened.exists()) == (0, False)
+
+
 # ---- the registry ----------------------------------------------------------------------------------------------------
-def test_promote_and_pull_through_a_server_and_from_the_cache_without_it(make_mlflow_server, tmp_path, caplog):
-    server = make_mlflow_server()
-    server.start()
-    tracker = Tracker("s1", tmp_path / "study", server.uri, "exp")
+def test_promote_and_pull_through_a_server_and_from_the_cache_without_it(mlflow_server, tmp_path, caplog):
+    server = mlflow_server
+    tracker = Tracker("s1", tmp_path / "study", server.uri, "promoted")
     tracker.trial_started("t0", {"rank": 4}, HYPERPARAMETERS)
     folder = adapter(tmp_path / "t0", "t0")
     tracker.adapter_logged("t0", folder)
@@ -249,27 +272,3 @@ def test_the_ui_serves_the_embedded_store_until_interrupted(store_uri, make_mlfl
         process.stdout.close()
     with pytest.raises(TrackingError):
         check_server(uri, timeout_s=1.0)
-
-
-def test_with_a_server_of_ones_own_the_link_is_printed_and_opened_there(make_mlflow_server, fresh_home, tmp_path):
-    server = make_mlflow_server()
-    server.start()
-    with Tracker("s1", tmp_path / "study", server.uri, "exp") as tracker:
-        tracker.search_started("task: {}\n", SearchPlan())
-        assert tracker.flush(60)
-    opened, browser = tmp_path / "opened", tmp_path / "browser"
-    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
-    browser.chmod(0o755)
-    environment = os.environ | {"LORAXS_HOME": str(fresh_home), "BROWSER": f"{browser} %s"}
-    command = [sys.executable, "-m", "loraxs_search", "ui", "s1", "--tracking-uri", server.uri]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    study_id = (tmp_path / "study" / "tracking.id").read_text()
-    link = f"{server.uri}/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=loraxs-{study_id}"
-    assert (done.stdout, done.stderr) == (f"{link}\n", "")
-    assert opened.read_text() == f"{link}\n"
-    opened.unlink()
-    done = subprocess.run(
-        [*command, "--no-open"], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert (done.returncode, opened.exists()) == (0, False)

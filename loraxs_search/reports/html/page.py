@@ -14,7 +14,7 @@ from loraxs_search.home import write_atomic
 from loraxs_search.reports.html import tables
 from loraxs_search.reports.html.facts import StudyFacts, read_facts
 from loraxs_search.reports.html.figures import Section, sections
-from loraxs_search.reports.html.repeat import repeat_command
+from loraxs_search.reports.html.repeat import repeat_command, steering_commands
 from loraxs_search.reports.html.summary import summary
 from loraxs_search.studies import StudyFolder
 from loraxs_search.versions import installed
@@ -57,6 +57,7 @@ def report_page(facts: StudyFacts) -> str:
             failures=tables.failure_table(facts),
             settings=tables.settings_table(facts),
             command=repeat_command(facts),
+            steered=steering_commands(facts),
             space=facts.folder.space_text(),
             style=_template("report.css"),
             scripts=scripts,

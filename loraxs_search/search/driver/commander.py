@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from loraxs_search.records import AnswerState, Command, CommandAnswer
-from loraxs_search.search.driver.tag_source import TagSource
+from loraxs_search.search.driver.tag_source import TagSource, waiting_in_tags
 from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, describe, open_commands, steered
 from loraxs_search.studies import CommandInbox, StudyFolder
@@ -52,8 +52,7 @@ def commands(
     Where the search comes to its end, whatever waits then is answered.
     """
     folder, journal = study.folder, study.journal
-    tags = CommandTags(tracking_uri, recorded_id(folder.path), folder.info.task.name)
-    with contextlib.closing(TagSource(tags, journal)) as tag_source:
+    with contextlib.closing(TagSource(_tags(folder, tracking_uri), journal)) as tag_source:
         commander = Commander(study, [InboxSource(folder.inbox()), tag_source], view, follow)
         yield commander
         tag_source.settle()  # a search may end before it has looked once
@@ -113,22 +112,39 @@ class Commander:
         answer = decide(command, self._study)
         journal.answered(answer)
         apply(command, answer, self._study.state)
-        self._view.commanded(_line(command, answer))
+        self._view.commanded(_line(command, answer), self._study.state.status)
         return True
 
 
-def foreseen(folder: StudyFolder) -> SteeringState:
-    """Return what the commands of a study will have come to once those that wait are decided on; nothing is written."""
+def foreseen(folder: StudyFolder, tracking_uri: str | None = None) -> SteeringState:
+    """Return what the commands of a study will have come to once those that wait are decided on; nothing is written.
+
+    Args:
+        tracking_uri: Of the MLflow whose tags may have commands too; None asks none.
+    """
     study = steered(folder, folder.journal())
-    for command in open_commands(study):
+    waiting = open_commands(study)
+    if tracking_uri is not None:
+        taken = study.journal.commands
+        tagged = waiting_in_tags(_tags(folder, tracking_uri), study.journal)
+        waiting += [command for command in tagged if command.command_id not in taken]
+    for command in waiting:
         apply(command, decide(command, study), study.state)
     return study.state
 
 
-def answer_waiting(folder: StudyFolder) -> None:
-    """Answer what people have sent to a study that is not searched any further; its lock is held."""
+def answer_waiting(folder: StudyFolder, tracking_uri: str | None = None) -> None:
+    """Answer what people have sent to a study that is not searched any further; its lock is held.
+
+    Args:
+        tracking_uri: As `foreseen` has it.
+    """
     study = steered(folder, folder.journal())
-    Commander(study, [InboxSource(folder.inbox())], SilentView(), lambda: None).take_all()
+    if tracking_uri is None:
+        Commander(study, [InboxSource(folder.inbox())], SilentView(), lambda: None).take_all()
+        return
+    with commands(study, tracking_uri, SilentView(), lambda: None):
+        pass  # at its end it answers all that waits
 
 
 def asks_for_more(folder: StudyFolder, state: SteeringState) -> bool:
@@ -140,3 +156,7 @@ def asks_for_more(folder: StudyFolder, state: SteeringState) -> bool:
 def _line(command: Command, answer: CommandAnswer) -> str:
     said = f"refused: {answer.text}" if answer.state is AnswerState.REFUSED else answer.text
     return f"{describe(command)}: {said}"
+
+
+def _tags(folder: StudyFolder, tracking_uri: str) -> CommandTags:
+    return CommandTags(tracking_uri, recorded_id(folder.path), folder.info.task.name)

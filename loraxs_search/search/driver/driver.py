@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import threading
@@ -10,11 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import (
-    KeepRule,
-    TrialState,
-    WarmTrials,
-)
+from loraxs_search.records import KeepRule, TrialState, WarmTrials
 from loraxs_search.schedulers import Scheduler, make_scheduler
 from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.search.driver.finished import log_adapters, result_of, summary_of
@@ -162,12 +159,18 @@ class Driver:
         follow = self._follower(searcher, study, lambda: self._facts(actors, ledger, study.state, deadline))
 
         def train() -> None:
-            tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves)
-            run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
+            run_tuner(
+                searcher,
+                TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves),
+                plan,
+                folder.path / "tune",
+                deadline,
+                self._stop,
+            )
 
         def train_all() -> None:
             self._train(train, searcher, commander, actors.pool)
-            self._end_unfinished(ledger, searcher, planned(plan, study.state).trials)
+            self._end_unfinished(ledger, searcher, planned(plan, study.state, journal.records).trials)
             journal.search_ended(searcher.notice)
 
         def keep_adapters() -> bool:
@@ -180,11 +183,12 @@ class Driver:
             commander.take_all()  # what came too late is refused
             return self._reopen(study, lambda: self._facts(actors, ledger, study.state, deadline))
 
-        while True:
-            with commands(study, self._info.tracking_uri, self._view, follow) as commander:
-                _go_through(folder, journal, train_all, keep_adapters, goes_on)
-            if not self._reopen(study):  # by what was answered last
-                break
+        with actors.watched(functools.partial(tracker.hosts_measured, since=self._info.created_at)):
+            while True:
+                with commands(study, self._info.tracking_uri, self._view, follow) as commander:
+                    _go_through(folder, journal, train_all, keep_adapters, goes_on)
+                if not self._reopen(study):  # by what was answered last
+                    break
         self._view.write_to(None)
         journal.search_ended(journal.notice or "")
         return result_of(folder, journal)
@@ -194,12 +198,12 @@ class Driver:
         self, searcher: StudySearcher, study: SteeredStudy, facts: Callable[[], SearchStarted]
     ) -> Callable[[], None]:
         """Return what has the searcher follow commands; where they change the plan, the view begins anew."""
-        shown = planned(self._info.search, study.state)
+        shown = planned(self._info.search, study.state, study.records)
 
         def follow() -> None:
             nonlocal shown
             searcher.follow()
-            if shown != (shown := planned(self._info.search, study.state)):
+            if shown != (shown := planned(self._info.search, study.state, study.records)):
                 self._view.started(facts())
 
         return follow
@@ -349,7 +353,7 @@ class Driver:
         return True
 
     def _facts(self, actors: StudyActors, ledger: Ledger, state: SteeringState, deadline: Deadline) -> SearchStarted:
-        plan = planned(self._info.search, state)
+        plan = planned(self._info.search, state, ledger.records)
         return SearchStarted(
             study=self._info.name,
             task=self._info.task,
@@ -367,6 +371,7 @@ class Driver:
             num_refits=self._info.promotion.seeds * min(self._info.promotion.candidates, plan.trials),
             slots=actors.slots_by_address(),
             time_left_s=deadline.left_s,
+            steering=state.status,
         )
 
 

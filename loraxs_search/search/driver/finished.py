@@ -22,7 +22,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
         mirrored(folder, lambda: None),
         Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker,
     ):
-        answer_waiting(folder)
+        answer_waiting(folder, info.tracking_uri)
         result = record_finished(folder, tracker)
         tracker.drain()
         return result

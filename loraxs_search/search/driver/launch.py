@@ -254,8 +254,9 @@ def resume(
     place = _absolute(storage) or (StudyFolder.open(name).info.storage if StudyFolder.exists(name) else None)
     folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
     info = replace(folder.info, tracking_uri=resolve_uri(folder.info.tracking_uri))
-    state = foreseen(folder)
-    if folder.candidates() is not None and not asks_for_more(folder, state):
+    has_ended = folder.candidates() is not None
+    state = foreseen(folder, info.tracking_uri if has_ended else None)  # a search that goes on reads tags itself
+    if has_ended and not asks_for_more(folder, state):
         return close_finished(folder)
     with folder.lock():  # refuses before Ray is started and the base loaded, where another is at work
         pass

@@ -64,7 +64,7 @@ class TagSource:
             self._answering.discard(command_id)
         if read is None:
             return []
-        commands = [self._command(tagged) for tagged in read]
+        commands = [as_command(tagged, self._journal) for tagged in read]
         for command_id in self._earlier - {command.command_id for command in commands}:
             self._journal.command_cleared(command_id)  # deleted by a driver that was killed before it could say so
         self._earlier.clear()
@@ -96,15 +96,6 @@ class TagSource:
         self._wake.set()
         self._thread.join(_LAST_S)
         self.waiting()
-
-    def _command(self, tagged: TaggedCommand) -> Command:
-        for record in self._journal.commands.values():
-            if record.command.tag == tagged.tag and not record.is_cleared:
-                return record.command
-        if tagged.sent is not None:
-            return replace(tagged.sent, tag=tagged.tag)
-        command = parse(tagged.tag.value, uuid.uuid4().hex, tagged.trial_id)
-        return replace(command, sent_by=_SENT_BY, issued_at=time.time(), tag=tagged.tag)
 
     # ---- the thread's side -------------------------------------------------------------------------------------------
     def _work(self) -> None:
@@ -167,3 +158,24 @@ class TagSource:
                 self._read = read
             elif deleted:
                 self._read = None  # it may hold a tag that is deleted
+
+
+def waiting_in_tags(tags: CommandTags, journal: Journal) -> list[Command]:
+    """Return the commands that stand in tags of a study that nobody searches; none where the store is away."""
+    try:
+        read = tags.read()
+    except Exception as error:  # noqa: BLE001  # whatever MLflow and the network raise
+        _logger.info("commands in MLflow cannot be read for now: %s", redact(str(error)))
+        return []
+    return [as_command(tagged, journal) for tagged in read]
+
+
+def as_command(tagged: TaggedCommand, journal: Journal) -> Command:
+    """Return the command that a tag is: one that the journal has already, sent by a machine, or typed by somebody."""
+    for record in journal.commands.values():
+        if record.command.tag == tagged.tag and not record.is_cleared:
+            return record.command
+    if tagged.sent is not None:
+        return replace(tagged.sent, tag=tagged.tag)
+    command = parse(tagged.tag.value, uuid.uuid4().hex, tagged.trial_id)
+    return replace(command, sent_by=_SENT_BY, issued_at=time.time(), tag=tagged.tag)

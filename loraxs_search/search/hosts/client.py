@@ -106,6 +106,10 @@ class HostClient:
         """Runs in a thread of its own: it waits for no trial."""
         return self.actor.give_up.options(concurrency_group="commands").remote(names)
 
+    def usage(self) -> ObjectRef[tuple[str, dict[str, float]]]:
+        """Runs in the thread of commands: it waits for no trial."""
+        return self.actor.usage.options(concurrency_group="commands").remote()
+
     def _call(
         self, task: Task, method: Callable[Concatenate[Host, P], ResultT], *args: P.args, **kwargs: P.kwargs
     ) -> ObjectRef[ResultT]:

@@ -48,6 +48,7 @@ class HostHandle(Protocol):
     info: RemoteMethod[[Task], HostInfo]
     call: RemoteMethod[..., Any]
     give_up: RemoteMethod[[Sequence[str]], None]
+    usage: RemoteMethod[[], tuple[str, dict[str, float]]]
 
 
 class DirectoryHandle(Protocol):

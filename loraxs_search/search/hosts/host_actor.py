@@ -21,6 +21,7 @@ from loraxs_search.search.cluster.placement import processes_that_fit
 from loraxs_search.search.hosts.handles import find_keeper
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.search.hosts.identity import difference
+from loraxs_search.search.hosts.node_usage import NodeUsage
 from loraxs_search.versions import with_python
 
 
@@ -44,6 +45,7 @@ class HostActor:
         self._loaded: dict[str, Identity] = {}  # by task: base and rows when the rows were last read
         self._loading = threading.RLock()
         self._home_in_use = contextlib.ExitStack()  # until the process ends
+        self._usage = NodeUsage()
 
     def info(self, task: Task) -> HostInfo:
         """Describe base and data as their files are now, whatever an earlier search has loaded here."""
@@ -68,6 +70,10 @@ class HostActor:
         """End trials before their next step; nothing is to be ended where the host is not built yet."""
         if (host := self._host) is not None:
             host.give_up(names)
+
+    def usage(self) -> tuple[str, dict[str, float]]:
+        """Return the address of the node, and how busy it and the device are."""
+        return self._address, self._usage.read()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _host_for(self, identity: Identity | None, task: Task) -> Host:

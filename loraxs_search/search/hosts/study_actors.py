@@ -20,6 +20,7 @@ from loraxs_search.search.hosts.handles import kill
 from loraxs_search.search.hosts.identity import check_unchanged
 from loraxs_search.search.hosts.pool import HostPool
 from loraxs_search.search.hosts.study_keeper import start_keeper
+from loraxs_search.search.hosts.usage_watch import Usage, UsageWatch, pool_usage
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tasks import data_warnings, overlap_counts
@@ -144,6 +145,10 @@ class StudyActors:
         addresses = {node.node_id: node.address for node in living_nodes()}
         by_node = self.slot_counter.slots.by_node
         return {addresses[node_id]: slots for node_id, slots in by_node.items() if node_id in addresses}
+
+    def watched(self, record: Callable[[Usage], None]) -> UsageWatch:
+        """Return a context in which hosts are asked now and then how busy they are; `record` is called with it."""
+        return UsageWatch(functools.partial(pool_usage, self.pool), record)
 
     def gpus(self) -> list[str]:
         """Return the kinds of accelerator in the cluster, as Ray names them."""

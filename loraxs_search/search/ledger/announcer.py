@@ -15,6 +15,7 @@ from loraxs_search.records import (
     PhaseEvent,
     SearchEvent,
     SteeredEvent,
+    SteeringStatus,
     TrialRecord,
     WarningEvent,
     Yardstick,
@@ -55,10 +56,10 @@ class Announcer:
         """A trial was started, reported or ended, and the journal has it."""
         self._show(lambda view: view.trial_changed(record))
 
-    def commanded(self, text: str) -> None:
+    def commanded(self, text: str, status: SteeringStatus | None = None) -> None:
         """Somebody has sent a command, which was answered so; or the search waits for one."""
-        self._keep(SteeredEvent(study=self._study, at=time.time(), text=text))
-        self._show(lambda view: view.commanded(text))
+        self._keep(SteeredEvent(study=self._study, at=time.time(), text=text, status=status))
+        self._show(lambda view: view.commanded(text, status))
 
     def noted(self, event: SearchEvent) -> None:
         """Something else is known."""

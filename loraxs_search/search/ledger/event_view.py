@@ -10,6 +10,7 @@ from loraxs_search.records import (
     SearchEvent,
     SearchStartedEvent,
     SteeredEvent,
+    SteeringStatus,
     TrialRecord,
     TrialState,
 )
@@ -51,8 +52,8 @@ class EventView:
     def trial_changed(self, record: TrialRecord) -> None:
         self._pass_on(record, self._happened)
 
-    def commanded(self, text: str) -> None:
-        self._happened(SteeredEvent(study=self.study or "", at=time.time(), text=text))
+    def commanded(self, text: str, status: SteeringStatus | None = None) -> None:
+        self._happened(SteeredEvent(study=self.study or "", at=time.time(), text=text, status=status))
 
     def noted(self, event: SearchEvent) -> None:
         self._happened(event)
@@ -92,4 +93,5 @@ def search_started(facts: SearchStarted) -> SearchStartedEvent:
         why_slots=facts.why_slots,
         time_left_s=facts.time_left_s,
         notes=facts.notes,
+        steering=facts.steering,
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from loraxs_search.records import SearchEvent, Task, TrialRecord
+from loraxs_search.records import NOT_STEERED, SearchEvent, SteeringStatus, Task, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class SearchStarted:
         num_refits: Trainings from new seeds that follow, at most.
         slots: Trials at once on each node, by its address.
         time_left_s: What is left of the time budget for trials; None where there is none.
+        steering: What people have asked of the search so far.
     """
 
     study: str
@@ -43,6 +44,7 @@ class SearchStarted:
     num_refits: int = 0
     slots: Mapping[str, int] = field(default_factory=dict)
     time_left_s: float | None = None
+    steering: SteeringStatus = NOT_STEERED
 
 
 class SearchView(Protocol):
@@ -57,8 +59,12 @@ class SearchView(Protocol):
     def trial_changed(self, record: TrialRecord) -> None:
         """A trial was started, reported or ended."""
 
-    def commanded(self, text: str) -> None:
-        """Somebody has sent a command, which was answered so; or the search waits for one."""
+    def commanded(self, text: str, status: SteeringStatus | None = None) -> None:
+        """Somebody has sent a command, which was answered so; or the search waits for one.
+
+        Args:
+            status: What commands have come to; None where nothing has changed.
+        """
 
     def noted(self, event: SearchEvent) -> None:
         """Something else is known: how far a phase is, a warning, the score of a yardstick or of a candidate."""
@@ -76,7 +82,7 @@ class SilentView:
 
     def trial_changed(self, record: TrialRecord) -> None: ...
 
-    def commanded(self, text: str) -> None: ...
+    def commanded(self, text: str, status: SteeringStatus | None = None) -> None: ...
 
     def noted(self, event: SearchEvent) -> None: ...
 

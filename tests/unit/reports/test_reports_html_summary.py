@@ -9,9 +9,10 @@ from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK
 
-from loraxs_search.records import TrialState, Yardstick
+from loraxs_search.records import AnswerState, Command, CommandAnswer, TrialState, Yardstick
 from loraxs_search.reports.html import read_facts
-from loraxs_search.reports.html.repeat import repeat_command
+from loraxs_search.reports.html.page import report_page
+from loraxs_search.reports.html.repeat import repeat_command, steering_commands
 from loraxs_search.reports.html.spending import duration, spending
 from loraxs_search.reports.html.summary import summary
 from loraxs_search.reports.html.tables import failure_table, leaderboard_table
@@ -118,3 +119,25 @@ def test_the_command_to_repeat_it_has_the_overrides(fresh_home):
     object.__setattr__(folder.info, "space_source", space.source)
     words = f"loraxs-search launch {space.source} --set search.trials=24 --set 'parameters.rank={{choice: [4, 8]}}'"
     assert repeat_command(facts) == f"{words} --name s-again"
+
+
+def test_what_was_steered_is_beside_it(folder):
+    journal = folder.journal()
+    sent = [
+        (Command("a", "extend", arguments={"trials": 3, "time": "1h"}), AnswerState.DONE),
+        (Command("b", "clone", ("00000",), {"warm": True, "force": False}, {"rank": 8}), AnswerState.DONE),
+        (Command("c", "stop", ("00009",)), AnswerState.REFUSED),
+        (Command("d", "pause"), AnswerState.DONE),
+    ]
+    for command, state in sent:
+        journal.commanded(command)
+        journal.answered(CommandAnswer(command.command_id, state, "so", facts={"trials": 5}))
+    folder.inbox().put(Command("e", "add", params={"rank": 16}))
+    facts = read_facts(folder)
+    assert steering_commands(facts) == [
+        "loraxs-search extend s-again --time 1h --trials 3",
+        "loraxs-search clone s-again 00000 --warm --set rank=8",
+        "loraxs-search add s-again --set rank=16  # waits to be answered",
+    ]
+    assert "loraxs-search extend s-again --time 1h" in report_page(facts)
+    assert "People steered it" not in report_page(read_facts(searched("t", [Tried({}, 0.8)])))

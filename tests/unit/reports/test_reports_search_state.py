@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from support.recorded_search import FACTS, NODES, begun, closed, finishing, reported, training
 
-from loraxs_search.records import PhaseEvent, SearchEndedEvent, TrialState, WarningEvent, YardstickScoredEvent
+from loraxs_search.records import (
+    Lineage,
+    PhaseEvent,
+    SearchEndedEvent,
+    SteeredEvent,
+    SteeringStatus,
+    TrialState,
+    WarningEvent,
+    YardstickScoredEvent,
+)
 from loraxs_search.reports import HostLine, SearchState
 from loraxs_search.search.ledger.event_view import EventView
 
@@ -88,9 +98,70 @@ def test_before_the_first_report_no_time_is_named() -> None:
 def test_hosts_have_trials_slots_and_a_pace_of_their_own(state: SearchState) -> None:
     """Of the last minute: node 3 had trials 0 and 2, node 4 the others."""
     first, second = state.hosts(1080.0)
-    assert first == HostLine(NODES[0], 1, 2, (20 + 20 + 20 + 20) / 60)
-    assert second == HostLine(NODES[1], 1, 2, 20 / 60)
+    assert first == HostLine(NODES[0], 1, 2, (20 + 20 + 20 + 20) / 60, 16 * (20 + 20 + 20 + 20) / 60)
+    assert second == HostLine(NODES[1], 1, 2, 20 / 60, 16 * 20 / 60)
     assert state.hosts(9999.0)[0].steps_per_s == 0.0
+
+
+def test_rows_a_second_are_of_each_trials_own_batches() -> None:
+    state = SearchState()
+    view = EventView(state.happened)
+    view.started(FACTS)
+    for number, rows in ((0, 8), (2, 32)):
+        trial = replace(begun(number, 1000.0), params={"batch_size": rows})
+        view.trial_changed(reported(trial, 20, 0.5, 1020.0))
+    assert state.hosts(1020.0)[0] == HostLine(NODES[0], 2, 2, (20 + 20) / 20, (20 * 8 + 20 * 32) / 20)
+
+
+def commanded(state: SearchState, at: float = 1080.0, **status: Any) -> None:
+    """Let the search have been steered so."""
+    state.happened(SteeredEvent(study="mine", at=at, text="so", status=SteeringStatus(**status)))
+
+
+def test_paused_trials_take_no_slots_and_wait(state: SearchState) -> None:
+    commanded(state, paused=("00000", "00002"))
+    assert state.paused == ["00002"], "the other one had ended before its next report"
+    assert (state.num_training, state.is_waiting) == (1, False)
+    assert [host.num_trials for host in state.hosts(1080.0)] == [0, 1]
+    commanded(state, paused=("00002", "00003"))
+    assert state.is_waiting
+    assert state.seconds_left(1080.0) is None
+    commanded(state)
+    assert not state.is_waiting
+
+
+def test_the_time_that_a_search_stood_still_says_nothing_of_its_speed(state: SearchState) -> None:
+    commanded(state, paused=("00002", "00003"), is_paused=True)
+    assert state.is_waiting
+    commanded(state, at=9000.0)
+    assert state.seconds_left(9000.0) is None, "until the next report"
+    line = state.trials["00002"]
+    view = EventView(state.happened)
+    view.study, view._reported["00002"] = "mine", 0
+    view.trial_changed(reported(begun(2, 1000.0), 60, line.scores[-1], 9010.0))
+    assert state.seconds_left(9010.0) == pytest.approx((20 + 40 + 160) / 2.0)
+
+
+def test_a_search_that_is_to_finish_counts_the_trials_that_there_are(state: SearchState) -> None:
+    view = EventView(state.happened)
+    steering = SteeringStatus(finishing="finished by a person")
+    view.started(replace(FACTS, at=1080.0, num_trials=4, steering=steering))
+    assert (state.steering, state.num_trials, state.num_training) == (steering, 4, 2)
+
+
+def test_steps_that_a_warm_clone_began_with_cost_nothing(state: SearchState) -> None:
+    before, pace = state.steps_done, state.hosts(1080.0)
+    view = EventView(state.happened)
+    view.study = "mine"
+    clone = replace(begun(4, 1080.0), lineage=Lineage("mine", "00000", 60))
+    clone = reported(clone, 60, 0.5, 1080.0)  # its first report is the one that it began with
+    view.trial_changed(clone)
+    assert state.trials["00004"].step == 60
+    assert state.steps_done == before
+    assert [host.steps_per_s for host in state.hosts(1080.0)] == [host.steps_per_s for host in pace]
+    assert state.trial_steps() == 80 + 20 + 80 + 80 + 20, "it was not judged where it began"
+    view.trial_changed(reported(clone, 80, 0.6, 1090.0))
+    assert state.steps_done == before + 20
 
 
 def test_the_devices_of_a_node_are_one_host() -> None:

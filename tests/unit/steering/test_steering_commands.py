@@ -27,7 +27,7 @@ class Heard(SilentView):
     def __init__(self) -> None:
         self.lines = list[str]()
 
-    def commanded(self, text: str) -> None:
+    def commanded(self, text: str, status: object = None) -> None:
         self.lines.append(text)
 
 

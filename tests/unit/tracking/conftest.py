@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport
+from loraxs_search.records import AdapterSize, Hyperparameters, SearchPlan, TrialReport, TrialState
+from loraxs_search.tracking import Tracker
 from loraxs_search.tracking.store import connect
 
 
@@ -75,3 +76,39 @@ def adapter_folder(tmp_path: Path) -> Path:
     (folder / "adapter_model.safetensors").write_bytes(b"R")
     (folder / "manifest.json").write_text("{}")
     return folder
+
+
+@pytest.fixture
+def study_dir(tmp_path) -> Path:
+    return tmp_path / "studies" / "s1"
+
+
+@pytest.fixture
+def open_tracker(store_uri, study_dir):
+    opened: list[Tracker] = []
+
+    def make(*, uri: str = store_uri, folder: Path = study_dir, study: str = "s1") -> Tracker:
+        opened.append(Tracker(study, folder, uri, "exp"))
+        return opened[-1]
+
+    yield make
+    for tracker in opened:
+        tracker.close(timeout=0.1)
+
+
+@pytest.fixture
+def record(hyperparameters, report):
+    """Tell a tracker of a search of three trials, one of each end."""
+
+    def run(tracker: Tracker) -> None:
+        tracker.search_started("task:\n  name: toy\n", SearchPlan(trials=3), params={"task": "toy"}, gpus=("H100",))
+        ends = (TrialState.COMPLETE, "ran all steps"), (TrialState.PRUNED, "weak at step 80"), (TrialState.FAIL, "NaN")
+        for number, (state, reason) in enumerate(ends):
+            trial_id = f"t{number}"
+            tracker.trial_started(trial_id, {"rank": 4, "learning_rate": 0.001}, hyperparameters)
+            for step in (40, 80):
+                tracker.trial_reported(report(trial_id, step, 0.5 + step / 1000))
+            tracker.trial_finished(trial_id, state, reason, wall_s=12.5, device_s=8.0)
+        tracker.search_finished("FINISHED", {"best_accuracy": 0.58, "best_trial": "t0"})
+
+    return run

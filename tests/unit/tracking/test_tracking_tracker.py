@@ -1,62 +1,13 @@
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from support.ports import free_port
 
 from loraxs_search.errors import StudyError
 from loraxs_search.records import FrontTrial, SearchPlan, TrialState, Yardstick
-from loraxs_search.tracking import Tracker
-from loraxs_search.tracking import tracker as tracker_module
-from loraxs_search.tracking._recorder import Recorder
-from loraxs_search.tracking.events import Event
 from loraxs_search.tracking.store import connect
-
-
-@pytest.fixture
-def study_dir(tmp_path) -> Path:
-    return tmp_path / "studies" / "s1"
-
-
-@pytest.fixture
-def open_tracker(store_uri, study_dir):
-    opened: list[Tracker] = []
-
-    def make(*, uri: str = store_uri, folder: Path = study_dir, study: str = "s1") -> Tracker:
-        opened.append(Tracker(study, folder, uri, "exp"))
-        return opened[-1]
-
-    yield make
-    for tracker in opened:
-        tracker.close(timeout=0.1)
-
-
-@pytest.fixture
-def away_uri() -> str:
-    return f"http://127.0.0.1:{free_port()}"
-
-
-@pytest.fixture
-def record(hyperparameters, report):
-    """Tell a tracker of a search of three trials, one of each end."""
-
-    def run(tracker: Tracker) -> None:
-        tracker.search_started("task:\n  name: toy\n", SearchPlan(trials=3), params={"task": "toy"}, gpus=("H100",))
-        ends = (TrialState.COMPLETE, "ran all steps"), (TrialState.PRUNED, "weak at step 80"), (TrialState.FAIL, "NaN")
-        for number, (state, reason) in enumerate(ends):
-            trial_id = f"t{number}"
-            tracker.trial_started(trial_id, {"rank": 4, "learning_rate": 0.001}, hyperparameters)
-            for step in (40, 80):
-                tracker.trial_reported(report(trial_id, step, 0.5 + step / 1000))
-            tracker.trial_finished(trial_id, state, reason, wall_s=12.5, device_s=8.0)
-        tracker.search_finished("FINISHED", {"best_accuracy": 0.58, "best_trial": "t0"})
-
-    return run
 
 
 def test_a_search_is_one_parent_with_a_child_per_trial(open_tracker, record, look):
@@ -72,6 +23,21 @@ def test_a_search_is_one_parent_with_a_child_per_trial(open_tracker, record, loo
         assert child.info.run_id == tracker.run_id(trial_id)
         assert child.info.run_name == f"{trial_id} r4 lr 1e-3"
     assert tracker.run_id("unheard of") is None
+
+
+def test_how_busy_hosts_are_is_among_the_system_metrics_of_the_search(open_tracker, look, store_uri):
+    tracker = open_tracker()
+    tracker.search_started("task: sst2\n", SearchPlan(), params={})
+    usage = {"10.0.0.1": {"cpu_utilization_percentage": 12.5}, "fe80::1": {"gpu_0_memory_usage_percentage": 40.0}}
+    tracker.hosts_measured(usage, since=time.time() - 30.0)
+    assert tracker.flush(60)
+    (parent,) = look().parents
+    assert parent.data.metrics == {
+        "system/10.0.0.1/cpu_utilization_percentage": 12.5,
+        "system/fe80--1/gpu_0_memory_usage_percentage": 40.0,
+    }
+    history = connect(store_uri).get_metric_history(parent.info.run_id, "system/10.0.0.1/cpu_utilization_percentage")
+    assert [point.step for point in history] == [30]
 
 
 def test_the_parent_says_what_the_search_was(open_tracker, record, look, store_uri):
@@ -257,72 +223,6 @@ def test_the_environment_does_not_confuse_it(open_tracker, record, look, monkeyp
     assert not list(Path.cwd().iterdir())
 
 
-def test_while_the_store_is_away_calls_are_quick_and_nothing_is_lost(open_tracker, record, look, away_uri, caplog):
-    tracker = open_tracker(uri=away_uri)
-    began = time.monotonic()
-    record(tracker)
-    assert time.monotonic() - began < 1
-    assert not tracker.flush(timeout=0.2)
-    deadline = time.monotonic() + 20
-    while tracker.trouble is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert tracker.trouble is not None
-    assert "must be reachable" in tracker.trouble
-    assert not tracker.close(timeout=0.2)
-    assert "tracking.jsonl" in caplog.text
-    later = open_tracker()
-    assert later.flush()
-    seen = look()
-    assert set(seen.children) == {"t0", "t1", "t2"}
-    assert seen.points["t2"]["accuracy"] == [(40, 0.54), (80, 0.58)]
-    assert later.trouble is None
-
-
-def test_a_store_that_is_behind_and_not_away_is_waited_for(open_tracker, record, look, caplog, monkeypatch):
-    apply = Recorder.apply
-
-    def slow(recorder: Recorder, events: Sequence[Event]) -> None:
-        time.sleep(0.05 * len(events))
-        apply(recorder, events)
-
-    monkeypatch.setattr(Recorder, "apply", slow)
-    tracker = open_tracker()
-    record(tracker)
-    assert tracker.close(timeout=0.1)
-    assert set(look().children) == {"t0", "t1", "t2"}
-    assert "away" not in caplog.text
-
-
-def test_a_slow_store_is_seen_to_move(open_tracker, report, hyperparameters, monkeypatch):
-    busy, begun = threading.Event(), threading.Event()
-
-    def slow(_: Recorder, events: Sequence[Event]) -> None:
-        busy.set()
-        begun.wait(10)
-        time.sleep(0.005 * len(events))
-
-    monkeypatch.setattr(Recorder, "apply", slow)
-    monkeypatch.setattr(tracker_module, "_SILENT_S", 0.6)
-    tracker = open_tracker()
-    tracker.trial_started("t0", {}, hyperparameters)
-    assert busy.wait(10)
-    for step in range(300):  # 1.5 s in one batch
-        tracker.trial_reported(report("t0", step))
-    threading.Timer(0.1, begun.set).start()
-    assert tracker.drain(0.2) == ""
-
-
-def test_nothing_is_waited_for_when_that_is_asked(open_tracker, record, monkeypatch):
-    over = threading.Event()
-    monkeypatch.setattr(Recorder, "apply", lambda *_: over.wait(10))
-    tracker = open_tracker()
-    record(tracker)
-    began = time.monotonic()
-    assert not tracker.close(timeout=0.0)
-    assert time.monotonic() - began < 3  # of which the writer is given one
-    over.set()
-
-
 def test_an_adapter_becomes_one_ready_logged_model_of_its_run(open_tracker, look, adapter_folder, hyperparameters):
     tracker = open_tracker()
     tracker.trial_started("a/b:c.1", {}, hyperparameters)  # characters a logged model's name may not hold
@@ -357,25 +257,6 @@ def test_a_refits_adapter_is_kept_in_the_run_of_its_trial(
     tags = seen.children["00000"].data.tags
     assert tags["loraxs.model_id"] == models["00000"].model_id
     assert tags["loraxs.model_id.refit"] == models["00000.2"].model_id
-
-
-def test_what_mlflow_refuses_is_set_aside_and_the_rest_goes_on(
-    open_tracker, look, study_dir, hyperparameters, report, caplog
-):
-    tracker = open_tracker()
-    tracker.trial_started("t0", {"rank": 4}, hyperparameters)
-    tracker.trial_started("t0", {"rank": 8}, hyperparameters)  # MLflow never changes a param
-    tracker.adapter_logged("t0", study_dir / "no such folder")
-    tracker.trial_reported(report("t0", 40))
-    tracker.trial_finished("t0", TrialState.COMPLETE)
-    assert tracker.flush()
-    seen = look()
-    assert seen.children["t0"].data.params["rank"] == "4"
-    assert seen.points["t0"]["accuracy"] == [(40, 0.5)]
-    assert seen.children["t0"].info.status == "FINISHED"
-    refused = (study_dir / "tracking.refused.jsonl").read_text().splitlines()
-    assert len(refused) == 2
-    assert "refuses an event" in caplog.text
 
 
 def test_a_trial_whose_params_resolve_to_nothing_is_recorded_all_the_same(open_tracker, look):

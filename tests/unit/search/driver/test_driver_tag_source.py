@@ -6,19 +6,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
+from support.searched_studies import Tried, confirm, searched
 from support.servers import MlflowServer
 from support.studies import study as new_study
 
-from loraxs_search.errors import CommandError, StudyError, TrackingError
+from loraxs_search.errors import CommandError, StudyError
 from loraxs_search.records import AnswerState, CommandAnswer, CommandTag
 from loraxs_search.search.driver import tag_source
-from loraxs_search.search.driver.commander import Commander, commands
-from loraxs_search.search.driver.tag_source import TagSource
+from loraxs_search.search.driver.commander import Commander, answer_waiting, asks_for_more, commands, foreseen
+from loraxs_search.search.driver.tag_source import TagSource, waiting_in_tags
 from loraxs_search.search.ledger.view import SilentView
 from loraxs_search.steering import SteeringState, decide, steered
-from loraxs_search.steering.send import new_command, send
+from loraxs_search.steering.send import new_command, send, send_waiting
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking import Tracker, recorded_id
 from loraxs_search.tracking.command_tags import ANSWER, COMMAND, CommandTags
@@ -28,8 +30,8 @@ from loraxs_search.tracking.store import connect
 class RecordedStudy:
     """A study with two trials that MLflow knows."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri, self.folder = uri, new_study("s", uri)
+    def __init__(self, uri: str, folder: StudyFolder | None = None) -> None:
+        self.uri, self.folder = uri, folder or new_study("s", uri)
         self.client = connect(uri)
         journal = self.folder.journal()
         with Tracker("s", self.folder.path, uri, "t") as tracker:
@@ -136,9 +138,7 @@ def test_a_driver_that_is_killed_anywhere_leaves_a_command_that_counts_once(
     study = steered(recorded.folder, recorded.folder.journal())
     tags = CommandTags(recorded.uri, recorded_id(recorded.folder.path), "t")
     steps = iter(["read", "commanded", "answered", "answer written", "deleted", "cleared"])
-    with closing(TagSource(tags, study.journal)) as idle:  # its own thread only reads
-        (tagged,) = tags.read()
-        command = idle._command(tagged)
+    (command,) = waiting_in_tags(tags, study.journal)
     answer = decide(command, study)
     acts: list[Callable[[], object]] = [
         lambda: None,
@@ -193,11 +193,22 @@ def test_another_machine_sends_through_the_server(
     assert queued.state is AnswerState.QUEUED
     assert f"loraxs.answer.{queued.command_id}" in queued.text
     server.kill()
-    with pytest.raises(TrackingError, match="must be reachable"):
-        send("s", new_command("finish"), tracking_uri=server.uri)
+    away = send("s", new_command("pause"), tracking_uri=server.uri)
+    assert away.state is AnswerState.QUEUED
+    assert "must be reachable, but: " in away.text
+    assert "`loraxs-search sync` sends it" in away.text
+    (later,) = send_waiting()
+    assert later.is_waiting
     with recorded.driver() as commander:  # away: nothing is heard, and nothing is raised
         commander.take_all()
     assert len(recorded.folder.journal().commands) == 2
+    server.start()
+    assert [(sent.is_waiting, sent.text.partition(" (")[0]) for sent in send_waiting()] == [(False, "pause")]
+    assert send_waiting() == []
+    verbs = [
+        tag.sent.verb for tag in CommandTags(server.uri, recorded_id(recorded.folder.path), "t").read() if tag.sent
+    ]
+    assert sorted(verbs) == ["finish", "pause"]
 
 
 def test_a_study_that_is_nowhere_is_said_to_be(store_uri: str) -> None:
@@ -205,12 +216,47 @@ def test_a_study_that_is_nowhere_is_said_to_be(store_uri: str) -> None:
         send("nothing", new_command("finish"))
 
 
-def test_a_study_that_has_ended_takes_no_commands_from_afar(recorded: RecordedStudy) -> None:
+@pytest.fixture
+def ended(store_uri: str) -> RecordedStudy:
+    """A study whose search has come to its end, with candidates."""
+    folder = searched("s", [Tried({"rank": 4}, 0.9), Tried({"rank": 8}, 0.8)], finished=False)
+    confirm(folder, "00000", [0.9], [1, 0], [1, 1])
+    folder.journal().search_ended("")
+    recorded = RecordedStudy(store_uri, folder)
     with Tracker("s", recorded.folder.path, recorded.uri, "t") as tracker:
         tracker.search_finished("FINISHED")
         assert tracker.flush(60)
-    with pytest.raises(CommandError, match="has ended"):
-        send("s", new_command("finish"), tracking_uri=recorded.uri)
+    return recorded
+
+
+def test_a_study_that_has_ended_takes_from_afar_what_gives_it_more(ended: RecordedStudy) -> None:
+    with pytest.raises(CommandError, match=r"but that of 's' at .* has ended"):
+        send("s", new_command("finish"), tracking_uri=ended.uri)
+    answer = send("s", new_command("extend", arguments={"trials": 3}), tracking_uri=ended.uri)
+    assert answer.state is AnswerState.QUEUED
+    assert answer.text == "study 's' has ended: `loraxs-search resume s`, where its folder is, carries it out"
+    assert not asks_for_more(ended.folder, foreseen(ended.folder))
+    state = foreseen(ended.folder, ended.uri)  # what `resume` looks at first
+    assert asks_for_more(ended.folder, state)
+    assert state.trials == 2 + 3
+    answer_waiting(ended.folder, ended.uri)
+    assert is_cleared(ended)
+    assert asks_for_more(ended.folder, foreseen(ended.folder)), "it goes on, though the tag is gone"
+
+
+def test_what_is_typed_at_a_study_that_has_ended_is_answered_when_it_is_resumed(ended: RecordedStudy) -> None:
+    ended.type("stop", "00001")
+    assert not asks_for_more(ended.folder, foreseen(ended.folder, ended.uri))
+    answer_waiting(ended.folder, ended.uri)
+    assert "all trials of 's' have ended" in ended.tags("00001")[ANSWER]
+    assert COMMAND not in ended.tags("00001")
+
+
+def test_a_store_that_is_away_keeps_no_ended_study_from_being_shown(ended: RecordedStudy, tmp_path: Path) -> None:
+    away = "http://127.0.0.1:9"
+    assert foreseen(ended.folder, away).num_reopenings == 0
+    assert foreseen(ended.folder, f"sqlite:///{tmp_path / 'none.db'}").num_reopenings == 0
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_a_folder_without_runs_has_no_commands(store_uri: str) -> None:

@@ -20,7 +20,7 @@ class ClosedView(SilentView):
         self.shown += 1
         raise BrokenPipeError("gone")
 
-    def commanded(self, text: str) -> None:
+    def commanded(self, text: str, status: object = None) -> None:
         self.shown += 1
 
 

@@ -1,0 +1,150 @@
+"""What of a driver proposes trials, and hears what people ask for; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+from ray.tune.search import Searcher
+from safetensors.numpy import save
+
+from loraxs_search.records import (
+    AdapterSize,
+    KeepRule,
+    SearchPlan,
+    TrialReport,
+    to_json,
+)
+from loraxs_search.schedulers import make_scheduler
+from loraxs_search.search.driver.commander import Commander, InboxSource
+from loraxs_search.search.ledger.ledger import Ledger
+from loraxs_search.search.ledger.optuna_storage import open_optuna_study
+from loraxs_search.search.ledger.rebuild import rebuild
+from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.search.tune.deadline import Deadline
+from loraxs_search.search.tune.sampler import Sampler
+from loraxs_search.search.tune.searcher import StudySearcher
+from loraxs_search.search.tune.trainable import REPORT, STEP
+from loraxs_search.search_space import parse_space
+from loraxs_search.steering import steered
+from loraxs_search.steering.send import new_command
+from loraxs_search.studies import StudyFolder
+from support.toys import HYPERPARAMETERS
+
+SPACE = """
+task: sst2
+base_model: org/base
+parameters:
+  rank: {choice: [4, 8, 16]}
+  learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
+  sigma: {choice: [input, sqrt]}
+  batch_size: 8
+"""
+PLAN = SearchPlan(trials=3, max_steps=40, report_every=10, scheduler="asha", seed=1)
+
+
+@dataclass
+class Driver:
+    """What of a driver proposes: a searcher on a study folder, and the commander that it hears people through."""
+
+    folder: StudyFolder
+    searcher: StudySearcher
+    commander: Commander
+    optuna_study: optuna.Study
+
+    def begin(self) -> str | None:
+        """Have a trial begin; return its id, or what Tune is told where none does."""
+        before = set(self.searcher._trial_ids)
+        config = self.searcher.suggest(f"tune-{len(before)}-{len(self.searcher._ledger.records)}")
+        if self.searcher.fatal_error is not None:
+            raise self.searcher.fatal_error
+        if not isinstance(config, dict):
+            return config
+        (tune_id,) = set(self.searcher._trial_ids) - before
+        return self.searcher._trial_ids[tune_id]
+
+    def end(self, trial_id: str, score: float = 0.5) -> None:
+        (tune_id,) = (key for key, value in self.searcher._trial_ids.items() if value == trial_id)
+        self.searcher.on_trial_complete(tune_id, {STEP: 40, REPORT: to_json(report(trial_id, 40, score))})
+
+    def run(self) -> list[str]:
+        """Have all trials begin and end, one after the other; return their ids."""
+        names = []
+        while (name := self.begin()) not in (None, Searcher.FINISHED):
+            assert name is not None
+            names.append(name)
+            self.end(name, score=0.5 + len(names) / 100)
+        return names
+
+
+def report(trial_id: str, step: int, score: float) -> TrialReport:
+    return TrialReport(trial_id, step, {"accuracy": score}, 0.5, 9.0, 10, AdapterSize(1, 1, 1), {"00009": (1, 0.1)})
+
+
+def send(folder: StudyFolder, verb: str, *trials: str, params: Any = None, **arguments: Any) -> str:
+    command = new_command(verb, trials, arguments, params)
+    folder.inbox().put(command)
+    return command.command_id
+
+
+def snapshot(trial_id: str, step: int) -> bytes:
+    header = {
+        "version": 1,
+        "trial_id": trial_id,
+        "step": step,
+        "device_s": 9.0,
+        "num_tokens": 10,
+        "reports": json.loads(to_json([report(trial_id, step, 0.6)])),
+    }
+    tensors = {"parameter/R": np.arange(4.0, dtype=np.float32), "moment/exp_avg/R": np.ones(4, np.float32)}
+    return save(tensors, {"trial": json.dumps(header)})
+
+
+def drive(folder: StudyFolder) -> Driver:
+    """Return a driver that goes on with a study, as after a kill."""
+    space = parse_space(SPACE, source="s.yaml", folder=Path("/"))
+    journal, info = folder.journal(), folder.info
+    optuna_study = open_optuna_study(folder.optuna_path, "s", "maximize")
+    rebuild(optuna_study, space, journal.records)
+    tracker = Silent()
+    ledger = Ledger(journal, optuna_study, tracker, SilentView(), KeepRule("accuracy", "maximize"))  # type: ignore[arg-type]
+    ledger.reconcile(folder)
+    steered_study = steered(folder, journal)
+
+    def spec(trial_id: str, params: Any, seed_of: str = "") -> Any:
+        return SimpleNamespace(hyperparameters=replace(HYPERPARAMETERS, seed=int(seed_of or trial_id)), params=params)
+
+    actors: Any = SimpleNamespace(
+        actor_names={},
+        spec=spec,
+        slot_counter=SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
+    )
+    searcher = StudySearcher(
+        Sampler(optuna_study, space),
+        ledger,
+        space,
+        info.search,
+        actors,
+        make_scheduler(info.search, "maximize"),
+        Deadline(info.search, steered_study.state, time.time()),
+        folder.optuna_path,
+        folder=folder,
+        state=steered_study.state,
+    )
+    commander = Commander(steered_study, [InboxSource(folder.inbox())], SilentView(), searcher.follow)
+    searcher.on_turn = commander.take_all
+    return Driver(folder, searcher, commander, optuna_study)
+
+
+class Silent:
+    """A tracker that records nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None

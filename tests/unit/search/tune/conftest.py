@@ -1,0 +1,24 @@
+"""A study for a driver that people ask for trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.asked_driver import PLAN, SPACE
+from support.studies import TASK, study
+
+from loraxs_search.studies import StudyFolder
+
+
+@pytest.fixture
+def folder(fresh_home: Path) -> StudyFolder:
+    made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=PLAN)
+    (made.path / "space.yaml").write_text(SPACE)
+    return made
+
+
+@pytest.fixture
+def plain_specs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spec of these tests is none that could be sent."""
+    monkeypatch.setattr("loraxs_search.search.tune.searcher.to_json", lambda record: "")

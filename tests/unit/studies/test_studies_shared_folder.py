@@ -1,0 +1,77 @@
+"""Objects of a folder are made whole, one of many at once; without hard links they are still made once."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraxs_search.errors import StorageError, StudyError
+from loraxs_search.studies import Storage
+from loraxs_search.studies.lease import Lease
+
+
+@pytest.fixture
+def folder(tmp_path: Path, machine: Callable[[str], Path]) -> Storage:
+    machine("one")
+    (tmp_path / "shared").mkdir()
+    return Storage(str(tmp_path / "shared"))
+
+
+@pytest.fixture(params=["hard links", "no hard links"])
+def either(request: pytest.FixtureRequest, folder: Storage, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """The folder on a file system with hard links, and on one without."""
+    if request.param == "no hard links":
+        monkeypatch.setattr(os, "link", refused)
+    return folder
+
+
+def refused(*_: Any) -> None:
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+def test_an_object_is_not_there_before_it_is_whole(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes | None] = []
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append(folder.get("s/lease/1.json")))
+    assert folder.create("s/lease/1.json", b"whole")
+    assert seen[0] is None
+    assert folder.get("s/lease/1.json") == b"whole"
+
+
+def test_of_an_object_that_cannot_be_written_nothing_is_left(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="No space left"):
+            folder.create("s/a", b"whole")
+    assert list((Path(folder.uri) / "s").iterdir()) == []
+    assert folder.create("s/a", b"whole")
+
+
+def test_of_many_at_once_one_makes_it(either: Storage) -> None:
+    with ThreadPoolExecutor(8) as callers:
+        versions = list(callers.map(lambda n: either.create("s/a", f"of {n}".encode()), range(8)))
+    (winner,) = (n for n, version in enumerate(versions) if version is not None)
+    assert either.get("s/a") == f"of {winner}".encode()
+    assert either.versions("s") == {"s/a": versions[winner]}
+    assert [path.name for path in (Path(either.uri) / "s").iterdir()] == ["a"]
+
+
+def test_a_lease_that_is_seen_empty_is_another_drivers(folder: Storage, make_clock: Callable[..., Any]) -> None:
+    """As where another driver is about to write it, on a file system without hard links."""
+    held = Lease(folder, "s", make_clock())
+    held.take()
+    folder.create("s/lease/00000002.json", b"")
+    with pytest.raises(StudyError, match="one driver at a time, but another one took over"):
+        held.renew()
+    folder.delete("s/lease/00000001.json")
+    folder.delete("s/lease/00000002.json")
+    with pytest.raises(StudyError, match="the lease was removed"):
+        held.renew()

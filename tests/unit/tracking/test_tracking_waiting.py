@@ -1,0 +1,105 @@
+"""A store that is away, behind, slow or unwilling: what is told is kept, and nobody waits for it longer than asked."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+from support.ports import free_port
+
+from loraxs_search.records import TrialState
+from loraxs_search.tracking import tracker as tracker_module
+from loraxs_search.tracking._recorder import Recorder
+from loraxs_search.tracking.events import Event
+
+
+@pytest.fixture
+def away_uri() -> str:
+    return f"http://127.0.0.1:{free_port()}"
+
+
+def test_while_the_store_is_away_calls_are_quick_and_nothing_is_lost(open_tracker, record, look, away_uri, caplog):
+    tracker = open_tracker(uri=away_uri)
+    began = time.monotonic()
+    record(tracker)
+    assert time.monotonic() - began < 1
+    assert not tracker.flush(timeout=0.2)
+    deadline = time.monotonic() + 20
+    while tracker.trouble is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert tracker.trouble is not None
+    assert "must be reachable" in tracker.trouble
+    assert not tracker.close(timeout=0.2)
+    assert "tracking.jsonl" in caplog.text
+    later = open_tracker()
+    assert later.flush()
+    seen = look()
+    assert set(seen.children) == {"t0", "t1", "t2"}
+    assert seen.points["t2"]["accuracy"] == [(40, 0.54), (80, 0.58)]
+    assert later.trouble is None
+
+
+def test_a_store_that_is_behind_and_not_away_is_waited_for(open_tracker, record, look, caplog, monkeypatch):
+    apply = Recorder.apply
+
+    def slow(recorder: Recorder, events: Sequence[Event]) -> None:
+        time.sleep(0.05 * len(events))
+        apply(recorder, events)
+
+    monkeypatch.setattr(Recorder, "apply", slow)
+    tracker = open_tracker()
+    record(tracker)
+    assert tracker.close(timeout=0.1)
+    assert set(look().children) == {"t0", "t1", "t2"}
+    assert "away" not in caplog.text
+
+
+def test_a_slow_store_is_seen_to_move(open_tracker, report, hyperparameters, monkeypatch):
+    busy, begun = threading.Event(), threading.Event()
+
+    def slow(_: Recorder, events: Sequence[Event]) -> None:
+        busy.set()
+        begun.wait(10)
+        time.sleep(0.005 * len(events))
+
+    monkeypatch.setattr(Recorder, "apply", slow)
+    monkeypatch.setattr(tracker_module, "_SILENT_S", 0.6)
+    tracker = open_tracker()
+    tracker.trial_started("t0", {}, hyperparameters)
+    assert busy.wait(10)
+    for step in range(300):  # 1.5 s in one batch
+        tracker.trial_reported(report("t0", step))
+    threading.Timer(0.1, begun.set).start()
+    assert tracker.drain(0.2) == ""
+
+
+def test_nothing_is_waited_for_when_that_is_asked(open_tracker, record, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(Recorder, "apply", lambda *_: over.wait(10))
+    tracker = open_tracker()
+    record(tracker)
+    began = time.monotonic()
+    assert not tracker.close(timeout=0.0)
+    assert time.monotonic() - began < 3  # of which the writer is given one
+    over.set()
+
+
+def test_what_mlflow_refuses_is_set_aside_and_the_rest_goes_on(
+    open_tracker, look, study_dir, hyperparameters, report, caplog
+):
+    tracker = open_tracker()
+    tracker.trial_started("t0", {"rank": 4}, hyperparameters)
+    tracker.trial_started("t0", {"rank": 8}, hyperparameters)  # MLflow never changes a param
+    tracker.adapter_logged("t0", study_dir / "no such folder")
+    tracker.trial_reported(report("t0", 40))
+    tracker.trial_finished("t0", TrialState.COMPLETE)
+    assert tracker.flush()
+    seen = look()
+    assert seen.children["t0"].data.params["rank"] == "4"
+    assert seen.points["t0"]["accuracy"] == [(40, 0.5)]
+    assert seen.children["t0"].info.status == "FINISHED"
+    refused = (study_dir / "tracking.refused.jsonl").read_text().splitlines()
+    assert len(refused) == 2
+    assert "refuses an event" in caplog.text
