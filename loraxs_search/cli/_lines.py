@@ -7,9 +7,11 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
+from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._words import phase_in_words, time_left_in_words
 from loraxs_search.records import (
     CandidateScoredEvent,
+    DataReadEvent,
     PhaseEvent,
     SearchEvent,
     SearchStartedEvent,
@@ -63,6 +65,8 @@ class LinesView:
         match event:
             case PhaseEvent():
                 texts = self._phase(event)
+            case DataReadEvent():
+                texts = data_lines(event.report, event.num_rows, event.metric, short=True)
             case SearchStartedEvent():
                 texts = self._started(event)
             case TrialReportedEvent():

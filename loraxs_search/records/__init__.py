@@ -5,11 +5,12 @@ from __future__ import annotations
 from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits, Sample
 from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
 from loraxs_search.records._command import AnswerState, Command, CommandAnswer, CommandRecord, CommandTag
-from loraxs_search.records._data import DataReport, SplitOverlap
+from loraxs_search.records._data import AnswerFact, ConstantAnswer, DataReport, SplitOverlap, StandardError, TokenCounts
 from loraxs_search.records._estimate import Estimate
 from loraxs_search.records._event import (
     EVENT_VERSION,
     CandidateScoredEvent,
+    DataReadEvent,
     PhaseEvent,
     PromotedEvent,
     SearchEndedEvent,
@@ -66,6 +67,7 @@ __all__ = [
     "Action",
     "AdapterRef",
     "AdapterSize",
+    "AnswerFact",
     "AnswerState",
     "Answers",
     "BaseModel",
@@ -78,6 +80,8 @@ __all__ = [
     "CommandRecord",
     "CommandTag",
     "Confirmation",
+    "ConstantAnswer",
+    "DataReadEvent",
     "DataReport",
     "DataSource",
     "Decision",
@@ -121,10 +125,12 @@ __all__ = [
     "Split",
     "SplitOverlap",
     "SplitSource",
+    "StandardError",
     "StartFrom",
     "SteeredEvent",
     "Task",
     "TaskModel",
+    "TokenCounts",
     "TrialEndedEvent",
     "TrialRecord",
     "TrialReport",

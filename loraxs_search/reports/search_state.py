@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from loraxs_search.records import (
     CandidateScoredEvent,
+    DataReadEvent,
     PhaseEvent,
     Scalar,
     SearchEndedEvent,
@@ -91,6 +92,7 @@ class SearchState:
         self.study = study
         self.facts: SearchStartedEvent | None = None
         self.phase: PhaseEvent | None = None
+        self.data: DataReadEvent | None = None
         self.trials: dict[str, TrialLine] = {}
         self.yardsticks: dict[str, Mapping[str, float]] = {}
         self.candidates: dict[str, Mapping[str, float]] = {}
@@ -297,6 +299,9 @@ class SearchState:
         if event.split == "validation":
             self.candidates[event.trial] = event.metrics
 
+    def _data_read(self, event: DataReadEvent) -> None:
+        self.data = event
+
     def _search_ended(self, event: SearchEndedEvent) -> None:
         self.ended = event
 
@@ -312,4 +317,5 @@ _TAKE: Mapping[type[SearchEvent], Callable[[SearchState, Any], None]] = {
     YardstickScoredEvent: SearchState._yardstick_scored,
     CandidateScoredEvent: SearchState._candidate_scored,
     SearchEndedEvent: SearchState._search_ended,
+    DataReadEvent: SearchState._data_read,
 }
