@@ -116,9 +116,27 @@ class IntegrityError(RegistryError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is no known `kind`, listing the known ones, nearest first; the one that may be meant leads."""
     names = sorted(known)
-    near = get_close_matches(str(name), names, n=2, cutoff=_MEANT)
-    meant = f"Did you mean {near[0]}? " if len(near) == 1 else ""
-    return f"{meant}`{kind}` must be one of: {one_of(names, name) or 'none'}, but got {shortened(name)}."
+    near = meant(name, names)
+    first = f"Did you mean {near}? " if near else ""
+    return f"{first}`{kind}` must be one of: {one_of(names, name) or 'none'}, but got {shortened(name)}."
+
+
+def must_be(name: object, known: Iterable[str]) -> str:
+    """Return the rule that a key or a name breaks that is unknown; the one that may be meant leads."""
+    names = list(known)
+    near = meant(name, names)
+    return f"{f'did you mean {near}? It ' if near else ''}must be one of: {one_of(names, name)}"
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """Return the one known name that is nearly `name`; empty where there is none, or more than one."""
+    folded = {each: each.casefold().strip() for each in known}
+    wanted = str(name).casefold().strip()
+    alike = [each for each, text in folded.items() if text == wanted]
+    if not alike:
+        near = set(get_close_matches(wanted, set(folded.values()), n=2, cutoff=_MEANT))
+        alike = [each for each, text in folded.items() if text in near]
+    return alike[0] if len(alike) == 1 else ""
 
 
 def one_of(names: Iterable[str], wanted: object = None) -> str:

@@ -185,7 +185,6 @@ def _numbers(size: AdapterSize) -> tuple[int | None, ...]:
 
 def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> dict[str, Any]:
     from loraxs_search.methods import get_method
-    from loraxs_search.tasks import kind_of
 
     task, plan = space.task, space.search
     searched = [name for name, parameter in space.parameters.items() if parameter.size != 1]
@@ -203,21 +202,23 @@ def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows:
     }
     if space.start_from is not None:
         facts["start from"] = f"{space.start_from}, as the registry has it at launch"
-    if kind_of(task).shots:
-        facts["at the end"] = _end(space, rows)
+    facts["at the end"] = _end(space, rows)
     if description.notes:
         facts["note"] = "; ".join(description.notes)
     return facts
 
 
 def _end(space: Space, rows: _Rows | None) -> str:
-    """Say what is asked at the end of a search where answers cost more than reports."""
+    """Say what follows the trials: it is part of the budget."""
     from loraxs_search.tasks import kind_of
 
-    rule = space.promotion
-    most, ways = rule.candidates * (1 + rule.seeds), len(kind_of(space.task).shots)
+    rule, plan = space.promotion, space.search
+    best, ways = min(rule.candidates, plan.trials), len(kind_of(space.task).shots)
+    refits = best * rule.seeds
     every = "all" if rows is None else f"all {rows.report.num_rows['validation']:,}"
-    return f"up to {most} candidates, and the base alone in {ways} ways, answer {every} validation rows"
+    parts = [f"{refits} refits of {plan.max_steps} steps"] if refits else []
+    alone = f", and the base alone in {ways} ways," if ways else ""
+    return "; ".join([*parts, f"up to {best + refits} candidates{alone} answer {every} validation rows"])
 
 
 def _pack_size(asked: int | Literal["auto"], rows: _Rows | None) -> str:

@@ -24,7 +24,7 @@ def standard_error(metric: Metric, labels: Values, constant: float | str) -> Sta
     guesses = np.full(len(labels), constant)
     reach = abs(metric.score(labels, labels) - metric.score(guesses, labels))
     if (rows := _row_scores(metric, labels, labels)) is not None:
-        both = np.concatenate([rows, _row_scores(metric, guesses, labels)])  # type: ignore[list-item]  # as `rows`
+        both = np.concatenate([rows, _row_scores(metric, guesses, labels)])
         return StandardError(float(both.std() / np.sqrt(len(labels))), float(reach))
     return StandardError(_bootstrapped(metric, labels, guesses), float(reach))
 

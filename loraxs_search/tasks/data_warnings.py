@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from loraxs_search.records import DataReport, Split, SplitOverlap
 
 _SHARE = 0.01  # large collections repeat some texts and have a few long ones; this many change what a score means
-_LARGE = 0.1  # a standard error, of what lies between the constant answer's score and the best one that there can be
+_LARGE = 0.125  # a standard error, of what lies between the constant answer's score and the best one that there can be
 
 
 def data_warnings(report: DataReport, num_scored: Mapping[Split, int], metric: str) -> list[str]:
@@ -88,5 +88,6 @@ def _few(report: DataReport, num_scored: Mapping[Split, int], metric: str) -> It
 
 def _rounded(rows: float) -> int:
     """Return a number of rows with one digit, rounded up."""
-    unit = 10 ** (len(str(math.ceil(rows))) - 1)
-    return math.ceil(rows / unit) * unit
+    most = math.ceil(rows)
+    unit = int("1".ljust(len(str(most)), "0"))
+    return math.ceil(most / unit) * unit

@@ -52,9 +52,8 @@ class Regression(LabelledKind):
 
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
         numbers = {split: own.labels.astype(np.float64) for split, own in rows.items()}
-        of = {"mean": np.mean, "spread": np.std, "least": np.min, "most": np.max}
-        for name, value in of.items():
-            yield AnswerFact(name, {split: float(value(own)) for split, own in numbers.items()})
+        for name, method in {"mean": "mean", "spread": "std", "least": "min", "most": "max"}.items():
+            yield AnswerFact(name, {split: float(getattr(own, method)()) for split, own in numbers.items()})
 
     def row_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return (outputs.float().squeeze(-1) - labels.float()).square()

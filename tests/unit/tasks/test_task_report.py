@@ -103,7 +103,7 @@ def test_each_warning_says_what_and_how_much():
     assert nothing.startswith("accuracy of the 1 test row is the same for right answers and for the constant one")
     assert few == (
         "accuracy has a standard error of about 0.08 on the 29 validation rows: scores less than 0.16 apart say little;"
-        " some 80 rows would do"
+        " some 50 rows would do"
     )
     # A few repeated texts among many rows are usual.
     assert (
