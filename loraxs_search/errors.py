@@ -7,9 +7,10 @@ returns: 1 for a run that failed, 2 for a request that could not be understood.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 _MEANT = 0.7  # how alike a name must be to be the one that was meant: a letter or two off
+_CLEARLY = 0.1  # how much nearer it must be than the next one
 _MAX_SHOWN = 80  # characters of a value in a message
 
 
@@ -129,13 +130,15 @@ def must_be(name: object, known: Iterable[str]) -> str:
 
 
 def meant(name: object, known: Iterable[str]) -> str:
-    """Return the one known name that is nearly `name`; empty where there is none, or more than one."""
+    """Return the one known name that is nearly `name`; empty where there is none, or others are as near."""
     folded = {each: each.casefold().strip() for each in known}
     wanted = str(name).casefold().strip()
     alike = [each for each, text in folded.items() if text == wanted]
     if not alike:
-        near = set(get_close_matches(wanted, set(folded.values()), n=2, cutoff=_MEANT))
-        alike = [each for each, text in folded.items() if text in near]
+        near = get_close_matches(wanted, sorted(set(folded.values())), n=2, cutoff=_MEANT)
+        scores = [SequenceMatcher(None, text, wanted).ratio() for text in near]
+        clear = near[:1] if len(near) > 1 and scores[0] - scores[1] > _CLEARLY else near
+        alike = [each for each, text in folded.items() if text in clear]
     return alike[0] if len(alike) == 1 else ""
 
 
