@@ -7,9 +7,10 @@ returns: 1 for a run that failed, 2 for a request that could not be understood.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 _MEANT = 0.7  # how alike a name must be to be the one that was meant: a letter or two off
+_CLEARLY = 0.1  # how much nearer it must be than the next one
 _MAX_SHOWN = 80  # characters of a value in a message
 
 
@@ -116,9 +117,29 @@ class IntegrityError(RegistryError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is no known `kind`, listing the known ones, nearest first; the one that may be meant leads."""
     names = sorted(known)
-    near = get_close_matches(str(name), names, n=2, cutoff=_MEANT)
-    meant = f"Did you mean {near[0]}? " if len(near) == 1 else ""
-    return f"{meant}`{kind}` must be one of: {one_of(names, name) or 'none'}, but got {shortened(name)}."
+    near = meant(name, names)
+    first = f"Did you mean {near}? " if near else ""
+    return f"{first}`{kind}` must be one of: {one_of(names, name) or 'none'}, but got {shortened(name)}."
+
+
+def must_be(name: object, known: Iterable[str]) -> str:
+    """Return the rule that a key or a name breaks that is unknown; the one that may be meant leads."""
+    names = list(known)
+    near = meant(name, names)
+    return f"{f'did you mean {near}? It ' if near else ''}must be one of: {one_of(names, name)}"
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """Return the one known name that is nearly `name`; empty where there is none, or others are as near."""
+    folded = {each: each.casefold().strip() for each in known}
+    wanted = str(name).casefold().strip()
+    alike = [each for each, text in folded.items() if text == wanted]
+    if not alike:
+        near = get_close_matches(wanted, sorted(set(folded.values())), n=2, cutoff=_MEANT)
+        scores = [SequenceMatcher(None, text, wanted).ratio() for text in near]
+        clear = near[:1] if len(near) > 1 and scores[0] - scores[1] > _CLEARLY else near
+        alike = [each for each, text in folded.items() if text in clear]
+    return alike[0] if len(alike) == 1 else ""
 
 
 def one_of(names: Iterable[str], wanted: object = None) -> str:

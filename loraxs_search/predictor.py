@@ -81,8 +81,8 @@ class Predictor:
         rows = self._rows(question_rows(texts))
         questions = encode(self._kind, self._source.tokenizer, rows)
         if questions.cut is not None and questions.cut.any():
-            cut, limit = int(questions.cut.sum()), self.task.max_length
-            log.warning("%d of %d rows are longer than max_length=%d: their beginnings are lost", cut, len(rows), limit)
+            cut, limit, part = int(questions.cut.sum()), self.task.max_length, self._kind.cut_part
+            log.warning("%d of %d rows are longer than max_length=%d: their %s are lost", cut, len(rows), limit, part)
         model, source, shown = self._model, self._source, [shown_question(row) for row in rows]
         if on_text is None:
             return ask(model, source, self._kind.predict(source, questions, shown), model.device)

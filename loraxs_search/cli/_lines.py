@@ -7,15 +7,18 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
+from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._words import browse, phase_in_words, time_left_in_words
 from loraxs_search.records import (
     CandidateScoredEvent,
+    DataReadEvent,
     PhaseEvent,
     SearchEvent,
     SearchStartedEvent,
     SteeredEvent,
     TrialEndedEvent,
     TrialReportedEvent,
+    TrialState,
     WarningEvent,
     YardstickScoredEvent,
 )
@@ -41,7 +44,7 @@ class LinesView:
         self._began = time.time() if began is None else began
         self._label = f"{label}  " if label else ""
         self._state = SearchState()
-        self._counted_at = 0.0
+        self._counted_at, self._is_estimated = 0.0, False
 
     def happened(self, event: SearchEvent) -> None:
         """Take the next event."""
@@ -63,10 +66,12 @@ class LinesView:
         match event:
             case PhaseEvent():
                 texts = self._phase(event)
+            case DataReadEvent():
+                texts = data_lines(event.report, event.num_rows, event.metric, short=True)
             case SearchStartedEvent():
                 texts = self._started(event)
             case TrialReportedEvent():
-                texts = ["  ".join([f"trial {event.trial}", *self._last_report(event.trial)])]
+                texts = ["  ".join([f"trial {event.trial}", *self._last_report(event.trial)]), *self._estimate(event)]
             case TrialEndedEvent():
                 texts = [self._ended(event)]
             case YardstickScoredEvent():
@@ -91,8 +96,21 @@ class LinesView:
         slots = f"{event.num_slots} slot{'s' if event.num_slots != 1 else ''}"
         why = f" ({event.why_slots})" if event.why_slots else ""
         what = f"{event.num_trials} trials on {event.device} ({event.dtype})"
-        notes = [f"note: {note}" for note in event.notes]
+        refits = [f"then {event.num_refits} refits of {event.max_steps} steps"] if event.num_refits else []
+        notes = [*refits, *(f"note: {note}" for note in event.notes)]
         return [f"study {event.study}: {what}, {slots}{why}", *notes, browse(event.study, self._server)]
+
+    def _estimate(self, event: TrialReportedEvent) -> list[str]:
+        """Say once how long the whole search takes, as soon as all trials that run side by side have a pace."""
+        facts, trials = self._state.facts, self._state.trials.values()
+        left = "" if self._is_estimated else time_left_in_words(self._state.seconds_left(event.at))
+        if not left or facts is None or len(trials) < min(facts.num_slots, facts.num_trials):
+            return []
+        if any(trial.state is TrialState.RUNNING and not trial.reports for trial in trials):
+            return []
+        self._is_estimated = True
+        refits = ", refits included" if self._state.refit_steps else ""
+        return [f"{left}{refits}, at the pace of the first steps; less where trials are stopped early"]
 
     def _ended(self, event: TrialEndedEvent) -> str:
         left = time_left_in_words(self._state.seconds_left(event.at))

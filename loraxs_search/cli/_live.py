@@ -11,8 +11,9 @@ from rich.control import Control
 from rich.live import Live
 from rich.segment import ControlType
 
+from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._drawing import draw
-from loraxs_search.records import SearchEvent
+from loraxs_search.records import DataReadEvent, SearchEvent
 from loraxs_search.reports import SearchState
 
 _A_SECOND = 2.0  # drawings: one takes some 10 ms of what the driver computes with
@@ -53,6 +54,9 @@ class LiveView:
         """Take the next event."""
         with self._lock:
             self._state.happened(event)
+        if isinstance(event, DataReadEvent):  # not in the lock: a drawing waits for it while it holds the console
+            lines = data_lines(event.report, event.num_rows, event.metric, short=True)
+            self._console.print(*lines, sep="\n", end="\n\n", markup=False, highlight=False, soft_wrap=True)
 
     known = happened
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from loraxs_search.cli._completion import SpaceArgument
+from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._estimate import describe as describe_estimate
 from loraxs_search.cli._estimate import estimated
 from loraxs_search.cli._output import JsonOption, SetOption, emit, print_table
@@ -126,7 +127,7 @@ def _check_rows(space: Space, base: BaseModel, modules: Sequence[LinearModule], 
     prepared = prepare(space.task, load_tokenizer(base))
     scored: dict[Split, int] = {split: prepared.num_rows(split) for split in ("train", "validation", "test")}
     pack_size = expected_pack_size(space, modules, head_parameters, float(prepared.lengths("train").mean()))
-    return _Rows(scored, prepared.report, data_warnings(prepared.report, scored), pack_size)
+    return _Rows(scored, prepared.report, data_warnings(prepared.report, scored, space.task.metric), pack_size)
 
 
 def _show(  # each is a part of what is shown
@@ -144,6 +145,9 @@ def _show(  # each is a part of what is shown
     summary |= time_lines
     for key, value in summary.items():
         print(f"{key:<11} {value}")
+    if rows is not None:
+        print()
+        print("\n".join(data_lines(rows.report, rows.scored, space.task.metric)))
     print()
     _show_extremes(description)
     for group in description.groups:
@@ -181,7 +185,6 @@ def _numbers(size: AdapterSize) -> tuple[int | None, ...]:
 
 def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> dict[str, Any]:
     from loraxs_search.methods import get_method
-    from loraxs_search.tasks import kind_of
 
     task, plan = space.task, space.search
     searched = [name for name, parameter in space.parameters.items() if parameter.size != 1]
@@ -199,21 +202,23 @@ def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows:
     }
     if space.start_from is not None:
         facts["start from"] = f"{space.start_from}, as the registry has it at launch"
-    if kind_of(task).shots:
-        facts["at the end"] = _end(space, rows)
+    facts["at the end"] = _end(space, rows)
     if description.notes:
         facts["note"] = "; ".join(description.notes)
-    return facts if rows is None else facts | _counts(rows)
+    return facts
 
 
 def _end(space: Space, rows: _Rows | None) -> str:
-    """Say what is asked at the end of a search where answers cost more than reports."""
+    """Say what follows the trials: it is part of the budget."""
     from loraxs_search.tasks import kind_of
 
-    rule = space.promotion
-    most, ways = rule.candidates * (1 + rule.seeds), len(kind_of(space.task).shots)
+    rule, plan = space.promotion, space.search
+    best, ways = min(rule.candidates, plan.trials), len(kind_of(space.task).shots)
+    refits = best * rule.seeds
     every = "all" if rows is None else f"all {rows.report.num_rows['validation']:,}"
-    return f"up to {most} candidates, and the base alone in {ways} ways, answer {every} validation rows"
+    parts = [f"{refits} refits of {plan.max_steps} steps"] if refits else []
+    alone = f", and the base alone in {ways} ways," if ways else ""
+    return "; ".join([*parts, f"up to {best + refits} candidates{alone} answer {every} validation rows"])
 
 
 def _pack_size(asked: int | Literal["auto"], rows: _Rows | None) -> str:
@@ -225,15 +230,6 @@ def _pack_size(asked: int | Literal["auto"], rows: _Rows | None) -> str:
         return f"{asked}: decided when the base is on the accelerator"
     size, why = rows.pack_size.size, rows.pack_size.reason
     return f"{asked}: {size} at once on this machine ({why})" if asked == "auto" or why else str(asked)
-
-
-def _counts(rows: _Rows) -> dict[str, str]:
-    shared = (f"{it.folded:,} {it.split} rows in {it.other}" for it in rows.report.overlaps)
-    return {
-        "rows": ", ".join(f"{split} {n:,}" for split, n in rows.scored.items()),
-        "shared": ", ".join(shared),
-        "repeated": ", ".join(f"{split} {rows.report.repeated.get(split, 0):,}" for split in rows.scored),
-    }
 
 
 def fold_layers(names: Sequence[str]) -> list[str]:

@@ -13,11 +13,12 @@ from loraxs_search.records._command import (
     CommandTag,
     SteeringStatus,
 )
-from loraxs_search.records._data import DataReport, SplitOverlap
+from loraxs_search.records._data import AnswerFact, ConstantAnswer, DataReport, SplitOverlap, StandardError, TokenCounts
 from loraxs_search.records._estimate import Estimate
 from loraxs_search.records._event import (
     EVENT_VERSION,
     CandidateScoredEvent,
+    DataReadEvent,
     PhaseEvent,
     PromotedEvent,
     SearchEndedEvent,
@@ -75,6 +76,7 @@ __all__ = [
     "Action",
     "AdapterRef",
     "AdapterSize",
+    "AnswerFact",
     "AnswerState",
     "Answers",
     "BaseModel",
@@ -87,6 +89,8 @@ __all__ = [
     "CommandRecord",
     "CommandTag",
     "Confirmation",
+    "ConstantAnswer",
+    "DataReadEvent",
     "DataReport",
     "DataSource",
     "Decision",
@@ -130,11 +134,13 @@ __all__ = [
     "Split",
     "SplitOverlap",
     "SplitSource",
+    "StandardError",
     "StartFrom",
     "SteeredEvent",
     "SteeringStatus",
     "Task",
     "TaskModel",
+    "TokenCounts",
     "TrialEndedEvent",
     "TrialRecord",
     "TrialReport",

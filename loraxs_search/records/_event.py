@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from loraxs_search.records._command import NOT_STEERED, SteeringStatus
+from loraxs_search.records._data import DataReport
 from loraxs_search.records._promotion import Decision
 from loraxs_search.records._trial import TrialState
 from loraxs_search.records._warm_start import WarmStart
-from loraxs_search.records._words import Direction, Scalar
+from loraxs_search.records._words import Direction, Scalar, Split
 
 EVENT_VERSION = 1
 
@@ -80,6 +81,22 @@ class SearchStartedEvent(_Event):
     notes: tuple[str, ...] = ()
     steering: SteeringStatus = NOT_STEERED
     event: Literal["search_started"] = "search_started"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReadEvent(_Event):
+    """The rows of the task are read, and what is known of them; once for a study.
+
+    Args:
+        metric: The task's.
+        num_rows: Of each split, of validation those that reports score.
+    """
+
+    study: str
+    metric: str
+    num_rows: Mapping[Split, int]
+    report: DataReport
+    event: Literal["data_read"] = "data_read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +229,7 @@ class PromotedEvent(_Event):
 
 SearchEvent = (
     PhaseEvent
+    | DataReadEvent
     | SearchStartedEvent
     | TrialStartedEvent
     | TrialReportedEvent

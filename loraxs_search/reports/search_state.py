@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from loraxs_search.records import (
     CandidateScoredEvent,
+    DataReadEvent,
     Hyperparameters,
     PhaseEvent,
     Scalar,
@@ -100,6 +101,7 @@ class SearchState:
         self.study = study
         self.facts: SearchStartedEvent | None = None
         self.phase: PhaseEvent | None = None
+        self.data: DataReadEvent | None = None
         self.trials: dict[str, TrialLine] = {}
         self.yardsticks: dict[str, Mapping[str, float]] = {}
         self.candidates: dict[str, Mapping[str, float]] = {}
@@ -334,6 +336,9 @@ class SearchState:
         if event.split == "validation":
             self.candidates[event.trial] = event.metrics
 
+    def _data_read(self, event: DataReadEvent) -> None:
+        self.data = event
+
     def _search_ended(self, event: SearchEndedEvent) -> None:
         self.ended = event
 
@@ -349,4 +354,5 @@ _TAKE: Mapping[type[SearchEvent], Callable[[SearchState, Any], None]] = {
     YardstickScoredEvent: SearchState._yardstick_scored,
     CandidateScoredEvent: SearchState._candidate_scored,
     SearchEndedEvent: SearchState._search_ended,
+    DataReadEvent: SearchState._data_read,
 }

@@ -7,9 +7,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from loraxs_search.errors import SpaceError, one_of
+from loraxs_search.errors import SpaceError, must_be, one_of
 
-__all__ = ["Fault", "Faults", "KeyPath", "SourceLocation", "dotted", "fail_with", "location_of", "one_of", "shown"]
+__all__ = [
+    "Fault",
+    "Faults",
+    "KeyPath",
+    "SourceLocation",
+    "dotted",
+    "fail_with",
+    "location_of",
+    "must_be",
+    "one_of",
+    "shown",
+]
 
 KeyPath = tuple[str | int, ...]
 

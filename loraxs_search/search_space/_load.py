@@ -16,7 +16,7 @@ from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.schedulers import MOASHA
 from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import Document, parse_document
-from loraxs_search.search_space._faults import KeyPath, one_of, shown
+from loraxs_search.search_space._faults import KeyPath, must_be, one_of, shown
 from loraxs_search.search_space._files import find_file, read_file
 from loraxs_search.search_space._notify import read_notification
 from loraxs_search.search_space._objectives import check_objectives, quality_of
@@ -123,7 +123,7 @@ def _sections(document: Document) -> dict[str, Any]:
         return {}
     for key in data:
         if key not in _SECTIONS:
-            document.faults.add((key,), f"must be one of: {one_of(_SECTIONS, key)}, but got {key!r}.")
+            document.faults.add((key,), f"{must_be(key, _SECTIONS)}, but got {key!r}.")
     for key in _REQUIRED:
         if key not in data:
             document.faults.add((key,), "is required.")

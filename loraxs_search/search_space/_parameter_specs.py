@@ -10,7 +10,7 @@ from loraxs_search.methods import METHODS, ParameterSpec, get_method
 from loraxs_search.records import Head, Hyperparameters, LrSchedule, Scalar
 from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._entries import known_entry
-from loraxs_search.search_space._faults import one_of
+from loraxs_search.search_space._faults import must_be, one_of
 from loraxs_search.search_space._modules import GROUPS, parse_expression
 
 DEFAULT_TARGET_MODULES = "all-linear"
@@ -117,7 +117,7 @@ class SpaceSpecs:
         owners = [other for other, entry in METHODS.importable().items() if name in entry.parameters]
         lacking = f"{both(self.methods)} {'does' if len(self.methods) == 1 else 'do'} not"
         belongs = f", which method {one_of(owners)} takes and {lacking}" if owners else ""
-        return f"must be one of: {one_of(self.names(), name)}, but got {name!r}{belongs}."
+        return f"{must_be(name, self.names())}, but got {name!r}{belongs}."
 
 
 def joint_law(laws: Sequence[ParameterSpec]) -> ParameterSpec | None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from loraxs_search.search_space._document import Document, as_written
-from loraxs_search.search_space._faults import KeyPath, one_of
+from loraxs_search.search_space._faults import KeyPath, must_be, one_of
 from loraxs_search.tasks.kinds import Section
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -37,7 +37,7 @@ def _in_our_words(document: Document, path: KeyPath, model: type[Section], detai
         return "is required."
     if kind == "extra_forbidden":
         known = _section_at(model, detail["loc"][:-1]).model_fields
-        return f"must be one of: {one_of(known, path[-1])}, but got {str(path[-1])!r}."
+        return f"{must_be(path[-1], known)}, but got {str(path[-1])!r}."
     remedy = "; quote it to mean the text" if kind == "string_type" and isinstance(value, bool | int | float) else ""
     return f"{_law(kind, context, value)}, but got {as_written(document, path, value)}{remedy}."
 

@@ -17,6 +17,7 @@ from loraxs_search.records import (
     Command,
     CommandAnswer,
     CommandRecord,
+    DataReadEvent,
     Lineage,
     Origin,
     PhaseEvent,
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 _REPORTED = b'{"event": "reported"'  # how such a line begins: most lines of a journal do
 # What no trial's state depends on: a driver notes it for who watches.
 NOTES: Mapping[str, type[SearchEvent]] = {
+    "data_read": DataReadEvent,
     "search_started": SearchStartedEvent,
     "phase": PhaseEvent,
     "warning": WarningEvent,

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.errors import TaskDataError
+from loraxs_search.errors import TaskDataError, meant, shortened
 from loraxs_search.records import Task
 from loraxs_search.tasks._source_location import SourceLocation
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
+_LISTED = 20  # labels that a message names
+_MEANT = 5  # values of which it says which label was meant
 _MOST = float(np.finfo(np.float32).max)
 
 
@@ -35,7 +37,8 @@ def class_ids(
     """
     ids = {name: index for index, name in enumerate(task.labels)}
     numeric = _numeric_names(ids)
-    allowed = f"one of {', '.join(task.labels)}"
+    listed, others = list(task.labels[:_LISTED]), len(task.labels) - _LISTED
+    allowed = f"one of {', '.join(listed)}{f' and {others} more' if others > 0 else ''}"
     if stored_names is not None:
         order = [ids[name] for name in stored_names] if set(stored_names) == set(ids) else list(range(len(ids)))
         numeric = dict(enumerate(order))
@@ -54,7 +57,7 @@ def class_ids(
         number = _number(value)
         return None if number is None else numeric.get(number)
 
-    return _read(values, read, np.int64, task, place, allowed)
+    return _read(values, read, np.int64, task, place, allowed, names=task.labels)
 
 
 def numbers(values: Sequence[Any], task: Task, place: SourceLocation) -> npt.NDArray[np.float32]:
@@ -98,8 +101,14 @@ def _number(value: Any) -> int | float | None:
     return float(value) if "." in value else int(value)
 
 
-def _read(
-    values: Sequence[Any], read: Callable[[Any], Any], dtype: type[Any], task: Task, place: SourceLocation, allowed: str
+def _read(  # each is a part of the message, or of what is read
+    values: Sequence[Any],
+    read: Callable[[Any], Any],
+    dtype: type[Any],
+    task: Task,
+    place: SourceLocation,
+    allowed: str,
+    names: Sequence[str] = (),
 ) -> npt.NDArray[Any]:
     known: dict[tuple[type, Any], Any] = {}
     result = np.empty(len(values), dtype=dtype)
@@ -113,8 +122,19 @@ def _read(
         else:
             result[row] = known[key]
     if faults:
+        likely = {text: near for row in faults if (near := meant(text := str(values[row]), names))}
+        first = f"Did you mean {_in_words(likely)}? " if likely else ""
         raise TaskDataError(
-            f"Task {task.name}: `{task.label}` must be {allowed}, but {place.name} has {place.values(values, faults)}.",
+            f"Task {task.name}: {first}`{task.label}` must be {allowed}, but {place.name} has"
+            f" {place.values(values, faults)}.",
             hint="correct the rows, or the task's `labels`",
         )
     return result
+
+
+def _in_words(likely: Mapping[str, str]) -> str:
+    """Return the label that was meant, or of several values the one that each was."""
+    if len(likely) == 1:
+        return next(iter(likely.values()))
+    pairs = [f"{name} by {shortened(text)}" for text, name in likely.items()]
+    return ", ".join(pairs[:_MEANT]) + (f" and {len(pairs) - _MEANT} more" if len(pairs) > _MEANT else "")

@@ -57,8 +57,8 @@ def _table(encoded: EncodedRows) -> pa.Table:
             columns["targets"] = _column(encoded.targets)
     if encoded.extras is not None:
         columns["extras"] = _column(encoded.extras)
-    if encoded.cut is not None:
-        columns["cut"] = pa.array(encoded.cut)
+    if encoded.lost is not None:
+        columns["lost"] = pa.array(encoded.lost, pa.int32())
     return pa.table(columns)
 
 
@@ -72,14 +72,14 @@ def _column(rows: Ragged) -> pa.Array:
 
 def _encoded(table: pa.Table, rows: Rows) -> EncodedRows:
     """Return what a table holds; without positions, rows are learnt by their labels."""
-    columns = {name: _read(table, name) for name in table.column_names if name != "cut"}
+    columns = {name: _read(table, name) for name in table.column_names if name != "lost"}
     types, positions = columns.get("token_type_ids"), columns.get("positions")
     return EncodedRows(
         ids=columns["input_ids"],
         types=None if types is None else types.values.astype(np.int8),
         positions=positions,
         targets=Ragged.single(rows.labels) if positions is None else columns.get("targets"),
-        cut=table.column("cut").to_numpy() if "cut" in table.column_names else None,
+        lost=numbers_of(table.column("lost").combine_chunks()) if "lost" in table.column_names else None,
         extras=columns.get("extras"),
     )
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from loraxs_search.records import DataReport, Split, SplitOverlap
 
-_REPEATED_SHARE = 0.01  # large collections repeat some texts; this many change what a score means
-_FEW = 30
+_SHARE = 0.01  # large collections repeat some texts and have a few long ones; this many change what a score means
+_LARGE = 0.125  # a standard error, of what lies between the constant answer's score and the best one that there can be
 
 
-def data_warnings(report: DataReport, num_scored: Mapping[Split, int]) -> list[str]:
+def data_warnings(report: DataReport, num_scored: Mapping[Split, int], metric: str) -> list[str]:
     """Return a sentence for each property, intended or not, that makes scores mean less than they seem to.
 
     Args:
         num_scored: Rows of each split that are scored, for validation maybe a part.
+        metric: The task's.
     """
     shared = [*_overlaps(report), *_repeated(report), *_blank(report)]
-    return [*shared, *_cut(report, num_scored), *report.warnings, *_few(num_scored)]
+    return [*shared, *_cut(report, num_scored), *report.warnings, *_few(report, num_scored, metric)]
 
 
 def overlap_counts(report: DataReport) -> dict[str, int]:
@@ -48,7 +50,7 @@ def _exactly(overlap: SplitOverlap) -> str:
 
 def _repeated(report: DataReport) -> Iterator[str]:
     for split, repeated in report.repeated.items():
-        if repeated >= _REPEATED_SHARE * report.num_rows[split]:
+        if repeated >= _SHARE * report.num_rows[split]:
             yield f"{repeated:,} of {report.num_rows[split]:,} {split} rows repeat the text of an earlier one"
 
 
@@ -59,13 +61,33 @@ def _blank(report: DataReport) -> Iterator[str]:
 
 
 def _cut(report: DataReport, num_rows: Mapping[Split, int]) -> Iterator[str]:
-    for split, cut in report.cut.items():
-        if cut:
-            yield f"{cut:,} of {num_rows[split]:,} {split} rows are longer than `max_length`: their beginnings are lost"
+    many = {split: cut for split, cut in report.cut.items() if cut and cut >= _SHARE * num_rows[split]}
+    if many:
+        counts = ", ".join(f"{cut:,} of {num_rows[split]:,} {split} rows" for split, cut in many.items())
+        longest = max((tokens.longest for tokens in report.tokens.values()), default=0)
+        size = f" (the longest has {longest:,} tokens)" if longest else ""
+        yield f"{counts} are longer than `max_length`{size}: their {report.cut_part} are lost"
 
 
-def _few(num_scored: Mapping[Split, int]) -> Iterator[str]:
-    for split in ("validation", "test"):
-        rows = num_scored.get(split, _FEW)
-        if rows < _FEW:
-            yield f"{split} scores are of {rows} row{'s' * (rows > 1)}: one row is {100 / rows:.1f} points of accuracy"
+def _few(report: DataReport, num_scored: Mapping[Split, int], metric: str) -> Iterator[str]:
+    errors = {split: own[metric] for split, own in report.standard_errors.items() if metric in own}
+    for split, known in errors.items():
+        if not known.reach:
+            rows = f"{num_scored[split]:,} {split} row{'s' * (num_scored[split] > 1)}"
+            yield f"{metric} of the {rows} is the same for right answers and for the constant one: it says nothing"
+    large = {split: known for split, known in errors.items() if known.error > _LARGE * known.reach > 0}
+    if large:
+        sizes = [f"{it.error:.2g} on the {num_scored[split]:,} {split} rows" for split, it in large.items()]
+        enough = max(num_scored[split] * (it.error / (_LARGE * it.reach)) ** 2 for split, it in large.items())
+        apart = 2 * max(it.error for it in large.values())
+        yield (
+            f"{metric} has a standard error of about {' and '.join(sizes)}: scores less than {apart:.2g} apart say"
+            f" little; some {_rounded(enough):,} rows would do"
+        )
+
+
+def _rounded(rows: float) -> int:
+    """Return a number of rows with one digit, rounded up."""
+    most = math.ceil(rows)
+    unit = int("1".ljust(len(str(most)), "0"))
+    return math.ceil(most / unit) * unit

@@ -89,7 +89,7 @@ class EncodedRows:
         prompts: Beginnings that several rows share: each is computed once for all that continue it. `ids` and
             `positions` are then of what follows it.
         prompt_of: Which of `prompts` each row continues, (N,), int64, ascending.
-        cut: Whether tokens of a row were left out to keep `max_length`, (N,); None where that is not counted.
+        lost: Tokens of each row that were left out to keep `max_length`, (N,); None where they are not counted.
         extras: What else the kind needs to score a row, as int32 numbers in a form of its own; no pass sees it.
     """
 
@@ -99,7 +99,7 @@ class EncodedRows:
     targets: Ragged | None = None
     prompts: Ragged | None = None
     prompt_of: npt.NDArray[np.int64] | None = None
-    cut: npt.NDArray[np.bool_] | None = None
+    lost: npt.NDArray[np.int32] | None = None
     extras: Ragged | None = None
 
     def __len__(self) -> int:
@@ -109,6 +109,11 @@ class EncodedRows:
     def lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of each row, (N,), read-only."""
         return self.ids.lengths
+
+    @property
+    def cut(self) -> npt.NDArray[np.bool_] | None:
+        """Whether tokens of a row were left out to keep `max_length`, (N,); None where they are not counted."""
+        return None if self.lost is None else self.lost > 0
 
     def counts(self, indices: Indices) -> npt.NDArray[np.int64]:
         """Return how much is read of each of these rows, (n,)."""
@@ -122,7 +127,7 @@ class EncodedRows:
         """Return the rows of `indices`, in that order; token ids are shared."""
         positions, targets = (None if part is None else part.take(indices) for part in (self.positions, self.targets))
         prompt_of = None if self.prompt_of is None else self.prompt_of[indices]
-        cut = None if self.cut is None else self.cut[indices]
+        lost = None if self.lost is None else self.lost[indices]
         extras = None if self.extras is None else self.extras.take(indices)
         return replace(
             self,
@@ -130,7 +135,7 @@ class EncodedRows:
             positions=positions,
             targets=targets,
             prompt_of=prompt_of,
-            cut=cut,
+            lost=lost,
             extras=extras,
         )
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from loraxs_search.errors import TaskDataError
 from loraxs_search.home import ensure_dir, home
 from loraxs_search.records import DataReport, Split, Task
+from loraxs_search.tasks._answer_report import with_answers
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._report import cached_report
 from loraxs_search.tasks._rows import fingerprint, fixed_subset, read_rows
@@ -47,13 +48,8 @@ class PreparedTask(RowSource):
         super().__init__(tokenizer, splits, labels)
         self.kind, self.task = kind, kind.task
         self.data_fingerprint = data_fingerprint
-        self.report = replace(report or DataReport(), cut=self.num_cut)
+        self.report = report or DataReport()
         self.test_fingerprint = test_fingerprint
-
-    @property
-    def num_cut(self) -> dict[Split, int]:
-        """Rows of each split that lost tokens to `max_length`, where the kind counts them."""
-        return {name: int(rows.cut.sum()) for name, rows in self._splits.items() if rows.cut is not None}
 
     def num_rows(self, split: Split) -> int:
         """Return the number of rows; for validation, of those that are scored."""
@@ -122,10 +118,18 @@ def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path |
     labels = {name: rows.labels for name, rows in data.rows.items()}
     scored = fixed_subset(len(data.rows["validation"]), task.validation_rows)
     splits["validation"], labels["validation"] = splits["validation"].take(scored), labels["validation"][scored]
+    scored_rows = {**data.rows, "validation": data.rows["validation"].take(scored)}
     for array in labels.values():
         array.flags.writeable = False
     test_fingerprint = fingerprint(dict(data.rows), ("test",))
-    report = replace(data.report, warnings=tuple(kind.warnings(data.rows, splits)))
+    report = with_answers(
+        replace(data.report, warnings=tuple(kind.warnings(data.rows, splits))),
+        kind,
+        scored_rows,
+        splits,
+        identity=f"{data.fingerprint} {identity}",
+        cache_dir=cache,
+    )
     return PreparedTask(kind, tokenizer, data.fingerprint, test_fingerprint, splits, labels, report)
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from loraxs_search.errors import LoraxsError, TaskDataError
 from loraxs_search.records import Split, Yardstick, YardstickName
+from loraxs_search.tasks._constant_answer import constant_answer
 from loraxs_search.tasks._rows import fixed_subset
 from loraxs_search.tasks.kinds import LinearForm
 from loraxs_search.tasks.prepared import PreparedTask, load_data
@@ -19,7 +20,6 @@ from loraxs_search.tasks.rows import Rows
 
 SplitOutputs = Iterator[tuple[Split, npt.NDArray[Any]]]
 
-_MAX_CONSTANTS = 32  # the likeliest ones; a metric is computed for each
 _ALPHA = 1.0  # of ridge regression on rows of unit length
 _TOLERANCE = 1e-2  # a few iterations: more do not change a score visibly
 _MAX_TERMS = 100_000
@@ -61,16 +61,9 @@ class TimeLimit:
 
 
 def constant(data: PreparedTask) -> Yardstick:
-    """Return the scores of the constant answer that is best on the train rows, by the search's metric.
-
-    Of equally good answers the likeliest wins: the most frequent label, or the mean.
-    """
+    """Return the scores of the constant answer that is best on the train rows."""
     started = time.thread_time()
-    task, kind, train = data.task, data.kind, data.labels("train")
-    sign, score = 1.0 if task.direction == "maximize" else -1.0, kind.metrics[task.metric].score
-    answers = kind.constants(train)[:_MAX_CONSTANTS]
-    gains = [sign * score(np.full(len(train), answer), train) for answer in answers]
-    best = answers[int(np.argmax(gains))]
+    kind, best = data.kind, constant_answer(data.kind, data.labels("train"))
     validation, test = (
         kind.measure(np.full(len(labels), best), labels) for labels in (data.labels("validation"), data.labels("test"))
     )

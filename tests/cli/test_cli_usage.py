@@ -162,7 +162,10 @@ def test_check_describes_a_space(say, tiny_space):
     said = say("check", str(tiny_space), "--data")
     assert said.code == 0
     assert "rank, target_modules, learning_rate, head_learning_rate: continuous" in said.out
-    assert "\nrows        train " in said.out
+    assert "\ndata                   train  validation      test\nrows " in said.out
+    assert "\nat the end  2 refits of 8 steps; up to 4 candidates answer all " in said.out
+    lines = said.out.split("\ndata ")[1].split("\n\n")[0].splitlines()
+    assert max(map(len, lines)) <= 60
     assert "attention: 8 modules\n  bert.encoder.layer.{0-1}.attention.self.query\n" in said.out
     lines = [line.split() for line in said.out.splitlines()]
     assert next(line[:5] for line in lines if line[:1] == ["smallest"]) == ["smallest", "2", "attention", "32", "66"]
@@ -182,12 +185,16 @@ def test_check_counts_shared_and_repeated_rows_and_warns(say, tiny_space):
     files = (*write("train.csv", [*train, *train[:20]]), *write("test.csv", test))
     said = say("check", str(tiny_space), "--data", *files)
     assert said.code == 0
-    assert "\nshared      0 validation rows in train, 89 test rows in train, 0 test rows in validation\n" in said.out
-    assert "\nrepeated    train 20, validation 0, test 0\n" in said.out
-    shared, repeated = said.err.splitlines()
+    lines = [line.split() for line in said.out.splitlines()]
+    assert ["also", "in", "train", "0", "89"] in lines
+    assert ["also", "in", "validation", "0"] in lines
+    assert ["repeated", "20", "0", "0"] in lines
+    shared, repeated, few = said.err.splitlines()
     assert shared.startswith("warning: 89 of 100 test rows are also in train (80 letter for letter, ")
     assert repeated == "warning: 20 of 220 train rows repeat the text of an earlier one"
+    assert few.startswith("warning: accuracy has a standard error of about ")
     described = json.loads(say("check", str(tiny_space), "--data", "--json", *files).out)
+    assert described["data"]["constant"]["scores"]["test"].keys() == described["data"]["standard_errors"]["test"].keys()
     assert described["data"]["overlaps"][1] == {"split": "test", "other": "train", "exact": 80, "folded": 89}
     assert described["warnings"] == [line.removeprefix("warning: ") for line in said.err.splitlines()]
 

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from loraxs_search.base_model import linear_modules, load_model
+from loraxs_search.cli._data import data_lines
 from loraxs_search.errors import TaskDataError
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_factors import LoadedFactors
@@ -188,6 +189,21 @@ def test_cached_tokens_are_those_of_every_row_alone(name: str, kind: TaskKind, d
             np.testing.assert_array_equal(known.ids.row(i), alone.ids.row(0))
             if known.positions is not None and alone.positions is not None:
                 np.testing.assert_array_equal(known.positions.row(i), alone.positions.row(0))
+
+
+@every_kind
+def test_it_says_of_its_answers_what_fits_a_few_columns(name: str, data: PreparedTask) -> None:
+    report = data.report
+    assert set(report.tokens) == set(SIZES)
+    assert report.answers
+    assert all(set(fact.values) <= set(SIZES) for fact in report.answers)
+    assert report.constant is not None
+    assert set(report.standard_errors["test"]) == set(answer_metrics(data.kind)) == set(report.constant.scores["test"])
+    for short in (False, True):
+        lines = data_lines(report, SIZES, data.task.metric, short=short)  # type: ignore[arg-type]  # names of splits
+        assert max(map(len, lines)) <= 65
+        assert len(lines) <= (9 if short else 40)
+    assert from_json(type(report), to_json(report)) == report
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

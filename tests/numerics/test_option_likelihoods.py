@@ -115,7 +115,7 @@ def test_options_of_the_base_are_as_likely_as_in_whole_rows(
     data: PreparedTask, base: BaseModel, seen: list[Tensor]
 ) -> None:
     model = load_model(base, data.kind.model)
-    assert data.num_cut["test"] > 0
+    assert data.report.cut["test"] > 0
     likelihoods, answers = plain(model, data, "test")
     scores = score_rows(model, data, "test", np.arange(14), CPU)
     check(likelihoods, seen[0])

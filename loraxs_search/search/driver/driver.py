@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import KeepRule, TrialState, WarmTrials
+from loraxs_search.records import HostInfo, KeepRule, TrialState, WarmTrials
 from loraxs_search.schedulers import Scheduler, make_scheduler
 from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.search.driver.finished import log_adapters, result_of, summary_of
@@ -132,8 +132,7 @@ class Driver:
         study = steered(folder, journal)
         self._reopen(study)
         deadline = Deadline(plan, study.state, self._started_at - journal.spent_s)
-        journal.driver_started(self._started_at)
-        self._view.write_to(journal)
+        self._begin_journal(journal, actors.info)
         optuna_study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
         rebuild(optuna_study, self._space, journal.records)
         watch = ScoreWatch(task, plan.max_steps)
@@ -192,6 +191,13 @@ class Driver:
         self._view.write_to(None)
         journal.search_ended(journal.notice or "")
         return result_of(folder, journal)
+
+    def _begin_journal(self, journal: Journal, info: HostInfo) -> None:
+        """Have the journal take what happens, of a new study first what its rows are like."""
+        journal.driver_started(self._started_at)
+        self._view.write_to(journal)
+        if not journal.records:
+            self._view.data_read(self._info.task, info)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
     def _follower(

@@ -167,5 +167,5 @@ def alone(space: Space) -> PackSize:
 
 def warn_of_data(task: Task, info: HostInfo) -> None:
     """Say what makes the scores of these rows mean less than they seem to."""
-    for warning in data_warnings(info.data, info.num_rows):
+    for warning in data_warnings(info.data, info.num_rows, task.metric):
         _logger.warning("task %s: %s", task.name, warning)

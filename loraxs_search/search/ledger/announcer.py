@@ -12,10 +12,13 @@ from typing import Literal
 from loraxs_search.errors import HomeError
 from loraxs_search.records import (
     CandidateScoredEvent,
+    DataReadEvent,
+    HostInfo,
     PhaseEvent,
     SearchEvent,
     SteeredEvent,
     SteeringStatus,
+    Task,
     TrialRecord,
     WarningEvent,
     Yardstick,
@@ -78,6 +81,13 @@ class Announcer:
         """Trials are about to train."""
         self._keep(search_started(facts))
         self._show(lambda view: view.started(facts))
+
+    def data_read(self, task: Task, info: HostInfo) -> None:
+        """The rows of the task are read."""
+        event = DataReadEvent(
+            study=self._study, at=time.time(), metric=task.metric, num_rows=info.num_rows, report=info.data
+        )
+        self.noted(event)
 
     def yardsticks_scored(self, yardsticks: Iterable[Yardstick]) -> None:
         """Yardsticks were scored; each is said once."""

@@ -45,7 +45,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import BaseModelRef, Prediction, Sample, Serving, Split, Task, TaskModel
+from loraxs_search.records import AnswerFact, BaseModelRef, Prediction, Sample, Serving, Split, Task, TaskModel
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.base_code import base_argument, finding_code, revision_argument
@@ -89,6 +89,7 @@ class TaskKind(ABC):
     hub_pipeline: ClassVar[str] = ""  # the hub's name of such a model, for the adapter's card
     report_metric: ClassVar[str | None] = None  # what trials are compared by where a space says nothing; None: `metric`
     asking: ClassVar[frozenset[str]] = frozenset()  # keys of `settings` that say how rows are asked, as prompts do
+    cut_part: ClassVar[str] = "ends"  # what rows lose that are longer than `max_length`: or their beginnings
     shots: ClassVar[tuple[int, ...]] = ()  # worked examples in the prompts with which the base alone is scored
 
     def __init__(self, task: Task) -> None:
@@ -171,6 +172,20 @@ class TaskKind(ABC):
             encoded: Their tokens, of validation only those that are scored.
         """
         yield from ()
+
+    def answer_facts(
+        self,
+        rows: Mapping[Split, Rows],
+        encoded: Mapping[Split, EncodedRows],  # for kinds to use
+    ) -> Iterator[AnswerFact]:
+        """Yield the numbers that people should know of the answers; by default how many different ones there are.
+
+        Counts by answer are best few: a view shows the first and the last ones of many.
+
+        Args:
+            rows: Of each split, of validation those that are scored. `encoded` has their tokens.
+        """
+        yield AnswerFact("different", {split: len(np.unique(own.labels)) for split, own in rows.items()})
 
     @property
     @abstractmethod

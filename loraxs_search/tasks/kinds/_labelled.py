@@ -145,11 +145,26 @@ class LabelledKind(TaskKind):
             return_attention_mask=False,
         )
         types = encoding.get("token_type_ids")
+        ids = Ragged.of(encoding["input_ids"], np.int32)
         return EncodedRows(
-            ids=Ragged.of(encoding["input_ids"], np.int32),
+            ids=ids,
             types=None if types is None else Ragged.of(types, np.int8).values,
             targets=Ragged.single(rows.labels),
+            lost=self._lost(rows, ids.lengths, tokenizer),
         )
+
+    def _lost(
+        self, rows: Rows, lengths: npt.NDArray[np.int32], tokenizer: PreTrainedTokenizerBase
+    ) -> npt.NDArray[np.int32]:
+        """Return how many tokens of each row are beyond `max_length`, (N,); only full rows are tokenised again."""
+        lost, full = np.zeros(len(rows), np.int32), np.flatnonzero(lengths >= self.task.max_length)
+        if len(full):
+            whole = rows.take(full)
+            encoding = tokenizer(
+                whole.texts, whole.pairs, truncation=False, padding=False, return_attention_mask=False, verbose=False
+            )
+            lost[full] = np.array([len(ids) for ids in encoding["input_ids"]], np.int32) - lengths[full]
+        return lost
 
     # ---- training and scoring ----------------------------------------------------------------------------------------
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:

@@ -42,6 +42,7 @@ class LanguageModelKind(TaskKind):
     """An answer's tokens are learnt, and nothing of the prompt."""
 
     hub_pipeline = "text-generation"
+    cut_part = "beginnings"
 
     def keys(self) -> dict[str, Any]:
         return {"prompt": None, "messages": None, **self.task.settings}
@@ -214,7 +215,7 @@ class LanguageModelKind(TaskKind):
             ids=Ragged.of([p + list(a[:-1]) for p, a in zip(kept, learnt, strict=True)], np.int32),
             positions=Ragged.of([*map(list, places)], np.int32),
             targets=None if answers is None else Ragged.of(answers, np.int64),
-            cut=np.array([len(one) < len(other) for one, other in zip(kept, prompts, strict=True)], np.bool_),
+            lost=np.array([len(all_) - len(ids) for ids, all_ in zip(kept, prompts, strict=True)], np.int32),
         )
 
     def _check_lengths(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import PlainValidator
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import Prediction, Split
+from loraxs_search.records import AnswerFact, Prediction, Split
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
@@ -201,6 +201,12 @@ class MultipleChoice(LanguageModelKind):
             raise joined(self.task, faults)
         contents, extras = self.held([self.prompt.fill(row) for row in asked])
         return self._rows(contents, options, np.full(len(rows), _UNLEARNT), extras)
+
+    def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
+        most = 1 + max(int(own.labels.max()) for own in rows.values())
+        for option in range(most if self.options.fixed is None else len(self.options.fixed)):
+            counts = {split: int(np.count_nonzero(own.labels == option)) for split, own in rows.items()}
+            yield AnswerFact(f"right: {self.show(option)}", counts)
 
     def learnt_texts(self, rows: Rows) -> Sequence[Sequence[str]]:
         fixed = self.options.fixed

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.records import Prediction, TaskModel
+from loraxs_search.records import AnswerFact, Prediction, Split, TaskModel
 from loraxs_search.tasks._labels import numbers
 from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection
 from loraxs_search.tasks.kinds._requests import Values
 from loraxs_search.tasks.metrics import NUMBER_METRICS
+from loraxs_search.tasks.rows import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +49,11 @@ class Regression(LabelledKind):
         self, values: Sequence[Any], place: SourceLocation, stored_names: Sequence[str] | None
     ) -> npt.NDArray[Any]:
         return numbers(values, self.task, place)
+
+    def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
+        numbers = {split: own.labels.astype(np.float64) for split, own in rows.items()}
+        for name, method in {"mean": "mean", "spread": "std", "least": "min", "most": "max"}.items():
+            yield AnswerFact(name, {split: float(getattr(own, method)()) for split, own in numbers.items()})
 
     def row_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return (outputs.float().squeeze(-1) - labels.float()).square()

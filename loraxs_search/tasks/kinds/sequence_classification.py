@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.records import Prediction, TaskModel
+from loraxs_search.records import AnswerFact, Prediction, Split, TaskModel
 from loraxs_search.tasks._labels import class_ids
 from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection
 from loraxs_search.tasks.kinds._requests import Values
 from loraxs_search.tasks.metrics import CLASS_METRICS
+from loraxs_search.tasks.rows import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _BINARY = ("f1",)  # of the second of two labels
+_LISTED = 5  # labels that a warning names
 
 
 def classifier(num_labels: int) -> TaskModel:
@@ -64,6 +67,24 @@ class SequenceClassification(LabelledKind):
     ) -> npt.NDArray[Any]:
         return class_ids(values, self.task, place, stored_names)
 
+    def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
+        counts = {split: self._counts(own.labels) for split, own in rows.items()}
+        for label in np.argsort(-counts["train"], kind="stable"):
+            yield AnswerFact(self.task.labels[label], {split: int(own[label]) for split, own in counts.items()})
+
+    def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
+        labels = self.task.labels
+        for split, own in rows.items():
+            if missing := [name for name, count in zip(labels, self._counts(own.labels), strict=True) if not count]:
+                more = f" and {len(missing) - _LISTED} more" * (len(missing) > _LISTED)
+                what = "learnt" if split == "train" else "scored"
+                shown = f"{'s' * (len(missing) > 1)} {', '.join(missing[:_LISTED])}{more}"
+                yield f"no {split} row has the label{shown}, of which nothing is {what}"
+
+    def _counts(self, labels: Values) -> npt.NDArray[np.int64]:
+        """Return how many rows have each label of the task, (labels,)."""
+        return np.bincount(labels.astype(np.int64), minlength=len(self.task.labels))
+
     def row_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         from torch.nn import functional
 
@@ -81,8 +102,7 @@ class SequenceClassification(LabelledKind):
         return Prediction(text, self.task.labels[best], float(probabilities[best]))
 
     def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
-        counts = np.bincount(labels.astype(np.int64), minlength=len(self.task.labels))
-        return [int(label) for label in np.argsort(-counts, kind="stable")]
+        return [int(label) for label in np.argsort(-self._counts(labels), kind="stable")]
 
     def show(self, answer: float | str) -> str:
         return self.task.labels[int(answer)] if self.task.labels else str(answer)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, Field
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import Prediction, Serving, Split, Task
+from loraxs_search.records import AnswerFact, Prediction, Serving, Split, Task
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
@@ -182,6 +182,14 @@ class TextGeneration(LanguageModelKind):
             if answers and "reference" in self.task.settings:
                 yield from reference_warnings(split, answers, own.labels.tolist(), self.extraction)
         yield from length_warnings(encoded, self.generation.max_new_tokens)
+
+    def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
+        counts = {split: np.unique(own.labels, return_counts=True)[1] for split, own in rows.items()}
+        yield AnswerFact("different", {split: len(own) for split, own in counts.items()})
+        yield AnswerFact("commonest", {split: int(own.max()) for split, own in counts.items()})
+        tokens = {split: own.counts(np.arange(len(own))) for split, own in encoded.items() if own.targets is not None}
+        yield AnswerFact("answer tokens", {split: int(np.median(own)) for split, own in tokens.items()})
+        yield AnswerFact("longest", {split: int(own.max()) for split, own in tokens.items()})
 
     def learnt_texts(self, rows: Rows) -> Sequence[Sequence[str]]:
         return (

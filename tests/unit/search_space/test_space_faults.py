@@ -30,7 +30,7 @@ labels: [a, a] | task.labels | must name each once, without a second 'a'
 labels: [a] | task.labels | must name at least two labels
 metrics: [accurcy, f1] | task.metrics[0] | (one of: accuracy
 metrics: [f1, mse] | task.metrics[1] | must fit sequence-classification
-base_model: {id: a, revison: b} | base_model.revison | must be one of: revision
+base_model: {id: a, revison: b} | base_model.revison | did you mean revision? It must be one of: revision
 base_model: {id: a, sha256: ABC} | base_model.sha256 | must be 64 hexadecimal digits
 base_model: ./nowhere | base_model.id | is no folder
 base_model: 7 | base_model | must hold keys (one of: id
@@ -45,7 +45,7 @@ rank: {choice: [4, 8, 4]} | parameters.rank.choice[2] | must list each value onc
 rank: {choice: []} | parameters.rank.choice | at least one value
 rank: [4, 8] | parameters.rank | write {choice: [4, 8]}
 rank: 010 | parameters.rank | but got "010"
-rank | rnk: 4 | parameters.rnk | must be one of: rank
+rank | rnk: 4 | parameters.rnk | did you mean rank? It must be one of: rank
 scale: {uniform: [0.5, 2.0, 3.0]} | parameters.scale.uniform | must be [low, high]
 scale: {uniform: [0.5, .inf]} | parameters.scale.uniform[1] | got Infinity
 scale: {uniform: [.nan, 1]} | parameters.scale.uniform[0] | got NaN

@@ -118,8 +118,8 @@ def test_an_override_mends_a_fault(parse, text):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("search.trails=3", "search.trails: must be one of: trials, "),
-        ("serch.trials=3", "serch: must be one of: search, "),
+        ("search.trails=3", "search.trails: did you mean trials? It must be one of: trials, "),
+        ("serch.trials=3", "serch: did you mean search? It must be one of: search, "),
         ("search.trials=0", "search.trials: must be at least 1, but got 0."),
         ("search.trials", "must be path.to.key=value, but got"),
         ("=3", "must be path.to.key=value, but got"),

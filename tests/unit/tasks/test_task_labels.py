@@ -93,6 +93,22 @@ def test_every_different_bad_label_is_told_with_its_first_line(read):
         read(list(range(2, 11)), ("negative", "positive"))
 
 
+def test_a_label_that_is_nearly_one_is_said_first(read):
+    names = ("negative", "positive")
+    for value in ("postive", "POSITIVE", " Positive "):
+        with pytest.raises(
+            TaskDataError, match=r"made-up: Did you mean positive\? `label` must be one of negative, pos"
+        ):
+            read([0, value], names)
+    with pytest.raises(TaskDataError, match=r"Did you mean positive by 'positiv', negative by 'NEGATIVE'\? `label`"):
+        read(["positiv", "NEGATIVE", "other", "positiv"], names)
+    with pytest.raises(TaskDataError) as caught:  # two are as near, and of 500 labels some are named
+        read(["label-5"], [f"label-{number:03d}" for number in range(500)])
+    message = str(caught.value)
+    assert "Did you mean" not in message
+    assert "label-019 and 480 more or an id in 0..499, but rows.csv has 'label-5' (line 2)" in message
+
+
 @pytest.mark.parametrize("value", [None, float("nan"), "many", True, "True", float("inf"), 1e300, 10**400])
 def test_regression_labels_must_be_finite_numbers(make_task, value):
     task = make_task(kind="regression", labels=(), metric="mse", metrics=("mse",))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from loraxs_search.records import DataReport, SplitOverlap
+from loraxs_search.records import AnswerFact, DataReport, SplitOverlap, StandardError, TokenCounts
 from loraxs_search.tasks import data_warnings, load_data, overlap_counts, prepare
+from loraxs_search.tasks._standard_error import standard_error
+from loraxs_search.tasks.metrics import METRICS
 
 
 def content(*texts, label=0):
@@ -35,6 +38,7 @@ def test_rows_shared_between_splits_are_counted_exactly_and_folded(make_task, to
         "test_rows_in_train_folded": 3,
         "test_rows_in_validation": 1,
         "test_rows_in_validation_folded": 1,
+        **{f"{split}_rows_cut": 0 for split in files},
     }
 
 
@@ -71,7 +75,7 @@ def test_carved_splits_share_no_text_letter_for_letter(make_task, rows):
 def test_a_task_that_shares_nothing_has_no_warning(make_task, rows):
     files = {"train": rows(400), "validation": rows(40, "good w"), "test": rows(40, "bad w")}
     report = load_data(make_task(files)).report
-    assert data_warnings(report, report.num_rows) == []
+    assert data_warnings(report, report.num_rows, "accuracy") == []
 
 
 def test_each_warning_says_what_and_how_much():
@@ -80,8 +84,14 @@ def test_each_warning_says_what_and_how_much():
         overlaps=(SplitOverlap("test", "train", 80, 89), SplitOverlap("test", "validation", 2, 2)),
         repeated={"train": 5, "validation": 0, "test": 0},
         blank={"train": 3, "validation": 0, "test": 0},
+        cut={"train": 4, "validation": 3, "test": 0},
+        standard_errors={
+            "validation": {"accuracy": StandardError(0.08, 0.5)},
+            "test": {"accuracy": StandardError(0.0, 0.0)},
+        },
     )
-    shared, also, repeated, blank, few, one = data_warnings(report, {"train": 500, "validation": 29, "test": 1})
+    scored = {"train": 500, "validation": 29, "test": 1}
+    shared, also, repeated, blank, cut, nothing, few = data_warnings(report, scored, "accuracy")
     assert shared == (
         "89 of 100 test rows are also in train (80 letter for letter, the others up to case and white space): "
         "a score on them measures memory; take them out of one of the two"
@@ -89,7 +99,75 @@ def test_each_warning_says_what_and_how_much():
     assert also.startswith("2 of 100 test rows are also in validation: trials are chosen by these rows")
     assert repeated == "5 of 500 train rows repeat the text of an earlier one"
     assert blank == "3 of 500 train rows have an empty text"
-    assert few == "validation scores are of 29 rows: one row is 3.4 points of accuracy"
-    assert one == "test scores are of 1 row: one row is 100.0 points of accuracy"
+    assert cut == "3 of 29 validation rows are longer than `max_length`: their beginnings are lost"
+    assert nothing.startswith("accuracy of the 1 test row is the same for right answers and for the constant one")
+    assert few == (
+        "accuracy has a standard error of about 0.08 on the 29 validation rows: scores less than 0.16 apart say little;"
+        " some 50 rows would do"
+    )
     # A few repeated texts among many rows are usual.
-    assert data_warnings(replace(report, overlaps=(), blank={}, repeated={"train": 4}), report.num_rows) == []
+    assert (
+        data_warnings(
+            replace(report, overlaps=(), blank={}, cut={}, standard_errors={}, repeated={"train": 4}),
+            scored,
+            "accuracy",
+        )
+        == []
+    )
+
+
+# ---- lengths, answers, what a score is worth -------------------------------------------------------------------------
+def test_a_report_says_how_long_rows_are_and_what_their_answers_are(make_task, tokenizer):
+    files = {
+        "train": [*content(*(f"w{i}" for i in range(6))), *content("good " * 30, label=1)],
+        "validation": content("w7", "w8 w9"),
+        "test": [*content("w10"), *content("w11 w12 w13", label=1)],
+    }
+    report = prepare(make_task(files, max_length=8), tokenizer).report
+    assert report.tokens["train"] == TokenCounts(3, 32)  # with the tokens that begin and end a text
+    assert (report.cut, report.cut_part) == ({"train": 1, "validation": 0, "test": 0}, "ends")
+    assert report.answers == (
+        AnswerFact("negative", {"train": 6, "validation": 2, "test": 1}),
+        AnswerFact("positive", {"train": 1, "validation": 0, "test": 1}),
+    )
+    assert report.warnings == ("no validation row has the label positive, of which nothing is scored",)
+    assert report.constant is not None
+    assert (report.constant.answer, report.constant.scores["test"]) == ("negative", {"accuracy": 0.5})
+    assert report.standard_errors["validation"]["accuracy"].reach == 0
+    assert any("1 of 7 train rows are longer" in it for it in data_warnings(report, report.num_rows, "accuracy"))
+
+
+def test_of_validation_the_rows_that_are_scored_count(make_task, tokenizer, rows):
+    files = {"train": rows(40), "validation": rows(30, "good w"), "test": rows(12, "bad w")}
+    report = prepare(make_task(files, validation_rows=10), tokenizer).report
+    assert sum(fact.values["validation"] for fact in report.answers) == 10
+    assert report.num_rows["validation"] == 30
+
+
+def test_what_is_counted_of_tokens_is_counted_once(make_task, tokenizer, loraxs_home, monkeypatch):
+    first = prepare(make_task(), tokenizer).report
+    monkeypatch.setattr("loraxs_search.tasks._answer_report._count", None)
+    assert prepare(make_task(), tokenizer).report == first
+
+
+def test_a_share_has_the_error_of_a_share():
+    labels = np.array([0, 1] * 50)
+    known = standard_error(METRICS["accuracy"], labels, 0)
+    assert known.reach == 0.5
+    assert known.error == pytest.approx(np.sqrt(0.75 * 0.25 / 100))
+    # Rows that are nearly all alike need more of them: little lies between the constant answer and the right one.
+    rare = standard_error(METRICS["accuracy"], np.array([0] * 95 + [1] * 5), 0)
+    assert rare.error / rare.reach > 3 * known.error / known.reach
+
+
+@pytest.mark.parametrize("name", ["f1", "macro_f1", "matthews", "pearson", "spearman", "mse"])
+def test_other_errors_are_those_of_other_draws_of_rows(name):
+    draw, metric = np.random.default_rng(1), METRICS[name]
+    is_number = name in ("pearson", "spearman", "mse")
+    every = draw.normal(size=20_000) if is_number else draw.integers(2, size=20_000)
+    constant = 0.0 if is_number else 1
+    answers = np.where(draw.random(len(every)) < 0.5, every, constant)
+    draws = [draw.integers(len(every), size=200) for _ in range(300)]
+    spread = np.std([metric.score(answers[rows], every[rows]) for rows in draws])
+    assert standard_error(metric, every[:200], constant).error == pytest.approx(spread, rel=0.3)
+    assert standard_error(metric, every, constant).error == pytest.approx(spread / 10, rel=0.3)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from importlib.metadata import version
 from pathlib import Path
 

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from support.studies import study
 
+from loraxs_search.records import (
+    AnswerFact,
+    ConstantAnswer,
+    DataReadEvent,
+    DataReport,
+    HostInfo,
+    SearchEvent,
+    StandardError,
+    TokenCounts,
+)
 from loraxs_search.search.ledger.announcer import Announcer
+from loraxs_search.search.ledger.event_view import EventView
 from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.studies import JournalEvents
 
 
 class ClosedView(SilentView):
@@ -47,3 +63,22 @@ def test_whoever_warns_goes_on_where_the_warning_cannot_be_passed_on(
     with announcer.hearing_warnings():
         logging.getLogger("loraxs_search.tracking").warning("MLflow is away")
     assert "ValueError: no" in capsys.readouterr().err
+
+
+def test_what_rows_are_like_is_kept_for_who_watches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
+    folder, heard = study("mine"), list[SearchEvent]()
+    announcer = Announcer("mine", EventView(heard.append))
+    announcer.write_to(folder.journal())
+    report = DataReport(
+        {"train": 8, "validation": 2, "test": 2},
+        tokens={"train": TokenCounts(3, 9)},
+        answers=(AnswerFact("b", {"train": 5}), AnswerFact("a", {"train": 0.5})),
+        constant=ConstantAnswer("b", {"test": {"accuracy": 0.5}}),
+        standard_errors={"test": {"accuracy": StandardError(0.1, 0.5)}},
+    )
+    announcer.data_read(folder.info.task, cast("HostInfo", SimpleNamespace(num_rows=report.num_rows, data=report)))
+    (event,) = heard
+    assert isinstance(event, DataReadEvent)
+    assert (event.metric, event.report) == (folder.info.task.metric, report)
+    assert list(JournalEvents(folder).new()) == heard

@@ -1,0 +1,26 @@
+"""The constant answer: the same one to every row."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from loraxs_search.tasks.kinds import TaskKind
+from loraxs_search.tasks.metrics import Values
+
+_MAX_CONSTANTS = 32  # the likeliest ones; a metric is computed for each
+
+
+def constant_answer(kind: TaskKind, train: Values) -> int | float | str:
+    """Return the constant answer that is best on the train rows, by the task's metric.
+
+    Of equally good answers the likeliest wins: the most frequent label, or the mean.
+
+    Args:
+        train: Their labels, (N,).
+    """
+    sign, metric = 1.0 if kind.task.direction == "maximize" else -1.0, kind.metrics[kind.task.metric]
+    answers = kind.constants(train)[:_MAX_CONSTANTS]
+    if metric.column != "predictions":  # the likeliest: no answer has such a score
+        return answers[0]
+    gains = [sign * metric.score(np.full(len(train), answer), train) for answer in answers]
+    return answers[int(np.argmax(gains))]

@@ -1,0 +1,22 @@
+"""The name that somebody may have meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from loraxs_search.errors import meant
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "near"),
+    [
+        ("learnin_rate", ["learning_rate", "head_learning_rate"], "learning_rate"),  # clearly nearer than the other one
+        ("movie_review", ["movie_reviews", "movie_reviews_text"], "movie_reviews"),
+        ("reviewz", ["reviews", "reviewx"], ""),
+        ("label-5", [f"label-{number:03d}" for number in range(500)], ""),
+        ("POSITIVE", ["negative", "positive"], "positive"),
+        ("xyz", ["a"], ""),
+    ],
+)
+def test_the_one_that_is_nearly_the_same_is_meant(name, known, near):
+    assert meant(name, known) == near
