@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from loraxs_search.errors import UsageError, unknown_name
+
+
+@dataclass(frozen=True)
+class ShippedSpace:
+    """A space that comes with the package.
+
+    Args:
+        space: Its name, as `launch` and `check` take it.
+        about: What it is, in a line.
+    """
+
+    space: str
+    about: str
+
+
+def spaces() -> list[ShippedSpace]:
+    """Return the spaces that come with the package, by name."""
+    return [ShippedSpace(name, _about(shipped_space_path(name))) for name in shipped_spaces()]
 
 
 def shipped_spaces() -> list[str]:
@@ -23,6 +42,12 @@ def shipped_space_path(name: str) -> Path:
         if known.replace("-", "_").lower() == plain:
             return _folder() / f"{known}.yaml"
     raise UsageError(unknown_name("space", name, shipped_spaces()), hint="`loraxs-search spaces ls` lists them")
+
+
+def _about(path: Path) -> str:
+    """Return the first line of a space file, which says what it is."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().lstrip("# ").strip()
 
 
 def _folder() -> Path:
