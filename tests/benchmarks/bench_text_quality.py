@@ -11,8 +11,8 @@ compared. The base is SmolLM2-135M from its package.
 - science: questions of ARC-Easy, answered by the likeliest of the options' own texts, normalised by length.
 - reviews: "positive" or "negative" in writing.
 
-The best trial is trained again from other seeds, two of them but for arithmetic, where there is one. Standard errors are those
-of a share of rows. Scores do not depend on how busy the machine is; seconds do.
+The best trial is trained again from two other seeds, of arithmetic from one. Standard errors are those of a share of
+rows. Scores do not depend on how busy the machine is; seconds do.
 """
 
 from __future__ import annotations
