@@ -122,7 +122,10 @@ def shown(tracking_uri: str) -> Iterator[EventView]:
     from loraxs_search.search.ledger.event_view import EventView
 
     where = browse(tracking_uri)
-    with NotebookView(where) if in_notebook() else _sinks(where, as_events=False) as sinks:
+    view_of: contextlib.AbstractContextManager[Sink] = (
+        NotebookView(where) if in_notebook() else _sinks(where, as_events=False)
+    )
+    with view_of as sinks:
         view = EventView(sinks.happened, sinks.known)
         with _ending(lambda: [view], sinks):
             yield view
