@@ -34,11 +34,14 @@ if TYPE_CHECKING:
         show,
     )
     from loraxs_search.bank import AdapterBank
+    from loraxs_search.interactive import launch, resume
     from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
     from loraxs_search.reports import watch
-    from loraxs_search.search import SearchResult, resume
-    from loraxs_search.search.driver.launch import launch
+    from loraxs_search.reports.study_status import StudyStatus, status
+    from loraxs_search.search import SearchResult
+    from loraxs_search.search.driver.check import CheckedSpace, check
+    from loraxs_search.shipped_spaces import ShippedSpace, spaces
     from loraxs_search.steering.functions import (
         add_trial,
         clone_trial,
@@ -56,12 +59,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdapterBank",
+    "CheckedSpace",
     "Prediction",
     "Predictor",
     "Sampling",
     "SearchResult",
+    "ShippedSpace",
+    "StudyStatus",
     "__version__",
     "add_trial",
+    "check",
     "clone_trial",
     "compare",
     "continue_trials",
@@ -83,6 +90,8 @@ __all__ = [
     "resume",
     "rollback",
     "show",
+    "spaces",
+    "status",
     "stop_trials",
     "watch",
 ]
@@ -105,8 +114,14 @@ _HOMES = {
     "Predictor": "predictor",
     "Sampling": "tasks.kinds",
     "SearchResult": "search",
-    "launch": "search",
-    "resume": "search",
+    "CheckedSpace": "search.driver.check",
+    "ShippedSpace": "shipped_spaces",
+    "StudyStatus": "reports.study_status",
+    "check": "search.driver.check",
+    "launch": "interactive",
+    "resume": "interactive",
+    "spaces": "shipped_spaces",
+    "status": "reports.study_status",
     "watch": "reports",
 }
 

@@ -166,10 +166,9 @@ def figures(study: str) -> dict[str, Figure]:
     Raises:
         StudyError: there is no such study, or it is damaged.
     """
-    from loraxs_search.reports.html import read_facts, sections
+    from loraxs_search.reports.html import report_figures
 
-    drawn = sections(read_facts(StudyFolder.open(study)))
-    return {name: plot for section in drawn for name, plot in section.plots.items()}
+    return report_figures(StudyFolder.open(study))
 
 
 def ls(*, limit: int | None = None, tracking_uri: str | None = None) -> list[registry.TaskSummary]:

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from loraxs_search.errors import UsageError, unknown_name
+
+
+@dataclass(frozen=True)
+class ShippedSpace:
+    """A space that comes with the package.
+
+    Args:
+        space: Its name, as `launch` and `check` take it.
+        about: What it is, in a line.
+    """
+
+    space: str
+    about: str
+
+
+def spaces() -> list[ShippedSpace]:
+    """Return the spaces that come with the package, by name."""
+    return [ShippedSpace(name, _about(shipped_space_path(name))) for name in shipped_spaces()]
 
 
 def shipped_spaces() -> list[str]:
@@ -28,6 +47,12 @@ def shipped_space_path(name: str) -> Path:
 def schema_path() -> Path:
     """Return the file of the JSON Schema that editors check a space with."""
     return _folder() / "space.schema.json"
+
+
+def _about(path: Path) -> str:
+    """Return the first line of a space file, which says what it is."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().lstrip("# ").strip()
 
 
 def _folder() -> Path:

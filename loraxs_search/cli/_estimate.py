@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
-
-from loraxs_search.errors import LoraxsError
 
 if TYPE_CHECKING:
     from loraxs_search.search.driver.estimate import SearchEstimate
-    from loraxs_search.search_space import Space
-
-
-def estimated(space: Space) -> tuple[SearchEstimate | None, str]:
-    """Return what a search of this space would take here, or None and why that cannot be said."""
-    from loraxs_search.search.driver.estimate import estimate_search
-
-    print("measuring a few steps of drawn trials on this machine ...", file=sys.stderr)
-    try:
-        return estimate_search(space), ""
-    except LoraxsError as error:
-        return None, error.message
 
 
 def describe(estimate: SearchEstimate) -> dict[str, str]:

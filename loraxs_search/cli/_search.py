@@ -111,6 +111,28 @@ def watched_together(
 
 
 @contextlib.contextmanager
+def shown(tracking_uri: str) -> Iterator[EventView]:
+    """Yield a view of a search that a Python program has begun; signals stay the program's own.
+
+    It is drawn in a notebook and on a terminal; elsewhere stderr gets plain lines.
+
+    Args:
+        tracking_uri: Where the trials are recorded, for the hint.
+    """
+    from loraxs_search.cli._notebook import NotebookView, in_notebook
+    from loraxs_search.search.ledger.event_view import EventView
+
+    server = server_of(tracking_uri)
+    view_of: contextlib.AbstractContextManager[Sink] = (
+        NotebookView(server) if in_notebook() else _sinks(server, as_events=False)
+    )
+    with view_of as sinks:
+        view = EventView(sinks.happened, sinks.known)
+        with _ending(lambda: [view], sinks):
+            yield view
+
+
+@contextlib.contextmanager
 def _sinks(server: str, as_events: bool) -> Iterator[Sinks]:
     stream = [EventStream(sys.stdout)] if as_events else []
     is_shared = as_events and sys.stdout.isatty()  # a view would be drawn into the stream

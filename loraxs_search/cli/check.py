@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from loraxs_search.cli._completion import SpaceArgument
 from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._estimate import describe as describe_estimate
-from loraxs_search.cli._estimate import estimated
 from loraxs_search.cli._output import JsonOption, SetOption, emit, print_table
 
 if TYPE_CHECKING:
-    from loraxs_search.records import AdapterSize, BaseModel, DataReport, LinearModule, Split, WarmTrials
-    from loraxs_search.search.cluster.placement import PackSize
+    from loraxs_search.records import AdapterSize
+    from loraxs_search.search.driver.check import CheckedSpace
     from loraxs_search.search_space import Space, SpaceDescription
 
 DataOption = Annotated[bool, typer.Option("--data", help="Read the task's data as well: columns, labels, splits.")]
@@ -55,99 +53,35 @@ def command(
 
 def check(space: str, overrides: Sequence[str], *, data: bool, estimate: bool, as_json: bool) -> None:
     """Check a space and print what was seen; `launch --dry-run` prints the same."""
-    from loraxs_search.base_model import body_shapes, head_shapes, linear_modules
-    from loraxs_search.mlflow_uri import resolve_uri
-    from loraxs_search.records import Head
-    from loraxs_search.search.driver.warm_start import warm_trials
-    from loraxs_search.search_space import describe, load_space
-    from loraxs_search.tasks import kind_of
+    from loraxs_search.search_space import open_space
 
-    loaded = load_space(space, overrides=tuple(overrides))
-    base = _base_and_data(loaded, data)
-    task = loaded.task
-    model = kind_of(task).model
-    modules = linear_modules(base, model)
-    heads = {head: head_shapes(base, model, head) for head in get_args(Head)}
-    description = describe(loaded, modules, heads=heads, body=body_shapes(base, model))
-    warm = warm_trials(loaded, base.weight_digest, resolve_uri())
-    rows = _check_rows(loaded, base, modules, description.largest.size.head_parameters) if data else None
-    time, unknown = estimated(loaded) if estimate else (None, "")
-    value = {
-        "space": loaded.name,
-        "base_digest": base.weight_digest,
-        "rows": rows and rows.scored,
-        "data": rows and rows.report,
-        "pack_size": rows and rows.pack_size,
-        "warnings": rows.warnings if rows else [],
-        "description": description,
-        "warm_start": warm,
-        "estimate": time,
-        "no_estimate": unknown,
-    }
-    time_lines = describe_estimate(time) if time else {"estimate": f"none: {unknown}"} if unknown else {}
-    emit(as_json, value, lambda: _show(loaded, base, description, rows, warm, time_lines))
+    loaded = open_space(space, tuple(overrides))  # its faults come before what takes long to load
+    from loraxs_search.search.driver.check import check as checked
+
+    if estimate:
+        print("measuring a few steps of drawn trials on this machine ...", file=sys.stderr)
+    seen = checked(loaded, data=data, estimate=estimate)
+    emit(as_json, seen, lambda: _show(loaded, seen))
     sys.stdout.flush()
-    for warning in rows.warnings if rows else ():
+    for warning in seen.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """What was seen of the data.
-
-    Args:
-        scored: The number of rows of each split, of validation those that are scored.
-        pack_size: How many trials would share this machine; None where it has an accelerator.
-    """
-
-    scored: dict[Split, int]
-    report: DataReport
-    warnings: list[str]
-    pack_size: PackSize | None
-
-
-def _base_and_data(space: Space, data: bool) -> BaseModel:
-    """Find the base and, if that is wanted, read the rows: the faults of both are reported at once."""
-    from loraxs_search.base_model import locate
-
-    if not data:
-        return locate(space.base_model)
-    from loraxs_search.tasks import load_data, locate_for
-
-    base = locate_for(space.task, space.base_model)
-    load_data(space.task)
-    return base
-
-
-def _check_rows(space: Space, base: BaseModel, modules: Sequence[LinearModule], head_parameters: int) -> _Rows:
-    from loraxs_search.base_model import load_tokenizer
-    from loraxs_search.search.hosts.expected_pack_size import expected_pack_size
-    from loraxs_search.tasks import data_warnings, prepare
-
-    prepared = prepare(space.task, load_tokenizer(base))
-    scored: dict[Split, int] = {split: prepared.num_rows(split) for split in ("train", "validation", "test")}
-    pack_size = expected_pack_size(space, modules, head_parameters, float(prepared.lengths("train").mean()))
-    return _Rows(scored, prepared.report, data_warnings(prepared.report, scored, space.task.metric), pack_size)
-
-
-def _show(  # each is a part of what is shown
-    space: Space,
-    base: BaseModel,
-    description: SpaceDescription,
-    rows: _Rows | None,
-    warm: WarmTrials,
-    time_lines: Mapping[str, str],
-) -> None:
-    summary = _summary(space, base, description, rows)
+def _show(space: Space, seen: CheckedSpace) -> None:
+    description, warm, time = seen.description, seen.warm_start, seen.estimate
+    summary = _summary(space, seen)
     if space.warm_start is not None:
         started = f"the first {len(warm.trials)} trials have params of {', '.join(warm.studies)}"
         summary["warm start"] = "; ".join([*([started] if warm.trials else []), *warm.notes])
-    summary |= time_lines
+    if time is not None:
+        summary |= describe_estimate(time)
+    elif seen.no_estimate:
+        summary["estimate"] = f"none: {seen.no_estimate}"
     for key, value in summary.items():
         print(f"{key:<11} {value}")
-    if rows is not None:
+    if seen.data is not None:
         print()
-        print("\n".join(data_lines(rows.report, rows.scored, space.task.metric)))
+        print("\n".join(data_lines(seen.data, seen.rows or {}, space.task.metric)))
     print()
     _show_extremes(description)
     for group in description.groups:
@@ -183,10 +117,10 @@ def _numbers(size: AdapterSize) -> tuple[int | None, ...]:
     return size.r_parameters, size.head_parameters, size.stored_bytes, size.without_projection
 
 
-def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows: _Rows | None) -> dict[str, Any]:
+def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
     from loraxs_search.methods import get_method
 
-    task, plan = space.task, space.search
+    task, plan, description = space.task, space.search, seen.description
     searched = [name for name, parameter in space.parameters.items() if parameter.size != 1]
     size = "continuous" if description.combinations is None else f"{description.combinations:,} combinations"
     facts = {
@@ -195,40 +129,40 @@ def _summary(space: Space, base: BaseModel, description: SpaceDescription, rows:
         + (f", trials by {task.report_metric}" if task.report_metric else "")
         + (f"; {', '.join(plan.objectives)} together" if plan.objectives else ""),
         "method": ", ".join(get_method(name).title for name in space.methods),
-        "base model": f"{base.id}, weights {base.weight_digest[:12]}",
+        "base model": f"{space.base_model.id}, weights {seen.base_digest[:12]}",
         "searched": f"{', '.join(searched) or 'nothing'}: {size}",
         "budget": f"{plan.trials} trials of at most {plan.max_steps} steps, scored every {plan.report_every}",
-        "pack size": _pack_size(plan.pack_size, rows),
+        "pack size": _pack_size(plan.pack_size, seen),
     }
     if space.start_from is not None:
         facts["start from"] = f"{space.start_from}, as the registry has it at launch"
-    facts["at the end"] = _end(space, rows)
+    facts["at the end"] = _end(space, seen)
     if description.notes:
         facts["note"] = "; ".join(description.notes)
     return facts
 
 
-def _end(space: Space, rows: _Rows | None) -> str:
+def _end(space: Space, seen: CheckedSpace) -> str:
     """Say what follows the trials: it is part of the budget."""
     from loraxs_search.tasks import kind_of
 
     rule, plan = space.promotion, space.search
     best, ways = min(rule.candidates, plan.trials), len(kind_of(space.task).shots)
     refits = best * rule.seeds
-    every = "all" if rows is None else f"all {rows.report.num_rows['validation']:,}"
+    every = "all" if seen.data is None else f"all {seen.data.num_rows['validation']:,}"
     parts = [f"{refits} refits of {plan.max_steps} steps"] if refits else []
     alone = f", and the base alone in {ways} ways," if ways else ""
     return "; ".join([*parts, f"up to {best + refits} candidates{alone} answer {every} validation rows"])
 
 
-def _pack_size(asked: int | Literal["auto"], rows: _Rows | None) -> str:
+def _pack_size(asked: int | Literal["auto"], seen: CheckedSpace) -> str:
     """Say how many trials would share this machine's device, and why."""
-    if rows is None:
+    if seen.data is None:
         later = ": as many trials at once as fill the device; --data says how many here"
         return f"{asked}{later if asked == 'auto' else ''}"
-    if rows.pack_size is None:
+    if seen.pack_size is None:
         return f"{asked}: decided when the base is on the accelerator"
-    size, why = rows.pack_size.size, rows.pack_size.reason
+    size, why = seen.pack_size.size, seen.pack_size.reason
     return f"{asked}: {size} at once on this machine ({why})" if asked == "auto" or why else str(asked)
 
 

@@ -21,11 +21,10 @@ def ls(as_json: JsonOption = False) -> None:
 
     Example: loraxs-search spaces ls
     """
-    from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
+    from loraxs_search.shipped_spaces import spaces
 
-    columns = ("space", "about")
-    rows = [(name, _about(shipped_space_path(name))) for name in shipped_spaces()]
-    emit(as_json, [dict(zip(columns, row, strict=True)) for row in rows], lambda: print_table(columns, rows))
+    known = spaces()
+    emit(as_json, known, lambda: print_table(("space", "about"), [(it.space, it.about) for it in known]))
 
 
 @app.command("show")
@@ -72,9 +71,3 @@ def schema() -> None:
     from loraxs_search.search_space import schema_text
 
     print(schema_text(), end="")
-
-
-def _about(path: Path) -> str:
-    """Return the first line of a space file, which says what it is."""
-    with path.open(encoding="utf-8") as file:
-        return file.readline().lstrip("# ").strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,20 +24,12 @@ from loraxs_search.cli._output import (
 )
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.reports import (
-    front,
-    interrupted,
-    leaderboard,
-    progress,
-    score_warnings,
-    shown_yardsticks,
-    state_and_place,
-)
+from loraxs_search.records import Task
 from loraxs_search.reports import watch as events_of
 from loraxs_search.reports.studies import study_summaries
-from loraxs_search.steering import describe, open_commands, steered
+from loraxs_search.reports.study_status import StudyStatus, study_status
+from loraxs_search.steering import describe
 from loraxs_search.steering.outbox import Outbox
-from loraxs_search.steering.plan import planned
 from loraxs_search.studies import StudyFolder
 
 
@@ -131,48 +123,28 @@ def _stream(study: str) -> None:
 
 
 def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:
-    state, place = state_and_place(folder)
-    study = steered(folder, folder.journal())
-    info, records, waiting = folder.info, study.records, open_commands(study)
-    paused = study.paused
-    finishing = "" if study.trials_have_ended else study.state.finishing or ""
-    counts = progress(records.values(), planned(info.search, study.state, records))
-    candidates = folder.candidates()
-    rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep, info.search.objectives)
-    rows = interrupted(rows) if state == "interrupted" else rows
-    yardsticks = shown_yardsticks(folder.yardsticks(), finished=candidates is not None)
-    value: dict[str, Any] = {
-        "study": folder.name,
-        "state": state,
-        "progress": counts,
-        "trials": rows,
-        "front": front(records.values(), folder.keep_rule) if info.search.objectives else [],
-        "yardsticks": yardsticks,
-        "paused": paused,
-        "finishing": finishing,
-        "commands": waiting,
-        "warnings": score_warnings(rows, info.task),
-    }
+    study = study_status(folder)
+    if as_csv:
+        print_leaderboard_csv(study.trials)
+    else:
+        emit(as_json, study, lambda: _show(study, folder.info.task))
 
-    def show() -> None:
-        if as_csv:
-            print_leaderboard_csv(rows)
-            return
-        print_leaderboard(rows, info.task, yardsticks)
-        talk = f"\n{folder.name}: {state}, {counts.ended}/{counts.num_trials} trials ended"
-        print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
-        if paused or study.state.is_paused:
-            trials = ", ".join(paused) or "no trial"
-            print(f"paused: {trials}{' and all new ones' if study.state.is_paused else ''}", file=sys.stderr)
-        if finishing:
-            print(f"finishing: {finishing}; no new trials, {counts.running} still to end", file=sys.stderr)
-        for command in waiting:
-            print(f"not answered yet: {describe(command)}", file=sys.stderr)
-        print_warnings(value["warnings"])
-        if place:
-            print(f"a driver on {place} has the study, or was killed there; `resume` finds out", file=sys.stderr)
 
-    emit(as_json, value, show)
+def _show(study: StudyStatus, task: Task) -> None:
+    counts = study.progress
+    print_leaderboard(study.trials, task, study.yardsticks)
+    talk = f"\n{study.study}: {study.state}, {counts.ended}/{counts.num_trials} trials ended"
+    print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
+    if study.paused or study.is_paused:
+        trials = ", ".join(study.paused) or "no trial"
+        print(f"paused: {trials}{' and all new ones' if study.is_paused else ''}", file=sys.stderr)
+    if study.finishing:
+        print(f"finishing: {study.finishing}; no new trials, {counts.running} still to end", file=sys.stderr)
+    for command in study.commands:
+        print(f"not answered yet: {describe(command)}", file=sys.stderr)
+    print_warnings(study.warnings)
+    if study.place:
+        print(f"a driver on {study.place} has the study, or was killed there; `resume` finds out", file=sys.stderr)
 
 
 def _all(as_json: bool, as_csv: bool) -> None:

@@ -35,7 +35,7 @@ from loraxs_search.search_space._distributions import (
 from loraxs_search.search_space._faults import fail_with
 from loraxs_search.search_space._given import clone_params, place_given
 from loraxs_search.search_space._json_schema import schema_text, space_schema
-from loraxs_search.search_space._load import load_space, parse_space, single_method
+from loraxs_search.search_space._load import load_space, open_space, parse_space, single_method
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._notes import notes
 from loraxs_search.search_space._overrides import Overrides
@@ -65,6 +65,7 @@ __all__ = [
     "fail_with",
     "load_space",
     "notes",
+    "open_space",
     "parameter_specs",
     "parse_space",
     "place_given",

@@ -49,6 +49,20 @@ def load_space(path_or_name: str, *, overrides: Overrides = ()) -> Space:
     return parse_space(read_file(path, source), source=source, folder=path.parent, name=path.stem, overrides=overrides)
 
 
+def open_space(space: str | Space, overrides: Overrides = ()) -> Space:
+    """Return a space that is given as a file, by the name of a shipped one, or as it is; overrides are put in.
+
+    Raises:
+        SpaceError: the space has faults.
+    """
+    if isinstance(space, str):
+        return load_space(space, overrides=overrides)
+    if not overrides:
+        return space
+    folder = Path(space.folder)
+    return parse_space(space.text, source=space.source, folder=folder, name=space.name, overrides=overrides)
+
+
 def parse_space(text: str, *, source: str, folder: Path, name: str | None = None, overrides: Overrides = ()) -> Space:
     """Check a space given as text.
 

@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+from loraxs_search.base_model import locate
+from loraxs_search.records import BaseModelRef
+
 HEAVY = ("torch", "ray", "mlflow", "transformers", "peft", "optuna", "datasets")
 _PROGRAM = """
 import contextlib, io, json, sys
@@ -18,9 +21,9 @@ print(json.dumps([name for name in {heavy!r} if name in sys.modules]))
 """
 
 
-def loaded_by(statement: str) -> list[str]:
-    program = _PROGRAM.format(statement=statement, heavy=HEAVY)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+def loaded_by(statement: str, modules: tuple[str, ...] = HEAVY) -> list[str]:
+    program = _PROGRAM.format(statement=statement, heavy=modules)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=240)
     return json.loads(done.stdout)
 
 
@@ -54,6 +57,14 @@ def test_a_space_with_faults_is_told_without_anything_heavy():
 
 def test_pull_loads_mlflow_alone(store_uri):
     assert loaded_by(cli("pull", "nothing")) == ["mlflow"]
+
+
+def test_predict_loads_what_answers_and_nothing_of_a_search(make_adapter, tiny_base, tmp_path):
+    query = ("bert.encoder.layer.0.attention.self.query",)
+    make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=query)
+    searching = ("mlflow", "ray", "optuna", "datasets", "sklearn", "pandas", "plotly", "matplotlib", "sqlalchemy")
+    statement = cli("predict", str(tmp_path / "adapter"), "a fine film")
+    assert loaded_by(statement, (*searching, "transformers")) == ["transformers"]
 
 
 def test_help_is_there_at_once():

@@ -23,7 +23,7 @@ from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import resolve_start
 from loraxs_search.search.ledger.view import SearchView, SilentView
-from loraxs_search.search_space import Overrides, Space, load_space, parse_space
+from loraxs_search.search_space import Overrides, Space, open_space, parse_space
 from loraxs_search.steering.plan import extended
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
 from loraxs_search.tracking import ensure_store, resolve_uri
@@ -71,7 +71,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
         StudyError: the name is taken.
         SearchInterruptedError: stopped from outside; go on with `resume`.
     """
-    loaded = _loaded(space, overrides)
+    loaded = open_space(space, overrides)
     uri = resolve_uri(tracking_uri)
     info = new_study(loaded, name, uri, storage)
     return _run_one(info, loaded, Cluster(address, runtime_env), view or SilentView(), stop)
@@ -102,7 +102,7 @@ def launch_together(
         UsageError: the spaces do not agree in base and precision.
         LoraxsError: studies ended with an error; the message has them all. The others have finished.
     """
-    loaded = [_loaded(space, overrides) for space in spaces]
+    loaded = [open_space(space, overrides) for space in spaces]
     uri = resolve_uri(tracking_uri)
     infos = [new_study(space, None, uri, storage) for space in loaded]
     _check_together(loaded)
@@ -113,15 +113,6 @@ def launch_together(
     ]
     with _ready(loaded, uri, Cluster(address, runtime_env)) as pool:
         return _run_side_by_side(drivers, pool, stop)
-
-
-def _loaded(space: str | Space, overrides: Overrides) -> Space:
-    if isinstance(space, str):
-        return load_space(space, overrides=overrides)
-    if not overrides:
-        return space
-    folder = Path(space.folder)
-    return parse_space(space.text, source=space.source, folder=folder, name=space.name, overrides=overrides)
 
 
 def _run_side_by_side(drivers: Sequence[Driver], pool: HostPool, stop: threading.Event) -> list[SearchResult]:

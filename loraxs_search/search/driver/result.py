@@ -12,6 +12,7 @@ from loraxs_search.studies import StudyFolder
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 _SHOWN = 10  # trials that a notebook shows
 
@@ -65,6 +66,16 @@ class SearchResult:
         records = {record.trial_id: record for record in self.trials}
         rows = self.leaderboard()
         return pd.DataFrame([_flat(row, records[row.trial_id]) for row in rows], columns=_columns(rows, self.trials))
+
+    def figures(self) -> dict[str, Figure]:
+        """Return the figures of the study's report by name, as plotly has them; those not to be drawn are left out.
+
+        Raises:
+            StudyError: the study is no longer on this machine.
+        """
+        from loraxs_search.reports.html import report_figures
+
+        return report_figures(StudyFolder.open(self.study))
 
     def __repr__(self) -> str:
         complete = sum(record.state is TrialState.COMPLETE for record in self.trials)

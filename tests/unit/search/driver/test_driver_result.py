@@ -95,8 +95,8 @@ def test_values_of_a_mapping_arrive_as_they_are() -> None:
 
 
 def test_overrides_of_a_loaded_space_count_too() -> None:
-    from loraxs_search.search.driver.launch import _loaded
+    from loraxs_search.search_space import open_space
 
     space = parse_space(SPACE, source="space.yaml", folder=Path())
-    assert _loaded(space, {"search.trials": 3}).search.trials == 3
-    assert _loaded(space, ()) is space
+    assert open_space(space, {"search.trials": 3}).search.trials == 3
+    assert open_space(space, ()) is space

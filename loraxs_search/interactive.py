@@ -1,0 +1,97 @@
+"""`launch` and `resume` for people at a prompt: the search itself, and if they like its progress."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager
+
+from loraxs_search.errors import UsageError
+from loraxs_search.search import SearchResult, SearchView
+from loraxs_search.search import launch as _launch
+from loraxs_search.search import resume as _resume
+from loraxs_search.search_space import Overrides, Space
+from loraxs_search.tracking import resolve_uri
+
+
+def launch(  # noqa: PLR0913  # each is a keyword
+    space: str | Space,
+    *,
+    name: str | None = None,
+    address: str | None = None,
+    runtime_env: str | None = None,
+    tracking_uri: str | None = None,
+    storage: str | None = None,
+    overrides: Overrides = (),
+    progress: bool = False,
+    view: SearchView | None = None,
+    stop: threading.Event | None = None,
+) -> SearchResult:
+    """Search `space` and return when it is done.
+
+        result = loraxs_search.launch("movie_reviews", name="reviews", progress=True)
+
+    Nothing is written before the space, the base, the data and the tracker have been checked.
+
+    Args:
+        space: A space file, the name of a shipped one, or a loaded `Space`.
+        name: Name of the study; made from the space's name and the time by default.
+        address: Ray cluster; None starts one on this machine for the time of the search.
+        runtime_env: YAML file with Ray's environment for the cluster's nodes; our own code goes to them anyhow.
+        tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
+        storage: A folder that machines share, or s3://bucket/prefix: the study can be resumed from another machine.
+        overrides: `{"dotted.path": value}`, or `dotted.path=YAML value` each, put in before the space is checked.
+        progress: Show the search as it goes on: drawn on a terminal and in a notebook, elsewhere lines on stderr.
+        view: Your own view of the search, in place of `progress`.
+        stop: Set it from anywhere to end the search cleanly.
+
+    Raises:
+        SpaceError: the space has faults.
+        StudyError: the name is taken.
+        UsageError: both `progress` and `view` are given.
+        SearchInterruptedError: stopped from outside; go on with `resume`.
+    """
+    given = {"address": address, "runtime_env": runtime_env, "tracking_uri": tracking_uri, "storage": storage}
+    _check_one(progress, view)
+    if not progress:
+        return _launch(space, name=name, overrides=overrides, view=view, stop=stop, **given)
+    with _shown(tracking_uri) as shown:
+        return _launch(space, name=name, overrides=overrides, view=shown, stop=stop, **given)
+
+
+def resume(
+    name: str,
+    *,
+    address: str | None = None,
+    runtime_env: str | None = None,
+    storage: str | None = None,
+    progress: bool = False,
+    view: SearchView | None = None,
+    stop: threading.Event | None = None,
+) -> SearchResult:
+    """Go on with a study where its last reports left it; a finished one is returned as it is.
+
+    Args:
+        storage: Where the study was copied to, when another machine began it; one that began here knows.
+        progress: As `launch` takes it; `view` and `stop` too.
+
+    Raises:
+        StudyError: there is no such study, or another process is at work on it.
+        UsageError: both `progress` and `view` are given.
+    """
+    given = {"address": address, "runtime_env": runtime_env, "storage": storage}
+    _check_one(progress, view)
+    if not progress:
+        return _resume(name, view=view, stop=stop, **given)
+    with _shown(None) as shown:
+        return _resume(name, view=shown, stop=stop, **given)
+
+
+def _check_one(progress: bool, view: SearchView | None) -> None:
+    if progress and view is not None:
+        raise UsageError("`progress` must go without a `view`, but got both.", hint="a view shows what it likes")
+
+
+def _shown(tracking_uri: str | None) -> AbstractContextManager[SearchView]:
+    from loraxs_search.cli._search import shown
+
+    return shown(resolve_uri(tracking_uri))

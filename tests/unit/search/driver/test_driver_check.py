@@ -1,0 +1,29 @@
+"""`check` from Python: what the command line prints, as a typed result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.said import Said
+
+import loraxs_search
+from loraxs_search.errors import SpaceError
+from loraxs_search.records import to_json
+
+
+def test_it_is_what_the_command_line_prints(fresh_home: Path, tiny_space: Path, say: Callable[..., Said]) -> None:
+    checked = loraxs_search.check(str(tiny_space), data=True, overrides={"search.trials": 3})
+    printed = say("check", str(tiny_space), "--data", "--set", "search.trials=3", "--json").ok
+    assert json.loads(printed) == json.loads(to_json(checked))
+    assert checked.rows is not None
+    assert set(checked.rows) == {"train", "validation", "test"}
+    assert (checked.estimate, checked.no_estimate) == (None, "")
+    assert loraxs_search.check(str(tiny_space)).rows is None
+
+
+def test_it_reports_every_fault(fresh_home: Path, tiny_space: Path) -> None:
+    with pytest.raises(SpaceError, match=r"search\.trials[\s\S]*search\.max_steps"):
+        loraxs_search.check(str(tiny_space), overrides={"search.trials": 0, "search.max_steps": 0})
