@@ -34,6 +34,8 @@ _RAY_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
 }
 
+_LOCAL_HINT = "try again when the machine is less busy, or see the cause with --traceback"
+
 
 @contextlib.contextmanager
 def connected(address: str | None, *, runtime_env: str | None = None) -> Iterator[None]:
@@ -76,10 +78,10 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
             )
     except AuthenticationError as error:
         raise token_error(address) from error
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises plain ones too, such as for a node that takes more than 30 s to start
         where = f"a Ray cluster at {address}" if address else "Ray on this machine"
-        hint = "check that it runs: `ray status --address ADDRESS`" if address else "see the cause with --traceback"
-        raise ClusterError(f"{where} must be reachable, but: {error}.", hint=hint) from error
+        hint = "check that it runs: `ray status --address ADDRESS`" if address else _LOCAL_HINT
+        raise ClusterError(f"{where} must be reachable, but: {str(error).rstrip('.')}.", hint=hint) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which ends the process at once
     try:
