@@ -42,7 +42,7 @@ class NotebookView:
     def __enter__(self) -> NotebookView:
         from IPython.display import display
 
-        self._output = display(_html(self._page()), display_id=True)
+        self._output = display(_html(self._page()), display_id=True)  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
@@ -83,4 +83,4 @@ class NotebookView:
 def _html(page: str) -> Any:
     from IPython.display import HTML
 
-    return HTML(page)
+    return HTML(page)  # type: ignore[no-untyped-call]

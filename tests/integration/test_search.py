@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.notebook import Notebook, notebook
 
 import loraxs_search
 from loraxs_search.records import Decision, TrialState
@@ -26,17 +27,34 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarn
 
 
 @pytest.fixture(scope="module")
-def whole(ray_here: None, search_home: Path, tiny_space_text: str) -> SearchResult:
-    """The one search that several tests look at."""
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
+        with notebook() as opened:
+            yield opened
+
+
+@pytest.fixture(scope="module")
+def whole(ray_here: None, search_home: Path, tiny_space_text: str, cells: Notebook) -> SearchResult:
+    """The one search that several tests look at, begun in a notebook."""
     (search_home / "whole.yaml").write_text(tiny_space_text)
-    overrides = (
-        "search.keep_hosts=60s",
-        "promotion.seeds=2",
-        "parameters.learning_rate={log_uniform: [2.0e-2, 1.0e-1]}",
-    )
+    overrides = {
+        "search.keep_hosts": "60s",
+        "promotion.seeds": 2,
+        "parameters.learning_rate": {"log_uniform": [2.0e-2, 1.0e-1]},
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(search_home))
-        return launch(str(search_home / "whole.yaml"), name="whole", overrides=overrides)
+        cells.run(
+            "import loraxs_search\n"
+            "from IPython.display import display\n"
+            f"space, overrides = {str(search_home / 'whole.yaml')!r}, {overrides!r}\n"
+            "result = loraxs_search.launch(space, name='whole', overrides=overrides, progress=True)\n"
+            "display(result)\n"
+            "figures = result.figures()\n"
+        )
+    found: SearchResult = cells["result"]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +93,16 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
     assert choose(folder.info.promotion, folder.info.task, result.candidates).finalist == finalist
     rows = ScoredRows.from_bytes(folder.confirmations().rows_path(finalist.trial_id).read_bytes())
     assert finalist.test_metrics["accuracy"] == pytest.approx(float((rows.predictions == rows.labels).mean()))
+
+
+def test_a_notebook_shows_the_search_its_result_and_its_figures(whole: SearchResult, cells: Notebook) -> None:
+    waiting, *drawn, table = cells.shown
+    assert "waiting for the search" in waiting
+    assert "6/6" in drawn[-1]
+    assert "loraxs-search ui whole" in drawn[-1]
+    assert all(trial.trial_id in table for trial in whole.trials)
+    assert cells["figures"].keys() == loraxs_search.figures("whole").keys() >= {"history", "learning_curves"}
+    assert all(figure.data for figure in cells["figures"].values())
 
 
 def test_rows_that_splits_share_are_logged_and_recorded(

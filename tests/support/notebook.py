@@ -41,4 +41,5 @@ def notebook() -> Iterator[Notebook]:
     try:
         yield Notebook(shell, published)
     finally:
+        shell.restore_sys_module_state()  # this process's own `__main__`
         ZMQInteractiveShell.clear_instance()
