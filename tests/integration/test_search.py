@@ -95,10 +95,12 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
     assert finalist.test_metrics["accuracy"] == pytest.approx(float((rows.predictions == rows.labels).mean()))
 
 
-def test_a_notebook_shows_the_search_its_result_and_its_figures(whole: SearchResult, cells: Notebook) -> None:
+def test_a_notebook_shows_the_search_its_result_and_its_figures(
+    whole: SearchResult, cells: Notebook, in_search_home: Path
+) -> None:
     waiting, *drawn, table = cells.shown
     assert "waiting for the search" in waiting
-    assert "100 %" in drawn[-1]
+    assert "100 %" in drawn[-1], "nothing else clears the cell or draws into it"
     assert "loraxs-search ui whole" in drawn[-1]
     assert all(trial.trial_id in table for trial in whole.trials)
     assert cells["figures"].keys() == loraxs_search.figures("whole").keys() >= {"history", "learning_curves"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from ray.tune import Callback, CheckpointConfig, FailureConfig, ProgressReporter, RunConfig, TuneConfig
 from ray.tune.experiment import Trial
 from ray.tune.stopper import Stopper
 
@@ -53,6 +53,16 @@ ONE_LOSS_S = 60.0
 _MIN_WAITING = 1000  # trials that Tune may have waiting, whatever the plan says
 
 _SETUP_FAILED = re.compile(r"runtime env.*\n\[Node ([^\]]+)\]")
+
+
+class _SilentReporter(ProgressReporter):
+    """Reports nothing: in a notebook Tune would clear the output of the cell, where our own view is drawn."""
+
+    def should_report(self, trials: list[Trial], done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: list[Trial], done: bool, *sys_info: Any) -> None:
+        """Is never called."""
 
 
 class _StoppedError(Exception):
@@ -160,6 +170,7 @@ def run_tuner(
                 stop=DeadlineStopper(deadline),
                 callbacks=[LoopWatch(over, begun, searcher.break_off, deadline)],
                 verbose=0,
+                progress_reporter=_SilentReporter(),
             ),
         )
         tuner.fit()
