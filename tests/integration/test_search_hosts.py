@@ -54,7 +54,8 @@ def test_warm_hosts_serve_the_next_search_and_end_in_time(
 def test_what_only_a_host_sees_is_told_as_it_would_be_here_and_no_study_is_made(
     search: Callable[..., SearchResult],
 ) -> None:
-    with pytest.raises(TaskDataError, match=r"^Task tiny-reviews has 2 faults:\n`columns.text` must be one of: "):
+    message = r"^Task tiny-reviews has 2 faults:\nDid you mean sentence\? `columns.text` must be one of: "
+    with pytest.raises(TaskDataError, match=message):
         search("wrong-rows", "task.columns.text=sentense")
     assert not StudyFolder.exists("wrong-rows")
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from loraxs_search.errors import ClusterError, UsageError
+from loraxs_search.errors import ClusterError, LoraxsError, UsageError
 from loraxs_search.home import home
 from loraxs_search.search.cluster import ray_private
 from loraxs_search.search.cluster.connection_check import check_answers, token_error
@@ -60,7 +60,8 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
     from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():  # a program that brought its own connection keeps it
-        yield
+        with _own_errors():
+            yield
         return
     env = None if address is None else job_environment(runtime_env)
     check_answers(address)
@@ -85,9 +86,23 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which ends the process at once
     try:
-        yield
+        with _own_errors():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise our errors of other processes as they were raised there: Ray's have its traceback as their text."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, LoraxsError):
+            raise error.cause from error
+        raise
 
 
 @contextlib.contextmanager
