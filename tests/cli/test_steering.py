@@ -63,9 +63,3 @@ def test_what_is_refused_says_why_and_what_to_do(
 def test_the_answer_as_json(folder: StudyFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(("stop", "s", "1", "--json")) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "queued"
-
-
-@pytest.mark.parametrize("verb", ["stop", "pause", "continue", "finish"])
-def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run((verb, "--help")) == 0
-    assert f"`loraxs-search {verb} reviews" in " ".join(capsys.readouterr().out.split())
