@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
 from loraxs_search.records import DataReport, Split, SplitOverlap
-from loraxs_search.tasks._rows import SPLITS
 
 _SHARE = 0.01  # large collections repeat some texts and have a few long ones; this many change what a score means
 _LARGE = 0.125  # a standard error, of what lies between the constant answer's score and the best one that there can be
@@ -62,7 +62,7 @@ def _blank(report: DataReport) -> Iterator[str]:
 
 
 def _cut(report: DataReport, num_rows: Mapping[Split, int]) -> Iterator[str]:
-    cuts = {split: report.cut.get(split, 0) for split in SPLITS}  # a report that was cached may have another order
+    cuts = {split: report.cut.get(split, 0) for split in get_args(Split)}  # a cached report may have another order
     many = {split: cut for split, cut in cuts.items() if cut and cut >= _SHARE * num_rows[split]}
     if many:
         counts = ", ".join(f"{cut:,} of {num_rows[split]:,} {split} rows" for split, cut in many.items())
@@ -72,7 +72,7 @@ def _cut(report: DataReport, num_rows: Mapping[Split, int]) -> Iterator[str]:
 
 
 def _few(report: DataReport, num_scored: Mapping[Split, int], metric: str) -> Iterator[str]:
-    own = {split: report.standard_errors.get(split, {}) for split in SPLITS}
+    own = {split: report.standard_errors.get(split, {}) for split in get_args(Split)}
     errors = {split: known[metric] for split, known in own.items() if metric in known}
     for split, known in errors.items():
         if not known.reach:
