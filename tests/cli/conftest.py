@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,14 @@ def ask(say: Callable[..., Said], searched: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LORAXS_HOME", str(searched.shell.home))
     monkeypatch.chdir(searched.shell.folder)
     return say
+
+
+@pytest.fixture
+def rows_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_warm_home: Path) -> Path:
+    """An empty folder for somebody's rows, which a test is in; the base is at hand."""
+    (tmp_path / "rows").mkdir()
+    monkeypatch.chdir(tmp_path / "rows")
+    return tmp_path / "rows"
 
 
 @pytest.fixture

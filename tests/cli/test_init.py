@@ -20,20 +20,13 @@ Say = Callable[..., Said]
 PLAIN = csv_of()
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_warm_home: Path) -> Path:
-    (tmp_path / "rows").mkdir()
-    monkeypatch.chdir(tmp_path / "rows")
-    return tmp_path / "rows"
-
-
 def drafted(say: Say, name: str, content: str | bytes, *options: str) -> Said:
     Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
     return say("init", name, *options)
 
 
 # ---- what is guessed and chosen --------------------------------------------------------------------------------------
-def test_what_is_guessed_is_what_is_there(say: Say, folder: Path) -> None:
+def test_what_is_guessed_is_what_is_there(say: Say, rows_folder: Path) -> None:
     said = drafted(say, "Film Reviews (2024).csv", csv_of(80, "id,review,sentiment".partition(",")[2]))
     assert said.code == 0, said.err
     space = load_space("./film-reviews-2024.yaml")
@@ -44,14 +37,14 @@ def test_what_is_guessed_is_what_is_there(say: Say, folder: Path) -> None:
     assert "warning: 80 rows are few: a tenth, 8 rows, is scored, with a standard error of up to 0.18" in said.err
 
 
-def test_numbers_that_are_classes_are_counted_however_they_are_written(say: Say, folder: Path) -> None:
+def test_numbers_that_are_classes_are_counted_however_they_are_written(say: Say, rows_folder: Path) -> None:
     said = drafted(say, "rows.csv", csv_of(labels=("0.0", "1.0", "0", "1")))
     assert load_space("./rows.yaml").task.labels == ("0", "1")
     assert "answers     label: 0 (30), 1 (30)" in said.err
     assert "is rare" not in said.err
 
 
-def test_a_file_of_another_form_stays_as_it_is(say: Say, folder: Path) -> None:
+def test_a_file_of_another_form_stays_as_it_is(say: Say, rows_folder: Path) -> None:
     content = csv_of(separator=";").replace("fine", "süß").encode("latin-1")
     said = drafted(say, "rows.csv", content)
     assert "(Windows-1252 instead of UTF-8 and semicolons instead of commas: a plain copy is written)" in said.err
@@ -63,7 +56,7 @@ def test_a_file_of_another_form_stays_as_it_is(say: Say, folder: Path) -> None:
     assert load_space("./rows.yaml").task.source.data_files["train"].endswith("rows.plain.csv")
 
 
-def test_options_are_held_against_the_file(say: Say, folder: Path) -> None:
+def test_options_are_held_against_the_file(say: Say, rows_folder: Path) -> None:
     assert drafted(say, "rows.csv", PLAIN, "--text", "txt").is_error(
         2, "`--text` must be one of: text, label, but got 'txt'"
     )
@@ -83,14 +76,14 @@ def test_options_are_held_against_the_file(say: Say, folder: Path) -> None:
     assert say("init", "rows.csv").is_error(2, "`--out` must not exist, but rows.yaml does")
 
 
-def test_editors_are_led_to_the_schema(say: Say, folder: Path) -> None:
+def test_editors_are_led_to_the_schema(say: Say, rows_folder: Path) -> None:
     assert drafted(say, "rows.csv", PLAIN).ok
     (line,) = (line for line in Path("rows.yaml").read_text().splitlines() if "yaml-language-server" in line)
     assert line == f"# yaml-language-server: $schema={schema_path()}"
     assert schema_path().is_file()
 
 
-def test_what_is_chosen_stands_in_the_space(say: Say, folder: Path) -> None:
+def test_what_is_chosen_stands_in_the_space(say: Say, rows_folder: Path) -> None:
     chosen = ("--name", "films", "--metric", "macro_f1", "--max-length", "40", "--out", "other/films.yaml")
     Path("other").mkdir()
     assert drafted(say, "rows.csv", PLAIN, "--labels", "pos,neg", "--base", QUICKSTART["id"], *chosen).ok
@@ -101,7 +94,7 @@ def test_what_is_chosen_stands_in_the_space(say: Say, folder: Path) -> None:
 
 # ---- questions -------------------------------------------------------------------------------------------------------
 def test_on_a_terminal_what_cannot_be_known_is_asked_for(
-    say: Say, folder: Path, monkeypatch: pytest.MonkeyPatch
+    say: Say, rows_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = "first,second,note\n" + "\n".join(f"{t},{t[::-1]},{t[0]}x{i % 2}" for i, t in enumerate(texts(60)))
 
@@ -131,35 +124,35 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_python_says_what_it_needs_to_know(folder: Path) -> None:
+def test_python_says_what_it_needs_to_know(rows_folder: Path) -> None:
     Path("rows.csv").write_text("a,b,c\n" + "\n".join(f"{t},{t},{i % 2}" for i, t in enumerate(texts(60))))
     with pytest.raises(UndecidedError) as question:
-        draft_space(Path("rows.csv"), folder)
+        draft_space(Path("rows.csv"), rows_folder)
     assert (question.value.option, question.value.possible) == ("text", ("a", "b"))
-    draft = draft_space(Path("rows.csv"), folder, Choices(text=("a",)))
+    draft = draft_space(Path("rows.csv"), rows_folder, Choices(text=("a",)))
     assert "columns: {text: a, label: c}" in draft.text
 
 
 # ---- data sets of the hub --------------------------------------------------------------------------------------------
-def test_a_data_set_is_read_as_its_features_say(say: Say, folder: Path) -> None:
+def test_a_data_set_is_read_as_its_features_say(say: Say, rows_folder: Path) -> None:
     """A folder that is laid out as a data set: no hub is reached here."""
     import datasets
 
     features = datasets.Features(text=datasets.Value("string"), verdict=datasets.ClassLabel(names=["pos", "neg"]))
     rows = datasets.Dataset.from_list([{"text": t, "verdict": i % 2} for i, t in enumerate(texts(40))], features)
     for split in ("train", "test"):
-        rows.to_parquet(folder / "my-set" / f"{split}.parquet")
+        rows.to_parquet(rows_folder / "my-set" / f"{split}.parquet")
     said = say("init", "my-set")
     assert (said.code, said.out) == (0, "my-set.yaml\n"), said.err
     task = load_space("./my-set.yaml").task
-    assert (task.source.hub, task.label, task.labels) == (str(folder / "my-set"), "verdict", ("pos", "neg"))
+    assert (task.source.hub, task.label, task.labels) == (str(rows_folder / "my-set"), "verdict", ("pos", "neg"))
     assert task.source.splits == {"train": "train", "test": "test"}
     assert json.loads(say("check", "my-set.yaml", "--data", "--json").ok)["rows"]["test"] == 40
     assert say("init", "my-set", "--split", "validation").is_error(2, "`--split` must be one of: ")
 
 
-def test_a_data_set_of_several_configurations_lists_them(say: Say, folder: Path) -> None:
-    (folder / "both").mkdir()
+def test_a_data_set_of_several_configurations_lists_them(say: Say, rows_folder: Path) -> None:
+    (rows_folder / "both").mkdir()
     configs = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in ("one", "two"))
     Path("both/README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     Path("both/one.csv").write_text(PLAIN)
@@ -171,6 +164,6 @@ def test_a_data_set_of_several_configurations_lists_them(say: Say, folder: Path)
     assert (task.source.config, task.labels) == ("two", ("bad", "good"))
 
 
-def test_a_data_set_out_of_reach_is_named(say: Say, folder: Path) -> None:
+def test_a_data_set_out_of_reach_is_named(say: Say, rows_folder: Path) -> None:
     said = say("init", "no-such-org/no-such-set")
     assert said.is_error(1, "no-such-org/no-such-set must be a readable data set", "check the id and the network")

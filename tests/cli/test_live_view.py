@@ -1,4 +1,4 @@
-"""What a search shows: a live view on a terminal, plain lines in a pipe."""
+"""What a search shows on a terminal: a live view."""
 
 from __future__ import annotations
 
@@ -18,191 +18,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 from support.in_process import InProcess
-from support.recorded_search import FACTS, begun, closed, finishing, reported, training
+from support.recorded_search import FACTS, begun, closed, finishing, training
 from support.scripted_driver import ScriptedDriver
 from support.studies import study
 from support.terminal import Terminal
 
 from loraxs_search.cli._drawing import draw
 from loraxs_search.cli._lines import LinesView
-from loraxs_search.cli._live import LiveView
-from loraxs_search.cli._words import clock, time_left_in_words
 from loraxs_search.records import (
-    AnswerFact,
-    CandidateScoredEvent,
-    ConstantAnswer,
-    DataReadEvent,
-    DataReport,
     PhaseEvent,
     SearchEvent,
-    StandardError,
     SteeredEvent,
     SteeringStatus,
-    TokenCounts,
     TrialState,
-    WarningEvent,
-    YardstickScoredEvent,
 )
 from loraxs_search.reports import SearchState
 from loraxs_search.search.ledger.event_view import EventView
-
-SIZES = {"train": 8373, "validation": 1000, "test": 1000}
-ERRORS = {"validation": {"accuracy": StandardError(0.02, 0.99)}, "test": {"accuracy": StandardError(0.016, 0.99)}}
-LABELS = [f"label-{number:03d}" for number in range(499)]
-DATA = DataReadEvent(
-    study="mine",
-    at=1001.0,
-    metric="accuracy",
-    num_rows={**SIZES, "validation": 500},
-    report=DataReport(
-        SIZES,
-        cut={"train": 3, "validation": 0, "test": 0},
-        tokens={"train": TokenCounts(24, 90), "validation": TokenCounts(25, 61), "test": TokenCounts(24, 60)},
-        answers=(
-            *(AnswerFact(label, {"train": 20 - i, "validation": 2, "test": 1}) for i, label in enumerate(LABELS)),
-            AnswerFact("\u5f71\u7247", {"train": 1, "validation": 0, "test": 0}),
-        ),
-        constant=ConstantAnswer("label-000", {"validation": {"accuracy": 0.004}, "test": {"accuracy": 0.001}}),
-        standard_errors=ERRORS,
-    ),
-)
-
-
-# ---- a pipe ----------------------------------------------------------------------------------------------------------
-def texts(out: io.StringIO) -> list[str]:
-    return [line.split("s  ", 1)[1] for line in out.getvalue().splitlines()]
-
-
-def test_lines_say_each_event_once() -> None:
-    out = io.StringIO()
-    lines = LinesView(out, "", began=1000.0)
-    view = EventView(lines.happened, lines.known)
-    view.phase("starting Ray")
-    view.started(replace(FACTS, num_trials=2, num_slots=1, num_refits=0, notes=("one thing",)))
-    assert view.is_training
-    first = begun(0, 1000.0)
-    view.trial_changed(first)
-    view.trial_changed(reported(first, 20, 0.5, 1020.0))
-    for _ in range(2):
-        end = closed(reported(first, 20, 0.5, 1020.0), TrialState.COMPLETE, 1020.0, "trained all 20 steps")
-        view.trial_changed(end)
-    view.trial_changed(closed(begun(1, 1001.0), TrialState.FAIL, 1030.0, "no finite loss"))
-    view.noted(YardstickScoredEvent(study="mine", at=1031.0, name="tfidf", metrics={"pearson": 0.4}))
-    view.noted(CandidateScoredEvent(study="mine", at=1032.0, trial="00000.1", split="test", metrics={"pearson": 0.6}))
-    view.noted(WarningEvent(study="mine", at=1033.0, text="logging has said so"))
-    view.phase("done")
-    assert not view.is_training
-    assert texts(out) == [
-        "starting Ray",
-        "study mine: 2 trials on cpu (float32), 1 slot",
-        "note: one thing",
-        "browse the trials: loraxs-search ui mine",
-        "trial 00000  step 20  pearson 0.5000",
-        "about 2 min left, at the pace of the first steps; less where trials are stopped early",
-        "trial 00000  COMPLETE  step 20  pearson 0.5000  [1/2]  trained all 20 steps  about 80 s left",
-        "trial 00001  FAIL  step 0  [2/2]  no finite loss  about 1 s left",
-        "yardstick tfidf  pearson 0.4000",
-        "candidate 00000.1  test rows  pearson 0.6000",
-        "done",
-    ]
-    assert out.getvalue().splitlines()[4].startswith("  20.0s  ")
-
-
-def test_lines_say_how_long_all_takes_once_every_trial_has_a_pace() -> None:
-    out = io.StringIO()
-    view = EventView(LinesView(out, "ui", began=1000.0).happened)
-    view.started(replace(FACTS, num_trials=4, num_slots=2))
-    first, second = begun(0, 1000.0), begun(1, 1000.0)
-    view.trial_changed(first)
-    view.trial_changed(reported(first, 20, 0.5, 1020.0))  # the other one trains too: half of the pace
-    view.trial_changed(second)
-    view.trial_changed(reported(second, 20, 0.5, 1020.0))
-    said = texts(out)
-    assert said[1] == "then 2 refits of 80 steps"
-    assert [line for line in said if " left" in line] == [
-        "about 4 min left, refits included, at the pace of the first steps; less where trials are stopped early"
-    ]
-    assert said.index("trial 00001  step 20  pearson 0.5000") == len(said) - 2
-
-
-def test_a_search_begins_with_what_its_rows_are_like(capsys: pytest.CaptureFixture[str]) -> None:
-    out = io.StringIO()
-    LinesView(out, "ui", began=1000.0).happened(DATA)
-    said = texts(out)
-    assert said[0].split() == ["data", "train", "validation", "test"]
-    assert [line.split() for line in said[1:]] == [
-        ["rows", "8,373", "1,000", "1,000"],
-        ["scored", "in", "reports", "500"],
-        ["label-000", "20", "2", "1"],
-        ["label-001", "19", "2", "1"],
-        ["...", "497", "more"],
-        ["\u5f71\u7247", "1", "0", "0"],
-        ["tokens,", "median/max", "24/90", "25/61", "24/60"],
-        ["cut", "to", "max_length", "3", "0", "0"],
-        ["always", "label-000", "0.0040", "0.0010", "accuracy"],
-        ["standard", "error", "0.02", "0.016"],
-    ]
-    with LiveView("ui") as live:
-        live.happened(DATA)
-    above = [line.rstrip() for line in capsys.readouterr().err.splitlines()]
-    assert [line for line in said if line not in above] == []
-
-
-def test_what_is_counted_has_a_line_now_and_then_and_at_its_end() -> None:
-    out = io.StringIO()
-    lines = LinesView(out, "http://h:1", label="mine", warns=True)
-    phase = PhaseEvent(study="mine", at=100.0, text="training again", done=0, total=40, unit="steps")
-    for done, at in ((0, 100.0), (10, 101.0), (20, 111.0), (30, 112.0), (40, 113.0)):
-        lines.happened(replace(phase, done=done, at=at))
-    lines.happened(WarningEvent(study="mine", at=114.0, text="look"))
-    assert texts(out) == [
-        "mine  training again: 10 of 40 steps",
-        "mine  training again: 20 of 40 steps",
-        "mine  training again: 40 of 40 steps",
-        "mine  warning: look",
-    ]
-
-
-@pytest.mark.parametrize("known", [(), (closed(begun(0, 1.0), TrialState.COMPLETE, 2.0), begun(1, 1.0))])
-def test_a_search_that_goes_on_counts_what_had_ended(known: tuple) -> None:
-    out, state = io.StringIO(), SearchState()
-    lines = LinesView(out, "http://h:1")
-
-    def happened(event: SearchEvent) -> None:
-        lines.happened(event)
-        state.happened(event)
-
-    def before(event: SearchEvent) -> None:
-        lines.known(event)
-        state.happened(event)
-
-    view = EventView(happened, before)
-    view.started(replace(FACTS, trials=known))
-    view.trial_changed(closed(begun(1, 1.0), TrialState.COMPLETE, 3.0))
-    ended = len(known) or 1
-    assert f"[{ended}/4]" in out.getvalue()
-    assert f"{ended} of 4 ended" in drawn(state, 80)
-    assert ("00000" in drawn(state, 80)) is bool(known)
-    assert "trial 00000" not in out.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (None, ""),
-        (0.0, "about 1 s left"),
-        (89.4, "about 89 s left"),
-        (90.0, "about 2 min left"),
-        (3600.0, "about 60 min left"),
-        (5400.0, "about 1.5 h left"),
-    ],
-)
-def test_what_is_left_is_said_in_a_unit_that_fits(seconds: float | None, words: str) -> None:
-    assert time_left_in_words(seconds) == words
-
-
-def test_a_clock_has_hours_where_there_are_any() -> None:
-    assert [clock(seconds) for seconds in (0.0, 65.9, 7265.0)] == ["0:00", "1:05", "2:01:05"]
 
 
 # ---- how it looks ----------------------------------------------------------------------------------------------------
@@ -292,6 +123,29 @@ def test_without_a_yardstick_or_a_score_there_is_no_comparison() -> None:
     state = SearchState()
     EventView(state.happened).started(FACTS)
     assert "best" not in drawn(state, 80)
+
+
+@pytest.mark.parametrize("known", [(), (closed(begun(0, 1.0), TrialState.COMPLETE, 2.0), begun(1, 1.0))])
+def test_a_search_that_goes_on_counts_what_had_ended(known: tuple) -> None:
+    out, state = io.StringIO(), SearchState()
+    lines = LinesView(out, "http://h:1")
+
+    def happened(event: SearchEvent) -> None:
+        lines.happened(event)
+        state.happened(event)
+
+    def before(event: SearchEvent) -> None:
+        lines.known(event)
+        state.happened(event)
+
+    view = EventView(happened, before)
+    view.started(replace(FACTS, trials=known))
+    view.trial_changed(closed(begun(1, 1.0), TrialState.COMPLETE, 3.0))
+    ended = len(known) or 1
+    assert f"[{ended}/4]" in out.getvalue()
+    assert f"{ended} of 4 ended" in drawn(state, 80)
+    assert ("00000" in drawn(state, 80)) is bool(known)
+    assert "trial 00000" not in out.getvalue()
 
 
 CURSOR_OFF, CURSOR_ON = "\x1b[?25l", "\x1b[?25h"

@@ -17,13 +17,6 @@ Say = Callable[..., Said]
 PLAIN = csv_of()
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_warm_home: Path) -> Path:
-    (tmp_path / "rows").mkdir()
-    monkeypatch.chdir(tmp_path / "rows")
-    return tmp_path / "rows"
-
-
 # ---- what gives a search ---------------------------------------------------------------------------------------------
 NUMBERED = "\n".join(f"{number or ''},{line}" for number, line in enumerate(PLAIN.splitlines()))
 PAIRS = [f"{text}\t{text}\t{i % 3}" for i, text in enumerate(texts(60))]
@@ -63,7 +56,7 @@ ROWS = {"doubled rows": 96, "500 labels of many rows": 8000}  # of train; 48 of 
 
 
 @pytest.mark.parametrize("variant", GOOD)
-def test_rows_give_a_space_that_check_accepts(say: Say, folder: Path, variant: str) -> None:
+def test_rows_give_a_space_that_check_accepts(say: Say, rows_folder: Path, variant: str) -> None:
     name, content, options = GOOD[variant]
     Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
     said = say("init", name, *options)
@@ -107,7 +100,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("variant", BAD)
-def test_what_is_wrong_is_reported_with_its_line_and_a_remedy(say: Say, folder: Path, variant: str) -> None:
+def test_what_is_wrong_is_reported_with_its_line_and_a_remedy(say: Say, rows_folder: Path, variant: str) -> None:
     content, message = BAD[variant]
     Path("rows.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     said = say("init", "rows.csv")

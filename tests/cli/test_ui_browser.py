@@ -169,7 +169,7 @@ def running(fresh_home: Path, searched: Any, tiny_space: Path) -> Iterator[str]:
             driver.communicate(timeout=120)
 
 
-def found(page: Any, what: Any) -> Any:
+def visible(page: Any, what: Any) -> Any:
     """Return what comes to be on a page, which is loaded again now and then, as people do who wait."""
     from playwright.sync_api import TimeoutError as NotYetError
 
@@ -196,7 +196,7 @@ def link_of(page: Any, store: str, study: str) -> Callable[[str], str]:
 @pytest.mark.timeout(900)
 def test_a_tag_that_is_typed_there_stops_a_trial_of_a_running_search(page, link, shoot, running):
     page.goto(link_of(page, running, "typed")(link.partition("/#")[0]))
-    found(page, page.get_by_role("link", name="#1 r").first)
+    visible(page, page.get_by_role("link", name="#1 r").first)
     page.get_by_role("link", name="#0 r").first.click()
     page.get_by_role("button", name="Edit tags").click()
     page.get_by_role("combobox").last.fill("loraxs.command")
@@ -205,7 +205,7 @@ def test_a_tag_that_is_typed_there_stops_a_trial_of_a_running_search(page, link,
     page.get_by_role("button", name="Add tag").click()
     shoot("7-tag")
     page.get_by_role("button", name="Save tags").click()
-    found(page, page.get_by_text("stopped by a person (somebody in MLflow)").first)
+    visible(page, page.get_by_text("stopped by a person (somebody in MLflow)").first)
     page.get_by_text("stop: done: trial 00000 ends at its next report").first.wait_for()
     assert page.get_by_text("loraxs.command").count() == 0, "it is deleted once it is answered"
     shoot("8-stopped")

@@ -53,8 +53,8 @@ def whole(ray_here: None, search_home: Path, tiny_space_text: str, cells: Notebo
             "display(result)\n"
             "figures = result.figures()\n"
         )
-    found: SearchResult = cells["result"]
-    return found
+    result: SearchResult = cells["result"]
+    return result
 
 
 @pytest.fixture(scope="module")

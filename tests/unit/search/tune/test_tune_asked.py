@@ -31,9 +31,9 @@ def test_an_added_trial_comes_first_and_on_top_of_the_budget(folder: StudyFolder
     assert (added.command, added.is_hidden, added.lineage) == (command, False, None)
     assert (added.params["rank"], added.params["learning_rate"], added.params["batch_size"]) == (16, 0.05, 8)
     assert [record.command for record in records.values()].count("") == PLAN.trials
-    told = driver.optuna_study.get_trials()[1]
-    assert told.params == {name: value for name, value in added.params.items() if name != "batch_size"}
-    assert told.value == pytest.approx(0.51), "the sampler learns from it"
+    in_optuna = driver.optuna_study.get_trials()[1]
+    assert in_optuna.params == {name: value for name, value in added.params.items() if name != "batch_size"}
+    assert in_optuna.value == pytest.approx(0.51), "the sampler learns from it"
 
 
 def test_what_is_not_given_is_what_the_sampler_proposes(folder: StudyFolder) -> None:

@@ -47,8 +47,8 @@ def test_a_warm_clone_goes_on_with_the_state_that_its_source_had(folder: StudyFo
     assert read_reports(kept) == record.reports
     assert load(kept).keys() == load(snapshot("x", 1)).keys()
     assert (load(kept)["parameter/R"] == np.arange(4.0)).all()
-    told = driver.optuna_study.get_trials()[1]
-    assert (told.params, told.intermediate_values) == ({}, {})
+    in_optuna = driver.optuna_study.get_trials()[1]
+    assert (in_optuna.params, in_optuna.intermediate_values) == ({}, {})
     driver.end("00001", score=0.9)
     ended = driver.optuna_study.get_trials()[1]
     assert (ended.state.name, ended.user_attrs["state"]) == ("FAIL", "COMPLETE"), "samplers pass over what has failed"
