@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loraxs_search.api import (
         compare,
-        figures,
         history,
         load,
         load_adapter,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
     from loraxs_search.reports import watch
+    from loraxs_search.reports.html.plots import figures
     from loraxs_search.reports.study_status import StudyStatus, status
     from loraxs_search.search import SearchResult
     from loraxs_search.search.driver.check import CheckedSpace, check
@@ -118,6 +118,7 @@ _HOMES = {
     "ShippedSpace": "shipped_spaces",
     "StudyStatus": "reports.study_status",
     "check": "search.driver.check",
+    "figures": "reports.html.plots",
     "launch": "interactive",
     "resume": "interactive",
     "spaces": "shipped_spaces",

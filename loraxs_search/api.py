@@ -24,7 +24,6 @@ from loraxs_search.tracking import resolve_uri
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from plotly.graph_objects import Figure
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from loraxs_search.predictor import Predictor
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Prediction",
     "compare",
-    "figures",
     "history",
     "load",
     "load_adapter",
@@ -158,17 +156,6 @@ def report(study: str, *, output: str | Path | None = None, png: str | Path | No
 
         save_figures(folder, Path(png))
     return path
-
-
-def figures(study: str) -> dict[str, Figure]:
-    """Return the figures of a study's report by name, as plotly has them; those that cannot be drawn are left out.
-
-    Raises:
-        StudyError: there is no such study, or it is damaged.
-    """
-    from loraxs_search.reports.html import report_figures
-
-    return report_figures(StudyFolder.open(study))
 
 
 def ls(*, limit: int | None = None, tracking_uri: str | None = None) -> list[registry.TaskSummary]:

@@ -117,9 +117,14 @@ class IntegrityError(RegistryError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is no known `kind`, listing the known ones, nearest first; the one that may be meant leads."""
     names = sorted(known)
-    near = meant(name, names)
-    first = f"Did you mean {near}? " if near else ""
-    return f"{first}`{kind}` must be one of: {one_of(names, name) or 'none'}, but got {shortened(name)}."
+    first, listed = did_you_mean(name, names), one_of(names, name) or "none"
+    return f"{first}`{kind}` must be one of: {listed}, but got {shortened(name)}."
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return the question that a message begins with where one known name may be meant; empty where none is."""
+    near = meant(name, known)
+    return f"Did you mean {near}? " if near else ""
 
 
 def must_be(name: object, known: Iterable[str]) -> str:

@@ -65,7 +65,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises:
         HomeError: no space left, no right to write, or a read-only file system; `path` is as it was.
     """
-    with written_beside(path, content) as temporary, disk_faults(path):
+    with _written_beside(path, content) as temporary, disk_faults(path):
         os.replace(temporary, path)
         _sync_dir(path.parent)
 
@@ -81,7 +81,7 @@ def create_atomic(path: Path, content: bytes | str) -> os.stat_result | None:
     Raises:
         HomeError: no space left, no right to write, or a read-only file system.
     """
-    with written_beside(path, content) as temporary, disk_faults(path):
+    with _written_beside(path, content) as temporary, disk_faults(path):
         try:
             os.link(temporary, path)  # `os.replace` would take the place of another one's file
         except FileExistsError:
@@ -95,7 +95,7 @@ def create_atomic(path: Path, content: bytes | str) -> os.stat_result | None:
 
 
 @contextlib.contextmanager
-def written_beside(path: Path, content: bytes | str) -> Iterator[Path]:
+def _written_beside(path: Path, content: bytes | str) -> Iterator[Path]:
     """Yield a temporary file in the folder of `path` with `content`, flushed to the device; it is removed at the end.
 
     Raises:

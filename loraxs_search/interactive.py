@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 from loraxs_search.errors import UsageError
 from loraxs_search.search import SearchResult, SearchView
@@ -50,12 +50,18 @@ def launch(  # noqa: PLR0913  # each is a keyword
         UsageError: both `progress` and `view` are given.
         SearchInterruptedError: stopped from outside; go on with `resume`.
     """
-    given = {"address": address, "runtime_env": runtime_env, "tracking_uri": tracking_uri, "storage": storage}
-    _check_one(progress, view)
-    if not progress:
-        return _launch(space, name=name, overrides=overrides, view=view, stop=stop, **given)
-    with _shown(tracking_uri) as shown:
-        return _launch(space, name=name, overrides=overrides, view=shown, stop=stop, **given)
+    with _shown(progress, view, tracking_uri) as shown:
+        return _launch(
+            space,
+            name=name,
+            address=address,
+            runtime_env=runtime_env,
+            tracking_uri=tracking_uri,
+            storage=storage,
+            overrides=overrides,
+            view=shown,
+            stop=stop,
+        )
 
 
 def resume(
@@ -78,20 +84,18 @@ def resume(
         StudyError: there is no such study, or another process is at work on it.
         UsageError: both `progress` and `view` are given.
     """
-    given = {"address": address, "runtime_env": runtime_env, "storage": storage}
-    _check_one(progress, view)
+    with _shown(progress, view) as shown:
+        return _resume(name, address=address, runtime_env=runtime_env, storage=storage, view=shown, stop=stop)
+
+
+def _shown(
+    progress: bool, view: SearchView | None, tracking_uri: str | None = None
+) -> AbstractContextManager[SearchView | None]:
+    """Return a context with the view of a search: the caller's own, or one that shows its progress."""
     if not progress:
-        return _resume(name, view=view, stop=stop, **given)
-    with _shown(None) as shown:
-        return _resume(name, view=shown, stop=stop, **given)
-
-
-def _check_one(progress: bool, view: SearchView | None) -> None:
-    if progress and view is not None:
+        return nullcontext(view)
+    if view is not None:
         raise UsageError("`progress` must go without a `view`, but got both.", hint="a view shows what it likes")
-
-
-def _shown(tracking_uri: str | None) -> AbstractContextManager[SearchView]:
     from loraxs_search.cli._search import shown
 
     return shown(resolve_uri(tracking_uri))

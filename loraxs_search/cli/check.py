@@ -148,7 +148,7 @@ def _end(space: Space, seen: CheckedSpace) -> str:
 
     rule, plan = space.promotion, space.search
     best, ways = min(rule.candidates, plan.trials), len(kind_of(space.task).shots)
-    refits = best * rule.seeds
+    refits = rule.num_refits(plan.trials)
     every = "all" if seen.data is None else f"all {seen.data.num_rows['validation']:,}"
     parts = [f"{refits} refits of {plan.max_steps} steps"] if refits else []
     alone = f", and the base alone in {ways} ways," if ways else ""

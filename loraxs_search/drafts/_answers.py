@@ -9,6 +9,7 @@ from typing import Any
 
 from loraxs_search.drafts._choices import Choices, UndecidedError
 from loraxs_search.errors import TaskDataError, UsageError
+from loraxs_search.tasks import finite_number
 from loraxs_search.tasks.tables import Table
 
 CLASSES, NUMBERS, WRITING, CHOOSING = "sequence-classification", "regression", "text-generation", "multiple-choice"
@@ -28,7 +29,7 @@ def different(values: Sequence[Any]) -> Counter[str]:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number, or written as one."""
-    return _number(value) is not None
+    return finite_number(value) is not None
 
 
 def has_few(table: Table, label: str) -> bool:
@@ -48,7 +49,7 @@ def guess_kind(table: Table, label: str) -> str:
         return CLASSES
     counts = different(table.columns[label])
     if _mostly_numbers(table, counts):
-        numbers = {number for text in counts if (number := _number(text)) is not None}
+        numbers = {number for text in counts if (number := finite_number(text)) is not None}
         return CLASSES if all(map(float.is_integer, numbers)) and len(numbers) <= _FEW_NUMBERS else NUMBERS
     if has_few(table, label):
         return CLASSES
@@ -93,7 +94,7 @@ def _empty(table: Table, texts: Sequence[str], label: str) -> list[str]:
 
 
 def _no_numbers(table: Table, label: str, counts: Mapping[str, int]) -> list[str]:
-    odd = [text for text in counts if _number(text) is None]
+    odd = [text for text in counts if finite_number(text) is None]
     listed = [f"{text!r} ({_places(table, _rows_of(table, label, text))})" for text in odd[:_MAX_LISTED]]
     return [f"Each {label} of {table.name} must be a number, but got {', '.join(listed)}."] if odd else []
 
@@ -167,23 +168,13 @@ def _chosen(table: Table, label: str, counts: Counter[str], labels: tuple[str, .
 
 def _mostly_numbers(table: Table, counts: Mapping[str, int]) -> bool:
     """Whether answers are numbers, but for so few that these are mistakes."""
-    odd = sum(count for text, count in counts.items() if _number(text) is None)
+    odd = sum(count for text, count in counts.items() if finite_number(text) is None)
     return odd < len(counts) and odd <= (max(1, table.num_rows // 100) if table.num_rows >= _MANY_ROWS else 0)
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if abs(number) < float("inf") else None  # neither of them nor `nan`
 
 
 def _plain(text: str) -> str:
     """Return a number as it is written plainly, so `1.0` as `1`; other texts as they are."""
-    number = _number(text)
+    number = finite_number(text)
     if number is None:
         return text
     return str(int(number)) if number.is_integer() else repr(number)

@@ -152,7 +152,7 @@ class LoadedBase:
             data_fingerprint=data.data_fingerprint,
             data=data.report,
             test_fingerprint=data.test_fingerprint,
-            num_rows={split: data.num_rows(split) for split in ("train", "validation", "test")},
+            num_rows=data.num_scored,
             device=self._device_name,
             dtype=str(self.dtype).removeprefix("torch."),
             versions=versions.installed(versions.TRAINING),

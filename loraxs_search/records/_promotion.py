@@ -61,6 +61,10 @@ class PromotionRule:
     choose: Literal["best", "smallest"] = "best"
     notify: Notification | None = None
 
+    def num_refits(self, num_trials: int) -> int:
+        """Return how many refits a search of so many trials makes, at most."""
+        return self.seeds * min(self.candidates, num_trials)
+
 
 @dataclass(frozen=True)
 class Refit:

@@ -101,7 +101,6 @@ class SearchState:
         self.study = study
         self.facts: SearchStartedEvent | None = None
         self.phase: PhaseEvent | None = None
-        self.data: DataReadEvent | None = None
         self.trials: dict[str, TrialLine] = {}
         self.yardsticks: dict[str, Mapping[str, float]] = {}
         self.candidates: dict[str, Mapping[str, float]] = {}
@@ -337,7 +336,7 @@ class SearchState:
             self.candidates[event.trial] = event.metrics
 
     def _data_read(self, event: DataReadEvent) -> None:
-        self.data = event
+        """Say nothing of how the search stands: views show it once, as it comes."""
 
     def _search_ended(self, event: SearchEndedEvent) -> None:
         self.ended = event

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loraxs_search.errors import SpaceError, UsageError, meant
+from loraxs_search.errors import SpaceError, UsageError, did_you_mean
 from loraxs_search.paths import user_path
 from loraxs_search.search_space._faults import one_of, shown
 from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
@@ -36,8 +36,7 @@ def find_file(path_or_name: str) -> tuple[Path, str]:
             pass
         else:
             return shipped, str(shipped)
-    near = meant(Path(path_or_name).stem, shipped_spaces())
-    first = f"Did you mean {near}? " if near else ""
+    first = did_you_mean(Path(path_or_name).stem, shipped_spaces())
     raise SpaceError(
         f"{first}`space` must be a YAML file or the name of a shipped space, but there is no {path_or_name}.",
         hint=_hint(path_or_name),

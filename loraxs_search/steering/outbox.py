@@ -35,8 +35,8 @@ class Outbox:
 
     def waiting(self, uri: str | None = None) -> list[WaitingCommand]:
         """Return the commands that wait, oldest first; those for one server, if it is named."""
-        found = [each for each in self._read() if uri in (None, each.uri)]
-        return sorted(found, key=lambda each: (each.command.issued_at, each.command.command_id))
+        waiting = [each for each in self._read() if uri in (None, each.uri)]
+        return sorted(waiting, key=lambda each: (each.command.issued_at, each.command.command_id))
 
     def remove(self, waiting: WaitingCommand) -> None:
         """Take a command away; one that is not there changes nothing."""

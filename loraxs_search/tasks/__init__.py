@@ -13,6 +13,7 @@ from loraxs_search.tasks.catalogue import CatalogueEntry, catalogue_entry, catal
 from loraxs_search.tasks.data_warnings import data_warnings, overlap_counts
 
 if TYPE_CHECKING:
+    from loraxs_search.tasks._labels import finite_number
     from loraxs_search.tasks._located import locate_for
     from loraxs_search.tasks._preview import Preview, preview
     from loraxs_search.tasks._rows import fixed_subset
@@ -44,6 +45,7 @@ __all__ = [
     "encode",
     "epoch_batches",
     "eval_batches",
+    "finite_number",
     "fixed_subset",
     "kind_of",
     "load_data",
@@ -68,6 +70,7 @@ _HOMES = {
     "encode": "prepared",
     "epoch_batches": "batches",
     "eval_batches": "batches",
+    "finite_number": "_labels",
     "fixed_subset": "_rows",
     "kind_of": "kinds",
     "load_data": "prepared",

@@ -68,15 +68,21 @@ def numbers(values: Sequence[Any], task: Task, place: SourceLocation) -> npt.NDA
     """
 
     def read(value: Any) -> float | None:
-        if isinstance(value, bool) or value is None:
-            return None
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            return None
-        return number if math.isfinite(number) and abs(number) <= _MOST else None
+        number = finite_number(value)
+        return number if number is not None and abs(number) <= _MOST else None
 
     return _read(values, read, np.float32, task, place, "a finite number")
+
+
+def finite_number(value: Any) -> float | None:
+    """Return a value as a number, also one that is written as text; None where it is none, or not finite."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _numeric_names(ids: Mapping[str, int]) -> dict[int | float, int]:
@@ -122,7 +128,8 @@ def _read(  # each is a part of the message, or of what is read
         else:
             result[row] = known[key]
     if faults:
-        likely = {text: near for row in faults if (near := meant(text := str(values[row]), names))}
+        wrong = dict.fromkeys(str(values[row]) for row in faults)  # maybe each row is wrong
+        likely = {text: near for text in wrong if (near := meant(text, names))}
         first = f"Did you mean {_in_words(likely)}? " if likely else ""
         raise TaskDataError(
             f"Task {task.name}: {first}`{task.label}` must be {allowed}, but {place.name} has"

@@ -16,7 +16,7 @@ from loraxs_search.records import DataReport, Split, Task
 from loraxs_search.tasks._answer_report import with_answers
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._report import cached_report
-from loraxs_search.tasks._rows import fingerprint, fixed_subset, read_rows
+from loraxs_search.tasks._rows import SPLITS, fingerprint, fixed_subset, read_rows
 from loraxs_search.tasks._tokenizer import cache_key, tokenizer_identity
 from loraxs_search.tasks._tokens import encode_questions, tokenize
 from loraxs_search.tasks.batch import RowSource
@@ -54,6 +54,11 @@ class PreparedTask(RowSource):
     def num_rows(self, split: Split) -> int:
         """Return the number of rows; for validation, of those that are scored."""
         return len(self._labels[split])
+
+    @property
+    def num_scored(self) -> dict[Split, int]:
+        """The number of rows of each split, as `num_rows` counts them."""
+        return {split: self.num_rows(split) for split in SPLITS}
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,5 @@ from __future__ import annotations
 from loraxs_search.reports.html.facts import StudyFacts, read_facts
 from loraxs_search.reports.html.figures import Section, sections
 from loraxs_search.reports.html.page import REPORT_FILE, report_page, write_report
-from loraxs_search.reports.html.plots import report_figures
 
-__all__ = [
-    "REPORT_FILE",
-    "Section",
-    "StudyFacts",
-    "read_facts",
-    "report_figures",
-    "report_page",
-    "sections",
-    "write_report",
-]
+__all__ = ["REPORT_FILE", "Section", "StudyFacts", "read_facts", "report_page", "sections", "write_report"]

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-def report_figures(folder: StudyFolder) -> dict[str, Figure]:
+def figures(study: str) -> dict[str, Figure]:
     """Return the figures of a study's report by name, as plotly has them; those that cannot be drawn are left out.
 
     Raises:
-        StudyError: a file of the study is damaged.
+        StudyError: there is no such study, or it is damaged.
     """
-    return {name: plot for section in sections(read_facts(folder)) for name, plot in section.plots.items()}
+    drawn = sections(read_facts(StudyFolder.open(study)))
+    return {name: plot for section in drawn for name, plot in section.plots.items()}

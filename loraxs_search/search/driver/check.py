@@ -16,8 +16,6 @@ from loraxs_search.search.driver.warm_start import warm_trials
 from loraxs_search.search_space import Overrides, Space, SpaceDescription, describe, open_space
 from loraxs_search.tasks import data_warnings, kind_of, load_data, locate_for, prepare
 
-_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
 
 @dataclass(frozen=True)
 class CheckedSpace:
@@ -69,7 +67,7 @@ def check(space: str | Space, *, data: bool = False, estimate: bool = False, ove
     rows, report, pack_size, warnings = None, None, None, list[str]()
     if reads:
         prepared = prepare(loaded.task, load_tokenizer(base))
-        rows, report = {split: prepared.num_rows(split) for split in _SPLITS}, prepared.report
+        rows, report = prepared.num_scored, prepared.report
         pack_size = _pack_size(loaded, modules, description, float(prepared.lengths("train").mean()))
         warnings = data_warnings(report, rows, loaded.task.metric)
     time, unknown = _estimated(loaded) if estimate else (None, "")

@@ -133,16 +133,9 @@ def foreseen(folder: StudyFolder, tracking_uri: str | None = None) -> SteeringSt
     return study.state
 
 
-def answer_waiting(folder: StudyFolder, tracking_uri: str | None = None) -> None:
-    """Answer what people have sent to a study that is not searched any further; its lock is held.
-
-    Args:
-        tracking_uri: As `foreseen` has it.
-    """
+def answer_waiting(folder: StudyFolder, tracking_uri: str) -> None:
+    """Answer what people have sent to a study that is not searched any further; its lock is held."""
     study = steered(folder, folder.journal())
-    if tracking_uri is None:
-        Commander(study, [InboxSource(folder.inbox())], SilentView(), lambda: None).take_all()
-        return
     with commands(study, tracking_uri, SilentView(), lambda: None):
         pass  # at its end it answers all that waits
 

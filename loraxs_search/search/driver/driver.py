@@ -158,14 +158,8 @@ class Driver:
         follow = self._follower(searcher, study, lambda: self._facts(actors, ledger, study.state, deadline))
 
         def train() -> None:
-            run_tuner(
-                searcher,
-                TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves),
-                plan,
-                folder.path / "tune",
-                deadline,
-                self._stop,
-            )
+            tune_scheduler = TuneScheduler(scheduler, task.search_metric, searcher.break_off, searcher.leaves)
+            run_tuner(searcher, tune_scheduler, plan, folder.path / "tune", deadline, self._stop)
 
         def train_all() -> None:
             self._train(train, searcher, commander, actors.pool)
@@ -374,7 +368,7 @@ class Driver:
             notes=notes(self._space),
             at=time.time(),
             report_every=plan.report_every,
-            num_refits=self._info.promotion.seeds * min(self._info.promotion.candidates, plan.trials),
+            num_refits=self._info.promotion.num_refits(plan.trials),
             slots=actors.slots_by_address(),
             time_left_s=deadline.left_s,
             steering=state.status,

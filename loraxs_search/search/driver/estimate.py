@@ -107,7 +107,7 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
     counts = simulated_steps(plan, measured.at_once)
     all_steps, reports_each = plan.trials * plan.max_steps, math.ceil(plan.max_steps / plan.report_every)
     candidates = min(rule.candidates, plan.trials)
-    refits = candidates * rule.seeds
+    refits = rule.num_refits(plan.trials)
     step_s, scoring_s = measured.step_s, measured.scoring_s
     trials_s = counts.steps * step_s + counts.reports * scoring_s
     limit_s = math.inf if plan.time_budget_s is None else plan.time_budget_s

@@ -52,19 +52,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
     view: SearchView | None = None,
     stop: threading.Event | None = None,
 ) -> SearchResult:
-    """Search `space` and return when it is done.
-
-    Nothing is written before the space, the base, the data and the tracker have been checked.
-
-    Args:
-        space: A space file, the name of a shipped one, or a loaded `Space`.
-        name: Name of the study; made from the space's name and the time by default.
-        address: Ray cluster; None starts one on this machine for the time of the search.
-        runtime_env: YAML file with Ray's environment for the cluster's nodes; our own code goes to them anyhow.
-        tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
-        storage: A folder that machines share, or s3://bucket/prefix: the study can be resumed from another machine.
-        overrides: `{"dotted.path": value}`, or `dotted.path=YAML value` each, put in before the space is checked.
-        stop: Set it from anywhere to end the search cleanly.
+    """Search `space` and return when it is done; `loraxs_search.launch` says what the arguments are.
 
     Raises:
         SpaceError: the space has faults.

@@ -73,9 +73,9 @@ class SearchResult:
         Raises:
             StudyError: the study is no longer on this machine.
         """
-        from loraxs_search.reports.html import report_figures
+        from loraxs_search.reports.html.plots import figures
 
-        return report_figures(StudyFolder.open(self.study))
+        return figures(self.study)
 
     def __repr__(self) -> str:
         complete = sum(record.state is TrialState.COMPLETE for record in self.trials)

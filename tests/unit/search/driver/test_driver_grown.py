@@ -57,7 +57,7 @@ def test_what_waits_is_foreseen_and_nothing_is_written(ended: StudyFolder) -> No
 
 def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended: StudyFolder) -> None:
     ended.inbox().put(new_command("add", params={"rank": 16}))
-    answer_waiting(ended)
+    answer_waiting(ended, ended.info.tracking_uri)
     assert asks_for_more(ended, foreseen(ended)), "a driver that died here has answered and done nothing"
     journal = ended.journal()
     journal.reopened(1)  # and one that died here has left the candidates
@@ -78,7 +78,7 @@ def test_a_study_of_an_earlier_version_whose_journal_names_no_end_goes_on_too(fr
     folder = searched("s", [Tried({"rank": 4}, 0.9)], space=SPACE)
     assert folder.journal().notice is None
     folder.inbox().put(new_command("extend", arguments={"trials": 1}))
-    answer_waiting(folder)
+    answer_waiting(folder, folder.info.tracking_uri)
     assert reopen(folder)
     assert folder.candidates() is None
 
