@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from gc import freeze, set_threshold
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -54,6 +55,7 @@ PROGRAM = "loraxs-search"
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 _TRACEBACK = "--traceback"
 _JSON = "--json"
+_OBJECTS_BETWEEN_COLLECTIONS = 200_000  # with 700, as is usual, a fifth of importing transformers is collection
 _HELP = "Find, keep and hand out tiny adapters: LoRA-XS search on Ray Tune, Optuna and MLflow."
 
 
@@ -115,7 +117,10 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # as stderr is: both may go to one file or pipe
     logging.basicConfig(level=logging.WARNING, handlers=[Talk()])
-    sys.exit(run(sys.argv[1:]))
+    set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    code = run(sys.argv[1:])
+    freeze()  # the system frees it all at once; Python would look through it first
+    sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:

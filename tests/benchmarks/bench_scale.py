@@ -80,6 +80,8 @@ class Gauge:
     def commanded(self, text: str, status: object = None) -> None:
         print(text, file=sys.stderr)
 
+    def noted(self, event: Any) -> None: ...
+
     def finished(self) -> None:
         self.phases.append(("end", time.time()))
 
