@@ -54,21 +54,21 @@ def command(  # noqa: PLR0913, PLR0917  # each an option
     the schema that came with this program.
 
     A file that is not UTF-8, or has another separator than its ending says, is not changed: a plain copy is written
-    beside the space. Rows that lack a text or an answer, and labels that look misspelt, are errors with their lines.
+    beside the space, which reads that copy alone. Rows that lack a text or an answer, and labels that look misspelt,
+    are errors with their lines.
 
     Example: loraxs-search init reviews.csv
     """
-    from loraxs_search.drafts import Choices
-    from loraxs_search.search_space import load_space
+    from loraxs_search.drafts import Choices, task_name
 
     columns, classes = (_split(given) for given in (text, labels))
     choices = Choices(name, kind, columns, label, classes, metric, base, max_length, config, split)
-    if out is not None:
-        _check_new(out)
-    draft = _drafted(data, (out.parent if out else Path()).absolute(), choices)
-    path = out or Path(f"{draft.name}.yaml")
+    path = out or Path(f"{task_name(data, choices)}.yaml")
     _check_new(path)
+    draft = _drafted(data, path, choices)
     draft.write(path)
+    from loraxs_search.search_space import load_space
+
     try:
         load_space(str(path) if path.is_absolute() else f"./{path}")
     except LoraxsError:
@@ -82,14 +82,14 @@ def _check_new(path: Path) -> None:
         raise UsageError(f"`--out` must not exist, but {path} does.", hint="give another file with --out, or remove it")
 
 
-def _drafted(data: str, folder: Path, choices: Choices) -> Draft:
+def _drafted(data: str, path: Path, choices: Choices) -> Draft:
     """Return the draft; on a terminal, what is not known is asked for, again where an answer does not fit."""
     from loraxs_search.drafts import UndecidedError, draft_space
 
     known, question = choices, None
     while True:
         try:
-            return draft_space(data, folder, choices)
+            return draft_space(data, path, choices)
         except UndecidedError as undecided:
             if not (sys.stdin.isatty() and sys.stderr.isatty()):
                 raise
@@ -126,4 +126,5 @@ def _show(draft: Draft, path: Path) -> None:
     for warning in draft.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(path)
-    print(f"next: loraxs-search launch {shlex.quote(str(path))}", file=sys.stderr)
+    print(f"next: loraxs-search check {shlex.quote(str(path))} --data", file=sys.stderr)
+    print(f"then: loraxs-search launch {shlex.quote(str(path))}", file=sys.stderr)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from loraxs_search.drafts._choices import Choices, UndecidedError
-from loraxs_search.drafts._draft import Draft, draft_space
+from loraxs_search.drafts._draft import Draft, draft_space, task_name
 
-__all__ = ["Choices", "Draft", "UndecidedError", "draft_space"]
+__all__ = ["Choices", "Draft", "UndecidedError", "draft_space", "task_name"]

@@ -75,7 +75,7 @@ def check_answers(table: Table, texts: Sequence[str], label: str, kind: str, cho
     if faults := faults + doubtful:
         head = [f"{table.name} has {len(faults)} faults:"] if len(faults) > 1 else []
         can_be_given = doubtful and kind == CLASSES and len(counts) <= _MANY_ROWS
-        way = f", or give all labels: --labels {','.join(sorted(counts))}" if can_be_given else ""
+        way = f"; if all of them are meant: --labels {','.join(sorted(counts))}" if can_be_given else ""
         raise TaskDataError("\n".join([*head, *faults]), hint=f"correct or remove the rows{way}")
     return _classes(table, label, counts, choices) if kind == CLASSES else {}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraxs_search.base_model import load_tokenizer, locate
+from loraxs_search.base_model import locate
 from loraxs_search.drafts._answers import CHOOSING, CLASSES, NUMBERS, WRITING
 from loraxs_search.drafts._choices import Choices, UndecidedError
 from loraxs_search.drafts._roles import Roles, guess_roles
@@ -72,7 +73,7 @@ class Draft:
             if place.exists() and place.read_bytes() != rows.encode():
                 raise UsageError(
                     f"A plain copy of {table.name} must be written to {place}, but that is another file.",
-                    hint="move it away, or save your rows as UTF-8 with commas",
+                    hint=f"remove it if it is the copy of an earlier {Path(table.name).name}; otherwise move it away",
                 )
             write_atomic(place, rows)
         write_atomic(path, self.text)
@@ -89,36 +90,38 @@ class _Measured:
     warnings: list[str] = field(default_factory=list)
 
 
-def draft_space(data: str | Path, folder: Path, choices: Choices | None = None) -> Draft:
+def draft_space(data: str | Path, path: Path, choices: Choices | None = None) -> Draft:
     """Return a space for the rows of a file or of a data set of the hub.
 
     Args:
         data: A file, a hub id such as `nyu-mll/glue`, or a folder that is laid out as a data set.
-        folder: Where the space will lie: paths in it start there.
+        path: The file that the space will be: paths in it start in its folder.
     Raises:
         UndecidedError: something cannot be guessed.
         UsageError: what was chosen does not fit.
         TaskDataError: the rows, or labels in them, are faulty.
     """
-    choices = choices or Choices()
-    table, name = _table(str(data), choices)
+    choices, folder = choices or Choices(), path.absolute().parent
+    table, name = _table(str(data), choices), task_name(data, choices)
     roles = guess_roles(table, choices)
     base = _base(roles, choices, folder)
     metrics = _metrics(roles, choices)
     measured = _measure(table, roles, base, choices)
     source, converted = dict(table.source), None
     if table.is_file:
-        path = Path(table.name)
+        read = Path(table.name)
         if not table.is_plain:
-            path = folder / f"{path.name.partition('.')[0]}.plain.csv"
-            converted = (table, path)
-        source = {"data_files": {"train": _relative(path, folder)}}
+            read = folder / f"{read.name.partition('.')[0]}.plain.csv"
+            converted = (table, read)
+        source = {"data_files": {"train": _relative(read, folder)}}
     steps, columns = _steps(table, roles), dict(zip(("text", "text_pair"), roles.texts, strict=False))
     text = render(
         {
             "source": Path(table.name).name if table.is_file else table.name,
+            "copy": converted[1].name if converted else "",
+            "path": shlex.quote(str(path)),
             "schema": schema_path(),
-            "name": choices.name or name,
+            "name": name,
             "roles": roles,
             "columns": columns | {"label": roles.label},
             "data": source,
@@ -128,6 +131,7 @@ def draft_space(data: str | Path, folder: Path, choices: Choices | None = None) 
             "measured": measured,
             "batch": _BATCH[roles.kind],
             "steps": steps,
+            "passes": _passes(table, roles, steps),
             "every": steps // 4,
             "prompt": _prompt(roles),
             "answer": f" {{{roles.label}}}",
@@ -136,16 +140,31 @@ def draft_space(data: str | Path, folder: Path, choices: Choices | None = None) 
         }
     )
     warnings = tuple(_warnings(table, roles, measured))
-    return Draft(choices.name or name, text, _guesses(table, roles, base, measured), warnings, converted)
+    guesses = _guesses(table, roles, base, measured, converted[1].name if converted else "")
+    return Draft(name, text, guesses, warnings, converted)
 
 
-def _table(data: str, choices: Choices) -> tuple[Table, str]:
-    """Return the rows, and a name for a task with them."""
+def task_name(data: str | Path, choices: Choices) -> str:
+    """Return the name of a task with these rows, which need not be read for it."""
+    if choices.name is not None:
+        return choices.name
     path = Path(data).expanduser()
-    if not path.exists() and _HUB_ID.fullmatch(data) and not path.parent.is_dir():
-        return read_hub_table(data, choices.config, choices.split), _slug(data.partition("/")[2], choices.config)
+    if _is_hub_id(str(data)):
+        return _slug(str(data).partition("/")[2], choices.config)
+    return _slug(path.name, choices.config) if path.is_dir() else _slug(path.name.partition(".")[0])
+
+
+def _is_hub_id(data: str) -> bool:
+    path = Path(data).expanduser()
+    return bool(_HUB_ID.fullmatch(data)) and not path.exists() and not path.parent.is_dir()
+
+
+def _table(data: str, choices: Choices) -> Table:
+    path = Path(data).expanduser()
+    if _is_hub_id(data):
+        return read_hub_table(data, choices.config, choices.split)
     if path.is_dir():
-        return read_hub_table(str(path.absolute()), choices.config, choices.split), _slug(path.name, choices.config)
+        return read_hub_table(str(path.absolute()), choices.config, choices.split)
     for option, value in (("config", choices.config), ("split", choices.split)):
         if value is not None:
             raise UsageError(
@@ -158,7 +177,7 @@ def _table(data: str, choices: Choices) -> tuple[Table, str]:
             f" but has {table.num_rows}.",
             hint="give more rows: a hundred is little, a thousand is good",
         )
-    return table, _slug(path.name.partition(".")[0])
+    return table
 
 
 # ---- what is guessed -------------------------------------------------------------------------------------------------
@@ -191,6 +210,8 @@ def _metrics(roles: Roles, choices: Choices) -> list[str]:
 
 def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> _Measured:
     """Count tokens: 99 of 100 rows are to fit."""
+    from loraxs_search.base_model import load_tokenizer  # torch, which faults of the rows need not wait for
+
     try:
         tokenizer = load_tokenizer(locate(base))
     except BaseModelError:
@@ -222,14 +243,23 @@ def _steps(table: Table, roles: Roles) -> int:
     return max(16, min(_MOST_STEPS[roles.kind], -(-wanted // 16) * 16))
 
 
+def _passes(table: Table, roles: Roles, steps: int) -> str:
+    """Say how often a trial sees the rows, of a file without those that are set aside."""
+    rows = table.num_rows * 0.8 if table.is_file else table.num_rows
+    passes = round(steps * _BATCH[roles.kind] / rows)
+    number = "less than one pass" if not passes else f"about {passes} pass{'es' * (passes > 1)}"
+    short = ", short for a first search" if passes < _EPOCHS else ""
+    return f"batches: {number} over the training rows{short}"
+
+
 def _prompt(roles: Roles) -> str:
     return "\n".join(f"{name.capitalize()}: {{{name}}}" for name in roles.texts) + "\nAnswer:"
 
 
 # ---- what people read ------------------------------------------------------------------------------------------------
-def _guesses(table: Table, roles: Roles, base: BaseModelRef, measured: _Measured) -> dict[str, str]:
+def _guesses(table: Table, roles: Roles, base: BaseModelRef, measured: _Measured, copy: str) -> dict[str, str]:
     counts = _counted(roles.label_counts)
-    remark = f" ({table.remark}: a plain copy is written)" if table.remark and table.is_file else ""
+    remark = f" ({table.remark}: the space reads {copy}, a plain copy; change rows there)" if copy else ""
     guesses = {
         "rows": table.remark if table.remark and not table.is_file else f"{table.num_rows} in {table.name}{remark}",
         "kind": roles.kind,
@@ -255,7 +285,8 @@ def _warnings(table: Table, roles: Roles, measured: _Measured) -> list[str]:
         error = f", with a standard error of up to {(0.25 / held_out) ** 0.5:.2f}" if roles.kind != NUMBERS else ""
         warnings.append(f"{table.num_rows} rows are few: a tenth, {_rows(held_out)}, is scored{error}")
     if measured.cut:
-        warnings.append(f"about {_rows(measured.cut)} longer than max_length: what is too long is cut off")
+        lost = "ends are cut off" if roles.kind in (CLASSES, NUMBERS) else "prompts lose their beginnings"
+        warnings.append(f"about {_rows(measured.cut)} longer than max_length: their {lost}")
     if counts := roles.label_counts:
         rarest, number = min(counts.items(), key=lambda each: each[1])
         if number * 10 < table.num_rows / len(counts):

@@ -45,9 +45,13 @@ _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "i
 _TEMPLATE = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False).from_string(
     """\
 # {{ source }}: written by `loraxs-search init`. Change what was guessed wrong.
+{% if copy %}
+# Rows are read from {{ copy }}, a copy of {{ source }}: change them there. For a new {{ source }},
+# remove the copy and this file, and run `init` again.
+{% endif %}
 #
-# Check:  loraxs-search check THIS.yaml --data
-# Run:    loraxs-search launch THIS.yaml
+# Check:  loraxs-search check {{ path }} --data
+# Run:    loraxs-search launch {{ path }}
 # yaml-language-server: $schema={{ schema }}
 
 task:
@@ -57,7 +61,9 @@ task:
 {% if writes %}
   prompt: {{ scalar(prompt) }}  # columns in braces
   answer: {{ scalar(answer) }}  # learnt: these tokens and the end
-  generation: {max_new_tokens: {{ measured.answer_tokens }}}
+{% if measured.answer_tokens %}
+  generation: {max_new_tokens: {{ measured.answer_tokens }}}  # the longest answer has {{ measured.answer_tokens - 2 }}
+{% endif %}
 {% elif chooses %}
   prompt: {{ scalar(prompt) }}  # columns in braces
   options: {{ scalar(roles.options) }}
@@ -68,8 +74,16 @@ task:
   labels: {{ listed(roles.labels) }}
 {% endif %}
 {% endif %}
+{% if writes %}
+  metrics: {{ listed(metrics) }}  # candidates go by the first one, running trials by the loss
+{% else %}
   metrics: {{ listed(metrics) }}  # the search goes by the first one
-  max_length: {{ measured.max_length }}  # tokens of a row; longer ones are truncated
+{% endif %}
+{% if writes or chooses %}
+  max_length: {{ measured.max_length }}  # tokens of both: a long prompt loses its beginning, an answer must fit
+{% else %}
+  max_length: {{ measured.max_length }}  # tokens of a row; longer ones lose their ends
+{% endif %}
 
 base_model:
   id: {{ scalar(base.id) }}
@@ -90,7 +104,7 @@ parameters:
 
 search:
   trials: {{ 4 if writes or chooses else 12 }}
-  max_steps: {{ steps }}
+  max_steps: {{ steps }}  # {{ passes }}
   report_every: {{ every }}  # weak trials stop early
 
 promotion:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from loraxs_search.home import ensure_dir
+from loraxs_search.home import ensure_dir, home
 from loraxs_search.records import Task, to_json
 from loraxs_search.tasks._arrow import load_table, numbers_of, store_table
 from loraxs_search.tasks._source_location import SourceLocation
@@ -18,6 +18,11 @@ from loraxs_search.tasks.rows import Rows
 
 _EXTRA = "extra."  # before the names of columns that a kind adds
 _VERSION = "3"  # raised whenever the same bytes are read as other rows
+
+
+def rows_cache(cache_dir: Path | None) -> Path:
+    """Return the folder of cached rows, which is there then; None means home()/"datasets"."""
+    return ensure_dir(cache_dir if cache_dir is not None else home() / "datasets")
 
 
 def rows_path(task: Task, digest: str, cache_dir: Path, spare: frozenset[str] = frozenset()) -> Path:

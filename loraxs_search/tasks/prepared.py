@@ -11,12 +11,12 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.home import ensure_dir, home
 from loraxs_search.records import DataReport, Split, Task
 from loraxs_search.tasks._answer_report import with_answers
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._report import cached_report
 from loraxs_search.tasks._rows import SPLITS, fingerprint, fixed_subset, read_rows
+from loraxs_search.tasks._rows_cache import rows_cache
 from loraxs_search.tasks._tokenizer import cache_key, tokenizer_identity
 from loraxs_search.tasks._tokens import encode_questions, tokenize
 from loraxs_search.tasks.batch import RowSource
@@ -146,7 +146,3 @@ def encode(kind: TaskKind, tokenizer: PreTrainedTokenizerBase, questions: Sequen
             texts per row.
     """
     return encode_questions(kind, kind.questions(questions), tokenizer)
-
-
-def rows_cache(cache_dir: Path | None) -> Path:
-    return ensure_dir(cache_dir if cache_dir is not None else home() / "datasets")

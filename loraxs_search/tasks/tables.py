@@ -17,7 +17,7 @@ from loraxs_search.tasks._columns import Columns, MalformedFileError
 from loraxs_search.tasks._csv import read_csv
 from loraxs_search.tasks._files import file_format, read_columns, unpacked
 from loraxs_search.tasks._hub_splits import load_splits
-from loraxs_search.tasks.prepared import rows_cache
+from loraxs_search.tasks._rows_cache import rows_cache
 
 _SEPARATORS = (",", ";", "\t", "|")
 _LOOKED_AT = 200  # lines that the separator is guessed from

@@ -45,6 +45,7 @@ def cli(*args: str) -> str:
         cli("spaces", "ls"),
         cli("tasks", "ls"),
         cli("lauch"),
+        cli("init", "away.csv"),
     ],
 )
 def test_nothing_heavy_is_loaded(statement):

@@ -47,12 +47,16 @@ def test_numbers_that_are_classes_are_counted_however_they_are_written(say: Say,
 def test_a_file_of_another_form_stays_as_it_is(say: Say, rows_folder: Path) -> None:
     content = csv_of(separator=";").replace("fine", "süß").encode("latin-1")
     said = drafted(say, "rows.csv", content)
-    assert "(Windows-1252 instead of UTF-8 and semicolons instead of commas: a plain copy is written)" in said.err
+    why = "Windows-1252 instead of UTF-8 and semicolons instead of commas"
+    assert f"({why}: the space reads rows.plain.csv, a plain copy; change rows there)" in said.err
+    assert "\n# Rows are read from rows.plain.csv, a copy of rows.csv: " in Path("rows.yaml").read_text()
     assert Path("rows.csv").read_bytes() == content
     assert "süß" in Path("rows.plain.csv").read_text()
     assert say("init", "rows.csv", "--out", "again.yaml").ok
     Path("rows.plain.csv").write_text("something else")
-    assert say("init", "rows.csv", "--out", "other.yaml").is_error(2, "that is another file")
+    assert say("init", "rows.csv", "--out", "other.yaml").is_error(
+        2, "that is another file", "remove it if it is the copy of an earlier rows.csv"
+    )
     assert load_space("./rows.yaml").task.source.data_files["train"].endswith("rows.plain.csv")
 
 
@@ -74,6 +78,62 @@ def test_options_are_held_against_the_file(say: Say, rows_folder: Path) -> None:
     assert say("init", "rows.md").is_error(2, "must end in one of .json, .jsonl, .csv, .tsv, .parquet")
     assert drafted(say, "rows.csv", PLAIN).code == 0
     assert say("init", "rows.csv").is_error(2, "`--out` must not exist, but rows.yaml does")
+
+
+def test_a_file_that_is_there_is_said_before_rows_are_read(say: Say, rows_folder: Path) -> None:
+    assert drafted(say, "rows.csv", PLAIN + "so,Pos\n").is_error(1, "'Pos' (line 62)")
+    for option, name in ((), "rows.yaml"), (("--name", "films"), "films.yaml"), (("--out", "a.yaml"), "a.yaml"):
+        Path(name).touch()
+        assert say("init", "rows.csv", *option).is_error(2, f"`--out` must not exist, but {name} does")
+
+
+COMMENTS = {
+    "sequence-classification": ("the search goes by the first one", "tokens of a row; longer ones lose their ends"),
+    "multiple-choice": (
+        "the search goes by the first one",
+        "tokens of both: a long prompt loses its beginning, an answer must fit",
+    ),
+    "text-generation": (
+        "candidates go by the first one, running trials by the loss",
+        "tokens of both: a long prompt loses its beginning, an answer must fit",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COMMENTS)
+def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(
+    say: Say, rows_folder: Path, kind: str
+) -> None:
+    answers: list[object] = [i % 2 for i in range(60)] if kind != "text-generation" else ["so so", *["well"] * 59]
+    rows = [{"text": t, "answer": a, "choices": [t, "no"]} for t, a in zip(texts(60), answers, strict=True)]
+    if kind != "multiple-choice":
+        rows = [{name: row[name] for name in ("text", "answer")} for row in rows]
+    content = "\n".join(map(json.dumps, rows))
+    said = drafted(say, "rows.jsonl", content, "--kind", kind, "--base", QUICKSTART["id"], "--out", "my rows.yaml")
+    assert said.code == 0, said.err
+    lines = Path("my rows.yaml").read_text().splitlines()
+    comments = {line.partition(":")[0].strip(): line.partition("  # ")[2] for line in lines if "  # " in line}
+    assert (comments["metrics"], comments["max_length"]) == COMMENTS[kind]
+    # 16 steps of 16 rows, or 32 of 8, of 48 training rows.
+    assert comments["max_steps"] == "batches: about 5 passes over the training rows"
+    if kind == "text-generation":
+        assert comments["generation"] == "the longest answer has 2"
+    assert "# Check:  loraxs-search check 'my rows.yaml' --data" in lines
+    assert said.err.splitlines()[-2:] == [
+        "next: loraxs-search check 'my rows.yaml' --data",
+        "then: loraxs-search launch 'my rows.yaml'",
+    ]
+
+
+def test_what_is_not_counted_is_not_written(say: Say, rows_folder: Path) -> None:
+    rows = "\n".join(json.dumps({"question": t, "answer": t[::-1]}) for t in texts(60))
+    assert drafted(say, "rows.jsonl", rows, "--base", "no-such-org/no-such-base").ok
+    assert "generation:" not in Path("rows.yaml").read_text()
+
+
+def test_rows_are_to_be_corrected_before_a_misspelling_becomes_a_label(say: Say, rows_folder: Path) -> None:
+    said = drafted(say, "rows.csv", PLAIN + "so,Pos\n")
+    assert said.is_error(1, "hint: correct or remove the rows; if all of them are meant: --labels Pos,neg,pos")
 
 
 def test_editors_are_led_to_the_schema(say: Say, rows_folder: Path) -> None:
@@ -127,9 +187,9 @@ class Terminal(io.StringIO):
 def test_python_says_what_it_needs_to_know(rows_folder: Path) -> None:
     Path("rows.csv").write_text("a,b,c\n" + "\n".join(f"{t},{t},{i % 2}" for i, t in enumerate(texts(60))))
     with pytest.raises(UndecidedError) as question:
-        draft_space(Path("rows.csv"), rows_folder)
+        draft_space(Path("rows.csv"), rows_folder / "rows.yaml")
     assert (question.value.option, question.value.possible) == ("text", ("a", "b"))
-    draft = draft_space(Path("rows.csv"), rows_folder, Choices(text=("a",)))
+    draft = draft_space(Path("rows.csv"), rows_folder / "rows.yaml", Choices(text=("a",)))
     assert "columns: {text: a, label: c}" in draft.text
 
 
@@ -148,7 +208,8 @@ def test_a_data_set_is_read_as_its_features_say(say: Say, rows_folder: Path) -> 
     assert (task.source.hub, task.label, task.labels) == (str(rows_folder / "my-set"), "verdict", ("pos", "neg"))
     assert task.source.splits == {"train": "train", "test": "test"}
     assert json.loads(say("check", "my-set.yaml", "--data", "--json").ok)["rows"]["test"] == 40
-    assert say("init", "my-set", "--split", "validation").is_error(2, "`--split` must be one of: ")
+    other = ("--out", "other.yaml", "--split", "validation")
+    assert say("init", "my-set", *other).is_error(2, "`--split` must be one of: ")
 
 
 def test_a_data_set_of_several_configurations_lists_them(say: Say, rows_folder: Path) -> None:

@@ -61,7 +61,7 @@ def test_rows_give_a_space_that_check_accepts(say: Say, rows_folder: Path, varia
     Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
     said = say("init", name, *options)
     assert (said.code, said.out) == (0, "rows.yaml\n"), said.err
-    assert said.err.splitlines()[-1] == "next: loraxs-search launch rows.yaml"
+    assert said.err.splitlines()[-1] == "then: loraxs-search launch rows.yaml"
     assert load_space("./rows.yaml").task.kind == KINDS.get(variant, "sequence-classification")
     checked = say("check", "rows.yaml", "--data", "--json")
     assert json.loads(checked.ok)["rows"]["train"] in ((ROWS[variant],) if variant in ROWS else (48, 49))
