@@ -16,12 +16,18 @@ class SplitOverlap:
         split: Whose rows are counted.
         exact: Rows whose text is there letter for letter.
         folded: Rows whose text is there up to upper and lower case and white space; the exact ones are among them.
+        examples: The numbers of the first of these rows, each with that of a row in the other split, from 0.
+        places: Where these are, for people; empty where that is not known.
+        source: The one file or data set that both splits were carved out of; empty where they were not.
     """
 
     split: Split
     other: Split
     exact: int
     folded: int
+    examples: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    places: str = field(default="", compare=False)
+    source: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from loraxs_search.tasks.rows import Rows
 
 # The first is scored after training or selection on the second.
 _COMPARED: tuple[tuple[Split, Split], ...] = (("validation", "train"), ("test", "train"), ("test", "validation"))
-_VERSION = "1"  # raise when the same rows are counted in another way
+_VERSION = "2"  # raise when the same rows are counted in another way
+_EXAMPLES = 2  # shared rows that are named
 _Row = tuple[str, ...]
 
 
@@ -26,18 +29,32 @@ def cached_report(rows: Mapping[Split, Rows], fingerprint: str, cache_dir: Path)
     """
     path = cache_dir / "reports" / f"{_VERSION}-{fingerprint}.json"
     try:
-        return _read(json.loads(path.read_bytes()))
+        report = _read(json.loads(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
         report = data_report(rows)
-    write_atomic(path, to_json(report))
-    return report
+        write_atomic(path, to_json(report))
+    return replace(report, overlaps=tuple(_placed(it, rows[it.split], rows[it.other]) for it in report.overlaps))
+
+
+def _placed(overlap: SplitOverlap, own: Rows, other: Rows) -> SplitOverlap:
+    """Return an overlap with where its examples are: rows of the same content may come from other files."""
+    if not overlap.examples or own.place is None or other.place is None:
+        return overlap
+    one = own.place.name == other.place.name
+    names = ("", "") if one else (f" of {own.place.name}", f" of {other.place.name}")
+    pairs = [(own.place.row(row), other.place.row(same)) for row, same in overlap.examples]
+    places = ", ".join(f"{row}{names[0]} and {same}{names[1]}" for row, same in pairs)
+    return replace(overlap, places=places, source=own.place.name if one else "")
 
 
 def _read(known: dict[str, Any]) -> DataReport:
     counts = {name: {split: int(known[name][split]) for split in SPLITS} for name in ("num_rows", "repeated", "blank")}
     return DataReport(
         counts["num_rows"],
-        tuple(SplitOverlap(**overlap) for overlap in known["overlaps"]),
+        tuple(
+            SplitOverlap(**it | {"examples": tuple((int(row), int(same)) for row, same in it["examples"])})
+            for it in known["overlaps"]
+        ),
         counts["repeated"],
         counts["blank"],
     )
@@ -51,7 +68,13 @@ def data_report(rows: Mapping[Split, Rows]) -> DataReport:
     return DataReport(
         num_rows={name: len(split) for name, split in exact.items()},
         overlaps=tuple(
-            SplitOverlap(one, other, _shared(exact[one], exact_sets[other]), _shared(folded[one], folded_sets[other]))
+            SplitOverlap(
+                one,
+                other,
+                _shared(exact[one], exact_sets[other]),
+                _shared(folded[one], folded_sets[other]),
+                _examples(folded[one], folded[other], folded_sets[other]),
+            )
             for one, other in _COMPARED
         ),
         repeated={name: len(split) - len(exact_sets[name]) for name, split in exact.items()},
@@ -66,6 +89,11 @@ def _texts(rows: Rows) -> list[_Row]:
 
 def _fold(text: str) -> str:
     return " ".join(text.casefold().split())
+
+
+def _examples(rows: list[_Row], others: list[_Row], known: set[_Row]) -> tuple[tuple[int, int], ...]:
+    shared = islice((i for i, row in enumerate(rows) if row in known), _EXAMPLES)
+    return tuple((i, others.index(rows[i])) for i in shared)
 
 
 def _shared(rows: list[_Row], others: set[_Row]) -> int:

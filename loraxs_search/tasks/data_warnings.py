@@ -37,15 +37,19 @@ def _overlaps(report: DataReport) -> Iterator[str]:
     for overlap in report.overlaps:
         if overlap.folded:
             why = "a score on them measures memory" if overlap.other == "train" else "trials are chosen by these rows"
+            such_as = f", such as {overlap.places}" if overlap.places else ""
+            twice, way = such_as, "take them out of one of the two"
+            if overlap.source:
+                twice, way = f", since {overlap.source} has them twice{such_as}", "remove them there"
             yield (
                 f"{overlap.folded:,} of {report.num_rows[overlap.split]:,} {overlap.split} rows are also in"
-                f" {overlap.other}{_exactly(overlap)}: {why}; take them out of one of the two"
+                f" {overlap.other}{_exactly(overlap)}{twice}: {why}; {way}"
             )
 
 
 def _exactly(overlap: SplitOverlap) -> str:
-    if overlap.exact == overlap.folded:
-        return ""
+    if overlap.exact in (0, overlap.folded):
+        return "" if overlap.exact else " up to case and white space"
     return f" ({overlap.exact:,} letter for letter, the others up to case and white space)"
 
 

@@ -72,6 +72,25 @@ def test_carved_splits_share_no_text_letter_for_letter(make_task, rows):
     assert sum(report.repeated.values()) == 100
 
 
+def test_rows_that_a_file_has_twice_are_named_where_splits_were_carved_out_of_it(make_task, rows):
+    """Texts that differ in case alone are rows of their own, so carving may part them."""
+    task = make_task({"train": [{**row, "text": row["text"].upper()} for row in rows(60)] + rows(60)})
+    shared = [warning for warning in data_warnings(load_data(task).report, {}, "none") if "are also in" in warning]
+    report = load_data(task).report  # from the cache
+    assert [warning for warning in data_warnings(report, {}, "none") if "are also in" in warning] == shared
+    first = report.overlaps[0]
+    own, other = first.examples[0]
+    loaded = load_data(task).rows
+    assert loaded["validation"].texts[own].casefold() == loaded["train"].texts[other].casefold()
+    places = f"{loaded['validation'].place.row(own)} and {loaded['train'].place.row(other)}, "
+    assert shared[0].startswith(
+        f"{first.folded} of 12 validation rows are also in train up to case and white space,"
+        f" since {first.source} has them twice, such as {places}"
+    )
+    assert first.source == loaded["train"].place.name
+    assert shared[0].endswith("a score on them measures memory; remove them there")
+
+
 def test_a_task_that_shares_nothing_has_no_warning(make_task, rows):
     files = {"train": rows(400), "validation": rows(40, "good w"), "test": rows(40, "bad w")}
     report = load_data(make_task(files)).report
