@@ -111,16 +111,17 @@ class _AppliedRule:
             return _Verdict(False, f"{criterion.metric} of the constant answer cannot be computed: {_FORCE}")
         gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.sign * hardest.score
         over = f"{hardest.name} ({criterion.metric} {hardest.score:.4f})"
-        against = f"there was no champion; gain {gain:+.4f} over {over}"
+        against = f"there was no champion; {_beside(gain, over)}"
         if not self.rule.confidence:
             return _Verdict(gain > NOISE, against, self.look(YARDSTICK, None))
         p = self.p_value(rows, hardest.rows)
         if p is None:
             return _Verdict(False, f"{against}, whose answers are to other rows, or of other tokens: {_FORCE}")
         promoted = gain > NOISE and p <= self.level + NOISE
-        no_use = "not significantly better: the search found nothing that can be shown to be of use"
-        verdict = "significant" if promoted else no_use
-        return _Verdict(promoted, f"{against}, {verdict} ({self.sureness(p)})", self.look(YARDSTICK, p))
+        unsure = ", not significantly better" if gain > NOISE else ""
+        no_use = f"{unsure}: the search found nothing that can be shown to be of use"
+        verdict = ", significant" if promoted else no_use
+        return _Verdict(promoted, f"{against}{verdict} ({self.sureness(p)})", self.look(YARDSTICK, p))
 
     def with_champion(self, champion: Scored) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
@@ -137,17 +138,17 @@ class _AppliedRule:
         if fallen := self._fallen(champion.candidate):
             return _Verdict(False, fallen, look)
         gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.value(held)
-        against = f"gain {gain:+.4f} over the champion {_show(criterion, champion.candidate)}"
+        scores = f"{criterion.show(held)}, {show_bytes(champion.candidate)}"
+        against = _beside(gain, f"the champion {identity(champion.candidate)} ({scores})")
         sureness = f" ({self.sureness(p)})" if p is not None else ""
         if gain > NOISE and gain >= self.rule.min_gain - NOISE:
             if p is None or p <= self.level + NOISE:
                 return _Verdict(True, f"{against}, at least min_gain={self.rule.min_gain:g}{sureness}", look)
-            shortfall = f"not significant{sureness}"
+            shortfall = f", not significant{sureness}"
         else:
-            wanted = f"min_gain={self.rule.min_gain:g}" if self.rule.min_gain > 0 else "more than nothing"
-            shortfall = f"less than wanted ({wanted})"
+            shortfall = f", less than min_gain={self.rule.min_gain:g}" if gain > NOISE else ""
         tolerated, why = self._tolerated(champion)
-        return _Verdict(tolerated, f"{against}, {why if tolerated else shortfall + why}", look)
+        return _Verdict(tolerated, against + (f", {why}" if tolerated else shortfall + why), look)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _other_tokens(self, champion: Scored) -> bool:
@@ -245,6 +246,13 @@ def _incomparable(criterion: Criterion, finalist: Candidate, champion: Candidate
     if fault := criterion.fault(champion.test_metrics, "test"):
         return f"the champion has no finite test {criterion.metric} ({fault})"
     return None
+
+
+def _beside(gain: float, other: str) -> str:
+    """Say how a finalist compares with another answer to the test rows."""
+    if gain > NOISE:
+        return f"gain {gain:+.4f} over {other}"
+    return f"{-gain:.4f} worse than {other}" if gain < -NOISE else f"no better than {other}"
 
 
 def _show(criterion: Criterion, candidate: Candidate) -> str:

@@ -64,7 +64,9 @@ def test_a_first_champion_must_beat_the_constant_answer_significantly(right, pro
     constant = Yardstick("constant", test_metrics={"accuracy": 0.5}, answer=1)
     decision = decide(PromotionRule(), TASK, _scored("t0", right, yardsticks=(constant,)), None)
     assert decision.promoted is promoted
-    assert "over the constant answer (accuracy 0.5000)" in decision.reasons[-1]
+    gain = (right - 500) / 1000
+    beside = "worse than" if gain < 0 else f"gain {gain:+.4f} over" if gain else "no better than"
+    assert f"{beside} the constant answer (accuracy 0.5000)" in decision.reasons[-1]
     assert ("nothing that can be shown" in decision.reasons[-1]) is not promoted
     assert (decision.looks[0].opponent, decision.looks[0].number) == ("constant", 1)
     forced = decide(PromotionRule(), TASK, _scored("t0", right, yardsticks=(constant,)), None, Terms(forced=True))
@@ -139,7 +141,15 @@ def test_minimised_metrics_turn_the_comparison_round():
     champion = Scored(_candidate("old", 0, study="s0", test_metrics={"error": 0.05}))
     refused = decide(NUMBERS, task, Scored(_candidate("t0", 0, test_metrics={"error": 0.1})), champion)
     assert not refused.promoted
-    assert "gain -0.05" in refused.reasons[-1]
+    assert refused.reasons[-1] == "0.0500 worse than the champion s0/old (error 0.0500, 1,000 bytes)"
+
+
+def test_a_gain_that_is_none_is_not_called_one():
+    assert decide(NUMBERS, TASK, _scored("t0", 800), _old(800)).reasons[-1] == (
+        "no better than the champion s0/old (accuracy 0.8000, 1,000 bytes)"
+    )
+    little = decide(dataclasses.replace(NUMBERS, min_gain=0.02), TASK, _scored("t0", 810), _old(800))
+    assert little.reasons[-1].endswith(", less than min_gain=0.02")
 
 
 @pytest.mark.parametrize(("f1", "promoted"), [(0.69, False), (0.70, True), (math.nan, False), (None, False)])
@@ -299,7 +309,7 @@ def test_a_first_champion_must_beat_the_better_of_constant_answer_and_base_alone
     decision = decide(PromotionRule(), TASK, dataclasses.replace(finalist, alone=_alone(base)), None)
     assert decision.promoted is promoted
     named = "the constant answer (accuracy 0.5000)" if base < 500 else f"the base alone (4-shot) (accuracy 0.{base}0)"
-    assert f"over {named}" in decision.reasons[-1]
+    assert f"{'over' if base < 800 else 'worse than'} {named}" in decision.reasons[-1]
     assert [look.opponent for look in decision.looks] == ["constant"], "the same first comparison, whichever it is of"
 
 
@@ -336,7 +346,7 @@ def test_a_loss_is_held_against_the_base_alone_as_no_constant_answer_has_one():
         against = dataclasses.replace(finalist, alone=_by_loss("base", base).rows)
         decision = decide(rule, TASK, against, None)
         assert decision.promoted is promoted
-        assert "over the base alone (loss 0." in decision.reasons[-1]
+        assert f"{'over' if promoted else 'worse than'} the base alone (loss 0." in decision.reasons[-1]
 
 
 def test_losses_of_other_tokens_are_not_comparable():
