@@ -122,7 +122,6 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
 
     task, plan, description = space.task, space.search, seen.description
     searched = [name for name, parameter in space.parameters.items() if parameter.size != 1]
-    size = "continuous" if description.combinations is None else f"{description.combinations:,} combinations"
     facts = {
         "space": f"{space.name} ({space.source})",
         "task": f"{task.name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
@@ -130,7 +129,7 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
         + (f"; {', '.join(plan.objectives)} together" if plan.objectives else ""),
         "method": ", ".join(get_method(name).title for name in space.methods),
         "base model": f"{space.base_model.id}, weights {seen.base_digest[:12]}",
-        "searched": f"{', '.join(searched) or 'nothing'}: {size}",
+        "searched": f"{', '.join(searched) or 'nothing'}: {_combinations(space, description)}",
         "budget": f"{plan.trials} trials of at most {plan.max_steps} steps, scored every {plan.report_every}",
         "pack size": _pack_size(plan.pack_size, seen),
     }
@@ -140,6 +139,14 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
     if description.notes:
         facts["note"] = "; ".join(description.notes)
     return facts
+
+
+def _combinations(space: Space, description: SpaceDescription) -> str:
+    if description.combinations is not None:
+        return f"{description.combinations:,} combination{'s' * (description.combinations != 1)}"
+    continuous = [name for name, parameter in space.parameters.items() if parameter.size is None]
+    names = " and ".join(filter(None, (", ".join(continuous[:-1]), continuous[-1])))
+    return f"any number of combinations, as {names} {'is' if len(continuous) == 1 else 'are'} continuous"
 
 
 def _end(space: Space, seen: CheckedSpace) -> str:

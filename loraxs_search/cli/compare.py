@@ -54,8 +54,8 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
     same.
 
     Equal budgets: of each group, the first N trials that have ended are compared; N is what the smallest group has.
-    Stopped and failed trials count. A search tries bad values less often, so give each value a study of its own:
-    `launch SPACE --set parameters.basis=bottom --name bottom`.
+    `trials` says how many of all these are, such as 4 of 6. Stopped and failed trials count. A search tries bad values
+    less often, so give each value a study of its own: `launch SPACE --set parameters.basis=bottom --name bottom`.
 
     The best: `best` is the group's trial with the best score among those that trained all their steps, `R` and `bytes`
     are what it stores. `over seeds` is the mean and deviation of it and its refits on all validation rows, where it is
@@ -125,6 +125,9 @@ def _show(comparison: Comparison) -> None:
 
     for line in ("", *text_plot(comparison)):
         print(line)
+    if "reached" in columns:
+        meant = f"which of its trials was the first as good as the best of {groups[0].label}"
+        print(f"note: reached: {meant}", file=sys.stderr)
     _show_importances(comparison)
     _show_paper(comparison)
 
@@ -138,7 +141,7 @@ def _cells(group: ComparedGroup, budget: int, one_study: bool) -> list[str]:
     trial = best.trial if best else "-"
     return [
         group.label,
-        f"{budget}/{group.num_trials}",
+        f"{budget} of {group.num_trials}",
         str(group.steps),
         trial.rpartition("/")[2] if one_study else trial,
         _number(best.score if best else None),

@@ -10,7 +10,7 @@ from loraxs_search.records import Direction, Scalar
 from loraxs_search.registry.criterion import NOISE
 from loraxs_search.registry.seed_statistics import SeedStatistics
 from loraxs_search.reports.compared_group import Group, group_trials
-from loraxs_search.reports.compared_studies import METHOD, ComparedStudy, read_studies
+from loraxs_search.reports.compared_studies import METHOD, STUDY, ComparedStudy, read_studies
 from loraxs_search.reports.differences import Difference, difference
 from loraxs_search.reports.importances import Importances, importances
 from loraxs_search.reports.paper_results import PaperResult, paper_results
@@ -129,7 +129,7 @@ def compare(
         groups=tuple(_compared(groups, tolerance)),
         importances=tuple(importances(study.folder) for study in opened),
         paper=paper_results(task.name, methods),
-        notes=tuple(_notes(opened, groups)),
+        notes=tuple(_notes(opened, groups, by)),
     )
 
 
@@ -179,7 +179,7 @@ def _reached_after(mark: Point | None, group: Group) -> int | None:
     return next((number for number, trial in enumerate(group.used, 1) if trial.name in reached), None)
 
 
-def _notes(studies: Sequence[ComparedStudy], groups: Sequence[Group]) -> list[str]:
+def _notes(studies: Sequence[ComparedStudy], groups: Sequence[Group], by: str) -> list[str]:
     """Return what limits the comparison."""
     notes = [f"{study.name} is {study.state}: its trials so far" for study in studies if study.state != "finished"]
     notes += [f"{study.name} has no trial that ended" for study in studies if not study.trials]
@@ -187,10 +187,18 @@ def _notes(studies: Sequence[ComparedStudy], groups: Sequence[Group]) -> list[st
     if max(counts) > budget:
         notes.append(f"equal budgets: the first {budget} of up to {max(counts)} trials of each group")
     if budget < _FEW and len(groups) > 1:
-        notes.append(f"{budget} trials are few: a search tries bad values less often; launch a study for each")
+        notes.append(_few_trials(budget, by))
     steps = {study.info.search.max_steps for study in studies}
     if len(steps) > 1:
         notes.append(f"trials of these studies train for {' or '.join(map(str, sorted(steps)))} steps")
     if len(groups) > 2:
         notes.append(f"{len(groups) - 1} differences are tested: hold each p to {0.05 / (len(groups) - 1):.3g}")
     return notes
+
+
+def _few_trials(budget: int, by: str) -> str:
+    few = f"{budget} trial{'' if budget == 1 else 's'} of each group {'is' if budget == 1 else 'are'} few"
+    if by == STUDY:
+        return f"{few}: differences may be chance; add some with `loraxs-search extend`"
+    what = by if by == METHOD else f"value of {by}"
+    return f"{few}: a search tries bad values less often; launch a study for each {what}"

@@ -161,11 +161,19 @@ def test_spaces_are_listed_shown_and_copied(say, tmp_path, monkeypatch):
 def test_check_describes_a_space(say, tiny_space):
     said = say("check", str(tiny_space), "--data")
     assert said.code == 0
-    assert "rank, target_modules, learning_rate, head_learning_rate: continuous" in said.out
+    both = "learning_rate and head_learning_rate are continuous"
+    assert f"rank, target_modules, learning_rate, head_learning_rate: any number of combinations, as {both}" in said.out
     assert "\ndata                   train  validation      test\nrows " in said.out
     assert "\nat the end  2 refits of 8 steps; up to 4 candidates answer all " in said.out
     lines = said.out.split("\ndata ")[1].split("\n\n")[0].splitlines()
     assert max(map(len, lines)) <= 60
+    names = [line[:18].rstrip() for line in lines]
+    first = names.index("accuracy")
+    assert names[first : first + 6] == [
+        *("accuracy", names[first + 1], "  standard error"),
+        *("f1", names[first + 1], "  standard error"),
+    ]
+    assert names[first + 1].startswith("  always ")
     assert "attention: 8 modules\n  bert.encoder.layer.{0-1}.attention.self.query\n" in said.out
     lines = [line.split() for line in said.out.splitlines()]
     assert next(line[:5] for line in lines if line[:1] == ["smallest"]) == ["smallest", "2", "attention", "32", "66"]
@@ -195,7 +203,11 @@ def test_check_counts_shared_and_repeated_rows_and_warns(say, tiny_space):
     assert cut.startswith("warning: 20 of 64 validation rows are longer than `max_length` (the longest has 68 tokens)")
     described = json.loads(say("check", str(tiny_space), "--data", "--json", *files).out)
     assert described["data"]["constant"]["scores"]["test"].keys() == described["data"]["standard_errors"]["test"].keys()
-    assert described["data"]["overlaps"][1] == {"split": "test", "other": "train", "exact": 80, "folded": 89}
+    assert described["data"]["overlaps"][1] == {"split": "test", "other": "train", "exact": 80, "folded": 89} | {
+        "examples": [[0, 0], [1, 1]],
+        "places": described["data"]["overlaps"][1]["places"],
+        "source": "",
+    }
     assert described["warnings"] == [line.removeprefix("warning: ") for line in said.err.splitlines()]
 
 

@@ -29,11 +29,14 @@ def test_a_line_a_group_and_the_plot_below(say, studies):
         *("method", "trials", "steps", "best", "accuracy", "over", "seeds", "test", "accuracy", "gain", "p", "by"),
         *("R", "bytes", "R/lora", "bytes/lora", "reached"),
     ]
-    assert first.split()[:9] == ["lora-xs", "2/2", "40", "xs/00001", "0.8000", "0.7500", "±", "0.0500", "0.5000"]
-    assert first.split()[9:] == ["-", "-", "-", "100", "1,000", "0.1", "0.1", "2"]
-    assert second.split()[9:] == ["+0.5000", "1.91e-06", "rows", "1,000", "10,000", "1", "1", "1"]
+    assert first.split()[:6] == ["lora-xs", "2", "of", "2", "40", "xs/00001"]
+    assert first.split()[6:11] == ["0.8000", "0.7500", "±", "0.0500", "0.5000"]
+    assert first.split()[11:] == ["-", "-", "-", "100", "1,000", "0.1", "0.1", "2"]
+    assert second.split()[11:] == ["+0.5000", "1.91e-06", "rows", "1,000", "10,000", "1", "1", "1"]
     assert (empty, legend.startswith("accuracy of a lora-xs   b lora")) == ("", True)
-    assert "note: 2 trials are few" in said.err
+    few = "a search tries bad values less often; launch a study for each method"
+    assert f"note: 2 trials of each group are few: {few}\n" in said.err
+    assert "note: reached: which of its trials was the first as good as the best of lora-xs\n" in said.err
     assert "no importances of xs: the sampler's memory is not on this machine" in said.err
 
 

@@ -201,8 +201,8 @@ def test_it_says_of_its_answers_what_fits_a_few_columns(name: str, data: Prepare
     assert set(report.standard_errors["test"]) == set(answer_metrics(data.kind)) == set(report.constant.scores["test"])
     for short in (False, True):
         lines = data_lines(report, SIZES, data.task.metric, short=short)  # type: ignore[arg-type]  # names of splits
-        assert max(map(len, lines)) <= 65
-        assert len(lines) <= (9 if short else 40)
+        assert max(map(len, lines)) <= 60
+        assert len(lines) <= (10 if short else 40)
     assert from_json(type(report), to_json(report)) == report
 
 

@@ -327,7 +327,7 @@ def test_what_limits_a_comparison_is_said(fresh_home):
         "a is interrupted: its trials so far",
         "d is running: its trials so far",
         "c has no trial that ended",
-        "1 trials are few: a search tries bad values less often; launch a study for each",
+        "1 trial of each group is few: differences may be chance; add some with `loraxs-search extend`",
         "trials of these studies train for 20 or 40 steps",
         "2 differences are tested: hold each p to 0.025",
     )
