@@ -18,7 +18,7 @@ class SplitOverlap:
         folded: Rows whose text is there up to upper and lower case and white space; the exact ones are among them.
         examples: The numbers of the first of these rows, each with that of a row in the other split, from 0.
         places: Where these are, for people; empty where that is not known.
-        source: The one file or data set that both splits were carved out of; empty where they were not.
+        source: The name of the one file or data set that both splits are of; empty where they are not.
     """
 
     split: Split

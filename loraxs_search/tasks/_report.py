@@ -40,11 +40,17 @@ def _placed(overlap: SplitOverlap, own: Rows, other: Rows) -> SplitOverlap:
     """Return an overlap with where its examples are: rows of the same content may come from other files."""
     if not overlap.examples or own.place is None or other.place is None:
         return overlap
-    one = own.place.name == other.place.name
-    names = ("", "") if one else (f" of {own.place.name}", f" of {other.place.name}")
+    carved = own.place.name == other.place.name
+    here, there = (_short(rows.place.name) for rows in (own, other) if rows.place)
+    of = ("", "") if carved else (f" of {here}", f" of {there}")
     pairs = [(own.place.row(row), other.place.row(same)) for row, same in overlap.examples]
-    places = ", ".join(f"{row}{names[0]} and {same}{names[1]}" for row, same in pairs)
-    return replace(overlap, places=places, source=own.place.name if one else "")
+    places = ", ".join(f"{row}{of[0]} and {same}{of[1]}" for row, same in pairs)
+    return replace(overlap, places=places, source=here if carved else "")
+
+
+def _short(name: str) -> str:
+    """Return the name of a file without its folder; a data set of the hub as it is."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _read(known: dict[str, Any]) -> DataReport:
