@@ -6,6 +6,7 @@ returns: 1 for a run that failed, 2 for a request that could not be understood.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 
@@ -135,9 +136,12 @@ def must_be(name: object, known: Iterable[str]) -> str:
 
 
 def meant(name: object, known: Iterable[str]) -> str:
-    """Return the one known name that is nearly `name`; empty where there is none, or others are as near."""
-    folded = {each: each.casefold().strip() for each in known}
-    wanted = str(name).casefold().strip()
+    """Return the one known name that is nearly `name`; empty where there is none, or others are as near.
+
+    Another number is another thing, no slip: of `reviews-2`, `reviews-1` is not meant.
+    """
+    wanted = _folded(str(name))
+    folded = {each: text for each in known if not _differ_in_number(text := _folded(each), wanted)}
     alike = [each for each, text in folded.items() if text == wanted]
     if not alike:
         near = get_close_matches(wanted, sorted(set(folded.values())), n=2, cutoff=_MEANT)
@@ -145,6 +149,17 @@ def meant(name: object, known: Iterable[str]) -> str:
         clear = near[:1] if len(near) > 1 and scores[0] - scores[1] > _CLEARLY else near
         alike = [each for each, text in folded.items() if text in clear]
     return alike[0] if len(alike) == 1 else ""
+
+
+def _folded(name: str) -> str:
+    """Return what names that mean the same have in common: `7` and `00007` do."""
+    text = name.casefold().strip()
+    return text.lstrip("0") if text.isdigit() else text
+
+
+def _differ_in_number(one: str, other: str) -> bool:
+    numbers = [re.findall(r"\d+", text) for text in (one, other)]
+    return all(numbers) and numbers[0] != numbers[1] and re.sub(r"\d+", "", one) == re.sub(r"\d+", "", other)
 
 
 def one_of(names: Iterable[str], wanted: object = None) -> str:

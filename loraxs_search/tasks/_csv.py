@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from loraxs_search.tasks._columns import Columns, MalformedFileError
 
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _LISTED = 5
+_LOOKED_AT = 200  # lines that the separator is guessed from
 
 
 def read_csv(text: str, separator: str, wanted: Sequence[str]) -> Columns:
@@ -34,6 +36,23 @@ def read_csv(text: str, separator: str, wanted: Sequence[str]) -> Columns:
             hint="rename or remove one of the two: which one is meant cannot be known",
         )
     return _columns(rows, names, wanted)
+
+
+def likely_separator(text: str, usual: str) -> str:
+    """Return the separator by which most of the first rows have as many fields as the header, which are several."""
+    head = "\n".join(text.splitlines()[:_LOOKED_AT])
+
+    def fitting(separator: str) -> tuple[float, bool]:
+        try:
+            widths = [len(row) for row in csv.reader(io.StringIO(head), delimiter=separator) if row]
+        except csv.Error:
+            return 0.0, False
+        if not widths or widths[0] < 2:
+            return 0.0, False
+        return Counter(widths)[widths[0]] / len(widths), separator == usual
+
+    best = max(_NAMES, key=fitting)
+    return best if fitting(best)[0] > 0.5 else usual
 
 
 def _columns(rows: Iterator[tuple[int, list[str]]], names: list[str], wanted: Sequence[str]) -> Columns:
@@ -71,9 +90,10 @@ def _rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_separator(text: str, separator: str, wanted: Sequence[str]) -> None:
-    header = next(iter(text.splitlines()), "")
+    header, likely = next(iter(text.splitlines()), ""), likely_separator(text, separator)
     for other, name in _NAMES.items():
-        if other != separator and set(wanted) <= {field.strip(' "') for field in header.split(other)}:
+        names_all = set(wanted) <= {field.strip(' "') for field in header.split(other)}
+        if other != separator and (names_all or other == likely):
             raise MalformedFileError(
                 f"must be separated by {_NAMES[separator]}, but its header is separated by {name}",
                 hint=f"save it with {_NAMES[separator]}; a .csv is read with commas, a .tsv with tabs",
