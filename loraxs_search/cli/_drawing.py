@@ -97,5 +97,5 @@ def _table(state: SearchState, console: Console, num_rows: int) -> Table:
 def _cells(trial: TrialLine, max_steps: int, curve: str, with_bytes: bool) -> Sequence[str]:
     score = "-" if trial.score is None else f"{trial.score:.4f}"
     stored = [f"{trial.stored_bytes:,}" if trial.stored_bytes else "-"] if with_bytes else []
-    step = f"{trial.step}/{max_steps}"
+    step = f"{max(trial.step, trial.current_step)}/{max_steps}"
     return trial.trial, trial.state.value, step, score, curve, *stored, params_in_short(trial.params)

@@ -15,7 +15,8 @@ class EventStream:
 
     def happened(self, event: SearchEvent) -> None:
         """Take the next event."""
-        print(to_json(event), file=self._out, flush=True)
+        self._out.write(f"{to_json(event)}\n")  # at once: another thread may have news too
+        self._out.flush()
 
     def known(self, event: SearchEvent) -> None:
         """Pass over an event of an earlier driver."""

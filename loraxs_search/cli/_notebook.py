@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
+from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._drawing import draw
-from loraxs_search.records import SearchEvent
+from loraxs_search.records import DataReadEvent, SearchEvent
 from loraxs_search.reports import SearchState
 
 _EVERY_S = 0.5  # between two drawings
@@ -37,6 +38,7 @@ class NotebookView:
         self._server, self._state, self._lock = server, SearchState(), threading.Lock()
         self._began, self._notice = time.time(), ""
         self._drawn_at = 0.0
+        self._rows: list[str] = []  # what the task's rows are like, above what is drawn
         self._output: Any = None
 
     def __enter__(self) -> NotebookView:
@@ -54,6 +56,8 @@ class NotebookView:
         """Take the next event, from whatever thread."""
         with self._lock:
             self._state.happened(event)
+            if isinstance(event, DataReadEvent):
+                self._rows = data_lines(event.report, event.num_rows, event.metric, short=True)
             if event.at - self._drawn_at < _EVERY_S:
                 return
             self._drawn_at = event.at
@@ -76,6 +80,8 @@ class NotebookView:
         console = Console(file=io.StringIO(), record=True, width=_WIDTH, force_jupyter=False)
         with self._lock:
             drawn = draw(self._state, console, time.time(), self._began, self._notice, self._server)
+            rows = [*self._rows, ""] if self._rows else []
+        console.print(*rows, sep="\n", end="", markup=False, highlight=False, soft_wrap=True)
         console.print(drawn)
         return console.export_html(inline_styles=True, code_format=_PAGE)
 

@@ -52,8 +52,9 @@ def command(
     `--events` prints the events of a study from its first one on, and follows it, one JSON object a line. With `launch`
     and `resume` it prints what happens from then on, and `loraxs_search.watch` yields the same in Python. Each has
     `event`, `study`, `at` (seconds since 1970) and `version`. They are `phase`, `data_read`, `search_started`,
-    `trial_started`, `trial_reported`, `trial_ended`, `steered`, `warning`, `yardstick_scored`, `candidate_scored`, and
-    at last `search_ended`, whose `result` is what `launch --json` prints. `loraxs_search.records` has their fields.
+    `trial_started`, `trials_advanced` (every few seconds), `trial_reported`, `trial_ended`, `steered`, `warning`,
+    `yardstick_scored`, `candidate_scored`, and at last `search_ended`, whose `result` is what `launch --json` prints.
+    `loraxs_search.records` has their fields.
 
     A study that nobody works on is `interrupted`, and so are its trials that have not ended: `resume` goes on with
     them. One that a driver on another machine has taken over in its storage is `elsewhere`.

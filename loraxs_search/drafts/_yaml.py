@@ -79,12 +79,11 @@ base_model:
 
 parameters:
   rank: {choice: [8, 16, 32]}
-  scale: {choice: [0.5, 1.0, 2.0]}
   target_modules: {choice: [attention, all-linear]}
 {% if writes or chooses %}
-  learning_rate: {log_uniform: [1.0e-3, 1.0e-2]}
+  learning_rate: {log_uniform: [5.0e-4, 1.0e-2]}
 {% else %}
-  learning_rate: {log_uniform: [2.0e-3, 2.0e-2]}
+  learning_rate: {log_uniform: [2.0e-3, 3.0e-2]}
   head_learning_rate: {log_uniform: [2.0e-3, 2.0e-2]}
 {% endif %}
   batch_size: {{ batch }}

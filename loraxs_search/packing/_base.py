@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from loraxs_search.records import (
@@ -27,8 +27,8 @@ class Host(Protocol):
 
     Threads: a host that packs (`PackedHost`) is called from many threads at once, each call blocks until it is
     answered, and waiting trials share passes. A host of lone trials (`TrialHost`) is called from one thread at a time.
-    `yardsticks` and `give_up` are called from threads of their own in both cases, beside any other call. After `close`
-    only `close` is called.
+    `yardsticks`, `give_up` and `steps` are called from threads of their own in both cases, beside any other call. After
+    `close` only `close` is called.
 
     Tasks: a host that packs serves any number of tasks on its base, a host of lone trials the one it began with. Every
     call on behalf of a trial names the trial's task.
@@ -102,6 +102,13 @@ class Host(Protocol):
 
         Args:
             names: `TrialSpec.name` of each.
+        """
+        ...
+
+    def steps(self) -> Mapping[str, int]:
+        """Return the steps that trials which are being advanced have taken so far, by name; returns at once.
+
+        It is for people who watch: a trial that waits, loads or is scored may be missing, or a step late.
         """
         ...
 

@@ -112,7 +112,9 @@ class PackedHost:
         self._changed = threading.Condition()
         self._arrived: list[AdvanceRequest] = []
         self._jobs: list[Callable[[], None]] = []
+        self._called: set[str] = set()  # trials whose callers wait for an answer
         self._given_up: set[str] = set()
+        self._steps: Mapping[str, int] = {}  # of the round's trials; replaced as a whole, so that any thread reads it
         self._closing, self._begun = False, False
         self._expected = 0
         self._worker = threading.Thread(target=self._work, name="packed-host", daemon=True)
@@ -146,15 +148,25 @@ class PackedHost:
         request = AdvanceRequest(spec, until, Snapshot.from_bytes(snapshot) if snapshot else None, task)
         with self._changed:
             self._refuse_when_closed()
+            self._called.add(spec.name)
             self._arrived.append(request)
             self._changed.notify_all()
-        return request.answer.result()
+        try:
+            return request.answer.result()
+        finally:
+            with self._changed:
+                self._called.discard(spec.name)
+                self._given_up.discard(spec.name)  # too late for this call, and not meant for the next one
 
     def give_up(self, names: Collection[str]) -> None:
         """End these trials before the next round, whether they are in the pack, wait for it, or train alone."""
         self._alone.give_up(names)
         with self._changed:
-            self._given_up.update(names)
+            self._given_up.update(self._called.intersection(names))
+
+    def steps(self) -> Mapping[str, int]:
+        """Return the steps of the trials in the present round, and of one that trains alone."""
+        return {**self._steps, **self._alone.steps()}
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
         """Return a trained adapter's files, as it will be loaded; rounds wait."""
@@ -204,6 +216,7 @@ class PackedHost:
             active = self._wanted(active)
             if active:
                 active = self._round(active)
+            self._steps = {request.spec.name: request.slot.step for request in active}
         self._pack.clear()
 
     def _wanted(self, active: list[AdvanceRequest]) -> list[AdvanceRequest]:

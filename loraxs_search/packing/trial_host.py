@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loraxs_search.errors import TrialGivenUpError, UsageError
@@ -32,7 +32,8 @@ class TrialHost:
     """Advances trials, one at a time, on a base that is loaded once.
 
     Each `advance` returns the trial's snapshot, and restores the caller's when another trial is active, so a host can
-    be lost without losing a trial. Not thread-safe: one caller at a time, except for `yardsticks` and `give_up`.
+    be lost without losing a trial. Not thread-safe: one caller at a time, except for `yardsticks`, `give_up`
+    and `steps`.
 
     Args:
         device: `auto` takes the first accelerator this process sees, else the CPU.
@@ -116,6 +117,11 @@ class TrialHost:
         """End the trial that is being advanced before its next step, if it is one of these; from any thread."""
         if self._advancing in names:
             self._is_given_up = True
+
+    def steps(self) -> Mapping[str, int]:
+        """Return the steps of the trial that is being advanced; from any thread."""
+        run, name = self._active, self._advancing
+        return {name: run.step} if run is not None and name == run.spec.name else {}
 
     def release(self, spec: TrialSpec) -> None:
         """Take a trial off the base if it is the active one."""

@@ -213,6 +213,19 @@ class SearchEndedEvent(_Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrialsAdvancedEvent(_Event):
+    """Trials have got further since their last reports; comes every few seconds, and only the latest is kept.
+
+    Args:
+        steps: That trials have taken, by trial, or by refit (`00004.1`); some may be missing.
+    """
+
+    study: str
+    steps: Mapping[str, int]
+    event: Literal["trials_advanced"] = "trials_advanced"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromotedEvent(_Event):
     """A finalist became champion; what `promotion.notify` hands on. No search has it among its events.
 
@@ -234,6 +247,7 @@ SearchEvent = (
     | TrialStartedEvent
     | TrialReportedEvent
     | TrialEndedEvent
+    | TrialsAdvancedEvent
     | WarningEvent
     | SteeredEvent
     | YardstickScoredEvent

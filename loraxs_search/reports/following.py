@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from loraxs_search.records import SearchEndedEvent, SearchEvent, to_json
+from loraxs_search.records import SearchEndedEvent, SearchEvent, SearchStartedEvent, to_json
 from loraxs_search.reports.progress import study_state
 from loraxs_search.reports.search_document import search_document
 from loraxs_search.studies import JournalEvents, StudyFolder
@@ -20,6 +20,7 @@ class StudyEvents:
     def __init__(self, folder: StudyFolder) -> None:
         self._folder, self._journal = folder, JournalEvents(folder)
         self._quiet = False  # nobody held the study at the last look, and nothing was new
+        self._began_at = self._steps_at = 0.0  # when its driver began to train, and was heard of last
 
     def new(self) -> list[SearchEvent]:
         """Return what is new; `SearchEndedEvent` is the last of all.
@@ -32,10 +33,20 @@ class StudyEvents:
         """
         state = study_state(self._folder)  # first: what an ended driver wrote is there by now
         events: list[SearchEvent] = list(self._journal.new())
+        events += self._steps(events) if state == "running" else []
         if state == "running" or (state == "interrupted" and (events or not self._quiet)):
             self._quiet = state != "running"
             return events
         return [*events, ended(self._folder)]
+
+    def _steps(self, new: Iterable[SearchEvent]) -> list[SearchEvent]:
+        """Return how far trials are where that is news; what an earlier driver said of them is not."""
+        self._began_at = max([self._began_at, *(each.at for each in new if isinstance(each, SearchStartedEvent))])
+        steps = self._folder.read_steps()
+        if steps is None or not self._began_at or steps.at <= max(self._began_at, self._steps_at):
+            return []
+        self._steps_at = steps.at
+        return [steps]
 
 
 def watch(study: str, *, poll_s: float = POLL_S, sleep: Callable[[float], None] = time.sleep) -> Iterator[SearchEvent]:

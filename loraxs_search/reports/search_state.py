@@ -22,6 +22,7 @@ from loraxs_search.records import (
     SteeringStatus,
     TrialEndedEvent,
     TrialReportedEvent,
+    TrialsAdvancedEvent,
     TrialStartedEvent,
     TrialState,
     WarningEvent,
@@ -44,6 +45,7 @@ class TrialLine:
         reports: Metrics of each of its reports.
         host: Address of the node that it trains on; empty while that is not known.
         begins_at: The step of another trial's state that it began with.
+        current_step: The step that it has got to since its last report, as far as is known.
     """
 
     trial: str
@@ -55,6 +57,7 @@ class TrialLine:
     stored_bytes: int = 0
     host: str = ""
     begins_at: int = 0
+    current_step: int = 0
 
     @property
     def rows_per_step(self) -> int:
@@ -200,7 +203,8 @@ class SearchState:
     @property
     def steps_done(self) -> int:
         """Steps trained so far, those of refits included."""
-        return sum(trial.own_steps for trial in self._trained()) + self._refit_steps
+        since_reports = sum(max(0, line.current_step - line.step) for line in self.trials.values())
+        return sum(trial.own_steps for trial in self._trained()) + since_reports + self._refit_steps
 
     def trial_steps(self) -> float:
         """Return how many steps trials are expected to have trained in the end."""
@@ -257,9 +261,10 @@ class SearchState:
 
     def _once(self, name: str, compute: Callable[[], _T]) -> _T:
         """Return what has that name, computed at most once between two events."""
-        if name not in self._derived:
-            self._derived[name] = compute()
-        return self._derived[name]  # type: ignore[no-any-return]
+        value = self._derived.get(name)
+        if value is None:
+            value = self._derived[name] = compute()
+        return value
 
     def _sign(self) -> float:
         return -1.0 if self.facts is not None and self.facts.direction == "maximize" else 1.0
@@ -290,7 +295,7 @@ class SearchState:
         self.facts, self.phase, self.ended = event, None, None
         self._pace, self._hosts, self.steering = Pace(event.at), {}, event.steering
         for trial in self.trials.values():
-            trial.metric = event.metric
+            trial.metric, trial.current_step = event.metric, 0
             self._widen(trial.scores)
 
     def _trial_started(self, event: TrialStartedEvent) -> None:
@@ -300,6 +305,7 @@ class SearchState:
     def _reported(self, event: TrialReportedEvent) -> None:
         trial = self.trials[event.trial]
         steps, trial.step, trial.host = event.step - trial.step, event.step, event.host.partition(" ")[0]
+        trial.current_step = event.step
         trial.stored_bytes = event.stored_bytes
         trial.reports.append(event.metrics)
         self._widen(trial.scores[-1:])
@@ -311,12 +317,19 @@ class SearchState:
                 paces[0].add(event.at, steps)
                 paces[1].add(event.at, steps * trial.rows_per_step)
 
+    def _advanced(self, event: TrialsAdvancedEvent) -> None:
+        for name, step in event.steps.items():
+            trial = self.trials.get(name)
+            if trial is not None and trial.state is TrialState.RUNNING:
+                trial.current_step = step
+
     def _widen(self, scores: Iterable[float]) -> None:
         for score in filter(math.isfinite, scores):
             self._low, self._high = min(self._low, score), max(self._high, score)
 
     def _trial_ended(self, event: TrialEndedEvent) -> None:
-        self.trials[event.trial].state = event.state
+        trial = self.trials[event.trial]
+        trial.state, trial.current_step = event.state, trial.step
 
     def _warned(self, event: WarningEvent) -> None:
         self.warnings.append(event.text)
@@ -348,6 +361,7 @@ _TAKE: Mapping[type[SearchEvent], Callable[[SearchState, Any], None]] = {
     TrialStartedEvent: SearchState._trial_started,
     TrialReportedEvent: SearchState._reported,
     TrialEndedEvent: SearchState._trial_ended,
+    TrialsAdvancedEvent: SearchState._advanced,
     WarningEvent: SearchState._warned,
     SteeredEvent: SearchState._steered,
     YardstickScoredEvent: SearchState._yardstick_scored,

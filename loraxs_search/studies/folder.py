@@ -21,6 +21,7 @@ from loraxs_search.records import (
     Identity,
     KeepRule,
     TrialReport,
+    TrialsAdvancedEvent,
     TrialState,
     WarmTrials,
     Yardstick,
@@ -36,6 +37,7 @@ from loraxs_search.studies.snapshots import handed_on, kept_path, kept_paths, re
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _WARM_START = "warm_start.json"
+_STEPS = "steps.json"
 
 
 def studies_root() -> Path:
@@ -243,6 +245,15 @@ class StudyFolder:
         """Return what simple models reach, or None when that has not been computed."""
         path = self.path / "yardsticks.json"
         return read_record(_YardstickFile, path).yardsticks if path.exists() else None
+
+    def write_steps(self, steps: TrialsAdvancedEvent) -> None:
+        """Say how far trials are, in place of what was said before."""
+        write_atomic(self.path / _STEPS, to_json(steps))
+
+    def read_steps(self) -> TrialsAdvancedEvent | None:
+        """Return how far trials were when somebody last said so; None where nobody has."""
+        path = self.path / _STEPS
+        return read_record(TrialsAdvancedEvent, path) if path.exists() else None
 
     def write_asset(self, name: str, content: bytes) -> str:
         """Keep what trials start from, under a name and its digest, which is returned."""

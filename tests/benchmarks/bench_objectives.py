@@ -4,8 +4,8 @@
     python tests/benchmarks/bench_objectives.py --table FILE [--seeds 5] [--trials 16] [--json FILE]
 
 `--record` trains every configuration of a grid once, packed, on real film reviews with MiniLM, and writes all reports
-to FILE: 120 configurations of rank, modules, head and learning rate. `--quick` takes three of five rates and a tenth of the
-steps, to see that it runs: adapters learn next to nothing there, and its numbers say nothing.
+to FILE: 120 configurations of rank, modules, head and learning rate. `--quick` takes three of five rates and a
+tenth of the steps, to see that it runs: adapters learn next to nothing there, and its numbers say nothing.
 
 Searches are then replayed on such a table by the package's own sampler and schedulers, without Ray: what a trial would
 report is looked up, and between two learning rates of the grid scores are interpolated. So this compares decisions, and

@@ -7,7 +7,7 @@ import json
 import math
 import random
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,9 @@ class SimulatedHost:
         for name in names:
             if (unwanted := self._unwanted.get(name)) is not None:
                 unwanted.set()
+
+    def steps(self) -> Mapping[str, int]:
+        return {}
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> Confirmation:
         files = {"adapter_config.json": json.dumps(spec.params).encode(), "adapter_model.safetensors": snapshot}

@@ -39,6 +39,21 @@ def test_progress_is_drawn_below_its_cell_and_stays_there(cells: Notebook) -> No
     assert cells.shown[-1].startswith("<pre")
 
 
+def test_what_rows_are_like_stays_above_the_progress(cells: Notebook) -> None:
+    cells.run(
+        "from loraxs_search.cli._notebook import NotebookView\n"
+        "from loraxs_search.records import DataReadEvent, DataReport, PhaseEvent\n"
+        "sizes = {'train': 8373, 'validation': 1000, 'test': 1000}\n"
+        "read = DataReadEvent(study='s', at=1000.0, metric='f1', num_rows=sizes, report=DataReport(sizes))\n"
+        "with NotebookView('') as view:\n"
+        "    view.happened(read)\n"
+        "    view.happened(PhaseEvent(study='s', at=1001.0, text='scoring the candidates'))\n"
+    )
+    rows, progress, _ = cells.shown[-1].partition("scoring the candidates")
+    assert "8,373" in rows
+    assert progress
+
+
 def test_a_result_and_its_figures_show(cells: Notebook) -> None:
     folder = searched("s", TRIALS)
     cells.run(

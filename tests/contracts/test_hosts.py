@@ -147,6 +147,31 @@ def test_a_trial_that_is_given_up_ends_before_its_next_step(host: Host, make_spe
     assert host.advance(spec, 4, state, task)[0].metrics == undisturbed.metrics
 
 
+def test_a_trial_that_nobody_waits_for_is_not_given_up_the_next_time(host: Host, make_spec: Any, task: Task) -> None:
+    spec = make_spec("8")
+    _, state = host.advance(spec, 2, None, task)
+    host.give_up([spec.name])
+    assert host.advance(spec, 4, state, task)[0].step == 4
+
+
+def test_a_host_says_how_far_a_trial_is_while_it_trains(host: Host, make_spec: Any, task: Task) -> None:
+    spec = make_spec("9", max_steps=1_000_000)
+    _, state = host.advance(spec, 2, None, task)
+    assert not host.steps()
+    with ThreadPoolExecutor(1) as caller:
+        answer = caller.submit(host.advance, spec, 1_000_000, state, task)
+        seen: list[int] = []
+        while not answer.done():
+            seen += host.steps().values()
+            if seen and seen[-1] >= 4:
+                host.give_up([spec.name])
+            wait([answer], timeout=0.01)
+        assert isinstance(answer.exception(), TrialGivenUpError)
+    assert seen == sorted(seen)
+    assert seen[0] >= 2
+    assert not host.steps()
+
+
 FAULTS: dict[str, tuple[dict[str, Any], bytes | None, type[LoraxsError]]] = {
     "diverges": ({"learning_rate": 1e30, "head_learning_rate": 1e30, "warmup_ratio": 0.0}, None, TrialDivergedError),
     "no such layer": ({"target_modules": ("nowhere",)}, None, TargetModulesError),

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.browsers import WIDTHS, chromium, opened
 from support.recorded_searches import recorded_search
+from support.studies import TASK
 
 from loraxs_search.records import TrialState
 from loraxs_search.reports.html import write_report
@@ -83,7 +84,7 @@ def main() -> None:
 
 def made_up(in_mlflow: bool) -> StudyFolder:
     """Return a search as its records have it, those in MLflow's embedded store included if they are wanted."""
-    folder = recorded_search("reviews", 60)
+    folder = recorded_search("reviews", 60, task=replace(TASK, name="movie-reviews"))
     if not in_mlflow:
         return folder
     ensure_store(uri := resolve_uri(None))
@@ -114,12 +115,14 @@ def photograph(browser: Browser, report: Path, camera: Camera) -> list[Path]:
 
 def photograph_ui(browser: Browser, words: list[str], camera: Camera) -> Path:
     """Take a picture of the page that `loraxs-search ui` opens with these words, and return the file."""
-    across, down = WIDTHS["wide"]
+    across, down = 1600, 900  # narrower, and MLflow's columns do not fit
     with serving(words) as link:
         page = browser.new_page(viewport={"width": across, "height": down})
         page.set_default_timeout(120_000)
         page.goto(link)
         page.get_by_role("link", name=re.compile("^#[0-9]+ ")).first.wait_for()
+        if (panel := page.get_by_role("button", name="Close").last).is_visible():  # MLflow's assistant
+            panel.click()
         return camera.take(page, "ui-trials")
 
 

@@ -82,6 +82,23 @@ def test_bases_that_differ_are_refused_before_anything_is_written(
     assert list_studies() == before
 
 
+@pytest.mark.long
+def test_trials_that_cannot_share_passes_take_turns_whatever_study_they_are_of(
+    ray_here: None, in_search_home: Path, tiny_space: Path
+) -> None:
+    """The first study once had the device until its last trial."""
+    text = re.sub(r"  rank: .*\n  target_modules: .*\n", "", tiny_space.read_text())
+    spaces = [tiny_space.with_name(f"{method}.yaml") for method in ("full", "head-only")]
+    for space in spaces:
+        space.write_text(f"method: {space.stem}\n{text}")
+    plan = ("search.trials=8", "search.max_steps=24", "search.scheduler=none", "promotion.seeds=0")
+    full, head = launch_together([str(space) for space in spaces], overrides=plan)
+    assert {trial.state for result in (full, head) for trial in result.trials} == {TrialState.COMPLETE}
+    begun = [min(trial.reported_at[0] for trial in result.trials) for result in (full, head)]
+    ended = [max(trial.reported_at[-1] for trial in result.trials) for result in (full, head)]
+    assert max(begun) < min(ended)
+
+
 def test_studies_that_are_searched_together_share_a_full_device(
     ray_here: None, in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
 ) -> None:

@@ -176,7 +176,10 @@ class Driver:
             commander.take_all()  # what came too late is refused
             return self._reopen(study, lambda: self._facts(actors, ledger, study.state, deadline))
 
-        with actors.watched(functools.partial(tracker.hosts_measured, since=self._info.created_at)):
+        with actors.watched(
+            functools.partial(tracker.hosts_measured, since=self._info.created_at),
+            functools.partial(self._view.advanced, folder),
+        ):
             while True:
                 with commands(study, self._info.tracking_uri, self._view, follow) as commander:
                     _go_through(folder, journal, train_all, keep_adapters, goes_on)

@@ -110,6 +110,10 @@ class HostClient:
         """Runs in the thread of commands: it waits for no trial."""
         return self.actor.usage.options(concurrency_group="commands").remote()
 
+    def steps(self) -> ObjectRef[dict[str, int]]:
+        """Runs in the thread of commands: it waits for no trial."""
+        return self.actor.steps.options(concurrency_group="commands").remote()
+
     def _call(
         self, task: Task, method: Callable[Concatenate[Host, P], ResultT], *args: P.args, **kwargs: P.kwargs
     ) -> ObjectRef[ResultT]:

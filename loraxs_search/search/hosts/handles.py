@@ -49,6 +49,7 @@ class HostHandle(Protocol):
     call: RemoteMethod[..., Any]
     give_up: RemoteMethod[[Sequence[str]], None]
     usage: RemoteMethod[[], tuple[str, dict[str, float]]]
+    steps: RemoteMethod[[], dict[str, int]]
 
 
 class DirectoryHandle(Protocol):

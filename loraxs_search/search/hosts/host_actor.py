@@ -71,6 +71,10 @@ class HostActor:
         if (host := self._host) is not None:
             host.give_up(names)
 
+    def steps(self) -> dict[str, int]:
+        """Return the steps of the trials that are being advanced, by `TrialSpec.name`."""
+        return {} if (host := self._host) is None else dict(host.steps())
+
     def usage(self) -> tuple[str, dict[str, float]]:
         """Return the address of the node, and how busy it and the device are."""
         return self._address, self._usage.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -88,10 +89,13 @@ class HostPool:
         """Return the counter of slots for one of the studies, as nodes come and go.
 
         Args:
-            size: Trials that share a device.
+            size: Trials that share a device. Each study has a slot of its own at least: trials that cannot share passes
+                take turns on the host, whatever study they are of.
         """
+        devices = share_out(living_nodes(), 1, self._device).num_slots
+        least = math.ceil(len(self._plans) / max(1, devices))
         return SlotCounter(
-            lambda: share_out(living_nodes(), size, self._device),
+            lambda: share_out(living_nodes(), max(size, least), self._device),
             concurrent=plan.concurrent,
             num_studies=len(self._plans),
         )

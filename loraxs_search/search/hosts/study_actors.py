@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import ray
 
@@ -17,16 +17,17 @@ from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.cluster.placement import PackSize, unshared
 from loraxs_search.search.hosts.client import HOST_LOST, HostClient
 from loraxs_search.search.hosts.handles import kill
+from loraxs_search.search.hosts.host_watch import HostWatch, Steps, Usage, pool_steps, pool_usage
 from loraxs_search.search.hosts.identity import check_unchanged
 from loraxs_search.search.hosts.pool import HostPool
 from loraxs_search.search.hosts.study_keeper import start_keeper
-from loraxs_search.search.hosts.usage_watch import Usage, UsageWatch, pool_usage
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tasks import data_warnings, overlap_counts
 
 _logger = logging.getLogger(__name__)
 _AT_ONCE, _SAY_EVERY_S = 4, 2.0
+_USAGE_EVERY_S, _STEPS_EVERY_S = 15.0, 3.0
 _SHORT_WORK = 2e10  # out x in x min(out, in), summed: some eight seconds on one core
 
 
@@ -146,9 +147,17 @@ class StudyActors:
         by_node = self.slot_counter.slots.by_node
         return {addresses[node_id]: slots for node_id, slots in by_node.items() if node_id in addresses}
 
-    def watched(self, record: Callable[[Usage], None]) -> UsageWatch:
-        """Return a context in which hosts are asked now and then how busy they are; `record` is called with it."""
-        return UsageWatch(functools.partial(pool_usage, self.pool), record)
+    @contextlib.contextmanager
+    def watched(self, measured: Callable[[Usage], None], advanced: Callable[[Steps], None]) -> Iterator[None]:
+        """Ask hosts now and then how busy they are, and how far this study's trials have got.
+
+        Args:
+            measured, advanced: Called with what they say, each from a thread of its own.
+        """
+        usage = HostWatch(functools.partial(pool_usage, self.pool), measured, _USAGE_EVERY_S)
+        steps = HostWatch(functools.partial(pool_steps, self.pool, self._study.name), advanced, _STEPS_EVERY_S)
+        with usage, steps:
+            yield
 
     def gpus(self) -> list[str]:
         """Return the kinds of accelerator in the cluster, as Ray names them."""

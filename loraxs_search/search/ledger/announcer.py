@@ -20,13 +20,14 @@ from loraxs_search.records import (
     SteeringStatus,
     Task,
     TrialRecord,
+    TrialsAdvancedEvent,
     WarningEvent,
     Yardstick,
     YardstickScoredEvent,
 )
 from loraxs_search.search.ledger.event_view import search_started
 from loraxs_search.search.ledger.view import SearchStarted, SearchView, SilentView
-from loraxs_search.studies import Journal
+from loraxs_search.studies import Journal, StudyFolder
 
 _PACKAGE = "loraxs_search"
 _logger = logging.getLogger(__name__)
@@ -67,6 +68,13 @@ class Announcer:
     def noted(self, event: SearchEvent) -> None:
         """Something else is known."""
         self._keep(event)
+        self._show(lambda view: view.noted(event))
+
+    def advanced(self, folder: StudyFolder, steps: Mapping[str, int]) -> None:
+        """Trials have got further since their last reports; from any thread."""
+        event = TrialsAdvancedEvent(study=self._study, at=time.time(), steps=steps)
+        with contextlib.suppress(HomeError):
+            folder.write_steps(event)
         self._show(lambda view: view.noted(event))
 
     def finished(self) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from loraxs_search.records import (
     SearchEndedEvent,
     SearchEvent,
     SearchStartedEvent,
+    TrialsAdvancedEvent,
     TrialState,
     from_json,
     to_json,
@@ -55,6 +57,22 @@ def test_a_follower_gets_the_events_that_the_launch_tells() -> None:
     assert isinstance(last, SearchEndedEvent)
     assert last.state == "finished"
     assert last.result == json.loads(to_json(search_document(driver.folder, driver.folder.journal())))
+
+
+def test_a_follower_learns_how_far_trials_are_between_reports() -> None:
+    driver = ScriptedDriver(study("mine"))
+    folder = driver.folder
+    stale = TrialsAdvancedEvent(study="mine", at=1.0, steps={"00000": 99})
+    folder.write_steps(stale)  # by an earlier driver
+    follower = StudyEvents(folder)
+    with folder.lock():
+        driver.begin()
+        driver.train("00000", 40)
+        assert "trials_advanced" not in [event.event for event in follower.new()]
+        now = replace(stale, at=time.time() + 1, steps={"00000": 47})
+        folder.write_steps(now)
+        assert follower.new() == [now]
+        assert follower.new() == []
 
 
 def never(_: float) -> None:

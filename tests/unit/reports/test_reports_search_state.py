@@ -14,6 +14,7 @@ from loraxs_search.records import (
     SearchEndedEvent,
     SteeredEvent,
     SteeringStatus,
+    TrialsAdvancedEvent,
     TrialState,
     WarningEvent,
     YardstickScoredEvent,
@@ -44,6 +45,24 @@ def test_who_has_seen_the_events_knows_how_the_trials_stand(state: SearchState) 
     ]
     assert state.trials["00000"].scores == pytest.approx([0.3, 0.4, 0.5, 0.6])
     assert state.score_range() == pytest.approx((0.0, 0.6))
+
+
+def test_steps_since_the_last_report_count_until_the_next_one(state: SearchState) -> None:
+    steps = state.steps_done
+    advanced = TrialsAdvancedEvent(study="mine", at=1081.0, steps={"00002": 57, "00003": 39, "00001": 99, "unknown": 5})
+    state.happened(advanced)
+    assert (state.trials["00002"].step, state.trials["00002"].current_step) == (40, 57)
+    assert state.steps_done == steps + 17, "an older answer, one of a trial that has ended and one of a refit add none"
+    state.happened(reported("00002", 60, 0.5, 1090.0))
+    assert state.steps_done == steps + 20
+    assert [line.trial for line in state.lines()][:2] == ["00002", "00003"]
+
+
+def test_steps_that_a_killed_driver_has_heard_of_are_forgotten(state: SearchState) -> None:
+    steps = state.steps_done
+    state.happened(TrialsAdvancedEvent(study="mine", at=1081.0, steps={"00002": 57}))
+    state.happened(replace(begun(), at=1100.0))
+    assert state.steps_done == steps
 
 
 @pytest.mark.parametrize(

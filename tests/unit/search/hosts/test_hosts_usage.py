@@ -8,8 +8,8 @@ from collections import namedtuple
 import psutil
 import pytest
 
+from loraxs_search.search.hosts.host_watch import HostWatch, Usage
 from loraxs_search.search.hosts.node_usage import NodeUsage
-from loraxs_search.search.hosts.usage_watch import Usage, UsageWatch
 
 
 def test_a_node_says_how_busy_it_is_under_mlflows_names() -> None:
@@ -45,6 +45,6 @@ def test_hosts_are_asked_until_the_end_whatever_goes_wrong() -> None:
             raise answer
         return answer
 
-    with UsageWatch(ask, recorded.append, every_s=0.0):
+    with HostWatch(ask, recorded.append, every_s=0.0):
         assert enough.wait(60)
     assert recorded == [{"a": {"x": 1.0}}, {"a": {"x": 2.0}}]
