@@ -13,6 +13,7 @@ from difflib import SequenceMatcher, get_close_matches
 _MEANT = 0.7  # how alike a name must be to be the one that was meant: a letter or two off
 _CLEARLY = 0.1  # how much nearer it must be than the next one
 _MAX_SHOWN = 80  # characters of a value in a message
+_NUMBER = re.compile(r"(?<![a-z\d])\d+")  # one that stands by itself: `sst2` is a name
 
 
 class LoraxsError(Exception):
@@ -131,8 +132,13 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 def must_be(name: object, known: Iterable[str]) -> str:
     """Return the rule that a key or a name breaks that is unknown; the one that may be meant leads."""
     names = list(known)
-    near = meant(name, names)
-    return f"{f'did you mean {near}? It ' if near else ''}must be one of: {one_of(names, name)}"
+    return asking(f"must be one of: {one_of(names, name)}", name, names)
+
+
+def asking(rule: str, name: object, known: Iterable[str]) -> str:
+    """Return a rule that `name` breaks, behind the question whether a known one is meant, where one may be."""
+    near = meant(name, known)
+    return f"did you mean {near}? It {rule}" if near else rule
 
 
 def meant(name: object, known: Iterable[str]) -> str:
@@ -141,9 +147,9 @@ def meant(name: object, known: Iterable[str]) -> str:
     Another number is another thing, no slip: of `reviews-2`, `reviews-1` is not meant.
     """
     wanted = _folded(str(name))
-    folded = {each: text for each in known if not _differ_in_number(text := _folded(each), wanted)}
+    folded = {each: _folded(each) for each in known}
     alike = [each for each, text in folded.items() if text == wanted]
-    if not alike:
+    if not alike and not any(_differ_in_number(text, wanted) for text in folded.values()):
         near = get_close_matches(wanted, sorted(set(folded.values())), n=2, cutoff=_MEANT)
         scores = [SequenceMatcher(None, text, wanted).ratio() for text in near]
         clear = near[:1] if len(near) > 1 and scores[0] - scores[1] > _CLEARLY else near
@@ -158,8 +164,8 @@ def _folded(name: str) -> str:
 
 
 def _differ_in_number(one: str, other: str) -> bool:
-    numbers = [re.findall(r"\d+", text) for text in (one, other)]
-    return all(numbers) and numbers[0] != numbers[1] and re.sub(r"\d+", "", one) == re.sub(r"\d+", "", other)
+    numbers = [_NUMBER.findall(text) for text in (one, other)]
+    return all(numbers) and numbers[0] != numbers[1] and _NUMBER.sub("", one) == _NUMBER.sub("", other)
 
 
 def one_of(names: Iterable[str], wanted: object = None) -> str:

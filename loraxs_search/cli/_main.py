@@ -48,6 +48,7 @@ from loraxs_search.cli import (
     ui,
 )
 from loraxs_search.cli._account import hide_account
+from loraxs_search.cli._bad_values import bad_value
 from loraxs_search.errors import LoraxsError, UsageError, unknown_name
 from loraxs_search.records import to_json
 
@@ -194,10 +195,10 @@ def _report_usage(error: TyperException) -> Failure:
     path = context.command_path if context is not None else PROGRAM
     if context is not None and error.format_message() == context.get_help():
         return UsageShown(error.format_message(), None, error.exit_code)
-    message = error.format_message()
+    message = bad_value(error) or error.format_message()
     if hasattr(error, "possibilities"):  # an unknown option
         known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
-        message = unknown_name("option", getattr(error, "option_name", ""), [*known, "--help", _TRACEBACK])
+        message = unknown_name("option", getattr(error, "option_name", ""), {*known, "--help", _TRACEBACK})
     return Failure(message, f"see `{path} --help`", error.exit_code)
 
 

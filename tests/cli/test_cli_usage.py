@@ -64,8 +64,10 @@ def test_nothing_asked_is_answered_with_help(say):
         (["launch"], ("Missing argument", "`loraxs-search launch --help`")),
         (["launch", "x", "--jsn"], ("`option` must be one of: --json, ", "but got '--jsn'")),
         (["pull", "a", "b"], ("unexpected extra argument", "`loraxs-search pull --help`")),
-        (["ui", "--port", "many"], ("Invalid value for '--port'",)),
-        (["ui", "--port", "99999"], ("Invalid value for '--port'",)),
+        (["ui", "--port", "many"], ("`--port` must be a whole number, but got 'many'.",)),
+        (["ui", "--port", "99999"], ("`--port` must be at most 65535, but got '99999'.",)),
+        (["pull", "t", "--format", "gguff"], ("Did you mean gguf? `--format` must be one of: gguf, ", "got 'gguff'")),
+        (["--versoin"], ("Did you mean --version? `option` must be one of: --version, ",)),
         (["status", "--address"], ("but got '--address'",)),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_catalogue_task_with_keys_changed(parse, folder):
 
 def test_an_unknown_catalogue_task_lists_the_nearest_first(faults):
     (line,) = faults(CATALOGUE.format(task="sst-2"))
-    assert line.startswith("space.yaml:1: task: must be one of: sst2, ")
+    assert line.startswith("space.yaml:1: task: did you mean sst2? It must be one of: sst2, ")
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
