@@ -115,13 +115,18 @@ def _options(
 def main() -> NoReturn:
     """Run the command line of this process; exit 0 ok, 1 failed, 2 usage, 130 interrupted."""
     hide_account(sys.argv[1:])
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # as stderr is: both may go to one file or pipe
+    write_as_stderr_does()
     logging.basicConfig(level=logging.WARNING, handlers=[Talk()])
     set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     code = run(sys.argv[1:])
     freeze()  # the system frees it all at once; Python would look through it first
     sys.exit(code)
+
+
+def write_as_stderr_does() -> None:
+    """Write lines to stdout as they come, since both may go to one file or pipe, and what it cannot encode escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
 def run(argv: Sequence[str]) -> int:

@@ -23,7 +23,7 @@ _MAX_DEPTH = 30
 _REMEDIES = {  # by what PyYAML says
     "character '\\t'": "indent with spaces: YAML allows no tabs there",
     "that cannot start any token": "a text that begins with a special character must stand in quotes",
-    "undefined alias": "a text that begins with * must stand in quotes",
+    " alias": "a text that begins with * must stand in quotes",
     "mapping values are not allowed": "quote a text that has a colon in it; keys of one section begin in one column",
     "<stream end>": "a bracket that is opened must be closed",
     "unexpected end of stream": "a quote that is opened must be closed",
