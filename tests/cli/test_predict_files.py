@@ -277,7 +277,9 @@ def test_a_trial_is_tried_before_promotion(ask: Say, searched: object) -> None:
     printed = json.loads(ask("predict", f"{study}/{complete}", "a fine film", "--json").ok)
     assert printed[0]["label"] == answer.label
     said = ask("predict", f"{study}/99999", "a fine film")
-    assert said.is_error(1, f"`{study}/TRIAL` must be one of: ", "but got '99999'", "at the end of a search")
+    assert said.is_error(
+        1, f"`{study}/TRIAL` must be one of: ", "but got '99999'", "keeps the adapters of its best trials"
+    )
     for none in ("", f"../adapters/{complete}"):
         with pytest.raises(StudyError, match=rf"must be one of: \d+(, \d+)*, but got '{none}'"):
             loraxs_search.load(f"{study}/{none}")
