@@ -160,7 +160,7 @@ def meant(name: object, known: Iterable[str]) -> str:
 def _folded(name: str) -> str:
     """Return what names that mean the same have in common: `7` and `00007` do."""
     text = name.casefold().strip()
-    return text.lstrip("0") if text.isdigit() else text
+    return (text.lstrip("0") or "0") if text.isdigit() else text
 
 
 def _differ_in_number(one: str, other: str) -> bool:

@@ -17,6 +17,7 @@ from loraxs_search.errors import meant
         ("POSITIVE", ["negative", "positive"], "positive"),
         ("xyz", ["a"], ""),
         ("7", ["00006", "00007"], "00007"),
+        ("", ["00000"], ""),
         ("00008", ["00007"], ""),  # another number is another thing
         ("reviews:99", ["reviews:1", "reviews@champion"], ""),
         ("reviews:9", ["reviews:1", "reviews@c"], ""),  # nor is what is like it in another way
