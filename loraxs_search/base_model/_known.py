@@ -48,6 +48,40 @@ def rounded_package(ref: BaseModelRef) -> KnownPackage | None:
     return _KNOWN_ROUNDED.get(ref.id) if ref.package is None and ref.revision is None else None
 
 
+def check_carried(ref: BaseModelRef, digest: str) -> None:
+    """Refuse a model of a package under the id of another model: its adapters would bear a wrong name.
+
+    Which model a package carries is known of some packages. Of others its name or its summary says so, or the user, by
+    the digest.
+
+    Args:
+        digest: Of the weights that the package holds.
+    Raises:
+        BaseModelError: the package carries another model, or nothing says that it carries this one.
+    """
+    assert ref.package is not None
+    package = ref.package[:80]
+    for carried, known in (*_KNOWN.items(), *_KNOWN_ROUNDED.items()):
+        if _plain(known.name) == _plain(package):
+            if ref.id != carried:
+                raise BaseModelError(
+                    f"`package` must carry the model that `id` names, but {package} carries {carried}, not {ref.id}.",
+                    hint="remove `package` and `sha256` to take the model from the hub, or correct `id`",
+                )
+            return
+    summary = str(importlib.metadata.metadata(ref.package).get("Summary", ""))
+    if ref.sha256 is None and _plain(ref.id.rpartition("/")[2]) not in _plain(package + summary):
+        raise BaseModelError(
+            f"`package` must carry the model that `id` names, but nothing in the name of {package}, or in what it says"
+            f" of itself, speaks of {ref.id}.",
+            hint=f"remove `package` to take it from the hub; or, if the package carries it, say so: `sha256: {digest}`",
+        )
+
+
+def _plain(text: str) -> str:
+    return "".join(letter for letter in text.lower() if letter.isalnum())
+
+
 def known_folder(ref: BaseModelRef) -> Path | None:
     """Return the model's folder in its known package; None when that is not installed or holds other weights.
 

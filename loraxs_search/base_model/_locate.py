@@ -9,7 +9,7 @@ from pathlib import Path
 from loraxs_search.base_model._digest import weight_digest
 from loraxs_search.base_model._folder import is_model_folder, model_faults
 from loraxs_search.base_model._hub import from_hub
-from loraxs_search.base_model._known import known_folder
+from loraxs_search.base_model._known import check_carried, known_folder
 from loraxs_search.base_model._package import package_folder
 from loraxs_search.errors import BaseModelError
 from loraxs_search.paths import user_path
@@ -29,13 +29,15 @@ def locate(ref: BaseModelRef) -> BaseModel:
         BaseModelError: nothing is found, the folder is no model, or the weights are not `ref.sha256`.
         HomeError: an archive cannot be unpacked, or a GGUF file not be converted.
     """
-    path, revision = _find(ref)
+    path, revision, from_package = _find(ref)
     if not is_model_folder(path):
         raise BaseModelError(
             f"A base model's folder must hold config.json and its weights, but {path} {model_faults(path)}.",
             hint="name a folder made by `save_pretrained`, or a model id of the hub",
         )
     digest = weight_digest(path)
+    if from_package:
+        check_carried(ref, digest)
     if ref.sha256 is not None and digest != ref.sha256.lower():
         raise BaseModelError(
             f"The weights of {ref.id} must have `sha256` {ref.sha256.lower()}, but {path} has {digest}.",
@@ -44,19 +46,20 @@ def locate(ref: BaseModelRef) -> BaseModel:
     return BaseModel(id=ref.id, path=str(path), weight_digest=digest, revision=revision)
 
 
-def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
+def _find(ref: BaseModelRef) -> tuple[Path, str | None, bool]:
+    """Return the model's folder, the hub's commit, and whether it is of the package that was asked for."""
     with contextlib.suppress(ValueError):  # no folder can have that name: then a hub's id may
         folder = user_path(ref.id)
         if folder.is_dir():
-            return folder, None
+            return folder, None, False
     if ref.package is not None:
         try:
-            return package_folder(ref.package), None
+            return package_folder(ref.package), None, True
         except (importlib.metadata.PackageNotFoundError, ValueError):  # of an empty name
             pass
     elif (carried := known_folder(ref)) is not None:
-        return carried, None
-    return from_hub(ref)
+        return carried, None, False
+    return *from_hub(ref), False
 
 
 def _other_weights(ref: BaseModelRef, revision: str | None) -> str:

@@ -112,12 +112,14 @@ def print_leaderboard_csv(rows: Sequence[LeaderboardRow]) -> None:
 def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Sequence[Yardstick] = ()) -> None:
     """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks.
 
+    What all trials have alike is said on stderr.
+
     Columns that only some studies have are left out where no trial has a value: whether it is on the front of score and
     bytes, the step that is kept, of written answers the shares `unparsed` and `unended`, of files with projections,
     which a seed or the base gives back, the bytes without them, and the trial that params are from, with the step whose
     state a warm clone began with. Of several methods, what each trains is not R alone.
     """
-    varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
+    varying = [name for name in _names(rows) if _varies(rows, name)]
     cells = [*(_cells(row, task) for row in rows), *(_yardstick_cells(yardstick, task) for yardstick in yardsticks)]
     empty = {name for name in _OPTIONAL if all(row[name] == "-" for row in cells)}
     params = [[_value(row.params.get(name)) for name in varying] for row in rows]
@@ -126,6 +128,19 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     body = [[*(row[name] for name in names), *own] for row, own in zip(cells, params, strict=True)]
     shown = ["parameters" if name == "R" and "method" in varying else name for name in names]
     print_table([*shown, *varying], body, right=frozenset(shown[2:]) - {"from"})
+    if len(rows) > 1 and (common := [f"{name} {_value(rows[0].params[name])}" for name in _common(rows)]):
+        sys.stdout.flush()
+        print(f"in all trials: {', '.join(common)}", file=sys.stderr)
+
+
+def print_found(study: str) -> None:
+    """Print to stderr what a study has found, and whether it beats the yardsticks."""
+    from loraxs_search.reports.html.facts import read_facts
+    from loraxs_search.reports.html.summary import summary
+    from loraxs_search.studies import StudyFolder
+
+    found = summary(read_facts(StudyFolder.open(study)))
+    print("\n".join(filter(None, (found.found, found.verdict))), file=sys.stderr)
 
 
 def _columns(task: Task) -> list[str]:
@@ -134,6 +149,15 @@ def _columns(task: Task) -> list[str]:
     scores = [task.search_metric, *validated, f"test {task.metric}"]
     sizes = ["R", "bytes", "learnt bytes"]
     return ["trial", "state", "front", "step", "kept", *scores, "unparsed", "unended", *sizes, "seconds", "from"]
+
+
+def _common(rows: Sequence[LeaderboardRow]) -> list[str]:
+    """Return the params of which all trials have the same value."""
+    return [name for name in _names(rows) if all(name in row.params for row in rows) and not _varies(rows, name)]
+
+
+def _varies(rows: Sequence[LeaderboardRow], name: str) -> bool:
+    return len({row.params.get(name) for row in rows}) > 1
 
 
 def _names(rows: Sequence[LeaderboardRow]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from loraxs_search.cli._completion import studies
-from loraxs_search.cli._output import JsonOption, TrackingOption, describe_decision, emit
+from loraxs_search.cli._output import JsonOption, TrackingOption, describe_decision, emit, print_found
 
 _WIDTH = 100  # characters of a sample's texts
 
@@ -90,6 +90,9 @@ def command(
             print(f"    reference: {_line(sample.reference)}\n    answer: {_line(sample.answer)}")
 
     emit(as_json, decision, show)
+    if decision.winner is not None and decision.study:
+        sys.stdout.flush()
+        print_found(decision.study)
     if decision.promoted:
         name = decision.task if "champion" in decision.aliases else f"{decision.task}@{decision.aliases[0]}"
         print(f"\nnext: loraxs-search pull {name}", file=sys.stderr)

