@@ -15,20 +15,24 @@ _LISTED = 5
 _LOOKED_AT = 200  # lines that the separator is guessed from
 
 
-def read_csv(text: str, separator: str, wanted: Sequence[str]) -> Columns:
+def read_csv(text: str, usual: str, wanted: Sequence[str]) -> Columns:
     """Read the columns `wanted`; every value stays text, as written.
 
     Lines without anything in them are skipped. Where a column is missing, no row is read.
 
+    Args:
+        usual: What separates values, unless another separator shows all of `wanted` in the header.
     Raises:
-        MalformedFileError: another separator, a name that stands twice in the header, a row with fields too many or
-            too few, or a quote that is not closed.
+        MalformedFileError: a name that stands twice in the header, a row with fields too many or too few, or a quote
+            that is not closed.
     """
     csv.field_size_limit(sys.maxsize)  # of the process: a text may be longer than csv's 128 KiB
+    separator = next(
+        (each for each in (usual, *_NAMES) if set(wanted) <= set(_header(text, each))), likely_separator(text, usual)
+    )
     rows = _rows(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     names = [name.strip() for name in next(rows, (1, []))[1]]
     if not set(wanted) <= set(names):
-        _check_separator(text, separator, wanted)
         return Columns(names, {}, [])
     if twice := [name for name in dict.fromkeys(wanted) if names.count(name) > 1]:
         raise MalformedFileError(
@@ -36,6 +40,13 @@ def read_csv(text: str, separator: str, wanted: Sequence[str]) -> Columns:
             hint="rename or remove one of the two: which one is meant cannot be known",
         )
     return _columns(rows, names, wanted)
+
+
+def _header(text: str, separator: str) -> list[str]:
+    try:
+        return [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])]
+    except csv.Error:
+        return []
 
 
 def likely_separator(text: str, usual: str) -> str:
@@ -87,14 +98,3 @@ def _rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
             f"must be separated values, but the row in line {line} cannot be read: {error}",
             hint='a field that begins with a double quote ends with one, and has "" for each one in it',
         ) from error
-
-
-def _check_separator(text: str, separator: str, wanted: Sequence[str]) -> None:
-    header, likely = next(iter(text.splitlines()), ""), likely_separator(text, separator)
-    for other, name in _NAMES.items():
-        names_all = set(wanted) <= {field.strip(' "') for field in header.split(other)}
-        if other != separator and (names_all or other == likely):
-            raise MalformedFileError(
-                f"must be separated by {_NAMES[separator]}, but its header is separated by {name}",
-                hint=f"save it with {_NAMES[separator]}; a .csv is read with commas, a .tsv with tabs",
-            )
