@@ -372,17 +372,13 @@ def _adapter_folder(name: str | Path, base: str | None, tracking_uri: str | None
                 error.hint = f"{name} is a study: write {name}/TRIAL for one of its trials; {error.hint}"
             raise
     if study not in (studies := list_studies()):
-        raise StudyError(
-            unknown_name("study", study, studies),
-            hint=f"STUDY/TRIAL is a trial of a study on this machine; write ./{name} for the folder",
-        )
+        hint = f"STUDY/TRIAL is a trial of a study on this machine; write ./{name} for the folder"
+        raise StudyError(unknown_name("study", study, studies), hint=hint)
     adapters = StudyFolder.open(study).adapter_path("")
     kept = sorted(path.parent.name for path in adapters.glob("*/manifest.json"))
     if trial not in kept:
-        raise StudyError(
-            unknown_name(f"{study}/TRIAL", trial, kept),
-            hint=f"a search keeps the adapters of its best trials, at its end: see `loraxs-search status {study}`",
-        )
+        hint = f"a search keeps the adapters of its best trials, at its end: see `loraxs-search status {study}`"
+        raise StudyError(unknown_name(f"{study}/TRIAL", trial, kept), hint=hint)
     return _on_base(adapters / trial, base)
 
 
