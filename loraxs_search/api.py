@@ -364,16 +364,22 @@ def _found(find: Callable[..., Path], name: str | Path, base: str | None, tracki
 def _adapter_folder(name: str | Path, base: str | None, tracking_uri: str | None) -> Path:
     """Return the folder of an adapter that is promoted, that a study has kept, or that is a folder."""
     study, slash, trial = name.partition("/") if isinstance(name, str) else ("", "", "")
-    if not slash or study not in list_studies():
-        return _found(registry.adapter_folder, name, base, tracking_uri)
-    folder = StudyFolder.open(study).adapter_path(trial)
-    if not trial or not (folder / "manifest.json").is_file():
-        kept = sorted(path.name for path in folder.parent.iterdir()) if folder.parent.is_dir() else []
-        raise StudyError(
-            unknown_name(f"{study}/TRIAL", trial, kept),
-            hint=f"adapters are written at the end of a search: see `loraxs-search status {study}`",
-        )
-    return _on_base(folder, base)
+    if not study or not slash or study.startswith((".", "~")):
+        try:
+            return _found(registry.adapter_folder, name, base, tracking_uri)
+        except UnknownTaskError as error:
+            if name in list_studies():
+                error.hint = f"{name} is a study: write {name}/TRIAL for one of its trials; {error.hint}"
+            raise
+    if study not in (studies := list_studies()):
+        hint = f"STUDY/TRIAL is a trial of a study on this machine; write ./{name} for the folder"
+        raise StudyError(unknown_name("study", study, studies), hint=hint)
+    adapters = StudyFolder.open(study).adapter_path("")
+    kept = sorted(path.parent.name for path in adapters.glob("*/manifest.json"))
+    if trial not in kept:
+        hint = f"a search keeps the adapters of its best trials, at its end: see `loraxs-search status {study}`"
+        raise StudyError(unknown_name(f"{study}/TRIAL", trial, kept), hint=hint)
+    return _on_base(adapters / trial, base)
 
 
 def _on_base(folder: Path, base: str | None) -> Path:

@@ -6,12 +6,14 @@ returns: 1 for a run that failed, 2 for a request that could not be understood.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 
 _MEANT = 0.7  # how alike a name must be to be the one that was meant: a letter or two off
 _CLEARLY = 0.1  # how much nearer it must be than the next one
 _MAX_SHOWN = 80  # characters of a value in a message
+_NUMBER = re.compile(r"(?<![a-z\d])\d+")  # one that stands by itself: `sst2` is a name
 
 
 class LoraxsError(Exception):
@@ -130,21 +132,40 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 def must_be(name: object, known: Iterable[str]) -> str:
     """Return the rule that a key or a name breaks that is unknown; the one that may be meant leads."""
     names = list(known)
-    near = meant(name, names)
-    return f"{f'did you mean {near}? It ' if near else ''}must be one of: {one_of(names, name)}"
+    return asking(f"must be one of: {one_of(names, name)}", name, names)
+
+
+def asking(rule: str, name: object, known: Iterable[str]) -> str:
+    """Return a rule that `name` breaks, behind the question whether a known one is meant, where one may be."""
+    near = meant(name, known)
+    return f"did you mean {near}? It {rule}" if near else rule
 
 
 def meant(name: object, known: Iterable[str]) -> str:
-    """Return the one known name that is nearly `name`; empty where there is none, or others are as near."""
-    folded = {each: each.casefold().strip() for each in known}
-    wanted = str(name).casefold().strip()
+    """Return the one known name that is nearly `name`; empty where there is none, or others are as near.
+
+    Another number is another thing, no slip: of `reviews-2`, `reviews-1` is not meant.
+    """
+    wanted = _folded(str(name))
+    folded = {each: _folded(each) for each in known}
     alike = [each for each, text in folded.items() if text == wanted]
-    if not alike:
+    if not alike and not any(_differ_in_number(text, wanted) for text in folded.values()):
         near = get_close_matches(wanted, sorted(set(folded.values())), n=2, cutoff=_MEANT)
         scores = [SequenceMatcher(None, text, wanted).ratio() for text in near]
         clear = near[:1] if len(near) > 1 and scores[0] - scores[1] > _CLEARLY else near
         alike = [each for each, text in folded.items() if text in clear]
     return alike[0] if len(alike) == 1 else ""
+
+
+def _folded(name: str) -> str:
+    """Return what names that mean the same have in common: `7` and `00007` do."""
+    text = name.casefold().strip()
+    return (text.lstrip("0") or "0") if text.isdigit() else text
+
+
+def _differ_in_number(one: str, other: str) -> bool:
+    numbers = [_NUMBER.findall(text) for text in (one, other)]
+    return all(numbers) and numbers[0] != numbers[1] and _NUMBER.sub("", one) == _NUMBER.sub("", other)
 
 
 def one_of(names: Iterable[str], wanted: object = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from loraxs_search.errors import UsageError
 from loraxs_search.records import BaseModel, Prediction, Task
 from loraxs_search.registry import verify
 from loraxs_search.tasks import kind_of
-from loraxs_search.tasks.questions import question_rows, shown_question
+from loraxs_search.tasks.questions import check_question, question_rows, shown_question
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loraxs_search.tasks import RowSource
+    from loraxs_search.tasks.kinds import EncodedRows, SourceLocation
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,12 @@ class Predictor:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The texts that a row must have, in their order."""
+        """The texts that a row must have, in their order: columns of a file."""
+        return self._kind.question_columns
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What somebody is asked for who types a row: its columns, in words."""
         return self._kind.question_texts
 
     @property
@@ -73,16 +79,50 @@ class Predictor:
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Prediction]:
         """Return the answer to each text, or to each row of texts, as `predict` does."""
+        rows = self._rows(question_rows(texts))
+        questions = self._encode(rows)
+        self._warn_of_cut(_num_cut(questions), len(rows))
+        return self._answer(rows, questions, on_text)
+
+    def in_parts(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation, size: int) -> Iterator[list[Prediction]]:
+        """Yield the answers to rows, `size` at a time: all rows are checked before the first one is answered.
+
+        Args:
+            rows: Each with the texts of `columns`.
+            place: The file that they are from.
+        Raises:
+            TaskDataError: a row has nothing to read, or something else than text.
+        """
+        check_question(self.task, [_as_texts(row) for row in rows], self.prompts, place)
+        self._kind.questions(rows)
+        cut = 0
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            questions = self._encode(part)
+            cut += _num_cut(questions)
+            yield self._answer(part, questions)
+        self._warn_of_cut(cut, len(rows))
+
+    def __repr__(self) -> str:
+        hyper, base = self._manifest.hyperparameters, self._manifest.base_model.id
+        return f"<Predictor {self.task.name}: {hyper.method} on {base}, {self._manifest.size.stored_bytes:,} bytes>"
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _encode(self, rows: Sequence[tuple[Any, ...]]) -> EncodedRows:
+        from loraxs_search.tasks import encode
+
+        return encode(self._kind, self._source.tokenizer, rows)
+
+    def _answer(
+        self,
+        rows: Sequence[tuple[Any, ...]],
+        questions: EncodedRows,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Prediction]:
         import numpy as np
 
-        from loraxs_search.tasks import encode
         from loraxs_search.trial import ask
 
-        rows = self._rows(question_rows(texts))
-        questions = encode(self._kind, self._source.tokenizer, rows)
-        if questions.cut is not None and questions.cut.any():
-            cut, limit, part = int(questions.cut.sum()), self.task.max_length, self._kind.cut_part
-            log.warning("%d of %d rows are longer than max_length=%d: their %s are lost", cut, len(rows), limit, part)
         model, source, shown = self._model, self._source, [shown_question(row) for row in rows]
         if on_text is None:
             return ask(model, source, self._kind.predict(source, questions, shown), model.device)
@@ -93,11 +133,11 @@ class Predictor:
             predictions += ask(model, source, asking, model.device, on_text=heard)
         return predictions
 
-    def __repr__(self) -> str:
-        hyper, base = self._manifest.hyperparameters, self._manifest.base_model.id
-        return f"<Predictor {self.task.name}: {hyper.method} on {base}, {self._manifest.size.stored_bytes:,} bytes>"
+    def _warn_of_cut(self, cut: int, num_rows: int) -> None:
+        if cut:
+            limit, part = self.task.max_length, self._kind.cut_part
+            log.warning("%d of %d rows are longer than max_length=%d: their %s are lost", cut, num_rows, limit, part)
 
-    # ---- inside ------------------------------------------------------------------------------------------------------
     @cached_property
     def _base(self) -> BaseModel:
         from loraxs_search.base_model import locate
@@ -129,9 +169,18 @@ class Predictor:
         if len(texts) % len(names):
             raise UsageError(
                 f"Task {self.task.name} takes {len(names)} texts a row, but got {len(texts)} texts.",
-                hint=f"give them in turn: {' then '.join(names)}",
+                hint=f"give them in turn: {' then '.join(self.prompts)}",
             )
         return [tuple(texts[i : i + len(names)]) for i in range(0, len(texts), len(names))]
+
+
+def _num_cut(questions: EncodedRows) -> int:
+    return 0 if questions.cut is None else int(questions.cut.sum())
+
+
+def _as_texts(row: Sequence[Any]) -> tuple[Any, ...]:
+    """Return a row with the lists that a column may hold as text."""
+    return tuple(str(value) if isinstance(value, list) else value for value in row)
 
 
 def _heard(on_text: Callable[[int, str], None], row: int, _: int, piece: str) -> None:

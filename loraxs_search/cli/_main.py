@@ -48,6 +48,7 @@ from loraxs_search.cli import (
     ui,
 )
 from loraxs_search.cli._account import hide_account
+from loraxs_search.cli._bad_values import bad_value
 from loraxs_search.errors import LoraxsError, UsageError, unknown_name
 from loraxs_search.records import to_json
 
@@ -114,13 +115,18 @@ def _options(
 def main() -> NoReturn:
     """Run the command line of this process; exit 0 ok, 1 failed, 2 usage, 130 interrupted."""
     hide_account(sys.argv[1:])
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # as stderr is: both may go to one file or pipe
+    write_as_stderr_does()
     logging.basicConfig(level=logging.WARNING, handlers=[Talk()])
     set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     code = run(sys.argv[1:])
     freeze()  # the system frees it all at once; Python would look through it first
     sys.exit(code)
+
+
+def write_as_stderr_does() -> None:
+    """Write lines to stdout as they come, since both may go to one file or pipe, and what it cannot encode escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -194,10 +200,10 @@ def _report_usage(error: TyperException) -> Failure:
     path = context.command_path if context is not None else PROGRAM
     if context is not None and error.format_message() == context.get_help():
         return UsageShown(error.format_message(), None, error.exit_code)
-    message = error.format_message()
+    message = bad_value(error) or error.format_message()
     if hasattr(error, "possibilities"):  # an unknown option
         known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
-        message = unknown_name("option", getattr(error, "option_name", ""), [*known, "--help", _TRACEBACK])
+        message = unknown_name("option", getattr(error, "option_name", ""), {*known, "--help", _TRACEBACK})
     return Failure(message, f"see `{path} --help`", error.exit_code)
 
 

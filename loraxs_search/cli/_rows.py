@@ -7,36 +7,51 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from loraxs_search.records import Prediction
+    from loraxs_search.tasks.question_file import QuestionRows
 
 Row = tuple[Any, ...]
 Form = Literal["text", "csv", "jsonl"]
 
-_STDIN = "-"
+STDIN = "-"
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})  # to some readers of lines
 
 
-def read_rows(source: str, columns: Sequence[str]) -> list[Row]:
-    """Return the rows of a file, or of standard input (`-`), which has a text in each line.
+def read_rows(source: str, columns: Sequence[str]) -> QuestionRows:
+    """Return the rows of a file, or of standard input (`-`).
 
     Raises:
         UsageError: it cannot be read, or lacks a column.
     """
-    from loraxs_search.tasks.question_file import read_lines, read_questions
+    from loraxs_search.tasks.question_file import read_questions, read_standard_input
 
-    if source == _STDIN:
-        return read_lines(sys.stdin.buffer.read(), "standard input", columns)
-    return read_questions(Path(source).expanduser(), columns)
+    if source == STDIN:
+        return read_standard_input(sys.stdin.buffer.read(), columns)
+    return read_questions(source, columns)
+
+
+def type_row(prompts: Sequence[str]) -> Row | None:
+    """Return a row that somebody types, column by column; None at its end. Empty lines are passed over."""
+    row: list[str] = []
+    while len(row) < len(prompts):
+        if sys.stdin.isatty():
+            print(f"{prompts[len(row)]}> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return None
+        if line.strip():
+            row.append(line.rstrip("\n"))
+    return tuple(row)
 
 
 def write_predictions(predictions: Iterable[Prediction], form: Form, *, header: bool) -> None:
     """Write answers to stdout as CSV or JSONL; lines and tabs inside a text survive."""
     if form == "jsonl":
         for prediction in predictions:
-            print(json.dumps(asdict(prediction), ensure_ascii=False))
+            print(json.dumps(asdict(prediction), ensure_ascii=False).translate(_LINE_ENDS))
         return
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if header:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from loraxs_search.cli._completion import adapters
 from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit
-from loraxs_search.cli._rows import Form, Row, read_rows, write_predictions
+from loraxs_search.cli._rows import STDIN, Form, read_rows, type_row, write_predictions
 from loraxs_search.errors import LoraxsError, UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def command(
         ),
     ],
     texts: Annotated[
-        list[str] | None, typer.Argument(help="One text for each row; of several columns, each in turn.")
+        list[str] | None,
+        typer.Argument(help="One text for each row; of several columns, each in turn. - is --file -."),
     ] = None,
     file: Annotated[
         str | None,
@@ -52,7 +54,8 @@ def command(
     answers may have several lines, and so may texts: --format csv, --format jsonl and --json keep each row by itself.
 
     A file is read as training data are: a .csv or .tsv has a header with the task's columns, a .jsonl an object in each
-    line, and other columns are ignored. A .txt has a text in each line, and so has standard input.
+    line, and other columns are ignored. A .txt has a text in each line. So has standard input, unless its first line is
+    such a header or object. A file with a row that cannot be answered is refused before any row is.
 
     A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads the base model: to serve many requests,
     use --repl, or in Python `loraxs_search.load` or `loraxs_search.AdapterBank`.
@@ -61,12 +64,14 @@ def command(
     """
     from loraxs_search.api import predictor
 
+    if texts == [STDIN] and file is None:
+        texts, file = None, STDIN
     _check_sources(texts, file, repl, as_json, form)
     answer = predictor(name, base=base, tracking_uri=tracking_uri)
     if repl:
         _converse(answer, form)
     elif file is not None:
-        _answer_file(answer, read_rows(file, answer.columns), as_json, form)
+        _answer_file(answer, file, as_json, form)
     else:
         _answer_texts(answer, list(texts or ()), as_json, form)
 
@@ -75,7 +80,10 @@ def _check_sources(texts: Sequence[str] | None, file: str | None, repl: bool, as
     given = [name for name, value in (("TEXT", texts), ("--file", file is not None), ("--repl", repl)) if value]
     if len(given) != 1:
         got = " and ".join(given) or "none of them"
-        raise UsageError(f"Rows must come from one of TEXT, --file and --repl, but got {got}.")
+        raise UsageError(
+            f"Rows must come from one of TEXT, --file and --repl, but got {got}.",
+            hint="give a text in quotes, or --file FILE; --file - reads standard input",
+        )
     if as_json and (repl or form != "text"):
         other = "--repl" if repl else f"--format {form}"
         raise UsageError(f"`--json` must stand without {other}, but got both.", hint="--format jsonl is a line a row")
@@ -96,20 +104,24 @@ def _answer_texts(answer: Predictor, texts: list[str], as_json: bool, form: Form
         print(f"note: {len(predictions)} rows of one word each; put a text of several words in quotes", file=sys.stderr)
 
 
-def _answer_file(answer: Predictor, rows: Sequence[Row], as_json: bool, form: Form) -> None:
+def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form) -> None:
+    read = read_rows(file, answer.columns)
+    parts = answer.in_parts(read.rows, read.place, _AT_ONCE)
     if as_json:
-        emit(as_json, answer(list(rows)), lambda: None)
+        emit(as_json, [prediction for part in parts for prediction in part], lambda: None)
         return
-    for start in range(0, len(rows), _AT_ONCE):
-        _print(answer(list(rows[start : start + _AT_ONCE])), form, header=start == 0)
+    for number, predictions in enumerate(parts):
+        _print(predictions, form, header=number == 0)
         sys.stdout.flush()
 
 
 def _converse(answer: Predictor, form: Form) -> None:
     """Answer row after row; what is wrong with one does not end it."""
     answer.load()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused as a row is
     header = True
-    while (row := _asked(answer.columns)) is not None:
+    while (row := type_row(answer.prompts)) is not None:
         stream = _Stream() if form == "text" else None
         try:
             predictions = answer([row], on_text=stream)
@@ -122,20 +134,6 @@ def _converse(answer: Predictor, form: Form) -> None:
             _print(predictions, form, header=header)
             header = False
         sys.stdout.flush()
-
-
-def _asked(columns: Sequence[str]) -> Row | None:
-    """Return a row that somebody types, column by column; None at its end."""
-    row: list[str] = []
-    while len(row) < len(columns):
-        if sys.stdin.isatty():
-            print(f"{columns[len(row)]}> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return None
-        if line.strip():
-            row.append(line.rstrip("\n"))
-    return tuple(row)
 
 
 class _Stream:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from loraxs_search.errors import one_of
+from loraxs_search.errors import must_be, one_of
 from loraxs_search.records import Scalar
 
 
@@ -50,7 +50,7 @@ class ParameterSpec:
         """
         if self.kind == "name":
             if value not in self.names:
-                raise ValueError(f"must be one of: {one_of(self.names, value)}")
+                raise ValueError(must_be(value, self.names))
             return str(value)
         if self.kind == "flag":
             if not isinstance(value, bool):

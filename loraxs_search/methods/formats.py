@@ -63,7 +63,8 @@ def _conversion(name: str, form: Form) -> Conversion:
     if form not in method.conversions:
         known = one_of(["native", *method.conversions], form)
         raise UsageError(
-            f"`--format` must be one of: {known} for an adapter of method {method.name}, but got {form!r}."
+            f"`--format` must be one of: {known} for an adapter of method {method.name}, but got {form!r}.",
+            hint="leave --format out: native is the adapter as it was trained",
         )
     return method.conversions[form]
 

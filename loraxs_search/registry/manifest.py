@@ -120,7 +120,9 @@ def _size(path: Path) -> int:
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise IntegrityError(f"{path} is missing: this is no adapter folder.", hint=_HINT) from error
+        raise IntegrityError(
+            f"{path} is missing: this is no adapter folder.", hint="`loraxs-search pull TASK` makes one"
+        ) from error
     if not stat.S_ISREG(status.st_mode):
         raise IntegrityError(f"{path} must be a plain file: no folders, no links.", hint=_HINT)
     return status.st_size

@@ -81,7 +81,7 @@ def check_task(task: str) -> str:
             f"`task name` must start with a letter or digit and hold only letters, digits, _ . -, but got {task!r}.",
             hint="`predict` takes a folder as it is, and `pull` and `--base` go with the name of a task"
             if os.sep in task
-            else "rename the task in its YAML: task.name",
+            else "`loraxs-search ls` has every task",
         )
     return task
 

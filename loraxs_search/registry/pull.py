@@ -88,6 +88,11 @@ def adapter_folder(source: str | Path, *, uri: str) -> Path:
     """
     if isinstance(source, Path) or source.startswith((".", "~", os.sep)):
         path = Path(source).expanduser()
+        if not path.is_dir():
+            got = "it is a file" if path.exists() else "there is none"
+            raise IntegrityError(
+                f"{source} must be an adapter folder, but {got}.", hint="`loraxs-search pull TASK` makes one"
+            )
         read(path)
         return path
     try:

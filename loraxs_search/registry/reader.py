@@ -207,4 +207,7 @@ class RegistryReader:
             )
         have = [f"{name.task}@{alias}" for alias in sorted(model.aliases)]
         have += [f"{name.task}:{v}" for v in _versions.numbers(self._client, name.task)]
-        return RegistryError(f"{unknown_name('adapter', str(name), have)} Registry: {place}.")
+        return RegistryError(
+            f"{unknown_name('adapter', str(name), have)} Registry: {place}.",
+            hint=f"`loraxs-search show {name.task}` has every version, with its base",
+        )

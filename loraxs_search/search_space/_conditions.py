@@ -11,7 +11,7 @@ from loraxs_search.records import Scalar
 from loraxs_search.search_space._declared import DeclaredParameter, conditioned
 from loraxs_search.search_space._distributions import METHOD, Condition, Parameter
 from loraxs_search.search_space._document import Document
-from loraxs_search.search_space._faults import KeyPath, one_of, shown
+from loraxs_search.search_space._faults import KeyPath, asking, one_of, shown
 from loraxs_search.search_space._parameter_specs import SpaceSpecs, both, method_spec
 
 
@@ -106,7 +106,8 @@ class _ConditionReader:
         for other, wanted in given.items():
             if other != METHOD and other not in self._declared:
                 names = [*([METHOD] if len(self._specs.methods) > 1 else []), *self._declared]
-                message = f"must name a parameter of this space: {one_of(names, other)}, but got {other!r}."
+                law = asking(f"must name a parameter of this space: {one_of(names, other)}", other, names)
+                message = f"{law}, but got {other!r}."
                 self._document.faults.add((*self.path, other), message)
             elif other in self._parameters:  # else its own fault is known already
                 conditions.append((other, self._wanted(other, wanted)))
@@ -135,8 +136,9 @@ class _ConditionReader:
             return None
         match = next((each for each in possible if spec.same(value, each)), None)
         if match is None:
-            known = one_of([str(each) for each in possible[:20]], value)
-            message = f"must be a value that {other} may have: {known}, but got {shown(item)}."
+            known = [str(each) for each in possible[:20]]
+            law = asking(f"must be a value that {other} may have: {one_of(known, value)}", value, known)
+            message = f"{law}, but got {shown(item)}."
             self._document.faults.add(path, message)
         return match
 

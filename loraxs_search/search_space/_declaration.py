@@ -6,11 +6,12 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+from loraxs_search.errors import meant
 from loraxs_search.methods import ParameterSpec
 from loraxs_search.records import Scalar
 from loraxs_search.search_space._distributions import Choice, Constant, Distribution, Floats, Integers
 from loraxs_search.search_space._document import Document, as_written
-from loraxs_search.search_space._faults import KeyPath, one_of, shown
+from loraxs_search.search_space._faults import KeyPath, asking, must_be, one_of, shown
 
 _FORMS = ("value", "choice", "uniform", "log_uniform", "int")
 _OPTIONS = {"uniform": ("step",), "int": ("step", "log")}
@@ -45,14 +46,16 @@ class Declaration:
     def _distribution(self, declared: dict[str, Any]) -> Distribution | None:
         forms = [form for form in _FORMS if form in declared]
         if len(forms) != 1:
-            got = f"{len(forms)}: {one_of(forms)}" if forms else "none"
-            self._fault((), f"must have exactly one of: {one_of(_FORMS)}, but got {got}.")
+            got = f"{len(forms)}: {one_of(forms)}" if forms else one_of(declared) or "none"
+            slip = next((key for key in declared if key not in forms and meant(key, _FORMS)), "")
+            law = asking(f"must have exactly one of: {one_of(_FORMS)}", slip, _FORMS)
+            self._fault((), f"{law}, but got {got}.")
             return None
         form = forms[0]
         known = (form, *_OPTIONS.get(form, ()), *self._extra)
         unknown = [key for key in declared if key not in known]
         for key in unknown:
-            self._fault((key,), f"must be one of: {one_of(known, key)}, but got {key!r}.")
+            self._fault((key,), f"{must_be(key, known)}, but got {key!r}.")
         readers: dict[str, Callable[[dict[str, Any]], Distribution | None]] = {
             "value": self._constant,
             "choice": self._choice,

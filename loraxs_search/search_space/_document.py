@@ -20,6 +20,16 @@ _TAG = "tag:yaml.org,2002:"
 _TEXT_TAGS = {"str", "timestamp", "value"}
 _MAX_VALUES = 20_000  # aliases can make a short text unfold into any number of values
 _MAX_DEPTH = 30
+_REMEDIES = {  # by what PyYAML says
+    "character '\\t'": "indent with spaces: YAML allows no tabs there",
+    "that cannot start any token": "a text that begins with a special character must stand in quotes",
+    " alias": "a text that begins with * must stand in quotes",
+    "mapping values are not allowed": "quote a text that has a colon in it; keys of one section begin in one column",
+    "<stream end>": "a bracket that is opened must be closed",
+    "unexpected end of stream": "a quote that is opened must be closed",
+    "could not find expected ':'": "a key and its value have a colon and a space between them",
+    "another document": "a space is one document: leave out the line ---",
+}
 
 
 @dataclass
@@ -78,14 +88,21 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.reader.ReaderError as error:
         where = f"{source}:{text.count(chr(10), 0, error.position) + 1}"
-        fail_with(source, [f"{where}: must be text, but holds the character {chr(error.character)!r}."])
+        fail_with(
+            source,
+            [f"{where}: must be text, but holds the character {chr(error.character)!r}."],
+            hint="a space is a YAML file: `loraxs-search spaces copy movie_reviews mine.yaml` gives one to begin with",
+        )
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         reason = ", ".join(part for part in (error.context, error.problem) if part)
-        fail_with(source, [f"{where}: must be valid YAML, but {reason}."])
+        remedy = next((remedy for part, remedy in _REMEDIES.items() if part in reason), "see the line before it, too")
+        fail_with(source, [f"{where}: must be valid YAML, but {reason}."], hint=remedy)
     except RecursionError:
-        fail_with(source, [f"{source}: must nest at most {_MAX_DEPTH} levels deep."])
+        fail_with(
+            source, [f"{source}: must nest at most {_MAX_DEPTH} levels deep."], hint="no key of a space needs more"
+        )
 
 
 class _Reader:
@@ -102,7 +119,11 @@ class _Reader:
         self._left -= 1
         if self._left < 0 or len(path) > _MAX_DEPTH:
             law = f"must hold at most {_MAX_VALUES} values, at most {_MAX_DEPTH} levels deep"
-            fail_with(self._document.source, [f"{self._location_of(node).text}: {dotted(path[:5])}: {law}."])
+            fail_with(
+                self._document.source,
+                [f"{self._location_of(node).text}: {dotted(path[:5])}: {law}."],
+                hint="write values out: aliases (`*name`) can unfold into any number of them",
+            )
         self._document.locations.setdefault(path, self._location_of(node))
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return {key: self.read(value, (*path, key)) for key, value in self._items(node, path)}

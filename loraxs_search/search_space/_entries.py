@@ -7,7 +7,7 @@ from typing import Any
 
 from loraxs_search.errors import UsageError
 from loraxs_search.plugins import Registry
-from loraxs_search.search_space._faults import one_of
+from loraxs_search.search_space._faults import must_be
 
 
 def known_entry(registry: Registry[Any], noun: str) -> Callable[[Any], str]:
@@ -19,7 +19,7 @@ def known_entry(registry: Registry[Any], noun: str) -> Callable[[Any], str]:
 
     def check(name: Any) -> str:
         if name not in registry.names():
-            raise ValueError(f"must be one of: {one_of(registry.names(), name)}")
+            raise ValueError(must_be(name, registry.names()))
         try:
             registry.get(name)
         except UsageError as error:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from loraxs_search.errors import SpaceError, must_be, one_of
+from loraxs_search.errors import SpaceError, asking, must_be, one_of
 
 __all__ = [
     "Fault",
     "Faults",
     "KeyPath",
     "SourceLocation",
+    "asking",
     "dotted",
     "fail_with",
     "location_of",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loraxs_search.errors import did_you_mean, unknown_name
 from loraxs_search.methods import ParameterSpec
 from loraxs_search.records import Scalar
 from loraxs_search.search_space._conditions import drawing_order
@@ -28,7 +29,8 @@ def place_given(space: Space, given: Mapping[str, Scalar]) -> Placed:
         reader.place(space.parameters[name])
     for name in given:
         if name not in space.parameters:
-            reader.faults[name] = f"`{name}` must be a parameter of the space: {one_of(space.parameters, name)}."
+            first, known = did_you_mean(name, space.parameters), one_of(space.parameters, name)
+            reader.faults[name] = f"{first}`{name}` must be a parameter of the space: {known}."
     return Placed(reader.given, tuple(reader.faults.values()), tuple(reader.faults))
 
 
@@ -133,10 +135,12 @@ class _Reader:
 def _unknown(space: Space, method: str, given: Mapping[str, Scalar]) -> dict[str, str]:
     """Return what is wrong with the names that are given."""
     if method not in space.methods:
-        return {METHOD: f"`method` must be one of: {one_of(space.methods, method)}, but got {method!r}."}
+        return {METHOD: unknown_name("method", method, space.methods)}
     known = [*([METHOD] if len(space.methods) > 1 else []), *parameter_specs(method)]
     return {
-        name: f"`{name}` must be a parameter of a trial: {one_of(known, name)}." for name in given if name not in known
+        name: f"{did_you_mean(name, known)}`{name}` must be a parameter of a trial: {one_of(known, name)}."
+        for name in given
+        if name not in known
     }
 
 

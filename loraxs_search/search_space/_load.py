@@ -16,7 +16,7 @@ from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.schedulers import MOASHA
 from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import Document, parse_document
-from loraxs_search.search_space._faults import KeyPath, must_be, one_of, shown
+from loraxs_search.search_space._faults import KeyPath, asking, must_be, one_of, shown
 from loraxs_search.search_space._files import find_file, read_file
 from loraxs_search.search_space._notify import read_notification
 from loraxs_search.search_space._objectives import check_objectives, quality_of
@@ -208,7 +208,7 @@ def _reported(document: Document, given: object, task: Task | None) -> Task | No
     kind = kind_of(task)
     if name is not None and name not in (fitting := kind.fitting_metrics(kind.keys())):
         law = f"must fit {kind.describe(kind.keys())} (one of: {one_of(fitting, name)})"
-        document.faults.add(where, f"{law}, but got {shown(name)}.")
+        document.faults.add(where, f"{asking(law, name, fitting)}, but got {shown(name)}.")
         return task
     metric = name or kind.report_metric or task.metric
     if metric == task.metric:
@@ -243,8 +243,8 @@ def _promotion(document: Document, given: object, metrics: Sequence[str], method
     ]
     for key, metric in named:
         if isinstance(metric, str) and metrics and metric not in metrics:
-            message = f"must be one of the task's metrics: {one_of(metrics, metric)}, but got {shown(metric)}."
-            document.faults.add(("promotion", key), message)
+            law = asking(f"must be one of the task's metrics: {one_of(metrics, metric)}", metric, metrics)
+            document.faults.add(("promotion", key), f"{law}, but got {shown(metric)}.")
     for name in section.methods if section is not None and methods else ():
         if fault := _not_promotable(name, methods):
             document.faults.add(("promotion", "methods"), fault)
@@ -257,7 +257,8 @@ def _promotion(document: Document, given: object, metrics: Sequence[str], method
 def _not_promotable(name: str, methods: Sequence[str]) -> str | None:
     """Return why trials of a method cannot be candidates of a space with these methods; None where they can."""
     if name not in methods:
-        return f"must be among the space's methods: {one_of(methods, name)}, but got {shown(name)}."
+        law = asking(f"must be among the space's methods: {one_of(methods, name)}", name, methods)
+        return f"{law}, but got {shown(name)}."
     if not get_method(name).has_adapter:
         return f"must have adapters, but of {name} only metrics are recorded."
     return None

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from loraxs_search.errors import TargetModulesError
+from loraxs_search.errors import TargetModulesError, did_you_mean
 from loraxs_search.records import LinearModule
-from loraxs_search.search_space._faults import one_of
+from loraxs_search.search_space._faults import asking, one_of
 
 GROUPS = ("attention", "ffn", "all-linear")
 _EXPRESSION = re.compile(r"(?P<groups>[^@]+)(?:@last-(?P<last>\d+))?")
@@ -40,7 +40,8 @@ def parse_expression(text: str) -> Expression:
     groups = match["groups"].split("+")
     for group in groups:
         if not _NAME.fullmatch(group):
-            raise ValueError(f"must be {_GRAMMAR}, each GROUP one of {one_of(GROUPS, group)}, or a module's own name")
+            law = f"must be {_GRAMMAR}, each GROUP one of {one_of(GROUPS, group)}, or a module's own name"
+            raise ValueError(asking(law, group, GROUPS))
     if len(set(groups)) < len(groups):
         raise ValueError("must name each group once")
     return Expression(tuple(groups), int(match["last"]) if match["last"] else None)
@@ -124,4 +125,5 @@ def _nothing(group: str, sites: Sequence[_Site]) -> str:
     own = dict.fromkeys(site.name for site in sites)
     if not own:
         return "`target_modules` must name linear layers, but the base model has none in its layers."
-    return f"`target_modules` must be made of: {one_of([*own, *GROUPS], group)}, but got {group!r}."
+    first, listed = did_you_mean(group, [*own, *GROUPS]), one_of([*own, *GROUPS], group)
+    return f"{first}`target_modules` must be made of: {listed}, but got {group!r}."

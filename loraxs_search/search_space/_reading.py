@@ -45,7 +45,7 @@ def _in_our_words(document: Document, path: KeyPath, model: type[Section], detai
 def _law(kind: str, context: Mapping[str, Any], value: object) -> str:
     if kind == "literal_error":
         names = re.findall(r"'([^']*)'", context["expected"])
-        return f"must be one of: {one_of(names, value)}"
+        return must_be(value, names)
     if kind == "value_error":
         return str(context["error"])
     if kind == "too_short":

@@ -75,7 +75,8 @@ def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
     try:
         task = catalogue_task(name)
     except LoraxsError as error:
-        document.faults.add(path, error.message.rpartition("`task` ")[2])
+        question, _, law = error.message.rpartition("`task` ")
+        document.faults.add(path, f"{question[:1].lower()}{question[1:]}It {law}" if question else law)
         return None
     return section_of(task)
 

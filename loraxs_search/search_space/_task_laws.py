@@ -8,7 +8,7 @@ from typing import Any
 
 from loraxs_search.paths import user_path
 from loraxs_search.search_space._document import Document
-from loraxs_search.search_space._faults import KeyPath, one_of, shown
+from loraxs_search.search_space._faults import KeyPath, asking, one_of, shown
 from loraxs_search.tasks.kinds import TaskKind
 
 
@@ -46,7 +46,7 @@ class TaskLaws:
         for path, name in [*named, *([(("metric",), metric)] if metric else [])]:
             if name not in known:
                 fits = f"must fit {kind.describe(keys)} (one of: {one_of(known, name)})"
-                self._fault(path, f"{fits}, but got {shown(name)}.")
+                self._fault(path, f"{asking(fits, name, known)}, but got {shown(name)}.")
 
     def _check_data(self) -> None:
         data = self._given.get("data")

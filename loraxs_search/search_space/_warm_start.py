@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraxs_search.search_space._document import Document
-from loraxs_search.search_space._faults import location_of, shown
+from loraxs_search.search_space._faults import asking, location_of, shown
 
 MAX_STUDIES = 3
 _KEY = "warm_start"
@@ -32,7 +32,7 @@ def read_warm_start(document: Document, given: object) -> EarlierStudies | None:
     if not isinstance(given, list) or not given:
         remedy = f"; write [{given}]" if isinstance(given, str) else ""
         law = "must be a list of studies, or auto, which finds them"
-        document.faults.add((_KEY,), f"{law}, but got {shown(given)}{remedy}.")
+        document.faults.add((_KEY,), f"{asking(law, given, ['auto'])}, but got {shown(given)}{remedy}.")
         return None
     if len(given) > MAX_STUDIES:
         law = f"must name at most {MAX_STUDIES} studies: the best of each come first"

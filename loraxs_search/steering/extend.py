@@ -37,7 +37,9 @@ class Extend(Verb):
                 hint=f"for example `loraxs-search extend {study.name} --trials 12`",
             )
         if trials is not None and (not isinstance(trials, int) or isinstance(trials, bool) or trials < 1):
-            raise CommandError(f"`--trials` must be a whole number of at least 1, but got {trials}.")
+            raise CommandError(
+                f"`--trials` must be a whole number of at least 1, but got {trials}.", hint="that many are added"
+            )
         plan, seconds = extended(study.folder.info.search, study.state), 0.0 if time is None else _seconds(time)
         if trials is None and has_ended(study) and not _wants_new(plan, study):
             raise CommandError(

@@ -16,7 +16,7 @@ from loraxs_search.records import AnswerState, Command, CommandAnswer, Scalar
 from loraxs_search.steering import decide, describe, get_verb, steered
 from loraxs_search.steering.outbox import Outbox, WaitingCommand
 from loraxs_search.steering.text import trial_name
-from loraxs_search.studies import StudyFolder, holder_elsewhere
+from loraxs_search.studies import StudyFolder, holder_elsewhere, list_studies
 
 WAIT_S = 15.0
 _LOOK_EVERY_S = 0.1
@@ -128,7 +128,7 @@ def _send_away(uri: str, study: str, command: Command, wait_s: float) -> Command
         outbox.put(WaitingCommand(uri, study, command))
         return _queued(command, f"{error.message} `loraxs-search sync` sends it once the server answers")
     send_waiting(uri)  # what was sent before comes before
-    run = find_steered(uri, study)
+    run = find_steered(uri, study, list_studies())
     if run.has_ended and not get_verb(command.verb).after_training:
         raise CommandError(
             f"`{command.verb}` needs a study that still trains, but that of {study!r} at {redact(uri)} has ended.",

@@ -5,28 +5,34 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from loraxs_search.tasks._columns import Columns, MalformedFileError
 
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _LISTED = 5
+_LOOKED_AT = 200  # lines that the separator is guessed from
 
 
-def read_csv(text: str, separator: str, wanted: Sequence[str]) -> Columns:
+def read_csv(text: str, usual: str, wanted: Sequence[str]) -> Columns:
     """Read the columns `wanted`; every value stays text, as written.
 
     Lines without anything in them are skipped. Where a column is missing, no row is read.
 
+    Args:
+        usual: What separates values, unless another separator shows all of `wanted` in the header.
     Raises:
-        MalformedFileError: another separator, a name that stands twice in the header, a row with fields too many or
-            too few, or a quote that is not closed.
+        MalformedFileError: a name that stands twice in the header, a row with fields too many or too few, or a quote
+            that is not closed.
     """
     csv.field_size_limit(sys.maxsize)  # of the process: a text may be longer than csv's 128 KiB
+    separator = next(
+        (each for each in (usual, *_NAMES) if set(wanted) <= set(_header(text, each))), likely_separator(text, usual)
+    )
     rows = _rows(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     names = [name.strip() for name in next(rows, (1, []))[1]]
     if not set(wanted) <= set(names):
-        _check_separator(text, separator, wanted)
         return Columns(names, {}, [])
     if twice := [name for name in dict.fromkeys(wanted) if names.count(name) > 1]:
         raise MalformedFileError(
@@ -34,6 +40,30 @@ def read_csv(text: str, separator: str, wanted: Sequence[str]) -> Columns:
             hint="rename or remove one of the two: which one is meant cannot be known",
         )
     return _columns(rows, names, wanted)
+
+
+def _header(text: str, separator: str) -> list[str]:
+    try:
+        return [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])]
+    except csv.Error:
+        return []
+
+
+def likely_separator(text: str, usual: str) -> str:
+    """Return the separator by which most of the first rows have as many fields as the header, which are several."""
+    head = "\n".join(text.splitlines()[:_LOOKED_AT])
+
+    def fitting(separator: str) -> tuple[float, bool]:
+        try:
+            widths = [len(row) for row in csv.reader(io.StringIO(head), delimiter=separator) if row]
+        except csv.Error:
+            return 0.0, False
+        if not widths or widths[0] < 2:
+            return 0.0, False
+        return Counter(widths)[widths[0]] / len(widths), separator == usual
+
+    best = max(_NAMES, key=fitting)
+    return best if fitting(best)[0] > 0.5 else usual
 
 
 def _columns(rows: Iterator[tuple[int, list[str]]], names: list[str], wanted: Sequence[str]) -> Columns:
@@ -68,13 +98,3 @@ def _rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
             f"must be separated values, but the row in line {line} cannot be read: {error}",
             hint='a field that begins with a double quote ends with one, and has "" for each one in it',
         ) from error
-
-
-def _check_separator(text: str, separator: str, wanted: Sequence[str]) -> None:
-    header = next(iter(text.splitlines()), "")
-    for other, name in _NAMES.items():
-        if other != separator and set(wanted) <= {field.strip(' "') for field in header.split(other)}:
-            raise MalformedFileError(
-                f"must be separated by {_NAMES[separator]}, but its header is separated by {name}",
-                hint=f"save it with {_NAMES[separator]}; a .csv is read with commas, a .tsv with tabs",
-            )

@@ -30,16 +30,19 @@ _COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
 _FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
-def file_format(path: Path) -> str:
+def file_format(path: Path, also: Sequence[str] = ()) -> str:
     """Return the ending that names a file's format.
 
+    Args:
+        also: Endings that the caller reads beside those of data files.
     Raises:
         MalformedFileError: it is none that can be read.
     """
     endings = [ending.lower() for ending in path.suffixes if ending.lower() not in _COMPRESSIONS]
-    if not endings or endings[-1] not in _FORMATS:
+    known = (*also, *_FORMATS)
+    if not endings or endings[-1] not in known:
         raise MalformedFileError(
-            f"must end in one of {', '.join(_FORMATS)} (optionally compressed: {', '.join(_COMPRESSIONS)})",
+            f"must end in one of {', '.join(known)} (optionally compressed: {', '.join(_COMPRESSIONS)})",
             hint="convert it, or give it the ending of what it holds",
         )
     return endings[-1]
@@ -54,7 +57,7 @@ def read_columns(path: Path, content: bytes, wanted: Sequence[str]) -> Columns:
     content = unpacked(path, content)
     if (ending := file_format(path)) == ".parquet":
         return with_parts(_read_parquet(content, with_parents(wanted)), wanted)
-    text = _decoded(content)
+    text = decoded(content)
     if ending in (".csv", ".tsv"):
         return read_csv(text, "\t" if ending == ".tsv" else ",", wanted)
     return with_parts(read_json(text, with_parents(wanted)), wanted)
@@ -77,15 +80,26 @@ def unpacked(path: Path, content: bytes) -> bytes:
         ) from error
 
 
-def _decoded(content: bytes) -> str:
+def decoded(content: bytes) -> str:
+    """Return the text that a file holds.
+
+    Raises:
+        MalformedFileError: it is not in UTF-8, or has zero bytes, as UTF-16 has beside every Latin letter.
+    """
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
+        wrong = content.find(b"\0")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise MalformedFileError(
-            f"must be text in UTF-8, but line {line} has the byte 0x{content[error.start]:02x}",
-            hint="save it as UTF-8; `iconv -f latin1 -t utf-8` does that to a file in Latin-1",
-        ) from error
+        text, wrong = "", error.start
+    if wrong < 0:
+        return text
+    is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content
+    line = content.count(b"\n", 0, wrong) + 1
+    name, encoding = ("UTF-16", "utf-16") if is_utf_16 else ("Latin-1", "latin1")
+    raise MalformedFileError(
+        f"must be text in UTF-8, but line {line} has the byte 0x{content[wrong]:02x}",
+        hint=f"save it as UTF-8; `iconv -f {encoding} -t utf-8` does that to a file in {name}",
+    )
 
 
 def _read_parquet(content: bytes, wanted: Sequence[str]) -> Columns:

@@ -33,11 +33,14 @@ def blank_rows(texts: Sequence[str], pairs: Sequence[str] | None) -> list[int]:
     return empty if pairs is None else [row for row in empty if not pairs[row].strip()]
 
 
-def check_question(task: Task, rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> None:
+def check_question(
+    task: Task, rows: Sequence[tuple[Any, ...]], names: Sequence[str], place: SourceLocation | None = None
+) -> None:
     """Refuse what nobody can judge.
 
     Args:
         names: Of the texts of a row.
+        place: The file that rows are from; None where somebody gave them as they are.
     Raises:
         TaskDataError: there is no row, one has another number of texts than the task takes, or none to read.
     """
@@ -50,17 +53,23 @@ def check_question(task: Task, rows: Sequence[tuple[Any, ...]], names: Sequence[
             f"Task {task.name} must be given {takes} per row, but got {shortened(got)}.",
             hint=f"a row is {' then '.join(names)}",
         )
-    place = SourceLocation("the request")
+    got, of_file = ("got", "") if place is None else (f"{place.name} has", f" of {place.name}")
+    place = place or SourceLocation("the request")
     columns = [[row[i] for row in rows] for i in range(len(names))]
     for values in columns:
+        if faults := [row for row, value in enumerate(values) if not isinstance(value, str)]:
+            raise TaskDataError(
+                f"Task {task.name} must be given {takes} per row, but {got} {place.values(values, faults)}.",
+                hint="give each text as text: in quotes in JSON, as a str in Python",
+            )
         if faults := [row for row, value in enumerate(values) if not is_text(value)]:
             raise TaskDataError(
-                f"Task {task.name} must be given {takes} per row, but got {place.values(values, faults)}.",
-                hint="give each text as a str",
+                f"Task {task.name} must be given valid Unicode, but {got} {place.values(values, faults)}.",
+                hint="it has bytes that are not UTF-8, or half of a surrogate pair: write it as UTF-8",
             )
     if blank := [number for number, row in enumerate(rows) if not "".join(row).strip()]:
         raise TaskDataError(
-            f"Task {task.name} must be given text to read, but {place.row(blank[0])} has none"
+            f"Task {task.name} must be given text to read, but {place.row(blank[0])}{of_file} has none"
             f"{f' ({len(blank)} such rows)' if len(blank) > 1 else ''}.",
             hint="leave out rows that are empty",
         )

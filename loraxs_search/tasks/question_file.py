@@ -1,74 +1,134 @@
-"""Rows to be answered, from a file: read as training data are, with the columns that an adapter reads."""
+"""Rows to be answered, from a file or from standard input: read as training data are, with an adapter's columns."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraxs_search.errors import UsageError, unknown_name
+from loraxs_search.errors import UsageError, meant
 from loraxs_search.home import disk_faults
 from loraxs_search.tasks._columns import Columns, MalformedFileError
-from loraxs_search.tasks._files import file_format, read_columns
+from loraxs_search.tasks._files import decoded, file_format, read_columns, unpacked
+from loraxs_search.tasks._source_location import SourceLocation
+
+_TEXT = ".txt"
+_STDIN = "standard input"
 
 
-def read_questions(path: Path, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+@dataclass(frozen=True)
+class QuestionRows:
+    """Rows to be answered.
+
+    Args:
+        rows: Each with the values of the adapter's columns.
+        place: Where they stand, for messages.
+    """
+
+    rows: list[tuple[Any, ...]]
+    place: SourceLocation
+
+
+def read_questions(source: str, columns: Sequence[str]) -> QuestionRows:
     """Return the rows of a file, each with these columns; where both have only one, its name is not asked for.
 
     Args:
-        path: A file that training data may stand in, or a .txt with a text in each line.
+        source: The path of a file that training data may stand in, or of a .txt with a text in each line.
     Raises:
         UsageError: there is no such file, it cannot be read, lacks a column, or has no row.
         HomeError: the disk fails.
     """
-    if not path.is_file():
-        raise UsageError(f"`--file` must name a file, or - for standard input, but there is no {path}.")
+    path = Path(source).expanduser()
+    if not source or not path.is_file():
+        got = f"{source} is a folder" if source and path.is_dir() else f"there is no {source or repr(source)}"
+        raise UsageError(
+            f"`--file` must name a file, or - for standard input, but {got}.",
+            hint="download it first: only files of this machine are read" if "://" in source else _HINT,
+        )
     with disk_faults(path, "--file"):
         content = path.read_bytes()
-    if path.suffix.lower() == ".txt":
-        return read_lines(content, str(path), columns)
     try:
-        file_format(path)
-        read = read_columns(path, content, columns)
-        if len(read.available) == len(columns) == 1 and not read.values:
-            read = read_columns(path, content, read.available)
-            columns = read.available
+        if file_format(path, (_TEXT,)) == _TEXT:
+            return _lines(decoded(unpacked(path, content)), source, columns)
+        return _of_columns(_read_file(path, content, columns), source, columns)
     except MalformedFileError as error:
-        raise UsageError(f"`--file` {error.message}: {path}.", hint=error.hint) from error
-    return _rows(read, path, columns)
+        raise UsageError(f"`--file` {error.message}: {source}.", hint=error.hint) from error
 
 
-def read_lines(content: bytes, source: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return a row for each line that is not empty.
+def read_standard_input(content: bytes, columns: Sequence[str]) -> QuestionRows:
+    """Return the rows of standard input: a text in each line, or JSONL or CSV where the first line shows the columns.
 
     Raises:
-        UsageError: it is no UTF-8, rows need several columns, or there is none.
+        UsageError: it is no UTF-8, it lacks a column, or has no row.
     """
+    try:
+        text = decoded(content)
+        if (ending := _shown_form(text, columns)) == _TEXT:
+            return _lines(text, _STDIN, columns)
+        return _of_columns(read_columns(Path(f"stdin{ending}"), content, columns), _STDIN, columns)
+    except MalformedFileError as error:
+        raise UsageError(f"`--file` {error.message}: {_STDIN}.", hint=error.hint) from error
+
+
+_HINT = "a .txt has a text in each line; a .csv, .tsv, .jsonl or .parquet has the columns that the task reads"
+
+
+def _read_file(path: Path, content: bytes, columns: Sequence[str]) -> Columns:
+    read = read_columns(path, content, columns)
+    if len(read.available) == len(columns) == 1 and not read.values:
+        named = read_columns(path, content, read.available)
+        return Columns(list(columns), {columns[0]: named.values[read.available[0]]}, named.lines)
+    return read
+
+
+def _lines(text: str, source: str, columns: Sequence[str]) -> QuestionRows:
     if len(columns) > 1:
         raise UsageError(
             f"A row of this task has {', '.join(columns)}, but a line of {source} has one text.",
             hint="give a .csv with these columns, or a .jsonl with these keys",
         )
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UsageError(
-            f"`--file` must be text in UTF-8, but line {line} of {source} is not.",
-            hint="save it as UTF-8; `iconv -f latin1 -t utf-8` does that to a file in Latin-1",
-        ) from error
-    return _some([(line,) for line in text.splitlines() if line.strip()], source)
+    lines = [(number, line.rstrip("\n")) for number, line in enumerate(io.StringIO(text, newline=None), start=1)]
+    kept = [(number, line) for number, line in lines if line.strip()]
+    return _some([(line,) for _, line in kept], SourceLocation(source, [number for number, _ in kept]))
 
 
-def _rows(read: Columns, path: Path, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+def _of_columns(read: Columns, source: str, columns: Sequence[str]) -> QuestionRows:
+    place = SourceLocation(source, read.lines)
+    if not any(name.strip() for name in read.available):
+        return _some([], place)
     for name in columns:
         if name not in read.values:
-            message = unknown_name("column", name, read.available)
-            raise UsageError(f"{path} lacks a column of the task. {message}", hint=f"it needs {', '.join(columns)}")
-    return _some(list(zip(*(read.values[name] for name in columns), strict=True)), str(path))
+            near = meant(name, read.available)
+            raise UsageError(
+                f"{source} must have the column {name}, which the task reads, but has: {', '.join(read.available)}.",
+                hint=f"rename the column {near} to {name}"
+                if near
+                else f"rename the column of the texts to {name}"
+                + (", or leave only that one: then its name does not matter" if len(columns) == 1 else ""),
+            )
+    return _some(list(zip(*(read.values[name] for name in columns), strict=True)), place)
 
 
-def _some(rows: list[tuple[Any, ...]], source: str) -> list[tuple[Any, ...]]:
+def _some(rows: list[tuple[Any, ...]], place: SourceLocation) -> QuestionRows:
     if not rows:
-        raise UsageError(f"`--file` must have a row at least, but {source} has none.")
-    return rows
+        raise UsageError(f"`--file` must have a row at least, but {place.name} has none.", hint=_HINT)
+    return QuestionRows(rows, place)
+
+
+def _shown_form(text: str, columns: Sequence[str]) -> str:
+    """Return the ending that a file with this text would have: lines of text, unless its first line has all columns."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if first.startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            keys = json.loads(first)
+            if all(name in keys or name.partition(".")[0] in keys for name in columns):
+                return ".jsonl"
+    for separator, ending in ((",", ".csv"), ("\t", ".tsv")):
+        names = [name.strip(' "') for name in first.split(separator)]
+        if len(names) > 1 and set(columns) <= set(names):
+            return ending
+    return _TEXT

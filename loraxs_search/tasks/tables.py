@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +13,11 @@ from typing import Any
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.home import disk_faults
 from loraxs_search.tasks._columns import Columns, MalformedFileError
-from loraxs_search.tasks._csv import read_csv
+from loraxs_search.tasks._csv import likely_separator, read_csv
 from loraxs_search.tasks._files import file_format, read_columns, unpacked
 from loraxs_search.tasks._hub_splits import load_splits
 from loraxs_search.tasks._rows_cache import rows_cache
 
-_SEPARATORS = (",", ";", "\t", "|")
-_LOOKED_AT = 200  # lines that the separator is guessed from
 _MOST_OF_HUB = 100_000  # rows of a data set that are looked at
 
 
@@ -137,7 +134,7 @@ def read_hub_table(hub: str, config: str | None, split: str | None, cache_dir: P
 def _separated(path: Path, content: bytes, usual: str) -> Table:
     """Read separated values; columns without a name, as pandas writes its index, are left out."""
     text, encoding = _decoded(content)
-    separator = _separator(text, usual)
+    separator = likely_separator(text, usual)
     header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
     names = [name.strip() for name in header if name.strip()]
     if not names and text.strip():
@@ -165,20 +162,3 @@ def _decoded(content: bytes) -> tuple[str, str]:
         except UnicodeDecodeError:
             continue
     return content.decode("latin-1"), "Latin-1"
-
-
-def _separator(text: str, usual: str) -> str:
-    """Return the separator by which most of the first rows have as many fields as the header, which are several."""
-    head = "\n".join(text.splitlines()[:_LOOKED_AT])
-
-    def fitting(separator: str) -> tuple[float, bool]:
-        try:
-            widths = [len(row) for row in csv.reader(io.StringIO(head), delimiter=separator) if row]
-        except csv.Error:
-            return 0.0, False
-        if not widths or widths[0] < 2:
-            return 0.0, False
-        return Counter(widths)[widths[0]] / len(widths), separator == usual
-
-    best = max(_SEPARATORS, key=fitting)
-    return best if fitting(best)[0] > 0.5 else usual

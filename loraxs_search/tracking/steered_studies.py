@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraxs_search.errors import StudyError, TrackingError
+from loraxs_search.errors import StudyError, TrackingError, did_you_mean
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import Command, CommandAnswer, from_json, to_json
 from loraxs_search.tracking.command_tags import ANSWER, COMMAND
@@ -63,9 +63,11 @@ class SteeredRun:
                 time.sleep(_LOOK_EVERY_S)
 
 
-def find_steered(uri: str, study: str) -> SteeredRun:
+def find_steered(uri: str, study: str, here: Iterable[str] = ()) -> SteeredRun:
     """Return the latest study of that name that is recorded there.
 
+    Args:
+        here: The studies of this machine, one of which may be meant.
     Raises:
         TrackingError: the server does not answer, or refuses us.
         StudyError: there is no such study.
@@ -77,7 +79,8 @@ def find_steered(uri: str, study: str) -> SteeredRun:
         if run is not None:
             return SteeredRun(uri, study, client, run)
     raise StudyError(
-        f"`study` must be one of this machine or of {redact(uri)}, but there is no {study!r}.",
+        f"{did_you_mean(study, here)}`study` must be one of this machine or of {redact(uri)}, but there is no "
+        f"{study!r}.",
         hint="`loraxs-search status` lists those of this machine; --tracking-uri names the MLflow server of others",
     )
 

@@ -50,6 +50,10 @@ def test_every_fault_of_a_file_is_told_with_its_line(say, tmp_path):
     [
         ("parameters.rank=500", ("`rank` must be in 1..32, but got rank=500 for bert.encoder.layer.0.",)),
         ("parameters.target_modules=q_proj", ("`target_modules` must be made of: ", "but got 'q_proj'")),
+        (
+            "parameters.target_modules=atention",
+            ("Did you mean attention? `target_modules` must be made of: attention", "but got 'atention'"),
+        ),
         ("parameters.target_modules=ffn@last-9", ("K in 1..2",)),
         ("serach.trials=2", ("must be one of: search, ",)),
     ],

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
 from support.studies import study
 
 import loraxs_search
 from loraxs_search.base_model import locate
-from loraxs_search.cli._main import app
+from loraxs_search.cli._main import app, run, write_as_stderr_does
 from loraxs_search.records import AdapterSize, BaseModelRef, Identity, TrialReport, TrialState
 from loraxs_search.search_space import load_space
 from loraxs_search.shipped_spaces import shipped_spaces
@@ -64,8 +66,10 @@ def test_nothing_asked_is_answered_with_help(say):
         (["launch"], ("Missing argument", "`loraxs-search launch --help`")),
         (["launch", "x", "--jsn"], ("`option` must be one of: --json, ", "but got '--jsn'")),
         (["pull", "a", "b"], ("unexpected extra argument", "`loraxs-search pull --help`")),
-        (["ui", "--port", "many"], ("Invalid value for '--port'",)),
-        (["ui", "--port", "99999"], ("Invalid value for '--port'",)),
+        (["ui", "--port", "many"], ("`--port` must be a whole number, but got 'many'.",)),
+        (["ui", "--port", "99999"], ("`--port` must be at most 65535, but got '99999'.",)),
+        (["pull", "t", "--format", "gguff"], ("Did you mean gguf? `--format` must be one of: gguf, ", "got 'gguff'")),
+        (["--versoin"], ("Did you mean --version? `option` must be one of: --version, ",)),
         (["status", "--address"], ("but got '--address'",)),
     ],
 )
@@ -119,6 +123,14 @@ def test_an_error_is_a_document_where_one_is_expected(say, line, code, message):
     assert document["error"]["exit_code"] == code
     assert message in document["error"]["message"]
     assert f"error: {document['error']['message']}\n\nhint: {document['error']['hint']}" in said.err
+
+
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    write_as_stderr_does()
+    assert run(["spaces", "copy", "movie_reviews", "\u4f60\xe9.yaml"]) == 0
+    assert sys.stdout.buffer.getvalue() == b"\\u4f60\xe9.yaml\n"
 
 
 def test_after_two_dashes_json_is_a_text(say):

@@ -103,9 +103,9 @@ def test_the_papers_numbers_are_marked_as_such(say, fresh_home):
         (["compare", "xs", "--by", "rank", "--against", "5"], 2, ("`--against` must be one of: 4, 8, but got '5'.",)),
         (["compare", "xs", "--export", "peft"], 2, ("`--export peft` and `--out FOLDER` must be given together",)),
         (["compare", "xs", "--out", "x"], 2, ("must be given together",)),
-        (["compare", "xs", "--export", "csv", "--out", "x"], 2, ("Invalid value for '--export'",)),
-        (["compare", "xs", "--max-bytes", "0"], 2, ("Invalid value for '--max-bytes'",)),
-        (["compare", "xs", "--tolerance", "-1"], 2, ("Invalid value for '--tolerance'",)),
+        (["compare", "xs", "--export", "csv", "--out", "x"], 2, ("`--export` must be one of: peft, but got 'csv'.",)),
+        (["compare", "xs", "--max-bytes", "0"], 2, ("`--max-bytes` must be at least 1, but got '0'.",)),
+        (["compare", "xs", "--tolerance", "-1"], 2, ("`--tolerance` must be at least 0",)),
     ],
 )
 def test_a_request_that_cannot_be_met(say, studies, line, code, parts):

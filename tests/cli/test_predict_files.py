@@ -77,19 +77,54 @@ def test_lines_of_a_text_file_and_of_standard_input_are_rows(
     say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "texts.txt").write_bytes(b"a fine film\r\n\r\nso so\n")
+    (tmp_path / "texts.txt.gz").write_bytes(gzip.compress(b"a fine film\rso so"))
     printed = say("predict", str(adapter), "--file", str(tmp_path / "texts.txt")).ok
     assert [line.split("\t")[2] for line in printed.splitlines()] == ["a fine film", "so so"]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a fine film\nso so")))
     assert say("predict", str(adapter), "--file", "-").ok == printed
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a fine film\nso so")))
+    assert say("predict", str(adapter), "-").ok == printed
+    assert say("predict", str(adapter), "--file", str(tmp_path / "texts.txt.gz")).ok == printed
+
+
+def test_only_line_ends_end_a_line(say: Say, adapter: Path, tmp_path: Path) -> None:
+    """Others, that Python's `splitlines` knows, are in texts that people copy from the web."""
+    texts = ["a\x0cb \x85 c\u2028d", "so so"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    lines = say("predict", str(adapter), "--file", str(tmp_path / "texts.txt"), "--format", "jsonl").ok.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == texts
+
+
+@pytest.mark.parametrize(
+    "content", ["n,text\n1,so so\n", "text\tn\nso so\t1\n", '{"text": "so so", "n": 1}\n', "so so\n"]
+)
+def test_standard_input_may_have_columns(
+    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    (answer,) = json.loads(say("predict", str(adapter), "-", "--json").ok)
+    assert answer["text"] == "so so"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"caf\xe9\n", b'{"text": "so"}\nso\n', b"s\0o\n"])
+def test_standard_input_that_cannot_be_read(
+    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    said = say("predict", str(adapter), "-")
+    assert said.out == ""
+    assert said.is_error(2, "standard input")
 
 
 def test_a_long_file_is_answered_in_parts_as_in_one(
-    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = table(tmp_path / "rows.csv", [["text"], *([f"film {i}"] for i in range(11))])
+    file = table(tmp_path / "rows.csv", [["text"], *([f"film {i}" + " so" * 200 * (i % 2)] for i in range(11))])
     whole = say("predict", str(adapter), "--file", str(file), "--format", "csv").ok
     monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 4)
-    assert say("predict", str(adapter), "--file", str(file), "--format", "csv").ok == whole
+    said = say("predict", str(adapter), "--file", str(file), "--format", "csv")
+    assert said.ok == whole
+    assert [record.message.split(" are")[0] for record in caplog.records[1:]] == ["5 of 11 rows"]
 
 
 def test_columns_are_found_by_their_names(say: Say, writer: Path, tmp_path: Path) -> None:
@@ -105,17 +140,28 @@ def test_columns_are_found_by_their_names(say: Say, writer: Path, tmp_path: Path
         (
             "a.csv",
             "txt,label\nso,1\n",
-            "lacks a column of the task. Did you mean txt? `column` must be one of: txt, label, but got 'text'",
+            "must have the column text, which the task reads, but has: txt, label.\n\nhint: rename the column txt to",
         ),
         ("a.csv", "text,text\nso,so\n", "`--file` must name each column once, but its header has 'text' twice: "),
         ("a.csv", 'n,text\n1,so\n"two\nlines"\n', "a field for each of the 2 columns, but line 3 has 1: "),
         ("a.csv", 'text,n\n"so,1\n', "`--file` must be separated values, but the row in line 2 cannot be read"),
-        ("a.csv", "text;n\nso;1\n", "must be separated by commas, but its header is separated by semicolons: "),
         ("a.jsonl", '{"text": "so"}\nso\n', "line 2"),
-        ("a.jsonl", '{"txt": "so", "n": 1}\n', "`column` must be one of: txt, n, but got 'text'"),
+        (
+            "a.csv",
+            "review,stars\nso,1\n",
+            "but has: review, stars.\n\nhint: rename the column of the texts to text, or",
+        ),
+        ("a.csv", "", "`--file` must have a row at least, but "),
+        ("a.csv", "n;review\n1;so\n2;so\n", "must have the column text, which the task reads, but has: n, review."),
+        ("a.csv", "n\treview\n1\tso\n2\tso\n", "must have the column text, which the task reads, but has: n, review."),
+        ("a.csv", "text\nso\n".encode("utf-16"), "line 1 has the byte 0xff: "),
+        ("a.txt", "so\n".encode("utf-16-le"), "line 1 has the byte 0x00: "),
+        ("a.txt", "so\n".encode("utf-16"), "`iconv -f utf-16 -t utf-8`"),
+        ("a.jsonl", '{"txt": "so", "n": 1}\n', "must have the column text, which the task reads, but has: txt, n."),
+        ("a.jsonl", "", "`--file` must have a row at least, but "),
         ("a.jsonl", "3\n", "must hold objects, but line 1 has 3"),
-        ("a.md", "so\n", "`--file` must end in one of .json, .jsonl, .csv, .tsv, .parquet"),
-        ("a.txt", b"so\ns\xfc\xdf\n", "`--file` must be text in UTF-8, but line 2 of "),
+        ("a.md", "so\n", "`--file` must end in one of .txt, .json, .jsonl, .csv, .tsv, .parquet"),
+        ("a.txt", b"so\ns\xfc\xdf\n", "`--file` must be text in UTF-8, but line 2 has the byte 0xfc: "),
         ("a.txt", "\n \n", "`--file` must have a row at least"),
     ],
 )
@@ -124,8 +170,27 @@ def test_a_file_that_cannot_be_read_is_told_with_its_place(
 ) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     said = say("predict", str(adapter), "--file", str(tmp_path / name))
-    assert (said.code, said.out) == (2, "")
-    assert message in said.err
+    assert said.out == ""
+    assert said.is_error(2, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "n,text\n" + "1,so\n" * 5 + '6,""\n', "must be given text to read, but line 7 of "),
+        ("a.jsonl", '{"text": "so"}\n' * 5 + '\n{"text": 3}\n', "a.jsonl has 3 (line 7)."),
+        ("a.jsonl", '{"text": "so"}\n' * 5 + '{"n": 3}\n', "a.jsonl has None (line 6)."),
+        ("a.jsonl", '{"text": "so"}\n' * 5 + '{"text": "\\ud800"}\n', "must be given valid Unicode, but "),
+    ],
+)
+def test_a_row_that_cannot_be_answered_is_told_before_any_is(
+    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, message: str
+) -> None:
+    monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
+    (tmp_path / name).write_text(content)
+    said = say("predict", str(adapter), "--file", str(tmp_path / name))
+    assert said.out == ""
+    assert said.is_error(1, message)
 
 
 def test_a_text_of_a_megabyte_and_rows_of_several_columns(
@@ -139,9 +204,12 @@ def test_a_text_of_a_megabyte_and_rows_of_several_columns(
 
 
 def test_rows_come_from_one_place(say: Say, adapter: Path, tmp_path: Path) -> None:
-    assert "but got none of them" in say("predict", str(adapter)).err
+    assert say("predict", str(adapter)).is_error(2, "but got none of them", "--file - reads standard input")
     assert "but got TEXT and --file" in say("predict", str(adapter), "so", "--file", "x.txt").err
-    assert "there is no x.txt" in say("predict", str(adapter), "--file", "x.txt").err
+    assert say("predict", str(adapter), "--file", "x.txt").is_error(2, "there is no x.txt")
+    assert say("predict", str(adapter), "--file", str(adapter)).is_error(2, "is a folder")
+    assert say("predict", str(adapter), "--file", "").is_error(2, "there is no ''")
+    assert say("predict", str(adapter), "--file", "https://x.org/a.csv").is_error(2, "https://x.org/a", "download it")
     assert "must stand without --repl" in say("predict", str(adapter), "--repl", "--json").err
     assert "must stand without --format csv" in say("predict", str(adapter), "so", "--format", "csv", "--json").err
 
@@ -173,6 +241,10 @@ def test_a_row_that_cannot_be_read_does_not_end_it(say: Say, adapter: Path, monk
     said = say("predict", str(adapter), "--repl", "--format", "jsonl")
     assert [json.loads(line)["text"] for line in said.ok.splitlines()] == ["fine film", "so so"]
     assert "error: It cannot be read." in said.err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nfine film\n"), encoding="utf-8"))
+    said = say("predict", str(adapter), "--repl", "--format", "jsonl")
+    assert [json.loads(line)["text"] for line in said.ok.splitlines()] == ["fine film"]
+    assert "must be given valid Unicode, but got 'caf" in said.err
 
 
 # ---- Python ----------------------------------------------------------------------------------------------------------
@@ -204,6 +276,11 @@ def test_a_trial_is_tried_before_promotion(ask: Say, searched: object) -> None:
     printed = json.loads(ask("predict", f"{study}/{complete}", "a fine film", "--json").ok)
     assert printed[0]["label"] == answer.label
     said = ask("predict", f"{study}/99999", "a fine film")
-    assert said.is_error(1, f"`{study}/TRIAL` must be one of: ", "but got '99999'", "at the end of a search")
-    with pytest.raises(StudyError, match="must be one of"):
-        loraxs_search.load(f"{study}/")
+    assert said.is_error(
+        1, f"`{study}/TRIAL` must be one of: ", "but got '99999'", "keeps the adapters of its best trials"
+    )
+    for none in ("", f"../adapters/{complete}"):
+        with pytest.raises(StudyError, match=rf"^`{study}/TRIAL` must be one of: [\d., ]+, but got '{none}'"):
+            loraxs_search.load(f"{study}/{none}")
+    assert ask("predict", "reviewz/0", "so").is_error(1, "Did you mean reviews? `study` must be one of", "./reviewz/0")
+    assert ask("predict", study, "so").is_error(1, f"{study} is a study: write {study}/TRIAL")

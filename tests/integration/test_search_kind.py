@@ -143,7 +143,7 @@ def test_a_kind_from_outside_is_searched_promoted_and_asked(shell: Shell, agree:
 def test_its_keys_are_held_to_its_own_laws(shell: Shell) -> None:
     for change, message in (
         ("task.answer=words", "task.answer: must be another column than `ask`, but got 'words'."),
-        ("task.kind=word-pair", "task.kind: must be one of: word-pairs, "),
+        ("task.kind=word-pair", "task.kind: did you mean word-pairs? It must be one of: word-pairs, "),
         (
             "task.metrics=[accuracy]",
             "task.metrics[0]: must fit word-pairs (one of: token_accuracy, exact_match, one_word",

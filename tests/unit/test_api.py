@@ -11,7 +11,7 @@ import pytest
 import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.base_model import locate
-from loraxs_search.errors import IntegrityError, RegistryError, UsageError
+from loraxs_search.errors import IntegrityError, RegistryError, StudyError, UsageError
 from loraxs_search.records import BaseModelRef
 
 TARGETS = ("bert.encoder.layer.0.attention.self.query",)
@@ -69,8 +69,10 @@ def test_a_folder_that_is_said_to_be_one_is_taken(shadow):
 
 def test_a_folder_that_is_none_is_told(shadow):
     for none in ("./elsewhere", "./movie-reviews/manifest.json"):
-        with pytest.raises(IntegrityError, match="no adapter folder"):
+        with pytest.raises(IntegrityError, match="must be an adapter folder, but"):
             loraxs_search.predict(none, "so so")
-    with pytest.raises(RegistryError) as unclear:
+    with pytest.raises(IntegrityError, match="no adapter folder"):
+        loraxs_search.predict(".", "so so")
+    with pytest.raises(StudyError, match="`study` must be one of: none, but got 'runs'") as unclear:
         loraxs_search.predict("runs/movie-reviews", "so so")
     assert "./runs/movie-reviews" in str(unclear.value.hint)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from loraxs_search.errors import LoraxsError, one_of
+from loraxs_search.errors import LoraxsError, asking, one_of
 from loraxs_search.records import EarlierStudy, EarlierTrial, Identity, TrialState, WarmStart, WarmTrial, WarmTrials
 from loraxs_search.reports import leaderboard
 from loraxs_search.search_space import EarlierStudies, Space, fail_with, place_params, single_method
@@ -103,7 +103,8 @@ def _read(name: str, uri: str) -> EarlierStudy | str:
 
     recorded = study_named(uri, name)
     known = f" ({one_of(list_studies(), name)})" if list_studies() else ""
-    return recorded or f"must be a study of this machine{known} or of its tracking server, but got {name!r}."
+    law = asking(f"must be a study of this machine{known} or of its tracking server", name, list_studies())
+    return recorded or f"{law}, but got {name!r}."
 
 
 def _unfit(study: EarlierStudy, base_digest: str) -> str:

@@ -190,7 +190,12 @@ class TaskKind(ABC):
     @property
     @abstractmethod
     def question_texts(self) -> tuple[str, ...]:
-        """Names of the texts of one question, one for each text."""
+        """Names of the texts of one question, one for each text, as people read them."""
+
+    @property
+    def question_columns(self) -> tuple[str, ...]:
+        """The columns of a file that has questions, one for each text."""
+        return self.question_texts
 
     @abstractmethod
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:

@@ -181,19 +181,18 @@ class MultipleChoice(LanguageModelKind):
     @property
     def question_texts(self) -> tuple[str, ...]:
         listed = self.options.column
-        return tuple(f"{name}, separated by {SEPARATOR}" if name == listed else name for name in self._asked)
+        return tuple(f"{name}, separated by {SEPARATOR}" if name == listed else name for name in self.question_columns)
 
     @property
-    def _asked(self) -> tuple[str, ...]:
-        """The columns of a question."""
+    def question_columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.prompt.columns, *self.options.columns)))
 
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
         form = self.options
-        listed = None if form.column is None else self._asked.index(form.column)
+        listed = None if form.column is None else self.question_columns.index(form.column)
         texts = [tuple(str(v) if i == listed and isinstance(v, list) else v for i, v in enumerate(row)) for row in rows]
         check_question(self.task, texts, self.question_texts)
-        asked = [dict(zip(self._asked, row, strict=True)) for row in rows]
+        asked = [dict(zip(self.question_columns, row, strict=True)) for row in rows]
         if form.column is not None:
             asked = [row | {form.column: split_options(row[form.column])} for row in asked]
         options, faults = read_options(form, asked, texts, self.task, SourceLocation("the request"))

@@ -20,7 +20,8 @@ TABLE = """
 name: Movie/Reviews | task.name | must start with a lower-case letter or digit
 name: latest | task.name | not be `latest`
 name: 2024 | task.name | must be text, but got 2024; quote it
-kind: classification | task.kind | must be one of: sequence-classification
+kind: classification | task.kind | did you mean sequence-classification? It must be one of: sequence-classification
+kind: ranking | task.kind | must be one of: 
 data_files: {train: nope.jsonl} | task.data.data_files.train | does not exist
 data_files: {train: .} | task.data.data_files.train | is a folder
 data_files | hub_id: x | task.data.hub_id | must be one of: hub
@@ -28,7 +29,7 @@ columns: {text: sentence} | task.columns.label | is required
 labels: [no, "yes"] | task.labels[0] | got false (so YAML reads an unquoted no); quote it
 labels: [a, a] | task.labels | must name each once, without a second 'a'
 labels: [a] | task.labels | must name at least two labels
-metrics: [accurcy, f1] | task.metrics[0] | (one of: accuracy
+metrics: [accurcy, f1] | task.metrics[0] | did you mean accuracy? It must fit sequence-classification
 metrics: [f1, mse] | task.metrics[1] | must fit sequence-classification
 base_model: {id: a, revison: b} | base_model.revison | did you mean revision? It must be one of: revision
 base_model: {id: a, sha256: ABC} | base_model.sha256 | must be 64 hexadecimal digits
@@ -51,11 +52,14 @@ scale: {uniform: [0.5, .inf]} | parameters.scale.uniform[1] | got Infinity
 scale: {uniform: [.nan, 1]} | parameters.scale.uniform[0] | got NaN
 scale: {int: [1, 2]} | parameters.scale.int | use uniform (with step) or choice
 scale: {uniform: [0.5, 2.0], step: 1.0e-30} | parameters.scale.step | into at most 1,000,000,000 steps, but got 1e-30.
-scale: {normal: [1, 2]} | parameters.scale | exactly one of: value, choice
+scale: {normal: [1, 2]} | parameters.scale | exactly one of: value, choice, uniform, log_uniform, int, but got normal.
+scale: {} | parameters.scale | but got none.
+scale: {log_unifrom: [1, 2]} | parameters.scale | did you mean log_uniform? It must have exactly one of: value, choice
 scale: {value: 1, choice: [1]} | parameters.scale | got 2: value, choice
 scale: {value: 1, else: 2} | parameters.scale.else | must stand beside `when`
 scale | alpha: 16 | parameters.alpha | use `scale` (= alpha / rank)
 target_modules: {choice: [query+value, value+query]} | parameters.target_modules.choice[1] | each value once
+target_modules: all-liner@last-2 | parameters.target_modules | did you mean all-linear? It must be GROUP[+GROUP
 target_modules: query@last-0 | parameters.target_modules | K at least 1
 target_modules: [query, query] | parameters.target_modules | must name each group once
 target_modules: 3 | parameters.target_modules | must be a module group (attention
@@ -66,7 +70,7 @@ weight_decay: {log_uniform: [0, 1]} | parameters.weight_decay.log_uniform[0] | a
 weight_decay: {value: 0, when: {learning_rate: 1}} | parameters.weight_decay.when.learning_rate | may take any
 weight_decay: {value: 0, when: {rank: 5}} | parameters.weight_decay.when.rank | must be a value that rank may have: 4, 8
 weight_decay: {value: 0, when: {rank: [4, x]}} | parameters.weight_decay.when.rank[1] | must be an integer
-weight_decay: {value: 0, when: {rnk: 4}} | parameters.weight_decay.when.rnk | must name a parameter of this space: rank
+weight_decay: {value: 0, when: {rnk: 4}} | parameters.weight_decay.when.rnk | did you mean rank? It must name
 weight_decay: {value: 0, when: {rank: []}} | parameters.weight_decay.when.rank | an empty list
 weight_decay: {value: 0, when: 3} | parameters.weight_decay.when | must map parameters
 weight_decay: {value: 0, when: {weight_decay: 0}} | parameters.weight_decay.when | must not lead back to itself
@@ -74,7 +78,12 @@ weight_decay: -1 | parameters.weight_decay | must be a number of at least 0, but
 weight_decay | adam_beta1: 1.0 | parameters.adam_beta1 | must be a number of at least 0 and below 1, but got 1.0.
 weight_decay | adam_beta2: {uniform: [0.9, 1]} | parameters.adam_beta2.uniform[1] | must be a number of at least 0 and
 weight_decay | warmup_ratio: 1.5 | parameters.warmup_ratio | must be a number in 0..1, but got 1.5.
-sigma: inptu | parameters.sigma | must be one of: input, sqrt, output, none
+sigma: inptu | parameters.sigma | did you mean input? It must be one of: input, sqrt, output, none
+sigma: {choice: [input, SQR]} | parameters.sigma.choice[1] | did you mean sqrt? It must be one of: 
+sigma: put | parameters.sigma | must be one of: input, output, sqrt, none
+sigma | basis: grdient | parameters.basis | did you mean gradient? It must be one of: gradient, top
+sigma | head: outputs | parameters.head | did you mean output? It must be one of: output, full
+sigma | lr_schedule: cosin | parameters.lr_schedule | did you mean cosine? It must be one of: cosine
 sigma: {choice: [input], when: {rank: 4}, else: x} | parameters.sigma.else | must be one of: input
 sigma: {int: [1, 2]} | parameters.sigma.int | use choice
 sigma: {uniform: [1, 2]} | parameters.sigma.uniform | use choice
@@ -82,7 +91,10 @@ trials: 0 | search.trials | must be at least 1, but got 0.
 trials: "4" | search.trials | must be an integer, but got "4".
 trials: 4.0 | search.trials | must be an integer, but got 4.0.
 trials: yes | search.trials | must be an integer, but got true (so YAML reads an unquoted yes).
-trials | scheduler: ashaa | search.scheduler | must be one of: asha, mo-asha, none
+trials | scheduler: ahsa | search.scheduler | did you mean asha? It must be one of: asha, mo-asha, none, but got "ahsa".
+trials | scheduler: ASHA | search.scheduler | did you mean asha? It must be one of: asha
+trials | scheduler: hyperband | search.scheduler | must be one of: asha, mo-asha, none
+trials | precision: flaot32 | search.precision | did you mean float32? It must be one of: float32
 trials | report_every: 500 | search.report_every | at most max_steps, but got report_every=500 and max_steps=160.
 trials | seed: 4294967296 | search.seed | must be below 4294967296
 time_budget: 1:30 | search.time_budget | (90s, 10m, 2h, 1d), but got
@@ -93,16 +105,20 @@ trials | objectives: accuracy | search.objectives | must be a list, but got "acc
 trials | objectives: [accuracy] | search.objectives | must be a metric and then stored_bytes, as in [accuracy, stored_
 trials | objectives: [stored_bytes, accuracy] | search.objectives | but got ["stored_bytes", "accuracy"]
 trials | objectives: [accuracy, seconds] | search.objectives | must be a metric and then stored_bytes
-trials | objectives: [acuracy, stored_bytes] | search.objectives[0] | must fit sequence-classification
+trials | objectives: [acuracy, stored_bytes] | search.objectives[0] | did you mean accuracy? It must fit
 trials | objectives: [accuracy, accuracy] | search.objectives | must name each once, without a second 'accuracy'
 trials | keep: first | search.keep | must be one of: last, best
+trials | keep: bst | search.keep | did you mean best? It must be one of: best, last
 metric: f2 | promotion.metric | must be one of the task's metrics: f1, accuracy
+metric: acuracy | promotion.metric | did you mean accuracy? It must be one of the task's metrics: accuracy
 metric | min_gain: .inf | promotion.min_gain | must be a finite number
 metric | max_bytes: -1 | promotion.max_bytes | must be at least 1
 metric | max_latency: 1 | promotion.max_latency | the time of a batch with the adapter over the bare base's
 metric | max_latency: 80ms | promotion.max_latency | must be a number above 1
 metric | tolerance: -1e-3 | promotion.tolerance | must be at least 0
 metric | confidence: 1.0 | promotion.confidence | must be below 1
+metric | direction: maximise | promotion.direction | did you mean maximize? It must be one of: maximize
+metric | methods: [lora-x] | promotion.methods | did you mean lora-xs? It must be among the space's methods: lora-xs
 metric | direction: up | promotion.direction | must be one of: maximize, minimize
 metric | guards: {f1: -1} | promotion.guards.f1 | must be at least 0
 metric | guards: [f1] | promotion.guards | must be a mapping
@@ -331,7 +347,7 @@ def _taken_or_told(parse, text, *overrides):
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ("accurcy", "must fit sequence-classification with 2 labels (one of: accuracy, f1, macro_f1, matthews)"),
+        ("accurcy", "did you mean accuracy? It must fit sequence-classification with 2 labels (one of: accuracy, "),
         ("mse", 'macro_f1, matthews), but got "mse".'),
         ("3", "must be text, but got 3; quote it"),
     ],

@@ -158,7 +158,7 @@ def test_a_catalogue_task_with_keys_changed(parse, folder):
 
 def test_an_unknown_catalogue_task_lists_the_nearest_first(faults):
     (line,) = faults(CATALOGUE.format(task="sst-2"))
-    assert line.startswith("space.yaml:1: task: must be one of: sst2, ")
+    assert line.startswith("space.yaml:1: task: did you mean sst2? It must be one of: sst2, ")
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -206,8 +206,29 @@ def test_a_missing_file_hints_at_shipped_spaces(missing):
 def test_a_file_that_is_no_space_is_told(tmp_path, content, told):
     file = tmp_path / "f.yaml"
     file.write_bytes(content)
-    with pytest.raises(SpaceError, match=told):
+    with pytest.raises(SpaceError, match=told) as error:
         load_space(str(file))
+    assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        ("task:\n\tname: a\n", "indent with spaces"),
+        ("task: @a\n", "must stand in quotes"),
+        ("task: *\n", "must stand in quotes"),
+        ("task: a: b\n", "quote a text that has a colon in it"),
+        ("task: [a\n", "a bracket that is opened must be closed"),
+        ("task: 'a\n", "a quote that is opened must be closed"),
+        ("task: a\nbase_model b\n", "a colon and a space between them"),
+        ("task: a\n---\ntask: b\n", "leave out the line ---"),
+        ("\x00\x01", "loraxs-search spaces copy"),
+    ],
+)
+def test_yaml_that_is_none_comes_with_what_to_do(parse, content, remedy):
+    with pytest.raises(SpaceError) as error:
+        parse(content)
+    assert remedy in error.value.hint
 
 
 def test_a_folder_is_no_space(tmp_path):

@@ -220,7 +220,11 @@ def test_a_fault_has_its_line_and_remedy(faults: Any, line: str, key: str, told:
 @pytest.mark.parametrize(
     ("given", "key", "told"),
     [
-        ("{choice: [lora-xs, ia33]}", "method.choice[1]", 'must be one of: ia3, lora-xs, ranked, but got "ia33"'),
+        (
+            "{choice: [lora-xs, ia33]}",
+            "method.choice[1]",
+            "did you mean ia3? It must be one of: ia3, lora-xs, ranked, but",
+        ),
         ("{choice: [ia3, ia3]}", "method.choice[1]", "must list each value once"),
         ("[lora-xs, ia3]", "method", 'write {choice: ["lora-xs", "ia3"]}'),
         ("{choice: [lora-xs, ia3, ranked], when: {rank: 4}}", "method.when", "must be one of: choice"),

@@ -26,6 +26,7 @@ def make(write):
 def test_a_question_gives_the_prompts_columns_and_then_the_options(make):
     kind = checked(make(prompt="{q} {extra}?"))
     assert kind.question_texts == ("q", "extra", "choices, separated by |")
+    assert kind.question_columns == ("q", "extra", "choices")
     rows = kind.questions([("one", "two", "a |b| c"), ("three", "four", ["x | y", "z"])])
     assert rows.texts == ["one two?", "three four?"]
     assert rows.extras["options"] == [[" a", " b", " c"], [" x | y", " z"]]

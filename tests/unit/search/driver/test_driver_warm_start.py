@@ -144,7 +144,7 @@ def test_all_faults_are_named_at_once_with_their_lines(
     assert first == f"s.yaml:8: warm_start[0]: {law}"
     assert second.startswith("s.yaml:9: warm_start[1]: must be a study that can be read, but: Every line of a journal")
     known = "this machine (other, damaged) or of its tracking server, but got 'othr'."
-    assert third == f"s.yaml:10: warm_start[2]: must be a study of {known}"
+    assert third == f"s.yaml:10: warm_start[2]: did you mean other? It must be a study of {known}"
 
 
 def test_a_study_without_a_score_is_nothing_to_start_from(
