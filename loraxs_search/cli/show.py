@@ -25,7 +25,7 @@ def command(
     yardsticks of its search reach on the metric that decided. "Over seeds" is the mean and standard deviation of a
     trial and its refits, the same params from other seeds, on validation rows. It is "-" for a trial without refits
     (`promotion.seeds: 0`), and left out where none has any. The model card has both too. "Aliases" are other names of a
-    version: `champion` is the best one.
+    version: `champion` is the best one, `champion-BASE` the best one on that base.
 
     Example: loraxs-search show movie-reviews
     """
