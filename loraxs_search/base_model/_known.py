@@ -69,7 +69,7 @@ def check_carried(ref: BaseModelRef, digest: str) -> None:
                     hint="remove `package` and `sha256` to take the model from the hub, or correct `id`",
                 )
             return
-    summary = str(importlib.metadata.metadata(ref.package).get("Summary", ""))
+    summary = str(importlib.metadata.metadata(ref.package).json.get("summary", ""))
     if ref.sha256 is None and _plain(ref.id.rpartition("/")[2]) not in _plain(package + summary):
         raise BaseModelError(
             f"`package` must carry the model that `id` names, but nothing in the name of {package}, or in what it says"
