@@ -305,7 +305,6 @@ class SearchState:
     def _reported(self, event: TrialReportedEvent) -> None:
         trial = self.trials[event.trial]
         steps, trial.step, trial.host = event.step - trial.step, event.step, event.host.partition(" ")[0]
-        trial.current_step = event.step
         trial.stored_bytes = event.stored_bytes
         trial.reports.append(event.metrics)
         self._widen(trial.scores[-1:])
@@ -329,7 +328,7 @@ class SearchState:
 
     def _trial_ended(self, event: TrialEndedEvent) -> None:
         trial = self.trials[event.trial]
-        trial.state, trial.current_step = event.state, trial.step
+        trial.state, trial.current_step = event.state, 0
 
     def _warned(self, event: WarningEvent) -> None:
         self.warnings.append(event.text)

@@ -37,11 +37,11 @@ def bank(make_adapter, tmp_path_factory):
     ("name", "row", "message", "hint"),
     [
         ("one", "", "must be given text to read, but row 1 has none", "leave out"),
-        ("one", 3, "must be given one text per row, but got 3", "give each text as a str"),
+        ("one", 3, "must be given one text per row, but got 3", "as a str in Python"),
         ("two", "w1", "must be given two texts per row, but got 'w1'", "a row is first then second"),
         ("two", ("w1", "w2", "w3"), "must be given two texts per row, but got ('w1', 'w2', 'w3')", "first then second"),
         ("two", {"first": "w1", "second": "w2"}, "two texts per row, but got {'first'", "a row is first then second"),
-        ("two", ("w1", None), "must be given two texts per row, but got None", "give each text as a str"),
+        ("two", ("w1", None), "must be given two texts per row, but got None", "as a str in Python"),
         ("listed", ("w1", "w2"), "the options of a row must be two or more", "correct or remove"),
         ("listed", ("w1", ["w2", {}]), "options of a row must", "correct or remove"),
         ("listed", ("w1", "w2 | " + "w3 " * 40), "must fit `max_length` with a token of its prompt", "raise"),

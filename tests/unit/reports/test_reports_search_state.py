@@ -53,7 +53,8 @@ def test_steps_since_the_last_report_count_until_the_next_one(state: SearchState
     state.happened(advanced)
     assert (state.trials["00002"].step, state.trials["00002"].current_step) == (40, 57)
     assert state.steps_done == steps + 17, "an older answer, one of a trial that has ended and one of a refit add none"
-    state.happened(reported("00002", 60, 0.5, 1090.0))
+    last = [event for event in training() if event.event == "trial_reported" and event.trial == "00002"][-1]
+    state.happened(replace(last, step=60, at=1090.0))
     assert state.steps_done == steps + 20
     assert [line.trial for line in state.lines()][:2] == ["00002", "00003"]
 
@@ -61,7 +62,8 @@ def test_steps_since_the_last_report_count_until_the_next_one(state: SearchState
 def test_steps_that_a_killed_driver_has_heard_of_are_forgotten(state: SearchState) -> None:
     steps = state.steps_done
     state.happened(TrialsAdvancedEvent(study="mine", at=1081.0, steps={"00002": 57}))
-    state.happened(replace(begun(), at=1100.0))
+    again = next(event for event in training() if event.event == "search_started")
+    state.happened(replace(again, at=1100.0))
     assert state.steps_done == steps
 
 
