@@ -59,7 +59,7 @@ def test_a_study_that_nobody_runs_has_it_wait_and_says_how_to_go_on(
         (["extend", "reviews"], "got neither --trials nor --time"),
         (["extend", "reviews", "--time", "1h"], "has had all 1"),
         (["extend", "reviews", "--trials", "0"], "`--trials` must be a whole number of at least 1"),
-        (["extend", "reviews", "--trials", "x"], "Input should be a valid integer"),
+        (["extend", "reviews", "--trials", "x"], "`--trials` must be a whole number, but got 'x'."),
     ],
 )
 def test_what_cannot_be_is_refused_at_once_with_the_law(

@@ -146,7 +146,7 @@ def test_its_keys_are_held_to_its_own_laws(shell: Shell) -> None:
         ("task.kind=word-pair", "task.kind: did you mean word-pairs? It must be one of: word-pairs, "),
         (
             "task.metrics=[accuracy]",
-            "task.metrics[0]: must fit word-pairs (one of: token_accuracy, exact_match, one_word",
+            "It must fit word-pairs (one of: token_accuracy, exact_match, one_word",
         ),
         ("task.labels=[a, b]", "task.labels: must be one of:"),
     ):

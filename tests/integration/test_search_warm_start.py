@@ -98,5 +98,5 @@ def test_a_warm_start_from_another_base_is_refused_before_anything_is_written(
     with pytest.raises(SpaceError, match="2 faults") as caught:
         search("refused", *WARM, f"base_model={other}", "warm_start=[earlier, gone]")
     assert "warm_start[0]: must be a study of this base" in caught.value.message
-    assert "warm_start[1]: must be a study of this machine" in caught.value.message
+    assert "must be a study of this machine" in caught.value.message.partition("warm_start[1]: ")[2]
     assert not StudyFolder.exists("refused")

@@ -156,7 +156,7 @@ def test_what_is_wrong_is_named_before_anything_is_trained(
         ("task.extract={as: float}", "task.extract.as: must be one of: text, number, math"),
         ("task.extract={before: a}", "task.extract.before: must be one of: after, regex, one_of, as"),
         ("task.generation={seed: 3}", "task.generation.seed: must stand beside a `temperature` above 0"),
-        ("task.metrics=[accuracy]", "task.metrics[0]: must fit text-generation (one of: "),
+        ("task.metrics=[accuracy]", "It must fit text-generation (one of: "),
     ):
         assert say("check", "turned.yaml", "--set", change).is_error(2, message)
     for change, message in (
