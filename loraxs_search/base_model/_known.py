@@ -48,14 +48,14 @@ def rounded_package(ref: BaseModelRef) -> KnownPackage | None:
     return _KNOWN_ROUNDED.get(ref.id) if ref.package is None and ref.revision is None else None
 
 
-def check_carried(ref: BaseModelRef, digest: str) -> None:
+def check_carried(ref: BaseModelRef, folder: Path) -> None:
     """Refuse a model of a package under the id of another model: its adapters would bear a wrong name.
 
     Which model a package carries is known of some packages. Of others its name or its summary says so, or the user, by
     the digest.
 
     Args:
-        digest: Of the weights that the package holds.
+        folder: The model's in the package.
     Raises:
         BaseModelError: the package carries another model, or nothing says that it carries this one.
     """
@@ -71,6 +71,7 @@ def check_carried(ref: BaseModelRef, digest: str) -> None:
             return
     summary = str(importlib.metadata.metadata(ref.package).json.get("summary", ""))
     if ref.sha256 is None and _plain(ref.id.rpartition("/")[2]) not in _plain(package + summary):
+        digest = weight_digest(folder)
         raise BaseModelError(
             f"`package` must carry the model that `id` names, but nothing in the name of {package}, or in what it says"
             f" of itself, speaks of {ref.id}.",

@@ -29,15 +29,13 @@ def locate(ref: BaseModelRef) -> BaseModel:
         BaseModelError: nothing is found, the folder is no model, or the weights are not `ref.sha256`.
         HomeError: an archive cannot be unpacked, or a GGUF file not be converted.
     """
-    path, revision, from_package = _find(ref)
+    path, revision = _find(ref)
     if not is_model_folder(path):
         raise BaseModelError(
             f"A base model's folder must hold config.json and its weights, but {path} {model_faults(path)}.",
             hint="name a folder made by `save_pretrained`, or a model id of the hub",
         )
     digest = weight_digest(path)
-    if from_package:
-        check_carried(ref, digest)
     if ref.sha256 is not None and digest != ref.sha256.lower():
         raise BaseModelError(
             f"The weights of {ref.id} must have `sha256` {ref.sha256.lower()}, but {path} has {digest}.",
@@ -46,20 +44,22 @@ def locate(ref: BaseModelRef) -> BaseModel:
     return BaseModel(id=ref.id, path=str(path), weight_digest=digest, revision=revision)
 
 
-def _find(ref: BaseModelRef) -> tuple[Path, str | None, bool]:
-    """Return the model's folder, the hub's commit, and whether it is of the package that was asked for."""
+def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
     with contextlib.suppress(ValueError):  # no folder can have that name: then a hub's id may
         folder = user_path(ref.id)
         if folder.is_dir():
-            return folder, None, False
+            return folder, None
     if ref.package is not None:
         try:
-            return package_folder(ref.package), None, True
+            folder = package_folder(ref.package)
         except (importlib.metadata.PackageNotFoundError, ValueError):  # of an empty name
             pass
+        else:
+            check_carried(ref, folder)
+            return folder, None
     elif (carried := known_folder(ref)) is not None:
-        return carried, None, False
-    return *from_hub(ref), False
+        return carried, None
+    return from_hub(ref)
 
 
 def _other_weights(ref: BaseModelRef, revision: str | None) -> str:

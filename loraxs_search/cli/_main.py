@@ -115,7 +115,7 @@ def _options(
 def main() -> NoReturn:
     """Run the command line of this process; exit 0 ok, 1 failed, 2 usage, 130 interrupted."""
     hide_account(sys.argv[1:])
-    write_as_stderr_does()
+    configure_stdout()
     logging.basicConfig(level=logging.WARNING, handlers=[Talk()])
     set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     code = run(sys.argv[1:])
@@ -123,7 +123,7 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def write_as_stderr_does() -> None:
+def configure_stdout() -> None:
     """Write lines to stdout as they come, since both may go to one file or pipe, and what it cannot encode escaped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")

@@ -133,14 +133,14 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
         print(f"in all trials: {', '.join(common)}", file=sys.stderr)
 
 
-def print_found(study: str) -> None:
+def print_summary(study: str) -> None:
     """Print to stderr what a study has found, and whether it beats the yardsticks."""
     from loraxs_search.reports.html.facts import read_facts
     from loraxs_search.reports.html.summary import summary
     from loraxs_search.studies import StudyFolder
 
-    found = summary(read_facts(StudyFolder.open(study)))
-    print("\n".join(filter(None, (found.found, found.verdict))), file=sys.stderr)
+    head = summary(read_facts(StudyFolder.open(study)))
+    print("\n".join(filter(None, (head.found, head.verdict))), file=sys.stderr)
 
 
 def _columns(task: Task) -> list[str]:

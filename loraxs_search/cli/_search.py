@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from loraxs_search.cli._event_stream import EventStream
 from loraxs_search.cli._interrupts import interrupts
-from loraxs_search.cli._output import emit, print_found, print_leaderboard, print_warnings
+from loraxs_search.cli._output import emit, print_leaderboard, print_summary, print_warnings
 from loraxs_search.cli._words import browse
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import redact, sqlite_path
@@ -225,7 +225,7 @@ def _say_what_next(document: SearchDocument, info: StudyInfo) -> None:
     if document.notice:
         print(f"\nnotice: {document.notice}", file=sys.stderr)
     print(f"\nstudy {document.study}: {len(document.trials)} trials in {document.wall_s:.0f} s", file=sys.stderr)
-    print_found(document.study)
+    print_summary(document.study)
     print_warnings(document.warnings)
     print(browse(document.study, server_of(info.tracking_uri)), file=sys.stderr)
     print(f"next: loraxs-search promote {document.study}", file=sys.stderr)

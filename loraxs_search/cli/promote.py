@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from loraxs_search.cli._completion import studies
-from loraxs_search.cli._output import JsonOption, TrackingOption, describe_decision, emit, print_found
+from loraxs_search.cli._output import JsonOption, TrackingOption, describe_decision, emit, print_summary
 
 _WIDTH = 100  # characters of a sample's texts
 
@@ -92,7 +92,7 @@ def command(
     emit(as_json, decision, show)
     if decision.winner is not None and decision.study:
         sys.stdout.flush()
-        print_found(decision.study)
+        print_summary(decision.study)
     if decision.promoted:
         name = decision.task if "champion" in decision.aliases else f"{decision.task}@{decision.aliases[0]}"
         print(f"\nnext: loraxs-search pull {name}", file=sys.stderr)

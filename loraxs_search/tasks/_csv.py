@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from loraxs_search.tasks._columns import Columns, MalformedFileError
 
-_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}  # and how messages call them
 _LISTED = 5
 _LOOKED_AT = 200  # lines that the separator is guessed from
 
@@ -27,9 +27,8 @@ def read_csv(text: str, usual: str, wanted: Sequence[str]) -> Columns:
             that is not closed.
     """
     csv.field_size_limit(sys.maxsize)  # of the process: a text may be longer than csv's 128 KiB
-    separator = next(
-        (each for each in (usual, *_NAMES) if set(wanted) <= set(_header(text, each))), likely_separator(text, usual)
-    )
+    shown = (each for each in (usual, *SEPARATORS) if set(wanted) <= set(_header(text, each)))
+    separator = next(shown, None) or likely_separator(text, usual)
     rows = _rows(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     names = [name.strip() for name in next(rows, (1, []))[1]]
     if not set(wanted) <= set(names):
@@ -62,7 +61,7 @@ def likely_separator(text: str, usual: str) -> str:
             return 0.0, False
         return Counter(widths)[widths[0]] / len(widths), separator == usual
 
-    best = max(_NAMES, key=fitting)
+    best = max(SEPARATORS, key=fitting)
     return best if fitting(best)[0] > 0.5 else usual
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.home import disk_faults
 from loraxs_search.tasks._columns import Columns, MalformedFileError
-from loraxs_search.tasks._csv import likely_separator, read_csv
+from loraxs_search.tasks._csv import SEPARATORS, likely_separator, read_csv
 from loraxs_search.tasks._files import file_format, read_columns, unpacked
 from loraxs_search.tasks._hub_splits import load_splits
 from loraxs_search.tasks._rows_cache import rows_cache
@@ -142,8 +142,7 @@ def _separated(path: Path, content: bytes, usual: str) -> Table:
     read = read_csv(text, separator, names) if names else Columns([], {}, [])
     remarks = [f"{encoding} instead of UTF-8"] if encoding else []
     if separator != usual:
-        words = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-        remarks.append(f"{words[separator]} instead of {words[usual]}")
+        remarks.append(f"{SEPARATORS[separator]} instead of {SEPARATORS[usual]}")
     return Table(str(path), read.values, read.lines, is_plain=not remarks, remark=" and ".join(remarks))
 
 

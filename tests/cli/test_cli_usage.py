@@ -11,7 +11,7 @@ from support.studies import study
 
 import loraxs_search
 from loraxs_search.base_model import locate
-from loraxs_search.cli._main import app, run, write_as_stderr_does
+from loraxs_search.cli._main import app, configure_stdout, run
 from loraxs_search.records import AdapterSize, BaseModelRef, Identity, TrialReport, TrialState
 from loraxs_search.search_space import load_space
 from loraxs_search.shipped_spaces import shipped_spaces
@@ -128,7 +128,7 @@ def test_an_error_is_a_document_where_one_is_expected(say, line, code, message):
 def test_what_a_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
-    write_as_stderr_does()
+    configure_stdout()
     assert run(["spaces", "copy", "movie_reviews", "\u4f60\xe9.yaml"]) == 0
     assert sys.stdout.buffer.getvalue() == b"\\u4f60\xe9.yaml\n"
 
