@@ -3,7 +3,12 @@
 # Usage: demo.sh BIN_FOLDER
 set -euo pipefail
 bin=$1
-run() { printf '\n$ loraxs-search %s\n' "$*"; "$bin/loraxs-search" "$@"; }
+run() {
+  printf '\n$ loraxs-search'
+  for word in "$@"; do if [[ $word == *' '* ]]; then printf ' "%s"' "$word"; else printf ' %s' "$word"; fi; done
+  printf '\n'
+  "$bin/loraxs-search" "$@"
+}
 
 run launch movie_reviews
 run promote
