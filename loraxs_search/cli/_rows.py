@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,15 +47,23 @@ def type_row(prompts: Sequence[str]) -> Row | None:
     return tuple(row)
 
 
-def write_predictions(predictions: Iterable[Prediction], form: Form, *, header: bool) -> None:
-    """Write answers to stdout as CSV or JSONL; lines and tabs inside a text survive."""
+def write_predictions(
+    predictions: Sequence[Prediction], form: Form, *, header: bool, lines: Sequence[int] | None = None
+) -> None:
+    """Write answers to stdout as CSV or JSONL; lines and tabs inside a text survive.
+
+    Args:
+        lines: Where in its file each row stands, to join the answers to it.
+    """
+    places: list[dict[str, int]] = [{} for _ in predictions] if lines is None else [{"line": line} for line in lines]
+    rows = [asdict(prediction) | place for prediction, place in zip(predictions, places, strict=True)]
     if form == "jsonl":
-        for prediction in predictions:
-            print(json.dumps(asdict(prediction), ensure_ascii=False).translate(_LINE_ENDS))
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS))
         return
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if header:
-        writer.writerow(["text", "label", "score"])
-    for prediction in predictions:
-        score = "" if prediction.score is None else f"{prediction.score:.6g}"
-        writer.writerow([prediction.text, "" if prediction.label is None else prediction.label, score])
+        writer.writerow(["text", "label", "score", *([] if lines is None else ["line"])])
+    for row in rows:
+        score = "" if row["score"] is None else f"{row['score']:.6g}"
+        writer.writerow(["" if value is None else value for value in (row | {"score": score}).values()])

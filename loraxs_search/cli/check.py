@@ -79,6 +79,8 @@ def _show(space: Space, seen: CheckedSpace) -> None:
         summary["estimate"] = f"none: {seen.no_estimate}"
     for key, value in summary.items():
         print(f"{key:<11} {value}")
+    for note in description.notes:
+        print(f"{'note':<11} {note}")
     if seen.data is not None:
         print()
         print("\n".join(data_lines(seen.data, seen.rows or {}, space.task.metric)))
@@ -136,8 +138,6 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
     if space.start_from is not None:
         facts["start from"] = f"{space.start_from}, as the registry has it at launch"
     facts["at the end"] = _end(space, seen)
-    if description.notes:
-        facts["note"] = "; ".join(description.notes)
     return facts
 
 

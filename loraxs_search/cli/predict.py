@@ -55,7 +55,8 @@ def command(
 
     A file is read as training data are: a .csv or .tsv has a header with the task's columns, a .jsonl an object in each
     line, and other columns are ignored. A .txt has a text in each line. So has standard input, unless its first line is
-    such a header or object. A file with a row that cannot be answered is refused before any row is.
+    such a header or object. A file with a row that cannot be answered is refused before any row is. With --format csv
+    or jsonl, `line` says where in the file an answer's row begins; of a .parquet it is the row's number, from 1.
 
     A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads the base model: to serve many requests,
     use --repl, or in Python `loraxs_search.load` or `loraxs_search.AdapterBank`.
@@ -110,8 +111,11 @@ def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form) -> Non
     if as_json:
         emit(as_json, [prediction for part in parts for prediction in part], lambda: None)
         return
-    for number, predictions in enumerate(parts):
-        _print(predictions, form, header=number == 0)
+    done = 0
+    for predictions in parts:
+        lines = [read.place.number(done + index) for index in range(len(predictions))]
+        _print(predictions, form, header=not done, lines=lines)
+        done += len(predictions)
         sys.stdout.flush()
 
 
@@ -157,9 +161,9 @@ class _Stream:
         print(flush=True)
 
 
-def _print(predictions: Sequence[Prediction], form: Form, *, header: bool) -> None:
+def _print(predictions: Sequence[Prediction], form: Form, *, header: bool, lines: Sequence[int] | None = None) -> None:
     if form != "text":
-        write_predictions(predictions, form, header=header)
+        write_predictions(predictions, form, header=header, lines=lines)
         return
     for prediction in predictions:
         if prediction.score is None and prediction.label is not None:  # it was written

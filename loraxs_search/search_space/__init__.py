@@ -24,6 +24,7 @@ from loraxs_search.search_space._describe import (
     trial_shapes,
 )
 from loraxs_search.search_space._distributions import (
+    METHOD,
     Alternative,
     Choice,
     Constant,
@@ -47,6 +48,7 @@ from loraxs_search.search_space._task import section_of
 from loraxs_search.search_space._warm_start import EarlierStudies
 
 __all__ = [
+    "METHOD",
     "Alternative",
     "Choice",
     "Constant",

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from loraxs_search.methods import LoraXS, Method, Shapes, get_method
 from loraxs_search.records import AdapterSize, LinearModule, Scalar
 from loraxs_search.search_space._counting import reachable_shapes
+from loraxs_search.search_space._faults import fail_with
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._notes import notes
 from loraxs_search.search_space._parameter_specs import parameter_specs
@@ -87,6 +88,7 @@ def describe(
     Raises:
         TargetModulesError: a module group matches nothing.
         RankError: a rank that a trial may have is above the smaller side of one of its modules.
+        SpaceError: no adapter that may be promoted is as small as `promotion.max_bytes` asks.
     """
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
     layers = _Layers({module.name: module for module in modules}, groups, heads, body)
@@ -97,8 +99,27 @@ def describe(
         smallest=min((each.smallest for each in methods.values()), key=_stored_bytes),
         largest=max((each.largest for each in methods.values()), key=_stored_bytes),
         methods=methods,
-        notes=notes(space),
+        notes=(*notes(space), *_size_limit(space, methods)),
     )
+
+
+def _size_limit(space: Space, methods: Mapping[str, Extremes]) -> Iterator[str]:
+    """Refuse a rule that no adapter can meet; yield a note where only some can."""
+    limit = space.promotion.max_bytes
+    candidates = [each for name, each in methods.items() if space.may_be_candidate(name)]
+    if limit is None or not candidates:
+        return
+    smallest = min(_stored_bytes(each.smallest) for each in candidates)
+    largest = max(_stored_bytes(each.largest) for each in candidates)
+    if smallest > limit:
+        law = f"must leave room for an adapter of this space, of which the smallest takes {smallest:,} bytes"
+        fail_with(
+            space.source,
+            [f"{space.source}: promotion.max_bytes: {law}, but got {limit:,}."],
+            hint="raise promotion.max_bytes, or search smaller ranks or fewer modules",
+        )
+    if largest > limit:
+        yield f"trials whose adapters take more than max_bytes={limit:,} are never promoted; the largest: {largest:,}"
 
 
 @dataclass(frozen=True)

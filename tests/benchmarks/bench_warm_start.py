@@ -45,7 +45,6 @@ base_model:
   sha256: 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 parameters:
   rank: {{choice: [4, 8, 16, 25]}}
-  scale: {{choice: [0.25, 0.5, 1.0, 2.0, 4.0]}}
   target_modules: {{choice: [attention, ffn, all-linear]}}
   learning_rate: {{log_uniform: [2.0e-4, 3.0e-2]}}
   head_learning_rate: {{log_uniform: [2.0e-4, 3.0e-2]}}

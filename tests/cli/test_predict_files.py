@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.said import Said
 from support.toy_language import save_base, writing
@@ -59,7 +61,8 @@ def test_every_form_of_file_gives_the_rows_that_python_gives(say: Say, adapter: 
     files[4].write_bytes(gzip.compress(json.dumps([{"text": text} for text in TEXTS]).encode()))
     for file in files:
         lines = say("predict", str(adapter), "--file", str(file), "--format", "jsonl").ok.splitlines()
-        assert [json.loads(line) for line in lines] == expected, file.name
+        read = [json.loads(line) for line in lines]
+        assert [{key: row[key] for key in ("text", "label", "score")} for row in read] == expected, file.name
         assert json.loads(say("predict", str(adapter), "--file", str(file), "--json").ok) == expected
 
 
@@ -71,6 +74,28 @@ def test_csv_keeps_lines_and_tabs_and_text_does_not(say: Say, adapter: Path, tmp
     assert [row["label"] for row in read] == [answer.label for answer in answers]
     assert [float(row["score"]) for row in read] == pytest.approx([answer.score for answer in answers], rel=1e-5)
     assert say("predict", str(adapter), "--file", str(file)).ok.splitlines()[2].endswith("\ttwo lines\tand a tab")
+
+
+def test_answers_of_a_file_name_the_line_that_their_row_begins_in(
+    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blank lines have no answer, so counting answers would not join them to their rows."""
+    monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
+    (tmp_path / "texts.txt").write_text("a fine film\n\nso so\n\n\nbad\n")
+    printed = say("predict", str(adapter), "--file", str(tmp_path / "texts.txt"), "--format", "csv").ok
+    assert printed.startswith("text,label,score,line\n")
+    assert [(row["text"], row["line"]) for row in csv.DictReader(io.StringIO(printed))] == [
+        ("a fine film", "1"),
+        ("so so", "3"),
+        ("bad", "6"),
+    ]
+    file = table(tmp_path / "rows.csv", [["text"], ["two\nlines"], ["so so"]])
+    lines = say("predict", str(adapter), "--file", str(file), "--format", "jsonl").ok.splitlines()
+    assert [json.loads(line)["line"] for line in lines] == [2, 4]
+    pq.write_table(pa.table({"text": ["so so", "bad"]}), tmp_path / "rows.parquet")
+    lines = say("predict", str(adapter), "--file", str(tmp_path / "rows.parquet"), "--format", "jsonl").ok.splitlines()
+    assert [json.loads(line)["line"] for line in lines] == [1, 2]
+    assert say("predict", str(adapter), "so so", "--format", "csv").ok.startswith("text,label,score\n")
 
 
 def test_lines_of_a_text_file_and_of_standard_input_are_rows(

@@ -13,22 +13,21 @@ from loraxs_search.reports import front
 def candidate_trials(
     trials: Sequence[TrialRecord], rule: PromotionRule, task: Task, plan: SearchPlan
 ) -> Sequence[TrialRecord]:
-    """Return the trials that are candidates.
+    """Return the trials that are candidates: by default the best ones that are within `max_bytes`.
 
     Where score and stored bytes are searched for together, or the rule chooses the smallest, trials of the front come
     first, one of each size, so that it is not the large end alone that is trained again. `best` takes the best scores
     of the front. `smallest` takes the best, which tolerance counts from, and then the smallest within tolerance of it;
-    where reports were scored by another metric than the rule's, trials that are spread over the front. Trials above
-    `max_bytes` are left out, if there are others.
+    where reports were scored by another metric than the rule's, trials that are spread over the front. Where all trials
+    are above `max_bytes`, they are candidates, and the rule says why none is promoted.
 
     Args:
         trials: Complete ones, best first.
     """
-    if rule.choose == "best" and not plan.objectives:
-        return trials[: rule.candidates]
-    keep = KeepRule.of(task, plan)
-    limit = rule.max_bytes
+    keep, limit = KeepRule.of(task, plan), rule.max_bytes
     small = [r for r in trials if limit is None or keep.kept(r.reports).size.stored_bytes <= limit] or list(trials)
+    if rule.choose == "best" and not plan.objectives:
+        return small[: rule.candidates]
     of_each_size = {it.stored_bytes: it for it in reversed(front(small, keep))}  # more bytes, and a better score, first
     chosen = list(of_each_size.values())
     if rule.choose == "smallest":

@@ -16,7 +16,7 @@ from loraxs_search.records import Scalar, WarmStart, WarmTrial
 from loraxs_search.search.ledger.optuna_storage import as_one, live_trial
 from loraxs_search.search.tune.ended_trials import EndedTrials, latest
 from loraxs_search.search.tune.front_history import FrontHistory
-from loraxs_search.search_space import Space
+from loraxs_search.search_space import METHOD, Space
 
 # TPE looks at every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
 # MAX_HISTORY trials it sees the best and the latest, WINDOW of each, and those that run. What it takes for good are
@@ -28,6 +28,8 @@ COMMAND = "command"  # attribute of a trial that a person asked for: the id of t
 
 class Sampler:
     """Asks a study for trials and draws their params, which depend on a seed and the study's history only.
+
+    In a space of several methods each method has one of the first trials, with params drawn at random.
 
     Args:
         warm: What the first trials are to be, in order of their numbers; their params lie in the space.
@@ -112,6 +114,9 @@ class Sampler:
     def _sampler(self, seed: int, index: int) -> BaseSampler:
         if index < len(self._warm):
             return PartialFixedSampler(self._space.drawn_params(self._warm[index].params), RandomSampler(seed=seed))
+        turn, methods = index - len(self._warm), self._space.methods
+        if len(methods) > 1 and turn < len(methods):  # by chance alone, one of several would often be tried late
+            return PartialFixedSampler(self._space.drawn_params({METHOD: methods[turn]}), RandomSampler(seed=seed))
         trials = self._study.get_trials(deepcopy=False)
         if len(trials) <= MAX_HISTORY and len(self._study.directions) == 1:
             return _tpe(seed)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loraxs_search.errors import RankError, TargetModulesError
+from loraxs_search.errors import RankError, SpaceError, TargetModulesError
 from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule
 from loraxs_search.search_space import ShapeDescription, describe, load_space
 
@@ -129,3 +129,18 @@ def test_only_ranks_that_meet_a_module_are_held_against_it(parse):
     assert describe(parse(SPACE + fits), modules).largest.params == {"rank": 16}
     with pytest.raises(RankError, match=r"1\.\.2, but got rank=16 for .*tiny"):
         describe(parse(SPACE + fits.replace("rank: 2}", "rank: 16}")), modules)
+
+
+def test_a_limit_in_bytes_that_no_adapter_meets_is_refused_and_one_that_some_meet_is_noted(parse):
+    """Such a search would train everything and promote nothing."""
+    written = SPACE + "  rank: {choice: [4, 100]}\n"
+    described = describe(parse(written), MINI)
+    smallest, largest = described.smallest.size.stored_bytes, described.largest.size.stored_bytes
+    assert not described.notes
+    with pytest.raises(
+        SpaceError, match=rf"promotion\.max_bytes: .* takes {smallest:,} bytes, but got {smallest - 1:,}"
+    ):
+        describe(parse(f"{written}promotion: {{max_bytes: {smallest - 1}}}\n"), MINI)
+    (note,) = describe(parse(f"{written}promotion: {{max_bytes: {largest - 1}}}\n"), MINI).notes
+    assert f"max_bytes={largest - 1:,} are never promoted" in note
+    assert not describe(parse(f"{written}promotion: {{max_bytes: {largest}}}\n"), MINI).notes

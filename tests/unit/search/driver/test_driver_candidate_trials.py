@@ -44,7 +44,8 @@ def chosen(rule: PromotionRule, plan: SearchPlan, found: list[TrialRecord] = FOU
     ("rule", "plan", "expected"),
     [
         (PromotionRule(), ALONE, [0, 1, 2]),
-        (PromotionRule(max_bytes=5000), ALONE, [0, 1, 2]),  # as ever: the rule refuses what is too large
+        (PromotionRule(max_bytes=5000), ALONE, [3, 4, 5]),
+        (PromotionRule(max_bytes=10), ALONE, [0, 1, 2]),  # none fits, which the rule will say
         (PromotionRule(), BOTH, [0, 2, 3]),  # 1 is dominated
         (PromotionRule(max_bytes=5000), BOTH, [3, 5, 6]),
         (PromotionRule(max_bytes=10), BOTH, [0, 2, 3]),  # none fits, which the rule will say

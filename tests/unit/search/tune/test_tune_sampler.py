@@ -151,3 +151,19 @@ def test_the_first_trials_have_the_params_that_they_are_given(space: Space, tmp_
     trial, params = resumed.propose(79)
     assert params not in drawn
     assert [resumed.warm_start(n) for n in (2, 3)] == [WarmStart("earlier", "00002"), None]
+
+
+@pytest.mark.parametrize("num_warm", [0, 2])
+def test_each_of_several_methods_has_one_of_the_first_trials(num_warm: int, tmp_path: Path) -> None:
+    """Drawn by chance, two trials of two methods are of one method half of the time."""
+    rivals = load_space("rivals_movie_reviews")
+    drawn = [Sampler(_study(0), rivals).propose(seed)[1] for seed in range(num_warm)]
+    warm = [WarmTrial(params, WarmStart("earlier", f"{i:05d}")) for i, params in enumerate(drawn)]
+    study = open_optuna_study(tmp_path / "optuna.jsonl", "s", "maximize")
+    for _ in range(num_warm + len(rivals.methods) + 1):
+        trial, params = Sampler(study, rivals, warm).propose(7)
+        assert trial.params["method"] == params["method"]
+        study.tell(trial, 0.5)
+    own = [trial.params["method"] for trial in study.trials][num_warm:]
+    assert own[:-1] == ["lora-xs", "lora", "vera", "head-only", "full"]
+    assert own[-1] in rivals.methods
