@@ -205,6 +205,15 @@ class Method(ABC):
         values = {name: params.get(name, spec.default) for name, spec in self.parameters.items()}
         return {name: value for name, value in values.items() if value is not None}
 
+    def takes(self, name: str, params: Mapping[str, Scalar]) -> bool:
+        """Return whether a trial with these params has a parameter, by `only_with`; true for those of all methods.
+
+        Args:
+            params: Those left out are at their defaults.
+        """
+        values = self.with_defaults(params)
+        return all(values.get(other) in allowed for other, allowed in self.only_with.get(name, {}).items())
+
     def can_pack(self, params: Mapping[str, Scalar]) -> bool:
         """Whether a trial can share passes; by default all can where `packed` is there.
 

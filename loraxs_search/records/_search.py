@@ -50,3 +50,7 @@ class SearchPlan:
     keep: Literal["last", "best"] = "last"
     objectives: tuple[str, ...] = ()
     max_state_mb: float = MAX_STATE_BYTES / 1e6
+
+    def trial_seed(self, number: int) -> int:
+        """Return the seed of the trial with this number: its start and the order of its rows."""
+        return self.seed * 1_000_003 + number

@@ -67,7 +67,7 @@ class Group:
     def seed_scores(self) -> tuple[float, ...]:
         """The task's metric of the best one's recipe from several seeds, its own first.
 
-        Those of the candidate and its refits; where it is none, those of trials with the same params.
+        Those of the candidate and its refits; where it is none, those of trials with the same params and steps.
         """
         task, candidate = self.studies[0].info.task, self._best_candidate
         if candidate is not None:
@@ -77,9 +77,12 @@ class Group:
         best = next((trial for trial in self.used if self.best and trial.name == self.best.trial), None)
         if best is None or task.metric != task.search_metric:
             return ()
-        recipe = [trial for trial in self.trials if trial.params == best.params and trial.method == best.method]
-        others = [trial for trial in recipe if trial is not best]
-        return tuple(t.score for t in (best, *others) if t.score is not None) if others else ()
+        of_seeds = {best.seed: best.score}
+        for trial in self.trials:  # the same space launched twice has the same trials again, which are no other seeds
+            if (trial.method, trial.params, trial.steps) == (best.method, best.params, best.steps):
+                of_seeds.setdefault(trial.seed, trial.score)
+        known = tuple(score for score in of_seeds.values() if score is not None)
+        return known if len(known) > 1 else ()
 
     @property
     def over_seeds(self) -> SeedStatistics | None:

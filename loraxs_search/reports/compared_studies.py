@@ -24,6 +24,7 @@ class ComparedTrial:
     Args:
         method: What it trained.
         params: As it drew them.
+        seed: Of its start and the order of its rows.
         steps: How far it came.
         score: Of the report of the step that is kept; None of a trial that has not trained all its steps.
         size: What it stores; None where it has no report.
@@ -33,6 +34,7 @@ class ComparedTrial:
     trial_id: str
     method: str
     params: Mapping[str, Scalar]
+    seed: int
     state: TrialState
     steps: int
     device_s: float
@@ -50,7 +52,7 @@ class ComparedTrial:
             return self.study
         if by == METHOD:
             return self.method
-        return self.params[by] if by in self.params else _default(self.method, by)
+        return self.params[by] if by in self.params else _default(self.method, by, self.params)
 
 
 class ComparedStudy:
@@ -88,6 +90,7 @@ class ComparedStudy:
             trial_id=record.trial_id,
             method=str(record.params.get(METHOD, self._method)),
             params=record.params,
+            seed=self.info.search.trial_seed(int(record.trial_id)),
             state=record.state,
             steps=last.step if last else 0,
             device_s=last.device_s if last else 0.0,
@@ -146,11 +149,12 @@ def _differences(one: ComparedStudy, other: ComparedStudy) -> list[str]:
     return [f"{name} is {shortened(left)} and {shortened(right)}" for name, left, right in pairs if left != right]
 
 
-def _default(method: str, parameter: str) -> Scalar | None:
+def _default(method: str, parameter: str, params: Mapping[str, Scalar]) -> Scalar | None:
+    from loraxs_search.methods import get_method
     from loraxs_search.search_space import parameter_specs
 
     try:
-        spec = parameter_specs(method).get(parameter)
+        spec, takes = parameter_specs(method).get(parameter), get_method(method).takes(parameter, params)
     except UsageError:  # another distribution's method, which is not installed here
         return None
-    return spec.default if spec else None
+    return spec.default if spec and takes else None

@@ -161,7 +161,7 @@ class _Adapter:
         tested = next((c for c in self._candidates if c.trial_id == self._trial_id), None)
         last = {
             "step": self._kept.step,
-            "test accuracy": self._share(tested.test_metrics) if tested else None,
+            "test accuracy": self._accuracy(tested.test_metrics) if tested else None,
             "train loss": self._kept.train_loss,
             "train samples": self._samples(self._kept),
             "train total tokens": self._kept.num_tokens,
@@ -174,7 +174,7 @@ class _Adapter:
         tokens = report.num_tokens - (before.num_tokens if before else 0)
         return {
             "step": report.step,
-            "valid accuracy": self._share(report.metrics),
+            "valid accuracy": self._accuracy(report.metrics),
             **{f"valid {name}": value for name, value in report.metrics.items() if name != "accuracy"},
             "train loss": report.train_loss,
             "train samples": self._samples(report),
@@ -190,12 +190,12 @@ class _Adapter:
     def _candidates(self) -> Sequence[Candidate]:
         return self._folder.candidates() or ()
 
-    def _share(self, metrics: Mapping[str, float]) -> float | None:
-        """Return the task's metric if it is a share of right answers."""
+    def _accuracy(self, metrics: Mapping[str, float]) -> float | None:
+        """Return the task's metric if it is a share of right answers, or the accuracy beside it."""
         from loraxs_search.tasks.kinds import find_metric
 
         known = find_metric(self._folder.info.task.metric)
-        return metrics.get(known.name) if known is not None and known.is_share else None
+        return metrics.get(known.name if known is not None and known.is_share else "accuracy")
 
     def _samples(self, report: TrialReport) -> int | None:
         rows = self._settings.get("batch_size")

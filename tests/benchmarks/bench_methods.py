@@ -208,17 +208,20 @@ def search(spaces: Sequence[Space], apart: bool) -> tuple[list[str], str]:
     return [name for name in studies if name is not None], failed
 
 
-def repeat(compared: Comparison, spaces: Sequence[Space], seeds: int) -> list[Space]:
-    """Return spaces that train the best of each group without refits again: full fine-tuning has no candidates."""
+def repeat(compared: Comparison, spaces: Sequence[Space], budget: Budget) -> list[Space]:
+    """Return spaces that train the best of each group without refits again: full fine-tuning has no candidates.
+
+    Where time ran out before all trials of a group had ended, it has none: they would count as trials of its search.
+    """
     again = []
     for group in compared.groups:
-        if group.best is None or group.seed_scores:
+        if group.best is None or group.seed_scores or group.num_trials < budget.trials:
             continue
         study, _, trial_id = group.best.trial.partition("/")
         space = next(space for space in spaces if study.startswith(f"{space.name}-20"))
         params = StudyFolder.open(study).journal().records[trial_id].params
         fixed = [f"parameters.{name}={json.dumps(value)}" for name, value in params.items() if name != "method"]
-        overrides = (*fixed, f"search.trials={seeds}", "search.seed=1000")
+        overrides = (*fixed, f"search.trials={budget.seeds}", "search.seed=1000")
         source = f"{space.name}-again.yaml"
         again.append(parse_space(space.text, source=source, folder=Path(space.folder), overrides=overrides))
     return again
@@ -230,7 +233,7 @@ def measure(job: Job, budget: Budget, arguments: argparse.Namespace) -> dict[str
     spaces = job.spaces(budget)
     studies, failed = search(spaces, arguments.apart)
     if studies and job.by == "method" and budget.seeds:
-        again = repeat(loraxs_search.compare(*studies), spaces, budget.seeds)
+        again = repeat(loraxs_search.compare(*studies), spaces, budget)
         more, failed_again = search(again, arguments.apart) if again else ([], "")
         studies, failed = [*studies, *more], failed + failed_again
     result: dict[str, Any] = {"studies": studies, "failed": failed, "search_s": round(time.monotonic() - started)}

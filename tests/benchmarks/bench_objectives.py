@@ -168,7 +168,7 @@ def record(path: Path, sizes: Mapping[str, int], rates: Sequence[float]) -> None
 
 # ---- replaying -------------------------------------------------------------------------------------------------------
 class Replay:
-    """One search on a table, until its steps are used up."""
+    """One search on a table, until its steps are used up: a trial begins where they would do for all of it."""
 
     def __init__(self, table: Table, policy: Policy, seed: int, num_steps: int) -> None:
         self._table, self._policy, self._seed, self._left = table, policy, seed, num_steps
@@ -189,11 +189,13 @@ class Replay:
 
     def run(self) -> list[tuple[float, float]]:
         """Return (score, bytes) of the trials that trained all their steps."""
-        while self._left > 0:
-            while len(self._running) < AT_ONCE:
+        while True:
+            while len(self._running) < AT_ONCE and self._left >= self._plan.max_steps:
+                self._left -= self._plan.max_steps  # a stopped trial gives back what it did not take
                 self._running.append((*self._propose(), 0))
+            if not self._running:
+                return self.complete
             self._report_together()
-        return self.complete
 
     def _propose(self) -> tuple[optuna.trial.Trial, dict[str, Scalar]]:
         if self._policy.is_random:
@@ -204,7 +206,6 @@ class Replay:
     def _report_together(self) -> None:
         every = self._plan.report_every
         reports = [self._reported(trial, params, step + every) for trial, params, step in self._running]
-        self._left -= every * len(reports)
         going_on = []
         for (trial, params, step), report in zip(self._running, reports, strict=True):
             others = {other.trial_id: other for other in reports if other is not report}
@@ -217,6 +218,7 @@ class Replay:
                 self.complete.append((report.metrics[METRIC], report.size.stored_bytes))
             elif stopped is not None:
                 self._study.tell(trial, state=TrialState.PRUNED)
+                self._left += self._plan.max_steps - report.step
             else:
                 going_on.append((trial, params, step + every))
         self._running = going_on

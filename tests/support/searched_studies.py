@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loraxs_search.home import write_atomic
 from loraxs_search.records import (
@@ -45,9 +45,11 @@ def searched(
     identity: Identity | None = IDENTITY,
     finished: bool = True,
     max_steps: int = 20,
+    plan: SearchPlan | None = None,
 ) -> StudyFolder:
     """Create a study with these trials; a finished one has its best trial as only candidate, without refits."""
-    folder = study(name, task=task, search=SearchPlan(trials=len(trials), max_steps=max_steps, report_every=10))
+    made = replace(plan or SearchPlan(), trials=len(trials), max_steps=max_steps, report_every=10)
+    folder = study(name, task=task, search=made)
     (folder.path / "space.yaml").write_text(space)
     if identity is not None:
         folder.write_identity(identity)
@@ -63,7 +65,7 @@ def searched(
             continue
         steps = (10,) if tried.state is not TrialState.COMPLETE else (10, max_steps)
         for step in steps:
-            metrics = dict.fromkeys((task.metric, task.search_metric), tried.score)
+            metrics = dict.fromkeys((*task.metrics, task.metric, task.search_metric), tried.score)
             journal.trial_reported(TrialReport(trial_id, step, metrics, 0.5, step / 10, 100 * step, size))
         if tried.state is not TrialState.RUNNING:
             journal.trial_ended(trial_id, tried.state, "")

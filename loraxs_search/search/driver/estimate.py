@@ -235,7 +235,7 @@ def _drawn(space: Space, info: HostInfo, count: int) -> list[TrialSpec]:
     specs = []
     for number in range(count):
         params = space.suggest(study.ask())
-        hyper = space.hyperparameters(params, info.modules, space.search.seed * 1_000_003 + number)
+        hyper = space.hyperparameters(params, info.modules, space.search.trial_seed(number))
         specs.append(TrialSpec(f"{number:05d}", params, hyper, study="estimate"))
     return specs
 

@@ -59,7 +59,11 @@ def _placed(space: Space, study: EarlierStudy) -> _PlacedStudy:
 
 
 def _distinct(trials: Sequence[EarlierTrial]) -> list[EarlierTrial]:
-    return list({tuple(sorted(trial.params.items())): trial for trial in reversed(trials)}.values())[::-1]
+    """Return the best trial of each params, best first."""
+    by_params: dict[tuple[object, ...], EarlierTrial] = {}
+    for trial in trials:
+        by_params.setdefault(tuple(sorted(trial.params.items())), trial)
+    return list(by_params.values())
 
 
 def _in_turn(studies: Sequence[_PlacedStudy], num_trials: int) -> WarmTrials:

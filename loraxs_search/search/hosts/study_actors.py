@@ -120,7 +120,7 @@ class StudyActors:
         Args:
             seed_of: The trial whose seed it has, where it goes on with another one's state.
         """
-        seed = self._study.search.seed * 1_000_003 + int(seed_of or trial_id)
+        seed = self._study.search.trial_seed(int(seed_of or trial_id))
         hyper = self._space.hyperparameters(params, self.info.modules, seed)
         hyper = get_method(hyper.method).with_assets(hyper, self._assets, self._study.search.seed)
         keeper = self.actor_names["keeper"]

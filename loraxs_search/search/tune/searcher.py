@@ -278,7 +278,7 @@ class StudySearcher(Searcher):
         asked = self._asked()
         orphan = self._orphan(asked.command_id if asked else "")
         number = self._sampler.num_trials if orphan is None else orphan.number
-        seed = self._plan.seed * 1_000_003 + number
+        seed = self._plan.trial_seed(number)
         if asked is None:
             index = self._num_proposed()
             trial, params = self._sampler.propose(seed, orphan, index=index)

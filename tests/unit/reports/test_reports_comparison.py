@@ -13,7 +13,7 @@ from support.searched_studies import IDENTITY, Tried, confirm, searched
 from support.studies import TASK
 
 from loraxs_search.errors import StudyError, UsageError
-from loraxs_search.records import Identity, TrialState
+from loraxs_search.records import Identity, SearchPlan, TrialState
 from loraxs_search.reports import compare
 from loraxs_search.reports.size_ratio import Point, front_of, ratio_to
 from loraxs_search.studies import StudyFolder
@@ -92,6 +92,13 @@ def test_a_parameter_that_a_space_leaves_out_has_its_default(fresh_home):
     assert [group.label for group in compare(["plain", "middle"], by="basis").groups] == ["top", "middle"]
 
 
+def test_a_trial_that_has_no_such_parameter_does_not_count_as_its_default(fresh_home):
+    """With the gradient's basis, sigma and the others say nothing."""
+    searched("s", [tried(0.95, basis="gradient"), tried(0.5, basis="top"), tried(0.6, sigma="none")])
+    for by, labels in (("sigma", ["-", "input", "none"]), ("init_std", ["1e-05", "-"]), ("basis", ["gradient", "top"])):
+        assert [group.label for group in compare(["s"], by=by).groups] == labels
+
+
 def test_a_method_that_takes_no_such_parameter_is_a_group_of_its_own(fresh_home):
     searched("s", [tried(0.5, rank=8), tried(0.5, rank=4), tried(0.6, method="elsewhere")])
     assert [(g.label, g.value) for g in compare(["s"], by="rank").groups] == [("4", 4), ("8", 8), ("-", None)]
@@ -134,12 +141,21 @@ def test_the_best_has_a_mean_and_a_spread_over_its_refits(methods):
 def test_trials_with_the_same_params_are_seeds_of_a_recipe_that_is_no_candidate(methods):
     searched("again", [tried(0.83, 20_000, rate=2)], space="method: lora\n")
     searched("full", [tried(0.9, rate=1), tried(0.8, rate=2)], space="method: full\n")
-    searched("repeated", [tried(0.88, rate=1), tried(0.7, rate=3), tried(0.86, rate=1)], space="method: full\n")
-    full = compare(["full", "repeated", "xs"]).groups[0]
+    seeds = [tried(0.88, rate=1), tried(0.7, rate=3), tried(0.86, rate=1)]
+    searched("repeated", seeds, space="method: full\n", plan=SearchPlan(seed=1))
+    searched("short", seeds, space="method: full\n", plan=SearchPlan(seed=2), max_steps=15)
+    full = compare(["full", "repeated", "short", "xs"]).groups[0]
     assert (full.best.trial, full.seed_scores) == ("full/00000", (0.9, 0.88, 0.86))
-    assert (full.num_trials, full.over_seeds.count) == (5, 3)
+    assert (full.num_trials, full.over_seeds.count) == (8, 3)
     confirm(methods[1], "00001", [0.85, 0.84])
     assert compare(["lora", "again"]).groups[0].seed_scores == (0.85, 0.84), "refits are scored on all rows"
+
+
+def test_a_search_launched_twice_has_no_other_seeds(fresh_home):
+    for name in ("one", "two"):
+        searched(name, [tried(0.9, rate=1)], space="method: full\n")
+    (full,) = compare(["one", "two"]).groups
+    assert (full.num_trials, full.seed_scores, full.over_seeds) == (2, (), None)
 
 
 @pytest.mark.parametrize(("validation_rows", "compared"), [(None, True), (100, False)])
@@ -318,7 +334,7 @@ def test_a_study_is_named_once_and_exists(fresh_home):
 def test_what_limits_a_comparison_is_said(fresh_home):
     searched("a", [tried(0.5)], finished=False)
     searched("b", [tried(0.5)], max_steps=40)
-    searched("c", [])
+    searched("c", [], plan=SearchPlan(keep="best"))
     running = searched("d", [tried(0.5)])
     with running.lock():
         comparison = compare(["a", "b", "c", "d"], by="study")
@@ -329,6 +345,7 @@ def test_what_limits_a_comparison_is_said(fresh_home):
         "c has no trial that ended",
         "1 trial of each group is few: differences may be chance; add some with `loraxs-search extend`",
         "trials of these studies train for 20 or 40 steps",
+        "search.keep differs: the best of several reports looks better than the last one",
         "2 differences are tested: hold each p to 0.025",
     )
 

@@ -95,9 +95,15 @@ def test_an_adapter_that_is_not_stored_yet_has_what_its_trial_drew(fresh_home):
 
 
 def test_a_metric_that_is_no_share_of_right_answers_is_no_accuracy(fresh_home):
-    searched("s", [Tried({}, 0.5)], task=replace(TASK, metric="matthews"))
+    searched("s", [Tried({}, 0.5)], task=replace(TASK, metric="matthews", metrics=("matthews",)))
     report = result_of()["train_info"]["metrics"][0]
     assert (report["valid accuracy"], report["valid matthews"]) == (None, 0.5)
+
+
+def test_accuracy_is_exported_beside_a_metric_that_is_no_share(fresh_home):
+    searched("s", [Tried({}, 0.5)], task=replace(TASK, metric="f1", metrics=("f1", "accuracy")))
+    report = result_of()["train_info"]["metrics"][0]
+    assert (report["valid accuracy"], report["valid f1"]) == (0.5, 0.5)
 
 
 def test_a_file_for_each_group_by_the_name_that_peft_gives_it(fresh_home, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ def make(fresh_home: Path, store_uri: str) -> Make:
         finished: bool = True,
         in_store: bool = False,
         plan: SearchPlan | None = None,
+        params: Mapping[str, Scalar] = {},
+        trained: Mapping[str, Any] = {},
     ) -> StudyFolder:
         folder = study(name, store_uri, task=task, search=plan)
         folder.write_identity(Identity(base, "data"))
@@ -76,15 +78,15 @@ def make(fresh_home: Path, store_uri: str) -> Make:
             facts: dict[str, Scalar] = {"base_digest": base, "search.metric": "accuracy", "task.kind": task.kind}
             tracker.search_started("task: t\n", folder.info.search, params=facts)
         for number, (rank, rate, score, state) in enumerate(trials):
-            trial_id, params = f"{number:05d}", {"rank": rank, "learning_rate": rate}
-            journal.trial_started(trial_id, params)
+            trial_id, drawn = f"{number:05d}", {"rank": rank, "learning_rate": rate, **params}
+            journal.trial_started(trial_id, drawn)
             report = TrialReport(trial_id, 40, {"accuracy": score}, 0.7, 1.0, 100, SIZE)
             journal.trial_reported(report)
             if state is not TrialState.RUNNING:
                 journal.trial_ended(trial_id, state, "")
             if tracker is not None:
-                made = Hyperparameters(("a", "b"), rate, rate, rank=rank, factor_rank=64)
-                tracker.trial_started(trial_id, params, made)
+                made = Hyperparameters(("a", "b"), rate, rate, rank=rank, factor_rank=64, **trained)
+                tracker.trial_started(trial_id, drawn, made)
                 tracker.trial_reported(report)
                 if state is not TrialState.RUNNING:
                     tracker.trial_finished(trial_id, state)
@@ -130,6 +132,15 @@ def test_the_best_three_of_each_come_in_turn_and_what_lies_outside_is_noted(
     assert warm_trials(space(), BASE, store_uri) == WarmTrials()
 
 
+def test_params_that_come_again_count_by_their_best_trial(
+    make: Make, space: Callable[..., Space], store_uri: str
+) -> None:
+    rows = [(4, 0.01, 0.9), (4, 0.02, 0.8), (4, 0.03, 0.7), (4, 0.04, 0.6), (4, 0.01, 0.5)]
+    make("first", [(*row, TrialState.COMPLETE) for row in rows])
+    warm = warm_trials(space("warm_start=[first]"), BASE, store_uri)
+    assert [trial for _, trial in origins(warm)] == ["00000", "00001", "00002"]
+
+
 def test_all_faults_are_named_at_once_with_their_lines(
     make: Make, space: Callable[..., Space], store_uri: str, tmp_path: Path
 ) -> None:
@@ -167,6 +178,20 @@ def test_a_study_of_another_machine_is_what_it_is_there(
     assert len(here.trials) == 2
     with pytest.raises(SpaceError, match=f"of this base .* but last is of {BASE[:12]}"):
         warm_trials(space("warm_start=[last]"), OTHER, store_uri)
+
+
+def test_gradient_trials_of_another_machine_start_a_search_too(
+    make: Make, space: Callable[..., Space], store_uri: str
+) -> None:
+    """A run tells sigma and init_std that they were trained with, though a space has none beside this basis."""
+    trained = {"basis": "gradient", "sigma": "none", "init_std": 0.0}
+    folder = make("first", in_store=True, params={"basis": "gradient"}, trained=trained)
+    searched = space("warm_start=[first]", "parameters.basis={choice: [top, gradient]}", "parameters.sigma=input")
+    here = warm_trials(searched, BASE, store_uri)
+    shutil.rmtree(folder.path)
+    assert warm_trials(searched, BASE, store_uri) == here
+    assert [trial.params["basis"] for trial in here.trials] == ["gradient", "gradient"]
+    assert all("sigma" not in trial.params for trial in here.trials)
 
 
 def test_no_store_is_made_to_look_for_a_study(fresh_home: Path, space: Callable[..., Space]) -> None:

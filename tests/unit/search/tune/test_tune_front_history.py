@@ -73,6 +73,15 @@ def test_complete_trials_are_first_then_those_that_came_far_each_by_fronts() -> 
     assert [trial.number for trial in fewest_first][:3] == [2, 5, 8]
 
 
+def test_equal_trials_come_by_their_numbers_whichever_ended_first() -> None:
+    """A driver that resumes sees them all at once, and must propose what one that saw them end would."""
+    equal = history_of(pruned(40, 0.5, 1000), pruned(40, 0.5, 1000), complete(0.6, 900), complete(0.6, 900))
+    live, running = FrontHistory(StudyDirection.MAXIMIZE, 500, 200), create_trial(state=TrialState.RUNNING)
+    live.window([running, equal[1], running, equal[3]])
+    assert [trial.number for trial in live.window(equal)] == [2, 3, 0, 1]
+    assert live.window(equal) == FrontHistory(StudyDirection.MAXIMIZE, 500, 200).window(equal)
+
+
 def test_a_long_history_is_seen_by_its_best_and_its_latest() -> None:
     trials = history_of(*(complete(i * 37 % 101 / 101, 1000 * (1 + i % 7)) for i in range(300)))
     whole = FrontHistory(StudyDirection.MAXIMIZE, 1000, 20).window(trials)
