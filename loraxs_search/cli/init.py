@@ -53,9 +53,8 @@ def command(  # noqa: PLR0913, PLR0917  # each an option
     On a terminal, Enter takes the first of the listed answers. The file starts with a line for editors, which leads to
     the schema that came with this program.
 
-    A file that is not UTF-8, or has another separator than its ending says, is not changed: a plain copy is written
-    beside the space, which reads that copy alone. Rows that lack a text or an answer, and labels that look misspelt,
-    are errors with their lines.
+    A file that is not UTF-8 is not changed: a plain copy is written beside the space, which reads that copy alone. Rows
+    that lack a text or an answer, and labels that look misspelt, are errors with their lines.
 
     Example: loraxs-search init reviews.csv
     """

@@ -39,8 +39,8 @@ def command(
 
     Formats: `native` is R and head, as trained. `merged` is the whole model with its tokenizer. `lora` is exactly the
     same function as plain LoRA, and larger: r (in + out) numbers for each layer instead of r x r. Its README.md has the
-    lines that load it with PEFT alone, head and labels included. --rank N fills it up with zeros, for a server that
-    wants one rank for all adapters; N must be at least the adapter's own rank.
+    lines that load it with PEFT, head and labels included. --rank N fills it up with zeros, for a server that wants one
+    rank for all adapters; N must be at least the adapter's own rank.
 
     vLLM loads `lora` folders only of bases that it adapts, and only without a trained head: those of language models,
     such as a text-generation task trains. `gguf` is the same for llama.cpp, adapter.gguf, beside a Modelfile with which

@@ -259,7 +259,9 @@ def _prompt(roles: Roles) -> str:
 # ---- what people read ------------------------------------------------------------------------------------------------
 def _guesses(table: Table, roles: Roles, base: BaseModelRef, measured: _Measured, copy: str) -> dict[str, str]:
     counts = _counted(roles.label_counts)
-    remark = f" ({table.remark}: the space reads {copy}, a plain copy; change rows there)" if copy else ""
+    remark = f" ({table.remark})" if table.remark else ""
+    if copy:
+        remark = f" ({table.remark}: the space reads {copy}, a plain copy; change rows there)"
     guesses = {
         "rows": table.remark if table.remark and not table.is_file else f"{table.num_rows} in {table.name}{remark}",
         "kind": roles.kind,

@@ -31,8 +31,8 @@ class Table:
         lines: The line that each row begins in; None where rows have no lines.
         source: What a task's `data` says to read a data set; empty of a file.
         label_names: Of each column that gives names to its ids, these names; its values are names.
-        is_plain: Whether a task reads the file as it is: UTF-8, and the separator that its ending says.
-        remark: What it is where it is not plain, for people.
+        is_plain: Whether a task reads the file as it is, which must be UTF-8.
+        remark: What is unusual about it, for people.
     """
 
     name: str
@@ -143,7 +143,7 @@ def _separated(path: Path, content: bytes, usual: str) -> Table:
     remarks = [f"{encoding} instead of UTF-8"] if encoding else []
     if separator != usual:
         remarks.append(f"{SEPARATORS[separator]} instead of {SEPARATORS[usual]}")
-    return Table(str(path), read.values, read.lines, is_plain=not remarks, remark=" and ".join(remarks))
+    return Table(str(path), read.values, read.lines, is_plain=not encoding, remark=" and ".join(remarks))
 
 
 def _decoded(content: bytes) -> tuple[str, str]:

@@ -60,6 +60,14 @@ def test_a_file_of_another_form_stays_as_it_is(say: Say, rows_folder: Path) -> N
     assert load_space("./rows.yaml").task.source.data_files["train"].endswith("rows.plain.csv")
 
 
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("|", "bars"), ("\t", "tabs")])
+def test_another_separator_needs_no_copy(say: Say, rows_folder: Path, separator: str, name: str) -> None:
+    said = drafted(say, "rows.csv", csv_of(separator=separator))
+    assert f" in rows.csv ({name} instead of commas)" in said.err
+    assert [path.name for path in Path.cwd().iterdir() if path.suffix == ".csv"] == ["rows.csv"]
+    assert say("check", "./rows.yaml", "--data").ok
+
+
 def test_options_are_held_against_the_file(say: Say, rows_folder: Path) -> None:
     assert drafted(say, "rows.csv", PLAIN, "--text", "txt").is_error(
         2, "`--text` must be one of: text, label, but got 'txt'"
