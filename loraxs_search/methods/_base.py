@@ -33,7 +33,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from loraxs_search.errors import UsageError
 from loraxs_search.methods._names import BYTES_PER_PARAMETER, Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.records import AdapterSize, Basis, Estimate, Head, Hyperparameters, LinearModule, Manifest, Scalar
@@ -171,6 +170,8 @@ class Method(ABC):
     """Those of its own parameters, integers or words, that decide what is stored."""
     packed: ClassVar[PackedMethod | None] = None
     """How trials share passes, if `can_pack` says so. None: each trains alone, between the rounds of the others."""
+    can_start: ClassVar[bool] = False
+    """Whether trials can start from a registered adapter: `start_asset` makes it what they start from."""
     is_yardstick: ClassVar[bool] = False
     """Whether its trials are there to be compared with: candidates only where `promotion.methods` names it."""
     has_adapter: ClassVar[bool] = True
@@ -269,16 +270,13 @@ class Method(ABC):
     def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
         """Return a registered adapter of this method as the asset that trials start from; see `starting`.
 
+        Only called where `can_start` says so.
+
         Args:
             folder: The adapter's, as it was pulled.
             with_head: Whether trials start from its head too.
-        Raises:
-            UsageError: trials of this method start from no adapter.
         """
-        raise UsageError(
-            f"`start_from` must go with a method whose trials can start from an adapter, but {self.name} has none.",
-            hint="leave it out, or search lora-xs",
-        )
+        raise NotImplementedError
 
     def check_start(  # noqa: B027
         self, start: Hyperparameters, params: Mapping[str, Scalar], modules: Sequence[LinearModule]

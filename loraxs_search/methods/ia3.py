@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from peft import IA3Config
 
 # The layers that take a feed-forward block's hidden states back, by their names in transformers' models.
-_LAST_OF_BLOCK = re.compile(r"(^|\.)(output\.dense|down_proj|lin2|fc2|fc_out|wo|c_proj|dense_4h_to_h|w2|layer_2)$")
+_LAST_OF_BLOCK = re.compile(
+    r"(^|\.)(output\.dense|down_proj|lin2|fc2|fc_out|wo|Wo|c_proj|dense_4h_to_h|w2|layer_2|ffn_output)$"
+)
 
 
 class IA3(PeftMethod):

@@ -108,6 +108,9 @@ class Lora(PeftMethod):
         """Whether the update is added to the base as it is: DoRA scales its weights, and PiSSA changes them."""
         return not params["dora"] and not _changes_base(params)
 
+    def lora_rank(self, hyper: Hyperparameters) -> int:
+        return super().lora_rank(hyper) * (2 if _changes_base(self.params(hyper)) else 1)
+
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         rank, shapes = int(params["rank"]), dict[str, tuple[int, ...]]()
         for module in modules:

@@ -104,6 +104,7 @@ class LoraXS(PeftMethod):
     only_with: ClassVar[Mapping[str, Mapping[str, tuple[Scalar, ...]]]] = MappingProxyType(
         {name: {"basis": _OF_THE_WEIGHT} for name in _STEP}
     )
+    can_start: ClassVar[bool] = True
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis", "rank_pattern")
     packed: ClassVar[PackedMethod | None] = _PackedLoraXS()
     serves_in_bank: ClassVar[bool] = True

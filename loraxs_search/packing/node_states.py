@@ -7,6 +7,7 @@ the same rows gives the same trial.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -86,7 +87,10 @@ class NodeStates:
 
     def _make_room(self, own: str, num_bytes: int, num_kept: int) -> None:
         """Remove this trial's older states, those of a week ago, and the oldest ones while the disk is too full."""
-        files = [(path.stat().st_mtime, path) for path in ensure_dir(self._folder).glob("*.safetensors")]
+        files = list[tuple[float, Path]]()
+        for path in ensure_dir(self._folder).glob("*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):  # another host of this node makes room, too
+                files.append((path.stat().st_mtime, path))
         oldest_first = [path for _, path in sorted(files)]
         mine = [path for path in oldest_first if path.name.startswith(f"{own}.")]
         old = [path for modified, path in files if time.time() - modified > _WEEK_S]

@@ -16,14 +16,18 @@ def count_configurations(parameters: Mapping[str, Parameter]) -> int | None:
     return sum(weight for _, weight in _branches(parameters, _mentioned(parameters)))
 
 
+_LISTED = 64  # numbers that a parameter may be, of which each is looked at where that is asked for
+
+
 def reachable_shapes(
-    parameters: Mapping[str, Parameter], defaults: Mapping[str, Scalar | None]
+    parameters: Mapping[str, Parameter], defaults: Mapping[str, Scalar | None], *, ends: bool = True
 ) -> list[dict[str, Scalar]]:
-    """Return the values that these parameters may have together in a trial; of a range of numbers only the ends.
+    """Return the values that these parameters may have together in a trial.
 
     Args:
         parameters: Of the trials of one method.
-        defaults: Each parameter that decides what is stored, with its value where a trial has none.
+        defaults: Each parameter that is asked for, with its value where a trial has none.
+        ends: Of numbers only the smallest and the largest; else so only where there are more than 64.
     """
     needed = _with_parents(parameters, tuple(defaults))
     distinct = _mentioned(needed)
@@ -32,8 +36,9 @@ def reachable_shapes(
         mentioned = set(named)
         for alternative in needed[name].alternatives:
             values = alternative.distribution.values or ()
-            named.update(_ends([value for value in values if value not in mentioned]))
-    shapes: list[dict[str, Scalar]] = []
+            others = [value for value in values if value not in mentioned]
+            named.update(_ends(others) if ends or len(others) > _LISTED else others)
+    shapes: dict[tuple[tuple[str, Scalar], ...], dict[str, Scalar]] = {}
     for params, _ in _branches(needed, distinct):
         # What is missing although its condition holds is between the ends.
         if any(
@@ -44,9 +49,8 @@ def reachable_shapes(
             continue
         shape = {name: params.get(name, default) for name, default in defaults.items()}
         known = {name: value for name, value in shape.items() if value is not None}
-        if known not in shapes:
-            shapes.append(known)
-    return shapes
+        shapes.setdefault(tuple(known.items()), known)
+    return list(shapes.values())
 
 
 def _ends(values: Sequence[Scalar]) -> Iterable[Scalar]:

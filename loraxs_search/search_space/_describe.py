@@ -92,6 +92,7 @@ def describe(
     """
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
     layers = _Layers({module.name: module for module in modules}, groups, heads, body)
+    _check_all(space, layers)
     methods = {name: _extremes(_shapes(space, get_method(name), layers)) for name in space.methods}
     return SpaceDescription(
         combinations=space.grid_size(),
@@ -122,6 +123,13 @@ def _size_limit(space: Space, methods: Mapping[str, Extremes]) -> Iterator[str]:
         yield f"trials whose adapters take more than max_bytes={limit:,} are never promoted; the largest: {largest:,}"
 
 
+def _check_all(space: Space, layers: _Layers) -> None:
+    """Hold each way to adapt layers that a trial may draw against these layers."""
+    for method in map(get_method, space.methods):
+        for own, names in trial_shapes(space, method, tuple(layers.modules.values())):
+            method.check(own, [layers.modules[name] for name in names])
+
+
 @dataclass(frozen=True)
 class _Layers:
     """What adapters are put on: the base's linear layers, a space's groups, the parameters of heads and body."""
@@ -133,13 +141,12 @@ class _Layers:
 
 
 def _shapes(space: Space, method: Method, layers: _Layers) -> Iterator[ShapeDescription]:
-    """Yield what adapters of one method may be, each held against the layers that it is for."""
+    """Yield what adapters of one method may be."""
     specs, decisive = parameter_specs(method.name), (*method.sized_by, "target_modules", "head")
     for params in reachable_shapes(space.parameters_of(method.name), {name: specs[name].default for name in decisive}):
         own = {name: params[name] for name in method.sized_by}
         expression, head = str(params["target_modules"]), str(params["head"])
         adapted = [layers.modules[name] for name in layers.groups[expression]]
-        method.check(method.with_defaults(own), adapted)
         stored = layers.heads.get(head, {})
         identity = {name: shape for name, shape in layers.heads.get("full", {}).items() if name not in stored}
         size = method.size(method.with_defaults(own), adapted, stored, identity, layers.body)
@@ -152,12 +159,12 @@ def trial_shapes(
 ) -> Iterator[tuple[Mapping[str, Scalar], tuple[str, ...]]]:
     """Yield a method's own words, flags and integers that a trial may have together, and the layers that it adapts.
 
-    Of a range of integers only the ends. The others of its parameters have their defaults.
+    Of more than 64 integers only the ends. The others of its parameters have their defaults.
     """
     specs = parameter_specs(method.name)
     decisive = [name for name, spec in method.parameters.items() if spec.kind != "float"]
     defaults = {name: specs[name].default for name in (*decisive, "target_modules")}
-    for params in reachable_shapes(space.parameters_of(method.name), defaults):
+    for params in reachable_shapes(space.parameters_of(method.name), defaults, ends=False):
         own = method.with_defaults({name: params[name] for name in decisive if name in params})
         yield own, resolve_modules(str(params["target_modules"]), modules)
 

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 KeyPath = tuple[str | int, ...]
+_BEHIND_FILES = 1_000_000_000  # no file has so many lines
 
 
 @dataclass(frozen=True, order=True)
@@ -32,6 +33,15 @@ class SourceLocation:
 
     order: tuple[int, int]
     text: str
+
+    @classmethod
+    def of_override(cls, index: int, override: str) -> SourceLocation:
+        """Return where a `--set` stands: behind the whole file, in the order given."""
+        return cls((_BEHIND_FILES, index), f"--set {override}")
+
+    @property
+    def is_override(self) -> bool:
+        return self.order[0] == _BEHIND_FILES
 
 
 @dataclass(frozen=True)

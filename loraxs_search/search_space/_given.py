@@ -51,7 +51,7 @@ def clone_params(
         return Placed({}, tuple(faults.values()), tuple(faults))
     specs = parameter_specs(method)
     changed = {name: _checked(specs[name], name, value, faults) for name, value in given.items() if name != METHOD}
-    wanted = {METHOD: method, **source, **{name: value for name, value in changed.items() if value is not None}}
+    wanted = {**source, METHOD: method, **{name: value for name, value in changed.items() if value is not None}}
     if warm:
         faults |= {
             name: f"`{name}` must stay {source.get(name, specs[name].default if name in specs else method)} in a clone "
@@ -113,7 +113,8 @@ class _Reader:
         if value is None:
             return
         if index is None:
-            given_here = ", ".join(f"{other} {self._known.get(other, 'left out')}" for other in parameter.parents())
+            parents = dict.fromkeys(parameter.parents())
+            given_here = ", ".join(f"{other} {self._known.get(other, 'left out')}" for other in parents)
             self.faults[name] = f"`{name}` must be left out of a trial with {given_here}, but got {shown(given)}."
             return
         distribution = parameter.alternatives[index].distribution

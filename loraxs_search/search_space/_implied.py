@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from loraxs_search.methods import get_method
 from loraxs_search.records import Scalar
-from loraxs_search.search_space._distributions import METHOD, Alternative, Condition, Parameter
+from loraxs_search.search_space._distributions import METHOD, Alternative, Condition, Constant, Parameter
 from loraxs_search.search_space._document import Document
 from loraxs_search.search_space._faults import one_of
 
@@ -52,7 +52,13 @@ def _restrict(document: Document, parameters: dict[str, Parameter], name: str, c
     if len(condition.fitting) == len(condition.possible):
         return
     parameter, alternatives = parameters[name], list[Alternative]()
-    for alternative in parameter.alternatives:
+    decisive = parameters[condition.other].of_method(condition.method, parameters)
+    if decisive is None or decisive.may_be_absent:
+        law = f"must end with an `else`, or with an item without `when`, since {name} depends on it"
+        document.faults.add(("parameters", condition.other), f"{law}.")
+        return
+    otherwise = () if parameter.otherwise is None else (Alternative(Constant(parameter.otherwise)),)
+    for alternative in (*parameter.alternatives, *otherwise):
         given = dict(alternative.when)
         if condition.other not in given:
             alternatives += condition.split(alternative)
@@ -66,4 +72,4 @@ def _restrict(document: Document, parameters: dict[str, Parameter], name: str, c
         law = f"must be left out unless {condition.other} is one of: {known}"
         document.faults.add(("parameters", name), f"{law}, but {condition.other} may be {got}.")
         return
-    parameters[name] = replace(parameter, alternatives=tuple(alternatives))
+    parameters[name] = replace(parameter, alternatives=tuple(alternatives), otherwise=None)

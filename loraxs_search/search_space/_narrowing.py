@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import Document
-from loraxs_search.search_space._faults import KeyPath
+from loraxs_search.search_space._faults import KeyPath, location_of
 from loraxs_search.search_space._parameter_specs import SpaceSpecs
 
 _PARAMETERS = "parameters"
@@ -36,42 +36,55 @@ def _narrow_parameters(
     document: Document, section: dict[str, Any], earlier: Sequence[str], wanted: Sequence[str]
 ) -> None:
     known, kept = SpaceSpecs(earlier), SpaceSpecs(wanted)
+    gone = {name for name in section if known.takers(name) and not kept.takers(name)}
     for name, given in list(section.items()):
         takers = kept.takers(name)
-        if known.takers(name) and not takers:
-            del section[name]
+        if name in gone:
+            if not location_of(document.locations, (_PARAMETERS, name)).is_override:  # that is a fault, which is told
+                del section[name]
         elif isinstance(given, list) and any(isinstance(item, dict) for item in given):
-            _narrow_list(document, (_PARAMETERS, name), given, earlier, takers)
+            _narrow_list(document, (_PARAMETERS, name), given, earlier, takers, gone)
             if len(given) == 1 and not isinstance(given[0], dict):
                 section[name] = given[0]  # a list of one value alone would be no declaration
-        elif form := _narrowed(given, earlier, takers):
+        elif form := _narrowed(given, earlier, takers, gone):
             (section[name],) = form
         else:
             del section[name]
 
 
 def _narrow_list(
-    document: Document, path: KeyPath, forms: list[Any], earlier: Sequence[str], takers: Sequence[str]
+    document: Document,
+    path: KeyPath,
+    forms: list[Any],
+    earlier: Sequence[str],
+    takers: Sequence[str],
+    gone: Set[str],
 ) -> None:
     """Leave out forms for other methods, and those behind one that always holds now."""
     left, kept = list(takers), dict[int, Any]()
     for index, given in enumerate(forms):
-        if left and (form := _narrowed(given, earlier, left)):
+        if left and (form := _narrowed(given, earlier, left, gone)):
             (kept[index],) = form
             left = [method for method in left if method not in _taken(kept[index], left)]
     _move_lines(document, path, list(kept))
     forms[:] = kept.values()
 
 
-def _narrowed(form: Any, earlier: Sequence[str], takers: Sequence[str]) -> list[Any]:
-    """Return a form without what its condition says of other methods; nothing where it is for those alone."""
+def _narrowed(form: Any, earlier: Sequence[str], takers: Sequence[str], gone: Set[str]) -> list[Any]:
+    """Return a form without what its condition says of other methods; nothing where it is for those alone.
+
+    Args:
+        gone: Parameters that the other methods alone take: a condition on one never holds.
+    """
     when = form.get("when") if isinstance(form, dict) else None
-    if not isinstance(when, dict) or METHOD not in when:
+    if not isinstance(when, dict) or not when.keys() & {METHOD, *gone}:
         return [form]
-    asked = when[METHOD] if isinstance(when[METHOD], list) else [when[METHOD]]
+    named = when.get(METHOD, list(takers))
+    asked = named if isinstance(named, list) else [named]
     if not asked or not set(asked) <= set(earlier):
         return [form]  # a fault, which is told
-    if not (fitting := [method for method in asked if method in takers]):
+    fitting = [method for method in asked if method in takers] if not when.keys() & gone else []
+    if not fitting:
         return [form["else"]] if "else" in form else []
     others = {name: wanted for name, wanted in when.items() if name != METHOD}
     if set(fitting) < set(takers):

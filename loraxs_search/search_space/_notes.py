@@ -12,7 +12,7 @@ from loraxs_search.search_space._space import Space
 
 def notes(space: Space) -> tuple[str, ...]:
     """Return what methods ask for, which of them cannot share passes, and what may not be what was meant."""
-    return (*_advice(space), *dict.fromkeys(_remarks(space)), *_alone(space), *_objectives(space))
+    return (*_advice(space), *dict.fromkeys(_remarks(space)), *_starting(space), *_alone(space), *_objectives(space))
 
 
 def _advice(space: Space) -> Iterator[str]:
@@ -27,6 +27,12 @@ def _remarks(space: Space) -> Iterator[str]:
         for params in reachable_shapes(space.parameters_of(method.name), words):
             if text := method.remark(method.with_defaults(params)):
                 yield text
+
+
+def _starting(space: Space) -> Iterator[str]:
+    anew = [name for name in space.methods if not get_method(name).can_start]
+    if space.start_from is not None and anew:
+        yield f"trials of {both(anew)} start anew, and not from {space.start_from}: they cannot start from an adapter"
 
 
 def _alone(space: Space) -> Iterator[str]:

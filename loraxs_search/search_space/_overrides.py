@@ -37,8 +37,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """
     methods = document.data.get(METHOD) if isinstance(document.data, dict) else None
     for index, override in enumerate(overrides):
-        # Overrides sort behind the whole file, in the order given.
-        location = SourceLocation((1_000_000_000, index), f"--set {override}")
+        location = SourceLocation.of_override(index, override)
         path, equals, text = override.partition("=")
         keys = tuple(path.strip().split("."))
         if not equals or not all(keys):

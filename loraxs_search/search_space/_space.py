@@ -120,7 +120,7 @@ class Space:
     def estimates(self) -> tuple[Estimate, ...]:
         """Return what is estimated on the task's rows before the first trial."""
         methods = map(get_method, self.methods)
-        made = [each for m in methods for each in m.estimates(self._possible(m), self._heads(m))]
+        made = [each for m in methods for each in m.estimates(self._possible(m), self.heads(m))]
         return tuple(replace(estimate, seed=self.search.seed) for estimate in made)
 
     @property
@@ -185,7 +185,7 @@ class Space:
         named = [name for name, spec in method.parameters.items() if spec.kind in ("name", "flag")]
         return [method.can_pack(method.with_defaults(own)) for own in self._reachable(method, named)]
 
-    def _heads(self, method: Method) -> Sequence[Head]:
+    def heads(self, method: Method) -> Sequence[Head]:
         """Return how the head of a method's trials may be trained."""
         values = self._possible_values(method.name, "head", Hyperparameters.head)
         return [cast("Head", value) for value in values or ()]

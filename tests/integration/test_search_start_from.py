@@ -52,6 +52,7 @@ def test_a_start_that_no_trial_could_begin_at_is_refused_before_anything_is_writ
     for wrong, error, words in (
         (("parameters.rank={choice: [2, 4]}",), UsageError, "`rank` must be at least that of the adapter it starts"),
         (("parameters.sigma=sqrt",), UsageError, "`sigma` must be that of the adapter"),
+        (("parameters.head={choice: [full, output]}",), UsageError, "`head` must be the adapter's own"),
         (("parameters.target_modules=attention",), UsageError, "must adapt all that the adapter"),
         (("start_from=nothing-like-it",), RegistryError, "nothing-like-it"),
     ):

@@ -72,6 +72,6 @@ def make_manifest(
         factors=confirmation.factors,
         yardsticks=candidate.yardsticks if candidate else (),
         kept_step=adapter.kept_step,
-        start_from=folder.info.start_from.adapter if folder.info.start_from else None,
+        start_from=folder.info.start_from.adapter if folder.info.start_from and hyper.start_from else None,
         lineage=adapter.lineage,
     )

@@ -16,7 +16,7 @@ def resolve_start(space: Space, uri: str) -> StartFrom | None:
 
     Raises:
         RegistryError: there is no such adapter.
-        UsageError: it is of another method.
+        UsageError: it is of another method, or of one whose trials cannot start from an adapter.
     """
     if space.start_from is None:
         return None
@@ -29,6 +29,11 @@ def resolve_start(space: Space, uri: str) -> StartFrom | None:
             f"`start_from` must name an adapter of a method of the space ({one_of(space.methods)}), but {ref.name} is"
             f" of {own.method}.",
             hint=f"name another adapter, or set `method: {own.method}`",
+        )
+    if not get_method(own.method).can_start:
+        raise UsageError(
+            f"`start_from` must name an adapter that trials can start from, but {ref.name} is of {own.method}.",
+            hint="leave it out, or name an adapter of lora-xs",
         )
     return StartFrom(ref, manifest.base_digest, own, has_same_answers(manifest.task, space.task))
 
@@ -55,6 +60,13 @@ def check_start(space: Space, study: StudyInfo, info: HostInfo) -> None:
             hint="name an adapter of the same base at the same revision",
         )
     method, by_name = get_method(start.hyperparameters.method), {module.name: module for module in info.modules}
+    heads = space.heads(method)
+    if start.with_head and set(heads) != {start.hyperparameters.head}:
+        raise UsageError(
+            f"`head` must be the adapter's own ({start.hyperparameters.head}) where trials start from its head, but a "
+            f"trial may have {one_of(heads)}.",
+            hint=f"write `head: {start.hyperparameters.head}` in `parameters`",
+        )
     for params, names in trial_shapes(space, method, info.modules):
         method.check_start(start.hyperparameters, params, [by_name[name] for name in names])
 

@@ -53,13 +53,14 @@ class Ledger:
         self,
         trial_id: str,
         params: Mapping[str, Scalar],
-        hyper: Hyperparameters,
+        hyper: Hyperparameters | None,
         handle: optuna.trial.Trial | None = None,
         origin: Origin | None = None,
     ) -> None:
         """Record that a trial starts or continues.
 
         Args:
+            hyper: None of a trial that cannot be, which ends at once.
             handle: Optuna's, when the caller has it.
             origin: Where a new trial comes from.
         """

@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 
-from loraxs_search.errors import LoraxsError, StudyError
+from loraxs_search.errors import LoraxsError, StudyError, UsageError
 from loraxs_search.records import (
     Lineage,
     Origin,
@@ -203,11 +203,13 @@ class StudySearcher(Searcher):
         else:
             trial, params, origin = self._new()
             trial_id = trial_name(trial.number)
-        spec = self._spec(trial_id, params, origin)
+        spec: TrialSpec | None = None
         try:
+            spec = self._spec(trial_id, params, origin)
             first = self._begin(trial_id, origin)
-        except StudyError as error:  # of a clone whose state is damaged; the others are none the worse
-            self._ledger.started(trial_id, params, spec.hyperparameters, trial, origin)
+        except (StudyError, UsageError) as error:
+            # Params that no trial can have, or a clone whose state is damaged: the others are none the worse.
+            self._ledger.started(trial_id, params, spec.hyperparameters if spec else None, trial, origin)
             self._ledger.ended(trial_id, TrialState.FAIL, error.message)
             return None
         self._ledger.started(trial_id, params, spec.hyperparameters, trial, origin)

@@ -109,6 +109,7 @@ def test_it_is_plain_lora_on_the_base_as_it_was(make_base, family, params, input
     loaded = PeftModel.from_pretrained(make_base(family), str(tmp_path)).eval()
     config = loaded.peft_config["default"]
     assert (config.r, config.lora_alpha) == ((8, 8) if params.get("init") else (4, 4))
+    assert get_method("lora").lora_rank(hyper(family, **params)) == config.r
     assert config.init_lora_weights is True
     torch.testing.assert_close(logits(loaded, inputs), expected, atol=1e-5, rtol=1e-5)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loraxs_search.errors import RankError, SpaceError, TargetModulesError
+from loraxs_search.errors import RankError, SpaceError, TargetModulesError, UsageError
 from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule
 from loraxs_search.search_space import ShapeDescription, describe, load_space
 
@@ -121,6 +121,21 @@ def test_the_extremes_are_those_a_trial_can_reach(parse):
     assert (described.smallest.params["rank"], described.smallest.target_modules) == (4, "ffn")
     assert (described.largest.params["rank"], described.largest.target_modules) == (64, "ffn")
     assert described.combinations == 61 + 2
+
+
+@pytest.mark.parametrize(
+    ("parameters", "law"),
+    [
+        ("method: lora\n  rank: {choice: [3, 4]}\n  init: orthogonal", "must be even with `init: orthogonal`"),
+        ("method: lora\n  rank: {int: [2, 8]}\n  init: {choice: [default, orthogonal]}", "but got rank=3"),
+        ("method: vb-lora\n  rank: 4\n  vector_length: {choice: [32, 100, 128]}", "but got 100 for"),
+    ],
+)
+def test_what_some_trial_could_not_be_is_refused(parse, parameters, law):
+    """The search would meet it sooner or later."""
+    method, own = parameters.split("\n", 1)
+    with pytest.raises(UsageError, match=law):
+        describe(parse(f"{SPACE}{own}\n{method}\n"), MINI)
 
 
 def test_only_ranks_that_meet_a_module_are_held_against_it(parse):

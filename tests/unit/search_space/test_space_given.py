@@ -84,6 +84,15 @@ def test_a_clone_is_its_source_but_for_what_is_given() -> None:
     assert clone({"rank": 8, "learning_rate": 0.02}, warm=True).params == {**SOURCE, "learning_rate": 0.02}
 
 
+def test_a_clone_may_be_of_another_method() -> None:
+    """What the source had of its own method is left behind; a state is of one method."""
+    source = {"method": "lora-xs", "rank": 4, "learning_rate": 0.01, "basis": "random"}
+    made = clone_params(space(METHODS), source, {"method": "lora", "rank": 8}, warm=False, force=False)
+    assert (made.params, made.faults) == ({"method": "lora", "rank": 8, "learning_rate": 0.01}, ())
+    (law,) = clone_params(space(METHODS), source, {"method": "lora"}, warm=True, force=False).faults
+    assert "`method` must stay lora-xs" in law
+
+
 @pytest.mark.parametrize("name", ["rank", "basis", "sigma", "head", "target_modules", "scale", "init_std"])
 def test_a_warm_clone_changes_nothing_that_a_state_means(name: str) -> None:
     other = {"rank": 4, "basis": "random", "sigma": "input", "head": "output", "target_modules": "ffn"}

@@ -53,6 +53,26 @@ def test_what_the_gradient_decides_is_refused_beside_it(faults, basis, scale, go
     assert fault.endswith(got)
 
 
+def test_what_the_gradient_decides_is_not_what_else_says(parse):
+    text = f"{SPACE}  rank: {{choice: [4, 8]}}\n  basis: {{choice: [top, gradient]}}\n"
+    space = parse(text + "  scale: {choice: [1, 2], when: {rank: 8}, else: 3}\n")
+    drawn = {(p["rank"], p["basis"], p.get("scale")) for p in (space.suggest(trial) for trial in asked(space, 40))}
+    assert drawn == {(4, "top", 3.0), (8, "top", 1.0), (8, "top", 2.0), (4, "gradient", None), (8, "gradient", None)}
+
+
+def test_a_basis_that_some_trials_lack_needs_an_else(parse, faults):
+    """Such a trial would have the default, beside which `scale` counts, and yet would draw no `scale`."""
+    text = f"{SPACE}  rank: {{choice: [4, 8]}}\n  scale: 4\n"
+    basis = "  basis: {choice: [top, gradient], when: {rank: 8}"
+    (fault,) = faults(f"{text}{basis}}}\n")
+    assert "parameters.basis: must end with an `else`, or with an item without `when`, since scale depends on" in fault
+    space = parse(f"{text}{basis}, else: top}}\n")
+    assert {(p["basis"], p.get("scale")) for p in (space.suggest(trial) for trial in asked(space, 40))} == {
+        ("top", 4.0),
+        ("gradient", None),
+    }
+
+
 def test_its_bytes_are_those_of_a_and_b_too(parse):
     space = parse(f"{SPACE}  rank: 4\n  basis: {{choice: [top, gradient]}}\n")
     described = describe(space, MODULES)

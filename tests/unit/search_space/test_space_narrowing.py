@@ -56,6 +56,24 @@ def test_any_methods_have_the_parameters_that_their_trials_had(number: int) -> N
         assert some.promotion.methods == promoted
 
 
+def test_a_condition_on_what_other_methods_alone_take_never_holds() -> None:
+    text = SPACE.split("parameters:", maxsplit=1)[0].replace(", ia3", "") + (
+        "parameters:\n  learning_rate: 1.0e-3\n  basis: {choice: [top, gradient]}\n"
+        "  rank: [{choice: [64], when: {basis: gradient}}, {choice: [8, 16]}]\n"
+        "  weight_decay: {value: 0.1, when: {basis: top}, else: 0.2}\n"
+    )
+    whole = parse_space(text, source="space.yaml", folder=Path())
+    assert narrowed(text, "vera").parameters == whole.parameters_of("vera")
+    assert narrowed(text, "lora-xs").parameters == whole.parameters_of("lora-xs")
+
+
+@pytest.mark.parametrize("given", ["parameters.sigma=none", "parameters.dora=true"])
+def test_what_is_set_for_a_method_that_is_left_out_is_a_fault(given: str) -> None:
+    """It was typed, so it is not passed over as what the file says of other methods is."""
+    with pytest.raises(SpaceError, match=rf"--set {given}: parameters"):
+        parse_space(SPACE, source="s.yaml", folder=Path(), overrides=["method={choice: [vera, ia3]}", given])
+
+
 def test_methods_that_the_space_did_not_have_are_held_against_all_that_it_says() -> None:
     for given in ("psoft", "{choice: [lora, psoft]}"):
         with pytest.raises(SpaceError) as caught:

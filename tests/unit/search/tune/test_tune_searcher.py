@@ -12,7 +12,7 @@ import optuna
 import pytest
 from ray.tune.search import Searcher
 
-from loraxs_search.errors import HomeError, LoraxsError
+from loraxs_search.errors import HomeError, LoraxsError, RankError
 from loraxs_search.records import AdapterSize, Hyperparameters, KeepRule, TrialReport, TrialState, to_json
 from loraxs_search.schedulers import NoScheduler, SchedulerConfig
 from loraxs_search.search.ledger.ledger import Ledger
@@ -105,6 +105,26 @@ def test_what_the_ledger_cannot_write_is_left_to_the_driver(started: StudySearch
     first = started.fatal_error
     started.on_trial_complete("y", {STEP: 0, FATAL: ["other", ""]})
     assert started.fatal_error is first, "the first cause is the one to tell"
+
+
+def test_params_that_no_trial_can_have_cost_that_trial_alone(
+    searcher: StudySearcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had ended the search, and `resume` met the same trial again."""
+    made = searcher._actors.spec
+
+    def refusing(trial_id: str, *given: Any) -> Any:
+        if trial_id == "00000":
+            raise RankError("`rank` must be even with `init: orthogonal`, but got rank=3.")
+        return made(trial_id, *given)
+
+    monkeypatch.setattr(searcher._actors, "spec", refusing)
+    assert searcher.suggest("x") is None
+    assert isinstance(searcher.suggest("x"), dict)
+    first, second = searcher._ledger.records.values()
+    assert (first.state, second.state) == (TrialState.FAIL, TrialState.RUNNING)
+    assert "must be even" in first.reason
+    assert searcher.fatal_error is None
 
 
 def test_a_trial_that_fails_is_recorded_with_its_reason(started: StudySearcher) -> None:
