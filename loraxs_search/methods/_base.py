@@ -176,6 +176,8 @@ class Method(ABC):
     """Whether its trials are there to be compared with: candidates only where `promotion.methods` names it."""
     has_adapter: ClassVar[bool] = True
     """Whether what it trains is kept as an adapter. Of a method without one only metrics are recorded."""
+    adapts_layers: ClassVar[bool] = True
+    """Whether `target_modules` decides anything."""
     needs_head: ClassVar[bool] = False
     """Whether a task must have a head for it."""
     advice: ClassVar[str] = ""

@@ -31,7 +31,7 @@ _BYTES_PER_NUMBER = 16  # weight, gradient and AdamW's two moments, in float32
 
 
 class Full(Method):
-    """`target_modules` says nothing here. A tied weight is one; poolers that the checkpoint lacks stay as they are."""
+    """A tied weight is one; poolers that the checkpoint lacks stay as they are."""
 
     name: ClassVar[str] = "full"
     title: ClassVar[str] = "Full fine-tuning"
@@ -39,6 +39,7 @@ class Full(Method):
     description: ClassVar[str] = "all weights of the base"
     is_yardstick: ClassVar[bool] = True
     has_adapter: ClassVar[bool] = False
+    adapts_layers: ClassVar[bool] = False
     advice: ClassVar[str] = (
         "trains a copy of the base: 16 bytes of its device's memory for each number of the base, and for as long as a "
         "trial runs 12 on its node's disk; only its metrics are recorded"

@@ -26,6 +26,7 @@ class HeadOnly(PeftMethod):
     symbol: ClassVar[str] = "adapter"
     description: ClassVar[str] = "adapter (none: the base is untouched)"
     is_yardstick: ClassVar[bool] = True
+    adapts_layers: ClassVar[bool] = False
     needs_head: ClassVar[bool] = True
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> LoraConfig:

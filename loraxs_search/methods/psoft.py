@@ -32,7 +32,8 @@ class PSOFT(PeftMethod):
     description: ClassVar[str] = "R (a rotation of the base's first singular vectors)"
     note: ClassVar[str] = (
         "R means something only between the singular vectors of this very base model, which are computed when it is "
-        "loaded; another linear algebra library may compute others, which loading with this package shows."
+        "loaded; another linear algebra library may compute others, which loading with this package shows where the "
+        "base is in float32."
     )
     parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
         {

@@ -354,3 +354,14 @@ def test_the_smallest_is_chosen_within_a_tolerance(parse, text):
 def test_the_best_step_of_a_trial_is_kept_where_asked(parse, text):
     assert parse(text).search.keep == "last"
     assert parse(text, "search.keep=best").search.keep == "best"
+
+
+def test_what_says_nothing_to_some_trials_is_noted(parse) -> None:
+    head = "task: sst2\nbase_model: a/b\nmethod: {choice: [lora-xs, vera, head-only, full]}\nparameters:\n"
+    text = head + "  rank: 4\n  learning_rate: 1.0e-3\n"
+    modules = "  target_modules: {choice: [attention, ffn]}\n"
+    assert not [note for note in notes(parse(text)) if "target_modules" in note]
+    (note,) = [note for note in notes(parse(text + modules)) if "target_modules" in note]
+    assert note.startswith("target_modules decides nothing in trials of head-only and full")
+    (note,) = [note for note in notes(parse(text + "start_from: mnli\n")) if "start_from" in note or "anew" in note]
+    assert note.startswith("trials of vera, head-only and full start anew, and not from mnli")
