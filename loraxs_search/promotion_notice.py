@@ -49,7 +49,7 @@ def notify(notification: Notification, decision: Decision, *, pause: Callable[[f
         study=decision.study,
         at=time.time(),
         task=decision.task,
-        text=f"{decision.task}: trial {decision.winner} of {decision.study} is the new champion",
+        text=f"{decision.task}: trial {decision.winner} of {decision.study} is the new {_title(decision)}",
         decision=decision,
     )
     body = to_json(event).encode()
@@ -57,6 +57,11 @@ def notify(notification: Notification, decision: Decision, *, pause: Callable[[f
         _warn_if(lambda: _post(notification.url, body, pause), shown_address(notification.url))
     if notification.command:
         _warn_if(lambda: _run(notification.command, body), repr(notification.command[0]))
+
+
+def _title(decision: Decision) -> str:
+    """Return `champion`, or the name of the champion of a base where the task has another one."""
+    return decision.aliases[0] if decision.aliases else "champion"
 
 
 def shown_address(url: str) -> str:

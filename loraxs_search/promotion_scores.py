@@ -61,9 +61,8 @@ def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
     manifest = replace(registry.verify(path), test_metrics=scores.metrics, yardsticks=answered.yardsticks)
     manifest = replace(manifest, samples=scores.samples)
     files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "manifest.json"}
-    registry.seal(
-        folder.write_adapter(finalist.trial_id, files | {"README.md": registry.model_card(manifest).encode()}), manifest
-    )
+    files["README.md"] = registry.model_card(manifest).encode()
+    folder.write_adapter(finalist.trial_id, registry.sealed(files, manifest))
     rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
     folder.confirmations().write_candidate(answered, rows.to_bytes())
     updated = [answered if candidate == finalist else candidate for candidate in candidates]

@@ -92,9 +92,18 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table as CSV; what has no value is an empty cell."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+    write_csv(columns)
+    for row in rows:
+        write_csv(row)
+
+
+def write_csv(row: Sequence[object]) -> None:
+    """Print a row of a table as CSV; what has no value is an empty cell."""
+    cells = ["" if cell is None else cell for cell in row]
+    # With lines that end in \n, Python leaves a lone \r unquoted, which ends a row for whoever reads it.
+    needs_quotes = any("\r" in str(cell) for cell in cells)
+    writer = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL if needs_quotes else csv.QUOTE_MINIMAL)
+    writer.writerow(cells)
 
 
 def print_leaderboard_csv(rows: Sequence[LeaderboardRow]) -> None:

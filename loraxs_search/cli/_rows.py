@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
+
+from loraxs_search.cli._output import write_csv
 
 if TYPE_CHECKING:
     from loraxs_search.records import Prediction
@@ -61,9 +62,8 @@ def write_predictions(
         for row in rows:
             print(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS))
         return
-    writer = csv.writer(sys.stdout, lineterminator="\n")
     if header:
-        writer.writerow(["text", "label", "score", *([] if lines is None else ["line"])])
+        write_csv(["text", "label", "score", *([] if lines is None else ["line"])])
     for row in rows:
-        score = "" if row["score"] is None else f"{row['score']:.6g}"
-        writer.writerow(["" if value is None else value for value in (row | {"score": score}).values()])
+        score = None if row["score"] is None else f"{row['score']:.6g}"
+        write_csv(list((row | {"score": score}).values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,9 +49,10 @@ def collect(
     if not root.is_dir():
         return []
     with file_lock(root / ".gc.lock"), unused() as idle:
+        began = time.time()
         needs = gather_needs(root, tracking_uri)
         judged = list(_judged(root, kinds, needs, older_than_s, idle))
-        return [done if dry_run or done.kept else _remove(kind, item, done) for kind, item, done in judged]
+        return [done if dry_run or done.kept else _remove(kind, item, done, began) for kind, item, done in judged]
 
 
 def _judged(
@@ -77,9 +79,11 @@ def _recent(item: StoredItem, older_than_s: float, now: float) -> str:
     return "" if item.used_at <= now - older_than_s else "used not long ago"
 
 
-def _remove(kind: Kind, item: StoredItem, planned: Collected) -> Collected:
+def _remove(kind: Kind, item: StoredItem, planned: Collected, began: float) -> Collected:
     try:
         with kind.guarded(item):
+            if StoredItem.of(*item.paths).used_at > began:  # since it was looked at
+                return dataclasses.replace(planned, kept="used just now")
             for path in item.paths:
                 remove_whole(path)
     except LoraxsError as error:

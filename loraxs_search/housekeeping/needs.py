@@ -60,7 +60,10 @@ def gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
             needs.unfinished.append(name)
     for digest, name in _pulled(home / "adapters"):
         needs.adapters.setdefault(digest, f"`pull {name}`")
-        _add_folder(needs, home / "adapters" / digest, f"`pull {name}`")
+        try:
+            _add_folder(needs, home / "adapters" / digest, f"`pull {name}`")
+        except LoraxsError as error:
+            needs.unknown = f"what {name}, which was pulled, needs is not known: {error.message}"
     for uri in dict.fromkeys(uris):
         try:
             for name, manifest in registered_manifests(uri):

@@ -98,7 +98,24 @@ def version_tags(manifest: Manifest, candidate: Candidate, digest: str) -> dict[
 
 def record_tags(candidate: Candidate, decision: Decision, digest: str) -> dict[str, str]:
     """Return the tags of the registered model that hold the records of a new version."""
-    return {adapter_tag(digest, CANDIDATE): to_json(candidate), adapter_tag(digest, DECISION): fitted(decision)}
+    return {adapter_tag(digest, CANDIDATE): _fitted(candidate), adapter_tag(digest, DECISION): fitted(decision)}
+
+
+def _fitted(candidate: Candidate) -> str:
+    """Return the candidate as JSON short enough for a tag: an answer that `constant` gives may be a long text."""
+    text, limit = to_json(candidate), _MAX_TAG
+    while len(text) > _MAX_TAG and limit > 1:
+        limit //= 2
+        yardsticks = [
+            dataclasses.replace(
+                each,
+                answer=each.answer[:limit] if isinstance(each.answer, str) else each.answer,
+                failed=each.failed[:limit],
+            )
+            for each in candidate.yardsticks
+        ]
+        text = to_json(dataclasses.replace(candidate, yardsticks=tuple(yardsticks)))
+    return text
 
 
 def fitted(decision: Decision) -> str:

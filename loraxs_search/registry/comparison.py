@@ -93,7 +93,7 @@ class Comparison:
     past: Sequence[Decision]
 
     def decide(self, champions: Mapping[str, ComparedChampion]) -> Decision:
-        """Decide whether the finalist becomes champion of the task, and if not, whether it leads its own base.
+        """Decide whether the finalist becomes champion of the task, and whether it leads its own base.
 
         Args:
             champions: Alias to the champion that holds it.
@@ -102,7 +102,7 @@ class Comparison:
         overall, own = champions.get(CHAMPION), base_alias(self.finalist.candidate.base_model)
         decision = self._against(CHAMPION, overall, looks, self.forced)
         if decision.promoted:
-            return replace(decision, aliases=tuple(dict.fromkeys((CHAMPION, own))))
+            return self._with_own_base(decision, own, champions.get(own), overall, looks)
         on_own_base = overall is not None and base_alias(overall.scored.candidate.base_model) == own
         of_base = champions.get(own, overall if on_own_base else None)
         if own == CHAMPION or _version(of_base) == _version(overall):
@@ -115,6 +115,31 @@ class Comparison:
             looks=(*decision.looks, *second.looks),
         )
         return replace(both, aliases=(own,)) if second.promoted else both
+
+    def _with_own_base(
+        self,
+        decision: Decision,
+        own: str,
+        of_base: ComparedChampion | None,
+        overall: ComparedChampion | None,
+        looks: Looks,
+    ) -> Decision:
+        """Return a decision for the finalist with the names it gets: that of its base unless another adapter holds it
+        which the finalist does not beat.
+        """
+        if own == CHAMPION or of_base is None or _version(of_base) == _version(overall) or self._is_finalist(of_base):
+            return replace(decision, aliases=tuple(dict.fromkeys((CHAMPION, own))))
+        looks.take(decision)
+        second = self._against(own, of_base, looks, self.forced)
+        return replace(
+            decision,
+            aliases=(CHAMPION, own) if second.promoted else (CHAMPION,),
+            reasons=(*decision.reasons, f"for {own}:", *second.reasons),
+            looks=(*decision.looks, *second.looks),
+        )
+
+    def _is_finalist(self, champion: ComparedChampion) -> bool:
+        return key(champion.adapter.candidate) == key(self.finalist.candidate)
 
     def _against(self, alias: str, champion: ComparedChampion | None, looks: Looks, forced: bool) -> Decision:
         other = YARDSTICK if champion is None else key(champion.scored.candidate)

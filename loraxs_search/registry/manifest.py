@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
@@ -25,10 +26,22 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
         IntegrityError: the folder holds something an adapter has no use for.
         HomeError: the manifest cannot be written.
     """
-    files = {path.name: _sha256(path) for path in _files(folder) if path.name != MANIFEST}
-    sealed = dataclasses.replace(manifest, files=files)
-    write_atomic(folder / MANIFEST, to_json(sealed, indent=2) + "\n")
-    return sealed
+    files = {path.name: path.read_bytes() for path in _files(folder) if path.name != MANIFEST}
+    write_atomic(folder / MANIFEST, sealed(files, manifest)[MANIFEST].decode())
+    return read(folder)
+
+
+def sealed(files: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:
+    """Return the files of an adapter folder with `manifest.json`, which has the sha256 of each, among them.
+
+    Raises:
+        IntegrityError: a file is of a kind or size that is not taken.
+    """
+    for name, content in files.items():
+        check_file(name, len(content))
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    text = to_json(dataclasses.replace(manifest, files=digests), indent=2) + "\n"
+    return {**files, MANIFEST: text.encode()}
 
 
 def verify(folder: Path) -> Manifest:

@@ -36,6 +36,11 @@ def base_alias(base_model: str) -> str:
     return f"{CHAMPION}-{end[:200]}" if end else CHAMPION
 
 
+def is_champion(alias: str) -> bool:
+    """Return whether an alias is that of a task's champion, or of the champion of a base."""
+    return alias == CHAMPION or alias.startswith(f"{CHAMPION}-")
+
+
 def on_base(name: str, base_model: str | None) -> str:
     """Return the name of a task's champion on a base; `name` itself when no base is given.
 

@@ -16,7 +16,7 @@ from loraxs_search.records import Decision, from_json
 from loraxs_search.registry import _artifacts, _listing, _rest, _versions
 from loraxs_search.registry._client import connect, exists, is_denied, is_missing, speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, read_version
-from loraxs_search.registry.names import CHAMPION, AdapterName, check_task, parse_name
+from loraxs_search.registry.names import CHAMPION, AdapterName, check_task, is_champion, parse_name
 from loraxs_search.registry.summary import TaskSummary, summarise
 from loraxs_search.registry.tags import DECISIONS, SUMMARY, record, records
 
@@ -97,7 +97,8 @@ class RegistryReader:
         model = self._model(task)
         values = records(model.tags, DECISIONS) if model is not None else []
         recorded = [from_json(Decision, value) for value in values]
-        named = {int(number) for number in model.aliases.values()} if model is not None else set()
+        aliases = model.aliases if model is not None else {}
+        named = {int(number) for alias, number in aliases.items() if is_champion(alias)}  # people may name others
         unrecorded = named - {decision.version for decision in recorded}
         adapters = [self.resolve(f"{task}:{number}") for number in unrecorded]
         decisions = [*recorded, *(replace(adapter.decision, version=adapter.version) for adapter in adapters)]

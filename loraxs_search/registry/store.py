@@ -128,7 +128,7 @@ class Registry(RegistryReader):
             factor_sets.publish(client, self.uri, manifest.base_digest, manifest.base_model.id, manifest.factors)
             check()  # registering took a while, and a server has other clients
             _signing.sign_aliases(client, self.uri, task, aliases, version, digest)
-            for alias in aliases:
+            for alias in reversed(aliases):  # `champion` last: killed in between, the same call does it again
                 client.set_registered_model_alias(task, alias, str(version))
         made = replace(decision, aliases=aliases, version=version)
         if CHAMPION in aliases:
@@ -164,7 +164,7 @@ class Registry(RegistryReader):
             check()
             with speaking(self.uri):
                 _signing.sign_aliases(self._client, self.uri, task, aliases, target.version, target.digest)
-                for alias in aliases:
+                for alias in reversed(aliases):  # `champion` last: killed in between, the same call does it again
                     self._client.set_registered_model_alias(task, alias, str(target.version))
             self._summarise(summarise(task, target.version, target.candidate, decision))
             self._record(decision)
@@ -183,9 +183,10 @@ class Registry(RegistryReader):
             target = self.resolve(name)
             champion = self.champion(parsed.task)
             if target.aliases and not forced:
+                other = f"make another one champion with `loraxs-search rollback {parsed.task}`, or add --force"
                 raise RegistryError(
                     f"A champion must not be removed, but {name} is {' and '.join(target.aliases)}.",
-                    hint=f"make another one champion with `loraxs-search rollback {parsed.task}`, or add --force",
+                    hint=other if CHAMPION in target.aliases else "add --force: its base has no champion then",
                 )
             decision = replace(self._decision_on(target, champion, "remove", target.aliases), forced=forced)
             check()
@@ -229,9 +230,13 @@ class Registry(RegistryReader):
             number = decision.version
             if not decision.promoted or CHAMPION not in decision.aliases or number is None:
                 continue
-            reigns = [*reigns[: reigns.index(number)], number] if number in reigns else [*reigns, number]
-        before = reigns[: reigns.index(champion)] if champion in reigns else sorted(n for n in known if n < champion)
+            if decision.action == "rollback" and number in reigns:
+                del reigns[_last(reigns, number) :]
+            reigns.append(number)
+        before = reigns[: _last(reigns, champion)] if champion in reigns else sorted(n for n in known if n < champion)
         for number in reversed(before):  # `known` are the last hundred
+            if number == champion:
+                continue
             if number in known or self._find(AdapterName(task, None, number)) is not None:
                 return number
         have = ", ".join(f"{task}:{number}" for number in sorted(known))
@@ -327,7 +332,7 @@ class Registry(RegistryReader):
             return
         with speaking(self.uri):
             _versions.ensure_model(self._client, check_task(task))
-        with _promotion_lock.lease_promotion_lock(self._client, task) as check:
+        with speaking(self.uri), _promotion_lock.lease_promotion_lock(self._client, task) as check:
             yield check
 
 
@@ -337,6 +342,11 @@ def _read_predictions(content: bytes | None) -> ScoredRows | None:
     from loraxs_search.registry.test_predictions import ScoredRows
 
     return ScoredRows.from_bytes(content)
+
+
+def _last(numbers: Sequence[int], number: int) -> int:
+    """Return the last place of a number."""
+    return len(numbers) - 1 - numbers[::-1].index(number)
 
 
 def _digest(text: str) -> str:

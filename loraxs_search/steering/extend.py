@@ -65,7 +65,8 @@ class Extend(Verb):
 
 def _base(plan: SearchPlan, study: SteeredStudy) -> int:
     """Return what more trials are counted from."""
-    is_over = has_ended(study) or study.state.finishing is not None
+    is_open = study.state.num_reopenings > study.journal.num_reopenings  # an earlier command has asked for more
+    is_over = (has_ended(study) and not is_open) or study.state.finishing is not None
     return num_proposed(study.records, study.state) if is_over else plan.trials
 
 
@@ -80,7 +81,7 @@ def _budget_s(plan: SearchPlan, study: SteeredStudy, more_s: float) -> float | N
         CommandError: the study's is used up, and no time comes to it.
     """
     if more_s:
-        return max(study.journal.spent_s, plan.time_budget_s or 0.0) + more_s
+        return max(study.journal.spent_by_now_s, plan.time_budget_s or 0.0) + more_s
     check_time(study, plan)
     return plan.time_budget_s
 

@@ -50,7 +50,7 @@ def check_time(study: SteeredStudy, plan: SearchPlan) -> None:
         CommandError: the time budget is used up.
     """
     budget_s = plan.time_budget_s
-    if budget_s is not None and study.journal.spent_s >= budget_s:
+    if budget_s is not None and study.journal.spent_by_now_s >= budget_s:
         raise CommandError(
             f"More trials need time to train, but study {study.name!r} has used up its {budget_s:g} s.",
             hint=f"give it more with `loraxs-search extend {study.name} --time 1h`",

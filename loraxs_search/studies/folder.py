@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import uuid
@@ -27,6 +26,7 @@ from loraxs_search.records import (
     Yardstick,
     to_json,
 )
+from loraxs_search.studies.adapter_files import replace_folder
 from loraxs_search.studies.candidates import CandidateFiles
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import Confirmations
@@ -38,6 +38,7 @@ from loraxs_search.studies.snapshots import handed_on, kept_path, kept_paths, re
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _WARM_START = "warm_start.json"
 _STEPS = "steps.json"
+_PROBE_S = 0.3  # far longer than it takes to ask whether a lock is held
 
 
 def studies_root() -> Path:
@@ -190,6 +191,8 @@ class StudyFolder:
     def lock(self) -> Iterator[None]:
         """Hold the study as its only driver; the system lets go of it when the process dies.
 
+        Whoever asks whether it is held, holds it for a moment.
+
         Raises:
             StudyError: another process holds it, or the study is gone.
         """
@@ -198,7 +201,7 @@ class StudyFolder:
         lock = file_lock(self.path / "study.lock")
         try:
             with disk_faults(self.path):
-                held = lock.acquire(blocking=False)
+                held = lock.acquire(timeout=_PROBE_S)
         except Timeout as error:
             raise StudyError(
                 f"Study {self.name!r} must have one driver at a time, but another process is at work on it.",
@@ -351,15 +354,8 @@ class StudyFolder:
 
     def write_adapter(self, trial_id: str, files: Mapping[str, bytes]) -> Path:
         """Write an adapter folder whole, replacing one of the same trial, and return it."""
-        target = self.path / "adapters" / trial_id
-        building = self.path / "adapters" / f".{trial_id}.{os.getpid()}"
-        shutil.rmtree(building, ignore_errors=True)
-        for name, content in files.items():
-            write_atomic(building / name, content)
-        shutil.rmtree(target, ignore_errors=True)
-        with disk_faults(target):
-            building.rename(target)
-        return target
+        replace_folder(self.adapter_path(trial_id), files)
+        return self.adapter_path(trial_id)
 
     def confirmations(self) -> Confirmations:
         """Return what has been confirmed of the study's candidates so far."""

@@ -68,6 +68,7 @@ class Journal:
         self._work_time = WorkTime()
         self._notice: str | None = None
         self._num_reopenings, self._is_reopened = 0, False
+        self._is_drivers = False
         self.refresh()
 
     @property
@@ -89,6 +90,11 @@ class Journal:
     def spent_s(self) -> float:
         """Seconds that drivers have worked on the study, each to the last event it recorded."""
         return self._work_time.seconds
+
+    @property
+    def spent_by_now_s(self) -> float:
+        """The same, of a driver's own journal until now: it may have recorded nothing while all trials were paused."""
+        return self._work_time.until_now(time.time()) if self._is_drivers else self.spent_s
 
     @property
     def last_at(self) -> float:
@@ -122,6 +128,7 @@ class Journal:
     def driver_started(self, since: float) -> None:
         """Record that a driver has been at work on the study since then, seconds since 1970."""
         self._append({"event": "driver_started", "since": since}, sync=True)
+        self._is_drivers = True
 
     def search_ended(self, notice: str) -> None:
         """Record that there is no more to train, and why if the budget is not used up."""

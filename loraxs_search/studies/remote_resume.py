@@ -13,6 +13,7 @@ from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records import from_json, to_json
 from loraxs_search.studies.folder import StudyFolder, studies_root
 from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror_files import in_copy_order, is_behind
 from loraxs_search.studies.storage import Storage
@@ -87,6 +88,10 @@ def _download(name: str, storage: Storage, path: Path) -> None:
     for key in in_copy_order(keys):
         if key != "study.json" and (content := storage.get(f"{name}/{key}")) is not None:
             write_atomic(path / key, content)
+    known = Journal(path / "journal.jsonl").records
+    for snapshot in (path / "snapshots").iterdir():  # a copy that was cut short may have one of a trial yet unknown:
+        if snapshot.name.partition(".")[0] not in known:  # the trial that gets its number here is another
+            snapshot.unlink()
 
 
 def _write_study(path: Path, info: StudyInfo) -> None:

@@ -19,6 +19,10 @@ class WorkTime:
         """The time of all drivers so far."""
         return self._earlier_s + (max(0.0, self.until - self._since) if self._since is not None else 0.0)
 
+    def until_now(self, now: float) -> float:
+        """The time of all drivers, of which the last one is still at work."""
+        return self._earlier_s + (max(0.0, max(self.until, now) - self._since) if self._since is not None else 0.0)
+
     def driver_started(self, since: float, at: float) -> None:
         """Another driver is at work, and has been since then."""
         self._earlier_s, self._since, self.until = self.seconds, since, at

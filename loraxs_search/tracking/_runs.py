@@ -99,6 +99,7 @@ class StudyRuns:
         existing = self._search(tags) if trial_id in self._doubtful else None
         run_id = existing or self._create(trial_id, at, tags, name)
         self._map.put(trial_id, "run_id", run_id)
+        self._doubtful.discard(trial_id)
         return run_id
 
     def describe(self, run_id: str, facts: StudyFacts, at: float) -> None:
@@ -203,9 +204,8 @@ class StudyRuns:
         if trial_id != SEARCH:
             extra["mlflow.parentRunId"] = self.run(SEARCH, at)
         name = name or trial_id or self._identity[STUDY]
-        self._doubtful.add(trial_id)  # until the answer is here
+        self._doubtful.add(trial_id)  # until the answer is here, and written down
         created = self.client.create_run(self._experiment_id, start_time=_ms(at), tags=tags | extra, run_name=name)
-        self._doubtful.discard(trial_id)
         run_id = str(created.info.run_id)
         self._running.add(run_id)
         return run_id

@@ -43,8 +43,8 @@ class FolderScores:
 def score_folder(folder: Path, task: Task) -> FolderScores:
     """Load an adapter folder on its base, and score it on the test rows of `task`.
 
-    Texts are tokenised for the adapter's own base, cut where the task says. An adapter whose kind can be asked in
-    several ways is asked as it was in training; what its answers are held against is the task's own.
+    Texts are tokenised for the adapter's own base, and cut where they were in its training. An adapter whose kind can
+    be asked in several ways is asked as it was then; what its answers are held against is the task's own.
 
     Raises:
         TaskDataError: its labels are not the task's, or asked in its own way the rows are others.

@@ -14,7 +14,7 @@ from typing import Any
 
 from loraxs_search.methods import Method
 from loraxs_search.records import Candidate, Confirmation, KeepRule, Refit, Sample, TrialRecord, TrialSpec, TrialState
-from loraxs_search.registry import choose, factors_at, install_factors, model_card, seal, trial_of, verify
+from loraxs_search.registry import choose, factors_at, install_factors, model_card, sealed, trial_of, verify
 from loraxs_search.registry.manifest import MANIFEST
 from loraxs_search.search.driver.alone import BaseAlone
 from loraxs_search.search.driver.candidate_trials import candidate_trials
@@ -288,7 +288,7 @@ class Finish:
         manifest = make_manifest(self.folder, self.space, self.actors.info, adapter, confirmation, candidate, run_id)
         manifest = replace(manifest, samples=samples)
         files = {**confirmation.files, "README.md": model_card(manifest).encode()}
-        seal(self.folder.write_adapter(adapter.trial_id, files), manifest)
+        self.folder.write_adapter(adapter.trial_id, sealed(files, manifest))
 
     def _bring_factors(self, confirmation: Confirmation) -> None:
         """Copy the adapter's factors into this machine's cache: promotion registers them."""

@@ -137,6 +137,8 @@ def _joined(errors: Sequence[BaseException]) -> BaseException:
     """Return the only error, or one with the messages of all."""
     if len(errors) == 1:
         return errors[0]
+    # Ray's error of another process has its traceback as its text.
+    errors = [own if isinstance(own := getattr(error, "cause", None), LoraxsError) else error for error in errors]
     kind = SearchInterruptedError if all(isinstance(e, SearchInterruptedError) for e in errors) else LoraxsError
     hints = [error.hint for error in errors if isinstance(error, LoraxsError) and error.hint]
     return kind("\n".join(map(str, errors)), hint="\n".join(dict.fromkeys(hints)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from loraxs_search.errors import StudyError
+from loraxs_search.errors import LoraxsError
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.search.driver.finished import record_finished
 from loraxs_search.studies import StudyFolder, list_studies
@@ -21,7 +21,7 @@ class Synced:
 
     Args:
         state: `complete` when MLflow has them all now; `running` when a search is at work on it and brings them
-            itself; `waiting` when MLflow is away; `damaged` when the study cannot be read.
+            itself; `waiting` when MLflow is away; `damaged` when the study cannot be read, or its folder not written.
         problem: Why they wait, or what is damaged.
     """
 
@@ -46,7 +46,7 @@ def sync(study: str | None = None) -> Iterator[Synced]:
 def _try_to_sync(name: str) -> Synced:
     try:
         return _sync(StudyFolder.open(name))
-    except StudyError as error:  # the others are brought over all the same
+    except LoraxsError as error:  # the others are brought over all the same
         return Synced(name, "damaged", error.message)
 
 

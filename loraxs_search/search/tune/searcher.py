@@ -124,6 +124,8 @@ class StudySearcher(Searcher):
     @property
     def is_waiting(self) -> bool:
         """Whether all that is left to train is paused."""
+        if self._may_propose_new():
+            return False
         is_paused = bool(self._parked) or (self._state.is_paused and self._wants_more())
         return self.fatal_error is None and self.early_end is None and not self._pending and is_paused
 

@@ -272,8 +272,6 @@ class TaskKind(ABC):
                 f"Task {task.name} must have the labels the adapter was trained for, {list(trained.labels)}"
                 f" ({trained.kind}), but has {list(task.labels)} ({task.kind})."
             )
-        if not self.asking:
-            return task
         rows = {key: value for key, value in task.settings.items() if key not in self.asking}
         own = {key: value for key, value in trained.settings.items() if key in self.asking}
         return replace(task, settings=rows | own, max_length=trained.max_length)
