@@ -20,7 +20,7 @@ class StoredItem:
     Args:
         paths: Its files and folders, which go together, in this order.
         num_bytes: What removing them frees.
-        used_at: When it was last used, as far as that shows; seconds since 1970.
+        used_at: When it was last used, as far as that shows; seconds since 1970, and 0 of what goes at once.
         needed_by: Who needs it, as the end of "needed by"; empty where nobody is known to.
     """
 
@@ -53,7 +53,6 @@ class Kind(ABC):
         folders: The folders of the home that hold items of this kind, for `*` see `Path.glob`.
         used_by_searches: Whether searches of this machine read items that nothing on disk says they need.
         needs_registry: Whether what registered versions need decides.
-        at_once: Whether an item may go however new it is.
     """
 
     name: ClassVar[str]

@@ -49,10 +49,9 @@ def collect(
     if not root.is_dir():
         return []
     with file_lock(root / ".gc.lock"), unused() as idle:
-        began = time.time()
         needs = gather_needs(root, tracking_uri)
         judged = list(_judged(root, kinds, needs, older_than_s, idle))
-        return [done if dry_run or done.kept else _remove(kind, item, done, began) for kind, item, done in judged]
+        return [done if dry_run or done.kept else _remove(kind, item, done) for kind, item, done in judged]
 
 
 def _judged(
@@ -79,10 +78,10 @@ def _recent(item: StoredItem, older_than_s: float, now: float) -> str:
     return "" if item.used_at <= now - older_than_s else "used not long ago"
 
 
-def _remove(kind: Kind, item: StoredItem, planned: Collected, began: float) -> Collected:
+def _remove(kind: Kind, item: StoredItem, planned: Collected) -> Collected:
     try:
         with kind.guarded(item):
-            if StoredItem.of(*item.paths).used_at > began:  # since it was looked at
+            if 0.0 < item.used_at < StoredItem.of(*item.paths).used_at:  # since it was looked at; 0 goes at once
                 return dataclasses.replace(planned, kept="used just now")
             for path in item.paths:
                 remove_whole(path)

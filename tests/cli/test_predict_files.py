@@ -76,6 +76,13 @@ def test_csv_keeps_lines_and_tabs_and_text_does_not(say: Say, adapter: Path, tmp
     assert say("predict", str(adapter), "--file", str(file)).ok.splitlines()[2].endswith("\ttwo lines\tand a tab")
 
 
+def test_a_lone_carriage_return_ends_no_row(say: Say, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "so\\rso"}\n')
+    printed = say("predict", str(adapter), "--file", str(tmp_path / "rows.jsonl"), "--format", "csv").ok
+    (row,) = csv.DictReader(io.StringIO(printed, newline=""))
+    assert (row["text"], row["line"]) == ("so\rso", "1")
+
+
 def test_answers_of_a_file_name_the_line_that_their_row_begins_in(
     say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from support.pages import ROOT
 from support.searched_studies import Tried, confirm, searched
 from support.studies import study
 
-from loraxs_search.home import REMOVED, in_use, write_atomic
+from loraxs_search.home import REMOVED, in_use, mark_used, write_atomic
 from loraxs_search.housekeeping import KINDS, collect
 from loraxs_search.records import AnswerState, Command, CommandAnswer, Identity, Lineage, Origin, TrialState
 
@@ -179,6 +179,36 @@ def test_pulled_adapters_stay_as_long_as_a_name_means_them(fresh_home, factors, 
     assert why(fresh_home / "adapters" / f"{new}.lora-r8") == "needed by `pull reviews`"
     assert why(factor_file(fresh_home, needed)) == "needed by `pull reviews`"
     assert {path.name for path in gone()} == {old, f"{old}.lora-r8", f"{old}.lora-r8.json"}
+
+
+def test_a_pulled_adapter_that_is_damaged_keeps_what_it_may_need_and_nothing_else(fresh_home, base, factors, sealed):
+    digest = "a" * 64
+    sealed(fresh_home / "adapters" / digest, factors={})
+    (fresh_home / "adapters" / digest / "manifest.json").write_text("")
+    sealed(fresh_home / "adapters" / ("c" * 64), factors={})
+    pulled(fresh_home, "reviews", digest)
+    path = factor_file(fresh_home, factors(0))
+    age(fresh_home)
+    assert why(path).startswith("what reviews, which was pulled, needs is not known: ")
+    assert {path.name for path in gone()} == {"c" * 64}
+
+
+def test_what_is_used_while_gc_runs_stays(fresh_home, sealed, monkeypatch):
+    digest = "a" * 64
+    sealed(fresh_home / "adapters" / digest, factors={})
+    age(fresh_home)
+    module = sys.modules["loraxs_search.housekeeping.collect"]
+    judged = module._judged
+
+    def pulled_meanwhile(*given):
+        done = list(judged(*given))
+        mark_used(fresh_home / "adapters" / digest)
+        return done
+
+    monkeypatch.setattr(module, "_judged", pulled_meanwhile)
+    (item,) = [each for each in collect(MONTH_S) if each.path.name == digest]
+    assert item.kept == "used just now"
+    assert (fresh_home / "adapters" / digest).exists()
 
 
 def test_while_a_search_runs_what_it_may_use_stays(fresh_home, base, factors):

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from loraxs_search.errors import BaseModelError, IntegrityError, RegistryError
 from loraxs_search.records import PromotionRule, Refit
@@ -254,3 +255,55 @@ def test_a_champion_is_removed_by_force_only(registry, promote):
     assert [past.action for past in registry.history("movie-reviews")] == ["promote", "promote", "remove", "remove"]
     with pytest.raises(RegistryError, match="`version` must be given"):
         registry.remove("movie-reviews")
+
+
+def test_whoever_leads_the_task_leads_its_base_only_if_it_beats_the_one_that_does(registry, promote):
+    """After the champion is removed, the best of another base need not be the best of its own."""
+    scored = {"rescore": lambda _: Rescored({"accuracy": 0.85}, "data", rows(340), "data")}
+    promote("t0", 340)
+    promote("t1", 330, base="org/Large", **scored)
+    assert registry.resolve("movie-reviews@champion-large").candidate.trial_id == "t1"
+    registry.remove("movie-reviews:1", forced=True)
+    decision, version = promote("t2", 280, base="org/Large", **scored)
+    assert (decision.promoted, decision.aliases, version) == (True, ("champion",), 3)
+    assert "for champion-large:" in decision.reasons
+    assert registry.resolve("movie-reviews@champion-large").candidate.trial_id == "t1"
+    better, _ = promote("t3", 390, base="org/Large", **scored)
+    assert better.aliases == ("champion", "champion-large")
+
+
+def test_a_rollback_that_was_killed_between_two_names_is_done_by_the_next(registry, promote):
+    for trial_id, right in (("t0", 300), ("t1", 340), ("t2", 380)):
+        promote(trial_id, right)
+    original = MlflowClient.set_registered_model_alias
+
+    def killed(client, name, alias, version):
+        if alias == "champion":
+            raise KeyboardInterrupt
+        original(client, name, alias, version)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MlflowClient, "set_registered_model_alias", killed)
+        registry.rollback("movie-reviews")
+    assert registry.champion("movie-reviews").version == 3
+    assert registry.rollback("movie-reviews").version == 2
+    assert registry.champion("movie-reviews").aliases == ("champion", "champion-tiny")
+
+
+def test_an_old_version_that_is_promoted_again_comes_after_those_between(registry, promote, task, tmp_path):
+    promote("t0", 300)
+    promote("t1", 340)
+    first = registry.resolve("movie-reviews:1").candidate
+    again, version = registry.promote(RULE, task, [first], {"t0": tmp_path / "made" / "t0"}, True)
+    assert (again.promoted, version) == (True, 1)
+    assert registry.rollback("movie-reviews").version == 2
+
+
+def test_names_that_people_give_to_versions_of_theirs_are_passed_over(registry, promote, store_uri):
+    promote("t0", 300)
+    client = connect(store_uri)
+    made = client.create_model_version("movie-reviews", source="/elsewhere")
+    client.set_registered_model_alias("movie-reviews", "merged", made.version)
+    assert [past.version for past in registry.history("movie-reviews")] == [1]
+    promoted, _ = promote("t1", 340)
+    assert promoted.promoted

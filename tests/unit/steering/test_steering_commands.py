@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -243,10 +244,41 @@ def test_a_decision_changes_nothing(folder: StudyFolder) -> None:
     assert (folder.path / "journal.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("time", ["9" * 320 + "h", "9" * 320, "1e400", "nan", "-1", "soon"])
-def test_a_time_that_is_none_is_refused_and_ends_nothing(time: str, fresh_home: Path) -> None:
+def test_two_extensions_of_an_ended_search_add_up(fresh_home: Path) -> None:
     folder = new_study("s")
-    answer = decide(Command("a" * 32, "extend", arguments={"time": time}), steered(folder, folder.journal()))
+    journal = folder.journal()
+    journal.trial_started("00000", {"rank": 4})
+    journal.trial_ended("00000", TrialState.COMPLETE, "")
+    journal.search_ended("")
+    study, totals = steered(folder, journal), []
+    for number in range(2):
+        command = Command(f"{number}" * 32, "extend", arguments={"trials": 5})
+        answer = decide(command, study)
+        assert answer.state is AnswerState.DONE
+        get_verb("extend").apply(command, answer.facts, study.state)
+        totals.append(study.state.trials)
+    assert totals == [6, 11]
+
+
+def test_time_in_which_all_was_paused_counts_where_time_is_given(
+    fresh_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts for the budget, and yet nothing is recorded meanwhile."""
+    folder = new_study("s")
+    now = time.time()
+    journal = folder.journal()
+    journal.driver_started(now)
+    study = steered(folder, journal)
+    monkeypatch.setattr("loraxs_search.studies.journal.time.time", lambda: now + 10_000)
+    answer = decide(Command("a" * 32, "extend", arguments={"time": "1h"}), study)
+    assert answer.facts["time_budget_s"] == pytest.approx(13_600, abs=1)
+    assert folder.journal().spent_by_now_s < 60, "of a journal that no driver here writes, what was recorded"
+
+
+@pytest.mark.parametrize("given_time", ["9" * 320 + "h", "9" * 320, "1e400", "nan", "-1", "soon"])
+def test_a_time_that_is_none_is_refused_and_ends_nothing(given_time: str, fresh_home: Path) -> None:
+    folder = new_study("s")
+    answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder, folder.journal()))
     assert answer.state is AnswerState.REFUSED
     assert "`--time` must be a time such as 1h" in answer.text
 

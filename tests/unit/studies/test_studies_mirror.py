@@ -196,6 +196,20 @@ def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine
     assert not (second.path / "tracking.offset").exists(), "so all is recorded anew"
 
 
+def test_a_state_of_a_trial_that_the_copy_does_not_know_is_left_behind(
+    storage: Storage, machine: Callable[[str], Path]
+) -> None:
+    """States are copied before the journal; the trial that gets the number here has other params."""
+    first = study(machine("one"), storage)
+    with keep(first, storage):
+        begin(first, 2, 4)
+    storage.write("s/snapshots/00001.safetensors", b"state of another", None)
+    machine("two")
+    second = fetch("s", storage)
+    assert second.read_snapshot("00000") == b"state 4"
+    assert second.read_snapshot("00001") is None
+
+
 def test_a_machine_whose_own_store_has_the_same_path_records_all_anew_too(
     storage: Storage, machine: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -113,3 +113,9 @@ def test_a_metric_that_does_not_fit_says_what_does(name, kind, num_labels, words
     keys = {"labels": [f"label {i}" for i in range(num_labels)]}
     fault = metric_fault(KINDS.get(kind), keys, name)
     assert (fault is None) if words is None else words in str(fault)
+
+
+def test_an_adapter_reads_as_much_of_a_text_as_in_training(classes):
+    """It is served so; cut where another task cuts, it would be scored on less than it answers by."""
+    assert checked(classes).asked_as(replace(classes, max_length=999)).max_length == 999
+    assert checked(classes).asked_as(classes) == classes

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loraxs_search.errors import HomeError
 from loraxs_search.tracking._runs import StudyRuns
 
 
@@ -19,3 +20,25 @@ def test_a_map_of_version_0_1_0_is_read_to_its_end(torn: str, tmp_path: Path, st
         assert runs.known("t0") == "r0"
         assert runs.known("t0", "model_id") == "m0"
         assert runs.known("t1") is None
+
+
+def test_a_run_that_could_not_be_written_down_is_found_and_not_made_again(
+    tmp_path: Path, store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = StudyRuns(store_uri, study="s", study_id="s-1", experiment="e", map_path=tmp_path / "runs.jsonl")
+    runs.connect()
+    put = runs._map.put
+    full = HomeError("No space left to write it.", hint="free some space")
+
+    def failing(*_: object) -> None:
+        raise full
+
+    runs.run("", 1.0)
+    monkeypatch.setattr(runs._map, "put", failing)
+    for _ in range(3):
+        with pytest.raises(HomeError):
+            runs.run("t0", 1.0)
+    monkeypatch.setattr(runs._map, "put", put)
+    run_id = runs.run("t0", 1.0)
+    experiment = runs.client.get_run(run_id).info.experiment_id
+    assert [run.info.run_id for run in runs.client.search_runs([experiment], "tags.trial_id = 't0'")] == [run_id]

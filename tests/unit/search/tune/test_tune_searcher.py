@@ -253,6 +253,19 @@ def test_a_search_whose_last_trials_are_paused_waits(make_searcher: Callable[...
     assert _proposed(searcher) == "00000"
 
 
+def test_a_paused_trial_keeps_no_other_waiting(make_searcher: Callable[..., StudySearcher]) -> None:
+    """`extend`, `add` or `clone` may come while all that is left is paused."""
+    searcher = make_searcher(trials=2)
+    assert [_proposed(searcher), _proposed(searcher, "y")] == ["00000", "00001"]
+    searcher._state.paused.add("00000")
+    report(searcher, "p0", 40, "00000")
+    report(searcher, "y", 160, "00001")
+    assert searcher.is_waiting
+    searcher._state.trials = 3
+    assert not searcher.is_waiting
+    assert _proposed(searcher, "z") == "00002"
+
+
 def test_a_paused_study_proposes_nothing_new(started: StudySearcher) -> None:
     started._state.is_paused = True
     report(started, "x", 160, "00000")
