@@ -33,7 +33,7 @@ def _remarks(space: Space) -> Iterator[str]:
 def _starting(space: Space) -> Iterator[str]:
     anew = [name for name in space.methods if not get_method(name).can_start]
     if space.start_from is not None and anew:
-        yield f"trials of {both(anew)} start anew, and not from {space.start_from}: they cannot start from an adapter"
+        yield f"trials of {both(anew)} do not start from {space.start_from}: they cannot start from an adapter"
 
 
 def _unused(space: Space) -> Iterator[str]:
