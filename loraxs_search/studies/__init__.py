@@ -26,6 +26,7 @@ from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.journal_events import JournalEvents, ended_event, reported_event, started_event
 from loraxs_search.studies.lease import check_idle, holder_elsewhere
 from loraxs_search.studies.mirror import mirrored
+from loraxs_search.studies.mirror_files import is_behind
 from loraxs_search.studies.next_step import next_step, next_step_of_task
 from loraxs_search.studies.remote_resume import check_new_in, fetch
 from loraxs_search.studies.snapshots import read_reports
@@ -43,6 +44,7 @@ __all__ = [
     "ended_event",
     "fetch",
     "holder_elsewhere",
+    "is_behind",
     "list_studies",
     "mirrored",
     "next_step",

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from loraxs_search.errors import LoraxsError
+from loraxs_search.errors import LoraxsError, StorageError
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.search.driver.finished import record_finished
-from loraxs_search.studies import StudyFolder, list_studies
+from loraxs_search.studies import Storage, StudyFolder, is_behind, list_studies
 from loraxs_search.tracking import Tracker
 
 _AWAY_AFTER_S = 10.0
@@ -21,12 +21,14 @@ class Synced:
 
     Args:
         state: `complete` when MLflow has them all now; `running` when a search is at work on it and brings them
-            itself; `waiting` when MLflow is away; `damaged` when the study cannot be read, or its folder not written.
+            itself; `elsewhere` when a driver on another machine has gone on with the study, and what waits here is old;
+            `waiting` when MLflow is away, or the storage that says whether another machine has gone on; `damaged` when
+            the study cannot be read, or its folder not written.
         problem: Why they wait, or what is damaged.
     """
 
     study: str
-    state: Literal["complete", "running", "waiting", "damaged"]
+    state: Literal["complete", "running", "elsewhere", "waiting", "damaged"]
     problem: str = ""
 
 
@@ -54,6 +56,11 @@ def _sync(folder: StudyFolder) -> Synced:
     if folder.is_running():
         return Synced(folder.name, "running")
     info, uri = folder.info, resolve_uri(folder.info.tracking_uri)
+    try:
+        if info.storage is not None and is_behind(folder.path, Storage(info.storage), folder.name):
+            return Synced(folder.name, "elsewhere", "another machine has gone on with it: sync there")
+    except StorageError as error:
+        return Synced(folder.name, "waiting", error.message)
     with folder.lock():
         tracker = Tracker(folder.name, folder.path, uri, info.task.name)
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support.studies import TASK
@@ -10,10 +12,10 @@ from support.studies import study as new_study
 
 from loraxs_search.cli import run
 from loraxs_search.errors import StudyError
-from loraxs_search.records import TrialState
+from loraxs_search.records import TrialState, to_json
 from loraxs_search.search.driver import sync as sync_module
 from loraxs_search.search.driver.sync import Synced, sync
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies import Storage, StudyFolder
 from loraxs_search.tracking import Tracker
 from loraxs_search.tracking.store import connect
 
@@ -52,6 +54,23 @@ def test_what_waits_is_carried_over_once(store_uri: str) -> None:
     size = (StudyFolder.open("two").path / "tracking.jsonl").stat().st_size
     list(sync("two"))
     assert (StudyFolder.open("two").path / "tracking.jsonl").stat().st_size == size, "a repetition tells nothing"
+
+
+def test_a_study_that_another_machine_went_on_with_is_left_to_it(store_uri: str, tmp_path: Path) -> None:
+    """Its records are newer: those that wait here would set its runs back."""
+    folder = study("one", store_uri)
+    storage, shared = Storage(str(tmp_path / "shared")), tmp_path / "shared"
+    info = replace(folder.info, storage=storage.uri)
+    (folder.path / "study.json").write_text(to_json(info))
+    journal = (folder.path / "journal.jsonl").read_bytes()
+    assert [each.state for each in sync()] == ["waiting"], "who went on with it cannot be known"
+    shared.mkdir()
+    version = storage.write("one/journal.jsonl", journal, None)
+    assert list(sync()) == [Synced("one", "complete")]
+    later = journal + b'{"event": "driver_started", "since": 1.0, "at": 1.0}\n'
+    storage.write("one/journal.jsonl", later, version)
+    (synced,) = sync()
+    assert (synced.state, synced.problem) == ("elsewhere", "another machine has gone on with it: sync there")
 
 
 def test_records_wait_while_mlflow_is_away(
