@@ -24,6 +24,10 @@ class Confirmations:
         path = self._path / f"{trial_id}.json"
         return from_json(Candidate, path.read_bytes()) if path.exists() else None
 
+    def finalists(self) -> tuple[str, ...]:
+        """Return the adapters that have answered all test rows, by name."""
+        return tuple(sorted(path.stem for path in self._path.glob("*.safetensors") if path != self.alone_path))
+
     def write_candidate(self, candidate: Candidate, rows: bytes) -> None:
         """Keep the scored finalist and its answers, which are written first."""
         write_atomic(self.rows_path(candidate.trial_id), rows)

@@ -152,11 +152,13 @@ class Finish:
         if chosen is not None and untested:
             parts = list(confirmed.answers(name).values())
             metrics, rows = joined(parts, self.space.task)
+            # Another one may have answered them before the end was interrupted, and more trials were asked for.
+            others = (other for other in confirmed.finalists() if other != name)
             chosen = replace(
                 chosen,
                 test_metrics=metrics,
                 yardsticks=self.folder.yardsticks() or (),
-                earlier_finalists=self.folder.earlier_finalists(),
+                earlier_finalists=tuple(dict.fromkeys((*self.folder.earlier_finalists(), *others))),
             )
             for confirmation in finalist:  # none where it was written before the driver was killed
                 self._write(self._trained(name), confirmation, chosen, run_of, samples_of(parts))

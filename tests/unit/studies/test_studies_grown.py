@@ -87,6 +87,7 @@ def test_candidates_of_before_are_set_aside_with_their_finalists(fresh_home: Pat
     folder.set_candidates_aside()
     assert folder.earlier_finalists() == ("00000", "00001")
     assert folder.confirmations().rows_path("00000").is_file(), "what it has answered is not asked again"
+    assert folder.confirmations().finalists() == ("00000", "00001"), "also where the end of a search was interrupted"
 
 
 def test_a_study_that_goes_on_has_no_end_in_its_journal(fresh_home: Path) -> None:
