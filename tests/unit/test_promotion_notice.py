@@ -233,3 +233,9 @@ def test_a_promotion_stands_although_its_notification_failed(
 def test_nobody_is_notified_by_default(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     assert promotes(DECISION, None, monkeypatch) == DECISION
     assert caplog.records == []
+
+
+def test_the_champion_of_a_base_alone_is_called_so(webhook: Webhook) -> None:
+    for aliases, title in ((("champion", "champion-tiny"), "champion"), (("champion-tiny",), "champion-tiny")):
+        notify(Notification(url=webhook.address), replace(DECISION, aliases=aliases))
+        assert json.loads(webhook.bodies[-1])["text"].endswith(f"is the new {title}")

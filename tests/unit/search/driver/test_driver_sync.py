@@ -11,7 +11,7 @@ from support.studies import TASK
 from support.studies import study as new_study
 
 from loraxs_search.cli import run
-from loraxs_search.errors import StudyError
+from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.records import TrialState, to_json
 from loraxs_search.search.driver import sync as sync_module
 from loraxs_search.search.driver.sync import Synced, sync
@@ -98,3 +98,19 @@ def test_the_command_prints_a_table(store_uri: str, capsys: pytest.CaptureFixtur
     heading, row = capsys.readouterr().out.splitlines()
     assert heading.split() == ["study", "records", "problem"]
     assert row.split() == ["shown", "complete"]
+
+
+def test_a_folder_that_cannot_be_written_keeps_no_other_waiting(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study("one", store_uri)
+    study("two", store_uri)
+    lock = StudyFolder.lock
+
+    def locked(folder: StudyFolder) -> object:
+        if folder.name == "two":
+            raise HomeError("No right to write it.", hint="ask its owner")
+        return lock(folder)
+
+    monkeypatch.setattr(StudyFolder, "lock", locked)
+    assert set(sync()) == {Synced("two", "damaged", "No right to write it."), Synced("one", "complete")}
