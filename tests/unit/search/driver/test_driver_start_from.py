@@ -1,0 +1,43 @@
+"""Which adapters trials may start from: refused at launch, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support.studies import TASK
+from support.toys import HYPERPARAMETERS
+
+from loraxs_search.errors import UsageError
+from loraxs_search.search.driver import start_from
+from loraxs_search.search_space import parse_space
+
+SPACE = """
+task: sst2
+base_model: a/b
+method: {choice: [lora-xs, lora]}
+parameters: {rank: 4, learning_rate: 1.0e-3}
+start_from: t
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "law"),
+    [
+        ("lora", r"must name an adapter that trials can start from, but t:1 is of lora"),
+        ("vera", r"must name an adapter of a method of the space"),
+    ],
+)
+def test_an_adapter_that_no_trial_can_start_from_is_refused_at_once(
+    method: str, law: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SimpleNamespace(task="t", version=1, digest="d" * 64)
+    manifest = SimpleNamespace(hyperparameters=replace(HYPERPARAMETERS, method=method), base_digest="b" * 64, task=TASK)
+    monkeypatch.setattr(start_from, "Registry", lambda uri: SimpleNamespace(resolve=lambda name: found))
+    monkeypatch.setattr(start_from, "pull", lambda name, uri: Path())
+    monkeypatch.setattr(start_from, "verify", lambda path: manifest)
+    space = parse_space(SPACE, source="s.yaml", folder=Path())
+    with pytest.raises(UsageError, match=law):
+        start_from.resolve_start(space, "sqlite:///x.db")
