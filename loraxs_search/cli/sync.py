@@ -21,8 +21,8 @@ def command(
     """Write to MLflow what studies could not while it was unreachable.
 
     You can repeat it: records that are there already do not change. Commands such as `stop`, to studies of other
-    machines, that wait here for a server are sent as well. Exits 1 if records or commands still wait, or if a study is
-    damaged.
+    machines, that wait here for a server are sent as well. A study in a shared storage that another machine has gone on
+    with is left to that one. Exits 1 if records or commands still wait, or if a study is damaged.
 
     Example: loraxs-search sync
     """
