@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.factor_files import factors_at, install_factors
 from loraxs_search.registry.finalist import Choice, choose, trial_of
-from loraxs_search.registry.manifest import seal, sealed, verify
+from loraxs_search.registry.manifest import sealed, verify
 from loraxs_search.registry.names import check_base, on_base
 from loraxs_search.registry.pull import adapter_folder, pull
 from loraxs_search.registry.store import BASE_ALONE, RegisteredAdapter, Registry, Rescored
@@ -32,7 +32,6 @@ __all__ = [
     "model_card",
     "on_base",
     "pull",
-    "seal",
     "sealed",
     "trial_of",
     "verify",

@@ -10,25 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.home import write_atomic
 from loraxs_search.records import Manifest, from_json, to_json
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 MAX_BYTES = {".json": 16 * 2**20, ".md": 2**20, ".safetensors": 4 * 2**30}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-
-def seal(folder: Path, manifest: Manifest) -> Manifest:
-    """Write `manifest.json` with the sha256 of every other file of `folder`, and return it as written.
-
-    Raises:
-        IntegrityError: the folder holds something an adapter has no use for.
-        HomeError: the manifest cannot be written.
-    """
-    files = {path.name: path.read_bytes() for path in _files(folder) if path.name != MANIFEST}
-    write_atomic(folder / MANIFEST, sealed(files, manifest)[MANIFEST].decode())
-    return read(folder)
 
 
 def sealed(files: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -164,9 +165,10 @@ def trial_shapes(
     specs = parameter_specs(method.name)
     decisive = [name for name, spec in method.parameters.items() if spec.kind != "float"]
     defaults = {name: specs[name].default for name in (*decisive, "target_modules")}
+    resolved = functools.cache(lambda expression: resolve_modules(expression, modules))
     for params in reachable_shapes(space.parameters_of(method.name), defaults, ends=False):
         own = method.with_defaults({name: params[name] for name in decisive if name in params})
-        yield own, resolve_modules(str(params["target_modules"]), modules)
+        yield own, resolved(str(params["target_modules"]))
 
 
 def _extremes(shapes: Iterable[ShapeDescription]) -> Extremes:

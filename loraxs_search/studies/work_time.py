@@ -17,7 +17,7 @@ class WorkTime:
     @property
     def seconds(self) -> float:
         """The time of all drivers so far."""
-        return self._earlier_s + (max(0.0, self.until - self._since) if self._since is not None else 0.0)
+        return self.until_now(self.until)
 
     def until_now(self, now: float) -> float:
         """The time of all drivers, of which the last one is still at work."""

@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.sealed import seal
 from support.spaces import QUICKSTART
 
 import loraxs_search
 from loraxs_search.base_model import locate
 from loraxs_search.records import BaseModelRef, Candidate, PromotionRule
-from loraxs_search.registry import Registry, model_card, seal, verify
+from loraxs_search.registry import Registry, model_card, verify
 
 RUN = """
 import json, os, sys

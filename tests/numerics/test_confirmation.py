@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from support.sealed import seal
 from transformers import AutoModelForSequenceClassification
 
 from loraxs_search.api import history, promote, show
@@ -27,7 +28,7 @@ from loraxs_search.records import (
     SearchPlan,
     TrialSpec,
 )
-from loraxs_search.registry import ScoredRows, seal, verify
+from loraxs_search.registry import ScoredRows, verify
 from loraxs_search.registry.factor_files import lacks_factors
 from loraxs_search.search.driver.finishing import joined
 from loraxs_search.search.hosts.refits import refit_spec

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.bases import save_language_model
+from support.sealed import seal
 from support.toy_language import WORDS, save_base, writing
 from transformers import GenerationConfig
 
@@ -20,7 +21,7 @@ from loraxs_search.base_model import linear_modules, load_tokenizer, locate
 from loraxs_search.methods.formats import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
-from loraxs_search.registry import model_card, seal
+from loraxs_search.registry import model_card
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import Prompt, Write
 from loraxs_search.trial.generate import write

@@ -16,7 +16,7 @@ from loraxs_search.records import (
     ReferenceLogits,
     Task,
 )
-from loraxs_search.registry import seal
+from support.sealed import seal
 
 TASK = Task("toy", "sequence-classification", DataSource(hub="toy"), "t", "l", "accuracy", "maximize", ("accuracy",))
 HYPERPARAMETERS = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
+from typing import TypeVar
 
 from loraxs_search.errors import LoraxsError, asking, one_of
 from loraxs_search.records import EarlierStudy, EarlierTrial, Identity, TrialState, WarmStart, WarmTrial, WarmTrials
@@ -15,6 +16,7 @@ from loraxs_search.studies import StudyFolder, list_studies
 from loraxs_search.tracking import recorded_id
 
 MAX_STUDIES, BEST = 3, 3
+_TrialT = TypeVar("_TrialT", EarlierTrial, WarmTrial)
 _COLD = "no finished study of this base and task kind has params in this space: the sampler proposes all trials"
 
 
@@ -58,9 +60,9 @@ def _placed(space: Space, study: EarlierStudy) -> _PlacedStudy:
     return _PlacedStudy(tuple(trials), tuple(notes))
 
 
-def _distinct(trials: Sequence[EarlierTrial]) -> list[EarlierTrial]:
-    """Return the best trial of each params, best first."""
-    by_params: dict[tuple[object, ...], EarlierTrial] = {}
+def _distinct(trials: Iterable[_TrialT]) -> list[_TrialT]:
+    """Return the first trial of each params, in their order."""
+    by_params: dict[tuple[object, ...], _TrialT] = {}
     for trial in trials:
         by_params.setdefault(tuple(sorted(trial.params.items())), trial)
     return list(by_params.values())
@@ -69,11 +71,8 @@ def _distinct(trials: Sequence[EarlierTrial]) -> list[EarlierTrial]:
 def _in_turn(studies: Sequence[_PlacedStudy], num_trials: int) -> WarmTrials:
     """Return the best of each study, then the second of each, and so on; equal params once."""
     notes = [note for study in studies for note in study.notes]
-    by_params: dict[tuple[object, ...], WarmTrial] = {}
-    for row in zip_longest(*(study.trials for study in studies)):
-        for trial in filter(None, row):
-            by_params.setdefault(tuple(sorted(trial.params.items())), trial)
-    trials = tuple(by_params.values())
+    in_turn = chain.from_iterable(zip_longest(*(study.trials for study in studies)))
+    trials = tuple(_distinct(filter(None, in_turn)))
     if not studies:
         notes.append(_COLD)
     if len(trials) > num_trials:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.sealed import seal
 
 import loraxs_search
 from loraxs_search import AdapterBank
@@ -35,7 +36,7 @@ from loraxs_search.methods.body import body_fingerprint
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.records import Candidate, DataSource, Manifest, PromotionRule, Task, from_json
-from loraxs_search.registry import Registry, install_factors, seal
+from loraxs_search.registry import Registry, install_factors
 from loraxs_search.tasks.kinds import classifier
 
 from .conftest import TARGETS

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.aged import age
+from support.sealed import seal
 from support.studies import TASK
 
 from loraxs_search.factors import FactorStore
@@ -19,7 +20,7 @@ from loraxs_search.records import (
     PromotionRule,
     ReferenceLogits,
 )
-from loraxs_search.registry import Registry, seal
+from loraxs_search.registry import Registry
 
 
 @pytest.fixture

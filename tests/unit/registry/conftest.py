@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from support.sealed import seal
 
 from loraxs_search.records import (
     AdapterSize,
@@ -17,7 +18,7 @@ from loraxs_search.records import (
     ReferenceLogits,
     Task,
 )
-from loraxs_search.registry import model_card, seal
+from loraxs_search.registry import model_card
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,10 @@ import hashlib
 import json
 
 import pytest
+from support.sealed import seal
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.registry import seal, verify
+from loraxs_search.registry import verify
 from loraxs_search.registry.manifest import folder_digest
 
 

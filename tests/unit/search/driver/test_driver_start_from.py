@@ -33,9 +33,9 @@ start_from: t
 def test_an_adapter_that_no_trial_can_start_from_is_refused_at_once(
     method: str, law: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = SimpleNamespace(task="t", version=1, digest="d" * 64)
+    adapter = SimpleNamespace(task="t", version=1, digest="d" * 64)
     manifest = SimpleNamespace(hyperparameters=replace(HYPERPARAMETERS, method=method), base_digest="b" * 64, task=TASK)
-    monkeypatch.setattr(start_from, "Registry", lambda uri: SimpleNamespace(resolve=lambda name: found))
+    monkeypatch.setattr(start_from, "Registry", lambda uri: SimpleNamespace(resolve=lambda name: adapter))
     monkeypatch.setattr(start_from, "pull", lambda name, uri: Path())
     monkeypatch.setattr(start_from, "verify", lambda path: manifest)
     space = parse_space(SPACE, source="s.yaml", folder=Path())
