@@ -101,39 +101,19 @@ class Comparison:
         looks = Looks(self.past, self.finalist.candidate.test_fingerprint)
         overall, own = champions.get(CHAMPION), base_alias(self.finalist.candidate.base_model)
         decision = self._against(CHAMPION, overall, looks, self.forced)
-        if decision.promoted:
-            return self._with_own_base(decision, own, champions.get(own), overall, looks)
         on_own_base = overall is not None and base_alias(overall.scored.candidate.base_model) == own
         of_base = champions.get(own, overall if on_own_base else None)
-        if own == CHAMPION or _version(of_base) == _version(overall):
+        is_one = own == CHAMPION or _version(of_base) == _version(overall)
+        if decision.promoted and (is_one or of_base is None or self._is_finalist(of_base)):
+            return replace(decision, aliases=tuple(dict.fromkeys((CHAMPION, own))))
+        if is_one:
             return decision
         looks.take(decision)
-        second = self._against(own, of_base, looks, forced=False)
-        both = replace(
-            second if second.promoted else decision,
-            reasons=(*decision.reasons, f"for {own}:", *second.reasons),
-            looks=(*decision.looks, *second.looks),
-        )
-        return replace(both, aliases=(own,)) if second.promoted else both
-
-    def _with_own_base(
-        self,
-        decision: Decision,
-        own: str,
-        of_base: ComparedChampion | None,
-        overall: ComparedChampion | None,
-        looks: Looks,
-    ) -> Decision:
-        """Return a decision for the finalist with the names it gets: that of its base unless another adapter holds it
-        which the finalist does not beat.
-        """
-        if own == CHAMPION or of_base is None or _version(of_base) == _version(overall) or self._is_finalist(of_base):
-            return replace(decision, aliases=tuple(dict.fromkeys((CHAMPION, own))))
-        looks.take(decision)
-        second = self._against(own, of_base, looks, self.forced)
+        second = self._against(own, of_base, looks, self.forced and decision.promoted)
+        promoted = {CHAMPION: decision.promoted, own: second.promoted}
         return replace(
-            decision,
-            aliases=(CHAMPION, own) if second.promoted else (CHAMPION,),
+            second if second.promoted and not decision.promoted else decision,
+            aliases=tuple(alias for alias, is_promoted in promoted.items() if is_promoted),
             reasons=(*decision.reasons, f"for {own}:", *second.reasons),
             looks=(*decision.looks, *second.looks),
         )

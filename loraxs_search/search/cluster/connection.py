@@ -92,16 +92,23 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
         ray.shutdown()
 
 
+def own_error(error: BaseException) -> BaseException:
+    """Return our error of another process as it was raised there: Ray's has its traceback as its text."""
+    from ray.exceptions import RayTaskError
+
+    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, LoraxsError) else error
+
+
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise our errors of other processes as they were raised there: Ray's have its traceback as their text."""
+    """Raise our errors of other processes as they were raised there."""
     from ray.exceptions import RayTaskError
 
     try:
         yield
     except RayTaskError as error:
-        if isinstance(error.cause, LoraxsError):
-            raise error.cause from error
+        if (own := own_error(error)) is not error:
+            raise own from error
         raise
 
 

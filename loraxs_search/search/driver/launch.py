@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from loraxs_search import versions
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.home import in_use
-from loraxs_search.search.cluster.connection import connected
+from loraxs_search.search.cluster.connection import connected, own_error
 from loraxs_search.search.driver.commander import asks_for_more, foreseen
 from loraxs_search.search.driver.driver import Driver
 from loraxs_search.search.driver.finished import close_finished
@@ -137,8 +137,7 @@ def _joined(errors: Sequence[BaseException]) -> BaseException:
     """Return the only error, or one with the messages of all."""
     if len(errors) == 1:
         return errors[0]
-    # Ray's error of another process has its traceback as its text.
-    errors = [own if isinstance(own := getattr(error, "cause", None), LoraxsError) else error for error in errors]
+    errors = [own_error(error) for error in errors]
     kind = SearchInterruptedError if all(isinstance(e, SearchInterruptedError) for e in errors) else LoraxsError
     hints = [error.hint for error in errors if isinstance(error, LoraxsError) and error.hint]
     return kind("\n".join(map(str, errors)), hint="\n".join(dict.fromkeys(hints)))
