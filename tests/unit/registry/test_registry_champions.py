@@ -275,16 +275,18 @@ def test_whoever_leads_the_task_leads_its_base_only_if_it_beats_the_one_that_doe
 def test_a_rollback_that_was_killed_between_two_names_is_done_by_the_next(registry, promote):
     for trial_id, right in (("t0", 300), ("t1", 340), ("t2", 380)):
         promote(trial_id, right)
-    original = MlflowClient.set_registered_model_alias
+    original, moved = MlflowClient.set_registered_model_alias, []
 
     def killed(client, name, alias, version):
-        if alias == "champion":
+        if moved:
             raise KeyboardInterrupt
         original(client, name, alias, version)
+        moved.append(alias)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(MlflowClient, "set_registered_model_alias", killed)
         registry.rollback("movie-reviews")
+    assert moved == ["champion-tiny"]
     assert registry.champion("movie-reviews").version == 3
     assert registry.rollback("movie-reviews").version == 2
     assert registry.champion("movie-reviews").aliases == ("champion", "champion-tiny")
