@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from gc import freeze, set_threshold
+from gc import set_threshold
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -118,9 +118,7 @@ def main() -> NoReturn:
     configure_stdout()
     logging.basicConfig(level=logging.WARNING, handlers=[Talk()])
     set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
-    code = run(sys.argv[1:])
-    freeze()  # the system frees it all at once; Python would look through it first
-    sys.exit(code)
+    sys.exit(run(sys.argv[1:]))
 
 
 def configure_stdout() -> None:

@@ -23,14 +23,6 @@ class NodeGroup:
     max_count: int
 
 
-def in_worker() -> bool:
-    """Whether this process is one of Ray's own, in which trials run."""
-    import ray
-    from ray._private import worker
-
-    return bool(worker.global_worker.mode == ray.WORKER_MODE)
-
-
 def node_groups() -> list[NodeGroup]:
     """Return what the autoscaler can start, as KubeRay's reports it; empty without one."""
     import ray

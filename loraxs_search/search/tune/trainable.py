@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
+from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialGivenUpError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
-from loraxs_search.search.cluster.lean_import import import_tune
 from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.hosts.handles import HostHandle, find_directory, find_keeper
 from loraxs_search.studies import read_reports
-
-if TYPE_CHECKING:
-    from ray import tune
-else:
-    tune = import_tune()
 
 OBJECTIVE = "objective"
 STEP = "step"

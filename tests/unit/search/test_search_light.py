@@ -20,7 +20,7 @@ MODULES = (
 )
 
 
-# What each of them loads that those before it have not; in the end, what a driver has of Ray Tune's tables.
+# What each of them loads that those before it have not.
 IMPORT = f"""
 import importlib, json, sys
 loaded, seen = {{}}, set()
@@ -28,25 +28,17 @@ for module in {MODULES}:
     importlib.import_module(f"loraxs_search.search.{{module}}")
     loaded[module] = sorted(set({HEAVY}) & set(sys.modules) - seen)
     seen.update(loaded[module])
-print(json.dumps([loaded, [name in sys.modules for name in ("pandas", "ray.data")]]))
+print(json.dumps(loaded))
 """
 
 
 @pytest.fixture(scope="module")
-def imported() -> tuple[dict[str, list[str]], list[bool]]:
+def imported() -> dict[str, list[str]]:
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
-    loaded, tables = json.loads(done.stdout)
-    return loaded, tables
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_driver_keeper_and_trainables_load_no_torch(
-    imported: tuple[dict[str, list[str]], list[bool]], module: str
-) -> None:
+def test_driver_keeper_and_trainables_load_no_torch(imported: dict[str, list[str]], module: str) -> None:
     """Each is a process of its own on a cluster; only hosts pay for torch."""
-    assert imported[0][module] == []
-
-
-def test_a_driver_has_the_tables_of_ray_tune(imported: tuple[dict[str, list[str]], list[bool]]) -> None:
-    """Only a trial's process goes without: tests/unit/search/cluster/test_cluster_lean_import.py."""
-    assert imported[1] == [True, True]
+    assert imported[module] == []

@@ -8,17 +8,10 @@ import subprocess
 import sys
 
 import pytest
-import ray
 from ray._private.state import GlobalState
 
 from loraxs_search.search.cluster import ray_private
 from loraxs_search.search.cluster.ray_private import NodeGroup
-
-
-def test_this_process_is_none_of_rays_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not ray_private.in_worker()
-    monkeypatch.setattr(ray._private.worker.global_worker, "mode", ray.WORKER_MODE)
-    assert ray_private.in_worker()
 
 
 def test_auto_is_the_address_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
