@@ -61,6 +61,8 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
     Raises:
         StudyError: there is no such study, or its search has not come to its end.
     """
+    from loraxs_search.search_space import warn_of_retired
+
     folder = StudyFolder.open(study or _newest())
     candidates = folder.candidates()
     if candidates is None:
@@ -68,6 +70,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
             f"A study must have come to its end to be promoted, but {folder.name!r} has not.",
             hint=next_step(folder),
         )
+    warn_of_retired(folder.space_text(), folder.name)
     if folder.info.promotion.max_latency is not None:
         candidates = tested(folder, timed(folder, candidates))
     uri = resolve_uri(tracking_uri or folder.info.tracking_uri)

@@ -36,13 +36,14 @@ from loraxs_search.search_space._distributions import (
 from loraxs_search.search_space._faults import fail_with
 from loraxs_search.search_space._given import clone_params, place_given
 from loraxs_search.search_space._json_schema import schema_text, space_schema
-from loraxs_search.search_space._load import load_space, open_space, parse_space, single_method
+from loraxs_search.search_space._load import load_space, open_space, parse_space, parse_stored, single_method
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._notes import notes
 from loraxs_search.search_space._overrides import Overrides
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._placing import Placed, place_params
 from loraxs_search.search_space._portable import portable_text
+from loraxs_search.search_space._retired import warn_of_retired
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import section_of
 from loraxs_search.search_space._warm_start import EarlierStudies
@@ -70,6 +71,7 @@ __all__ = [
     "open_space",
     "parameter_specs",
     "parse_space",
+    "parse_stored",
     "place_given",
     "place_params",
     "plain_name",
@@ -80,4 +82,5 @@ __all__ = [
     "single_method",
     "space_schema",
     "trial_shapes",
+    "warn_of_retired",
 ]

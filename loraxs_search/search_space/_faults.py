@@ -25,6 +25,7 @@ __all__ = [
 
 KeyPath = tuple[str | int, ...]
 _BEHIND_FILES = 1_000_000_000  # no file has so many lines
+_CHECK = "`loraxs-search check FILE` looks at a space without searching it"
 
 
 @dataclass(frozen=True, order=True)
@@ -67,13 +68,13 @@ class Faults(list[Fault]):
         """Whether something at `path` or inside it is already known to be wrong."""
         return any(fault.path[: len(path)] == path for fault in self)
 
-    def fail(self, source: str, locations: Mapping[KeyPath, SourceLocation]) -> NoReturn:
+    def fail(self, source: str, locations: Mapping[KeyPath, SourceLocation], hint: str = _CHECK) -> NoReturn:
         """Raise one `SpaceError` with every fault on its own line."""
         located = sorted({(f.location or location_of(locations, f.path), dotted(f.path), f.message) for f in self})
         lines = [
             ": ".join(part for part in (location.text, key, message) if part) for location, key, message in located
         ]
-        fail_with(source, lines, hint="`loraxs-search check FILE` looks at a space without searching it")
+        fail_with(source, lines, hint=hint)
 
 
 def fail_with(source: str, lines: Iterable[str], *, hint: str | None = None) -> NoReturn:

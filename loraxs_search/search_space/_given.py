@@ -12,6 +12,7 @@ from loraxs_search.search_space._distributions import METHOD, Constant, Paramete
 from loraxs_search.search_space._faults import one_of, shown
 from loraxs_search.search_space._parameter_specs import COMMON, SpaceSpecs, method_spec, parameter_specs
 from loraxs_search.search_space._placing import Placed, as_number, place_params
+from loraxs_search.search_space._retired import retired_value
 from loraxs_search.search_space._space import Space
 
 # What decides how a state is trained, and not what it is: a trial may go on from another one's state with other values
@@ -147,6 +148,9 @@ def _unknown(space: Space, method: str, given: Mapping[str, Scalar]) -> dict[str
 
 def _checked(spec: ParameterSpec, name: str, value: Scalar, faults: dict[str, str]) -> Scalar | None:
     """Return a value in the parameter's own type; None where it breaks the law, which goes to the faults."""
+    if (gone := retired_value(name, value)) is not None:
+        faults[name] = f"`{name}` must not be {value}, which this version has no more: {gone.remedy}."
+        return None
     try:
         return spec.check(as_number(spec, value))
     except ValueError as error:

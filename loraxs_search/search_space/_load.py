@@ -23,6 +23,7 @@ from loraxs_search.search_space._objectives import check_objectives, quality_of
 from loraxs_search.search_space._overrides import Overrides, apply_overrides, as_texts
 from loraxs_search.search_space._parameters import read_method, read_parameters
 from loraxs_search.search_space._reading import read_section
+from loraxs_search.search_space._retired import refuse_retired, without_retired
 from loraxs_search.search_space._schedulers import taken_keys
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection, search_section
 from loraxs_search.search_space._space import Space
@@ -75,7 +76,24 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
     """
     document, overrides = parse_document(text, source), as_texts(overrides)
     apply_overrides(document, overrides)
-    folder = folder.resolve()
+    refuse_retired(document)
+    return _space(document, text if not overrides else _rewritten(document, overrides), folder, name)
+
+
+def parse_stored(text: str, *, source: str, folder: Path, name: str) -> Space:
+    """Check the space of a stored study, which an earlier version may have launched.
+
+    Raises:
+        SpaceError: the text has faults.
+        StudyError: it names what this version cannot search.
+    """
+    document = parse_document(text, source)
+    without_retired(document, name)
+    return _space(document, text, folder, name)
+
+
+def _space(document: Document, text: str, folder: Path, name: str | None) -> Space:
+    source, folder = document.source, folder.resolve()
     sections = _sections(document)
     task = read_task(document, sections["task"], folder) if "task" in sections else None
     base_model = _base_model(document, sections["base_model"], folder) if "base_model" in sections else None
@@ -97,7 +115,7 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
         document.faults.fail(source, document.locations)
     return Space(
         name=name or Path(source).stem,
-        text=text if not overrides else _rewritten(document, overrides),
+        text=text,
         source=source,
         folder=str(folder),
         task=task,

@@ -38,12 +38,12 @@ def space_of(study: SteeredStudy) -> Space:
     Raises:
         CommandError: its file is damaged.
     """
-    from loraxs_search.search_space import parse_space
+    from loraxs_search.search_space import parse_stored
 
     info = study.folder.info
     with readable():
         text = study.folder.space_text()
-        return parse_space(text, source=info.space_source, folder=Path(info.space_folder), name=info.name)
+        return parse_stored(text, source=info.space_source, folder=Path(info.space_folder), name=info.name)
 
 
 def refuse(faults: tuple[str, ...], hint: str) -> None:
