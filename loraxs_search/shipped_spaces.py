@@ -1,4 +1,4 @@
-"""The spaces that come with the package: in a wheel inside it, in a checkout beside it."""
+"""The spaces and well-known tasks that come with the package: in a wheel inside it, in a checkout beside it."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ def shipped_space_path(name: str) -> Path:
         if known.replace("-", "_").lower() == plain:
             return _folder() / f"{known}.yaml"
     raise UsageError(unknown_name("space", name, shipped_spaces()), hint="`loraxs-search spaces ls` lists them")
+
+
+def shipped_tasks() -> list[str]:
+    """Return the names of the well-known tasks, sorted."""
+    return sorted(path.stem for path in (_folder() / "tasks").glob("*.yaml"))
+
+
+def shipped_task_path(name: str) -> Path:
+    """Return the file of a well-known task.
+
+    Raises:
+        UsageError: there is no such task; the message lists those there are, nearest first.
+    """
+    if name not in (known := shipped_tasks()):
+        raise UsageError(unknown_name("task", name, known), hint="`loraxs-search tasks ls` says what each one is")
+    return _folder() / "tasks" / f"{name}.yaml"
 
 
 def schema_path() -> Path:

@@ -75,9 +75,9 @@ def spaces(incomplete: str) -> Offered:
 
 def well_known_tasks(incomplete: str) -> Offered:
     """Offer the tasks of the catalogue."""
-    from loraxs_search.tasks import catalogue_names
+    from loraxs_search.shipped_spaces import shipped_tasks
 
-    return _beginning(incomplete, catalogue_names())
+    return _beginning(incomplete, shipped_tasks())
 
 
 def well_known_tasks_and_spaces(incomplete: str) -> Offered:

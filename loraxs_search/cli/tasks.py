@@ -14,35 +14,33 @@ from loraxs_search.errors import UsageError
 
 if TYPE_CHECKING:
     from loraxs_search.records import BaseModelRef, Split, Task
-    from loraxs_search.tasks import CatalogueEntry, Preview
+    from loraxs_search.search_space import CatalogueEntry
+    from loraxs_search.tasks import Preview
 
 app = typer.Typer(
     help="Well-known tasks, and how a task's rows look to the model.", no_args_is_help=True, rich_markup_mode=None
 )
-_COLUMNS = ("task", "kind", "metric", "data", "loaded", "about")
-_NEVER = "never: written from the data set's card"
+_COLUMNS = ("task", "kind", "metric", "data", "about")
 
 
 @app.command("ls")
 def ls(as_json: JsonOption = False) -> None:
     """List the well-known tasks, which a space names by `task: NAME`.
 
-    Their rows come from the Hugging Face hub. "Loaded" says whether this project has ever loaded them, or only read the
-    page of the data set.
+    Their rows come from the Hugging Face hub. This project has read the pages of the data sets, but never loaded them.
 
     Example: loraxs-search tasks ls
     """
-    from loraxs_search.tasks import catalogue_entry, catalogue_names
+    from loraxs_search.search_space import catalogue_entry
+    from loraxs_search.shipped_spaces import shipped_tasks
 
-    entries = [catalogue_entry(name) for name in catalogue_names()]
+    facts = [_facts(catalogue_entry(name)) for name in shipped_tasks()]
 
     def show() -> None:
-        rows = [
-            (it.name, it.kind, it.metrics[0], _place(it), "yes" if it.loaded else "never", it.about) for it in entries
-        ]
+        rows = [(it["name"], it["kind"], it["metrics"][0], it["data"], it["about"]) for it in facts]
         print_table(_COLUMNS, rows)
 
-    emit(as_json, [_facts(entry) for entry in entries], show)
+    emit(as_json, facts, show)
 
 
 @app.command("show")
@@ -54,27 +52,10 @@ def show(
 
     Example: loraxs-search tasks show gsm8k
     """
-    import yaml
-
-    from loraxs_search.search_space import section_of
-    from loraxs_search.tasks import catalogue_entry
+    from loraxs_search.search_space import catalogue_entry
 
     entry = catalogue_entry(name)
-    section = {key: value for key, value in section_of(entry.task()).items() if value is not None}
-    section["data"] = {key: value for key, value in section["data"].items() if value is not None}
-
-    def print_section() -> None:
-        rows = ", ".join(f"{split} {count:,}" for split, count in entry.rows.items())
-        print(f"# {entry.about}")
-        for card in entry.cards:
-            print(f"# Data: {card}")
-        print(f"# Rows, by the card: {rows}")
-        print(f"# Loaded: {'yes' if entry.loaded else _NEVER}")
-        for note in entry.notes:
-            print(f"# Note: {note}.")
-        print(yaml.safe_dump({"task": section}, sort_keys=False, allow_unicode=True, width=110), end="")
-
-    emit(as_json, _facts(entry) | {"task": section}, print_section)
+    emit(as_json, _facts(entry) | {"task": entry.section}, lambda: print(entry.text, end=""))
 
 
 @app.command("preview")
@@ -115,10 +96,10 @@ def preview(
 
 
 def _task_and_base(source: str, base: str | None) -> tuple[Task, BaseModelRef]:
-    from loraxs_search.search_space import load_space
-    from loraxs_search.tasks import catalogue_names, catalogue_task
+    from loraxs_search.search_space import catalogue_task, load_space
+    from loraxs_search.shipped_spaces import shipped_tasks
 
-    if source not in catalogue_names():
+    if source not in shipped_tasks():
         space = load_space(source)
         return space.task, space.base_model if base is None else _base(base)
     if base is None:
@@ -154,13 +135,9 @@ def _split(name: str) -> Split:
 
 
 def _facts(entry: CatalogueEntry) -> dict[str, Any]:
-    facts = ("name", "about", "kind", "metrics", "rows", "cards", "loaded", "notes")
-    return {name: getattr(entry, name) for name in facts}
-
-
-def _place(entry: CatalogueEntry) -> str:
-    source = entry.source
-    return "/".join(filter(None, (source.hub, source.config)))
+    section, (about, *notes) = entry.section, entry.comments
+    place = "/".join(filter(None, (section["data"]["hub"], section["data"].get("config"))))
+    return {key: section[key] for key in ("name", "kind", "metrics")} | {"data": place, "about": about, "notes": notes}
 
 
 def _print(shown: Preview) -> None:

@@ -16,6 +16,7 @@ without `else` it is left out and its default stands. `target_modules` are group
 The package imports no torch; Optuna is loaded when a distribution is asked for.
 """
 
+from loraxs_search.search_space._catalogue import CatalogueEntry, catalogue_entry
 from loraxs_search.search_space._describe import (
     GroupDescription,
     ShapeDescription,
@@ -45,12 +46,13 @@ from loraxs_search.search_space._placing import Placed, place_params
 from loraxs_search.search_space._portable import portable_text
 from loraxs_search.search_space._retired import warn_of_retired
 from loraxs_search.search_space._space import Space
-from loraxs_search.search_space._task import section_of
+from loraxs_search.search_space._task import catalogue_task
 from loraxs_search.search_space._warm_start import EarlierStudies
 
 __all__ = [
     "METHOD",
     "Alternative",
+    "CatalogueEntry",
     "Choice",
     "Constant",
     "EarlierStudies",
@@ -63,6 +65,8 @@ __all__ = [
     "ShapeDescription",
     "Space",
     "SpaceDescription",
+    "catalogue_entry",
+    "catalogue_task",
     "clone_params",
     "describe",
     "fail_with",
@@ -78,7 +82,6 @@ __all__ = [
     "portable_text",
     "resolve_modules",
     "schema_text",
-    "section_of",
     "single_method",
     "space_schema",
     "trial_shapes",

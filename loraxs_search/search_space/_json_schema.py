@@ -18,6 +18,7 @@ from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space._parameter_specs import method_spec, parameter_specs
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, search_section, task_section
 from loraxs_search.search_space._warm_start import MAX_STUDIES
+from loraxs_search.shipped_spaces import shipped_tasks
 from loraxs_search.tasks.kinds import KINDS
 
 Schema = dict[str, Any]
@@ -95,9 +96,7 @@ def _or_nothing(*schemas: Schema) -> Schema:
 # ---- task ------------------------------------------------------------------------------------------------------------
 def _task(by_kind: Mapping[str, Schema]) -> Schema:
     """Return the schema of the task: a name of the catalogue, one of these with changes, or one written out."""
-    from loraxs_search.tasks.catalogue import catalogue_names
-
-    names = {"enum": catalogue_names()}
+    names = {"enum": shipped_tasks()}
     everything: Schema = {}
     for schema in by_kind.values():
         everything |= schema["properties"]

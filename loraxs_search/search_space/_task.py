@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.paths import user_path
 from loraxs_search.records import DataSource, Split, SplitSource, Task
+from loraxs_search.search_space._catalogue import catalogue_entry
 from loraxs_search.search_space._document import Document
 from loraxs_search.search_space._faults import KeyPath, shown
 from loraxs_search.search_space._reading import read_section
 from loraxs_search.search_space._sections import DataSection, SplitSection, TaskSection, task_section
 from loraxs_search.search_space._task_laws import TaskLaws
-from loraxs_search.tasks.kinds import KINDS, TaskKind, kind_of
+from loraxs_search.tasks.kinds import KINDS, TaskKind
 
 _SEARCHED = ("metric", "metrics", "direction")  # these belong together: changing one leaves the entry's others behind
 
@@ -66,38 +67,29 @@ def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
-    from loraxs_search.tasks.catalogue import catalogue_task
-
     path: KeyPath = ("task", "use") if ("task", "use") in document.locations else ("task",)
     if not isinstance(name, str):
         document.faults.add(path, f"must be the name of a catalogue task, but got {shown(name)}.")
         return None
     try:
-        task = catalogue_task(name)
+        return catalogue_entry(name).section
     except LoraxsError as error:
         question, _, law = error.message.rpartition("`task` ")
         document.faults.add(path, f"{question[:1].lower()}{question[1:]}It {law}" if question else law)
         return None
-    return section_of(task)
 
 
-def section_of(task: Task) -> dict[str, Any]:
-    """Return a task's section as a space file has it, with every key."""
-    source = task.source
-    data = {key: getattr(source, key) for key in ("hub", "config", "revision", "max_characters", "carved_rows")}
-    tables: dict[str, Any] = {"data_files": dict(source.data_files), "splits": dict(source.splits)}
-    tables |= {split: asdict(other) for split, other in source.elsewhere.items()}
-    return {
-        "name": task.name,
-        "kind": task.kind,
-        "data": data | {key: value for key, value in tables.items() if value},
-        **kind_of(task).keys(),
-        "metric": task.metric,
-        "metrics": list(task.metrics),
-        "direction": task.direction,
-        "max_length": task.max_length,
-        "validation_rows": task.validation_rows,
-    }
+def catalogue_task(name: str) -> Task:
+    """Return a task of the catalogue.
+
+    Raises:
+        UsageError: there is no such task; the message lists the known ones, nearest first.
+    """
+    document = Document(name)
+    task = read_task(document, catalogue_entry(name).section, Path())
+    if task is None:
+        document.faults.fail(name, document.locations)
+    return task
 
 
 def _record(section: TaskSection, kind: type[TaskKind], folder: Path) -> Task:

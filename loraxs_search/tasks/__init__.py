@@ -1,6 +1,6 @@
-"""What is learnt: the catalogue, the rows, their tokens and batches, and how an answer is scored.
+"""What is learnt: the rows, their tokens and batches, and how an answer is scored.
 
-The catalogue loads nothing; the metric table and the batch plans need neither torch nor `datasets`; the other names
+The metric table and the batch plans need neither torch nor `datasets`; the other names
 load them on first use.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.tasks.catalogue import CatalogueEntry, catalogue_entry, catalogue_names, catalogue_task
 from loraxs_search.tasks.data_warnings import data_warnings, overlap_counts
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "METRICS",
     "Batch",
-    "CatalogueEntry",
     "EncodedRows",
     "Metric",
     "PreparedTask",
@@ -37,9 +35,6 @@ __all__ = [
     "TaskKind",
     "TrainingBatches",
     "batch_at",
-    "catalogue_entry",
-    "catalogue_names",
-    "catalogue_task",
     "checked",
     "data_warnings",
     "encode",

@@ -11,26 +11,24 @@ import pytest
 import yaml
 from support.characters import characters
 
-from loraxs_search.search_space import parse_space
-from loraxs_search.tasks import catalogue_names, catalogue_task
+from loraxs_search.search_space import catalogue_task, parse_space
+from loraxs_search.shipped_spaces import shipped_tasks
 
 REST = "base_model: some/base\nparameters: {rank: 4, learning_rate: 0.001}\n"
 
 
 # ---- ls, show --------------------------------------------------------------------------------------------------------
-def test_the_tasks_are_listed_with_what_was_never_loaded(say):
+def test_the_tasks_are_listed(say):
     heading, *lines = say("tasks", "ls").ok.splitlines()
-    assert heading.split() == ["task", "kind", "metric", "data", "loaded", "about"]
-    assert [line.split()[0] for line in lines] == catalogue_names()
-    assert re.search(
-        r"^arc_easy +multiple-choice +accuracy +allenai/ai2_arc/ARC-Easy +never +Grade", "\n".join(lines), re.M
-    )
+    assert heading.split() == ["task", "kind", "metric", "data", "about"]
+    assert [line.split()[0] for line in lines] == shipped_tasks()
+    assert re.search(r"^arc_easy +multiple-choice +accuracy +allenai/ai2_arc/ARC-Easy +Grade", "\n".join(lines), re.M)
     listed = json.loads(say("tasks", "ls", "--json").ok)
-    assert [entry["name"] for entry in listed] == catalogue_names()
-    assert {"name", "about", "kind", "metrics", "rows", "cards", "loaded", "notes"} == set(listed[0])
+    assert [entry["name"] for entry in listed] == shipped_tasks()
+    assert {"name", "kind", "metrics", "data", "about", "notes"} == set(listed[0])
 
 
-@pytest.mark.parametrize("name", catalogue_names())
+@pytest.mark.parametrize("name", shipped_tasks())
 def test_a_shown_task_is_one_for_a_space_file(say, name, tmp_path):
     shown = say("tasks", "show", name).ok
     task = parse_space(shown + REST, source="shown.yaml", folder=tmp_path).task

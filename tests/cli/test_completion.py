@@ -14,8 +14,7 @@ from support.studies import study
 from loraxs_search.cli import run
 from loraxs_search.home import home
 from loraxs_search.records import TrialState
-from loraxs_search.shipped_spaces import shipped_spaces
-from loraxs_search.tasks import catalogue_names
+from loraxs_search.shipped_spaces import shipped_spaces, shipped_tasks
 
 HEAVY = ("torch", "ray", "mlflow", "transformers", "peft", "optuna", "datasets", "numpy")
 
@@ -107,7 +106,7 @@ def test_spaces_are_offered_with_files_and_folders(offered, tmp_path, monkeypatc
 
 
 def test_well_known_tasks_are_offered(offered):
-    assert offered("tasks show ") == catalogue_names()
+    assert offered("tasks show ") == shipped_tasks()
     assert offered("tasks preview movie_reviews_t") == ["movie_reviews_text"]
 
 

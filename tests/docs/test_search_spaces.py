@@ -28,8 +28,8 @@ from loraxs_search.search_space._sections import (
     TaskSection,
     search_section,
 )
-from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
-from loraxs_search.tasks import catalogue_names, kind_of
+from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces, shipped_tasks
+from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.kinds import KINDS
 from loraxs_search.tasks.kinds._answers import ExtractSection
 from loraxs_search.tasks.kinds._section import Section
@@ -163,7 +163,7 @@ def assert_default(said: str, default: Any, name: str) -> None:
 
 def test_every_task_metric_and_column_is_named():
     named = set(re.findall(r"`(\w+)`", SEARCH_SPACES.text.partition("## task")[2].partition("## base_model")[0]))
-    assert {*catalogue_names(), *METRICS, "text", "text_pair", "label", "train", "validation", "test"} <= named
+    assert {*shipped_tasks(), *METRICS, "text", "text_pair", "label", "train", "validation", "test"} <= named
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------

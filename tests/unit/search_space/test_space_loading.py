@@ -140,7 +140,7 @@ CATALOGUE = "task: {task}\nbase_model: org/name\nparameters: {{rank: 4, learning
 
 
 def test_a_catalogue_task_by_name(parse):
-    from loraxs_search.tasks import catalogue_task
+    from loraxs_search.search_space import catalogue_task
 
     assert parse(CATALOGUE.format(task="sst2")).task == catalogue_task("sst2")
 
