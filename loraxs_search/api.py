@@ -109,8 +109,6 @@ def compare(
     against: str | None = None,
     max_bytes: int | None = None,
     tolerance: float = 0.0,
-    png: str | Path | None = None,
-    peft_folder: str | Path | None = None,
 ) -> Comparison:
     """Compare methods, or values of a parameter, of studies of one task, within equal trial budgets.
 
@@ -119,46 +117,27 @@ def compare(
         against: The value that the others are compared with; the first one by default.
         max_bytes: Larger adapters are left out.
         tolerance: How much worse still counts as equal, where sizes are compared with LoRA's.
-        png: File to draw quality against bytes to.
-        peft_folder: Where to write results in the form of PEFT's method comparison.
     Raises:
         StudyError: a study is missing, no trial has ended, or studies are not of one task, the same rows and one base.
         UsageError: no trial has the parameter or the value, or there are too many values.
-        HomeError: `png` or `peft_folder` cannot be written.
     """
     from loraxs_search import reports
 
-    comparison = reports.compare(studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
-    if png is not None:
-        from loraxs_search.reports.png_plot import save_png
-
-        save_png(comparison, Path(png))
-    if peft_folder is not None:
-        from loraxs_search.reports.peft_results import write_peft_results
-
-        write_peft_results(comparison, Path(peft_folder))
-    return comparison
+    return reports.compare(studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
 
 
-def report(study: str, *, output: str | Path | None = None, png: str | Path | None = None) -> Path:
+def report(study: str, *, output: str | Path | None = None) -> Path:
     """Write the report of a study as it stands, also while it runs, and return the file: one HTML file for any browser.
 
     Args:
         output: The file; by default `report.html` in the study's folder.
-        png: Folder for its figures as PNG files.
     Raises:
         StudyError: there is no such study, or it is damaged.
-        HomeError: a file cannot be written.
+        HomeError: the file cannot be written.
     """
     from loraxs_search.reports.html import write_report
 
-    folder = StudyFolder.open(study)
-    path = write_report(folder, None if output is None else Path(output))
-    if png is not None:
-        from loraxs_search.reports.html.png import save_figures
-
-        save_figures(folder, Path(png))
-    return path
+    return write_report(StudyFolder.open(study), None if output is None else Path(output))
 
 
 def ls(*, limit: int | None = None, tracking_uri: str | None = None) -> list[registry.TaskSummary]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loraxs_search.cli._completion import studies
 from loraxs_search.cli._output import JsonOption, emit, print_table
-from loraxs_search.errors import UsageError
 
 if TYPE_CHECKING:
     from loraxs_search.reports import ComparedGroup, Comparison
 
 
-def command(  # noqa: PLR0913, PLR0917  # each is an option
+def command(
     studies: Annotated[
         list[str],
         typer.Argument(
@@ -36,16 +34,6 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="How much worse still counts as equal, for the ratios.")
     ] = 0.0,
-    png: Annotated[
-        Path | None, typer.Option("--png", help="Write the figure to this file.", metavar="FILE", dir_okay=False)
-    ] = None,
-    export: Annotated[
-        Literal["peft"] | None,
-        typer.Option("--export", help="Write results in the form of PEFT's method comparison; with --out."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the exported files.", metavar="FOLDER", file_okay=False)
-    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare methods, or values of a parameter, of studies.
@@ -79,35 +67,14 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
     trials. The best tenth counts as the best, or the best 5 where that is more. A parameter that only some trials have
     is weighed among these. They say what decided this search, not which value is better.
 
-    The paper's numbers are of its own bases, rows and budgets. They stand beside, marked, for tasks that it has.
-
     Example: loraxs-search compare reviews --by rank
     """
-    _check_options(export, out)
     from loraxs_search.reports import compare
 
     comparison = compare(studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
     emit(as_json, comparison, lambda: _show(comparison))
     for note in comparison.notes:
         print(f"note: {note}", file=sys.stderr)
-    if png is not None:
-        from loraxs_search.reports.png_plot import save_png
-
-        save_png(comparison, png)
-        print(f"figure: {png}", file=sys.stderr)
-    if out is not None:
-        from loraxs_search.reports.peft_results import write_peft_results
-
-        for path in write_peft_results(comparison, out):
-            print(f"result: {path}", file=sys.stderr)
-
-
-def _check_options(export: str | None, out: Path | None) -> None:
-    if (export is None) != (out is None):
-        raise UsageError(
-            "`--export peft` and `--out FOLDER` must be given together, but got one of them.",
-            hint="such as --export peft --out results",
-        )
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -129,7 +96,6 @@ def _show(comparison: Comparison) -> None:
         meant = f"which of its trials was the first as good as the best of {groups[0].label}"
         print(f"note: reached: {meant}", file=sys.stderr)
     _show_importances(comparison)
-    _show_paper(comparison)
 
 
 _PLAIN = "without projection"
@@ -173,17 +139,7 @@ def _show_importances(comparison: Comparison) -> None:
             print(f"no importances of {one.study}: {one.why}", file=sys.stderr)
 
 
-_NUMBERS = frozenset({"importance", "trials", "best share", "trained", "score"})
-
-
-def _show_paper(comparison: Comparison) -> None:
-    rows = [
-        [paper.method, paper.variant or "-", paper.setting, paper.base, f"{paper.trained:,}", f"{paper.score:.2f}"]
-        for paper in comparison.paper
-    ]
-    if rows:
-        print(f"\nthe paper's numbers, not measured here ({comparison.paper[0].source}):")
-        print_table(["method", "variant", "on", "base", "trained", "score"], rows, right=_NUMBERS)
+_NUMBERS = frozenset({"importance", "trials", "best share"})
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,10 +18,6 @@ def command(
         typer.Option("--output", help="The file; default: report.html in the study's folder.", dir_okay=False),
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
-    png: Annotated[
-        Path | None,
-        typer.Option("--png", help="Write its figures as PNG files to this folder, too.", file_okay=False),
-    ] = None,
 ) -> None:
     """Write the report of a study: one HTML file, for any browser.
 
@@ -35,20 +30,14 @@ def command(
     A search writes its report when it ends, and MLflow keeps it with the run of the search. Of a running study, the
     report says that it runs, and of which moment it is. Nothing is trained.
 
-    `--png` draws the same figures with matplotlib, a file for each plot. The file's path is printed.
+    The file's path is printed.
 
     Example: loraxs-search report reviews --open
     """
     from loraxs_search.reports.html import write_report
 
-    folder = StudyFolder.open(study)
-    path = write_report(folder, output)
+    path = write_report(StudyFolder.open(study), output)
     print(path)
-    if png is not None:
-        from loraxs_search.reports.html.png import save_figures
-
-        for file in save_figures(folder, png):
-            print(f"figure: {file}", file=sys.stderr)
     if show:
         import webbrowser
 

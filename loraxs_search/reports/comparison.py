@@ -13,7 +13,6 @@ from loraxs_search.reports.compared_group import Group, group_trials
 from loraxs_search.reports.compared_studies import METHOD, STUDY, ComparedStudy, read_studies
 from loraxs_search.reports.differences import Difference, difference
 from loraxs_search.reports.importances import Importances, importances
-from loraxs_search.reports.paper_results import PaperResult, paper_results
 from loraxs_search.reports.size_ratio import Point, SizeRatio, front_of, ratio_to
 
 REFERENCE = "lora"  # the method whose sizes others are divided by
@@ -71,7 +70,6 @@ class Comparison:
         budget: The first so many trials of each group are compared: as many as the smallest has.
         tolerance: How much worse still counts as equal, where sizes at equal quality are compared.
         importances: Of each study's parameters.
-        paper: What the paper reports of these methods, on its own bases: not measured here.
         notes: What a reader must know, one sentence each.
     """
 
@@ -87,7 +85,6 @@ class Comparison:
     tolerance: float
     groups: tuple[ComparedGroup, ...]
     importances: tuple[Importances, ...] = ()
-    paper: tuple[PaperResult, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -114,7 +111,6 @@ def compare(
     opened = read_studies(studies)
     groups = group_trials(opened, by, max_bytes, against)
     task = opened[0].info.task
-    methods = {trial.method for group in groups for trial in group.used}
     return Comparison(
         by=by,
         task=task.name,
@@ -128,7 +124,6 @@ def compare(
         tolerance=tolerance,
         groups=tuple(_compared(groups, tolerance)),
         importances=tuple(importances(study.folder) for study in opened),
-        paper=paper_results(task.name, methods),
         notes=tuple(_notes(opened, groups, by)),
     )
 

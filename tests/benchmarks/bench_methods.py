@@ -1,14 +1,14 @@
 """What a tiny adapter is worth: methods, bases of LoRA-XS and its other choices, compared at equal trial budgets.
 
     python tests/benchmarks/bench_methods.py --data FOLDER [--shows methods ablation decoder] [--json FILE]
-    python tests/benchmarks/bench_methods.py --data FOLDER --tasks sst2 cola mrpc rte sts --figures FOLDER
+    python tests/benchmarks/bench_methods.py --data FOLDER --tasks sst2 cola mrpc rte sts
 
 FOLDER holds `glue/<task>/{train,validation,test}.jsonl.gz` and, for the decoder, `commonsense/arc_easy` and
 `arithmetic`. Each method, or each value of a parameter, is a study of its own, so that all have the same number of
 trials; the studies of a comparison are launched together, as `loraxs-search launch A B` does. Nothing is stopped early.
 The best trial of each is trained again from fresh seeds, and its finalist answers the test rows. Full fine-tuning has
-no finalist: its best params are trained again in a study of their own, and no test row is answered. The tables and
-figures are those of `loraxs-search compare`. Scores are what is compared; nothing is timed.
+no finalist: its best params are trained again in a study of their own, and no test row is answered. The tables are
+those of `loraxs-search compare`. Scores are what is compared; nothing is timed.
 
 - methods: MiniLM on GLUE tasks, `--trials` x `--steps` of each method.
 - ablation: LoRA-XS on two GLUE tasks; one parameter at a time leaves its default.
@@ -241,9 +241,8 @@ def measure(job: Job, budget: Budget, arguments: argparse.Namespace) -> dict[str
         print(f"{job.show} {job.name}: {failed}", file=sys.stderr)
     if not studies:
         return result
-    options = ["--png", str(arguments.figures / f"{job.show}-{job.name}.png")] if arguments.figures else []
     print(f"\n== {job.show}, {job.name}: {result['search_s']} s", flush=True)
-    run(["compare", *studies, "--by", job.by, *options])
+    run(["compare", *studies, "--by", job.by])
     compared = loraxs_search.compare(*studies, by=job.by)
     return result | {"comparison": json.loads(to_json(compared))}
 
@@ -265,7 +264,6 @@ def main() -> None:
     parser.add_argument("--apart", action="store_true", help="launch studies one after the other")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--figures", type=Path, help="folder for the figures")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.trials, arguments.steps, arguments.seeds = 2, 8, 1

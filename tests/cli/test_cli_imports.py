@@ -63,7 +63,7 @@ def test_pull_loads_mlflow_alone(store_uri):
 def test_predict_loads_what_answers_and_nothing_of_a_search(make_adapter, tiny_base, tmp_path):
     query = ("bert.encoder.layer.0.attention.self.query",)
     make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=query)
-    searching = ("mlflow", "ray", "optuna", "datasets", "sklearn", "pandas", "plotly", "matplotlib", "sqlalchemy")
+    searching = ("mlflow", "ray", "optuna", "datasets", "sklearn", "pandas", "plotly", "sqlalchemy")
     statement = cli("predict", str(tmp_path / "adapter"), "a fine film")
     assert loaded_by(statement, (*searching, "transformers")) == ["transformers"]
 

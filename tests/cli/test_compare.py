@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from support.searched_studies import Tried, confirm, searched
-from support.studies import TASK
 
 import loraxs_search
 
@@ -72,27 +70,6 @@ def test_json_has_all_numbers_and_nothing_else_on_stdout(say, studies):
     assert comparison["notes"]
 
 
-def test_a_figure_and_results_are_written_where_asked(say, studies, tmp_path):
-    said = say(
-        "compare", "xs", "lora", "--png", str(tmp_path / "f.png"), "--export", "peft", "--out", str(tmp_path / "r")
-    )
-    assert said.code == 0
-    assert f"figure: {tmp_path / 'f.png'}" in said.err
-    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [
-        "lora--lora-00000.json",
-        "lora-xs--xs-00001.json",
-    ]
-
-
-def test_the_papers_numbers_are_marked_as_such(say, fresh_home):
-    searched("s", [Tried({}, 0.7)], task=replace(TASK, name="cola"))
-    said = say("compare", "s").ok
-    assert "the paper's numbers, not measured here (arXiv 2405.17604" in said
-    assert said.splitlines()[-1].split() == [
-        *("lora-xs", "rank", "25", "GLUE,", "mean", "of", "6", "tasks", "RoBERTa-large", "60,000", "88.69"),
-    ]
-
-
 @pytest.mark.parametrize(
     ("line", "code", "parts"),
     [
@@ -101,9 +78,6 @@ def test_the_papers_numbers_are_marked_as_such(say, fresh_home):
         (["compare", "xs", "xs"], 2, ("named once", "xs")),
         (["compare", "xs", "--by", "rnk"], 2, ("`--by` must be one of: rank, method, study, but got 'rnk'.",)),
         (["compare", "xs", "--by", "rank", "--against", "5"], 2, ("`--against` must be one of: 4, 8, but got '5'.",)),
-        (["compare", "xs", "--export", "peft"], 2, ("`--export peft` and `--out FOLDER` must be given together",)),
-        (["compare", "xs", "--out", "x"], 2, ("must be given together",)),
-        (["compare", "xs", "--export", "csv", "--out", "x"], 2, ("`--export` must be one of: peft, but got 'csv'.",)),
         (["compare", "xs", "--max-bytes", "0"], 2, ("`--max-bytes` must be at least 1, but got '0'.",)),
         (["compare", "xs", "--tolerance", "-1"], 2, ("`--tolerance` must be at least 0",)),
     ],
@@ -112,9 +86,6 @@ def test_a_request_that_cannot_be_met(say, studies, line, code, parts):
     assert say(*line).is_error(code, *parts)
 
 
-def test_from_python(studies, tmp_path):
-    png, results = tmp_path / "f.png", tmp_path / "results"
-    comparison = loraxs_search.compare("xs", "lora", png=png, peft_folder=str(results))
+def test_from_python(studies):
+    comparison = loraxs_search.compare("xs", "lora")
     assert [group.label for group in comparison.groups] == ["lora-xs", "lora"]
-    assert png.is_file()
-    assert len(list(results.iterdir())) == 2

@@ -27,13 +27,10 @@ def test_it_prints_the_file_and_opens_it_when_asked(say, folder, monkeypatch):
     assert opened == [path.as_uri()]
 
 
-def test_it_writes_where_it_is_asked_to_and_figures_beside(say, folder, tmp_path):
-    said = say("report", "reviews", "--output", str(tmp_path / "new" / "r.html"), "--png", str(tmp_path / "png"))
+def test_it_writes_where_it_is_asked_to(say, folder, tmp_path):
+    said = say("report", "reviews", "--output", str(tmp_path / "new" / "r.html"))
     assert said.ok.strip() == str(tmp_path / "new" / "r.html")
     assert (tmp_path / "new" / "r.html").is_file()
-    named = [Path(line.removeprefix("figure: ")) for line in said.err.splitlines()]
-    assert {path.name for path in named} >= {"learning_curves.png", "slice_rank.png", "timeline.png"}
-    assert all(path.parent == tmp_path / "png" and path.stat().st_size > 1000 for path in named)
     assert not (folder.path / "report.html").exists()
 
 
@@ -45,6 +42,5 @@ def test_an_unknown_study_and_a_place_that_cannot_be_written_are_errors(say, fol
 
 def test_it_is_there_from_python(folder, tmp_path):
     assert loraxs_search.report("reviews") == folder.path / "report.html"
-    path = loraxs_search.report("reviews", output=tmp_path / "r.html", png=tmp_path / "png")
+    path = loraxs_search.report("reviews", output=tmp_path / "r.html")
     assert path == tmp_path / "r.html"
-    assert (tmp_path / "png" / "learning_curves.png").is_file()

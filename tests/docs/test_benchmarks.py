@@ -115,10 +115,8 @@ def test_the_benchmark_of_methods_compares_what_it_searched(tmp_path: Path, in_w
     glue.mkdir(parents=True)
     (glue / "sst2").symlink_to(reviews)
     quick = ("--quick", "--shows=methods", "--tasks=sst2", "--methods=lora-xs")
-    figures = tmp_path / "figures"
-    shows = run(tmp_path, *quick, f"--data={tmp_path / 'data'}", f"--figures={figures}", benchmark="bench_methods")
+    shows = run(tmp_path, *quick, f"--data={tmp_path / 'data'}", benchmark="bench_methods")
     measured = shows["methods"]["sst2"]  # type: ignore[index]
     (group,) = measured["comparison"]["groups"]
     assert (measured["failed"], group["label"], group["num_trials"]) == ("", "lora-xs", 2)
     assert (len(group["seed_scores"]), group["test_score"] > 0) == (2, True)
-    assert [path.name for path in figures.iterdir()] == ["methods-sst2.png"]

@@ -350,19 +350,6 @@ def test_what_limits_a_comparison_is_said(fresh_home):
     )
 
 
-# ---- the paper -------------------------------------------------------------------------------------------------------
-def test_the_papers_numbers_stand_beside_tasks_that_it_has(fresh_home):
-    searched("s", [tried(0.5, method="lora"), tried(0.6, method="lora-xs")], task=replace(TASK, name="sst2"))
-    paper = compare(["s"]).paper
-    assert [(p.method, p.variant, p.trained, p.score) for p in paper] == [
-        ("lora", "rank 8", 786_000, 87.8),
-        ("lora-xs", "rank 8", 6_100, 86.25),
-        ("lora-xs", "rank 25", 60_000, 88.69),
-    ]
-    searched("own", [tried(0.5)])
-    assert compare(["own"]).paper == ()
-
-
 # ---- what earlier versions wrote -------------------------------------------------------------------------------------
 def test_a_study_of_the_first_version_is_compared(fresh_home):
     shutil.copytree(LANDED / "home" / "studies", fresh_home / "studies")
