@@ -356,7 +356,7 @@ def _adapter_folder(name: str | Path, base: str | None, tracking_uri: str | None
     if study not in (studies := list_studies()):
         hint = f"STUDY/TRIAL is a trial of a study on this machine; write ./{name} for the folder"
         raise StudyError(unknown_name("study", study, studies), hint=hint)
-    adapters = StudyFolder.open(study).adapter_path("")
+    adapters = StudyFolder.open(study).adapters_path
     kept = sorted(path.parent.name for path in adapters.glob("*/manifest.json"))
     if trial not in kept:
         hint = f"a search keeps the adapters of its best trials, at its end: see `loraxs-search status {study}`"

@@ -132,6 +132,7 @@ class Slot:
             reports=self._reports,
             device_s=self.device_s,
             num_tokens=self.num_tokens,
+            study=self.spec.study,
             retrained_steps=self._retrained,
         )
 

@@ -35,6 +35,7 @@ from loraxs_search.records._event import (
 from loraxs_search.records._front import FrontTrial
 from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial
 from loraxs_search.records._identity import Identity
+from loraxs_search.records._ids import check_command_id, check_trial_id
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._keep import KeepRule
 from loraxs_search.records._lineage import Lineage, Origin
@@ -158,6 +159,8 @@ __all__ = [
     "YardstickName",
     "YardstickScoredEvent",
     "alone_yardstick",
+    "check_command_id",
+    "check_trial_id",
     "from_json",
     "is_alone",
     "shots_name",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from loraxs_search.errors import CommandError
-from loraxs_search.records import Command, Scalar, TrialReport
+from loraxs_search.records import Command, Scalar
 from loraxs_search.steering._base import Accepted, SteeredStudy, Trials, Verb
 from loraxs_search.steering.asked import ask, check_budget, facts_of, readable, refuse, space_of
 from loraxs_search.steering.state import SteeringState
@@ -60,10 +60,9 @@ def _keep_state(command: Command, study: SteeredStudy, source: str) -> int:
     Raises:
         CommandError: there is no state to begin with.
     """
-    snapshot, reports = study.folder.read_snapshot(source), tuple[TrialReport, ...]()
-    if snapshot is not None:
-        with readable():
-            reports = read_reports(snapshot)
+    with readable():
+        snapshot = study.folder.read_snapshot(source)
+        reports = read_reports(snapshot) if snapshot else ()
     where = f"trial {source} of study {study.name!r}"
     if snapshot is None or not reports:
         raise CommandError(

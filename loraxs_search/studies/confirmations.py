@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraxs_search.home import write_atomic
-from loraxs_search.records import Answers, Candidate, Refit, Split, from_json, to_json
+from loraxs_search.records import Answers, Candidate, Refit, Split, check_trial_id, from_json, to_json
 
 
 class Confirmations:
@@ -21,7 +21,7 @@ class Confirmations:
 
     def candidate(self, trial_id: str) -> Candidate | None:
         """Return the finalist, once it has been scored on the test rows and kept."""
-        path = self._path / f"{trial_id}.json"
+        path = self._path / f"{check_trial_id(trial_id)}.json"
         return from_json(Candidate, path.read_bytes()) if path.exists() else None
 
     def finalists(self) -> tuple[str, ...]:
@@ -31,37 +31,37 @@ class Confirmations:
     def write_candidate(self, candidate: Candidate, rows: bytes) -> None:
         """Keep the scored finalist and its answers, which are written first."""
         write_atomic(self.rows_path(candidate.trial_id), rows)
-        write_atomic(self._path / f"{candidate.trial_id}.json", to_json(candidate, indent=2))
+        write_atomic(self._path / f"{check_trial_id(candidate.trial_id)}.json", to_json(candidate, indent=2))
 
     def rows_path(self, trial_id: str) -> Path:
         """Return the safetensors file with the finalist's answers to the test rows."""
-        return self._path / f"{trial_id}.safetensors"
+        return self._path / f"{check_trial_id(trial_id)}.safetensors"
 
     def refit(self, name: str) -> Refit | None:
         """Return a refit that has been trained."""
-        path = self._path / f"{name}.refit.json"
+        path = self._path / f"{check_trial_id(name)}.refit.json"
         return from_json(_RefitFile, path.read_bytes()).refit if path.exists() else None
 
     def write_refit(self, name: str, refit: Refit) -> None:
         """Keep a finished refit."""
-        write_atomic(self._path / f"{name}.refit.json", to_json(_RefitFile(refit)))
+        write_atomic(self._path / f"{check_trial_id(name)}.refit.json", to_json(_RefitFile(refit)))
 
     def validation(self, name: str) -> Mapping[str, float] | None:
         """Return a candidate's metrics on all validation rows; empty where it has none."""
-        path = self._path / f"{name}.validation.json"
+        path = self._path / f"{check_trial_id(name)}.validation.json"
         return from_json(_ValidationFile, path.read_bytes()).metrics if path.exists() else None
 
     def write_validation(self, name: str, metrics: Mapping[str, float]) -> None:
         """Keep a candidate's metrics on all validation rows."""
-        write_atomic(self._path / f"{name}.validation.json", to_json(_ValidationFile(metrics)))
+        write_atomic(self._path / f"{check_trial_id(name)}.validation.json", to_json(_ValidationFile(metrics)))
 
     def answers(self, name: str) -> dict[range, Answers]:
         """Return the finalist's answers to test rows, by the rows that they are to, first rows first."""
-        return self._answers(f"{name}.test")
+        return self._answers(f"{check_trial_id(name)}.test")
 
     def write_answers(self, name: str, rows: range, answers: Answers) -> None:
         """Keep the finalist's answers to these test rows."""
-        write_atomic(self._path / f"{name}.test-{rows.start}-{rows.stop}.json", to_json(answers))
+        write_atomic(self._path / f"{check_trial_id(name)}.test-{rows.start}-{rows.stop}.json", to_json(answers))
 
     # ---- the base alone ----------------------------------------------------------------------------------------------
     @property

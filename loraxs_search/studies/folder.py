@@ -24,6 +24,8 @@ from loraxs_search.records import (
     TrialState,
     WarmTrials,
     Yardstick,
+    check_command_id,
+    check_trial_id,
     to_json,
 )
 from loraxs_search.studies.adapter_files import replace_folder
@@ -33,7 +35,7 @@ from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal, trial_states
 from loraxs_search.studies.reading import DAMAGED_HINT, read_record, read_text
-from loraxs_search.studies.snapshots import handed_on, kept_path, kept_paths, read_reports, snapshot_path
+from loraxs_search.studies.snapshots import check_owner, handed_on, kept_path, kept_paths, read_reports, snapshot_path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _WARM_START = "warm_start.json"
@@ -306,16 +308,17 @@ class StudyFolder:
         return read_reports(snapshot)
 
     def _clone_path(self, command_id: str) -> Path:
-        return self.path / "clones" / f"{command_id}.safetensors"
+        return self.path / "clones" / f"{check_command_id(command_id)}.safetensors"
 
     # ---- snapshots and candidates ----------------------------------------------------------------------------------
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
-        """Keep a trial's state, replacing the one before, atomically.
+        """Keep a trial's state, replacing the one before, atomically; one of another trial is refused.
 
         Where the study keeps the best step of a trial, that of its best report is kept beside it. Whatever is killed
         when: the last state's own reports say which step is the best one, and its file is there before them. The one
         before it stays too, for a copy of the folder that is being made.
         """
+        check_owner(snapshot, self.name, trial_id)
         folder, reports = self.path / "snapshots", tuple[TrialReport, ...]()
         if self.keep_rule.keep == "best":
             reports = read_reports(snapshot)
@@ -328,15 +331,19 @@ class StudyFolder:
                 path.unlink(missing_ok=True)
 
     def read_snapshot(self, trial_id: str) -> bytes | None:
-        """Return a trial's last state, or None when it has none yet."""
+        """Return a trial's last state, or None when it has none yet.
+
+        Raises:
+            StudyError: it is that of another trial, or damaged.
+        """
         path = snapshot_path(self.path / "snapshots", trial_id)
-        return path.read_bytes() if path.exists() else None
+        return check_owner(path.read_bytes(), self.name, trial_id) if path.exists() else None
 
     def read_kept(self, trial_id: str) -> bytes | None:
         """Return the state that is a trial's adapter: of its last step, or of its best one, as the study has it.
 
         Raises:
-            StudyError: the best one is missing.
+            StudyError: the best one is missing, or that of another trial.
         """
         last = self.read_snapshot(trial_id)
         if last is None or self.keep_rule.keep == "last":
@@ -350,7 +357,7 @@ class StudyFolder:
                 f"Of a trial the best step must be kept, but {path} is missing.",
                 hint="restore the file from a backup, or launch the study again under another name",
             )
-        return path.read_bytes()
+        return check_owner(path.read_bytes(), self.name, trial_id)
 
     def write_adapter(self, trial_id: str, files: Mapping[str, bytes]) -> Path:
         """Write an adapter folder whole, replacing one of the same trial, and return it."""
@@ -361,8 +368,12 @@ class StudyFolder:
         """Return what has been confirmed of the study's candidates so far."""
         return Confirmations(self.path / "confirmed")
 
+    @property
+    def adapters_path(self) -> Path:
+        return self.path / "adapters"
+
     def adapter_path(self, trial_id: str) -> Path:
-        return self.path / "adapters" / trial_id
+        return self.adapters_path / check_trial_id(trial_id)
 
     def write_candidates(self, candidates: list[Candidate]) -> None:
         """Record the scored candidates; their presence means that the search is finished."""

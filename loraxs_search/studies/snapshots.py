@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraxs_search.errors import StudyError
-from loraxs_search.records import TrialReport, from_json, to_json
+from loraxs_search.records import TrialReport, check_trial_id, from_json, to_json
 from loraxs_search.safetensors_header import entry_of, with_entry
+from loraxs_search.studies.reading import DAMAGED_HINT
 
 
 def read_reports(snapshot: bytes) -> tuple[TrialReport, ...]:
@@ -21,6 +22,28 @@ def read_reports(snapshot: bytes) -> tuple[TrialReport, ...]:
         return from_json(tuple[TrialReport, ...], json.dumps(entry_of(snapshot, "trial")["reports"]))
     except (ValueError, KeyError) as error:
         raise StudyError(f"A snapshot must be a safetensors file with reports, but: {error}.") from error
+
+
+def check_owner(snapshot: bytes, study: str, trial_id: str) -> bytes:
+    """Return a snapshot that is of this trial of this study; those that 0.1.0 wrote name no study.
+
+    Raises:
+        StudyError: it is of another one, or the bytes are no snapshot.
+    """
+    try:
+        header = entry_of(snapshot, "trial")
+        owner = header.get("study", study), header["trial_id"]
+    except (ValueError, KeyError) as error:
+        raise StudyError(
+            f"The state of trial {trial_id} must be a snapshot, but: {error}.", hint=DAMAGED_HINT
+        ) from error
+    if owner != (study, trial_id):
+        raise StudyError(
+            f"The state of trial {trial_id} of study {study!r} must be its own, but it is that of trial {owner[1]} of"
+            f" study {owner[0]!r}.",
+            hint=DAMAGED_HINT,
+        )
+    return snapshot
 
 
 def is_whole(snapshot: bytes) -> bool:
@@ -46,12 +69,12 @@ def handed_on(snapshot: bytes, trial_id: str) -> bytes:
 
 def kept_path(folder: Path, trial_id: str, step: int) -> Path:
     """Return where the snapshot of a step is kept beside the last one."""
-    return folder / f"{trial_id}.step-{step}.safetensors"
+    return folder / f"{check_trial_id(trial_id)}.step-{step}.safetensors"
 
 
 def kept_paths(folder: Path, trial_id: str) -> list[Path]:
     """Return all snapshots that are kept beside a trial's last one."""
-    return sorted(folder.glob(f"{trial_id}.step-*.safetensors"))
+    return sorted(folder.glob(f"{check_trial_id(trial_id)}.step-*.safetensors"))
 
 
 def is_kept(name: str) -> bool:
@@ -61,4 +84,4 @@ def is_kept(name: str) -> bool:
 
 def snapshot_path(folder: Path, trial_id: str) -> Path:
     """Return where the snapshot of `trial_id` is kept in `folder`."""
-    return folder / f"{trial_id}.safetensors"
+    return folder / f"{check_trial_id(trial_id)}.safetensors"

@@ -188,6 +188,7 @@ class TrialRun:
             reports=self._reports,
             device_s=self._device_s,
             num_tokens=self._num_tokens,
+            study=self.spec.study,
             retrained_steps=self._retrained,
         )
 

@@ -24,6 +24,7 @@ class Snapshot:
         parameters: Trained tensors by PEFT's names, as trained (float32).
         moments: AdamW's `exp_avg` and `exp_avg_sq` by `<kind>/<parameter name>`; empty before the first step.
         reports: Every report so far; the last one's step is the current step, but where a lost state is trained again.
+        study: The study that the trial is of; empty in states that older versions wrote.
         elsewhere: The file of the trial's node that holds the tensors, where they are too large to travel.
         retrained_steps: Steps that were trained again since a state was lost with its node.
     """
@@ -35,6 +36,7 @@ class Snapshot:
     reports: tuple[TrialReport, ...]
     device_s: float
     num_tokens: int
+    study: str = ""
     elsewhere: str = ""
     retrained_steps: int = 0
 
@@ -50,7 +52,7 @@ class Snapshot:
             "num_tokens": self.num_tokens,
             "reports": self.reports,
         }
-        header |= {name: value for name in ("elsewhere", "retrained_steps") if (value := getattr(self, name))}
+        header |= {name: value for name in ("study", "elsewhere", "retrained_steps") if (value := getattr(self, name))}
         metadata = {"trial": to_json(header)}  # one entry: safetensors writes several in random order
         contiguous = {k: v.detach().to("cpu").contiguous() for k, v in sorted(tensors.items())}
         return safetensors.torch.save(contiguous, metadata)

@@ -7,6 +7,7 @@ import json
 import pytest
 from support.aged import age
 from support.searched_studies import Tried, searched
+from support.studies import state
 
 from loraxs_search.cli._bytes import shown_bytes
 from loraxs_search.home import write_atomic
@@ -54,7 +55,7 @@ def test_studies_are_removed(say, reviews):
 
 def test_gc_says_what_goes_what_stays_and_why(say, store_uri, fresh_home):
     study = searched("reviews", [Tried({"rank": 2}, 0.8, state=TrialState.PRUNED), Tried({"rank": 4}, 0.9)])
-    study.write_snapshot("00000", b"state")
+    study.write_snapshot("00000", state("00000"))
     for name in ("rows/a.arrow", "rows/b.arrow"):
         write_atomic(fresh_home / "datasets" / name, "x" * 10_000)
     age(fresh_home / "datasets" / "rows" / "a.arrow")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import uuid
@@ -36,6 +37,13 @@ def study(
         storage=storage,
     )
     return StudyFolder.create(info, "task: sst2\n")
+
+
+def state(trial_id: str, mark: str = "", **header: object) -> bytes:
+    """Return a snapshot without tensors; those with another mark have other bytes."""
+    own = json.dumps({"trial_id": trial_id, "reports": [], "mark": mark, **header})
+    encoded = json.dumps({"__metadata__": {"trial": own}}).encode()
+    return len(encoded).to_bytes(8, "little") + encoded
 
 
 def mirrored_study(home: Path, storage: Storage) -> StudyFolder:

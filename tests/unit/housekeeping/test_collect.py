@@ -13,7 +13,7 @@ import pytest
 from support.aged import DAY_S, age, pulled
 from support.pages import ROOT
 from support.searched_studies import Tried, confirm, searched
-from support.studies import study
+from support.studies import state, study
 
 from loraxs_search.home import REMOVED, in_use, mark_used, write_atomic
 from loraxs_search.housekeeping import KINDS, collect
@@ -104,7 +104,7 @@ def test_what_an_unfinished_study_may_need_stays(fresh_home, store_uri, base, fa
     base("b")
     path = factor_file(fresh_home, factors(0))
     folder = searched("open", [Tried({"rank": 2}, 0.8)], finished=False)
-    folder.write_snapshot("00000", b"state")
+    folder.write_snapshot("00000", state("00000"))
     write_atomic(fresh_home / "states" / "c.safetensors", "x")
     age(fresh_home)
     assert gone() == []
@@ -132,7 +132,7 @@ def test_states_of_a_finished_study_go_but_those_that_may_be_chosen_when_it_is_e
     folder = searched("done", [stopped, Tried({"rank": 4}, 0.9), Tried({"rank": 2}, 0.8)])
     confirm(folder, "00001", [0.9, 0.8])
     for trial in ("00000", "00001", "00002"):
-        folder.write_snapshot(trial, b"state")
+        folder.write_snapshot(trial, state(trial))
     write_atomic(folder.path / "tune" / "state.json", "{}")
     age(fresh_home)
     snapshots = folder.path / "snapshots"
@@ -160,7 +160,7 @@ def test_what_a_clone_began_with_goes_once_it_has_begun(fresh_home, store_uri):
 
 def test_a_study_that_somebody_works_on_keeps_its_states(fresh_home, store_uri):
     folder = searched("done", [Tried({"rank": 2}, 0.8, state=TrialState.PRUNED)])
-    folder.write_snapshot("00000", b"state")
+    folder.write_snapshot("00000", state("00000"))
     age(fresh_home)
     with folder.lock():
         assert gone() == []

@@ -4,13 +4,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.studies import state
 from support.studies import study as new_study
 
 from loraxs_search.errors import HomeError, StudyError
-from loraxs_search.records import BaseModelRef, Candidate, DataSource, Identity, PromotionRule, SearchPlan, Task
+from loraxs_search.records import BaseModelRef, Candidate, DataSource, Identity, PromotionRule, Refit, SearchPlan, Task
 from loraxs_search.studies import StudyFolder, StudyInfo, list_studies
 from loraxs_search.studies.folder import studies_root
 from loraxs_search.studies.mirror_files import files
@@ -133,10 +135,48 @@ def test_who_asks_whether_a_study_runs_writes_nothing_and_holds_nothing() -> Non
 def test_a_snapshot_replaces_the_one_before() -> None:
     folder = StudyFolder.create(info("one"), "")
     assert folder.read_snapshot("00000") is None
-    folder.write_snapshot("00000", b"a")
-    folder.write_snapshot("00000", b"b")
-    assert folder.read_snapshot("00000") == b"b"
+    folder.write_snapshot("00000", state("00000", "a"))
+    folder.write_snapshot("00000", state("00000", "b"))
+    assert folder.read_snapshot("00000") == state("00000", "b")
     assert [p.name for p in (folder.path / "snapshots").iterdir()] == ["00000.safetensors"]
+
+
+@pytest.mark.parametrize("other", [state("00001"), state("00000", study="two"), b"no snapshot"])
+def test_a_state_of_another_trial_or_study_is_neither_written_nor_read(other: bytes) -> None:
+    """As a command's id that was a path once put one there."""
+    folder = StudyFolder.create(info("one"), "")
+    own = state("00000", study="one")
+    folder.write_snapshot("00000", own)
+    with pytest.raises(StudyError):
+        folder.write_snapshot("00000", other)
+    assert folder.read_snapshot("00000") == own
+    (folder.path / "snapshots" / "00000.safetensors").write_bytes(other)
+    for read in (folder.read_snapshot, folder.read_kept):
+        with pytest.raises(StudyError) as caught:
+            read("00000")
+        assert "restore" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["../snapshots/00001", "/tmp/x", "..", "", "00000/1", "00000.step-8", "*", "٣"])
+def test_an_id_that_leads_elsewhere_is_refused_wherever_it_becomes_a_path(name: str) -> None:
+    folder = StudyFolder.create(info("one"), "")
+    confirmed, refit = folder.confirmations(), Refit(1)
+    uses: list[Callable[[], object]] = [
+        lambda: folder.read_snapshot(name),
+        lambda: folder.write_snapshot(name, state(name)),
+        lambda: folder.write_adapter(name, {"a": b""}),
+        lambda: folder.adapter_path(name),
+        lambda: confirmed.rows_path(name),
+        lambda: confirmed.refit(name),
+        lambda: confirmed.write_refit(name, refit),
+        lambda: confirmed.write_validation(name, {}),
+        lambda: confirmed.answers(name),
+    ]
+    before = sorted(studies_root().rglob("*"))
+    for use in uses:
+        with pytest.raises(StudyError, match="id must be"):
+            use()
+    assert sorted(studies_root().rglob("*")) == before
 
 
 def test_candidates_are_there_once_written() -> None:

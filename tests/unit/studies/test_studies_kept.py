@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.reports import report
-from support.studies import TASK, study
+from support.studies import TASK, state, study
 
 from loraxs_search.errors import StudyError
 from loraxs_search.records import KeepRule, SearchPlan, TrialReport
@@ -20,9 +20,9 @@ from loraxs_search.trial import Snapshot
 SCORES = {10: 0.5, 20: 0.7, 30: 0.6, 40: 0.7, 50: 0.8, 60: 0.1}
 
 
-def snapshot(step: int, scores: dict[int, float] = SCORES) -> bytes:
-    reports = tuple(report("00000", at, score) for at, score in scores.items() if at <= step)
-    return Snapshot("00000", step, {}, {}, reports, 1.0, 10).to_bytes()
+def snapshot(step: int, scores: dict[int, float] = SCORES, trial: str = "00000") -> bytes:
+    reports = tuple(report(trial, at, score) for at, score in scores.items() if at <= step)
+    return Snapshot(trial, step, {}, {}, reports, 1.0, 10).to_bytes()
 
 
 def step_of(state: bytes | None) -> int | None:
@@ -64,17 +64,17 @@ def test_the_last_state_resumes_and_the_best_is_the_adapter(kept):
 
 def test_a_trial_and_its_refit_are_apart(kept):
     kept.write_snapshot("00000", snapshot(20))
-    kept.write_snapshot("00000.1", snapshot(10))
-    kept.write_snapshot("00000.1", snapshot(20, {10: 0.9, 20: 0.1}))
+    kept.write_snapshot("00000.1", snapshot(10, trial="00000.1"))
+    kept.write_snapshot("00000.1", snapshot(20, {10: 0.9, 20: 0.1}, "00000.1"))
     kept.write_snapshot("00000", snapshot(30))
     assert (step_of(kept.read_kept("00000")), step_of(kept.read_kept("00000.1"))) == (20, 10)
 
 
 def test_only_the_last_state_is_kept_where_nothing_else_is_asked(home):
     plain = study("last")
-    for state in (b"a", b"b"):  # never looked into
-        plain.write_snapshot("00000", state)
-    assert plain.read_kept("00000") == b"b"
+    for mark in ("a", "b"):
+        plain.write_snapshot("00000", state("00000", mark))
+    assert plain.read_kept("00000") == state("00000", "b")
     assert files(plain) == ["00000.safetensors"]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.studies import state
 from support.studies import study as new_study
 
 from loraxs_search.errors import StorageConflictError, StorageError, StudyError
@@ -44,7 +45,7 @@ def begin(folder: StudyFolder, *steps: int) -> None:
     journal = folder.journal()
     journal.trial_started("00000", {"rank": 4})
     for step in steps:
-        folder.write_snapshot("00000", f"state {step}".encode())
+        folder.write_snapshot("00000", state("00000", f"{step}"))
         journal.trial_reported(report("00000", step))
 
 
@@ -186,7 +187,7 @@ def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine
     second = fetch("s", storage)
     assert second.path == home / "studies" / "s"
     assert second.journal().records == first.journal().records
-    assert second.read_snapshot("00000") == b"state 4"
+    assert second.read_snapshot("00000") == state("00000", "4")
     assert second.space_path.read_text() == "task: sst2\n"
     assert second.yardsticks() == first.yardsticks()
     assert (second.path / "adapters" / "00000" / "manifest.json").exists()
@@ -206,7 +207,7 @@ def test_a_state_of_a_trial_that_the_copy_does_not_know_is_left_behind(
     storage.write("s/snapshots/00001.safetensors", b"state of another", None)
     machine("two")
     second = fetch("s", storage)
-    assert second.read_snapshot("00000") == b"state 4"
+    assert second.read_snapshot("00000") == state("00000", "4")
     assert second.read_snapshot("00001") is None
 
 
@@ -235,7 +236,7 @@ def test_the_copy_follows_while_the_driver_works_and_back_again(
     with keep(first, storage):
         begin(first, 2)
         deadline = time.monotonic() + 20
-        while storage.get("s/snapshots/00000.safetensors") != b"state 2":
+        while storage.get("s/snapshots/00000.safetensors") != state("00000", "2"):
             assert time.monotonic() < deadline
             time.sleep(0.05)
     machine("two")

@@ -118,12 +118,12 @@ def test_force_takes_an_optimizer_out_of_the_space_and_the_sampler_does_not_see_
 def test_a_damaged_state_costs_the_clone_and_nothing_else(folder: StudyFolder) -> None:
     driver = drive(folder)
     driver.begin()
-    folder.write_snapshot("00000", b"not a snapshot")
+    (folder.path / "snapshots" / "00000.safetensors").write_bytes(b"not a snapshot")
     refused = send(folder, "clone", "00000", warm=True)
     driver.commander.take_all()
     answer = folder.journal().commands[refused].answer
     assert answer is not None
-    assert "must be a safetensors file with reports" in answer.text
+    assert "must be a snapshot" in answer.text
     folder.write_snapshot("00000", snapshot("00000", 20))
     command = send(folder, "clone", "00000", warm=True)
     driver.commander.take_all()
