@@ -16,7 +16,7 @@ from loraxs_search import registry
 from loraxs_search.errors import StudyError, UnknownTaskError, UsageError, unknown_name
 from loraxs_search.promotion_notice import notify
 from loraxs_search.promotion_scores import scored_anew, tested, timed
-from loraxs_search.records import Decision, Prediction, Sample
+from loraxs_search.records import Candidate, Decision, Prediction, Sample
 from loraxs_search.registry.out_folder import copy_folder, new_folder
 from loraxs_search.studies import StudyFolder, list_studies, next_step, next_step_of_task
 from loraxs_search.tracking import resolve_uri
@@ -61,15 +61,25 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
     Raises:
         StudyError: there is no such study, or its search has not come to its end.
     """
-    from loraxs_search.search_space import warn_of_retired
-
     folder = StudyFolder.open(study or _newest())
+    _finished(folder)
+    with folder.lock():  # nobody extends the study, removes it or decides about it meanwhile
+        return _promote(folder, _finished(folder), force, tracking_uri)
+
+
+def _finished(folder: StudyFolder) -> list[Candidate]:
     candidates = folder.candidates()
     if candidates is None:
         raise StudyError(
             f"A study must have come to its end to be promoted, but {folder.name!r} has not.",
             hint=next_step(folder),
         )
+    return candidates
+
+
+def _promote(folder: StudyFolder, candidates: list[Candidate], force: bool, tracking_uri: str | None) -> Decision:
+    from loraxs_search.search_space import warn_of_retired
+
     warn_of_retired(folder.space_text(), folder.name)
     if folder.info.promotion.max_latency is not None:
         candidates = tested(folder, timed(folder, candidates))

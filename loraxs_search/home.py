@@ -67,7 +67,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """
     with _written_beside(path, content) as temporary, disk_faults(path):
         os.replace(temporary, path)
-        _sync_dir(path.parent)
+        sync_folder(path.parent)
 
 
 def create_atomic(path: Path, content: bytes | str) -> os.stat_result | None:
@@ -90,7 +90,7 @@ def create_atomic(path: Path, content: bytes | str) -> os.stat_result | None:
             if error.errno not in _NO_HARD_LINKS:
                 raise
             return _create_in_place(path, temporary.read_bytes())
-        _sync_dir(path.parent)
+        sync_folder(path.parent)
         return temporary.stat()
 
 
@@ -268,7 +268,8 @@ def _umask() -> int:
     return int(line.split()[1], 8) if line else 0o077
 
 
-def _sync_dir(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Flush the names in a folder to the device: a rename stays after a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraxs_search.assets import digest_of
-from loraxs_search.errors import StudyError, unknown_name
+from loraxs_search.errors import LoraxsError, StudyError, unknown_name
 from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_locked, write_atomic
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records import (
@@ -28,7 +28,7 @@ from loraxs_search.records import (
     check_trial_id,
     to_json,
 )
-from loraxs_search.studies.adapter_files import replace_folder
+from loraxs_search.studies.adapter_files import are_aside, replace_folder, restore_folders
 from loraxs_search.studies.candidates import CandidateFiles
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import Confirmations
@@ -149,7 +149,11 @@ class StudyFolder:
             known = list_studies()
             hint = "`loraxs-search status` lists them" if known else "start one with `loraxs-search launch SPACE`"
             raise StudyError(unknown_name("study", name, known), hint=hint)
-        return cls(studies_root() / name)
+        folder = cls(studies_root() / name)
+        if are_aside(folder.adapters_path):
+            with contextlib.suppress(LoraxsError), folder.lock():  # which restores them; its holder replaces them now
+                pass
+        return folder
 
     @property
     def name(self) -> str:
@@ -211,6 +215,8 @@ class StudyFolder:
             ) from error
         with held:
             self._check_there()
+            with disk_faults(self.path):
+                restore_folders(self.adapters_path)
             yield
 
     def _check_there(self) -> None:

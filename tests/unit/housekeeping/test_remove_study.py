@@ -11,6 +11,7 @@ from support.aged import DAY_S
 from support.searched_studies import Tried, searched
 from support.studies import mirrored_study, study
 
+import loraxs_search
 from loraxs_search.errors import StudyError
 from loraxs_search.home import REMOVED
 from loraxs_search.housekeeping import collect, remove_study
@@ -178,3 +179,23 @@ def test_of_two_at_once_one_removes_it(store_uri):
         thread.join()
     assert sorted(ended) == ["StudyError", "reviews"]
     assert list_studies() == []
+
+
+def test_a_study_that_promote_decides_about_is_neither_removed_nor_taken_up(store_uri, monkeypatch):
+    """`promote` writes into the study: half of it would come back."""
+    folder = searched("reviews", [Tried({"rank": 2}, 0.8)])
+    refused = []
+
+    def decide(*_, **__):
+        for use in (lambda: remove_study("reviews"), lambda: folder.lock().__enter__()):
+            with pytest.raises(StudyError, match="another process is at work on it"):
+                use()
+            refused.append(use)
+        raise StudyError("decided")
+
+    monkeypatch.setattr("loraxs_search.registry.Registry.promote", decide)
+    with pytest.raises(StudyError, match="decided"):
+        loraxs_search.promote("reviews")
+    assert len(refused) == 2
+    with folder.lock(), pytest.raises(StudyError, match="another process is at work on it"):
+        loraxs_search.promote("reviews")

@@ -194,6 +194,46 @@ def test_candidate_files_replace_those_of_an_earlier_try() -> None:
     assert {p.name: p.read_bytes() for p in path.iterdir()} == {"new": b"2"}
 
 
+@pytest.mark.parametrize(("survives", "expected"), [(1, b"1"), (2, b"2")])
+def test_an_adapter_whose_replacement_was_killed_is_whole_once_the_study_is_opened(
+    monkeypatch: pytest.MonkeyPatch, survives: int, expected: bytes
+) -> None:
+    """The old one as long as the new one is not in its place, and nothing is left beside it."""
+    folder = StudyFolder.create(info("one"), "")
+    path = folder.write_adapter("00000.1", {"a": b"1"})
+    renames: list[Path] = []
+
+    def renamed(source: Path, target: Path) -> Path:
+        if len(renames) == survives:
+            raise KeyboardInterrupt
+        renames.append(source)
+        return rename(source, target)
+
+    rename = Path.rename
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", renamed)
+        patched.setattr("shutil.rmtree", lambda *_, **__: None)  # what a kill does not do
+        if survives == 1:
+            with pytest.raises(KeyboardInterrupt):
+                folder.write_adapter("00000.1", {"a": b"2"})
+        else:
+            folder.write_adapter("00000.1", {"a": b"2"})
+    StudyFolder.open("one")
+    assert (path / "a").read_bytes() == expected
+    assert not sorted(path.parent.glob(".*.old"))
+
+
+def test_an_adapter_that_is_being_replaced_is_left_to_who_does() -> None:
+    folder = StudyFolder.create(info("one"), "")
+    path = folder.write_adapter("00000", {"a": b"1"})
+    with folder.lock():
+        aside = path.rename(path.with_name(".00000.old"))
+        StudyFolder.open("one")
+        assert aside.exists()
+    StudyFolder.open("one")
+    assert (path / "a").read_bytes() == b"1"
+
+
 def test_a_home_that_is_a_file_is_a_clear_error(fresh_home: Path) -> None:
     fresh_home.write_text("not a folder")
     with pytest.raises(HomeError) as caught:
