@@ -30,11 +30,9 @@ if TYPE_CHECKING:
     from loraxs_search.base_model.padding import joined, padding_side
     from loraxs_search.base_model.probing import close_to, dummy_inputs, end_with_eos, rounding, timing_inputs
     from loraxs_search.base_model.reading import last_states, projection, readable
-    from loraxs_search.base_model.shared_body import HeadAlone, rows_of, share_body
     from loraxs_search.base_model.sharing import probe_sharing
 
 __all__ = [
-    "HeadAlone",
     "Sharing",
     "body_shapes",
     "check_packable",
@@ -64,8 +62,6 @@ __all__ = [
     "readable",
     "repeated_layers",
     "rounding",
-    "rows_of",
-    "share_body",
     "timing_inputs",
     "use_padded_attention",
     "uses_padded_attention",
@@ -100,9 +96,6 @@ _HOMES = {
     "repeated_layers": "layers",
     "quiet": "_library",
     "rounding": "probing",
-    "HeadAlone": "shared_body",
-    "rows_of": "shared_body",
-    "share_body": "shared_body",
     "use_padded_attention": "attention",
     "uses_padded_attention": "attention",
     "joined": "padding",

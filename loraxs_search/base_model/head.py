@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from loraxs_search.base_model._library import quiet
 from loraxs_search.errors import BaseModelError
@@ -112,15 +112,6 @@ def with_labels(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
         return model
     config = copy.deepcopy(model.config)
     config.num_labels = num_labels
-    return _empty(model, config)
-
-
-def without_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model of the same class and configuration, with every tensor on the meta device."""
-    return _empty(model, copy.deepcopy(model.config))
-
-
-def _empty(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
     with quiet(), torch.device("meta"):
         empty: PreTrainedModel = type(model)._from_config(config)
     return empty

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -19,10 +20,19 @@ def padding_side(config: PretrainedConfig) -> Side:
 
 
 def joined(inputs: Sequence[Mapping[str, Tensor]], width: int, pad_id: int, side: Side) -> dict[str, Tensor]:
-    """Return the inputs of several batches as those of one, its rows padded to `width` tokens."""
+    """Return the inputs of several batches as those of one, its rows padded to `width` tokens.
+
+    What some batches lack, such as numbers of segments, is zero in their rows, as models take it where it is missing.
+    """
     fill = {"input_ids": pad_id}
     padded = [{name: _widened(v, width, fill.get(name, 0), side) for name, v in part.items()} for part in inputs]
-    return padded[0] if len(padded) == 1 else {name: torch.cat([part[name] for part in padded]) for name in padded[0]}
+    if len(padded) == 1:
+        return padded[0]
+    zeros = [torch.zeros_like(part["input_ids"]) for part in padded]
+    return {
+        name: torch.cat([part.get(name, zero) for part, zero in zip(padded, zeros, strict=True)])
+        for name in dict.fromkeys(chain.from_iterable(padded))
+    }
 
 
 def _widened(rows: Tensor, width: int, fill: int, side: Side) -> Tensor:

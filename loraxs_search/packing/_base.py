@@ -30,8 +30,8 @@ class Host(Protocol):
     `yardsticks`, `give_up` and `steps` are called from threads of their own in both cases, beside any other call. After
     `close` only `close` is called.
 
-    Tasks: a host that packs serves any number of tasks on its base, a host of lone trials the one it began with. Every
-    call on behalf of a trial names the trial's task.
+    Tasks: a host that packs serves any number of tasks that load its base in the same way but for the number of
+    outputs, a host of lone trials the one it began with. Every call on behalf of a trial names the trial's task.
 
     What is kept: a host may keep trials, rows and factors between calls, and owns none of them. Each `advance` returns
     the whole state of its trial as a snapshot, and the caller's snapshot decides: where the host has the

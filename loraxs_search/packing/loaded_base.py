@@ -24,7 +24,6 @@ from loraxs_search.base_model import (
     load_tokenizer,
     locate,
     matrix,
-    share_body,
     use_padded_attention,
     weight_bytes,
 )
@@ -95,7 +94,6 @@ class LoadedBase:
         check_fits(self.base, self.dtype, self.device)
         self.exact, _ = self._exact_for(task)
         self.model = self.exact if self.dtype == self.exact.dtype else self._load(task, self.dtype)
-        self._models = {self.data.kind.model.auto_class: self.model}
         self.modules = linear_modules(self.base, self.data.kind.model)
         self.factors = LoadedFactors(self.model, self.exact, [module.name for module in self.modules])
         self._bare_body = bare_body(self.model)  # now, before any trial puts its adapter on
@@ -121,22 +119,6 @@ class LoadedBase:
             if known is None or fresh.data_fingerprint != known.data_fingerprint:
                 self._prepared[key] = fresh
         return self._prepared[key]
-
-    def model_for(self, data: PreparedTask) -> PreTrainedModel:
-        """Return the base in the precision of trials, as a task loads it.
-
-        All such models share one body, and those of one class are the same: trials draw their heads themselves.
-        Nothing of a trial may be on the base.
-
-        Raises:
-            BaseModelError: the task's class has another body than the first task's, or names its layers otherwise.
-        """
-        exact, _ = self._exact_for(data.task)
-        name = data.kind.model.auto_class
-        if name not in self._models:
-            same = self.dtype == exact.dtype
-            self._models[name] = exact if same else self._on_body(self.model, data.task, self.dtype)
-        return self._models[name]
 
     def base_changed(self) -> bool:
         """Whether the base's weights on disk differ from those that were loaded."""
@@ -277,18 +259,15 @@ class LoadedBase:
         All share one body: an adapter is confirmed on the very weights it was trained on.
         """
         key = self.prepared(task).kind.model
+        assert key.body == self.data.kind.model.body  # others have a host of their own
         if key not in self._exact:
-            model = self._on_body(self.exact, task, None) if self._exact else self._load(task, None)
+            model = self._load(task, None)
+            if self._exact and model.base_model is not model:
+                setattr(model, model.base_model_prefix, self.exact.base_model)
             # Counted before any trial puts its own head beside it.
             heads = [model.get_submodule(name) for name in head_names(model)]
             self._exact[key] = model, sum(p.numel() for head in heads for p in head.parameters())
         return self._exact[key]
-
-    def _on_body(self, first: PreTrainedModel, task: Task, dtype: torch.dtype | None) -> PreTrainedModel:
-        """Load the base as a task needs it, on the body of another model of it."""
-        model = self._load(task, dtype)
-        share_body(first, model)
-        return model
 
     def _load(self, task: Task, dtype: torch.dtype | None) -> PreTrainedModel:
         """Load the base in `dtype`; None means the checkpoint's own, which is what others load."""

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import Sharing, check_packable, probe_sharing, readable, timing_inputs
+from loraxs_search.base_model import Sharing, check_packable, check_shared, probe_sharing, readable, timing_inputs
 from loraxs_search.errors import LoraxsError, TrialDivergedError
 from loraxs_search.factors import FactorStore
 from loraxs_search.packing.adamw import AdamWUpdate, adamw, gradient_norms
 from loraxs_search.packing.adaptable import AdaptableLayers
-from loraxs_search.packing.model_choice import ModelChoice, ModelFor
 from loraxs_search.packing.pack_answers import PackAnswers
 from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.pass_executor import PassExecutor
@@ -28,7 +27,6 @@ from loraxs_search.packing.pass_runner import PassRunner
 from loraxs_search.packing.passes import Reads, Reduced
 from loraxs_search.packing.plan import Indices, padding
 from loraxs_search.packing.prefix_cache import PrefixCache
-from loraxs_search.packing.served_model import ServedModel
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import LinearModule, Split, TrialSpec
 from loraxs_search.tasks import Batch, PreparedTask
@@ -44,7 +42,7 @@ class Pack:
     A slot's numbers depend on the slot alone, up to the rounding of shared passes; its failure is its own.
 
     Args:
-        model: The frozen base as the first task loads it, by `load_model`.
+        model: The frozen base as all tasks load it, whatever their number of outputs.
         factors: The store that factors come from; `LoadedFactors` when the base is not in its checkpoint's precision.
         modules: The linear layers that may be adapted.
         max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out. A longer row is computed
@@ -53,9 +51,6 @@ class Pack:
         cache_bytes: Memory for the hidden states below the lowest adapted layer, which are computed once for each row
             and then looked up; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 computes them in every pass.
         sharing: Which layers rows can share, as `probe_sharing` returns it; None means that the base is probed here.
-        model_for: Returns the base as a task loads it, on the very body of `model`. Asked once for each class of
-            models, while nothing of a trial is on the base. None: every task must read the base as `model` does, by a
-            head or without one.
 
     Raises:
         BaseModelError: the base does not compute each row by itself.
@@ -71,17 +66,16 @@ class Pack:
         executor: PassExecutor | None = None,
         cache_bytes: int | None = None,
         sharing: Sharing | None = None,
-        model_for: ModelFor | None = None,
     ) -> None:
         self._model = model
         executor = executor or PassExecutor(1)
         adaptable = AdaptableLayers(model, modules)
-        first = ServedModel(model, adaptable)
         self._prefix = PrefixCache(model, adaptable.layers, cache_bytes)
-        self._packed = PackedModel(first, factors, executor.num_workers, self._prefix)
+        self._packed = PackedModel(adaptable, factors, executor.num_workers, self._prefix)
         sharing = sharing or probe_sharing(model, tuple(adaptable.sizes))
-        self._models = ModelChoice(self._packed, first, modules, model_for, sharing)
-        self._runner = PassRunner(model, self._packed, executor, max_tokens)
+        check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials take turns then, each alone")
+        self.unpackable = sharing.unpackable
+        self._runner = PassRunner(self._packed, executor, max_tokens)
         self._answers = PackAnswers(self._packed, executor, self._runner)
 
     @property
@@ -89,22 +83,16 @@ class Pack:
         """Padded tokens that one pass may have from now on."""
         return self._runner.max_tokens
 
-    @property
-    def unpackable(self) -> frozenset[str]:
-        """Layers that cannot serve many trials in one pass."""
-        return self._models.unpackable
-
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or in the state of its snapshot.
 
         Raises:
             TargetModulesError, RankError, BaseModelError: the trial asks for what the base does not have, or for a
-                layer that cannot serve many trials in one pass; or its task loads another body than those before.
+                layer that cannot serve many trials in one pass.
         """
-        served = self._models.served_for(data)
         check_packable(spec.hyperparameters.target_modules, self.unpackable)
         self._packed.check(spec.hyperparameters)
-        return Slot(spec, data, served.adaptable, snapshot)
+        return Slot(spec, data, self._packed.adaptable, snapshot)
 
     def step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:
         """Take one optimizer step of each slot; return the errors of those that could not, by trial id.

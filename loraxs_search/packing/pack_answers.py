@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.pass_executor import PassExecutor
@@ -20,8 +19,6 @@ from loraxs_search.packing.slot import Slot
 from loraxs_search.packing.writing import PackWriter
 from loraxs_search.tasks.kinds import Read, Request, Write
 from loraxs_search.trial import in_row_order, is_worth_sharing, prompt_groups
-
-RequestT = TypeVar("RequestT", Read, Write)
 
 
 class PackAnswers:
@@ -42,17 +39,10 @@ class PackAnswers:
         results: dict[str, Any] = self._answer_reads(slots, reads) if reads else {}
         if writes:
             self._runner.begin(slots, {})
-            for model, own in self._by_model(writes):
-                results |= self._writer.write(model, own)
+            results |= self._writer.write(writes)
         return results
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _by_model(self, requests: Mapping[str, RequestT]) -> Iterator[tuple[PreTrainedModel, dict[str, RequestT]]]:
-        """Yield requests of slots in place by the model that answers them."""
-        models = {slot.name: slot.model for slot in self._packed.slots}
-        for model in dict.fromkeys(models[trial] for trial in requests):
-            yield model, {trial: request for trial, request in requests.items() if models[trial] is model}
-
     def _answer_reads(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:
         data = {slot.name: slot.data for slot in slots}
         sources = {trial: data[trial].encoded(read.source) for trial, read in reads.items()}
@@ -66,9 +56,8 @@ class PackAnswers:
             self._runner.begin(slots, {})
             groups = [prompt_groups(sources[trial], read.rows) for trial, read in shared.items()]
             longest = max(tokens for own in groups for tokens, _ in own)
-            for model, own in self._by_model(shared):
-                read = functools.partial(self._prompt_reader.read, model, own, self._runner.plan)
-                results |= self._runner.within_memory(longest, read)
+            read = functools.partial(self._prompt_reader.read, shared, self._runner.plan)
+            results |= self._runner.within_memory(longest, read)
         return results
 
     def _read(self, slots: Sequence[Slot], reads: Reads) -> dict[str, tuple[Tensor, ...]]:

@@ -98,7 +98,6 @@ class PackedHost:
             max_tokens=budget,
             executor=executor,
             sharing=sharing,
-            model_for=loaded.model_for,
         )
         self._states = NodeStates(max_state_bytes)
         self._alone, self._takes_turns = TrialHost.on(loaded, self._states), slots is None

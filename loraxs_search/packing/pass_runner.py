@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.pass_executor import PassExecutor
@@ -32,15 +31,12 @@ class PassRunner:
     """Computes requests of slots. One caller at a time.
 
     Args:
-        model: Any of those that share the body.
         max_tokens: Padded tokens of one pass; see `Pack`.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, packed_model: PackedModel, executor: PassExecutor, max_tokens: int
-    ) -> None:
+    def __init__(self, packed_model: PackedModel, executor: PassExecutor, max_tokens: int) -> None:
         self.max_tokens = self._first_max_tokens = max_tokens
-        self._model, self._packed, self._executor = model, packed_model, executor
+        self._packed, self._executor = packed_model, executor
 
     def begin(self, slots: Sequence[Slot], reads: Reads) -> None:
         """Serve these slots with their current numbers, and get ready for passes that compute these requests."""
@@ -61,8 +57,8 @@ class PassRunner:
         def compute(worker: int, shared: Pass) -> list[Reduced]:
             if backward is None:
                 with torch.inference_mode():
-                    return run_pass(self._model, self._packed, shared, reads, worker)
-            reduced = run_pass(self._model, self._packed, shared, reads, worker)
+                    return run_pass(self._packed, shared, reads, worker)
+            reduced = run_pass(self._packed, shared, reads, worker)
             backward(reduced)
             return [part.detached() for part in reduced]
 
@@ -139,6 +135,6 @@ class PassRunner:
     def _remember(self, data: PreparedTask, split: Split, rows: Indices) -> None:
         prefix = self._packed.prefix
         passes = self.plan([Demand(0, data.lengths(split)[rows])])
-        compute = functools.partial(run_prefix, self._model, prefix, data, split, rows)
+        compute = functools.partial(run_prefix, self._packed.model, prefix, data, split, rows)
         for known, states in self._executor.run(passes, lambda _, shared: compute(shared)):
             prefix.keep(data, split, known, states)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
+from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import joined, padding_side, projection, rows_of
+from loraxs_search.base_model import joined, padding_side
 from loraxs_search.multiplexed import RowSegment, SlotRowMap
 from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.plan import Indices, Pass, round_up
@@ -51,7 +51,6 @@ class _Part:
     """The rows that one trial has in a pass."""
 
     slot: int
-    model: PreTrainedModel
     trial: str
     data: PreparedTask
     request: Read
@@ -68,36 +67,9 @@ class _Part:
         return int(self.data.encoded(self.request.source).counts(self.rows).sum())
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Neighbouring rows of a pass that one model reads.
-
-    Args:
-        groups: Of equal purpose each.
-        batches: The rows of each group.
-        start: Of its rows in the pass; the last is before `stop`.
-    """
-
-    model: PreTrainedModel
-    groups: list[list[_Part]]
-    batches: list[Batch]
-    start: int
-    stop: int
-
-    @property
-    def parts(self) -> list[_Part]:
-        return [part for group in self.groups for part in group]
-
-
-def run_pass(
-    model: PreTrainedModel, packed_model: PackedModel, shared: Pass, reads: Reads, worker: int
-) -> list[Reduced]:
-    """Compute a planned pass in a worker thread; its positions are those of each trial's request.
-
-    Args:
-        model: Any of those that share the body.
-    """
-    device = packed_model.device
+def run_pass(packed_model: PackedModel, shared: Pass, reads: Reads, worker: int) -> list[Reduced]:
+    """Compute a planned pass in a worker thread; its positions are those of each trial's request."""
+    model, device = packed_model.model, packed_model.device
     parts = _parts(packed_model, shared, reads)
     groups = [list(group) for _, group in groupby(parts, key=lambda part: part.purpose)]
     rows = [np.concatenate([part.rows for part in group]) for group in groups]
@@ -109,13 +81,14 @@ def run_pass(
     known = [
         CachedRows(group[0].data, group[0].request.source, indices) for group, indices in zip(groups, rows, strict=True)
     ]
-    blocks = _blocks(groups, batches)
+    positions = _positions(batches, shared.width, padding_side(model.config))
+    positions, sizes = _evened(positions, [part.num_reads for part in parts], shared.num_tokens)
     computing = packed_model.context.computing(_row_map(parts, [len(part.rows) for part in parts], device), worker)
     with computing, packed_model.prefix.skipped(known, inputs):
-        compute = _outputs_of_one if len(blocks) == 1 else _outputs_of_several
-        outputs = compute(packed_model, blocks, inputs, shared, worker)
-    reduced = [_reduced(block.groups, block.batches, own) for block, own in zip(blocks, outputs, strict=True)]
-    return list(chain.from_iterable(reduced))
+        reading = packed_model.reading(positions, shared.width, _row_map(parts, sizes, device))
+        with reading as is_cut:
+            outputs = forward(model, inputs, positions, is_cut=is_cut)
+    return _reduced(groups, batches, outputs)
 
 
 def run_prefix(
@@ -135,50 +108,8 @@ def _parts(packed_model: PackedModel, shared: Pass, reads: Reads) -> list[_Part]
         trial = str(share.trial)
         request, slot = reads[trial], packed_model.slots[indices[trial]]
         rows = request.rows[share.positions]
-        parts.append(_Part(indices[trial], slot.model, trial, slot.data, request, rows))
+        parts.append(_Part(indices[trial], trial, slot.data, request, rows))
     return parts
-
-
-def _blocks(groups: list[list[_Part]], batches: list[Batch]) -> list[_Block]:
-    blocks, start = [], 0
-    pairs = groupby(zip(groups, batches, strict=True), key=lambda pair: pair[0][0].model)
-    for model, own in ((model, list(own)) for model, own in pairs):
-        stop = start + sum(len(batch.counts) for _, batch in own)
-        blocks.append(_Block(model, [group for group, _ in own], [batch for _, batch in own], start, stop))
-        start = stop
-    return blocks
-
-
-def _outputs_of_one(
-    packed_model: PackedModel, blocks: list[_Block], inputs: dict[str, Tensor], shared: Pass, _: int
-) -> list[PassOutputs]:
-    """Compute rows that one model reads, in its own way."""
-    (block,) = blocks
-    positions = _positions(block.batches, shared.width, padding_side(block.model.config))
-    positions, sizes = _evened(positions, [part.num_reads for part in block.parts], shared.num_tokens)
-    reading = packed_model.reading(positions, shared.width, _row_map(block.parts, sizes, packed_model.device))
-    with reading as is_cut:
-        return [forward(block.model, inputs, positions, is_cut=is_cut)]
-
-
-def _outputs_of_several(
-    packed_model: PackedModel, blocks: list[_Block], inputs: dict[str, Tensor], shared: Pass, worker: int
-) -> list[PassOutputs]:
-    """Compute the whole body once for all rows, then of each block what its own model reads."""
-    states = blocks[0].model.base_model(**inputs)
-    outputs = []
-    for block in blocks:
-        own = rows_of(states, block.start, block.stop)
-        reads = _positions(block.batches, shared.width, padding_side(block.model.config))
-        if reads is not None:
-            outputs.append(PassOutputs(own[0][reads[:, 0], reads[:, 1]], projection(block.model)))
-            continue
-        rows = {name: value[block.start : block.stop] for name, value in inputs.items()}
-        row_map = _row_map(block.parts, [len(part.rows) for part in block.parts], packed_model.device)
-        with packed_model.context.computing(row_map, worker):
-            logits = packed_model.served(block.model).head_alone(rows, own)
-        outputs.append(PassOutputs(logits.float()))
-    return outputs
 
 
 def _row_map(parts: list[_Part], sizes: list[int], device: torch.device) -> SlotRowMap:

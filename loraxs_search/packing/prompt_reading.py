@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from loraxs_search.multiplexed import SlotRowMap, segments_of
 from loraxs_search.packing.packed_model import PackedModel
@@ -26,11 +25,10 @@ class PromptReader:
     def __init__(self, packed_model: PackedModel, executor: PassExecutor) -> None:
         self._packed, self._executor = packed_model, executor
 
-    def read(self, model: PreTrainedModel, reads: Mapping[str, Read], plan: Plan) -> dict[str, tuple[Tensor, ...]]:
+    def read(self, reads: Mapping[str, Read], plan: Plan) -> dict[str, tuple[Tensor, ...]]:
         """Compute requests by trial name.
 
         Args:
-            model: The base as the tasks of these trials load it.
             plan: Spreads prompts over passes, each with the rows that continue it, as if it were one row of as many
                 tokens.
         """
@@ -49,7 +47,9 @@ class PromptReader:
             parts = [sources[name].take(own) for name, own in zip(names, rows, strict=True)]
             indices = np.array([slots[name][0] for name in names])
             with self._packed.prefix.paused():
-                outputs = read_shared(model, parts, lambda part_of: self._computing(indices[part_of], worker))
+                outputs = read_shared(
+                    self._packed.model, parts, lambda part_of: self._computing(indices[part_of], worker)
+                )
             results = []
             for name, own, numbers, output in zip(names, chosen, rows, outputs, strict=True):
                 batch = slots[name][1].collate(sources[name], numbers).to(self._packed.device)

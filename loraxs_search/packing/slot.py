@@ -26,7 +26,7 @@ class Slot:
     """What `TrialRun` keeps in a PEFT model, held apart from one: adapter, head, AdamW's moments, reports.
 
     Args:
-        adaptable: Layers and head of the base, as the task loads it.
+        adaptable: Layers and head of the base.
         snapshot: State to continue from; None starts at step 0.
     """
 
@@ -37,7 +37,7 @@ class Slot:
         adaptable: AdaptableLayers,
         snapshot: Snapshot | None = None,
     ) -> None:
-        self.spec, self.data, self.model = spec, data, adaptable.model
+        self.spec, self.data = spec, data
         self.adapter = _adapter(spec, adaptable)
         hyper = spec.hyperparameters
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from loraxs_search.errors import UsageError
 from loraxs_search.multiplexed import SlotRowMap, segments_of
@@ -39,25 +38,23 @@ class PackWriter:
         self._packed, self._executor = packed_model, executor
         self.max_rows = default_rows(packed_model.device)
 
-    def write(self, model: PreTrainedModel, writes: Writes) -> dict[str, Written]:
+    def write(self, writes: Writes) -> dict[str, Written]:
         """Answer requests; a batch for which memory runs out is halved, and later ones are no larger.
 
-        Args:
-            model: The base as the tasks of these trials load it.
         Raises:
             UsageError: memory does not hold one row.
         """
         asked = [(index, slot) for index, slot in enumerate(self._packed.slots) if slot.name in writes]
-        own = {slot.name: open_rows(writes[slot.name], slot.data.tokenizer, model) for _, slot in asked}
+        own = {slot.name: open_rows(writes[slot.name], slot.data.tokenizer, self._packed.model) for _, slot in asked}
         rows = [row for _, slot in asked for row in own[slot.name]]
         slots = np.repeat([index for index, _ in asked], [len(own[slot.name]) for _, slot in asked])
         left = np.arange(len(rows))
         while len(left):
-            left = self._try(model, rows, slots, left)
+            left = self._try(rows, slots, left)
         return {name: written(rows_of_slot) for name, rows_of_slot in own.items()}
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _try(self, model: PreTrainedModel, rows: Sequence[OpenRow], slots: Indices, left: Indices) -> Indices:
+    def _try(self, rows: Sequence[OpenRow], slots: Indices, left: Indices) -> Indices:
         """Write these rows; return those of them for whose batches memory ran out."""
         lengths = np.array([rows[row].max_length for row in left.tolist()])
         chosen = writing_batches(lengths, self.max_rows, self._executor.num_workers)
@@ -69,7 +66,9 @@ class PackWriter:
             try:
                 with self._packed.prefix.paused():
                     own, groups = [rows[row] for row in batch.tolist()], slots[batch]
-                    write_rows(model, own, functools.partial(self._computing, worker, groups), groups=groups)
+                    write_rows(
+                        self._packed.model, own, functools.partial(self._computing, worker, groups), groups=groups
+                    )
             except MEMORY_ERRORS as error:
                 if not is_out_of_memory(error):
                     raise

@@ -97,6 +97,9 @@ class Task:
         return self.report_direction or self.direction
 
 
+_OF_OUTPUTS = ("id2label", "label2id", "num_labels", "problem_type")  # fields of a configuration that no body reads
+
+
 @dataclass(frozen=True)
 class TaskModel:
     """As what a task loads its base, a model of transformers.
@@ -111,6 +114,12 @@ class TaskModel:
     auto_class: str
     num_outputs: int | None = None
     config: tuple[tuple[str, Scalar], ...] = ()
+
+    @property
+    def body(self) -> TaskModel:
+        """The same model, whatever its outputs: tasks with equal ones can share a host."""
+        config = tuple((name, value) for name, value in self.config if name not in _OF_OUTPUTS)
+        return TaskModel(self.auto_class, None if self.num_outputs is None else 1, config)
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,9 @@ def test_tasks_of_both_kinds_share_passes_and_equal_lone_trials(
     slots = [pack.join(spec, own) for spec, own in trials]
     run, company = pass_runner.run_pass, set[frozenset[str]]()
 
-    def watched(model: Any, packed: Any, shared: Any, *others: Any) -> Any:
+    def watched(packed: Any, shared: Any, *others: Any) -> Any:
         company.add(frozenset(world.tasks[int(share.trial) % 2].task.kind for share in shared.shares))
-        return run(model, packed, shared, *others)
+        return run(packed, shared, *others)
 
     monkeypatch.setattr(pass_runner, "run_pass", watched)
     for _ in range(NUM_STEPS):

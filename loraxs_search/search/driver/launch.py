@@ -26,6 +26,7 @@ from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.search_space import Overrides, Space, open_space, parse_stored
 from loraxs_search.steering.plan import extended
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
+from loraxs_search.tasks import kind_of
 from loraxs_search.tracking import ensure_store, resolve_uri
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ def launch_together(
 ) -> list[SearchResult]:
     """Search several spaces at once on one pool of hosts, each with a study of its own.
 
-    Trials of different tasks share passes over the base, so all spaces must name the same one. A study that fails
-    does not stop the others.
+    Trials of different tasks share passes over the base, so all spaces must name the same one, and their kinds must
+    load it in the same way but for the number of outputs. A study that fails does not stop the others.
 
     Args:
         views: Called with each study's name for who watches it.
@@ -87,13 +88,13 @@ def launch_together(
         A result for each space, in their order.
     Raises:
         SpaceError: a space has faults.
-        UsageError: the spaces do not agree in base and precision.
+        UsageError: the spaces do not agree in base, in how it is loaded, or in precision.
         LoraxsError: studies ended with an error; the message has them all. The others have finished.
     """
     loaded = [open_space(space, overrides) for space in spaces]
+    _check_together(loaded)
     uri = resolve_uri(tracking_uri)
     infos = [new_study(space, None, uri, storage) for space in loaded]
-    _check_together(loaded)
     stop = stop or threading.Event()
     drivers = [
         Driver(info, space, views(info.name) if views else SilentView(), stop)
@@ -120,17 +121,25 @@ def _run_side_by_side(drivers: Sequence[Driver], pool: HostPool, stop: threading
 def _check_together(spaces: Sequence[Space]) -> None:
     first, *others = spaces
     values: dict[str, Callable[[Space], object]] = {
-        "base_model": lambda space: " ".join(filter(None, astuple(space.base_model))),
-        "search.precision": lambda space: space.search.precision,
-        "search.device": lambda space: space.search.device,
+        "`base_model`": lambda space: " ".join(filter(None, astuple(space.base_model))),
+        "`search.precision`": lambda space: space.search.precision,
+        "`search.device`": lambda space: space.search.device,
+        "how `task.kind` loads the base": _body,
     }
     for name, of in values.items():
         if unlike := next((space for space in others if of(space) != of(first)), None):
             raise UsageError(
-                f"Spaces that are searched together must agree in `{name}`, but {first.name} has {of(first)} and"
+                f"Spaces that are searched together must agree in {name}, but {first.name} has {of(first)} and"
                 f" {unlike.name} has {of(unlike)}.",
                 hint="launch them one after the other, or give both the same",
             )
+
+
+def _body(space: Space) -> str:
+    """Describe how a space's kind loads the base, whatever its outputs."""
+    body = kind_of(space.task).model.body
+    settings = [f"{name}={value}" for name, value in body.config]
+    return ", ".join([body.auto_class, "no head" if body.num_outputs is None else "a head", *settings])
 
 
 def _joined(errors: Sequence[BaseException]) -> BaseException:

@@ -7,8 +7,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loraxs_search.packing import Host
-from loraxs_search.records import MAX_AUTO_PACK_SIZE, MAX_STATE_BYTES, BaseModelRef, LargestTrial, Precision, Task
+from loraxs_search.records import (
+    MAX_AUTO_PACK_SIZE,
+    MAX_STATE_BYTES,
+    BaseModelRef,
+    LargestTrial,
+    Precision,
+    Task,
+    TaskModel,
+)
 from loraxs_search.search_space import Space
+from loraxs_search.tasks import kind_of
 
 MAX_CALLERS = 1000
 _GATHER_S = 1.0  # between the first calls of trials whose processes start together
@@ -47,6 +56,7 @@ class HostConfig:
             the cluster can import.
         versions: The driver's, which a host's process must have too.
         max_state_bytes: Larger states of trials stay on the host's node.
+        body: How all tasks load the base, whatever their outputs; None where a simulation loads none.
     """
 
     base: BaseModelRef
@@ -57,6 +67,7 @@ class HostConfig:
     make: Callable[[HostConfig, Task, int], Host] = training_host
     versions: Mapping[str, str] = field(default_factory=dict)
     max_state_bytes: int = MAX_STATE_BYTES
+    body: TaskModel | None = None
 
     @property
     def max_trials(self) -> int:
@@ -79,7 +90,7 @@ class HostConfig:
 
 
 def host_config(spaces: Sequence[Space]) -> HostConfig:
-    """Return the hosts that serve all of these spaces, which agree in base and precision."""
+    """Return the hosts that serve all of these spaces, which agree in base, body and precision."""
     sizes = [space.search.pack_size for space in spaces]
     fixed = [size for size in sizes if size != "auto"]
     return HostConfig(
@@ -90,6 +101,7 @@ def host_config(spaces: Sequence[Space]) -> HostConfig:
         packed=len(spaces) > 1 or sizes[0] != 1,
         largest=_largest([space.largest() for space in spaces]),
         max_state_bytes=int(1e6 * min(space.search.max_state_mb for space in spaces)),
+        body=kind_of(spaces[0].task).model.body,
     )
 
 

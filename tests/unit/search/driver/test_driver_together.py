@@ -1,0 +1,53 @@
+"""Spaces that share hosts load their base in the same way, whatever their number of outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loraxs_search.errors import UsageError
+from loraxs_search.search import launch_together
+from loraxs_search.search.driver import launch
+from loraxs_search.search.hosts.host_config import host_config
+from loraxs_search.search.hosts.warm_hosts import directory_name
+from loraxs_search.search_space import load_space
+from loraxs_search.studies import list_studies
+
+DATA = "data: {data_files: {train: rows.jsonl}}"
+CLASSES = f"kind: sequence-classification, columns: {{text: x, label: y}}, metrics: [accuracy], {DATA}"
+TASKS = {
+    "stars": f"{CLASSES}, labels: [a, b]",
+    "topics": f"{CLASSES}, labels: [a, b, c]",
+    "prices": f"kind: regression, columns: {{text: x, label: y}}, metrics: [mse], {DATA}",
+    "sums": f'kind: text-generation, prompt: "{{x}}", answer: " {{y}}", metrics: [exact_match], {DATA}',
+    "turns": f'kind: text-generation, prompt: "{{y}}", answer: " {{x}}", metrics: [exact_match], {DATA}',
+}
+
+
+@pytest.fixture
+def spaces(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "rows.jsonl").write_text('{"x": "a b", "y": 1}\n')
+    for name, task in TASKS.items():
+        space = f"task: {{name: {name}, {task}}}\nbase_model: org/base\nparameters: {{rank: 4, learning_rate: 0.001}}\n"
+        (tmp_path / f"{name}.yaml").write_text(space)
+    return {name: str(tmp_path / f"{name}.yaml") for name in TASKS}
+
+
+@pytest.mark.parametrize("names", [("stars", "sums"), ("turns", "sums", "prices")])
+def test_a_head_and_none_are_refused_before_ray_starts(
+    fresh_home: Path, spaces: dict[str, str], names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "connected", lambda *_, **__: pytest.fail("Ray was started"))
+    with pytest.raises(UsageError) as refused:
+        launch_together([spaces[name] for name in names])
+    for part in (names[0], names[-1], "`task.kind`", "AutoModelForCausalLM", "AutoModelForSequenceClassification"):
+        assert part in refused.value.message
+    assert refused.value.hint
+    assert not list_studies()
+
+
+def test_warm_hosts_serve_tasks_that_load_the_base_alike(fresh_home: Path, spaces: dict[str, str]) -> None:
+    names = {name: directory_name(host_config([load_space(path)]), {}) for name, path in spaces.items()}
+    assert names["stars"] == names["topics"] == names["prices"]
+    assert names["sums"] == names["turns"] != names["stars"]
