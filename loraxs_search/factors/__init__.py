@@ -11,11 +11,9 @@ from loraxs_search.factors._compute import (
 )
 from loraxs_search.factors._file import checksum
 from loraxs_search.factors._fingerprint import agrees, check_fingerprint, fingerprint, fingerprint_of_all
-from loraxs_search.factors._gradient import GRADIENT, gradient_factors, pack_factors, read_set
 from loraxs_search.factors._store import FactorStore
 
 __all__ = [
-    "GRADIENT",
     "Driver",
     "FactorStore",
     "Factors",
@@ -26,8 +24,5 @@ __all__ = [
     "default_factor_rank",
     "fingerprint",
     "fingerprint_of_all",
-    "gradient_factors",
-    "pack_factors",
-    "read_set",
     "resolve_driver",
 ]

@@ -85,11 +85,6 @@ def resolve_driver(driver: Driver, basis: Basis, out_features: int, in_features:
     """
     check_choice("driver", driver, get_args(Driver))
     check_choice("basis", basis, get_args(Basis))
-    if basis == "gradient":
-        raise UsageError(
-            "`basis` must be of the weight itself, but got basis='gradient', which needs a task's rows.",
-            hint="`loraxs-search launch` estimates the gradient and gives trials its factors",
-        )
     if basis != "top":
         if driver == "randomized":
             raise UsageError(

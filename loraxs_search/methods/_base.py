@@ -6,7 +6,7 @@ torch nor transformers nor PEFT at its top; functions that need them import them
 
 **Declaration** (`name` to `conversions`): plain values. Any process, any thread.
 
-**Resolution** (`fields`, `params`, `check`, `factor_sets`, `estimates` to `assets`, `size`): from the YAML file's
+**Resolution** (`fields`, `params`, `check`, `factor_sets`, `start_asset`, `check_start`, `size`): from the YAML file's
 values to a trial's hyperparameters. Called by the space reader, `check` and the driver, without torch, any number of
 times; the same arguments give the same answer.
 
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from loraxs_search.methods._names import BYTES_PER_PARAMETER, Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.records import AdapterSize, Basis, Estimate, Head, Hyperparameters, LinearModule, Manifest, Scalar
+from loraxs_search.records import AdapterSize, Basis, Hyperparameters, LinearModule, Manifest, Scalar
 
 if TYPE_CHECKING:
     import torch
@@ -164,8 +164,6 @@ class Method(ABC):
     """Its own parameters in YAML, beside those that all methods have."""
     not_offered: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Names that people may look for, and why they are not there: `must` sentences that follow the name."""
-    only_with: ClassVar[Mapping[str, Mapping[str, tuple[Scalar, ...]]]] = MappingProxyType({})
-    """Of its own parameters, those that a trial has only where others have certain values: a condition as in `when`."""
     sized_by: ClassVar[tuple[str, ...]] = ()
     """Those of its own parameters, integers or words, that decide what is stored."""
     packed: ClassVar[PackedMethod | None] = None
@@ -208,15 +206,6 @@ class Method(ABC):
         values = {name: params.get(name, spec.default) for name, spec in self.parameters.items()}
         return {name: value for name, value in values.items() if value is not None}
 
-    def takes(self, name: str, params: Mapping[str, Scalar]) -> bool:
-        """Return whether a trial with these params has a parameter, by `only_with`; true for those of all methods.
-
-        Args:
-            params: Those left out are at their defaults.
-        """
-        values = self.with_defaults(params)
-        return all(values.get(other) in allowed for other, allowed in self.only_with.get(name, {}).items())
-
     def can_pack(self, params: Mapping[str, Scalar]) -> bool:
         """Whether a trial can share passes; by default all can where `packed` is there.
 
@@ -250,25 +239,6 @@ class Method(ABC):
         """Return the factors that trials of a space share, to be computed before the first of them; none by default."""
         return ()
 
-    def estimates(self, possible: Possible, heads: Sequence[Head]) -> tuple[Estimate, ...]:
-        """Return what trials of a space start from that takes a task's rows to compute; nothing by default.
-
-        It is computed once for a study, on one host, and kept as an asset; its seed is set by the study.
-
-        Args:
-            heads: Those that a trial may have.
-        """
-        return ()
-
-    def with_assets(self, hyper: Hyperparameters, assets: Mapping[str, str], seed: int) -> Hyperparameters:
-        """Return a trial's hyperparameters with the assets that it starts from, out of those of its study.
-
-        Args:
-            assets: Name to digest; of an estimate, `Estimate.name`; of an adapter, `starting.START`.
-            seed: The study's, which estimates were made with.
-        """
-        return hyper
-
     def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
         """Return a registered adapter of this method as the asset that trials start from; see `starting`.
 
@@ -292,14 +262,6 @@ class Method(ABC):
         Raises:
             UsageError: the trial cannot begin at the adapter's function.
         """
-
-    def assets(self, hyper: Hyperparameters) -> tuple[str, ...]:
-        """Return the digests of the assets that must be on a trial's machine when `attach` is called."""
-        return ()
-
-    def remark(self, params: Mapping[str, Scalar]) -> str:
-        """Return what people should know of adapters with these own parameters: a clause for `check` and cards."""
-        return ""
 
     def lora_rank(self, hyper: Hyperparameters) -> int:
         """Return the largest rank that a layer of the adapter has as plain LoRA, where `conversions` has that form."""

@@ -6,13 +6,11 @@ What it means to a search; the PEFT tuner that computes it is `methods/loraxs/`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from loraxs_search.errors import UsageError
-from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods._base import (
     Conversion,
     FactorRequest,
@@ -24,16 +22,15 @@ from loraxs_search.methods._base import (
     Possible,
     Sizes,
 )
-from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, ROOT, A, B, R, Shapes, StoredTensor
+from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, R, Shapes
 from loraxs_search.methods._parameter_spec import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod, peft_model, plain_lora_forms
 from loraxs_search.methods._rank_law import check_ranks
 from loraxs_search.methods._rank_pattern import module_ranks, widest_rank
-from loraxs_search.methods.starting import START, pack_start
+from loraxs_search.methods.starting import pack_start
 from loraxs_search.records import (
+    BASES,
     Basis,
-    Estimate,
-    Head,
     Hyperparameters,
     LinearModule,
     Manifest,
@@ -53,9 +50,6 @@ if TYPE_CHECKING:
     from loraxs_search.methods.loraxs import LoraXSConfig
 
 _SMALLEST_FACTOR_RANK = 64
-_GRADIENT: Basis = "gradient"
-_STEP: dict[str, Scalar] = {"scale": 1.0, "sigma": "none", "init_std": 0.0}  # it has a size of its own, and S is in R
-_OF_THE_WEIGHT = tuple(basis for basis in get_args(Basis) if basis != _GRADIENT)
 
 
 def _plain_lora(model: PeftModel, _: Manifest) -> PlainLora:
@@ -94,15 +88,12 @@ class LoraXS(PeftMethod):
             "rank_pattern": ParameterSpec("name", names=get_args(RankPattern), default=Hyperparameters.rank_pattern),
             "scale": ParameterSpec("float", above=True, default=Hyperparameters.scale),
             "sigma": ParameterSpec("name", names=get_args(Sigma), default=Hyperparameters.sigma),
-            "basis": ParameterSpec("name", names=get_args(Basis), default=Hyperparameters.basis),
+            "basis": ParameterSpec("name", names=BASES, default=Hyperparameters.basis),
             "init_std": ParameterSpec("float", default=Hyperparameters.init_std),
         }
     )
     not_offered: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
-    )
-    only_with: ClassVar[Mapping[str, Mapping[str, tuple[Scalar, ...]]]] = MappingProxyType(
-        {name: {"basis": _OF_THE_WEIGHT} for name in _STEP}
     )
     can_start: ClassVar[bool] = True
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis", "rank_pattern")
@@ -112,16 +103,10 @@ class LoraXS(PeftMethod):
 
     # ---- resolution --------------------------------------------------------------------------------------------------
     def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:
-        if params.get("basis") == _GRADIENT:
-            return {**params, **_STEP, "factor_rank": _max_rank(possible)}
         return {**params, "factor_rank": factor_rank_bucket(_max_rank(possible))}
 
     def params(self, hyper: Hyperparameters) -> Mapping[str, Scalar]:
         return {name: getattr(hyper, name) for name in self.parameters}
-
-    def with_defaults(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
-        values = super().with_defaults(params)
-        return values | _STEP if values["basis"] == _GRADIENT else values
 
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
         """Hold each layer's rank against its smaller side.
@@ -137,25 +122,7 @@ class LoraXS(PeftMethod):
 
     def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
         rank = factor_rank_bucket(_max_rank(possible))
-        bases = [cast("Basis", basis) for basis in possible["basis"] or ()]
-        return tuple(FactorSet(basis, rank) for basis in bases if basis != _GRADIENT)
-
-    def estimates(self, possible: Possible, heads: Sequence[Head]) -> tuple[Estimate, ...]:
-        if _GRADIENT not in (possible["basis"] or ()):
-            return ()
-        return tuple(Estimate(_max_rank(possible), head) for head in heads)
-
-    def with_assets(self, hyper: Hyperparameters, assets: Mapping[str, str], seed: int) -> Hyperparameters:
-        """Give a trial on the gradient's basis its factors, and the head that the gradient was taken through.
-
-        The gradient of a head that starts elsewhere has nothing to do with it.
-        """
-        if hyper.basis != _GRADIENT:
-            return replace(hyper, start_from=assets.get(START))
-        return replace(hyper, factor_set=assets[Estimate(hyper.rank, hyper.head).name], head_seed=seed)
-
-    def assets(self, hyper: Hyperparameters) -> tuple[str, ...]:
-        return tuple(digest for digest in (hyper.factor_set, hyper.start_from) if digest is not None)
+        return tuple(FactorSet(cast("Basis", basis), rank) for basis in possible["basis"] or ())
 
     def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
         return pack_start(folder, manifest, R, with_head=with_head)
@@ -168,11 +135,6 @@ class LoraXS(PeftMethod):
         Raises:
             UsageError: basis, sigma or modules are others, or the rank is smaller.
         """
-        if start.basis == _GRADIENT:
-            raise UsageError(
-                "`start_from` must name an adapter in the base's own factors, but this one has those of a gradient.",
-                hint="name an adapter of another basis",
-            )
         for name in ("basis", "sigma"):
             wanted = getattr(start, name)
             if params[name] != wanted:
@@ -195,15 +157,6 @@ class LoraXS(PeftMethod):
                 hint="raise `rank` in the space, or start from a smaller adapter",
             )
 
-    def stored_beside(
-        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
-    ) -> Mapping[str, StoredTensor]:
-        if params["basis"] != _GRADIENT:
-            return {}
-        ranks = _ranks(params, [module.name for module in modules])
-        a = {f"{ROOT}{m.name}.{A}": StoredTensor((ranks[m.name], m.in_features)) for m in modules}
-        return a | {f"{ROOT}{m.name}.{B}": StoredTensor((m.out_features, ranks[m.name])) for m in modules}
-
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         ranks = _ranks(params, [module.name for module in modules])
         return {f"{name}.{R}": (rank, rank) for name, rank in ranks.items()}
@@ -215,8 +168,6 @@ class LoraXS(PeftMethod):
     def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterator[FactorRequest]:
         from loraxs_search.methods.loraxs import module_settings
 
-        if hyper.basis == _GRADIENT:
-            return  # they are in the adapter's own file
         config = _config(hyper)
         for name, size in sizes.items():
             settings = module_settings(config, name, *size)
@@ -227,14 +178,6 @@ class LoraXS(PeftMethod):
 
         if hyper.start_from is not None:
             check_start_on(linears, _config(hyper), hyper.target_modules, factors)
-
-    def remark(self, params: Mapping[str, Scalar]) -> str:
-        if params["basis"] != _GRADIENT:
-            return ""
-        return (
-            "with basis gradient, R starts at the first step of full fine-tuning, not at zero, and A and B, which come "
-            "from the task's rows, are stored with it"
-        )
 
     def lora_rank(self, hyper: Hyperparameters) -> int:
         return max(module_ranks(hyper.rank, hyper.rank_pattern, hyper.target_modules).values(), default=hyper.rank)
@@ -277,19 +220,12 @@ def _config(hyper: Hyperparameters, **attachment: Any) -> LoraXSConfig:
         scale=hyper.scale,
         sigma=hyper.sigma,
         basis=hyper.basis,
-        factor_set=hyper.factor_set,
-        first_step=_first_rate(hyper) if hyper.basis == _GRADIENT else 0.0,
         factor_rank=hyper.factor_rank,
         init_std=hyper.init_std,
         init_seed=hyper.seed,
         start_from=hyper.start_from,
         **attachment,
     )
-
-
-def _first_rate(hyper: Hyperparameters) -> float:
-    """Return the learning rate of a trial's first step."""
-    return hyper.learning_rate * lr_factor(0, hyper.max_steps, hyper.warmup_ratio, hyper.lr_schedule)
 
 
 def _max_rank(possible: Possible) -> int:

@@ -9,7 +9,6 @@ from loraxs_search.records import (
     Answers,
     Basis,
     Confirmation,
-    Estimate,
     HostInfo,
     Split,
     Task,
@@ -72,14 +71,6 @@ class Host(Protocol):
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Prepare the factors of these layers; quick where they are on disk. Changes no result."""
-        ...
-
-    def estimate(self, estimate: Estimate, names: Sequence[str], task: Task) -> bytes:
-        """Return the factors of the first step of full fine-tuning for these layers: an asset that trials start from.
-
-        Another machine, device or number of threads gives other numbers, so it is asked once for a study, and its
-        answer kept. Whoever calls on behalf of a trial has put the trial's assets on this machine (`assets.keep`).
-        """
         ...
 
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:

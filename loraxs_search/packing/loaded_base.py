@@ -27,7 +27,6 @@ from loraxs_search.base_model import (
     use_padded_attention,
     weight_bytes,
 )
-from loraxs_search.factors import pack_factors
 from loraxs_search.home import factor_path
 from loraxs_search.methods import get_method
 from loraxs_search.methods.body import body_fingerprint
@@ -42,8 +41,6 @@ from loraxs_search.records import (
     BaseModelRef,
     Basis,
     Confirmation,
-    DataSource,
-    Estimate,
     HostInfo,
     Precision,
     Split,
@@ -63,7 +60,6 @@ from loraxs_search.trial import (
     bare_body,
     choose_dtype,
     detach,
-    estimate_factors,
     load_parameters,
     measure_yardsticks,
     sample_answers,
@@ -145,21 +141,6 @@ class LoadedBase:
         """Get the factors of these layers ahead of their use; quick when they are on disk."""
         weights = {name: matrix(self.model.get_submodule(name)) for name in names}
         self.factors.prepare(weights, rank=rank, basis=basis)
-
-    def estimate(self, estimate: Estimate, names: Sequence[str], task: Task | None = None) -> bytes:
-        """Return the factors of the first step of full fine-tuning, as an asset; no trial may be on the base.
-
-        They are those of the checkpoint's own weights, as other factors are.
-        """
-        data = self.prepared(task)
-        exact, _ = self._exact_for(data.task)
-        recipe = {
-            "base_digest": self.base.weight_digest,
-            "data_fingerprint": data.data_fingerprint,
-            "task": to_json(replace(data.task.for_candidates, source=DataSource())),  # the rows are in the fingerprint
-            "estimate": to_json(estimate),
-        }
-        return pack_factors(estimate_factors(exact, data, names, estimate), recipe)
 
     def confirm(self, spec: TrialSpec, snapshot: Snapshot, task: Task | None = None) -> Confirmation:
         """Return a trained adapter's files, and reference logits that show whether they were loaded correctly.

@@ -30,7 +30,6 @@ from loraxs_search.records import (
     BaseModelRef,
     Basis,
     Confirmation,
-    Estimate,
     HostInfo,
     LargestTrial,
     Precision,
@@ -133,10 +132,6 @@ class PackedHost:
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use; rounds wait."""
         self._on_bare_base(lambda: self._loaded.decompose(names, rank, basis))
-
-    def estimate(self, estimate: Estimate, names: Sequence[str], task: Task | None = None) -> bytes:
-        """Return the factors of the first step of full fine-tuning, as an asset; rounds wait."""
-        return self._on_bare_base(lambda: self._loaded.estimate(estimate, names, task))
 
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None

@@ -42,7 +42,7 @@ class Slot:
         hyper = spec.hyperparameters
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         device = adaptable.device
-        head = adaptable.draw_head(hyper.head, data.kind.model.num_outputs, hyper.head_start)
+        head = adaptable.draw_head(hyper.head, data.kind.model.num_outputs, hyper.seed)
         started = started_head(hyper, head.trained)
         self.head = {name: value.to(device).requires_grad_() for name, value in started.items()}
         self.fixed_head = {name: value.to(device) for name, value in head.fixed.items()}

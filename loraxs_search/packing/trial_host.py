@@ -16,7 +16,6 @@ from loraxs_search.records import (
     BaseModelRef,
     Basis,
     Confirmation,
-    Estimate,
     HostInfo,
     Precision,
     Split,
@@ -83,11 +82,6 @@ class TrialHost:
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use."""
         self._loaded.decompose(names, rank, basis)
-
-    def estimate(self, estimate: Estimate, names: Sequence[str], task: Task | None = None) -> bytes:
-        """Return the factors of the first step of full fine-tuning, as an asset."""
-        self._park()
-        return self._loaded.estimate(estimate, names, task)
 
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None

@@ -14,7 +14,6 @@ from loraxs_search.records._command import (
     SteeringStatus,
 )
 from loraxs_search.records._data import AnswerFact, ConstantAnswer, DataReport, SplitOverlap, StandardError, TokenCounts
-from loraxs_search.records._estimate import Estimate
 from loraxs_search.records._event import (
     EVENT_VERSION,
     CandidateScoredEvent,
@@ -55,6 +54,7 @@ from loraxs_search.records._task import DataSource, Serving, SplitSource, Task, 
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.records._warm_start import EarlierStudy, EarlierTrial, WarmStart, WarmTrial, WarmTrials
 from loraxs_search.records._words import (
+    BASES,
     MAX_AUTO_PACK_SIZE,
     MAX_STATE_BYTES,
     Basis,
@@ -71,6 +71,7 @@ from loraxs_search.records._words import (
 from loraxs_search.records._yardstick import Yardstick, YardstickName, alone_yardstick, is_alone, shots_name
 
 __all__ = [
+    "BASES",
     "EVENT_VERSION",
     "MAX_AUTO_PACK_SIZE",
     "MAX_STATE_BYTES",
@@ -99,7 +100,6 @@ __all__ = [
     "Direction",
     "EarlierStudy",
     "EarlierTrial",
-    "Estimate",
     "FrontTrial",
     "Head",
     "HostInfo",

@@ -30,9 +30,7 @@ class Hyperparameters:
         method: A name of `loraxs_search.methods`.
         method_params: The method's own parameters by name, defaults included.
         rank_pattern: Which layers have more rank, and the others less; LoRA-XS's own.
-        factor_set: sha256 of the asset with the factors that were estimated on the study's rows, for `basis: gradient`.
         start_from: sha256 of the asset with the tensors of another adapter that it starts from.
-        head_seed: The head starts as with this seed; None means `seed`.
     """
 
     target_modules: tuple[str, ...]
@@ -57,14 +55,7 @@ class Hyperparameters:
     method: str = "lora-xs"
     method_params: Mapping[str, Scalar] = field(default_factory=dict)
     rank_pattern: RankPattern = "uniform"
-    factor_set: str | None = None
-    head_seed: int | None = None
     start_from: str | None = None
-
-    @property
-    def head_start(self) -> int:
-        """The seed that the head is drawn from."""
-        return self.seed if self.head_seed is None else self.head_seed
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraxs_search.methods import Method, get_method
+from loraxs_search.methods import get_method
 from loraxs_search.records import (
-    Hyperparameters,
     Manifest,
     Scalar,
     Task,
@@ -53,7 +52,7 @@ def model_card(manifest: Manifest) -> str:
         size_table(manifest),
         "## Load it",
         _loading(manifest),
-        *filter(None, [method.note, _remark(method, tuned)]),
+        *filter(None, [method.note]),
         "## Origin",
         f"Trial `{manifest.trial_id}` of study `{manifest.study}`, {manifest.created_at}.\n"
         f"{len(tuned.target_modules)} modules{f' with {own}' if own else ''}, {tuned.max_steps} steps of "
@@ -273,11 +272,6 @@ def _data(task: Task) -> str:
 
     names = source_names(task.source)
     return ", ".join(names if task.source.hub else [f"`{name}`" for name in names]) or "not named"
-
-
-def _remark(method: Method, hyper: Hyperparameters) -> str:
-    text = method.remark(method.params(hyper))
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _started(manifest: Manifest) -> str:

@@ -52,7 +52,7 @@ class ComparedTrial:
             return self.study
         if by == METHOD:
             return self.method
-        return self.params[by] if by in self.params else _default(self.method, by, self.params)
+        return self.params[by] if by in self.params else _default(self.method, by)
 
 
 class ComparedStudy:
@@ -149,12 +149,11 @@ def _differences(one: ComparedStudy, other: ComparedStudy) -> list[str]:
     return [f"{name} is {shortened(left)} and {shortened(right)}" for name, left, right in pairs if left != right]
 
 
-def _default(method: str, parameter: str, params: Mapping[str, Scalar]) -> Scalar | None:
-    from loraxs_search.methods import get_method
+def _default(method: str, parameter: str) -> Scalar | None:
     from loraxs_search.search_space import parameter_specs
 
     try:
-        spec, takes = parameter_specs(method).get(parameter), get_method(method).takes(parameter, params)
+        spec = parameter_specs(method).get(parameter)
     except UsageError:  # another distribution's method, which is not installed here
         return None
-    return spec.default if spec and takes else None
+    return spec.default if spec else None

@@ -5,29 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loraxs_search.methods import get_method
-from loraxs_search.search_space._counting import reachable_shapes
 from loraxs_search.search_space._parameter_specs import both
 from loraxs_search.search_space._space import Space
 
 
 def notes(space: Space) -> tuple[str, ...]:
     """Return what methods ask for, which of them cannot share passes, and what may not be what was meant."""
-    remarks = dict.fromkeys(_remarks(space))
-    return (*_advice(space), *remarks, *_starting(space), *_unused(space), *_alone(space), *_objectives(space))
+    return (*_advice(space), *_starting(space), *_unused(space), *_alone(space), *_objectives(space))
 
 
 def _advice(space: Space) -> Iterator[str]:
     for name in space.methods:
         if text := get_method(name).advice:
             yield f"method {name} {text}"
-
-
-def _remarks(space: Space) -> Iterator[str]:
-    for method in map(get_method, space.methods):
-        words = {name: spec.default for name, spec in method.parameters.items() if spec.kind in ("name", "flag")}
-        for params in reachable_shapes(space.parameters_of(method.name), words):
-            if text := method.remark(method.with_defaults(params)):
-                yield text
 
 
 def _starting(space: Space) -> Iterator[str]:

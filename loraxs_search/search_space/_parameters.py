@@ -8,7 +8,6 @@ from loraxs_search.search_space._declared import PARAMETERS, DeclaredParameter
 from loraxs_search.search_space._distributions import METHOD, Alternative, Parameter
 from loraxs_search.search_space._document import Document
 from loraxs_search.search_space._faults import one_of, shown
-from loraxs_search.search_space._implied import add_implied_conditions
 from loraxs_search.search_space._parameter_specs import SpaceSpecs, method_spec
 
 
@@ -43,7 +42,6 @@ def read_parameters(document: Document, section: object, method: Parameter) -> d
             by_methods = f" by {one_of(methods)}" if len(specs.methods) > 1 else ""
             document.faults.add((PARAMETERS, name), f"is required{by_methods}: {law}, or a range of them.")
     read_conditions(document, declared, parameters, specs)
-    add_implied_conditions(document, parameters, specs.methods)
     if len(specs.methods) > 1:
         return parameters
     return {} if document.faults else parameters_of(parameters, specs.methods[0])

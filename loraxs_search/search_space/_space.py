@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from loraxs_search.methods import FactorSet, Method, Possible, get_method
 from loraxs_search.records import (
     BaseModelRef,
-    Estimate,
     Head,
     Hyperparameters,
     LargestTrial,
@@ -116,12 +115,6 @@ class Space:
         """Return the factors that trials share, to be computed before the first of them."""
         methods = map(get_method, self.methods)
         return tuple(dict.fromkeys(each for m in methods for each in m.factor_sets(self._possible(m))))
-
-    def estimates(self) -> tuple[Estimate, ...]:
-        """Return what is estimated on the task's rows before the first trial."""
-        methods = map(get_method, self.methods)
-        made = [each for m in methods for each in m.estimates(self._possible(m), self.heads(m))]
-        return tuple(replace(estimate, seed=self.search.seed) for estimate in made)
 
     @property
     def is_packable(self) -> bool:

@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from loraxs_search.errors import TrackingError, UsageError
-from loraxs_search.methods import get_method
+from loraxs_search.errors import TrackingError
 from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import EarlierStudy, EarlierTrial, TrialState
@@ -128,17 +127,8 @@ def _study(client: MlflowClient, search: Run) -> EarlierStudy:
         kind=params.get(TASK_KIND, ""),
         created_at=search.info.start_time / 1000,
         is_finished=search.info.status == "FINISHED",
-        trials=tuple(EarlierTrial(run.data.tags[TRIAL_ID], _own(run.data.params)) for run, _ in runs),
+        trials=tuple(EarlierTrial(run.data.tags[TRIAL_ID], dict(run.data.params)) for run, _ in runs),
     )
-
-
-def _own(recorded: Mapping[str, str]) -> dict[str, str]:
-    """Return a trial's params without those that it has no choice in: a run tells with which sigma it was trained."""
-    try:
-        takes = get_method(recorded.get("method", "")).takes
-    except UsageError:  # not installed here, which whoever places the trial in a space says
-        return dict(recorded)
-    return {name: value for name, value in recorded.items() if takes(name, recorded)}
 
 
 def _score(client: MlflowClient, run: Run, of_search: dict[str, str]) -> float | None:

@@ -49,7 +49,7 @@ def attach(model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None 
         factors: The store that factors come from; None means the one in use.
     """
     hyper = spec.hyperparameters
-    trained, idle = start_head(model, hyper.head, hyper.head_start)
+    trained, idle = start_head(model, hyper.head, hyper.seed)
     if idle:
         _check_distinct(trained[0], idle)
     _continue_head(model, hyper, trained)

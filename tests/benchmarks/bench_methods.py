@@ -12,7 +12,7 @@ those of `loraxs-search compare`. Scores are what is compared; nothing is timed.
 
 - methods: MiniLM on GLUE tasks, `--trials` x `--steps` of each method.
 - ablation: LoRA-XS on two GLUE tasks; one parameter at a time leaves its default.
-- decoder: SmolLM2 on ARC-Easy or arithmetic; LoRA-XS, LoRA and the gradient basis.
+- decoder: SmolLM2 on ARC-Easy or arithmetic; LoRA-XS and LoRA.
 
 All of it takes at most `--minutes`: each comparison gets an equal share of what is left, and studies that run out of it
 are compared by the trials that they have. `--quick` is 2 trials of 8 steps, to see that it runs.
@@ -72,20 +72,15 @@ METHODS = {
 }
 NAMED = {"head-only": ", methods: [head-only]"}  # a yardstick with adapters is a candidate where the rule names it
 ABLATION = {  # the first value is the default
-    "basis": ["top", "middle", "bottom", "random", "gradient"],
+    "basis": ["top", "middle", "bottom", "random"],
     "sigma": ["input", "sqrt", "output", "none"],
     "init_std": [1.0e-5, 1.0e-3, 1.0e-2],
     "target_modules": ["all-linear", "attention", "ffn", "query+value"],
 }
 ABLATION_TASKS = ("sst2", "cola")
 LORA_XS = METHODS["lora-xs"].replace("[4, 8, 16]", "[16]")
-GRADIENT = "\n  rank: 16\n  learning_rate: {log_uniform: [1.0e-4, 3.0e-3]}\n"  # it has no scale to search
 DECODER = {  # label to its method and parameters
     "lora-xs": ("lora-xs", "\n  rank: {choice: [16, 32]}\n  learning_rate: {log_uniform: [1.0e-3, 8.0e-3]}\n"),
-    "gradient": (
-        "lora-xs",
-        "\n  rank: {choice: [16, 32]}\n  basis: gradient\n  learning_rate: {log_uniform: [1.0e-4, 4.0e-3]}\n",
-    ),
     "lora": ("lora", "\n  rank: {choice: [2, 4]}\n  learning_rate: {log_uniform: [2.0e-4, 4.0e-3]}\n"),
 }
 
@@ -134,7 +129,7 @@ def glue_space(task: str, data: Path, label: str, method: str, parameters: str, 
 
 def ablation_parameters(parameter: str, value: object) -> str:
     """Return LoRA-XS's parameters with one of them fixed."""
-    return f"{GRADIENT if value == 'gradient' else LORA_XS}  {parameter}: {json.dumps(value)}\n"
+    return f"{LORA_XS}  {parameter}: {json.dumps(value)}\n"
 
 
 def decoder_space(task: str, rows: Path, label: str, budget: Budget) -> Space:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any, get_args
@@ -16,10 +16,8 @@ from support import bases
 from torch import Tensor, nn
 from transformers import PreTrainedModel, RobertaConfig
 
-from loraxs_search import assets
 from loraxs_search.base_model import fresh_head, head_names, locate, output_head
 from loraxs_search.errors import LoraxsError, SpaceError, UsageError
-from loraxs_search.factors import gradient_factors, pack_factors
 from loraxs_search.methods import METHODS, HeadPlan, Method
 from loraxs_search.methods.body import body_fingerprint
 from loraxs_search.methods.formats import Form, converted
@@ -33,7 +31,6 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all tha
     "lora-xs": (
         {"rank": 2},
         {"rank": 8, "basis": "random", "sigma": "sqrt", "init_std": 0.5},
-        {"rank": 3, "basis": "gradient"},
         {"rank": 4, "rank_pattern": "upper"},
     ),
     "lora": (
@@ -103,21 +100,7 @@ def specs(method: Method, base: PreTrainedModel, head: str = "full", seed: int =
             "seed": seed,
         }
         hyper = Hyperparameters(**common, **fields, method=method.name)
-        sizes = {name: (module.out_features, module.in_features) for name, module in linears(base).items()}
-        yield TrialSpec("0", own, with_assets(method, hyper, possible, sizes))
-
-
-def with_assets(
-    method: Method, hyper: Hyperparameters, possible: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]
-) -> Hyperparameters:
-    """Give a trial assets as a study would, of gradients that are drawn."""
-    draw = torch.Generator().manual_seed(2)
-    known = {}
-    for estimate in method.estimates(possible, [hyper.head]):
-        drawn = {name: torch.randn(size, generator=draw) for name, size in sizes.items()}
-        factors = {name: gradient_factors(gradient, rank=estimate.rank) for name, gradient in drawn.items()}
-        known[estimate.name] = assets.keep(pack_factors(factors, {}))
-    return method.with_assets(hyper, known, hyper.seed)
+        yield TrialSpec("0", own, hyper)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -317,9 +300,6 @@ def test_each_form_of_a_folder_is_the_same_function(
     for number, own in enumerate(OWN[method.name]):
         possible = {name: (own.get(name, spec.default),) for name, spec in method.parameters.items()}
         changes = {**method.fields(own, possible), "method": method.name, "target_modules": (f"bert.{target}",)}
-        hyper = Hyperparameters(learning_rate=1e-3, head_learning_rate=1e-3, **changes)
-        hyper = with_assets(method, hyper, possible, {f"bert.{target}": (32, 32)})
-        changes |= {"factor_set": hyper.factor_set, "head_seed": hyper.head_seed}
         folder = make_adapter(tmp_path / str(number), located, **{**changes, "init_std": 0.5})
         expected = logits(load_adapter_folder(folder, base=located))
         for form in method.conversions:

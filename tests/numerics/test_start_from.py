@@ -66,7 +66,7 @@ def learnt(world: Any, tmp_path: Path) -> Callable[..., tuple[TrialSpec, dict[st
 
 def starting(world: Any, trial_id: str, known: dict[str, str], **changes: Any) -> TrialSpec:
     spec = world.spec(trial_id, **changes)
-    return replace(spec, hyperparameters=LORA_XS.with_assets(spec.hyperparameters, known, 0))
+    return replace(spec, hyperparameters=replace(spec.hyperparameters, start_from=known.get(START)))
 
 
 @pytest.mark.parametrize("changes", [{}, {"rank": 8}, {"scale": 0.5}, {"rank": 6, "scale": 3.0, "seed": 99}])

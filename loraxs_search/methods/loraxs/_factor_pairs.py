@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from loraxs_search.assets import existing_path
 from loraxs_search.base_model import matrix
-from loraxs_search.factors import GRADIENT, Factors, FactorStore, read_set
+from loraxs_search.factors import Factors, FactorStore
 from loraxs_search.methods.loraxs._settings import FactorKey
 
 
@@ -42,8 +41,6 @@ class FactorPairs:
         """Return the whole factors of a module's weight."""
         if (module, key) in self._variants:
             return self._variants[module, key]
-        if key.basis == GRADIENT:
-            return read_set(existing_path(key.variant), module)
         weight = matrix(self._linears[module]).detach()
         return self._store().get(weight, rank=key.factor_rank, basis=key.basis, driver=key.driver)
 

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loraxs_search.factors import GRADIENT
 from loraxs_search.methods._base import PackedAdapter, Sizes
 from loraxs_search.methods._names import ADAPTER, ROOT, R
-from loraxs_search.methods.loraxs._own_pair import set_factors
 from loraxs_search.methods.loraxs._settings import ModuleSettings, initial_r, module_settings
 from loraxs_search.methods.loraxs._start import started_r
 from loraxs_search.methods.loraxs.config import LoraXSConfig
@@ -55,10 +53,7 @@ def _stack(matrices: Sequence[Tensor]) -> Tensor:
 
 def _initial(config: LoraXSConfig, settings: ModuleSettings, module: str) -> Tensor:
     start = started_r(config.start_from, settings, module) if config.start_from else None
-    if start is not None:
-        return start
-    step = set_factors(settings, module).singular_values if settings.basis == GRADIENT else None
-    return initial_r(config, settings, module, step)
+    return initial_r(config, settings, module) if start is None else start
 
 
 def _trained_name(module: str) -> str:

@@ -11,7 +11,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from loraxs_search.errors import RankError
-from loraxs_search.factors import GRADIENT, default_factor_rank, resolve_driver
+from loraxs_search.factors import default_factor_rank, resolve_driver
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 from loraxs_search.records import Basis, Sigma
 
@@ -42,7 +42,6 @@ class ModuleSettings:
         factor_rank: Rank at which the module's factors are stored; the adapter uses their first `rank` components.
         driver: `exact` or `randomized`, never `auto`.
         variant: Names another machine's factors where this one's are not those of the training; empty means this one's.
-            Of a gradient's, the study's asset.
     """
 
     rank: int
@@ -95,25 +94,17 @@ def module_settings(config: LoraXSConfig, module: str, out_features: int, in_fea
     stored = default_factor_rank(rank, out_features, in_features)
     if config.factor_rank is not None:
         stored = min(config.factor_rank, size)
-    if config.basis == GRADIENT:
-        return ModuleSettings(rank, scale, config.sigma, config.basis, "exact", stored, config.factor_set or "")
     driver = resolve_driver(config.factor_driver, config.basis, out_features, in_features)
     return ModuleSettings(rank, scale, config.sigma, config.basis, driver, stored)
 
 
-def initial_r(config: LoraXSConfig, settings: ModuleSettings, module: str, step: Tensor | None = None) -> Tensor:
+def initial_r(config: LoraXSConfig, settings: ModuleSettings, module: str) -> Tensor:
     """Return R as it starts, shape (rank, rank), float32, on the CPU so that every device starts from the same.
 
-    Drawn from N(0, init_std^2), or the first step of full fine-tuning.
-
-    Args:
-        step: Singular values of that step's direction, at least `rank` of them.
+    Drawn from N(0, init_std^2).
     """
-    rank = settings.rank
-    if step is not None:
-        return torch.diag(step[:rank] * (config.first_step / settings.scale))
     generator = None
     if config.init_seed is not None:
         digest = hashlib.sha256(f"{config.init_seed}:{module}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.empty(rank, rank, dtype=torch.float32).normal_(std=config.init_std, generator=generator)
+    return torch.empty(settings.rank, settings.rank).normal_(std=config.init_std, generator=generator)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from loraxs_search.errors import UsageError, unknown_name
-from loraxs_search.factors import GRADIENT, fingerprint
+from loraxs_search.factors import fingerprint
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 from loraxs_search.methods.loraxs.layer import LoraXSLayer
 
@@ -29,11 +29,6 @@ def sum_config(
         raise UsageError(
             f"Only adapters without a head of their own can be summed, but {headed[0]} has one.",
             hint="heads of different tasks mean different things; merge such adapters one by one",
-        )
-    if gradient := [name for name in adapters if configs[name].basis == GRADIENT]:
-        raise UsageError(
-            f"Adapters must share the base's own factors to be summed, but {gradient[0]} has those of a gradient.",
-            hint="export each as plain LoRA with `loraxs-search pull --format lora`, and sum those",
         )
     settings = {
         module: [layer.settings[name] for name in adapters if name in layer.settings]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from peft.config import PeftConfig
 
 from loraxs_search.errors import UsageError
-from loraxs_search.factors import GRADIENT, Driver
+from loraxs_search.factors import Driver
 from loraxs_search.methods.loraxs._register import LORAXS
-from loraxs_search.records import Basis, Sigma
+from loraxs_search.records import BASES, Basis, Sigma
+
+_RETIRED: Final = {"factor_set": None, "first_step": 0.0}  # of `basis: gradient`
 
 
 @dataclass
@@ -25,10 +27,7 @@ class LoraXSConfig(PeftConfig):
         scale: Factor of the update; 1.0 unless given here or through `loraxs_alpha`.
         loraxs_alpha: Other spelling: scale = loraxs_alpha / r.
         sigma: Where the singular values go: `input` (A = S V^T, B = U), `sqrt`, `output` or `none`.
-        basis: Which singular vectors: `top`, `middle`, `bottom` or `random`; or those of the first step of full
-            fine-tuning, `gradient`: A and B are then stored with R, at the cost of r (in + out) numbers per module.
-        factor_set: With `basis: gradient`, the asset that a fresh adapter takes A and B from.
-        first_step: With `basis: gradient`, the learning rate of that step: R starts at first_step * S / scale.
+        basis: Which singular vectors: `top`, `middle`, `bottom` or `random`.
         factor_driver: How factors are computed: `exact`, `randomized`, or `auto` by size. After an adapter is made it
             says what was used, or stays `auto` when its modules differ.
         factor_rank: Rank at which factors are stored and cut to r; None means the bucket of `default_factor_rank`.
@@ -58,8 +57,6 @@ class LoraXSConfig(PeftConfig):
     loraxs_alpha: float | None = None
     sigma: Sigma = "input"
     basis: Basis = "top"
-    factor_set: str | None = None
-    first_step: float = 0.0
     factor_driver: Driver = "auto"
     factor_rank: int | None = None
     init_std: float = 1e-5
@@ -91,6 +88,21 @@ class LoraXSConfig(PeftConfig):
             if isinstance(value, (list, tuple)):
                 setattr(self, name, set(value))
 
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Read what earlier versions stored: keys that are retired may have their default alone.
+
+        Raises:
+            UsageError: one of them says something else, so the adapter has what this version cannot compute.
+        """
+        for name, default in _RETIRED.items():
+            if (value := kwargs.pop(name, default)) != default:
+                raise UsageError(
+                    f"An adapter must not have `{name}`, which this version does not know, but got {value!r}.",
+                    hint="train it again with another basis, or use the version of loraxs-search that it names",
+                )
+        return kwargs
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values in a fixed order: sets sorted, repeated `modules_to_save` dropped."""
         plain: dict[str, Any] = {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
@@ -99,7 +111,7 @@ class LoraXSConfig(PeftConfig):
         return plain
 
     def _wrong_choices(self) -> list[str]:
-        known = {"sigma": get_args(Sigma), "basis": get_args(Basis), "factor_driver": get_args(Driver)}
+        known = {"sigma": get_args(Sigma), "basis": BASES, "factor_driver": get_args(Driver)}
         known["bias"] = ("none",)
         faults = [
             f"`{name}` must be one of: {', '.join(values)}, but got {getattr(self, name)!r}."
@@ -109,9 +121,6 @@ class LoraXSConfig(PeftConfig):
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:  # PEFT would adapt all layers
             fault = f"`layers_to_transform` must stand beside a list of modules, but got {self.target_modules!r}."
             faults.append(fault)
-        if self.basis == GRADIENT and (self.sigma != "none" or self.factor_set is None):
-            got = f"sigma={self.sigma!r} factor_set={self.factor_set!r}"
-            faults.append(f"`basis` gradient needs sigma='none' and the factor_set of its study, but got {got}.")
         return faults
 
     def _wrong_numbers(self) -> list[str]:
@@ -123,7 +132,6 @@ class LoraXSConfig(PeftConfig):
         if self.factor_rank is not None and _is_rank(self.factor_rank) and self.factor_rank < largest:
             faults.append(f"`factor_rank` must be at least every rank, but got {self.factor_rank} < {largest}.")
         numbers = {"scale": self.scale, "loraxs_alpha": self.loraxs_alpha, "init_std": self.init_std}
-        numbers["first_step"] = self.first_step
         numbers |= {f"scale_pattern[{k!r}]": v for k, v in self.scale_pattern.items()}
         faults += [
             f"`{k}` must be finite, but got {v}." for k, v in numbers.items() if v is not None and not _finite(v)

@@ -21,12 +21,11 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.errors import BaseModelError, UsageError
-from loraxs_search.factors import GRADIENT, Factors, check_fingerprint, fingerprint
+from loraxs_search.factors import Factors
 from loraxs_search.methods._names import R
 from loraxs_search.methods.loraxs._frozen_pair import checked_factors
 from loraxs_search.methods.loraxs._mixed_batch import check_adapter_names, mixed_update
-from loraxs_search.methods.loraxs._own_pair import as_factors, own_pair
-from loraxs_search.methods.loraxs._parameters import Float32Buffers, Float32Parameters
+from loraxs_search.methods.loraxs._parameters import Float32Parameters
 from loraxs_search.methods.loraxs._settings import ModuleSettings, initial_r
 from loraxs_search.methods.loraxs._start import check_start, started_r
 from loraxs_search.methods.loraxs.config import LoraXSConfig
@@ -37,19 +36,17 @@ class LoraXSLayer(BaseTunerLayer):
 
     A and B are buffers outside the state dict, one pair per (driver, basis, sigma, factor rank), in the dtype of the
     base weight; adapters of any rank use prefixes of the pair. They are computed when the adapter is made or, when the
-    base weight is still on the meta device, at first use. Those of a gradient are each adapter's own and stored with R.
+    base weight is still on the meta device, at first use.
     """
 
     adapter_layer_names = (R,)
-    other_param_names = ("settings", "_recorded", "_unchecked", "loraxs_A", "loraxs_B")
+    other_param_names = ("settings", "_recorded")
 
     def __init__(self, base_layer: nn.Module, *, backend: QuantizationBackend | None, fan_in_fan_out: bool) -> None:
         self.base_layer = base_layer
         self.quantization_backend = backend
         self.loraxs_R = Float32Parameters({})
         self.loraxs_factors = BufferDict({}, persistent=False)
-        self.loraxs_A, self.loraxs_B = Float32Buffers(), Float32Buffers()  # of adapters that have their own
-        self._unchecked: dict[str, bool] = {}  # those whose own are still to be held against their fingerprint
         self.settings: dict[str, ModuleSettings] = {}
         self._recorded: dict[str, tuple[str, dict[str, list[float]]]] = {}  # this module's name, its config's record
         self._unmerged: Tensor | None = None
@@ -73,22 +70,17 @@ class LoraXSLayer(BaseTunerLayer):
         """
         self.settings[adapter_name] = settings
         self._recorded[adapter_name] = (module, config.factor_fingerprints)
-        step, is_fresh = None, module not in config.factor_fingerprints
-        if settings.basis == GRADIENT:
-            step = self._add_own_pair(adapter_name, config, module)
-        elif self._base_device().type != "meta":
+        is_fresh = module not in config.factor_fingerprints
+        if self._base_device().type != "meta":
             self._load_pair(adapter_name)
         start = self._start(adapter_name, config.start_from, module) if config.start_from and is_fresh else None
-        first = initial_r(config, settings, module, step) if start is None else start
+        first = initial_r(config, settings, module) if start is None else start
         self.loraxs_R[adapter_name] = nn.Parameter(first)
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def factor_pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """Return A (r, in) and B (out, r) of an adapter, views of the shared pair, in the base weight's dtype."""
         settings = self.settings[adapter_name]
-        if adapter_name in self.loraxs_A:
-            dtype = self._compute_dtype()
-            return self._own_a(adapter_name).to(dtype), self.loraxs_B[adapter_name].to(dtype)
         if f"A_{settings.pair_name}" not in self.loraxs_factors:
             settings = self._load_pair(adapter_name)
         a = self.loraxs_factors[f"A_{settings.pair_name}"][: settings.rank]
@@ -106,10 +98,7 @@ class LoraXSLayer(BaseTunerLayer):
 
     def factors_of(self, adapter_name: str) -> Factors:
         """Return the factors of the base weight that an adapter was trained in, at their stored rank."""
-        if adapter_name in self.loraxs_A:
-            a = self._own_a(adapter_name)
-            return as_factors(a.cpu(), self.loraxs_B[adapter_name].cpu(), self.settings[adapter_name])
-        own = replace(self.settings[adapter_name], variant="")
+        own = self.settings[adapter_name]
         factors, _ = checked_factors(self._weight_to_decompose(), own, *self._recorded[adapter_name])
         return factors
 
@@ -190,32 +179,9 @@ class LoraXSLayer(BaseTunerLayer):
         check_start(digest, settings, module, self.factors_of(adapter_name))
         return started_r(digest, settings, module)
 
-    def _add_own_pair(self, adapter_name: str, config: LoraXSConfig, module: str) -> Tensor:
-        """Give an adapter its own A and B, those of its study or room for those of its file; return S."""
-        known = config.factor_fingerprints
-        self._unchecked[adapter_name] = module in known
-        sizes = self.out_features, self.in_features
-        a, b, step = own_pair(self.settings[adapter_name], module, sizes, known)
-        self.loraxs_A[adapter_name], self.loraxs_B[adapter_name] = a, b
-        return step
-
-    def _own_a(self, adapter_name: str) -> Tensor:
-        """Return an adapter's own A, once it and B are known to be those of the training."""
-        a: Tensor = self.loraxs_A[adapter_name]
-        if self._unchecked[adapter_name]:
-            module, known = self._recorded[adapter_name]
-            check_fingerprint(known[module], fingerprint(a, self.loraxs_B[adapter_name]), module=module)
-            self._unchecked[adapter_name] = False
-        return a
-
-    def _compute_dtype(self) -> torch.dtype:
-        """Return the dtype that the base computes in; quantised weights are codes."""
-        weight = next(chain(self.get_base_layer().parameters(), self.get_base_layer().buffers()))
-        return weight.dtype if weight.is_floating_point() else torch.float32
-
     def _load_pair(self, adapter_name: str) -> ModuleSettings:
         weight = self._weight_to_decompose()
-        own = replace(self.settings[adapter_name], variant="")
+        own = self.settings[adapter_name]
         factors, variant = checked_factors(weight, own, *self._recorded[adapter_name])
         settings = self.settings[adapter_name] = replace(own, variant=variant)
         if f"A_{settings.pair_name}" not in self.loraxs_factors:
@@ -252,9 +218,6 @@ class LoraXSLayer(BaseTunerLayer):
         if adapter_name in self.loraxs_R and target.type != "meta" and not self.loraxs_R[adapter_name].is_meta:
             r = self.loraxs_R[adapter_name]
             r.data = r.data.to(target, torch.float32)
-        for own in (self.loraxs_A, self.loraxs_B):
-            if adapter_name in own and target.type != "meta" and not own[adapter_name].is_meta:
-                own[adapter_name] = own[adapter_name].to(target)
 
 
 class LoraXSLinear(nn.Module, LoraXSLayer):

@@ -90,8 +90,7 @@ class Driver:
         with folder.lock(), mirrored(folder, self._stop.set) as mirror:
             if folder.identity() is None:
                 folder.write_identity(actors.info.identity)
-            keep_start(folder)
-            actors.prepare_assets(folder, self._view.phase)
+            actors.start_from = keep_start(folder)
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:
                 result = self._search(folder, actors, tracker)

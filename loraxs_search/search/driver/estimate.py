@@ -89,9 +89,8 @@ def estimate_search(space: Space) -> SearchEstimate:
         UsageError: its trials start from what a search makes first.
         LoraxsError: base or data are not here, or a drawn trial cannot be trained.
     """
-    if space.estimates() or space.start_from is not None:
-        first = "an adapter" if space.start_from is not None else "a gradient"
-        raise UsageError(f"trials start from {first} that a search brings first, so there is nothing to measure yet.")
+    if space.start_from is not None:
+        raise UsageError("trials start from an adapter that a search brings first, so there is nothing to measure yet.")
     began = time.monotonic()
     host = training_host(host_config([space]), space.task, _threads())
     try:

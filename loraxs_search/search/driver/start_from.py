@@ -71,15 +71,15 @@ def check_start(space: Space, study: StudyInfo, info: HostInfo) -> None:
         method.check_start(start.hyperparameters, params, [by_name[name] for name in names])
 
 
-def keep_start(folder: StudyFolder) -> None:
-    """Have the study keep what its trials start from; a driver that was killed may have left it out.
+def keep_start(folder: StudyFolder) -> str | None:
+    """Have the study keep the asset that its trials start from, and return its digest; None where they start anew.
 
     Raises:
         RegistryError, TrackingError: it cannot be had, and the study does not have it yet.
     """
     start = folder.info.start_from
     if start is None or START in folder.assets():
-        return
+        return folder.assets().get(START)
     path = pull(start.adapter.name, uri=folder.info.tracking_uri)
     manifest: Manifest = verify(path)
     if path.name != start.adapter.digest:
@@ -88,4 +88,4 @@ def keep_start(folder: StudyFolder) -> None:
             hint="launch the study again under another name",
         )
     method = get_method(manifest.hyperparameters.method)
-    folder.write_asset(START, method.start_asset(path, manifest, with_head=start.with_head))
+    return folder.write_asset(START, method.start_asset(path, manifest, with_head=start.with_head))

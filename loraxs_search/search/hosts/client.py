@@ -15,7 +15,6 @@ from loraxs_search.records import (
     Answers,
     Basis,
     Confirmation,
-    Estimate,
     HostInfo,
     Identity,
     Split,
@@ -74,10 +73,6 @@ class HostClient:
 
     def decompose(self, task: Task, names: Sequence[str], rank: int, basis: Basis) -> ObjectRef[None]:
         return self._call(task, Host.decompose, names, rank, basis)
-
-    def estimate(self, identity: Identity, estimate: Estimate, names: Sequence[str], task: Task) -> ObjectRef[bytes]:
-        """Answered by a host that holds what the study began with."""
-        return self.actor.call.remote(Host.estimate.__name__, task, (estimate, names, task), identity)
 
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task

@@ -13,7 +13,6 @@ import ray
 from loraxs_search import assets
 from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
 from loraxs_search.home import in_use
-from loraxs_search.methods import get_method
 from loraxs_search.packing import Host
 from loraxs_search.records import HostInfo, Identity, Task, TrialSpec, to_json
 from loraxs_search.search.cluster.node_checks import Expected, NodeFacts, evaluate, failures
@@ -142,10 +141,9 @@ def _bring_assets(spec: TrialSpec) -> None:
         HomeError: the folder cannot be written.
         StudyError: the study has lost it.
     """
-    hyper = spec.hyperparameters
-    for digest in get_method(hyper.method).assets(hyper):
-        if spec.keeper and assets.lacks(digest):
-            assets.keep(ray.get(find_keeper(spec.keeper).read_asset.remote(digest)))
+    digest = spec.hyperparameters.start_from
+    if digest is not None and spec.keeper and assets.lacks(digest):
+        assets.keep(ray.get(find_keeper(spec.keeper).read_asset.remote(digest)))
 
 
 def check_versions(node: str, expected: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import ray
 
@@ -15,14 +16,14 @@ from loraxs_search.methods import get_method
 from loraxs_search.records import HostInfo, Identity, Scalar, Task, TrialSpec
 from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.cluster.placement import PackSize, unshared
-from loraxs_search.search.hosts.client import HOST_LOST, HostClient
+from loraxs_search.search.hosts.client import HOST_LOST
 from loraxs_search.search.hosts.handles import kill
 from loraxs_search.search.hosts.host_watch import HostWatch, Steps, Usage, pool_steps, pool_usage
 from loraxs_search.search.hosts.identity import check_unchanged
 from loraxs_search.search.hosts.pool import HostPool
 from loraxs_search.search.hosts.study_keeper import start_keeper
 from loraxs_search.search_space import Space, describe
-from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.studies import StudyInfo
 from loraxs_search.tasks import data_warnings, overlap_counts
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class StudyActors:
 
     def __init__(self, study: StudyInfo, space: Space, pool: HostPool, recorded: Identity | None = None) -> None:
         self._study, self._space, self.pool = study, space, pool
-        self._assets: Mapping[str, str] = {}
+        self.start_from: str | None = None  # the asset that trials start from
         keeper_name, self.keeper = start_keeper(study.name)  # it starts while the host loads
         try:
             self.info: HostInfo = pool.host().result(lambda host: host.info(space.task))
@@ -88,28 +89,6 @@ class StudyActors:
                 say(f"decomposing the base's weights: {total - len(pending)} of {total} parts")
                 reported_at = time.monotonic()
 
-    def prepare_assets(self, folder: StudyFolder, say: Callable[[str], None]) -> None:
-        """Have a host estimate on the study's rows what its trials start from, once; the folder keeps it.
-
-        A study that goes on has it already, and so do all hosts: they get the same file.
-
-        Raises:
-            HomeError: it cannot be kept.
-        """
-        names = [module.name for module in self.info.modules if module.name in self._adaptable]
-        for estimate in self._space.estimates():
-            if estimate.name not in folder.assets():
-                say(f"estimating the gradient of {len(names)} layers on {estimate.num_rows} train rows")
-                ask = functools.partial(
-                    HostClient.estimate,
-                    identity=self.info.identity,
-                    estimate=estimate,
-                    names=names,
-                    task=self._space.task,
-                )
-                folder.write_asset(estimate.name, self.pool.host().result(ask))
-        self._assets = folder.assets()
-
     def close(self) -> None:
         """End the keeper now."""
         kill(self.keeper)
@@ -122,7 +101,8 @@ class StudyActors:
         """
         seed = self._study.search.trial_seed(int(seed_of or trial_id))
         hyper = self._space.hyperparameters(params, self.info.modules, seed)
-        hyper = get_method(hyper.method).with_assets(hyper, self._assets, self._study.search.seed)
+        if get_method(hyper.method).can_start:
+            hyper = replace(hyper, start_from=self.start_from)
         keeper = self.actor_names["keeper"]
         return TrialSpec(trial_id, params, hyper, study=self._study.name, identity=self.info.identity, keeper=keeper)
 

@@ -92,13 +92,6 @@ def test_a_parameter_that_a_space_leaves_out_has_its_default(fresh_home):
     assert [group.label for group in compare(["plain", "middle"], by="basis").groups] == ["top", "middle"]
 
 
-def test_a_trial_that_has_no_such_parameter_does_not_count_as_its_default(fresh_home):
-    """With the gradient's basis, sigma and the others say nothing."""
-    searched("s", [tried(0.95, basis="gradient"), tried(0.5, basis="top"), tried(0.6, sigma="none")])
-    for by, labels in (("sigma", ["-", "input", "none"]), ("init_std", ["1e-05", "-"]), ("basis", ["gradient", "top"])):
-        assert [group.label for group in compare(["s"], by=by).groups] == labels
-
-
 def test_a_method_that_takes_no_such_parameter_is_a_group_of_its_own(fresh_home):
     searched("s", [tried(0.5, rank=8), tried(0.5, rank=4), tried(0.6, method="elsewhere")])
     assert [(g.label, g.value) for g in compare(["s"], by="rank").groups] == [("4", 4), ("8", 8), ("-", None)]

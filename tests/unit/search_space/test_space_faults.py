@@ -81,7 +81,7 @@ weight_decay | warmup_ratio: 1.5 | parameters.warmup_ratio | must be a number in
 sigma: inptu | parameters.sigma | did you mean input? It must be one of: input, sqrt, output, none
 sigma: {choice: [input, SQR]} | parameters.sigma.choice[1] | did you mean sqrt? It must be one of: 
 sigma: put | parameters.sigma | must be one of: input, output, sqrt, none
-sigma | basis: grdient | parameters.basis | did you mean gradient? It must be one of: gradient, top
+sigma | basis: botom | parameters.basis | did you mean bottom? It must be one of: bottom, top
 sigma | head: outputs | parameters.head | did you mean output? It must be one of: output, full
 sigma | lr_schedule: cosin | parameters.lr_schedule | did you mean cosine? It must be one of: cosine
 sigma: {choice: [input], when: {rank: 4}, else: x} | parameters.sigma.else | must be one of: input

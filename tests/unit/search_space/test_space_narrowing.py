@@ -58,8 +58,8 @@ def test_any_methods_have_the_parameters_that_their_trials_had(number: int) -> N
 
 def test_a_condition_on_what_other_methods_alone_take_never_holds() -> None:
     text = SPACE.split("parameters:", maxsplit=1)[0].replace(", ia3", "") + (
-        "parameters:\n  learning_rate: 1.0e-3\n  basis: {choice: [top, gradient]}\n"
-        "  rank: [{choice: [64], when: {basis: gradient}}, {choice: [8, 16]}]\n"
+        "parameters:\n  learning_rate: 1.0e-3\n  basis: {choice: [top, middle]}\n"
+        "  rank: [{choice: [64], when: {basis: middle}}, {choice: [8, 16]}]\n"
         "  weight_decay: {value: 0.1, when: {basis: top}, else: 0.2}\n"
     )
     whole = parse_space(text, source="space.yaml", folder=Path())

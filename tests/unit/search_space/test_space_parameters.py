@@ -39,8 +39,7 @@ def form(draw, name):
     """A value form as it would stand in YAML, and a test of what may be drawn from it."""
     law = SPECS[name]
     if law.kind in ("name", "modules"):
-        names = [word for word in law.names or GROUPS if word != "gradient"]  # others are left out beside it
-        values = draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+        values = draw(st.lists(st.sampled_from(law.names or GROUPS), min_size=1, unique=True))
         return {"choice": values}, lambda value: value in values
     low, high = sorted(draw(st.lists(number(name), min_size=2, max_size=2, unique=True)))
     step, count = draw(number(name)), draw(st.integers(1, 5))

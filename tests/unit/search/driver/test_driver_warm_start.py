@@ -180,20 +180,6 @@ def test_a_study_of_another_machine_is_what_it_is_there(
         warm_trials(space("warm_start=[last]"), OTHER, store_uri)
 
 
-def test_gradient_trials_of_another_machine_start_a_search_too(
-    make: Make, space: Callable[..., Space], store_uri: str
-) -> None:
-    """A run tells sigma and init_std that they were trained with, though a space has none beside this basis."""
-    trained = {"basis": "gradient", "sigma": "none", "init_std": 0.0}
-    folder = make("first", in_store=True, params={"basis": "gradient"}, trained=trained)
-    searched = space("warm_start=[first]", "parameters.basis={choice: [top, gradient]}", "parameters.sigma=input")
-    here = warm_trials(searched, BASE, store_uri)
-    shutil.rmtree(folder.path)
-    assert warm_trials(searched, BASE, store_uri) == here
-    assert [trial.params["basis"] for trial in here.trials] == ["gradient", "gradient"]
-    assert all("sigma" not in trial.params for trial in here.trials)
-
-
 def test_no_store_is_made_to_look_for_a_study(fresh_home: Path, space: Callable[..., Space]) -> None:
     path = fresh_home / "none.db"
     with pytest.raises(SpaceError, match="must be a study of this machine or of its tracking server, but got 'gone'"):
