@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UnknownTaskError, UsageError, unknown_name
-from loraxs_search.promotion_notice import notify
-from loraxs_search.promotion_scores import scored_anew, tested, timed
+from loraxs_search.promotion_scores import scored_anew, tested
 from loraxs_search.records import Candidate, Decision, Prediction, Sample
 from loraxs_search.registry.out_folder import copy_folder, new_folder
 from loraxs_search.studies import StudyFolder, list_studies, next_step, next_step_of_task
@@ -55,8 +54,6 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
     """Let the rule of `study` (default: the newest) decide whether its finalist becomes its task's champion.
 
     A champion that was scored on other test rows, or stands on another base, is scored anew in this process first.
-    Where the rule has a `max_latency`, candidates are timed in it, and the finalist answers the test rows in it; the
-    study keeps both. Whom `promotion.notify` names is notified of a promotion; where that fails, there is a warning.
 
     Raises:
         StudyError: there is no such study, or its search has not come to its end.
@@ -81,8 +78,7 @@ def _promote(folder: StudyFolder, candidates: list[Candidate], force: bool, trac
     from loraxs_search.search_space import warn_of_retired
 
     warn_of_retired(folder.space_text(), folder.name)
-    if folder.info.promotion.max_latency is not None:
-        candidates = tested(folder, timed(folder, candidates))
+    candidates = tested(folder, candidates)
     uri = resolve_uri(tracking_uri or folder.info.tracking_uri)
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
@@ -98,8 +94,6 @@ def _promote(folder: StudyFolder, candidates: list[Candidate], force: bool, trac
         rescore=lambda champion: scored_anew(champion, task, uri),
         study=folder.name,
     )
-    if decision.promoted and (notification := folder.info.promotion.notify) is not None:
-        notify(notification, decision)
     return decision
 
 

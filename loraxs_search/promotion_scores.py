@@ -1,4 +1,4 @@
-"""What a decision needs that a search has not measured: latencies, the finalist's answers, a champion scored anew."""
+"""What a decision needs that a search has not measured: a champion's new scores, a finalist's answers."""
 
 from __future__ import annotations
 
@@ -19,26 +19,10 @@ def scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> r
     return registry.Rescored(scores.metrics, scores.data_fingerprint, rows, scores.test_fingerprint)
 
 
-def timed(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
-    """Return candidates with their latencies, which the study keeps: deciding again decides on the same numbers."""
-    from loraxs_search.trial import measure_latency
-
-    known = {registry.trial_of(c.trial_id): c.latency for c in candidates if c.latency and not c.latency.failed}
-
-    def with_time(candidate: Candidate) -> Candidate:
-        recipe = registry.trial_of(candidate.trial_id)  # what a batch takes does not depend on the seed
-        if recipe not in known:
-            known[recipe] = measure_latency(folder.adapter_path(candidate.trial_id))
-        return replace(candidate, latency=known[recipe])
-
-    with_latency = [with_time(candidate) for candidate in candidates]
-    if with_latency != candidates:
-        folder.write_candidates(with_latency)
-    return with_latency
-
-
 def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
     """Return candidates of which the finalist has answered the test rows, once: the study keeps its answers.
+
+    Searches answer them, but for those of version 0.1 with a `max_latency`.
 
     Raises:
         TaskDataError: the test rows are not those that the study began with.

@@ -36,14 +36,14 @@ def command(
     `search.objectives`, the best are those of the front of score and bytes; with `choose: smallest`, they are the best
     one and the smallest within `tolerance` of it.
 
-    Finalist: these trials and refits are scored on all validation rows. Adapters above `max_bytes` or `max_latency` are
-    out. Of those within `tolerance` of the best, the smallest is the finalist.
+    Finalist: these trials and refits are scored on all validation rows. Adapters above `max_bytes` are out. Of those
+    within `tolerance` of the best, the smallest is the finalist.
 
-    Champion: only the finalist is scored on the test rows, once. `launch` does that too, and with `max_latency` this
-    command. The finalist becomes the champion if it is better than the present one, by at least `min_gain`, and if the
-    gain is statistically significant. A paired test on the same rows decides that, at `confidence`: McNemar's exact
-    test for accuracy, a paired bootstrap for other metrics. With `confidence: 0` the numbers count as they are. A first
-    champion must beat the constant answer significantly. No metric under `guards` may fall by more than it says.
+    Champion: only the finalist is scored on the test rows, once, at the end of `launch`. It becomes the champion if it
+    is better than the present one, by at least `min_gain`, and if the gain is statistically significant. A paired test
+    on the same rows decides that, at `confidence`: McNemar's exact test for accuracy, a paired bootstrap for other
+    metrics. With `confidence: 0` the numbers count as they are. A first champion must beat the constant answer
+    significantly. No metric under `guards` may fall by more than it says.
 
     Smaller finalist: it may be up to `tolerance` worse than the best champion that these test rows have had. It must
     not be significantly worse than the present one. So small losses do not add up.
@@ -58,14 +58,6 @@ def command(
     Several bases: the best adapter of a task is `champion`, and the best on each base is `champion-BASE` too. BASE is
     the end of the base's id. A finalist that does not beat the champion may still become the champion of its base.
     Bases whose ids end alike share one name, and the better adapter has it.
-
-    Latency: `max_latency: 1.3` lets a batch take up to 1.3 times as long with the adapter as without. This command
-    measures it: 8 rows of 64 tokens (fewer if the task has fewer), the CPU time of one thread, the shortest of up to 24
-    rounds. If odd and even rounds differ by more than 5 %, this machine was too busy, and the candidate is out. A trial
-    and its refits are measured once, and the study keeps the ratio. The reasons and the model card show it.
-
-    Notification: `promotion.notify` names an address or a program that gets each promotion as JSON. Where that fails,
-    there is a warning, and the promotion stands.
 
     Samples: if the adapter writes or chooses texts, the first test rows are printed with its answers beside the
     references. The card of the version has them too, in full.

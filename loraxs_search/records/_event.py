@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from loraxs_search.records._command import NOT_STEERED, SteeringStatus
 from loraxs_search.records._data import DataReport
-from loraxs_search.records._promotion import Decision
 from loraxs_search.records._trial import TrialState
 from loraxs_search.records._warm_start import WarmStart
 from loraxs_search.records._words import Direction, Scalar, Split
@@ -223,21 +222,6 @@ class TrialsAdvancedEvent(_Event):
     study: str
     steps: Mapping[str, int]
     event: Literal["trials_advanced"] = "trials_advanced"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromotedEvent(_Event):
-    """A finalist became champion; what `promotion.notify` hands on. No search has it among its events.
-
-    Args:
-        text: The same in a sentence.
-    """
-
-    study: str
-    task: str
-    text: str
-    decision: Decision
-    event: Literal["promoted"] = "promoted"
 
 
 SearchEvent = (

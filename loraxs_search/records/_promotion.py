@@ -11,19 +11,6 @@ from loraxs_search.records._yardstick import Yardstick
 
 
 @dataclass(frozen=True)
-class Notification:
-    """Who is notified when a finalist becomes champion; they get a `PromotedEvent` as JSON.
-
-    Args:
-        url: Gets it by POST; `$NAME` stands for what the environment has under that name. Empty where nobody does.
-        command: A program and its arguments, which gets it on stdin.
-    """
-
-    url: str = ""
-    command: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class PromotionRule:
     """Which adapter of a search is its finalist, and when that one becomes champion.
 
@@ -37,14 +24,11 @@ class PromotionRule:
             smaller finalist may be this much worse on test rows than the best champion there was.
         guards: Metric to how much it may fall below the champion's, in its own unit.
         max_bytes: Larger adapters are no candidates; None means no limit.
-        max_latency: Nor are those with which a batch takes more than this many times the bare base's time; None means
-            that it is not measured.
         candidates: How many of the best trials are candidates.
         seeds: How often each of these is trained again from a fresh seed; what comes out is a candidate too.
         methods: Methods whose trials may be candidates; none named means all but yardsticks.
         choose: Which trials are candidates: the best ones, or the best one and the smallest within `tolerance` of it.
             Either way, those of the front of metric and stored bytes come first where that was searched for.
-        notify: Who is notified of a promotion; None where nobody is.
     """
 
     metric: str | None = None
@@ -54,12 +38,10 @@ class PromotionRule:
     tolerance: float = 0.0
     guards: Mapping[str, float] = field(default_factory=dict)
     max_bytes: int | None = None
-    max_latency: float | None = None
     candidates: int = 3
     seeds: int = 2
     methods: tuple[str, ...] = ()
     choose: Literal["best", "smallest"] = "best"
-    notify: Notification | None = None
 
     def num_refits(self, num_trials: int) -> int:
         """Return how many refits a search of so many trials makes, at most."""
@@ -80,24 +62,6 @@ class Refit:
 
 
 @dataclass(frozen=True)
-class Latency:
-    """What a batch takes with an adapter, as it is loaded to be used, against the bare base in the same rounds.
-
-    Args:
-        ratio: Shortest time with the adapter over the shortest with the bare base; None when it could not be measured.
-        rows, tokens: Of the batch.
-        rounds: How often each of the two was timed.
-        failed: Why there is no ratio; empty when there is one.
-    """
-
-    ratio: float | None = None
-    rows: int = 0
-    tokens: int = 0
-    rounds: int = 0
-    failed: str = ""
-
-
-@dataclass(frozen=True)
 class Candidate:
     """A trained adapter that a search may end with: one of its best trials, or a refit of one.
 
@@ -107,7 +71,6 @@ class Candidate:
         validation_metrics: On all validation rows.
         base_model: The base's id, as named.
         refits: The same recipe from other seeds, the trial itself too where this is a refit.
-        latency: None where no rule has asked for it.
         study_id: The study's own, which no other has: on a shared registry names are used twice.
         yardsticks: What simple models reach on the same rows; the finalist's alone.
         test_fingerprint: Of the test rows alone.
@@ -126,7 +89,6 @@ class Candidate:
     base_digest: str
     base_model: str = ""
     refits: tuple[Refit, ...] = ()
-    latency: Latency | None = None
     study_id: str = ""
     yardsticks: tuple[Yardstick, ...] = ()
     test_fingerprint: str = ""
@@ -173,7 +135,6 @@ class Decision:
         reasons: One sentence per consideration, in order.
         forced: Whether it overrules the rule.
         p_value: Chance of a gain this large if there were none; None when rows were not compared.
-        latency: The winner's; None where it was not measured.
         aliases: What the winner is called now.
         version: Its version in the registry.
         at: When, ISO 8601.
@@ -193,7 +154,6 @@ class Decision:
     champion: str | None = None
     action: Action = "promote"
     p_value: float | None = None
-    latency: float | None = None
     aliases: tuple[str, ...] = ()
     version: int | None = None
     at: str = ""

@@ -85,8 +85,6 @@ def version_tags(manifest: Manifest, candidate: Candidate, digest: str) -> dict[
     """Return the tags of a new version: what people look for in the UI."""
     scores = {f"test.{name}": f"{value:.6g}" for name, value in candidate.test_metrics.items()}
     scores |= {f"validation.{name}": f"{value:.6g}" for name, value in candidate.validation_metrics.items()}
-    if candidate.latency and candidate.latency.ratio is not None:
-        scores["latency"] = f"{candidate.latency.ratio:.4g}"
     return scores | {
         "loraxs.study": candidate.study,
         "trial_id": candidate.trial_id,

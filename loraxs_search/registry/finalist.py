@@ -20,10 +20,9 @@ class Choice:
 def choose(rule: PromotionRule, task: Task, candidates: Sequence[Candidate]) -> Choice:
     """Choose among the adapters of a search, on all validation rows.
 
-    A candidate takes part when it is of this task, has a finite validation metric, at most `max_bytes`, and a latency
-    of at most `max_latency`, which must have been measured where the rule has one. The best metric sets the mark; of
-    those within `tolerance` of it, the one with the fewest stored bytes is chosen (then the better metric, then the
-    lower trial id), whatever the order they come in.
+    A candidate takes part when it is of this task, has a finite validation metric, and at most `max_bytes`. The best
+    metric sets the mark; of those within `tolerance` of it, the one with the fewest stored bytes is chosen (then the
+    better metric, then the lower trial id), whatever the order they come in.
     """
     criterion = Criterion.of(rule, task)
     checked = [(c, _fault(rule, task, criterion, c)) for c in sorted(candidates, key=identity)]
@@ -66,9 +65,7 @@ def show_bytes(candidate: Candidate) -> str:
 
 
 def _show(criterion: Criterion, candidate: Candidate) -> str:
-    ratio = _latency(candidate)
-    slower = "" if ratio is None else f", {ratio:.3f} times the bare base's time"
-    return f"{candidate.trial_id} ({criterion.show(candidate.validation_metrics)}, {show_bytes(candidate)}{slower})"
+    return f"{candidate.trial_id} ({criterion.show(candidate.validation_metrics)}, {show_bytes(candidate)})"
 
 
 def _fault(rule: PromotionRule, task: Task, criterion: Criterion, candidate: Candidate) -> str | None:
@@ -78,20 +75,4 @@ def _fault(rule: PromotionRule, task: Task, criterion: Criterion, candidate: Can
         return fault
     if rule.max_bytes is not None and candidate.stored_bytes > rule.max_bytes:
         return f"it stores {show_bytes(candidate)}, more than max_bytes={rule.max_bytes:,}"
-    return _too_slow(rule, candidate)
-
-
-def _too_slow(rule: PromotionRule, candidate: Candidate) -> str | None:
-    if rule.max_latency is None:
-        return None
-    law, ratio = f"max_latency={rule.max_latency:g}", _latency(candidate)
-    if ratio is None:
-        failed = candidate.latency.failed if candidate.latency else ""
-        return f"its latency must be known to be within {law}, but {failed or 'it was not measured'}"
-    if not ratio <= rule.max_latency + NOISE:  # NaN is too slow
-        return f"with it a batch takes {ratio:.3f} times the bare base's time, more than {law}"
     return None
-
-
-def _latency(candidate: Candidate) -> float | None:
-    return candidate.latency.ratio if candidate.latency else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from loraxs_search.records import Candidate, Decision, Latency, Manifest
+from loraxs_search.records import Candidate, Decision, Manifest
 from loraxs_search.registry.adapters import RegisteredAdapter
 from loraxs_search.registry.card import score_table, size_table, yardstick_title
 from loraxs_search.registry.seed_statistics import seed_statistics
@@ -27,7 +27,6 @@ def version_page(manifest: Manifest, candidate: Candidate, decision: Decision, v
     after = [
         "### Size",
         size_table(manifest),
-        *filter(None, [_latency(candidate.latency)]),
         "### Use it",
         _using(f"{task}:{version}"),
         f"Trial `{manifest.trial_id}` of study `{manifest.study}`. How to load it with PEFT and others: `README.md` "
@@ -87,15 +86,6 @@ def _looks(decision: Decision) -> Iterable[str]:
         yield f"decision {look.number} on these test rows{sure}"
     if decision.forced:
         yield "promoted by force"
-
-
-def _latency(latency: Latency | None) -> str:
-    if latency is None or latency.ratio is None:
-        return ""
-    return (
-        f"A batch of {latency.rows} rows of {latency.tokens} tokens takes {latency.ratio:.3f} times the bare base's "
-        f"time on one thread of a CPU: the shortest of {latency.rounds} times each, in turn, where it was promoted."
-    )
 
 
 def _using(name: str) -> str:

@@ -233,7 +233,6 @@ def decide(
         forced=forced,
         champion=identity(champion.candidate) if champion else None,
         p_value=verdict.look.p_value if verdict.look else None,
-        latency=candidate.latency.ratio if candidate.latency else None,
         test_fingerprint=candidate.test_fingerprint,
         looks=(verdict.look,) if verdict.look else (),
     )

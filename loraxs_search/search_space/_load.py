@@ -18,7 +18,6 @@ from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import Document, parse_document
 from loraxs_search.search_space._faults import KeyPath, asking, must_be, one_of, shown
 from loraxs_search.search_space._files import find_file, read_file
-from loraxs_search.search_space._notify import read_notification
 from loraxs_search.search_space._objectives import check_objectives, quality_of
 from loraxs_search.search_space._overrides import Overrides, apply_overrides, as_texts
 from loraxs_search.search_space._parameters import read_method, read_parameters
@@ -266,10 +265,7 @@ def _promotion(document: Document, given: object, metrics: Sequence[str], method
     for name in section.methods if section is not None and methods else ():
         if fault := _not_promotable(name, methods):
             document.faults.add(("promotion", "methods"), fault)
-    notify = None if keys.get("notify") is None else read_notification(document, keys["notify"])
-    if section is None:
-        return PromotionRule()
-    return PromotionRule(**section.model_dump(exclude={"notify"}), notify=notify)
+    return PromotionRule() if section is None else PromotionRule(**section.model_dump())
 
 
 def _not_promotable(name: str, methods: Sequence[str]) -> str | None:

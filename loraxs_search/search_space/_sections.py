@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -46,12 +45,6 @@ def _pack_size(value: object) -> int | Literal["auto"]:
     raise ValueError("must be a whole number of at least 1, or auto")
 
 
-def _latency(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 1 < value < math.inf:
-        return float(value)
-    raise ValueError("must be a number above 1: the time of a batch with the adapter over the bare base's")
-
-
 def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -63,7 +56,6 @@ PackSize = Annotated[
     PlainValidator(_pack_size),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
 ]
-Latency = Annotated[float, PlainValidator(_latency), WithJsonSchema({"type": "number", "exclusiveMinimum": 1})]
 Number = Annotated[float, BeforeValidator(_number)]
 Duration = Annotated[
     float,
@@ -110,13 +102,6 @@ def search_section() -> type[SearchSection]:
     return create_model("SearchSection", __base__=SearchSection, **scheduler_keys())
 
 
-class NotifySection(Section):
-    """`promotion.notify:`, the fields of `Notification`; `read_notification` has the laws of an address."""
-
-    url: Text | None = None
-    command: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_tuple)] | None = None
-
-
 class PromotionSection(Section):
     """`promotion:`, the fields of `PromotionRule`."""
 
@@ -127,12 +112,10 @@ class PromotionSection(Section):
     tolerance: Annotated[Number, Field(ge=0)] = PromotionRule.tolerance
     guards: dict[str, Annotated[Number, Field(ge=0)]] = {}  # noqa: RUF012  # pydantic copies it
     max_bytes: Count | None = None
-    max_latency: Latency | None = None
     choose: Literal["best", "smallest"] = PromotionRule.choose
     candidates: Count = PromotionRule.candidates
     seeds: Annotated[int, Field(ge=0)] = PromotionRule.seeds
     methods: Methods = PromotionRule.methods
-    notify: Any = None  # `read_notification` reads it
 
 
 class BaseModelSection(Section):

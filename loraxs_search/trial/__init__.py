@@ -8,7 +8,6 @@ from loraxs_search.trial.decoding import base_of
 from loraxs_search.trial.evaluate import ask, evaluate, in_row_order, sample_answers, score_rows, split_metrics
 from loraxs_search.trial.forward import forward
 from loraxs_search.trial.generate import default_rows, open_rows, write, write_rows, writing_batches
-from loraxs_search.trial.latency import measure_latency
 from loraxs_search.trial.open_row import OpenRow, written
 from loraxs_search.trial.out_of_memory import MEMORY_ERRORS, is_out_of_memory, row_too_long
 from loraxs_search.trial.precision import choose_dtype
@@ -42,7 +41,6 @@ __all__ = [
     "load_parameters",
     "lr_factor",
     "make_report",
-    "measure_latency",
     "measure_yardsticks",
     "open_rows",
     "prompt_groups",

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from peft import PeftModel
 from support.sealed import seal
 from transformers import AutoModelForSequenceClassification
 
-from loraxs_search.api import history, promote, show
+from loraxs_search.api import promote
 from loraxs_search.errors import BaseModelError, TaskDataError
 from loraxs_search.home import factor_path
 from loraxs_search.packing import PackedHost, TrialHost
@@ -22,7 +21,6 @@ from loraxs_search.records import (
     BaseModelRef,
     Candidate,
     Confirmation,
-    Latency,
     Manifest,
     PromotionRule,
     SearchPlan,
@@ -33,8 +31,7 @@ from loraxs_search.registry.factor_files import lacks_factors
 from loraxs_search.search.driver.finishing import joined
 from loraxs_search.search.hosts.refits import refit_spec
 from loraxs_search.studies import StudyFolder, StudyInfo
-from loraxs_search.trial import measure_latency, score_folder
-from loraxs_search.trial.latency import evaluate_rounds
+from loraxs_search.trial import score_folder
 
 
 @pytest.fixture
@@ -104,36 +101,15 @@ def test_a_folder_scored_anew_gives_the_same_answers(
         score_folder(folder, other)
 
 
-def test_a_folder_is_timed_against_its_bare_base(world: Any, folder: Path, tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    found = measure_latency(folder)
-    assert (found.rows, found.tokens, found.rounds) == (8, 24, 24)
-    assert (found.ratio is None) is bool(found.failed)
-    assert found.ratio is None or 0.8 < found.ratio < 20  # two layers of 32 numbers: Python's calls are most of it
-    assert torch.get_num_threads() == threads
-    (folder / "adapter_config.json").write_text("{}")
-    assert "adapter_config.json must be" in measure_latency(folder).failed
-
-
-def test_a_latency_stands_where_two_halves_of_the_rounds_agree() -> None:
-    bare = [2.0, 1.0, 1.0, 3.0]
-    assert evaluate_rounds([1.2, 1.2, 5.0, 9.0], bare, 64) == Latency(1.2, 8, 64, 4)
-    busy = evaluate_rounds([1.2, 1.3, 5.0, 9.0], bare, 64)
-    assert busy.ratio is None
-    assert "gave 1.200 and 1.300" in busy.failed
-
-
-def test_promoting_times_candidates_once_where_the_rule_asks_for_it(
+def test_a_finalist_that_has_not_answered_the_test_rows_does_when_it_is_promoted(
     store_uri: str,
     world: Any,
     confirmed: tuple[TrialSpec, Confirmation, TrialHost],
     scores: tuple[dict[str, float], ScoredRows],
     folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("loraxs_search.trial.latency._AGREEMENT", 10.0)  # a busy machine is no fault of what is tested
     spec, _, host = confirmed
-    task, base, rule = world.data.task, BaseModelRef(world.base.path), PromotionRule(max_latency=20)
+    task, base, rule = world.data.task, BaseModelRef(world.base.path), PromotionRule()
     study = StudyFolder.create(
         StudyInfo("s", "id", task, base, SearchPlan(), rule, "space.yaml", "/", store_uri, 0.0), ""
     )
@@ -144,31 +120,21 @@ def test_promoting_times_candidates_once_where_the_rule_asks_for_it(
     candidate = Candidate(
         "s", spec.trial_id, task.name, {}, numbers, 100, data, digest, base.id, test_fingerprint=rows_fingerprint
     )
-    refit, gone = (dataclasses.replace(candidate, trial_id=name) for name in (f"{spec.trial_id}.1", "gone"))
-    study.write_candidates([candidate, refit, gone])
-    first = promote("s", force=True)
-    kept, same, lost = study.candidates() or []
-    assert (first.promoted, first.latency) == (True, kept.latency.ratio)
-    assert f"{first.latency:.3f} times the bare base's time" in first.reasons[1]
-    assert same.latency == kept.latency, "a refit has the size of its trial, and takes its time"
-    assert lost.latency.failed in first.reasons[0], "what could not be timed is out, and why"
-    assert kept.test_metrics == pytest.approx(scores[0], rel=1e-6), "the finalist, known by now, answers the test rows"
-    assert not same.test_metrics
+    refit = dataclasses.replace(candidate, trial_id=f"{spec.trial_id}.1")
+    study.write_candidates([candidate, refit])
+    assert promote("s", force=True).promoted
+    kept, other = study.candidates() or []
+    assert kept.test_metrics == pytest.approx(scores[0], rel=1e-6)
+    assert not other.test_metrics
     assert verify(study.adapter_path(spec.trial_id)).test_metrics == kept.test_metrics
-    again = promote("s", force=True)
-    assert (again.promoted, again.latency) == (False, first.latency), "deciding again decides on the same numbers"
-    assert history(task.name) == [first, again]
-    assert show(task.name)[0].candidate.latency == kept.latency
 
 
 def test_test_rows_that_were_changed_since_the_search_decide_nothing(
     store_uri: str,
     world: Any,
     folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("loraxs_search.trial.latency._AGREEMENT", 10.0)
-    task, base, rule = world.data.task, BaseModelRef(world.base.path), PromotionRule(max_latency=20)
+    task, base, rule = world.data.task, BaseModelRef(world.base.path), PromotionRule()
     study = StudyFolder.create(
         StudyInfo("s", "id", task, base, SearchPlan(), rule, "space.yaml", "/", store_uri, 0.0), ""
     )

@@ -120,14 +120,11 @@ class Finish:
     def seal(self, candidates: Sequence[Candidate], run_of: RunOf) -> list[Candidate]:
         """Have the finalist answer all test rows and every adapter written out, on all hosts; return the candidates.
 
-        Where the rule has a `max_latency`, who is the finalist shows when candidates are timed, and `promote` has it
-        answer the test rows.
-
         Args:
             run_of: Trial id to its MLflow run.
         """
-        rule, confirmed = self.space.promotion, self.folder.confirmations()
-        chosen = choose(rule, self.space.task, candidates).finalist if rule.max_latency is None else None
+        confirmed = self.folder.confirmations()
+        chosen = choose(self.space.promotion, self.space.task, candidates).finalist
         name = chosen.trial_id if chosen else ""
         if name and (done := confirmed.candidate(name)):
             chosen = done

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraxs_search.records import Candidate, DataSource, Latency, PromotionRule, Task
+from loraxs_search.records import Candidate, DataSource, PromotionRule, Task
 from loraxs_search.registry import choose
 
 TASK = Task(
@@ -96,26 +96,6 @@ def test_what_may_not_take_part_is_named_with_its_reason(other, why):
     assert choose(PromotionRule(max_bytes=4000), TASK, [bad]).finalist is None
 
 
-@pytest.mark.parametrize(
-    ("latency", "why"),
-    [
-        (Latency(1.151), "takes 1.151 times the bare base's time, more than max_latency=1.15"),
-        (Latency(math.nan), "more than max_latency"),
-        (Latency(failed="its base is not here"), "known to be within max_latency=1.15, but its base is not here"),
-        (None, "but it was not measured"),
-    ],
-)
-def test_what_is_too_slow_or_was_not_timed_may_not_take_part(latency, why):
-    rule, quick = PromotionRule(max_latency=1.15), _candidate("t0", 0.5, latency=Latency(1.15))
-    slow = _candidate("slow", 0.99, latency=latency)
-    choice = choose(rule, TASK, [slow, quick])
-    assert choice.finalist == quick
-    assert why in choice.reasons[0]
-    assert "t0 (accuracy 0.5000, 1,000 bytes, 1.150 times the bare base's time)" in choice.reasons[1]
-    assert choose(rule, TASK, [slow]).finalist is None
-    assert _chosen(PromotionRule(), [slow, quick]) == "slow"
-
-
 def test_without_candidates_there_is_no_finalist():
     assert choose(PromotionRule(), TASK, []).finalist is None
 
@@ -123,21 +103,19 @@ def test_without_candidates_there_is_no_finalist():
 # ---- laws ------------------------------------------------------------------------------------------------------------
 law = settings(deadline=None, max_examples=100)  # a busy machine is no fault of the rule
 scores = st.one_of(st.integers(0, 100).map(lambda n: n / 100), st.floats(0, 1), st.just(math.nan))
-latencies = st.one_of(st.none(), st.just(Latency(failed="no base")), st.floats(0.9, 2).map(Latency))
 
 
 @st.composite
 def candidates(draw) -> list[Candidate]:
     sizes = st.integers(1, 50).map(lambda n: n * 100)
-    drawn = draw(st.lists(st.tuples(scores, sizes, latencies), max_size=6))
-    return [_candidate(f"t{n}", score, size, latency=latency) for n, (score, size, latency) in enumerate(drawn)]
+    drawn = draw(st.lists(st.tuples(scores, sizes), max_size=6))
+    return [_candidate(f"t{n}", score, size) for n, (score, size) in enumerate(drawn)]
 
 
 rules = st.builds(
     PromotionRule,
     tolerance=st.sampled_from([0.0, 0.005, 0.05]),
     max_bytes=st.sampled_from([None, 500, 3000]),
-    max_latency=st.sampled_from([None, None, 1.15]),
 )
 
 
@@ -158,9 +136,8 @@ def test_test_scores_play_no_part(rule, found, score):
 
 @law
 @given(rules, candidates())
-def test_nothing_above_max_bytes_or_max_latency_or_without_a_score_is_ever_chosen(rule, found):
+def test_nothing_above_max_bytes_or_without_a_score_is_ever_chosen(rule, found):
     finalist = choose(rule, TASK, found).finalist
     if finalist is not None:
         assert math.isfinite(finalist.validation_metrics["accuracy"])
         assert rule.max_bytes is None or finalist.stored_bytes <= rule.max_bytes
-        assert rule.max_latency is None or finalist.latency.ratio <= rule.max_latency + 1e-6

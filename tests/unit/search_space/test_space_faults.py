@@ -113,8 +113,6 @@ metric: f2 | promotion.metric | must be one of the task's metrics: f1, accuracy
 metric: acuracy | promotion.metric | did you mean accuracy? It must be one of the task's metrics: accuracy
 metric | min_gain: .inf | promotion.min_gain | must be a finite number
 metric | max_bytes: -1 | promotion.max_bytes | must be at least 1
-metric | max_latency: 1 | promotion.max_latency | the time of a batch with the adapter over the bare base's
-metric | max_latency: 80ms | promotion.max_latency | must be a number above 1
 metric | tolerance: -1e-3 | promotion.tolerance | must be at least 0
 metric | confidence: 1.0 | promotion.confidence | must be below 1
 metric | direction: maximise | promotion.direction | did you mean maximize? It must be one of: maximize

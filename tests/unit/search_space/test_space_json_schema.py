@@ -84,7 +84,6 @@ def test_what_check_takes_validates(changes):
         ({"search": {"trials": 0}}, "search"),
         ({"search": {"scheduler": "ahsa"}}, "search"),
         ({"search": {"time_budget": "soon"}}, "search"),
-        ({"promotion": {"max_latency": 1}}, "promotion"),
         ({"warm_start": []}, "warm_start"),
     ],
 )

@@ -10,14 +10,13 @@ import torch
 from support.toy_language import choosing, save_base, save_rows, writing
 
 import loraxs_search
-from loraxs_search.base_model import linear_modules, load_model, locate
+from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.base_model.attention import padded_attention
 from loraxs_search.errors import FactorMismatchError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.methods.reference_logits import compare_reference_logits
 from loraxs_search.records import BaseModel, BaseModelRef, DataSource, ReferenceLogits, Task, TaskModel
-from loraxs_search.trial import measure_latency, score_folder
-from loraxs_search.trial.latency import _answer
+from loraxs_search.trial import score_folder
 
 LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")
 
@@ -116,25 +115,7 @@ def test_whoever_asks_an_adapter_computes_attention_as_trials_do(make, source, b
     assert not own_attention  # whoever loads one has the library's own
 
 
-# ---- latency, reference logits ---------------------------------------------------------------------------------------
-def test_its_time_is_that_of_states_and_of_the_next_tokens_logits(make, base):
-    folder, seen = make(writing()), list[tuple[int, ...]]()
-    adapted, bare = load_adapter_folder(folder, base=base), load_model(base, LANGUAGE_MODEL)
-    ids = torch.arange(4, 20).reshape(2, 8)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    bare.lm_head.register_forward_hook(lambda _, args, __: seen.append(tuple(args[0].shape)))
-    with torch.no_grad():
-        torch.testing.assert_close(_answer(adapted, inputs), adapted(**inputs).logits[:, -1])
-        _answer(bare, inputs)
-    assert seen == [(2, bare.config.hidden_size)]  # the logits of other tokens are not made
-
-
-def test_its_latency_is_measured(make):
-    latency = measure_latency(make(writing()))
-    assert (latency.rows, latency.tokens) == (8, 16)
-    assert latency.failed == "" or "too busy" in latency.failed
-
-
+# ---- reference logits ------------------------------------------------------------------------------------------------
 def test_its_reference_logits_are_few(make):
     probe = read_manifest(make(writing())).probe
     assert all(len(row) <= 64 for row in probe.logits)
