@@ -101,7 +101,8 @@ def padded_attention(
     Raises:
         NotImplementedError: the model asks for dropout, or for attention of another kind.
     """
-    unknown = sorted(name for name, value in others.items() if value is not None and name not in _NO_MATTER)
+    asked = (name for name, value in others.items() if value is not None and value is not False)
+    unknown = sorted(set(asked) - _NO_MATTER)
     if dropout or unknown:
         raise NotImplementedError(f"`{PADDED}` is plain attention, but got dropout={dropout}, {', '.join(unknown)}.")
     if query.shape[2] == 1 and not torch.is_grad_enabled():

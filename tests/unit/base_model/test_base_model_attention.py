@@ -175,3 +175,9 @@ def test_dropout_and_attention_of_another_kind_are_refused() -> None:
         padded_attention(torch.nn.Identity(), q, q, q, None, softcap=30.0)
     with pytest.raises(NotImplementedError, match=r"dropout=0\.1"):
         padded_attention(torch.nn.Identity(), q, q, q, None, dropout=0.1)
+
+
+def test_what_a_model_does_not_ask_for_is_no_other_attention() -> None:
+    q = torch.randn(1, 2, 3, 4)
+    found, _ = padded_attention(torch.nn.Identity(), q, q, q, None, softcap=None, output_attentions=False)
+    assert torch.equal(found, padded_attention(torch.nn.Identity(), q, q, q, None)[0])
