@@ -55,7 +55,7 @@ def continued(
     rows: dict[str | None, list[int]] = {}
     for row, name in enumerate(names):
         rows.setdefault(name, []).append(row)
-    writes = {name: _write(encoded, own, tasks[name], wishes) for name, own in rows.items()}
+    writes = {name: _write(encoded, own, tasks[name], wishes, tokenizer) for name, own in rows.items()}
     for write in writes.values():
         _check_length(write, tokenizer.model_max_length)
 
@@ -85,8 +85,15 @@ def _encoded(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Enco
     return EncodedRows(Ragged.of(ids, np.int32))
 
 
-def _write(encoded: EncodedRows, rows: Sequence[int], task: Task | None, wishes: Wishes) -> Write:
-    serving = None if task is None else kind_of(task).serving
+def _write(
+    encoded: EncodedRows,
+    rows: Sequence[int],
+    task: Task | None,
+    wishes: Wishes,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Write:
+    kind = None if task is None else kind_of(task)
+    serving = kind and kind.serving
     limit = wishes.max_new_tokens or (serving and serving.max_new_tokens)
     if not limit:
         model = "the bare base" if task is None else f"task {task.name}, of kind {task.kind},"
@@ -95,7 +102,8 @@ def _write(encoded: EncodedRows, rows: Sequence[int], task: Task | None, wishes:
             hint="give max_new_tokens=128, for example",
         )
     stop = wishes.stop if wishes.stop is not None else serving.stop if serving else ()
-    return Write(encoded, np.array(rows), limit, stop, wishes.sampling)
+    ends = kind.end_ids(tokenizer) if kind else ()
+    return Write(encoded, np.array(rows), limit, stop, wishes.sampling, ends)
 
 
 def _check_length(write: Write, context: int) -> None:

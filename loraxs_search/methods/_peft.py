@@ -21,7 +21,7 @@ from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Ma
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from loraxs_search.factors import FactorStore
     from loraxs_search.methods._plain_lora import PlainLora
@@ -31,27 +31,39 @@ def merge(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, 
     """Write the base with the update added to its weights, and its tokenizer: plain transformers loads it."""
     from loraxs_search import base_model
     from loraxs_search.home import write_atomic
-    from loraxs_search.tasks import kind_of
     from loraxs_search.tasks.asking import asked_as_in_training
 
-    merged, serving = unloaded(peft_model(model), merge=True), kind_of(manifest.task).serving
+    tokenizer, serving = own_tokenizer(manifest), _served(model, manifest)
+    merged = unloaded(peft_model(model), merge=True)
     if serving is not None:
-        _set_generation(merged, serving)
+        _set_generation(merged, serving, tokenizer)
         load = 'import transformers\nmodel = transformers.AutoModelForCausalLM.from_pretrained(".").eval()'
         page = f"# {manifest.task.name}\n\n```python\n{load}\n```\n{asked_as_in_training(serving, None)}"
         write_atomic(folder / "README.md", page)
     with base_model.quiet():  # of a progress bar
         merged.save_pretrained(str(folder))
-    base_model.load_tokenizer(base_model.locate(manifest.base_model)).save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
 
 
-def _set_generation(model: PreTrainedModel, serving: Serving) -> None:
+def own_tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of an adapter's base."""
+    from loraxs_search import base_model
+
+    return base_model.load_tokenizer(base_model.locate(manifest.base_model))
+
+
+def _set_generation(model: PreTrainedModel, serving: Serving, tokenizer: PreTrainedTokenizerBase) -> None:
     """Set how a model writes by default; stop strings need a tokenizer at each call, so they stay out."""
-    settings = model.generation_config
-    assert settings is not None  # it can write
-    settings.max_new_tokens, settings.do_sample = serving.max_new_tokens, bool(serving.temperature)
-    settings.temperature = serving.temperature or None
-    settings.top_p, settings.top_k = (serving.top_p, 0) if serving.temperature else (None, None)
+    from transformers import GenerationConfig
+
+    from loraxs_search.tasks.asking import generation_options
+
+    model.generation_config = GenerationConfig(
+        **generation_options(serving),
+        eos_token_id=tokenizer.convert_tokens_to_ids(list(serving.ends)),
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def plain_lora_forms(plain_lora: Callable[[PeftModel, Manifest], PlainLora]) -> Mapping[str, Conversion]:
@@ -66,7 +78,7 @@ def plain_lora_forms(plain_lora: Callable[[PeftModel, Manifest], PlainLora]) -> 
 
         lora, base = plain_lora(peft_model(model), manifest), manifest.base_model
         write_plain_lora(lora, folder, rank=rank, base=base.id, revision=base.revision)
-        write_readme(manifest, _title(manifest), folder)
+        write_readme(manifest, _title(manifest), folder, _served(model, manifest))
 
     def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
         from loraxs_search.methods.gguf_lora import FILE, check_headless, write_gguf_lora
@@ -76,9 +88,18 @@ def plain_lora_forms(plain_lora: Callable[[PeftModel, Manifest], PlainLora]) -> 
         adapted = peft_model(model)
         config = cast("PreTrainedModel", adapted.get_base_model()).config
         write_gguf_lora(plain_lora(adapted, manifest).pairs, config, folder / FILE, base=manifest.base_model.id)
-        write_modelfile(manifest, _title(manifest), folder)
+        write_modelfile(manifest, _title(manifest), folder, _served(model, manifest))
 
     return MappingProxyType({"lora": as_lora, "merged": merge, "gguf": as_gguf})
+
+
+def _served(model: PeftModel | PreTrainedModel, manifest: Manifest) -> Serving | None:
+    from loraxs_search.tasks import kind_of
+    from loraxs_search.tasks.end_tokens import served
+
+    kind = kind_of(manifest.task)
+    settings = cast("PreTrainedModel", peft_model(model).get_base_model()).generation_config
+    return served(kind, own_tokenizer(manifest), settings) if kind.serving else None
 
 
 def _title(manifest: Manifest) -> str:

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from loraxs_search.errors import UsageError
 from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.methods._names import FILES, ROOT
-from loraxs_search.records import Manifest
+from loraxs_search.records import Manifest, Serving
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.asking import asked_as_in_training
 from loraxs_search.tasks.base_code import where_base_is
@@ -72,11 +72,12 @@ def write_plain_lora(
         config.save_pretrained(str(folder))
 
 
-def write_readme(manifest: Manifest, title: str, folder: Path) -> None:
+def write_readme(manifest: Manifest, title: str, folder: Path, serving: Serving | None) -> None:
     """Write README.md: how the plain LoRA adapter is loaded with its labels, for which PEFT's files have no place.
 
     Args:
         title: Of the method that trained it.
+        serving: How it is asked; None where it writes no text.
     """
     base, kind = replace(manifest.base_model, sha256=manifest.base_digest), kind_of(manifest.task)
     page = f"""# {manifest.task.name}
@@ -90,7 +91,7 @@ import peft, transformers
 {kind.loading_code(base)}
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```
-{asked_as_in_training(kind.serving, base)}"""
+{asked_as_in_training(serving, base)}"""
     write_atomic(folder / "README.md", page)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from loraxs_search.home import write_atomic
 from loraxs_search.methods.gguf_lora import FILE
 from loraxs_search.records import Manifest, Serving
-from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.asking import prompt_section
 from loraxs_search.tasks.kinds import Template
 
@@ -15,14 +14,15 @@ _QUOTES = '"""'
 _COLUMN, _GIVEN = "\0", "{{ .Prompt }}"
 
 
-def write_modelfile(manifest: Manifest, title: str, folder: Path) -> None:
+def write_modelfile(manifest: Manifest, title: str, folder: Path, serving: Serving | None) -> None:
     """Write `Modelfile` beside the adapter, and a README.md that says how both are used.
 
     Args:
         title: Of the method that trained it.
+        serving: How it is asked; None where it writes no text.
     """
-    write_atomic(folder / "Modelfile", modelfile(manifest.base_model.id, kind_of(manifest.task).serving))
-    write_atomic(folder / "README.md", _readme(manifest, title))
+    write_atomic(folder / "Modelfile", modelfile(manifest.base_model.id, serving))
+    write_atomic(folder / "README.md", _readme(manifest, title, serving))
 
 
 def modelfile(base: str, serving: Serving | None) -> str:
@@ -35,7 +35,7 @@ def modelfile(base: str, serving: Serving | None) -> str:
     lines = [f"# The base as a GGUF file, {base}: put its path here.", "FROM ./base.gguf", f"ADAPTER ./{FILE}"]
     if serving is not None:
         lines += _template(serving)
-        lines += [f"PARAMETER stop {quoted}" for text in serving.stop if (quoted := _quoted(text))]
+        lines += [f"PARAMETER stop {quoted}" for text in (*serving.stop, *serving.ends) if (quoted := _quoted(text))]
         if serving.max_new_tokens is not None:
             lines.append(f"PARAMETER num_predict {serving.max_new_tokens}")
         lines += [f"PARAMETER temperature {serving.temperature:g}", f"PARAMETER top_p {serving.top_p:g}"]
@@ -66,9 +66,9 @@ def _quoted(text: str) -> str | None:
     return None if _QUOTES in text or text.endswith('"') else f"{_QUOTES}{text}{_QUOTES}"
 
 
-def _readme(manifest: Manifest, title: str) -> str:
+def _readme(manifest: Manifest, title: str, serving: Serving | None) -> str:
     """Return what the two files are for."""
-    ref, name, serving = manifest.base_model, manifest.task.name, kind_of(manifest.task).serving
+    ref, name = manifest.base_model, manifest.task.name
     made = "`convert_hf_to_gguf.py` makes it"
     if ref.package is not None:
         made = f"the weights of the Python package `{ref.package}`, no others: its own GGUF file, if it has one"

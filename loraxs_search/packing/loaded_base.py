@@ -51,6 +51,7 @@ from loraxs_search.records import (
     to_json,
 )
 from loraxs_search.tasks import PreparedTask, locate_for, prepare
+from loraxs_search.tasks.end_tokens import served
 from loraxs_search.tasks.kinds import Asking, RowScores
 from loraxs_search.torch_threads import side_by_side
 from loraxs_search.trial import (
@@ -153,9 +154,11 @@ class LoadedBase:
             self._body_fingerprint,
         )  # before weights change
         method = get_method(spec.hyperparameters.method)
-        with self._trained(spec, snapshot, task) as (model, exact, _):
+        with self._trained(spec, snapshot, task) as (model, exact, data):
             reference = make_reference_logits(model, exact.config.vocab_size)
-            return Confirmation(spec.trial_id, method.files(model, fingerprint), reference, factors)
+            serving = served(data.kind, data.tokenizer, exact.generation_config)
+            ends = serving.ends if serving else ()
+            return Confirmation(spec.trial_id, method.files(model, fingerprint), reference, factors, ends)
 
     def answer(self, spec: TrialSpec, snapshot: Snapshot, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded; see `confirm`.

@@ -69,6 +69,7 @@ class Manifest:
         start_from: The adapter that its training started from; None where it started anew.
         kept_step: The step that it is of, where a study keeps the best one; None where it is the last.
         lineage: The trial that its own was cloned from, whose state it may have begun with.
+        ends: The tokens that end an answer that it writes, as the tokenizer names them.
     """
 
     task: Task
@@ -97,3 +98,4 @@ class Manifest:
     samples: tuple[Sample, ...] = ()
     start_from: AdapterRef | None = None
     lineage: Lineage | None = None
+    ends: tuple[str, ...] = ()

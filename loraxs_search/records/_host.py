@@ -64,12 +64,14 @@ class Confirmation:
 
     Args:
         factors: Key of every factor file that the adapter needs, to the checksum of its numbers.
+        ends: The tokens that end an answer that it writes, as the tokenizer names them.
     """
 
     trial_id: str
     files: Mapping[str, bytes]
     probe: ReferenceLogits
     factors: Mapping[str, str] = field(default_factory=dict)
+    ends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ class Serving:
         messages: Roles and contents like `prompt`, which the tokenizer's chat template joins.
         stop: Texts that end an answer.
         temperature: 0 takes the likeliest token.
+        ends: The tokens that end an answer, as the tokenizer names them; empty where that is not known.
     """
 
     prompt: str | None
@@ -139,3 +140,4 @@ class Serving:
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
+    ends: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from loraxs_search.methods import get_method
 from loraxs_search.records import (
     Manifest,
     Scalar,
+    Serving,
     Task,
     Yardstick,
     YardstickName,
@@ -47,7 +48,7 @@ def model_card(manifest: Manifest) -> str:
         _chosen(manifest),
         *_searched(manifest),
         *_samples(manifest),
-        *_prompt(_kind(task)),
+        *_prompt(manifest),
         "## Size",
         size_table(manifest),
         "## Load it",
@@ -182,7 +183,7 @@ import loraxs_search, peft, transformers
 {kind.loading_code(base)}
 tokenizer = transformers.AutoTokenizer.from_pretrained({base_argument(base)}{revision_argument(base)})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
-```{_asking(kind)}{_vllm(manifest)}"""
+```{_asking(manifest)}{_vllm(manifest)}"""
 
 
 def _samples(manifest: Manifest) -> list[str]:
@@ -199,18 +200,25 @@ def _samples(manifest: Manifest) -> list[str]:
     return ["## Answers", "The first test rows, with what this adapter makes of them.", "\n\n---\n\n".join(rows)]
 
 
-def _prompt(kind: TaskKind) -> list[str]:
+def _serving(manifest: Manifest) -> Serving | None:
+    serving = _kind(manifest.task).serving
+    return serving and replace(serving, ends=manifest.ends)
+
+
+def _prompt(manifest: Manifest) -> list[str]:
     """Return how the adapter was asked in training; nothing where it is not asked by a prompt."""
     from loraxs_search.tasks.asking import prompt_section
 
-    return [] if kind.serving is None else ["## Prompt", prompt_section(kind.serving)]
+    serving = _serving(manifest)
+    return [] if serving is None else ["## Prompt", prompt_section(serving)]
 
 
-def _asking(kind: TaskKind) -> str:
+def _asking(manifest: Manifest) -> str:
     """Return code that asks as in training, without this package; nothing where no text is written."""
     from loraxs_search.tasks.asking import asking_code
 
-    return "" if kind.serving is None else f"\n\nAsk it as in training:\n\n```python\n{asking_code(kind.serving)}\n```"
+    serving = _serving(manifest)
+    return "" if serving is None else f"\n\nAsk it as in training:\n\n```python\n{asking_code(serving)}\n```"
 
 
 def _predicting(kind: TaskKind) -> str:

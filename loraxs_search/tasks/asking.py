@@ -21,21 +21,31 @@ def prompt_section(serving: Serving) -> str:
     drawn = f"drawn at temperature {serving.temperature:g}" if serving.temperature else "the likeliest token each time"
     ends = [f"after {serving.max_new_tokens} tokens"] if serving.max_new_tokens is not None else []
     ends += [f"before `{json.dumps(text, ensure_ascii=False)}`" for text in serving.stop]
-    written = f"Answers are written with {drawn}, and end at the end token, or {' or '.join(ends)}."
+    token = " or ".join(f"`{name}`" for name in serving.ends) or "the end token"
+    written = f"Answers are written with {drawn}, and end at {token}, or {' or '.join(ends)}."
     return "\n\n".join([how, fenced(shown), written])
+
+
+def generation_options(serving: Serving) -> dict[str, Any]:
+    """Return the arguments of a `GenerationConfig` that writes as `predict` does, but for what ends an answer.
+
+    It takes the place of the base's own, whose penalties `predict` does not know.
+    """
+    options: dict[str, Any] = {"max_new_tokens": serving.max_new_tokens, "do_sample": bool(serving.temperature)}
+    if serving.temperature:
+        options |= {"temperature": serving.temperature, "top_p": serving.top_p, "top_k": 0}
+    return options
 
 
 def asking_code(serving: Serving) -> str:
     """Return lines of Python that ask `model` with `tokenizer`, with transformers alone."""
-    limits: dict[str, Any] = {"max_new_tokens": serving.max_new_tokens, "do_sample": bool(serving.temperature)}
-    if serving.temperature:
-        limits |= {"temperature": serving.temperature, "top_p": serving.top_p, "top_k": 0}
-    if serving.stop:
-        limits["stop_strings"] = list(serving.stop)
-    options = ", ".join(f"{name}={value!r}" for name, value in limits.items() if value is not None)
+    options = ", ".join(f"{name}={value!r}" for name, value in generation_options(serving).items())
+    ends = f"tokenizer.convert_tokens_to_ids({list(serving.ends)!r})" if serving.ends else "tokenizer.eos_token_id"
+    stop = f", stop_strings={list(serving.stop)!r}, tokenizer=tokenizer" if serving.stop else ""
     cut = f"\nfor stop in {list(serving.stop)!r}:\n    answer = answer.partition(stop)[0]" if serving.stop else ""
     return f"""{_given(serving)}
-written = model.generate(**inputs, {options}, tokenizer=tokenizer)
+model.generation_config = transformers.GenerationConfig({options}, eos_token_id={ends})
+written = model.generate(**inputs{stop})
 answer = tokenizer.decode(written[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True){cut}
 print(answer)"""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from loraxs_search.tasks.end_tokens import end_ids
 from loraxs_search.tasks.kinds import Write, Written
 from loraxs_search.trial.decoding import base_of
 from loraxs_search.trial.open_row import OpenRow, written
@@ -55,17 +56,9 @@ def open_rows(
     request: Write, tokenizer: PreTrainedTokenizerBase, model: nn.Module, on_text: OnText | None = None
 ) -> list[OpenRow]:
     """Return the rows of a request with nothing written."""
-    ends = end_tokens(model, tokenizer)
+    ends = {*end_ids(tokenizer, base_of(model).generation_config), *request.ends}
     listeners = [partial(on_text, number) if on_text else None for number in range(len(request.rows))]
     return [OpenRow(request, number, tokenizer, ends, listener) for number, listener in enumerate(listeners)]
-
-
-def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the tokens that end a row: the tokenizer's, and those that the base generates with."""
-    ends: set[int] = set()
-    for own in (tokenizer.eos_token_id, getattr(base_of(model).generation_config, "eos_token_id", None)):
-        ends.update(own if isinstance(own, list) else [] if own is None else [own])
-    return frozenset(ends)
 
 
 def writing_batches(lengths: Indices, max_rows: int, num_workers: int = 1) -> list[Indices]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,20 @@ def test_tasks_of_both_kinds_share_passes_and_equal_lone_trials(
         lone = world.lone(spec, own, NUM_STEPS)
         assert distance(snapshot, lone) < TOLERANCE, spec
         assert metrics[spec.name] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
+
+
+def test_the_template_s_end_of_a_turn_ends_what_is_written(tmp_path: Path) -> None:
+    """An adapter learns [TURN] behind each answer, with which neither the base nor its tokenizer ends."""
+    toy_language.save_base(tmp_path, chat=True)
+    rows = [{"words": word, "said": "w1 w2"} for word in toy_language.WORDS]
+    files = dict.fromkeys(("train", "validation", "test"), str(tmp_path / "rows.jsonl"))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = toy_language.writing(source=DataSource(data_files=files), answer="{said}")
+    messages = {"messages": [{"role": "user", "content": "say {words}"}]}
+    task = replace(task, settings={k: v for k, v in task.settings.items() if k != "prompt"} | messages)
+    base = BaseModel("toy", str(tmp_path), "0" * 64)
+    world = DecoderWorld.of(base, [prepare(task, load_tokenizer(base), cache_dir=tmp_path / "cache")])
+    spec = world.spec("1", rank=16, learning_rate=0.05, batch_size=16, max_steps=80)
+    metrics = world.lone(spec, world.tasks[0], 80).reports[-1].metrics
+    assert metrics["exact_match"] == 1.0
+    assert metrics["unended"] == 0.0

@@ -89,7 +89,7 @@ def test_stock_peft_writes_the_same_tokens(adapter):
 @pytest.mark.parametrize("key", ["prompt", "messages"])
 def test_the_code_beside_it_asks_as_in_training(key, make_adapter, tmp_path):
     """In each form it runs in the adapter's folder, and writes what `predict` gives for the columns' names."""
-    base = locate(BaseModelRef(str(save_language_model(tmp_path / "base"))))
+    base = penalised(save_language_model(tmp_path / "base"))
     given = {"prompt": "say {words}", "messages": [{"role": "user", "content": "say {words}"}]}[key]
     task = writing(generation={"max_new_tokens": NEW_TOKENS, "stop": ["e"]})
     settings = {name: value for name, value in task.settings.items() if name != "prompt"} | {key: given}
@@ -105,6 +105,14 @@ def test_the_code_beside_it_asks_as_in_training(key, make_adapter, tmp_path):
         assert json.loads(line).strip() == expected.label
 
 
+def penalised(base: Path) -> BaseModel:
+    """Have a base generate with a penalty, as those of chats do, which `predict` does not know."""
+    settings = GenerationConfig.from_pretrained(base)
+    settings.repetition_penalty = 1.7
+    settings.save_pretrained(base)
+    return locate(BaseModelRef(str(base)))
+
+
 def code_of(folder: Path) -> str:
     """Return the code of a README.md but for the first block of a card, which is of this package alone."""
     blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
@@ -112,9 +120,11 @@ def code_of(folder: Path) -> str:
 
 
 def test_a_merged_model_writes_as_in_training_by_default(make_adapter, tmp_path):
-    base = locate(BaseModelRef(str(save_language_model(tmp_path / "base"))))
+    base = penalised(save_language_model(tmp_path / "base"))
     task = writing(generation={"max_new_tokens": 5, "stop": ["e"], "temperature": 0.5})
     folder = make_adapter(tmp_path / "adapter", base, task=task, rank=2, target_modules=modules_of(base))
     settings = GenerationConfig.from_pretrained(converted(folder, "merged"))
     assert (settings.max_new_tokens, settings.do_sample, settings.temperature) == (5, True, 0.5)
     assert settings.stop_strings is None
+    assert settings.repetition_penalty is None
+    assert (settings.eos_token_id, settings.pad_token_id) == ([1], 0)

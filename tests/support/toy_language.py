@@ -15,6 +15,7 @@ from loraxs_search.records import DataSource, Task
 
 WORDS = [f"w{i}" for i in range(20)]
 _TOKENS = ["[PAD]", "[UNK]", "[END]", "say", *WORDS]
+_CHAT = "{% for m in messages %}{{ m.content }}{{ '[TURN]' if m.role == 'assistant' else ' ' }}{% endfor %}"
 CONFIG = LlamaConfig(
     vocab_size=len(_TOKENS),
     hidden_size=32,
@@ -57,16 +58,24 @@ def choosing(name: str = "chosen-words", source: DataSource | None = None, **set
     )
 
 
-def save_base(folder: Path) -> None:
-    """Write a model of random weights and a tokenizer of whole words."""
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(_TOKENS)}, unk_token="[UNK]"))
+def save_base(folder: Path, *, chat: bool = False) -> None:
+    """Write a model of random weights and a tokenizer of whole words.
+
+    Args:
+        chat: Give the tokenizer a chat template, which ends a turn by [TURN] and not by the end token.
+    """
+    tokens = [*_TOKENS, "[TURN]"] if chat else _TOKENS
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(tokens)}, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[END]"}
+    special: dict[str, Any] = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[END]"}
+    if chat:
+        special |= {"extra_special_tokens": ["[TURN]"], "chat_template": _CHAT}
     inputs = ["input_ids", "attention_mask"]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, model_input_names=inputs, model_max_length=64, **special)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIG)
+    config = LlamaConfig(**CONFIG.to_dict() | {"vocab_size": len(tokens)})
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -364,6 +364,10 @@ class TaskKind(ABC):
         """How a server that writes text asks an adapter of this task; None where none can."""
         return None
 
+    def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        """Return tokens that end what an adapter of this task writes, beside those that its base ends with."""
+        return ()
+
     def loading_code(self, base: BaseModelRef) -> str:
         """Return the lines of Python that load a base for this task with transformers, as `base`."""
         model, labels, before, options = self.model, self.task.labels, "", ""

@@ -181,6 +181,10 @@ class LanguageModelKind(TaskKind):
         if errors:
             raise joined(self.task, errors)
 
+    def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        end = self.prompt.end_id(tokenizer)
+        return () if end is None else (end,)
+
     def prompt_ids(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """Return the tokens of each row's prompt, whole."""
         filled = rows.extras[_CONTENTS] if self.prompt.roles else [(text,) for text in rows.texts]

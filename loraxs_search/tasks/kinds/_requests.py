@@ -108,7 +108,8 @@ class Sampling:
 class Write:
     """A request: continue prompts token by token, until each has ended.
 
-    A row ends with an end token of the base, with a stop string, or after `max_new_tokens`; then it leaves the batch.
+    A row ends with an end token of the base or of `ends`, with a stop string, or after `max_new_tokens`; then it leaves
+    the batch.
     What is written follows from the row and its adapter alone, whatever its company.
 
     Args:
@@ -116,6 +117,7 @@ class Write:
         rows: Which of them, (n,), at least one.
         stop: Texts that end a row; neither they nor what follows is in its text.
         sampling: None takes the likeliest token.
+        ends: Further end tokens, such as the one that ends a turn of a chat.
     """
 
     source: EncodedRows
@@ -123,6 +125,7 @@ class Write:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     sampling: Sampling | None = None
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -225,10 +225,9 @@ class TextGeneration(LanguageModelKind):
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
         if _ANSWERS not in rows.extras:
             return self.joined(rows, tokenizer, None)
-        end = self.prompt.end_id(tokenizer)
-        ends = [] if end is None else [end]
+        ends = self.end_ids(tokenizer)
         answers = continued_ids(rows.extras[_ANSWERS], tokenizer)
-        if end is not None:
+        for end in ends:
             check_end_tokens(self.task, rows, answers, end, tokenizer)
         return self.joined(rows, tokenizer, [[*ids, *ends] for ids in answers])
 
@@ -237,7 +236,7 @@ class TextGeneration(LanguageModelKind):
         scores = yield from self.score_tokens(data, split, rows)
         if not self.reports_answers:
             return scores
-        return (yield from self._with_answers(scores, data.encoded(split).take(rows), data.labels(split)[rows]))
+        return (yield from self._with_answers(scores, data, data.encoded(split).take(rows), data.labels(split)[rows]))
 
     def asked_as(self, trained: Task) -> Task:
         """Have the answer looked for where the adapter writes it, and compared in the form that this task says."""
@@ -258,29 +257,30 @@ class TextGeneration(LanguageModelKind):
         scores = yield from self._token_scores(asked, asked, np.arange(len(asked)))
         if not self.needs_answers:
             return scores
-        return (yield from self._with_answers(scores, asked, data.labels(split)[rows]))
+        return (yield from self._with_answers(scores, data, asked, data.labels(split)[rows]))
 
     def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
-        written = yield from self._write(questions)
+        written = yield from self._write(data, questions)
         return [Prediction(row, text.strip(), None) for row, text in zip(shown, written.texts, strict=True)]
 
-    def _with_answers(self, scores: RowScores, rows: EncodedRows, references: Values) -> Asking[RowScores]:
+    def _with_answers(
+        self, scores: RowScores, data: RowSource, rows: EncodedRows, references: Values
+    ) -> Asking[RowScores]:
         """Yield what writes the answers to rows, whose prompts end where their answers begin; add them to scores."""
-        written = yield from self._write(self.asked_again(rows))
+        written = yield from self._write(data, self.asked_again(rows))
         answers = self.extraction.settled([self.extraction.find(text) for text in written.texts], references.tolist())
         return RowScores(answers, scores.losses, scores.counts, scores.correct, written.ended)
 
     def asked_again(self, rows: EncodedRows) -> EncodedRows:
         return EncodedRows(prompts_of(rows))
 
-    def _write(self, prompts: EncodedRows) -> Asking[Written]:
+    def _write(self, data: RowSource, prompts: EncodedRows) -> Asking[Written]:
         settings, sampling = self.generation, None
         if settings.temperature:
             top_p = 1.0 if settings.top_p is None else settings.top_p
             sampling = Sampling(settings.seed or 0, settings.temperature, top_p)
-        written: Written = yield Write(
-            prompts, np.arange(len(prompts)), settings.max_new_tokens, tuple(settings.stop), sampling
-        )
+        stop, ends = tuple(settings.stop), self.end_ids(data.tokenizer)
+        written: Written = yield Write(prompts, np.arange(len(prompts)), settings.max_new_tokens, stop, sampling, ends)
         if np.isnan(written.margins).any():
             raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
         return written

@@ -30,7 +30,9 @@ def test_a_prompt_that_cannot_be_one_is_left_to_the_user():
 
 
 def test_messages_go_through_the_bases_own_template():
-    lines = modelfile("b", Serving(None, (("user", "{question}"),), temperature=0.7, top_p=0.9))
+    serving = Serving(None, (("user", "{question}"),), temperature=0.7, top_p=0.9, ends=("<|im_end|>",))
+    lines = modelfile("b", serving)
+    assert 'PARAMETER stop """<|im_end|>"""\n' in lines
     assert "TEMPLATE" not in lines
     assert "PARAMETER temperature 0.7\nPARAMETER top_p 0.9\n" in lines
 

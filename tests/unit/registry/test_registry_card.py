@@ -119,7 +119,8 @@ def test_the_card_of_one_that_writes_says_how_it_is_asked(manifest):
     assert 'loraxs_search.predict("turned-words", ["<question>"])' in blocks[0]
     assert "AutoModelForCausalLM.from_pretrained" in blocks[1]
     assert r"prompt = 'Question: <question>\nAnswer:'" in blocks[2]
-    assert r"max_new_tokens=64, do_sample=False, stop_strings=['\nQuestion:'], tokenizer=tokenizer" in blocks[2]
+    assert "GenerationConfig(max_new_tokens=64, do_sample=False, eos_token_id=tokenizer.eos_token_id)" in blocks[2]
+    assert r"generate(**inputs, stop_strings=['\nQuestion:'], tokenizer=tokenizer)" in blocks[2]
     for block in blocks:
         ast.parse(block)
 
@@ -128,13 +129,15 @@ def test_messages_and_drawn_answers_are_said_as_well(manifest):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{question}"}]
     task = writing(generation={"max_new_tokens": 8, "stop": [], "temperature": 0.5, "top_p": 0.9, "seed": 1})
     settings = {key: value for key, value in task.settings.items() if key != "prompt"} | {"messages": messages}
-    card = model_card(manifest(task=replace(task, settings=settings)))
+    card = model_card(manifest(task=replace(task, settings=settings), ends=("[TURN]", "[END]")))
     assert "system: Be brief.\n\nuser: {question}" in card
     assert "drawn at temperature 0.5" in card
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", card, flags=re.S) if "generate" in block]
     ast.parse(code)
     assert "apply_chat_template" in code
     assert "do_sample=True, temperature=0.5, top_p=0.9, top_k=0" in code
+    assert "eos_token_id=tokenizer.convert_tokens_to_ids(['[TURN]', '[END]'])" in code
+    assert "end at `[TURN]` or `[END]`, or after 8 tokens" in card
     assert "## Answers" not in card
 
 
