@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ENV_HOME = "LORAXS_HOME"
 REMOVED = ".removed-"  # how what is being removed is called, beside its place
 _IN_USE = ".in-use"
+_ID = ".home-id"
 _NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -28,6 +29,19 @@ def home() -> Path:
     """Return the state folder: `LORAXS_HOME`, or `~/.loraxs-search`. It may not exist yet."""
     value = os.environ.get(ENV_HOME)
     return Path(value).expanduser().resolve() if value else Path.home() / ".loraxs-search"
+
+
+def home_id() -> str:
+    """Return what tells this state folder from every other one, such as that of another container of this machine.
+
+    Raises:
+        HomeError: the folder cannot be written.
+    """
+    path = home() / _ID
+    if not path.exists():
+        create_atomic(path, uuid.uuid4().hex)  # of two at once the first one stands
+    with disk_faults(path):
+        return path.read_text()
 
 
 def factor_path(key: str, root: Path | None = None) -> Path:

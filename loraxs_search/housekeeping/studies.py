@@ -9,7 +9,7 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import remove_whole
 from loraxs_search.housekeeping._base import StoredItem
 from loraxs_search.steering import describe, open_commands, steered
-from loraxs_search.studies import StudyFolder, check_idle
+from loraxs_search.studies import StudyFolder, idle_elsewhere
 from loraxs_search.tracking import has_waiting, remove_runs, resolve_uri
 
 
@@ -51,7 +51,7 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
             f"A study must lie in the state folder, but {folder.path} is a link.", hint="remove it by hand"
         )
     info, item = folder.info, StoredItem.of(folder.path)
-    with folder.lock():
+    with folder.lock(), idle_elsewhere(info.storage, name):
         if not force and has_waiting(folder.path):
             raise StudyError(
                 f"A study's records must be in MLflow before it goes, but some of {name!r} still wait.",
@@ -62,7 +62,6 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
                 f"A study's commands must be answered before it goes, but `{describe(waiting[0])}` waits in {name!r}.",
                 hint=f"carry it out with `loraxs-search resume {name}`, or lose it with --force",
             )
-        check_idle(info.storage, name)
         removed = RemovedStudy(name, folder.path, item.num_bytes, storage=info.storage)
         if runs:
             uri = resolve_uri(info.tracking_uri)

@@ -24,7 +24,7 @@ from loraxs_search.studies.folder import StudyFolder, list_studies, studied_task
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.journal_events import JournalEvents, ended_event, reported_event, started_event
-from loraxs_search.studies.lease import check_idle, holder_elsewhere
+from loraxs_search.studies.lease import holder_elsewhere, idle_elsewhere
 from loraxs_search.studies.mirror import mirrored
 from loraxs_search.studies.mirror_files import is_behind
 from loraxs_search.studies.next_step import next_step, next_step_of_task
@@ -39,11 +39,11 @@ __all__ = [
     "Storage",
     "StudyFolder",
     "StudyInfo",
-    "check_idle",
     "check_new_in",
     "ended_event",
     "fetch",
     "holder_elsewhere",
+    "idle_elsewhere",
     "is_behind",
     "list_studies",
     "mirrored",

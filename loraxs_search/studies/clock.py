@@ -5,12 +5,18 @@ from __future__ import annotations
 import time
 
 
+def elapsed() -> float:
+    """Return seconds since some moment, by a clock that nobody sets and that goes on while the machine is suspended."""
+    boot = getattr(time, "CLOCK_BOOTTIME", None)  # Linux; elsewhere the monotonic clock does the same
+    return time.monotonic() if boot is None else time.clock_gettime(boot)
+
+
 class Clock:
-    """The monotonic clock of this process: it says how long something took, and is compared with no other."""
+    """Says how long something took, sleep of the machine included; it is compared with no other one."""
 
     def now(self) -> float:
         """Return seconds since some moment."""
-        return time.monotonic()
+        return elapsed()
 
     def sleep(self, seconds: float) -> None:
         """Let time pass."""

@@ -7,18 +7,20 @@ import logging
 import platform
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraxs_search.errors import LoraxsError, StorageConflictError, StudyError
-from loraxs_search.home import home
+from loraxs_search.home import home, home_id
 from loraxs_search.records import from_json, to_json
 from loraxs_search.studies.clock import Clock
 from loraxs_search.studies.storage import Storage
 
 LEASE_S = 30.0
+HEARTBEAT_EVERY_S = 5.0
 _WATCH_EVERY_S = 1.0
+_SEEN_FOR_S = 1.0  # how long it counts that nobody had taken over
 _logger = logging.getLogger(__name__)
 
 
@@ -28,8 +30,10 @@ class LeaseInfo:
 
     Args:
         boot: Tells machines of one name apart: what the kernel drew when it started.
+        home: Where its state folder lies there.
         beat: Counts its signs of life.
         released: It is at work no more.
+        home_id: Tells state folders apart that lie at the same path, as those of two containers; empty in version 0.1.
     """
 
     token: str
@@ -38,11 +42,12 @@ class LeaseInfo:
     home: str
     beat: int = 0
     released: bool = False
+    home_id: str = ""
 
     @property
-    def place(self) -> tuple[str, str, str]:
+    def place(self) -> tuple[str, ...]:
         """Where there is a lock beside the lease."""
-        return self.host, self.boot, self.home
+        return self.host, self.boot, self.home, self.home_id
 
 
 class Lease:
@@ -60,7 +65,7 @@ class Lease:
         self._info = LeaseInfo(uuid.uuid4().hex, platform.node(), _boot(), str(home()))
         self._generation = 0
         self._version: str | None = None
-        self._renewed_at = float("-inf")
+        self._renewed_at = self._seen_at = float("-inf")
         self._lock = threading.Lock()
 
     @property
@@ -76,6 +81,7 @@ class Lease:
         Raises:
             StudyError: another driver holds it.
         """
+        self._info = replace(self._info, home_id=home_id())
         self._generation, began = self._await_silence() + 1, self._clock.now()
         self._version = self._storage.create(self._key(self._generation), to_json(self._info).encode())
         if self._version is None:
@@ -85,6 +91,17 @@ class Lease:
             if older < self._generation:
                 self._storage.delete(self._key(older))
 
+    def check(self) -> None:
+        """See in the storage that no driver of a later generation has taken over; what was just seen counts.
+
+        Raises:
+            StudyError: one has.
+            StorageError: the storage cannot be asked.
+        """
+        with self._lock:
+            if (now := self._clock.now()) - self._seen_at >= _SEEN_FOR_S:
+                self._check_generation(now)
+
     def renew(self) -> None:
         """Say that the driver is still at work.
 
@@ -93,8 +110,7 @@ class Lease:
         """
         with self._lock:
             began = self._clock.now()
-            if max(self._generations(), default=0) > self._generation:
-                raise self._lost()
+            self._check_generation(began)
             self._info = replace(self._info, beat=self._info.beat + 1)
             self._write_info()
             self._renewed_at = began
@@ -106,19 +122,37 @@ class Lease:
             self._write_info()
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold it for a short time.
+    def held(self, beat: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold it, renewed by a thread.
 
+        Args:
+            beat: Called by that thread at each sign of life, and renews it; by default nothing but that is done.
         Raises:
             StudyError: another driver holds it.
         """
         self.take()
+        ended = threading.Event()
+
+        def keep() -> None:
+            while not ended.wait(HEARTBEAT_EVERY_S):
+                with contextlib.suppress(LoraxsError):
+                    (beat or self.renew)()
+
+        heart = threading.Thread(target=keep, name="lease", daemon=True)
+        heart.start()
         try:
             yield
         finally:
+            ended.set()
+            heart.join()
             self.release()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _check_generation(self, now: float) -> None:
+        if max(self._generations(), default=0) > self._generation:
+            raise self._lost()
+        self._seen_at = now
+
     def _write_info(self) -> None:
         content = to_json(self._info).encode()
         try:
@@ -184,16 +218,16 @@ class Lease:
         )
 
 
-def check_idle(storage: str | None, study: str) -> None:
-    """Refuse a study that a driver on another machine is at work on; one that no storage shares is none of theirs.
+@contextlib.contextmanager
+def idle_elsewhere(storage: str | None, study: str) -> Iterator[None]:
+    """Keep drivers on other machines from a study, which one that no storage shares has none of.
 
     Raises:
-        StudyError: one is.
+        StudyError: one is at work on it.
         StorageError: the storage cannot be asked.
     """
-    if storage is not None:
-        with Lease(Storage(storage), study).held():
-            pass
+    with contextlib.nullcontext() if storage is None else Lease(Storage(storage), study).held():
+        yield
 
 
 def holder_elsewhere(uri: str, study: str) -> str:

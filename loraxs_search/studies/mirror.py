@@ -17,7 +17,6 @@ from loraxs_search.studies.standstill import Standstill
 from loraxs_search.studies.storage import Storage
 
 MIRROR_EVERY_S = 5.0
-HEARTBEAT_EVERY_S = 5.0
 _TRIES = 3
 _logger = logging.getLogger(__name__)
 
@@ -45,22 +44,21 @@ class Mirror:
         self._standstill = Standstill(f"study {folder.name!r} in {storage.uri}", clock)
         self._seen: dict[str, tuple[int, int]] = {}
         self._versions: dict[str, str] = {}
-        self._copied, self._ended = threading.Event(), threading.Event()
+        self._copied = threading.Event()
+        self._held = self._lease.held(self._beat)
         self._copier = threading.Thread(target=self._keep_copying, name="mirror", daemon=True)
-        self._heart = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
         self._lease_trouble = ""
         self.lost_to: StudyError | None = None
 
     def __enter__(self) -> Mirror:
-        self._lease.take()
+        self._held.__enter__()
         self._standstill.moved()
-        self._heart.start()
         try:
             self._check_ahead()
             self._versions = self._storage.versions(self._folder.name)
             self.copy()
         except BaseException:
-            self._end()
+            self._held.__exit__(None, None, None)
             raise
         self._copier.start()
         return self
@@ -68,14 +66,14 @@ class Mirror:
     def __exit__(self, *_: object) -> None:
         self._copied.set()
         self._copier.join()
-        if self.lost_to is None and not self._try_to_copy():
+        if self.lost_to is None and not self._try_to_copy(last=True):
             _logger.warning(
                 "study %r is not whole in %s: `loraxs-search resume %s` copies what it lacks",
                 self._folder.name,
                 self._storage.uri,
                 self._folder.name,
             )
-        self._end()
+        self._held.__exit__(None, None, None)
 
     def copy(self) -> None:
         """Copy what has changed since the last time.
@@ -118,6 +116,14 @@ class Mirror:
             raise StorageError(
                 f"A study's lease must be renewed within {LEASE_S:.0f} s, but could not be: {self._lease_trouble}"
             )
+        self._lease.check()
+
+    def _forget_foreign(self) -> bool:
+        """Have what a driver wrote late, after this one took over, be written anew; return whether there is any."""
+        there = self._storage.versions(self._folder.name)
+        names = {name for name in self._seen if there.get(key := f"{self._folder.name}/{name}") != self._versions[key]}
+        self._seen = {name: stamp for name, stamp in self._seen.items() if name not in names}
+        return bool(names)
 
     def _check_ahead(self) -> None:
         if is_behind(self._folder.path, self._storage, self._folder.name):
@@ -144,20 +150,16 @@ class Mirror:
         except FileNotFoundError:  # replaced at this moment
             return (0, 0), None
 
-    def _end(self) -> None:
-        self._ended.set()
-        self._heart.join()
-        if self.lost_to is None:
-            self._lease.release()
-
     # ---- two threads -------------------------------------------------------------------------------------------------
     def _keep_copying(self) -> None:
         while not self._copied.wait(MIRROR_EVERY_S) and self.lost_to is None:
             self._try_to_copy()
 
-    def _try_to_copy(self) -> bool:
+    def _try_to_copy(self, *, last: bool = False) -> bool:
         try:
             self.copy()
+            if last and self._forget_foreign():
+                self.copy()
         except StudyError as error:
             self._lose(error)
             return False
@@ -166,15 +168,16 @@ class Mirror:
             return False
         return True
 
-    def _keep_beating(self) -> None:
-        while not self._ended.wait(HEARTBEAT_EVERY_S) and self.lost_to is None:
-            self._say(self._standstill.overdue())
-            try:
-                self._lease.renew()
-            except StudyError as error:
-                self._lose(error)
-            except Exception as error:  # noqa: BLE001  # it is tried again; once it is too late, the copy waits
-                self._lease_trouble = _reason(error)
+    def _beat(self) -> None:
+        if self.lost_to is not None:
+            return
+        self._say(self._standstill.overdue())
+        try:
+            self._lease.renew()
+        except StudyError as error:
+            self._lose(error)
+        except Exception as error:  # noqa: BLE001  # it is tried again; once it is too late, the copy waits
+            self._lease_trouble = _reason(error)
 
     def _lose(self, error: StudyError) -> None:
         if self.lost_to is None:

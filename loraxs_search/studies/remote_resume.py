@@ -54,11 +54,12 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
     with contextlib.ExitStack() as held:
         if (here := _folder_here(name, storage, from_json(StudyInfo, content).study_id)) is not None:
             held.enter_context(here.lock())
-        held.enter_context(Lease(storage, name).held())
+        held.enter_context((lease := Lease(storage, name)).held())
         path = studies_root() / name
         if here is not None and not is_behind(path, storage, name):
             return here
         _download(name, storage, path)
+        lease.check()
         info = from_json(StudyInfo, storage.get(f"{name}/study.json") or content)
         _write_study(path, replace(info, storage=storage.uri))
         return StudyFolder(path)

@@ -15,7 +15,7 @@ from loraxs_search.records import HostInfo, KeepRule, TrialState, WarmTrials
 from loraxs_search.schedulers import Scheduler, make_scheduler
 from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.search.driver.finished import log_adapters, result_of, summary_of
-from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
+from loraxs_search.search.driver.interrupted import OwnStop, SearchInterruptedError, TrialsFailError
 from loraxs_search.search.driver.kept_report import keep_report
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.run_facts import study_facts, task_params
@@ -54,11 +54,11 @@ class Driver:
     """Runs one study on Ray. Every stage can be repeated: the study folder has what a killed driver did.
 
     Args:
-        stop: Set from anywhere, it ends the search cleanly.
+        stop: Set from anywhere, it ends the search cleanly, and those that run beside it.
     """
 
     def __init__(self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event) -> None:
-        self._info, self._space, self._stop = info, space, stop
+        self._info, self._space, self._stop = info, space, OwnStop(stop)
         self._view = Announcer(info.name, view)
         self._started_at = time.time()
 

@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
+import threading
+
 from loraxs_search.errors import LoraxsError
+
+
+class OwnStop(threading.Event):
+    """Stops one search: set by itself, or with the event that stops all that run together.
+
+    Args:
+        shared: Stops all; it is never set from here.
+    """
+
+    def __init__(self, shared: threading.Event) -> None:
+        super().__init__()
+        self._shared = shared
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._shared.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait, by which the shared event is noticed at the end: give a short time."""
+        return super().wait(timeout) or self.is_set()
 
 
 class SearchInterruptedError(LoraxsError):

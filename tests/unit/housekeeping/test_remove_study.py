@@ -13,11 +13,11 @@ from support.studies import mirrored_study, study
 
 import loraxs_search
 from loraxs_search.errors import StudyError
-from loraxs_search.home import REMOVED
+from loraxs_search.home import REMOVED, remove_whole
 from loraxs_search.housekeeping import collect, remove_study
-from loraxs_search.records import SearchPlan, TrialState
+from loraxs_search.records import SearchPlan, TrialState, from_json
 from loraxs_search.studies import Storage, StudyFolder, list_studies
-from loraxs_search.studies.lease import Lease
+from loraxs_search.studies.lease import Lease, LeaseInfo
 from loraxs_search.tracking import Tracker
 from loraxs_search.tracking.store import connect
 
@@ -119,6 +119,24 @@ def test_one_that_another_machine_works_on_is_refused(store_uri, fresh_home, tmp
     assert folder.path.is_dir()
     lease.release()
     assert remove_study(folder.name).storage == storage.uri
+
+
+def test_drivers_elsewhere_are_kept_out_until_it_is_gone(store_uri, fresh_home, tmp_path, monkeypatch):
+    storage = Storage(str(tmp_path))
+    folder = mirrored_study(fresh_home, storage)
+
+    def is_let_go() -> bool:
+        return from_json(LeaseInfo, storage.get(storage.keys("s/lease")[-1]) or b"").released
+
+    def removed(path):
+        assert not is_let_go()
+        remove_whole(path)
+        assert not is_let_go()
+
+    monkeypatch.setattr("loraxs_search.housekeeping.studies.remove_whole", removed)
+    remove_study(folder.name)
+    assert is_let_go()
+    assert not folder.path.exists()
 
 
 def test_a_link_is_refused(store_uri, fresh_home, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.studies import Storage, mirror
+from loraxs_search.studies import Storage, lease, mirror
 from loraxs_search.studies.clock import Clock
 
 
@@ -67,10 +67,10 @@ def storage(storage_uri: str) -> Storage:
 def slow_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither copies nor signs of life but those that a test asks for."""
     monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 10_000.0)
-    monkeypatch.setattr(mirror, "HEARTBEAT_EVERY_S", 10_000.0)
+    monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 10_000.0)
 
 
 @pytest.fixture
 def quick_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 0.02)
-    monkeypatch.setattr(mirror, "HEARTBEAT_EVERY_S", 0.02)
+    monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 0.02)

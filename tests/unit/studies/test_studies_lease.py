@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from support.studies import mirrored_study as study
 
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.records import TrialState, to_json
-from loraxs_search.studies import Storage, StudyFolder, fetch, mirror
+from loraxs_search.studies import Storage, StudyFolder, fetch, lease
+from loraxs_search.studies.clock import Clock
 from loraxs_search.studies.lease import LEASE_S, Lease, LeaseInfo
 from loraxs_search.studies.mirror import Mirror
 
@@ -154,6 +156,37 @@ def test_an_object_that_is_just_being_written_is_somebodys(
     assert storage.keys("s/lease") == ["s/lease/00000008.json"]
 
 
+def test_another_container_of_this_machine_is_another_place(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, tmp_path: Path
+) -> None:
+    """Its state folder has the same path, and is another one: no lock of it keeps the two apart."""
+    home = machine("one")
+    first = Lease(storage, "s", make_clock())
+    first.take()
+    home.rename(tmp_path / "in the first container")
+    clock = make_clock(first.renew)
+    with pytest.raises(StudyError, match="one on one is at work"):
+        Lease(storage, "s", clock).take()
+    first.renew()
+
+
+def test_time_goes_on_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the monotonic clock of Linux does not."""
+    monkeypatch.setattr("time.clock_gettime", {time.CLOCK_BOOTTIME: 50.0, time.CLOCK_MONOTONIC: 20.0}.__getitem__)
+    assert Clock().now() == 50.0
+
+
+def test_one_that_is_held_is_renewed(
+    storage_uri: str, machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a study takes to be fetched or removed."""
+    machine("one")
+    monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 0.02)
+    storage = SlowStorage(storage_uri)
+    with Lease(storage, "s").held():
+        within(storage.beat)
+
+
 # ---- a driver that was taken over ------------------------------------------------------------------------------------
 def test_who_was_taken_over_writes_no_more(
     storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, slow_threads: None
@@ -176,6 +209,31 @@ def test_who_was_taken_over_writes_no_more(
             assert storage.get("s/journal.jsonl") == there
     assert lost.is_set()
     assert storage.get("s/journal.jsonl") == there
+
+
+def test_who_was_taken_over_writes_nothing_new_whatever_its_clock_says(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, slow_threads: None
+) -> None:
+    clock = make_clock()
+    first = study(machine("one"), storage)
+    with Mirror(first, storage, lambda: None, clock) as old:
+        storage.create("s/lease/00000002.json", to_json(LeaseInfo("theirs", "two", "boot", "home")).encode())
+        clock.time += 1.0
+        first.journal().trial_started("00000", {"rank": 4})
+        with pytest.raises(StudyError, match="one on two took over"):
+            old.copy()
+    assert storage.get("s/journal.jsonl") is None
+
+
+def test_what_a_late_driver_put_in_place_of_something_old_does_not_stay(
+    storage: Storage, machine: Callable[[str], Path], make_clock: MakeClock, slow_threads: None
+) -> None:
+    """The one that took over has nothing to write there any more."""
+    first = study(machine("one"), storage)
+    with Mirror(first, storage, pytest.fail, make_clock()):
+        key = "s/space.yaml"
+        storage.write(key, b"late", storage.versions("s")[key])
+    assert storage.get(key) == first.space_path.read_bytes()
 
 
 def test_what_a_late_driver_got_through_is_replaced_by_the_one_that_took_over(
@@ -211,7 +269,7 @@ def test_who_could_not_renew_for_half_a_minute_writes_nothing_until_it_can(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another driver may be at work by then."""
-    monkeypatch.setattr(mirror, "HEARTBEAT_EVERY_S", 0.02)
+    monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 0.02)
     clock, storage = make_clock(), SlowStorage(storage_uri)
     first = study(machine("one"), storage)
     with Mirror(first, storage, pytest.fail, clock) as kept:

@@ -18,7 +18,7 @@ from loraxs_search.records import (
     TrialState,
     Yardstick,
 )
-from loraxs_search.studies import Storage, StudyFolder, check_new_in, fetch, mirror
+from loraxs_search.studies import Storage, StudyFolder, check_new_in, fetch, lease, mirror
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import Mirror
 
@@ -26,7 +26,7 @@ from loraxs_search.studies.mirror import Mirror
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "MIRROR_EVERY_S", 0.1)
-    monkeypatch.setattr(mirror, "HEARTBEAT_EVERY_S", 0.1)
+    monkeypatch.setattr(lease, "HEARTBEAT_EVERY_S", 0.1)
 
 
 def study(home: Path, storage: Storage, name: str = "s") -> StudyFolder:
