@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,15 @@ from loraxs_search.steering import steered
 from loraxs_search.studies import StudyFolder, studies_root, trials_of
 
 _GOING_ON_S = 24 * 3600.0
+# The names that the product gives. What has another one is somebody's own, and stays.
+_BASE = re.compile(r"[0-9a-f]{16}(-bf16-\d+)?")
+_BY_CONTENT = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?\.safetensors")
+_STATE = re.compile(r"[0-9a-f]{16}\.\d+\.[0-9a-f]{32}\.safetensors")
+_HALF_MADE = re.compile(
+    r"\..+\.([0-9a-f]{32}|[a-z0-9_]{8}\.tmp)"  # a folder and a file on their way to a name
+    r"|\.\d+(\.\d+)?\.\d+"  # an adapter of a study, by version 0.1
+    r"|\.(pull-|replaced-)?[0-9a-f]{64}(\.[a-z0-9-]+)?"  # pulled and converted adapters
+)
 
 
 class Snapshots(Kind):
@@ -81,7 +91,9 @@ class FactorFiles(Kind):
     needs_registry = True
 
     def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
-        for path in sorted((home / "factors").rglob("[!.]*.safetensors")):
+        for path in sorted((home / "factors").rglob("*.safetensors")):
+            if not _BY_CONTENT.fullmatch(path.name):
+                continue
             who = needs.factors.get(path.name.partition(".")[0], "") or needs.by_unfinished
             yield StoredItem.of(path, needed_by=who)
 
@@ -97,7 +109,7 @@ class BaseModels(Kind):
 
     def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
         for path in sorted((home / "base_models").glob("[!.]*")):
-            if path.is_dir() and path.name != "digests":
+            if path.is_dir() and _BASE.fullmatch(path.name):
                 who = needs.by_unfinished or needs.bases.get(weight_digest(path), "")
                 yield StoredItem.of(path, needed_by=who)
 
@@ -139,8 +151,9 @@ class States(Kind):
     used_by_searches = True
 
     def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
-        for path in sorted((home / "states").glob("[!.]*.safetensors")):
-            yield StoredItem.of(path, needed_by=needs.by_unfinished)
+        for path in sorted((home / "states").glob("*.safetensors")):
+            if _STATE.fullmatch(path.name):
+                yield StoredItem.of(path, needed_by=needs.by_unfinished)
 
 
 class Assets(Kind):
@@ -152,12 +165,16 @@ class Assets(Kind):
     used_by_searches = True
 
     def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
-        for path in sorted((home / "assets").rglob("[!.]*.safetensors")):
-            yield StoredItem.of(path)
+        for path in sorted((home / "assets").rglob("*.safetensors")):
+            if _BY_CONTENT.fullmatch(path.name):
+                yield StoredItem.of(path)
 
 
 class Leftovers(Kind):
-    """What killed processes have left half made or half removed, anywhere in the folders of the other kinds."""
+    """What killed processes have left half made or half removed, anywhere in the folders of the other kinds.
+
+    An adapter that was put aside while it was replaced is none: opening its study brings it back.
+    """
 
     name = "leftovers"
     loss = "nothing"
@@ -168,7 +185,7 @@ class Leftovers(Kind):
         for folder in dict.fromkeys(pattern.partition("/")[0] for kind in KINDS for pattern in kind.folders):
             for path in sorted((home / folder).rglob(".*")):
                 is_inside = any(part.startswith(".") for part in path.relative_to(home).parts[:-1])
-                if not is_inside and (path.suffix == ".tmp" or path.is_dir() or path.name.startswith(REMOVED)):
+                if not is_inside and (path.name.startswith(REMOVED) or _HALF_MADE.fullmatch(path.name)):
                     yield self._item(path)
 
     def _item(self, path: Path) -> StoredItem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -23,3 +24,8 @@ def pulled(home: Path, name: str, digest: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     names = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(names | {f"sqlite:///x.db {name}": {"digest": digest}}))
+
+
+def base_name(name: str) -> str:
+    """Return how the folder of a base model is called that `base` makes."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.aged import age
+from support.aged import age, base_name
 from support.sealed import seal
 from support.studies import TASK
 
@@ -28,7 +28,7 @@ def base(fresh_home: Path) -> Callable[[str], str]:
     """Make an unpacked base model, long unused, and return the digest of its weights."""
 
     def make(name: str) -> str:
-        folder = fresh_home / "base_models" / name
+        folder = fresh_home / "base_models" / base_name(name)
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(f"weights of {name}".encode() * 100)

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from support.aged import DAY_S, age, pulled
+from support.aged import DAY_S, age, base_name, pulled
 from support.pages import ROOT
 from support.searched_studies import Tried, confirm, searched
 from support.studies import state, study
@@ -20,6 +20,7 @@ from loraxs_search.housekeeping import KINDS, collect
 from loraxs_search.records import AnswerState, Command, CommandAnswer, Identity, Lineage, Origin, TrialState
 
 MONTH_S = 30 * DAY_S
+STATE = f"{'a' * 16}.20.{'b' * 32}.safetensors"
 
 
 def gone(**options):
@@ -45,7 +46,12 @@ def factor_file(home: Path, factors: dict[str, str]) -> Path:
 def test_what_nobody_needs_goes_and_a_dry_run_removes_nothing(fresh_home, base, factors):
     base("unused")
     lone = factor_file(fresh_home, factors(0))
-    for name in ("datasets/rows/a.arrow", "datasets/tokens/b.arrow", "states/c.safetensors", "assets/dd/d.safetensors"):
+    for name in (
+        "datasets/rows/a.arrow",
+        "datasets/tokens/b.arrow",
+        f"states/{STATE}",
+        f"assets/dd/{'d' * 64}.safetensors",
+    ):
         write_atomic(fresh_home / name, "x" * 5000)
     age(fresh_home)
     planned = collect(MONTH_S, dry_run=True)
@@ -84,8 +90,8 @@ def test_what_a_registered_version_needs_stays(fresh_home, store_uri, base, fact
     assert digest != other
     age(fresh_home)
     assert why(factor_file(fresh_home, needed)) == "needed by t:1"
-    assert why(fresh_home / "base_models" / "needed") == "needed by t:1"
-    assert set(gone()) == {factor_file(fresh_home, unused), fresh_home / "base_models" / "unused"}
+    assert why(fresh_home / "base_models" / base_name("needed")) == "needed by t:1"
+    assert set(gone()) == {factor_file(fresh_home, unused), fresh_home / "base_models" / base_name("unused")}
     assert (fresh_home / "mlflow.db").is_file()
     assert (fresh_home / "artifacts").is_dir()
 
@@ -105,7 +111,7 @@ def test_what_an_unfinished_study_may_need_stays(fresh_home, store_uri, base, fa
     path = factor_file(fresh_home, factors(0))
     folder = searched("open", [Tried({"rank": 2}, 0.8)], finished=False)
     folder.write_snapshot("00000", state("00000"))
-    write_atomic(fresh_home / "states" / "c.safetensors", "x")
+    write_atomic(fresh_home / "states" / STATE, "x")
     age(fresh_home)
     assert gone() == []
     assert why(path) == "needed by study open, which is not finished"
@@ -124,7 +130,11 @@ def test_what_a_finished_study_needs_stays(fresh_home, store_uri, base, factors,
     folder = searched("done", [Tried({"rank": 2}, 0.8)], identity=Identity(digest, "data"))
     sealed(folder.adapter_path("00000"), "done", base_digest=digest, factors=needed)
     age(fresh_home)
-    assert why(factor_file(fresh_home, needed)) == why(fresh_home / "base_models" / "b") == "needed by study done"
+    assert (
+        why(factor_file(fresh_home, needed))
+        == why(fresh_home / "base_models" / base_name("b"))
+        == "needed by study done"
+    )
 
 
 def test_states_of_a_finished_study_go_but_those_that_may_be_chosen_when_it_is_extended(fresh_home, store_uri):
@@ -229,29 +239,45 @@ def test_a_link_that_leads_out_is_left_alone(fresh_home, tmp_path):
     (fresh_home / "datasets").mkdir(parents=True)
     (fresh_home / "datasets" / "rows").symlink_to(elsewhere)
     (fresh_home / "states").mkdir()
-    (fresh_home / "states" / "s.safetensors").symlink_to(elsewhere / "a.arrow")
+    (fresh_home / "states" / STATE).symlink_to(elsewhere / "a.arrow")
     age(tmp_path)
     assert gone() == []
     assert (elsewhere / "a.arrow").read_text() == "x"
-    assert why(fresh_home / "states" / "s.safetensors") == "a link leads out of the state folder"
+    assert why(fresh_home / "states" / STATE) == "a link leads out of the state folder"
 
 
 # ---- what killed processes leave -------------------------------------------------------------------------------------
 def test_leftovers_go_after_a_day_and_what_was_being_removed_at_once(fresh_home, store_uri):
     study("kept")
     half = [
-        fresh_home / "studies" / ".new.1234",
-        fresh_home / "base_models" / ".b.1234",
-        fresh_home / "adapters" / ".pull-a",
+        fresh_home / "studies" / f".new.{'1' * 32}",
+        fresh_home / "studies" / "kept" / "adapters" / ".00001.2.4711",
+        fresh_home / "base_models" / f".b.{'2' * 32}",
+        fresh_home / "adapters" / f".pull-{'a' * 64}",
+        fresh_home / "adapters" / f".{'a' * 64}.lora-r8",
+        fresh_home / "datasets" / "rows" / ".a.arrow.x8_kq2zz.tmp",
     ]
-    for folder in half:
-        write_atomic(folder / "part", "x")
+    for path in half:
+        write_atomic(path if path.suffix == ".tmp" else path / "part", "x")
     write_atomic(fresh_home / "datasets" / f"{REMOVED}1" / "part", "x")
     assert gone() == [fresh_home / "datasets" / f"{REMOVED}1"]
     assert why(half[0]) == "needed by a process that may still be making it"
     age(fresh_home)
     assert set(gone()) == set(half)
     assert (fresh_home / "studies" / "kept" / "study.json").is_file()
+
+
+def test_what_people_keep_in_the_home_stays(fresh_home, store_uri):
+    study("kept")
+    own = [
+        *("studies/.git/config", "studies/kept/.notes/day", "studies/kept/adapters/.00000.old/manifest.json"),
+        *("base_models/.venv/bin", "base_models/my-model/config.json", "datasets/.cache.tmp", "adapters/.DS_Store"),
+        *("factors/mine.safetensors", "states/mine.safetensors", "assets/mine.safetensors"),
+    ]
+    for name in own:
+        write_atomic(fresh_home / name, "x")
+    age(fresh_home)
+    assert gone() == []
 
 
 DIES = """
