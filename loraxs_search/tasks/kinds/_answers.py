@@ -19,6 +19,7 @@ from loraxs_search.tasks.kinds._section import Section, Text
 
 AnswerType = Literal["text", "number", "math"]
 MATCH_SECONDS = 1.0  # a regular expression may take ages on a short text: what takes longer finds nothing
+_BOX, _BRACE = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ ]*"), re.compile(r"\\.|[{}]", re.DOTALL)
 _SENTENCE_END = ".!?,;: \t\r\n\0"
 
 
@@ -158,7 +159,10 @@ class Extraction:
         if self.after is None:
             return text
         _, marker, behind = text.rpartition(self.after)
-        return behind.lstrip(" \t\r\n:") if marker else None
+        behind = behind.lstrip(" \t\r\n:")
+        if self.form == "number":
+            behind = behind.partition("\n")[0]
+        return behind if marker else None
 
     def _first_choice(self, text: str) -> str:
         by_length = sorted(self.one_of, key=len, reverse=True)  # of two that begin alike, the longer one
@@ -174,7 +178,35 @@ class Extraction:
 
 
 def _formula(text: str) -> str:
-    """Return the first formula of a text: it may go over several lines, up to a full stop or an empty line."""
+    """Return the formula of a text: what is in its last box, or its first one, which may go over several lines, up to a
+    full stop or an empty line. One whose braces are not closed was cut, and is none."""
+    formulas = _boxed(text) if _BOX.search(text) else iter([_first_formula(text)])
+    return next(filter(_is_whole, formulas), "")
+
+
+def _boxed(text: str) -> Iterator[str]:
+    """Yield what is in each box of a text, the last one first: in braces, or up to the end of a formula or line."""
+    for match in reversed([*_BOX.finditer(text)]):
+        behind = text[match.end() :]
+        end = next((at for at, depth in _depths(behind) if not depth), len(behind))
+        yield behind[1:end] if behind.startswith("{") else re.split(r"[$\n]", behind)[0].strip(" .")
+
+
+def _depths(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the place of each brace that LaTeX does not print, and how many are open behind it."""
+    depth = 0
+    for match in _BRACE.finditer(text):
+        if len(match[0]) == 1:
+            depth += 1 if match[0] == "{" else -1
+            yield match.start(), depth
+
+
+def _is_whole(formula: str) -> bool:
+    depths = [depth for _, depth in _depths(formula)]
+    return not depths or (min(depths) >= 0 and depths[-1] == 0)
+
+
+def _first_formula(text: str) -> str:
     lines: list[str] = []
     for line in text.strip(" \t\r\n\0").split("\n"):
         if not line.strip():

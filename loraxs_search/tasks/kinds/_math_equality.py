@@ -30,7 +30,7 @@ def equal_formulas(reference: str, prediction: str) -> bool:
     Raises:
         LoraxsError: math-verify cannot be run.
     """
-    if "".join(reference.split()) == "".join(prediction.split()):
+    if reference.split() == prediction.split():
         return True
     if max(len(reference), len(prediction)) > _LONGEST:
         return False

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from fractions import Fraction
 
 _MOST_DIGITS = 100  # longer runs of digits are no answers, and Python reads them slowly
-_VALUE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_MINUS = ("-", "\N{MINUS SIGN}")
-_SIGN = "[+\N{MINUS SIGN}-]"
+_SPACE = "[ \N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}]"
+_RUN = rf"(?:[0-9]{{1,3}}(?:{_SPACE}[0-9]{{3}}(?![0-9]))+|[0-9]+)(?:[.,:'\N{{RIGHT SINGLE QUOTATION MARK}}_][0-9]+)*"
+_MINUS = ("-", "\N{MINUS SIGN}", "\N{EN DASH}")
+_SIGN = f"[+{''.join(_MINUS[1:])}-]"
 _CURRENCY = rf"(?:\\?[$€£¥][ ]?(?P<inner>{_SIGN})?)?"
 # A sign after a word, a digit or a bracket is a minus between two things: `x-5` has the number 5.
 _NUMBER = re.compile(
     rf"(?:(?<![\w)\]}}])(?P<sign>{_SIGN}))?{_CURRENCY}"
-    rf"(?:(?P<whole>[0-9]+)[ ])?(?P<top>{_VALUE})"
-    rf"(?:[eE](?P<exponent>[-+]?[0-9]{{1,2}})(?!\w)|[ ]?/[ ]?(?P<bottom>[0-9]+)(?![0-9.]))?"
+    rf"(?:(?P<whole>[0-9]+)[ ](?=[0-9]+[ ]?/))?(?P<top>{_RUN}|\.[0-9]+)"
+    rf"(?:[eE](?P<exponent>[-+]?[0-9]{{1,2}})(?!\w)|[ ]?/[ ]?(?P<bottom>[0-9]+)(?![0-9]|[.,][0-9]))?"
+    r"(?P<more>(?:\^|[ ]?/[ ]?[0-9]|[eE][-+]?[0-9]|[\u00b2\u00b3\u00b9\u2070-\u2079])\S*)?"
 )
+# How digits may be grouped and where their decimals begin: 1,234.5; 1 234,5 and 1'234.5; 1.234.567 and 1.234,5; 0,5.
+_GROUPED = re.compile(
+    rf"(?P<whole>[1-9][0-9]{{0,2}}(?:(?P<mark>{_SPACE}|['\N{{RIGHT SINGLE QUOTATION MARK}}_])[0-9]{{3}})"
+    r"(?:(?P=mark)[0-9]{3})*)(?:[.,](?P<part>[0-9]+))?"
+    r"|(?P<english>[1-9][0-9]{0,2}(?:,[0-9]{3})+)(?:\.(?P<english_part>[0-9]+))?"
+    r"|(?P<dotted>[1-9][0-9]{0,2}(?:\.[0-9]{3})+)(?:,(?P<dotted_part>[0-9]+))"
+    r"|(?P<dots>[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,})"
+    r"|(?P<plain>[0-9]*)(?:[.,](?P<plain_part>[0-9]+))?"
+)
+_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 
 
 def first_number(text: str) -> str:
@@ -36,31 +49,51 @@ def only_number(text: str) -> str:
 
 
 def _numbers(text: str) -> Iterator[str]:
-    """Yield the numbers of a text, in canonical form.
+    """Yield the numbers of a text, in canonical form; the empty text for one that cannot be read.
 
-    Read are signs, thousands `1,234`, decimals, `1e3`, fractions `3/4` and `1 1/2`; currency signs before and percent
-    signs after a number are left out. LaTeX is not read: that is what `math` is for.
+    Read are signs, thousands `1,234`, `1 234` or `1.234.567`, decimals, also behind a comma where it cannot stand for
+    thousands, `1e3`, fractions `3/4` and `1 1/2`; currency signs before and percent signs after a number are left out.
+    What has digits in another order, such as a date, a time, a ratio or a power, is no number. LaTeX is not read: that
+    is what `math` is for.
     """
-    position = 0
-    while match := _NUMBER.search(text, position):
-        whole, bottom = match["whole"], match["bottom"]
-        if whole is not None and (bottom is None or not match["top"].isdecimal()):
-            position = match.end("whole")  # two numbers with a space between them, not `1 1/2`
-            match = _NUMBER.fullmatch(text, match.start(), position)
-            assert match is not None  # digits are a number
-            whole = bottom = None
-        position = match.end()
-        if len(match[0]) <= _MOST_DIGITS:
-            yield canonical(_value(match, whole, bottom))
+    for match in _NUMBER.finditer(_VULGAR.sub(_spelled, text)):
+        value = None if len(match[0]) > _MOST_DIGITS or match["more"] else _value(match)
+        yield "" if value is None else canonical(value)
 
 
-def _value(match: re.Match[str], whole: str | None, bottom: str | None) -> Fraction:
-    value = Fraction(match["top"].replace(",", ""))
-    if bottom is not None and int(bottom):
-        value /= int(bottom)
-    value += int(whole or 0)
+def _spelled(vulgar: re.Match[str]) -> str:
+    """Return a character that is a fraction, such as a half, as two numbers, behind a space after a digit."""
+    value = Fraction(unicodedata.numeric(vulgar[0])).limit_denominator(10)
+    start = vulgar.start()
+    before = " " if vulgar.string[max(0, start - 1) : start].isdigit() else ""
+    return f"{before}{value.numerator}/{value.denominator}"
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    value = _decimal(match["top"])
+    if value is None:
+        return None
+    if match["bottom"] is not None:
+        bottom = int(match["bottom"])
+        if not bottom or (match["whole"] and value >= bottom):
+            return None
+        value /= bottom
+    elif match["whole"]:
+        return None
+    value += int(match["whole"] or 0)
     value *= Fraction(10) ** int(match["exponent"] or 0)
     return -value if (match["sign"] in _MINUS) != (match["inner"] in _MINUS) else value
+
+
+def _decimal(digits: str) -> Fraction | None:
+    """Return what digits with marks between them mean; None where no way to write numbers has them so."""
+    match = _GROUPED.fullmatch(digits)
+    if match is None:
+        return None
+    found = match.groupdict()
+    whole = next(found[name] for name in ("whole", "english", "dotted", "dots", "plain") if found[name] is not None)
+    part = next((value for name, value in found.items() if name.endswith("part") and value is not None), "")
+    return Fraction(f"{re.sub('[^0-9]', '', whole) or '0'}.{part or '0'}")
 
 
 def canonical(value: Fraction) -> str:

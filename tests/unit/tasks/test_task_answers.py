@@ -24,7 +24,31 @@ from loraxs_search.tasks.kinds._numbers import canonical, first_number, last_num
         ("\\$36.50", "36.5"),
         ("1,234.50", "1234.5"),
         ("1,234,567 people", "1234567"),
-        ("1,2345", "1"),
+        ("1,2345", "1.2345"),
+        ("3 500 people", "3500"),
+        ("3\u202f500,75", "3500.75"),
+        ("2020 500", "2020"),
+        ("1.234,56", "1234.56"),
+        ("1,234.56", "1234.56"),
+        ("2.000.000", "2000000"),
+        ("2.000", "2"),
+        ("0,250", "0.25"),
+        ("1'234'567.5", "1234567.5"),
+        ("1,2,3", ""),
+        ("1.2.3", ""),
+        ("1,234.567.8", ""),
+        ("12:30 or 5", ""),
+        ("10/12/2020", ""),
+        ("2^10", ""),
+        ("1e400", ""),
+        ("3/4.5", ""),
+        ("5'6", ""),
+        ("5\u00b2", ""),
+        ("1\u00bd", "1.5"),
+        ("\u00be", "0.75"),
+        ("3/4.", "0.75"),
+        ("1 3/2", ""),
+        ("\N{EN DASH}5", "-5"),
         ("-5", "-5"),
         ("\N{MINUS SIGN}5", "-5"),
         ("-$5", "-5"),
@@ -38,7 +62,7 @@ from loraxs_search.tasks.kinds._numbers import canonical, first_number, last_num
         ("2/6", "1/3"),
         ("1 1/2", "1.5"),
         ("12 34", "12"),
-        ("5/0", "5"),
+        ("5/0", ""),
         ("1e3", "1000"),
         ("1.5e-3", "0.0015"),
         ("3 apples and 4 pears", "3"),
@@ -81,6 +105,13 @@ def test_thousands_and_currency_change_nothing(whole, cents):
     assert first_number(f"It costs ${whole:,}.{cents:02}.") == first_number(plain)
 
 
+@given(st.integers(10**6, 10**15), st.integers(1, 99), st.sampled_from([",.", " .", " ,", "\u202f,", "'.", ".,"]))
+def test_no_two_numbers_are_one_however_they_are_grouped(whole, cents, marks):
+    text = f"{whole:,}.{cents:02}".replace(".", "#").replace(",", marks[0]).replace("#", marks[1])
+    assert Fraction(first_number(text)) == whole + Fraction(cents, 100)
+    assert last_number(f"of 3 it is {text}.") == first_number(text)
+
+
 # ---- where -----------------------------------------------------------------------------------------------------------
 def find(text, **extract):
     return Extraction.of(extract).find(text)
@@ -105,6 +136,38 @@ def test_a_formula_goes_over_lines():
     found = find(text, after="The answer is", **{"as": "math"})
     assert found == "\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}"
     assert find("The answer is x + 1.\nSo it is.", after="The answer is", **{"as": "math"}) == "x + 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "formula"),
+    [
+        ("First \\boxed{1}, so $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("\\boxed{\\sqrt{\\frac{a}{\\sqrt{b^{c^{2}}}}}}", "\\sqrt{\\frac{a}{\\sqrt{b^{c^{2}}}}}"),
+        ("so $\\boxed 2$ it is", "2"),
+        ("\\fbox{3}\n\nAnd more", "3"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{4} and then \\boxed{\\frac{1}{2", "4"),
+        ("only \\boxed{\\frac{1}{2", ""),
+        ("\\frac{1}{2", ""),
+        ("10^{2", ""),
+    ],
+)
+def test_a_formula_is_that_of_the_last_whole_box(text, formula):
+    assert find(text, **{"as": "math"}) == formula
+
+
+@given(
+    st.recursive(
+        st.text("ab ", max_size=3), lambda part: st.lists(part, max_size=3).map(lambda it: f"{{{''.join(it)}}}")
+    )
+)
+def test_braces_in_a_box_are_its_own(inner):
+    assert find(f"\\boxed{{1}} or \\boxed{{{inner}}}.", **{"as": "math"}) == inner
+
+
+def test_a_number_behind_a_marker_is_on_its_line():
+    assert find("The answer is unknown.\nQuestion: 8", after="The answer is", **{"as": "number"}) == ""
+    assert find("The answer is:\r\n8 apples\r\n9", after="The answer is", **{"as": "number"}) == "8"
 
 
 def test_long_white_space_takes_no_time():
