@@ -18,6 +18,7 @@ from loraxs_search.home import home
 ENV_URI, ENV_USER, ENV_PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 _SQLITE = "sqlite:///"
 _SERVER = ("http://", "https://")
+_ODD = re.compile(r"""[\s"'<>\[\]\\^`{|}\x00-\x1f\x7f]""")  # what an account must not hold as it is
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # MLflow's own defaults (7 tries, 120 s each) hold a caller for minutes when a server is gone.
@@ -45,7 +46,7 @@ def resolve_uri(tracking_uri: str | None = None) -> str:
     if uri.startswith(_SQLITE) and uri not in (_SQLITE, f"{_SQLITE}:memory:"):
         return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).expanduser().absolute()}"
     raise TrackingError(
-        f"`tracking URI` must be sqlite:///FILE or http(s)://SERVER, but got {redact(uri)!r}.",
+        f"`tracking URI` must be sqlite:///FILE or http(s)://SERVER, but got {shown(uri)}.",
         hint="to keep runs in another database, start `mlflow server --backend-store-uri ...` and give its address",
     )
 
@@ -66,6 +67,22 @@ def artifact_root(uri: str) -> Path | None:
     return path.parent / "artifacts" if path else None
 
 
+def parts_of(uri: str) -> urllib.parse.SplitResult | None:
+    """Return the parts of an address; None where it cannot be read, or its account must be percent-encoded."""
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        _ = parts.port
+    except ValueError:
+        return None
+    account = parts.netloc.rpartition("@")[0]
+    return None if "@" in "".join(parts[2:]) or _ODD.search(account) or re.search(r"[\t\r\n]", uri) else parts
+
+
+def shown(uri: str) -> str:
+    """Return an address for a message that refuses it; nothing of one that may hold an account."""
+    return "one with an account (not shown)" if "@" in uri else repr(uri)
+
+
 def redact(text: str) -> str:
     """Return `text` with the user and password of every address in it replaced by `***`."""
     return re.sub(r"://[^\s'\"]+@", "://***@", text)
@@ -74,20 +91,22 @@ def redact(text: str) -> str:
 class _AccountVariables:
     """MLflow's variables of this process, as an address with an account sets them.
 
-    An account goes to the server that it was given for: they are as they were once another one is spoken to.
+    An account goes to the server that it was given for, whenever that is spoken to next; to another one the variables
+    are as they were.
     """
 
     def __init__(self) -> None:
-        self._server = ""
+        self._known: dict[str, Mapping[str, str]] = {}  # by server
         self._account: Mapping[str, str] = {}
         self._before: dict[str, str | None] = {}
 
     def adopt(self, server: str, account: Mapping[str, str]) -> None:
-        """Set what an address says of its account; nothing where it says nothing new."""
-        if server == self._server and not account:
-            return
+        """Set what an address, or an earlier one of that server, says of its account."""
+        account = self._known[server] = account or self._known.get(server, {})
+        if account == self._account and all(os.environ.get(name) == value for name, value in account.items()):
+            return  # no moment without it: another thread may be speaking to the server
         self._restore()
-        self._server, self._account = server, account
+        self._account = account
         self._before = {name: os.environ.get(name) for name in account}
         os.environ |= account
 
@@ -114,11 +133,11 @@ def _with_its_account(uri: str) -> str:
 
 
 def _split(uri: str) -> tuple[str, dict[str, str]]:
-    parts = urllib.parse.urlsplit(uri)
-    if "@" in "".join(parts[2:]):
+    if (parts := parts_of(uri)) is None:
         raise TrackingError(
-            f"`tracking URI` must have its user and password percent-encoded, but got {redact(uri)!r}.",
-            hint=f"leave them out and set {ENV_USER} and {ENV_PASSWORD}; in the address `/` is %2F, `?` %3F, `#` %23",
+            f"`tracking URI` must be http(s)://SERVER, its user and password percent-encoded, but got {shown(uri)}.",
+            hint=f"leave them out and set {ENV_USER} and {ENV_PASSWORD}; in the address `/` is %2F, `[` %5B, a space"
+            " %20, and so on",
         )
     bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
     return bare, _account_in(parts)

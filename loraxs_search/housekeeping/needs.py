@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraxs_search.errors import LoraxsError, StudyError
-from loraxs_search.mlflow_uri import redact, resolve_uri
+from loraxs_search.mlflow_uri import redact, resolve_uri, without_account
 from loraxs_search.records import Manifest
 from loraxs_search.registry import manifest as manifests
 from loraxs_search.registry.registered import registered_manifests
@@ -48,14 +48,15 @@ class Needs:
 def gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
     """Return what is needed of this machine's state folder.
 
-    Every store of MLflow is asked that a study names, and the one in use. Where one does not answer, that is noted.
+    Every store of MLflow is asked that a study names, and the one in use, each with its own account. Where one does not
+    answer, that is noted.
     """
     needs, uris = Needs(), [resolve_uri(tracking_uri)]
     for name in list_studies():
         try:
             folder = StudyFolder.open(name)
             _add_study(needs, folder)
-            uris.append(resolve_uri(folder.info.tracking_uri))
+            uris.append(without_account(folder.info.tracking_uri))
         except LoraxsError:  # damaged: whatever it needs stays
             needs.unfinished.append(name)
     for digest, name in _pulled(home / "adapters"):
@@ -66,7 +67,7 @@ def gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
             needs.unknown = f"what {name}, which was pulled, needs is not known: {error.message}"
     for uri in dict.fromkeys(uris):
         try:
-            for name, manifest in registered_manifests(uri):
+            for name, manifest in registered_manifests(resolve_uri(uri)):
                 needs.add(manifest, name)
         except LoraxsError as error:
             needs.unknown = f"what is registered at {redact(uri)} is not known: {error.message}"

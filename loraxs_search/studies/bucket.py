@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import configparser
 import os
-import urllib.parse
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import StorageConflictError, StorageError
-from loraxs_search.mlflow_uri import redact
+from loraxs_search.mlflow_uri import parts_of, shown
 
 if TYPE_CHECKING:
     from obstore.store import S3Config, S3Store
@@ -87,14 +86,19 @@ class Bucket:
 def _store(uri: str) -> S3Store:
     from obstore.store import S3Store
 
-    parts = urllib.parse.urlsplit(uri)
-    if parts.scheme != "s3" or not parts.hostname or "@" in parts.netloc:
+    parts = parts_of(uri)
+    if parts is None or parts.scheme != "s3" or not parts.hostname or "@" in parts.netloc:
         raise StorageError(
-            f"`--storage` must be a folder or s3://bucket/prefix, but got {redact(uri)!r}.",
+            f"`--storage` must be a folder or s3://bucket/prefix, but got {shown(uri)}.",
             hint="other buckets that speak S3 are named by AWS_ENDPOINT_URL, the account by AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY",
         )
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    server = parts_of(endpoint)
+    if endpoint and (
+        server is None or server.scheme not in ("http", "https") or not server.hostname or "@" in endpoint
+    ):
+        raise StorageError(f"AWS_ENDPOINT_URL must be http(s)://SERVER, but is {shown(endpoint)}.", hint=HINT)
     return S3Store(
         parts.netloc,
         prefix="/".join(filter(None, parts.path.split("/"))) or None,  # no name between slashes may be empty

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -104,6 +105,22 @@ def test_a_registry_that_does_not_answer_keeps_factors_and_bases(fresh_home, bas
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert "what is registered at http://127.0.0.1:9 is not known" in why(path)
     assert gone() == [fresh_home / "datasets" / "rows" / "a.arrow"]
+
+
+def test_each_store_is_asked_with_its_own_account(fresh_home, monkeypatch):
+    """Whichever was named last, and wherever."""
+    asked = {}
+
+    def manifests(uri):
+        asked[uri] = os.environ.get("MLFLOW_TRACKING_PASSWORD")
+        return iter(())
+
+    monkeypatch.setattr("loraxs_search.housekeeping.needs.registered_manifests", manifests)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:of-a@a.example")
+    for name, server in (("one", "b"), ("two", "c"), ("three", "a")):
+        study(name, f"http://{server}.example")
+    gone(tracking_uri="http://me:of-c@c.example")
+    assert asked == {"http://c.example": "of-c", "http://a.example": "of-a", "http://b.example": None}
 
 
 def test_what_an_unfinished_study_may_need_stays(fresh_home, store_uri, base, factors):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.errors import TrackingError
-from loraxs_search.mlflow_uri import artifact_root, redact, resolve_uri, sqlite_path
+from loraxs_search.errors import LoraxsError, TrackingError
+from loraxs_search.mlflow_uri import artifact_root, redact, resolve_uri, sqlite_path, without_account
+from loraxs_search.studies import Storage
 
 
 def test_without_anything_the_store_is_in_the_state_folder(fresh_home):
@@ -61,6 +62,14 @@ def test_an_account_goes_to_the_server_that_it_was_given_for(monkeypatch):
     assert account() == ("everywhere", None)
 
 
+def test_an_account_is_remembered_for_its_server_and_for_no_other_one():
+    resolve_uri("https://me:secret@one.example")
+    resolve_uri("https://you:other@two.example")
+    for server, expected in (("one", ("me", "secret")), ("three", (None, None)), ("two", ("you", "other"))):
+        resolve_uri(f"https://{server}.example")
+        assert account() == expected
+
+
 def test_a_study_that_names_its_server_gets_the_account_of_the_environments_address(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/")
     resolve_uri("https://other.example")
@@ -69,14 +78,20 @@ def test_a_study_that_names_its_server_gets_the_account_of_the_environments_addr
     assert account() == ("me", "secret")
 
 
-@pytest.mark.parametrize(
-    "uri", ["http://me:se/cret@host", "http://me:12/cret@host", "https://me:a?cret@host", "https://me:a#cret@host"]
-)
-def test_an_account_that_the_address_cuts_short_is_refused_and_not_shown(uri):
-    """Taken for a part of the path, it would be stored."""
-    with pytest.raises(TrackingError, match="percent-encoded") as refused:
-        resolve_uri(uri)
-    assert "cret" not in str(refused.value)
+@pytest.mark.parametrize("odd", [*"/?#[]\\\"'<>^`{|} \t\n\x7f", "[::1]", "12/", "\N{FULLWIDTH NUMBER SIGN}"])
+def test_an_account_that_must_be_percent_encoded_is_refused_and_not_shown(monkeypatch, odd):
+    """Taken for a part of the path, it would be stored; Python's own error prints it."""
+    uri = f"https://me:se{odd}cret@host:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", uri)
+    bucket = uri.replace("https", "s3")
+    reads = (lambda: resolve_uri(uri), resolve_uri, lambda: without_account(uri), lambda: Storage(bucket))
+    for read in (*reads, lambda: Storage("s3://bucket/below")):
+        with pytest.raises(LoraxsError) as refused:
+            read()
+        assert "cret" not in f"{refused.value} {refused.value.hint}"
+        assert refused.value.__context__ is None
+        assert refused.value.hint
 
 
 def test_redact_hides_user_and_password_wherever_they_stand():
